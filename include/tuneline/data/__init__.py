@@ -1,0 +1,1 @@
+"""The data phase: one module per checklist item."""

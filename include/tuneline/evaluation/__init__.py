@@ -1,0 +1,1 @@
+"""The evaluation phase: one module per checklist item."""

@@ -1,0 +1,1 @@
+"""The governance phase: one module per checklist item."""

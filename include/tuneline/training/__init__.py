@@ -1,0 +1,1 @@
+"""The training phase: one module per checklist item."""
