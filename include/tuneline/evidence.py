@@ -1,0 +1,256 @@
+"""Evidence: what a step measured and the verdict that follows from it.
+
+A verdict without a measurement does not exist: `Evidence` refuses to be built
+as a pass, warn or fail unless at least one measurement has a rule.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tuneline.errors import UserError
+from tuneline.items import Phase, Severity
+
+SCHEMA: Literal["tuneline/evidence/1"] = "tuneline/evidence/1"
+RECORD_SCHEMA: Literal["tuneline/record/1"] = "tuneline/record/1"
+SCHEMA_FILE = Path(__file__).with_name("evidence.schema.json")
+
+Scalar = bool | int | float | str | None
+Rule = Literal["<=", ">=", "<", ">", "==", "!=", "in"]
+
+
+_COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+
+
+class Verdict(StrEnum):
+    """The outcome of an item."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    WARN = "warn"
+    FAIL = "fail"
+    NOT_APPLICABLE = "not_applicable"
+    NOT_RUN = "not_run"
+    WAIVED = "waived"
+
+
+# From best to worst, for taking the worse of two opinions on one item.
+_RANK = {
+    Verdict.NOT_APPLICABLE: 0,
+    Verdict.PASS: 1,
+    Verdict.WAIVED: 2,
+    Verdict.WARN: 3,
+    Verdict.NOT_RUN: 4,
+    Verdict.FAIL: 5,
+}
+
+
+def worse(a: Verdict, b: Verdict) -> Verdict:
+    """The worse of two verdicts."""
+    return a if _RANK[a] >= _RANK[b] else b
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measurement(_Strict):
+    """One measured number (or flag) and, where it decides, its limit.
+
+    `noise` is the standard error of `value` where the measure is noisy, in its unit.
+    `on_breach` says what breaking the rule does to the verdict.
+    """
+
+    name: str
+    value: Scalar
+    unit: str
+    rule: Rule | None = None
+    limit: Scalar | list[Scalar] = None
+    noise: float | None = None
+    ok: bool | None = None
+    on_breach: Literal["fail", "warn"] = "fail"
+
+
+class FileRef(_Strict):
+    """A file that went into a step or came out of it."""
+
+    name: str
+    uri: str
+    sha256: str
+    bytes: int
+    rows: int | None = None
+
+
+class Record(_Strict):
+    """What a helper step (train, export, …) leaves: evidence without a verdict."""
+
+    schema_: Literal["tuneline/record/1"] = Field(default=RECORD_SCHEMA, alias="schema")
+    step: str
+    phase: Phase
+    summary: str
+    measurements: list[Measurement] = []
+    inputs: list[FileRef] = []
+    artifacts: list[FileRef] = []
+    started_at: str
+    seconds: float
+    environment: dict[str, Any] = {}
+    airflow: dict[str, Any] | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Evidence(_Strict):
+    """One item's evidence file (`evidence.json`)."""
+
+    schema_: Literal["tuneline/evidence/1"] = Field(default=SCHEMA, alias="schema")
+    item: str
+    phase: Phase
+    severity: Severity
+    verdict: Verdict
+    summary: str
+    measurements: list[Measurement] = []
+    inputs: list[FileRef] = []
+    artifacts: list[FileRef] = []
+    started_at: str
+    seconds: float
+    environment: dict[str, Any] = {}
+    airflow: dict[str, Any] | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _verdict_rests_on_a_measurement(self) -> Evidence:
+        decided = self.verdict in (Verdict.PASS, Verdict.WARN, Verdict.FAIL)
+        if decided and not any(m.rule is not None for m in self.measurements):
+            raise ValueError(
+                f"{self.item}: verdict {self.verdict} without a measurement that has a limit"
+            )
+        return self
+
+
+def holds(value: Scalar, rule: Rule, limit: Scalar | Sequence[Scalar]) -> bool:
+    """Whether `value rule limit` is true. A NaN or missing value never holds."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if rule == "in":
+        return isinstance(limit, Sequence) and not isinstance(limit, str) and value in limit
+    if rule == "==":
+        return value == limit
+    if rule == "!=":
+        return value != limit
+    if isinstance(limit, bool | str) or not isinstance(limit, int | float):
+        raise UserError(f"rule {rule!r} needs a number as its limit, got {limit!r}")
+    if isinstance(value, str):
+        raise UserError(f"rule {rule!r} needs a number as its value, got {value!r}")
+    return bool(_COMPARE[rule](value, limit))
+
+
+def measure(
+    name: str,
+    value: Scalar,
+    unit: str,
+    rule: Rule | None = None,
+    limit: Scalar | Sequence[Scalar] = None,
+    *,
+    noise: float | None = None,
+    tolerance: float | None = None,
+    on_breach: Literal["fail", "warn"] = "fail",
+) -> Measurement:
+    """State a measurement and, with a rule, whether it holds.
+
+    Args:
+        name: what was measured, in snake_case.
+        value: the number, flag or text.
+        unit: its unit ("rows", "s", "share", "nats", …).
+        rule: how `value` must stand to `limit`; None for a number that informs only.
+        limit: the limit, in the unit of `value`.
+        noise: standard error of `value`, where it is noisy.
+        tolerance: the distance that the limit leaves for harmless change (an allowed drop,
+            say). A tolerance below the noise would decide by chance and is refused.
+        on_breach: whether breaking the rule fails the item or only warns.
+
+    Raises:
+        UserError: the tolerance is tighter than the noise.
+    """
+    if noise is not None and tolerance is not None and tolerance < noise:
+        raise UserError(
+            f"{name}: the allowed {tolerance:g} {unit} is tighter than the measured noise of "
+            f"{noise:g} {unit}; allow more or measure on more rows"
+        )
+    frozen = list(limit) if isinstance(limit, Sequence) and not isinstance(limit, str) else limit
+    return Measurement(
+        name=name,
+        value=_plain(value),
+        unit=unit,
+        rule=rule,
+        limit=frozen,
+        noise=noise,
+        ok=None if rule is None else holds(value, rule, limit),
+        on_breach=on_breach,
+    )
+
+
+def _plain(value: Any) -> Scalar:
+    """Turn a NumPy scalar into Python's own, and NaN or infinity into text JSON can hold."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def conclude(measurements: Sequence[Measurement]) -> Verdict:
+    """The verdict that follows from measurements: the worst that a broken rule asks for."""
+    broken = [m for m in measurements if m.ok is False]
+    if any(m.on_breach == "fail" for m in broken):
+        return Verdict.FAIL
+    return Verdict.WARN if broken else Verdict.PASS
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
+
+
+def dump(entry: Evidence | Record) -> bytes:
+    """Serialise evidence, checked against the published JSON Schema."""
+    document = entry.model_dump(mode="json", by_alias=True)
+    if isinstance(entry, Evidence):
+        _validator().validate(document)
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def load_evidence(raw: bytes, where: str) -> Evidence:
+    """Parse an evidence file.
+
+    Raises:
+        UserError: it is not a valid evidence file; `where` names it.
+    """
+    try:
+        document = json.loads(raw)
+        _validator().validate(document)
+        return Evidence.model_validate(document)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where} is not a valid evidence file: {reason}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the evidence file, as published in `evidence.schema.json`."""
+    schema = Evidence.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["required"] = sorted(
+        {*schema.get("required", []), "schema", "measurements", "inputs", "artifacts"}
+        | {"environment", "airflow"}
+    )
+    return schema

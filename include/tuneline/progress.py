@@ -1,0 +1,36 @@
+"""Progress of long work: a bar in a terminal, a plain line every few seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Often enough to see life in a task log, rare enough not to fill it.
+LOG_SECONDS = 10.0
+
+
+def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    """Yield the items and show how far it is.
+
+    Args:
+        items: what to iterate over.
+        total: how many there are, None when unknown.
+        what: what is being done.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track as bar
+
+        yield from bar(items, description=what, total=total, console=Console(stderr=True))
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            of = f" of {total}" if total else ""
+            print(f"{what}: {done}{of} ({last - start:.0f} s)", file=sys.stderr, flush=True)

@@ -1,0 +1,356 @@
+"""A run in the store, and the context in which one of its steps works."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tuneline import CONTRACT_VERSION
+from tuneline.config import PipelineConfig, validate_config
+from tuneline.errors import UserError
+from tuneline.evidence import (
+    Evidence,
+    FileRef,
+    Measurement,
+    Record,
+    Verdict,
+    conclude,
+    load_evidence,
+)
+from tuneline.items import Item, Phase, get_item
+from tuneline.store import NotThere, Store, open_store
+
+T = TypeVar("T")
+
+# Steps that are not items of the checklist: they make what the items judge.
+HELPERS: dict[str, Phase] = {
+    "final_audit": Phase.DATA,
+    "train": Phase.TRAINING,
+    "export_candidate": Phase.TRAINING,
+    "prepare_review": Phase.EVALUATION,
+    "build_engine": Phase.DEPLOYMENT,
+    "promote": Phase.GOVERNANCE,
+}
+
+_REPORTED_PACKAGES = (
+    "torch transformers peft trl bitsandbytes datasketch great-expectations presidio-analyzer "
+    "spacy wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
+).split()
+
+
+def now() -> str:
+    """The time in UTC, RFC 3339."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def phase_of(step: str) -> Phase:
+    """The phase of an item or helper step.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    return HELPERS[step] if step in HELPERS else get_item(step).phase
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: a prefix in a store and its configuration."""
+
+    store: Store
+    prefix: str
+    config: PipelineConfig
+    meta: dict[str, Any]
+
+    @property
+    def uri(self) -> str:
+        """`<store>/runs/<run_id>`."""
+        return self.store.uri_of(self.prefix)
+
+    @property
+    def run_id(self) -> str:
+        """The last part of the URI."""
+        return self.prefix.rsplit("/", 1)[-1]
+
+    @classmethod
+    def create(
+        cls, store_uri: str, run_id: str, config: PipelineConfig, meta: Mapping[str, Any]
+    ) -> Run:
+        """Create a run: write `config.json` and `run.json`.
+
+        Creating the same run again with the same configuration is fine (a retried task
+        does); with another one it is refused.
+
+        Raises:
+            UserError: the run exists with another configuration.
+        """
+        store = open_store(store_uri)
+        prefix = f"runs/{run_id}"
+        document = json.dumps(config.model_dump(mode="json"), indent=1).encode()
+        if store.exists(f"{prefix}/config.json"):
+            if store.get_bytes(f"{prefix}/config.json") != document:
+                raise UserError(
+                    f"{store.uri_of(prefix)} exists with another configuration; "
+                    "choose another run id"
+                )
+        else:
+            described = {
+                "schema": "tuneline/run/1",
+                "run_id": run_id,
+                "contract": CONTRACT_VERSION,
+                "created_at": now(),
+                **meta,
+            }
+            store.put_bytes(f"{prefix}/run.json", json.dumps(described, indent=1).encode())
+            store.put_bytes(f"{prefix}/config.json", document)
+        return cls.open(store.uri_of(prefix))
+
+    @classmethod
+    def open(cls, uri: str) -> Run:
+        """Open a run by its URI.
+
+        Raises:
+            UserError: there is no run, or it was made for another contract version.
+        """
+        root, separator, run_id = uri.rstrip("/").rpartition("/runs/")
+        if not separator or "/" in run_id:
+            raise UserError(f"{uri!r} is not a run; a run's URI ends in /runs/<run_id>")
+        store = open_store(root)
+        prefix = f"runs/{run_id}"
+        try:
+            config = json.loads(store.get_bytes(f"{prefix}/config.json"))
+            meta = json.loads(store.get_bytes(f"{prefix}/run.json"))
+        except NotThere:
+            raise UserError(f"there is no run at {uri}; `tuneline run create` makes one") from None
+        if meta.get("contract") != CONTRACT_VERSION:
+            raise UserError(
+                f"{uri} was made for contract {meta.get('contract')}, this image speaks "
+                f"{CONTRACT_VERSION}; use the image that matches the DAG"
+            )
+        return cls(store, prefix, validate_config(config, f"{uri}/config.json"), meta)
+
+    def key(self, *parts: str) -> str:
+        """A key below the run."""
+        return "/".join((self.prefix, *parts))
+
+    def step_key(self, step: str, name: str = "") -> str:
+        """A key below a step's folder."""
+        return self.key(phase_of(step), step, *([name] if name else []))
+
+    def find_evidence(self, item: str) -> Evidence | None:
+        """An item's evidence, or None when the item has not been run."""
+        key = self.step_key(item, "evidence.json")
+        try:
+            return load_evidence(self.store.get_bytes(key), self.store.uri_of(key))
+        except NotThere:
+            return None
+
+    def entry(self, step: str) -> Evidence | Record:
+        """The evidence of an item, or the record of a helper step.
+
+        Raises:
+            UserError: the step has not been run.
+        """
+        if step in HELPERS:
+            try:
+                return Record.model_validate_json(
+                    self.store.get_bytes(self.step_key(step, "record.json"))
+                )
+            except NotThere:
+                found: Evidence | None = None
+        else:
+            found = self.find_evidence(step)
+        if found is None:
+            raise UserError(f"{step} has not been run in {self.uri}; run it first")
+        return found
+
+
+@dataclass
+class StepContext:
+    """What a step sees: its run, folders to write to, and inputs by name."""
+
+    run: Run
+    step: str
+    out: Path
+    quarantine: Path
+    scratch: Path
+    inputs: dict[str, FileRef] = field(default_factory=dict)
+    started_at: str = field(default_factory=now)
+    _clock: float = field(default_factory=time.monotonic)
+    _rows: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def config(self) -> PipelineConfig:
+        """The run's configuration."""
+        return self.run.config
+
+    @property
+    def item(self) -> Item:
+        """The item, when the step is one."""
+        return get_item(self.step)
+
+    def entry(self, step: str) -> Evidence | Record:
+        """The evidence or record of an earlier step."""
+        return self.run.entry(step)
+
+    def has(self, step: str, name: str) -> bool:
+        """Whether an earlier step left an artifact of that name."""
+        return any(ref.name == name for ref in self.entry(step).artifacts)
+
+    def input(self, step: str, name: str) -> Path:
+        """Fetch an artifact of an earlier step, verified against the hash it recorded.
+
+        Args:
+            step: the item or helper that wrote it.
+            name: its path relative to that step's folder; `quarantine/…` for raw text.
+
+        Raises:
+            UserError: the step has not been run, or left no such artifact.
+            CorruptObject: the bytes are not the recorded ones.
+        """
+        for ref in self.entry(step).artifacts:
+            if ref.name == name:
+                return self._fetch(step, ref)
+        raise UserError(f"{step} left no artifact {name!r} in {self.run.uri}")
+
+    def input_dir(self, step: str, folder: str) -> Path:
+        """Fetch every artifact below a folder of an earlier step; see `input`."""
+        refs = [r for r in self.entry(step).artifacts if r.name.startswith(folder + "/")]
+        if not refs:
+            raise UserError(f"{step} left no artifacts below {folder!r} in {self.run.uri}")
+        for ref in refs:
+            self._fetch(step, ref)
+        return self.scratch / "inputs" / step / folder
+
+    def _fetch(self, step: str, ref: FileRef) -> Path:
+        target = self.scratch / "inputs" / step / ref.name
+        if not target.exists():
+            self.run.store.get_file(self.run.store.key_of(ref.uri), target, sha256=ref.sha256)
+            name = f"{step}/{ref.name}"
+            self.inputs[name] = ref.model_copy(update={"name": name})
+        return target
+
+    def note_input(self, name: str, uri: str, path: Path, rows: int | None = None) -> None:
+        """Note a file from outside the run (the dataset, the base model) among the inputs."""
+        from tuneline.store import sha256_file
+
+        self.inputs[name] = FileRef(
+            name=name, uri=uri, sha256=sha256_file(path), bytes=path.stat().st_size, rows=rows
+        )
+
+    def log(self, message: str) -> None:
+        """Say something to whoever follows the step."""
+        print(f"[{self.step}] {message}", file=sys.stderr, flush=True)
+
+    def progress(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+        """Iterate with a progress bar in a terminal and a line every few seconds in a log."""
+        from tuneline.progress import track
+
+        return track(items, total, f"[{self.step}] {what}")
+
+    def conclude(
+        self,
+        summary: str,
+        measurements: Sequence[Measurement] = (),
+        *,
+        verdict: Verdict | None = None,
+        rows: Mapping[str, int] | None = None,
+    ) -> Evidence:
+        """Make the item's evidence; artifacts are added when the step's files are stored.
+
+        Args:
+            summary: one sentence a person can read.
+            measurements: what was measured.
+            verdict: only where it does not follow from the measurements (not applicable,
+                not run).
+            rows: row counts of artifacts, by name.
+        """
+        self._rows = dict(rows or {})
+        item = self.item
+        return Evidence(
+            item=item.id,
+            phase=item.phase,
+            severity=item.severity,
+            verdict=conclude(measurements) if verdict is None else verdict,
+            summary=summary,
+            measurements=list(measurements),
+            **self._common(),
+        )
+
+    def record(
+        self,
+        summary: str,
+        measurements: Sequence[Measurement] = (),
+        *,
+        rows: Mapping[str, int] | None = None,
+    ) -> Record:
+        """Make the record of a helper step; see `conclude`."""
+        self._rows = dict(rows or {})
+        return Record(
+            step=self.step,
+            phase=phase_of(self.step),
+            summary=summary,
+            measurements=list(measurements),
+            **self._common(),
+        )
+
+    def rows_of(self, name: str) -> int | None:
+        """The row count that `conclude` gave for an artifact."""
+        return self._rows.get(name)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "inputs": list(self.inputs.values()),
+            "started_at": self.started_at,
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "environment": environment(),
+            "airflow": airflow_identity(),
+        }
+
+
+def environment() -> dict[str, Any]:
+    """Python, package versions and device of this process."""
+    packages = {}
+    for name in _REPORTED_PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": device(),
+        "cores": os.cpu_count(),
+    }
+
+
+def device() -> str:
+    """The accelerator that this process uses, `cpu` for none.
+
+    Torch is asked only when the step has loaded it: importing it costs seconds.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return "cpu"
+
+
+def airflow_identity() -> dict[str, Any] | None:
+    """The Airflow task that this process runs for, as the DAG passed it on."""
+    dag_id = os.environ.get("TUNELINE_AIRFLOW_DAG_ID")
+    if not dag_id:
+        return None
+    return {
+        "dag_id": dag_id,
+        "run_id": os.environ.get("TUNELINE_AIRFLOW_RUN_ID", ""),
+        "task_id": os.environ.get("TUNELINE_AIRFLOW_TASK_ID", ""),
+        "try_number": int(os.environ.get("TUNELINE_AIRFLOW_TRY_NUMBER", "1")),
+    }

@@ -1,0 +1,119 @@
+"""Carry out one step of a run: find its code, run it, store what it leaves.
+
+A step's output is replaced whole. Its evidence goes first and comes last, so a
+step that died half-way has no evidence and counts as not run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, TunelineError
+from tuneline.evidence import Evidence, FileRef, Record, dump
+from tuneline.items import get_item
+from tuneline.run import HELPERS, Run, StepContext, phase_of
+
+HELPER_MODULES = {
+    "final_audit": "tuneline.data.final_audit",
+    "train": "tuneline.training.train",
+    "export_candidate": "tuneline.training.export_candidate",
+    "prepare_review": "tuneline.evaluation.prepare_review",
+    "build_engine": "tuneline.deployment.build_engine",
+    "promote": "tuneline.governance.promote",
+}
+
+
+def execute(step: str, run_uri: str) -> Evidence | Record:
+    """Run a step against a run and store its output.
+
+    Args:
+        step: id of an item, or the name of a helper step.
+        run_uri: the run.
+
+    Returns:
+        What was stored as `evidence.json` (an item) or `record.json` (a helper).
+
+    Raises:
+        UserError: the step, the run or its input is wrong.
+        RetryableError: the surroundings failed.
+    """
+    module = HELPER_MODULES.get(step) or get_item(step).module
+    run = Run.open(run_uri)
+    with tempfile.TemporaryDirectory(prefix=f"tuneline-{step}-") as folder:
+        root = Path(folder)
+        context = StepContext(
+            run, step, out=root / "out", quarantine=root / "quarantine", scratch=root / "scratch"
+        )
+        for path in (context.out, context.quarantine, context.scratch):
+            path.mkdir()
+        work: Callable[[StepContext], Evidence | Record] = importlib.import_module(module).run
+        try:
+            entry = work(context)
+            return _store(context, entry)
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            raise RetryableError(
+                f"{step}: {error.strerror or error} ({error.filename or folder}); "
+                "free the resource and run the step again"
+            ) from error
+
+
+def _store(context: StepContext, entry: Evidence | Record) -> Evidence | Record:
+    run, step = context.run, context.step
+    last = "record.json" if step in HELPERS else "evidence.json"
+    folder = run.step_key(step)
+    run.store.delete_prefix(folder)
+    run.store.delete_prefix(run.key("quarantine", step))
+    artifacts = [
+        *_upload(context, context.out, folder, ""),
+        *_upload(context, context.quarantine, run.key("quarantine", step), "quarantine/"),
+    ]
+    entry = entry.model_copy(update={"artifacts": artifacts})
+    run.store.put_bytes(f"{folder}/{last}", dump(entry))
+    return entry
+
+
+def _upload(context: StepContext, root: Path, folder: str, label: str) -> list[FileRef]:
+    refs = []
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        relative = path.relative_to(root).as_posix()
+        ref = context.run.store.put_file(f"{folder}/{relative}", path)
+        name = label + relative
+        refs.append(ref.model_copy(update={"name": name, "rows": context.rows_of(name)}))
+    return refs
+
+
+def run_step(step: str, run_uri: str) -> int:
+    """Run a step for the command line.
+
+    Returns:
+        The exit code of the contract: 0 when a verdict was reached, whatever it is.
+        Errors are raised; `report_error` turns them into an exit code.
+    """
+    entry = execute(step, run_uri)
+    verdict = f"{entry.verdict}: " if isinstance(entry, Evidence) else ""
+    print(f"{phase_of(step)}/{step}: {verdict}{entry.summary}")
+    return EXIT_OK
+
+
+def report_error(error: TunelineError) -> int:
+    """Write the reason to the container's termination message; give the exit code.
+
+    Kubernetes shows the message in the pod's status, where the retry policy reads it.
+    """
+    kind = {2: "user_error", 75: "retryable"}.get(error.exit_code, "error")
+    leave_termination_message(f"{kind}: {error}")
+    return error.exit_code or EXIT_FAILED
+
+
+def leave_termination_message(text: str) -> None:
+    """Write the container's termination message, where there is a place for it."""
+    target = Path(os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log"))
+    # Kubernetes keeps 4096 bytes of it.
+    if target.exists() or "TERMINATION_MESSAGE_PATH" in os.environ:
+        target.write_text(text[:4000])
