@@ -1,0 +1,106 @@
+"""Confidence intervals and tests for shares, alone and paired.
+
+Sources: Wilson (1927) for one share; Agresti and Min (2005), "Simple improved
+confidence intervals for comparing matched proportions", for a paired
+difference; the exact binomial form of McNemar's test (1947), which is the sign
+test on the rows where the two disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Two-sided 95 % of the normal distribution.
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval and standard error."""
+
+    value: float
+    lower: float
+    upper: float
+    error: float
+
+    def text(self) -> str:
+        """`0.923 [0.86, 0.96]`."""
+        return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
+
+
+def share(right: Sequence[bool]) -> Interval:
+    """Share of true values with its Wilson score interval.
+
+    Args:
+        right: one flag per row, at least one.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    return wilson(sum(right), len(right))
+
+
+def wilson(successes: float, n: float) -> Interval:
+    """Wilson score interval of `successes` out of `n`; both may be fractional (ties as halves).
+
+    Raises:
+        ValueError: `n` is not positive.
+    """
+    if n <= 0:
+        raise ValueError("a share needs at least one row")
+    p = successes / n
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    spread = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
+    # The interval's half-width over z is a standard error that is not zero at p = 0 or 1.
+    return Interval(p, max(0.0, centre - spread), min(1.0, centre + spread), spread / Z95)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired difference of two shares measured on the same rows."""
+
+    difference: Interval
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """How much more often the second is right than the first, on the same rows.
+
+    The interval is Agresti and Min's: Wald's on counts with half a row added to
+    each cell. It is never of width zero, also where the two always agree.
+
+    Args:
+        first: one flag per row.
+        second: one flag per row, in the same order.
+
+    Raises:
+        ValueError: no rows, or not the same number.
+    """
+    if not first or len(first) != len(second):
+        raise ValueError(f"paired shares need equal rows, got {len(first)} and {len(second)}")
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = len(first)
+    size, up, down = n + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / size
+    error = math.sqrt(up + down - (up - down) ** 2 / size) / size
+    interval = Interval(
+        (gained - lost) / n,
+        max(-1.0, centre - Z95 * error),
+        min(1.0, centre + Z95 * error),
+        error,
+    )
+    return Paired(interval, lost, gained, sign_test(gained, lost))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of the exact sign test: wins and losses are equally likely."""
+    n = wins + losses
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)

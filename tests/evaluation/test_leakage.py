@@ -1,0 +1,55 @@
+from tests.run_lab import dataset_rows
+
+from tuneline.evaluation.leakage import near_duplicates, same_ids, shingles
+from tuneline.evaluation.rows import Row, Turn
+
+
+def row(row_id, text, split):
+    turns = (Turn("system", "Long shared text. " * 9), Turn("user", text), Turn("assistant", "ok"))
+    return Row(row_id, turns, split)
+
+
+def test_near_duplicates_agree_with_sets():
+    texts = [
+        "my card was charged twice for one order",
+        "My card was charged twice  for one order!",
+        "where is my parcel",
+        "my card was charged for one order twice",
+    ]
+    held = [row(f"h{i}", text, "holdout") for i, text in enumerate(texts)]
+    seen = [row("t0", texts[0], "train"), row("v0", "how do I reset a password", "validation")]
+    for threshold in (0.3, 0.6, 0.9):
+        found = {leak.row_id for leak in near_duplicates(held, seen, threshold)}
+        expected = set()
+        for h in held:
+            for s in seen:
+                a, b = shingles(h.asked), shingles(s.asked)
+                if len(a & b) / len(a | b) >= threshold:
+                    expected.add(h.row_id)
+        assert found == expected
+    leaks = near_duplicates(held, seen, 0.8)
+    assert {(leak.row_id, leak.other_id, leak.other_split) for leak in leaks} == {
+        ("h0", "t0", "train"),
+        ("h1", "t0", "train"),
+    }
+
+
+def test_the_shared_system_turn_makes_no_leak():
+    assert near_duplicates([row("h", "abc", "holdout")], [row("t", "xyz", "train")], 0.1) == []
+
+
+def test_rows_in_many_blocks_are_all_compared(monkeypatch):
+    monkeypatch.setattr("tuneline.evaluation.leakage.BLOCK", 3)
+    held = [row(f"h{i}", f"unique question number {i} {'z' * i}", "holdout") for i in range(10)]
+    seen = [row("t", held[8].asked, "train")]
+    assert "h8" in {leak.row_id for leak in near_duplicates(held, seen, 0.99)}
+
+
+def test_ids_are_compared_without_the_part_number():
+    held = [row("a#1", "x", "holdout"), row("b", "y", "holdout")]
+    assert same_ids(held, [row("a#0", "z", "train")]) == ["a#1"]
+
+
+def test_no_rows_no_leaks():
+    assert near_duplicates([], [row("t", "x", "train")], 0.8) == []
+    assert len(dataset_rows({"train": 3})) == 3

@@ -1,0 +1,100 @@
+"""A run in a store of its own, and the means to leave what earlier steps leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tuneline.config import build_config
+from tuneline.run import Run, StepContext
+from tuneline.step import _store
+
+SYSTEM = "Answer with JSON."
+Files = Mapping[str, bytes | str | Path]
+
+
+def dataset_rows(split_sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Rows whose questions differ in every word, with a JSON answer of three intents."""
+    rows: list[dict[str, Any]] = []
+    for split, size in split_sizes.items():
+        for _ in range(size):
+            number = len(rows)
+            intent = ("billing", "login", "shipping")[number % 3]
+            words = " ".join(f"{chr(97 + number % 26)}{number * 7919 + k:x}" for k in range(8))
+            rows.append(
+                {
+                    "row_id": f"row-{number:04d}",
+                    "messages": [
+                        {"role": "system", "content": SYSTEM},
+                        {"role": "user", "content": f"{words}?"},
+                        {
+                            "role": "assistant",
+                            "content": json.dumps({"intent": intent, "reply": "We look at it."}),
+                        },
+                    ],
+                    "split": split,
+                    "label": intent,
+                    "weight": 1.0,
+                    "n_tokens": 40,
+                    "source_file": "rows.jsonl",
+                    "source_line": number + 1,
+                }
+            )
+    return rows
+
+
+def write_dataset(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    return path
+
+
+class Lab:
+    """A run, and the means to leave what earlier steps leave."""
+
+    def __init__(self, root: Path, overrides: Mapping[str, Any]) -> None:
+        self.root = root
+        store = (root / "store").as_uri()
+        config = build_config({"data": {"source": "rows.jsonl"}}, overrides)
+        self.run = Run.create(store, "test", config, {})
+
+    def context(self, step: str) -> StepContext:
+        base = self.root / "steps" / f"{step}-{len(list(self.root.glob('steps/*')))}"
+        folders = [base / "out", base / "quarantine", base / "scratch"]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        return StepContext(
+            self.run, step, out=folders[0], quarantine=folders[1], scratch=folders[2]
+        )
+
+    def leave(self, step: str, files: Files, measurements: Sequence[Any] = ()) -> None:
+        """Store artifacts as if `step` had written them."""
+        ctx = self.context(step)
+        for name, content in files.items():
+            root = ctx.quarantine if name.startswith("quarantine/") else ctx.out
+            target = root / name.removeprefix("quarantine/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                target.write_bytes(content.read_bytes())
+            else:
+                target.write_bytes(content.encode() if isinstance(content, str) else content)
+        _store(ctx, self.entry(ctx, measurements))
+
+    @staticmethod
+    def entry(ctx: StepContext, measurements: Sequence[Any]) -> Any:
+        from tuneline.evidence import Verdict
+        from tuneline.run import HELPERS
+
+        if ctx.step in HELPERS:
+            return ctx.record("left by a test", measurements)
+        verdict = None if measurements else Verdict.NOT_APPLICABLE
+        return ctx.conclude("left by a test", measurements, verdict=verdict)
+
+    def execute(self, step: str, work: Callable[[StepContext], Any]) -> Any:
+        """Run a step's function and store what it leaves."""
+        ctx = self.context(step)
+        return _store(ctx, work(ctx))
