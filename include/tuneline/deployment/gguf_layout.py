@@ -1,0 +1,120 @@
+"""How llama.cpp lays out the weights of Llama-type models, both ways.
+
+GGUF renames every tensor and, for the `llama` architecture, reorders the rows of the
+query and key projections: Hugging Face rotates the two halves of a head, llama.cpp
+rotates neighbouring pairs. A file without that reordering loads, speaks fluently and is
+wrong, so the mapping lives in one place that the exporter and the importer share.
+Source of the method: `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py; the
+names agree with `gguf.get_tensor_name_map` (a test compares them).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.errors import UserError
+
+Array = NDArray[Any]
+
+TOP_LEVEL = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+PER_BLOCK = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_BLOCK_TO_HF = {gguf: hf for hf, gguf in PER_BLOCK.items()}
+_TOP_TO_HF = {gguf: hf for hf, gguf in TOP_LEVEL.items()}
+_HF_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_GGUF_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
+
+
+def to_gguf_name(name: str) -> str:
+    """GGUF's name of a Hugging Face tensor.
+
+    Args:
+        name: For example `model.layers.0.self_attn.q_proj.weight`.
+
+    Raises:
+        UserError: The tensor has no place in a Llama-type GGUF file.
+    """
+    if match := _HF_BLOCK.fullmatch(name):
+        block, module, kind = match.groups()
+        if module in PER_BLOCK:
+            return f"blk.{block}.{PER_BLOCK[module]}.{kind}"
+    module, _, kind = name.rpartition(".")
+    if module in TOP_LEVEL:
+        return f"{TOP_LEVEL[module]}.{kind}"
+    raise UserError(
+        f"tensor {name!r} has no place in a Llama-type GGUF file; "
+        "export this model with an engine that reads Hugging Face checkpoints"
+    )
+
+
+def to_hf_name(name: str) -> str:
+    """The Hugging Face name of a GGUF tensor; the inverse of `to_gguf_name`.
+
+    Raises:
+        UserError: The tensor is none of a Llama-type model's.
+    """
+    if match := _GGUF_BLOCK.fullmatch(name):
+        block, module, kind = match.groups()
+        if module in _BLOCK_TO_HF:
+            return f"model.layers.{block}.{_BLOCK_TO_HF[module]}.{kind}"
+    module, _, kind = name.rpartition(".")
+    if module in _TOP_TO_HF:
+        return f"{_TOP_TO_HF[module]}.{kind}"
+    raise UserError(f"GGUF tensor {name!r} is none of a Llama-type model's")
+
+
+def interleave_heads(rows: Array, heads: int) -> Array:
+    """Reorder a query or key projection from Hugging Face's rotary layout to llama.cpp's.
+
+    Args:
+        rows: Weight of shape (heads × head_dim, …) or bias of shape (heads × head_dim,).
+        heads: Query heads for q, key-value heads for k.
+
+    Returns:
+        An array of the same shape and type.
+    """
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def split_heads(rows: Array, heads: int) -> Array:
+    """The inverse of `interleave_heads`."""
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def to_float32(raw: Array, dtype: str) -> NDArray[np.float32]:
+    """Widen a stored array to float32 without rounding.
+
+    Args:
+        raw: Values as stored; bfloat16 as uint16 bit patterns, since NumPy has no bfloat16.
+        dtype: The safetensors type name: F64 is refused, F32, F16 and BF16 are exact.
+
+    Raises:
+        UserError: The type is not a floating type that float32 holds exactly.
+    """
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if dtype in ("F16", "F32"):
+        return raw.astype(np.float32, copy=False)
+    raise UserError(
+        f"weights of type {dtype} can't be exported to GGUF; save the model in float16, "
+        "bfloat16 or float32 (a quantised checkpoint must be dequantised first)"
+    )

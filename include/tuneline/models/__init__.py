@@ -1,0 +1,16 @@
+"""Base models: `resolve` turns a URI into a checked directory with a known licence and hash."""
+
+from tuneline.models.base_model import BaseModel, check_directory, weight_files
+from tuneline.models.cache import CorruptModel, cache_root
+from tuneline.models.resolver import load_tokenizer, pull, resolve
+
+__all__ = [
+    "BaseModel",
+    "CorruptModel",
+    "cache_root",
+    "check_directory",
+    "load_tokenizer",
+    "pull",
+    "resolve",
+    "weight_files",
+]

