@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneline import __version__
-from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_USER, TunelineError
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
 # It must be set before torch or llama.cpp load their runtime.
