@@ -1,0 +1,127 @@
+"""Tasks in which a person decides; what they answer goes into the run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.sdk import Param, task
+from airflow.sdk.exceptions import AirflowException
+from tuneline_airflow.pods import RUN_URI
+
+from tuneline import human_answers
+from tuneline.errors import UserError
+from tuneline.run import Run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_VOTE = "Send votes"
+_SKIP = "Skip the review"
+
+
+@task.short_circuit(ignore_downstream_trigger_rules=False)
+def ask_waivers(run_uri: str) -> bool:
+    """Whether the run waives a critical item, which needs a person's approval."""
+    return bool(human_answers.critical_waivers(Run.open(run_uri)))
+
+
+@task.short_circuit(ignore_downstream_trigger_rules=False)
+def ask_review(run_uri: str) -> bool:
+    """Whether the run wants a blind review by people."""
+    return Run.open(run_uri).config.evaluation.review
+
+
+@task.short_circuit(ignore_downstream_trigger_rules=False)
+def ask_approval(run_uri: str) -> bool:
+    """Whether the run wants a person's approval before the release."""
+    return Run.open(run_uri).config.approval
+
+
+class RunApproval(ApprovalOperator):
+    """An approval whose answer is written into the run; a rejection fails the task."""
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Record who answered what, then go on or fail."""
+        if "error" not in event:
+            run = _run(context)
+            decision, user = event["chosen_options"][0], _name(event)
+            human_answers.record_approval(run, self.task_id, decision, user)
+            if self.task_id == "approve_waivers" and decision == self.APPROVE:
+                human_answers.record_waivers(run, run.meta.get("started_by"), user)
+        return super().execute_complete(context, event)
+
+
+class ReviewPairs(HITLOperator):
+    """Shows the blind pairs and takes one reviewer's votes."""
+
+    def execute(self, context: Context) -> Any:
+        """Ask, for as long as the run's configuration says."""
+        run = _run(context)
+        self.body = human_answers.review_sheet(run)
+        self.response_timeout = timedelta(hours=run.config.evaluation.review_hours)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Store the votes under the name of the user that Airflow recorded."""
+        answer = super().execute_complete(context, event)
+        if _VOTE in event["chosen_options"]:
+            votes = str((event["params_input"] or {}).get("votes") or "")
+            try:
+                human_answers.record_votes(_run(context), votes, _name(event))
+            except UserError as error:
+                raise AirflowException(str(error)) from None
+        return answer
+
+
+def review_pairs() -> ReviewPairs:
+    """Ask for votes on the blind pairs."""
+    votes = Param(
+        "",
+        type=["string", "null"],
+        format="multiline",
+        title="Votes",
+        description="One line for each pair: its number and A, B or tie (`3 A`).",
+    )
+    return ReviewPairs(
+        task_id="review_pairs",
+        subject="Blind review: which answer is better?",
+        options=[_VOTE, _SKIP],
+        # Nobody answering in time is an outcome that human_review states, not a failure.
+        defaults=_SKIP,
+        params={"votes": votes},
+        # Unreadable votes fail the task; the next try asks again.
+        retries=5,
+        retry_delay=timedelta(seconds=1),
+    )
+
+
+def approve_waivers() -> RunApproval:
+    """Ask for approval of critical items whose failure the run accepts."""
+    return RunApproval(
+        task_id="approve_waivers",
+        fail_on_reject=True,
+        subject="Accept the failure of critical items?",
+        body="The run waives critical items; `waivers` in its configuration says which and why.\n\n"
+        f"Run: {RUN_URI}",
+    )
+
+
+def approve_release() -> RunApproval:
+    """Ask for approval of the release, all evidence being there."""
+    return RunApproval(
+        task_id="approve_release",
+        fail_on_reject=True,
+        subject="Release this model?",
+        body=f"Every check has passed. Evidence and manifest: {RUN_URI}",
+    )
+
+
+def _run(context: Context) -> Run:
+    return Run.open(str(context["ti"].xcom_pull(task_ids="prepare_run")))
+
+
+def _name(event: dict[str, Any]) -> str:
+    user = event["responded_by_user"] or {}
+    return str(user.get("name") or user.get("id") or "unknown")

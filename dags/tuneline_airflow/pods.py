@@ -1,0 +1,157 @@
+"""Pods that carry out the steps of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from kubernetes.client import models as k8s
+from tuneline_airflow.retries import StepRetryPolicy
+
+from tuneline import CONTRACT_VERSION
+from tuneline.config import PodConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
+GPU_POOL = "gpu"
+
+# A node may have to be made first; one with a GPU takes up to half an hour.
+_CPU_START_SECONDS = 10 * 60
+_GPU_START_SECONDS = 30 * 60
+
+_DEFAULTS = PodConfig()
+
+
+class StepPod(KubernetesPodOperator):
+    """A `KubernetesPodOperator` for one step, sized by the `pods` section of its run.
+
+    Args:
+        task_id: the step's id, also its task id.
+        command: the command line in the image, without ``--run``.
+        gpus: whether the step uses the GPUs that the run asks for.
+    """
+
+    def __init__(
+        self, *, task_id: str, command: Sequence[str], gpus: bool = False, **kwargs: Any
+    ) -> None:
+        start = _GPU_START_SECONDS if gpus else _CPU_START_SECONDS
+        settings: dict[str, Any] = {
+            "image": os.environ.get("TUNELINE_IMAGE", _DEFAULTS.image),
+            "cmds": [*command, "--run", RUN_URI],
+            "env_vars": _environment(),
+            "env_from": _secrets(),
+            "pod_template_file": os.environ.get("TUNELINE_POD_TEMPLATE") or None,
+            "random_name_suffix": False,
+            "deferrable": False,
+            "durable": True,
+            "do_xcom_push": False,
+            "get_logs": True,
+            "log_pod_spec_on_failure": False,
+            "log_events_on_failure": True,
+            "on_finish_action": "delete_pod",
+            "automount_service_account_token": False,
+            "schedule_timeout_seconds": start,
+            "startup_timeout_seconds": start,
+            "startup_check_interval_seconds": float(
+                os.environ.get("TUNELINE_POD_POLL_SECONDS", "2")
+            ),
+            "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
+            "termination_grace_period": 30,
+            "retries": 2,
+            "retry_delay": timedelta(seconds=20),
+            "retry_policy": StepRetryPolicy(),
+            **({"pool": GPU_POOL} if gpus else {}),
+        }
+        super().__init__(task_id=task_id, **{**settings, **kwargs})
+        self.uses_gpus = gpus
+
+    def execute(self, context: Context) -> Any:
+        """Size and name the pod for its run, then run it."""
+        ti = context["ti"]
+        self.apply(PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods")))
+        run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
+        self.name = pod_name(run_uri, self.task_id, ti.try_number)
+        return super().execute(context)
+
+    def apply(self, pods: PodConfig) -> None:
+        """Take image, namespace, deadline and resources from a run's configuration."""
+        gpu = self.uses_gpus and pods.gpus > 0
+        image = pods.gpu_image if gpu else pods.image
+        # The configuration's own default yields to the image of this deployment.
+        if image != _DEFAULTS.image:
+            self.image = image
+        self.namespace = pods.namespace
+        self.active_deadline_seconds = _seconds(pods.deadline_hours)
+        limits = {"memory": pods.memory}
+        if gpu:
+            limits["nvidia.com/gpu"] = str(pods.gpus)
+        self.container_resources = k8s.V1ResourceRequirements(
+            requests={"memory": pods.memory}, limits=limits
+        )
+
+
+def item_pod(item_id: str, *, gpus: bool = False, **kwargs: Any) -> StepPod:
+    """The pod of a checklist item; its task id is the item's id."""
+    return StepPod(
+        task_id=item_id, command=["tuneline", "step", item_id], gpus=gpus, **kwargs
+    )
+
+
+def helper_pod(task_id: str, action: str, *, gpus: bool = False, **kwargs: Any) -> StepPod:
+    """The pod of a helper step, `tuneline run <action>`."""
+    return StepPod(task_id=task_id, command=["tuneline", "run", action], gpus=gpus, **kwargs)
+
+
+def pod_name(run_uri: str, step: str, try_number: int) -> str:
+    """A pod name that a run, a step and a try share with no other.
+
+    With a fixed name, a worker that lost its pod between making it and noting it can't
+    make a second one; the try keeps a new pod apart from one that is still going away.
+
+    Returns:
+        A DNS label of at most 63 characters.
+    """
+    digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
+    run_id = _label(run_uri.rsplit("/", 1)[-1])
+    end = f"-{digest}-{_label(step)}-{try_number}"
+    return f"{run_id[: 63 - len(end)].strip('-') or 'run'}{end}"
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _seconds(hours: float) -> int:
+    return int(hours * 3600)
+
+
+def _environment() -> list[k8s.V1EnvVar]:
+    values = {
+        "TUNELINE_CONTRACT": CONTRACT_VERSION,
+        "TUNELINE_AIRFLOW_DAG_ID": "{{ dag.dag_id }}",
+        "TUNELINE_AIRFLOW_RUN_ID": "{{ run_id }}",
+        "TUNELINE_AIRFLOW_TASK_ID": "{{ task.task_id }}",
+        "TUNELINE_AIRFLOW_TRY_NUMBER": "{{ ti.try_number }}",
+    }
+    return [k8s.V1EnvVar(name=name, value=value) for name, value in values.items()]
+
+
+def _secrets() -> list[k8s.V1EnvFromSource]:
+    """Credentials by reference: `TUNELINE_POD_SECRETS` names Kubernetes secrets, with commas.
+
+    Airflow shows rendered templates to whoever may read a DAG, so no value goes through them.
+    """
+    names = os.environ.get("TUNELINE_POD_SECRETS", "")
+    return [
+        k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=name.strip()))
+        for name in names.split(",")
+        if name.strip()
+    ]

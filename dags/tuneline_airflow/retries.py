@@ -1,0 +1,79 @@
+"""When a failed task is worth another try."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import (
+    ExceptionRetryPolicy,
+    RetryAction,
+    RetryDecision,
+    RetryPolicy,
+    RetryRule,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the
+# operator puts that message into the exception that it raises.
+_REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
+
+# Exit codes of the contract (1 is a failure of the step's own, 2 the user's error).
+_HOPELESS_EXIT_CODES = (1, 2)
+
+
+class StepRetryPolicy(RetryPolicy):
+    """Retry what the surroundings broke, never what the user or the step got wrong.
+
+    The operator raises the same exception for every exit code, so the reason is read
+    from the container's termination message and, where there is none (the container was
+    killed), from the pod's last status.
+    """
+
+    def evaluate(
+        self,
+        exception: BaseException,
+        try_number: int,
+        max_tries: int,
+        context: Context | None = None,
+    ) -> RetryDecision:
+        """Decide by the reason that the pod left; see `RetryPolicy.evaluate`."""
+        if found := _REASON.search(str(exception)):
+            kind, sentence = found.groups()
+            if kind == "retryable":
+                return RetryDecision.retry(reason=sentence)
+            return RetryDecision.fail(reason=sentence)
+        pod = getattr(context.get("task"), "remote_pod", None) if context else None
+        status = getattr(pod, "status", None)
+        if getattr(status, "reason", None) == "DeadlineExceeded":
+            return RetryDecision.fail(reason="the pod ran past its deadline (pods.deadline_hours)")
+        code = _exit_code(status)
+        if code in _HOPELESS_EXIT_CODES:
+            return RetryDecision.fail(reason=f"the step ended with exit code {code}; see its log")
+        return RetryDecision.default()
+
+    def serialize(self) -> dict[str, Any]:
+        """Describe the policy in the serialised DAG."""
+        return {"__type": type(self).__name__}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> StepRetryPolicy:
+        """Rebuild the policy; it has no settings."""
+        return cls()
+
+
+def _exit_code(status: Any) -> int | None:
+    for container in getattr(status, "container_statuses", None) or []:
+        terminated = getattr(container.state, "terminated", None)
+        if terminated is not None:
+            return int(terminated.exit_code)
+    return None
+
+
+# For tasks that run in the worker: the store may be unreachable for a while, all else is final.
+worker_retry_policy = ExceptionRetryPolicy(
+    rules=[RetryRule(exception="tuneline.errors.RetryableError", action=RetryAction.RETRY)],
+    default=RetryAction.FAIL,
+)

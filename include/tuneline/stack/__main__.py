@@ -1,0 +1,69 @@
+"""`python -m tuneline.stack up|down|demo|status`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tuneline.errors import EXIT_OK, TunelineError
+from tuneline.stack.layout import find_layout
+from tuneline.stack.lifecycle import Stack
+
+_INTERRUPTED = 130
+_began = time.monotonic()
+
+
+def main() -> int:
+    """Run a command; errors become one sentence and the exit code of their kind."""
+    parser = argparse.ArgumentParser(prog="tuneline.stack", description=__doc__)
+    parser.add_argument("command", choices=["up", "down", "demo", "status"])
+    parser.add_argument("--data", default="", help="dataset of the demo; a sample without it")
+    parser.add_argument("--config", default="", help="YAML file of settings for the demo")
+    arguments = parser.parse_args()
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except TunelineError as error:
+        print(f"tuneline: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tuneline: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def say(text: str) -> None:
+    """Print a progress line with the seconds since the start."""
+    print(f"[{time.monotonic() - _began:6.1f} s] {text}", flush=True)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    stack = Stack(find_layout(), say)
+    with stack.changing():
+        try:
+            stack.up()
+        except BaseException:
+            stack.stop_started()
+            raise
+    return EXIT_OK
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    stack = Stack(find_layout(), say)
+    with stack.changing():
+        stack.down()
+    return EXIT_OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    rows = Stack(find_layout(), say).status()
+    for name, what in rows.items():
+        print(f"{name:<14} {what}")
+    if not rows:
+        print("nothing is running; start it with `make up`")
+    return EXIT_OK
+
+
+_COMMANDS = {"up": _up, "down": _down, "status": _status}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Airflow on one machine: its settings, its secrets, its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from importlib import metadata
+from pathlib import Path
+
+from tuneline.stack.layout import LOOPBACK, Layout
+from tuneline.stack.processes import Service
+
+USER = "admin"
+COMPONENTS = ("api-server", "scheduler", "dag-processor")
+
+# Workers are forked from the scheduler, so what it has loaded, each task has: without this
+# every pod task spends its first seconds importing the Kubernetes client.
+_LOCAL_SETTINGS = '''\
+"""Written by the stack: loads what tasks need before workers are forked."""
+
+import sys
+
+if "scheduler" in sys.argv:
+    import airflow.providers.cncf.kubernetes.operators.pod
+    import airflow.providers.standard.operators.hitl
+    import tuneline.verdicts
+'''
+
+
+def prepare(layout: Layout) -> None:
+    """Write what Airflow reads at its start: secrets, the password, local settings."""
+    config = layout.airflow_home / "config"
+    config.mkdir(parents=True, exist_ok=True)
+    layout.airflow_home.chmod(0o700)
+    (config / "airflow_local_settings.py").write_text(_LOCAL_SETTINGS)
+    path = _secrets_file(layout)
+    if not path.exists():
+        # 64 bytes is what the signature of a token wants of its key.
+        made = {name: secrets.token_hex(64) for name in ("jwt", "api")}
+        made["password"] = secrets.token_urlsafe(12)
+        write_private(path, json.dumps(made))
+    write_private(_passwords_file(layout), json.dumps({USER: password(layout)}))
+
+
+def password(layout: Layout) -> str:
+    """The password of the UI's user."""
+    return str(json.loads(_secrets_file(layout).read_text())["password"])
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(text)
+    path.chmod(0o600)
+
+
+def environment(layout: Layout) -> dict[str, str]:
+    """The environment of every Airflow process; settings of the user's own Airflow stay out."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "_AIRFLOW"))}
+    made = json.loads(_secrets_file(layout).read_text())
+    kubeconfig = layout.kubeconfig or layout.pods / "kubeconfig"
+    cluster = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(kubeconfig)}}
+    core = {
+        "AIRFLOW_HOME": str(layout.airflow_home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(layout.project / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(layout.project / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        # Most tasks wait for a pod; more at once would only crowd two cores.
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{LOOPBACK}:{layout.ui_port}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_passwords_file(layout)),
+        "AIRFLOW__API__HOST": LOOPBACK,
+        "AIRFLOW__API__PORT": str(layout.ui_port),
+        "AIRFLOW__API__BASE_URL": layout.ui_url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": made["api"],
+        "AIRFLOW__API_AUTH__JWT_SECRET": made["jwt"],
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(layout.airflow_home / "logs"),
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(cluster),
+    }
+    return {
+        **kept,
+        **core,
+        "TUNELINE_STORE": layout.store,
+        "TUNELINE_POD_POLL_SECONDS": "0.2",
+        # Threads that spin while they wait slow everything else on a small machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "NO_PROXY": ",".join(filter(None, ["localhost", LOOPBACK, kept.get("NO_PROXY")])),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def components(layout: Layout) -> list[Service]:
+    """Airflow's processes. HITL tasks park in the database, so no triggerer is needed."""
+    env = environment(layout)
+    airflow = str(layout.airflow_python.with_name("airflow"))
+    commands = {
+        "api-server": [airflow, "api-server"],
+        # Task logs lie on this disk; the log server would listen on every address.
+        "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
+        "dag-processor": [airflow, "dag-processor"],
+    }
+    return [
+        Service(name, argv, env, layout.project, {"port": layout.ui_port})
+        for name, argv in commands.items()
+    ]
+
+
+def migration_due(layout: Layout) -> bool:
+    """Whether the database is missing or belongs to another version of Airflow."""
+    stamp = _stamp(layout)
+    return not stamp.exists() or stamp.read_text() != metadata.version("apache-airflow")
+
+
+def migrated(layout: Layout) -> None:
+    """Note that the database fits this version."""
+    _stamp(layout).write_text(metadata.version("apache-airflow"))
+
+
+def _stamp(layout: Layout) -> Path:
+    return layout.airflow_home / "database-version"
+
+
+def _secrets_file(layout: Layout) -> Path:
+    return layout.airflow_home / "secrets.json"
+
+
+def _passwords_file(layout: Layout) -> Path:
+    return layout.airflow_home / "passwords.json"

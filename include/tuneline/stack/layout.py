@@ -1,0 +1,110 @@
+"""Where the stack keeps its files, and the ports it listens on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneline.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+DAG_ID = "finetune_to_production"
+
+_HIGHEST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders and ports of one stack.
+
+    Attributes:
+        project: the checkout.
+        home: everything the stack writes (`.tuneline`).
+        ui_port: port of the Airflow UI and API.
+        gateway_port: port of the gateway.
+        store: URI of the store.
+        kubeconfig: a cluster to use in place of local pods.
+    """
+
+    project: Path
+    home: Path
+    ui_port: int
+    gateway_port: int
+    store: str
+    kubeconfig: Path | None = None
+
+    @property
+    def airflow_home(self) -> Path:
+        """Airflow's own folder: database, secrets, task logs."""
+        return self.home / "airflow"
+
+    @property
+    def logs(self) -> Path:
+        """Output of the services."""
+        return self.home / "logs"
+
+    @property
+    def services(self) -> Path:
+        """A file for each service that was started."""
+        return self.home / "services"
+
+    @property
+    def pods(self) -> Path:
+        """State of the local pods."""
+        return self.home / "localpods"
+
+    @property
+    def airflow_python(self) -> Path:
+        """Python of the Airflow environment."""
+        return self.project / ".venv-airflow" / "bin" / "python"
+
+    @property
+    def ml_bin(self) -> Path:
+        """Commands of the ML environment."""
+        return self.project / ".venv-ml" / "bin"
+
+    @property
+    def ui_url(self) -> str:
+        """Address of the UI."""
+        return f"http://localhost:{self.ui_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        """Address of the gateway."""
+        return f"http://localhost:{self.gateway_port}"
+
+    def log_of(self, service: str) -> Path:
+        """The log of a service."""
+        return self.logs / f"{service}.log"
+
+
+def find_layout() -> Layout:
+    """The stack of this checkout, as the environment adjusts it.
+
+    `TUNELINE_HOME`, `TUNELINE_UI_PORT`, `TUNELINE_GATEWAY_PORT`, `TUNELINE_STORE` and
+    `TUNELINE_KUBECONFIG` replace the defaults.
+
+    Raises:
+        UserError: a port is not a number, or the project lies elsewhere.
+    """
+    project = Path(__file__).resolve().parents[3]
+    if not (project / "dags").is_dir():
+        raise UserError(f"{project} is not a checkout of the project (no dags/); run from one")
+    home = Path(os.environ.get("TUNELINE_HOME") or project / ".tuneline").absolute()
+    kubeconfig = os.environ.get("TUNELINE_KUBECONFIG")
+    return Layout(
+        project=project,
+        home=home,
+        ui_port=_port("TUNELINE_UI_PORT", 8080),
+        gateway_port=_port("TUNELINE_GATEWAY_PORT", 8000),
+        store=os.environ.get("TUNELINE_STORE") or home.as_uri(),
+        kubeconfig=Path(kubeconfig).absolute() if kubeconfig else None,
+    )
+
+
+def _port(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or not 1 <= int(text) <= _HIGHEST_PORT:
+        raise UserError(f"{name} must be a port number (1 to {_HIGHEST_PORT}), not {text!r}")
+    return int(text)

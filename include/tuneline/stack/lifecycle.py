@@ -1,0 +1,220 @@
+"""Start, stop and describe the stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.stack import airflow, locks
+from tuneline.stack.layout import DAG_ID, LOOPBACK, Layout
+from tuneline.stack.ports import pick_free, require_free
+from tuneline.stack.processes import Service, ServiceTable
+from tuneline.stack.rest import Airflow
+
+PODS = "localpods"
+ENGINE = "engine"
+GATEWAY = "gateway"
+
+# A cold start imports a gigabyte of Python; on a slow disk that takes minutes.
+_START_SECONDS = 240
+# Database, logs, a merged model and its variants for the 135M default.
+_NEEDED_GIB = 3
+_GIB = 1 << 30
+
+Say = Callable[[str], None]
+
+
+class Stack:
+    """The services of one checkout.
+
+    Attributes:
+        layout: folders and ports.
+        table: what was started.
+        started: names of the services that this object started, in order.
+    """
+
+    def __init__(self, layout: Layout, say: Say) -> None:
+        self.layout = layout
+        self.table = ServiceTable(layout.services, layout.logs)
+        self.started: list[str] = []
+        self._say = say
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold off other commands that start or stop services."""
+        with locks.held(self.layout.home / "stack.lock", "starting or stopping the stack"):
+            yield
+
+    def up(self) -> None:
+        """Start what does not run yet: pods, then Airflow.
+
+        Raises:
+            UserError: a port is taken, the disk is full, an environment is missing.
+            TunelineError: a service did not start; the message names its log.
+        """
+        running = [name for name in airflow.COMPONENTS if self.table.find(name)]
+        if len(running) == len(airflow.COMPONENTS) and self._pods_run():
+            self._say(f"Airflow runs already at {self.layout.ui_url}")
+            return
+        self._check_ground()
+        for name in running:
+            self.table.stop(name)
+        require_free(self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
+        began = time.monotonic()
+        self._start_pods()
+        airflow.prepare(self.layout)
+        self._migrate()
+        self._say("starting Airflow (API server, scheduler, DAG processor) …")
+        for service in airflow.components(self.layout):
+            self.start(service)
+        self._await_airflow()
+        self._say(f"Airflow is up after {time.monotonic() - began:.0f} s: {self.layout.ui_url}")
+
+    def start(self, service: Service) -> None:
+        """Start a service and remember that it was us."""
+        self.table.stop(service.name)
+        self.table.start(service)
+        self.started.append(service.name)
+
+    def await_ready(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until a service answers.
+
+        Raises:
+            TunelineError: it ended, or took too long; the message names its log.
+        """
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if self.table.find(name) is None:
+                raise TunelineError(f"{name} ended while starting: {self._last_words(name)}")
+            if time.monotonic() > deadline:
+                raise TunelineError(
+                    f"{name} is not ready after {seconds:.0f} s; see {self.layout.log_of(name)}"
+                )
+            time.sleep(0.3)
+
+    def stop_started(self) -> None:
+        """Stop what this object started, newest first."""
+        for name in reversed(self.started):
+            self.table.stop(name)
+        self.started.clear()
+
+    def down(self) -> None:
+        """Stop every service: those in front first, pods after Airflow."""
+        order = [GATEWAY, ENGINE, "scheduler", "dag-processor", "api-server", PODS]
+        others = [name for name in self.table.names() if name not in order]
+        stopped = [name for name in [*others, *order] if self.table.stop(name)]
+        self._say(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+    def status(self) -> dict[str, str]:
+        """What runs, by name: its process and what it is doing."""
+        return {
+            name: f"process {process.pid}" if (process := self.table.find(name)) else "ended"
+            for name in self.table.names()
+        }
+
+    def _check_ground(self) -> None:
+        for path in (self.layout.airflow_python, self.layout.ml_bin / "tuneline"):
+            if not path.exists():
+                raise UserError(f"{path} does not exist; run `make setup` first")
+        self.layout.home.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.layout.home).free / _GIB
+        if free < _NEEDED_GIB:
+            raise UserError(
+                f"only {free:.1f} GiB are free on the disk of {self.layout.home}, a run needs "
+                f"{_NEEDED_GIB} GiB; free some, or set TUNELINE_HOME to a folder elsewhere"
+            )
+
+    def _pods_run(self) -> bool:
+        return self.layout.kubeconfig is not None or self.table.find(PODS) is not None
+
+    def _start_pods(self) -> None:
+        if self.layout.kubeconfig is not None:
+            if not self.layout.kubeconfig.is_file():
+                raise UserError(f"TUNELINE_KUBECONFIG: {self.layout.kubeconfig} does not exist")
+            self._say(f"pods run on the cluster of {self.layout.kubeconfig}")
+            return
+        if self._pods_run():
+            return
+        folder = self.layout.pods
+        folder.mkdir(parents=True, exist_ok=True)
+        images = folder / "images.json"
+        images.write_text(json.dumps(image_map(self.layout), indent=1))
+        port = pick_free()
+        command = [str(self.layout.airflow_python), "-m", "localpods", "serve"]
+        options = ["--state", str(folder), "--port", str(port), "--images", str(images)]
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.unlink(missing_ok=True)
+        env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        self.start(Service(PODS, [*command, *options], env, self.layout.project, {"port": port}))
+        self.await_ready(PODS, lambda: kubeconfig.exists() and _listens(port), 30)
+
+    def _migrate(self) -> None:
+        if not airflow.migration_due(self.layout):
+            return
+        self._say("preparing Airflow's database …")
+        log = self.layout.log_of("db-migrate")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as handle:
+            done = subprocess.run(
+                [str(self.layout.airflow_python.with_name("airflow")), "db", "migrate"],
+                env=airflow.environment(self.layout),
+                cwd=self.layout.project,
+                stdin=subprocess.DEVNULL,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if done.returncode:
+            raise TunelineError(f"Airflow's database could not be prepared; see {log}")
+        airflow.migrated(self.layout)
+
+    def _await_airflow(self) -> None:
+        client = Airflow(self.layout)
+        try:
+            self.await_ready("api-server", lambda: bool(client.health()), _START_SECONDS)
+            # One step of a laptop run uses all there is, as one GPU would.
+            pool = {"name": "gpu", "slots": 1, "include_deferred": True}
+            client.call("POST", "/pools", ok=(409,), description="Steps that need the GPU", **pool)
+            for name in ("scheduler", "dag-processor"):
+                key = name.replace("-", "_")
+                self.await_ready(
+                    name, lambda key=key: client.health().get(key) == "healthy", _START_SECONDS
+                )
+            self.await_ready("dag-processor", lambda: _dag_is_there(client), _START_SECONDS)
+            client.call("PATCH", f"/dags/{DAG_ID}", is_paused=False)
+        finally:
+            client.close()
+
+    def _last_words(self, name: str) -> str:
+        log = self.layout.log_of(name)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"{lines[-1].strip() if lines else 'it said nothing'} (log: {log})"
+
+
+def image_map(layout: Layout) -> dict[str, object]:
+    """What stands for the images on this machine: the ML environment, for all of them."""
+    environment = {"path_prepend": [str(layout.ml_bin)]}
+    names = ("tuneline/ml:local", "tuneline/ml-cuda:local")
+    cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
+    env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache}
+    passed = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "TUNELINE_PRESETS")
+    env |= {name: os.environ[name] for name in passed if name in os.environ}
+    return {"env": env, "images": {name: environment for name in names}}
+
+
+def _listens(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _dag_is_there(client: Airflow) -> bool:
+    return client.call("GET", f"/dags/{DAG_ID}", ok=(404,)).is_success

@@ -1,0 +1,63 @@
+"""Free ports, and who holds one that is taken."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from tuneline.errors import UserError
+from tuneline.stack.layout import LOOPBACK
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of the loopback address."""
+    with socket.socket() as probe:
+        # As servers do: a port in TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def pick_free() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free(port: int, what: str, setting: str) -> None:
+    """Refuse to go on when somebody else has the port.
+
+    Args:
+        port: the port.
+        what: what wants to listen there.
+        setting: the environment variable that chooses another.
+
+    Raises:
+        UserError: naming the holder where the system shows it.
+    """
+    if not is_free(port):
+        raise UserError(
+            f"port {port} for {what} is taken by {_holder(port)}; stop it, or choose another "
+            f"port with {setting}={port + 1}"
+        )
+
+
+def _holder(port: int) -> str:
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return "another program"
+    for connection in connections:
+        listening = connection.status == psutil.CONN_LISTEN and connection.laddr
+        if listening and connection.laddr.port == port and connection.pid:
+            try:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (process {process.pid})"
+            except psutil.Error:
+                break
+    return "another program"

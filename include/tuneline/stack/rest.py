@@ -1,0 +1,78 @@
+"""The little of Airflow's REST API that the stack needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from tuneline.errors import TunelineError
+from tuneline.stack import airflow
+from tuneline.stack.layout import LOOPBACK, Layout
+
+
+class Airflow:
+    """A client that logs in as the stack's user, and again when its token has expired."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._http = httpx.Client(
+            base_url=f"http://{LOOPBACK}:{layout.ui_port}", timeout=30, trust_env=False
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def health(self) -> dict[str, str]:
+        """Status by component; empty while the API does not answer."""
+        try:
+            answer = self._http.get("/api/v2/monitor/health")
+        except httpx.HTTPError:
+            return {}
+        if answer.status_code != httpx.codes.OK:
+            return {}
+        return {
+            name: str(entry.get("status")) for name, entry in answer.json().items() if entry
+        }
+
+    def call(
+        self, method: str, path: str, *, ok: tuple[int, ...] = (), **json_body: Any
+    ) -> httpx.Response:
+        """Call the API.
+
+        Args:
+            method: HTTP method.
+            path: path below ``/api/v2``.
+            ok: statuses besides success that are fine.
+            json_body: the body's fields.
+
+        Raises:
+            TunelineError: the API refused or did not answer; the message says why.
+        """
+        try:
+            answer = self._request(method, path, json_body)
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                self._log_in()
+                answer = self._request(method, path, json_body)
+        except httpx.HTTPError as error:
+            raise TunelineError(
+                f"Airflow does not answer at {self._http.base_url} ({error}); "
+                f"see {self._layout.log_of('api-server')}"
+            ) from error
+        if not answer.is_success and answer.status_code not in ok:
+            raise TunelineError(f"Airflow: {method} {path}: {answer.status_code} {answer.text}")
+        return answer
+
+    def _request(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
+        return self._http.request(method, f"/api/v2{path}", json=body or None)
+
+    def _log_in(self) -> None:
+        login = {"username": airflow.USER, "password": airflow.password(self._layout)}
+        answer = self._http.post("/auth/token", json=login)
+        if not answer.is_success:
+            raise TunelineError(
+                f"Airflow at {self._http.base_url} refuses our login ({answer.status_code}); "
+                "is it another Airflow?"
+            )
+        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
