@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tuneline.config import build_config
 from tuneline.run import Run, StepContext
-from tuneline.step import _store
+from tuneline.step import store_output
 
 SYSTEM = "Answer with JSON."
 Files = Mapping[str, bytes | str | Path]
@@ -82,7 +82,7 @@ class Lab:
                 target.write_bytes(content.read_bytes())
             else:
                 target.write_bytes(content.encode() if isinstance(content, str) else content)
-        _store(ctx, self.entry(ctx, measurements))
+        store_output(ctx, self.entry(ctx, measurements))
 
     @staticmethod
     def entry(ctx: StepContext, measurements: Sequence[Any]) -> Any:
@@ -97,4 +97,4 @@ class Lab:
     def execute(self, step: str, work: Callable[[StepContext], Any]) -> Any:
         """Run a step's function and store what it leaves."""
         ctx = self.context(step)
-        return _store(ctx, work(ctx))
+        return store_output(ctx, work(ctx))

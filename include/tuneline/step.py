@@ -53,7 +53,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record:
         work: Callable[[StepContext], Evidence | Record] = importlib.import_module(module).run
         try:
             entry = work(context)
-            return _store(context, entry)
+            return store_output(context, entry)
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
@@ -63,7 +63,12 @@ def execute(step: str, run_uri: str) -> Evidence | Record:
             ) from error
 
 
-def _store(context: StepContext, entry: Evidence | Record) -> Evidence | Record:
+def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | Record:
+    """Store what a step left in its folders, then its evidence or record.
+
+    Returns:
+        The entry with its artifacts filled in, as stored.
+    """
     run, step = context.run, context.step
     last = "record.json" if step in HELPERS else "evidence.json"
     folder = run.step_key(step)

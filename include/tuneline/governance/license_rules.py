@@ -122,7 +122,9 @@ def normalise(text: str | None) -> str:
     lowered = cleaned.lower()
     if not lowered or lowered in ("unknown", "other", "none"):
         return "NOASSERTION"
-    return _ALIASES.get(lowered) or _BY_LOWER.get(lowered) or cleaned
+    # SPDX marks licences that it does not list; the table knows some of them.
+    named = lowered.removeprefix("licenseref-")
+    return _ALIASES.get(named) or _BY_LOWER.get(named) or cleaned
 
 
 def judge(license_id: str, use: Use) -> tuple[bool | None, str]:

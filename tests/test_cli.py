@@ -1,0 +1,97 @@
+"""The command line: contract, exit codes, one sentence for each error."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.run_lab import Lab
+
+from tuneline.cli import main
+from tuneline.evidence import measure
+
+OK = measure("m", 0, "rows", "<=", 0)
+
+
+def test_items_json(capsys):
+    assert main(["items", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 25
+    assert set(rows[0]) == {"id", "phase", "severity", "title"}
+
+
+def test_checklist_json_and_exit_code(tmp_path, capsys):
+    lab = Lab(tmp_path, {})
+    lab.leave("schema_validation", {}, [OK])
+    assert main(["checklist", lab.run.uri, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["item"] for r in rows][:2] == ["schema_validation", "deduplication"]
+    assert set(rows[0]) == {"item", "phase", "severity", "verdict", "summary", "because"}
+    assert rows[0]["verdict"] == "pass"
+
+
+def test_checklist_table_has_every_item(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lab = Lab(tmp_path, {})
+    main(["checklist", lab.run.uri])
+    assert "deduplication" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["step", "nope", "--run", "file:///x/runs/y"], 2, "unknown item 'nope'"),
+        (["step", "deduplication", "--run", "file:///x/runs/y"], 2, "there is no run at"),
+        (["checklist", "file:///x/runs/y"], 2, "there is no run at"),
+        (["verify", "file:///x"], 2, "is not the URI of a manifest"),
+        (["run", "create", "--store", "ftp://x", "--data", "s3://b/x"], 2, "is not a store"),
+        (["run", "create", "--store", "file:///x", "--data", "/no"], 2, "does not exist"),
+    ],
+)
+def test_errors_are_one_sentence(argv, code, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "message"))
+    assert main(argv) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert (tmp_path / "message").read_text().startswith("user_error: ")
+
+
+def test_no_store_is_said(capsys, monkeypatch):
+    monkeypatch.delenv("TUNELINE_STORE", raising=False)
+    assert main(["run", "create", "--data", "x"]) == 2
+    assert "set TUNELINE_STORE" in capsys.readouterr().err
+
+
+def test_run_create_prints_the_uri(tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    store = (tmp_path / "store").as_uri()
+    assert main(["run", "create", "--store", store, "--data", str(data), "--run-id", "r1"]) == 0
+    assert capsys.readouterr().out.strip() == f"{store}/runs/r1"
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, tuneline.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'pyarrow', 'great_expectations'}\n"
+        "sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    include = Path(__file__).resolve().parents[1] / "include"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={"PYTHONPATH": str(include)}
+    )
+    assert done.returncode == 0, done
+    assert time.monotonic() - started < 20
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m tuneline.cli items | head -1", shell=True, capture_output=True
+    )
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,97 @@
+"""Starting a run: wrong forms are refused in one sentence and leave nothing behind."""
+
+import pytest
+
+from tuneline.errors import UserError
+from tuneline.launch import config_from_fields, create_run, form_fields, safe_run_id
+from tuneline.run import Run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    return path
+
+
+def test_about_ten_fields_that_airflow_can_show():
+    fields = form_fields()
+    assert 8 <= len(fields) <= 12
+    assert all(
+        "default" in spec and "type" in spec and "anyOf" not in spec for spec in fields.values()
+    )
+
+
+def test_a_form_becomes_a_configuration(rows):
+    config = config_from_fields(
+        {
+            "data": str(rows),
+            "engine": "vllm",
+            "review": True,
+            "tracking": "none",
+            "overrides": "training: {r: 4}\ngovernance: {intended_use: internal}",
+        }
+    )
+    assert config.deployment.engine == "vllm"
+    assert config.evaluation.review is True
+    assert config.training.tracking == []
+    assert config.training.r == 4
+    assert config.governance.intended_use == "internal"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataa": "x"}, r"unknown field 'dataa'; the fields are data, .*overrides"),
+        ({}, "data: name a dataset"),
+        ({"data": "/nowhere.jsonl"}, r"dataset /nowhere\.jsonl does not exist"),
+        ({"data": "/tmp"}, "is a directory"),
+        ({"data": "x", "engine": "tgi"}, r"deployment\.engine"),
+        ({"data": "x", "overrides": "training: [1"}, "overrides, line 1"),
+        ({"data": "x", "overrides": "training: {rank: 1}"}, r"training\.rank: there is no"),
+    ],
+)
+def test_wrong_forms_are_refused_and_nothing_is_written(tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        create_run(fields, (tmp_path / "store").as_uri(), "r1")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_empty_dataset_is_refused(tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(UserError, match=r"is empty \(0 bytes\)"):
+        create_run({"data": str(empty)}, (tmp_path / "store").as_uri(), "r1")
+
+
+def test_creating_twice_is_fine_with_the_same_settings_only(tmp_path, rows):
+    store = (tmp_path / "store").as_uri()
+    first = create_run({"data": str(rows)}, store, "manual__2026-01-01T00:00:00+00:00")
+    assert first.run_id == "manual__2026-01-01T00-00-00-00-00"
+    again = create_run({"data": str(rows)}, store, "manual__2026-01-01T00:00:00+00:00")
+    assert again.uri == first.uri
+    with pytest.raises(UserError, match="exists with another configuration"):
+        create_run({"data": str(rows), "reason": "x"}, store, "manual__2026-01-01T00:00:00+00:00")
+
+
+def test_a_run_of_another_contract_is_refused(tmp_path, rows, monkeypatch):
+    run = create_run({"data": str(rows)}, (tmp_path / "store").as_uri(), "r1")
+    monkeypatch.setattr("tuneline.run.CONTRACT_VERSION", "2")
+    with pytest.raises(UserError, match="was made for contract 1, this image speaks 2"):
+        Run.open(run.uri)
+
+
+@pytest.mark.parametrize("uri", ["file:///x", "file:///x/runs/", "file:///x/runs/a/b"])
+def test_uris_that_are_no_run(uri):
+    with pytest.raises(UserError, match="is not a run"):
+        Run.open(uri)
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="there is no run at"):
+        Run.open(f"{tmp_path.as_uri()}/runs/x")
+
+
+def test_run_ids_without_usable_characters():
+    with pytest.raises(UserError, match="no usable characters"):
+        safe_run_id("///")
