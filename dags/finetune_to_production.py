@@ -32,7 +32,7 @@ from tuneline_airflow.people import (
     review_pairs,
 )
 from tuneline_airflow.pods import RUN_URI
-from tuneline_airflow.steps import Step, audit, data_item, helper, in_order, item
+from tuneline_airflow.steps import audit, data_item, helper, in_order, item
 
 DATA_ITEMS = [
     "schema_validation",
@@ -41,6 +41,10 @@ DATA_ITEMS = [
     "token_length_audit",
     "distribution_balancing",
 ]
+
+# What follows a question to people: it goes on when nobody was asked, but never when
+# everything before it was skipped.
+AFTER_PEOPLE = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
 
 with DAG(
     dag_id="finetune_to_production",
@@ -61,9 +65,12 @@ with DAG(
     waivers_wanted = ask_waivers(RUN_URI)
 
     with TaskGroup("data", prefix_group_id=False, tooltip="Rows that training may see"):
-        data = [data_item(item_id) for item_id in DATA_ITEMS]
-        data.append(audit("final_audit", "audit", DATA_ITEMS))
-        in_order(*data)
+        rows = [
+            data_item("schema_validation", trigger_rule=AFTER_PEOPLE),
+            *(data_item(item_id) for item_id in DATA_ITEMS[1:]),
+            audit("final_audit", "audit", DATA_ITEMS),
+        ]
+        in_order(*rows)
 
     with TaskGroup("training", prefix_group_id=False, tooltip="The adapter"):
         lora = item("lora_selection")
@@ -102,26 +109,27 @@ with DAG(
         review_wanted = ask_review(RUN_URI)
         prepared = helper("prepare_review", "review")
         answers = review_pairs()
-        review = item("human_review", trigger_rule=TriggerRule.NONE_FAILED)
-        review_wanted >> prepared.first >> answers >> review.first
+        review = item("human_review", trigger_rule=AFTER_PEOPLE)
+        in_order(measured[-1], review)
+        measured[-1].last >> review_wanted >> prepared.first >> answers >> review.first
 
     with TaskGroup("governance", prefix_group_id=False, tooltip="May it ship, and as what"):
-        licences = item("license_audit", trigger_rule=TriggerRule.NONE_FAILED)
+        licences = item("license_audit", trigger_rule=AFTER_PEOPLE)
         operated = [item("cost_tracking"), item("drift_detection"), item("fallback", gpus=True)]
         lineage = item("lineage")
         approval_wanted = ask_approval(RUN_URI)
         approval = approve_release()
-        promote = helper("promote", "promote", trigger_rule=TriggerRule.NONE_FAILED)
-        in_order(operated, lineage, Step(approval_wanted, approval), promote)
-        approval_wanted >> approval
+        promote = helper("promote", "promote", trigger_rule=AFTER_PEOPLE)
+        in_order(operated, lineage, promote)
+        lineage.last >> approval_wanted >> approval >> promote.first
 
     # From phase to phase. Steps that measure speed wait for each other, so that on a small
     # machine nothing else runs beside them; people may take their time meanwhile.
-    run >> waivers_wanted >> waivers >> [licences.first, data[0].first]
-    in_order([licences, data[-1]], lora)
+    run >> waivers_wanted >> waivers >> [licences.first, rows[0].first]
+    run >> [licences.first, rows[0].first]
+    in_order([licences, rows[-1]], lora)
     in_order(export, shipped[0])
     in_order(engine, measured[0])
     in_order(measured[-1], serving[0])
     in_order(serving[-1], operated)
-    measured[-1].last >> review_wanted
     in_order(review, lineage)
