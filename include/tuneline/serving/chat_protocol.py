@@ -1,0 +1,237 @@
+"""Chat completions as OpenAI-compatible engines speak them: requests, answers, streams, errors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneline.errors import RetryableError, TunelineError
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class EngineError(TunelineError):
+    """The engine refused a request or broke its protocol."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ContextOverflow(EngineError):
+    """The prompt is longer than the engine's context."""
+
+
+class EngineUnavailable(RetryableError):
+    """The engine can't be reached, is still loading, or timed out."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token: its text and its natural-log probability."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request as the engine counted them; all 0 when it gave no counts.
+
+    Attributes:
+        prompt_tokens: Of the rendered prompt.
+        completion_tokens: Generated.
+        cached_tokens: Prompt tokens taken from the engine's prefix cache.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """One answer.
+
+    Attributes:
+        text: The answer.
+        finish_reason: `stop` or `length`, as the engine says.
+        usage: Tokens, as the engine counted them.
+        ttft: Seconds to the first content; None without streaming.
+        total: Seconds from sending to the last byte.
+        chunk_times: Seconds at which each content chunk came; empty without streaming.
+        logprobs: Of the generated tokens, when asked for.
+        engine_timings: llama.cpp's own (`prompt_ms`, `predicted_ms`, …); {} for others.
+    """
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    ttft: float | None
+    total: float
+    chunk_times: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    engine_timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per output token after the first: (total − TTFT) / (tokens − 1)."""
+        if self.ttft is None or self.usage.completion_tokens < 2:
+            return None
+        return (self.total - self.ttft) / (self.usage.completion_tokens - 1)
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean log-probability of the generated tokens, in nats."""
+        if not self.logprobs:
+            return None
+        return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs)
+
+
+def request_body(
+    model: str,
+    messages: Messages,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int | None = 0,
+    logprobs: bool = False,
+    stream: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON body of a request; the options are those of `EngineClient.chat`."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [dict(message) for message in messages],
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "stream": stream,
+    }
+    if seed is not None:
+        body["seed"] = seed
+    if logprobs:
+        body["logprobs"] = True
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    return {**body, **(extra or {})}
+
+
+def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
+    """Read a whole chat completion.
+
+    Raises:
+        EngineError: It is none.
+    """
+    try:
+        choice = document["choices"][0]
+        text = choice["message"]["content"] or ""
+    except (KeyError, IndexError, TypeError):
+        raise EngineError(f"the engine's answer is no chat completion: {document}") from None
+    return ChatResult(
+        text=text,
+        finish_reason=str(choice.get("finish_reason")),
+        ttft=None,
+        total=total,
+        logprobs=tuple(_logprobs(choice)),
+        engine_timings=dict(document.get("timings") or {}),
+        usage=_usage(document),
+    )
+
+
+class StreamCollector:
+    """Puts a server-sent event stream of chat chunks together, noting when each came."""
+
+    def __init__(self, started: float) -> None:
+        """Start collecting; `started` is the `time.perf_counter()` of sending."""
+        self._started = started
+        self._parts: list[str] = []
+        self._times: list[float] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._last: Mapping[str, Any] = {}
+        self._finish = ""
+        self._complete = False
+
+    def feed(self, line: str) -> None:
+        """Take one line of the stream.
+
+        Raises:
+            EngineError: The engine reported an error in the stream.
+        """
+        if not line.startswith("data:"):
+            return
+        payload = line.removeprefix("data:").strip()
+        if payload == "[DONE]":
+            self._complete = True
+            return
+        document = json.loads(payload)
+        if "error" in document:
+            raise EngineError(f"the engine broke off: {document['error']}")
+        if document.get("usage"):
+            self._last = document
+        for choice in document.get("choices", []):
+            content = choice.get("delta", {}).get("content")
+            if content:
+                self._parts.append(content)
+                self._times.append(time.perf_counter() - self._started)
+            self._logprobs.extend(_logprobs(choice))
+            self._finish = choice.get("finish_reason") or self._finish
+
+    def result(self) -> ChatResult:
+        """The whole answer.
+
+        Raises:
+            EngineError: The stream ended before it was complete.
+        """
+        if not self._complete:
+            raise EngineError("the engine's stream ended before its end mark")
+        return ChatResult(
+            text="".join(self._parts),
+            finish_reason=self._finish,
+            ttft=self._times[0] if self._times else None,
+            total=time.perf_counter() - self._started,
+            chunk_times=tuple(self._times),
+            logprobs=tuple(self._logprobs),
+            engine_timings=dict(self._last.get("timings") or {}),
+            usage=_usage(self._last),
+        )
+
+
+def _usage(document: Mapping[str, Any]) -> Usage:
+    usage = document.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int(details.get("cached_tokens") or 0),
+    )
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Iterator[TokenLogprob]:
+    for entry in (choice.get("logprobs") or {}).get("content") or []:
+        yield TokenLogprob(str(entry["token"]), float(entry["logprob"]))
+
+
+def raise_for_status(status: int, text: str) -> None:
+    """Turn an engine's error answer into an exception.
+
+    Raises:
+        ContextOverflow: The prompt is too long.
+        EngineUnavailable: Busy, loading, or a broken gateway in between.
+        EngineError: Any other status of 400 and above.
+    """
+    if status < 400:
+        return
+    try:
+        error = json.loads(text).get("error", {})
+    except (ValueError, AttributeError):
+        error = {}
+    error = error if isinstance(error, dict) else {"message": str(error)}
+    message = str(error.get("message") or text[:200] or f"status {status}")
+    if error.get("type") == "exceed_context_size_error":
+        raise ContextOverflow(f"the prompt does not fit the engine's context: {message}", status)
+    if status in (429, 502, 503, 504):
+        raise EngineUnavailable(f"the engine answered {status}: {message}")
+    raise EngineError(f"the engine answered {status}: {message}", status)
