@@ -22,6 +22,7 @@ from datetime import timedelta
 
 import pendulum
 from airflow.sdk import DAG, TaskGroup, TriggerRule
+
 from tuneline_airflow.launching import form, prepare_run
 from tuneline_airflow.people import (
     approve_release,

@@ -7,31 +7,32 @@ from typing import Any
 
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowFailException
-from tuneline_airflow.pods import RUN_URI
-from tuneline_airflow.retries import worker_retry_policy
 
 from tuneline.errors import UserError
+from tuneline_airflow.pods import RUN_URI
+from tuneline_airflow.retries import worker_retry_policy
 
 _SETTINGS: dict[str, Any] = {"retries": 2, "retry_policy": worker_retry_policy}
 
 
 def check_task(item_id: str) -> Any:
     """`check_<item>`: red when the item is critical and failed or left no evidence."""
-    return task(_check, task_id=f"check_{item_id}", **_SETTINGS)(RUN_URI, [item_id])
+    return task(task_id=f"check_{item_id}", **_SETTINGS)(_check)(RUN_URI, [item_id])
 
 
 def gate_task(item_id: str) -> Any:
     """`gate_<item>`: derive the verdict again from the audit table, then check the item."""
-    return task(_gate, task_id=f"gate_{item_id}", **_SETTINGS)(RUN_URI, item_id)
+    return task(task_id=f"gate_{item_id}", **_SETTINGS)(_gate)(RUN_URI, item_id)
 
 
 def audit_check(helper: str, item_ids: Sequence[str]) -> Any:
     """`check_<helper>`: check items again after a step that had a second look at them."""
-    return task(_check, task_id=f"check_{helper}", **_SETTINGS)(RUN_URI, list(item_ids))
+    return task(task_id=f"check_{helper}", **_SETTINGS)(_check)(RUN_URI, list(item_ids))
 
 
 def _gate(run_uri: str, item_id: str) -> None:
     from tuneline.data.gates import run_gate
+
     from tuneline.run import Run
 
     try:

@@ -7,10 +7,10 @@ from typing import Any
 
 from airflow.sdk import Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from tuneline_airflow.retries import worker_retry_policy
 
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
+from tuneline_airflow.retries import worker_retry_policy
 
 
 def form() -> dict[str, Param]:

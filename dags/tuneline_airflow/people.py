@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param, task
 from airflow.sdk.exceptions import AirflowException
-from tuneline_airflow.pods import RUN_URI
 
 from tuneline import human_answers
 from tuneline.errors import UserError
 from tuneline.run import Run
+from tuneline_airflow.pods import RUN_URI
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

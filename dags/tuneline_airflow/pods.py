@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from kubernetes.client import models as k8s
-from tuneline_airflow.retries import StepRetryPolicy
 
 from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
+from tuneline_airflow.retries import StepRetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,9 +100,7 @@ class StepPod(KubernetesPodOperator):
 
 def item_pod(item_id: str, *, gpus: bool = False, **kwargs: Any) -> StepPod:
     """The pod of a checklist item; its task id is the item's id."""
-    return StepPod(
-        task_id=item_id, command=["tuneline", "step", item_id], gpus=gpus, **kwargs
-    )
+    return StepPod(task_id=item_id, command=["tuneline", "step", item_id], gpus=gpus, **kwargs)
 
 
 def helper_pod(task_id: str, action: str, *, gpus: bool = False, **kwargs: Any) -> StepPod:

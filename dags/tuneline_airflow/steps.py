@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from airflow.sdk import chain
+
 from tuneline_airflow.checks import audit_check, check_task, gate_task
 from tuneline_airflow.pods import helper_pod, item_pod
 
@@ -47,7 +49,7 @@ def in_order(*steps: Step | Sequence[Step]) -> None:
         steps: steps, or lists of steps that do not wait for each other.
     """
     groups = [[step] if isinstance(step, Step) else list(step) for step in steps]
-    for earlier, later in zip(groups, groups[1:], strict=False):
+    for earlier, later in pairwise(groups):
         for step in earlier:
             step.last >> [following.first for following in later]
 

@@ -7,8 +7,12 @@ import sys
 import time
 
 from tuneline.errors import EXIT_OK, TunelineError
+from tuneline.stack import release
+from tuneline.stack.airflow import USER, password
+from tuneline.stack.demo import demo
 from tuneline.stack.layout import find_layout
 from tuneline.stack.lifecycle import Stack
+from tuneline.store import open_store
 
 _INTERRUPTED = 130
 _began = time.monotonic()
@@ -41,10 +45,20 @@ def _up(arguments: argparse.Namespace) -> int:
     with stack.changing():
         try:
             stack.up()
+            newest = release.newest_release(open_store(stack.layout.store))
+            if newest is None:
+                say("no model is released yet, so there is no gateway; `make demo` makes one")
+            else:
+                release.serve(stack, newest, say)
         except BaseException:
             stack.stop_started()
             raise
+    print(f"Airflow UI: {stack.layout.ui_url}  user {USER}, password {password(stack.layout)}")
     return EXIT_OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    return demo(find_layout(), arguments.data, arguments.config, say)
 
 
 def _down(arguments: argparse.Namespace) -> int:
@@ -63,7 +77,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-_COMMANDS = {"up": _up, "down": _down, "status": _status}
+_COMMANDS = {"up": _up, "down": _down, "demo": _demo, "status": _status}
 
 if __name__ == "__main__":
     sys.exit(main())

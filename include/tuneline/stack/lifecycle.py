@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tuneline.errors import TunelineError, UserError
@@ -183,10 +185,8 @@ class Stack:
             pool = {"name": "gpu", "slots": 1, "include_deferred": True}
             client.call("POST", "/pools", ok=(409,), description="Steps that need the GPU", **pool)
             for name in ("scheduler", "dag-processor"):
-                key = name.replace("-", "_")
-                self.await_ready(
-                    name, lambda key=key: client.health().get(key) == "healthy", _START_SECONDS
-                )
+                healthy = partial(_is_healthy, client, name.replace("-", "_"))
+                self.await_ready(name, healthy, _START_SECONDS)
             self.await_ready("dag-processor", lambda: _dag_is_there(client), _START_SECONDS)
             client.call("PATCH", f"/dags/{DAG_ID}", is_paused=False)
         finally:
@@ -206,14 +206,16 @@ def image_map(layout: Layout) -> dict[str, object]:
     env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache}
     passed = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "TUNELINE_PRESETS")
     env |= {name: os.environ[name] for name in passed if name in os.environ}
-    return {"env": env, "images": {name: environment for name in names}}
+    return {"env": env, "images": dict.fromkeys(names, environment)}
 
 
 def _listens(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _is_healthy(client: Airflow, component: str) -> bool:
+    return client.health().get(component) == "healthy"
 
 
 def _dag_is_there(client: Airflow) -> bool:

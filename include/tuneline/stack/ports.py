@@ -53,8 +53,9 @@ def _holder(port: int) -> str:
     except psutil.AccessDenied:
         return "another program"
     for connection in connections:
-        listening = connection.status == psutil.CONN_LISTEN and connection.laddr
-        if listening and connection.laddr.port == port and connection.pid:
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+        # An address is a pair of host and port.
+        if listens and tuple(connection.laddr)[1] == port and connection.pid:
             try:
                 process = psutil.Process(connection.pid)
                 return f"{process.name()} (process {process.pid})"

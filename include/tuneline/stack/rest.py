@@ -32,9 +32,7 @@ class Airflow:
             return {}
         if answer.status_code != httpx.codes.OK:
             return {}
-        return {
-            name: str(entry.get("status")) for name, entry in answer.json().items() if entry
-        }
+        return {name: str(entry.get("status")) for name, entry in answer.json().items() if entry}
 
     def call(
         self, method: str, path: str, *, ok: tuple[int, ...] = (), **json_body: Any

@@ -1,0 +1,184 @@
+"""`make demo`: a whole run, its verdicts, and the released model behind the gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneline.config import merge, read_yaml
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
+from tuneline.launch import check_source, config_from_fields
+from tuneline.run import Run
+from tuneline.stack import airflow, locks, release, timings
+from tuneline.stack.follow import DagRun, follow
+from tuneline.stack.layout import Layout
+from tuneline.stack.lifecycle import Say, Stack
+from tuneline.stack.rest import Airflow
+from tuneline.store import open_store
+
+_PRESET = "laptop"
+# The sample is this project's own, so its licence is known.
+_SAMPLE_SETTINGS = {"data": {"license": "Apache-2.0"}}
+
+
+def demo(layout: Layout, data: str, config: str, say: Say) -> int:
+    """Run the pipeline on a dataset, or on the sample.
+
+    Returns:
+        0, or 1 when a critical item failed or the run broke.
+
+    Raises:
+        UserError: a file or a setting is wrong, a port is taken, a demo runs already.
+        TunelineError: a service did not start.
+    """
+    with locks.held(layout.home / "demo.lock", "a demo"):
+        stack = Stack(layout, say)
+        client = Airflow(layout)
+        run: DagRun | None = None
+        try:
+            fields = _fields(layout, data, config, say)
+            began = time.monotonic()
+            _start(stack)
+            started_in = time.monotonic() - began
+            run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
+            run.trigger(fields)
+            say(f"run {run.run_id} started; follow it at {layout.ui_url} ({_login(layout)})")
+            state = follow(run, say)
+            return _finish(stack, run, state, started_in, say)
+        except KeyboardInterrupt:
+            say("interrupted: stopping what this call started …")
+            _stop(stack, run)
+            raise
+        finally:
+            client.close()
+
+
+def _start(stack: Stack) -> None:
+    with stack.changing():
+        try:
+            stack.up()
+        except BaseException:
+            stack.stop_started()
+            raise
+
+
+def _stop(stack: Stack, run: DagRun | None) -> None:
+    if run is not None:
+        # When Airflow goes down as well, its pods go with it.
+        with contextlib.suppress(TunelineError):
+            run.stop()
+    stack.stop_started()
+
+
+def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
+    """The filled form, validated before anything is started."""
+    settings = read_yaml(Path(config).expanduser()) if config else {}
+    named = bool(settings.get("data", {}).get("source"))
+    if data and "://" not in data:
+        data = str(Path(data).expanduser().absolute())
+    elif not data and not named:
+        data = str(_sample(layout, say))
+        settings = merge(_SAMPLE_SETTINGS, settings)
+    fields = {
+        "data": data,
+        "preset": _PRESET,
+        "reason": "demo",
+        "overrides": yaml.safe_dump(settings, allow_unicode=True) if settings else "",
+    }
+    checked = config_from_fields(fields)
+    check_source(checked.data.source)
+    return fields
+
+
+def _sample(layout: Layout, say: Say) -> Path:
+    folder = layout.home / "sample"
+    path, planted = folder / "sample.jsonl", folder / "planted.json"
+    if not (path.exists() and planted.exists()):
+        say("making the sample dataset …")
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [str(layout.ml_bin / "tuneline"), "data", "sample"]
+        options = ["--out", str(path), "--planted", str(planted)]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise TunelineError(f"the sample could not be made: {done.stderr.strip()}")
+    return path
+
+
+def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) -> int:
+    """Say what came out; serve the model when it was released."""
+    layout = stack.layout
+    uri = run.run_uri()
+    found = Run.open(uri) if uri else None
+    document = timings.breakdown(run.tasks(), found, setup=_setup_seconds(layout), start=started_in)
+    timings.write(document, layout.home / "runs" / run.run_id)
+    if found is None:
+        say(f"the run ended ({state}) before it began; see {layout.ui_url}")
+        return EXIT_FAILED
+    print(flush=True)
+    verdicts = subprocess.run(
+        [str(layout.ml_bin / "tuneline"), "checklist", found.uri], check=False
+    ).returncode
+    print(flush=True)
+    say(timings.summary(document))
+    _show_ui(layout)
+    if state != "success" or verdicts:
+        say("the model was not released: a critical item failed or the run broke")
+        return EXIT_FAILED
+    _chat(stack, found, say)
+    return EXIT_OK
+
+
+def _chat(stack: Stack, run: Run, say: Say) -> None:
+    """Serve the released model and ask it something it was not trained on."""
+    newest = release.newest_release(open_store(stack.layout.store))
+    if newest is None:
+        raise TunelineError("the run ended well, but the store holds no released model")
+    with stack.changing():
+        release.serve(stack, newest, say)
+    question = _question(run)
+    body = {
+        "model": newest.name,
+        "messages": question,
+        "temperature": 0,
+        "max_tokens": run.config.evaluation.max_new_tokens,
+    }
+    answer = release.ask(stack.layout, body)
+    print(f"\nQuestion: {question[-1]['content']}\nAnswer:   {answer}\n")
+    print(f"Ask it yourself:\n  {release.curl_line(stack.layout, body)}\n", flush=True)
+
+
+def _question(run: Run) -> list[dict[str, str]]:
+    """A held-out conversation up to its last answer."""
+    import tempfile
+
+    import pyarrow.parquet as pq
+
+    key = run.step_key("distribution_balancing", "dataset.parquet")
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
+        path = Path(folder) / "dataset.parquet"
+        run.store.get_file(key, path)
+        rows = pq.read_table(path, columns=["messages", "split"]).to_pylist()
+    held_out = next(row for row in rows if row["split"] == "holdout")
+    return [{"role": m["role"], "content": m["content"]} for m in held_out["messages"][:-1]]
+
+
+def _show_ui(layout: Layout) -> None:
+    print(f"\nAirflow UI: {layout.ui_url}  {_login(layout)}", flush=True)
+
+
+def _login(layout: Layout) -> str:
+    return f"user {airflow.USER}, password {airflow.password(layout)}"
+
+
+def _setup_seconds(layout: Layout) -> float:
+    try:
+        return float(json.loads((layout.home / "setup.json").read_text())["seconds"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0.0

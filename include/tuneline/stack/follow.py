@@ -1,0 +1,142 @@
+"""Start a run over Airflow's API and follow it, a line for each task that ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.items import ITEMS
+from tuneline.stack.layout import DAG_ID
+from tuneline.stack.lifecycle import Say
+from tuneline.stack.rest import Airflow
+from tuneline.verdicts import check_item
+
+_FINAL = {"success", "failed"}
+_ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
+_POLL_SECONDS = 1.0
+# A task that takes long shall not look like one that hangs.
+_STILL_SECONDS = 60.0
+
+_ITEM_IDS = {item.id for item in ITEMS}
+
+Task = dict[str, Any]
+
+
+class DagRun:
+    """One run of the DAG."""
+
+    def __init__(self, client: Airflow, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._path = f"/dags/{DAG_ID}/dagRuns/{run_id}"
+
+    def trigger(self, fields: Mapping[str, Any]) -> None:
+        """Start it with a filled form."""
+        self._client.call(
+            "POST",
+            f"/dags/{DAG_ID}/dagRuns",
+            dag_run_id=self.run_id,
+            logical_date=None,
+            conf=dict(fields),
+        )
+
+    def state(self) -> str:
+        """Airflow's word for how it stands."""
+        return str(self._client.call("GET", self._path).json()["state"])
+
+    def tasks(self) -> list[Task]:
+        """Its task instances."""
+        answer = self._client.call("GET", f"{self._path}/taskInstances?limit=500")
+        return list(answer.json()["task_instances"])
+
+    def run_uri(self) -> str | None:
+        """URI of the run in the store, None before `prepare_run` has made it."""
+        path = f"{self._path}/taskInstances/prepare_run/xcomEntries/return_value"
+        answer = self._client.call("GET", path, ok=(404,))
+        return str(answer.json()["value"]) if answer.is_success else None
+
+    def failure(self, task: Task) -> str:
+        """The sentence with which a task failed, from its log."""
+        path = f"{self._path}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
+        answer = self._client.call("GET", f"{path}?full_content=true", ok=(404,))
+        entries = answer.json().get("content", []) if answer.is_success else []
+        details = [
+            e["error_detail"] for e in entries if isinstance(e, dict) and e.get("error_detail")
+        ]
+        if not details:
+            return f"failed; its log in the UI says why ({task['task_id']})"
+        lines = str(details[-1][0]["exc_value"]).splitlines()
+        # A pod's failure names the pod first, then the reason that it left.
+        return lines[1] if len(lines) > 1 and lines[0].startswith("Pod ") else lines[0]
+
+    def stop(self) -> None:
+        """End it: its tasks are killed and their pods deleted."""
+        self._client.call("PATCH", self._path, ok=(404, 409), state="failed")
+
+
+def follow(run: DagRun, say: Say) -> str:
+    """Follow a run to its end.
+
+    Returns:
+        Its final state.
+    """
+    told: set[tuple[str, int]] = set()
+    last_said = time.monotonic()
+    while True:
+        state = run.state()
+        tasks = {task["task_id"]: task for task in run.tasks()}
+        for name, task in tasks.items():
+            mark = (name, int(task["try_number"]))
+            if mark in told or task["state"] not in _ENDED | {"up_for_retry"}:
+                continue
+            told.add(mark)
+            if line := _line(run, task, tasks):
+                say(line)
+                last_said = time.monotonic()
+        if state in _FINAL:
+            return state
+        if time.monotonic() - last_said > _STILL_SECONDS:
+            last_said = time.monotonic()
+            running = [name for name, task in tasks.items() if task["state"] == "running"]
+            waiting = [name for name, task in tasks.items() if task["state"] == "awaiting_input"]
+            if waiting:
+                say(f"waiting for a person: {', '.join(waiting)} (Required Actions in the UI)")
+            elif running:
+                say(f"still running: {', '.join(running)}")
+            elif state == "queued":
+                say("queued: another run of this DAG is active")
+        time.sleep(_POLL_SECONDS)
+
+
+def _line(run: DagRun, task: Task, tasks: Mapping[str, Task]) -> str | None:
+    """What to say of a task that ended; None for one that says nothing new."""
+    name, state = str(task["task_id"]), str(task["state"])
+    item = name.removeprefix("check_").removeprefix("gate_")
+    checks = item != name
+    if state in ("skipped", "upstream_failed", "removed"):
+        return None
+    if state == "up_for_retry":
+        return f"{name:<26} try {task['try_number']} failed, trying again: {run.failure(task)}"
+    if checks and item in _ITEM_IDS:
+        return _item_line(run, item, tasks.get(item, task), task)
+    if state == "failed":
+        return f"{name:<26} FAILED: {run.failure(task)}"
+    # The pod of an item is told of with its check.
+    return None if name in _ITEM_IDS else f"{name:<26} done {task['duration'] or 0:8.1f} s"
+
+
+def _item_line(run: DagRun, item: str, pod: Task, check: Task) -> str:
+    seconds = float(pod["duration"] or 0)
+    uri = run.run_uri()
+    try:
+        status = check_item(uri, item) if uri else None
+    except (TunelineError, UserError) as error:
+        return f"{item:<26} unreadable evidence: {error}"
+    if status is None:
+        return f"{item:<26} FAILED: {run.failure(check)}"
+    line = f"{item:<26} {status.verdict:<14} {seconds:6.1f} s  {status.summary}"
+    if check["state"] == "failed":
+        return f"{line} | STOPPED THE RUN: {run.failure(check)}"
+    return line

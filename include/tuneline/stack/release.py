@@ -1,0 +1,191 @@
+"""Serve the released model on this machine: an engine, and the gateway in front of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from tuneline.errors import TunelineError
+from tuneline.serving.gateway.keys import add_key
+from tuneline.stack.airflow import write_private
+from tuneline.stack.layout import LOOPBACK, Layout
+from tuneline.stack.lifecycle import ENGINE, GATEWAY, Say, Stack
+from tuneline.stack.ports import pick_free, require_free
+from tuneline.stack.processes import Service
+from tuneline.store import NotThere, Store, open_store
+
+WEIGHTS = "model.gguf"
+_KEY_NAME = "demo"
+_POINTER = "production.json"
+# A laptop's model is up in seconds; a large one reads gigabytes first.
+_ENGINE_SECONDS = 600
+_PARALLEL = 2
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released model version."""
+
+    name: str
+    version: str
+    released_at: str
+
+
+def newest_release(store: Store) -> Release | None:
+    """The model released last, None when there is none."""
+    found = []
+    for key in store.keys("models"):
+        if key.endswith(f"/{_POINTER}") and key.count("/") == 2:
+            pointer = json.loads(store.get_bytes(key))
+            found.append(Release(pointer["name"], pointer["version"], pointer["released_at"]))
+    return max(found, key=lambda release: release.released_at, default=None)
+
+
+def serve(stack: Stack, release: Release, say: Say) -> None:
+    """Start engine and gateway on a release; what serves it already is left alone.
+
+    Raises:
+        UserError: the gateway's port is taken.
+        TunelineError: the release has no weights for this machine, or a process did not start.
+    """
+    layout = stack.layout
+    if _serves(stack, release):
+        say(f"the gateway serves {release.name} {release.version} already: {layout.gateway_url}")
+        return
+    for name in (GATEWAY, ENGINE):
+        stack.table.stop(name)
+    require_free(layout.gateway_port, "the gateway", "TUNELINE_GATEWAY_PORT")
+    weights = _fetch(layout, release)
+    say(f"starting the engine on {release.name} {release.version} …")
+    port = _start_engine(stack, release, weights)
+    _start_gateway(stack, release, port)
+    say(f"the gateway serves {release.name}: {layout.gateway_url}/v1")
+
+
+def api_key(layout: Layout) -> str:
+    """The key that the stack made for its user; made when there is none."""
+    path = _folder(layout) / "api-key"
+    if not path.exists():
+        _keys_file(layout).unlink(missing_ok=True)
+        write_private(path, add_key(_keys_file(layout), _KEY_NAME))
+    return path.read_text().strip()
+
+
+def ask(layout: Layout, body: dict[str, Any]) -> str:
+    """Send a chat request through the gateway.
+
+    Returns:
+        The answer's text.
+
+    Raises:
+        TunelineError: the gateway refused it or did not answer.
+    """
+    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/chat/completions"
+    headers = {"Authorization": f"Bearer {api_key(layout)}"}
+    try:
+        answer = httpx.post(url, json=body, headers=headers, timeout=120, trust_env=False)
+    except httpx.HTTPError as error:
+        raise TunelineError(f"the gateway does not answer ({error})") from error
+    if not answer.is_success:
+        raise TunelineError(f"the gateway answered {answer.status_code}: {answer.text[:300]}")
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def curl_line(layout: Layout, body: dict[str, Any]) -> str:
+    """A command that sends this request; its body goes into a file."""
+    path = _folder(layout) / "request.json"
+    path.write_text(json.dumps(body, indent=1, ensure_ascii=False))
+    shown = os.path.relpath(path, layout.project) if layout.project in path.parents else path
+    return (
+        f"curl -s {layout.gateway_url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-H 'Authorization: Bearer {api_key(layout)}' -d @{shown}"
+    )
+
+
+def _serves(stack: Stack, release: Release) -> bool:
+    ready = all(stack.table.find(name) for name in (ENGINE, GATEWAY))
+    return ready and stack.table.notes(GATEWAY).get("version") == release.version
+
+
+def _fetch(layout: Layout, release: Release) -> Path:
+    """Bring the weights onto this machine, checked against the manifest."""
+    store = open_store(layout.store)
+    prefix = f"models/{release.name}/{release.version}"
+    manifest = json.loads(store.get_bytes(f"{prefix}/manifest.json"))
+    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
+    if WEIGHTS not in hashes:
+        raise TunelineError(
+            f"{release.name} {release.version} holds no {WEIGHTS}, which is what this machine "
+            "can serve; deploy it with the engine it was built for"
+        )
+    target = _folder(layout) / release.name / release.version / WEIGHTS
+    if not target.exists():
+        try:
+            store.get_file(f"{prefix}/{WEIGHTS}", target, sha256=hashes[WEIGHTS])
+        except NotThere as error:
+            raise TunelineError(f"the release is incomplete: {error}") from None
+    return target
+
+
+def _start_engine(stack: Stack, release: Release, weights: Path) -> int:
+    port = pick_free()
+    python = str(stack.layout.ml_bin / "python")
+    options = {"--model": str(weights), "--port": str(port), "--alias": release.name}
+    options |= {"--parallel": str(_PARALLEL)}
+    argv = [python, "-m", "tuneline.serving.llama_server", *(x for o in options.items() for x in o)]
+    stack.start(Service(ENGINE, argv, _environment(), stack.layout.project, {"port": port}))
+    url = f"http://{LOOPBACK}:{port}/health"
+    stack.await_ready(ENGINE, lambda: _answers(url), _ENGINE_SECONDS)
+    return port
+
+
+def _start_gateway(stack: Stack, release: Release, engine_port: int) -> None:
+    layout = stack.layout
+    api_key(layout)
+    upstream = {
+        "name": f"{release.name}-{release.version}",
+        "base_url": f"http://{LOOPBACK}:{engine_port}/v1",
+        "model": release.name,
+    }
+    config = {
+        "host": LOOPBACK,
+        "port": layout.gateway_port,
+        "keys_file": str(_keys_file(layout)),
+        "ledger": {"path": str(_folder(layout) / "usage.sqlite")},
+        "upstreams": [upstream],
+        "models": [{"id": release.name, "chain": [upstream["name"]]}],
+    }
+    path = _folder(layout) / "gateway.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    argv = [str(layout.ml_bin / "tuneline"), "gateway", "--config", str(path)]
+    notes = {"port": layout.gateway_port, "model": release.name, "version": release.version}
+    stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
+    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/health/ready"
+    stack.await_ready(GATEWAY, lambda: _answers(url), _ENGINE_SECONDS)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _folder(layout: Layout) -> Path:
+    folder = layout.home / "serving"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _keys_file(layout: Layout) -> Path:
+    return _folder(layout) / "keys.json"

@@ -1,0 +1,111 @@
+"""Where the time of a run went: set-up, Airflow, pods, and the work itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import TunelineError
+from tuneline.items import ITEMS
+from tuneline.run import HELPERS, Run
+
+SCHEMA = "tuneline/timings/1"
+
+_STEPS = {item.id for item in ITEMS} | set(HELPERS)
+
+
+def breakdown(
+    tasks: Sequence[dict[str, Any]], run: Run | None, *, setup: float, start: float
+) -> dict[str, Any]:
+    """Split the time of every task that ran.
+
+    Args:
+        tasks: task instances as Airflow's API gives them.
+        run: the run, whose evidence says how long the work took; None when there is none.
+        setup: seconds that building the environments took.
+        start: seconds that starting Airflow took.
+
+    Returns:
+        The document that `timings.json` holds; all times in seconds.
+    """
+    rows = [_row(task, run) for task in tasks if task["start_date"] and task["end_date"]]
+    rows.sort(key=lambda row: str(row["start"]))
+    wall = 0.0
+    if rows:
+        ends = [_time(row["end"]) for row in rows]
+        wall = (max(ends) - _time(rows[0]["start"])).total_seconds()
+    work = sum(row["work_seconds"] or 0.0 for row in rows)
+    pods = sum(row["pod_seconds"] or 0.0 for row in rows)
+    queued = sum(row["queued_seconds"] for row in rows)
+    worker = sum(row["run_seconds"] for row in rows if row["work_seconds"] is None)
+    return {
+        "schema": SCHEMA,
+        "run": run.uri if run else None,
+        "setup_seconds": round(setup, 2),
+        "airflow_start_seconds": round(start, 2),
+        "run_seconds": round(wall, 2),
+        "work_seconds": round(work, 2),
+        "pod_seconds": round(pods, 2),
+        "queued_seconds": round(queued, 2),
+        "worker_task_seconds": round(worker, 2),
+        "overhead_share": round(1 - min(work, wall) / wall, 4) if wall else None,
+        "tasks": rows,
+    }
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The breakdown in one line."""
+    ran = len(document["tasks"])
+    overhead = document["pod_seconds"] + document["queued_seconds"]
+    overhead += document["worker_task_seconds"]
+    per_task = overhead / ran if ran else 0.0
+    return (
+        f"set-up {document['setup_seconds']:.0f} s, Airflow start "
+        f"{document['airflow_start_seconds']:.0f} s, run {document['run_seconds']:.0f} s: work "
+        f"{document['work_seconds']:.0f} s; pods {document['pod_seconds']:.0f} s, waiting "
+        f"{document['queued_seconds']:.0f} s, checks {document['worker_task_seconds']:.0f} s "
+        f"({per_task:.1f} s for each of {ran} tasks)"
+    )
+
+
+def write(document: dict[str, Any], folder: Path) -> Path:
+    """Write `timings.json` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "timings.json"
+    path.write_text(json.dumps(document, indent=1))
+    return path
+
+
+def _row(task: dict[str, Any], run: Run | None) -> dict[str, Any]:
+    start, end = _time(task["start_date"]), _time(task["end_date"])
+    ready = task.get("scheduled_when") or task.get("queued_when") or task["start_date"]
+    seconds = (end - start).total_seconds()
+    work = _work(task["task_id"], run)
+    return {
+        "task": task["task_id"],
+        "state": task["state"],
+        "try_number": task["try_number"],
+        "start": task["start_date"],
+        "end": task["end_date"],
+        "queued_seconds": round(max(0.0, (start - _time(ready)).total_seconds()), 3),
+        "run_seconds": round(seconds, 3),
+        "work_seconds": work,
+        "pod_seconds": None if work is None else round(max(0.0, seconds - work), 3),
+    }
+
+
+def _work(task_id: str, run: Run | None) -> float | None:
+    """Seconds that a step says it worked; None for a task that is no step."""
+    if run is None or task_id not in _STEPS:
+        return None
+    try:
+        return run.entry(task_id).seconds
+    except TunelineError:
+        return None
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
