@@ -1,0 +1,174 @@
+"""One attempt at one upstream: what was seen of it, and the ledger row it becomes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tuneline.serving.gateway.confidence import mean_logprob, token_logprobs
+from tuneline.serving.gateway.ledger import Ledger, UsageRow
+from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.outcome import WITHOUT_TOKENS, Outcome
+from tuneline.serving.gateway.protocol import (
+    ChatRequest,
+    Usage,
+    choices_of,
+    reported_usage,
+    written_text,
+)
+from tuneline.serving.gateway.tokens import TokenCounter
+from tuneline.serving.gateway.upstream import Upstream
+
+log = logging.getLogger("tuneline.gateway")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request on its way: whose it is and what it asks for."""
+
+    request_id: str
+    kind: str
+    key: str
+    model: str
+    request: ChatRequest
+
+
+@dataclass
+class Attempt:
+    """An attempt; filled while it runs, read once it has ended.
+
+    Args:
+        call: the request.
+        number: its place in the chain, from 1.
+        upstream: who is asked.
+        currency: of the upstream's price.
+        fallback_reason: why the attempt before was left.
+    """
+
+    call: Call
+    number: int
+    upstream: Upstream
+    currency: str
+    fallback_reason: Outcome | None = None
+    usage: Usage | None = None
+    texts: list[str] = field(default_factory=list)
+    chunks: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    first_token_s: float | None = None
+    outcome: Outcome | None = None
+    served: bool = False
+    latency_s: float = 0.0
+    began: float = field(default_factory=time.time)
+    _clock: float = field(default_factory=time.perf_counter)
+
+    def saw(self, payload: dict[str, Any], part: str) -> None:
+        """Note a whole answer (`part` is `message`) or a chunk of one (`delta`)."""
+        self.usage = reported_usage(payload) or self.usage
+        for choice in choices_of(payload):
+            if text := written_text(choice.get(part)):
+                self.texts.append(text)
+                self.chunks += part == "delta"
+                if part == "delta" and self.first_token_s is None:
+                    self.first_token_s = time.perf_counter() - self._clock
+                self.upstream.health.proved()
+            self.logprobs += token_logprobs(choice)
+
+    def end(self, outcome: Outcome) -> None:
+        """It ended so; only the first end counts."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.latency_s = time.perf_counter() - self._clock
+
+    def row(self) -> UsageRow:
+        """The ledger's row; counts tokens when the upstream reported none."""
+        return self._row
+
+    @cached_property
+    def _row(self) -> UsageRow:
+        usage, estimated = self._tokens()
+        config = self.upstream.config
+        return UsageRow(
+            request_id=self.call.request_id,
+            attempt=self.number,
+            time=self.began,
+            kind=self.call.kind,
+            key=self.call.key,
+            model=self.call.model,
+            upstream=config.name,
+            model_served=config.model,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            estimated=estimated,
+            cost=self.upstream.rates.cost(usage.prompt_tokens, usage.completion_tokens),
+            currency=self.currency,
+            latency_ms=round(self.latency_s * 1e3, 3),
+            ttft_ms=None if self.first_token_s is None else round(self.first_token_s * 1e3, 3),
+            mean_logprob=mean_logprob(self.logprobs),
+            status=str(self.outcome),
+            served=self.served,
+            fallback_reason=None if self.fallback_reason is None else str(self.fallback_reason),
+        )
+
+    def _tokens(self) -> tuple[Usage, bool]:
+        if self.usage is not None:
+            return self.usage, False
+        if self.outcome in WITHOUT_TOKENS and not self.texts:
+            return Usage(0, 0, 0), False
+        try:
+            return self._counted(self.upstream.counter), True
+        except Exception as error:  # a tokenizer's failure must not cost the row
+            log.error("tokens of %s counted by bytes: %s", self.call.request_id, error)
+            return self._counted(TokenCounter(None)), True
+
+    def _counted(self, counter: TokenCounter) -> Usage:
+        return Usage(
+            prompt_tokens=counter.messages(self.call.request.body["messages"]),
+            completion_tokens=counter.text("".join(self.texts), chunks=self.chunks),
+            cached_tokens=0,
+        )
+
+
+class Recorder:
+    """Where ended attempts go: ledger, metrics, and what is known of the upstream's health."""
+
+    def __init__(self, ledger: Ledger, metrics: Metrics, currency: str) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._currency = currency
+
+    def begin(
+        self, call: Call, number: int, upstream: Upstream, reason: Outcome | None = None
+    ) -> Attempt:
+        """A new attempt, its clock running."""
+        return Attempt(call, number, upstream, self._currency, reason)
+
+    def record(self, attempt: Attempt, *, served: bool) -> None:
+        """Keep an ended attempt.
+
+        Args:
+            attempt: the attempt; one that was cut off counts as the client's abort.
+            served: whether its answer went to the client.
+        """
+        attempt.end(Outcome.CLIENT_ABORTED)
+        attempt.served = served
+        self._ledger.record(attempt)
+        name = attempt.upstream.name
+        self._metrics.add(
+            "tuneline_gateway_attempts_total", upstream=name, outcome=str(attempt.outcome)
+        )
+        if attempt.first_token_s is not None:
+            self._metrics.observe(
+                "tuneline_gateway_time_to_first_token_seconds",
+                attempt.first_token_s,
+                upstream=name,
+            )
+        if attempt.fallback_reason is not None:
+            self._metrics.add(
+                "tuneline_gateway_fallbacks_total",
+                model=attempt.call.model,
+                reason=attempt.fallback_reason,
+            )

@@ -1,0 +1,200 @@
+"""The fallback chain: upstreams asked in order until one gives a usable answer.
+
+An upstream is left when it cannot be reached, breaks, times out, answers 5xx or
+429, or answers with low confidence. A stream can only be left before its first
+byte went to the client, so its beginning is held back until a token has come, or
+the whole window when its confidence is judged. An answer left for low confidence
+is kept: when nobody after it answers, it is better than nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
+from tuneline.serving.gateway.confidence import is_low
+from tuneline.serving.gateway.config import LowConfidenceConfig, ModelConfig
+from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
+from tuneline.serving.gateway.protocol import upstream_body, without_logprobs
+from tuneline.serving.gateway.stream import OpenStream
+from tuneline.serving.gateway.upstream import Upstream
+
+log = logging.getLogger("tuneline.gateway")
+
+
+class Candidate(Protocol):
+    """What an attempt produced and the chain may hand out or leave."""
+
+    attempt: Attempt
+    low: bool
+    trail: str
+
+    async def release(self) -> None:
+        """Give back what it holds; it is not wanted."""
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+@dataclass
+class Answer:
+    """A whole answer as the client gets it."""
+
+    attempt: Attempt
+    content: bytes
+    low: bool
+    trail: str = ""
+
+    async def release(self) -> None:
+        """Nothing to give back."""
+
+
+class AllFailed(Exception):
+    """No upstream of the chain gave an answer."""
+
+    def __init__(self, attempts: list[Attempt]) -> None:
+        super().__init__(_trail(attempts))
+        self.attempts = attempts
+
+
+class Chain:
+    """The upstreams of one model."""
+
+    def __init__(
+        self, config: ModelConfig, upstreams: list[Upstream], recorder: Recorder, metrics: Metrics
+    ) -> None:
+        self.config = config
+        self.upstreams = upstreams
+        self.recorder = recorder
+        self._metrics = metrics
+
+    async def answer(self, call: Call) -> Answer:
+        """A whole answer; its attempts are recorded.
+
+        Raises:
+            AllFailed: nobody answered.
+            ClientFault: the request itself is wrong.
+        """
+        answer = await self._walk(call, self._complete)
+        self.recorder.record(answer.attempt, served=True)
+        return answer
+
+    async def stream(self, call: Call) -> OpenStream:
+        """An open stream whose first bytes are there; the caller records and releases it.
+
+        Raises:
+            AllFailed: nobody answered.
+            ClientFault: the request itself is wrong.
+        """
+        return await self._walk(call, self._open)
+
+    async def _walk(
+        self, call: Call, ask: Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]]
+    ) -> C:
+        attempts: list[Attempt] = []
+        held: list[C] = []
+        chosen: C | None = None
+        reason: Outcome | None = None
+        try:
+            for number, upstream in enumerate(self.upstreams, 1):
+                attempt = self.recorder.begin(call, number, upstream, reason)
+                attempts.append(attempt)
+                # After the last there is nobody to fall back to, so nothing to judge.
+                limits = None if number == len(self.upstreams) else self.config.low_confidence
+                try:
+                    found, reason = await self._try(attempt, ask, limits)
+                except ClientFault:
+                    if not held:
+                        raise
+                    found, reason = None, Outcome.CLIENT_ERROR
+                if found is None:
+                    continue
+                if not found.low:
+                    chosen = found
+                    break
+                held.append(found)
+            if chosen is None and held:
+                chosen = held[0]
+            if chosen is None:
+                raise AllFailed(attempts)
+            for candidate in held:
+                if candidate is not chosen:
+                    candidate.attempt.end(Outcome.LOW_CONFIDENCE)
+            left = [attempt for attempt in attempts if attempt is not chosen.attempt]
+            chosen.trail = _trail([*left, chosen.attempt])
+            return chosen
+        finally:
+            for attempt in attempts:
+                if chosen is None or attempt is not chosen.attempt:
+                    self.recorder.record(attempt, served=False)
+            for candidate in held:
+                if candidate is not chosen:
+                    await candidate.release()
+
+    @staticmethod
+    async def _try(
+        attempt: Attempt,
+        ask: Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]],
+        limits: LowConfidenceConfig | None,
+    ) -> tuple[C | None, Outcome | None]:
+        """What the upstream gave, and why to go on to the next one."""
+        try:
+            found = await ask(attempt, limits)
+        except UpstreamFault as fault:
+            attempt.end(fault.outcome)
+            attempt.upstream.health.met(fault.outcome, fault.detail)
+            request_id, name = attempt.call.request_id, attempt.upstream.name
+            log.warning("%s: %s left: %s", request_id, name, fault)
+            return None, fault.outcome
+        except ClientFault:
+            attempt.end(Outcome.CLIENT_ERROR)
+            raise
+        return found, Outcome.LOW_CONFIDENCE if found.low else None
+
+    async def _complete(self, attempt: Attempt, limits: LowConfidenceConfig | None) -> Answer:
+        request = attempt.call.request
+        upstream = attempt.upstream
+        body = upstream_body(request, upstream.config, judged=limits is not None)
+        payload, content = await upstream.complete(body, upstream.config.answer_timeout_s)
+        attempt.saw(payload, "message")
+        low = limits is not None and self._judge(attempt, limits)
+        attempt.end(Outcome.LOW_CONFIDENCE if low else Outcome.OK)
+        if limits is not None and not request.wants_logprobs:
+            content = without_logprobs(payload)
+        return Answer(attempt, content, low)
+
+    async def _open(self, attempt: Attempt, limits: LowConfidenceConfig | None) -> OpenStream:
+        request = attempt.call.request
+        upstream = attempt.upstream
+        judged = limits is not None and limits.stream_window_tokens > 0
+        body = upstream_body(request, upstream.config, judged=judged)
+        response = await upstream.open_stream(body, upstream.config.first_token_timeout_s)
+        stream = OpenStream(attempt, response, hide_logprobs=judged and not request.wants_logprobs)
+        try:
+            await stream.begin(limits.stream_window_tokens if limits and judged else 1)
+        except BaseException:
+            await stream.release()
+            raise
+        if limits and judged:
+            stream.low = self._judge(attempt, limits)
+        return stream
+
+    def _judge(self, attempt: Attempt, limits: LowConfidenceConfig) -> bool:
+        if not attempt.logprobs:
+            name = "tuneline_gateway_confidence_unknown_total"
+            self._metrics.add(name, upstream=attempt.upstream.name)
+        return is_low(attempt.logprobs, limits)
+
+
+def _trail(attempts: list[Attempt]) -> str:
+    """The attempts and how they ended, such as `small=timeout, large`."""
+    return ", ".join(
+        attempt.upstream.name
+        if attempt.outcome in (None, Outcome.OK)
+        else f"{attempt.upstream.name}={attempt.outcome}"
+        for attempt in attempts
+    )

@@ -1,0 +1,292 @@
+"""`POST /v1/chat/completions`: admission, then the chain, then the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from tuneline.serving.gateway.attempt import Attempt, Call
+from tuneline.serving.gateway.chain import AllFailed
+from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
+from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
+from tuneline.serving.gateway.runtime import Runtime
+from tuneline.serving.gateway.sse import DONE, event
+
+log = logging.getLogger("tuneline.gateway")
+
+# A body that trickles in must not hold a place in the queue for ever.
+_BODY_WITHIN_S = 30.0
+# nginx's code for a client that left; nobody receives it, the metrics show it.
+_CLIENT_LEFT = 499
+
+
+class ChatEndpoint:
+    """The endpoint as an ASGI application: it has to see the client leave."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = _Exchange(self._runtime, scope, receive, send)
+        self._runtime.in_flight += 1
+        try:
+            await exchange.run()
+        finally:
+            self._runtime.in_flight -= 1
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
+        self._runtime = runtime
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._id = f"req-{secrets.token_hex(12)}"
+        self._began = time.perf_counter()
+        self._key = ""
+        # Only known models become labels: a client must not be able to make new series.
+        self._model = ""
+        self._stream = False
+        self._served_by = ""
+        self._status = _CLIENT_LEFT
+
+    async def run(self) -> None:
+        try:
+            call = await self._admit()
+            await self._unless_client_leaves(
+                self._serve_stream(call) if call.request.stream else self._serve_whole(call)
+            )
+        except ApiError as error:
+            await self._respond(error.response({"x-request-id": self._id}))
+        finally:
+            self._note()
+
+    async def _admit(self) -> Call:
+        """Check all that can be checked before an upstream is asked."""
+        runtime = self._runtime
+        self._key = authenticate(runtime, Request(self._scope))
+        if runtime.closed:
+            raise ApiError(
+                503,
+                "The gateway is shutting down.",
+                kind="server_error",
+                code="shutting_down",
+                headers={"retry-after": "1", "connection": "close"},
+            )
+        if runtime.in_flight > runtime.config.max_in_flight:
+            raise ApiError(
+                429,
+                "Too many requests are under way; try again shortly.",
+                kind="rate_limit_error",
+                code="too_many_requests",
+                headers={"retry-after": "1"},
+            )
+        if runtime.ledger.full:
+            raise ApiError(
+                503,
+                "Usage cannot be recorded at the moment; try again shortly.",
+                kind="server_error",
+                code="ledger_full",
+                headers={"retry-after": "5"},
+            )
+        request = parse_chat(await self._body())
+        if request.model not in runtime.chains:
+            raise ApiError(
+                404,
+                "That model does not exist here; GET /v1/models lists those that do.",
+                code="model_not_found",
+            )
+        self._model, self._stream = request.model, request.stream
+        return Call(self._id, "request", self._key, request.model, request)
+
+    async def _body(self) -> bytes:
+        limit = self._runtime.config.max_body_bytes
+        too_large = ApiError(
+            413,
+            f"The request body is larger than {limit} bytes.",
+            code="request_too_large",
+            # What is left of the body is not read, so the connection cannot go on.
+            headers={"connection": "close"},
+        )
+        length = Request(self._scope).headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_WITHIN_S):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(_CLIENT_LEFT, "The client left.")
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise ApiError(
+                408, "The request body did not arrive in time.", headers={"connection": "close"}
+            ) from None
+
+    async def _serve_whole(self, call: Call) -> None:
+        chain = self._runtime.chains[call.model]
+        try:
+            answer = await chain.answer(call)
+        except AllFailed as failed:
+            self._log_request(call, None)
+            raise _nobody_answered(failed) from None
+        except ClientFault as fault:
+            raise _refused(fault) from None
+        self._log_request(call, answer.attempt)
+        headers = self._headers(answer.attempt, answer.trail)
+        await self._respond(
+            Response(answer.content, media_type="application/json", headers=headers)
+        )
+
+    async def _serve_stream(self, call: Call) -> None:
+        chain = self._runtime.chains[call.model]
+        try:
+            stream = await chain.stream(call)
+        except AllFailed as failed:
+            self._log_request(call, None)
+            raise _nobody_answered(failed) from None
+        except ClientFault as fault:
+            raise _refused(fault) from None
+        attempt = stream.attempt
+        try:
+            headers = self._headers(attempt, stream.trail) | {"cache-control": "no-cache"}
+            opening = Response(headers=headers, media_type="text/event-stream")
+            # The response's own length would be that of its empty body.
+            del opening.headers["content-length"]
+            start = {"type": "http.response.start", "status": 200, "headers": opening.raw_headers}
+            await self._send(start)
+            try:
+                async for piece in stream.pieces():
+                    await self._send(_part(piece))
+                attempt.end(Outcome.LOW_CONFIDENCE if stream.low else Outcome.OK)
+                await self._send(_part(event(DONE)))
+                await stream.read_end()
+            except UpstreamFault as fault:
+                attempt.end(Outcome.DIED_MIDSTREAM)
+                attempt.upstream.health.met(fault.outcome, fault.detail)
+                log.warning("%s: %s died mid-stream: %s", self._id, attempt.upstream.name, fault)
+                # No [DONE]: a cut answer must not look like a finished one.
+                message = "The model's server broke off in the middle of the answer."
+                await self._send(_part(event(error_body(message, "server_error", fault.outcome))))
+            self._status = 200
+            await self._send(_part(b"", more=False))
+        finally:
+            # An attempt without an end was cut off: the client left, or the gateway stops.
+            chain.recorder.record(attempt, served=True)
+            self._log_request(call, attempt)
+            await stream.release()
+
+    def _headers(self, attempt: Attempt, trail: str) -> dict[str, str]:
+        self._served_by = attempt.upstream.name
+        headers = {
+            "x-request-id": self._id,
+            "x-tuneline-served-by": attempt.upstream.name,
+            "x-tuneline-attempts": trail,
+        }
+        if attempt.fallback_reason is not None:
+            headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
+        return headers
+
+    async def _respond(self, response: Response) -> None:
+        self._status = response.status_code
+        await response(self._scope, self._receive, self._send)
+
+    async def _unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work, but stop it, and with it the upstream's, when the client leaves."""
+        task = asyncio.create_task(work)
+        watch = asyncio.create_task(self._client_left())
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            task.cancel()
+            watch.cancel()
+            await asyncio.gather(task, watch, return_exceptions=True)
+
+    async def _client_left(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _log_request(self, call: Call, attempt: Attempt | None) -> None:
+        if self._runtime.request_log:
+            self._runtime.request_log.put(call, attempt)
+
+    def _note(self) -> None:
+        seconds = time.perf_counter() - self._began
+        metrics = self._runtime.metrics
+        metrics.add("tuneline_gateway_requests_total", model=self._model, status=str(self._status))
+        if self._model:
+            name = "tuneline_gateway_request_seconds"
+            metrics.observe(name, seconds, model=self._model, stream=str(self._stream).lower())
+        log.info(
+            "%s key=%s model=%s served_by=%s status=%d ms=%.1f",
+            self._id,
+            self._key,
+            self._model,
+            self._served_by,
+            self._status,
+            seconds * 1e3,
+        )
+
+
+def authenticate(runtime: Runtime, request: Request) -> str:
+    """The name of the key that a request carries.
+
+    Raises:
+        ApiError: 401, without a hint at what was wrong with the key.
+    """
+    scheme, _, plain = request.headers.get("authorization", "").partition(" ")
+    name = runtime.keys.name_of(plain.strip()) if scheme.lower() == "bearer" else None
+    if name is None:
+        raise ApiError(
+            401,
+            "A valid API key is needed: send it as `Authorization: Bearer KEY`.",
+            kind="authentication_error",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+    return name
+
+
+def _part(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def _nobody_answered(failed: AllFailed) -> ApiError:
+    last = failed.attempts[-1].outcome
+    status = 504 if last is Outcome.TIMEOUT else 503 if last is Outcome.UPSTREAM_BUSY else 502
+    return ApiError(
+        status,
+        f"No model could answer ({failed}).",
+        kind="server_error",
+        code=str(last),
+        headers={"x-tuneline-attempts": str(failed)},
+    )
+
+
+def _refused(fault: ClientFault) -> ApiError:
+    error = fault.error
+    kind, code = error.get("type"), error.get("code")
+    return ApiError(
+        fault.status,
+        str(error.get("message", "The model's server refused the request.")),
+        kind=kind if isinstance(kind, str) else "invalid_request_error",
+        code=None if code is None else str(code),
+    )

@@ -1,0 +1,69 @@
+"""How an attempt at an upstream can end, and the faults that send a request on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """The end of one attempt, as ledger, metrics and response headers name it."""
+
+    OK = "ok"
+    # The answer came, but its tokens were improbable; it is billed, not trusted.
+    LOW_CONFIDENCE = "low_confidence"
+    CONNECT_ERROR = "connect_error"
+    # The connection broke after the request was sent and before an answer was complete.
+    CONNECTION_LOST = "connection_lost"
+    TIMEOUT = "timeout"
+    UPSTREAM_5XX = "upstream_5xx"
+    UPSTREAM_BUSY = "upstream_busy"
+    # 401, 403, 404, a redirect: our configuration is wrong, not the client's request.
+    UPSTREAM_REFUSED = "upstream_refused"
+    BAD_RESPONSE = "bad_response"
+    # The upstream found the client's request wrong; another upstream would too.
+    CLIENT_ERROR = "client_error"
+    CLIENT_ABORTED = "client_aborted"
+    # After the first byte had reached the client: too late for a fallback.
+    DIED_MIDSTREAM = "died_midstream"
+
+
+# Attempts that never made the engine read the prompt: they cost no tokens.
+WITHOUT_TOKENS = frozenset(
+    {
+        Outcome.CONNECT_ERROR,
+        Outcome.UPSTREAM_5XX,
+        Outcome.UPSTREAM_BUSY,
+        Outcome.UPSTREAM_REFUSED,
+        Outcome.CLIENT_ERROR,
+    }
+)
+
+
+class UpstreamFault(Exception):
+    """An upstream failed in a way that the next one may not.
+
+    Args:
+        outcome: how the attempt ended.
+        detail: a short text for the gateway's log and probes, without secrets.
+        status: the upstream's HTTP status, if it sent one.
+    """
+
+    def __init__(self, outcome: Outcome, detail: str, status: int | None = None) -> None:
+        super().__init__(f"{outcome}: {detail}")
+        self.outcome = outcome
+        self.detail = detail
+        self.status = status
+
+
+class ClientFault(Exception):
+    """An upstream found the client's request wrong (a 4xx that is the client's).
+
+    Args:
+        status: the upstream's HTTP status.
+        error: the upstream's OpenAI-style `error` object.
+    """
+
+    def __init__(self, status: int, error: dict[str, object]) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.error = error

@@ -1,0 +1,178 @@
+"""The OpenAI chat-completions protocol, as far as a gateway has to read it.
+
+Requests are passed on with what they hold; only the fields that route, count
+and judge are looked at. Errors have OpenAI's shape, so clients of that API can
+read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from tuneline.serving.gateway.config import UpstreamConfig
+
+# Engine fields that pick an adapter, a cache slot or another server's memory: the
+# gateway decides those, or one tenant could ask for another's adapter.
+NOT_FROM_CLIENTS = frozenset({"lora", "lora_request", "lora_path", "id_slot", "kv_transfer_params"})
+
+
+class ApiError(Exception):
+    """A request that ends with an error response.
+
+    Args:
+        status: HTTP status.
+        message: one sentence for the client.
+        kind: OpenAI's `type`, such as `invalid_request_error`.
+        code: OpenAI's `code`.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, kind, code)
+        self.headers = dict(headers or {})
+
+    def response(self, headers: Mapping[str, str] | None = None) -> Response:
+        """The HTTP response, with more headers if given."""
+        return Response(
+            self.body,
+            self.status,
+            media_type="application/json",
+            headers={**self.headers, **(headers or {})},
+        )
+
+
+def error_body(message: str, kind: str, code: str | None) -> bytes:
+    """OpenAI's error object as JSON."""
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return json.dumps({"error": error}).encode()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts that an upstream reported."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A checked request; `body` is the client's, without the fields that are not theirs."""
+
+    model: str
+    body: dict[str, Any]
+    stream: bool
+    wants_usage: bool
+    wants_logprobs: bool
+
+
+def parse_chat(raw: bytes) -> ChatRequest:
+    """Read a request body.
+
+    Raises:
+        ApiError: 400, with the field that is wrong.
+    """
+    try:
+        body = json.loads(raw, parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "The request body is not valid JSON.") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request body must be a JSON object.")
+    model, messages, stream = body.get("model"), body.get("messages"), body.get("stream")
+    if not isinstance(model, str) or not model:
+        raise ApiError(400, "`model` must be the id of a model; GET /v1/models lists them.")
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(400, "`messages` must be a list with at least one message.")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ApiError(400, f"`messages[{number}]` must be an object with a `role`.")
+    if stream is not None and not isinstance(stream, bool):
+        raise ApiError(400, "`stream` must be true or false.")
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise ApiError(400, "`stream_options` must be an object.")
+    return ChatRequest(
+        model=model,
+        body={name: value for name, value in body.items() if name not in NOT_FROM_CLIENTS},
+        stream=bool(stream),
+        wants_usage=options.get("include_usage") is True,
+        wants_logprobs=body.get("logprobs") is True,
+    )
+
+
+def _not_json(constant: str) -> None:
+    """NaN and Infinity, which Python would read and the upstream would not."""
+    raise ValueError(constant)
+
+
+def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
+    """The request as an upstream gets it.
+
+    Args:
+        request: the client's request.
+        upstream: who gets it.
+        judged: whether the answer's confidence will be judged.
+    """
+    body = {**request.body, **upstream.extra_body, "model": upstream.model}
+    if request.stream:
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    else:
+        body.pop("stream_options", None)
+    if judged and not request.wants_logprobs:
+        # One alternative a token: without the field llama.cpp sends twenty, with 0 none at all.
+        body |= {"logprobs": True, "top_logprobs": 1}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
+    """The usage of a whole answer or of a stream's usage chunk, or None if not reported."""
+    usage = payload.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt, completion, cached if isinstance(cached, int) else 0)
+
+
+def written_text(message: Any) -> str:
+    """All that a model wrote in a message or delta: content, reasoning, refusal, tool calls."""
+    if not isinstance(message, dict):
+        return ""
+    parts = [message.get(name) for name in ("reasoning_content", "content", "refusal")]
+    for call in message.get("tool_calls") or []:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            parts += [function.get("name"), function.get("arguments")]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def choices_of(payload: Any) -> list[dict[str, Any]]:
+    """The choices of an answer or chunk; empty when there are none."""
+    choices = payload.get("choices") if isinstance(payload, dict) else None
+    return [choice for choice in choices or [] if isinstance(choice, dict)]
+
+
+def without_logprobs(payload: dict[str, Any]) -> bytes:
+    """The answer or chunk as JSON, without log-probabilities the client had not asked for."""
+    for choice in choices_of(payload):
+        choice.pop("logprobs", None)
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

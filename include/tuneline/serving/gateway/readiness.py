@@ -1,0 +1,162 @@
+"""Readiness: does a model answer right now, by its own tokens and not by an open port.
+
+Each upstream must list the expected model id, go through a warm-up after it
+started, and have written a token recently. Pings of one token give that proof
+where no traffic does; they run in the background, so a probe is answered at once
+from what is known. vLLM's `/health` has answered 200 on a dead GPU
+(vllm-project/vllm#36960), which is why nothing here trusts a health route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import suppress
+
+from tuneline.serving.gateway.attempt import Call, Recorder
+from tuneline.serving.gateway.chain import Chain
+from tuneline.serving.gateway.config import ReadinessConfig
+from tuneline.serving.gateway.ledger import OWN_KEY
+from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
+from tuneline.serving.gateway.protocol import ChatRequest, upstream_body
+from tuneline.serving.gateway.upstream import Upstream
+
+log = logging.getLogger("tuneline.gateway")
+
+_WARMUP_TOKENS = 4
+
+
+class Prober:
+    """Keeps the health of all upstreams up to date, and draws the verdict.
+
+    Args:
+        config: intervals and limits.
+        upstreams: whom to ping.
+        chains: which models need which of them.
+        recorder: pings and warm-up cost tokens and are recorded like any request.
+    """
+
+    def __init__(
+        self,
+        config: ReadinessConfig,
+        upstreams: list[Upstream],
+        chains: list[Chain],
+        recorder: Recorder,
+    ) -> None:
+        self._config = config
+        self._upstreams = upstreams
+        self._chains = chains
+        self._recorder = recorder
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to look after each upstream."""
+        self._tasks = [asyncio.create_task(self._watch(upstream)) for upstream in self._upstreams]
+
+    async def stop(self) -> None:
+        """Stop looking."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def states(self) -> dict[str, str]:
+        """Per upstream `ready`, or why not."""
+        stale = self._config.stale_after_s
+        return {
+            upstream.name: upstream.health.why_not_ready(stale) or "ready"
+            for upstream in self._upstreams
+        }
+
+    def why_not_ready(self) -> str | None:
+        """Why the gateway should get no traffic, or None."""
+        states = self.states()
+        for chain in self._chains:
+            names = chain.config.chain
+            if self._config.require == "primary":
+                names = names[:1]
+            if all(states[name] != "ready" for name in names):
+                reasons = "; ".join(f"{name}: {states[name]}" for name in names)
+                return f"model {chain.config.id} has no ready upstream ({reasons})"
+        return None
+
+    async def _watch(self, upstream: Upstream) -> None:
+        interval = self._config.ping_interval_s
+        health = upstream.health
+        while True:
+            before = health.why_not_ready(self._config.stale_after_s)
+            asked = health.suspect.is_set()
+            health.suspect.clear()
+            if asked or before is not None or health.proof_age() >= interval:
+                try:
+                    await self._check(upstream)
+                except Exception as error:  # one odd answer must not end the watch
+                    log.exception("upstream %s cannot be checked", upstream.name)
+                    health.failed(f"it cannot be checked ({type(error).__name__})")
+            after = health.why_not_ready(self._config.stale_after_s)
+            if after != before:
+                log.info("upstream %s: %s", upstream.name, after or "ready")
+            # A fault in the traffic ends the wait, but not more often than once a second:
+            # a dead engine under load would otherwise be asked on every request.
+            await asyncio.sleep(min(1.0, interval))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, interval - 1.0)):
+                    await health.suspect.wait()
+
+    async def _check(self, upstream: Upstream) -> None:
+        """One round: the list of models, the warm-up if it is due, a ping."""
+        health = upstream.health
+        expected = upstream.config.model
+        try:
+            listed = await upstream.listed_models(self._config.ping_timeout_s)
+            health.listed = expected in listed
+            if not health.listed:
+                # Names of other models stay in the log: the probe is open to anyone.
+                log.warning("upstream %s lists %s, not %s", upstream.name, listed, expected)
+                health.failed(f"the model {expected} is not listed")
+                return
+            if not upstream.config.ping:
+                health.warm = True
+                health.proved()
+                return
+            if not health.warm:
+                for words in self._config.warmup_prompt_words:
+                    prompt = " ".join(["warm"] * words)
+                    await self._ask(
+                        upstream, "warmup", prompt, _WARMUP_TOKENS, self._config.warmup_timeout_s
+                    )
+                health.warm = True
+            await self._ask(upstream, "ping", "ping", 1, self._config.ping_timeout_s)
+        except UpstreamFault as fault:
+            if fault.outcome is Outcome.CONNECT_ERROR:
+                health.restarted()
+            # Too slow may only mean busy: then the age of the last token decides.
+            if fault.outcome is not Outcome.TIMEOUT or health.last_proof is None:
+                health.failed(fault.detail)
+        except ClientFault as fault:
+            health.failed(f"it refused a ping ({fault})")
+
+    async def _ask(
+        self, upstream: Upstream, kind: str, prompt: str, tokens: int, timeout_s: float
+    ) -> None:
+        messages = [{"role": "user", "content": prompt}]
+        body = {"messages": messages, "max_tokens": tokens, "temperature": 0}
+        model = upstream.config.model
+        request = ChatRequest(model, body, stream=False, wants_usage=False, wants_logprobs=False)
+        call = Call(f"{kind}-{secrets.token_hex(12)}", kind, OWN_KEY, model, request)
+        attempt = self._recorder.begin(call, 1, upstream)
+        try:
+            wire = upstream_body(request, upstream.config, judged=False)
+            payload, _ = await upstream.complete(wire, timeout_s)
+            attempt.saw(payload, "message")
+            attempt.end(Outcome.OK)
+            # An answer may be empty when the model's first token ends it; it is an answer.
+            upstream.health.proved()
+        except UpstreamFault as fault:
+            attempt.end(fault.outcome)
+            raise
+        except ClientFault:
+            attempt.end(Outcome.CLIENT_ERROR)
+            raise
+        finally:
+            self._recorder.record(attempt, served=False)

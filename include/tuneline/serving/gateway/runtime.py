@@ -1,0 +1,130 @@
+"""All that a running gateway holds: keys, ledger, upstreams, probes, counters."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tuneline.serving.gateway.attempt import Recorder
+from tuneline.serving.gateway.chain import Chain
+from tuneline.serving.gateway.config import GatewayConfig
+from tuneline.serving.gateway.keys import KeyRing
+from tuneline.serving.gateway.ledger import Ledger, UsageRow
+from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.readiness import Prober
+from tuneline.serving.gateway.request_log import DROPPED, RequestLog
+from tuneline.serving.gateway.upstream import Upstream
+
+_COUNTERS = {
+    "tuneline_gateway_requests_total": "Chat requests, by model asked for and HTTP status.",
+    "tuneline_gateway_attempts_total": "Attempts at upstreams, by how they ended.",
+    "tuneline_gateway_fallbacks_total": "Attempts made because an earlier one was left.",
+    "tuneline_gateway_tokens_total": "Tokens written to the ledger.",
+    "tuneline_gateway_cost_total": "Cost written to the ledger.",
+    "tuneline_gateway_confidence_unknown_total": "Answers to be judged without logprobs.",
+    DROPPED: "Lines of the request log that were dropped.",
+}
+_HISTOGRAMS = {
+    "tuneline_gateway_request_seconds": "Time from a request to the end of its answer.",
+    "tuneline_gateway_time_to_first_token_seconds": "Time from asking to a stream's first token.",
+}
+
+
+class Runtime:
+    """Built from a configuration, started and stopped with the application.
+
+    Raises:
+        UserError: the keys file, the ledger, a tokenizer or the redaction function
+            cannot be used.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        # Draining: the probe says no. Closed: new requests are refused as well.
+        self.draining = False
+        self.closed = False
+        self.in_flight = 0
+        self.keys = KeyRing(config.keys_file)
+        self.metrics = Metrics()
+        self._declare_metrics()
+        self.request_log = (
+            RequestLog(config.request_log, self.metrics) if config.request_log else None
+        )
+        self._upstreams = {entry.name: Upstream(entry) for entry in config.upstreams}
+        self.ledger = Ledger(
+            config.ledger.path,
+            queue_limit=config.ledger.queue_limit,
+            flush_interval_s=config.ledger.flush_interval_s,
+            on_written=self._count_written,
+        )
+        recorder = Recorder(self.ledger, self.metrics, config.currency)
+        self.chains = {
+            model.id: Chain(
+                model, [self._upstreams[name] for name in model.chain], recorder, self.metrics
+            )
+            for model in config.models
+        }
+        self.prober = Prober(
+            config.readiness, list(self._upstreams.values()), list(self.chains.values()), recorder
+        )
+
+    async def start(self) -> None:
+        """Start the writers and the pings."""
+        self.ledger.start()
+        if self.request_log:
+            self.request_log.start()
+        self.prober.start()
+
+    async def stop(self) -> None:
+        """Stop the pings, close the connections, write what waits."""
+        await self.prober.stop()
+        for upstream in self._upstreams.values():
+            await upstream.aclose()
+        if self.request_log:
+            await asyncio.to_thread(self.request_log.close)
+        await asyncio.to_thread(self.ledger.close)
+
+    def why_not_ready(self) -> str | None:
+        """Why the gateway should get no traffic, or None."""
+        if self.draining:
+            return "the gateway is shutting down"
+        if self.ledger.error is not None:
+            return "the usage ledger cannot be written"
+        return self.prober.why_not_ready()
+
+    def _count_written(self, rows: list[UsageRow]) -> None:
+        for row in rows:
+            labels = {"upstream": row.upstream, "estimated": str(row.estimated).lower()}
+            name = "tuneline_gateway_tokens_total"
+            self.metrics.add(name, row.prompt_tokens, **labels, type="prompt")
+            self.metrics.add(name, row.completion_tokens, **labels, type="completion")
+            self.metrics.add("tuneline_gateway_cost_total", row.cost, currency=row.currency)
+
+    def _declare_metrics(self) -> None:
+        for name, text in _COUNTERS.items():
+            self.metrics.counter(name, text)
+        for name, text in _HISTOGRAMS.items():
+            self.metrics.histogram(name, text)
+        gauge = self.metrics.gauge
+        gauge(
+            "tuneline_gateway_in_flight",
+            "Requests under way.",
+            lambda: {(): float(self.in_flight)},
+        )
+        gauge(
+            "tuneline_gateway_ledger_pending",
+            "Ledger rows not yet written.",
+            lambda: {(): float(self.ledger.pending)},
+        )
+        gauge(
+            "tuneline_gateway_ready",
+            "1 while /v1/health/ready answers 200.",
+            lambda: {(): float(self.why_not_ready() is None)},
+        )
+        gauge(
+            "tuneline_gateway_upstream_ready",
+            "1 while the upstream is ready.",
+            lambda: {
+                (("upstream", name),): float(state == "ready")
+                for name, state in self.prober.states().items()
+            },
+        )

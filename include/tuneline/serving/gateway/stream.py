@@ -1,0 +1,129 @@
+"""An upstream's stream on its way to a client: read, counted, passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import httpx
+
+from tuneline.serving.gateway.attempt import Attempt
+from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
+from tuneline.serving.gateway.protocol import choices_of, without_logprobs
+from tuneline.serving.gateway.sse import DONE, SseParser, event
+
+# The end of a finished stream usually lies in the same packet as its last event;
+# reading it keeps the connection for the next request.
+_END_WITHIN_S = 0.2
+
+
+class OpenStream:
+    """A stream that has begun.
+
+    Deadlines count from the last token, not from the last byte: an engine that hangs
+    behind a web server which still sends keep-alive comments is found all the same.
+
+    Args:
+        attempt: what is seen goes there.
+        response: the open response.
+        hide_logprobs: whether log-probabilities were our wish, not the client's.
+    """
+
+    def __init__(self, attempt: Attempt, response: httpx.Response, *, hide_logprobs: bool) -> None:
+        self.attempt = attempt
+        self.low = False
+        self.trail = ""
+        self._response = response
+        self._hide_logprobs = hide_logprobs
+        self._chunks = response.aiter_raw()
+        self._parser = SseParser()
+        self._ready: list[bytes] = []
+        self._finished = False
+        self._saw_finish = False
+        self._fault: UpstreamFault | None = None
+        self._deadline = (
+            asyncio.get_running_loop().time() + attempt.upstream.config.first_token_timeout_s
+        )
+
+    async def begin(self, tokens: int) -> None:
+        """Read until so many tokens are there, or all of a shorter stream.
+
+        Raises:
+            UpstreamFault: it broke off before that.
+        """
+        while max(self.attempt.chunks, len(self.attempt.logprobs)) < tokens and not self._finished:
+            await self._advance()
+            if self._fault is not None:
+                raise self._fault
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """What the client gets, piece by piece, without the final `[DONE]`.
+
+        Raises:
+            UpstreamFault: it broke off; all that came before was yielded.
+        """
+        while True:
+            if self._ready:
+                piece = b"".join(self._ready)
+                self._ready.clear()
+                yield piece
+            if self._fault is not None:
+                raise self._fault
+            if self._finished:
+                return
+            await self._advance()
+
+    async def release(self) -> None:
+        """Close it; an upstream that is still writing notices and stops."""
+        with suppress(httpx.HTTPError):
+            await self._response.aclose()
+
+    async def read_end(self) -> None:
+        """Read what follows the last event, so that the connection can serve again."""
+        with suppress(TimeoutError, httpx.HTTPError):
+            async with asyncio.timeout(_END_WITHIN_S):
+                async for _ in self._chunks:
+                    pass
+
+    async def _advance(self) -> None:
+        """Read one chunk; a fault is kept until what came before it has been passed on."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                chunk = await anext(self._chunks)
+            for data in self._parser.feed(chunk):
+                self._take(data)
+        except StopAsyncIteration:
+            if not self._saw_finish:
+                self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
+            self._finished = True
+        except TimeoutError:
+            self._fault = UpstreamFault(Outcome.TIMEOUT, "no token in time")
+        except httpx.HTTPError as error:
+            detail = f"the stream broke off ({type(error).__name__})"
+            self._fault = UpstreamFault(Outcome.CONNECTION_LOST, detail)
+        except UpstreamFault as fault:
+            self._fault = fault
+
+    def _take(self, data: bytes) -> None:
+        if data == DONE:
+            self._finished = True
+            return
+        try:
+            payload = json.loads(data)
+        except ValueError:
+            payload = None
+        if not isinstance(payload, dict):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "an event is no JSON object")
+        choices = choices_of(payload)
+        if not choices and "error" in payload:
+            raise UpstreamFault(Outcome.UPSTREAM_5XX, "an error in the stream")
+        self.attempt.saw(payload, "delta")
+        self._saw_finish = self._saw_finish or any(c.get("finish_reason") for c in choices)
+        config = self.attempt.upstream.config
+        if self.attempt.chunks:
+            self._deadline = asyncio.get_running_loop().time() + config.idle_timeout_s
+        if not choices and payload.get("usage") and not self.attempt.call.request.wants_usage:
+            return
+        self._ready.append(event(without_logprobs(payload) if self._hide_logprobs else data))

@@ -1,0 +1,167 @@
+"""Talking to one upstream: requests out, answers in, faults told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from tuneline.serving.gateway.config import UpstreamConfig
+from tuneline.serving.gateway.health import UpstreamHealth
+from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
+from tuneline.serving.gateway.prices import Rates
+from tuneline.serving.gateway.tokens import TokenCounter
+
+# Shorter than the 5 s after which uvicorn and llama.cpp close an idle connection:
+# a request on a connection that is being closed would look like a dead engine.
+_KEEPALIVE_S = 3.0
+_FREE = Rates(0.0, 0.0)
+
+
+class Upstream:
+    """One OpenAI-compatible server.
+
+    Args:
+        config: where it is and what it is asked for.
+
+    Raises:
+        UserError: its tokenizer file cannot be read.
+    """
+
+    def __init__(self, config: UpstreamConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.rates = config.price.rates() if config.price else _FREE
+        self.counter = TokenCounter(config.tokenizer)
+        self.health = UpstreamHealth()
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if config.api_key_env:
+            headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            # Every wait after connecting has its own deadline where it is awaited.
+            timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
+            # A proxy from the environment is for the outside, not for the engine next door.
+            trust_env=not _is_local(config.base_url),
+        )
+        self._chat_url = config.base_url + "/chat/completions"
+
+    async def complete(self, body: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+        """Ask for a whole answer.
+
+        Returns:
+            The answer, parsed and as it came.
+
+        Raises:
+            UpstreamFault: there is no usable answer.
+            ClientFault: the request itself is wrong.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._client.post(self._chat_url, content=body)
+        except TimeoutError:
+            raise UpstreamFault(Outcome.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise _transport_fault(error) from None
+        _check_status(response)
+        payload = _json(response.content)
+        if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "the answer is no chat completion")
+        return payload, response.content
+
+    async def open_stream(self, body: bytes, timeout_s: float) -> httpx.Response:
+        """Ask for a stream; the response is open and must be closed by the caller.
+
+        Raises:
+            UpstreamFault: no stream began.
+            ClientFault: the request itself is wrong.
+        """
+        request = self._client.build_request("POST", self._chat_url, content=body)
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._client.send(request, stream=True)
+                if response.status_code != httpx.codes.OK:
+                    try:
+                        await response.aread()
+                    finally:
+                        await response.aclose()
+        except TimeoutError:
+            raise UpstreamFault(Outcome.TIMEOUT, f"no stream within {timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise _transport_fault(error) from None
+        _check_status(response)
+        return response
+
+    async def listed_models(self, timeout_s: float) -> list[str]:
+        """The model ids that it says it serves.
+
+        Raises:
+            UpstreamFault: it does not say.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._client.get(self.config.base_url + "/models")
+        except TimeoutError:
+            raise UpstreamFault(Outcome.TIMEOUT, f"no list within {timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise _transport_fault(error) from None
+        try:
+            _check_status(response)
+        except ClientFault as fault:
+            raise UpstreamFault(Outcome.UPSTREAM_REFUSED, str(fault), fault.status) from None
+        payload = _json(response.content)
+        entries = payload.get("data") if isinstance(payload, dict) else None
+        if not isinstance(entries, list):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "its list of models cannot be read")
+        return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _transport_fault(error: httpx.HTTPError) -> UpstreamFault:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return UpstreamFault(Outcome.CONNECT_ERROR, "cannot connect")
+    return UpstreamFault(Outcome.CONNECTION_LOST, f"connection broken ({type(error).__name__})")
+
+
+def _check_status(response: httpx.Response) -> None:
+    status = response.status_code
+    if status == httpx.codes.OK:
+        return
+    detail = f"HTTP {status}"
+    if status >= 500:
+        raise UpstreamFault(Outcome.UPSTREAM_5XX, detail, status)
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        raise UpstreamFault(Outcome.UPSTREAM_BUSY, detail, status)
+    if status == httpx.codes.REQUEST_TIMEOUT:
+        raise UpstreamFault(Outcome.TIMEOUT, detail, status)
+    if status < 400 or status in (401, 403, 404, 405):
+        raise UpstreamFault(Outcome.UPSTREAM_REFUSED, detail, status)
+    payload = _json(response.content)
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if not isinstance(error, dict):
+        error = {"message": "The model's server refused the request.", "type": "invalid_request"}
+    raise ClientFault(status, error)

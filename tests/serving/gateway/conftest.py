@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tuneline.serving.gateway.app import create_app
+from tuneline.serving.gateway.config import load_config
+from tuneline.serving.gateway.keys import add_key
+
+from .upstream_server import ServerThread, UpstreamServer, wait_for
+
+
+class Gateway:
+    """A running gateway with a client that holds a key of it."""
+
+    def __init__(self, config_path: Path, key: str, ledger: Path) -> None:
+        app = create_app(load_config(config_path))
+        self.runtime = app.state.runtime
+        self.key = key
+        self.ledger = ledger
+        self.thread = ServerThread(app)
+        self.url = self.thread.url
+        self.client = httpx.Client(
+            base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20
+        )
+
+    def chat(self, **fields: object) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json=ask(**fields))
+
+    def stream(self, **fields: object) -> tuple[httpx.Response, list[dict], bool]:
+        """The response, its events, and whether `[DONE]` ended it."""
+        response = self.chat(stream=True, **fields)
+        lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: ")]
+        done = bool(lines) and lines[-1] == "[DONE]"
+        return response, [json.loads(line) for line in lines if line != "[DONE]"], done
+
+    def rows(self, count: int, kind: str = "request") -> list[dict]:
+        """The ledger's rows, once so many are there."""
+
+        def read() -> list[dict]:
+            with closing(sqlite3.connect(self.ledger)) as db:
+                db.row_factory = sqlite3.Row
+                found = db.execute(
+                    "SELECT * FROM usage WHERE kind = ? ORDER BY time, attempt", (kind,)
+                )
+                return [dict(row) for row in found]
+
+        wait_for(lambda: len(read()) >= count)
+        rows = read()
+        assert len(rows) == count
+        return rows
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.client.get("/v1/health/ready").status_code == 200)
+
+    def stop(self) -> None:
+        self.client.close()
+        self.thread.stop()
+
+
+def ask(**fields: object) -> dict:
+    return {"model": "support", "messages": [{"role": "user", "content": "a b c"}], **fields}
+
+
+def text_of(events: list[dict]) -> str:
+    return "".join(
+        choice["delta"].get("content") or ""
+        for event in events
+        for choice in event.get("choices", [])
+    )
+
+
+def upstream_entry(server: UpstreamServer, **fields: object) -> dict:
+    return {
+        "name": server.name,
+        "base_url": server.base_url,
+        "model": f"{server.name}-model",
+        "price": {"per_1k_prompt": 1.0, "per_1k_completion": 2.0},
+        **fields,
+    }
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[dict[str, UpstreamServer]]:
+    made = {name: UpstreamServer(name) for name in ("small", "large")}
+    yield made
+    for server in made.values():
+        server.stop()
+
+
+@pytest.fixture
+def small(servers: dict[str, UpstreamServer]) -> UpstreamServer:
+    servers["small"].reset()
+    return servers["small"]
+
+
+@pytest.fixture
+def large(servers: dict[str, UpstreamServer]) -> UpstreamServer:
+    servers["large"].reset()
+    return servers["large"]
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a configuration with one model, `support`, over the given upstreams."""
+
+    def write(upstreams: list[dict], model: dict | None = None, **fields: object) -> Path:
+        config = {
+            "keys_file": "keys.json",
+            "ledger": {"path": "usage.db", "flush_interval_s": 0.02},
+            "upstreams": upstreams,
+            "models": [
+                {"id": "support", "chain": [entry["name"] for entry in upstreams], **(model or {})}
+            ],
+            "readiness": {"ping_interval_s": 0.1, "ping_timeout_s": 0.5, "stale_after_s": 1.0},
+            **fields,
+        }
+        path = tmp_path / "gateway.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path: Path, write_config: Callable[..., Path]) -> Iterator[Callable[..., Gateway]]:
+    """Starts a gateway over the given upstreams; stops it after the test."""
+    running: list[Gateway] = []
+
+    def run(*servers: UpstreamServer | dict, **fields: object) -> Gateway:
+        entries = [s if isinstance(s, dict) else upstream_entry(s) for s in servers]
+        path = write_config(entries, **fields)
+        keys = tmp_path / "keys.json"
+        key = add_key(keys, f"tester-{len(running)}")
+        gateway = Gateway(path, key, tmp_path / "usage.db")
+        running.append(gateway)
+        return gateway
+
+    yield run
+    for gateway in running:
+        gateway.stop()
