@@ -1,0 +1,180 @@
+"""Jobs (batch/v1)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from kubernetes import client
+from tests.localpods.pod_lab import NAMESPACE, Api, Server, pod_body, wait_for
+
+
+def create_job(api: Api, name: str, script: str, *, pod: dict[str, Any] | None = None, **spec: Any):
+    template = pod_body("ignored", script, **(pod or {}))
+    body = {"metadata": {"name": name}, "spec": {"template": template, **spec}}
+    return api.batch.create_namespaced_job(NAMESPACE, body)
+
+
+def pods_of(api: Api, job: str) -> list[client.V1Pod]:
+    return api.core.list_namespaced_pod(NAMESPACE, label_selector=f"job-name={job}").items
+
+
+def wait_end(api: Api, name: str) -> client.V1Job:
+    def ended() -> client.V1Job | None:
+        job = api.batch.read_namespaced_job_status(name, NAMESPACE)
+        return job if job.status.conditions else None
+
+    return wait_for(ended, what=f"the end of job {name}")
+
+
+def test_job_completes(api: Api) -> None:
+    created = create_job(api, "plain", "echo hi", pod={"labels": {"mine": "yes"}})
+    # Its pod is there with the answer: the operator looks at once.
+    pods = pods_of(api, "plain")
+    assert len(pods) == 1
+    assert pods[0].metadata.labels["mine"] == "yes"
+    assert pods[0].metadata.owner_references[0].uid == created.metadata.uid
+    job = wait_end(api, "plain")
+    assert job.status.conditions[0].type == "Complete"
+    assert (job.status.succeeded, job.status.failed) == (1, None)
+    assert job.status.completion_time is not None
+    assert api.log(pods[0].metadata.name) == "hi\n"
+
+
+def test_indexed_job_gives_each_pod_its_index(api: Api) -> None:
+    script = "echo $JOB_COMPLETION_INDEX $HOSTNAME $MASTER $0; sleep 0.3"
+    create_job(
+        api,
+        "indexed",
+        script,
+        pod={
+            "container_env": [
+                {
+                    "name": "JOB",
+                    "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['job-name']"}},
+                },
+                {"name": "MASTER", "value": "$(JOB)-0.workers.ml.svc:29500"},
+            ],
+            "container_args": ["--rdzv=$(JOB)-0"],
+        },
+        completionMode="Indexed",
+        completions=4,
+        parallelism=2,
+    )
+    assert len(pods_of(api, "indexed")) == 2
+    job = wait_end(api, "indexed")
+    assert job.status.completed_indexes == "0-3"
+    assert job.status.succeeded == 4
+    logs = sorted(api.log(pod.metadata.name) for pod in pods_of(api, "indexed"))
+    assert logs == [f"{i} indexed-{i} 127.0.0.1:29500 --rdzv=127.0.0.1\n" for i in range(4)]
+
+
+def test_failed_pods_are_replaced(api: Api, tmp_path: Any) -> None:
+    # Fails once, then works.
+    script = f"if mkdir {tmp_path}/once; then exit 3; fi"
+    create_job(api, "flaky", script, backoffLimit=2)
+    job = wait_end(api, "flaky")
+    assert job.status.conditions[0].type == "Complete"
+    assert (job.status.succeeded, job.status.failed) == (1, 1)
+    assert sorted(pod.status.phase for pod in pods_of(api, "flaky")) == ["Failed", "Succeeded"]
+
+
+def test_job_fails_over_its_backoff_limit(api: Api) -> None:
+    create_job(
+        api,
+        "hopeless",
+        "test $JOB_COMPLETION_INDEX = 0 && exit 1; sleep 600",
+        completionMode="Indexed",
+        completions=2,
+        parallelism=2,
+        backoffLimit=0,
+    )
+    job = wait_end(api, "hopeless")
+    condition = job.status.conditions[0]
+    assert (condition.type, condition.reason) == ("Failed", "BackoffLimitExceeded")
+    assert job.status.failed == 1
+    wait_for(lambda: len(pods_of(api, "hopeless")) == 1, what="the end of the other pod")
+
+
+def test_job_deadline(api: Api) -> None:
+    create_job(api, "slow", "sleep 600", activeDeadlineSeconds=1)
+    condition = wait_end(api, "slow").status.conditions[0]
+    assert (condition.type, condition.reason) == ("Failed", "DeadlineExceeded")
+    wait_for(lambda: pods_of(api, "slow") == [], what="the end of its pod")
+
+
+@pytest.mark.parametrize("policy", ["Foreground", "Background"])
+def test_deleted_job_takes_its_pods_along(api: Api, policy: str) -> None:
+    name = f"deleted-{policy.lower()}"
+    create_job(api, name, "sleep 600")
+    api.batch.delete_namespaced_job(
+        name, NAMESPACE, propagation_policy=policy, grace_period_seconds=0
+    )
+    wait_for(lambda: pods_of(api, name) == [], what="the end of its pods")
+
+    def gone() -> bool:
+        try:
+            api.batch.read_namespaced_job(name, NAMESPACE)
+        except client.ApiException as error:
+            return error.status == 404
+        return False
+
+    wait_for(gone, what="the end of the job")
+
+
+def test_orphaned_pods_stay(api: Api) -> None:
+    create_job(api, "orphans", "sleep 600")
+    api.batch.delete_namespaced_job("orphans", NAMESPACE, propagation_policy="Orphan")
+    pod = pods_of(api, "orphans")[0].metadata.name
+    api.wait_phase(pod, "Running")
+    api.core.delete_namespaced_pod(pod, NAMESPACE, grace_period_seconds=0)
+    wait_for(lambda: not api.exists(pod), what="the end of the pod")
+
+
+def test_deleted_pod_of_a_job_counts_as_failed(api: Api, tmp_path: Any) -> None:
+    script = f"if mkdir {tmp_path}/first; then sleep 600; fi"
+    create_job(api, "evicted", script)
+    pod = pods_of(api, "evicted")[0].metadata.name
+    wait_for(lambda: (tmp_path / "first").exists(), what="its work")
+    api.core.delete_namespaced_pod(pod, NAMESPACE, grace_period_seconds=0)
+    job = wait_end(api, "evicted")
+    assert (job.status.succeeded, job.status.failed) == (1, 1)
+
+
+def test_job_goes_on_after_a_restart(own_server: Server) -> None:
+    api = Api(own_server)
+    create_job(api, "restarted", "sleep 1", completionMode="Indexed", completions=2, parallelism=1)
+    api.wait_phase(pods_of(api, "restarted")[0].metadata.name, "Running")
+    own_server.kill()
+    own_server.start()
+    job = wait_end(api, "restarted")
+    assert (job.status.succeeded, job.status.failed) == (2, None)
+    assert len(pods_of(api, "restarted")) == 2
+
+
+def test_jobs_are_listed_and_patched(api: Api) -> None:
+    create_job(api, "listed", "true")
+    patch = {"metadata": {"labels": {"found": "yes"}}}
+    api.batch.patch_namespaced_job("listed", NAMESPACE, patch)
+    found = api.batch.list_namespaced_job(NAMESPACE, label_selector="found=yes").items
+    assert [job.metadata.name for job in found] == ["listed"]
+    assert len(api.batch.list_job_for_all_namespaces().items) > 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"completionMode": "Indexed"}, "spec.completions"),
+        ({"suspend": True}, "spec.suspend"),
+        ({"backoffLimit": -1}, "spec.backoffLimit"),
+        ({"podFailurePolicy": {"rules": []}}, "spec.podFailurePolicy"),
+        ({"pod": {"restartPolicy": "OnFailure"}}, "spec.template.spec.restartPolicy"),
+        ({"pod": {"labels": {"a": "b c"}}}, "spec.template.metadata.labels[a]"),
+    ],
+)
+def test_wrong_job_is_refused(api: Api, spec: dict[str, Any], field: str) -> None:
+    with pytest.raises(client.ApiException) as caught:
+        create_job(api, "wrong", "true", **spec)
+    assert caught.value.status == 422
+    assert field in json.loads(caught.value.body)["message"]

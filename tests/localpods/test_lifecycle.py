@@ -1,0 +1,195 @@
+"""What befalls pods."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, state_of, wait_for
+
+
+def test_deletion_sends_sigterm_and_waits(api: Api) -> None:
+    api.create("graceful", 'trap "echo bye; sleep 0.3; exit 7" TERM; echo up; sleep 60 & wait')
+    api.wait_log("graceful", "up")
+    answer = api.core.read_namespaced_pod_log(
+        "graceful", NAMESPACE, follow=True, _preload_content=False
+    )
+    api.core.delete_namespaced_pod("graceful", NAMESPACE)
+    assert api.read("graceful").metadata.deletion_timestamp is not None
+    assert answer.data.decode() == "up\nbye\n"
+    wait_for(lambda: not api.exists("graceful"), what="the end of the pod")
+    assert api.events("graceful")["Killing"] == "Stopping container base"
+
+
+def test_grace_period_ends_with_sigkill(api: Api) -> None:
+    api.create("stubborn", 'trap "" TERM; echo $BASHPID; while true; do sleep 0.1; done')
+    api.wait_log("stubborn", "\n")
+    process = psutil.Process(int(api.log("stubborn")))
+    began = time.monotonic()
+    api.core.delete_namespaced_pod("stubborn", NAMESPACE, grace_period_seconds=1)
+    wait_for(lambda: not api.exists("stubborn"), what="the end of the pod")
+    assert 0.9 < time.monotonic() - began < 4
+    assert not process.is_running()
+
+
+def test_second_deletion_without_grace_hastens_the_first(api: Api) -> None:
+    api.create("hastened", 'trap "" TERM; echo up; while true; do sleep 0.1; done')
+    api.wait_log("hastened", "up")
+    api.core.delete_namespaced_pod("hastened", NAMESPACE)
+    assert api.exists("hastened")
+    api.core.delete_namespaced_pod("hastened", NAMESPACE, grace_period_seconds=0)
+    wait_for(lambda: not api.exists("hastened"), seconds=5, what="the end of the pod")
+
+
+def test_what_a_container_leaves_behind_ends_with_it(api: Api) -> None:
+    # Also what has a session of its own and no parent any more.
+    api.run("leaves", "setsid sleep 600 & setsid bash -c 'sleep 600 & echo $!' & sleep 0.3")
+    pid = int(api.log("leaves"))
+    wait_for(lambda: not psutil.pid_exists(pid), what="the end of the orphan")
+
+
+def test_memory_limit(api: Api) -> None:
+    script = "import time; a = bytearray(200 << 20); time.sleep(60)"
+    pod = api.run(
+        "hungry",
+        "",
+        container_command=["python", "-c", script],
+        container_resources={"limits": {"memory": "100Mi"}},
+    )
+    ended = state_of(pod).terminated
+    assert pod.status.phase == "Failed"
+    assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
+
+
+def test_mapped_files_do_not_count_against_the_memory_limit(api: Api) -> None:
+    # As model weights are: in memory, but dropped by the kernel when it needs room.
+    script = (
+        "import mmap, os, time\n"
+        "with open('weights', 'wb') as f:\n"
+        "    for _ in range(150): f.write(os.urandom(1 << 20))\n"
+        "m = mmap.mmap(os.open('weights', os.O_RDONLY), 0, prot=mmap.PROT_READ)\n"
+        "print(sum(m[i] for i in range(0, len(m), 4096)) > 0); time.sleep(1)"
+    )
+    pod = api.run(
+        "mapped",
+        "",
+        container_command=["python", "-c", script],
+        container_resources={"limits": {"memory": "100Mi"}},
+    )
+    assert pod.status.phase == "Succeeded"
+
+
+def test_deadline(api: Api) -> None:
+    pod = api.run("late", "sleep 60", activeDeadlineSeconds=1)
+    assert (pod.status.phase, pod.status.reason) == ("Failed", "DeadlineExceeded")
+    assert state_of(pod).terminated.exit_code == 143
+
+
+def test_deadline_of_a_pod_that_never_starts(api: Api) -> None:
+    pod = api.run("never", "true", container_image="unknown:1", activeDeadlineSeconds=1)
+    assert pod.status.reason == "DeadlineExceeded"
+
+
+def test_image_that_is_not_mapped(api: Api) -> None:
+    api.create("unmapped", container_image="nobody/knows:1")
+    waiting = api.wait_waiting("unmapped")
+    assert waiting.reason == "ErrImagePull"
+    assert 'image "nobody/knows:1" is not in' in waiting.message
+    assert IMAGE in waiting.message
+    assert api.read("unmapped").status.phase == "Pending"
+    assert "nobody/knows:1" in api.events("unmapped")["Failed"]
+    api.core.delete_namespaced_pod("unmapped", NAMESPACE)
+    assert not api.exists("unmapped")
+
+
+def test_image_whose_environment_is_not_there(api: Api) -> None:
+    api.create("not-built", container_image="gone:1")
+    assert "is not there: build it" in api.wait_waiting("not-built").message
+
+
+def test_gpu_that_is_not_there(served: Callable[..., Server]) -> None:
+    api = Api(served("--gpus", "0"))
+    api.create("gpu", container_resources={"limits": {"nvidia.com/gpu": "1"}})
+    pod = wait_for(lambda: (p := api.read("gpu")).status.conditions and p, what="a condition")
+    scheduled = pod.status.conditions[0]
+    assert pod.status.phase == "Pending"
+    assert (scheduled.type, scheduled.status) == ("PodScheduled", "False")
+    assert scheduled.reason == "Unschedulable"
+    assert "Insufficient nvidia.com/gpu" in scheduled.message
+    assert api.events("gpu")["FailedScheduling"] == scheduled.message
+
+
+def test_gpus_are_given_out(served: Callable[..., Server]) -> None:
+    api = Api(served("--gpus", "2"))
+    script = 'echo "gpus:$CUDA_VISIBLE_DEVICES"; sleep 1'
+    one = {"limits": {"nvidia.com/gpu": 1}}
+    for name in ("gpu-a", "gpu-b", "gpu-c"):
+        api.create(name, script, container_resources=one)
+    api.create("gpu-none", script)
+    for name in ("gpu-a", "gpu-b", "gpu-c", "gpu-none"):
+        api.wait_phase(name, "Succeeded")
+    logs = [api.log(name) for name in ("gpu-a", "gpu-b", "gpu-c", "gpu-none")]
+    assert sorted(logs[:2]) == ["gpus:0\n", "gpus:1\n"]
+    assert logs[2] in logs[:2]
+    assert logs[3] == "gpus:\n"
+    third, first = api.read("gpu-c").status, api.read("gpu-a").status
+    assert state_started(third) >= state_finished(first)
+
+
+def test_cpu_requests_limit_what_runs_at_once(served: Callable[..., Server]) -> None:
+    api = Api(served("--cpus", "1500m"))
+    for name in ("cpu-a", "cpu-b"):
+        api.create(name, "sleep 1", container_resources={"requests": {"cpu": "1"}})
+    api.create("cpu-small", "true", container_resources={"requests": {"cpu": "250m"}})
+    api.wait_phase("cpu-small", "Succeeded")
+    waiting = api.read("cpu-b")
+    assert waiting.status.phase == "Pending"
+    assert "Insufficient cpu" in waiting.status.conditions[0].message
+    second = api.wait_phase("cpu-b", "Succeeded")
+    assert state_started(second.status) >= state_finished(api.read("cpu-a").status)
+
+
+def test_init_containers_run_first_and_one_by_one(api: Api) -> None:
+    def init(name: str, script: str) -> dict[str, object]:
+        return {"name": name, "image": IMAGE, "command": ["bash", "-c", script]}
+
+    api.create(
+        "initialized",
+        "cat trail",
+        initContainers=[init("one", "sleep 0.5; echo 1 > trail"), init("two", "echo 2 >> trail")],
+    )
+    status = wait_for(
+        lambda: (s := api.read("initialized").status).init_container_statuses and s, what="status"
+    )
+    assert status.container_statuses[0].state.waiting.reason == "PodInitializing"
+    api.wait_phase("initialized", "Succeeded")
+    assert api.log("initialized") == "1\n2\n"
+
+
+def test_failed_init_container_fails_the_pod(api: Api) -> None:
+    init = {"name": "one", "image": IMAGE, "command": ["bash", "-c", "exit 4"]}
+    pod = api.run("uninitialized", "echo never", initContainers=[init])
+    assert pod.status.phase == "Failed"
+    assert state_of(pod, "one").terminated.exit_code == 4
+    assert state_of(pod).waiting.reason == "PodInitializing"
+    assert api.log("uninitialized") == ""
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (0, 3)])
+def test_pod_of_several_containers(api: Api, codes: tuple[int, int]) -> None:
+    containers = [
+        {"name": f"c{i}", "image": IMAGE, "command": ["bash", "-c", f"sleep 0.{i}; exit {code}"]}
+        for i, code in enumerate(codes)
+    ]
+    pod = api.run(f"several-{codes[1]}", "", containers=containers)
+    assert pod.status.phase == ("Failed" if any(codes) else "Succeeded")
+
+
+def state_started(status: object) -> float:
+    return status.container_statuses[0].state.terminated.started_at.timestamp()
+
+
+def state_finished(status: object) -> float:
+    return status.container_statuses[0].state.terminated.finished_at.timestamp()

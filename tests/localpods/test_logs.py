@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+from tests.localpods.pod_lab import NAMESPACE, Api
+
+from localpods.logs import LogQuery, read_log
+from localpods.objects import log_instant
+
+
+def read(path: Path, **query: object) -> bytes:
+    async def collect() -> bytes:
+        pieces = read_log(path, LogQuery(**query), lambda: True)
+        return b"".join([piece async for piece in pieces])
+
+    return asyncio.run(collect())
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    lines = [(log_instant(100 - i), f"line {i}") for i in range(100)]
+    path.write_text("".join(f"{stamp} {line}\n" for stamp, line in lines))
+    return path
+
+
+def test_tail(log: Path) -> None:
+    assert read(log, tail=2) == b"line 98\nline 99\n"
+    assert read(log, tail=0) == b""
+    assert read(log, tail=1000) == read(log)
+    assert read(log).count(b"\n") == 100
+
+
+def test_tail_over_several_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    stamp = log_instant()
+    path.write_text("".join(f"{stamp} {i:0100d}\n" for i in range(10_000)))
+    lines = read(path, tail=5000).splitlines()
+    assert [int(line) for line in lines] == list(range(5000, 10_000))
+
+
+def test_since(log: Path) -> None:
+    lines = read(log, since=log_instant(10.5)).splitlines()
+    assert lines[0] == b"line 90"
+    assert read(log, since=log_instant(10.5), tail=3).splitlines() == lines[-3:]
+
+
+def test_limit_counts_what_is_sent(log: Path) -> None:
+    assert read(log, limit=10) == b"line 0\nlin"
+    assert len(read(log, limit=10, timestamps=True)) == 10
+
+
+def test_empty_lines_and_blanks_stay(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    stamp = log_instant()
+    path.write_text(f"{stamp} \n{stamp}   indented\n")
+    assert read(path) == b"\n  indented\n"
+
+
+def test_missing_file_is_an_empty_log(tmp_path: Path) -> None:
+    assert read(tmp_path / "log") == b""
+
+
+def test_follow_sends_lines_when_they_come(api: Api) -> None:
+    api.create("follows", "for i in 1 2 3; do echo $i; sleep 0.5; done")
+    api.wait_phase("follows", "Running")
+    answer = api.core.read_namespaced_pod_log(
+        "follows", NAMESPACE, follow=True, timestamps=True, _preload_content=False
+    )
+    arrived = []
+    for line in answer:
+        assert re.match(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z \d\n", line)
+        arrived.append(time.monotonic())
+    assert len(arrived) == 3
+    assert arrived[-1] - arrived[0] > 0.8
+
+
+def test_options_of_a_request(api: Api) -> None:
+    api.run("options", "echo old; sleep 2.2; echo new")
+    assert api.log("options") == "old\nnew\n"
+    assert api.log("options", tail_lines=1) == "new\n"
+    assert api.log("options", since_seconds=1) == "new\n"
+    assert api.log("options", limit_bytes=2) == "ol"
+    assert api.log("options", container="base") == "old\nnew\n"
+
+
+def test_output_without_a_line_break_is_kept(api: Api) -> None:
+    api.run("unfinished", "printf 'to stderr\\n' >&2; printf 'no end'")
+    assert api.log("unfinished") == "to stderr\nno end\n"
+
+
+def test_log_of_a_container_that_waits(api: Api) -> None:
+    api.create("log-waits", container_image="unknown:1")
+    api.wait_waiting("log-waits")
+    with pytest.raises(client.ApiException) as caught:
+        api.log("log-waits")
+    assert caught.value.status == 400
+    assert "is waiting to start" in caught.value.body
+
+
+def test_container_must_be_named_among_several(api: Api) -> None:
+    other = {"name": "other", "image": "tuneline/ml:local", "command": ["echo", "from other"]}
+    base = {"name": "base", "image": "tuneline/ml:local", "command": ["echo", "from base"]}
+    api.run("two", "", containers=[base, other])
+    assert api.log("two", container="other") == "from other\n"
+    for options in ({}, {"container": "third"}):
+        with pytest.raises(client.ApiException) as caught:
+            api.log("two", **options)
+        assert caught.value.status == 400

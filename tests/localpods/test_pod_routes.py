@@ -1,0 +1,331 @@
+"""The API as the official client sees it."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from kubernetes import client, watch
+from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, pod_body, state_of, wait_for
+
+
+def test_pod_runs_to_its_end(api: Api) -> None:
+    created = api.create("ends", "echo hello", labels={"a": "b"})
+    assert created.status.phase == "Pending"
+    pod = api.wait_phase("ends", "Succeeded")
+    ended = state_of(pod).terminated
+    assert (ended.exit_code, ended.reason, ended.message) == (0, "Completed", None)
+    assert ended.finished_at >= ended.started_at
+    assert pod.metadata.labels == {"a": "b"}
+    assert api.log("ends") == "hello\n"
+    assert {"Scheduled", "Created", "Started"} <= api.events("ends").keys()
+
+
+def test_exit_code_and_termination_message(api: Api) -> None:
+    script = "echo out of luck > $TERMINATION_MESSAGE_PATH; exit 75"
+    pod = api.run("exits", script)
+    ended = state_of(pod).terminated
+    assert pod.status.phase == "Failed"
+    assert (ended.exit_code, ended.reason, ended.message) == (75, "Error", "out of luck\n")
+
+
+def test_termination_message_falls_back_to_the_log(api: Api) -> None:
+    pod = api.run(
+        "falls-back",
+        "echo last words; exit 1",
+        container_terminationMessagePolicy="FallbackToLogsOnError",
+    )
+    assert state_of(pod).terminated.message == "last words"
+
+
+def test_signal_becomes_an_exit_code(api: Api) -> None:
+    assert state_of(api.run("signalled", "kill -9 $BASHPID")).terminated.exit_code == 137
+
+
+def test_command_that_is_not_there(api: Api) -> None:
+    pod = api.run("no-command", "", container_command=["no-such-command"])
+    ended = state_of(pod).terminated
+    assert (pod.status.phase, ended.exit_code, ended.reason) == ("Failed", 128, "StartError")
+    assert "no-such-command" in ended.message
+    assert "Started" not in api.events("no-command")
+
+
+def test_name_that_is_taken(api: Api) -> None:
+    api.create("twice")
+    with pytest.raises(client.ApiException) as caught:
+        api.create("twice")
+    assert caught.value.status == 409
+    assert json.loads(caught.value.body)["reason"] == "AlreadyExists"
+    # Another namespace has names of its own.
+    api.core.create_namespaced_pod("other", pod_body("twice", "true"))
+
+
+def test_what_is_not_there(api: Api) -> None:
+    for call in (
+        lambda: api.read("nobody"),
+        lambda: api.log("nobody"),
+        lambda: api.core.delete_namespaced_pod("nobody", NAMESPACE),
+        lambda: api.core.patch_namespaced_pod("nobody", NAMESPACE, {"metadata": {}}),
+    ):
+        with pytest.raises(client.ApiException) as caught:
+            call()
+        body = json.loads(caught.value.body)
+        assert (caught.value.status, body["kind"], body["reason"]) == (404, "Status", "NotFound")
+        assert body["details"] == {"name": "nobody", "kind": "pods"}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"restartPolicy": "Always"}, "spec.restartPolicy"),
+        ({"containers": []}, "spec.containers"),
+        ({"container_name": "Base"}, "spec.containers[0].name"),
+        ({"container_resources": {"limits": {"memory": "lots"}}}, "resources.limits[memory]"),
+        ({"volumes": [{"name": "../x", "emptyDir": {}}]}, "spec.volumes[0].name"),
+        ({"labels": {"a": "no label value"}}, "metadata.labels[a]"),
+    ],
+)
+def test_wrong_pod_is_refused(api: Api, change: dict[str, object], field: str) -> None:
+    with pytest.raises(client.ApiException) as caught:
+        api.create("wrong", **change)
+    assert caught.value.status == 422
+    assert field in json.loads(caught.value.body)["message"]
+    assert not api.exists("wrong")
+
+
+def test_list_by_selectors(api: Api) -> None:
+    api.create("listed-1", labels={"set": "x", "role": "a"})
+    api.create("listed-2", labels={"set": "x", "role": "b"})
+
+    def names(label: str, field: str = "") -> list[str]:
+        found = api.core.list_namespaced_pod(
+            NAMESPACE, label_selector=f"set=x,{label}".rstrip(","), field_selector=field
+        )
+        return sorted(pod.metadata.name for pod in found.items)
+
+    assert names("") == ["listed-1", "listed-2"]
+    assert names("role!=a") == ["listed-2"]
+    assert names("role in (a,c)") == ["listed-1"]
+    assert names("!role") == []
+    assert names("", "metadata.name=listed-2") == ["listed-2"]
+    everywhere = api.core.list_pod_for_all_namespaces(label_selector="set=x")
+    assert len(everywhere.items) == 2
+    assert api.core.list_namespaced_pod("other", label_selector="set=x").items == []
+    with pytest.raises(client.ApiException) as caught:
+        names("role in a")
+    assert caught.value.status == 400
+
+
+def test_patch_changes_labels_and_nothing_else(api: Api) -> None:
+    before = api.create("patched", labels={"a": "b", "c": "d"})
+    patch = {"metadata": {"labels": {"a": None, "already_checked": "True"}}}
+    after = api.core.patch_namespaced_pod("patched", NAMESPACE, patch)
+    assert after.metadata.labels == {"c": "d", "already_checked": "True"}
+    assert int(after.metadata.resource_version) > int(before.metadata.resource_version)
+    with pytest.raises(client.ApiException) as caught:
+        api.core.patch_namespaced_pod("patched", NAMESPACE, {"spec": {"nodeName": "elsewhere"}})
+    assert caught.value.status == 422
+    stale = {"metadata": {"resourceVersion": "1", "labels": {"x": "y"}}}
+    with pytest.raises(client.ApiException) as caught:
+        api.core.patch_namespaced_pod("patched", NAMESPACE, stale)
+    assert caught.value.status == 409
+
+
+def test_watch_tells_a_pod_s_life(api: Api) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def look() -> None:
+        stream = watch.Watch().stream(
+            api.core.list_namespaced_pod,
+            NAMESPACE,
+            label_selector="watched=yes",
+            timeout_seconds=20,
+        )
+        for event in stream:
+            seen.append((event["type"], event["object"].status.phase))
+            if event["type"] == "DELETED":
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    api.create("not-watched")
+    api.run("watched", "sleep 0.3", labels={"watched": "yes"})
+    api.core.delete_namespaced_pod("watched", NAMESPACE)
+    thread.join(20)
+    assert seen[0] == ("ADDED", "Pending")
+    assert ("MODIFIED", "Running") in seen
+    assert ("MODIFIED", "Succeeded") in seen
+    assert seen[-1] == ("DELETED", "Succeeded")
+
+
+def test_watch_from_a_version_starts_after_it(api: Api) -> None:
+    api.run("before", "true", labels={"since": "yes"})
+    version = api.core.list_namespaced_pod(NAMESPACE).metadata.resource_version
+    api.create("after", labels={"since": "yes"})
+    events = watch.Watch().stream(
+        api.core.list_namespaced_pod,
+        NAMESPACE,
+        label_selector="since=yes",
+        resource_version=version,
+        timeout_seconds=1,
+    )
+    assert {event["object"].metadata.name for event in events} == {"after"}
+
+
+def test_watch_from_a_forgotten_version_is_gone(api: Api) -> None:
+    stream = watch.Watch().stream(
+        api.core.list_namespaced_pod, NAMESPACE, resource_version="1", timeout_seconds=1
+    )
+    with pytest.raises(client.ApiException) as caught:
+        next(stream)
+    assert caught.value.status == 410
+
+
+def test_environment_is_the_pod_s_own(api: Api) -> None:
+    env = [
+        {"name": "LITERAL", "value": "x"},
+        {"name": "COMPOSED", "value": "$(LITERAL)-$(UNKNOWN)-$$(LITERAL)"},
+        {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a']"}}},
+    ]
+    script = "env; echo ARG=$0; pwd; touch here $HOME/h $TMPDIR/t; ls"
+    api.run(
+        "environment",
+        script,
+        labels={"a": "b"},
+        container_env=env,
+        container_args=["$(LITERAL)"],
+    )
+    lines = api.log("environment").splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert values["LITERAL"] == "x"
+    assert values["COMPOSED"] == "x-$(UNKNOWN)-$(LITERAL)"
+    assert (values["POD"], values["LABEL"], values["ARG"]) == ("environment", "b", "x")
+    assert values["HOSTNAME"] == "environment"
+    assert values["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "SERVER_ONLY" not in values
+    assert "PYTHONPATH" not in values
+    assert lines[-1] == "here"
+    # Unix sockets must fit below it.
+    assert len(values["TMPDIR"]) < 50
+    wait_for(lambda: not Path(values["TMPDIR"]).exists(), what="the end of temporary files")
+
+
+def test_volumes_are_found_by_variable(api: Api, tmp_path: Path) -> None:
+    pod = api.run(
+        "volumes",
+        "echo a > $LOCALPODS_VOLUME_SCRATCH/f && cat $LOCALPODS_VOLUME_SCRATCH/f; "
+        "echo b > $LOCALPODS_VOLUME_MY_HOST/sub",
+        volumes=[
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "my-host", "hostPath": {"path": str(tmp_path)}},
+        ],
+        container_volumeMounts=[
+            {"name": "scratch", "mountPath": "/scratch"},
+            {"name": "my-host", "mountPath": "/host"},
+        ],
+    )
+    assert pod.status.phase == "Succeeded"
+    assert api.log("volumes") == "a\n"
+    assert (tmp_path / "sub").read_text() == "b\n"
+
+
+def test_secret_is_passed_by_reference(api: Api, server: Server) -> None:
+    reference = {"name": "store", "key": "password"}
+    api.create(
+        "secret",
+        'test ${#PASSWORD} = 7 && test "$S3_user" = me',
+        container_env=[{"name": "PASSWORD", "valueFrom": {"secretKeyRef": reference}}],
+        container_envFrom=[{"prefix": "S3_", "secretRef": {"name": "store"}}],
+    )
+    reason = "CreateContainerConfigError"
+    waiting = api.wait_waiting("secret")
+    assert (waiting.reason, "store" in waiting.message) == (reason, True)
+
+    secrets = server.state / "secrets.json"
+    secrets.write_text(json.dumps({"store": {"password": "hunter2", "user": "me"}}))
+    secrets.chmod(0o644)
+    wait_for(
+        lambda: "chmod 600" in (state_of(api.read("secret")).waiting or waiting).message,
+        what="the refusal of a file that others can read",
+    )
+    secrets.chmod(0o600)
+    api.wait_phase("secret", "Succeeded")
+    raw = api.core.read_namespaced_pod("secret", NAMESPACE, _preload_content=False).data
+    assert b"hunter2" not in raw
+    assert not [
+        path
+        for path in server.state.rglob("*")
+        if path.is_file() and path != secrets and b"hunter2" in path.read_bytes()
+    ]
+
+
+def test_optional_secret_may_be_missing(api: Api) -> None:
+    reference = {"name": "nowhere", "key": "x", "optional": True}
+    pod = api.run(
+        "optional",
+        'test -z "${X+set}"',
+        container_env=[{"name": "X", "valueFrom": {"secretKeyRef": reference}}],
+    )
+    assert pod.status.phase == "Succeeded"
+
+
+def test_requests_without_the_token_are_refused(server: Server) -> None:
+    def answer(path: str, token: str | None) -> int:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(f"{server.url}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            kind = json.loads(error.read())["kind"]
+            return error.code if kind == "Status" else 0
+
+    pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    assert answer("/readyz", None) == 200
+    assert answer("/version", None) == 200
+    for path in (pods, f"{pods}/x/exec?command=sh", "/apis/batch/v1/jobs", "/nowhere"):
+        assert answer(path, None) == 401
+        assert answer(path, server.token[:-1]) == 401
+    assert answer(pods, server.token) == 200
+    assert answer("/nowhere", server.token) == 404
+
+
+def test_state_is_private(server: Server) -> None:
+    for name in ("token", "kubeconfig", "server.json"):
+        assert stat.S_IMODE((server.state / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.state.stat().st_mode) == 0o700
+
+
+def test_only_the_loopback_interface_is_served(server: Server) -> None:
+    assert server.process is not None
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(server.process.pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_body_that_is_no_object(server: Server) -> None:
+    for body in (b"[]", b"{"):
+        request = urllib.request.Request(
+            f"{server.url}/api/v1/namespaces/{NAMESPACE}/pods",
+            data=body,
+            headers={"Authorization": f"Bearer {server.token}"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=5)
+        assert caught.value.code == 400
+
+
+def test_image_without_a_tag_means_latest(api: Api) -> None:
+    # The map has only `:local`.
+    api.create("untagged", container_image=IMAGE.partition(":")[0])
+    assert api.wait_waiting("untagged").reason == "ErrImagePull"
