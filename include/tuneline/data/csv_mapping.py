@@ -1,0 +1,84 @@
+"""Turn the columns of a CSV file into turns by templates.
+
+A template is text with `{column}` (the value), `{column!j}` (the value as a JSON string, quotes
+included) and `{{`, `}}` for braces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneline.config import CsvMapping
+from tuneline.errors import UserError
+
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def columns_of(template: str, where: str) -> list[str]:
+    """The columns that a template names.
+
+    Raises:
+        UserError: a brace stands alone, or a name is empty.
+    """
+    names = []
+    for piece in _PIECE.finditer(template):
+        if piece[0] in ("{{", "}}"):
+            continue
+        name = (piece[1] or "").removesuffix("!j")
+        if not name:
+            raise UserError(
+                f"{where}: {piece[0]!r} at character {piece.start()} names no column; "
+                "write {column}, and {{ or }} for a brace"
+            )
+        names.append(name)
+    return names
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Fill a template with the values of one record."""
+
+    def put(piece: re.Match[str]) -> str:
+        if piece[0] in ("{{", "}}"):
+            return piece[0][0]
+        name = piece[1]
+        if name.endswith("!j"):
+            return json.dumps(values[name.removesuffix("!j")], ensure_ascii=False)
+        return values[name]
+
+    return _PIECE.sub(put, template)
+
+
+def check_columns(mapping: CsvMapping, header: Sequence[str], name: str) -> None:
+    """Check that a file has the columns that its mapping names.
+
+    Raises:
+        UserError: names every column that is missing.
+    """
+    wanted: dict[str, None] = {}
+    for field in ("system", "user", "assistant"):
+        template = getattr(mapping, field)
+        if template is not None:
+            wanted |= dict.fromkeys(columns_of(template, f"data.csv.{field}"))
+    if mapping.label is not None:
+        wanted[mapping.label] = None
+    missing = [column for column in wanted if column not in header]
+    if missing:
+        raise UserError(
+            f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
+            f"its columns are {', '.join(map(repr, header))}"
+        )
+
+
+def apply_mapping(mapping: CsvMapping, values: Mapping[str, str]) -> dict[str, Any]:
+    """Make a record in the messages form from the values of a CSV record."""
+    turns = [("system", mapping.system), ("user", mapping.user), ("assistant", mapping.assistant)]
+    return {
+        "messages": [
+            {"role": role, "content": fill(template, values)}
+            for role, template in turns
+            if template is not None
+        ]
+    }
