@@ -191,8 +191,8 @@ class ReadinessConfig(Section):
     ping_timeout_s: Seconds = Field(default=5.0, description="Time for one ping.")
     stale_after_s: Seconds = Field(
         default=20.0,
-        description="An upstream without a token for this long is not ready. A refused "
-        "connection counts at once.",
+        description="An upstream without a token for this long (at least an interval and a ping) "
+        "is not ready. A refused connection counts at once.",
     )
     warmup_prompt_words: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
         default=(8, 128), description="Lengths of the warm-up prompts; empty skips the warm-up."

@@ -48,6 +48,8 @@ class Prober:
         self._upstreams = upstreams
         self._chains = chains
         self._recorder = recorder
+        # Between two pings of an idle upstream there is no newer token to be had.
+        self._stale_s = max(config.stale_after_s, config.ping_interval_s + config.ping_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -62,9 +64,8 @@ class Prober:
 
     def states(self) -> dict[str, str]:
         """Per upstream `ready`, or why not."""
-        stale = self._config.stale_after_s
         return {
-            upstream.name: upstream.health.why_not_ready(stale) or "ready"
+            upstream.name: upstream.health.why_not_ready(self._stale_s) or "ready"
             for upstream in self._upstreams
         }
 
@@ -84,7 +85,7 @@ class Prober:
         interval = self._config.ping_interval_s
         health = upstream.health
         while True:
-            before = health.why_not_ready(self._config.stale_after_s)
+            before = health.why_not_ready(self._stale_s)
             asked = health.suspect.is_set()
             health.suspect.clear()
             if asked or before is not None or health.proof_age() >= interval:
@@ -93,7 +94,7 @@ class Prober:
                 except Exception as error:  # one odd answer must not end the watch
                     log.exception("upstream %s cannot be checked", upstream.name)
                     health.failed(f"it cannot be checked ({type(error).__name__})")
-            after = health.why_not_ready(self._config.stale_after_s)
+            after = health.why_not_ready(self._stale_s)
             if after != before:
                 log.info("upstream %s: %s", upstream.name, after or "ready")
             # A fault in the traffic ends the wait, but not more often than once a second:

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tuneline.errors import UserError
+from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.gateway.server import run_gateway
+from tuneline.serving.gateway.usage import usage_by_key
+
+from .conftest import ask, upstream_entry
+from .upstream_server import wait_for
+
+INCLUDE = Path(__file__).parents[3] / "include"
+CODE = (
+    "import sys; from pathlib import Path\n"
+    "from tuneline.serving.gateway.server import run_gateway\n"
+    "sys.exit(run_gateway(Path(sys.argv[1])))"
+)
+
+
+class Process:
+    """The gateway as its own process, as it runs outside of tests."""
+
+    def __init__(self, config: Path, key: str) -> None:
+        self.log = config.with_suffix(".log")
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", CODE, str(config)],
+            env={**os.environ, "PYTHONPATH": str(INCLUDE)},
+            stderr=self.log.open("w"),
+            stdout=subprocess.DEVNULL,
+        )
+        found = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.log.read_text()), 20)
+        self.url = found.group()
+        self.client = httpx.Client(
+            base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20
+        )
+        wait_for(lambda: self._status("/v1/health/ready") == 200)
+
+    def _status(self, path: str) -> int:
+        try:
+            # A connection of its own, as a kubelet's probe has.
+            return httpx.get(self.url + path).status_code
+        except httpx.TransportError:
+            return 0
+
+    def ready(self) -> int:
+        return self._status("/v1/health/ready")
+
+    def live(self) -> int:
+        return self._status("/v1/health/live")
+
+    def signal(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def launch(tmp_path, write_config, small) -> Iterator:
+    processes: list[Process] = []
+
+    def run(**fields: object) -> Process:
+        key = add_key(tmp_path / "keys.json", "tester")
+        config = write_config([upstream_entry(small)], port=0, **fields)
+        processes.append(Process(config, key))
+        processes[-1].key = key
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.client.close()
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.wait()
+
+
+def test_sigterm_lets_requests_finish_while_the_probe_says_no(launch, small, tmp_path):
+    process = launch(drain={"delay_s": 0.5, "timeout_s": 10})
+    small.words, small.token_delay_s = 60, 0.03
+    result = {}
+
+    def stream() -> None:
+        response = process.client.post("/v1/chat/completions", json=ask(stream=True))
+        result["text"] = response.text
+
+    client = threading.Thread(target=stream)
+    client.start()
+    wait_for(small.requests)
+    process.signal()
+    wait_for(lambda: process.ready() == 503)
+    # Until load balancers have noticed, new requests are still served.
+    early = httpx.post(
+        process.url + "/v1/chat/completions",
+        json=ask(max_tokens=1),
+        headers=process.client.headers,
+    )
+    assert early.status_code == 200
+    time.sleep(0.7)
+    late = httpx.post(
+        process.url + "/v1/chat/completions", json=ask(), headers=process.client.headers
+    )
+    assert late.status_code == 503
+    assert late.json()["error"]["code"] == "shutting_down"
+    assert (process.ready(), process.live()) == (503, 200)
+    client.join(10)
+    assert result["text"].count("small-") == 60
+    assert result["text"].endswith("data: [DONE]\n\n")
+    assert process.popen.wait(5) == 0
+    (used,) = usage_by_key(tmp_path / "usage.db")
+    assert (used.requests, used.completion_tokens, used.estimated_attempts) == (2, 61, 0)
+
+
+def test_what_outlasts_the_drain_is_cut_off_and_still_billed(launch, small, tmp_path):
+    process = launch(drain={"timeout_s": 0.3})
+    small.words, small.token_delay_s = 1000, 0.03
+    with process.client.stream("POST", "/v1/chat/completions", json=ask(stream=True)) as response:
+        chunks = response.iter_raw()
+        next(chunks)
+        process.signal()
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in chunks:
+                pass
+    assert process.popen.wait(10) == 0
+    (used,) = usage_by_key(tmp_path / "usage.db")
+    assert used.estimated_attempts == 1
+    assert used.completion_tokens > 0
+
+
+def test_an_idle_gateway_stops_at_once_and_cleanly(launch):
+    process = launch()
+    began = time.monotonic()
+    process.signal()
+    assert process.popen.wait(5) == 0
+    assert time.monotonic() - began < 3
+
+
+def test_no_key_and_no_prompt_in_log_or_files(launch, small, tmp_path):
+    process = launch(request_log={"dir": "requests"})
+    body = ask(messages=[{"role": "user", "content": "the-prompt"}])
+    assert process.client.post("/v1/chat/completions", json=body).status_code == 200
+    wrong = {"authorization": "Bearer tl-a-wrong-key"}
+    assert httpx.post(process.url + "/v1/chat/completions", headers=wrong).status_code == 401
+    small.mode = "error"
+    assert process.client.post("/v1/chat/completions", json=body).status_code == 502
+    process.signal()
+    assert process.popen.wait(5) == 0
+    log = process.log.read_text()
+    assert "key=tester" in log
+    assert "status=401" in log
+    secrets = [process.key, "tl-a-wrong-key", "the-prompt"]
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [secret for secret in secrets if secret.encode() in content], file
+
+
+def test_a_taken_port_is_one_sentence(tmp_path, write_config, small):
+    add_key(tmp_path / "keys.json", "tester")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = write_config([upstream_entry(small)], port=port)
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}"):
+            run_gateway(config)
+
+
+def test_a_missing_keys_file_is_one_sentence(write_config, small):
+    with pytest.raises(UserError, match=r"keys\.json: no such keys file"):
+        run_gateway(write_config([upstream_entry(small)]))
