@@ -57,14 +57,24 @@ class Kubelet:
     def reconcile(self) -> None:
         """Bring every pod one step further."""
         for pod in self._pods.all():
-            try:
-                self._sync(pod)
-            except Exception as error:
-                # A full disk, too many processes, a field of an odd shape: one pod fails, and
-                # the server goes on with the others.
-                log.exception("pod %s", describe(pod))
-                with contextlib.suppress(OSError):
-                    self._fail(pod, "NodeFailure", f"{type(error).__name__}: see the server's log")
+            self.sync(pod)
+
+    def sync(self, pod: Json) -> None:
+        """Bring a pod one step further."""
+        try:
+            self._sync(pod)
+        except Exception as error:
+            # A full disk, too many processes, a field of an odd shape: one pod fails, and the
+            # server goes on with the others.
+            log.exception("pod %s", describe(pod))
+            with contextlib.suppress(OSError):
+                self._fail(pod, "NodeFailure", f"{type(error).__name__}: see the server's log")
+
+    def is_starting(self, pod: Json) -> bool:
+        """Tell whether nothing stands in the way of a pod's containers."""
+        if not pod["spec"].get("nodeName") or pod["spec"].get("initContainers"):
+            return False
+        return not any(run.waiting for run in self._runs_of(pod).values())
 
     def run_of(self, pod: Json, container: str) -> ContainerRun | None:
         """Return a container's run, or `None` when it was not begun."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
+import time
 
 from aiohttp import web
 
@@ -14,7 +16,7 @@ from localpods.events import EventLog
 from localpods.exec_socket import serve_exec
 from localpods.lifecycle import Kubelet
 from localpods.logs import LogQuery, read_log
-from localpods.objects import Json, is_finished, key_of, log_instant, uid_of
+from localpods.objects import Json, is_finished, key_of, log_instant, phase_of, uid_of
 from localpods.pod_status import runs_process
 from localpods.replies import (
     ApiError,
@@ -28,6 +30,10 @@ from localpods.replies import (
 from localpods.selectors import EVENT_FIELDS, POD_FIELDS
 from localpods.state import StateDir
 from localpods.watching import send_list_or_watch
+
+# How long the answer to a create request waits for the pod to run, and how often it looks.
+_START_S = 2.0
+_START_TICK_S = 0.02
 
 
 class PodRoutes:
@@ -67,7 +73,26 @@ class PodRoutes:
 
     async def _create(self, request: web.Request) -> web.Response:
         pod = admit_pod(await read_object(request), request.match_info["namespace"])
-        return send_json(self._pods.add(pod), 201)
+        self._pods.add(pod)
+        return send_json(await self._started(pod), 201)
+
+    async def _started(self, pod: Json) -> Json:
+        """Give a new pod a moment to start, and return it as it is then.
+
+        The operator looks at it right after, and when it is still pending not before another
+        five seconds, which is many times what a local process takes to start.
+        """
+        limit = time.monotonic() + _START_S
+        while True:
+            current = self._pods.find(*key_of(pod))
+            if current is None:
+                return pod
+            self._kubelet.sync(current)
+            current = self._pods.find(*key_of(pod)) or current
+            waits = not self._kubelet.is_starting(current)
+            if phase_of(current) != "Pending" or waits or time.monotonic() > limit:
+                return current
+            await asyncio.sleep(_START_TICK_S)
 
     async def _get(self, request: web.Request) -> web.Response:
         return send_json(self._pod(request))

@@ -65,8 +65,12 @@ def test_xcom_is_read_from_the_pod_s_file(api: Api) -> None:
     assert shell.returncode == 0
     pod = api.wait_phase("xcom", "Succeeded")
     assert state_of(pod, XCOM_SIDECAR).terminated.exit_code == 0
-    with pytest.raises(client.ApiException):
-        execute(api, "xcom", ["/bin/sh", "-c", READ])
+    with pytest.raises(client.ApiException) as caught:
+        api.core.connect_get_namespaced_pod_exec(
+            "xcom", NAMESPACE, container=XCOM_SIDECAR, command=READ
+        )
+    assert caught.value.status == 400
+    assert "it is not running" in caught.value.body
 
 
 def test_no_xcom_is_said_in_the_reader_s_word(api: Api) -> None:

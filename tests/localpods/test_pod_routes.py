@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,8 +17,7 @@ from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, pod_body, sta
 
 
 def test_pod_runs_to_its_end(api: Api) -> None:
-    created = api.create("ends", "echo hello", labels={"a": "b"})
-    assert created.status.phase == "Pending"
+    api.create("ends", "echo hello", labels={"a": "b"})
     pod = api.wait_phase("ends", "Succeeded")
     ended = state_of(pod).terminated
     assert (ended.exit_code, ended.reason, ended.message) == (0, "Completed", None)
@@ -25,6 +25,14 @@ def test_pod_runs_to_its_end(api: Api) -> None:
     assert pod.metadata.labels == {"a": "b"}
     assert api.log("ends") == "hello\n"
     assert {"Scheduled", "Created", "Started"} <= api.events("ends").keys()
+
+
+def test_answer_to_a_create_request_waits_for_the_start(api: Api) -> None:
+    # Else the operator sees a pending pod and looks again only after five seconds.
+    assert api.create("at-once", "sleep 0.5").status.phase == "Running"
+    began = time.monotonic()
+    assert api.create("held-back", container_image="unknown:1").status.phase == "Pending"
+    assert time.monotonic() - began < 1
 
 
 def test_exit_code_and_termination_message(api: Api) -> None:
@@ -158,7 +166,7 @@ def test_watch_tells_a_pod_s_life(api: Api) -> None:
     api.run("watched", "sleep 0.3", labels={"watched": "yes"})
     api.core.delete_namespaced_pod("watched", NAMESPACE)
     thread.join(20)
-    assert seen[0] == ("ADDED", "Pending")
+    assert seen[0] == ("ADDED", "Pending"), seen
     assert ("MODIFIED", "Running") in seen
     assert ("MODIFIED", "Succeeded") in seen
     assert seen[-1] == ("DELETED", "Succeeded")
