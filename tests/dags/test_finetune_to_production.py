@@ -1,0 +1,212 @@
+"""The main DAG: 25 items, each followed by its check, in the order that the data flows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.sdk import TriggerRule
+
+from tuneline.items import ITEMS, Phase
+from tuneline.launch import form_fields
+from tuneline.run import HELPERS
+
+ROOT = Path(__file__).parents[2]
+STEPS = [item.id for item in ITEMS] + list(HELPERS)
+
+
+def check_of(item):
+    return ("gate_" if item.phase == Phase.DATA else "check_") + item.id
+
+
+def before(dag, task_id):
+    """Everything that a task waits for, directly or not."""
+    return dag.get_task(task_id).get_flat_relative_ids(upstream=True)
+
+
+def test_the_dags_folder_holds_this_dag_and_imports_cleanly(dag):
+    assert dag.max_active_runs == 1
+    assert dag.schedule is None
+    assert dag.doc_md
+    assert dag.tags
+    assert {task.owner for task in dag.tasks} == {"ml-platform"}
+
+
+def test_every_item_and_helper_is_a_pod_with_its_command(dag):
+    actions = {
+        "final_audit": "audit",
+        "train": "train",
+        "export_candidate": "export",
+        "prepare_review": "review",
+        "build_engine": "build-engine",
+        "promote": "promote",
+    }
+    assert set(actions) == set(HELPERS)
+    for step in STEPS:
+        pod = dag.get_task(step)
+        command = ["run", actions[step]] if step in actions else ["step", step]
+        assert pod.cmds == [
+            "tuneline",
+            *command,
+            "--run",
+            "{{ ti.xcom_pull(task_ids='prepare_run') }}",
+        ]
+
+
+def test_every_item_is_followed_by_its_check_and_nothing_else(dag):
+    for item in ITEMS:
+        assert dag.get_task(item.id).downstream_task_ids == {check_of(item)}
+
+
+def test_every_check_stands_before_the_release(dag):
+    waits_for = before(dag, "promote")
+    assert {check_of(item) for item in ITEMS} <= waits_for
+    assert {"check_final_audit", "approve_release"} <= waits_for
+
+
+def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
+    groups = dag.task_group.get_task_group_dict()
+    for item in ITEMS:
+        assert dag.get_task(item.id).task_group.group_id == item.phase.value
+    assert {phase.value for phase in Phase} <= set(groups)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("check_license_audit", "lora_selection"),
+        ("gate_schema_validation", "pii_scrubbing"),
+        ("gate_pii_scrubbing", "deduplication"),
+        ("gate_deduplication", "token_length_audit"),
+        ("gate_token_length_audit", "distribution_balancing"),
+        ("gate_distribution_balancing", "final_audit"),
+        ("check_final_audit", "lora_selection"),
+        ("check_lora_selection", "gradient_accumulation"),
+        ("check_gradient_accumulation", "train"),
+        ("train", "checkpointing"),
+        ("train", "quantization_verification"),
+        ("train", "loss_monitoring"),
+        ("check_loss_monitoring", "export_candidate"),
+        ("export_candidate", "adapter_merging"),
+        ("export_candidate", "production_quantization"),
+        ("check_production_quantization", "build_engine"),
+        ("build_engine", "holdout_performance"),
+        ("check_holdout_performance", "base_regression"),
+        ("check_base_regression", "determinism"),
+        ("check_determinism", "latency_benchmark"),
+        ("check_holdout_performance", "prepare_review"),
+        ("prepare_review", "review_pairs"),
+        ("review_pairs", "human_review"),
+        ("check_latency_benchmark", "engine_optimization"),
+        ("check_engine_optimization", "health_checks"),
+        ("check_health_checks", "cold_start"),
+        ("check_cold_start", "cost_tracking"),
+        ("check_cold_start", "drift_detection"),
+        ("check_cold_start", "fallback"),
+        ("check_human_review", "lineage"),
+        ("check_fallback", "lineage"),
+        ("check_lineage", "promote"),
+        ("approve_waivers", "schema_validation"),
+    ],
+)
+def test_order(dag, earlier, later):
+    assert earlier in before(dag, later)
+
+
+def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
+    """A task that bears a skipped question still needs a success of something unskippable."""
+    lenient = {t.task_id for t in dag.tasks if t.trigger_rule != TriggerRule.ALL_SUCCESS}
+    assert lenient == {"schema_validation", "license_audit", "human_review", "promote"}
+    for task_id in lenient:
+        task = dag.get_task(task_id)
+        assert task.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+        questions = {"approve_waivers", "review_pairs", "approve_release"}
+        assert task.upstream_task_ids - questions, f"{task_id} hangs on a question alone"
+        assert task.upstream_task_ids & questions
+
+
+def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
+    for step in STEPS:
+        pod = dag.get_task(step)
+        least = 30 * 60 if pod.uses_gpus else 5 * 60
+        assert pod.schedule_timeout_seconds >= least
+        assert pod.startup_timeout_seconds >= least
+        assert pod.active_deadline_seconds > 0
+        assert pod.durable is True
+        assert pod.deferrable is False
+        assert pod.do_xcom_push is False
+        assert pod.log_pod_spec_on_failure is False
+        assert pod.on_finish_action.value == "delete_pod"
+        assert pod.retries == 2
+        assert pod.pool == ("gpu" if pod.uses_gpus else "default_pool")
+        assert pod.random_name_suffix is False
+
+
+def test_training_and_every_step_that_serves_a_model_share_the_gpu_pool(dag):
+    pooled = {step for step in STEPS if dag.get_task(step).pool == "gpu"}
+    assert {"train", "holdout_performance", "latency_benchmark", "build_engine"} <= pooled
+    assert not pooled & {item.id for item in ITEMS if item.phase == Phase.DATA}
+
+
+def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):
+    """On a small machine whatever runs beside a benchmark is in its numbers."""
+    review = {"ask_review", "prepare_review", "review_pairs", "human_review", "check_human_review"}
+    for benchmark in ("latency_benchmark", "production_quantization", "adapter_merging"):
+        task = dag.get_task(benchmark)
+        related = (
+            task.get_flat_relative_ids(upstream=True)
+            | task.get_flat_relative_ids(upstream=False)
+            | {benchmark}
+        )
+        beside = set(dag.task_ids) - related
+        assert beside <= review, f"{beside} may run beside {benchmark}"
+
+
+def test_the_form_is_the_one_of_the_library(dag):
+    assert list(dag.params) == list(form_fields())
+    for name, spec in form_fields().items():
+        assert dag.params.get_param(name).value == spec["default"]
+
+
+def test_no_secret_reaches_a_template(monkeypatch):
+    from tuneline_airflow.pods import item_pod
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
+    monkeypatch.setenv("TUNELINE_POD_SECRETS", "store-credentials, tracking")
+    pod = item_pod("schema_validation")
+    shown = " ".join(str(getattr(pod, name)) for name in pod.template_fields)
+    assert "hunter2" not in shown
+    assert [e.secret_ref.name for e in pod.env_from] == ["store-credentials", "tracking"]
+
+
+IMPORT_COST = """
+import sys, time
+from airflow.dag_processing.dagbag import DagBag
+import airflow.sdk
+before = time.process_time()
+bag = DagBag(sys.argv[1])
+cost = time.process_time() - before
+assert not bag.import_errors, bag.import_errors
+heavy = {"torch", "transformers", "great_expectations", "pandas", "matplotlib"} & set(sys.modules)
+print(cost, ",".join(sorted(heavy)) or "-")
+"""
+
+
+def test_importing_the_dag_is_cheap():
+    """Under a second above Airflow's own, and none of the heavy libraries."""
+    costs = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORT_COST, str(ROOT / "dags")],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "dags")},
+        )
+        cost, heavy = done.stdout.splitlines()[-1].split()
+        assert heavy == "-"
+        costs.append(float(cost))
+        if costs[-1] < 1.0:
+            return
+    pytest.fail(f"the import cost {min(costs):.2f} s of CPU time at best")

@@ -1,0 +1,84 @@
+import re
+
+import pytest
+
+from tuneline.config import PodConfig
+from tuneline_airflow.pods import helper_pod, item_pod, pod_name
+
+URI = "s3://bucket/prefix/runs/manual__2026-10-18T00:31:53.123456+00:00"
+
+
+def request(pod):
+    pod.name = pod_name(URI, pod.task_id, 1)
+    return pod.build_pod_request_obj(dry_run=True)
+
+
+def test_a_pod_takes_its_size_from_the_run():
+    pod = item_pod("deduplication")
+    pod.apply(PodConfig(namespace="ml", memory="3Gi", deadline_hours=0.5))
+    made = request(pod)
+    container = made.spec.containers[0]
+    assert made.metadata.namespace == "ml"
+    assert made.spec.active_deadline_seconds == 1800
+    assert container.resources.limits == {"memory": "3Gi"}
+    assert container.resources.requests == {"memory": "3Gi"}
+    assert made.spec.automount_service_account_token is False
+
+
+def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
+    with_gpus = PodConfig(gpus=2, gpu_image="registry/ml-cuda:1", image="registry/ml:1")
+    train, lora = helper_pod("train", "train", gpus=True), item_pod("lora_selection")
+    train.apply(with_gpus)
+    lora.apply(with_gpus)
+    trained = request(train).spec.containers[0]
+    assert trained.resources.limits["nvidia.com/gpu"] == "2"
+    assert trained.image == "registry/ml-cuda:1"
+    other = request(lora).spec.containers[0]
+    assert "nvidia.com/gpu" not in other.resources.limits
+    assert other.image == "registry/ml:1"
+    without = helper_pod("train", "train", gpus=True)
+    without.apply(PodConfig(gpus=0))
+    assert "nvidia.com/gpu" not in request(without).spec.containers[0].resources.limits
+
+
+def test_the_image_of_the_deployment_stands_until_a_run_names_another(monkeypatch):
+    monkeypatch.setenv("TUNELINE_IMAGE", "registry/ml:release")
+    pod = item_pod("deduplication")
+    pod.apply(PodConfig())
+    assert request(pod).spec.containers[0].image == "registry/ml:release"
+    pod.apply(PodConfig(image="registry/ml:mine"))
+    assert request(pod).spec.containers[0].image == "registry/ml:mine"
+
+
+def test_pods_tell_steps_which_task_they_run_for():
+    pod = item_pod("deduplication")
+    names = {entry.name for entry in pod.env_vars}
+    assert names == {
+        "TUNELINE_CONTRACT",
+        "TUNELINE_AIRFLOW_DAG_ID",
+        "TUNELINE_AIRFLOW_RUN_ID",
+        "TUNELINE_AIRFLOW_TASK_ID",
+        "TUNELINE_AIRFLOW_TRY_NUMBER",
+    }
+
+
+@pytest.mark.parametrize("step", ["quantization_verification", "train"])
+@pytest.mark.parametrize(
+    "uri", [URI, "file:///x/runs/a", "file:///x/runs/" + "z" * 200, "file:///x/runs/___"]
+)
+def test_pod_names_are_labels(uri, step):
+    name = pod_name(uri, step, 1)
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+    assert len(name) <= 63
+    assert step.replace("_", "-") in name
+
+
+def test_a_pod_name_is_keyed_by_run_step_and_try():
+    names = {
+        pod_name(uri, step, number)
+        for uri in ("file:///x/runs/a", "file:///y/runs/a")
+        for step in ("train", "lineage")
+        for number in (1, 2)
+    }
+    assert len(names) == 8
+    assert pod_name(URI, "train", 1) == pod_name(URI, "train", 1)

@@ -1,0 +1,74 @@
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowException
+
+from tuneline.errors import RetryableError, UserError
+from tuneline_airflow.retries import StepRetryPolicy, worker_retry_policy
+
+
+def pod(code=None, reason=None):
+    terminated = None if code is None else SimpleNamespace(exit_code=code)
+    container = SimpleNamespace(state=SimpleNamespace(terminated=terminated))
+    return SimpleNamespace(status=SimpleNamespace(reason=reason, container_statuses=[container]))
+
+
+def decide(message, remote_pod=None):
+    context = {"task": SimpleNamespace(remote_pod=remote_pod)}
+    return StepRetryPolicy().evaluate(AirflowException(message), 1, 2, context)
+
+
+@pytest.mark.parametrize(
+    ("kind", "action"),
+    [
+        ("user_error", RetryAction.FAIL),
+        ("error", RetryAction.FAIL),
+        ("retryable", RetryAction.RETRY),
+    ],
+)
+def test_the_termination_message_decides(kind, action):
+    decision = decide(f"Pod tl-1 returned a failure.\n{kind}: the reason, in a sentence")
+    assert decision.action == action
+    assert decision.reason == "the reason, in a sentence"
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_without_a_message_the_exit_code_of_a_broken_step_is_final(code):
+    decision = decide("Pod tl-1 returned a failure.", pod(code))
+    assert decision.action == RetryAction.FAIL
+    assert str(code) in decision.reason
+
+
+@pytest.mark.parametrize("code", [75, 137, 143, None])
+def test_a_killed_container_is_tried_again(code):
+    decision = decide("Pod tl-1 returned a failure.", pod(code))
+    assert decision.action == RetryAction.DEFAULT
+
+
+def test_a_pod_past_its_deadline_is_not_tried_again():
+    decision = decide("Pod tl-1 returned a failure.", pod(137, "DeadlineExceeded"))
+    assert decision.action == RetryAction.FAIL
+
+
+def test_a_pod_that_never_started_is_tried_again():
+    assert decide("Pod took too long to start").action == RetryAction.DEFAULT
+    policy = StepRetryPolicy()
+    assert policy.evaluate(ConnectionError("no route"), 1, 2).action == RetryAction.DEFAULT
+
+
+def test_a_message_in_the_middle_of_a_line_is_no_reason():
+    decision = decide("Pod tl-1 returned a failure.\nsaid user_error: once", pod(137))
+    assert decision.action == RetryAction.DEFAULT
+
+
+def test_the_policy_survives_serialisation():
+    policy = StepRetryPolicy()
+    again = StepRetryPolicy.deserialize(policy.serialize())
+    assert isinstance(again, StepRetryPolicy)
+
+
+def test_worker_tasks_retry_only_when_the_surroundings_failed():
+    assert worker_retry_policy.evaluate(RetryableError("s3"), 1, 2).action == RetryAction.RETRY
+    assert worker_retry_policy.evaluate(UserError("typo"), 1, 2).action == RetryAction.FAIL
+    assert worker_retry_policy.evaluate(KeyError("bug"), 1, 2).action == RetryAction.FAIL
