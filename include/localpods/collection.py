@@ -29,6 +29,10 @@ class Versions:
         self.latest += 1
         return self.latest
 
+    def exceed(self, version: int) -> None:
+        """Make sure that all versions to come are newer, also when the clock was set back."""
+        self.latest = max(self.latest, version)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -67,6 +71,7 @@ class Collection:
     def load(self, obj: Json) -> None:
         """Take back an object that a former server kept."""
         self._objects[key_of(obj)] = obj
+        self._versions.exceed(int(obj["metadata"]["resourceVersion"]))
 
     def all(self) -> list[Json]:
         """Return all objects, oldest first."""

@@ -64,6 +64,11 @@ class ContainerRun:
         return self._process is not None or (self.directory / "runner.json").exists()
 
     @property
+    def may_launch(self) -> bool:
+        """Whether a supervisor may be on its way that has not said so yet."""
+        return (self.directory / "runner.err").exists() and not self.launched
+
+    @property
     def stopping(self) -> bool:
         """Whether the end was asked for, by this server."""
         return self._stop_at is not None

@@ -102,6 +102,9 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         argv = self._launch["argv"]
+        if (self._directory / "stop.json").exists():
+            self._record(137, "Error", "stopped before it started")
+            return
         if not argv:
             self._record(128, "StartError", "no command: neither the pod nor its image names one")
             return

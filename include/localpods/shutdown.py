@@ -19,6 +19,8 @@ _TICK_S = 0.05
 _SERVER_LIMIT_S = 10.0
 # Beyond the grace period: supervisors tidy up after SIGKILL.
 _MARGIN_S = 5.0
+# A supervisor that the server started last may take so long to show itself.
+_LATE_S = 2.0
 _MESSAGE = "Pod was terminated in response to imminent node shutdown."
 
 
@@ -58,22 +60,23 @@ def stop_pods(state: StateDir, grace: float) -> int:
     """
     unfinished = [pod for pod in state.load_pods() if not is_finished(pod)]
     runs_of_pods = [load_runs(state, pod) for pod in unfinished]
-    runs = [
-        run
-        for runs_of_pod in runs_of_pods
-        for run in runs_of_pod.values()
-        if run.exit is None and (run.launched or run.started)
-    ]
+    runs = [run for some in runs_of_pods for run in some.values() if run.exit is None]
     for run in runs:
+        # Also one that was not started: a supervisor that is on its way reads it.
         run.stop(grace, "shutdown")
-    limit = time.monotonic() + grace + _MARGIN_S
-    while any(run.exit is None for run in runs) and time.monotonic() < limit:
+    began = time.monotonic()
+    while True:
+        waited = time.monotonic() - began
+        late = waited < _LATE_S
+        left = [run for run in runs if run.exit is None]
+        left = [run for run in left if run.launched or (late and run.may_launch)]
+        if not left or waited > grace + _MARGIN_S:
+            break
         time.sleep(_TICK_S)
-        for run in runs:
+        for run in left:
             run.poll()
-    for run in runs:
-        if run.exit is None:
-            run.kill()
+    for run in left:
+        run.kill()
     for pod, runs_of_pod in zip(unfinished, runs_of_pods, strict=True):
         if runs_of_pod:
             pod["status"] = pod_status(pod, runs_of_pod)
@@ -84,4 +87,4 @@ def stop_pods(state: StateDir, grace: float) -> int:
             job["status"]["conditions"] = [job_condition("Failed", "NodeShutdown", _MESSAGE)]
             state.save_job(job)
     state.remove_temp()
-    return len(runs)
+    return sum(run.exit is not None for run in runs)

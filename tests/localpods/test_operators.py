@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,9 @@ import pytest
 from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
 
 pytest.importorskip("airflow")
+# Importing Airflow makes its home.
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp())
+
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
@@ -153,7 +157,8 @@ def test_next_try_finds_the_pod_of_a_killed_worker(
         target=_work, args=(task_id, script, tmp_path)
     )
     worker.start()
-    wait_for((tmp_path / "runs").exists, what="the pod's work")
+    for name in ("runs", "task-state.json"):
+        wait_for((tmp_path / name).exists, what="the pod's work")
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()

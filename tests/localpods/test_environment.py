@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localpods.environment import ContainerConfigError, PodPaths, build_command
+from localpods.images import Image
+from localpods.state import StateDir
+
+IMAGE = Image(path_prepend=("/opt/ml/bin",), entrypoint=("tuneline",), cmd=("--help",))
+
+
+def build(state: StateDir, container: dict[str, Any], **metadata: Any) -> Any:
+    pod = {
+        "metadata": {"name": "p", "namespace": "n", "uid": "u" * 36, **metadata},
+        "spec": {"containers": [{"name": "base", **container}]},
+    }
+    paths = PodPaths.of(state, "u" * 36)
+    return build_command(
+        pod,
+        pod["spec"]["containers"][0],
+        image=IMAGE,
+        defaults={"A": "map", "B": "map"},
+        paths=paths,
+        termination_message=Path("/message"),
+        state=state,
+    )
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("container", "argv"),
+    [
+        ({}, ["tuneline", "--help"]),
+        ({"args": ["items"]}, ["tuneline", "items"]),
+        ({"command": ["bash"]}, ["bash"]),
+        ({"command": ["bash"], "args": ["-c", "true"]}, ["bash", "-c", "true"]),
+    ],
+)
+def test_command_and_arguments_of_pod_and_image(
+    state: StateDir, container: dict[str, Any], argv: list[str]
+) -> None:
+    assert build(state, container).argv == argv
+
+
+def test_later_sources_win(state: StateDir) -> None:
+    command = build(
+        state,
+        {
+            "env": [
+                {"name": "A", "value": "pod"},
+                {"name": "TERMINATION_MESSAGE_PATH", "value": "/dev/termination-log"},
+            ]
+        },
+    )
+    assert command.env["A"] == "pod"
+    assert command.env["B"] == "map"
+    # A path of a real cluster is not one here.
+    assert command.env["TERMINATION_MESSAGE_PATH"] == "/message"
+    assert command.env["PATH"].startswith("/opt/ml/bin:")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train-0", "127.0.0.1"),
+        ("train-12.workers.ml.svc.cluster.local:29500", "127.0.0.1:29500"),
+        ("--master=train-0", "--master=127.0.0.1"),
+        ("tcp://train-0:1234/x", "tcp://127.0.0.1:1234/x"),
+        # Neither a host of the job nor a host at all.
+        ("retrain-0", "retrain-0"),
+        ("s3://bucket/train-0/model", "s3://bucket/train-0/model"),
+        ("s3://train-0/model", "s3://train-0/model"),
+        ("train-0-abc", "train-0-abc"),
+    ],
+)
+def test_hosts_of_a_job_are_this_machine(state: StateDir, text: str, expected: str) -> None:
+    command = build(state, {"args": [text]}, labels={"job-name": "train"})
+    assert command.argv[1] == expected
+    assert build(state, {"args": [text]}).argv[1] == text
+
+
+@pytest.mark.parametrize(
+    ("container", "why"),
+    [
+        ({"envFrom": [{"configMapRef": {"name": "c"}}]}, 'configmap "c" not found'),
+        (
+            {"env": [{"name": "X", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]},
+            "no resourceFieldRef on this machine",
+        ),
+        (
+            {"env": [{"name": "X", "valueFrom": {"fieldRef": {"fieldPath": "spec.odd"}}}]},
+            "fieldRef spec.odd is not supported",
+        ),
+        ({"volumeMounts": [{"name": "data", "mountPath": "/d"}]}, "the pod has no such volume"),
+    ],
+)
+def test_what_cannot_be_given_is_said(state: StateDir, container: dict[str, Any], why: str) -> None:
+    with pytest.raises(ContainerConfigError, match=why):
+        build(state, container)
+
+
+def test_secrets_file_of_an_odd_shape_is_not_quoted(state: StateDir) -> None:
+    state.secrets_file.write_text('{"s": {"key": "hunter2"')
+    state.secrets_file.chmod(0o600)
+    reference = {"secretKeyRef": {"name": "s", "key": "key"}}
+    with pytest.raises(ContainerConfigError) as caught:
+        build(state, {"env": [{"name": "X", "valueFrom": reference}]})
+    assert "hunter2" not in str(caught.value)
+    assert "is not a JSON object" in str(caught.value)
+
+
+def test_secret_of_a_namespace_goes_first(state: StateDir) -> None:
+    state.secrets_file.write_text('{"s": {"key": "all"}, "n/s": {"key": "mine"}}')
+    state.secrets_file.chmod(0o600)
+    reference = {"secretKeyRef": {"name": "s", "key": "key"}}
+    command = build(state, {"env": [{"name": "X", "valueFrom": reference}]})
+    assert command.env["X"] == "mine"
