@@ -98,11 +98,9 @@ def serve(arguments: argparse.Namespace) -> int:
         if stop.is_set():
             return _leave(EXIT_OK)
     if failed:
-        raise TunelineError(
-            f"llama.cpp can't serve {arguments.model}: {failed[0]}; see its messages above"
-        )
+        raise TunelineError(f"llama.cpp can't serve {arguments.model}: {failed[0]}")
     address = str(loaded[0].listening_address)
-    print(f"{READY_PREFIX}{address}", flush=True)
+    _say(1, f"{READY_PREFIX}{address}")
     stop.wait()
     _drain(address, arguments.grace)
     return _leave(EXIT_OK)
@@ -126,6 +124,9 @@ def _start(arguments: argparse.Namespace) -> Any:
     params.cpuparams_batch.n_threads = threads
     params.endpoint_metrics = True
     params.ui = False
+    # No web page may read answers of an engine on this machine.
+    params.cors_origins = "null"
+    params.cors_origins_explicit = True
     # Sizes are stated, not fitted to whatever memory is free; and no 8 GiB cache of old
     # prompts, which a memory limit would end by killing the pod.
     params.fit_params = False
@@ -160,10 +161,13 @@ def _drain(address: str, grace: float) -> None:
         time.sleep(0.05)
 
 
+def _say(descriptor: int, line: str) -> None:
+    """Write a line in one piece: the engine's log threads write to the same file."""
+    os.write(descriptor, f"{line}\n".encode())
+
+
 def _leave(code: int) -> int:
     """End at once: the engine's threads and destructors are not waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 
@@ -173,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return serve(arguments)
     except TunelineError as error:
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr, flush=True)
+        _say(2, f"{ERROR_PREFIX}{error}")
         return _leave(error.exit_code or EXIT_FAILED)
 
 

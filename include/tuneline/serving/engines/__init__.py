@@ -1,0 +1,41 @@
+"""Inference engines behind one interface: `get_engine(name)` gives check, build, command, health.
+
+The classes are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from tuneline.errors import UserError
+
+if TYPE_CHECKING:
+    from tuneline.serving.engines.base import Engine
+
+_CLASSES = {
+    "llama_cpp": "LlamaCpp",
+    "vllm": "Vllm",
+    "sglang": "SgLang",
+    "tgi": "Tgi",
+    "tensorrt_llm": "TensorRtLlm",
+    "tensorrt_llm_pytorch": "TensorRtLlmPytorch",
+}
+ENGINE_NAMES = tuple(_CLASSES)
+
+
+def get_engine(name: str) -> Engine:
+    """An engine by its name.
+
+    Raises:
+        UserError: There is no such engine.
+    """
+    if name not in _CLASSES:
+        raise UserError(f"engine {name!r}: use one of {', '.join(ENGINE_NAMES)}")
+    engine: Engine = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])()
+    return engine
+
+
+def all_engines() -> list[Engine]:
+    """Every engine, in the order of `ENGINE_NAMES`."""
+    return [get_engine(name) for name in ENGINE_NAMES]
