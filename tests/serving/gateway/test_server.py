@@ -144,6 +144,17 @@ def test_an_idle_gateway_stops_at_once_and_cleanly(launch):
     assert time.monotonic() - began < 3
 
 
+def test_answers_do_not_wait_for_a_delayed_acknowledgement(launch):
+    process = launch()
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        process.client.post("/v1/chat/completions", json=ask())
+        seconds.append(time.perf_counter() - began)
+    # With Nagle's algorithm on, even the fastest takes 40 ms.
+    assert min(seconds) < 0.035
+
+
 def test_no_key_and_no_prompt_in_log_or_files(launch, small, tmp_path):
     process = launch(request_log={"dir": "requests"})
     body = ask(messages=[{"role": "user", "content": "the-prompt"}])

@@ -20,7 +20,7 @@ class ServerThread:
     """uvicorn in a thread on a port of its own."""
 
     def __init__(self, app: Starlette, port: int = 0) -> None:
-        self.socket = socket.socket()
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(("127.0.0.1", port))
         self.port = self.socket.getsockname()[1]

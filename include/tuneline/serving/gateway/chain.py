@@ -9,10 +9,11 @@ is kept: when nobody after it answers, it is better than nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
 from tuneline.serving.gateway.confidence import is_low
@@ -38,6 +39,8 @@ class Candidate(Protocol):
 
 
 C = TypeVar("C", bound=Candidate)
+# Asks the attempt's upstream once, and judges the answer if there are limits.
+Ask: TypeAlias = Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]]
 
 
 @dataclass
@@ -92,11 +95,32 @@ class Chain:
         """
         return await self._walk(call, self._open)
 
-    async def _walk(
-        self, call: Call, ask: Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]]
-    ) -> C:
+    async def _walk(self, call: Call, ask: Ask[C]) -> C:
         attempts: list[Attempt] = []
         held: list[C] = []
+        chosen: C | None = None
+        try:
+            chosen = await self._choose(call, ask, attempts, held)
+        finally:
+            # All that was left is recorded at once, whatever comes next, even a cancellation.
+            for candidate in held:
+                if candidate is not chosen:
+                    candidate.attempt.end(Outcome.LOW_CONFIDENCE)
+            left = [a for a in attempts if chosen is None or a is not chosen.attempt]
+            for attempt in left:
+                self.recorder.record(attempt, served=False)
+        chosen.trail = _trail([*left, chosen.attempt])
+        return chosen
+
+    async def _choose(self, call: Call, ask: Ask[C], attempts: list[Attempt], held: list[C]) -> C:
+        """The first trusted candidate, or the first doubtful one when none is trusted.
+
+        Args:
+            call: the request.
+            ask: how an upstream is asked.
+            attempts: every attempt is added here.
+            held: every doubtful candidate is added here; all but the one returned are released.
+        """
         chosen: C | None = None
         reason: Outcome | None = None
         try:
@@ -110,36 +134,29 @@ class Chain:
                 except ClientFault:
                     if not held:
                         raise
-                    found, reason = None, Outcome.CLIENT_ERROR
-                if found is None:
-                    continue
-                if not found.low:
+                    break
+                if found is not None and not found.low:
                     chosen = found
                     break
-                held.append(found)
-            if chosen is None and held:
-                chosen = held[0]
+                if found is not None:
+                    held.append(found)
+            chosen = chosen or next(iter(held), None)
             if chosen is None:
                 raise AllFailed(attempts)
-            for candidate in held:
-                if candidate is not chosen:
-                    candidate.attempt.end(Outcome.LOW_CONFIDENCE)
-            left = [attempt for attempt in attempts if attempt is not chosen.attempt]
-            chosen.trail = _trail([*left, chosen.attempt])
             return chosen
         finally:
-            for attempt in attempts:
-                if chosen is None or attempt is not chosen.attempt:
-                    self.recorder.record(attempt, served=False)
-            for candidate in held:
-                if candidate is not chosen:
-                    await candidate.release()
+            try:
+                for candidate in held:
+                    if candidate is not chosen:
+                        await candidate.release()
+            except asyncio.CancelledError:
+                if chosen is not None:
+                    await chosen.release()
+                raise
 
     @staticmethod
     async def _try(
-        attempt: Attempt,
-        ask: Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]],
-        limits: LowConfidenceConfig | None,
+        attempt: Attempt, ask: Ask[C], limits: LowConfidenceConfig | None
     ) -> tuple[C | None, Outcome | None]:
         """What the upstream gave, and why to go on to the next one."""
         try:

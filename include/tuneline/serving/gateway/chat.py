@@ -288,5 +288,5 @@ def _refused(fault: ClientFault) -> ApiError:
         fault.status,
         str(error.get("message", "The model's server refused the request.")),
         kind=kind if isinstance(kind, str) else "invalid_request_error",
-        code=None if code is None else str(code),
+        code=code if isinstance(code, str) else None,
     )

@@ -186,7 +186,9 @@ class ReadinessConfig(Section):
         "gateway in service while a fallback answers.",
     )
     ping_interval_s: Seconds = Field(
-        default=5.0, description="Time between pings; skipped while real tokens flow."
+        default=5.0,
+        description="Time between pings; skipped while real tokens flow, and at most a "
+        "second while the upstream is not ready.",
     )
     ping_timeout_s: Seconds = Field(default=5.0, description="Time for one ping.")
     stale_after_s: Seconds = Field(

@@ -99,10 +99,13 @@ class Prober:
                 log.info("upstream %s: %s", upstream.name, after or "ready")
             # A fault in the traffic ends the wait, but not more often than once a second:
             # a dead engine under load would otherwise be asked on every request.
-            await asyncio.sleep(min(1.0, interval))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, interval - 1.0)):
-                    await health.suspect.wait()
+            at_least = min(1.0, interval)
+            await asyncio.sleep(at_least)
+            # What is not ready may be any moment: an engine that has just loaded its weights.
+            if after is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(interval - at_least):
+                        await health.suspect.wait()
 
     async def _check(self, upstream: Upstream) -> None:
         """One round: the list of models, the warm-up if it is due, a ping."""

@@ -52,6 +52,8 @@ def run_gateway(config_path: Path) -> int:
             log_config=None,
             log_level="warning",
             access_log=False,
+            # Nothing here asks for the client's address.
+            proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=_CUT_OFF_S,
         ),
@@ -113,7 +115,9 @@ def _listen(config: GatewayConfig) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol spelled out: asyncio turns Nagle's algorithm off only for sockets
+        # that say TCP, and with it on an answer in two writes takes 40 ms longer.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
