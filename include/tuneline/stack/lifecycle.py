@@ -77,6 +77,7 @@ class Stack:
         for service in airflow.components(self.layout):
             self.start(service)
         self._await_airflow()
+        self.end_active_runs()
         self._say(f"Airflow is up after {time.monotonic() - began:.0f} s: {self.layout.ui_url}")
 
     def start(self, service: Service) -> None:
@@ -104,15 +105,36 @@ class Stack:
     def stop_started(self) -> None:
         """Stop what this object started, newest first."""
         for name in reversed(self.started):
-            self.table.stop(name)
+            self._stop(name)
         self.started.clear()
 
     def down(self) -> None:
-        """Stop every service: those in front first, pods after Airflow."""
+        """End active runs, then stop every service: those in front first, pods after Airflow."""
+        self.end_active_runs()
         order = [GATEWAY, ENGINE, "scheduler", "dag-processor", "api-server", PODS]
         others = [name for name in self.table.names() if name not in order]
-        stopped = [name for name in [*others, *order] if self.table.stop(name)]
+        stopped = [name for name in [*others, *order] if self._stop(name)]
         self._say(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
+
+    def end_active_runs(self) -> None:
+        """End runs that Airflow still counts as active: their tasks are killed, pods deleted.
+
+        A run whose processes are gone would otherwise hold up the next one until its tasks
+        miss enough heartbeats.
+        """
+        if self.table.find("api-server") is None:
+            return
+        client = Airflow(self.layout)
+        try:
+            if not client.health():
+                return
+            path = f"/dags/{DAG_ID}/dagRuns"
+            active = client.call("GET", f"{path}?state=running&state=queued", ok=(404,))
+            for run in active.json().get("dag_runs", []):
+                self._say(f"ending the run {run['dag_run_id']}")
+                client.call("PATCH", f"{path}/{run['dag_run_id']}", ok=(409,), state="failed")
+        finally:
+            client.close()
 
     def status(self) -> dict[str, str]:
         """What runs, by name: its process and what it is doing."""
@@ -120,6 +142,20 @@ class Stack:
             name: f"process {process.pid}" if (process := self.table.find(name)) else "ended"
             for name in self.table.names()
         }
+
+    def _stop(self, name: str) -> bool:
+        """Stop a service; with the pods' server go the pods, which outlive it otherwise."""
+        ran = self.table.find(name) is not None
+        if name == PODS and (self.layout.pods / "kubeconfig").exists():
+            command = [str(self.layout.airflow_python), "-m", "localpods", "stop"]
+            subprocess.run(
+                [*command, "--state", str(self.layout.pods)],
+                cwd=self.layout.project,
+                capture_output=True,
+                check=False,
+            )
+        self.table.stop(name)
+        return ran
 
     def _check_ground(self) -> None:
         for path in (self.layout.airflow_python, self.layout.ml_bin / "tuneline"):

@@ -31,7 +31,9 @@ def breakdown(
     Returns:
         The document that `timings.json` holds; all times in seconds.
     """
-    rows = [_row(task, run) for task in tasks if task["start_date"] and task["end_date"]]
+    # A skipped task has dates as well, but no process ever ran it.
+    ran = [t for t in tasks if t["start_date"] and t["end_date"] and t["state"] != "skipped"]
+    rows = [_row(task, run) for task in ran]
     rows.sort(key=lambda row: str(row["start"]))
     wall = 0.0
     if rows:

@@ -1,0 +1,85 @@
+"""A stack of its own for the tests: temporary home, free ports."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tuneline.stack.layout import find_layout
+from tuneline.stack.ports import pick_free
+
+ROOT = Path(__file__).parents[2]
+STACK = [sys.executable, "-m", "tuneline.stack"]
+
+
+class Commands:
+    """Runs `python -m tuneline.stack …` against a home of its own."""
+
+    def __init__(self, home: Path, ui_port: int, gateway_port: int) -> None:
+        self.env = {
+            **os.environ,
+            "TUNELINE_HOME": str(home),
+            "TUNELINE_UI_PORT": str(ui_port),
+            "TUNELINE_GATEWAY_PORT": str(gateway_port),
+        }
+        for name in ("TUNELINE_STORE", "TUNELINE_KUBECONFIG"):
+            self.env.pop(name, None)
+
+    def run(self, *arguments, timeout=300, **more_env):
+        return subprocess.run(
+            [*STACK, *arguments],
+            cwd=ROOT,
+            env={**self.env, **more_env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def begin(self, *arguments):
+        """Start a command and leave it running; it is alone in its process group."""
+        return subprocess.Popen(
+            [*STACK, *arguments],
+            cwd=ROOT,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def layout(self):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("TUNELINE_STORE", "TUNELINE_KUBECONFIG"):
+                patch.delenv(name, raising=False)
+            for name in ("TUNELINE_HOME", "TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT"):
+                patch.setenv(name, self.env[name])
+            return find_layout()
+
+
+def interrupt(process, timeout=60):
+    """Ctrl-C, and what the command said until it ended."""
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=timeout)
+    return said
+
+
+@pytest.fixture
+def commands(tmp_path):
+    made = Commands(tmp_path / "home", pick_free(), pick_free())
+    yield made
+    made.run("down")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """Commands against a stack that is up."""
+    made = Commands(tmp_path_factory.mktemp("stack") / "home", pick_free(), pick_free())
+    up = made.run("up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    yield made
+    down = made.run("down")
+    assert down.returncode == 0, down.stderr

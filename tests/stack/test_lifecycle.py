@@ -1,0 +1,153 @@
+"""What `up`, `down` and `demo` refuse, and what they leave running."""
+
+import signal
+import socket
+import time
+
+import psutil
+import pytest
+from tests.stack.conftest import interrupt
+
+from tuneline.stack import locks
+from tuneline.stack.airflow import COMPONENTS
+from tuneline.stack.follow import DagRun
+from tuneline.stack.lifecycle import PODS, Stack
+from tuneline.stack.ports import is_free
+from tuneline.stack.rest import Airflow
+
+ROWS = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{}"}]}\n'
+SERVICES = {*COMPONENTS, PODS}
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROWS * 5)
+    return path
+
+
+def processes(commands):
+    """Process ids of the services, by name."""
+    table = Stack(commands.layout(), print).table
+    found = {name: table.find(name) for name in table.names()}
+    return {name: process.pid for name, process in found.items() if process}
+
+
+def test_a_taken_port_stops_everything_before_it_starts(commands):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", int(commands.env["TUNELINE_UI_PORT"])))
+        server.listen()
+        done = commands.run("up")
+    assert done.returncode == 2
+    assert "for the Airflow UI is taken by" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert processes(commands) == {}
+
+
+def test_a_second_demo_is_refused(commands, data):
+    with locks.held(commands.layout().home / "demo.lock", "a demo"):
+        done = commands.run("demo", "--data", str(data))
+    assert done.returncode == 2
+    assert "a demo is running already (process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ("training: {epochs: many}", "training.epochs"),
+        ("trainign: {epochs: 1}", "trainign: there is no such setting"),
+        ("training: [", "line"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(commands, data, tmp_path, settings, why):
+    config = tmp_path / "settings.yaml"
+    config.write_text(settings)
+    done = commands.run("demo", "--data", str(data), "--config", str(config))
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert processes(commands) == {}
+
+
+def test_a_missing_dataset_is_refused(commands, tmp_path):
+    done = commands.run("demo", "--data", str(tmp_path / "none.jsonl"))
+    assert done.returncode == 2
+    assert "none.jsonl does not exist" in done.stderr
+
+
+def test_down_with_nothing_running_says_so(commands):
+    done = commands.run("down")
+    assert done.returncode == 0
+    assert "nothing was running" in done.stdout
+
+
+@pytest.mark.stack
+def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
+    assert commands.run("up").returncode == 0
+    first = processes(commands)
+    assert set(first) == SERVICES
+    loopback = {"127.0.0.1", "::1"}
+    for pid in first.values():
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        listening = [c for p in family for c in p.net_connections("tcp") if c.status == "LISTEN"]
+        assert {connection.laddr.ip for connection in listening} <= loopback
+    again = commands.run("up")
+    assert again.returncode == 0
+    assert "runs already" in again.stdout
+    assert processes(commands) == first
+    assert commands.run("down").returncode == 0
+    assert processes(commands) == {}
+    assert not any(psutil.pid_exists(pid) and _alive(pid) for pid in first.values())
+    assert is_free(commands.layout().ui_port)
+
+
+@pytest.mark.stack
+def test_interrupting_a_demo_stops_only_what_it_started(commands, data):
+    assert commands.run("up").returncode == 0
+    before = processes(commands)
+    demo = commands.begin("demo", "--data", str(data))
+    line = next(line for line in demo.stdout if "started; follow it at" in line)
+    run_id = line.split("run ", 1)[1].split()[0]
+    said = interrupt(demo)
+    assert demo.returncode == 130
+    assert "stopping what this call started" in said
+    assert processes(commands) == before
+    client = Airflow(commands.layout())
+    assert DagRun(client, run_id).state() == "failed"
+    client.close()
+
+
+@pytest.mark.stack
+def test_interrupting_a_demo_that_started_the_stack_stops_the_stack(commands, data):
+    demo = commands.begin("demo", "--data", str(data))
+    next(line for line in demo.stdout if "starting Airflow" in line)
+    interrupt(demo)
+    assert demo.returncode == 130
+    assert processes(commands) == {}
+    assert is_free(commands.layout().ui_port)
+
+
+@pytest.mark.stack
+def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(commands, data):
+    assert commands.run("up").returncode == 0
+    client = Airflow(commands.layout())
+    run = DagRun(client, "lost")
+    run.trigger({"data": str(data)})
+    deadline = time.monotonic() + 60
+    while run.state() != "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for pid in processes(commands).values():
+        for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+            process.send_signal(signal.SIGKILL)
+    up = commands.run("up")
+    assert up.returncode == 0, up.stderr
+    assert "ending the run lost" in up.stdout
+    assert run.state() == "failed"
+    client.close()
+
+
+def _alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

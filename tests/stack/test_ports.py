@@ -1,0 +1,31 @@
+import os
+import socket
+
+import pytest
+
+from tuneline.errors import UserError
+from tuneline.stack.ports import is_free, pick_free, require_free
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):
+    assert not is_free(taken)
+    with pytest.raises(UserError) as refusal:
+        require_free(taken, "the gateway", "TUNELINE_GATEWAY_PORT")
+    said = str(refusal.value)
+    assert f"port {taken} for the gateway is taken by" in said
+    assert f"process {os.getpid()}" in said
+    assert "TUNELINE_GATEWAY_PORT=" in said
+
+
+def test_a_picked_port_is_free():
+    port = pick_free()
+    assert is_free(port)
+    require_free(port, "a test", "X")

@@ -1,0 +1,92 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuneline.stack.processes import Service, ServiceTable
+
+# A service with a child; the child ignores SIGINT, as one in the middle of work may.
+STUBBORN = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c",
+    "import signal,time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(300)"])
+print(child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    made = ServiceTable(tmp_path / "services", tmp_path / "logs")
+    yield made
+    for name in made.names():
+        made.stop(name)
+
+
+def service(code, name="thing", **more):
+    argv = [sys.executable, "-c", code]
+    return Service(name, argv, dict(os.environ), Path.cwd(), **more)
+
+
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_service_is_found_with_its_notes_and_its_log(table, tmp_path):
+    table.start(
+        service("print('hello', flush=True); import time; time.sleep(300)", notes={"port": 5})
+    )
+    assert table.find("thing") is not None
+    assert table.notes("thing") == {"port": 5}
+    assert table.names() == ["thing"]
+    wait_for(lambda: "hello" in (tmp_path / "logs" / "thing.log").read_text())
+
+
+def test_it_has_a_process_group_of_its_own(table):
+    table.start(service("import time; time.sleep(300)"))
+    pid = table.find("thing").pid
+    assert os.getpgid(pid) == pid != os.getpgid(0)
+
+
+def test_stopping_ends_what_it_started_as_well(table, tmp_path):
+    table.start(service(STUBBORN, stop_seconds=1))
+    log = tmp_path / "logs" / "thing.log"
+    wait_for(lambda: log.read_text().strip())
+    child = psutil.Process(int(log.read_text()))
+    assert table.stop("thing") is True
+    assert table.find("thing") is None
+    assert table.names() == []
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_service_that_ended_is_not_found(table):
+    table.start(service("pass"))
+    wait_for(lambda: table.find("thing") is None)
+    assert table.stop("thing") is False
+
+
+def test_another_process_with_the_same_id_is_left_alone(table):
+    """After a restart of the machine the noted id may be anybody's."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]) as bystander:
+        table.folder.mkdir(parents=True)
+        entry = {"pid": bystander.pid, "created": 1.0, "stop_seconds": 1, "notes": {}}
+        (table.folder / "thing.json").write_text(json.dumps(entry))
+        assert table.find("thing") is None
+        assert table.stop("thing") is False
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_a_damaged_note_is_not_a_service(table):
+    table.folder.mkdir(parents=True)
+    (table.folder / "thing.json").write_text("{")
+    assert table.find("thing") is None
+    assert table.stop("thing") is False

@@ -1,0 +1,127 @@
+"""`scripts/setup.py` refuses early and heals what was left half-built."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "setup.py"
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("tuneline_setup", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tuneline_setup", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "HOME", tmp_path / "home")
+    return module
+
+
+def run(*arguments, **env):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        check=False,
+    )
+
+
+def test_a_missing_dataset_is_refused_before_the_long_work(tmp_path):
+    done = run("--data", str(tmp_path / "none.jsonl"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "DATA:" in done.stderr
+    assert "does not exist" in done.stderr
+
+
+def test_an_empty_settings_file_is_refused(tmp_path):
+    empty = tmp_path / "empty.yaml"
+    empty.touch()
+    done = run("--config", str(empty))
+    assert done.returncode == 2
+    assert f"CONFIG: {empty} is empty" in done.stderr
+
+
+def test_a_taken_port_is_refused(tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        done = run("--ports", TUNELINE_UI_PORT=str(port), TUNELINE_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert f"port {port} for the Airflow UI is taken" in done.stderr
+
+
+def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch):
+    services = setup.HOME / "services"
+    services.mkdir(parents=True)
+    (services / "api-server.json").write_text(json.dumps({"pid": os.getpid()}))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setenv("TUNELINE_UI_PORT", str(server.getsockname()[1]))
+        monkeypatch.setenv("TUNELINE_GATEWAY_PORT", "1")
+        setup.check_ports()
+        (services / "api-server.json").write_text(json.dumps({"pid": 2**22 + 1}))
+        with pytest.raises(setup.Refused):
+            setup.check_ports()
+
+
+def test_an_unsupported_python_is_named(setup, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    with pytest.raises(setup.Refused, match=r"Python 3\.11 or 3\.12 is needed"):
+        setup.check_python()
+
+
+def test_a_full_disk_is_refused_with_numbers(setup, monkeypatch):
+    monkeypatch.setattr(setup, "brings_cuda", lambda: True)
+    monkeypatch.setattr(
+        setup.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5 * setup.GIB})
+    )
+    with pytest.raises(
+        setup.Refused, match=r"16 GiB are needed.*torch with CUDA.*5\.0 GiB are free"
+    ):
+        setup.check_disk([setup.AIRFLOW, setup.ML])
+    setup.check_disk([])
+
+
+def test_a_half_built_environment_is_built_again(setup, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    env = setup.Environment("x", (), "none")
+    (env.folder / "bin").mkdir(parents=True)
+    leftover = env.folder / "leftover"
+    leftover.touch()
+    setup.make_venv(env)
+    assert not leftover.exists()
+    assert env.python.exists()
+
+
+def test_a_complete_environment_of_the_same_python_is_kept(setup, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    env = setup.Environment("x", (), "none")
+    setup.make_venv(env)
+    env.stamp.write_text("older requirements")
+    (env.folder / "installed").touch()
+    setup.make_venv(env)
+    assert (env.folder / "installed").exists()
+
+
+def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    for name in ("r.txt", "c.txt", "pyproject.toml"):
+        (tmp_path / name).write_text("a")
+    env = setup.Environment("x", ("r.txt",), "c.txt")
+    env.folder.mkdir()
+    assert not env.ready()
+    env.stamp.write_text(env.wanted())
+    assert env.ready()
+    (tmp_path / "c.txt").write_text("b")
+    assert not env.ready()

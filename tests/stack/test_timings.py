@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from tuneline.config import build_config
+from tuneline.evidence import Record, dump
+from tuneline.run import Phase, Run
+from tuneline.stack import timings
+
+
+def task(name, start, end, state="success", ready=None):
+    stamp = "2026-10-18T00:{:02d}:{:02d}Z".format
+    return {
+        "task_id": name,
+        "state": state,
+        "try_number": 1,
+        "scheduled_when": stamp(*divmod(ready if ready is not None else start, 60)),
+        "start_date": stamp(*divmod(start, 60)),
+        "end_date": stamp(*divmod(end, 60)),
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = build_config({"data": {"source": "x.jsonl"}})
+    made = Run.create(tmp_path.as_uri(), "run-1", config, {})
+    record = Record(
+        step="train",
+        phase=Phase.TRAINING,
+        summary="s",
+        started_at="2026-10-18T00:00:00Z",
+        seconds=30,
+    )
+    made.store.put_bytes(made.step_key("train", "record.json"), dump(record))
+    return made
+
+
+def test_time_is_split_into_work_pods_waiting_and_checks(run, tmp_path):
+    tasks = [
+        task("prepare_run", 0, 2),
+        task("train", 4, 39, ready=3),
+        task("check_train", 40, 41),
+        task("review_pairs", 41, 41, state="skipped"),
+        {
+            "task_id": "promote",
+            "start_date": None,
+            "end_date": None,
+            "state": None,
+            "try_number": 0,
+        },
+    ]
+    document = timings.breakdown(tasks, run, setup=1.5, start=12)
+    assert document["run_seconds"] == 41
+    assert document["work_seconds"] == 30
+    assert document["pod_seconds"] == 5
+    assert document["queued_seconds"] == 1
+    assert document["worker_task_seconds"] == 3
+    assert document["overhead_share"] == pytest.approx(1 - 30 / 41, abs=1e-3)
+    assert [row["task"] for row in document["tasks"]] == ["prepare_run", "train", "check_train"]
+    path = timings.write(document, tmp_path / "runs" / "run-1")
+    assert json.loads(path.read_text()) == document
+    assert "work 30 s; pods 5 s, waiting 1 s, checks 3 s (3.0 s for each of 3 tasks)" in (
+        timings.summary(document)
+    )
+
+
+def test_a_run_that_never_began_has_no_share():
+    document = timings.breakdown([], None, setup=0, start=0)
+    assert document["overhead_share"] is None
+    assert "0 tasks" in timings.summary(document)
