@@ -130,7 +130,8 @@ def _copies(writer: Writer, pairs: Sequence[tuple[Row, Entry]]) -> list[Entry]:
     for _ in range(LABEL_CONFLICTS):
         row, entry = next(free)
         other = draw.pick([name for name in writer.intents if name != row.intent])
-        reply = writer.reply(other, row.user, writer.slots())
+        acts = draw.pick(writer.phrases["intents"][other]["topics"])["acts"]
+        reply = writer.reply([act for act in acts if "{" not in act], row.user, {})
         data = row_line(Row(other, row.user, reply), writer.system)
         labels = {"intent": other, "original_intent": row.intent}
         entries.append(Entry(data, other, [("label_conflict", labels)], entry))

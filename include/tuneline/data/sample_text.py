@@ -28,8 +28,6 @@ TRIES_PER_ASK = 20
 # Tokens are estimated without a tokenizer: a word or a mark is about one, an order number seven.
 TOKENS_PER_ORDER = 7
 MESSAGE_TOKENS = (10, 28)
-# Words of a reply that leaves room for the boilerplate sentence inside 26 tokens.
-SHORT_ACT_WORDS = 5
 
 
 class Draw:
@@ -65,6 +63,14 @@ class Draw:
     def text(self, alphabet: str, n: int) -> str:
         """Return n characters of the alphabet."""
         return "".join(self.pick(alphabet) for _ in range(n))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request with its slots still open, and what the desk may promise in answer to it."""
+
+    text: str
+    acts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Writer:
         self.system = system_prompt(self.intents)
         self.index = NearIndex()
         self.numbers: dict[Row, int] = {}
-        self._asks: dict[str, list[str]] = {intent: [] for intent in self.intents}
+        self._asks: dict[str, list[Ask]] = {intent: [] for intent in self.intents}
 
     def shares(self) -> dict[str, float]:
         """Return the intended share of each intent."""
@@ -154,19 +160,21 @@ class Writer:
         values["order"] = self.draw.text("ABCDEFGHKLMPRT", 1) + "-" + self.draw.text("123456789", 5)
         return values
 
-    def _ask(self, intent: str) -> str:
+    def _ask(self, intent: str) -> Ask:
         """Return the requests of an intent in turn, so that each is used about equally often."""
         if not self._asks[intent]:
-            self._asks[intent] = self.draw.shuffled(self.phrases["intents"][intent]["asks"])
+            topics = self.phrases["intents"][intent]["topics"]
+            asks = [Ask(text, tuple(topic["acts"])) for topic in topics for text in topic["asks"]]
+            self._asks[intent] = self.draw.shuffled(asks)
         return self._asks[intent].pop()
 
-    def _user(self, intent: str, ask: str, slots: Mapping[str, str]) -> str:
+    def _user(self, intent: str, ask: Ask, slots: Mapping[str, str]) -> str:
         draw, spec = self.draw, self.phrases["intents"][intent]
-        parts = [ask]
-        if draw.chance(0.35):
+        parts = [ask.text]
+        if draw.chance(0.15):
             denied = draw.pick(self.phrases["denials"][draw.pick(spec["deny"])])
             parts.insert(draw.below(2), denied)
-        if draw.chance(0.65):
+        if draw.chance(0.5):
             parts.insert(0, draw.pick(draw.pick([spec["contexts"], self.phrases["openings"]])))
         if draw.chance(0.2):
             parts.append(draw.pick(self.phrases["closings"]))
@@ -181,16 +189,14 @@ class Writer:
             text = text.rstrip(".?!")
         return text
 
-    def reply(self, intent: str, user: str, slots: Mapping[str, str], short: bool = False) -> str:
+    def reply(self, acts: Sequence[str], user: str, slots: Mapping[str, str]) -> str:
         """Return an answer that speaks only of what the message named."""
-        acts = []
-        for act in self.phrases["intents"][intent]["acts"]:
+        known = []
+        for act in acts:
             named = re.findall(r"\{(\w+)\}", act)
-            known = all(slots[name].lower() in user.lower() for name in named)
-            if known and not (short and (named or len(act.split()) > SHORT_ACT_WORDS)):
-                acts.append(act)
-        sentence = f"{self.draw.pick(self.phrases['leads'])} {self.draw.pick(acts)}."
-        return sentence.format(**slots)
+            if all(slots[name].lower() in user.lower() for name in named):
+                known.append(act)
+        return f"{self.draw.pick(self.phrases['leads'])} {self.draw.pick(known)}.".format(**slots)
 
     def masks(self, row: Row) -> tuple[int, ...]:
         """Return the views of a row that are compared: message, exchange, and all three turns."""
@@ -228,7 +234,9 @@ class Writer:
                 continue
             if carrier and user[-1] not in ".?!":
                 user += "."
-            reply = self.reply(intent, user, slots, short=boilerplate)
+            # An order number and the boilerplate together would not fit into 26 tokens.
+            acts = [act for act in ask.acts if not (boilerplate and "{" in act)]
+            reply = self.reply(acts, user, slots)
             if boilerplate:
                 reply = f"{reply} {self.phrases['boilerplate']['text']}"
             row = Row(intent, f"{user} {carrier}".strip(), reply)

@@ -1,0 +1,156 @@
+"""Look again at the rows that training will see, after every step has changed them.
+
+Format, length, leakage across the split and personal data are measured on `dataset.parquet`
+itself. Each measurement carries the item it belongs to as a prefix, and counts for its verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tuneline.data.deduplication import similarity_texts
+from tuneline.data.leakage import cross_similarities
+from tuneline.data.pii_scrubbing import residual_hits
+from tuneline.data.rendering import BATCH, Renderer
+from tuneline.data.schema_validation import check_turns, markers_of
+from tuneline.data.tables import (
+    DATASET,
+    HOLDOUT,
+    ROWS,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Row,
+    StandIn,
+    base_id,
+    read_dataset,
+    read_rows,
+)
+from tuneline.evidence import Record, measure
+
+if TYPE_CHECKING:
+    from tuneline.run import StepContext
+
+VERSION_FILE = "dataset.json"
+
+
+def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
+    """A content hash of a dataset: its rows' turns, split, label and weight, in any order.
+
+    File names and lines do not count, so the same rows in another order, or from other files,
+    are the same version.
+    """
+    digests = sorted(
+        hashlib.sha256(
+            json.dumps(
+                [row.messages, row.split, row.label, round(weight, 9)],
+                ensure_ascii=False,
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
+        for row, weight in zip(rows, weights, strict=True)
+    )
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def invalid_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[int, int, int]:
+    """Rows whose turns break a rule, whose tokens differ from the template's, without a mask."""
+    markers = markers_of(renderer)
+    invalid = mismatched = unmasked = 0
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        turns = [row.messages for row in batch]
+        invalid += sum(check_turns(messages, markers) is not None for messages in turns)
+        for example, ids in zip(renderer.render(turns), renderer.template_ids(turns), strict=True):
+            mismatched += example.ids != ids
+            unmasked += example.loss_mask is None or not any(example.loss_mask)
+    return invalid, mismatched, unmasked
+
+
+def leaking_rows(
+    rows: Sequence[Row], stand_ins: dict[str, tuple[StandIn, ...]], limit: float
+) -> int:
+    """Training and validation rows that are near-duplicates of a row held further back."""
+    from dataclasses import replace
+
+    texts = similarity_texts(
+        [replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows]
+    )
+    members = {
+        split: [t for t, r in zip(texts, rows, strict=True) if r.split == split] for split in SPLITS
+    }
+    to_holdout = cross_similarities(members[TRAIN] + members[VALIDATION], members[HOLDOUT], limit)
+    to_validation = cross_similarities(members[TRAIN], members[VALIDATION], limit)
+    return len(to_holdout.keys() | to_validation.keys())
+
+
+def rows_with_pii(
+    rows: Sequence[Row], stand_ins: dict[str, Iterable[str]], allow: Iterable[str]
+) -> int:
+    """Rows in which patterns still find personal data that is no stand-in."""
+    allowed = frozenset(text.casefold() for text in allow)
+    return sum(
+        residual_hits(row.messages, stand_ins.get(base_id(row.row_id), ()), allowed) > 0
+        for row in rows
+    )
+
+
+def run(ctx: StepContext) -> Record:
+    """Measure format, length, leakage and personal data again; name the dataset's version."""
+    from tuneline.models import load_tokenizer, resolve
+
+    config = ctx.config.data
+    rows, weights = read_dataset(ctx.input("distribution_balancing", DATASET))
+    before = read_rows(ctx.input("pii_scrubbing", ROWS))
+    base = resolve(ctx.config.base_model, log=ctx.log)
+    renderer = Renderer(load_tokenizer(base.path), config.target_format)
+    invalid, mismatched, unmasked = invalid_rows(rows, renderer)
+    limit = min(config.max_tokens, base.context_length)
+    lengths = renderer.count([renderer.text(row.messages) for row in rows])
+    values = {
+        row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
+        for row in before
+    }
+    spans = {row.row_id: row.stand_ins for row in before}
+    splits = Counter(row.split for row in rows)
+    version = dataset_version(rows, weights)
+    document = {"version": version, "rows": len(rows), "splits": {s: splits[s] for s in SPLITS}}
+    (ctx.out / VERSION_FILE).write_text(json.dumps(document, indent=1))
+    measurements = [
+        measure("rows", len(rows), "rows", ">=", 1),
+        measure("dataset_version", version, "sha256"),
+        measure("schema_validation.invalid_rows", invalid, "rows", "==", 0),
+        measure("schema_validation.token_mismatches", mismatched, "rows", "==", 0),
+        measure("schema_validation.inexact_masks", unmasked, "rows", "==", 0),
+        measure("token_length_audit.tokens_max", max(lengths), "tokens", "<=", limit),
+        measure(
+            "token_length_audit.stale_counts",
+            sum(row.n_tokens != length for row, length in zip(rows, lengths, strict=True)),
+            "rows",
+            "==",
+            0,
+        ),
+        measure(
+            "deduplication.cross_split_near_duplicates",
+            leaking_rows(rows, spans, config.near_duplicate_jaccard),
+            "rows",
+            "<=",
+            0,
+        ),
+        measure(
+            "pii_scrubbing.rows_with_pattern_hits",
+            rows_with_pii(rows, values, config.pii_allow),
+            "rows",
+            "==",
+            0,
+        ),
+    ]
+    return ctx.record(
+        f"{len(rows)} rows looked at again ({splits[TRAIN]} training, {splits[VALIDATION]} "
+        f"validation, {splits[HOLDOUT]} hold-out), dataset version {version[:12]}.",
+        measurements,
+    )

@@ -1,0 +1,300 @@
+"""A labelled canary set: personal data of our own making, hidden in sentences in many ways.
+
+It goes through the very code that scrubs the rows, in every run; what comes out unscrubbed is
+the leak rate. Values are random; each is written plainly, in lower case, in capitals and with
+spacing tricks, in sentences with and without a word that gives it away.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tuneline.data.pii_checksums import luhn
+
+FORMS = ("plain", "lower", "upper", "spaced")
+PER_FORM = 8
+
+_SENTENCES: dict[str, tuple[str, ...]] = {
+    "PERSON": (
+        "My name is {} and I never got my parcel.",
+        "This is {}, I called yesterday.",
+        "Can you ask {} to ring me back?",
+        "The account belongs to {}, my neighbour.",
+        "Thanks a lot, {}",
+        "I am {} and I want my money back.",
+        "{} told me that the card was blocked.",
+        "Please put the booking under Mr {}.",
+    ),
+    "LOCATION": (
+        "I moved from {} last week.",
+        "Do you deliver to {}?",
+        "The parcel is stuck in {}.",
+        "I live in {} now.",
+    ),
+    "EMAIL_ADDRESS": (
+        "You can write to {} about it.",
+        "My email is {}.",
+        "I registered with {} and can't log in!",
+        "{} is where the receipt should go",
+    ),
+    "PHONE_NUMBER": (
+        "Call me on {} after six.",
+        "My phone number is {}.",
+        "You can reach me at {}, thanks",
+        "Text me: {}",
+    ),
+    "CREDIT_CARD": (
+        "I paid with {} last Monday.",
+        "My card number is {}.",
+        "Why was {} declined?",
+        "charge it to {} please",
+    ),
+    "IBAN_CODE": (
+        "Send the refund to {} please.",
+        "My IBAN is {}.",
+        "The account {} is mine.",
+        "Is {} on file?",
+    ),
+    "US_SSN": (
+        "My SSN is {}.",
+        "They asked for my social security number, it is {}.",
+        "social security {} if you need it",
+    ),
+    "IP_ADDRESS": (
+        "I was logged in from {} then.",
+        "Your site blocks my address {}.",
+        "Someone at {} tried my password.",
+    ),
+    "MAC_ADDRESS": ("The device {} can't connect.", "My router is {}."),
+    "ID_NUMBER": ("My passport number is {}.", "Driver's license {} is attached.", "MRN: {}"),
+    "BIRTH_DATE": ("I was born on {}.", "Date of birth: {}", "my dob is {}"),
+    "STREET_ADDRESS": (
+        "I live at {}.",
+        "Please send it to {} instead.",
+        "My new address is {}, since March.",
+        "Deliver to {} before noon",
+    ),
+    "API_KEY": ("Our script uses {} and gets an error.", "The token is {}.", "key={}"),
+    "AWS_ACCESS_KEY": ("I pasted {} by accident.", "AWS says {} is invalid.", "key: {}"),
+    "PASSWORD": ("My password is {}.", "password: {}", "I typed the password {} three times."),
+    "PRIVATE_KEY": ("Here is what I use:\n{}\nIt fails.", "{}"),
+}
+# Given names from other lists than those the detector knows by heart, and some of those.
+_GIVEN = (
+    "Maria James Aoife Bartek Chidi Delphine Emre Fergus Gudrun Hyun Ioana Jakub Keiko Lorena "
+    "Mirko Nneka Oksana Paulo Renske Sanne Tamsin Umberto Vesna Wiebke Ximena Yosef David Linda "
+    "Robert Susan Thomas Sarah"
+).split()
+_FAMILY = (
+    "Okafor Lindqvist Moreau Castellano Whitaker Novotny Haugen Brennan Delacroix Fitzgerald "
+    "Kowalczyk Marchetti Nakamura Petrov Ramirez Schneider Tanaka Vandenberg Yilmaz Zimmermann "
+    "Ashford Holloway Pemberton Sinclair"
+).split()
+_CITIES = (
+    "Chicago Manchester Toronto Melbourne Berlin Madrid Dublin Boston Seattle Amsterdam Vienna "
+    "Houston Glasgow Lisbon Denver Stockholm"
+).split()
+_STREETS = "Maple Harbour Willow Station Church Orchard Meadow Bridge Chestnut Granville".split()
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A value of an entity type, hidden in a text in a form."""
+
+    entity: str
+    form: str
+    value: str
+    text: str
+
+
+def _digits(draw: random.Random, count: int) -> str:
+    return "".join(draw.choice(string.digits) for _ in range(count))
+
+
+def _token(draw: random.Random, alphabet: str, count: int) -> str:
+    return "".join(draw.choice(alphabet) for _ in range(count))
+
+
+def _group(text: str, size: int, separator: str) -> str:
+    return separator.join(text[i : i + size] for i in range(0, len(text), size))
+
+
+def _person(draw: random.Random, _: str) -> str:
+    return f"{draw.choice(_GIVEN)} {draw.choice(_FAMILY)}"
+
+
+def _email(draw: random.Random, form: str) -> str:
+    user = f"{draw.choice(_GIVEN)}.{draw.choice(_FAMILY)}{draw.randint(1, 99)}".lower()
+    host = draw.choice(["webpost", "inbox-mail", "firma", "uni.kiel"])
+    domain = f"{host}.{draw.choice(['com', 'org', 'de', 'co.uk'])}"
+    if form != "spaced":
+        return f"{user}@{domain}"
+    first, last = domain.rsplit(".", 1)
+    tricks = (f"{user} @ {domain}", f"{user} (at) {domain}", f"{user}[at]{first}[dot]{last}")
+    return draw.choice(tricks)
+
+
+def _phone(draw: random.Random, form: str) -> str:
+    area, exchange, line = draw.randint(201, 989), draw.randint(200, 999), _digits(draw, 4)
+    if form == "spaced":
+        tricks = (f"{area} . {exchange} . {line}", f"({area})  {exchange} - {line}")
+        return draw.choice((*tricks, " ".join(f"{area}{exchange}{line}")))
+    plain = (
+        f"({area}) {exchange}-{line}",
+        f"{area}-{exchange}-{line}",
+        f"+1 {area} {exchange} {line}",
+    )
+    world = (
+        f"+44 20 {_digits(draw, 4)} {_digits(draw, 4)}",
+        f"+49 30 {draw.randint(10**6, 10**7)}",
+    )
+    return draw.choice(plain + world)
+
+
+def _card(draw: random.Random, form: str) -> str:
+    start = draw.choice(["4", "51", "55", "37", "6011"])
+    digits = start + _digits(draw, (14 if start == "37" else 15) - len(start))
+    digits += next(check for check in string.digits if luhn(digits + check))
+    if form == "spaced":
+        return draw.choice([_group(digits, 2, " "), " ".join(digits), _group(digits, 4, " - ")])
+    return draw.choice([digits, _group(digits, 4, " "), _group(digits, 4, "-")])
+
+
+def _iban(draw: random.Random, form: str) -> str:
+    country, account = draw.choice(
+        [
+            ("DE", _digits(draw, 18)),
+            ("GB", "ABCD" + _digits(draw, 14)),
+            ("NL", "WXYZ" + _digits(draw, 10)),
+        ]
+    )
+    number = "".join(str(int(char, 36)) for char in account + country + "00")
+    iban = f"{country}{98 - int(number) % 97:02d}{account}"
+    if form == "spaced":
+        return draw.choice([_group(iban, 4, " "), _group(iban, 4, "-"), _group(iban, 2, " ")])
+    return iban
+
+
+def _ssn(draw: random.Random, form: str) -> str:
+    parts = (
+        f"{draw.randint(1, 665):03d}",
+        f"{draw.randint(1, 99):02d}",
+        f"{draw.randint(1, 9999):04d}",
+    )
+    return draw.choice([" ", "", " - ", "."] if form == "spaced" else ["-"]).join(parts)
+
+
+def _ip(draw: random.Random, form: str) -> str:
+    quad = [str(draw.randint(11, 223)) for _ in range(4)]
+    if form == "spaced":
+        return " . ".join(quad)
+    six = (
+        f"2a02:{draw.randint(4096, 65535):x}:{draw.randint(1, 65535):x}::{draw.randint(1, 65535):x}"
+    )
+    return draw.choice([".".join(quad), six])
+
+
+def _mac(draw: random.Random, form: str) -> str:
+    return _group(_token(draw, "0123456789ABCDEF", 12), 2, "-" if form == "spaced" else ":")
+
+
+def _identity(draw: random.Random, form: str) -> str:
+    number = f"{draw.choice(string.ascii_uppercase)}{_digits(draw, 8)}"
+    return _group(number, 3, " ") if form == "spaced" else number
+
+
+def _birth(draw: random.Random, form: str) -> str:
+    day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1940, 2005)
+    if form == "spaced":
+        return f"{day}-{month}-{year}"
+    named = "January February March April May June July August September October November December"
+    return draw.choice(
+        [f"{day}/{month}/{year}", f"{year}-{month:02d}-{day:02d}",
+         f"{named.split()[month - 1]} {day}, {year}", f"{day} {named.split()[month - 1]} {year}"]
+    )  # fmt: skip
+
+
+def _street(draw: random.Random, form: str) -> str:
+    kind = draw.choice(["Street", "Road", "Avenue", "Lane", "Drive", "Court", "Boulevard"])
+    address = f"{draw.randint(2, 990)} {draw.choice(_STREETS)} {kind}"
+    return f"{address}, Apt {draw.randint(1, 40)}" if form == "spaced" else address
+
+
+def _api_key(draw: random.Random, _: str) -> str:
+    letters = string.ascii_letters + string.digits
+    kinds = (("sk-", 40), ("sk-proj-", 44), ("ghp_", 36), ("xoxb-", 24), ("AIza", 35))
+    prefix, count = draw.choice(kinds)
+    return prefix + _token(draw, letters, count)
+
+
+def _aws_key(draw: random.Random, _: str) -> str:
+    return "AK" + "IA" + _token(draw, string.ascii_uppercase + "234567", 16)
+
+
+def _password(draw: random.Random, _: str) -> str:
+    return _token(draw, string.ascii_letters, 6) + _digits(draw, 3) + draw.choice("!$%&")
+
+
+def _private_key(draw: random.Random, _: str) -> str:
+    body = _group(_token(draw, string.ascii_letters + string.digits + "+/", 192), 64, "\n")
+    kind = draw.choice(["RSA ", "EC ", "OPENSSH ", ""]) + "PRIVATE " + "KEY"
+    return f"-----BEGIN {kind}-----\n{body}\n-----END {kind}-----"
+
+
+_MAKERS: dict[str, Callable[[random.Random, str], str]] = {
+    "PERSON": _person,
+    "LOCATION": lambda draw, _: draw.choice(_CITIES),
+    "EMAIL_ADDRESS": _email,
+    "PHONE_NUMBER": _phone,
+    "CREDIT_CARD": _card,
+    "IBAN_CODE": _iban,
+    "US_SSN": _ssn,
+    "IP_ADDRESS": _ip,
+    "MAC_ADDRESS": _mac,
+    "ID_NUMBER": _identity,
+    "BIRTH_DATE": _birth,
+    "STREET_ADDRESS": _street,
+    "API_KEY": _api_key,
+    "AWS_ACCESS_KEY": _aws_key,
+    "PASSWORD": _password,
+    "PRIVATE_KEY": _private_key,
+}
+# Changing the case of these makes another value: only the sentence around them changes.
+_EXACT = frozenset({"API_KEY", "AWS_ACCESS_KEY", "PASSWORD", "PRIVATE_KEY"})
+
+
+def make_canaries(entities: Sequence[str], seed: int, per_form: int = PER_FORM) -> list[Canary]:
+    """Make canaries: `per_form` of each form for each entity type; the same for a seed."""
+    canaries = []
+    for entity in entities:
+        # A generator for each entity, so that the others do not move when one is added.
+        draw = random.Random(f"{seed}:{entity}")  # noqa: S311 - reproducible, no secret
+        for form in FORMS:
+            for number in range(per_form):
+                value = _MAKERS[entity](draw, form)
+                sentences = _SENTENCES[entity]
+                sentence = sentences[number % len(sentences)]
+                if form in ("lower", "upper"):
+                    sentence = getattr(sentence, form)()
+                    value = value if entity in _EXACT else getattr(value, form)()
+                canaries.append(Canary(entity, form, value, sentence.replace("{}", value)))
+    return canaries
+
+
+def leaks(canary: Canary, scrubbed: str) -> bool:
+    """Whether a canary's value can still be read in the scrubbed text.
+
+    Spaces, punctuation and case make no difference; of a name, one word is enough.
+    """
+    if canary.entity in ("PERSON", "LOCATION"):
+        words = set(re.findall(r"[^\W\d_]+", scrubbed.casefold()))
+        return any(word in words for word in canary.value.casefold().split())
+    return _bare(canary.value) in _bare(scrubbed)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.casefold())

@@ -1,0 +1,322 @@
+"""Tier 1: personal data and secrets that have a shape, found by patterns and checksums.
+
+Fast enough for every row: a text without digits, `@` or a key word is passed over at once, and
+each pattern runs only where the characters it needs are there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tuneline.data.pii_checksums import (
+    digits_of,
+    iban_end,
+    is_card,
+    is_ipv4,
+    is_ipv6,
+    is_phone_anywhere,
+    is_ssn,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Characters start to end of a text are of an entity type."""
+
+    start: int
+    end: int
+    entity: str
+
+
+# Where two hits overlap, the one further up stays.
+PATTERN_ENTITIES = (
+    "PRIVATE_KEY",
+    "API_KEY",
+    "AWS_ACCESS_KEY",
+    "PASSWORD",
+    "EMAIL_ADDRESS",
+    "IBAN_CODE",
+    "CREDIT_CARD",
+    "US_SSN",
+    "IP_ADDRESS",
+    "MAC_ADDRESS",
+    "ID_NUMBER",
+    "BIRTH_DATE",
+    "PHONE_NUMBER",
+    "STREET_ADDRESS",
+)
+SECRETS = ("PRIVATE_KEY", "API_KEY", "AWS_ACCESS_KEY", "PASSWORD")
+_RANK = {entity: rank for rank, entity in enumerate(PATTERN_ENTITIES)}
+
+# One character each, so that positions stay: other dashes, spaces and digits are tricks.
+_PLAIN = {
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"), "-"),
+    **dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u200a\u202f\u3000\u200b\u2060\u00ad"), " "),
+    **{ord("\uff10") + digit: str(digit) for digit in range(10)},
+    ord("\uff20"): "@",
+    ord("\uff0e"): ".",
+}
+# A number behind one of these words is the shop's, not a person's.
+_BUSINESS = re.compile(
+    r"(?:order|ticket|case|ref|reference|invoice|tracking|serial|sku|item|article|product|booking|"
+    r"confirmation|transaction|parcel|shipment|part|model|version|isbn|ean|upc)\W{0,3}"
+    r"(?:number|no|nr|id|code)?\W{0,3}(?:is|was)?\W{0,4}$|#\s?$",
+    re.IGNORECASE,
+)
+_PHONE_WORDS = re.compile(
+    r"\b(?:phone|telephone|tel|call(?:ed|ing)?|mobile|cell(?:phone)?|whatsapp|fax|sms|text me|"
+    r"ring|dial|reach (?:me|us|him|her)|contact (?:me|number)|answering|messages? to)\b"
+    r"(?:[^\d\n]{0,40}|\W{0,3}\n)\(?$",
+    re.IGNORECASE,
+)
+_PHONE_KIND_AFTER = re.compile(r"\W{0,2}(?:office|fax|mobile|cell|home|work)\b", re.IGNORECASE)
+_VERSION = re.compile(
+    r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$", re.I
+)
+
+_EMAIL = re.compile(
+    r"[\w+%'-]+(?:\.[\w+%'-]+)*@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+"
+)
+_TOP_DOMAINS = r"(?:com|org|net|edu|gov|io|co|example|info|de|fr|es|it|nl|eu|us|uk|ca|au)\b"
+_EMAIL_SPACED = re.compile(
+    r"[\w+%-]+(?: ?\. ?[\w+%-]+)* ?(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
+    r"[\w-]+(?: ?(?:\.|\(dot\)|\[dot\]|\{dot\}) ?[\w-]+)* ?(?:\.|\(dot\)|\[dot\]|\{dot\}) ?"
+    + _TOP_DOMAINS
+    + r"|[\w+%-]+(?:(?:\.| dot )[\w+%-]+)* at [\w-]+(?: dot [\w-]+)* dot "
+    + _TOP_DOMAINS,
+    re.IGNORECASE,
+)
+_EMAIL_STRIPPED = re.compile(
+    r"\b(?=[\w.]*[\d.])\w[\w.]{3,} ?(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b",
+    re.IGNORECASE,
+)
+_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ -]?\d[ -]?\d")
+_CARD = re.compile(r"(?<![\d.])\d(?:[ .-]{0,3}\d){11,18}(?!\.?\d)")
+_SSN = re.compile(r"(?<![\w-])\d{3}([-. ])\d{2}\1\d{4}(?![\w-])")
+_SSN_NAMED = re.compile(
+    r"\b(?:ssn|social security|social)\b[^\d\n]{0,30}"
+    r"(\d{3}[-. ]{0,3}\d{2}[-. ]{0,3}\d{4}|\d(?:[ -]{1,3}\d){8}|\d{4})(?!\d)",
+    re.IGNORECASE,
+)
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
+_IPV4_SPACED = re.compile(r"(?<![\w.])\d{1,3}(?: \. \d{1,3}){3}(?![\w])")
+_IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:|:){2,8}[0-9A-Fa-f]{0,4}(?![\w:])")
+_MAC = re.compile(
+    r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])", re.I
+)
+_EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,5})?"
+_PHONE_WORLD = re.compile(
+    r"(?<![\w+])(?:\+|00)[ ]?\d(?:[ .()/-]{0,3}\d){6,14}" + _EXTENSION + r"(?!\d)", re.IGNORECASE
+)
+_PHONE_US = re.compile(
+    r"(?<![\w.+-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]?\d{4}"
+    + _EXTENSION
+    + r"(?![\w-]|\.\d)",
+    re.IGNORECASE,
+)
+_PHONE_NATIONAL = re.compile(r"(?<![\w.,-])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])")
+_PHONE_NAMED = re.compile(
+    r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)", re.I
+)
+_DATE = (
+    r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}|"
+    r"\d{1,2}(?:st|nd|rd|th)?(?: of)? (?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+    r"\.?,? \d{4}|"
+    r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.? \d{1,2}(?:st|nd|rd|th)?,? \d{4})"
+)
+_BIRTH = re.compile(
+    r"\b(?:born(?: on)?|date of birth|birth ?date|birthday|d\.?o\.?b\.?)\b[^\d\n]{0,12}?\b("
+    + _DATE
+    + r")(?!\d)",
+    re.IGNORECASE,
+)
+_ID_NAMED = re.compile(
+    r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
+    r"identity card|tax id|health insurance|nhs)\b(?: (?:number|no|nr|id|code)\b)?\.?"
+    r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])",
+    re.IGNORECASE,
+)
+# Words that end a street's name; the second kind also means something else in ordinary text.
+_STREET_KINDS = (
+    "street|avenue|ave|road|rd|lane|boulevard|blvd|terrace|parkway|pkwy|highway|hwy|crescent|"
+    "close|gardens|mews|alley|strasse|straße"
+)
+_STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
+_PLACE_AFTER = (
+    r"(?:\.?,? (?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b)?"
+    r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
+    r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
+)
+_ADDRESS = re.compile(
+    r"(?<![\w.,#-])\d{1,5}[a-zA-Z]?,? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
+    + _STREET_KINDS
+    + r")|(?P<unsure>"
+    + _STREET_KINDS_UNSURE
+    + r"))\b(?i:"
+    + _PLACE_AFTER
+    + r")",
+    re.IGNORECASE,
+)
+_ADDRESS_WORDS = re.compile(
+    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|deliver(?:ed|y)?|moved?|moving|located|"
+    r"house|home|flat|door)\b[^\d\n]{0,30}$",
+    re.IGNORECASE,
+)
+_PO_BOX = re.compile(r"\bp\.? ?o\.? ?box \d{1,6}\b", re.IGNORECASE)
+_NOT_IN_STREET = frozenset(
+    "a an and are at away be by can charge day days down euros dollars for from go have hours "
+    "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
+    "order orders other our out parcels people per pm am right so than that the this times to "
+    "under until up was way weeks week when with within years year you your block blocks pounds "
+    "percent points steps star".split()
+)
+_SECRET_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    (
+        "PRIVATE_KEY",
+        re.compile(
+            r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
+            r"(?:.*?-----END (?:[A-Z]+ )*PRIVATE KEY-----|.*)",
+            re.S,
+        ),
+    ),
+    ("AWS_ACCESS_KEY", re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b", re.I)),
+    (
+        "AWS_ACCESS_KEY",
+        re.compile(r"(?i:aws|secret)\W[^\n]{0,40}?(?<![\w/+])([A-Za-z0-9/+]{40})(?![\w/+=])"),
+    ),
+    ("API_KEY", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255})")),
+    ("API_KEY", re.compile(r"\bglpat-[\w-]{20,}")),
+    ("API_KEY", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}")),
+    ("API_KEY", re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")),
+    ("API_KEY", re.compile(r"\b(?:sk|pk|rk)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9]{16,}[\w-]*")),
+    ("API_KEY", re.compile(r"\bAIza[\w-]{35}")),
+    ("API_KEY", re.compile(r"\b(?:hf|npm|pypi|dop_v1|shpat|glsa)[_-][A-Za-z0-9_-]{20,}")),
+    ("API_KEY", re.compile(r"(?i:\bbearer) ([\w.~+/-]{16,}=*)")),
+    (
+        "API_KEY",
+        re.compile(
+            r"(?i:\b(?:api|access|auth|secret)[ _-]?(?:key|token)|\btoken)\b[\"']?(?: is)?\s?[:=]?"
+            r"\s?[\"']?((?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{16,})"
+        ),
+    ),
+    (
+        "PASSWORD",
+        re.compile(
+            r"(?i:\b(?:password|passwd|pwd|passphrase|pin code)\b)(?i: is| was)?\s?[:=]?\s?[\"']?"
+            r"((?=\S*\d)(?=\S*[^\W\d])[^\s\"',;]{6,40})"
+        ),
+    ),
+    ("PASSWORD", re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:([^\s/@]{3,})@", re.I)),
+)
+_SECRET_HINT = re.compile(
+    r"PRIVATE KEY|akia|asia|aroa|aida|aws|secret|gh[pousr]_|github_pat|glpat|xox|eyJ|[sprk]k[-_]|"
+    r"AIza|hf_|npm_|pypi-|dop_v1|shpat|glsa|bearer|token|key|passw|pwd|passphrase|pin code|://",
+    re.IGNORECASE,
+)
+_DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
+
+
+def find(text: str) -> list[Hit]:
+    """Personal data and secrets of a text, without overlaps, in order."""
+    plain = text if text.isascii() else text.translate(_PLAIN)
+    return resolve(_all(plain))
+
+
+def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
+    """Drop hits that overlap one of a type further up, or a longer one of the same type."""
+    chosen: list[Hit] = []
+    ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
+    for hit in ranked:
+        if all(hit.end <= other.start or hit.start >= other.end for other in chosen):
+            chosen.append(hit)
+    return sorted(chosen, key=lambda h: h.start)
+
+
+def _all(text: str) -> Iterator[Hit]:
+    if _SECRET_HINT.search(text):
+        for entity, pattern in _SECRET_PATTERNS:
+            yield from _hits(text, pattern, entity)
+    lowered = text.lower()
+    if "@" in text or "at" in lowered or ".com" in lowered:
+        yield from _emails(text, lowered)
+    if text.count(":") >= 2:
+        yield from _hits(text, _IPV6, "IP_ADDRESS", is_ipv6)
+    if text.count(":") >= 5 or text.count("-") >= 5:
+        yield from _hits(text, _MAC, "MAC_ADDRESS")
+    if _DIGITS.search(text):
+        yield from _numbers(text, lowered)
+    if any(char.isdigit() for char in text):
+        yield from _addresses(text)
+
+
+def _hits(
+    text: str, pattern: re.Pattern[str], entity: str, valid: Callable[[str], bool] | None = None
+) -> Iterator[Hit]:
+    """Hits of a pattern; its first group, where it has one, is the hit."""
+    group = 1 if pattern.groups and not pattern.pattern.count(r"\1") else 0
+    for match in pattern.finditer(text):
+        if valid is None or valid(match[group]):
+            yield Hit(match.start(group), match.end(group), entity)
+
+
+def _emails(text: str, lowered: str) -> Iterator[Hit]:
+    if "@" in text:
+        yield from _hits(text, _EMAIL, "EMAIL_ADDRESS")
+    if " @" in text or "@ " in text or "dot" in lowered or "at)" in lowered or "at]" in lowered:
+        yield from _hits(text, _EMAIL_SPACED, "EMAIL_ADDRESS")
+    if ".com" in lowered:
+        yield from _hits(text, _EMAIL_STRIPPED, "EMAIL_ADDRESS")
+
+
+def _numbers(text: str, lowered: str) -> Iterator[Hit]:
+    for match in _IBAN_START.finditer(text):
+        end = iban_end(text, match.start())
+        if end is not None:
+            yield Hit(match.start(), end, "IBAN_CODE")
+    yield from _hits(text, _CARD, "CREDIT_CARD", is_card)
+    yield from _hits(text, _SSN, "US_SSN", is_ssn)
+    if "social" in lowered or "ssn" in lowered:
+        yield from _hits(text, _SSN_NAMED, "US_SSN", lambda t: len(digits_of(t)) == 4 or is_ssn(t))
+    for pattern in (_IPV4, _IPV4_SPACED):
+        for match in pattern.finditer(text):
+            if is_ipv4(match[0]) and not _VERSION.search(text, 0, match.start()):
+                yield Hit(match.start(), match.end(), "IP_ADDRESS")
+    yield from _phones(text)
+    if "b" in lowered:
+        yield from _hits(text, _BIRTH, "BIRTH_DATE")
+    yield from _hits(text, _ID_NAMED, "ID_NUMBER")
+
+
+def _phones(text: str) -> Iterator[Hit]:
+    for pattern, needs_word in (
+        (_PHONE_WORLD, False),
+        (_PHONE_US, False),
+        (_PHONE_NATIONAL, False),
+        (_PHONE_NAMED, True),
+    ):
+        for match in pattern.finditer(text):
+            before = text[max(0, match.start() - 60) : match.start()]
+            after = _PHONE_KIND_AFTER.match(text, match.end())
+            named = bool(_PHONE_WORDS.search(before) or after)
+            if (needs_word and not named) or _BUSINESS.search(before):
+                continue
+            if pattern is _PHONE_NATIONAL and not named:
+                count = len(digits_of(match[0]))
+                if not 9 <= count <= 12 or not is_phone_anywhere(match[0]):
+                    continue
+            yield Hit(match.start(), match.end(), "PHONE_NUMBER")
+
+
+def _addresses(text: str) -> Iterator[Hit]:
+    for match in _ADDRESS.finditer(text):
+        words = match[1].lower().replace(".", "").split()
+        if _NOT_IN_STREET.intersection(words):
+            continue
+        named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
+        before = text[max(0, match.start() - 40) : match.start()]
+        if match["unsure"] and not named and not _ADDRESS_WORDS.search(before):
+            continue
+        yield Hit(match.start(), match.end(), "STREET_ADDRESS")
+    yield from _hits(text, _PO_BOX, "STREET_ADDRESS")

@@ -1,0 +1,49 @@
+"""What each compliance profile demands, and which languages are covered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tuneline.data.pii_entities import NER_ENTITIES
+from tuneline.data.pii_patterns import PATTERN_ENTITIES, SECRETS
+
+# GDPR article 4(1): anything that identifies a person, directly or by number or location.
+_GDPR = (
+    "PERSON EMAIL_ADDRESS PHONE_NUMBER STREET_ADDRESS IP_ADDRESS MAC_ADDRESS CREDIT_CARD "
+    "IBAN_CODE US_SSN ID_NUMBER BIRTH_DATE"
+)
+# The identifiers of the safe-harbor method (45 CFR 164.514(b)(2)) that text can hold.
+_HIPAA = (
+    "PERSON LOCATION STREET_ADDRESS BIRTH_DATE PHONE_NUMBER EMAIL_ADDRESS US_SSN ID_NUMBER "
+    "IP_ADDRESS MAC_ADDRESS CREDIT_CARD IBAN_CODE"
+)
+# PCI DSS 3.2 and 3.3: account numbers; secrets stand for sensitive authentication data.
+_PCI = "CREDIT_CARD"
+
+PROFILES: dict[str, frozenset[str]] = {
+    name: frozenset([*entities.split(), *SECRETS])
+    for name, entities in (("gdpr", _GDPR), ("hipaa", _HIPAA), ("pci", _PCI))
+}
+# Languages whose cues and recogniser are in place and measured.
+LANGUAGES = frozenset({"en"})
+
+
+def demanded(profiles: Iterable[str]) -> frozenset[str]:
+    """The entity types that profiles demand."""
+    return frozenset().union(*(PROFILES[name] for name in profiles))
+
+
+def recognised(profiles: Iterable[str]) -> tuple[str, ...]:
+    """The entity types that take a recogniser, among those demanded."""
+    wanted = demanded(profiles)
+    return tuple(entity for entity in NER_ENTITIES if entity in wanted)
+
+
+def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
+    """What is scrubbed: everything that has a pattern, and the names that are demanded."""
+    return (*PATTERN_ENTITIES, *recognised(profiles))
+
+
+def uncovered_languages(languages: Iterable[str]) -> list[str]:
+    """The declared languages that are not covered."""
+    return sorted(set(languages) - LANGUAGES)
