@@ -140,6 +140,10 @@ def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
     gateway.add_argument("--config", required=True, type=Path, metavar="FILE")
     gateway.set_defaults(command=_gateway)
+    key = commands.add_parser("gateway-key", help="make an API key for the gateway")
+    key.add_argument("name", help="who it is for")
+    key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
+    key.set_defaults(command=_gateway_key)
 
 
 def _add_drift(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -255,9 +259,16 @@ def _model_pull(arguments: argparse.Namespace) -> int:
 
 
 def _gateway(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway import run_gateway
+    from tuneline.serving.gateway.server import run_gateway
 
     return run_gateway(arguments.config)
+
+
+def _gateway_key(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway.keys import add_key
+
+    print(add_key(arguments.keys, arguments.name))
+    return EXIT_OK
 
 
 def _drift(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,194 @@
+"""The gateway as a child process, for steps that exercise it over a real socket."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tuneline.errors import RetryableError
+from tuneline.serving.gateway.keys import add_key
+
+START_SECONDS = 60.0
+STOP_SECONDS = 40.0
+_LISTENING = "gateway on http://"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the gateway answered to one chat completion.
+
+    Attributes:
+        status: HTTP status; 0 when the connection broke.
+        body: the JSON body, {} when there was none.
+        served_by: the upstream that answered, from the response's header.
+        fallback_reason: why an earlier upstream was left, None when none was.
+        seconds: from sending to the last byte.
+    """
+
+    status: int
+    body: Mapping[str, Any]
+    served_by: str | None
+    fallback_reason: str | None
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether an answer came."""
+        return self.status == 200
+
+
+class GatewayProcess:
+    """`tuneline gateway` on a free port; live when the `with` block begins.
+
+    Args:
+        folder: where its configuration, keys, ledger and log are written.
+        upstreams: entries of `upstreams` in the gateway's configuration.
+        models: entries of `models`.
+        keys: names of the API keys to make.
+        settings: other keys of the configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        upstreams: Sequence[Mapping[str, Any]],
+        models: Sequence[Mapping[str, Any]],
+        keys: Sequence[str] = ("trial",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.ledger = folder / "usage.sqlite"
+        self.log_file = folder / "gateway.log"
+        self.base_url = ""
+        self._config = folder / "gateway.yaml"
+        folder.mkdir(parents=True, exist_ok=True)
+        keys_file = folder / "keys.json"
+        self.keys = {name: add_key(keys_file, name) for name in keys}
+        document = {
+            "port": 0,
+            "keys_file": str(keys_file),
+            "ledger": {"path": str(self.ledger), "flush_interval_s": 0.05},
+            "upstreams": [dict(upstream) for upstream in upstreams],
+            "models": [dict(model) for model in models],
+            # Pings would count as usage beside the requests that a trial sends.
+            "readiness": {"ping_interval_s": 3600.0, "warmup_prompt_words": []},
+            **(settings or {}),
+        }
+        # JSON is YAML, and needs no quoting rules of its own.
+        self._config.write_text(json.dumps(document, indent=1))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it and wait until it listens.
+
+        Raises:
+            RetryableError: it did not come up; with the last line it wrote.
+        """
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tuneline.cli", "gateway", "--config", str(self._config)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            lines = self.log_file.read_text(errors="replace").splitlines()
+            found = [line for line in lines if _LISTENING in line]
+            if found and self._listens(found[0]):
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.05)
+        self.stop()
+        last = self.log_file.read_text(errors="replace").strip().splitlines()[-1:]
+        raise RetryableError(f"the gateway did not start: {' '.join(last) or 'it said nothing'}")
+
+    def _listens(self, line: str) -> bool:
+        address = line.split(_LISTENING, 1)[1].split("/v1", 1)[0]
+        self.base_url = f"http://{address}"
+        try:
+            return self.get("/v1/health/live").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def get(self, path: str, timeout: float = 10.0) -> httpx.Response:
+        """GET a path without a key (the probes and metrics need none)."""
+        return httpx.get(self.base_url + path, timeout=timeout, trust_env=False)
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int,
+        key: str = "trial",
+        timeout: float = 60.0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Ask for one chat completion, greedy."""
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            **(extra or {}),
+        }
+        started = time.perf_counter()
+        try:
+            response = httpx.post(
+                self.base_url + "/v1/chat/completions",
+                json=body,
+                headers={"Authorization": f"Bearer {self.keys[key]}"},
+                timeout=timeout,
+                trust_env=False,
+            )
+            document = response.json()
+        except (httpx.TransportError, ValueError):
+            return Answer(0, {}, None, None, time.perf_counter() - started)
+        return Answer(
+            response.status_code,
+            document,
+            response.headers.get("x-tuneline-served-by"),
+            response.headers.get("x-tuneline-fallback-reason"),
+            time.perf_counter() - started,
+        )
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        """Drain and end it; what the ledger still holds is written."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
