@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tuneline.config import build_config
 from tuneline.run import Run, StepContext
 from tuneline.step import store_output
+from tuneline.store import sha256_file
 
 SYSTEM = "Answer with JSON."
 Files = Mapping[str, bytes | str | Path]
@@ -83,6 +84,22 @@ class Lab:
             else:
                 target.write_bytes(content.encode() if isinstance(content, str) else content)
         store_output(ctx, self.entry(ctx, measurements))
+
+    def leave_dataset(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store `dataset.parquet` as the last data step leaves it."""
+        path = write_dataset(self.root / "dataset.parquet", rows)
+        self.leave("distribution_balancing", {"dataset.parquet": path})
+
+    def leave_shipped(self, model: Path, judged_on: Sequence[str] = ()) -> None:
+        """Store `model.gguf` and `choice.json` as production_quantization leaves them."""
+        choice = {
+            "variant": "f16",
+            "reason": "left by a test",
+            "sha256": sha256_file(model),
+            "judged_on": list(judged_on),
+        }
+        files: Files = {"model.gguf": model, "choice.json": json.dumps(choice)}
+        self.leave("production_quantization", files)
 
     @staticmethod
     def entry(ctx: StepContext, measurements: Sequence[Any]) -> Any:

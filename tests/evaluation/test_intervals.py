@@ -29,7 +29,7 @@ def test_paired_difference_and_its_interval():
     assert result.difference.lower > 0.5
     # By hand: (38.5 - 1.5)/52 and its error.
     error = math.sqrt(40 - 37**2 / 52) / 52
-    assert result.difference.error == pytest.approx(error)
+    assert result.difference.error == pytest.approx(error, abs=1e-6)
 
 
 def test_no_difference_has_an_interval_around_zero_and_not_of_width_zero():

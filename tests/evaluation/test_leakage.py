@@ -1,12 +1,14 @@
-from tests.run_lab import dataset_rows
-
-from tuneline.evaluation.leakage import near_duplicates, same_ids, shingles
-from tuneline.evaluation.rows import Row, Turn
+from tuneline.data.leakage import cross_similarities
+from tuneline.data.minhash import normalise
+from tuneline.data.tables import Row
+from tuneline.evaluation.leakage import near_duplicates, same_ids
 
 
 def row(row_id, text, split):
-    turns = (Turn("system", "Long shared text. " * 9), Turn("user", text), Turn("assistant", "ok"))
-    return Row(row_id, turns, split)
+    roles = ("system", "user", "assistant")
+    turns = ("Long shared text. " * 9, text, "ok")
+    messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
+    return Row(row_id, messages, "rows.jsonl", 1, split=split)
 
 
 def test_near_duplicates_agree_with_sets():
@@ -19,14 +21,10 @@ def test_near_duplicates_agree_with_sets():
     held = [row(f"h{i}", text, "holdout") for i, text in enumerate(texts)]
     seen = [row("t0", texts[0], "train"), row("v0", "how do I reset a password", "validation")]
     for threshold in (0.3, 0.6, 0.9):
-        found = {leak.row_id for leak in near_duplicates(held, seen, threshold)}
-        expected = set()
-        for h in held:
-            for s in seen:
-                a, b = shingles(h.asked), shingles(s.asked)
-                if len(a & b) / len(a | b) >= threshold:
-                    expected.add(h.row_id)
-        assert found == expected
+        found = {leak.row_id: leak.similarity for leak in near_duplicates(held, seen, threshold)}
+        normal = [normalise(row.messages[1]["content"]) for row in (*held, *seen)]
+        expected = cross_similarities(normal[:4], normal[4:], threshold)
+        assert found == {f"h{at}": round(value, 4) for at, (_, value) in expected.items()}
     leaks = near_duplicates(held, seen, 0.8)
     assert {(leak.row_id, leak.other_id, leak.other_split) for leak in leaks} == {
         ("h0", "t0", "train"),
@@ -38,10 +36,18 @@ def test_the_shared_system_turn_makes_no_leak():
     assert near_duplicates([row("h", "abc", "holdout")], [row("t", "xyz", "train")], 0.1) == []
 
 
+def test_long_texts_are_compared_by_words():
+    words = [f"w{n}" for n in range(200)]
+    long = " ".join(words)
+    turned = " ".join(words[100:] + words[:100])
+    leaks = near_duplicates([row("h", long, "holdout")], [row("t", turned, "train")], 0.8)
+    assert [(leak.row_id, leak.other_id) for leak in leaks] == [("h", "t")]
+
+
 def test_rows_in_many_blocks_are_all_compared(monkeypatch):
     monkeypatch.setattr("tuneline.evaluation.leakage.BLOCK", 3)
     held = [row(f"h{i}", f"unique question number {i} {'z' * i}", "holdout") for i in range(10)]
-    seen = [row("t", held[8].asked, "train")]
+    seen = [row("t", held[8].messages[1]["content"], "train")]
     assert "h8" in {leak.row_id for leak in near_duplicates(held, seen, 0.99)}
 
 
@@ -52,4 +58,3 @@ def test_ids_are_compared_without_the_part_number():
 
 def test_no_rows_no_leaks():
     assert near_duplicates([], [row("t", "x", "train")], 0.8) == []
-    assert len(dataset_rows({"train": 3})) == 3

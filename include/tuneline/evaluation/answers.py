@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tuneline.data.answers import answer_object
 from tuneline.errors import UserError
 
 Metric = Literal["json_field", "exact"]
@@ -19,11 +20,7 @@ Metric = Literal["json_field", "exact"]
 
 def parse_answer(text: str) -> dict[str, Any] | None:
     """The JSON object that an answer is, or None when it is anything else."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    return answer_object(text)
 
 
 def find_object(text: str) -> dict[str, Any] | None:

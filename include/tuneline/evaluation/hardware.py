@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tuneline.serving.cores import available_cores
+from tuneline.serving.engines.identity import query_gpus
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Describe the machine (the pod's cores, not the node's, where affinity limits them)."""
+    """Describe the machine, with the cores that this process may use."""
     import psutil
 
     return Machine(
         cpu=_cpu_name(Path("/proc/cpuinfo")),
-        cores=len(os.sched_getaffinity(0)),
+        cores=available_cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-        gpus=_gpus(),
+        gpus=tuple(gpu["name"] for gpu in query_gpus()),
     )
 
 
@@ -48,21 +48,6 @@ def _cpu_name(cpuinfo: Path) -> str:
         if match:
             return " ".join(match.group(1).split())
     return "unknown CPU"
-
-
-def _gpus() -> tuple[str, ...]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    answer = subprocess.run(
-        [tool, "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    # Without a driver the tool exists and fails.
-    return tuple(answer.stdout.split("\n")[:-1]) if answer.returncode == 0 else ()
 
 
 def is_target(target: str, machine: Machine, *, on_gpu: bool) -> bool:

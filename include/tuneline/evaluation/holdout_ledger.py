@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tuneline.evaluation.rows import Row
+from tuneline.data.tables import HOLDOUT, Row
+from tuneline.evaluation.rows import of_split
 from tuneline.run import StepContext, airflow_identity, now
 from tuneline.store import AlreadyThere, Store
 
@@ -41,7 +42,7 @@ def holdout_sha256(rows: Sequence[Row]) -> str:
     """Identity of a hold-out: a hash over its rows, whatever their order."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.row_id):
-        line = [row.row_id, [[turn.role, turn.content] for turn in row.messages]]
+        line = [row.row_id, [[turn["role"], turn["content"]] for turn in row.messages]]
         digest.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
@@ -82,7 +83,7 @@ def open_holdout(
     Returns:
         The hold-out rows, the hold-out's identity, and the accesses before this one.
     """
-    held = [row for row in rows if row.split == "holdout"]
+    held = of_split(rows, HOLDOUT)
     identity = holdout_sha256(held)
     earlier = read_ledger(ctx.run.store, identity)
     access = Access(

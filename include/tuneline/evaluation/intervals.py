@@ -54,7 +54,7 @@ def wilson(successes: float, n: float) -> Interval:
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     spread = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
     # The interval's half-width over z is a standard error that is not zero at p = 0 or 1.
-    return Interval(p, max(0.0, centre - spread), min(1.0, centre + spread), spread / Z95)
+    return Interval(p, max(0.0, centre - spread), min(1.0, centre + spread), round(spread / Z95, 6))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
         (gained - lost) / n,
         max(-1.0, centre - Z95 * error),
         min(1.0, centre + Z95 * error),
-        error,
+        round(error, 6),
     )
     return Paired(interval, lost, gained, sign_test(gained, lost))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.errors import UserError
 from tuneline.evaluation.load_client import Timing
 
 # Share of a level's requests that must meet the objective for the level to count.
@@ -140,14 +140,18 @@ class DecodeCounters:
     busy: float
 
     @classmethod
-    def read(cls, metrics: str) -> DecodeCounters:
-        """Read llama.cpp's `/metrics` (Prometheus text).
+    def read(cls, metrics: Mapping[str, float]) -> DecodeCounters:
+        """Read them from llama.cpp's `/metrics`.
 
         Raises:
-            ValueError: the counters are not there.
+            UserError: the counters are not there.
         """
-        steps = _metric(metrics, "llamacpp:n_decode_total")
-        return cls(steps, steps * _metric(metrics, "llamacpp:n_busy_slots_per_decode"))
+        names = ("llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode")
+        missing = [name for name in names if name not in metrics]
+        if missing:
+            raise UserError(f"the engine's /metrics has no {missing[0]}; start it with metrics on")
+        steps, mean = (metrics[name] for name in names)
+        return cls(steps, steps * mean)
 
     def batch_since(self, before: DecodeCounters) -> float:
         """Mean requests per decoding step since an earlier reading; 0 without a step."""
@@ -155,16 +159,15 @@ class DecodeCounters:
         return (self.busy - before.busy) / steps if steps else 0.0
 
 
-def _metric(metrics: str, name: str) -> float:
-    match = re.search(rf"^{re.escape(name)} (\S+)$", metrics, re.M)
-    if match is None:
-        raise ValueError(f"the engine's /metrics has no {name}")
-    return float(match.group(1))
-
-
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
-    """The levels as plain rows, rounded for reading."""
-    return [{key: round(value, 4) for key, value in asdict(level).items()} for level in levels]
+    """The levels as plain rows, rounded for reading; None where nothing was measured."""
+    return [
+        {
+            key: None if math.isnan(value) else round(value, 4)
+            for key, value in asdict(level).items()
+        }
+        for level in levels
+    ]
 
 
 def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:

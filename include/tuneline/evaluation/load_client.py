@@ -9,14 +9,14 @@ chunk may hold several tokens.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A request that takes longer than this is counted as failed.
-REQUEST_SECONDS = 120.0
+from tuneline.errors import TunelineError
+from tuneline.serving.chat_protocol import ChatResult, Messages
+from tuneline.serving.client import EngineClient
 
 
 @dataclass(frozen=True)
@@ -44,96 +44,64 @@ class Timing:
 
 
 def drive(
-    base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int
+    client: EngineClient, prompts: Sequence[Messages], concurrency: int, max_tokens: int
 ) -> tuple[list[Timing], float]:
-    """Send chat requests, `concurrency` of them at any time (a closed loop).
+    """Send streamed chat requests, `concurrency` of them at any time (a closed loop).
 
     Args:
-        base_url: of the server, without `/v1`.
-        bodies: request bodies for `/v1/chat/completions`; streaming is switched on.
+        client: of the server; its timeout is when a request counts as failed.
+        prompts: the messages of each request.
         concurrency: requests under way at once.
+        max_tokens: tokens an answer may have.
 
     Returns:
-        A timing for each request, in the order of `bodies`, and the seconds of the whole.
+        A timing for each request, in the order of the prompts, and the seconds of the whole.
     """
-    return asyncio.run(_drive(base_url, bodies, concurrency))
+    return asyncio.run(_drive(client, prompts, concurrency, max_tokens))
 
 
 async def _drive(
-    base_url: str, bodies: Sequence[Mapping[str, Any]], concurrency: int
+    client: EngineClient, prompts: Sequence[Messages], concurrency: int, max_tokens: int
 ) -> tuple[list[Timing], float]:
-    import httpx
-
-    waiting = asyncio.Queue[int]()
-    for number in range(len(bodies)):
-        waiting.put_nowait(number)
+    waiting = list(enumerate(prompts))[::-1]
     timings: dict[int, Timing] = {}
-    limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(timeout=REQUEST_SECONDS, limits=limits) as client:
+    async with client.async_http(concurrency) as http:
 
         async def worker() -> None:
-            while not waiting.empty():
-                number = waiting.get_nowait()
-                timings[number] = await _one(client, base_url, bodies[number])
+            while waiting:
+                number, messages = waiting.pop()
+                timings[number] = await _one(client, http, messages, max_tokens)
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(concurrency)))
         seconds = time.perf_counter() - start
-    return [timings[number] for number in range(len(bodies))], seconds
+    return [timings[number] for number in range(len(prompts))], seconds
 
 
-async def _one(client: Any, base_url: str, body: Mapping[str, Any]) -> Timing:
-    """Send one streamed request and time it."""
-    import httpx
-
-    request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+async def _one(client: EngineClient, http: Any, messages: Messages, max_tokens: int) -> Timing:
     start = time.perf_counter()
-    first = last = 0.0
-    usage: Mapping[str, Any] = {}
     try:
-        url = f"{base_url}/v1/chat/completions"
-        async with client.stream("POST", url, json=request) as answer:
-            if answer.status_code != 200:
-                return _failed(start, f"HTTP {answer.status_code}")
-            async for line in answer.aiter_lines():
-                event = _event(line)
-                if event is None:
-                    continue
-                usage = event.get("usage") or usage
-                if _has_content(event):
-                    last = time.perf_counter()
-                    first = first or last
-    except (httpx.HTTPError, ValueError) as error:
-        return _failed(start, f"{type(error).__name__}: {error}")
-    if not first:
-        return _failed(start, "an answer without content")
-    if "completion_tokens" not in usage:
-        return _failed(start, "the server counted no tokens (no usage in the stream)")
+        result = await client.achat(messages, http=http, max_tokens=max_tokens, stream=True)
+    except TunelineError as error:
+        return _failed(time.perf_counter() - start, str(error))
+    return timing_of(result)
+
+
+def timing_of(result: ChatResult) -> Timing:
+    """The timing of a streamed answer; one without content or token count has failed."""
+    if result.ttft is None:
+        return _failed(result.total, "an answer without content")
+    if not result.usage.completion_tokens:
+        return _failed(result.total, "the server counted no tokens (no usage in the stream)")
     return Timing(
-        ttft=first - start,
-        total=last - start,
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
-        cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-        output_tokens=int(usage["completion_tokens"]),
+        ttft=result.ttft,
+        # The last content, as vLLM counts; what follows it is protocol.
+        total=result.chunk_times[-1],
+        prompt_tokens=result.usage.prompt_tokens,
+        cached_tokens=result.usage.cached_tokens,
+        output_tokens=result.usage.completion_tokens,
     )
 
 
-def _failed(start: float, error: str) -> Timing:
-    waited = time.perf_counter() - start
+def _failed(waited: float, error: str) -> Timing:
     return Timing(waited, waited, 0, 0, 0, error)
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """The JSON of a server-sent event, or None for other lines and the end mark."""
-    if not line.startswith("data:"):
-        return None
-    data = line.removeprefix("data:").strip()
-    if data == "[DONE]":
-        return None
-    event = json.loads(data)
-    return event if isinstance(event, dict) else None
-
-
-def _has_content(event: Mapping[str, Any]) -> bool:
-    choices = event.get("choices") or []
-    return any((choice.get("delta") or {}).get("content") for choice in choices)

@@ -14,9 +14,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuneline.data.tables import Row
 from tuneline.evaluation.answers import parse_answer
 from tuneline.evaluation.holdout_ledger import open_holdout
-from tuneline.evaluation.rows import Row, read_rows, spread
+from tuneline.evaluation.rows import asked, dataset_rows, spread
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
 
@@ -65,7 +66,7 @@ def shuffle_pairs(
         shown = {
             side: _readable(answers[row.row_id][who]) for side, who in zip("AB", sides, strict=True)
         }
-        pairs.append({"pair": number, "prompt": row.asked, **shown})
+        pairs.append({"pair": number, "prompt": asked(row), **shown})
         key.append({"pair": number, "row_id": row.row_id, "A": sides[0], "B": sides[1]})
     return pairs, key
 
@@ -78,7 +79,7 @@ def _readable(answer: str) -> str:
 
 def run(ctx: StepContext) -> Record:
     """Choose rows whose answers differ, shuffle their sides and hide the key."""
-    rows = read_rows(ctx.input("distribution_balancing", "dataset.parquet"))
+    rows = dataset_rows(ctx)
     lines = ctx.input("holdout_performance", "answers.jsonl").read_text().splitlines()
     answers = {entry["row_id"]: entry for entry in map(json.loads, lines)}
     candidate = json.loads(ctx.input("production_quantization", "choice.json").read_text())

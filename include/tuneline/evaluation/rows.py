@@ -1,73 +1,40 @@
-"""Rows of `dataset.parquet` as evaluation reads them: a prompt and its expected answer."""
+"""Rows of `dataset.parquet` as evaluation uses them: a prompt and its expected answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from tuneline.data.tables import SPLITS, Row, read_dataset
 from tuneline.errors import UserError
+from tuneline.run import StepContext
 
-SPLITS = ("train", "validation", "holdout")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message."""
-
-    role: str
-    content: str
+DATASET_STEP, DATASET = "distribution_balancing", "dataset.parquet"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One conversation; its last turn is the answer that is expected."""
-
-    row_id: str
-    messages: tuple[Turn, ...]
-    split: str
-    label: str | None = None
-
-    @property
-    def prompt(self) -> list[dict[str, str]]:
-        """The turns before the last answer, as a chat request takes them."""
-        return [{"role": turn.role, "content": turn.content} for turn in self.messages[:-1]]
-
-    @property
-    def expected(self) -> str:
-        """The last answer."""
-        return self.messages[-1].content
-
-    @property
-    def asked(self) -> str:
-        """What the user said, all turns, without the system turn that rows share."""
-        return "\n".join(turn.content for turn in self.messages[:-1] if turn.role == "user")
+def dataset_rows(ctx: StepContext) -> list[Row]:
+    """The rows of the run's dataset; see `read_rows`."""
+    return read_rows(ctx.input(DATASET_STEP, DATASET))
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read `dataset.parquet`.
 
     Raises:
-        UserError: a column is missing, a split is unknown, or a row does not end in an answer.
+        UserError: a split is unknown, or a row does not end in an answer.
     """
-    import pyarrow.parquet as pq
+    rows, _ = read_dataset(path)
+    for row in rows:
+        if row.split not in SPLITS:
+            raise UserError(f"{path.name}, row {row.row_id}: unknown split {row.split!r}")
+        if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
+            raise UserError(f"{path.name}, row {row.row_id}: its last turn is no answer")
+    return rows
 
-    table = pq.read_table(path)
-    missing = {"row_id", "messages", "split", "label"} - set(table.column_names)
-    if missing:
-        raise UserError(f"{path.name} has no column {', '.join(sorted(missing))}")
-    table = table.select(["row_id", "messages", "split", "label"])
-    return [_row(entry, path.name) for entry in table.to_pylist()]
 
-
-def _row(entry: Mapping[str, Any], where: str) -> Row:
-    turns = tuple(Turn(turn["role"], turn["content"]) for turn in entry["messages"])
-    if entry["split"] not in SPLITS:
-        raise UserError(f"{where}, row {entry['row_id']}: unknown split {entry['split']!r}")
-    if len(turns) < 2 or turns[-1].role != "assistant":
-        raise UserError(f"{where}, row {entry['row_id']}: its last turn is no answer")
-    return Row(str(entry["row_id"]), turns, entry["split"], entry["label"])
+def asked(row: Row) -> str:
+    """What the user said, all turns, without the system turn that rows share."""
+    return "\n".join(turn["content"] for turn in row.prompt if turn["role"] != "system")
 
 
 def of_split(rows: Sequence[Row], split: str) -> list[Row]:

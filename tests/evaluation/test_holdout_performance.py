@@ -1,0 +1,129 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.tiny_model import task_rows
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.evaluation import holdout_performance
+from tuneline.evaluation.holdout_ledger import (
+    Access,
+    holdout_sha256,
+    note_access,
+    read_ledger,
+)
+from tuneline.evaluation.holdout_performance import share_measurements
+from tuneline.evaluation.rows import dataset_rows, of_split
+from tuneline.store import sha256_file
+
+
+def execute(bench):
+    evidence = bench.execute("holdout_performance", holdout_performance.run)
+    return evidence, {m.name: m for m in evidence.measurements}
+
+
+def holdout_of(bench):
+    return of_split(dataset_rows(bench.context("holdout_performance")), "holdout")
+
+
+def test_a_tuned_model_that_learned_the_task_passes(scored_lab, tiny_models):
+    bench = scored_lab()
+    evidence, found = execute(bench)
+    assert evidence.verdict == "pass", [m for m in evidence.measurements if m.ok is False]
+    assert found["tuned_metric"].value > 0.6 > 0.5 > found["base_metric"].value
+    assert 0 < found["gain_lower"].value < found["gain"].value
+    assert found["candidate_sha256"].value == sha256_file(tiny_models.candidate_gguf)
+    assert found["holdout_share"].value == pytest.approx(48 / 318, abs=1e-4)
+    answers = bench.context("prepare_review").input("holdout_performance", "answers.jsonl")
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(lines) == 48
+    assert set(lines[0]) == {"row_id", "expected", "base", "tuned"}
+    right = [json.loads(e["tuned"])["intent"] == json.loads(e["expected"])["intent"] for e in lines]
+    assert sum(right) / 48 == pytest.approx(found["tuned_metric"].value, abs=1e-4)
+    inputs = {ref.name: ref for ref in evidence.inputs}
+    assert {"base-f16.gguf", "production_quantization/model.gguf"} <= set(inputs)
+
+
+def test_a_tuned_model_that_learned_nothing_fails(scored_lab, tiny_models):
+    evidence, found = execute(scored_lab(model=tiny_models.base_gguf))
+    assert evidence.verdict == "fail"
+    assert found["gain"].value == 0
+    assert [m.name for m in evidence.measurements if m.ok is False] == ["gain_lower"]
+
+
+def test_a_copy_of_a_holdout_row_in_training_fails(scored_lab):
+    rows = task_rows({"train": 240, "validation": 30, "holdout": 48})
+    question = rows[-1]["messages"][1]["content"]
+    rows[3]["messages"][1]["content"] = f"{question.upper()} !"
+    rows[5]["row_id"] = f"{rows[-2]['row_id']}#1"
+    bench = scored_lab(rows=rows)
+    evidence, found = execute(bench)
+    assert evidence.verdict == "fail"
+    assert found["near_duplicates_of_seen_rows"].value == 1
+    assert found["rows_also_seen"].value == 1
+    leaks = json.loads(
+        bench.context("prepare_review").input("holdout_performance", "leaks.json").read_text()
+    )
+    assert {leak["row_id"] for leak in leaks} == {rows[-1]["row_id"], rows[-2]["row_id"]}
+
+
+def test_every_access_is_in_the_ledger_and_a_retry_is_reported(scored_lab, tiny_models):
+    bench = scored_lab()
+    execute(bench)
+    evidence, found = execute(bench)
+    assert evidence.verdict == "pass"
+    assert found["earlier_scorings_of_these_bytes"].value == 1
+    assert found["other_candidates_scored_before"].value == 0
+    ledger = read_ledger(bench.run.store, holdout_sha256(holdout_of(bench)))
+    assert [entry.purpose for entry in ledger] == ["score", "score"]
+    assert {entry.candidate_sha256 for entry in ledger} == {sha256_file(tiny_models.candidate_gguf)}
+    assert all(entry.run == bench.run.uri and entry.rows == 48 for entry in ledger)
+
+
+def test_a_holdout_that_chose_something_fails(scored_lab):
+    bench = scored_lab()
+    identity = holdout_sha256(holdout_of(bench))
+    used = Access("2026-01-01T00:00:00.000Z", "choose_threshold", "run", "calibrate", "abc", 48)
+    note_access(bench.run.store, identity, used)
+    evidence, found = execute(bench)
+    assert evidence.verdict == "fail"
+    assert found["accesses_that_chose_something"].value == 1
+
+
+def test_a_variant_chosen_on_holdout_rows_fails(scored_lab, tiny_models):
+    bench = scored_lab()
+    bench.leave_shipped(tiny_models.candidate_gguf, judged_on=[holdout_of(bench)[0].row_id])
+    evidence, found = execute(bench)
+    assert evidence.verdict == "fail"
+    assert found["rows_a_variant_was_chosen_on"].value == 1
+
+
+def test_the_share_is_limited_but_for_a_holdout_file_of_its_own():
+    def broken(held, total, own_file=False):
+        return [m.name for m in share_measurements(held, total, own_file=own_file) if not m.ok]
+
+    assert [m for m in share_measurements(15, 100, own_file=False) if m.ok is False] == []
+    assert "holdout_share" in broken(9, 100)
+    assert "holdout_share_upper" in broken(21, 100)
+    own = share_measurements(60, 100, own_file=True)
+    assert all(m.rule is None for m in own)
+
+
+def test_other_bytes_than_the_chosen_ones_are_refused(scored_lab, tiny_models, tmp_path):
+    bench = scored_lab()
+    changed = shutil.copy(tiny_models.candidate_gguf, tmp_path / "changed.gguf")
+    with open(changed, "r+b") as out:
+        out.seek(-1, 2)
+        last = out.read(1)
+        out.seek(-1, 2)
+        out.write(bytes([last[0] ^ 1]))
+    choice = json.dumps({"variant": "f16", "sha256": "0" * 64, "judged_on": []})
+    bench.leave("production_quantization", {"model.gguf": Path(changed), "choice.json": choice})
+    with pytest.raises(TunelineError, match=r"choice.json chose 0000"):
+        execute(bench)
+
+
+def test_no_holdout_is_the_users_error(scored_lab):
+    with pytest.raises(UserError, match="no hold-out row"):
+        execute(scored_lab(rows=task_rows({"train": 20, "validation": 5})))

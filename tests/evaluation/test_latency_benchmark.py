@@ -1,0 +1,74 @@
+import json
+
+import pytest
+from tests.tiny_model import task_rows
+
+from tuneline.errors import UserError
+from tuneline.evaluation import latency_benchmark
+from tuneline.evaluation.hardware import Machine, is_target
+
+H100 = Machine("CPU", 16, 128, ("NVIDIA H100 80GB HBM3",))
+LAPTOP = Machine("CPU", 2, 24, ())
+
+
+def run(bench):
+    evidence = bench.execute("latency_benchmark", latency_benchmark.run)
+    return evidence, {m.name: m for m in evidence.measurements}
+
+
+def test_a_fast_server_passes_with_table_and_plot(scored_lab):
+    bench = scored_lab(deployment={"context_tokens": 256})
+    evidence, found = run(bench)
+    assert evidence.verdict == "pass", [m for m in evidence.measurements if m.ok is False]
+    assert found["levels"].value == 4
+    assert found["concurrency_within_objective"].value == 8
+    reader = bench.context("prepare_review")
+    document = json.loads(reader.input("latency_benchmark", "latency.json").read_text())
+    levels = {row["concurrency"]: row for row in document["levels"]}
+    assert list(levels) == [1, 2, 4, 8]
+    assert all(row["tokens_per_s"] > 0 and row["ttft_p50"] > 0 for row in levels.values())
+    # Four slots: alone the engine decodes one request, at eight at most four together.
+    assert levels[1]["batch"] == pytest.approx(1.0, abs=0.05)
+    assert 1.5 < levels[8]["batch"] <= 4.0
+    assert reader.input("latency_benchmark", "latency.png").read_bytes()[:4] == b"\x89PNG"
+    assert "requests at once within" in evidence.summary
+
+
+def test_an_objective_that_is_missed_fails(scored_lab):
+    bench = scored_lab(evaluation={"max_ttft_seconds": 1e-5})
+    evidence, found = run(bench)
+    assert evidence.verdict == "fail"
+    assert found["concurrency_within_objective"].value == 0
+    assert "does not reach" in evidence.summary
+
+
+def test_requests_that_fail_fail_the_item(scored_lab):
+    """A context of 64 tokens holds no prompt of the task with its answer."""
+    rows = task_rows({"train": 240, "validation": 30, "holdout": 48})
+    for row in rows[240:270]:
+        row["messages"][1]["content"] += " and so on" * 40
+    evidence, found = run(scored_lab(rows=rows, deployment={"context_tokens": 64}))
+    assert evidence.verdict == "fail"
+    assert found["failed_requests"].value > 0
+
+
+def test_other_hardware_than_the_target_only_warns(scored_lab):
+    bench = scored_lab(deployment={"target_hardware": "nvidia-h100"})
+    evidence, found = run(bench)
+    assert evidence.verdict == "warn"
+    assert (found["measured_on"].value, found["measured_on"].limit) == ("cpu", "nvidia-h100")
+
+
+def test_targets_are_matched_by_name_and_by_what_computed():
+    assert is_target("nvidia-h100", H100, on_gpu=True)
+    assert not is_target("nvidia-h100", H100, on_gpu=False)
+    assert not is_target("nvidia-a10", H100, on_gpu=True)
+    assert not is_target("nvidia-h100", LAPTOP, on_gpu=False)
+    assert is_target("laptop-cpu", LAPTOP, on_gpu=False)
+    assert not is_target("laptop-cpu", H100, on_gpu=True)
+
+
+def test_prompts_come_from_validation_and_nowhere_else(scored_lab):
+    bench = scored_lab(rows=task_rows({"train": 20, "holdout": 5}))
+    with pytest.raises(UserError, match="validation"):
+        run(bench)

@@ -1,0 +1,198 @@
+"""A tiny Llama that is trained in seconds and answers a tiny task, for tests of real servers.
+
+The task: a question of made-up words holds one keyword, and the right answer is
+the JSON of that keyword's intent. Everything about it is real (tokenizer, chat
+template, checkpoint, GGUF) but its size.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+INTENTS = {"invoice": "billing", "password": "login", "parcel": "shipping"}
+SYSTEM = "Answer with JSON."
+REPLY = "We look at it."
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def words() -> list[str]:
+    """Two hundred made-up words, always the same ones."""
+    draw = random.Random(1)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    return ["".join(draw.sample(syllables, draw.choice((2, 3)))) for _ in range(200)]
+
+
+def conversation(number: int) -> tuple[list[dict[str, str]], str]:
+    """Row `number` of the task: its messages and its intent."""
+    draw = random.Random(number)
+    keyword = list(INTENTS)[number % 3]
+    text = draw.sample(words(), 6)
+    text.insert(draw.randrange(len(text)), keyword)
+    intent = INTENTS[keyword]
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": " ".join(text) + "?"},
+        {"role": "assistant", "content": json.dumps({"intent": intent, "reply": REPLY})},
+    ], intent
+
+
+def task_rows(split_sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows of the task as `dataset.parquet` holds them; none of them is trained on here."""
+    rows: list[dict[str, Any]] = []
+    for split, size in split_sizes.items():
+        for _ in range(size):
+            number = len(rows)
+            messages, intent = conversation(1000 + number)
+            rows.append(
+                {
+                    "row_id": f"row-{number:04d}",
+                    "messages": messages,
+                    "split": split,
+                    "label": intent,
+                    "weight": 1.0,
+                    "n_tokens": 40,
+                    "source_file": "rows.jsonl",
+                    "source_line": number + 1,
+                }
+            )
+    return rows
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE tokenizer with SmolLM2's rules and a ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    texts = [turn["content"] for n in range(300) for turn in conversation(n)[0]]
+    texts += ["system user assistant\n What is the capital of France? Name two colours."] * 5
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: Any, seed: int = 0) -> Any:
+    """A random Llama of two layers; rows are multiples of 32, which q8_0 needs."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def train(model: Any, tokenizer: Any, rows: int, steps: int) -> float:
+    """Teach the task on rows 0 to `rows`; gives the last loss."""
+    import torch
+
+    texts = [
+        tokenizer.apply_chat_template(conversation(number)[0], tokenize=False)
+        for number in range(rows)
+    ]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    # Only the answer counts: everything up to the assistant's header is masked.
+    for at, text in enumerate(texts):
+        prompt = text[: text.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")]
+        labels[at, : len(tokenizer(prompt, add_special_tokens=False)["input_ids"])] = -100
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0
+    )
+    loss = torch.tensor(0.0)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        pick = torch.randint(0, rows, (32,), generator=order)
+        loss = model(
+            input_ids=batch["input_ids"][pick],
+            attention_mask=batch["attention_mask"][pick],
+            labels=labels[pick],
+        ).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return float(loss.detach())
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Save model and tokenizer as a checkpoint directory."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class TinyModels:
+    """A base that knows the form of the answers, and a LoRA adapter that knows the task.
+
+    Attributes:
+        base: checkpoint of the base, float16.
+        adapter: PEFT adapter on it.
+        merged: checkpoint with the adapter merged, float16.
+        base_gguf: the base in f16.
+        candidate_gguf: the merged model in f16.
+        adapter_gguf: the adapter.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Train and export everything below a folder; about ten seconds."""
+        import torch
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        from tuneline.deployment.gguf_export import export_gguf
+        from tuneline.deployment.gguf_lora import export_lora_gguf
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        tokenizer = make_tokenizer()
+        model = make_model(tokenizer)
+        train(model, tokenizer, 30, 60)
+        self.base = save(model.half(), tokenizer, root / "base")
+        model = get_peft_model(
+            model.float(), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        )
+        train(model, tokenizer, 600, 150)
+        self.adapter = root / "adapter"
+        model.save_pretrained(self.adapter)
+        fresh = type(model.base_model.model).from_pretrained(self.base, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(fresh, self.adapter).merge_and_unload()
+        self.merged = save(merged.half(), tokenizer, root / "merged")
+        torch.set_num_threads(threads)
+        self.base_gguf = export_gguf(self.base, root / "base.gguf").path
+        self.candidate_gguf = export_gguf(self.merged, root / "candidate.gguf").path
+        self.adapter_gguf = export_lora_gguf(self.adapter, self.base, root / "adapter.gguf").path
