@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.evaluation.served_models import base_gguf
-from tuneline.evidence import Evidence, measure
+from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.manifest import read_release
 from tuneline.governance.prompts import Messages, trial_prompts
 from tuneline.run import StepContext
@@ -52,6 +52,27 @@ def summarise(fault: str, answers: Sequence[Answer]) -> FaultReport:
         sum(a.served_by == "fallback" for a in good),
         sorted({a.fallback_reason for a in good if a.fallback_reason}),
     )
+
+
+def judge(reports: Sequence[FaultReport]) -> list[Measurement]:
+    """Hold the reports against what a fallback must do.
+
+    Args:
+        reports: one for each injected fault, and one named `none` without.
+    """
+    faulty = [r for r in reports if r.fault != "none"]
+    calm = next(r for r in reports if r.fault == "none")
+    answered = sum(r.answered for r in faulty) / sum(r.requests for r in faulty)
+    return [
+        measure("answered_share", answered, "share", "==", 1.0),
+        *(
+            measure(f"{r.fault}_by_fallback", r.by_fallback, "requests", "==", r.requests)
+            for r in faulty
+        ),
+        measure("reasons_missing", sum(not r.reasons for r in faulty), "faults", "==", 0),
+        # A good answer may fall short of the confidence now and then; not all of them.
+        measure("calm_by_candidate", calm.requests - calm.by_fallback, "requests", ">=", 1),
+    ]
 
 
 def second_model(ctx: StepContext) -> tuple[Path, str]:
@@ -114,24 +135,12 @@ def run(ctx: StepContext) -> Evidence:
             primary.kill()
             reports.append(summarise("killed", _ask(gateway, prompts)))
     (ctx.out / "faults.json").write_text(json.dumps([asdict(r) for r in reports], indent=1))
-    faulty = [r for r in reports if r.fault != "none"]
     calm = next(r for r in reports if r.fault == "none")
-    requests = sum(r.requests for r in faulty)
-    answered = sum(r.answered for r in faulty)
+    faulty = [r for r in reports if r.fault != "none"]
     return ctx.conclude(
-        f"{answered} of {requests} requests under {len(faulty)} injected faults were answered, "
-        f"{sum(r.by_fallback for r in faulty)} by {described}; without a fault "
-        f"{calm.requests - calm.by_fallback} of {calm.requests} by the candidate"
-        "; a larger foundation model was not tried",
-        [
-            measure("answered_share", answered / requests, "share", "==", 1.0),
-            *(
-                measure(f"{r.fault}_by_fallback", r.by_fallback, "requests", "==", r.requests)
-                for r in faulty
-            ),
-            measure("reasons_missing", sum(not r.reasons for r in faulty), "faults", "==", 0),
-            # Correct answers may fall short of the threshold now and then; all of them may not.
-            measure("calm_by_candidate", calm.requests - calm.by_fallback, "requests", ">=", 1),
-            measure("min_confidence", config.governance.min_confidence, "nats"),
-        ],
+        f"{sum(r.answered for r in faulty)} of {sum(r.requests for r in faulty)} requests under "
+        f"{len(faulty)} injected faults were answered, {sum(r.by_fallback for r in faulty)} by "
+        f"{described}; without a fault {calm.requests - calm.by_fallback} of {calm.requests} by "
+        "the candidate; a larger foundation model was not tried",
+        [*judge(reports), measure("min_confidence", config.governance.min_confidence, "nats")],
     )
