@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import shutil
 import time
 from collections.abc import Callable
 
@@ -247,7 +246,7 @@ class Kubelet:
                 self._events.emit(pod, ended["reason"], text, warning=True)
         if pod["status"].get("reason") == "DeadlineExceeded":
             self._events.emit(pod, "DeadlineExceeded", pod["status"]["message"], warning=True)
-        shutil.rmtree(self._state.temp_dir(uid_of(pod)), ignore_errors=True)
+        self._state.drop_temp(uid_of(pod))
 
     def _fail(self, pod: Json, reason: str, message: str) -> None:
         """Fail a pod as a whole."""

@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import logging
 import os
-import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from localpods.pod_routes import PodRoutes
 from localpods.processes import birth_of
 from localpods.replies import ApiError
 from localpods.shutdown import stop_pods
-from localpods.state import SetupError, StateDir, read_json, write_json
+from localpods.state import SetupError, StateDir, read_json, remove_tree, write_json
 
 log = logging.getLogger("localpods")
 
@@ -178,7 +177,7 @@ class Cluster:
         rubbish = self._state.drop_pod(uid_of(before))
         if rubbish is not None:
             loop = asyncio.get_running_loop()
-            removal = loop.run_in_executor(None, _remove_tree, rubbish)
+            removal = loop.run_in_executor(None, remove_tree, rubbish)
             self._rubbish.add(removal)
             removal.add_done_callback(self._rubbish.discard)
 
@@ -187,10 +186,6 @@ class Cluster:
             self._state.save_job(after)
         elif before is not None:
             self._state.drop_job(uid_of(before))
-
-
-def _remove_tree(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _authentication(token: str) -> Middleware:

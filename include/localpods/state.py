@@ -17,6 +17,8 @@ from localpods.objects import LOOPBACK, Json
 
 _PRIVATE_DIR = 0o700
 _PRIVATE_FILE = 0o600
+# macOS has a directory for temporary files whose name alone is half of what a socket may have.
+_SHORT_PATH = 30
 
 
 class SetupError(Exception):
@@ -46,6 +48,17 @@ def read_json(path: Path) -> Json | None:
     return content
 
 
+def remove_tree(path: Path) -> None:
+    """Delete a directory, also one in which a pod has taken away its own right to write."""
+    for directory, names, _ in os.walk(path):
+        for name in names:
+            below = os.path.join(directory, name)
+            # What a link points to is not the pod's.
+            if not os.path.islink(below):
+                os.chmod(below, _PRIVATE_DIR)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 class StateDir:
     """Where pods, jobs, the token and the kubeconfig of one server lie."""
 
@@ -66,7 +79,7 @@ class StateDir:
         for directory in (self.root, self._pods, self._jobs, self._trash):
             directory.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
         self.root.chmod(_PRIVATE_DIR)
-        shutil.rmtree(self._trash, ignore_errors=True)
+        remove_tree(self._trash)
         self._trash.mkdir(mode=_PRIVATE_DIR)
 
     @contextlib.contextmanager
@@ -156,12 +169,24 @@ class StateDir:
         It lies outside the state directory, under a short path: Unix sockets, which Python's
         multiprocessing puts there, may have about a hundred letters only.
         """
-        kept = read_json(self._temp_file)
-        root = Path(kept["path"]) if kept else None
+        root = self._temp_root()
         if root is None or not root.is_dir():
-            root = Path(tempfile.mkdtemp(prefix="localpods-"))
+            usual = tempfile.gettempdir()
+            # `mkdtemp` makes a name that nobody can guess, with no access for others.
+            short = usual if len(usual) < _SHORT_PATH else "/tmp"  # noqa: S108
+            root = Path(tempfile.mkdtemp(prefix="localpods-", dir=short))
             write_json(self._temp_file, {"path": str(root)})
         return root / uid[:8]
+
+    def drop_temp(self, uid: str) -> None:
+        """Delete a pod's temporary files."""
+        root = self._temp_root()
+        if root is not None:
+            remove_tree(root / uid[:8])
+
+    def _temp_root(self) -> Path | None:
+        kept = read_json(self._temp_file)
+        return Path(kept["path"]) if kept else None
 
     def save_pod(self, pod: Json) -> None:
         """Keep a pod."""
@@ -171,7 +196,7 @@ class StateDir:
 
     def drop_pod(self, uid: str) -> Path | None:
         """Forget a pod and return what is left to delete, or `None`; deleting may take long."""
-        shutil.rmtree(self.temp_dir(uid), ignore_errors=True)
+        self.drop_temp(uid)
         rubbish = self._trash / uid
         try:
             self.pod_dir(uid).rename(rubbish)
@@ -197,9 +222,9 @@ class StateDir:
 
     def remove_temp(self) -> None:
         """Delete the temporary files of all pods."""
-        kept = read_json(self._temp_file)
-        if kept:
-            shutil.rmtree(kept["path"], ignore_errors=True)
+        root = self._temp_root()
+        if root is not None:
+            remove_tree(root)
             self._temp_file.unlink()
 
 

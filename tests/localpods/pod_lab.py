@@ -66,7 +66,7 @@ class Server:
         try:
             server = json.loads((self.state / "server.json").read_text())
             url = f"http://127.0.0.1:{server['port']}/readyz"
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=1) as answer:
                 return server["pid"] == self.process.pid and answer.status == 200
         except OSError:
             return False

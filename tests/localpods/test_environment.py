@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def build(state: StateDir, container: dict[str, Any], **metadata: Any) -> Any:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateDir:
+def state(tmp_path: Path) -> Iterator[StateDir]:
     state = StateDir(tmp_path / "state")
     state.prepare()
-    return state
+    yield state
+    state.remove_temp()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,7 +31,7 @@ def test_grace_period_ends_with_sigkill(api: Api) -> None:
     began = time.monotonic()
     api.core.delete_namespaced_pod("stubborn", NAMESPACE, grace_period_seconds=1)
     wait_for(lambda: not api.exists("stubborn"), what="the end of the pod")
-    assert 0.9 < time.monotonic() - began < 4
+    assert 0.9 < time.monotonic() - began < 10
     assert not process.is_running()
 
 
@@ -121,49 +122,56 @@ def test_gpu_that_is_not_there(served: Callable[..., Server]) -> None:
     assert api.events("gpu")["FailedScheduling"] == scheduled.message
 
 
-def test_gpus_are_given_out(served: Callable[..., Server]) -> None:
+def test_gpus_are_given_out(served: Callable[..., Server], tmp_path: Path) -> None:
     api = Api(served("--gpus", "2"))
-    script = 'echo "gpus:$CUDA_VISIBLE_DEVICES"; sleep 1'
+    script = f'echo "gpus:$CUDA_VISIBLE_DEVICES"; {until(tmp_path / "go")}'
     one = {"limits": {"nvidia.com/gpu": 1}}
     for name in ("gpu-a", "gpu-b", "gpu-c"):
         api.create(name, script, container_resources=one)
     api.create("gpu-none", script)
+    for name in ("gpu-a", "gpu-b", "gpu-none"):
+        api.wait_phase(name, "Running")
+    assert api.read("gpu-c").status.phase == "Pending"
+    (tmp_path / "go").touch()
     for name in ("gpu-a", "gpu-b", "gpu-c", "gpu-none"):
         api.wait_phase(name, "Succeeded")
     logs = [api.log(name) for name in ("gpu-a", "gpu-b", "gpu-c", "gpu-none")]
-    assert sorted(logs[:2]) == ["gpus:0\n", "gpus:1\n"]
+    assert logs[:2] == ["gpus:0\n", "gpus:1\n"]
     assert logs[2] in logs[:2]
     assert logs[3] == "gpus:\n"
-    third, first = api.read("gpu-c").status, api.read("gpu-a").status
-    assert state_started(third) >= state_finished(first)
 
 
-def test_cpu_requests_limit_what_runs_at_once(served: Callable[..., Server]) -> None:
+def test_cpu_requests_limit_what_runs_at_once(
+    served: Callable[..., Server], tmp_path: Path
+) -> None:
     api = Api(served("--cpus", "1500m"))
     for name in ("cpu-a", "cpu-b"):
-        api.create(name, "sleep 1", container_resources={"requests": {"cpu": "1"}})
+        api.create(name, until(tmp_path / name), container_resources={"requests": {"cpu": "1"}})
     api.create("cpu-small", "true", container_resources={"requests": {"cpu": "250m"}})
     api.wait_phase("cpu-small", "Succeeded")
     waiting = api.read("cpu-b")
     assert waiting.status.phase == "Pending"
     assert "Insufficient cpu" in waiting.status.conditions[0].message
-    second = api.wait_phase("cpu-b", "Succeeded")
-    assert state_started(second.status) >= state_finished(api.read("cpu-a").status)
+    (tmp_path / "cpu-a").touch()
+    api.wait_phase("cpu-b", "Running")
+    assert api.read("cpu-a").status.phase == "Succeeded"
 
 
-def test_init_containers_run_first_and_one_by_one(api: Api) -> None:
+def test_init_containers_run_first_and_one_by_one(api: Api, tmp_path: Path) -> None:
     def init(name: str, script: str) -> dict[str, object]:
         return {"name": name, "image": IMAGE, "command": ["bash", "-c", script]}
 
+    go = until(tmp_path / "go")
     api.create(
         "initialized",
         "cat trail",
-        initContainers=[init("one", "sleep 0.5; echo 1 > trail"), init("two", "echo 2 >> trail")],
+        initContainers=[init("one", f"{go}; echo 1 > trail"), init("two", "echo 2 >> trail")],
     )
     status = wait_for(
         lambda: (s := api.read("initialized").status).init_container_statuses and s, what="status"
     )
     assert status.container_statuses[0].state.waiting.reason == "PodInitializing"
+    (tmp_path / "go").touch()
     api.wait_phase("initialized", "Succeeded")
     assert api.log("initialized") == "1\n2\n"
 
@@ -187,9 +195,6 @@ def test_pod_of_several_containers(api: Api, codes: tuple[int, int]) -> None:
     assert pod.status.phase == ("Failed" if any(codes) else "Succeeded")
 
 
-def state_started(status: object) -> float:
-    return status.container_statuses[0].state.terminated.started_at.timestamp()
-
-
-def state_finished(status: object) -> float:
-    return status.container_statuses[0].state.terminated.finished_at.timestamp()
+def until(path: Path) -> str:
+    """Return a script that waits for a file."""
+    return f"until [ -e {path} ]; do sleep 0.05; done"

@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
 
-pytest.importorskip("airflow")
 # Importing Airflow makes its home.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp())
-
+pytest.importorskip("airflow")
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException

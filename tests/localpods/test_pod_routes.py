@@ -32,7 +32,7 @@ def test_answer_to_a_create_request_waits_for_the_start(api: Api) -> None:
     assert api.create("at-once", "sleep 0.5").status.phase == "Running"
     began = time.monotonic()
     assert api.create("held-back", container_image="unknown:1").status.phase == "Pending"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.9
 
 
 def test_exit_code_and_termination_message(api: Api) -> None:
@@ -147,12 +147,14 @@ def test_patch_changes_labels_and_nothing_else(api: Api) -> None:
 
 def test_watch_tells_a_pod_s_life(api: Api) -> None:
     seen: list[tuple[str, str]] = []
+    version = api.core.list_namespaced_pod(NAMESPACE).metadata.resource_version
 
     def look() -> None:
         stream = watch.Watch().stream(
             api.core.list_namespaced_pod,
             NAMESPACE,
             label_selector="watched=yes",
+            resource_version=version,
             timeout_seconds=20,
         )
         for event in stream:

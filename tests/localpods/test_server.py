@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -22,15 +23,19 @@ def test_server_starts_in_a_second(served: Callable[..., Server]) -> None:
     assert time.monotonic() - began < 3, "a second, and as much again on a busy machine"
 
 
-def test_pods_survive_a_killed_server(own_server: Server) -> None:
+def test_pods_survive_a_killed_server(own_server: Server, tmp_path: Path) -> None:
     api = Api(own_server)
-    api.create("survives", "echo first; sleep 2; echo second; exit 3")
-    api.create("ends-meanwhile", "sleep 0.5; echo done > $TERMINATION_MESSAGE_PATH")
+    go = tmp_path / "go"
+    later = tmp_path / "later"
+    wait = "until [ -e {} ]; do sleep 0.1; done"
+    api.create("survives", f"echo first; {wait.format(later)}; echo second; exit 3")
+    api.create("ends-meanwhile", f"{wait.format(go)}; echo done > $TERMINATION_MESSAGE_PATH")
     api.wait_log("survives", "first")
     api.wait_phase("ends-meanwhile", "Running")
     before = api.read("survives")
     own_server.kill()
-    time.sleep(1)
+    go.touch()
+    wait_for(lambda: list(own_server.state.glob("pods/*/containers/*/exit.json")), what="an end")
     own_server.start()
     # The same port and token: who was connected goes on.
     pod = api.read("survives")
@@ -38,6 +43,7 @@ def test_pods_survive_a_killed_server(own_server: Server) -> None:
     assert pod.status.phase == "Running"
     assert state_of(pod).running.started_at == state_of(before).running.started_at
     assert int(pod.metadata.resource_version) >= int(before.metadata.resource_version)
+    later.touch()
     assert api.log("survives", follow=True) == "first\nsecond\n"
     assert state_of(api.wait_phase("survives", "Failed")).terminated.exit_code == 3
     ended = state_of(api.wait_phase("ends-meanwhile", "Succeeded")).terminated
@@ -131,14 +137,20 @@ def test_sigterm_can_end_the_pods_too(tmp_path: Path) -> None:
     assert server.processes() == []
 
 
-def test_deleted_pods_leave_no_files(own_server: Server) -> None:
+def test_deleted_pods_leave_no_files(own_server: Server, tmp_path: Path) -> None:
     api = Api(own_server)
-    pod = api.run("tidy", "mkdir -p deep/er; echo x > deep/er/file; chmod 500 deep")
+    kept = tmp_path / "kept"
+    kept.mkdir(mode=0o755)
+    (kept / "file").touch()
+    script = f"mkdir -p deep/er; echo x > deep/er/file; ln -s {kept} link; chmod 500 deep deep/er"
+    pod = api.run("tidy", script)
     directory = own_server.state / "pods" / pod.metadata.uid
     assert directory.exists()
     api.core.delete_namespaced_pod("tidy", NAMESPACE)
     assert not directory.exists()
     wait_for(lambda: list((own_server.state / "trash").iterdir()) == [], what="an empty trash")
+    assert (kept / "file").exists()
+    assert kept.stat().st_mode & 0o777 == 0o755
 
 
 def test_second_server_on_the_same_state_is_refused(own_server: Server) -> None:
@@ -151,6 +163,30 @@ def test_second_server_on_the_same_state_is_refused(own_server: Server) -> None:
     )
     assert second.returncode == 2
     assert f"already served by process {own_server.process.pid}" in second.stderr.decode()
+
+
+def test_port_that_is_taken_is_named(served: Callable[..., Server], tmp_path: Path) -> None:
+    server = served()
+    port = server.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "localpods", "serve", "--state", str(tmp_path / "second")]
+    second = subprocess.run(
+        [*command, "--images", str(server.images), "--port", port],
+        env=server.env,
+        capture_output=True,
+        check=False,
+    )
+    assert second.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in second.stderr.decode()
+
+
+def test_port_of_the_last_time_may_be_taken(own_server: Server) -> None:
+    own_server.kill()
+    port = int(own_server.url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
+        own_server.start()
+        assert not own_server.url.endswith(f":{port}")
+        # Clients read the new one from the kubeconfig.
+        Api(own_server).run("elsewhere", "true")
 
 
 @pytest.mark.parametrize(
