@@ -21,7 +21,9 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 python:
-	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or 3.12 was found; install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 8))' \
+	2>/dev/null || { echo "setup: no Python 3.11 or 3.12 was found$(PYTHON:%= at %); install one," \
+	"or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 
 setup: python ## build both environments and fetch the base model
 	@$(PYTHON) scripts/setup.py

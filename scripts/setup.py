@@ -68,9 +68,16 @@ class Environment:
 
     def wanted(self) -> str:
         """A hash over all that decides what is installed."""
+        # Not above: an older Python has to come as far as being refused in words.
+        import tomllib
+
         digest = hashlib.sha256(sys.version.encode())
-        for name in (*self.requirements, self.constraints, "pyproject.toml"):
+        for name in (*self.requirements, self.constraints):
             digest.update((ROOT / name).read_bytes())
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        # The rest of the file is settings of tools, which nothing that is installed depends on.
+        installed = [project.get(part) for part in ("project", "build-system")]
+        digest.update(json.dumps(installed, sort_keys=True).encode())
         return digest.hexdigest()
 
     def ready(self) -> bool:

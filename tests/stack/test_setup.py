@@ -116,12 +116,19 @@ def test_a_complete_environment_of_the_same_python_is_kept(setup, monkeypatch, t
 
 def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "ROOT", tmp_path)
-    for name in ("r.txt", "c.txt", "pyproject.toml"):
+    for name in ("r.txt", "c.txt"):
         (tmp_path / name).write_text("a")
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\nname = "x"\n')
     env = setup.Environment("x", ("r.txt",), "c.txt")
     env.folder.mkdir()
     assert not env.ready()
     env.stamp.write_text(env.wanted())
     assert env.ready()
+    project.write_text('[project]\nname = "x"\n[tool.ruff]\nline-length = 90\n')
+    assert env.ready()
+    project.write_text('[project]\nname = "y"\n')
+    assert not env.ready()
+    project.write_text('[project]\nname = "x"\n')
     (tmp_path / "c.txt").write_text("b")
     assert not env.ready()

@@ -1,0 +1,179 @@
+"""The real thing: Airflow, local pods and all 25 items on a small slice of the sample."""
+
+import json
+import time
+
+import httpx
+import pytest
+import yaml
+
+from tuneline.data.sample import write_sample
+from tuneline.evidence import load_evidence
+from tuneline.items import ITEMS, Severity
+from tuneline.run import Run
+from tuneline.stack.follow import DagRun
+from tuneline.stack.layout import LOOPBACK
+from tuneline.stack.rest import Airflow
+from tuneline.stack.timings import breakdown
+from tuneline.verdicts import checklist
+
+pytestmark = [pytest.mark.stack, pytest.mark.model, pytest.mark.timeout(1500)]
+
+# As little work as every item bears; what a few steps of training reach is not judged.
+TINY = {
+    "data": {"max_train_rows": 48, "max_holdout_rows": 24, "license": "Apache-2.0"},
+    "training": {"r": 4, "max_steps": 4, "effective_batch": 4, "evaluations": 2},
+    "evaluation": {
+        "min_gain": -1.0,
+        "max_regression": 1.0,
+        "regression_questions": 20,
+        "max_new_tokens": 16,
+        "determinism_prompts": 2,
+        "determinism_repeats": 2,
+        "latency_requests": 2,
+        "max_ttft_seconds": 60,
+        "max_tpot_seconds": 10,
+    },
+    "deployment": {"quality_rows": 4, "parallel": 2, "max_metric_drop": 1.0, "max_kl": 10.0},
+}
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder / "sample.jsonl", folder / "planted.json", 7)
+    return folder / "sample.jsonl"
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    made = Airflow(running.layout())
+    yield made
+    made.close()
+
+
+def finish(run, seconds):
+    """Wait for a run to end; states of its tasks by name."""
+    deadline = time.monotonic() + seconds
+    while (state := run.state()) not in ("success", "failed"):
+        assert time.monotonic() < deadline, {t["task_id"]: t["state"] for t in run.tasks()}
+        time.sleep(1)
+    tasks = {task["task_id"]: task for task in run.tasks()}
+    failures = {n: run.failure(t) for n, t in tasks.items() if t["state"] == "failed"}
+    return state, tasks, failures
+
+
+def trigger(client, run_id, sample, settings, **fields):
+    run = DagRun(client, run_id)
+    run.trigger({"data": str(sample), "overrides": yaml.safe_dump(settings), **fields})
+    return run
+
+
+@pytest.fixture(scope="module")
+def released(client, sample):
+    """A run that went through."""
+    run = trigger(client, "whole", sample, TINY, reason="full-stack test")
+    state, tasks, failures = finish(run, 1200)
+    assert state == "success", failures
+    return Run.open(run.run_uri()), run, tasks
+
+
+def test_every_item_leaves_valid_evidence_of_its_own_task(released):
+    run, _, _ = released
+    for item in ITEMS:
+        key = run.step_key(item.id, "evidence.json")
+        evidence = load_evidence(run.store.get_bytes(key), key)
+        assert evidence.item == item.id
+        assert evidence.phase == item.phase
+        assert evidence.severity == item.severity
+        assert evidence.airflow["dag_id"] == "finetune_to_production"
+        assert evidence.airflow["run_id"] == "whole"
+        assert evidence.airflow["task_id"] == item.id
+    assert not [row for row in checklist(run) if row.stops_release]
+
+
+def test_data_items_have_a_gate_of_their_own(released):
+    run, _, _ = released
+    for item in ITEMS:
+        assert run.store.exists(run.step_key(item.id, "gate.json")) == (item.phase == "data")
+
+
+def test_nobody_was_asked_and_the_rest_ran(released):
+    _, _, tasks = released
+    skipped = {name for name, task in tasks.items() if task["state"] == "skipped"}
+    assert skipped == {"approve_waivers", "prepare_review", "review_pairs", "approve_release"}
+    assert {t["state"] for name, t in tasks.items() if name not in skipped} == {"success"}
+
+
+def test_the_release_points_at_this_run(released):
+    run, _, _ = released
+    pointer = json.loads(run.store.get_bytes(f"models/{run.config.name}/production.json"))
+    assert pointer["version"] == run.run_id
+    manifest = json.loads(run.store.get_bytes(run.store.key_of(pointer["manifest"])))
+    assert manifest["started_by"] == "admin"
+    assert manifest["reason"] == "full-stack test"
+
+
+def test_airflow_and_pods_take_little_of_each_task(released):
+    run, dag_run, _ = released
+    document = breakdown(dag_run.tasks(), run, setup=0, start=0)
+    overhead = (
+        document["pod_seconds"] + document["queued_seconds"] + document["worker_task_seconds"]
+    )
+    assert overhead / len(document["tasks"]) < 7
+
+
+def test_up_serves_the_release_behind_the_gateway(released, running):
+    up = running.run("up")
+    assert up.returncode == 0, up.stderr
+    layout = running.layout()
+    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1"
+    assert httpx.get(f"{url}/models").status_code == 401
+    key = (layout.home / "serving" / "api-key").read_text().strip()
+    answer = httpx.post(
+        f"{url}/chat/completions",
+        headers={"Authorization": f"Bearer {key}"},
+        json={
+            "model": released[0].config.name,
+            "messages": [{"role": "user", "content": "Where is my parcel?"}],
+            "max_tokens": 8,
+        },
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"]
+
+
+def test_a_planted_fault_is_a_red_gate_and_nothing_after_it_runs(client, sample, tmp_path):
+    """More malformed rows than the limit allows: the schema gate has to stop the run."""
+    rows = sample.read_text().splitlines(keepends=True)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("".join(rows[:40]) + '{"messages": "none"}\n' * 60)
+    run = trigger(client, "planted", broken, TINY)
+    state, tasks, failures = finish(run, 300)
+    assert state == "failed"
+    assert set(failures) == {"gate_schema_validation"}
+    assert "schema_validation (critical): fail" in failures["gate_schema_validation"]
+    assert tasks["schema_validation"]["state"] == "success"
+    for item in ITEMS:
+        if item.id not in ("schema_validation", "license_audit"):
+            assert tasks[item.id]["state"] == "upstream_failed"
+    rows = {row.item: row for row in checklist(Run.open(run.run_uri()))}
+    assert rows["schema_validation"].verdict == "fail"
+    assert rows["lora_selection"].verdict == "not_run"
+    assert any(r.stops_release for r in rows.values() if r.severity == Severity.CRITICAL)
+
+
+def test_a_users_mistake_is_one_sentence_and_is_not_tried_again(client, sample):
+    run = trigger(client, "typo", sample, {"training": {"epochs": -1}})
+    state, tasks, failures = finish(run, 120)
+    assert state == "failed"
+    assert tasks["prepare_run"]["try_number"] == 1
+    assert "training.epochs" in failures["prepare_run"]
+
+
+def test_an_unknown_key_of_the_conf_is_refused(client, sample):
+    run = trigger(client, "unknown", sample, {}, dataset="x")
+    state, _, failures = finish(run, 120)
+    assert state == "failed"
+    assert "unknown field 'dataset'" in failures["prepare_run"]
