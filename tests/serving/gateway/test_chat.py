@@ -256,12 +256,17 @@ def test_metrics_count_what_happened(start, small):
 def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path):
     import sqlite3
 
-    gateway = start(small, ledger={"path": "usage.db", "flush_interval_s": 0.02, "queue_limit": 3})
-    gateway.chat()
+    # Without pings, whose rows would fill so short a queue too.
+    gateway = start(
+        upstream_entry(small, ping=False),
+        ledger={"path": "usage.db", "flush_interval_s": 0.02, "queue_limit": 3},
+    )
+    assert gateway.chat().status_code == 200
     gateway.rows(1)
     blocker = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     statuses = [gateway.chat().status_code for _ in range(8)]
+    assert statuses[:3] == [200] * 3
     assert statuses[-1] == 503
     blocker.execute("ROLLBACK")
     blocker.close()

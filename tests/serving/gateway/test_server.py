@@ -147,12 +147,12 @@ def test_an_idle_gateway_stops_at_once_and_cleanly(launch):
 def test_answers_do_not_wait_for_a_delayed_acknowledgement(launch):
     process = launch()
     seconds = []
-    for _ in range(20):
+    for _ in range(30):
         began = time.perf_counter()
         process.client.post("/v1/chat/completions", json=ask())
         seconds.append(time.perf_counter() - began)
-    # With Nagle's algorithm on, even the fastest takes 40 ms.
-    assert min(seconds) < 0.035
+    # With Nagle's algorithm on, each takes 40 ms, but for the first of a connection.
+    assert min(seconds[5:]) < 0.035
 
 
 def test_no_key_and_no_prompt_in_log_or_files(launch, small, tmp_path):
