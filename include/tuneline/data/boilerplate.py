@@ -12,7 +12,7 @@ from math import ceil
 
 # Fewer rows are no ground to call their common text boilerplate; shorter text is a coincidence
 # ("I would like to") and does no harm.
-MIN_ROWS, MIN_CHARS = 20, 20
+MIN_ROWS, MIN_CHARS = 8, 20
 SHARE = 0.8
 
 

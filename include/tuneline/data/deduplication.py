@@ -20,7 +20,9 @@ from tuneline.data.boilerplate import common_affixes
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.minhash import Clusters, near_pairs, normalise
 from tuneline.data.phrases import (
+    FORMAT_SHARE,
     RepeatedSentence,
+    added_sentences,
     prose,
     repeated_ngram_share,
     repeated_sentences,
@@ -79,14 +81,19 @@ class Deduplicated:
     cross_similarity: list[float] = field(default_factory=list)
 
 
-def similarity_texts(rows: Sequence[Row]) -> list[str]:
-    """The normalised text that each row is compared by."""
-    own = ["\n".join(_masked(row)) for row in rows]
-    affixes = common_affixes(own)
+def similarity_texts(rows: Sequence[Row], among: Sequence[Row] | None = None) -> list[str]:
+    """The normalised text that each row is compared by.
+
+    Args:
+        rows: the rows.
+        among: the whole dataset, which tells what all prompts share; None for `rows` itself.
+    """
+    own = [_masked(row) for row in rows]
+    affixes = common_affixes(own if among is None else [_masked(row) for row in among])
     return [normalise(affixes.strip(text)) or normalise(text) for text in own]
 
 
-def _masked(row: Row) -> list[str]:
+def _masked(row: Row) -> str:
     """The asking turns, stand-ins of personal data replaced by their type."""
     texts = []
     for number, message in enumerate(row.prompt):
@@ -97,7 +104,7 @@ def _masked(row: Row) -> list[str]:
             if stand_in.turn == number:
                 text = f"{text[: stand_in.start]}{stand_in.entity}{text[stand_in.end :]}"
         texts.append(text)
-    return texts
+    return "\n".join(texts)
 
 
 def find_conflicts(rows: Sequence[Row]) -> list[list[int]]:
@@ -267,11 +274,15 @@ def _leaks(found: Deduplicated, threshold: float) -> dict[int, tuple[int, float]
 
 @dataclass(frozen=True)
 class Thinned:
-    """Repeated phrases before and after thinning, over training answers."""
+    """Repeated phrases before and after thinning, over training answers.
+
+    `having` names the rows whose answer still holds one of the `remaining` sentences.
+    """
 
     rows: list[Row]
     repeated: list[RepeatedSentence]
     remaining: list[RepeatedSentence]
+    having: set[str]
     ngram_share: float
     changed: int
 
@@ -295,13 +306,22 @@ def thin_answers(rows: Sequence[Row], config: DataConfig) -> Thinned:
             changed += 1
             result[i] = _with_answer(rows[i], after)
     after_texts = [prose(answer, name) for answer in thinned]
-    return Thinned(
-        result,
-        repeated,
-        repeated_sentences(after_texts, labels, share),
-        repeated_ngram_share(after_texts, share),
-        changed,
-    )
+    # What nearly all answers have is their format: reported, not held against them.
+    remaining = [
+        phrase
+        for phrase in repeated_sentences(after_texts, labels, share)
+        if phrase.share < FORMAT_SHARE
+    ]
+    having = {
+        rows[i].row_id
+        for i, text in zip(at, after_texts, strict=True)
+        if any(
+            phrase.label in (None, rows[i].label) and phrase.sentence in added_sentences(text)
+            for phrase in remaining
+        )
+    }
+    ngram_share = repeated_ngram_share(after_texts, share)
+    return Thinned(result, repeated, remaining, having, ngram_share, changed)
 
 
 def _with_answer(row: Row, answer: str) -> Row:
@@ -329,11 +349,11 @@ def run(ctx: StepContext) -> Evidence:
     raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
     rejects = list(rejects_of(left, ITEM, raws))
     write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
-    _write_audit(ctx.out / AUDIT, rows, found)
+    _write_audit(ctx.out / AUDIT, rows, found, thinned.having)
     return _conclude(ctx, rows, found, thinned, len(rejects))
 
 
-def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated) -> None:
+def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated, having: set[str]) -> None:
     kept = [reason is None for reason in found.reasons]
     write_audit(
         path,
@@ -350,6 +370,7 @@ def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated) -> None:
                 for split, k in zip(found.splits, kept, strict=True)
             ],
             "cross_similarity": found.cross_similarity,
+            "repeated_sentence": [int(row.row_id in having) for row in rows],
         },
     )
 

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.data.split import cluster_hash, draw
@@ -238,6 +238,34 @@ def run(ctx: StepContext) -> Evidence:
     )
 
 
+def class_figures(
+    config: DataConfig,
+    before: Mapping[str, int],
+    counts: Mapping[str, int],
+    weighted: Mapping[str, float],
+) -> dict[str, Any]:
+    """What is measured of the classes, with the limits that depend on the data.
+
+    Args:
+        config: limits.
+        before: training rows of each class before balancing.
+        counts: the same after it.
+        weighted: summed weights of each class after it.
+    """
+    return {
+        "classes": len(before),
+        "effective_classes_before": effective_classes(before),
+        "effective_classes": effective_classes(weighted),
+        "least_effective": MIN_EFFECTIVE_SHARE * len(before),
+        "smallest_class": min(counts.get(label, 0) for label in before),
+        "largest_over_median": max(counts.values()) / median(counts.values()),
+        "largest_allowed": math.ceil(config.max_class_ratio),
+        "reference_distance": reference_distance(weighted, config.reference_shares)
+        if config.reference_shares
+        else None,
+    }
+
+
 def _class_measurements(
     config: DataConfig,
     before: Mapping[str, int],
@@ -245,21 +273,21 @@ def _class_measurements(
     weighted: Mapping[str, float],
     weights: Sequence[float],
 ) -> list[Measurement]:
-    least = MIN_EFFECTIVE_SHARE * len(before)
+    found = class_figures(config, before, counts, weighted)
     measurements = [
-        measure("classes", len(before), "classes"),
-        measure("effective_classes_before", effective_classes(before), "classes"),
+        measure("classes", found["classes"], "classes"),
+        measure("effective_classes_before", found["effective_classes_before"], "classes"),
         measure(
             "effective_classes",
-            effective_classes(weighted),
+            found["effective_classes"],
             "classes",
             ">=",
-            least,
+            found["least_effective"],
             on_breach="warn",
         ),
         measure(
             "smallest_class",
-            min(counts.get(label, 0) for label in before),
+            found["smallest_class"],
             "rows",
             ">=",
             config.min_rows_per_class,
@@ -267,21 +295,20 @@ def _class_measurements(
         ),
         measure(
             "largest_over_median",
-            max(counts.values()) / median(counts.values()),
+            found["largest_over_median"],
             "ratio",
             "<=",
-            math.ceil(config.max_class_ratio),
+            found["largest_allowed"],
             on_breach="warn",
         ),
         measure("largest_weight", max(weights), "weight", "<=", config.max_upsampling),
         measure("reference", "declared" if config.reference_shares else "none", "text"),
     ]
     if config.reference_shares:
-        distance = reference_distance(weighted, config.reference_shares)
         measurements.append(
             measure(
                 "reference_distance",
-                distance,
+                found["reference_distance"],
                 "share",
                 "<=",
                 MAX_REFERENCE_DISTANCE,

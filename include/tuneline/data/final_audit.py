@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuneline.data.deduplication import similarity_texts
@@ -25,7 +26,6 @@ from tuneline.data.tables import (
     TRAIN,
     VALIDATION,
     Row,
-    StandIn,
     base_id,
     read_dataset,
     read_rows,
@@ -71,14 +71,17 @@ def invalid_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[int, int, int
     return invalid, mismatched, unmasked
 
 
-def leaking_rows(
-    rows: Sequence[Row], stand_ins: dict[str, tuple[StandIn, ...]], limit: float
-) -> int:
-    """Training and validation rows that are near-duplicates of a row held further back."""
-    from dataclasses import replace
+def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
+    """Training and validation rows that are near-duplicates of a row held further back.
 
+    Args:
+        rows: the dataset.
+        before: the rows after scrubbing, which know their stand-ins.
+        limit: Jaccard similarity from which two rows are near-duplicates.
+    """
+    stand_ins = {row.row_id: row.stand_ins for row in before}
     texts = similarity_texts(
-        [replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows]
+        [replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows], before
     )
     members = {
         split: [t for t, r in zip(texts, rows, strict=True) if r.split == split] for split in SPLITS
@@ -89,7 +92,7 @@ def leaking_rows(
 
 
 def rows_with_pii(
-    rows: Sequence[Row], stand_ins: dict[str, Iterable[str]], allow: Iterable[str]
+    rows: Sequence[Row], stand_ins: Mapping[str, Iterable[str]], allow: Iterable[str]
 ) -> int:
     """Rows in which patterns still find personal data that is no stand-in."""
     allowed = frozenset(text.casefold() for text in allow)
@@ -115,7 +118,6 @@ def run(ctx: StepContext) -> Record:
         row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
         for row in before
     }
-    spans = {row.row_id: row.stand_ins for row in before}
     splits = Counter(row.split for row in rows)
     version = dataset_version(rows, weights)
     document = {"version": version, "rows": len(rows), "splits": {s: splits[s] for s in SPLITS}}
@@ -136,7 +138,7 @@ def run(ctx: StepContext) -> Record:
         ),
         measure(
             "deduplication.cross_split_near_duplicates",
-            leaking_rows(rows, spans, config.near_duplicate_jaccard),
+            leaking_rows(rows, before, config.near_duplicate_jaccard),
             "rows",
             "<=",
             0,
