@@ -60,9 +60,7 @@ def record_approval(run: Run, subject: str, decision: str, by: str) -> None:
         document = json.loads(run.store.get_bytes(run.key(APPROVALS)))
     except NotThere:
         document = {"approvals": []}
-    document["approvals"].append(
-        {"subject": subject, "decision": decision, "by": by, "at": now()}
-    )
+    document["approvals"].append({"subject": subject, "decision": decision, "by": by, "at": now()})
     _put(run, APPROVALS, document)
 
 
