@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneline import __version__
-from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
 # It must be set before torch or llama.cpp load their runtime.
@@ -140,6 +140,14 @@ def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
     gateway.add_argument("--config", required=True, type=Path, metavar="FILE")
     gateway.set_defaults(command=_gateway)
+    engine = commands.add_parser("engine", help="serve the released model with llama.cpp")
+    engine.add_argument("--store", help="store URI; $TUNELINE_STORE by default")
+    engine.add_argument("--name", help="model; the one released last by default")
+    engine.add_argument("--host", default="127.0.0.1", help="address to listen on (loopback)")
+    engine.add_argument("--port", type=int, default=8081, help="port to listen on (8081)")
+    engine.add_argument("--parallel", type=int, default=2, help="requests served at once (2)")
+    engine.add_argument("--wait", action="store_true", help="wait for a first release")
+    engine.set_defaults(command=_engine)
     key = commands.add_parser("gateway-key", help="make an API key for the gateway")
     key.add_argument("name", help="who it is for")
     key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
@@ -207,13 +215,17 @@ def _verify(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if differences else EXIT_OK
 
 
-def _run_create(arguments: argparse.Namespace) -> int:
-    from tuneline.errors import UserError
-    from tuneline.launch import create_run, new_run_id
-
+def _store_uri(arguments: argparse.Namespace) -> str:
     store = arguments.store or os.environ.get("TUNELINE_STORE")
     if not store:
         raise UserError("no store: give --store or set TUNELINE_STORE (file:///dir or s3://…)")
+    return str(store)
+
+
+def _run_create(arguments: argparse.Namespace) -> int:
+    from tuneline.launch import create_run, new_run_id
+
+    store = _store_uri(arguments)
     overrides = ""
     if arguments.config:
         if not arguments.config.is_file():
@@ -262,6 +274,19 @@ def _gateway(arguments: argparse.Namespace) -> int:
     from tuneline.serving.gateway.server import run_gateway
 
     return run_gateway(arguments.config)
+
+
+def _engine(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.engine_command import run_engine
+
+    return run_engine(
+        _store_uri(arguments),
+        name=arguments.name,
+        host=arguments.host,
+        port=arguments.port,
+        parallel=arguments.parallel,
+        wait=arguments.wait,
+    )
 
 
 def _gateway_key(arguments: argparse.Namespace) -> int:

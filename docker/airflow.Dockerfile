@@ -1,0 +1,34 @@
+# Airflow with this project's library: scheduler, API server, DAG processor.
+# docker build -f docker/airflow.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t tuneline/airflow:local .
+FROM python:3.11-slim
+
+RUN useradd --create-home --uid 50000 airflow \
+ && apt-get update \
+ && apt-get install -y --no-install-recommends git \
+ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/tuneline
+COPY requirements.txt ./
+COPY requirements ./requirements
+# PostgreSQL is what the full stack keeps Airflow's metadata in; the laptop needs no driver.
+RUN pip install --no-cache-dir -r requirements.txt -r requirements/postgres.txt \
+      -c requirements/airflow.constraints.txt
+
+COPY pyproject.toml README.md LICENSE ./
+COPY include ./include
+COPY config ./config
+COPY dags ./dags
+COPY plugins ./plugins
+COPY docker/compose/settings ./settings
+RUN pip install --no-cache-dir --no-deps -e .
+
+# Lineage names the commit an image was built from; a container has no git history.
+ARG COMMIT=
+ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
+    AIRFLOW_HOME=/opt/airflow \
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/tuneline/plugins \
+    PYTHONPATH=/opt/tuneline/settings
+RUN mkdir -p /opt/airflow /run/tuneline && chown -R airflow /opt/airflow /opt/tuneline /run/tuneline
+USER airflow
+CMD ["airflow", "api-server"]

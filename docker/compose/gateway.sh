@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Serves the released model's engine behind the gateway; makes a first API key, once.
+set -euo pipefail
+home=/var/lib/tuneline
+if [[ ! -e $home/keys.json ]]; then
+  umask 077
+  tuneline gateway-key first --keys "$home/keys.json" > "$home/first-key"
+  echo "a first API key was made: docker compose exec gateway cat $home/first-key"
+fi
+cat > "$home/gateway.yaml" <<YAML
+host: 0.0.0.0
+port: 8000
+keys_file: $home/keys.json
+ledger:
+  path: $home/usage.sqlite
+upstreams:
+  - name: engine
+    base_url: http://engine:8081/v1
+    model: $TUNELINE_MODEL
+models:
+  - id: $TUNELINE_MODEL
+    chain: [engine]
+YAML
+exec tuneline gateway --config "$home/gateway.yaml"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Serves the pod API inside the ML image; credentials reach pods as a secret, by reference.
+set -euo pipefail
+state=/run/tuneline
+umask 077
+python - <<'PY'
+import json
+import os
+
+names = ("TUNELINE_STORE", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+         "AWS_DEFAULT_REGION")
+with open("/run/tuneline/secrets.json", "w") as handle:
+    json.dump({"tuneline-store": {name: os.environ[name] for name in names}}, handle)
+images = {"tuneline/ml:local": {"path_prepend": [os.path.dirname(os.sys.executable)]}}
+env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": os.environ["TUNELINE_CACHE"],
+       "TUNELINE_IMAGE_COMMIT": os.environ.get("TUNELINE_IMAGE_COMMIT", "")}
+with open("/run/tuneline/images.json", "w") as handle:
+    json.dump({"images": images, "env": env}, handle)
+PY
+exec localpods serve --state "$state" --images "$state/images.json" --port 8443

@@ -1,0 +1,29 @@
+# The ML environment: every step of a run, the llama.cpp engine, the gateway.
+# docker build -f docker/ml.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t tuneline/ml:local .
+FROM python:3.11-slim
+
+RUN useradd --create-home --uid 50000 tuneline \
+ && apt-get update \
+ && apt-get install -y --no-install-recommends git libgomp1 \
+ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/tuneline
+COPY requirements ./requirements
+RUN pip install --no-cache-dir -r requirements/ml.txt -r requirements/pods.txt \
+      -c requirements/ml.constraints.txt
+
+COPY pyproject.toml README.md LICENSE ./
+COPY include ./include
+COPY config ./config
+RUN pip install --no-cache-dir --no-deps -e .
+
+ARG COMMIT=
+# Threads that spin while they wait slow everything else on the machine tenfold.
+ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
+    OMP_WAIT_POLICY=PASSIVE \
+    TUNELINE_CACHE=/var/cache/tuneline
+RUN mkdir -p /var/cache/tuneline /var/lib/tuneline /run/tuneline \
+ && chown -R tuneline /var/cache/tuneline /var/lib/tuneline /run/tuneline
+USER tuneline
+ENTRYPOINT []
+CMD ["tuneline", "--help"]
