@@ -40,8 +40,8 @@ from tuneline.data.tables import (
     VALIDATION,
     Row,
     read_raws,
-    read_rows,
     rejects_of,
+    rows_of,
     write_audit,
     write_rejects,
     write_rows,
@@ -336,7 +336,7 @@ def _with_answer(row: Row, answer: str) -> Row:
 def run(ctx: StepContext) -> Evidence:
     """Remove near-duplicates and contradictions, split, thin repeated phrases."""
     config = ctx.config.data
-    rows = read_rows(ctx.input("pii_scrubbing", ROWS))
+    rows = rows_of(ctx, "pii_scrubbing")
     found = deduplicate(rows, config)
     left = [(row, reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
     kept = [

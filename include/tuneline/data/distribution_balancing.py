@@ -23,14 +23,13 @@ from tuneline.data.tables import (
     DATASET,
     HOLDOUT,
     REJECTED,
-    ROWS,
     TRAIN,
     UNSCRUBBED,
     VALIDATION,
     Row,
     read_raws,
-    read_rows,
     rejects_of,
+    rows_of,
     write_audit,
     write_dataset,
     write_rejects,
@@ -178,7 +177,7 @@ def plot_shares(path: Path, before: Mapping[str, float], after: Mapping[str, flo
 def run(ctx: StepContext) -> Evidence:
     """Balance the training rows and write the training set."""
     config = ctx.config.data
-    rows = read_rows(ctx.input("token_length_audit", ROWS))
+    rows = rows_of(ctx, "token_length_audit")
     reasons, weights = balance(rows, config)
     kept = [(r, w) for r, w, reason in zip(rows, weights, reasons, strict=True) if not reason]
     left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]

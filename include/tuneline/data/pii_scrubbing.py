@@ -37,8 +37,8 @@ from tuneline.data.tables import (
     Message,
     Row,
     StandIn,
-    read_rows,
     rejects_of,
+    rows_of,
     scrubbed,
     write_audit,
     write_rejects,
@@ -314,7 +314,7 @@ def leaked_canaries(scrubber: Scrubber, canaries: Sequence[Canary]) -> list[bool
 def run(ctx: StepContext) -> Evidence:
     """Scrub every row and measure what leaks."""
     config = ctx.config.data
-    rows = read_rows(ctx.input("schema_validation", UNSCRUBBED))
+    rows = rows_of(ctx, "schema_validation", UNSCRUBBED)
     scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
     # Equal source lines get equal stand-ins, so that they stay equal.
     results = scrubber.scrub(

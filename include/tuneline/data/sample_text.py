@@ -171,17 +171,20 @@ class Writer:
     def _user(self, intent: str, ask: Ask, slots: Mapping[str, str]) -> str:
         draw, spec = self.draw, self.phrases["intents"][intent]
         parts = [ask.text]
-        if draw.chance(0.15):
+        # The shares are tuned: a 135M model has to learn the task from some 300 rows, and words
+        # alone must not be enough.
+        if draw.chance(0.1):
             denied = draw.pick(self.phrases["denials"][draw.pick(spec["deny"])])
             parts.insert(draw.below(2), denied)
-        if draw.chance(0.5):
-            parts.insert(0, draw.pick(draw.pick([spec["contexts"], self.phrases["openings"]])))
+        if draw.chance(0.45):
+            sentences = spec["contexts"] if draw.chance(0.3) else self.phrases["openings"]
+            parts.insert(0, draw.pick(sentences))
         if draw.chance(0.2):
             parts.append(draw.pick(self.phrases["closings"]))
         if draw.chance(0.25):
             parts[0] = draw.pick(self.phrases["greetings"]) + ", " + lower_first(parts[0])
         text = " ".join(parts).format(**slots)
-        if draw.chance(0.15):
+        if draw.chance(0.1):
             text = typo(text, draw)
         if draw.chance(0.15):
             text = text.lower()

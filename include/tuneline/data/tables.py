@@ -11,8 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from tuneline.run import StepContext
 
 Message = dict[str, str]
 
@@ -178,6 +182,18 @@ def read_rows(path: Path) -> list[Row]:
     for entry in pq.read_table(path).to_pylist():
         stand_ins = tuple(StandIn(**stand_in) for stand_in in entry.pop("stand_ins"))
         rows.append(Row(**entry, stand_ins=stand_ins))
+    return rows
+
+
+def rows_of(ctx: StepContext, step: str, name: str = ROWS) -> list[Row]:
+    """Read the rows that an earlier step kept.
+
+    Raises:
+        UserError: it has not been run, or kept none.
+    """
+    rows = read_rows(ctx.input(step, name))
+    if not rows:
+        raise UserError(f"{step} kept no rows, so there is nothing for {ctx.step} to work on")
     return rows
 
 

@@ -20,8 +20,8 @@ from tuneline.data.tables import (
     Message,
     Row,
     read_raws,
-    read_rows,
     rejects_of,
+    rows_of,
     write_audit,
     write_rejects,
     write_rows,
@@ -114,7 +114,7 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.models import load_tokenizer, resolve
 
     config = ctx.config.data
-    rows = read_rows(ctx.input("deduplication", ROWS))
+    rows = rows_of(ctx, "deduplication")
     base = resolve(ctx.config.base_model, log=ctx.log)
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)

@@ -1,0 +1,272 @@
+"""`tuneline data prepare`: the data phase on one machine, without Airflow.
+
+The same five steps, gates and final audit as in the DAG, run against a run in a working folder
+inside the output folder. Only when all is done are the results laid out, the dataset last, so
+that a killed call leaves nothing that looks done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from tuneline.config import DataConfig, PipelineConfig, build_config, read_yaml
+from tuneline.data.gates import ORDER, run_gate
+from tuneline.data.tables import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
+from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
+from tuneline.evidence import Evidence, FileRef, Verdict, dump
+from tuneline.items import Severity, get_item
+from tuneline.run import Run
+from tuneline.step import execute
+from tuneline.verdicts import ItemStatus, status
+
+SCHEMA = "tuneline/prepared/1"
+RESULT = "result.json"
+WORK = ".work"
+AUDIT_STEP = "final_audit"
+
+
+def prepare(
+    source: str,
+    base_model: str,
+    out: Path,
+    config_file: Path | None = None,
+    *,
+    as_json: bool = False,
+) -> int:
+    """Prepare a dataset for training.
+
+    Args:
+        source: JSONL, CSV or Parquet file: a path, `file://` or `s3://` URI.
+        base_model: the base model whose tokenizer and template count.
+        out: folder for the results; what an earlier call left there is replaced.
+        config_file: YAML settings: a whole configuration or its `data` section alone.
+        as_json: print the result as one JSON object instead of lines.
+
+    Returns:
+        0 when all critical items pass, 1 when one fails.
+
+    Raises:
+        UserError: the input or the configuration is wrong; nothing is written then.
+        RetryableError: the surroundings failed.
+    """
+    config = read_config(source, base_model, config_file)
+    with _only_one(out):
+        work = out / WORK
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            run = Run.create((work / "store").resolve().as_uri(), "prepare", config, {})
+            rejects = _run_steps(run, out)
+            result = _result(run)
+            _lay_out(run, out, work / "new", rejects, result)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    _report(result, as_json=as_json)
+    return EXIT_FAILED if result["verdict"] == Verdict.FAIL else EXIT_OK
+
+
+def read_config(source: str, base_model: str, config_file: Path | None) -> PipelineConfig:
+    """The configuration of a call.
+
+    Raises:
+        UserError: the file is missing, or a setting is unknown or wrong.
+    """
+    document = read_yaml(config_file) if config_file is not None else {}
+    if document and document.keys() <= DataConfig.model_fields.keys():
+        document = {"data": document}
+    given = {"data": {"source": source}, "base_model": base_model}
+    return build_config(document, given, where=str(config_file or "the configuration"))
+
+
+@contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Hold the output folder; a second call on it is refused."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the results")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = (out / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{out} can't be written to: {error.strerror}; name another") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another call is writing to {out}; wait for it to end") from None
+        try:
+            yield
+        finally:
+            (out / ".lock").unlink(missing_ok=True)
+            if not any(out.iterdir()):
+                out.rmdir()
+
+
+def _run_steps(run: Run, out: Path) -> list[Reject]:
+    """Run the five steps with their gates and the final audit; returns all rejects.
+
+    When a step keeps no row, the later ones are not run.
+    """
+    rejects: list[Reject] = []
+    for position, item in enumerate(ORDER):
+        entry = execute(item, run.uri)
+        if position == 0:
+            # The input and the base model are sound: what lies here from before is obsolete.
+            _clear(out)
+        rejects += read_rejects(_local(run, _artifact(entry.artifacts, REJECTED).uri))
+        gate = run_gate(run, item)
+        _say(f"{item}: {status(run, item).verdict}: {entry.summary}")
+        if not gate.passed:
+            _say(f"{item}: its gate: {gate.summary}")
+        if not _kept(run, entry.artifacts):
+            return rejects
+    execute(AUDIT_STEP, run.uri)
+    return rejects
+
+
+def _kept(run: Run, artifacts: Sequence[FileRef]) -> int:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(_local(run, _artifact(artifacts, AUDIT).uri), columns=["kept"])
+    return sum(table["kept"].to_pylist())
+
+
+def _artifact(artifacts: Sequence[FileRef], name: str) -> FileRef:
+    return next(ref for ref in artifacts if ref.name == name)
+
+
+def _local(run: Run, uri: str) -> Path:
+    """Where an object of the working folder's store lies."""
+    return Path(unquote(urlparse(run.store.uri).path)) / run.store.key_of(uri)
+
+
+def _result(run: Run) -> dict[str, Any]:
+    items = [status(run, item) for item in ORDER]
+    verdict = Verdict.PASS
+    for item in items:
+        if item.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE):
+            continue
+        critical = get_item(item.item).severity == Severity.CRITICAL
+        fails = critical and item.verdict in (Verdict.FAIL, Verdict.NOT_RUN)
+        verdict = Verdict.FAIL if fails or verdict == Verdict.FAIL else Verdict.WARN
+    dataset = None
+    key = run.step_key(AUDIT_STEP, "dataset.json")
+    if run.store.exists(key):
+        dataset = json.loads(run.store.get_bytes(key))
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict,
+        "dataset": dataset,
+        "items": [_plain(item) for item in items],
+    }
+
+
+def _plain(item: ItemStatus) -> dict[str, str]:
+    return {key: str(value) for key, value in asdict(item).items()}
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier call left, the dataset first."""
+    for name in (DATASET, RESULT):
+        (out / name).unlink(missing_ok=True)
+    for name in (*ORDER, AUDIT_STEP, "quarantine", "data_docs"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _lay_out(
+    run: Run, out: Path, new: Path, rejects: Sequence[Reject], result: dict[str, Any]
+) -> None:
+    """Move the run's files to where the contract wants them, the dataset last."""
+    moved: dict[str, str] = {}
+    try:
+        for key in run.store.keys(run.prefix):
+            place = _place(key.removeprefix(run.prefix + "/"))
+            if place is not None:
+                source = _local(run, run.store.uri_of(key))
+                target = new / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.rename(target)
+                moved[run.store.uri_of(key)] = (out.resolve() / place).as_uri()
+        write_rejects(new / "quarantine" / Path(REJECTED).name, rejects)
+        _point_to(new, moved)
+        (new / RESULT).write_text(json.dumps(result, indent=1, ensure_ascii=False))
+        entries = sorted(new.iterdir(), key=lambda path: path.name == DATASET)
+        for path in entries:
+            os.replace(path, out / path.name)
+    except OSError as error:
+        raise RetryableError(
+            f"{out} can't be written to: {error.strerror}; free space there and run it again"
+        ) from error
+
+
+def _place(key: str) -> Path | None:
+    """Where a file of the run lies below the output folder; None for those that do not."""
+    parts = Path(key).parts
+    if parts[0] == "quarantine":
+        return Path(key)
+    if parts[0] != "data":
+        return None
+    return Path(DATASET) if parts[-1] == DATASET else Path(*parts[1:])
+
+
+def _point_to(new: Path, moved: dict[str, str]) -> None:
+    """Let evidence and gates point to where files lie now."""
+    for path in (
+        *new.glob("*/evidence.json"),
+        *new.glob("*/record.json"),
+        *new.glob("*/gate.json"),
+    ):
+        document = json.loads(path.read_text())
+        for ref in [*document.get("inputs", []), *document.get("artifacts", [])]:
+            ref["uri"] = moved.get(ref["uri"], ref["uri"])
+        if document.get("docs"):
+            document["docs"] = moved.get(document["docs"])
+        if path.name == "evidence.json":
+            path.write_bytes(dump(Evidence.model_validate(document)))
+        else:
+            path.write_text(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _report(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    for item in result["items"]:
+        because = "" if item["verdict"] == Verdict.PASS else f" ({item['because']})"
+        print(f"{item['item']:24} {item['verdict']:8} {item['summary']}{because}")
+    if result["dataset"]:
+        splits = ", ".join(f"{rows} {name}" for name, rows in result["dataset"]["splits"].items())
+        print(f"dataset {result['dataset']['version'][:12]}: {splits} rows")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tuneline data prepare` to a parser."""
+    parser.add_argument("--input", required=True, metavar="FILE", help="dataset")
+    parser.add_argument("--base-model", required=True, metavar="URI", help="whose tokenizer")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML settings")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Carry out `tuneline data prepare` with the options of `add_arguments`."""
+    return prepare(
+        arguments.input,
+        arguments.base_model,
+        arguments.out,
+        arguments.config,
+        as_json=arguments.json,
+    )
