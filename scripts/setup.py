@@ -269,9 +269,9 @@ def logged(command: list[str], env: Environment) -> None:
                 handle.write(line)
                 tail = [*tail[-5:], line.strip()]
                 packages += line.startswith("Collecting ")
-                if line.startswith("Installing collected"):
+                if packages and line.startswith("Installing collected"):
                     say(f"{env.name}: unpacking {packages} packages …")
-                elif time.monotonic() - last_said > 15:
+                elif line.startswith("Collecting ") and time.monotonic() - last_said > 15:
                     last_said = time.monotonic()
                     say(f"{env.name}: {packages} packages found …")
             failed = process.wait() != 0
@@ -292,7 +292,8 @@ def fetch_base_model() -> None:
     answer = run([str(ML.folder / "bin" / "tuneline"), "model", "pull", BASE_MODEL])
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(BASE_MODEL)
-    say(f"base model: {answer.splitlines()[0]}")
+    # Its last two lines are the folder and the hash.
+    say(f"base model: {answer.splitlines()[-2]}")
 
 
 def run(command: list[str]) -> str:
