@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.localpods.pod_lab import Api, Server
+
+# Importing Airflow, as the tests with its operators do, makes its home.
+AIRFLOW_HOME = tempfile.TemporaryDirectory()
+os.environ.setdefault("AIRFLOW_HOME", AIRFLOW_HOME.name)
 
 
 @pytest.fixture(scope="session")

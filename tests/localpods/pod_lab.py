@@ -16,6 +16,9 @@ from typing import Any
 import psutil
 from kubernetes import client, config
 
+from localpods.shutdown import stop_pods, stop_server
+from localpods.state import StateDir
+
 IMAGE = "tuneline/ml:local"
 NAMESPACE = "ml"
 INCLUDE = Path(__file__).resolve().parents[2] / "include"
@@ -90,14 +93,13 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(timeout=20) == 0
 
-    def stop(self, grace: float = 0.2) -> str:
-        command = [sys.executable, "-m", "localpods", "stop", "--state", str(self.state)]
-        done = subprocess.run(
-            [*command, "--grace", str(grace)], env=self.env, check=True, capture_output=True
-        )
+    def stop(self) -> None:
+        """End the server and all pods."""
+        state = StateDir(self.state)
+        stop_server(state)
+        stop_pods(state, 0.2)
         if self.process is not None:
             self.process.wait(timeout=20)
-        return done.stdout.decode()
 
     def processes(self) -> list[psutil.Process]:
         """Return everything that runs because of this server: itself, supervisors, pods."""

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
-
-# Importing Airflow makes its home.
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp())
-pytest.importorskip("airflow")
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
+from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
 
 WRITE_XCOM = "echo '{\"rows\": 3}' > $AIRFLOW_XCOM_PATH; echo worked"
 

@@ -97,7 +97,10 @@ def test_process_with_a_reused_id_is_not_taken_for_the_pod(own_server: Server) -
         innocent.kill()
 
 
-def test_stop_ends_everything_and_says_so(own_server: Server) -> None:
+def test_stop_ends_everything_and_says_so(
+    own_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = ["stop", "--state", str(own_server.state), "--grace", "0.5"]
     api = Api(own_server)
     api.create("one", "sleep 600")
     api.create("two", 'trap "" TERM; while true; do sleep 0.1; done')
@@ -106,10 +109,12 @@ def test_stop_ends_everything_and_says_so(own_server: Server) -> None:
         api.wait_phase(name, "Running")
     assert len(own_server.processes()) >= 5
     temporary = json.loads((own_server.state / "temp.json").read_text())["path"]
-    assert own_server.stop(grace=0.5) == "stopped the server, ended 2 containers\n"
+    assert main(stop) == 0
+    assert capsys.readouterr().out == "stopped the server, ended 2 containers\n"
     assert own_server.processes() == []
     assert not Path(temporary).exists()
-    assert own_server.stop() == "no server was running, ended 0 containers\n"
+    assert main(stop) == 0
+    assert capsys.readouterr().out == "no server was running, ended 0 containers\n"
     # What was ended or waited does not begin anew.
     own_server.start()
     for name in ("one", "two", "held"):
