@@ -6,8 +6,8 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-
 from tests.tiny_models import base_gguf, base_model, make_model, varied_texts
+
 from tuneline.deployment import gguf_export
 from tuneline.deployment.gguf_export import export_gguf
 from tuneline.errors import RetryableError, UserError
@@ -141,7 +141,7 @@ def test_what_can_not_be_exported_is_refused(changes, sentence, tmp_path):
 
 def test_an_unknown_pre_tokenizer_is_refused(tmp_path):
     make_model(tmp_path / "hf", tokenizer="unknown")
-    with pytest.raises(UserError, match="no llama.cpp pre-tokenizer is known"):
+    with pytest.raises(UserError, match=r"no llama\.cpp pre-tokenizer is known"):
         export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
 
 
@@ -205,7 +205,9 @@ def test_greedy_text_of_the_base_model_equals_transformers_in_float32():
                 continue
             # Where the two best tokens are closer than the engine's own rounding, either may win.
             ids = tokenizer(found, add_special_tokens=False)["input_ids"]
-            first = next(i for i, (a, b) in enumerate(zip(output[start:], ids)) if a != b)
+            first = next(
+                i for i, (a, b) in enumerate(zip(output[start:], ids, strict=False)) if a != b
+            )
             best, second = logits[first].log_softmax(-1).topk(2).values
             assert best - second < TIE, f"{found!r} instead of {expected!r}"
     assert identical >= 4

@@ -4,8 +4,8 @@ import json
 import unicodedata
 
 import pytest
-
 from tests.tiny_models import make_model, make_tokenizer, varied_texts
+
 from tuneline.deployment.gguf_export import export_gguf
 from tuneline.deployment.gguf_tokenizer import pre_tokenizer_name, read_tokenizer
 from tuneline.errors import UserError

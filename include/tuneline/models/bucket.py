@@ -60,7 +60,8 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -
 def _client() -> Any:
     import boto3
 
-    return boto3.client("s3")
+    # A session of its own: the default one keeps the credentials it saw first.
+    return boto3.session.Session().client("s3")
 
 
 def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:

@@ -62,8 +62,9 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # A damaged file surfaces as whatever the library stumbles over.
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(f"the tokenizer in {path} can't be loaded: {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{path} has a slow tokenizer only; convert it so it has a tokenizer.json")

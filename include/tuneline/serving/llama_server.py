@@ -138,6 +138,9 @@ def _start(arguments: argparse.Namespace) -> Any:
     params.lora_adapters = [
         xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in arguments.lora
     ]
+    # A slot's prefix cache is not dropped when the next request turns the adapter off, so
+    # one tenant's answer would start from another's state: no prefix cache with adapters.
+    params.cache_prompt = not arguments.lora
     return xllamacpp.Server(params)
 
 

@@ -1,0 +1,46 @@
+"""Where a model's licence is read."""
+
+import json
+
+import pytest
+
+from tuneline.models.license import read_license, to_spdx
+
+
+@pytest.mark.parametrize(
+    ("written", "identifier"),
+    [
+        ("apache-2.0", "Apache-2.0"),
+        ("MIT", "MIT"),
+        ("llama3.1", "LicenseRef-llama3.1"),
+        ("My Own Licence", "LicenseRef-my-own-licence"),
+        ("other", None),
+        ("", None),
+    ],
+)
+def test_names(written, identifier):
+    assert to_spdx(written) == identifier
+
+
+def test_the_order_of_sources(tmp_path):
+    assert read_license(tmp_path, {})[0] is None
+    (tmp_path / "LICENSE").write_text("\n  Apache License\n  Version 2.0, January 2004\n")
+    assert read_license(tmp_path, {}) == ("Apache-2.0", "LICENSE: its text")
+    assert read_license(tmp_path, {"license": "mit"}) == ("MIT", "config.json: license")
+    card = "---\nlicense: other\nlicense_name: llama-x\n---\n# Model\n"
+    (tmp_path / "README.md").write_text(card)
+    assert read_license(tmp_path, {"license": "mit"}) == (
+        "LicenseRef-llama-x",
+        "README.md: license_name",
+    )
+    note = {"license": "CC-BY-4.0", "license_source": "the wheel"}
+    (tmp_path / "tuneline_origin.json").write_text(json.dumps(note))
+    assert read_license(tmp_path, {}) == ("CC-BY-4.0", "the wheel")
+
+
+@pytest.mark.parametrize(
+    "card", ["no front matter", "---\n[broken: yaml\n---\n", "---\n- a\n---\n"]
+)
+def test_a_model_card_that_says_nothing(card, tmp_path):
+    (tmp_path / "README.md").write_text(card)
+    assert read_license(tmp_path, {})[0] is None

@@ -1,0 +1,28 @@
+"""A real engine with a tiny random model for the tests of this folder."""
+
+import pytest
+from tests.tiny_models import make_model
+
+from tuneline.deployment.gguf_export import export_gguf
+from tuneline.serving.engines.llama_cpp import LlamaServer
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny") / "hf"
+    # Long enough that a generation can be caught while it runs.
+    make_model(directory, max_position_embeddings=8192)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_dir):
+    path = tiny_dir.parent / "tiny.gguf"
+    export_gguf(tiny_dir, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_gguf):
+    with LlamaServer(tiny_gguf, parallel=4, ctx=512, alias="tiny", threads=1) as server:
+        yield server

@@ -1,0 +1,110 @@
+"""Every engine answers the same questions; tables are right about the models we use."""
+
+import json
+import sys
+
+import pytest
+
+from tuneline.errors import UserError
+from tuneline.serving.engines import ENGINE_NAMES, all_engines, get_engine
+from tuneline.serving.engines import registry as registry_module
+from tuneline.serving.engines.base import (
+    BuildRequest,
+    ModelFacts,
+    ServeRequest,
+    read_facts,
+)
+from tuneline.serving.engines.registry import known_architectures
+
+
+def facts(tmp_path, **config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return read_facts(tmp_path)
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+def test_a_llama_is_known_everywhere(name, tiny_dir):
+    found = get_engine(name).check(read_facts(tiny_dir))
+    assert found.engine == name
+    assert found.compatible, found.reason
+    assert found.source
+    json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize("name", ENGINE_NAMES)
+def test_an_invented_architecture_is_known_nowhere(name, tmp_path):
+    found = get_engine(name).check(facts(tmp_path, architectures=["NovelForCausalLM"]))
+    assert not found.compatible
+    assert "NovelForCausalLM" in found.reason
+
+
+def test_there_is_no_such_engine():
+    with pytest.raises(UserError, match="'onnx': use one of llama_cpp, vllm"):
+        get_engine("onnx")
+    assert [engine.name for engine in all_engines()] == list(ENGINE_NAMES)
+
+
+def test_an_installed_engine_is_asked_itself(tmp_path, monkeypatch):
+    package = tmp_path / "vllm"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "class ModelRegistry:\n"
+        "    @staticmethod\n"
+        "    def get_supported_archs():\n"
+        "        return ['NovelForCausalLM']\n"
+        "print('INFO a notice of its own')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known_architectures.cache_clear()
+    try:
+        known, source, live = known_architectures("vllm")
+        assert known == {"NovelForCausalLM"}
+        assert live
+        assert source == "the model registry of the installed vllm"
+        (package / "__init__.py").write_text("raise ImportError('no CUDA')\n")
+        known_architectures.cache_clear()
+        known, source, live = known_architectures("vllm")
+        assert "LlamaForCausalLM" in known
+        assert not live
+    finally:
+        known_architectures.cache_clear()
+        sys.modules.pop("vllm", None)
+
+
+def test_the_table_holds_every_engine_but_ours():
+    table = json.loads(registry_module._TABLE.read_text())
+    assert set(table) == set(ENGINE_NAMES) - {"llama_cpp"}
+
+
+def test_vllm_commands_and_limits(tmp_path):
+    engine = get_engine("vllm")
+    request = ServeRequest(
+        tmp_path, alias="m", port=9, adapters={"a": tmp_path / "a"}, lora_rank=24
+    )
+    command = engine.command(request)
+    assert command[:3] == ["vllm", "serve", str(tmp_path)]
+    # 24 is no value that it takes; the next one is.
+    assert command[command.index("--max-lora-rank") + 1] == "32"
+    assert command[-1] == f"a={tmp_path}/a"
+    base = facts(tmp_path, architectures=["LlamaForCausalLM"])
+    ranked = ModelFacts(**{**vars(base), "lora_rank": 1024})
+    assert not engine.check(ranked).compatible
+    gguf = ModelFacts(**{**vars(base), "quantization": "gguf"})
+    assert "no longer loads GGUF" in engine.check(gguf).reason
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tgi", "tensorrt_llm_pytorch"])
+def test_engines_that_load_checkpoints_do_not_quantise(name, tiny_dir, tmp_path):
+    with pytest.raises(UserError, match="does not quantise"):
+        get_engine(name).build(BuildRequest(tiny_dir, tmp_path, quantization="int4_awq"))
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "tgi"])
+def test_engines_that_load_checkpoints_identify_them(name, tiny_dir, tmp_path):
+    report = get_engine(name).build(BuildRequest(tiny_dir, tmp_path))
+    assert report.built
+    assert "model.safetensors" in report.identity["files"]
+    command = get_engine(name).command(ServeRequest(tiny_dir, alias="m", port=8123))
+    assert "8123" in command
+    assert "127.0.0.1" in command
