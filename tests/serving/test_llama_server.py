@@ -44,7 +44,7 @@ def test_start_errors_name_the_cause(tmp_path, tiny_gguf, engine):
     port = int(engine.base_url.rsplit(":", 1)[1])
     with pytest.raises(TunelineError, match=f"couldn't bind .*port: {port}"):
         LlamaServer(tiny_gguf, port=port).start()
-    with pytest.raises(TunelineError, match="general.type to be 'adapter'"):
+    with pytest.raises(TunelineError, match=r"general\.type to be 'adapter'"):
         LlamaServer(tiny_gguf, loras=[tiny_gguf]).start()
     with pytest.raises(UserError, match="does not exist"):
         LlamaServer(tmp_path / "none.gguf").start()

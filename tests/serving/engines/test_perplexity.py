@@ -76,7 +76,7 @@ def test_a_crash_in_the_engine_does_not_take_this_process(tiny_gguf):
 def test_another_library_layout_is_refused(monkeypatch):
     changed = {**llama_cpp_lib._CONTEXT_DEFAULTS, "n_ctx": 4096}
     monkeypatch.setattr(llama_cpp_lib, "_CONTEXT_DEFAULTS", changed)
-    with pytest.raises(TunelineError, match="another llama.cpp interface"):
+    with pytest.raises(TunelineError, match=r"another llama\.cpp interface"):
         LlamaLibrary()
 
 
