@@ -160,7 +160,10 @@ class TrainingConfig(_Section):
         None, ge=1, description="Rows per forward pass; None takes the largest safe one."
     )
     memory_limit_gib: float | None = Field(
-        None, gt=0, description="Memory for training, GiB; None takes 60 % of what is there."
+        None, gt=0, description="Memory for training, GiB; None takes 60 % of what is free."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of training; auto takes bf16 where the processor has it."
     )
     evaluations: int = Field(5, ge=1, description="Validation passes over the whole run.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, the best always.")
@@ -223,11 +226,14 @@ class DeploymentConfig(_Section):
     target_hardware: str = Field(
         "laptop-cpu", description="Hardware that production runs on; the latency item compares."
     )
-    variants: list[Literal["f16", "q8_0"]] = Field(
-        ["f16", "q8_0"], min_length=1, description="Quantised variants that are measured."
+    variants: list[Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]] = Field(
+        ["f16", "q8_0"], min_length=1, description="Variants that are measured and may ship."
     )
-    max_metric_drop: float = Field(
-        0.03, ge=0, le=1, description="A variant may lose this much of the task metric to f16."
+    max_metric_drop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="A variant may lose this much of the task metric to f16; None takes 2 × noise.",
     )
     max_kl: float = Field(0.05, gt=0, description="Mean KL divergence to f16 at most, nats.")
     quality_rows: int = Field(24, ge=4, description="Validation rows the variants are judged on.")

@@ -1,0 +1,266 @@
+"""Item gradient_accumulation: the effective batch is reached inside the memory limit.
+
+It proves three things. The micro-batch fits: its peak is predicted by a memory
+model and measured on the real model with the longest rows of the dataset. The
+effective batch is exactly micro-batch × accumulation × world size. And
+accumulating changes nothing: loss and gradients equal those of one large batch
+within float tolerance, tokens weighted over the whole step and not per
+micro-batch (the fault of transformers#35203 and axolotl#1100).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import RetryableError, UserError
+from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.run import StepContext
+from tuneline.training.memory import GIB, micro_batches
+from tuneline.training.memory_limit import memory_limit
+
+# Prediction and measurement may differ by this share before the memory model is doubted.
+MODEL_ERROR = 0.25
+# The check must see a normalisation per micro-batch this many times more clearly than rounding.
+POWER = 3.0
+
+Probe = Callable[[int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`plan.json`: how the rows of an optimiser step are fed to the processor."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    effective_batch: int
+    max_length: int
+    longest_row: int
+    threads: int
+    device: str
+    precision: str
+    gradient_checkpointing: bool
+    memory_limit_bytes: int
+    memory_limit_source: str
+    predicted_peak_bytes: int
+    measured_peak_bytes: int
+    predicted_parts: dict[str, int]
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One micro-batch that was tried, and what the probe found."""
+
+    micro_batch: int
+    found: Mapping[str, Any]
+
+    @property
+    def predicted(self) -> int:
+        """Predicted peak, bytes."""
+        return int(self.found["predicted"]["total"])
+
+    @property
+    def measured(self) -> int | None:
+        """Measured peak, bytes; None when the prediction already ruled it out."""
+        return int(self.found["measured"]) if "measured" in self.found else None
+
+    def fits(self, limit: int) -> bool:
+        """Whether it was measured and stays within the limit."""
+        return self.measured is not None and self.measured <= limit
+
+
+def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -> list[int]:
+    """Micro-batches to try, largest first; one when the configuration names it.
+
+    Raises:
+        UserError: the effective batch can't be reached exactly.
+    """
+    sizes = micro_batches(effective_batch, world_size)
+    if not sizes:
+        raise UserError(
+            f"training.effective_batch {effective_batch} can't be shared by {world_size} "
+            f"processes; make it a multiple of {world_size}"
+        )
+    if micro_batch is None:
+        return sizes
+    if micro_batch not in sizes:
+        known = ", ".join(map(str, sizes))
+        raise UserError(
+            f"training.micro_batch {micro_batch} × accumulation × {world_size} can't give "
+            f"training.effective_batch {effective_batch}; choose among {known}"
+        )
+    return [micro_batch]
+
+
+def largest_safe(sizes: Sequence[int], limit: int, probe: Probe) -> tuple[Attempt, list[Attempt]]:
+    """Try micro-batches, largest first, until one is measured within the limit.
+
+    Returns:
+        The one taken (the smallest, when none fits) and all that were tried.
+    """
+    tried = []
+    for size in sizes:
+        tried.append(Attempt(size, probe(size)))
+        if tried[-1].fits(limit):
+            break
+    return tried[-1], tried
+
+
+def world_size(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes that train together, as torchrun names them."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
+    """The measurements of a plan and of its accumulation check."""
+    reached = plan.micro_batch * plan.accumulation * plan.world_size
+    tolerance = float(accumulation["tolerance"])
+    error = plan.predicted_peak_bytes / plan.measured_peak_bytes - 1
+    limit = round(plan.memory_limit_bytes / GIB, 3)
+    return [
+        measure("effective_batch", reached, "rows", "==", plan.effective_batch),
+        measure("micro_batch", plan.micro_batch, "rows"),
+        measure("accumulation", plan.accumulation, "micro-batches"),
+        measure("world_size", plan.world_size, "processes"),
+        measure("longest_row", plan.longest_row, "tokens", "<=", plan.max_length),
+        measure("measured_peak", round(plan.measured_peak_bytes / GIB, 3), "GiB", "<=", limit),
+        measure("predicted_peak", round(plan.predicted_peak_bytes / GIB, 3), "GiB"),
+        measure(
+            "prediction_error", round(abs(error), 4), "share", "<=", MODEL_ERROR, on_breach="warn"
+        ),
+        measure(
+            "loss_difference", accumulation["loss_difference"], "share", "<=", tolerance
+        ),
+        measure(
+            "gradient_difference", accumulation["gradient_difference"], "share", "<=", tolerance
+        ),
+        measure(
+            "difference_if_normalised_per_micro_batch",
+            accumulation["naive_difference"],
+            "share",
+            ">=",
+            POWER * tolerance,
+            on_breach="warn",
+        ),
+        measure("compared_rows", accumulation["rows"], "rows", ">=", 2),
+        measure("tokens_per_second", round(plan.tokens_per_second, 1), "1/s"),
+    ]
+
+
+def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
+    """Run the memory probe in a fresh process.
+
+    Raises:
+        RetryableError: the process was killed (out of memory, or by the machine).
+        UserError: it refused its input.
+    """
+    asked, answered = scratch / "probe.json", scratch / "probed.json"
+    asked.write_text(json.dumps(dict(spec)))
+    answered.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tuneline.training.memory_probe", str(asked), str(answered)],
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(answered.read_text())
+        return found
+    if done.returncode < 0:
+        raise RetryableError(
+            f"the memory probe with micro-batch {spec['rows']} was killed by signal "
+            f"{-done.returncode}; set training.memory_limit_gib or a smaller training.micro_batch"
+        )
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise UserError(f"the memory probe failed: {last}")
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Find the largest safe micro-batch and prove the accumulation; writes `plan.json`."""
+    from tuneline.models import resolve
+    from tuneline.training.compute import training_threads
+
+    config = ctx.config.training
+    processes = world_size()
+    sizes = candidates(config.effective_batch, processes, config.micro_batch)
+    limit, source = memory_limit(config.memory_limit_gib)
+    base = resolve(ctx.config.base_model, log=ctx.log)
+    threads = training_threads(config)
+    common = {
+        "base": str(base.path),
+        "base_name": ctx.config.base_model,
+        "dataset": str(ctx.input("distribution_balancing", "dataset.parquet")),
+        "lora": json.loads(ctx.input("lora_selection", "lora.json").read_text()),
+        "training": config.model_dump(mode="json"),
+        "target_format": ctx.config.data.target_format,
+        "max_tokens": ctx.config.data.max_tokens,
+        "threads": threads,
+        "limit": limit,
+        "scratch": str(ctx.scratch / "probe"),
+    }
+
+    def probe(size: int) -> Mapping[str, Any]:
+        found = in_process({**common, "rows": size}, ctx.scratch)
+        measured = found.get("measured")
+        told = f"{measured / GIB:.2f} GiB measured" if measured else "not tried"
+        ctx.log(
+            f"micro-batch {size}: {found['predicted']['total'] / GIB:.2f} GiB predicted, {told}, "
+            f"limit {limit / GIB:.2f} GiB"
+        )
+        return found
+
+    taken, tried = largest_safe(sizes, limit, probe)
+    found = taken.found
+    plan = Plan(
+        micro_batch=taken.micro_batch,
+        accumulation=config.effective_batch // (taken.micro_batch * processes),
+        world_size=processes,
+        effective_batch=config.effective_batch,
+        max_length=ctx.config.data.max_tokens,
+        longest_row=found["shape"]["tokens"],
+        threads=threads,
+        device=found["device"],
+        precision=found["precision"],
+        gradient_checkpointing=config.gradient_checkpointing,
+        memory_limit_bytes=limit,
+        memory_limit_source=source,
+        predicted_peak_bytes=taken.predicted,
+        # A micro-batch that the prediction ruled out is held against the limit by it.
+        measured_peak_bytes=taken.measured or taken.predicted,
+        predicted_parts=found["predicted"]["parts"],
+        tokens_per_second=found.get("tokens_per_second", 0.0),
+    )
+    document = {**asdict(plan), "tried": [{"micro_batch": a.micro_batch, **a.found} for a in tried]}
+    (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))
+    if "accumulation" not in found:
+        return ctx.conclude(
+            f"micro-batch {plan.micro_batch} would need {plan.predicted_peak_bytes / GIB:.2f} GiB, "
+            f"the limit is {limit / GIB:.2f} GiB ({source}); give the pod more memory, shorten "
+            "the rows or set training.gradient_checkpointing",
+            [
+                measure(
+                    "predicted_peak",
+                    round(plan.predicted_peak_bytes / GIB, 3),
+                    "GiB",
+                    "<=",
+                    round(limit / GIB, 3),
+                )
+            ],
+        )
+    return ctx.conclude(
+        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
+        f"{plan.effective_batch} rows a step; peak {plan.measured_peak_bytes / GIB:.2f} GiB "
+        f"measured, {plan.predicted_peak_bytes / GIB:.2f} predicted, limit {limit / GIB:.2f} "
+        f"({source}); accumulated gradients differ from one large batch by "
+        f"{found['accumulation']['gradient_difference']:.1e}",
+        judge(plan, found["accumulation"]),
+    )

@@ -1,0 +1,108 @@
+"""Measure, in a process of its own, what the memory model predicted.
+
+    python -m tuneline.training.memory_probe SPEC.json RESULT.json
+
+A fresh process has a clean peak. It predicts, then takes two optimiser steps of
+the real trainer, a short one (which makes the optimiser's state) and one on the
+longest rows of the dataset, reads the peak of its
+resident memory (of the GPU's, where there is one), and compares accumulated
+gradients with those of one large batch.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tuneline.config import TrainingConfig
+
+
+def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
+    """Predict and measure one micro-batch; see `gradient_accumulation.probe` for the spec."""
+    from tuneline.training.compute import choose_precision, device_of, load_torch
+
+    config = TrainingConfig.model_validate(spec["training"])
+    torch = load_torch(spec["threads"], config.seed)
+    from tuneline.models import load_tokenizer
+    from tuneline.training.accumulation_check import compare, pick_rows
+    from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
+    from tuneline.training.memory import largest_shape, predict
+    from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
+    from tuneline.training.training_rows import encode_split, pad_token
+
+    device = device_of(torch)
+    precision = choose_precision(config, device)
+    base = Path(spec["base"])
+    lora = LoraSettings.model_validate(spec["lora"])
+    tokenizer = load_tokenizer(base)
+    rows = encode_split(
+        Path(spec["dataset"]), "train", tokenizer, spec["target_format"], spec["max_tokens"]
+    )
+    shape = largest_shape([len(r.ids) for r in rows], [r.targets for r in rows], spec["rows"])
+    empty = _peak(torch, device)
+    started = time.monotonic()
+    parts = predict(
+        base,
+        lora,
+        shape,
+        precision=precision,
+        qlora=config.qlora,
+        checkpointing=config.gradient_checkpointing,
+    )
+    predicted = {"parts": asdict(parts), "runtime": empty, "total": parts.total + empty}
+    result: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "shape": asdict(shape),
+        "predicted": predicted,
+        "prediction_seconds": time.monotonic() - started,
+    }
+    if predicted["total"] > spec["limit"] and spec["rows"] > 1:
+        return result
+
+    model = load_base(base, device, qlora=config.qlora, precision=precision)
+    ordered = sorted(rows, key=lambda r: (-len(r.ids), r.row_id))
+    longest = (ordered + [ordered[0]] * spec["rows"])[: spec["rows"]]
+    trainer = LabelledTokenTrainer(
+        model=attach_lora(model, lora, spec["base_name"]),
+        tokenizer=tokenizer,
+        settings=TrainerSettings(
+            output=Path(spec["scratch"]),
+            micro_batch=spec["rows"],
+            accumulation=1,
+            steps=2,
+            precision=precision,
+            device=device,
+            pad_id=pad_token(tokenizer),
+            eval_batch=spec["rows"],
+        ),
+        config=config,
+        rows=[ordered[-1]] * spec["rows"] + longest,
+        validation=[],
+    )
+    trainer.train()
+    measured = _peak(torch, device)
+    comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
+    return result | {
+        "measured": measured,
+        "step_seconds": trainer.clock.seconds,
+        "tokens_per_second": sum(len(r.ids) for r in longest) / trainer.clock.seconds,
+        "accumulation": asdict(comparison),
+    }
+
+
+def _peak(torch: Any, device: str) -> int:
+    """Peak bytes of this process so far."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    found = measure_step(json.loads(Path(sys.argv[1]).read_text()))
+    Path(sys.argv[2]).write_text(json.dumps(found))

@@ -1,0 +1,355 @@
+"""Helper step train: the adapter is trained on the learned tokens, watched, and kept by loss.
+
+TRL's SFTTrainer on the real weights, with the adapter of lora_selection and the
+batch shape of gradient_accumulation. The row's `weight` multiplies the loss of
+its tokens. The run is evaluated before the first step and then as often as the
+configuration says; every evaluation's adapter is a candidate, the lowest
+validation loss wins. Checkpoints go to the store as training goes on, so a
+killed pod resumes from the last one: optimiser, schedule, random state and
+position in the data included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.evidence import Record, measure
+from tuneline.run import StepContext
+from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
+from tuneline.training.compute import device_of, load_torch
+from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
+from tuneline.training.loss_rules import Thresholds
+from tuneline.training.memory import GIB
+from tuneline.training.tracking import TrackedRun, track
+from tuneline.training.training_rows import (
+    EncodedRow,
+    encode_split,
+    pad_token,
+    run_order,
+    total_steps,
+)
+
+# Validation needs no gradients, so more rows fit in a forward pass; beyond this padding grows.
+_EVAL_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What training reads.
+
+    Attributes:
+        base: directory of the base model.
+        lora: the adapter's settings.
+        plan: `plan.json` of gradient_accumulation.
+        tokenizer: of the base.
+        train: training rows.
+        validation: validation rows.
+        settings: fingerprint of all of it; a checkpoint of other settings is not resumed.
+    """
+
+    base: Path
+    lora: LoraSettings
+    plan: Mapping[str, Any]
+    tokenizer: Any
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    settings: str
+
+
+def read_inputs(ctx: StepContext) -> Inputs:
+    """Fetch and tokenise what training needs.
+
+    Raises:
+        UserError: an earlier step has not been run, or the dataset has no usable rows.
+    """
+    from tuneline.models import load_tokenizer, resolve
+
+    lora_file = ctx.input("lora_selection", "lora.json")
+    plan_file = ctx.input("gradient_accumulation", "plan.json")
+    dataset = ctx.input("distribution_balancing", "dataset.parquet")
+    base = resolve(ctx.config.base_model, log=ctx.log)
+    ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
+    plan = json.loads(plan_file.read_text())
+    tokenizer = load_tokenizer(base.path)
+    data = ctx.config.data
+
+    def rows(split: str) -> list[EncodedRow]:
+        return encode_split(dataset, split, tokenizer, data.target_format, data.max_tokens)
+
+    shape = {name: plan[name] for name in ("micro_batch", "accumulation", "world_size")}
+    hashes = {name: ref.sha256 for name, ref in ctx.inputs.items() if "plan.json" not in name}
+    return Inputs(
+        base=base.path,
+        lora=LoraSettings.model_validate_json(lora_file.read_text()),
+        plan=plan,
+        tokenizer=tokenizer,
+        train=rows("train"),
+        validation=rows("validation"),
+        settings=fingerprint(
+            hashes,
+            shape,
+            plan["precision"],
+            plan["device"],
+            base.digest,
+            ctx.config.training.model_dump(mode="json"),
+        ),
+    )
+
+
+def ordered_rows(inputs: Inputs, steps: int, seed: int) -> list[EncodedRow]:
+    """The training rows in the order in which the run sees them."""
+    order = run_order(
+        [len(row.ids) for row in inputs.train],
+        inputs.plan["effective_batch"],
+        inputs.plan["micro_batch"],
+        steps,
+        seed,
+    )
+    return [inputs.train[i] for i in order]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training came to; `run.json` holds it beside the tracker's run."""
+
+    steps: int
+    steps_planned: int
+    resumed_from: int | None
+    stopped: dict[str, Any] | None
+    seconds: float
+    training_seconds: float
+    saving_seconds: float
+    tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    epochs_seen: float
+    precision: str
+    device: str
+    threads: int
+    seed: int
+
+
+def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
+    """Train, and leave adapters, history and evaluations in the step's output."""
+    import torch
+
+    from tuneline.training.train_callbacks import (
+        EvaluateAt,
+        KeepAdapters,
+        SaveLive,
+        SayProgress,
+        StopOnTrip,
+        evaluation_steps,
+    )
+    from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
+
+    config, plan = ctx.config.training, inputs.plan
+    steps = total_steps(
+        len(inputs.train), plan["effective_batch"], config.epochs, config.max_steps
+    )
+    restored = ctx.scratch / "restored"
+    live = LiveCheckpoints(ctx.run.store, ctx.run.key("work", "train"), inputs.settings)
+    resumed = live.restore(restored)
+    if resumed is not None:
+        ctx.log(f"resuming from the checkpoint of step {resumed} of {steps}")
+    evaluated = restored / "evaluated"
+    keeper = KeepAdapters(evaluated, config.keep_checkpoints)
+    watcher = StopOnTrip(Thresholds(config.spike_factor, config.overfit_ratio), ctx.log)
+    saver = SaveLive(live, evaluated)
+    base = load_base(
+        inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"]
+    )
+    trainer = LabelledTokenTrainer(
+        model=attach_lora(base, inputs.lora, ctx.config.base_model),
+        tokenizer=inputs.tokenizer,
+        settings=TrainerSettings(
+            output=ctx.scratch / "trainer",
+            micro_batch=plan["micro_batch"],
+            accumulation=plan["accumulation"],
+            steps=steps,
+            precision=plan["precision"],
+            device=plan["device"],
+            pad_id=pad_token(inputs.tokenizer),
+            eval_batch=_EVAL_BATCH,
+            eval_on_start=resumed is None,
+            report_to=("wandb",) if tracked.tracker == "wandb" else (),
+            run_name=ctx.run.run_id,
+        ),
+        config=config,
+        rows=ordered_rows(inputs, steps, config.seed),
+        validation=inputs.validation,
+        callbacks=[
+            EvaluateAt(evaluation_steps(steps, config.evaluations)),
+            keeper,
+            saver,
+            watcher,
+            SayProgress(ctx.log),
+        ],
+    )
+    if resumed is not None:
+        trainer.continue_clock(_seconds_at(restored / "trainer"))
+    trainer.train(resume_from_checkpoint=str(restored / "trainer") if resumed else None)
+
+    history = history_of(trainer.state.log_history)
+    write_history(ctx.out / "history.jsonl", history)
+    _leave_adapters(ctx.out, evaluated, keeper.evaluations)
+    live.clear()
+    done = trainer.state.global_step
+    tokens = max((int(e["tokens"]) for e in history if "tokens" in e), default=0)
+    here = tokens - (trainer.tokens_through(resumed) if resumed else 0)
+    return Outcome(
+        steps=done,
+        steps_planned=steps,
+        resumed_from=resumed,
+        stopped=_plain(asdict(watcher.trip)) if watcher.trip else None,
+        seconds=max((float(e["seconds"]) for e in history), default=0.0),
+        training_seconds=round(trainer.clock.total, 2),
+        saving_seconds=round(saver.seconds, 2),
+        tokens=tokens,
+        tokens_per_second=round(here / trainer.clock.total, 1) if trainer.clock.total else 0.0,
+        peak_memory_bytes=_peak_memory(torch, plan["device"]),
+        epochs_seen=round(done * plan["effective_batch"] / len(inputs.train), 3),
+        precision=plan["precision"],
+        device=plan["device"],
+        threads=plan["threads"],
+        seed=config.seed,
+    )
+
+
+def history_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The trainer's log, losses only: one entry per logged step or evaluation."""
+    names = (
+        "step loss eval_loss eval_loss_error eval_seconds learning_rate grad_norm tokens "
+        "tokens_per_second seconds"
+    ).split()
+    return [
+        _plain({name: entry[name] for name in names if name in entry})
+        for entry in entries
+        if "loss" in entry or "eval_loss" in entry
+    ]
+
+
+def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write `history.jsonl`."""
+    path.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history))
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Read `history.jsonl`; `float("nan")` and its like stand there as text."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they become text that `float` reads."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in entry.items()
+    }
+
+
+def _seconds_at(checkpoint: Path) -> float:
+    """Seconds that an interrupted training had taken at its checkpoint."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return max((float(entry.get("seconds", 0)) for entry in state["log_history"]), default=0.0)
+
+
+def _peak_memory(torch: Any, device: str) -> int:
+    if device == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _leave_adapters(out: Path, evaluated: Path, evaluations: Sequence[Any]) -> None:
+    """Write `adapter/` (the best), `checkpoints/` (the best few) and `checkpoints.json`."""
+    from tuneline.training.train_callbacks import best_of
+
+    best = best_of(list(evaluations))
+    shutil.copytree(evaluated / best.folder, out / "adapter")
+    kept = [entry for entry in evaluations if entry.kept]
+    for entry in kept:
+        if entry.step != best.step:
+            shutil.copytree(evaluated / entry.folder, out / "checkpoints" / entry.folder)
+    document = {
+        "best_step": best.step,
+        "evaluations": [
+            _plain(
+                {
+                    **asdict(entry),
+                    "path": "adapter"
+                    if entry.step == best.step
+                    else f"checkpoints/{entry.folder}"
+                    if entry.kept
+                    else None,
+                }
+            )
+            for entry in evaluations
+        ],
+    }
+    (out / "checkpoints.json").write_text(json.dumps(document, indent=1))
+
+
+def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
+    """What the tracker and the manifest show of this training."""
+    names = ("micro_batch", "accumulation", "world_size", "effective_batch", "precision", "device")
+    return {
+        **ctx.config.training.model_dump(mode="json"),
+        **{name: inputs.plan[name] for name in names},
+        "alpha": inputs.lora.alpha,
+        "target_modules": inputs.lora.target_modules,
+        "base_model": ctx.config.base_model,
+        "train_rows": len(inputs.train),
+        "validation_rows": len(inputs.validation),
+    }
+
+
+def run(ctx: StepContext) -> Record:
+    """Train the adapter; writes adapter, checkpoints, history and the tracker's run."""
+    plan = json.loads(ctx.input("gradient_accumulation", "plan.json").read_text())
+    torch = load_torch(plan["threads"], ctx.config.training.seed)
+    found = device_of(torch)
+    if found != plan["device"]:
+        ctx.log(f"gradient_accumulation planned for {plan['device']}, this machine has {found}")
+    inputs = read_inputs(ctx)
+    ctx.log(
+        f"{len(inputs.train)} training rows, {len(inputs.validation)} validation rows, "
+        f"{plan['threads']} threads, {plan['precision']} arithmetic"
+    )
+    settings = hyperparameters(ctx, inputs)
+    with track(
+        list(ctx.config.training.tracking),
+        project=ctx.config.training.tracking_project,
+        name=ctx.run.run_id,
+        run_id=fingerprint(ctx.run.uri, inputs.settings),
+        settings=settings,
+        out=ctx.out,
+        log=ctx.log,
+    ) as tracked:
+        outcome = train(ctx, inputs, tracked)
+    document = {**asdict(outcome), "tracking": asdict(tracked), "hyperparameters": settings}
+    (ctx.out / "run.json").write_text(json.dumps(document, indent=1))
+    checkpoints = json.loads((ctx.out / "checkpoints.json").read_text())
+    losses = {e["step"]: float(e["eval_loss"]) for e in checkpoints["evaluations"]}
+    best = checkpoints["best_step"]
+    stopped = f"; stopped early: {outcome.stopped['sentence']}" if outcome.stopped else ""
+    return ctx.record(
+        f"{outcome.steps} of {outcome.steps_planned} steps, validation loss "
+        f"{losses.get(0, math.nan):.4f} → {losses[best]:.4f} at step {best}, "
+        f"{outcome.tokens_per_second:.0f} tokens/s{stopped}",
+        [
+            measure("steps", outcome.steps, "steps"),
+            measure("best_step", best, "steps"),
+            measure("best_validation_loss", losses[best], "nats"),
+            measure("tokens", outcome.tokens, "tokens"),
+            measure("tokens_per_second", outcome.tokens_per_second, "1/s"),
+            measure("peak_memory", round(outcome.peak_memory_bytes / GIB, 3), "GiB"),
+            measure("saving_seconds", outcome.saving_seconds, "s"),
+        ],
+        rows={"history.jsonl": outcome.steps},
+    )
