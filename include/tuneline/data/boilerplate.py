@@ -31,7 +31,7 @@ class Affixes:
             end -= len(self.suffix)
         return (start, end) if text[start:end].strip() else (0, len(text))
 
-    def strip(self, text: str) -> str:
+    def own(self, text: str) -> str:
         """The text's own part."""
         start, end = self.cut(text)
         return text[start:end]

@@ -90,7 +90,7 @@ def similarity_texts(rows: Sequence[Row], among: Sequence[Row] | None = None) ->
     """
     own = [_masked(row) for row in rows]
     affixes = common_affixes(own if among is None else [_masked(row) for row in among])
-    return [normalise(affixes.strip(text)) or normalise(text) for text in own]
+    return [normalise(affixes.own(text)) or normalise(text) for text in own]
 
 
 def _masked(row: Row) -> str:

@@ -1,0 +1,48 @@
+"""Fixtures of the data phase: a base model, runs over small datasets, one over the sample."""
+
+import pytest
+from tests.data.data_lab import DataLab, make_base
+
+from tuneline.data.sample import make_sample
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory):
+    """A base model's directory with a small but real tokenizer."""
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Hashes of the models of these tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def data_lab(tmp_path, base_dir):
+    """Makes a run over rows: `data_lab(rows, **settings_of_the_data_section)`."""
+
+    def make(rows, **data):
+        return DataLab(tmp_path, base_dir, rows, **data)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_lab(tmp_path_factory, base_dir):
+    """The whole data phase over the sample, names included, and what was planted in it."""
+    lines, planted = make_sample(7)
+    lab = DataLab(
+        tmp_path_factory.mktemp("sample"),
+        base_dir,
+        lines,
+        pii_profile=["gdpr"],
+        pii_ner=True,
+        max_tokens=1024,
+    )
+    lab.upto("distribution_balancing")
+    lab.step("final_audit")
+    lab.planted = planted["planted"]
+    return lab
