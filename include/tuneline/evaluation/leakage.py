@@ -52,7 +52,7 @@ def near_duplicates(held: Sequence[Row], seen: Sequence[Row], threshold: float) 
     """
     own = [asked(row) for row in (*held, *seen)]
     affixes = common_affixes(own)
-    texts = [normalise(affixes.strip(text)) or normalise(text) for text in own]
+    texts = [normalise(affixes.own(text)) or normalise(text) for text in own]
     ours, theirs = texts[: len(held)], texts[len(held) :]
     best: dict[int, tuple[float, int]] = {}
     for grams, fits in ((char_grams, _is_short), (word_grams, _is_long)):
