@@ -85,6 +85,15 @@ def live(url: str, timeout: float) -> ProbeResult:
     return _result(start, True, "it generated a token")
 
 
+def listens(url: str, timeout: float) -> bool:
+    """Whether the engine's health route says that the weights are loaded; proves no token."""
+    try:
+        _get(url, "/health", timeout)
+    except OSError:
+        return False
+    return True
+
+
 def _result(start: float, ok: bool, reason: str) -> ProbeResult:
     return ProbeResult(ok, reason, time.monotonic() - start)
 

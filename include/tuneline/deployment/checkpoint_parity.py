@@ -1,0 +1,103 @@
+"""Base plus adapter against the merged checkpoint, in transformers, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LogitParity:
+    """How far two checkpoints' distributions are apart.
+
+    Attributes:
+        mean_kl: mean KL divergence from adapter to merged over all tokens, nats.
+        max_change: largest absolute change of a logit.
+        same_top_token: share of positions with the same most probable token.
+        tokens: positions compared.
+        greedy: greedy answers of the merged checkpoint, special tokens left out.
+    """
+
+    mean_kl: float
+    max_change: float
+    same_top_token: float
+    tokens: int
+    greedy: tuple[str, ...]
+
+
+def compare_checkpoints(
+    base_dir: Path,
+    adapter_dir: Path,
+    merged_dir: Path,
+    *,
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    max_tokens: int,
+) -> LogitParity:
+    """Compare base plus adapter with the merged checkpoint, and answer prompts with the latter.
+
+    Args:
+        base_dir: checkpoint of the base.
+        adapter_dir: PEFT adapter on it.
+        merged_dir: checkpoint with the adapter merged, tokenizer included.
+        texts: rendered conversations whose logits are compared, each alone.
+        prompts: rendered prompts for the greedy answers.
+        max_tokens: tokens of an answer.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tuneline.serving.cores import available_cores
+
+    torch.set_num_threads(available_cores())
+    tokenizer = AutoTokenizer.from_pretrained(merged_dir, local_files_only=True)
+
+    def load(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+
+    def ids_of(text: str) -> Any:
+        encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        return encoded["input_ids"]
+
+    divergences, tops, largest = [], [], 0.0
+    with torch.inference_mode():
+        apart = PeftModel.from_pretrained(load(base_dir), adapter_dir).eval()
+        before = [apart(input_ids=ids_of(text)).logits[0] for text in texts]
+        del apart
+        merged = load(merged_dir)
+        for text, old in zip(texts, before, strict=True):
+            new = merged(input_ids=ids_of(text)).logits[0]
+            first, second = old.log_softmax(-1), new.log_softmax(-1)
+            divergences.append((first.exp() * (first - second)).sum(-1).clamp_min(0))
+            tops.append(old.argmax(-1) == new.argmax(-1))
+            largest = max(largest, float((old - new).abs().max()))
+        greedy = tuple(_answer(merged, tokenizer, ids_of(text), max_tokens) for text in prompts)
+    all_kl = torch.cat(divergences)
+    return LogitParity(
+        mean_kl=float(all_kl.mean()),
+        max_change=round(largest, 5),
+        same_top_token=round(float(torch.cat(tops).float().mean()), 4),
+        tokens=len(all_kl),
+        greedy=greedy,
+    )
+
+
+def _answer(model: Any, tokenizer: Any, ids: Any, max_tokens: int) -> str:
+    # The sampling fields of a checkpoint's generation config would only bring warnings.
+    out = model.generate(
+        ids,
+        attention_mask=ids.new_ones(ids.shape),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

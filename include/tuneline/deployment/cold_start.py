@@ -1,0 +1,223 @@
+"""Warm-up of new pods: their first request must not pay for the start.
+
+Proves on fresh processes what the first request waits for when it meets a
+server that has just loaded its weights, and what when it meets one that was
+warmed up first; and that readiness comes only after the warm-up: while the
+gateway says not ready the engine has not finished its warm-up prompts, and
+when it says ready the engine's own counters show them done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tuneline.data.tables import VALIDATION
+from tuneline.deployment import engine_probe
+from tuneline.deployment.probe_trial import ALIAS, free_port, wait_for
+from tuneline.errors import RetryableError, UserError
+from tuneline.evaluation.load_client import Timing, drive
+from tuneline.evaluation.rows import dataset_rows, of_split, spread
+from tuneline.evaluation.served_models import candidate
+from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.run import StepContext
+from tuneline.serving.chat_protocol import Messages
+from tuneline.serving.client import EngineClient
+from tuneline.serving.engines.llama_cpp import LlamaServer
+from tuneline.serving.gateway_process import GatewayProcess
+
+# Fresh processes of each kind; the median counts, since one start may meet a busy machine.
+STARTS = 3
+MAX_TOKENS = 8
+WARMUP_WORDS = (8, 64)
+WAIT_SECONDS = 120.0
+# Prompt tokens that the engine has read, those from its cache not counted.
+_READ = "llamacpp:prompt_tokens_total"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One fresh process: seconds until it listened, its first and a later request's TTFT."""
+
+    load_seconds: float
+    first_ttft: float
+    later_ttft: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A fresh process behind a gateway that warms it up.
+
+    Attributes:
+        seen_unready: whether readiness was refused before the process was there.
+        warm_when_ready: whether the engine had read the warm-up prompts at the first ready.
+        ready_seconds: from the start of the process to ready.
+        first_ttft: TTFT of the first request after that.
+        failed: requests that failed.
+    """
+
+    seen_unready: bool
+    warm_when_ready: bool
+    ready_seconds: float
+    first_ttft: float
+    failed: int
+
+
+def forget_file(path: Path) -> None:
+    """Ask the system to drop a file from its page cache, so that the next load reads the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+class Starter:
+    """Starts fresh servers of one model.
+
+    Args:
+        model: GGUF file.
+        parallel: requests served at once.
+        ctx: context of one request, tokens.
+        prompts: real prompts; the first is the first request.
+        folder: for the gateway's files.
+    """
+
+    def __init__(
+        self, model: Path, *, parallel: int, ctx: int, prompts: Sequence[Messages], folder: Path
+    ) -> None:
+        self.model = model
+        self.prompts = prompts
+        self.folder = folder
+        self._options: dict[str, Any] = {"parallel": parallel, "ctx": ctx, "alias": ALIAS}
+
+    def cold(self) -> Start:
+        """A server whose first request comes as soon as it listens."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        server = self._launch(port)
+        try:
+            loaded = _wait_healthy(url)
+            with EngineClient(url, model=ALIAS) as client:
+                first, later = self._ask(client, 0), self._ask(client, 1)
+        finally:
+            server.stop()
+        failed = sum(not timing.ok for timing in (first, later))
+        return Start(loaded, first.ttft, later.ttft, failed)
+
+    def warmed(self, number: int) -> WarmStart:
+        """A server behind a gateway; its first request comes when the gateway says ready."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        gateway = GatewayProcess(
+            self.folder / f"gateway-{number}",
+            upstreams=[{"name": "engine", "base_url": f"{url}/v1", "model": ALIAS}],
+            models=[{"id": "model", "chain": ["engine"]}],
+            settings={
+                "readiness": {
+                    "ping_interval_s": 0.2,
+                    "ping_timeout_s": 10.0,
+                    "warmup_prompt_words": list(WARMUP_WORDS),
+                }
+            },
+        )
+
+        def is_ready() -> bool:
+            return gateway.get("/v1/health/ready").status_code == 200
+
+        # The gateway is there first, so that readiness is watched from before the load.
+        with gateway:
+            seen_unready = not is_ready()
+            server = self._launch(port)
+            try:
+                waited = wait_for(is_ready, WAIT_SECONDS)
+                if waited > WAIT_SECONDS:
+                    raise RetryableError(f"no warmed server within {WAIT_SECONDS:.0f} s")
+                with EngineClient(url, model=ALIAS) as client:
+                    read = client.metrics().get(_READ, 0.0)
+                    first = self._ask(client, 0)
+            finally:
+                server.stop()
+        # A word of the warm-up is at least one token.
+        warm = read >= sum(WARMUP_WORDS)
+        return WarmStart(seen_unready, warm, waited, first.ttft, int(not first.ok))
+
+    def _launch(self, port: int) -> LlamaServer:
+        forget_file(self.model)
+        server = LlamaServer(self.model, port=port, **self._options)
+        server.launch()
+        return server
+
+    def _ask(self, client: EngineClient, number: int) -> Timing:
+        prompt = self.prompts[number % len(self.prompts)]
+        timings, _ = drive(client, [prompt], 1, MAX_TOKENS)
+        return timings[0]
+
+
+def _wait_healthy(url: str) -> float:
+    """Wait until the server's health route says yes, without asking for a token."""
+
+    def healthy() -> bool:
+        return engine_probe.listens(url, 2.0)
+
+    waited = wait_for(healthy, WAIT_SECONDS)
+    if waited > WAIT_SECONDS:
+        raise RetryableError(f"the engine did not listen within {WAIT_SECONDS:.0f} s")
+    return waited
+
+
+def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> list[Measurement]:
+    """What decides: readiness follows the warm-up, and the first request is quick enough."""
+    early = sum(not (start.seen_unready and start.warm_when_ready) for start in warm)
+    failed = sum(start.failed for start in cold) + sum(start.failed for start in warm)
+    first = median(start.first_ttft for start in warm)
+    cold_first = median(start.first_ttft for start in cold)
+    return [
+        measure("ready_before_warm_up", early, "starts", "<=", 0),
+        measure("failed_requests", failed, "requests", "<=", 0),
+        measure("warmed_first_ttft", round(first, 4), "s", "<=", max_ttft),
+        measure("cold_first_ttft", round(cold_first, 4), "s"),
+        measure("cold_over_warmed", round(cold_first / first, 2) if first else 0.0, "ratio"),
+        measure("later_ttft", round(median(s.later_ttft for s in cold), 4), "s"),
+        measure("load_seconds", round(median(s.load_seconds for s in cold), 3), "s"),
+        measure("ready_seconds", round(median(s.ready_seconds for s in warm), 3), "s"),
+    ]
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Start fresh servers, cold and warmed, and time their first requests."""
+    rows = of_split(dataset_rows(ctx), VALIDATION)
+    if not rows:
+        raise UserError("first requests are validation prompts, and there is none")
+    chosen = candidate(ctx)
+    deployment = ctx.config.deployment
+    starter = Starter(
+        chosen.file.path,
+        parallel=deployment.parallel,
+        ctx=deployment.context_tokens,
+        prompts=[row.prompt for row in spread(rows, 2, ctx.config.training.seed)],
+        folder=ctx.scratch,
+    )
+    cold, warm = [], []
+    # In turns, so that a busy spell of the machine meets both kinds.
+    for number in range(STARTS):
+        cold.append(starter.cold())
+        warm.append(starter.warmed(number))
+    measurements = judge(cold, warm, ctx.config.evaluation.max_ttft_seconds)
+    document = {"cold": [asdict(s) for s in cold], "warmed": [asdict(s) for s in warm]}
+    (ctx.out / "starts.json").write_text(json.dumps(document, indent=1))
+    found = {m.name: m.value for m in measurements}
+    return ctx.conclude(
+        f"first request after {found['cold_first_ttft']} s cold, {found['warmed_first_ttft']} s "
+        f"warmed (median of {STARTS} fresh processes each); ready after "
+        f"{found['ready_seconds']} s, never before the warm-up"
+        if found["ready_before_warm_up"] == 0
+        else f"{found['ready_before_warm_up']} of {STARTS} starts were ready before their warm-up",
+        [*measurements, measure("candidate_sha256", chosen.file.sha256, "sha256")],
+    )

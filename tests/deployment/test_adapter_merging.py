@@ -1,0 +1,114 @@
+import json
+import shutil
+
+import pytest
+
+from tuneline.deployment import adapter_merging
+from tuneline.deployment.adapter_merging import decide, logprob_change, same_share
+from tuneline.deployment.gguf_export import export_gguf
+from tuneline.deployment.gguf_lora import export_lora_gguf
+from tuneline.serving.chat_protocol import ChatResult, TokenLogprob, Usage
+
+
+def execute(lab):
+    evidence = lab.execute("adapter_merging", adapter_merging.run)
+    return evidence, {m.name: m for m in evidence.measurements}
+
+
+def broken(evidence):
+    return {m.name for m in evidence.measurements if m.ok is False}
+
+
+def test_a_faithful_merge_passes(exported_lab):
+    lab = exported_lab()
+    evidence, found = execute(lab)
+    assert evidence.verdict == "pass", broken(evidence)
+    assert found["checkpoint_mean_kl"].value < 1e-4
+    assert found["engine_same_answers"].value == 1.0
+    assert found["engine_as_transformers"].value == 1.0
+    assert found["rows_compared"].value == 106
+    reader = lab.context("prepare_review")
+    document = json.loads(reader.input("adapter_merging", "decision.json").read_text())
+    assert document["decision"] == "merge"
+    assert "nothing to apply" in document["reason"]
+
+
+def test_a_wrong_lora_scale_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
+    """The adapter at three times its strength, as a converter that forgets alpha/r gives it."""
+    strong = shutil.copytree(tiny_models.adapter, tmp_path / "strong")
+    settings = json.loads((strong / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= 3
+    (strong / "adapter_config.json").write_text(json.dumps(settings))
+    wrong = export_lora_gguf(strong, tiny_models.base, tmp_path / "strong.gguf").path
+    evidence, _ = execute(exported_lab({"adapter.gguf": wrong}))
+    assert evidence.verdict == "fail"
+    assert "engine_logprob_change" in broken(evidence)
+
+
+def test_a_merge_that_lost_the_adapter_is_seen(exported_lab, tiny_models, tmp_path):
+    """The merged files are really those of the base."""
+    replaced = {f"merged/{p.name}": p for p in tiny_models.base.iterdir() if p.is_file()}
+    lost = export_gguf(tiny_models.base, tmp_path / "lost.gguf").path
+    evidence, _ = execute(exported_lab({**replaced, "candidate.gguf": lost}))
+    assert evidence.verdict == "fail"
+    assert {"checkpoint_mean_kl", "engine_same_answers"} <= broken(evidence)
+
+
+def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
+    """The pre-tokenizer of the GGUF file keeps digits together; the rows hold numbers."""
+    other = shutil.copytree(tiny_models.merged, tmp_path / "other")
+    document = json.loads((other / "tokenizer.json").read_text())
+    document["pre_tokenizer"] = document["pre_tokenizer"]["pretokenizers"][1]
+    document["model"]["merges"].append(["1", "2"])
+    unused = next(t for t, i in document["model"]["vocab"].items() if i == 799)
+    del document["model"]["vocab"][unused]
+    document["model"]["merges"] = [
+        m for m in document["model"]["merges"] if "".join(m) != unused and unused not in m
+    ]
+    document["model"]["vocab"]["12"] = 799
+    (other / "tokenizer.json").write_text(json.dumps(document))
+    wrong = export_gguf(other, tmp_path / "other.gguf").path
+    lab = exported_lab({"candidate.gguf": wrong})
+    from tests.tiny_model import task_rows
+
+    rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
+    for row in rows[:5]:
+        row["messages"][1]["content"] += " order 1212"
+    lab.leave_dataset(rows)
+    evidence, found = execute(lab)
+    assert evidence.verdict == "fail"
+    assert found["rows_tokenised_otherwise"].value == 5
+
+
+def test_another_chat_template_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
+    other = shutil.copytree(tiny_models.merged, tmp_path / "other")
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("assistant", "helper"))
+    wrong = export_gguf(other, tmp_path / "other.gguf").path
+    evidence, found = execute(exported_lab({"candidate.gguf": wrong}))
+    assert evidence.verdict == "fail"
+    assert found["prompts_rendered_otherwise"].value == 8
+
+
+def test_many_tenants_keep_adapters_apart_and_it_is_said_that_merged_ships(exported_lab):
+    evidence, found = execute(exported_lab(deployment={"multi_tenant": True}))
+    assert evidence.verdict == "warn"
+    assert found["decision"].value == "apart"
+    assert broken(evidence) == {"ships_as_decided"}
+
+
+def test_the_reason_names_both_speeds():
+    assert decide(False, 60.0, 40.0)[1].endswith("(60 tokens/s merged, 40 with the adapter apart)")
+
+
+def answer(*tokens):
+    logprobs = tuple(TokenLogprob(token, value) for token, value in tokens)
+    text = "".join(token for token, _ in tokens)
+    return ChatResult(text, "stop", Usage(), None, 1.0, logprobs=logprobs)
+
+
+def test_log_probabilities_are_compared_up_to_where_answers_part():
+    one, other = answer(("a", -1.0), ("b", -2.0)), answer(("a", -1.25), ("c", -9.0))
+    assert logprob_change([one], [other]) == pytest.approx(0.25)
+    assert logprob_change([answer(("a", -1.0))], [answer(("b", -1.0))]) == float("inf")
+    assert same_share(["a", "b"], ["a", "c"]) == 0.5

@@ -1,0 +1,79 @@
+import json
+import signal
+
+from tuneline.deployment import health_checks, probe_trial
+from tuneline.deployment.engine_probe import ProbeResult
+from tuneline.deployment.kubernetes_probes import (
+    engine_probes,
+    gateway_probes,
+    restart_after,
+    startup_budget,
+)
+
+
+def execute(lab):
+    evidence = lab.execute("health_checks", health_checks.run)
+    return evidence, {m.name for m in evidence.measurements if m.ok is False}
+
+
+def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
+    lab = exported_lab()
+    evidence, broken = execute(lab)
+    assert evidence.verdict == "pass", broken
+    reader = lab.context("prepare_review")
+    seen = json.loads(reader.input("health_checks", "observations.json").read_text())
+    moments = list(dict.fromkeys(entry["moment"] for entry in seen))
+    assert moments == "start ready busy hung resumed killed restarted drain".split()
+    spec = json.loads(reader.input("health_checks", "probes.json").read_text())
+    command = spec["engine"]["livenessProbe"]["exec"]["command"]
+    assert command[:4] == ["python", "-m", "tuneline.deployment.engine_probe", "live"]
+    assert spec["gateway"]["livenessProbe"]["httpGet"]["path"] == "/v1/health/live"
+
+
+def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkeypatch):
+    """The planted fault: exec probes that ask whether the port takes a connection."""
+
+    def port_alone(kind, url, model):
+        port = url.rsplit(":", 1)[1]
+        return [
+            "python",
+            "-c",
+            f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
+        ]
+
+    monkeypatch.setattr("tuneline.deployment.kubernetes_probes.engine_probe_command", port_alone)
+    evidence, broken = execute(exported_lab())
+    assert evidence.verdict == "fail"
+    assert {"hung: liveness probe", "hung: readiness probe"} <= broken
+
+
+def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
+    monkeypatch.setattr(
+        probe_trial.engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0)
+    )
+    evidence, broken = execute(exported_lab())
+    assert evidence.verdict == "fail"
+    assert "start: ready before it listens" in broken
+
+
+def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
+    gentle = probe_trial.LlamaServer.signal
+
+    def harsh(self, number):
+        gentle(self, signal.SIGKILL if number == signal.SIGTERM else number)
+
+    monkeypatch.setattr(probe_trial.LlamaServer, "signal", harsh)
+    # Long enough that the tiny model is still at it when the signal comes.
+    monkeypatch.setattr(probe_trial, "LONG_ANSWER", 900)
+    evidence, broken = execute(exported_lab())
+    assert evidence.verdict == "fail"
+    assert "drain: engine's answer whole" in broken
+
+
+def test_budgets_leave_room_for_the_measured_start():
+    quick, slow = engine_probes("http://e", "m", 2.0), engine_probes("http://e", "m", 300.0)
+    assert startup_budget(quick) == 600
+    assert startup_budget(slow) >= 3000
+    assert restart_after(quick) < 60
+    # The gateway is never restarted for its engine's sake.
+    assert gateway_probes()["livenessProbe"]["httpGet"]["path"].endswith("live")

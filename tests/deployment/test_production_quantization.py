@@ -1,0 +1,89 @@
+import json
+from dataclasses import replace
+
+import pytest
+from tests.tiny_model import task_rows
+
+from tuneline.config import DeploymentConfig
+from tuneline.deployment import production_quantization
+from tuneline.deployment.gguf_quantize import quantize
+from tuneline.deployment.production_quantization import Variant, choose, judge
+from tuneline.errors import UserError
+from tuneline.store import sha256_file
+
+F16 = Variant("f16", 200, "a", 900, 50.0, 10.0, 0.0, 0.0, 1.0, 0.9, 0.0, 0.03)
+Q8 = Variant("q8_0", 110, "b", 800, 60.0, 10.1, 0.004, 0.001, 0.97, 0.9, 0.0, 0.03)
+Q4 = Variant("q4_0", 60, "c", 700, 70.0, 12.0, 0.2, 0.02, 0.8, 0.5, 0.4, 0.09)
+LIMITS = DeploymentConfig()
+
+
+def execute(lab):
+    evidence = lab.execute("production_quantization", production_quantization.run)
+    return evidence, {m.name: m for m in evidence.measurements}
+
+
+def test_the_smallest_variant_within_the_limits_is_chosen():
+    assert choose([F16, Q8, Q4], LIMITS) is Q8
+    assert choose([F16, replace(Q8, mean_kl=0.06), Q4], LIMITS) is F16
+    assert choose([F16, replace(Q8, metric_drop=0.1), Q4], LIMITS) is F16
+    assert choose([Q4], LIMITS) is None
+
+
+def test_the_allowed_drop_follows_from_the_noise_unless_it_is_set():
+    assert replace(Q8, metric_drop=0.06).within(LIMITS)
+    assert not replace(Q8, metric_drop=0.06).within(DeploymentConfig(max_metric_drop=0.05))
+    with pytest.raises(UserError, match="tighter than the measured noise"):
+        judge(Q8, [F16, Q8], DeploymentConfig(max_metric_drop=0.01))
+
+
+def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_models, tmp_path):
+    lab = exported_lab()
+    evidence, found = execute(lab)
+    assert evidence.verdict == "pass"
+    reader = lab.context("prepare_review")
+    choice = json.loads(reader.input("production_quantization", "choice.json").read_text())
+    model = reader.input("production_quantization", "model.gguf")
+    expected = quantize(tiny_models.candidate_gguf, tmp_path / "q8.gguf").sha256
+    assert choice["variant"] == "q8_0"
+    assert choice["sha256"] == sha256_file(model) == expected == found["chosen_sha256"].value
+    table = json.loads(reader.input("production_quantization", "variants.json").read_text())
+    f16, q8 = table
+    assert (f16["name"], q8["name"]) == ("f16", "q8_0")
+    assert q8["bytes"] < f16["bytes"]
+    assert f16["mean_kl"] == pytest.approx(0, abs=1e-9)
+    assert 1e-9 < q8["mean_kl"] < 0.05
+    assert min(v["memory_bytes"] for v in table) > 1e6
+    assert min(v["tokens_per_s"] for v in table) > 1
+    assert f16["metric"] > 0.6
+    assert evidence.summary.startswith("q8_0 ships")
+
+
+def test_the_choice_never_touches_the_holdout(exported_lab):
+    lab = exported_lab()
+    execute(lab)
+    reader = lab.context("prepare_review")
+    choice = json.loads(reader.input("production_quantization", "choice.json").read_text())
+    rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
+    validation = {row["row_id"] for row in rows if row["split"] == "validation"}
+    assert len(choice["judged_on"]) == 24
+    assert set(choice["judged_on"]) <= validation
+    assert not list(lab.run.store.keys("ledger"))
+
+
+def test_a_lossy_variant_is_refused_and_f16_ships(exported_lab):
+    lab = exported_lab(deployment={"variants": ["f16", "q4_0"], "max_kl": 1e-5})
+    evidence, found = execute(lab)
+    assert evidence.verdict == "pass"
+    assert found["chosen"].value == "f16"
+    assert "q4_0 is smaller but loses too much" in evidence.summary
+
+
+def test_no_variant_within_the_limits_fails(exported_lab):
+    evidence, _ = execute(exported_lab(deployment={"variants": ["q4_0"], "max_kl": 1e-5}))
+    assert evidence.verdict == "fail"
+    assert "add f16" in evidence.summary
+
+
+def test_f16_alone_is_no_choice(exported_lab):
+    evidence, _ = execute(exported_lab(deployment={"variants": ["f16"]}))
+    assert evidence.verdict == "warn"
