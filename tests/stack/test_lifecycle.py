@@ -139,11 +139,27 @@ def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(commands, data
     for pid in processes(commands).values():
         for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
             process.send_signal(signal.SIGKILL)
+    demo = commands.begin("demo", "--data", str(data))
+    next(line for line in demo.stdout if "ending the run lost" in line)
+    next(line for line in demo.stdout if "started; follow it at" in line)
+    assert run.state() == "failed"
+    interrupt(demo)
+    client.close()
+
+
+@pytest.mark.stack
+def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(commands):
+    assert commands.run("up").returncode == 0
+    before = processes(commands)
+    scheduler = psutil.Process(before["scheduler"])
+    for process in [*scheduler.children(recursive=True), scheduler]:
+        process.kill()
     up = commands.run("up")
     assert up.returncode == 0, up.stderr
-    assert "ending the run lost" in up.stdout
-    assert run.state() == "failed"
-    client.close()
+    assert "starting Airflow (scheduler)" in up.stdout
+    after = processes(commands)
+    assert after.pop("scheduler") != before.pop("scheduler")
+    assert after == before
 
 
 def _alive(pid):

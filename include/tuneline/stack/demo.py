@@ -64,6 +64,8 @@ def _start(stack: Stack) -> None:
     with stack.changing():
         try:
             stack.up()
+            if "scheduler" in stack.started:
+                stack.end_active_runs()
         except BaseException:
             stack.stop_started()
             raise

@@ -66,18 +66,17 @@ class Stack:
             self._say(f"Airflow runs already at {self.layout.ui_url}")
             return
         self._check_ground()
-        for name in running:
-            self.table.stop(name)
-        require_free(self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
+        if "api-server" not in running:
+            require_free(self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
         began = time.monotonic()
         self._start_pods()
         airflow.prepare(self.layout)
         self._migrate()
-        self._say("starting Airflow (API server, scheduler, DAG processor) …")
-        for service in airflow.components(self.layout):
+        missing = [s for s in airflow.components(self.layout) if s.name not in running]
+        self._say(f"starting Airflow ({', '.join(service.name for service in missing)}) …")
+        for service in missing:
             self.start(service)
         self._await_airflow()
-        self.end_active_runs()
         self._say(f"Airflow is up after {time.monotonic() - began:.0f} s: {self.layout.ui_url}")
 
     def start(self, service: Service) -> None:
@@ -119,8 +118,7 @@ class Stack:
     def end_active_runs(self) -> None:
         """End runs that Airflow still counts as active: their tasks are killed, pods deleted.
 
-        A run whose processes are gone would otherwise hold up the next one until its tasks
-        miss enough heartbeats.
+        A run whose processes a crash took would otherwise go on, and hold up the next one.
         """
         if self.table.find("api-server") is None:
             return
@@ -221,8 +219,8 @@ class Stack:
             pool = {"name": "gpu", "slots": 1, "include_deferred": True}
             client.call("POST", "/pools", ok=(409,), description="Steps that need the GPU", **pool)
             for name in ("scheduler", "dag-processor"):
-                healthy = partial(_is_healthy, client, name.replace("-", "_"))
-                self.await_ready(name, healthy, _START_SECONDS)
+                beats = partial(client.beats_since, name, self.table.started_at(name))
+                self.await_ready(name, beats, _START_SECONDS)
             self.await_ready("dag-processor", lambda: _dag_is_there(client), _START_SECONDS)
             client.call("PATCH", f"/dags/{DAG_ID}", is_paused=False)
         finally:
@@ -248,10 +246,6 @@ def image_map(layout: Layout) -> dict[str, object]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((LOOPBACK, port)) == 0
-
-
-def _is_healthy(client: Airflow, component: str) -> bool:
-    return client.health().get(component) == "healthy"
 
 
 def _dag_is_there(client: Airflow) -> bool:

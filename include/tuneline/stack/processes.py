@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ class ServiceTable:
         except psutil.NoSuchProcess:
             return None
         return process if same and alive else None
+
+    def started_at(self, name: str) -> datetime:
+        """When a service was started; long ago for one that was not."""
+        entry = self._entry(name)
+        return datetime.fromtimestamp(entry["created"] if entry else 0, UTC)
 
     def notes(self, name: str) -> dict[str, Any]:
         """The notes of a service."""

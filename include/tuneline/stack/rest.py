@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -24,15 +25,29 @@ class Airflow:
         """Close the connections."""
         self._http.close()
 
-    def health(self) -> dict[str, str]:
-        """Status by component; empty while the API does not answer."""
+    def health(self) -> dict[str, dict[str, Any]]:
+        """What Airflow says of each component; empty while the API does not answer."""
         try:
             answer = self._http.get("/api/v2/monitor/health")
         except httpx.HTTPError:
             return {}
         if answer.status_code != httpx.codes.OK:
             return {}
-        return {name: str(entry.get("status")) for name, entry in answer.json().items() if entry}
+        return {name: entry for name, entry in answer.json().items() if entry}
+
+    def beats_since(self, component: str, moment: datetime) -> bool:
+        """Whether a component is healthy and has been heard of after a moment.
+
+        The last heartbeat of a process that crashed counts as healthy for half a minute.
+        """
+        name = component.replace("-", "_")
+        entry = self.health().get(name, {})
+        beat = entry.get(f"latest_{name}_heartbeat")
+        return (
+            entry.get("status") == "healthy"
+            and bool(beat)
+            and datetime.fromisoformat(str(beat)) > moment
+        )
 
     def call(
         self, method: str, path: str, *, ok: tuple[int, ...] = (), **json_body: Any
