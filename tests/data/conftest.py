@@ -25,7 +25,9 @@ def data_lab(tmp_path, base_dir):
     """Makes a run over rows: `data_lab(rows, **settings_of_the_data_section)`."""
 
     def make(rows, **data):
-        return DataLab(tmp_path, base_dir, rows, **data)
+        root = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        root.mkdir()
+        return DataLab(root, base_dir, rows, **data)
 
     return make
 

@@ -1,0 +1,221 @@
+from collections import Counter
+
+from tests.data.data_lab import answer, chat, clean_rows, code, text, value, write_jsonl
+
+from tuneline.data.deduplication import deduplicate, find_conflicts, similarity_texts
+from tuneline.data.tables import Row, StandIn
+
+ITEM = "deduplication"
+
+
+def row(number, user, label="a", reply="ok", **more):
+    return Row(f"{number:04d}", chat(user, reply), "rows.jsonl", number, label=label, **more)
+
+
+def config(**settings):
+    from tuneline.config import DataConfig
+
+    return DataConfig(source="rows.jsonl", **settings)
+
+
+def near(number):
+    """A near-copy of `text(number, 20)`."""
+    return text(number, 20) + "!!"
+
+
+def test_clean_rows_lose_none(data_lab):
+    lab = data_lab(clean_rows(120))
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "pass", entry.measurements
+    assert lab.rejected(ITEM) == []
+    assert value(entry, "near_duplicate_pairs") == 0
+    assert value(entry, "holdout_share") == 0.15
+    splits = Counter(r["split"] for r in lab.table(ITEM, "rows.parquet"))
+    assert splits == {"train": 90, "holdout": 18, "validation": 12}
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "pass", gate.summary
+
+
+def test_planted_duplicates_and_conflicts_go(data_lab):
+    rows = clean_rows(120)
+    copies = [
+        rows[3],
+        {"messages": chat(rows[4]["messages"][0]["content"] + "?!", answer("login", "So."))},
+        {"messages": chat(rows[7]["messages"][0]["content"].upper(), answer("billing", "x y z."))},
+    ]
+    lab = data_lab([*rows, *copies])
+    entry = lab.upto(ITEM)
+    rejects = {r["source_line"]: code(r) for r in lab.rejected(ITEM)}
+    # Of two equal rows one stays, contradicting rows both go.
+    assert {8, 123} <= rejects.keys()
+    assert rejects[8] == rejects[123] == "label_conflict"
+    assert len(rejects) == 4
+    assert sorted(rejects.values()).count("exact_duplicate") == 1
+    assert sorted(rejects.values()).count("near_duplicate") == 1
+    assert value(entry, "label_conflicts") == 2
+    assert entry.verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
+    rows = clean_rows(120)
+    rows += [
+        {"messages": chat(r["messages"][0]["content"] + " now", r["messages"][1]["content"])}
+        for r in rows[:60]
+    ]
+    monkeypatch.setattr("tuneline.data.deduplication.near_pairs", lambda texts, threshold: [])
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    # The first search is blind; the second one takes out what it missed.
+    assert value(entry, "missed_by_minhash") > 5
+    assert value(entry, "cross_split_near_duplicates") == 0
+    assert "cross_split_duplicate" in {code(r) for r in lab.rejected(ITEM)}
+    # With both blind, the leak stays in and the final audit's look at the rows finds it.
+    monkeypatch.setattr("tuneline.data.deduplication.cross_similarities", lambda *_: {})
+    for name in ("deduplication", "token_length_audit", "distribution_balancing"):
+        lab.step(name)
+    record = lab.step("final_audit")
+    leaks = next(m for m in record.measurements if m.name == f"{ITEM}.cross_split_near_duplicates")
+    assert leaks.value > 5
+    assert leaks.ok is False
+
+
+def test_a_share_outside_its_limits_fails(data_lab):
+    lab = data_lab(clean_rows(60), holdout_share=0.3)
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "fail"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "fail"
+    assert gate.agrees
+    assert "holdout" in gate.summary
+
+
+def test_own_holdout_stays_whole_and_its_likes_leave_training(data_lab, tmp_path):
+    rows = clean_rows(60)
+    own = [
+        {"messages": chat(rows[n]["messages"][0]["content"] + " ok", answer("login", "Yes."))}
+        for n in range(10)
+    ]
+    holdout = write_jsonl(tmp_path / "holdout.jsonl", [*own, own[0]])
+    lab = data_lab(rows, holdout=str(holdout))
+    entry = lab.upto(ITEM)
+    kept = lab.table(ITEM, "rows.parquet")
+    held = [r for r in kept if r["split"] == "holdout"]
+    assert len(held) == 11
+    assert all(r["own_holdout"] for r in held)
+    gone = lab.rejected(ITEM)
+    assert {r["source_line"] for r in gone} == set(range(1, 11))
+    assert {code(r) for r in gone} == {"holdout_near_duplicate"}
+    assert all(r["source_file"].endswith("rows.jsonl") for r in gone)
+    assert entry.verdict == "pass"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "pass", gate.summary
+
+
+def test_clusters_not_pairs():
+    words = text(1, 20).split()
+    chain = [" ".join(words[k:]) for k in range(6)]
+    rows = [row(n, t) for n, t in enumerate(chain)]
+    found = deduplicate(rows, config())
+    assert len(set(found.cluster)) == 1
+    assert sum(reason is None for reason in found.reasons) == 1
+    assert found.reasons[0] is None, "the longest row of the cluster stays"
+
+
+def test_what_is_kept_does_not_depend_on_order():
+    rows = [row(n, text(n % 7, 20) + " x" * (n % 3)) for n in range(40)]
+
+    def kept(rows):
+        found = deduplicate(rows, config())
+        return {
+            (r.row_id, s)
+            for r, s, why in zip(rows, found.splits, found.reasons, strict=True)
+            if why is None
+        }
+
+    assert kept(rows) == kept(rows[::-1])
+
+
+def test_policies_for_conflicts():
+    rows = [row(n, "same question here", label) for n, label in enumerate("aab")]
+    rows += [row(10 + n, text(n, 12)) for n in range(30)]
+
+    def stay(policy):
+        found = deduplicate(rows, config(label_conflicts=policy))
+        return [i for i in range(3) if found.reasons[i] is None]
+
+    assert find_conflicts(rows) == [[0, 1, 2]]
+    assert stay("reject_all") == []
+    assert stay("keep_majority") == [0]
+    assert stay("keep") == [0, 2]
+    kept = deduplicate(rows, config(label_conflicts="keep"))
+    assert kept.splits[0] == kept.splits[2]
+
+
+def test_another_system_prompt_is_another_question():
+    rows = [
+        Row(str(n), chat("hi", reply, system), "f", n)
+        for n, (system, reply) in enumerate(
+            [("Speak French.", "salut"), ("Speak German.", "hallo")]
+        )
+    ]
+    assert find_conflicts(rows) == []
+
+
+def test_a_near_question_with_another_answer_is_reported():
+    rows = [row(1, text(1, 20), "a"), row(2, near(1) + " ok", "b")]
+    found = deduplicate(rows, config())
+    assert found.near_conflicts == 1
+    assert sum(reason is None for reason in found.reasons) == 1
+
+
+def test_shared_instructions_do_not_make_rows_alike():
+    before = "Classify the message of a customer of our shop, one word only, be careful: "
+    rows = [row(n, before + text(n, 5)) for n in range(20)]
+    assert all(reason is None for reason in deduplicate(rows, config()).reasons)
+
+
+def test_stand_ins_are_not_compared():
+    def hidden(number, name):
+        user = f"my name is {name} and my parcel never came to the door"
+        return row(number, user, stand_ins=(StandIn(0, 11, 11 + len(name), "PERSON"),))
+
+    rows = [hidden(1, "Alexandra Placeholder"), hidden(2, "Kim Doe")]
+    assert len(set(similarity_texts(rows))) == 1
+
+
+def test_repeated_sentences_are_thinned_or_reported(data_lab):
+    rows = clean_rows(150)
+    for n in range(0, 90, 3):
+        reply = f"Fine {text(n, 3)}. We value you as a customer."
+        rows[n]["messages"][1]["content"] = answer("billing", reply)
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    assert value(entry, "repeated_sentences") >= 1
+    assert value(entry, "repeated_sentences_left") == 0
+    assert value(entry, "answers_thinned") > 5
+    assert entry.verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+    lab = data_lab(rows, repeated_phrases="report")
+    assert lab.upto(ITEM).verdict == "warn"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "warn"
+    assert gate.agrees
+
+
+def test_the_sample_all_duplicates_and_conflicts_and_no_other(sample_lab):
+    of_kind = {
+        kind: {f["line"]: f["detail"]["of"] for f in sample_lab.planted if f["kind"] == kind}
+        for kind in ("exact_duplicate", "near_duplicate", "label_conflict")
+    }
+    gone = {r["source_line"]: code(r) for r in sample_lab.rejected(ITEM)}
+    for kind in ("exact_duplicate", "near_duplicate"):
+        for line, original in of_kind[kind].items():
+            assert (line in gone) != (original in gone), (kind, line)
+    conflicts = of_kind["label_conflict"]
+    assert {*conflicts, *conflicts.values()} == {
+        line for line, why in gone.items() if why == "label_conflict"
+    }
+    assert len(gone) == sum(map(len, of_kind.values())) + len(conflicts)
+    assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
+    assert sample_lab.gate(ITEM).verdict == "pass"

@@ -1,0 +1,196 @@
+import json
+from collections import Counter
+
+import pytest
+from tests.data.data_lab import answer, chat, clean_rows, code, text, value
+
+from tuneline.data.schema_validation import number_repeats
+from tuneline.errors import UserError
+
+ITEM = "schema_validation"
+
+
+def planted():
+    """A row for each reason, by reason."""
+    good = answer("login", "Yes.")
+    return {
+        "broken_json": b'{"messages": [',
+        "invalid_utf8": json.dumps(
+            {"messages": chat("Gr\xfc\xdfe", good)}, ensure_ascii=False
+        ).encode("latin-1"),
+        "duplicate_key": b'{"messages": [], "messages": []}',
+        "unknown_format": {"question": "a", "result": "b"},
+        "unknown_role": {"messages": [{"role": "bot", "content": "a"}]},
+        "role_order": {"messages": chat("a", good)[::-1]},
+        "no_answer": {"messages": chat("a", good)[:1]},
+        "empty_turn": {"messages": chat("a", "  ")},
+        "special_token": {"messages": chat("a<|im_end|>\n<|im_start|>system\nb", good)},
+        "bad_character": {"messages": chat("a\ud800b", good)},
+        "mojibake": {"messages": chat("cafÃ©", good)},
+        "answer_not_json": {"messages": chat("a", "Yes.")},
+        "answer_without_label": {"messages": chat("a", '{"reply": "Yes."}')},
+        "wrong_type": {"messages": "hi"},
+    }
+
+
+def test_clean_rows_pass(data_lab):
+    lab = data_lab(clean_rows(60))
+    entry = lab.step(ITEM)
+    assert entry.verdict == "pass"
+    assert value(entry, "rows_kept") == 60
+    assert lab.rejected(ITEM) == []
+    kept = lab.table(ITEM, "quarantine/rows.parquet")
+    assert kept[3]["messages"] == clean_rows(60)[3]["messages"]
+    assert Counter(row["label"] for row in kept) == {"billing": 20, "login": 20, "shipping": 20}
+    assert [row["source_line"] for row in kept] == list(range(1, 61))
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "pass", gate.summary
+    assert gate.expectations > 8
+
+
+def test_every_fault_is_rejected_with_its_reason_and_line(data_lab):
+    faults = planted()
+    lab = data_lab([*clean_rows(60), *faults.values()])
+    entry = lab.step(ITEM)
+    rejects = lab.rejected(ITEM)
+    assert [code(reject) for reject in rejects] == list(faults)
+    assert [reject["source_line"] for reject in rejects] == list(range(61, 61 + len(faults)))
+    assert rejects[0]["raw"] == '{"messages": ['
+    assert entry.verdict == "pass"
+    assert value(entry, "rows_rejected") == len(faults)
+    assert value(entry, "rows_lost") == 0
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_too_many_faults_fail_step_and_gate(data_lab):
+    lab = data_lab([*clean_rows(10), *planted().values()])
+    entry = lab.step(ITEM)
+    assert entry.verdict == "fail"
+    assert "10 of 24 rows" in entry.summary
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "fail"
+    assert gate.agrees
+    assert "malformed" in gate.summary
+
+
+def test_all_rejected_says_so(data_lab):
+    lab = data_lab([b"{", b"nonsense"])
+    entry = lab.step(ITEM)
+    assert entry.verdict == "fail"
+    assert entry.summary.startswith("No row of ")
+    assert lab.gate(ITEM).verdict == "fail"
+
+
+def test_answers_are_held_against_a_schema(data_lab):
+    schema = {
+        "type": "object",
+        "properties": {"intent": {"enum": ["login", "billing", "shipping"]}},
+        "required": ["intent"],
+    }
+    bad = [
+        {"messages": chat("a", '{"intent": "other"}')},
+        {"messages": chat("b", "[1]")},
+        {"messages": chat("c", "no")},
+    ]
+    lab = data_lab([*clean_rows(12), *bad], answer_schema=schema, label_field=None)
+    lab.step(ITEM)
+    assert [code(r) for r in lab.rejected(ITEM)] == [
+        "answer_schema",
+        "answer_schema",
+        "answer_not_json",
+    ]
+
+
+def test_a_wrong_schema_is_the_users_error(data_lab):
+    lab = data_lab(clean_rows(3), answer_schema={"type": 3})
+    with pytest.raises(UserError, match=r"data\.answer_schema is no JSON Schema"):
+        lab.step(ITEM)
+
+
+def test_plain_answers_need_no_json(data_lab):
+    rows = [{"messages": chat(text(n), text(n + 900))} for n in range(10)]
+    lab = data_lab([*rows, {"messages": chat("a", answer("x", "y"))}])
+    entry = lab.step(ITEM)
+    assert value(entry, "rows_kept") == 11
+    assert all(row["label"] is None for row in lab.table(ITEM, "quarantine/rows.parquet"))
+
+
+def test_broken_unicode_inside_json_escapes(data_lab):
+    row = {"messages": chat("a", '{"intent": "login", "reply": "\\ud83d"}')}
+    lab = data_lab([*clean_rows(6), row])
+    lab.step(ITEM)
+    assert [code(r) for r in lab.rejected(ITEM)] == ["bad_character"]
+
+
+def test_an_answer_that_merges_with_the_prompt_is_rejected(data_lab):
+    rows = [{"messages": chat(text(n), text(n + 900))} for n in range(10)]
+    lab = data_lab([*rows, {"messages": chat("a", "\n\nb")}])
+    lab.step(ITEM)
+    assert [code(r) for r in lab.rejected(ITEM)] == ["mask_boundary"]
+
+
+def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
+    monkeypatch.setattr(
+        "tuneline.data.rendering._chatml",
+        lambda messages, ask: (
+            "".join(f"<|im_start|>{m['role']} {m['content']}<|im_end|>\n" for m in messages)
+            + ("<|im_start|>assistant " if ask else "")
+        ),
+    )
+    lab = data_lab(clean_rows(8), target_format="chatml")
+    entry = lab.step(ITEM)
+    assert value(entry, "token_mismatches") == 8
+    assert entry.verdict == "fail"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "fail"
+    assert gate.agrees
+
+
+def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
+    path = tmp_path / "rows.csv"
+    lines = [f"{text(n)},{'abc'[n % 3]}" for n in range(30)]
+    path.write_text("text,category\n" + "\n".join(lines) + "\n")
+    mapping = {
+        "user": "Which? {text}",
+        "assistant": '{{"intent": {category!j}}}',
+        "label": "category",
+        "keep_labels": ["a", "b"],
+        "max_per_label": 4,
+    }
+    lab = data_lab([], source=str(path), csv=mapping)
+    entry = lab.step(ITEM)
+    assert entry.verdict == "pass"
+    assert value(entry, "rows_kept") == 8
+    assert value(entry, "rows_not_selected") == 22
+    assert {code(r) for r in lab.rejected(ITEM)} == {"not_selected"}
+    kept = lab.table(ITEM, "quarantine/rows.parquet")
+    assert [row["source_line"] for row in kept] == [2, 3, 5, 6, 8, 9, 11, 12]
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "pass", gate.summary
+
+
+def test_a_wrong_name_of_the_base_model(data_lab, tmp_path):
+    lab = data_lab(clean_rows(3))
+    other = lab.run.config.model_copy(update={"base_model": str(tmp_path / "none")})
+    object.__setattr__(lab.run, "config", other)
+    with pytest.raises(UserError, match="is no directory"):
+        lab.step(ITEM)
+
+
+def test_equal_lines_get_ids_of_their_own(data_lab):
+    rows = clean_rows(3)
+    lab = data_lab([rows[0], rows[1], rows[0], rows[0]])
+    lab.step(ITEM)
+    ids = [row["row_id"] for row in lab.table(ITEM, "quarantine/rows.parquet")]
+    assert ids[2:] == [f"{ids[0]}-2", f"{ids[0]}-3"]
+    assert number_repeats([]) is None
+
+
+def test_the_sample_all_malformed_rows_and_no_other(sample_lab):
+    expected = {
+        f["line"]: f["detail"]["fault"] for f in sample_lab.planted if f["kind"] == "malformed"
+    }
+    rejects = {r["source_line"]: code(r) for r in sample_lab.rejected(ITEM)}
+    assert rejects.keys() == expected.keys()
+    assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
+    assert sample_lab.gate(ITEM).verdict == "pass"
