@@ -83,13 +83,13 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "title": "Approval before release",
         },
         "reason": {
-            "type": "string",
+            "type": ["string", "null"],
             "default": "",
             "title": "Reason",
             "description": "Why this run is started; it goes into the manifest.",
         },
         "overrides": {
-            "type": "string",
+            "type": ["string", "null"],
             "default": "",
             "format": "multiline",
             "title": "Overrides (YAML)",
