@@ -146,9 +146,9 @@ def test_up_serves_the_release_behind_the_gateway(released, running):
 
 def test_a_planted_fault_is_a_red_gate_and_nothing_after_it_runs(client, sample, tmp_path):
     """More malformed rows than the limit allows: the schema gate has to stop the run."""
-    rows = sample.read_text().splitlines(keepends=True)
+    rows = sample.read_bytes().splitlines(keepends=True)
     broken = tmp_path / "broken.jsonl"
-    broken.write_text("".join(rows[:40]) + '{"messages": "none"}\n' * 60)
+    broken.write_bytes(b"".join(rows[:40]) + b'{"messages": "none"}\n' * 60)
     run = trigger(client, "planted", broken, TINY)
     state, tasks, failures = finish(run, 300)
     assert state == "failed"
