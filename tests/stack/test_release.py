@@ -5,10 +5,10 @@ import pytest
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import KeyRing
+from tuneline.serving.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import Stack
-from tuneline.stack.release import newest_release
 from tuneline.store import open_store
 
 ROOT = release.Path(__file__).parents[2]

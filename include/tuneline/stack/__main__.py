@@ -7,6 +7,7 @@ import sys
 import time
 
 from tuneline.errors import EXIT_OK, TunelineError
+from tuneline.serving.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo
@@ -45,7 +46,7 @@ def _up(arguments: argparse.Namespace) -> int:
     with stack.changing():
         try:
             stack.up()
-            newest = release.newest_release(open_store(stack.layout.store))
+            newest = newest_release(open_store(stack.layout.store))
             if newest is None:
                 say("no model is released yet, so there is no gateway; `make demo` makes one")
             else:

@@ -16,6 +16,7 @@ from tuneline.config import merge, read_yaml
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_source, config_from_fields
 from tuneline.run import Run
+from tuneline.serving.released import newest_release
 from tuneline.stack import airflow, locks, release, timings
 from tuneline.stack.follow import DagRun, follow
 from tuneline.stack.layout import Layout
@@ -139,7 +140,7 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
 
 def _chat(stack: Stack, run: Run, say: Say) -> None:
     """Serve the released model and ask it something it was not trained on."""
-    newest = release.newest_release(open_store(stack.layout.store))
+    newest = newest_release(open_store(stack.layout.store))
     if newest is None:
         raise TunelineError("the run ended well, but the store holds no released model")
     with stack.changing():

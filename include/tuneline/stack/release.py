@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,18 @@ import yaml
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.released import Release, fetch_weights
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.lifecycle import ENGINE, GATEWAY, Say, Stack
 from tuneline.stack.ports import pick_free, require_free
 from tuneline.stack.processes import Service
-from tuneline.store import NotThere, Store, open_store
+from tuneline.store import open_store
 
-WEIGHTS = "model.gguf"
 _KEY_NAME = "demo"
-_POINTER = "production.json"
 # A laptop's model is up in seconds; a large one reads gigabytes first.
 _ENGINE_SECONDS = 600
 _PARALLEL = 2
-
-
-@dataclass(frozen=True)
-class Release:
-    """A released model version."""
-
-    name: str
-    version: str
-    released_at: str
-
-
-def newest_release(store: Store) -> Release | None:
-    """The model released last, None when there is none."""
-    found = []
-    for key in store.keys("models"):
-        if key.endswith(f"/{_POINTER}") and key.count("/") == 2:
-            pointer = json.loads(store.get_bytes(key))
-            found.append(Release(pointer["name"], pointer["version"], pointer["released_at"]))
-    return max(found, key=lambda release: release.released_at, default=None)
 
 
 def serve(stack: Stack, release: Release, say: Say) -> None:
@@ -61,7 +40,7 @@ def serve(stack: Stack, release: Release, say: Say) -> None:
     for name in (GATEWAY, ENGINE):
         stack.table.stop(name)
     require_free(layout.gateway_port, "the gateway", "TUNELINE_GATEWAY_PORT")
-    weights = _fetch(layout, release)
+    weights = fetch_weights(open_store(layout.store), release, _folder(layout))
     say(f"starting the engine on {release.name} {release.version} …")
     port = _start_engine(stack, release, weights)
     _start_gateway(stack, release, port)
@@ -111,26 +90,6 @@ def curl_line(layout: Layout, body: dict[str, Any]) -> str:
 def _serves(stack: Stack, release: Release) -> bool:
     ready = all(stack.table.find(name) for name in (ENGINE, GATEWAY))
     return ready and stack.table.notes(GATEWAY).get("version") == release.version
-
-
-def _fetch(layout: Layout, release: Release) -> Path:
-    """Bring the weights onto this machine, checked against the manifest."""
-    store = open_store(layout.store)
-    prefix = f"models/{release.name}/{release.version}"
-    manifest = json.loads(store.get_bytes(f"{prefix}/manifest.json"))
-    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
-    if WEIGHTS not in hashes:
-        raise TunelineError(
-            f"{release.name} {release.version} holds no {WEIGHTS}, which is what this machine "
-            "can serve; deploy it with the engine it was built for"
-        )
-    target = _folder(layout) / release.name / release.version / WEIGHTS
-    if not target.exists():
-        try:
-            store.get_file(f"{prefix}/{WEIGHTS}", target, sha256=hashes[WEIGHTS])
-        except NotThere as error:
-            raise TunelineError(f"the release is incomplete: {error}") from None
-    return target
 
 
 def _start_engine(stack: Stack, release: Release, weights: Path) -> int:
