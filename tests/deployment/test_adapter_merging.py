@@ -69,7 +69,7 @@ def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_
     (other / "tokenizer.json").write_text(json.dumps(document))
     wrong = export_gguf(other, tmp_path / "other.gguf").path
     lab = exported_lab({"candidate.gguf": wrong})
-    from tests.tiny_model import task_rows
+    from tests.tiny_task import task_rows
 
     rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
     for row in rows[:5]:

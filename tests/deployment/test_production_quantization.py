@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.tiny_model import task_rows
+from tests.tiny_task import task_rows
 
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.run_lab import Lab
-from tests.tiny_model import task_rows
+from tests.tiny_task import task_rows
 
 
 @pytest.fixture

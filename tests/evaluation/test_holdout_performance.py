@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.tiny_model import task_rows
+from tests.tiny_task import task_rows
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation import holdout_performance

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.tiny_model import task_rows
+from tests.tiny_task import task_rows
 
 from tuneline.errors import UserError
 from tuneline.evaluation import latency_benchmark
