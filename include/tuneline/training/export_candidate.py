@@ -1,0 +1,114 @@
+"""Helper step export_candidate: merge the adapter and write the bytes that can be served.
+
+The adapter is merged into the unquantised base in float32, also after QLoRA:
+merging into 4-bit weights loses quality (peft#2321, transformers#31293). The
+merged weights are rounded to f16 once; the GGUF is made from those same values,
+so that both files are one model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import TunelineError
+from tuneline.evidence import Record, measure
+from tuneline.run import StepContext
+from tuneline.training.base_weights import load_adapter, load_unquantised
+from tuneline.training.compute import load_torch, training_threads
+
+
+def merge(base: Path, adapter: Path) -> Any:
+    """Merge an adapter into the unquantised base, in float32.
+
+    Returns:
+        The plain model.
+
+    Raises:
+        TunelineError: a merged weight is not a number.
+    """
+    tuned = load_adapter(load_unquantised(base), adapter)
+    try:
+        return tuned.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise TunelineError(f"the merged weights are broken: {error}") from None
+
+
+def to_half(model: Any) -> float:
+    """Round a model's weights to f16 in place.
+
+    Returns:
+        The largest absolute change of a weight.
+
+    Raises:
+        TunelineError: a weight lies beyond what f16 can hold.
+    """
+    import torch
+
+    largest = 0.0
+    for name, parameter in model.named_parameters():
+        half = parameter.data.to(torch.float16)
+        if not bool(torch.isfinite(half).all()):
+            raise TunelineError(f"{name} holds values beyond f16's range; export it in bf16")
+        largest = max(largest, float((half.float() - parameter.data).abs().max()))
+        parameter.data = half
+    model.config.dtype = torch.float16
+    return largest
+
+
+def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None:
+    """Write a model directory that stands alone: weights, tokenizer, chat template.
+
+    Args:
+        model: plain, in f16.
+        tokenizer: of the base.
+        template: the chat template that rows were rendered with.
+        folder: the directory.
+    """
+    model.config.use_cache = True
+    # The local path it was loaded from is nobody's business.
+    model.config._name_or_path = ""
+    model.save_pretrained(str(folder))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(folder))
+
+
+def run(ctx: StepContext) -> Record:
+    """Merge and export; writes `merged/`, `candidate.gguf` and `adapter.gguf`."""
+    adapter = ctx.input_dir("train", "adapter")
+    load_torch(training_threads(ctx.config.training))
+    from tuneline.data.rendering import chat_template
+    from tuneline.deployment.gguf_export import export_gguf
+    from tuneline.deployment.gguf_lora import export_lora_gguf
+    from tuneline.models import load_tokenizer, resolve
+
+    base = resolve(ctx.config.base_model, log=ctx.log)
+    ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
+    ctx.log("merging the adapter into the unquantised base in float32")
+    model = merge(base.path, adapter)
+    rounding = to_half(model)
+    tokenizer = load_tokenizer(base.path)
+    merged = ctx.out / "merged"
+    template = chat_template(tokenizer, ctx.config.data.target_format)
+    save_merged(model, tokenizer, template, merged)
+    del model
+    ctx.log("writing the GGUF files")
+    candidate = export_gguf(merged, ctx.out / "candidate.gguf", "f16")
+    files = "merged/ and candidate.gguf"
+    measurements = [
+        measure("rounding_to_f16", rounding, "absolute"),
+        measure("gguf_rounded_values", candidate.rounded_values, "values"),
+        measure("candidate_bytes", candidate.bytes, "bytes"),
+        measure("parameters", candidate.parameters, "parameters"),
+    ]
+    if json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"):
+        ctx.log("llama.cpp has no DoRA adapters: adapter.gguf is not written")
+    else:
+        exported = export_lora_gguf(adapter, base.path, ctx.out / "adapter.gguf")
+        measurements.append(measure("adapter_bytes", exported.bytes, "bytes"))
+        files += ", adapter.gguf"
+    return ctx.record(
+        f"merged in float32, rounded to f16 (largest change {rounding:.1e}); {files} written",
+        measurements,
+    )
