@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -26,6 +27,9 @@ def main() -> int:
     parser.add_argument("--data", default="", help="dataset of the demo; a sample without it")
     parser.add_argument("--config", default="", help="YAML file of settings for the demo")
     arguments = parser.parse_args()
+    # Being told to end, or losing the terminal, stops what Ctrl-C stops.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         return _COMMANDS[arguments.command](arguments)
     except TunelineError as error:

@@ -24,6 +24,8 @@ import sys
 if "scheduler" in sys.argv:
     import airflow.providers.cncf.kubernetes.operators.pod
     import airflow.providers.standard.operators.hitl
+    import great_expectations
+    import tuneline.data.gates
     import tuneline.verdicts
 '''
 

@@ -19,6 +19,9 @@ _POLL_SECONDS = 1.0
 # A task that takes long shall not look like one that hangs.
 _STILL_SECONDS = 60.0
 
+# How the operator marks a line of the pod's log.
+_POD_LOG = "[base] "
+
 _ITEM_IDS = {item.id for item in ITEMS}
 
 Task = dict[str, Any]
@@ -68,8 +71,15 @@ class DagRun:
         if not details:
             return f"failed; its log in the UI says why ({task['task_id']})"
         lines = str(details[-1][0]["exc_value"]).splitlines()
+        if not lines[0].startswith("Pod "):
+            return lines[0]
         # A pod's failure names the pod first, then the reason that it left.
-        return lines[1] if len(lines) > 1 and lines[0].startswith("Pod ") else lines[0]
+        if len(lines) > 1:
+            return lines[1]
+        # A step that broke without a reason said its last words in its log.
+        events = [str(entry.get("event", "")) for entry in entries]
+        said = [event.removeprefix(_POD_LOG) for event in events if event.startswith(_POD_LOG)]
+        return said[-1].strip() if said else lines[0]
 
     def stop(self) -> None:
         """End it: its tasks are killed and their pods deleted."""

@@ -31,8 +31,8 @@ def breakdown(
     Returns:
         The document that `timings.json` holds; all times in seconds.
     """
-    # A skipped task has dates as well, but no process ever ran it.
-    ran = [t for t in tasks if t["start_date"] and t["end_date"] and t["state"] != "skipped"]
+    # Tasks that were skipped or not reached have dates as well, but no process ever ran them.
+    ran = [t for t in tasks if t["state"] in ("success", "failed") and t["start_date"]]
     rows = [_row(task, run) for task in ran]
     rows.sort(key=lambda row: str(row["start"]))
     wall = 0.0
