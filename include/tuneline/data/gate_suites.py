@@ -236,7 +236,7 @@ def _distribution_balancing(given: GateInput) -> list[Suite]:
         shares = [
             between("smallest_class", data.min_rows_per_class, None, severity="warning"),
             between("effective_over_least", 0, None, severity="warning"),
-            between("largest_over_median", None, figures["largest_allowed"], severity="warning"),
+            between("largest_over_typical", None, figures["largest_allowed"], severity="warning"),
             Rule("ExpectTableRowCountToEqual", {"value": 1}),
         ]
         if data.reference_shares:

@@ -99,6 +99,8 @@ class Recogniser:
         self._entities = frozenset(entities)
         self._allow = frozenset(text.casefold() for text in allow)
         self._common = common
+        self._ordinary = [*_not_names(), *common]
+        self._letters = {"".join(sorted(word)) for word in self._ordinary if len(word) > 3}
 
     def find(self, texts: Sequence[str]) -> list[list[Hit]]:
         """Names and places of each text; hits may overlap."""
@@ -198,9 +200,13 @@ class Recogniser:
             return False
         if len(words) > 1 or words[0] in given:
             return True
-        # A single unknown word: a slip of the keyboard ("Wednedsay") is no name.
-        slip = get_close_matches(words[0], [*_not_names(), *self._common], n=1, cutoff=0.85)
-        return not retitled and not slip
+        return not retitled and not self._is_slip(words[0])
+
+    def _is_slip(self, word: str) -> bool:
+        """Whether a word is an ordinary one with a slip of the keyboard ("Pelase", "Mondday")."""
+        return "".join(sorted(word)) in self._letters or bool(
+            get_close_matches(word, self._ordinary, n=1, cutoff=0.85)
+        )
 
 
 def load_model(package: str) -> Any:

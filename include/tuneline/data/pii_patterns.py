@@ -116,7 +116,9 @@ _PHONE_US = re.compile(
     + r"(?![\w-]|\.\d)",
     re.IGNORECASE,
 )
-_PHONE_NATIONAL = re.compile(r"(?<![\w.,-])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])")
+_PHONE_NATIONAL = re.compile(
+    r"(?<![\w.,-])(?<!\d )\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
+)
 _PHONE_NAMED = re.compile(
     r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)", re.I
 )

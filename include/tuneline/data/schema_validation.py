@@ -33,6 +33,7 @@ from tuneline.data.tables import (
 )
 from tuneline.data.turn_checks import (
     ALPACA_MARKERS,
+    ROLES,
     TEMPLATE_MARKERS,
     check_empty,
     check_injection,
@@ -302,12 +303,20 @@ def _write(outcomes: Sequence[Outcome], out: Path, quarantine: Path) -> None:
             "malformed": [int(o.code not in ("", NOT_SELECTED)) for o in outcomes],
             "selected": [o.code != NOT_SELECTED for o in outcomes],
             "turns": [len(o.messages) for o in outcomes],
-            "last_role": [o.messages[-1]["role"] if o.messages else None for o in outcomes],
+            "last_role": [_last_role(o.messages) for o in outcomes],
             "tokens_equal": [o.tokens_equal for o in outcomes],
             "mask_exact": [o.mask_exact for o in outcomes],
             "has_label": [o.label is not None for o in outcomes],
         },
     )
+
+
+def _last_role(messages: Sequence[Message]) -> str | None:
+    """The last turn's role; what is no role is not repeated, since it may be any text."""
+    if not messages:
+        return None
+    role = messages[-1]["role"]
+    return role if role in ROLES else "unknown"
 
 
 def _conclude(

@@ -1,0 +1,156 @@
+import json
+
+import pandas as pd
+import pytest
+from tests.data.data_lab import clean_rows
+
+from tuneline.data import gates
+from tuneline.data.gate_suites import Rule, Suite, among, between
+from tuneline.data.gates import ORDER, run_gate
+from tuneline.data.tables import AUDIT
+from tuneline.errors import UserError
+from tuneline.evidence import Verdict
+from tuneline.items import ITEMS
+from tuneline.verdicts import status
+
+
+@pytest.fixture
+def lab(data_lab):
+    return data_lab(clean_rows(60))
+
+
+def rewrite(lab, item, change, name=AUDIT):
+    """Change a stored table and the hash that the evidence gives for it."""
+    entry = lab.run.find_evidence(item)
+    refs = []
+    for ref in entry.artifacts:
+        if ref.name == name:
+            path = lab.lab.root / "rewritten.parquet"
+            lab.run.store.get_file(lab.run.store.key_of(ref.uri), path)
+            change(pd.read_parquet(path)).to_parquet(path)
+            new = lab.run.store.put_file(lab.run.store.key_of(ref.uri), path)
+            ref = ref.model_copy(update={"sha256": new.sha256})
+        refs.append(ref)
+    from tuneline.evidence import dump
+
+    key = lab.run.step_key(item, "evidence.json")
+    lab.run.store.put_bytes(key, dump(entry.model_copy(update={"artifacts": refs})))
+
+
+def test_every_data_item_has_a_gate():
+    assert set(ORDER) == {item.id for item in ITEMS if item.phase == "data"}
+
+
+def test_a_gate_leaves_its_verdict_and_its_docs(lab):
+    lab.step("schema_validation")
+    result = lab.gate("schema_validation")
+    key = lab.run.step_key("schema_validation", "gate.json")
+    document = json.loads(lab.run.store.get_bytes(key))
+    assert document["verdict"] == result.verdict == "pass"
+    assert document["agrees"] is True
+    page = lab.run.store.get_bytes(lab.run.store.key_of(result.docs)).decode()
+    assert "schema_validation" in page
+    assert status(lab.run, "schema_validation").verdict == "pass"
+
+
+def test_only_data_items_that_were_run(lab):
+    with pytest.raises(UserError, match="lineage has no gate"):
+        run_gate(lab.run, "lineage")
+    with pytest.raises(UserError, match="schema_validation has not been run"):
+        lab.gate("schema_validation")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.iloc[:0], "has no rows"),
+        (lambda t: t.drop(columns=["tokens_equal"]), "lacks the columns tokens_equal"),
+        (lambda t: t.iloc[1:], "row count to equal"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "unique"),
+        (lambda t: t.assign(kept=[False, *t["kept"][1:]]), "1 rows left by the audit table"),
+        (lambda t: t.assign(tokens_equal=None), "kept_tokens_equal"),
+        (lambda t: t.assign(last_role="user"), "kept_last_role"),
+    ],
+)
+def test_a_table_that_is_not_what_the_step_says_fails(lab, change, words):
+    lab.step("schema_validation")
+    rewrite(lab, "schema_validation", change)
+    gate = lab.gate("schema_validation")
+    assert gate.verdict == "fail"
+    assert not gate.agrees
+    assert words in gate.summary
+    assert status(lab.run, "schema_validation").verdict == "fail"
+
+
+def test_rows_that_vanish_between_two_steps(lab):
+    lab.upto("pii_scrubbing")
+    rewrite(lab, "pii_scrubbing", lambda t: t.iloc[2:])
+    gate = lab.gate("pii_scrubbing")
+    assert gate.verdict == "fail"
+    assert "missing_rows" in gate.summary
+    rewrite(lab, "pii_scrubbing", lambda t: t.assign(row_id=["new", *t["row_id"][1:]]))
+    assert "came_in" in lab.gate("pii_scrubbing").summary
+
+
+def test_missing_canaries_fail(lab):
+    lab.upto("pii_scrubbing")
+    rewrite(
+        lab,
+        "pii_scrubbing",
+        lambda t: t[t["entity"] != "CREDIT_CARD"],
+        name="canaries.parquet",
+    )
+    assert "pii_canaries" in lab.gate("pii_scrubbing").summary
+
+
+def test_a_step_that_says_pass_where_its_table_says_fail(lab):
+    lab.upto("deduplication")
+    rewrite(lab, "deduplication", lambda t: t.assign(cross_similarity=0.95))
+    gate = lab.gate("deduplication")
+    assert (gate.verdict, gate.step_verdict, gate.agrees) == ("fail", "pass", False)
+    assert "the step says pass, its audit table says fail" in gate.summary
+
+
+def validate(tmp_path, *suites):
+    return gates._validate(suites, tmp_path / "gx", [])
+
+
+def test_no_suite_is_no_success(tmp_path):
+    assert validate(tmp_path)[0] == Verdict.FAIL
+    empty = Suite(
+        "empty", pd.DataFrame({"a": []}), [Rule("ExpectTableRowCountToBeBetween", {"min_value": 1})]
+    )
+    verdict, failures, count = validate(tmp_path, empty)
+    assert (verdict, count) == (Verdict.FAIL, 1)
+    assert failures == ["empty: table row count to be between (min_value 1): 0"]
+
+
+def test_an_expectation_that_cannot_run_fails(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2]})
+    verdict, failures, _ = validate(tmp_path, Suite("s", frame, [between("gone", 0, 1)]))
+    assert verdict == Verdict.FAIL
+    assert "could not be computed" in failures[0]
+
+
+def test_a_broken_warning_only_warns(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "b": [True, None]})
+    rules = [between("a", 0, 1, severity="warning"), among("b", True)]
+    verdict, failures, count = validate(tmp_path, Suite("s", frame, rules))
+    assert (verdict, count, len(failures)) == (Verdict.WARN, 2, 1)
+
+
+def test_an_expectation_lost_on_the_way_to_disk_is_noticed(tmp_path, monkeypatch):
+    import great_expectations as gx
+
+    kept = gx.ExpectationSuite.__init__
+
+    def lose_one(self, *args, expectations=None, **kwargs):
+        kept(self, *args, expectations=(expectations or [])[:-1], **kwargs)
+
+    monkeypatch.setattr(gx.ExpectationSuite, "__init__", lose_one)
+    frame = pd.DataFrame({"a": [1, 2]})
+    verdict, failures, _ = validate(
+        tmp_path, Suite("s", frame, [between("a", 0, 5), among("a", 1, 2)])
+    )
+    assert verdict == Verdict.FAIL
+    assert "of 2 expectations ran" in failures[-1]

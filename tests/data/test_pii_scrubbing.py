@@ -1,0 +1,200 @@
+import json
+from collections import Counter
+
+import pytest
+from tests.data.data_lab import answer, chat, clean_rows, text, value
+
+from tuneline.config import DataConfig
+from tuneline.data.pii_canaries import FORMS, leaks, make_canaries
+from tuneline.data.pii_profiles import PROFILES, recognised, uncovered_languages
+from tuneline.data.pii_scrubbing import Scrubber, leaked_canaries, make_scrubber, residual_hits
+
+ITEM = "pii_scrubbing"
+CARD = "4111 1111 1111 1111"
+
+
+def scrub(*messages, **settings):
+    return Scrubber(None, label_field="intent", **settings).scrub(["key"], [list(messages)])[0]
+
+
+@pytest.fixture(scope="module")
+def named():
+    return make_scrubber(DataConfig(source="rows.jsonl"), [])
+
+
+def test_clean_rows_stay_as_they_are(data_lab):
+    lab = data_lab(clean_rows(40))
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "pass"
+    assert value(entry, "rows_changed") == 0
+    before = lab.table("schema_validation", "quarantine/rows.parquet")
+    after = lab.table(ITEM, "rows.parquet")
+    assert [r["messages"] for r in after] == [r["messages"] for r in before]
+    assert all(r["raw"] == "" for r in after), "no unscrubbed text outside quarantine"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "pass", gate.summary
+
+
+def test_planted_data_is_replaced_and_counted(data_lab):
+    rows = clean_rows(40)
+    rows[5] = {"messages": chat(f"{text(5)}, my card is {CARD}", answer("login", f"So {CARD}?"))}
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    assert value(entry, "found_CREDIT_CARD") == 2
+    assert value(entry, "rows_changed") == 1
+    (row,) = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 6]
+    assert CARD not in json.dumps(row)
+    user, assistant = (m["content"] for m in row["messages"])
+    stand_in = row["stand_ins"][0]
+    shown = user[stand_in["start"] : stand_in["end"]]
+    assert stand_in["entity"] == "CREDIT_CARD"
+    assert json.loads(assistant) == {"intent": "login", "reply": f"So {shown}?"}
+    assert entry.verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypatch):
+    monkeypatch.setattr("tuneline.data.pii_patterns.is_card", lambda text: False)
+    lab = data_lab(clean_rows(20))
+    entry = lab.upto(ITEM)
+    assert value(entry, "leak_CREDIT_CARD") > 0.5
+    assert entry.verdict == "fail"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "fail"
+    assert gate.agrees
+    assert "excess_demanded" in gate.summary
+
+
+def test_what_no_profile_demands_only_warns(data_lab, monkeypatch):
+    monkeypatch.setattr("tuneline.data.pii_patterns.is_ssn", lambda text: False)
+    lab = data_lab(clean_rows(20))
+    assert lab.upto(ITEM).verdict == "warn"
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("warn", True)
+
+
+def test_names_are_demanded_by_gdpr_and_missed_without_a_recogniser(data_lab):
+    lab = data_lab(clean_rows(20), pii_profile=["gdpr"], pii_max_leak_ner=0.1)
+    entry = lab.upto(ITEM)
+    assert value(entry, "leak_PERSON") > 0.1
+    assert entry.verdict == "fail"
+    assert lab.gate(ITEM).verdict == "fail"
+
+
+def test_an_uncovered_language_fails(data_lab):
+    lab = data_lab(clean_rows(20), pii_languages=["en", "fi"])
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "fail"
+    assert "Not covered: fi" in entry.summary
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("fail", True)
+    assert uncovered_languages(["en"]) == []
+
+
+def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab):
+    rows = clean_rows(20)
+    rows[3] = {"messages": chat(text(3), json.dumps({"intent": "login", "anna@mail.com": "x"}))}
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    (reject,) = lab.rejected(ITEM)
+    assert reject["reason"].startswith("residual_pii")
+    assert reject["source_line"] == 4
+    assert "anna@mail.com" in reject["raw"]
+    assert value(entry, "residual_pattern_hits") == 0
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_json_answers_stay_json():
+    reply = answer("login", f'He said "{CARD}" \\ and anna@mail.com')
+    scrubbed = scrub(*chat("hi", reply)).messages[1]["content"]
+    document = json.loads(scrubbed)
+    assert document["intent"] == "login"
+    assert document["reply"].startswith('He said "4000 ')
+    assert "anna" not in scrubbed
+
+
+def test_numbers_in_json_are_looked_at():
+    scrubbed = scrub(*chat("hi", json.dumps({"card": 4111111111111111, "n": 5})))
+    document = json.loads(scrubbed.messages[1]["content"])
+    assert document["n"] == 5
+    assert str(document["card"]).startswith("4000")
+
+
+def test_labels_are_left_alone():
+    reply = json.dumps({"intent": "12 Maple Street", "reply": "ok"})
+    assert scrub(*chat("hi", reply)).messages[1]["content"] == reply
+
+
+def test_the_allow_list():
+    messages = chat("write to help@shop.com or anna@mail.com", "ok")
+    text = scrub(*messages, allow=["Help@shop.com"]).messages[0]["content"]
+    assert "help@shop.com" in text
+    assert "anna" not in text
+
+
+def test_scrubbing_twice_changes_nothing():
+    once = scrub(*chat(f"{CARD}, anna@mail.com, 212-555-0104, 203.0.113.9", "ok"))
+    values = [
+        m["content"][s.start : s.end] for s in once.stand_ins for m in [once.messages[s.turn]]
+    ]
+    assert len(values) == 4
+    assert residual_hits(once.messages, values) == 0
+    assert residual_hits(once.messages, []) > 0
+
+
+def test_people_get_one_stand_in_everywhere(named):
+    messages = chat(
+        "Hello, my name is Hannah Murphy. HANNAH MURPHY, yes.",
+        answer("login", "Dear Hannah, we wrote to Hannah Murphy."),
+    )
+    scrubbed = named.scrub(["key"], [messages])[0]
+    user, reply = (m["content"] for m in scrubbed.messages)
+    full = user.removeprefix("Hello, my name is ").split(".")[0]
+    assert full.upper() in user
+    assert json.loads(reply)["reply"] == f"Dear {full.split()[0]}, we wrote to {full}."
+
+
+def test_a_shared_system_prompt_stays_the_same_in_every_row(named):
+    system = "You are Anna of Acme. Give 212-555-0104 when asked for a number."
+    batch = [chat(text(n), "ok", system) for n in range(30)]
+    results = named.scrub([str(n) for n in range(30)], batch)
+    assert len({r.messages[0]["content"] for r in results}) == 1
+
+
+def test_canaries_are_many_and_the_same_each_time():
+    canaries = make_canaries(("CREDIT_CARD", "PERSON"), 7)
+    assert canaries == make_canaries(("CREDIT_CARD", "PERSON"), 7)
+    assert Counter(c.form for c in canaries) == dict.fromkeys(FORMS, 16)
+    assert all(c.value in c.text and leaks(c, c.text) for c in canaries)
+    assert not leaks(canaries[0], canaries[0].text.replace(canaries[0].value, "x"))
+
+
+def test_names_leak_less_than_their_limit(named):
+    for seed in (1, 2):
+        canaries = make_canaries(("PERSON",), seed)
+        leaked = leaked_canaries(named, canaries)
+        assert sum(leaked) <= 0.4 * len(canaries)
+
+
+def test_profiles():
+    assert recognised(["gdpr"]) == ("PERSON",)
+    assert recognised(["gdpr", "hipaa"]) == ("PERSON", "LOCATION")
+    assert recognised(["pci"]) == ()
+    assert PROFILES["pci"] < PROFILES["gdpr"]
+
+
+def test_the_sample_every_planted_value_is_gone_and_nothing_else_touched(sample_lab):
+    planted = {f["line"]: f["detail"]["entities"] for f in sample_lab.planted if f["kind"] == "pii"}
+    before = {
+        r["source_line"]: r
+        for r in sample_lab.table("schema_validation", "quarantine/rows.parquet")
+    }
+    after = {r["source_line"]: r for r in sample_lab.table(ITEM, "rows.parquet")}
+    for line, entities in planted.items():
+        shown = json.dumps(after[line]["messages"], ensure_ascii=False).casefold()
+        for entity in entities:
+            assert entity["text"].casefold() not in shown
+    changed = {line for line, row in after.items() if row["messages"] != before[line]["messages"]}
+    assert changed == set(planted)
+    assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
+    assert sample_lab.gate(ITEM).verdict == "pass"

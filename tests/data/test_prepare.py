@@ -1,0 +1,274 @@
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tests.data.data_lab import answer, chat, clean_rows, text, write_jsonl
+
+from tuneline.cli import main as cli
+from tuneline.data.prepare import prepare
+from tuneline.errors import UserError
+from tuneline.evidence import load_evidence
+from tuneline.items import ITEMS
+
+DATA_ITEMS = {item.id for item in ITEMS if item.phase == "data"}
+SETTINGS = "pii_ner: false\npii_profile: [pci]\nmax_tokens: 2048\n"
+
+
+@pytest.fixture
+def call(tmp_path, base_dir, monkeypatch):
+    """Runs prepare over rows (or a file) in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+
+    def run(rows, out="out", base=base_dir, config="config.yaml", name="rows.jsonl"):
+        if not isinstance(rows, str):
+            rows = write_jsonl(tmp_path / name, rows).name
+        return prepare(rows, str(base), Path(out), Path(config) if config else None)
+
+    return run
+
+
+def table(out, name):
+    return pq.read_table(Path(out) / name).to_pylist()
+
+
+def places(rows):
+    return {(r["source_file"], r["source_line"]) for r in rows}
+
+
+def check_conservation(out, lines):
+    kept = table(out, "dataset.parquet")
+    gone = table(out, "quarantine/rejected.parquet")
+    assert len(kept) + len(gone) == lines
+    assert places(kept).isdisjoint(places(gone))
+    assert {line for _, line in places(kept) | places(gone)} == set(range(1, lines + 1))
+    assert all(r["reason"] and r["item"] in DATA_ITEMS for r in gone)
+    return kept, gone
+
+
+def snapshot(out):
+    """The bytes of what prepare leaves, but for what tells the time."""
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in Path(out).rglob("*")
+        if path.suffix in (".parquet", ".png")
+    }
+
+
+def test_the_contract(call, capsys, tmp_path):
+    rows = [*clean_rows(120), b"{", {"messages": chat("a", "  ")}]
+    assert call(rows) == 0
+    kept, gone = check_conservation("out", 122)
+    assert list(kept[0]) == [
+        "row_id",
+        "messages",
+        "split",
+        "label",
+        "weight",
+        "n_tokens",
+        "source_file",
+        "source_line",
+    ]
+    assert list(gone[0]) == ["row_id", "item", "reason", "source_file", "source_line", "raw"]
+    assert kept[0]["source_file"] == "rows.jsonl"
+    assert [g["raw"] for g in gone] == ["{", json.dumps(rows[-1])]
+    assert {r["split"] for r in kept} == {"train", "validation", "holdout"}
+    for item in DATA_ITEMS:
+        raw = Path("out", item, "evidence.json").read_bytes()
+        evidence = load_evidence(raw, item)
+        assert evidence.verdict == "pass"
+        for ref in evidence.artifacts:
+            path = Path(ref.uri.removeprefix("file://"))
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == ref.sha256
+        gate = json.loads(Path("out", item, "gate.json").read_text())
+        assert Path(gate["docs"].removeprefix("file://")).is_file()
+    assert not list(Path("out").glob(".*"))
+    shown = capsys.readouterr().out
+    assert all(item in shown for item in DATA_ITEMS)
+
+
+def test_json_through_the_command_line(call, capsys, tmp_path, base_dir):
+    write_jsonl(tmp_path / "rows.jsonl", clean_rows(60))
+    arguments = ["data", "prepare", "--input", "rows.jsonl", "--base-model", str(base_dir)]
+    assert cli([*arguments, "--out", "out", "--config", "config.yaml", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["verdict"] == "pass"
+    assert {item["item"] for item in result["items"]} == DATA_ITEMS
+    assert result["dataset"]["rows"] == 60
+    assert cli([*arguments, "--out", "out", "--config", "none.yaml"]) == 2
+    assert "none.yaml does not exist" in capsys.readouterr().err
+
+
+def test_a_critical_failure_is_exit_code_1_with_everything_told(call):
+    rows = [*clean_rows(40), *([b"{"] * 40)]
+    assert call(rows) == 1
+    check_conservation("out", 80)
+    result = json.loads(Path("out/result.json").read_text())
+    assert result["verdict"] == "fail"
+
+
+def test_all_rejected(call, capsys):
+    assert call([b"{", b"nope", b"\xff"]) == 1
+    assert not Path("out/dataset.parquet").exists()
+    assert len(table("out", "quarantine/rejected.parquet")) == 3
+    evidence = load_evidence(Path("out/schema_validation/evidence.json").read_bytes(), "x")
+    assert evidence.verdict == "fail"
+    assert "No row of rows.jsonl can be trained on" in capsys.readouterr().out
+    assert not Path("out/pii_scrubbing").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ({"rows": "none.jsonl"}, "does not exist"),
+        ({"rows": "."}, "is a folder"),
+        ({"rows": "rows.txt"}, "unknown format"),
+        ({"base": "nowhere"}, "is no directory"),
+        ({"base": "ftp://x"}, "unknown scheme"),
+        ({"config": "none.yaml"}, "does not exist"),
+        ({"config": "wrong.yaml"}, "data.max_tokens"),
+        ({"config": "unknown.yaml"}, "there is no such setting"),
+        ({"out": "file"}, "is a file"),
+    ],
+)
+def test_wrong_usage_leaves_nothing(call, tmp_path, case, words):
+    (tmp_path / "rows.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "wrong.yaml").write_text("data: {max_tokens: many}")
+    (tmp_path / "unknown.yaml").write_text("data: {colour: red}")
+    with pytest.raises(UserError, match=words):
+        call(**{"rows": clean_rows(3), **case})
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_keeps_what_was_there(call):
+    assert call(clean_rows(60)) == 0
+    before = snapshot("out")
+    with pytest.raises(UserError):
+        call("none.jsonl")
+    assert snapshot("out") == before
+
+
+def test_again_and_in_another_order(call):
+    rows = clean_rows(120)
+    rows[7] = {"messages": chat(f"{text(7)} 4111 1111 1111 1111", answer("login", "Yes."))}
+    rows += rows[:3]
+    assert call(rows) == 0
+    first, version = snapshot("out"), json.loads(Path("out/final_audit/dataset.json").read_text())
+    assert call(rows) == 0
+    assert snapshot("out") == first
+    random.Random(4).shuffle(rows)
+    assert call(rows, out="other") == 0
+    assert json.loads(Path("other/final_audit/dataset.json").read_text()) == version
+
+
+def test_killed_half_way_then_run_again(call, base_dir, tmp_path):
+    assert call(clean_rows(60)) == 0
+    write_jsonl(tmp_path / "rows.jsonl", clean_rows(90))
+    command = [sys.executable, "-m", "tuneline.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "include")}
+    command = [
+        sys.executable,
+        "-c",
+        "from tuneline.cli import main; import sys; sys.exit(main(sys.argv[1:]))",
+        *["data", "prepare", "--input", "rows.jsonl", "--base-model", str(base_dir)],
+        *["--out", "out", "--config", "config.yaml"],
+    ]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("pii_scrubbing"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Path("out/dataset.parquet").exists(), "nothing may look done"
+    assert not Path("out/result.json").exists()
+    assert call(clean_rows(90)) == 0
+    done = snapshot("out")
+    assert len(table("out", "dataset.parquet")) == 90
+    assert call(clean_rows(90), out="fresh") == 0
+    assert snapshot("fresh") == done
+
+
+def test_two_at_once_are_refused(call):
+    import fcntl
+
+    Path("out").mkdir()
+    with Path("out/.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another call is writing"):
+            call(clean_rows(3))
+
+
+def fuzzed(count, seed):
+    """Lines of every kind of damage, and good ones between them."""
+    draw = random.Random(seed)
+    good = clean_rows(count)
+
+    def unicode_text():
+        return "".join(chr(draw.randrange(0x110000)) for _ in range(draw.randint(1, 40)))
+
+    def value(depth=0):
+        kinds = [
+            lambda: draw.choice([None, True, 1e308, -1, 10**40, "", "x"]),
+            unicode_text,
+            lambda: {unicode_text()[:5]: value(depth + 1) for _ in range(draw.randint(0, 3))},
+            lambda: [value(depth + 1) for _ in range(draw.randint(0, 3))],
+        ]
+        return draw.choice(kinds if depth < 4 else kinds[:2])()
+
+    def damaged(line):
+        data = bytearray(line)
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        return bytes(data)
+
+    def nested():
+        depth = draw.randint(10, 5000)
+        return b'{"messages": ' + b"[" * depth + b"]" * depth + b"}"
+
+    makers = [
+        lambda row: draw.randbytes(draw.randint(0, 200)),
+        lambda row: json.dumps(row).encode()[: draw.randint(0, 80)],
+        lambda row: damaged(json.dumps(row).encode()),
+        lambda row: nested(),
+        lambda row: b"\x00" * draw.randint(1, 20),
+        lambda row: json.dumps(value()).encode(),
+        lambda row: json.dumps({"messages": value()}).encode(),
+        lambda row: json.dumps({"messages": chat(unicode_text(), unicode_text())}).encode(),
+        lambda row: json.dumps(
+            {"messages": chat(unicode_text(), json.dumps({"intent": value()}))}
+        ).encode(),
+        lambda row: json.dumps({"messages": [{"role": value(), "content": value()}]}).encode(),
+        lambda row: json.dumps({"messages": chat("x " * 10_000, answer("login", "y"))}).encode(),
+        lambda row: json.dumps(value()).encode("utf-16"),
+    ]
+    lines = []
+    for n in range(count):
+        line = json.dumps(good[n]).encode()
+        if draw.random() < 0.5:
+            line = draw.choice(makers)(good[n])
+        lines.append(line.replace(b"\n", b" "))
+    return lines
+
+
+def test_fuzzed_rows_are_all_accounted_for(call):
+    started = time.monotonic()
+    lines = fuzzed(2000, 11)
+    assert call(lines) in (0, 1)
+    kept, gone = check_conservation("out", 2000)
+    assert len(kept) > 300
+    assert len(gone) > 600
+    by_line = {r["source_line"]: r for r in gone}
+    for number, line in enumerate(lines, 1):
+        if number in by_line:
+            raw = line.rstrip(b"\r").decode("utf-8", "backslashreplace")
+            assert by_line[number]["raw"] == raw
+    assert time.monotonic() - started < 120

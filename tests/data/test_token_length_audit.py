@@ -1,0 +1,118 @@
+import pytest
+from tests.data.data_lab import answer, chat, clean_rows, code, text, value
+
+from tuneline.data.rendering import Renderer
+from tuneline.data.token_length_audit import fit, split_at_turns
+from tuneline.errors import UserError
+from tuneline.models import load_tokenizer
+
+ITEM = "token_length_audit"
+
+
+@pytest.fixture(scope="module")
+def renderer(base_dir):
+    return Renderer(load_tokenizer(base_dir), "tokenizer")
+
+
+def long_row(words=400):
+    return {"messages": chat(text(77, words), answer("login", "Yes."))}
+
+
+def test_clean_rows_fit(data_lab):
+    lab = data_lab(clean_rows(120))
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "pass"
+    assert lab.rejected(ITEM) == []
+    rows = lab.table(ITEM, "rows.parquet")
+    assert max(r["n_tokens"] for r in rows) == value(entry, "tokens_max")
+    assert sum(r["n_tokens"] for r in rows) == value(entry, "tokens_total")
+    assert any(ref.name == "token_lengths.png" for ref in entry.artifacts)
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_long_rows_are_rejected_never_cut(data_lab):
+    lab = data_lab([*clean_rows(120), long_row()], max_tokens=400)
+    entry = lab.upto(ITEM)
+    (reject,) = lab.rejected(ITEM)
+    assert code(reject) == "too_long"
+    assert reject["source_line"] == 121
+    assert value(entry, "tokens_max") <= 400 < value(entry, "tokens_max_before")
+    assert entry.verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_too_many_long_rows_fail_step_and_gate(data_lab):
+    lab = data_lab(clean_rows(120), max_tokens=100)
+    entry = lab.upto(ITEM)
+    assert value(entry, "over_limit_share") > 0.05
+    assert entry.verdict == "fail"
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("fail", True)
+
+
+def test_the_models_own_context_is_a_limit_too(data_lab):
+    lab = data_lab([*clean_rows(120), long_row(3000)], max_tokens=100_000)
+    entry = lab.upto(ITEM)
+    assert value(entry, "limit") == 4096
+    assert len(lab.rejected(ITEM)) == 1
+
+
+def test_a_miscounted_row_is_seen_by_the_gate(data_lab, monkeypatch):
+    def blind(rows, limit, renderer, policy):
+        kept, left, lengths = fit(rows, 10**9, renderer, policy)
+        return kept, left, lengths
+
+    monkeypatch.setattr("tuneline.data.token_length_audit.fit", blind)
+    lab = data_lab([*clean_rows(120), long_row()], max_tokens=400)
+    assert lab.upto(ITEM).verdict == "fail"
+    gate = lab.gate(ITEM)
+    assert gate.verdict == "fail"
+    assert "kept_length" in gate.summary
+
+
+def conversation(exchanges):
+    turns = [{"role": "system", "content": "Be brief."}]
+    for n in range(exchanges):
+        turns += chat(text(n, 8), text(n + 50, 8))
+    return turns
+
+
+def test_conversations_are_split_at_user_turns(renderer):
+    messages = conversation(7)
+    one = renderer.count([renderer.text(messages[:3])])[0]
+    pieces = split_at_turns(messages, 3 * one, renderer)
+    assert len(pieces) > 1
+    assert all(piece[0] == messages[0] for piece in pieces)
+    assert [m for piece in pieces for m in piece[1:]] == messages[1:]
+    assert all(renderer.count([renderer.text(p)])[0] <= 3 * one for p in pieces)
+    assert split_at_turns(messages, one // 2, renderer) is None
+
+
+def test_pieces_keep_their_row_and_split(data_lab):
+    rows = [*clean_rows(120), {"messages": conversation(12)}]
+    lab = data_lab(rows, max_tokens=700, too_long="split", label_field=None)
+    entry = lab.upto("distribution_balancing")
+    pieces = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 121]
+    assert len(pieces) > 1
+    assert [p["row_id"].split("#")[1] for p in pieces] == [str(k) for k in range(len(pieces))]
+    assert len({p["split"] for p in pieces}) == 1
+    assert all(p["n_tokens"] <= 700 for p in pieces)
+    assert lab.rejected(ITEM) == []
+    assert value(lab.run.find_evidence(ITEM), "rows_split") == 1
+    assert entry.verdict == "not_applicable"
+    for item in (ITEM, "distribution_balancing"):
+        gate = lab.gate(item)
+        assert gate.verdict == "pass", gate.summary
+
+
+def test_no_rows_is_said(data_lab):
+    lab = data_lab([b"{"])
+    lab.step("schema_validation")
+    with pytest.raises(UserError, match="schema_validation kept no rows"):
+        lab.step("pii_scrubbing")
+
+
+def test_the_sample_all_over_long_rows_and_no_other(data_lab, sample_lab):
+    planted = {f["line"] for f in sample_lab.planted if f["kind"] == "over_long"}
+    assert {r["source_line"] for r in sample_lab.rejected(ITEM)} == planted
+    assert sample_lab.gate(ITEM).verdict == "pass"
