@@ -136,9 +136,7 @@ def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
         measure(
             "prediction_error", round(abs(error), 4), "share", "<=", MODEL_ERROR, on_breach="warn"
         ),
-        measure(
-            "loss_difference", accumulation["loss_difference"], "share", "<=", tolerance
-        ),
+        measure("loss_difference", accumulation["loss_difference"], "share", "<=", tolerance),
         measure(
             "gradient_difference", accumulation["gradient_difference"], "share", "<=", tolerance
         ),

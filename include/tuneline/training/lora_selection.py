@@ -63,9 +63,7 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
     return names
 
 
-def refuse_unservable(
-    training: TrainingConfig, deployment: DeploymentConfig
-) -> None:
+def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) -> None:
     """Refuse an adapter that the chosen engine can't load.
 
     Raises:
@@ -79,9 +77,7 @@ def refuse_unservable(
             "lower r or choose another deployment.engine"
         )
     if training.dora and engine not in DORA_ENGINES:
-        raise UserError(
-            f"training.dora: {engine} can't load a DoRA adapter; set dora to false"
-        )
+        raise UserError(f"training.dora: {engine} can't load a DoRA adapter; set dora to false")
 
 
 def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> str:

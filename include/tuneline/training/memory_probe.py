@@ -3,8 +3,8 @@
     python -m tuneline.training.memory_probe SPEC.json RESULT.json
 
 A fresh process has a clean peak. It predicts, then takes two optimiser steps of
-the real trainer, a short one (which makes the optimiser's state) and one on the
-longest rows of the dataset, reads the peak of its
+the real trainer, the first on the longest rows of the dataset (as training does),
+the second on short ones with the optimiser's state in place, reads the peak of its
 resident memory (of the GPU's, where there is one), and compares accumulated
 gradients with those of one large batch.
 """
@@ -82,7 +82,7 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
             eval_batch=spec["rows"],
         ),
         config=config,
-        rows=[ordered[-1]] * spec["rows"] + longest,
+        rows=longest + [ordered[-1]] * spec["rows"],
         validation=[],
     )
     trainer.train()
@@ -90,8 +90,8 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
     comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
     return result | {
         "measured": measured,
-        "step_seconds": trainer.clock.seconds,
-        "tokens_per_second": sum(len(r.ids) for r in longest) / trainer.clock.seconds,
+        "step_seconds": trainer.clock.first,
+        "tokens_per_second": sum(len(r.ids) for r in longest) / trainer.clock.first,
         "accumulation": asdict(comparison),
     }
 

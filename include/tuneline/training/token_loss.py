@@ -18,6 +18,10 @@ from typing import Any
 from tuneline.training.compute import Precision, autocast
 from tuneline.training.training_rows import IGNORED, EncodedRow, as_batch
 
+# Rows of one forward pass without gradients, during training and after it: another number pads
+# otherwise and rounds otherwise. Larger ones only pad more.
+EVAL_BATCH = 16
+
 # Settings by which some architectures scale or cap their logits; TRL's head knows them all.
 _LOGIT_SETTINGS = (
     "final_logit_softcapping logit_scale output_multiplier lm_head_multiplier logits_scaling"
@@ -126,9 +130,7 @@ def _ratio_error(
     count = len(sums)
     if count < 2:
         return 0.0
-    residuals = [
-        w * (s - mean * n) for s, n, w in zip(sums, targets, weights, strict=True)
-    ]
+    residuals = [w * (s - mean * n) for s, n, w in zip(sums, targets, weights, strict=True)]
     total = sum(w * n for w, n in zip(weights, targets, strict=True))
     return math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / total
 

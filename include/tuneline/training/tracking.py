@@ -68,7 +68,16 @@ def track(
     import wandb
 
     mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    run = _open(wandb, mode, project, name, run_id, settings, out, log)
+    run = _open(
+        wandb,
+        mode,
+        project=project,
+        name=name,
+        run_id=run_id,
+        settings=settings,
+        out=out,
+        log=log,
+    )
     mode = "offline" if run.settings.mode == "offline" else "online"
     directory = Path(run.dir).parent.resolve().relative_to(out.resolve()).as_posix()
     try:
@@ -85,6 +94,7 @@ def track(
 def _open(
     wandb: Any,
     mode: str,
+    *,
     project: str,
     name: str,
     run_id: str,

@@ -27,6 +27,7 @@ from tuneline.training.compute import device_of, load_torch
 from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
 from tuneline.training.loss_rules import Thresholds
 from tuneline.training.memory import GIB
+from tuneline.training.token_loss import EVAL_BATCH
 from tuneline.training.tracking import TrackedRun, track
 from tuneline.training.training_rows import (
     EncodedRow,
@@ -35,9 +36,6 @@ from tuneline.training.training_rows import (
     run_order,
     total_steps,
 )
-
-# Validation needs no gradients, so more rows fit in a forward pass; beyond this padding grows.
-_EVAL_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,6 @@ def ordered_rows(inputs: Inputs, steps: int, seed: int) -> list[EncodedRow]:
     order = run_order(
         [len(row.ids) for row in inputs.train],
         inputs.plan["effective_batch"],
-        inputs.plan["micro_batch"],
         steps,
         seed,
     )
@@ -151,9 +148,7 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
     from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
 
     config, plan = ctx.config.training, inputs.plan
-    steps = total_steps(
-        len(inputs.train), plan["effective_batch"], config.epochs, config.max_steps
-    )
+    steps = total_steps(len(inputs.train), plan["effective_batch"], config.epochs, config.max_steps)
     restored = ctx.scratch / "restored"
     live = LiveCheckpoints(ctx.run.store, ctx.run.key("work", "train"), inputs.settings)
     resumed = live.restore(restored)
@@ -163,9 +158,7 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
     keeper = KeepAdapters(evaluated, config.keep_checkpoints)
     watcher = StopOnTrip(Thresholds(config.spike_factor, config.overfit_ratio), ctx.log)
     saver = SaveLive(live, evaluated)
-    base = load_base(
-        inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"]
-    )
+    base = load_base(inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"])
     trainer = LabelledTokenTrainer(
         model=attach_lora(base, inputs.lora, ctx.config.base_model),
         tokenizer=inputs.tokenizer,
@@ -177,7 +170,7 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
             precision=plan["precision"],
             device=plan["device"],
             pad_id=pad_token(inputs.tokenizer),
-            eval_batch=_EVAL_BATCH,
+            eval_batch=EVAL_BATCH,
             eval_on_start=resumed is None,
             report_to=("wandb",) if tracked.tracker == "wandb" else (),
             run_name=ctx.run.run_id,

@@ -162,9 +162,7 @@ class SayProgress(TrainerCallback):
         if self._first is None:
             self._first = (state.global_step, time.monotonic())
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""
         if "eval_loss" in logs:
             self.log(

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from tuneline.config import TrainingConfig
 from tuneline.training.compute import Precision
@@ -51,10 +52,10 @@ class TrainerSettings:
 
 
 class StepClock(TrainerCallback):
-    """Takes the time of optimiser steps: the last one, and all of this process."""
+    """Takes the time of optimiser steps: the first, the last, and all of this process."""
 
     def __init__(self) -> None:
-        self.seconds = self.total = 0.0
+        self.first = self.seconds = self.total = 0.0
         self._started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -64,6 +65,7 @@ class StepClock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimiser has stepped."""
         self.seconds = time.monotonic() - self._started
+        self.first = self.first or self.seconds
         self.total += self.seconds
 
 
@@ -71,7 +73,7 @@ class LabelledTokenTrainer(SFTTrainer):
     """SFTTrainer whose loss and evaluation look at learned tokens only."""
 
     # `compute_loss` divides by the tokens of the whole step, so the trainer must not divide again.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # TRL's class says None only
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class LabelledTokenTrainer(SFTTrainer):
         # Our own progress lines say what this one would print.
         self.remove_callback(PrinterCallback)
         # TRL put its own head on the model; ours takes its place where it is the faster one.
-        add_labelled_head(self.model.get_base_model())
+        add_labelled_head(model.get_base_model())
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:

@@ -77,9 +77,7 @@ def encode_split(
                 f"{where}: {len(example.ids)} tokens, the training context is {max_tokens}; "
                 "run token_length_audit with the same data.max_tokens"
             )
-        encoded.append(
-            EncodedRow(row.row_id, tuple(example.ids), tuple(example.loss_mask), weight)
-        )
+        encoded.append(EncodedRow(row.row_id, tuple(example.ids), tuple(example.loss_mask), weight))
     return encoded
 
 
@@ -89,19 +87,17 @@ def total_steps(rows: int, effective_batch: int, epochs: float, max_steps: int |
     return min(steps, max_steps) if max_steps else max(1, steps)
 
 
-def run_order(
-    lengths: Sequence[int], effective_batch: int, micro_batch: int, steps: int, seed: int
-) -> list[int]:
+def run_order(lengths: Sequence[int], effective_batch: int, steps: int, seed: int) -> list[int]:
     """The order of rows over the whole run, rows of similar length together.
 
     Every pass over the rows is shuffled, a few batches at a time are sorted by length and cut
     into batches (so that padding is rare), and the batches shuffled again (so that length
-    does not follow a pattern in time).
+    does not follow a pattern in time). The longest batch of all comes first: what does not fit
+    in memory fails at once, and the heap never has to grow again.
 
     Args:
         lengths: tokens of each row.
         effective_batch: rows per optimiser step.
-        micro_batch: rows per forward pass; divides `effective_batch`.
         steps: optimiser steps.
         seed: of the order.
 
@@ -116,16 +112,16 @@ def run_order(
     while len(stream) < need:
         stream.extend(int(i) for i in rng.permutation(len(lengths)))
     stream = stream[:need]
-    order: list[int] = []
+    batches: list[list[int]] = []
     group = effective_batch * _GROUP_BATCHES
     for start in range(0, need, group):
-        # Descending, so that the largest batch of a group comes while memory is still whole.
         part = sorted(stream[start : start + group], key=lambda i: (-lengths[i], i))
-        batches = [part[i : i + effective_batch] for i in range(0, len(part), effective_batch)]
-        for index in rng.permutation(len(batches)):
-            order.extend(batches[int(index)])
-    assert len(order) == need and need % micro_batch == 0
-    return order
+        cut = [part[i : i + effective_batch] for i in range(0, len(part), effective_batch)]
+        batches.extend(cut[int(index)] for index in rng.permutation(len(cut)))
+    # Rows of a batch lie in descending length, so its first micro-batch is its longest.
+    longest = max(range(len(batches)), key=lambda b: sum(lengths[i] for i in batches[b]))
+    batches.insert(0, batches.pop(longest))
+    return [index for batch in batches for index in batch]
 
 
 def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
