@@ -229,7 +229,7 @@ def test_boilerplate_is_a_quarter_of_one_class_and_stands_out():
 def test_a_keyword_does_not_give_the_intent_away_but_the_sentence_does():
     """One word for each intent (best F1 on the training rows) against a linear classifier.
 
-    Measured for seed 7 on 350 training rows: keywords 40 %, words and word pairs 87 %.
+    Measured for seed 7 on 350 training rows: keywords 47 %, words and word pairs 97 %.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
