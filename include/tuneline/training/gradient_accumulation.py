@@ -30,7 +30,7 @@ MODEL_ERROR = 0.25
 # The check must see a normalisation per micro-batch this many times more clearly than rounding.
 POWER = 3.0
 
-Probe = Callable[[int], Mapping[str, Any]]
+Probe = Callable[[Sequence[int]], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,21 @@ def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -
 def largest_safe(sizes: Sequence[int], limit: int, probe: Probe) -> tuple[Attempt, list[Attempt]]:
     """Try micro-batches, largest first, until one is measured within the limit.
 
+    Args:
+        sizes: to try.
+        limit: bytes.
+        probe: predicts sizes until one should fit, and measures that one.
+
     Returns:
         The one taken (the smallest, when none fits) and all that were tried.
     """
-    tried = []
-    for size in sizes:
-        tried.append(Attempt(size, probe(size)))
+    tried: list[Attempt] = []
+    left = list(sizes)
+    while left:
+        tried += [Attempt(int(found["micro_batch"]), found) for found in probe(left)]
         if tried[-1].fits(limit):
             break
+        left = [size for size in left if size < tried[-1].micro_batch]
     return tried[-1], tried
 
 
@@ -175,7 +182,7 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
         return found
     if done.returncode < 0:
         raise RetryableError(
-            f"the memory probe with micro-batch {spec['rows']} was killed by signal "
+            f"the memory probe with micro-batches {spec['sizes']} was killed by signal "
             f"{-done.returncode}; set training.memory_limit_gib or a smaller training.micro_batch"
         )
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -206,18 +213,23 @@ def run(ctx: StepContext) -> Evidence:
         "scratch": str(ctx.scratch / "probe"),
     }
 
-    def probe(size: int) -> Mapping[str, Any]:
-        found = in_process({**common, "rows": size}, ctx.scratch)
-        measured = found.get("measured")
-        told = f"{measured / GIB:.2f} GiB measured" if measured else "not tried"
-        ctx.log(
-            f"micro-batch {size}: {found['predicted']['total'] / GIB:.2f} GiB predicted, {told}, "
-            f"limit {limit / GIB:.2f} GiB"
-        )
-        return found
+    machine: dict[str, str] = {}
+
+    def probe(left: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+        answer = in_process({**common, "sizes": list(left)}, ctx.scratch)
+        machine.update(device=answer["device"], precision=answer["precision"])
+        for found in answer["tried"]:
+            measured = found.get("measured")
+            ctx.log(
+                f"micro-batch {found['micro_batch']}: {found['predicted']['total'] / GIB:.2f} GiB "
+                f"predicted, {f'{measured / GIB:.2f} GiB measured' if measured else 'not tried'}, "
+                f"limit {limit / GIB:.2f} GiB"
+            )
+        return list(answer["tried"])
 
     taken, tried = largest_safe(sizes, limit, probe)
     found = taken.found
+    assert taken.measured is not None
     plan = Plan(
         micro_batch=taken.micro_batch,
         accumulation=config.effective_batch // (taken.micro_batch * processes),
@@ -226,39 +238,28 @@ def run(ctx: StepContext) -> Evidence:
         max_length=ctx.config.data.max_tokens,
         longest_row=found["shape"]["tokens"],
         threads=threads,
-        device=found["device"],
-        precision=found["precision"],
+        device=machine["device"],
+        precision=machine["precision"],
         gradient_checkpointing=config.gradient_checkpointing,
         memory_limit_bytes=limit,
         memory_limit_source=source,
         predicted_peak_bytes=taken.predicted,
-        # A micro-batch that the prediction ruled out is held against the limit by it.
-        measured_peak_bytes=taken.measured or taken.predicted,
+        measured_peak_bytes=taken.measured,
         predicted_parts=found["predicted"]["parts"],
-        tokens_per_second=found.get("tokens_per_second", 0.0),
+        tokens_per_second=found["tokens_per_second"],
     )
-    document = {**asdict(plan), "tried": [{"micro_batch": a.micro_batch, **a.found} for a in tried]}
+    document = {**asdict(plan), "tried": [dict(attempt.found) for attempt in tried]}
     (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))
-    if "accumulation" not in found:
-        return ctx.conclude(
-            f"micro-batch {plan.micro_batch} would need {plan.predicted_peak_bytes / GIB:.2f} GiB, "
-            f"the limit is {limit / GIB:.2f} GiB ({source}); give the pod more memory, shorten "
-            "the rows or set training.gradient_checkpointing",
-            [
-                measure(
-                    "predicted_peak",
-                    round(plan.predicted_peak_bytes / GIB, 3),
-                    "GiB",
-                    "<=",
-                    round(limit / GIB, 3),
-                )
-            ],
-        )
+    advice = (
+        ""
+        if taken.fits(limit)
+        else "; give the pod more memory, shorten the rows or set training.gradient_checkpointing"
+    )
     return ctx.conclude(
         f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
         f"{plan.effective_batch} rows a step; peak {plan.measured_peak_bytes / GIB:.2f} GiB "
         f"measured, {plan.predicted_peak_bytes / GIB:.2f} predicted, limit {limit / GIB:.2f} "
         f"({source}); accumulated gradients differ from one large batch by "
-        f"{found['accumulation']['gradient_difference']:.1e}",
+        f"{found['accumulation']['gradient_difference']:.1e}{advice}",
         judge(plan, found["accumulation"]),
     )

@@ -18,6 +18,7 @@ SPIKE_WINDOW = 10  # logged steps whose median a spike is measured by
 SPIKE_STREAK = 3  # spikes in a row that stop training; a lone one is only counted
 DIVERGENCE_WINDOW = 5  # logged steps in the running median
 LOST_SHARE = 0.5  # share of the progress made that may be lost again
+OVERFIT_FLOOR_NATS = 0.01  # a rise of the validation loss by less changes no answer
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,11 @@ def rise(curve: Curve) -> tuple[float, float]:
 
 
 def overfit(curve: Curve) -> float:
-    """Last over best validation loss; 1 while there is nothing to compare."""
+    """Last over best validation loss; 1 while there is nothing to compare or too little."""
     if curve.best is None or len(curve.validation) < 2 or curve.best[1] <= 0:
         return 1.0
-    return curve.validation[-1][1] / curve.best[1]
+    last, best = curve.validation[-1][1], curve.best[1]
+    return last / best if last - best >= OVERFIT_FLOOR_NATS else 1.0
 
 
 def first_trip(curve: Curve, limits: Thresholds) -> Trip | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,16 @@ from tuneline.config import TrainingConfig
 
 
 def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
-    """Predict and measure one micro-batch; see `gradient_accumulation.probe` for the spec."""
+    """Predict micro-batches, largest first, and measure the first that should fit.
+
+    Args:
+        spec: `sizes` to try, `limit` in bytes, and what training needs; written by
+            `gradient_accumulation.run`. Where no prediction fits, the smallest is measured.
+
+    Returns:
+        `device`, `precision` and `tried`: one entry per size that was predicted, the last one
+        measured.
+    """
     from tuneline.training.compute import choose_precision, device_of, load_torch
 
     config = TrainingConfig.model_validate(spec["training"])
@@ -43,57 +51,54 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
     rows = encode_split(
         Path(spec["dataset"]), "train", tokenizer, spec["target_format"], spec["max_tokens"]
     )
-    shape = largest_shape([len(r.ids) for r in rows], [r.targets for r in rows], spec["rows"])
-    empty = _peak(torch, device)
-    started = time.monotonic()
-    parts = predict(
-        base,
-        lora,
-        shape,
-        precision=precision,
-        qlora=config.qlora,
-        checkpointing=config.gradient_checkpointing,
-    )
-    predicted = {"parts": asdict(parts), "runtime": empty, "total": parts.total + empty}
-    result: dict[str, Any] = {
-        "device": device,
-        "precision": precision,
-        "shape": asdict(shape),
-        "predicted": predicted,
-        "prediction_seconds": time.monotonic() - started,
-    }
-    if predicted["total"] > spec["limit"] and spec["rows"] > 1:
-        return result
-
+    lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
+    runtime = _peak(torch, device)
+    tried = []
+    for size in spec["sizes"]:
+        shape = largest_shape(lengths, targets, size)
+        parts = predict(
+            base,
+            lora,
+            shape,
+            precision=precision,
+            qlora=config.qlora,
+            checkpointing=config.gradient_checkpointing,
+        )
+        predicted = {"parts": asdict(parts), "runtime": runtime, "total": parts.total + runtime}
+        tried.append({"micro_batch": size, "shape": asdict(shape), "predicted": predicted})
+        if predicted["total"] <= spec["limit"]:
+            break
+    size = tried[-1]["micro_batch"]
     model = load_base(base, device, qlora=config.qlora, precision=precision)
     ordered = sorted(rows, key=lambda r: (-len(r.ids), r.row_id))
-    longest = (ordered + [ordered[0]] * spec["rows"])[: spec["rows"]]
+    longest = (ordered + [ordered[0]] * size)[:size]
     trainer = LabelledTokenTrainer(
         model=attach_lora(model, lora, spec["base_name"]),
         tokenizer=tokenizer,
         settings=TrainerSettings(
             output=Path(spec["scratch"]),
-            micro_batch=spec["rows"],
+            micro_batch=size,
             accumulation=1,
             steps=2,
             precision=precision,
             device=device,
             pad_id=pad_token(tokenizer),
-            eval_batch=spec["rows"],
+            eval_batch=size,
         ),
         config=config,
-        rows=longest + [ordered[-1]] * spec["rows"],
+        rows=longest + [ordered[-1]] * size,
         validation=[],
     )
     trainer.train()
     measured = _peak(torch, device)
     comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
-    return result | {
+    tried[-1] |= {
         "measured": measured,
         "step_seconds": trainer.clock.first,
         "tokens_per_second": sum(len(r.ids) for r in longest) / trainer.clock.first,
         "accumulation": asdict(comparison),
     }
+    return {"device": device, "precision": precision, "tried": tried}
 
 
 def _peak(torch: Any, device: str) -> int:

@@ -1,0 +1,242 @@
+"""The micro-batch fits, the effective batch is exact, and accumulating changes nothing."""
+
+from pathlib import Path
+
+import pytest
+from tests.training.training_lab import MAX_TOKENS, broken, make_rows, value
+
+from tuneline.config import TrainingConfig
+from tuneline.data.tables import write_dataset
+from tuneline.errors import RetryableError, UserError
+from tuneline.evidence import Verdict, conclude
+from tuneline.models import load_tokenizer
+from tuneline.training import gradient_accumulation
+from tuneline.training.gradient_accumulation import (
+    Plan,
+    candidates,
+    in_process,
+    judge,
+    largest_safe,
+    world_size,
+)
+
+
+def plan(**changes):
+    given = {
+        "micro_batch": 4,
+        "accumulation": 2,
+        "world_size": 1,
+        "effective_batch": 8,
+        "max_length": 128,
+        "longest_row": 100,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "gradient_checkpointing": False,
+        "memory_limit_bytes": 4 << 30,
+        "memory_limit_source": "a test",
+        "predicted_peak_bytes": 2 << 30,
+        "measured_peak_bytes": 2 << 30,
+        "predicted_parts": {},
+        "tokens_per_second": 100.0,
+    }
+    return Plan(**{**given, **changes})
+
+
+SAME = {
+    "rows": 4,
+    "loss_difference": 1e-7,
+    "gradient_difference": 1e-6,
+    "naive_difference": 0.05,
+    "tolerance": 1e-4,
+}
+
+
+def test_micro_batches_reach_the_effective_batch_or_are_refused():
+    assert candidates(8, 1, None) == [8, 4, 2, 1]
+    assert candidates(8, 2, 2) == [2]
+    with pytest.raises(UserError, match="choose among 8, 4, 2, 1"):
+        candidates(8, 1, 3)
+    with pytest.raises(UserError, match="can't be shared by 3 processes"):
+        candidates(8, 3, None)
+    assert world_size({"WORLD_SIZE": "2"}) == 2
+    assert world_size({}) == 1
+
+
+def test_the_largest_micro_batch_that_was_measured_within_the_limit_is_taken():
+    ruled_out = {"micro_batch": 8, "predicted": {"total": 900}}
+    too_low = {"micro_batch": 4, "predicted": {"total": 400}, "measured": 600}
+    right = {"micro_batch": 2, "predicted": {"total": 200}, "measured": 300}
+    asked = []
+
+    def probe(left):
+        asked.append(left)
+        return [ruled_out, too_low] if left[0] == 8 else [right]
+
+    taken, tried = largest_safe([8, 4, 2, 1], 500, probe)
+    assert asked == [[8, 4, 2, 1], [2, 1]]
+    assert taken.micro_batch == 2
+    assert [attempt.micro_batch for attempt in tried] == [8, 4, 2]
+    taken, _ = largest_safe([4], 500, lambda left: [too_low])
+    assert not taken.fits(500)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "names", "verdict"),
+    [
+        ({}, {}, set(), Verdict.PASS),
+        ({"accumulation": 3}, {}, {"effective_batch"}, Verdict.FAIL),
+        (
+            {"measured_peak_bytes": 5 << 30},
+            {},
+            {"measured_peak", "prediction_error"},
+            Verdict.FAIL,
+        ),
+        ({"predicted_peak_bytes": 1 << 30}, {}, {"prediction_error"}, Verdict.WARN),
+        ({"longest_row": 129}, {}, {"longest_row"}, Verdict.FAIL),
+        ({}, {"gradient_difference": 2e-3}, {"gradient_difference"}, Verdict.FAIL),
+        ({}, {"loss_difference": 2e-3}, {"loss_difference"}, Verdict.FAIL),
+        # A check that could not see the fault it exists for.
+        (
+            {},
+            {"naive_difference": 1e-4},
+            {"difference_if_normalised_per_micro_batch"},
+            Verdict.WARN,
+        ),
+    ],
+)
+def test_each_limit_turns_the_verdict(changes, found, names, verdict):
+    measurements = judge(plan(**changes), SAME | found)
+    assert {m.name for m in measurements if m.ok is False} == names
+    assert conclude(measurements) == verdict
+
+
+@pytest.fixture(scope="module")
+def trainers(tiny_base, tmp_path_factory):
+    """Make trainers of a class on the tiny model and real rows of it."""
+    from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
+    from tuneline.training.trainer import TrainerSettings
+    from tuneline.training.training_rows import encode_split
+
+    folder = tmp_path_factory.mktemp("accumulation")
+    write_dataset(folder / "dataset.parquet", *make_rows())
+    tokenizer = load_tokenizer(tiny_base)
+    rows = encode_split(folder / "dataset.parquet", "train", tokenizer, "tokenizer", MAX_TOKENS)
+    lora = LoraSettings(
+        r=4, alpha=8, dropout=0.2, target_modules=["q_proj"], rslora=False, dora=False
+    )
+
+    def make(kind, *, qlora=False):
+        precision = "bf16" if qlora else "fp32"
+        base = load_base(tiny_base, "cpu", qlora=qlora, precision=precision)
+        settings = TrainerSettings(
+            output=Path(folder / "trainer"),
+            micro_batch=2,
+            accumulation=4,
+            steps=1,
+            precision=precision,
+            device="cpu",
+            pad_id=0,
+            eval_batch=4,
+        )
+        trainer = kind(
+            model=attach_lora(base, lora, "base"),
+            tokenizer=tokenizer,
+            settings=settings,
+            config=TrainingConfig(),
+            rows=rows[:8],
+            validation=[],
+        )
+        return trainer, rows
+
+    return make
+
+
+def compared(trainers, kind, **options):
+    from tuneline.training.accumulation_check import compare, pick_rows
+
+    trainer, rows = trainers(kind, **options)
+    return compare(trainer, pick_rows(rows), 0)
+
+
+def test_accumulated_gradients_equal_one_large_batch(trainers):
+    from tuneline.training.trainer import LabelledTokenTrainer
+
+    found = compared(trainers, LabelledTokenTrainer)
+    assert found.arithmetic == "float32"
+    assert found.gradient_difference < 1e-5
+    assert found.loss_difference < 1e-5
+    assert found.naive_difference > 3 * found.tolerance
+    assert conclude(judge(plan(), vars(found))) == Verdict.PASS
+
+
+def test_normalising_per_micro_batch_is_found(trainers):
+    from tuneline.training.trainer import LabelledTokenTrainer
+
+    class PerMicroBatch(LabelledTokenTrainer):
+        """Takes the mean of each micro-batch and the mean of those means."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = super().compute_loss(model, inputs, return_outputs, None)
+            return loss / self.current_gradient_accumulation_steps
+
+    found = compared(trainers, PerMicroBatch)
+    assert found.gradient_difference > 10 * found.tolerance
+    measurements = judge(plan(), vars(found))
+    assert conclude(measurements) == Verdict.FAIL
+    assert "gradient_difference" in {m.name for m in measurements if m.ok is False}
+
+
+def test_dropping_the_weights_of_rows_is_found(trainers):
+    from tuneline.training.trainer import LabelledTokenTrainer
+
+    class Unweighted(LabelledTokenTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs = {**inputs, "weight": inputs["weight"] * 0 + 1}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    assert conclude(judge(plan(), vars(compared(trainers, Unweighted)))) == Verdict.FAIL
+
+
+def test_a_4bit_base_is_compared_in_its_own_arithmetic(trainers):
+    from tuneline.training.trainer import LabelledTokenTrainer
+
+    found = compared(trainers, LabelledTokenTrainer, qlora=True)
+    assert found.arithmetic == "bfloat16"
+    assert found.gradient_difference < found.tolerance
+
+
+def test_a_run_measures_and_plans(lab):
+    run = lab()
+    run.leave_lora()
+    evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
+    # The tiny model's peak is nearly all runtime, and every step of it is real.
+    assert broken(evidence) <= {"prediction_error"}
+    assert evidence.verdict in (Verdict.PASS, Verdict.WARN)
+    document = run.document("gradient_accumulation", "plan.json")
+    assert (document["micro_batch"], document["accumulation"]) == (8, 1)
+    assert document["tried"][0]["measured"] == document["measured_peak_bytes"]
+    assert value(evidence, "gradient_difference") < 1e-4
+    assert 0.1 < value(evidence, "measured_peak") < 3
+
+
+def test_a_limit_below_any_micro_batch_fails_with_advice(lab):
+    run = lab(memory_limit_gib=0.05)
+    run.leave_lora()
+    evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert "measured_peak" in broken(evidence)
+    assert "gradient_checkpointing" in evidence.summary
+    assert len(run.document("gradient_accumulation", "plan.json")["tried"]) == 4
+
+
+def test_a_probe_that_fails_says_why(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="the memory probe failed: KeyError: 'training'"):
+        in_process({"sizes": [4]}, tmp_path)
+
+    class Killed:
+        returncode, stderr = -9, ""
+
+    monkeypatch.setattr(gradient_accumulation.subprocess, "run", lambda *a, **k: Killed())
+    with pytest.raises(RetryableError, match=r"micro-batches \[4\] was killed by signal 9"):
+        in_process({"sizes": [4]}, tmp_path)

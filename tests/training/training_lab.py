@@ -1,0 +1,134 @@
+"""Runs that train a tiny model in seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.run_lab import Lab
+from tests.tiny_models import make_model
+
+from tuneline.config import merge
+from tuneline.data.tables import Row, write_dataset
+from tuneline.evidence import measure
+
+MAX_TOKENS = 192
+SYSTEM = "Answer with JSON."
+INTENTS = {
+    "billing": ("the invoice is wrong", "I was charged twice", "where is my refund"),
+    "login": ("I can not sign in", "my password is lost", "the code never arrives"),
+    "shipping": ("the parcel is late", "the box came broken", "where is my order"),
+}
+
+
+def make_rows(train: int = 36, validation: int = 12) -> tuple[list[Row], list[float]]:
+    """Rows of three intents; the answers differ in length, every fifth row weighs double."""
+    rng = random.Random(5)
+    rows, weights = [], []
+    for number in range(train + validation):
+        intent = list(INTENTS)[number % 3]
+        said = f"{rng.choice(INTENTS[intent])} {rng.choice(['please', 'today', 'again'])} {number}"
+        reply = " ".join(["We look at it."] * (1 + number % 4))
+        rows.append(
+            Row(
+                row_id=f"row-{number:03d}",
+                messages=[
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": said},
+                    {
+                        "role": "assistant",
+                        "content": json.dumps({"intent": intent, "reply": reply}),
+                    },
+                ],
+                source_file="rows.jsonl",
+                source_line=number + 1,
+                label=intent,
+                split="train" if number < train else "validation",
+                n_tokens=40,
+            )
+        )
+        weights.append(2.0 if number % 5 == 0 else 1.0)
+    return rows, weights
+
+
+def make_base(folder: Path) -> Path:
+    """A random Llama of two layers with a tokenizer of its own."""
+    make_model(folder, tie_word_embeddings=True)
+    return folder
+
+
+class TrainingLab(Lab):
+    """A run on the tiny model whose data phase is done."""
+
+    def __init__(self, root: Path, base: Path, overrides: Mapping[str, Any]) -> None:
+        settings: dict[str, Any] = {
+            "base_model": str(base),
+            "data": {"max_tokens": MAX_TOKENS},
+            "training": {
+                "r": 4,
+                "dropout": 0.0,
+                "epochs": 2,
+                "learning_rate": 0.01,
+                "evaluations": 3,
+                "threads": 1,
+                "precision": "fp32",
+                "tracking": [],
+            },
+        }
+        super().__init__(root, merge(settings, overrides))
+        self.base = base
+        path = root / "dataset.parquet"
+        write_dataset(path, *make_rows())
+        passed = [measure("rows", 48, "rows", ">", 0)]
+        self.leave("distribution_balancing", {"dataset.parquet": path}, passed)
+
+    def leave_lora(self) -> None:
+        """Run lora_selection."""
+        from tuneline.training import lora_selection
+
+        self.execute("lora_selection", lora_selection.run)
+
+    def leave_plan(self, micro_batch: int = 4) -> None:
+        """Leave a plan without the probe's process."""
+        config = self.run.config.training
+        plan = {
+            "micro_batch": micro_batch,
+            "accumulation": config.effective_batch // micro_batch,
+            "world_size": 1,
+            "effective_batch": config.effective_batch,
+            "max_length": MAX_TOKENS,
+            "threads": 1,
+            "device": "cpu",
+            "precision": "bf16" if config.qlora else "fp32",
+        }
+        passed = [measure("effective_batch", 8, "rows", "==", 8)]
+        self.leave("gradient_accumulation", {"plan.json": json.dumps(plan)}, passed)
+
+    def train(self) -> Any:
+        """Choose the adapter, plan and train."""
+        from tuneline.training import train
+
+        self.leave_lora()
+        self.leave_plan()
+        return self.execute("train", train.run)
+
+    def artifact(self, step: str, name: str) -> Path:
+        """A stored artifact of a step."""
+        return self.root / "store" / self.run.step_key(step, name)
+
+    def document(self, step: str, name: str) -> Any:
+        """A stored JSON artifact."""
+        return json.loads(self.artifact(step, name).read_text())
+
+
+def value(entry: Any, name: str) -> Any:
+    """The value of a measurement."""
+    return next(m.value for m in entry.measurements if m.name == name)
+
+
+def broken(entry: Any) -> set[str]:
+    """Names of the measurements that break their rule."""
+    return {m.name for m in entry.measurements if m.ok is False}
