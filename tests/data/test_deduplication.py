@@ -2,7 +2,7 @@ from collections import Counter
 
 from tests.data.data_lab import answer, chat, clean_rows, code, text, value, write_jsonl
 
-from tuneline.data.deduplication import deduplicate, find_conflicts, similarity_texts
+from tuneline.data.near_duplicates import deduplicate, find_conflicts, similarity_texts
 from tuneline.data.tables import Row, StandIn
 
 ITEM = "deduplication"
@@ -63,7 +63,7 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
         {"messages": chat(r["messages"][0]["content"] + " now", r["messages"][1]["content"])}
         for r in rows[:60]
     ]
-    monkeypatch.setattr("tuneline.data.deduplication.near_pairs", lambda texts, threshold: [])
+    monkeypatch.setattr("tuneline.data.near_duplicates.near_pairs", lambda texts, threshold: [])
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
     # The first search is blind; the second one takes out what it missed.
@@ -71,7 +71,7 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
     assert value(entry, "cross_split_near_duplicates") == 0
     assert "cross_split_duplicate" in {code(r) for r in lab.rejected(ITEM)}
     # With both blind, the leak stays in and the final audit's look at the rows finds it.
-    monkeypatch.setattr("tuneline.data.deduplication.cross_similarities", lambda *_: {})
+    monkeypatch.setattr("tuneline.data.near_duplicates.cross_similarities", lambda *_: {})
     for name in ("deduplication", "token_length_audit", "distribution_balancing"):
         lab.step(name)
     record = lab.step("final_audit")

@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 
@@ -28,6 +29,7 @@ FOUND = {
         "020 7946 0566",
         "my phone: 4 1 5 5 5 5 0 1 0 4",
         "+49 (0)30 1234567",
+        "0049 30 1234567",
     ],
     "CREDIT_CARD": [
         "4111 1111 1111 1111",
@@ -85,6 +87,7 @@ ORDINARY = [
     "Look at example.com for more.",
     "My password is not working, the token expired.",
     "The ratio is 10:20:30 and the score 3-2-1.",
+    "Ticket 0012345678 and case 00123-4567.",
     "Row 1 2 3 4 5 6 7 8 9 10 11 12.",
     "ISBN 978-3-16-148410-0 is a book, EAN 4006381333931 a pen.",
     "Call 911 or press 1 for help.",
@@ -140,3 +143,13 @@ def test_every_pattern_canary_is_found(seed):
     canaries = make_canaries(PATTERN_ENTITIES, seed)
     missed = [c for c in canaries if not find(c.text)]
     assert missed == []
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "a.", "1", "1 ", "sk-", "eyJaaaaaaaa.", "a at ", "+1 ", "12 Maple ", "1:", "DE89 ", "b-"],
+)
+def test_time_grows_with_the_length_only(piece):
+    started = time.perf_counter()
+    find(piece * (60_000 // len(piece)) + " @ dot (at) .com key")
+    assert time.perf_counter() - started < 4

@@ -7,7 +7,8 @@ from tests.data.data_lab import answer, chat, clean_rows, text, value
 from tuneline.config import DataConfig
 from tuneline.data.pii_canaries import FORMS, leaks, make_canaries
 from tuneline.data.pii_profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii_scrubbing import Scrubber, leaked_canaries, make_scrubber, residual_hits
+from tuneline.data.pii_scrubber import Scrubber, make_scrubber, residual_hits
+from tuneline.data.pii_scrubbing import leaked_canaries
 
 ITEM = "pii_scrubbing"
 CARD = "4111 1111 1111 1111"

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tuneline.data.deduplication import similarity_texts
 from tuneline.data.leakage import cross_similarities
-from tuneline.data.pii_scrubbing import residual_hits
+from tuneline.data.near_duplicates import similarity_texts
+from tuneline.data.pii_scrubber import residual_hits
 from tuneline.data.rendering import BATCH, Renderer
 from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.tables import (

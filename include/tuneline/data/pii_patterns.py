@@ -7,6 +7,7 @@ each pattern runs only where the characters it needs are there.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -76,20 +77,28 @@ _VERSION = re.compile(
     r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$", re.I
 )
 
+# Repeats are bounded and start at a boundary: a page of letters must not take quadratic time.
 _EMAIL = re.compile(
-    r"[\w+%'-]+(?:\.[\w+%'-]+)*@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)+"
+    r"(?<![\w.+%'-])[\w+%'-]{1,64}(?:\.[\w+%'-]{1,64}){0,8}@"
+    r"[^\W_][\w-]{0,62}(?:\.[^\W_](?:[\w-]{0,61}[^\W_])?){1,8}"
 )
 _TOP_DOMAINS = r"(?:com|org|net|edu|gov|io|co|example|info|de|fr|es|it|nl|eu|us|uk|ca|au)\b"
+_DOT = r"(?:\.| \. | ?\(dot\) ?| ?\[dot\] ?| ?\{dot\} ?)"
 _EMAIL_SPACED = re.compile(
-    r"[\w+%-]+(?: ?\. ?[\w+%-]+)* ?(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
-    r"[\w-]+(?: ?(?:\.|\(dot\)|\[dot\]|\{dot\}) ?[\w-]+)* ?(?:\.|\(dot\)|\[dot\]|\{dot\}) ?"
+    r"(?<![\w.+%-])[\w+%-]{1,64}(?:(?:\.| \. )[\w+%-]{1,64}){0,4} ?"
+    r"(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
+    r"[\w-]{1,63}(?:"
+    + _DOT
+    + r"[\w-]{1,63}){0,4}"
+    + _DOT
     + _TOP_DOMAINS
-    + r"|[\w+%-]+(?:(?:\.| dot )[\w+%-]+)* at [\w-]+(?: dot [\w-]+)* dot "
-    + _TOP_DOMAINS,
+    + r"|(?<![\w.+%-])[\w+%-]{1,64}(?:(?:\.| dot )[\w+%-]{1,64}){0,4} at "
+    r"[\w-]{1,63}(?: dot [\w-]{1,63}){0,4} dot " + _TOP_DOMAINS,
     re.IGNORECASE,
 )
 _EMAIL_STRIPPED = re.compile(
-    r"\b(?=[\w.]*[\d.])\w[\w.]{3,} ?(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b",
+    r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
+    r"(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b",
     re.IGNORECASE,
 )
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ -]?\d[ -]?\d")
@@ -108,7 +117,10 @@ _MAC = re.compile(
 )
 _EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,5})?"
 _PHONE_WORLD = re.compile(
-    r"(?<![\w+])(?:\+|00)[ ]?\d(?:[ .()/-]{0,3}\d){6,14}" + _EXTENSION + r"(?!\d)", re.IGNORECASE
+    r"(?<![\w+])(?<!\d[ -])(?:\+ ?[1-9]|00 ?[1-9]\d{0,2}(?=[ ./()-]))(?:[ .()/-]{0,3}\d){6,14}"
+    + _EXTENSION
+    + r"(?!\d)",
+    re.IGNORECASE,
 )
 _PHONE_US = re.compile(
     r"(?<![\w.+-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]?\d{4}"
@@ -117,7 +129,7 @@ _PHONE_US = re.compile(
     re.IGNORECASE,
 )
 _PHONE_NATIONAL = re.compile(
-    r"(?<![\w.,-])(?<!\d )\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
+    r"(?<![\w.,-])(?<!\d[ -])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
 )
 _PHONE_NAMED = re.compile(
     r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)", re.I
@@ -192,7 +204,12 @@ _SECRET_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("API_KEY", re.compile(r"\bglpat-[\w-]{20,}")),
     ("API_KEY", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}")),
     ("API_KEY", re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")),
-    ("API_KEY", re.compile(r"\b(?:sk|pk|rk)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9]{16,}[\w-]*")),
+    (
+        "API_KEY",
+        re.compile(
+            r"(?<![\w-])(?:sk|pk|rk)[-_](?:[A-Za-z0-9]{1,20}[-_]){0,4}[A-Za-z0-9]{16,}[\w-]*"
+        ),
+    ),
     ("API_KEY", re.compile(r"\bAIza[\w-]{35}")),
     ("API_KEY", re.compile(r"\b(?:hf|npm|pypi|dop_v1|shpat|glsa)[_-][A-Za-z0-9_-]{20,}")),
     ("API_KEY", re.compile(r"(?i:\bbearer) ([\w.~+/-]{16,}=*)")),
@@ -210,7 +227,12 @@ _SECRET_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
             r"((?=\S*\d)(?=\S*[^\W\d])[^\s\"',;]{6,40})"
         ),
     ),
-    ("PASSWORD", re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:([^\s/@]{3,})@", re.I)),
+    (
+        "PASSWORD",
+        re.compile(
+            r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,99}:([^\s/@]{3,99})@", re.I
+        ),
+    ),
 )
 _SECRET_HINT = re.compile(
     r"PRIVATE KEY|akia|asia|aroa|aida|aws|secret|gh[pousr]_|github_pat|glpat|xox|eyJ|[sprk]k[-_]|"
@@ -231,9 +253,12 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
     chosen: list[Hit] = []
     ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
     for hit in ranked:
-        if all(hit.end <= other.start or hit.start >= other.end for other in chosen):
-            chosen.append(hit)
-    return sorted(chosen, key=lambda h: h.start)
+        # Chosen hits do not overlap, so only the neighbours of the gap can be in the way.
+        at = bisect_left(chosen, hit.start, key=lambda other: other.start)
+        free_before = at == 0 or chosen[at - 1].end <= hit.start
+        if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
+            chosen.insert(at, hit)
+    return chosen
 
 
 def _all(text: str) -> Iterator[Hit]:
