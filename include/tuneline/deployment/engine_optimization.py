@@ -17,7 +17,7 @@ from typing import Any
 from tuneline.data.tables import VALIDATION
 from tuneline.deployment.build_engine import IDENTITY, NOT_BUILT
 from tuneline.errors import UserError
-from tuneline.evaluation.load_client import Timing, drive
+from tuneline.evaluation.load_client import Timing, drive, errors_of
 from tuneline.evaluation.rows import dataset_rows, of_split, spread
 from tuneline.evaluation.served_models import candidate, serve
 from tuneline.evidence import Evidence, Measurement, measure
@@ -38,6 +38,7 @@ class Throughput:
     batched: float
     parallel: int
     failed: int
+    errors: tuple[str, ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -95,7 +96,12 @@ def measure_llama_cpp(ctx: StepContext) -> tuple[Throughput, str]:
         full, full_seconds = drive(client, prompts, slots, MAX_TOKENS)
     failed = sum(not timing.ok for timing in (*alone, *full))
     result = Throughput(
-        MEASURED, throughput(alone, alone_seconds), throughput(full, full_seconds), slots, failed
+        MEASURED,
+        throughput(alone, alone_seconds),
+        throughput(full, full_seconds),
+        slots,
+        failed,
+        tuple(errors_of((*alone, *full))),
     )
     return result, shipped.file.sha256
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,6 @@ def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | N
 
 def ask_variant(ctx: StepContext, path: Path, rows: Sequence[Row], threads: int) -> Served:
     """Answer the rows through a server of the variant; speed and memory are the server's."""
-    import time
-
     parallel = ctx.config.deployment.parallel
     with serve(path, ctx.config, threads=threads) as server, server.client() as client:
         start = time.perf_counter()
@@ -115,6 +114,43 @@ def scored_tokens(renderer: Renderer, rows: Sequence[Row]) -> tuple[list[list[in
     whole = renderer.encode([renderer.text(row.messages) for row in rows])
     asked = renderer.encode([renderer.text(row.prompt, ask=True) for row in rows])
     return whole, [len(ids) for ids in asked]
+
+
+def measure_distances(
+    files: Mapping[str, Path],
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    threads: int,
+) -> dict[str, Divergence]:
+    """Perplexity of every variant and its KL divergence from f16.
+
+    The reference is evaluated with each of the others anyway, so it gets a run of
+    its own only when it is alone.
+
+    Args:
+        files: the variants, f16 among them.
+        sequences: token ids of rows.
+        starts: where each row's answer starts; only answers count.
+        threads: to compute with.
+    """
+    others = [name for name in files if name != REFERENCE] or [REFERENCE]
+    found = {
+        name: perplexity_and_kl(
+            files[REFERENCE], files[name], sequences, score_from=starts, threads=threads
+        )
+        for name in others
+    }
+    first = found[others[0]]
+    found[REFERENCE] = replace(
+        first,
+        perplexity=first.reference_perplexity,
+        mean_kl=0.0,
+        mean_kl_error=0.0,
+        p99_kl=0.0,
+        max_kl=0.0,
+        same_top_token=1.0,
+    )
+    return found
 
 
 def judge(
@@ -177,16 +213,17 @@ def run(ctx: StepContext) -> Evidence:
 
     threads = scoring_threads()
     expected = [row.answer for row in rows]
-    served: dict[str, Served] = {}
-    variants: list[Variant] = []
+    served = {}
     for name, path in files.items():
-        ctx.log(f"measuring {name}")
+        ctx.log(f"asking {name}")
         served[name] = ask_variant(ctx, path, rows, threads)
-        distance = perplexity_and_kl(
-            files[REFERENCE], path, sequences, score_from=starts, threads=threads
-        )
-        right = [scores(task, served[key].answers, expected) for key in (name, REFERENCE)]
-        variants.append(_variant(name, path, served[name], distance, right))
+    right = {name: scores(task, entry.answers, expected) for name, entry in served.items()}
+    ctx.log("comparing distributions token by token")
+    distances = measure_distances(files, sequences, starts, threads)
+    variants = [
+        _variant(name, path, served[name], distances[name], (right[name], right[REFERENCE]))
+        for name, path in files.items()
+    ]
     allowed = [variant for variant in variants if variant.name in limits.variants]
     chosen = choose(allowed, limits)
     table = [{**asdict(variant), "within_limits": variant.within(limits)} for variant in variants]
@@ -235,7 +272,7 @@ def _variant(
         mean_kl_error=distance.mean_kl_error,
         same_top_token=round(distance.same_top_token, 4),
         metric=round(sum(right[0]) / len(right[0]), 4),
-        metric_drop=round(-change.value, 4),
+        metric_drop=round(0.0 - change.value, 4),
         metric_noise=change.error,
     )
 

@@ -80,7 +80,7 @@ def judge(result: Paired, max_regression: float | None) -> list[Measurement]:
     """
     noise = result.difference.error
     allowed = NOISE_FACTOR * noise if max_regression is None else max_regression
-    drop = -result.difference.value
+    drop = 0.0 - result.difference.value
     return [
         measure(
             "drop",
@@ -128,7 +128,7 @@ def run(ctx: StepContext) -> Evidence:
     summary = (
         f"general questions right: tuned {share(right['tuned']).text()}, base "
         f"{share(right['base']).text()} of {len(questions)}; drop "
-        f"{-result.difference.value:.3f}, allowed {limits_held[0].limit}; "
+        f"{0.0 - result.difference.value:.3f}, allowed {limits_held[0].limit}; "
         f"weakest category {worst.category} ({worst.change:+.2f})"
     )
     return ctx.conclude(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.evaluation.load_client import Timing
+from tuneline.evaluation.load_client import Timing, errors_of
 
 # Share of a level's requests that must meet the objective for the level to count.
 WITHIN = 0.9
@@ -54,6 +54,7 @@ class Level:
     batch: float
     prompt_tokens: float
     cached_share: float
+    errors: tuple[str, ...] = ()
 
     @property
     def within(self) -> bool:
@@ -104,6 +105,7 @@ def summarise(
         batch=batch,
         prompt_tokens=prompt / max(1, len(done)),
         cached_share=sum(timing.cached_tokens for timing in done) / max(1, prompt),
+        errors=tuple(errors_of(timings)),
     )
 
 

@@ -103,5 +103,10 @@ def timing_of(result: ChatResult) -> Timing:
     )
 
 
+def errors_of(timings: Sequence[Timing]) -> list[str]:
+    """What went wrong with the requests that failed, each message once."""
+    return sorted({timing.error for timing in timings if not timing.ok})
+
+
 def _failed(waited: float, error: str) -> Timing:
     return Timing(waited, waited, 0, 0, 0, error)

@@ -24,6 +24,9 @@ from tuneline.serving.chat_protocol import (
 # Long enough for a full answer of a small model on a busy laptop.
 DEFAULT_TIMEOUT = 300.0
 _CHAT = "/v1/chat/completions"
+# llama.cpp's server may close a kept connection just when the next request is written to it,
+# which then fails for no reason of its own. A new one costs a fraction of a millisecond.
+_KEPT_CONNECTIONS = 0
 
 
 class EngineClient:
@@ -50,7 +53,11 @@ class EngineClient:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = httpx.Timeout(timeout, connect=10.0)
         self._http = httpx.Client(
-            base_url=self.base_url, headers=self._headers, timeout=self._timeout, trust_env=False
+            base_url=self.base_url,
+            headers=self._headers,
+            timeout=self._timeout,
+            limits=httpx.Limits(max_keepalive_connections=_KEPT_CONNECTIONS),
+            trust_env=False,
         )
 
     def close(self) -> None:
@@ -163,7 +170,9 @@ class EngineClient:
             base_url=self.base_url,
             headers=self._headers,
             timeout=self._timeout,
-            limits=httpx.Limits(max_connections=connections),
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=_KEPT_CONNECTIONS
+            ),
             trust_env=False,
         )
 
