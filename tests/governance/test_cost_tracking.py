@@ -3,7 +3,7 @@
 import pytest
 
 from tuneline.evidence import conclude
-from tuneline.governance.cost_tracking import reconcile, tokens_per_second
+from tuneline.governance.cost_tracking import reconcile
 from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
 
 TOLD = {"a": (100, 10), "b": (50, 5)}
@@ -38,8 +38,3 @@ def test_each_way_to_be_wrong_is_caught(keys, totals, prompt, completion, broken
     checks = reconcile(TOLD, keys, totals, prompt, completion)
     assert conclude(checks) == "fail"
     assert [m.name for m in checks if not m.ok] == [broken]
-
-
-def test_throughput_is_the_best_of_the_levels():
-    assert tokens_per_second({"tokens_per_second_c1": 50.0, "tokens_per_second_c4": 70.0}) == 70.0
-    assert tokens_per_second({"ttft": 1.0}) == 0.0

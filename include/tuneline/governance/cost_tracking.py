@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.prompts import trial_prompts
@@ -22,16 +21,8 @@ from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
 # Two keys with unlike use: sums that were swapped between keys would show.
 REQUESTS = {"team-a": 3, "team-b": 5}
 MODEL = "candidate"
-
-
-def tokens_per_second(latency: Mapping[str, Any]) -> float:
-    """The best completion throughput of the latency benchmark, tokens/s.
-
-    Args:
-        latency: measurements of `latency_benchmark` by name.
-    """
-    found = [v for name, v in latency.items() if name.startswith("tokens_per_second")]
-    return max((float(v) for v in found if isinstance(v, int | float)), default=0.0)
+# What the latency benchmark measured over its levels, completion tokens/s.
+THROUGHPUT = "peak_tokens_per_s"
 
 
 def reconcile(
@@ -75,7 +66,7 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config
     model = ctx.input("production_quantization", "model.gguf")
     latency = {m.name: m.value for m in ctx.entry("latency_benchmark").measurements}
-    throughput = tokens_per_second(latency)
+    throughput = float(latency[THROUGHPUT] or 0.0)
     hourly = config.governance.machine_cost_per_hour
     prompts = trial_prompts(ctx, sum(REQUESTS.values()))
     told: dict[str, tuple[int, int]] = {}
