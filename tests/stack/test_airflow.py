@@ -5,6 +5,7 @@ import pytest
 
 from tuneline.stack import airflow
 from tuneline.stack.layout import Layout
+from tuneline.stack.lifecycle import image_map, pod_secrets
 
 ROOT = airflow.Path(__file__).parents[2]
 
@@ -62,3 +63,21 @@ def test_the_database_is_prepared_once_for_each_version(layout):
     assert not airflow.migration_due(layout)
     (layout.airflow_home / "database-version").write_text("3.0.0")
     assert airflow.migration_due(layout)
+
+
+def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://tracker")
+    secret = {"tuneline-credentials": {"AWS_SECRET_ACCESS_KEY": "hunter2-hunter2"}}
+    assert pod_secrets() == secret
+    images = image_map(layout)
+    assert images["env"]["WANDB_BASE_URL"] == "http://tracker"
+    assert "hunter2" not in json.dumps(images)
+    airflow.prepare(layout)
+    assert "TUNELINE_POD_SECRETS" not in airflow.environment(layout)
+    airflow.write_private(layout.pods / "secrets.json", json.dumps(secret))
+    assert airflow.environment(layout)["TUNELINE_POD_SECRETS"] == "tuneline-credentials"
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert pod_secrets() == {}

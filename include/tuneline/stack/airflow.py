@@ -12,6 +12,7 @@ from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.processes import Service
 
 USER = "admin"
+POD_SECRET = "tuneline-credentials"  # noqa: S105 - its name
 COMPONENTS = ("api-server", "scheduler", "dag-processor")
 
 # Workers are forked from the scheduler, so what it has loaded, each task has: without this
@@ -94,6 +95,9 @@ def environment(layout: Layout) -> dict[str, str]:
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(cluster),
     }
+    if layout.kubeconfig is None and (layout.pods / "secrets.json").exists():
+        secrets_file = json.loads((layout.pods / "secrets.json").read_text())
+        core["TUNELINE_POD_SECRETS"] = ",".join(secrets_file)
     return {
         **kept,
         **core,

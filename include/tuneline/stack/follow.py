@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ _ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
 _POLL_SECONDS = 1.0
 # A task that takes long shall not look like one that hangs.
 _STILL_SECONDS = 60.0
+# Of "[ 123.4 s] ", which comes before every line.
+_STAMP_WIDTH = 11
+_NO_TERMINAL = 1 << 20
 
 # How the operator marks a line of the pod's log.
 _POD_LOG = "[base] "
@@ -149,4 +153,10 @@ def _item_line(run: DagRun, item: str, pod: Task, check: Task) -> str:
     line = f"{item:<26} {status.verdict:<14} {seconds:6.1f} s  {status.summary}"
     if check["state"] == "failed":
         return f"{line} | STOPPED THE RUN: {run.failure(check)}"
-    return line
+    return _fit(line)
+
+
+def _fit(line: str) -> str:
+    """Cut a line to the terminal; the table at the end has all of it."""
+    width = shutil.get_terminal_size((_NO_TERMINAL, 0)).columns - _STAMP_WIDTH
+    return line if len(line) <= width else line[: max(width - 1, 40)] + "…"

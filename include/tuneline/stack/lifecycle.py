@@ -30,6 +30,15 @@ _START_SECONDS = 240
 _NEEDED_GIB = 3
 _GIB = 1 << 30
 
+# Settings and credentials of the user's shell that steps understand.
+_PASSED_ON = (
+    "AWS_ENDPOINT_URL AWS_REGION AWS_DEFAULT_REGION TUNELINE_PRESETS WANDB_BASE_URL WANDB_MODE "
+    "HF_ENDPOINT HTTPS_PROXY NO_PROXY SSL_CERT_FILE REQUESTS_CA_BUNDLE"
+).split()
+_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN WANDB_API_KEY HF_TOKEN"
+).split()
+
 Say = Callable[[str], None]
 
 
@@ -182,6 +191,7 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         images = folder / "images.json"
         images.write_text(json.dumps(image_map(self.layout), indent=1))
+        airflow.write_private(folder / "secrets.json", json.dumps(pod_secrets()))
         port = pick_free()
         command = [str(self.layout.airflow_python), "-m", "localpods", "serve"]
         options = ["--state", str(folder), "--port", str(port), "--images", str(images)]
@@ -238,9 +248,17 @@ def image_map(layout: Layout) -> dict[str, object]:
     names = ("tuneline/ml:local", "tuneline/ml-cuda:local")
     cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
     env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache}
-    passed = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "TUNELINE_PRESETS")
-    env |= {name: os.environ[name] for name in passed if name in os.environ}
+    env |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return {"env": env, "images": dict.fromkeys(names, environment)}
+
+
+def pod_secrets() -> dict[str, dict[str, str]]:
+    """The secret of the local pods: credentials of whoever starts the stack.
+
+    They reach pods by reference, so Airflow never sees their values.
+    """
+    found = {name: os.environ[name] for name in _CREDENTIALS if os.environ.get(name)}
+    return {airflow.POD_SECRET: found} if found else {}
 
 
 def _listens(port: int) -> bool:
