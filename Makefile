@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 AIRFLOW := .venv-airflow/bin
 ML := .venv-ml/bin
 STACK := $(AIRFLOW)/python -m tuneline.stack
+BENCH := .venv-bench
 
 ML_TESTS := $(filter-out tests/dags tests/plugins tests/localpods tests/stack,\
 	$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
@@ -50,5 +51,11 @@ test-fast: setup ## the same without the full-stack tests
 lint: setup ## ruff and mypy on both environments
 	@scripts/lint.sh
 
-bench: setup ## all benchmarks; writes bench/results.json
-	@$(ML)/tuneline bench all --json
+bench: setup $(BENCH)/tuneline-stamp ## all benchmarks; writes bench/results.json
+	@$(ML)/tuneline bench all
+
+# The peers that the ML environment does not have; made for benchmarks only.
+$(BENCH)/tuneline-stamp: requirements/bench.txt
+	@$(PYTHON) -m venv --clear $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -r $<
+	@cp $< $@

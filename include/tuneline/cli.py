@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(commands)
     _add_serving(commands)
     _add_drift(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -160,6 +161,16 @@ def _add_drift(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     drift.add_argument("--logs", required=True, type=Path, metavar="FILE", help="JSONL of prompts")
     drift.add_argument("--json", action="store_true", help="print JSON")
     drift.set_defaults(command=_drift)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser("bench", help="measure against peers")
+    bench.add_argument("name", help="a benchmark, or `all`; docs/benchmarks.md lists them")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.add_argument("--input", type=Path, metavar="FILE", help="rows of your own")
+    bench.add_argument("--runs", type=int, metavar="N", help="runs of each system")
+    bench.add_argument("--rows", type=int, metavar="N", help="rows to generate, or to take")
+    bench.set_defaults(command=_bench)
 
 
 def _items(arguments: argparse.Namespace) -> int:
@@ -308,6 +319,18 @@ def _drift(arguments: argparse.Namespace) -> int:
             mark = "drifted" if m["drifted"] else "ok"
             print(f"  {m['name']:<20} {m['value']:.4f} (p {m['p_value']:.4f}) {mark}")
     return EXIT_OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from tuneline.bench.command import bench
+
+    return bench(
+        arguments.name,
+        as_json=arguments.json,
+        source=arguments.input,
+        runs=arguments.runs,
+        rows=arguments.rows,
+    )
 
 
 if __name__ == "__main__":

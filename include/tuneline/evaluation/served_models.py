@@ -20,7 +20,7 @@ from tuneline.config import PipelineConfig
 from tuneline.deployment.gguf_export import export_gguf
 from tuneline.errors import TunelineError
 from tuneline.models.base_model import BaseModel
-from tuneline.models.cache import cache_root, cached_model
+from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.models.resolver import resolve
 from tuneline.run import StepContext
 from tuneline.serving.chat_protocol import Messages
@@ -80,17 +80,26 @@ def base_model(ctx: StepContext) -> BaseModel:
 
 def base_gguf(ctx: StepContext, base: BaseModel | None = None) -> ModelFile:
     """The base model as f16 GGUF, from the cache; its hash is noted among the inputs."""
-    found = base or base_model(ctx)
+    found = cached_gguf(base or base_model(ctx), ctx.log)
+    ctx.note_input(found.path.name, found.path.as_uri(), found.path)
+    return found
+
+
+def cached_gguf(base: BaseModel, log: Log) -> ModelFile:
+    """A base model as f16 GGUF in the cache, exported when it is not there.
+
+    Args:
+        base: the model.
+        log: takes one line of progress.
+    """
 
     def fill(folder: Path) -> None:
-        ctx.log(f"exporting the base model {found.uri} to GGUF (once)")
-        export_gguf(found.path, folder / "base-f16.gguf")
+        log(f"exporting the base model {base.uri} to GGUF (once)")
+        export_gguf(base.path, folder / "base-f16.gguf")
 
-    key = f"{found.digest} gguf {version('gguf')}"
-    folder, files = cached_model(cache_root(), "gguf", key, fill, verify=False, log=ctx.log)
-    path = folder / "base-f16.gguf"
-    ctx.note_input("base-f16.gguf", path.as_uri(), path)
-    return ModelFile(path, files["base-f16.gguf"])
+    key = f"{base.digest} gguf {version('gguf')}"
+    folder, files = cached_model(cache_root(), "gguf", key, fill, verify=False, log=log)
+    return ModelFile(folder / "base-f16.gguf", files["base-f16.gguf"])
 
 
 def scoring_threads() -> int:

@@ -1,0 +1,27 @@
+"""The benchmarks, by name. Importing this loads none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tuneline.bench.options import Options
+    from tuneline.bench.report import Report
+
+# The name, and what is compared. Each is a module of this package with a `run`.
+BENCHES = {
+    "dedup": "near-duplicates against datasketch and rensa",
+    "pii": "personal data against Presidio, without and with its NER",
+    "tokens": "the token audit against the bare tokenizer",
+    "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
+    "coldstart": "the first request to a fresh server, cold and warmed up",
+    "pipeline": "the orchestration's share of the latest demo run",
+}
+
+
+def load(name: str) -> Callable[[Options], Report]:
+    """The `run` of a benchmark."""
+    found: Callable[[Options], Report] = import_module(f"tuneline.bench.{name}").run
+    return found
