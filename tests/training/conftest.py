@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.training_lab import TrainingLab, make_base
+from tests.training.training_lab import TrainingLab, make_base, make_learned_base
 
 
 @pytest.fixture(scope="session")
@@ -19,17 +19,25 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def learned_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Directory of a tiny model that has learned the task already."""
+    return make_learned_base(tmp_path_factory.mktemp("learned"))
+
+
 @pytest.fixture
 def lab(tmp_path: Path, tiny_base: Path) -> Callable[..., TrainingLab]:
     """Make a run on the tiny model; keyword arguments are settings of training."""
 
-    def make(name: str = "lab", deployment: Any = None, **training: Any) -> TrainingLab:
+    def make(
+        name: str = "lab", base: Path = tiny_base, deployment: Any = None, **training: Any
+    ) -> TrainingLab:
         overrides: dict[str, Any] = {"training": training}
         if deployment:
             overrides["deployment"] = deployment
         root = tmp_path / name
         root.mkdir()
-        return TrainingLab(root, tiny_base, overrides)
+        return TrainingLab(root, base, overrides)
 
     return make
 

@@ -17,7 +17,7 @@ def test_activations_grow_with_the_batch_and_weights_do_not(tiny_base):
     assert large.activations == pytest.approx(2 * small.activations, rel=0.02)
     assert large.logits == 2 * small.logits
     assert (large.weights, large.adapter) == (small.weights, small.adapter)
-    assert small.optimiser == 3 * small.adapter == 3 * 2 * 4 * (128 + 160) * 4
+    assert small.optimiser == 3 * small.adapter == 3 * 2 * 4 * (128 + 192) * 4
     assert large.total > small.total
 
 

@@ -56,14 +56,36 @@ def make_rows(train: int = 36, validation: int = 12) -> tuple[list[Row], list[fl
 
 def make_base(folder: Path) -> Path:
     """A random Llama of two layers with a tokenizer of its own."""
-    make_model(folder, tie_word_embeddings=True)
+    # 4-bit layers on a CPU need sides that are multiples of 64.
+    make_model(folder, tie_word_embeddings=True, intermediate_size=128)
+    return folder
+
+
+def make_learned_base(folder: Path) -> Path:
+    """The tiny model trained whole until it knows the answers: a base that can be broken."""
+    import torch
+
+    from tuneline.models import load_tokenizer
+
+    model = make_model(folder, tie_word_embeddings=True, intermediate_size=128).train()
+    tokenizer = load_tokenizer(folder)
+    rows, _ = make_rows(train=24, validation=0)
+    texts = [tokenizer.apply_chat_template(row.messages, tokenize=False) for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        model(input_ids=batch["input_ids"], labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(folder)
     return folder
 
 
 class TrainingLab(Lab):
     """A run on the tiny model whose data phase is done."""
 
-    def __init__(self, root: Path, base: Path, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, base: Path | str, overrides: Mapping[str, Any]) -> None:
         settings: dict[str, Any] = {
             "base_model": str(base),
             "data": {"max_tokens": MAX_TOKENS},

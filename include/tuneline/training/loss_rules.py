@@ -17,7 +17,7 @@ FLOOR_NATS = 0.5
 SPIKE_WINDOW = 10  # logged steps whose median a spike is measured by
 SPIKE_STREAK = 3  # spikes in a row that stop training; a lone one is only counted
 DIVERGENCE_WINDOW = 5  # logged steps in the running median
-LOST_SHARE = 0.5  # share of the progress made that may be lost again
+LOST_SHARE = 0.5  # share of the progress made, or of the lowest loss, that may be lost again
 OVERFIT_FLOOR_NATS = 0.01  # a rise of the validation loss by less changes no answer
 
 
@@ -114,21 +114,21 @@ def rise(curve: Curve) -> tuple[float, float]:
 
     Returns:
         The largest climb seen so far at any step, in nats, and what it may be: half of the
-        progress made until then, at least `FLOOR_NATS`. (0, `FLOOR_NATS`) for a short curve.
+        progress made until then or half of the lowest loss, whichever is more, at least
+        `FLOOR_NATS`. (0, `FLOOR_NATS`) for a short curve.
     """
     losses = [x for x in curve.losses if math.isfinite(x)]
     worst = (0.0, FLOOR_NATS)
     if len(losses) < DIVERGENCE_WINDOW:
         return worst
-    middles = [
-        median(losses[max(0, i - DIVERGENCE_WINDOW + 1) : i + 1])
-        # Fewer than three losses are no median.
-        for i in range(2, len(losses))
+    # The first step stands alone: a rate that is far too high ruins the second already.
+    middles = losses[:1] + [
+        median(losses[max(0, i - DIVERGENCE_WINDOW + 1) : i + 1]) for i in range(2, len(losses))
     ]
     lowest = start = middles[0]
     for middle in middles:
         lowest = min(lowest, middle)
-        limit = max(FLOOR_NATS, LOST_SHARE * (start - lowest))
+        limit = max(FLOOR_NATS, LOST_SHARE * (start - lowest), LOST_SHARE * lowest)
         if middle - lowest - limit > worst[0] - worst[1]:
             worst = (middle - lowest, limit)
     return worst

@@ -67,10 +67,8 @@ def read_layer(name: str, module: Any) -> LayerFacts:
         return LayerFacts(
             name, plain, None, False, plain, weight.numel(), weight.numel() * weight.element_size()
         )
-    scales = [state.absmax]
-    if state.nested:
-        scales += [state.state2.absmax, state.state2.code]
-    held = [weight, *scales]
+    # The code tables are one kilobyte for all layers together, so they are left out.
+    held = [weight, state.absmax, *([state.state2.absmax] if state.nested else [])]
     return LayerFacts(
         name=name,
         quant_type=str(state.quant_type),

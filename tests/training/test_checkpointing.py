@@ -1,0 +1,82 @@
+"""The kept adapter is the best one: its hash and its loss say so, or the verdict turns."""
+
+import json
+
+import pytest
+from tests.training.training_lab import broken, value
+
+from tuneline.errors import UserError
+from tuneline.evidence import Verdict
+from tuneline.training import checkpointing
+from tuneline.training.checkpointing import lowest
+
+
+def copy_of(trained, lab, adapter="adapter", change=None):
+    """A run with the artifacts of the trained one, an adapter of it in the adapter's place."""
+    run = lab(epochs=4)
+    run.leave_lora()
+    run.leave_plan()
+    document = trained.document("train", "checkpoints.json")
+    if change:
+        change(document)
+    files = {"checkpoints.json": json.dumps(document)}
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        files[f"adapter/{name}"] = trained.artifact("train", f"{adapter}/{name}")
+    run.leave("train", files)
+    return run
+
+
+def other_checkpoint(trained):
+    document = trained.document("train", "checkpoints.json")
+    entries = [e for e in document["evaluations"] if e["kept"]]
+    return next(e for e in entries if e["step"] != document["best_step"])
+
+
+def test_the_best_adapter_passes(trained, lab):
+    evidence = copy_of(trained, lab).execute("checkpointing", checkpointing.run)
+    assert evidence.verdict == Verdict.PASS
+    assert value(evidence, "loss_difference") < 1e-5
+    assert value(evidence, "evaluations") == 3
+
+
+def test_an_adapter_of_another_checkpoint_fails(trained, lab):
+    run = copy_of(trained, lab, adapter=other_checkpoint(trained)["path"])
+    evidence = run.execute("checkpointing", checkpointing.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert broken(evidence) == {"kept_adapter_sha256", "loss_difference"}
+    assert "not the best one" in evidence.summary
+
+
+def test_keeping_the_last_instead_of_the_best_fails(trained, lab):
+    other = other_checkpoint(trained)
+
+    def keep_other(document):
+        document["best_step"] = other["step"]
+
+    run = copy_of(trained, lab, adapter=other["path"], change=keep_other)
+    evidence = run.execute("checkpointing", checkpointing.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert broken(evidence) >= {"kept_step", "kept_adapter_sha256"}
+
+
+def test_a_loss_that_can_not_be_measured_again_fails(trained, lab):
+    def embellish(document):
+        for entry in document["evaluations"]:
+            entry["eval_loss"] -= 0.05
+
+    evidence = copy_of(trained, lab, change=embellish).execute("checkpointing", checkpointing.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert broken(evidence) == {"loss_difference"}
+
+
+def test_a_single_evaluation_is_no_choice():
+    entry = {"step": 5, "eval_loss": 1.0, "eval_loss_error": 0.1, "adapter_sha256": "a"}
+    measurements = checkpointing.judge([entry], 5, "a", 1.0, 3)
+    assert [m.name for m in measurements if m.ok is False] == ["evaluations"]
+
+
+def test_not_a_number_is_never_the_lowest():
+    entries = [{"step": 0, "eval_loss": "nan"}, {"step": 5, "eval_loss": 2.0}]
+    assert lowest(entries)["step"] == 5
+    with pytest.raises(UserError, match="training diverged"):
+        lowest(entries[:1])

@@ -1,0 +1,209 @@
+"""Training keeps the best adapter, is tracked, stops on trouble, and survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.training_lab import broken, make_rows, value
+
+from tuneline.data.tables import write_dataset
+from tuneline.evidence import Verdict, measure
+from tuneline.store import sha256_file
+from tuneline.training import loss_monitoring, train
+from tuneline.training.train import history_of, read_history, write_history
+
+
+def test_the_best_adapter_is_kept_and_everything_noted(trained):
+    checkpoints = trained.document("train", "checkpoints.json")
+    run = trained.document("train", "run.json")
+    history = read_history(trained.artifact("train", "history.jsonl"))
+    steps = [e["step"] for e in checkpoints["evaluations"]]
+    assert steps == [0, 6, 12, 18]
+    best = min(checkpoints["evaluations"], key=lambda e: e["eval_loss"])
+    assert checkpoints["best_step"] == best["step"]
+    assert best["eval_loss"] < checkpoints["evaluations"][0]["eval_loss"] - 0.3
+    adapter = trained.artifact("train", "adapter/adapter_model.safetensors")
+    assert sha256_file(adapter) == best["adapter_sha256"]
+    kept = [e for e in checkpoints["evaluations"] if e["kept"]]
+    assert len(kept) == 2
+    for entry in kept:
+        assert trained.artifact("train", entry["path"] + "/adapter_config.json").is_file()
+    assert [e["step"] for e in history if "loss" in e] == list(range(1, 19))
+    assert [e["step"] for e in history if "eval_loss" in e] == steps
+    assert (run["steps"], run["stopped"], run["resumed_from"]) == (18, None, None)
+    assert run["epochs_seen"] == 4.0
+    assert run["tokens"] == history[-2]["tokens"] > 0
+    assert run["tracking"]["mode"] == "none"
+    assert not list(trained.run.store.keys(trained.run.key("work")))
+
+
+def test_the_adapter_names_its_base_and_no_model_card(trained):
+    settings = trained.document("train", "adapter/adapter_config.json")
+    assert settings["base_model_name_or_path"] == trained.run.config.base_model
+    assert (settings["r"], settings["lora_alpha"]) == (4, 8)
+    assert not trained.artifact("train", "adapter/README.md").exists()
+
+
+def test_training_again_gives_the_same_adapter(lab, trained):
+    again = lab(epochs=4)
+    again.train()
+    first = trained.document("train", "checkpoints.json")["evaluations"]
+    second = again.document("train", "checkpoints.json")["evaluations"]
+    assert [e["adapter_sha256"] for e in first] == [e["adapter_sha256"] for e in second]
+
+
+def test_accumulated_training_follows_the_same_curve(lab, trained):
+    run = lab(epochs=4)
+    run.leave_lora()
+    run.leave_plan(micro_batch=2)
+    run.execute("train", train.run)
+    losses = [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
+    whole = [e["eval_loss"] for e in trained.document("train", "checkpoints.json")["evaluations"]]
+    assert losses == pytest.approx(whole, abs=2e-3)
+
+
+def test_bf16_arithmetic_follows_the_same_curve(lab, trained):
+    run = lab(epochs=4, precision="bf16")
+    run.leave_lora()
+    run.leave_plan()
+    plan = run.document("gradient_accumulation", "plan.json")
+    passed = run.run.find_evidence("gradient_accumulation").measurements
+    run.leave(
+        "gradient_accumulation",
+        {"plan.json": json.dumps({**plan, "precision": "bf16"})},
+        passed,
+    )
+    run.execute("train", train.run)
+    losses = [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
+    whole = [e["eval_loss"] for e in trained.document("train", "checkpoints.json")["evaluations"]]
+    assert losses == pytest.approx(whole, rel=0.03)
+    assert losses != whole
+
+
+def test_weights_and_biases_gets_a_real_run(lab, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run = lab(tracking=["wandb"], max_steps=4, evaluations=2)
+    run.train()
+    tracking = run.document("train", "run.json")["tracking"]
+    assert (tracking["tracker"], tracking["mode"], tracking["url"]) == ("wandb", "offline", None)
+    assert len(tracking["run_id"]) == 16
+    log = run.artifact("train", f"{tracking['directory']}/run-{tracking['run_id']}.wandb")
+    content = log.read_bytes()
+    for name in (b"train/loss", b"eval/loss", b"learning_rate", b"effective_batch"):
+        assert name in content
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert value(evidence, "tracker_run_id") == tracking["run_id"]
+    assert "nobody could watch it live" in evidence.summary
+
+
+def test_a_diverging_learning_rate_is_stopped_and_fails(lab, learned_base):
+    settings = {"schedule": "constant", "warmup_share": 0.0, "epochs": 20}
+    run = lab(base=learned_base, learning_rate=0.9, **settings)
+    run.train()
+    document = run.document("train", "run.json")
+    assert document["stopped"]["rule"] in ("divergence", "nan", "spike")
+    assert document["steps"] < document["steps_planned"] == 90
+    checkpoints = run.document("train", "checkpoints.json")
+    losses = {e["step"]: float(e["eval_loss"]) for e in checkpoints["evaluations"]}
+    assert checkpoints["best_step"] == min(losses, key=losses.get)
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert "training stopped early" in evidence.summary
+    assert broken(evidence) & {"climb_of_training_loss", "losses_not_a_number", "spikes_in_a_row"}
+
+
+def test_the_same_base_at_a_sane_rate_is_not_stopped(lab, learned_base):
+    run = lab(base=learned_base, learning_rate=0.002, epochs=4)
+    run.train()
+    assert run.document("train", "run.json")["stopped"] is None
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert broken(evidence) == {"live_tracking"}
+
+
+def test_a_dataset_that_is_learned_by_heart_stops_early_and_warns(lab):
+    # Eight rows and a high rate: the validation loss turns while the training loss falls.
+    run = lab(
+        epochs=100,
+        effective_batch=4,
+        learning_rate=0.03,
+        evaluations=20,
+        r=32,
+        overfit_ratio=1.05,
+    )
+    path = run.root / "few.parquet"
+    write_dataset(path, *make_rows(train=8, validation=12))
+    passed = [measure("rows", 20, "rows", ">", 0)]
+    run.leave("distribution_balancing", {"dataset.parquet": path}, passed)
+    run.train()
+    document = run.document("train", "run.json")
+    assert document["stopped"]["rule"] == "overfit"
+    assert document["steps"] < document["steps_planned"]
+    assert run.document("train", "checkpoints.json")["best_step"] < document["steps"]
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert evidence.verdict == Verdict.WARN
+    assert "last_over_best_validation_loss" in broken(evidence)
+
+
+def test_qlora_trains_on_a_4bit_base(lab):
+    run = lab(qlora=True, epochs=2)
+    run.train()
+    losses = [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
+    assert losses[-1] < losses[0]
+
+
+def test_a_killed_training_resumes_and_ends_the_same(lab):
+    settings = {"epochs": 40, "evaluations": 12, "dropout": 0.1}
+    run = lab(name="killed", **settings)
+    run.leave_lora()
+    run.leave_plan()
+    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
+    kills = 0
+    pointer = run.run.key("work", "train", "latest.json")
+    for wanted in (1, 2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        steps = set()
+        while process.poll() is None and len(steps) < wanted:
+            if run.run.store.exists(pointer):
+                steps.add(json.loads(run.run.store.get_bytes(pointer))["step"])
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 2
+    run.execute("train", train.run)
+    document = run.document("train", "run.json")
+    assert document["resumed_from"] > 0
+    assert document["steps"] == document["steps_planned"] == 180
+
+    whole = lab(name="whole", **settings)
+    whole.train()
+    ours, theirs = (
+        load_file(r.artifact("train", "adapter/adapter_model.safetensors")) for r in (run, whole)
+    )
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, atol=1e-5), name
+    interrupted = read_history(run.artifact("train", "history.jsonl"))
+    assert [e["step"] for e in interrupted if "loss" in e] == list(range(1, 181))
+    seconds = [e["seconds"] for e in interrupted]
+    assert seconds == sorted(seconds)
+
+
+def test_history_holds_what_json_can_not(tmp_path):
+    log = [
+        {"loss": float("nan"), "step": 1, "epoch": 0.1},
+        {"eval_loss": float("inf"), "eval_loss_error": 0.1, "step": 1},
+        {"train_runtime": 3.0, "step": 1},
+    ]
+    history = history_of(log)
+    write_history(tmp_path / "history.jsonl", history)
+    assert read_history(tmp_path / "history.jsonl") == [
+        {"step": 1, "loss": "nan"},
+        {"step": 1, "eval_loss": "inf", "eval_loss_error": 0.1},
+    ]
