@@ -36,13 +36,11 @@ RATIOS = ("requests_per_s_vs_litellm", "added_p50_vs_litellm")
 
 def run(options: Options) -> Report:
     """Measure, in turn."""
-    from tuneline.deployment.probe_trial import free_port
     from tuneline.serving.gateway_process import GatewayProcess
 
     machine = describe()
     text = read_texts(options.input, 1)[0] if options.input else make_corpus(1)[0]
     missing: list[NotMeasured] = []
-    python = bench_python()
     with ExitStack() as stack:
         upstream = stack.enter_context(mock_upstream())
         gateway = stack.enter_context(
@@ -56,21 +54,9 @@ def run(options: Options) -> Report:
             _system(DIRECT, upstream, "none", own_version()),
             _system(OURS, gateway.base_url, gateway.keys["trial"], own_version()),
         ]
-        reason = why_missing("litellm", python)
-        if reason is None:
-            proxy = stack.enter_context(
-                LitellmProxy(
-                    python=python,
-                    upstream=upstream,
-                    model=MODEL,
-                    model_id=MODEL_ID,
-                    port=free_port(),
-                    folder=options.folder,
-                )
-            )
-            systems.append(_system(LITELLM, proxy.url, KEY, _version(python, "litellm")))
-        else:
-            missing.append(NotMeasured(LITELLM, reason, RATIOS))
+        peer, reason = _litellm(stack, upstream, options.folder)
+        systems += [peer] if peer else []
+        missing += [NotMeasured(LITELLM, reason, RATIOS)] if reason else []
         job = {"requests": options.rows or REQUESTS, "text": text, "model_id": MODEL_ID}
         contest = Contest(options.folder, options.log, one_core=False)
         samples = contest.measure(systems, job, options.runs or RUNS)
@@ -106,6 +92,29 @@ def _ratios(results: Sequence[Result]) -> dict[str, float]:
         name: ratio(results, m, OURS, LITELLM) for name, m in zip(RATIOS, metrics, strict=True)
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _litellm(stack: ExitStack, upstream: str, folder: Path) -> tuple[System | None, str]:
+    """LiteLLM's proxy, running until the stack closes; or none and why."""
+    from tuneline.deployment.probe_trial import free_port
+
+    python = bench_python()
+    reason = why_missing("litellm", python)
+    if reason is not None:
+        return None, reason
+    proxy = LitellmProxy(
+        python=python,
+        upstream=upstream,
+        model=MODEL,
+        model_id=MODEL_ID,
+        port=free_port(),
+        folder=folder,
+    )
+    try:
+        stack.enter_context(proxy)
+    except TunelineError as error:
+        return None, str(error)
+    return _system(LITELLM, proxy.url, KEY, _version(python, LITELLM)), ""
 
 
 def _system(name: str, url: str, key: str, version: str) -> System:

@@ -56,6 +56,8 @@ class LitellmProxy:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        if not Path(self._command[0]).is_file():
+            raise TunelineError(f"there is no {self._command[0]}: LiteLLM has no proxy installed")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
