@@ -156,6 +156,12 @@ class TrainingConfig(_Section):
     effective_batch: int = Field(
         8, ge=1, description="Rows per optimiser step: micro-batch × accumulation × world size."
     )
+    rehearsal_rows: int = Field(
+        0,
+        ge=0,
+        description="General prompts with the base model's own answers, mixed into training "
+        "so that it keeps answering them (llama.cpp must be able to serve the base).",
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="Rows per forward pass; None takes the largest safe one."
     )

@@ -27,6 +27,7 @@ from tuneline.training.compute import device_of, load_torch
 from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
 from tuneline.training.loss_rules import Thresholds
 from tuneline.training.memory import GIB
+from tuneline.training.rehearsal import rehearsal_rows
 from tuneline.training.token_loss import EVAL_BATCH
 from tuneline.training.tracking import TrackedRun, track
 from tuneline.training.training_rows import (
@@ -77,6 +78,7 @@ def read_inputs(ctx: StepContext) -> Inputs:
     plan = json.loads(plan_file.read_text())
     tokenizer = load_tokenizer(base.path)
     data = ctx.config.data
+    rehearsed = rehearsal_rows(ctx, tokenizer)
 
     def rows(split: str) -> list[EncodedRow]:
         return encode_split(dataset, split, tokenizer, data.target_format, data.max_tokens)
@@ -88,7 +90,7 @@ def read_inputs(ctx: StepContext) -> Inputs:
         lora=LoraSettings.model_validate_json(lora_file.read_text()),
         plan=plan,
         tokenizer=tokenizer,
-        train=rows("train"),
+        train=[*rows("train"), *rehearsed],
         validation=rows("validation"),
         settings=fingerprint(
             hashes,
