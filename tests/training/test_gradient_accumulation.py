@@ -140,7 +140,7 @@ def trainers(tiny_base, tmp_path_factory):
             eval_batch=4,
         )
         trainer = kind(
-            model=attach_lora(base, lora, "base"),
+            model=attach_lora(base, lora),
             tokenizer=tokenizer,
             settings=settings,
             config=TrainingConfig(),

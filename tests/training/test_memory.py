@@ -28,7 +28,7 @@ def test_activations_of_the_prediction_are_those_of_the_real_model(tiny_base):
     from tuneline.training.memory import _counting
 
     parts = predict(tiny_base, LORA, Shape(2, 64, 32), precision="fp32")
-    model = attach_lora(load_base(tiny_base, "cpu", precision="fp32"), LORA, "base").train()
+    model = attach_lora(load_base(tiny_base, "cpu", precision="fp32"), LORA).train()
     ids = torch.randint(3, 400, (2, 64))
     # Padded, as most batches are: transformers leaves a mask of ones alone out.
     mask = torch.ones_like(ids)

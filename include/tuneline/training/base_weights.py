@@ -6,6 +6,7 @@ after it and the export all see the same model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -135,17 +136,10 @@ def linear_modules(model: Any) -> list[str]:
     ]
 
 
-def attach_lora(model: Any, lora: LoraSettings, base_name: str) -> Any:
-    """Put a fresh adapter on the base.
-
-    Args:
-        model: of `load_base` or `shape_model`.
-        lora: the settings.
-        base_name: what the adapter's files name as its base: the URI, never a local path.
-    """
+def attach_lora(model: Any, lora: LoraSettings) -> Any:
+    """Put a fresh adapter on the base, a model of `load_base` or `shape_model`."""
     from peft import LoraConfig, get_peft_model
 
-    # PEFT looks the name up among the hub's models when it saves, so it gets none meanwhile.
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -156,9 +150,7 @@ def attach_lora(model: Any, lora: LoraSettings, base_name: str) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    tuned = get_peft_model(model, config)
-    tuned.peft_config["default"].base_model_name_or_path = base_name
-    return tuned
+    return get_peft_model(model, config)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
@@ -176,11 +168,21 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise UserError(f"the adapter can't be put on the base model: {reason}") from None
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as PEFT does, without its model card."""
+def save_adapter(model: Any, folder: Path, base_name: str) -> None:
+    """Write the adapter as PEFT does, without its model card.
+
+    Args:
+        model: of `attach_lora`.
+        folder: where.
+        base_name: what its settings name as the base: the URI, never a local path.
+    """
     model.save_pretrained(str(folder), save_embedding_layers=False)
     with suppress(FileNotFoundError):
         (folder / "README.md").unlink()
+    # Named only here: PEFT looks the name up on the hub whenever it saves.
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": base_name}, indent=1))
 
 
 def module_kinds(names: Sequence[str]) -> list[str]:

@@ -202,7 +202,6 @@ def run(ctx: StepContext) -> Evidence:
     threads = training_threads(config)
     common = {
         "base": str(base.path),
-        "base_name": ctx.config.base_model,
         "dataset": str(ctx.input("distribution_balancing", "dataset.parquet")),
         "lora": json.loads(ctx.input("lora_selection", "lora.json").read_text()),
         "training": config.model_dump(mode="json"),

@@ -121,7 +121,7 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
         rslora=config.rslora,
         dora=config.dora,
     )
-    tuned = attach_lora(model, settings, "base")
+    tuned = attach_lora(model, settings)
     trainable, everything = tuned.get_nb_trainable_parameters()
     layers = sum(name.endswith("lora_A.default") for name, _ in tuned.named_modules())
     counted = settings.model_copy(

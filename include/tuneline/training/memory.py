@@ -79,7 +79,7 @@ def predict(
 
     model = shape_model(path, "bf16" if qlora else precision)
     frozen = _weight_bytes(model, qlora)
-    tuned = attach_lora(model, lora, "base").train()
+    tuned = attach_lora(model, lora).train()
     adapter = sum(p.numel() for p in tuned.parameters() if p.requires_grad) * FLOAT32
     with FakeTensorMode():
         _give_fake_storage(tuned)

@@ -73,7 +73,7 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
     ordered = sorted(rows, key=lambda r: (-len(r.ids), r.row_id))
     longest = (ordered + [ordered[0]] * size)[:size]
     trainer = LabelledTokenTrainer(
-        model=attach_lora(model, lora, spec["base_name"]),
+        model=attach_lora(model, lora),
         tokenizer=tokenizer,
         settings=TrainerSettings(
             output=Path(spec["scratch"]),

@@ -157,12 +157,12 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
     if resumed is not None:
         ctx.log(f"resuming from the checkpoint of step {resumed} of {steps}")
     evaluated = restored / "evaluated"
-    keeper = KeepAdapters(evaluated, config.keep_checkpoints)
+    keeper = KeepAdapters(evaluated, config.keep_checkpoints, ctx.config.base_model)
     watcher = StopOnTrip(Thresholds(config.spike_factor, config.overfit_ratio), ctx.log)
     saver = SaveLive(live, evaluated)
     base = load_base(inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"])
     trainer = LabelledTokenTrainer(
-        model=attach_lora(base, inputs.lora, ctx.config.base_model),
+        model=attach_lora(base, inputs.lora),
         tokenizer=inputs.tokenizer,
         settings=TrainerSettings(
             output=ctx.scratch / "trainer",

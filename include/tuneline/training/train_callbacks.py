@@ -72,14 +72,15 @@ class EvaluateAt(TrainerCallback):
 class KeepAdapters(TrainerCallback):
     """Saves the adapter of every evaluation and keeps the best few."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, base_name: str) -> None:
         """Keep adapters below a folder; evaluations that are noted there already count.
 
         Args:
             folder: of `evaluations.json` and one folder per kept adapter.
             keep: how many, the best always.
+            base_name: what adapters name as their base.
         """
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep, self.base_name = folder, keep, base_name
         folder.mkdir(parents=True, exist_ok=True)
         noted = folder / "evaluations.json"
         entries = json.loads(noted.read_text()) if noted.exists() else []
@@ -91,7 +92,7 @@ class KeepAdapters(TrainerCallback):
         """See `transformers.TrainerCallback`."""
         step = state.global_step
         target = self.folder / f"step-{step:06d}"
-        save_adapter(kwargs["model"], target)
+        save_adapter(kwargs["model"], target, self.base_name)
         entry = Evaluated(
             step=step,
             eval_loss=metrics["eval_loss"],
