@@ -1,6 +1,8 @@
 """A throw-away Airflow home; no test here needs its database."""
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Airflow reads these when it is first imported, so they can't wait for a fixture.
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="tuneline-test-airflow-"))
+if "AIRFLOW_HOME" not in os.environ:
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="tuneline-test-airflow-")
+    atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "True")
 sys.path.insert(0, str(ROOT / "dags"))
