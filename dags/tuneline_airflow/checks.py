@@ -32,7 +32,6 @@ def audit_check(helper: str, item_ids: Sequence[str]) -> Any:
 
 def _gate(run_uri: str, item_id: str) -> None:
     from tuneline.data.gates import run_gate
-
     from tuneline.run import Run
 
     try:
