@@ -162,6 +162,9 @@ class TrainingConfig(_Section):
         description="General prompts with the base model's own answers, mixed into training "
         "so that it keeps answering them (llama.cpp must be able to serve the base).",
     )
+    rehearsal_weight: float = Field(
+        1.0, gt=0, le=10, description="Weight of a rehearsal row's tokens in the loss."
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="Rows per forward pass; None takes the largest safe one."
     )

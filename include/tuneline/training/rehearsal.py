@@ -84,9 +84,10 @@ def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
         return []
     found = conversations(ctx, count)
     (ctx.out / "rehearsal.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    weight = ctx.config.training.rehearsal_weight
     rendered = Renderer(tokenizer, ctx.config.data.target_format).render(found)
     return [
-        EncodedRow(f"rehearsal-{number:03d}", tuple(row.ids), tuple(row.loss_mask), 1.0)
+        EncodedRow(f"rehearsal-{number:03d}", tuple(row.ids), tuple(row.loss_mask), weight)
         for number, row in enumerate(rendered)
         if row.loss_mask is not None and any(row.loss_mask[1:])
     ]
