@@ -182,6 +182,7 @@ def run(ctx: StepContext) -> Evidence:
     base = base_model(ctx)
     renderer = Renderer(load_tokenizer(merged_dir), ctx.config.data.target_format)
 
+    threads = scoring_threads()
     ctx.log("comparing checkpoints in float32")
     prompts = [renderer.text(row.prompt, ask=True) for row in asked[:CHECKPOINT_ROWS]]
     checkpoints = compare_checkpoints(
@@ -191,9 +192,9 @@ def run(ctx: StepContext) -> Evidence:
         texts=[renderer.text(row.messages) for row in asked[:CHECKPOINT_ROWS]],
         prompts=prompts,
         max_tokens=MAX_TOKENS,
+        threads=threads,
     )
     ctx.log("comparing merged and adapter in the engine")
-    threads = scoring_threads()
     with serve(candidate, ctx.config, threads=threads, parallel=1) as server:
         prompts_differ = differing_prompts(renderer, asked, server)
         merged = ask_server(server, asked)

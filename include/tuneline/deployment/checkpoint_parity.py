@@ -35,6 +35,7 @@ def compare_checkpoints(
     texts: Sequence[str],
     prompts: Sequence[str],
     max_tokens: int,
+    threads: int,
 ) -> LogitParity:
     """Compare base plus adapter with the merged checkpoint, and answer prompts with the latter.
 
@@ -45,14 +46,13 @@ def compare_checkpoints(
         texts: rendered conversations whose logits are compared, each alone.
         prompts: rendered prompts for the greedy answers.
         max_tokens: tokens of an answer.
+        threads: more than there are free cores cost a factor of seven here.
     """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tuneline.serving.cores import available_cores
-
-    torch.set_num_threads(available_cores())
+    torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(merged_dir, local_files_only=True)
 
     def load(folder: Path) -> Any:

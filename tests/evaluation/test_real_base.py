@@ -1,0 +1,34 @@
+"""The real base model in the candidate's place: nothing was tuned, so nothing may be lost."""
+
+import pytest
+from tests.run_lab import Lab
+from tests.tiny_task import task_rows
+
+from tuneline.evaluation import base_regression, determinism
+from tuneline.evaluation.served_models import base_gguf
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def untuned(tmp_path):
+    """A run whose shipped bytes are the base model's own."""
+    lab = Lab(tmp_path, {"evaluation": {"regression_questions": 40, "max_new_tokens": 16}})
+    lab.leave_dataset(task_rows({"train": 10, "validation": 8, "holdout": 4}))
+    lab.leave_shipped(base_gguf(lab.context("base_regression")).path)
+    return lab
+
+
+def test_the_base_has_not_forgotten_what_it_knows(untuned):
+    evidence = untuned.execute("base_regression", base_regression.run)
+    found = {m.name: m.value for m in evidence.measurements}
+    # Answers in batches may part at a near-tie, so one question either way is no loss.
+    assert abs(found["drop"]) <= 0.05
+    assert evidence.verdict != "fail"
+    # Neither hopeless nor perfect, so that a loss would show.
+    assert 0.25 < found["base_share"] < 0.9
+
+
+def test_the_real_model_repeats_itself(untuned):
+    evidence = untuned.execute("determinism", determinism.run)
+    assert evidence.verdict == "pass", evidence.summary
