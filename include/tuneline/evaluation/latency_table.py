@@ -163,13 +163,13 @@ class DecodeCounters:
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
     """The levels as plain rows, rounded for reading; None where nothing was measured."""
-    return [
-        {
-            key: None if math.isnan(value) else round(value, 4)
-            for key, value in asdict(level).items()
-        }
-        for level in levels
-    ]
+    return [{key: _plain(value) for key, value in asdict(level).items()} for level in levels]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return None if math.isnan(value) else round(value, 4)
 
 
 def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:
