@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -71,6 +72,11 @@ class Stack:
             TunelineError: a service did not start; the message names its log.
         """
         running = [name for name in airflow.COMPONENTS if self.table.find(name)]
+        port = self.table.notes("api-server").get("port")
+        if "api-server" in running and port != self.layout.ui_port:
+            raise UserError(
+                f"the stack runs on port {port}, not {self.layout.ui_port}; `make down` stops it"
+            )
         if len(running) == len(airflow.COMPONENTS) and self._pods_run():
             self._say(f"Airflow runs already at {self.layout.ui_url}")
             return
@@ -82,7 +88,8 @@ class Stack:
         airflow.prepare(self.layout)
         self._migrate()
         missing = [s for s in airflow.components(self.layout) if s.name not in running]
-        self._say(f"starting Airflow ({', '.join(service.name for service in missing)}) …")
+        if missing:
+            self._say(f"starting Airflow ({', '.join(service.name for service in missing)}) …")
         for service in missing:
             self.start(service)
         self._await_airflow()
@@ -118,7 +125,9 @@ class Stack:
 
     def down(self) -> None:
         """End active runs, then stop every service: those in front first, pods after Airflow."""
-        self.end_active_runs()
+        # An Airflow that answers no more is stopped all the same.
+        with contextlib.suppress(TunelineError):
+            self.end_active_runs()
         order = [GATEWAY, ENGINE, "scheduler", "dag-processor", "api-server", PODS]
         others = [name for name in self.table.names() if name not in order]
         stopped = [name for name in [*others, *order] if self._stop(name)]
