@@ -44,7 +44,7 @@ def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkey
     monkeypatch.setattr("tuneline.deployment.kubernetes_probes.engine_probe_command", port_alone)
     evidence, broken = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert {"hung: liveness probe", "hung: readiness probe"} <= broken
+    assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken
 
 
 def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
@@ -53,7 +53,7 @@ def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
     )
     evidence, broken = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert "start: ready before it listens" in broken
+    assert "start_ready_before_it_listens" in broken
 
 
 def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
@@ -67,7 +67,7 @@ def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch
     monkeypatch.setattr(probe_trial, "LONG_ANSWER", 900)
     evidence, broken = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert "drain: engine's answer whole" in broken
+    assert "drain_engine_answer_whole" in broken
 
 
 def test_budgets_leave_room_for_the_measured_start():

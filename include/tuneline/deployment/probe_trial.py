@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -53,13 +54,17 @@ class Trial:
     def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
         """Note an observation that decides."""
         self.observations.append({"moment": moment, "what": what, "got": got, "wanted": wanted})
-        self.measurements.append(measure(f"{moment}: {what}", got, "flag", "==", wanted))
+        self.measurements.append(measure(_name(moment, what), got, "flag", "==", wanted))
 
     def within(self, moment: str, what: str, seconds: float, limit: float) -> None:
         """Note how long something took, which must stay within a limit."""
         shown = round(seconds, 2)
         self.observations.append({"moment": moment, "what": what, "got": shown, "limit": limit})
-        self.measurements.append(measure(f"{moment}: {what}", shown, "s", "<=", limit))
+        self.measurements.append(measure(_name(moment, what), shown, "s", "<=", limit))
+
+
+def _name(moment: str, what: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", f"{moment}_{what}".lower())
 
 
 def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
@@ -231,7 +236,7 @@ class ProbeTrial:
         waited = wait_for(lambda: not self._gateway_ready(), 5.0)
         self.trial.within("drain", "gateway unready after", waited, 1.0)
         thread.join(WAIT_SECONDS)
-        self.trial.expect("drain", "gateway's answer whole", bool(answers and answers[0].ok), True)
+        self.trial.expect("drain", "gateway answer whole", bool(answers and answers[0].ok), True)
 
     def drain_engine(self) -> None:
         """On SIGTERM the engine finishes what is under way, then it is gone."""
@@ -240,7 +245,7 @@ class ProbeTrial:
             time.sleep(0.1)
             self.server.signal(signal.SIGTERM)
             whole = _is_whole(running.result())
-        self.trial.expect("drain", "engine's answer whole", whole, True)
+        self.trial.expect("drain", "engine answer whole", whole, True)
         gone = wait_for(lambda: not self._accepts(), 30.0)
         self.trial.within("drain", "engine gone after", gone, 30.0)
 
