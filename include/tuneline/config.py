@@ -169,7 +169,9 @@ class TrainingConfig(_Section):
         None, ge=1, description="Rows per forward pass; None takes the largest safe one."
     )
     memory_limit_gib: float | None = Field(
-        None, gt=0, description="Memory for training, GiB; None takes 60 % of what is free."
+        None,
+        gt=0,
+        description="Memory for training, GiB; None takes 60 % of what is free, or of the pod's.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Arithmetic of training; auto takes bf16 where the processor has it."

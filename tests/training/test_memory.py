@@ -2,9 +2,10 @@
 
 import pytest
 
+from tuneline.errors import UserError
 from tuneline.training.base_weights import LoraSettings
 from tuneline.training.memory import GIB, Shape, largest_shape, micro_batches, predict
-from tuneline.training.memory_limit import FREE_SHARE, cgroup_free, memory_limit
+from tuneline.training.memory_limit import FREE_SHARE, cgroup_free, memory_limit, quantity
 
 LORA = LoraSettings(
     r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "up_proj"], rslora=False, dora=False
@@ -64,14 +65,32 @@ def test_the_largest_shape_is_the_longest_rows_together():
     assert largest_shape([5, 9], [2, 3], 4) == Shape(4, 9, 2 + 3 + 3 + 3)
 
 
-def test_the_limit_is_configured_or_a_share_of_what_is_free(tmp_path):
-    assert memory_limit(1.5) == (int(1.5 * GIB), "training.memory_limit_gib")
+def test_the_limit_is_configured_or_a_share_of_the_tightest_bound(tmp_path):
+    import torch
+
+    assert memory_limit(torch, 1.5, "8Gi") == (int(1.5 * GIB), "training.memory_limit_gib")
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("600000\n")
     (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 100000\n")
-    limit, source = memory_limit(None, tmp_path)
-    assert limit == int(FREE_SHARE * 500000)
-    assert "60%" in source
+    if torch.cuda.is_available():
+        pytest.skip("the bounds of host memory bind on a CPU only")
+    limit, source = memory_limit(torch, None, "8Gi", tmp_path)
+    assert (limit, source) == (int(FREE_SHARE * 500000), "60% of the container's free memory")
+    limit, source = memory_limit(torch, None, "100Ki", tmp_path)
+    assert (limit, source) == (int(FREE_SHARE * 102400), "60% of pods.memory")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8Gi", 8 << 30), ("1.5G", 1_500_000_000), ("500k", 500_000), ("1e9", 10**9), ("7", 7)],
+)
+def test_quantities_are_read_as_kubernetes_reads_them(text, value):
+    assert quantity(text) == value
+
+
+def test_what_is_no_quantity_is_refused():
+    with pytest.raises(UserError, match=r"pods\.memory 'much' is no quantity"):
+        quantity("much")
 
 
 def test_a_container_without_a_limit_is_not_a_limit(tmp_path):

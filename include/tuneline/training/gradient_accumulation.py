@@ -23,14 +23,13 @@ from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
 from tuneline.training.memory import GIB, micro_batches
-from tuneline.training.memory_limit import memory_limit
 
 # Prediction and measurement may differ by this share before the memory model is doubted.
-MODEL_ERROR = 0.25
+MODEL_ERROR = 0.15
 # The check must see a normalisation per micro-batch this many times more clearly than rounding.
 POWER = 3.0
 
-Probe = Callable[[Sequence[int]], Sequence[Mapping[str, Any]]]
+Probe = Callable[[Sequence[int]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Attempt:
 
     micro_batch: int
     found: Mapping[str, Any]
+    limit: int
 
     @property
     def predicted(self) -> int:
@@ -72,9 +72,10 @@ class Attempt:
         """Measured peak, bytes; None when the prediction already ruled it out."""
         return int(self.found["measured"]) if "measured" in self.found else None
 
-    def fits(self, limit: int) -> bool:
+    @property
+    def fits(self) -> bool:
         """Whether it was measured and stays within the limit."""
-        return self.measured is not None and self.measured <= limit
+        return self.measured is not None and self.measured <= self.limit
 
 
 def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -> list[int]:
@@ -100,13 +101,12 @@ def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -
     return [micro_batch]
 
 
-def largest_safe(sizes: Sequence[int], limit: int, probe: Probe) -> tuple[Attempt, list[Attempt]]:
+def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Attempt]]:
     """Try micro-batches, largest first, until one is measured within the limit.
 
     Args:
         sizes: to try.
-        limit: bytes.
-        probe: predicts sizes until one should fit, and measures that one.
+        probe: predicts sizes until one should fit, and measures that one; see `memory_probe`.
 
     Returns:
         The one taken (the smallest, when none fits) and all that were tried.
@@ -114,8 +114,10 @@ def largest_safe(sizes: Sequence[int], limit: int, probe: Probe) -> tuple[Attemp
     tried: list[Attempt] = []
     left = list(sizes)
     while left:
-        tried += [Attempt(int(found["micro_batch"]), found) for found in probe(left)]
-        if tried[-1].fits(limit):
+        answer = probe(left)
+        limit = int(answer["limit"])
+        tried += [Attempt(int(found["micro_batch"]), found, limit) for found in answer["tried"]]
+        if tried[-1].fits:
             break
         left = [size for size in left if size < tried[-1].micro_batch]
     return tried[-1], tried
@@ -197,7 +199,6 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.training
     processes = world_size()
     sizes = candidates(config.effective_batch, processes, config.micro_batch)
-    limit, source = memory_limit(config.memory_limit_gib)
     base = resolve(ctx.config.base_model, log=ctx.log)
     threads = training_threads(config)
     common = {
@@ -208,26 +209,25 @@ def run(ctx: StepContext) -> Evidence:
         "target_format": ctx.config.data.target_format,
         "max_tokens": ctx.config.data.max_tokens,
         "threads": threads,
-        "limit": limit,
+        "pod_memory": ctx.config.pods.memory,
         "scratch": str(ctx.scratch / "probe"),
     }
 
-    machine: dict[str, str] = {}
+    machine: dict[str, Any] = {}
 
-    def probe(left: Sequence[int]) -> Sequence[Mapping[str, Any]]:
-        answer = in_process({**common, "sizes": list(left)}, ctx.scratch)
-        machine.update(device=answer["device"], precision=answer["precision"])
-        for found in answer["tried"]:
+    def probe(left: Sequence[int]) -> Mapping[str, Any]:
+        machine.update(in_process({**common, "sizes": list(left)}, ctx.scratch))
+        for found in machine["tried"]:
             measured = found.get("measured")
             ctx.log(
                 f"micro-batch {found['micro_batch']}: {found['predicted']['total'] / GIB:.2f} GiB "
                 f"predicted, {f'{measured / GIB:.2f} GiB measured' if measured else 'not tried'}, "
-                f"limit {limit / GIB:.2f} GiB"
+                f"limit {machine['limit'] / GIB:.2f} GiB"
             )
-        return list(answer["tried"])
+        return dict(machine)
 
-    taken, tried = largest_safe(sizes, limit, probe)
-    found = taken.found
+    taken, tried = largest_safe(sizes, probe)
+    found, limit, source = taken.found, taken.limit, machine["limit_source"]
     assert taken.measured is not None
     plan = Plan(
         micro_batch=taken.micro_batch,
@@ -251,7 +251,7 @@ def run(ctx: StepContext) -> Evidence:
     (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))
     advice = (
         ""
-        if taken.fits(limit)
+        if taken.fits
         else "; give the pod more memory, shorten the rows or set training.gradient_checkpointing"
     )
     return ctx.conclude(

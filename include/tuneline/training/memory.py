@@ -75,12 +75,18 @@ def predict(
         qlora: whether the base is held in NF4.
         checkpointing: whether activations are recomputed in the backward pass.
     """
+    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = shape_model(path, "bf16" if qlora else precision)
+    model = shape_model(path, precision)
+    if qlora:
+        # All that is not 4-bit is bf16, the adapter too: so TRL trains QLoRA.
+        model.to(torch.bfloat16)
     frozen = _weight_bytes(model, qlora)
     tuned = attach_lora(model, lora).train()
-    adapter = sum(p.numel() for p in tuned.parameters() if p.requires_grad) * FLOAT32
+    if qlora:
+        tuned.to(torch.bfloat16)
+    adapter = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
     with FakeTensorMode():
         _give_fake_storage(tuned)
         kept, logits = _kept_bytes(tuned, shape, precision)
@@ -116,9 +122,7 @@ def _weight_bytes(model: Any, qlora: bool) -> int:
         for m in model.modules()
         if isinstance(m, torch.nn.Linear) and m is not head
     }
-    # What is not quantised is held in bf16.
-    halved = {key: size // 2 for key, size in sizes.items()}
-    return sum((halved | quantised).values())
+    return sum((sizes | quantised).values())
 
 
 def _give_fake_storage(model: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+from tuneline.errors import UserError
 from tuneline.training.memory import GIB
 
 # What is left is for the caches of the kernel and for whoever else works on the machine.
@@ -42,22 +45,48 @@ def _inactive_files(stat: Path) -> int:
     return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
 
 
-def free_memory(root: Path = CGROUP) -> int:
-    """Bytes free for this process: of the GPU where there is one, else of machine and pod."""
-    import sys
+def quantity(text: str) -> int:
+    """Bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`).
 
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([KMGT]i?|k)?", text.strip())
+    if match is None:
+        raise UserError(f"pods.memory {text!r} is no quantity; write it like 8Gi")
+    unit = match.group(2) or ""
+    base = 1024 if unit.endswith("i") else 1000
+    power = "kmgt".index(unit[0].lower()) + 1 if unit else 0
+    return int(float(match.group(1)) * base**power)
+
+
+def free_memory(torch: Any, pod_memory: str, root: Path = CGROUP) -> tuple[int, str]:
+    """Bytes that this process may come to hold, and what bounds them.
+
+    Args:
+        torch: the module.
+        pod_memory: limit of the step's pod; host memory, so it binds on a CPU only.
+        root: where cgroups are mounted.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0]), "of the GPU's free memory"
     import psutil
 
-    machine = int(psutil.virtual_memory().available)
-    pod = cgroup_free(root)
-    return machine if pod is None else min(machine, pod)
+    bounds = [
+        (int(psutil.virtual_memory().available), "of the machine's free memory"),
+        (quantity(pod_memory), "of pods.memory"),
+    ]
+    container = cgroup_free(root)
+    if container is not None:
+        bounds.append((container, "of the container's free memory"))
+    return min(bounds)
 
 
-def memory_limit(configured_gib: float | None, root: Path = CGROUP) -> tuple[int, str]:
-    """The limit in bytes, and where it comes from."""
+def memory_limit(
+    torch: Any, configured_gib: float | None, pod_memory: str, root: Path = CGROUP
+) -> tuple[int, str]:
+    """The limit of training in bytes, and where it comes from; see `free_memory`."""
     if configured_gib is not None:
         return int(configured_gib * GIB), "training.memory_limit_gib"
-    return int(FREE_SHARE * free_memory(root)), f"{FREE_SHARE:.0%} of what is free"
+    free, bound = free_memory(torch, pod_memory, root)
+    return int(FREE_SHARE * free), f"{FREE_SHARE:.0%} {bound}"

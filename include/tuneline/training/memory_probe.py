@@ -25,12 +25,12 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
     """Predict micro-batches, largest first, and measure the first that should fit.
 
     Args:
-        spec: `sizes` to try, `limit` in bytes, and what training needs; written by
-            `gradient_accumulation.run`. Where no prediction fits, the smallest is measured.
+        spec: `sizes` to try and what training needs; written by `gradient_accumulation.run`.
+            Where no prediction fits, the smallest is measured.
 
     Returns:
-        `device`, `precision` and `tried`: one entry per size that was predicted, the last one
-        measured.
+        `device`, `precision`, `limit`, `limit_source` and `tried`: one entry per size that was
+        predicted, the last one measured.
     """
     from tuneline.training.compute import choose_precision, device_of, load_torch
 
@@ -40,6 +40,7 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
     from tuneline.training.accumulation_check import compare, pick_rows
     from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
     from tuneline.training.memory import largest_shape, predict
+    from tuneline.training.memory_limit import memory_limit
     from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
     from tuneline.training.training_rows import encode_split, pad_token
 
@@ -52,6 +53,7 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
         Path(spec["dataset"]), "train", tokenizer, spec["target_format"], spec["max_tokens"]
     )
     lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
+    limit, source = memory_limit(torch, config.memory_limit_gib, spec["pod_memory"])
     runtime = _peak(torch, device)
     tried = []
     for size in spec["sizes"]:
@@ -64,9 +66,10 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
             qlora=config.qlora,
             checkpointing=config.gradient_checkpointing,
         )
-        predicted = {"parts": asdict(parts), "runtime": runtime, "total": parts.total + runtime}
+        total = parts.total + runtime
+        predicted = {"parts": asdict(parts), "runtime": runtime, "total": total}
         tried.append({"micro_batch": size, "shape": asdict(shape), "predicted": predicted})
-        if predicted["total"] <= spec["limit"]:
+        if total <= limit:
             break
     size = tried[-1]["micro_batch"]
     model = load_base(base, device, qlora=config.qlora, precision=precision)
@@ -98,7 +101,13 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_second": sum(len(r.ids) for r in longest) / trainer.clock.first,
         "accumulation": asdict(comparison),
     }
-    return {"device": device, "precision": precision, "tried": tried}
+    return {
+        "device": device,
+        "precision": precision,
+        "limit": limit,
+        "limit_source": source,
+        "tried": tried,
+    }
 
 
 def _peak(torch: Any, device: str) -> int:
