@@ -1,11 +1,14 @@
 import json
 
 import pytest
+from tests.tiny_models import make_model
 from tests.tiny_task import task_rows
 
+from tuneline.deployment.gguf_export import export_gguf
 from tuneline.errors import UserError
-from tuneline.evaluation import latency_benchmark
+from tuneline.evaluation import latency_benchmark, load_client
 from tuneline.evaluation.hardware import Machine, is_target
+from tuneline.serving.engines.llama_cpp import LlamaServer
 
 H100 = Machine("CPU", 16, 128, ("NVIDIA H100 80GB HBM3",))
 LAPTOP = Machine("CPU", 2, 24, ())
@@ -48,6 +51,37 @@ def test_requests_that_fail_fail_the_item(scored_lab):
     for row in rows[240:270]:
         row["messages"][1]["content"] += " and so on" * 40
     evidence, found = run(scored_lab(rows=rows, deployment={"context_tokens": 64}))
+    assert evidence.verdict == "fail"
+    assert found["failed_requests"].value > 0
+
+
+@pytest.fixture(scope="session")
+def silent_gguf(tmp_path_factory):
+    """A model that ends every answer before its first word."""
+    folder = tmp_path_factory.mktemp("silent")
+    model = make_model(folder / "hf")
+    head = model.get_output_embeddings().weight
+    end, pad = model.config.eos_token_id, model.config.pad_token_id
+    # Both end an answer, and one of the two opposite rows wins whatever the input is.
+    head.data[end] = 10 * head.data[end]
+    head.data[pad] = -head.data[end]
+    model.save_pretrained(folder / "hf")
+    export_gguf(folder / "hf", folder / "silent.gguf")
+    return folder / "silent.gguf"
+
+
+def test_a_model_that_ends_at_once_still_gives_every_request_its_tokens(scored_lab, silent_gguf):
+    with LlamaServer(silent_gguf, threads=1) as server, server.client() as client:
+        said = client.chat([{"role": "user", "content": "hello"}], max_tokens=8)
+    assert (said.text, said.finish_reason) == ("", "stop")
+    evidence, found = run(scored_lab(model=silent_gguf))
+    assert found["failed_requests"].value == 0
+    assert evidence.verdict == "pass", [m for m in evidence.measurements if m.ok is False]
+
+
+def test_a_server_that_ends_answers_early_fails(scored_lab, silent_gguf, monkeypatch):
+    monkeypatch.setattr(load_client, "_SAME_WORK", {})
+    evidence, found = run(scored_lab(model=silent_gguf))
     assert evidence.verdict == "fail"
     assert found["failed_requests"].value > 0
 

@@ -40,12 +40,23 @@ def test_tpot_is_vllms_definition():
 
 
 def test_time_and_tokens_are_the_engines_and_not_the_chunks():
-    result = ChatResult("ab", "stop", Usage(7, 5, 3), ttft=0.2, total=1.5, chunk_times=(0.2, 1.0))
-    assert timing_of(result) == Timing(0.2, 1.0, 7, 3, 5)
-    silent = ChatResult("", "stop", Usage(7, 1, 0), ttft=None, total=1.5)
-    assert "without content" in timing_of(silent).error
+    result = ChatResult("ab", "length", Usage(7, 5, 3), ttft=0.2, total=1.5, chunk_times=(0.2, 1.0))
+    assert timing_of(result, 5) == Timing(0.2, 1.0, 7, 3, 5)
     uncounted = ChatResult("ab", "stop", Usage(), ttft=0.2, total=1.5, chunk_times=(0.2,))
-    assert "counted no tokens" in timing_of(uncounted).error
+    assert "counted no tokens" in timing_of(uncounted, 5).error
+
+
+def test_an_answer_that_is_too_short_is_not_the_same_work():
+    short = ChatResult("a", "stop", Usage(7, 1, 0), ttft=0.2, total=0.3, chunk_times=(0.2,))
+    assert timing_of(short, 5).error == "1 of 5 tokens were generated (finish reason stop)"
+
+
+def test_an_answer_whose_tokens_show_no_text_was_waited_for_to_its_end():
+    unseen = timing_of(ChatResult("", "length", Usage(7, 5, 0), ttft=None, total=1.5), 5)
+    assert (unseen.ok, unseen.ttft, unseen.output_tokens) == (True, 1.5, 5)
+    assert not GOAL.met(unseen)
+    # It has no time between tokens that would improve the others'.
+    assert level(1, [unseen, timing()]).tpot_p50 == timing().tpot
 
 
 def test_goodput_counts_requests_that_meet_both_limits():

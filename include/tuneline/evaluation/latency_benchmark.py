@@ -1,9 +1,9 @@
 """TTFT and tokens per second over concurrency, and the hardware that follows.
 
 Proves what one machine of this kind serves: at each concurrency level a closed
-loop of streamed requests gives TTFT, TPOT, tokens per second and goodput under
-the stated objective (definitions: vLLM's), and the engine's own counters give
-the batch that it really ran. Prompts are validation rows, so the shared system
+loop of streamed requests, each of the same number of output tokens, gives TTFT,
+TPOT, tokens per second and goodput under the stated objective (definitions:
+vLLM's), and the engine's own counters give the batch that it really ran. Prompts are validation rows, so the shared system
 turn comes from the prefix cache as it does in production. A measurement on
 other hardware than the declared target can only warn.
 """
@@ -34,7 +34,8 @@ from tuneline.run import StepContext
 from tuneline.serving.chat_protocol import Messages
 from tuneline.serving.client import EngineClient
 
-# Long enough for a steady TPOT, short enough for four levels in under a minute on two cores.
+# Of every answer: enough for a steady TPOT, few enough for four levels in under a minute on
+# two cores.
 MAX_TOKENS = 32
 # A request without an answer for this long has failed.
 REQUEST_SECONDS = 60.0

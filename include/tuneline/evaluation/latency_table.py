@@ -88,7 +88,8 @@ def summarise(
     done = [timing for timing in timings if timing.ok]
     good = sum(goal.met(timing) for timing in timings)
     ttft = [timing.ttft for timing in done]
-    tpot = [timing.tpot for timing in done if timing.output_tokens > 1]
+    # An answer of one token, or one whose text came all at once, has no time between tokens.
+    tpot = [timing.tpot for timing in done if timing.tpot > 0]
     prompt = sum(timing.prompt_tokens for timing in done)
     return Level(
         concurrency=concurrency,

@@ -3,7 +3,8 @@
 Definitions are vLLM's (`benchmarks/serve.py`): TTFT is the time to the first
 chunk with content; TPOT is the time after it, over the output tokens but the
 first. Tokens are those that the server's `usage` counts, never chunks, since a
-chunk may hold several tokens.
+chunk may hold several tokens. As there, requests carry `ignore_eos`: every one makes
+the same number of tokens, so that the load does not depend on where a model ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 from tuneline.errors import TunelineError
 from tuneline.serving.chat_protocol import ChatResult, Messages
 from tuneline.serving.client import EngineClient
+
+# llama.cpp, vLLM and SGLang know it: the end-of-answer token is never chosen.
+_SAME_WORK = {"ignore_eos": True}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Timing:
 
     @property
     def ok(self) -> bool:
-        """Whether an answer with content and a token count came."""
+        """Whether all tokens that were asked for came and were counted."""
         return not self.error
 
     @property
@@ -52,7 +56,7 @@ def drive(
         client: of the server; its timeout is when a request counts as failed.
         prompts: the messages of each request.
         concurrency: requests under way at once.
-        max_tokens: tokens an answer may have.
+        max_tokens: tokens of every answer, whatever the model would like.
 
     Returns:
         A timing for each request, in the order of the prompts, and the seconds of the whole.
@@ -81,25 +85,39 @@ async def _drive(
 async def _one(client: EngineClient, http: Any, messages: Messages, max_tokens: int) -> Timing:
     start = time.perf_counter()
     try:
-        result = await client.achat(messages, http=http, max_tokens=max_tokens, stream=True)
+        result = await client.achat(
+            messages, http=http, max_tokens=max_tokens, stream=True, extra=_SAME_WORK
+        )
     except TunelineError as error:
         return _failed(time.perf_counter() - start, str(error))
-    return timing_of(result)
+    return timing_of(result, max_tokens)
 
 
-def timing_of(result: ChatResult) -> Timing:
-    """The timing of a streamed answer; one without content or token count has failed."""
-    if result.ttft is None:
-        return _failed(result.total, "an answer without content")
-    if not result.usage.completion_tokens:
+def timing_of(result: ChatResult, tokens: int) -> Timing:
+    """The timing of a streamed answer.
+
+    Args:
+        result: the answer.
+        tokens: how many it had to have. One with fewer, or without a count, has failed: it
+            was cut by the context, or by a server that does not know `ignore_eos`.
+    """
+    made = result.usage.completion_tokens
+    if not made:
         return _failed(result.total, "the server counted no tokens (no usage in the stream)")
+    if made < tokens:
+        reason = result.finish_reason or "none"
+        return _failed(
+            result.total, f"{made} of {tokens} tokens were generated (finish reason {reason})"
+        )
+    # Tokens may be such that no text shows: then all of the wait was for the first of it.
+    first = result.total if result.ttft is None else result.ttft
     return Timing(
-        ttft=result.ttft,
+        ttft=first,
         # The last content, as vLLM counts; what follows it is protocol.
-        total=result.chunk_times[-1],
+        total=result.chunk_times[-1] if result.chunk_times else result.total,
         prompt_tokens=result.usage.prompt_tokens,
         cached_tokens=result.usage.cached_tokens,
-        output_tokens=result.usage.completion_tokens,
+        output_tokens=made,
     )
 
 
