@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from tuneline.errors import UserError
-from tuneline.serving.engines.base import (
-    BuildReport,
-    BuildRequest,
-    Compatibility,
-    Engine,
-    ModelFacts,
-    ServeRequest,
-    render,
-)
-from tuneline.serving.engines.identity import hash_tree, machine_identity
-from tuneline.serving.engines.registry import check_architecture
+from tuneline.serving.engines.base import ServeRequest, render
+from tuneline.serving.engines.checkpoint_server import CheckpointServer
 
 
-class SgLang(Engine):
+class SgLang(CheckpointServer):
     """SGLang's OpenAI-compatible server."""
 
     name = "sglang"
-
-    def check(self, model: ModelFacts) -> Compatibility:
-        """Ask SGLang's registry, or the table."""
-        return check_architecture(self.name, model)
-
-    def build(self, request: BuildRequest) -> BuildReport:
-        """Nothing to build: the checkpoint itself is identified."""
-        if request.quantization is not None:
-            raise UserError(
-                f"SGLang does not quantise ({request.quantization}); give it a quantised checkpoint"
-            )
-        identity = {
-            "engine": self.name,
-            **machine_identity(),
-            "files": hash_tree(request.model_dir),
-        }
-        return BuildReport(self.name, True, "it serves the checkpoint itself", (), identity)
+    title = "SGLang"
 
     def command(self, request: ServeRequest) -> list[str]:
         """`python -m sglang.launch_server …`."""

@@ -202,21 +202,31 @@ class TensorRtLlm(Engine):
         """
         if request.tokenizer is None:
             raise UserError("tensorrt_llm: an engine holds no tokenizer; give its directory")
-        return [
-            "trtllm-serve",
-            str(request.model),
-            *render(
-                [
-                    ("--backend", "tensorrt"),
-                    ("--tokenizer", request.tokenizer),
-                    ("--host", request.host),
-                    ("--port", request.port),
-                    ("--max_batch_size", request.max_batch_size),
-                    ("--max_seq_len", request.max_total_tokens),
-                    ("--tp_size", request.tensor_parallel),
-                ]
-            ),
-        ]
+        return serve_command(request, backend="tensorrt")
+
+
+def serve_command(request: ServeRequest, *, backend: str) -> list[str]:
+    """`trtllm-serve …`, for an engine directory or a checkpoint.
+
+    Args:
+        request: What to serve; its adapters are not part of the command.
+        backend: `tensorrt` or `pytorch`.
+    """
+    return [
+        "trtllm-serve",
+        str(request.model),
+        *render(
+            [
+                ("--backend", backend),
+                ("--tokenizer", request.tokenizer),
+                ("--host", request.host),
+                ("--port", request.port),
+                ("--max_batch_size", request.max_batch_size),
+                ("--max_seq_len", request.max_total_tokens),
+                ("--tp_size", request.tensor_parallel),
+            ]
+        ),
+    ]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.serving.engines.base import (
-    BuildReport,
-    BuildRequest,
-    Compatibility,
-    Engine,
-    ModelFacts,
-    ServeRequest,
-    render,
-)
-from tuneline.serving.engines.identity import hash_tree, machine_identity, query_gpus
-from tuneline.serving.engines.registry import check_architecture
+from tuneline.serving.engines.base import BuildReport, BuildRequest, ServeRequest
+from tuneline.serving.engines.checkpoint_server import CheckpointServer
+from tuneline.serving.engines.identity import query_gpus
+from tuneline.serving.engines.tensorrt_llm import serve_command
 
 
-class TensorRtLlmPytorch(Engine):
+class TensorRtLlmPytorch(CheckpointServer):
     """`trtllm-serve` on a Hugging Face directory."""
 
     name = "tensorrt_llm_pytorch"
-
-    def check(self, model: ModelFacts) -> Compatibility:
-        """Look the architecture up in the backend's index."""
-        return check_architecture(self.name, model)
+    title = name
+    wanted = "a checkpoint that ModelOpt exported (it has an hf_quant_config.json)"
 
     def build(self, request: BuildRequest) -> BuildReport:
         """Identify the checkpoint; on a machine without the GPU nothing is said to be built.
@@ -33,11 +26,6 @@ class TensorRtLlmPytorch(Engine):
         Raises:
             UserError: A quantisation is asked for; the backend takes ModelOpt's checkpoints.
         """
-        if request.quantization is not None:
-            raise UserError(
-                f"tensorrt_llm_pytorch does not quantise ({request.quantization}); give it a "
-                "checkpoint that ModelOpt exported (it has an hf_quant_config.json)"
-            )
         serve = ServeRequest(
             request.model_dir,
             alias=request.model_dir.name,
@@ -46,19 +34,20 @@ class TensorRtLlmPytorch(Engine):
             tensor_parallel=request.tensor_parallel,
         )
         commands = (tuple(self.command(serve)),)
-        if not query_gpus() or shutil.which("trtllm-serve") is None:
-            reason = "not built: needs a GPU pod with tensorrt-llm 1.3 or later"
-            return BuildReport(self.name, False, reason, commands)
-        identity = {
-            "engine": self.name,
-            "limits": {
-                "max_batch_size": request.max_batch_size,
-                "max_seq_len": request.max_total_tokens,
-            },
-            **machine_identity(),
-            "files": hash_tree(request.model_dir),
+        servable = bool(query_gpus()) and shutil.which("trtllm-serve") is not None
+        # A quantisation is refused on every machine alike.
+        if servable or request.quantization is not None:
+            return replace(super().build(request), commands=commands)
+        reason = "not built: needs a GPU pod with tensorrt-llm 1.3 or later"
+        return BuildReport(self.name, False, reason, commands)
+
+    def details(self, request: BuildRequest) -> dict[str, Any]:
+        """The sizes that its server is started with."""
+        limits = {
+            "max_batch_size": request.max_batch_size,
+            "max_seq_len": request.max_total_tokens,
         }
-        return BuildReport(self.name, True, "it serves the checkpoint itself", commands, identity)
+        return {"limits": limits}
 
     def command(self, request: ServeRequest) -> list[str]:
         """`trtllm-serve …` with the PyTorch backend.
@@ -68,18 +57,4 @@ class TensorRtLlmPytorch(Engine):
         """
         if request.adapters:
             raise UserError("tensorrt_llm_pytorch: adapters are not set up here; merge them")
-        return [
-            "trtllm-serve",
-            str(request.model),
-            *render(
-                [
-                    ("--backend", "pytorch"),
-                    ("--tokenizer", request.tokenizer),
-                    ("--host", request.host),
-                    ("--port", request.port),
-                    ("--max_batch_size", request.max_batch_size),
-                    ("--max_seq_len", request.max_total_tokens),
-                    ("--tp_size", request.tensor_parallel),
-                ]
-            ),
-        ]
+        return serve_command(request, backend="pytorch")

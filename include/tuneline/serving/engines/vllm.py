@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.serving.engines.base import (
-    BuildReport,
     BuildRequest,
     Compatibility,
-    Engine,
     ModelFacts,
     ServeRequest,
     render,
 )
-from tuneline.serving.engines.identity import hash_tree, machine_identity
-from tuneline.serving.engines.registry import check_architecture
+from tuneline.serving.engines.checkpoint_server import CheckpointServer
 
 # Values that `--max-lora-rank` takes (vllm/config/lora.py).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -34,14 +32,16 @@ def allowed_lora_rank(rank: int) -> int:
     raise UserError(f"vLLM takes LoRA ranks up to {LORA_RANKS[-1]}, not {rank}; merge the adapter")
 
 
-class Vllm(Engine):
+class Vllm(CheckpointServer):
     """vLLM's OpenAI-compatible server."""
 
     name = "vllm"
+    title = "vLLM"
+    wanted = "a checkpoint in compressed-tensors form, as llm-compressor writes it"
 
     def check(self, model: ModelFacts) -> Compatibility:
         """Ask vLLM's registry (or the table), and what it can't load besides."""
-        found = check_architecture(self.name, model)
+        found = super().check(model)
         if model.quantization == "gguf":
             # Out of vLLM's core since its pull request 39612; its parser still takes the word.
             return replace(found, compatible=False, reason="vLLM's core no longer loads GGUF")
@@ -50,25 +50,9 @@ class Vllm(Engine):
             return replace(found, compatible=False, reason=reason)
         return found
 
-    def build(self, request: BuildRequest) -> BuildReport:
-        """Nothing to build: the checkpoint itself is identified.
-
-        Raises:
-            UserError: A quantisation is asked for; vLLM takes quantised checkpoints, made by
-                llm-compressor.
-        """
-        if request.quantization is not None:
-            raise UserError(
-                f"vLLM does not quantise ({request.quantization}); give it a checkpoint in "
-                "compressed-tensors form, as llm-compressor writes it"
-            )
-        identity = {
-            "engine": self.name,
-            "version": _installed(),
-            **machine_identity(),
-            "files": hash_tree(request.model_dir),
-        }
-        return BuildReport(self.name, True, "it serves the checkpoint itself", (), identity)
+    def details(self, request: BuildRequest) -> dict[str, Any]:
+        """The installed release, which decides what it can load."""
+        return {"version": _installed()}
 
     def command(self, request: ServeRequest) -> list[str]:
         """`vllm serve …`."""
