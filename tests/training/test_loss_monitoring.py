@@ -14,8 +14,10 @@ ONLINE = {"tracker": "wandb", "run_id": "abc", "url": "https://t/abc", "mode": "
 
 
 def history(train, validation):
+    points = tuple((i + 1, float(x)) for i, x in enumerate(train))
     return Curve(
-        tuple((i + 1, float(x)) for i, x in enumerate(train)),
+        points,
+        points,
         tuple((int(s), float(x)) for s, x in validation),
     )
 

@@ -20,8 +20,10 @@ LIMITS = Thresholds(spike_factor=3.0, overfit_ratio=1.2)
 
 
 def curve(train, validation=()):
+    points = tuple((i + 1, float(x)) for i, x in enumerate(train))
     return Curve(
-        tuple((i + 1, float(x)) for i, x in enumerate(train)),
+        points,
+        points,
         tuple((int(s), float(x)) for s, x in validation),
     )
 
@@ -51,6 +53,25 @@ def test_a_loss_that_is_no_number_trips():
     assert first_trip(curve([3, 2], [(2, math.inf)]), LIMITS).rule == "nan"
 
 
+def test_a_step_that_rehearses_is_no_spike_and_breaks_no_streak():
+    task = [0.4] * 12 + [2.0, 2.0, 2.0]
+    history = []
+    for step, loss in enumerate(task, 1):
+        # The second step of each pair holds rehearsal rows alone.
+        history.append({"step": 2 * step, "loss": loss / 3, "task_loss": loss})
+        history.append({"step": 2 * step + 1, "loss": 0.05})
+    read = Curve.of(history)
+    assert len(read.optimised) == 2 * len(read.train) == 30
+    assert first_trip(Curve.of(history[:24]), LIMITS) is None
+    found = spikes(read, 3.0)
+    assert [step for step, _, _ in found] == [26, 28, 30]
+    assert longest_streak(read, found) == 3
+    calm = Curve.of(
+        [{"step": s, "loss": x, "task_loss": 0.4} for s, x in enumerate([2.0, 0.1] * 9)]
+    )
+    assert first_trip(calm, LIMITS) is None
+
+
 def test_a_lone_spike_is_counted_and_three_in_a_row_stop():
     lone = falling()
     lone[20] = 5.0
@@ -61,7 +82,7 @@ def test_a_lone_spike_is_counted_and_three_in_a_row_stop():
     assert first_trip(curve(three[:-1]), LIMITS) is None
     trip = first_trip(curve(three), Thresholds(3.0, 1.2))
     assert trip.rule in ("spike", "divergence")
-    assert longest_streak([s for s, _, _ in spikes(curve(three), 3.0)]) == 3
+    assert longest_streak(curve(three), spikes(curve(three), 3.0)) == 3
 
 
 def test_divergence_trips_while_it_climbs():
@@ -98,11 +119,13 @@ def test_overfitting_within_a_hundredth_of_a_nat_is_none():
 def test_history_is_read_back_with_its_infinities():
     history = [
         {"step": 0, "eval_loss": 2.0},
-        {"step": 1, "loss": "nan"},
+        {"step": 1, "loss": "nan", "task_loss": "nan"},
         {"step": 2, "loss": 1.5},
         {"step": 2, "eval_loss": "inf"},
     ]
     read = Curve.of(history)
     assert math.isnan(read.train[0][1])
+    assert read.optimised[1:] == ((2, 1.5),)
+    assert len(read.train) == 1
     assert read.validation[-1] == (2, math.inf)
     assert read.best == (0, 2.0)

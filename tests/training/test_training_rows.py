@@ -87,6 +87,18 @@ def test_grouping_by_length_saves_padding():
     assert padding(grouped) < 0.35 * padding(list(range(200)))
 
 
+def test_rehearsal_rows_are_dealt_out_evenly():
+    # Short and all alike, they would fill batches of their own if only length counted.
+    lengths = [60 + (i * 37) % 40 for i in range(160)] + [30] * 32
+    rehearsal = [False] * 160 + [True] * 32
+    order = run_order(lengths, 4, 48, seed=2, rehearsal=rehearsal)
+    assert sorted(order) == list(range(192))
+    dealt = [sum(rehearsal[i] for i in order[b : b + 4]) for b in range(0, len(order), 4)]
+    assert max(dealt) <= 2
+    blind = run_order(lengths, 4, 48, seed=2)
+    assert max(sum(rehearsal[i] for i in blind[b : b + 4]) for b in range(0, 192, 4)) == 4
+
+
 def test_steps_cover_the_epochs():
     assert total_steps(330, 8, 1.0, None) == 42
     assert total_steps(330, 8, 2.5, None) == 104

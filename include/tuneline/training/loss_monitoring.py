@@ -44,14 +44,12 @@ def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Meas
     best = curve.best[1] if curve.best else math.nan
     tracking = run["tracking"]
     return [
-        measure("logged_steps", len(curve.train), "steps", ">=", run["steps"]),
+        measure("logged_steps", len(curve.optimised), "steps", ">=", run["steps"]),
         measure("validation_passes", len(curve.validation), "passes", ">=", 2),
         measure("losses_not_a_number", len(not_finite(curve)), "steps", "==", 0),
         measure("climb_of_training_loss", round(climbed, 4), "nats", "<=", round(climb_limit, 4)),
         measure("spikes", len(found), "steps", "==", 0, on_breach="warn"),
-        measure(
-            "spikes_in_a_row", longest_streak([s for s, _, _ in found]), "steps", "<", SPIKE_STREAK
-        ),
+        measure("spikes_in_a_row", longest_streak(curve, found), "steps", "<", SPIKE_STREAK),
         measure("best_validation_loss", best, "nats", "<", first),
         measure("validation_loss_before_training", first, "nats"),
         measure(
@@ -79,6 +77,8 @@ def draw(path: Path, curve: Curve, best_step: int, stopped: Mapping[str, Any] | 
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5))
+    if curve.optimised != curve.train:
+        axes.plot(*_points(curve.optimised), color="#cccccc", linewidth=1, label="with rehearsal")
     axes.plot(*_points(curve.train), color="#7a9cc6", linewidth=1, label="training")
     axes.plot(*_points(curve.validation), color="#c0392b", marker="o", label="validation")
     axes.axvline(best_step, color="#2c7a4b", linestyle="--", linewidth=1, label="adapter kept")

@@ -2,7 +2,9 @@
 
 Spikes and divergence are told from noise by a running median and by a floor in
 nats, since a ratio of two small losses means nothing. Half a nat is a factor
-of 1.65 in a token's probability.
+of 1.65 in a token's probability. What is watched is the loss of the task's rows:
+rehearsal rows lie elsewhere, and how many of them a step holds would look like
+spikes.
 """
 
 from __future__ import annotations
@@ -55,21 +57,30 @@ class Trip:
 
 @dataclass(frozen=True)
 class Curve:
-    """Training losses and validation losses by step, in order."""
+    """Losses by step, in order, in nats per token.
 
+    Attributes:
+        optimised: what every step minimised, over all of its rows.
+        train: of the task's rows alone; steps without one are left out.
+        validation: of every validation pass.
+    """
+
+    optimised: tuple[tuple[int, float], ...]
     train: tuple[tuple[int, float], ...]
     validation: tuple[tuple[int, float], ...]
 
     @classmethod
     def of(cls, history: Sequence[Mapping[str, Any]]) -> Curve:
         """Read the entries of `history.jsonl`."""
-        train = [(int(e["step"]), float(e["loss"])) for e in history if "loss" in e]
-        validation = [(int(e["step"]), float(e["eval_loss"])) for e in history if "eval_loss" in e]
-        return cls(tuple(train), tuple(validation))
+
+        def series(name: str) -> tuple[tuple[int, float], ...]:
+            return tuple((int(e["step"]), float(e[name])) for e in history if name in e)
+
+        return cls(series("loss"), series("task_loss"), series("eval_loss"))
 
     @property
     def losses(self) -> list[float]:
-        """Training losses alone."""
+        """Values of the watched training loss alone."""
         return [loss for _, loss in self.train]
 
     @property
@@ -81,7 +92,7 @@ class Curve:
 
 def not_finite(curve: Curve) -> list[int]:
     """Steps whose training or validation loss is not a number."""
-    return sorted(s for s, x in (*curve.train, *curve.validation) if not math.isfinite(x))
+    return sorted(s for s, x in (*curve.optimised, *curve.validation) if not math.isfinite(x))
 
 
 def spikes(curve: Curve, factor: float) -> list[tuple[int, float, float]]:
@@ -99,13 +110,13 @@ def spikes(curve: Curve, factor: float) -> list[tuple[int, float, float]]:
     return found
 
 
-def longest_streak(steps: Sequence[int]) -> int:
-    """Length of the longest run of consecutive steps."""
+def longest_streak(curve: Curve, found: Sequence[tuple[int, float, float]]) -> int:
+    """Length of the longest run of spikes without a calm step between them."""
+    spiked = {step for step, _, _ in found}
     best = run = 0
-    previous: int | None = None
-    for step in steps:
-        run = run + 1 if previous is not None and step == previous + 1 else 1
-        best, previous = max(best, run), step
+    for step, _ in curve.train:
+        run = run + 1 if step in spiked else 0
+        best = max(best, run)
     return best
 
 
@@ -149,7 +160,7 @@ def first_trip(curve: Curve, limits: Thresholds) -> Trip | None:
         curve: so far.
         limits: from the configuration.
     """
-    step = max((s for s, _ in (*curve.train, *curve.validation)), default=0)
+    step = max((s for s, _ in (*curve.optimised, *curve.validation)), default=0)
     bad = not_finite(curve)
     if bad:
         return Trip("nan", bad[0], math.nan, 0, f"the loss at step {bad[0]} is not a number")
@@ -164,7 +175,7 @@ def first_trip(curve: Curve, limits: Thresholds) -> Trip | None:
             f"running median, more than the {limit:.2f} allowed",
         )
     found = spikes(curve, limits.spike_factor)
-    streak = longest_streak([s for s, _, _ in found])
+    streak = longest_streak(curve, found)
     if streak >= SPIKE_STREAK:
         last = found[-1]
         return Trip(

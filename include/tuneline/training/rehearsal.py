@@ -87,7 +87,9 @@ def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
     weight = ctx.config.training.rehearsal_weight
     rendered = Renderer(tokenizer, ctx.config.data.target_format).render(found)
     return [
-        EncodedRow(f"rehearsal-{number:03d}", tuple(row.ids), tuple(row.loss_mask), weight)
+        EncodedRow(
+            f"rehearsal-{number:03d}", tuple(row.ids), tuple(row.loss_mask), weight, rehearsal=True
+        )
         for number, row in enumerate(rendered)
         if row.loss_mask is not None and any(row.loss_mask[1:])
     ]

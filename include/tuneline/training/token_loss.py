@@ -22,6 +22,9 @@ from tuneline.training.training_rows import IGNORED, EncodedRow, as_batch
 # otherwise and rounds otherwise. Larger ones only pad more.
 EVAL_BATCH = 16
 
+# What of a batch the model is given; its weights and marks are the loss's own.
+MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+
 # Settings by which some architectures scale or cap their logits; TRL's head knows them all.
 _LOGIT_SETTINGS = (
     "final_logit_softcapping logit_scale output_multiplier lm_head_multiplier logits_scaling"
@@ -163,8 +166,7 @@ def row_losses(
         with torch.no_grad(), autocast(torch, device, precision):
             for indices in _length_batches(rows, batch):
                 inputs = as_batch(torch, [rows[i] for i in indices], pad_id)
-                inputs.pop("weight")
-                inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                inputs = {name: inputs[name].to(device) for name in MODEL_INPUTS}
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
                 for i, log_probs in zip(indices, outputs["log_probs"], strict=True):
                     sums[i] = -float(log_probs.double().sum())

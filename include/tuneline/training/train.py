@@ -110,6 +110,7 @@ def ordered_rows(inputs: Inputs, steps: int, seed: int) -> list[EncodedRow]:
         inputs.plan["effective_batch"],
         steps,
         seed,
+        [row.rehearsal for row in inputs.train],
     )
     return [inputs.train[i] for i in order]
 
@@ -221,7 +222,7 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
 def history_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The trainer's log, losses only: one entry per logged step or evaluation."""
     names = (
-        "step loss eval_loss eval_loss_error eval_seconds learning_rate grad_norm tokens "
+        "step loss task_loss eval_loss eval_loss_error eval_seconds learning_rate grad_norm tokens "
         "tokens_per_second seconds"
     ).split()
     return [

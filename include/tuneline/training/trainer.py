@@ -1,7 +1,8 @@
-"""TRL's SFTTrainer with three small changes, each of them tested.
+"""TRL's SFTTrainer with four small changes, each of them tested.
 
 - The loss is taken on learned tokens alone, each with the weight of its row, and
   divided by the weight of the whole optimiser step's tokens.
+- The loss of the task's rows is logged beside it, without rehearsal rows.
 - The order of rows is the run's own (see `training_rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
 """
@@ -25,6 +26,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from tuneline.config import TrainingConfig
 from tuneline.training.compute import Precision
 from tuneline.training.token_loss import (
+    MODEL_INPUTS,
     RowLosses,
     add_labelled_head,
     row_losses,
@@ -69,6 +71,27 @@ class StepClock(TrainerCallback):
         self.total += self.seconds
 
 
+class TaskLoss:
+    """Mean loss of the task's tokens over the micro-batches of a step, on this process."""
+
+    def __init__(self) -> None:
+        self._sum: Any = 0.0
+        self._tokens: Any = 0.0
+
+    def add(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Count a micro-batch in; rehearsal rows are left out."""
+        weight = inputs["weight"] * ~inputs["rehearsal"]
+        with torch.no_grad():
+            self._sum = self._sum + weighted_sum(outputs, weight)
+            self._tokens = self._tokens + target_weight([{**inputs, "weight": weight}])
+
+    def take(self) -> float | None:
+        """The mean in nats since the last call; None if no row of the task was seen."""
+        total, tokens = float(self._sum), float(self._tokens)
+        self._sum = self._tokens = 0.0
+        return total / tokens if tokens else None
+
+
 class LabelledTokenTrainer(SFTTrainer):
     """SFTTrainer whose loss and evaluation look at learned tokens only."""
 
@@ -101,6 +124,7 @@ class LabelledTokenTrainer(SFTTrainer):
         self.validation = list(validation)
         self.last_losses: RowLosses | None = None
         self.clock = StepClock()
+        self._task_loss = TaskLoss()
         self._started, self._before = time.monotonic(), 0.0
         lengths = [len(row.ids) for row in rows]
         self._tokens = list(itertools.accumulate(lengths, initial=0))
@@ -136,8 +160,9 @@ class LabelledTokenTrainer(SFTTrainer):
         """Weighted loss of the learned tokens over the weight of the whole step's tokens."""
         weight = inputs["weight"]
         divisor = target_weight([inputs]) if num_items_in_batch is None else num_items_in_batch
-        features = {name: value for name, value in inputs.items() if name != "weight"}
+        features = {name: inputs[name] for name in MODEL_INPUTS}
         outputs = model(**features, use_cache=False, fused_lm_head=True)
+        self._task_loss.add(inputs, outputs)
         loss = weighted_sum(outputs, weight) / divisor
         # DDP averages gradients over processes; the divisor already counts all of them.
         loss = loss * self.accelerator.num_processes
@@ -177,6 +202,9 @@ class LabelledTokenTrainer(SFTTrainer):
             logs["tokens"] = self.tokens_through(self.state.global_step)
             fresh = logs["tokens"] - self.tokens_through(self.state.global_step - 1)
             logs["tokens_per_second"] = round(fresh / max(self.clock.seconds, 1e-9), 1)
+            task_loss = self._task_loss.take()
+            if task_loss is not None:
+                logs["task_loss"] = task_loss
         logs["seconds"] = round(self._before + time.monotonic() - self._started, 2)
         super().log(logs, start_time)
 

@@ -7,6 +7,7 @@ not seen.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class EncodedRow:
         ids: token ids of the rendered conversation.
         learned: for each token whether it counts for the loss (the assistant's tokens).
         weight: of the row's tokens in the loss; up-sampling is a weight, not a copy.
+        rehearsal: whether it stands beside the task, to keep what the base could do.
     """
 
     row_id: str
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
     weight: float
+    rehearsal: bool = False
 
     @property
     def labels(self) -> list[int]:
@@ -87,19 +90,28 @@ def total_steps(rows: int, effective_batch: int, epochs: float, max_steps: int |
     return min(steps, max_steps) if max_steps else max(1, steps)
 
 
-def run_order(lengths: Sequence[int], effective_batch: int, steps: int, seed: int) -> list[int]:
+def run_order(
+    lengths: Sequence[int],
+    effective_batch: int,
+    steps: int,
+    seed: int,
+    rehearsal: Sequence[bool] | None = None,
+) -> list[int]:
     """The order of rows over the whole run, rows of similar length together.
 
     Every pass over the rows is shuffled, a few batches at a time are sorted by length and cut
     into batches (so that padding is rare), and the batches shuffled again (so that length
-    does not follow a pattern in time). The longest batch of all comes first: what does not fit
-    in memory fails at once, and the heap never has to grow again.
+    does not follow a pattern in time). Rehearsal rows are dealt out evenly over these batches:
+    they are alike in length, and a step on nothing else would pull away from the task. The
+    longest batch of all comes first: what does not fit in memory fails at once, and the heap
+    never has to grow again.
 
     Args:
         lengths: tokens of each row.
         effective_batch: rows per optimiser step.
         steps: optimiser steps.
         seed: of the order.
+        rehearsal: for each row whether it is one; None if none is.
 
     Returns:
         `steps × effective_batch` indices into `lengths`.
@@ -116,12 +128,23 @@ def run_order(lengths: Sequence[int], effective_batch: int, steps: int, seed: in
     group = effective_batch * _GROUP_BATCHES
     for start in range(0, need, group):
         part = sorted(stream[start : start + group], key=lambda i: (-lengths[i], i))
-        cut = [part[i : i + effective_batch] for i in range(0, len(part), effective_batch)]
+        cut = _cut(part, effective_batch, rehearsal)
         batches.extend(cut[int(index)] for index in rng.permutation(len(cut)))
-    # Rows of a batch lie in descending length, so its first micro-batch is its longest.
+    for batch in batches:
+        # Its first micro-batch is its longest.
+        batch.sort(key=lambda i: (-lengths[i], i))
     longest = max(range(len(batches)), key=lambda b: sum(lengths[i] for i in batches[b]))
     batches.insert(0, batches.pop(longest))
     return [index for batch in batches for index in batch]
+
+
+def _cut(rows: list[int], size: int, rehearsal: Sequence[bool] | None) -> list[list[int]]:
+    """Cut sorted rows into batches, rehearsal rows evenly among them."""
+    dealt = [i for i in rows if rehearsal is not None and rehearsal[i]]
+    count = len(rows) // size
+    cut = [dealt[b::count] for b in range(count)]
+    others = iter(i for i in rows if rehearsal is None or not rehearsal[i])
+    return [[*batch, *itertools.islice(others, size - len(batch))] for batch in cut]
 
 
 def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
@@ -129,11 +152,12 @@ def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str
 
     Args:
         torch: the module.
-        rows: dicts with `input_ids`, `labels` and `weight`.
+        rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
         pad_id: token id of the padding; masked out of attention and loss.
 
     Returns:
-        `input_ids`, `labels`, `attention_mask` of shape (rows, longest), `weight` of (rows,).
+        `input_ids`, `labels`, `attention_mask` of shape (rows, longest), `weight` and
+        `rehearsal` of (rows,).
     """
     longest = max(len(row["input_ids"]) for row in rows)
 
@@ -147,6 +171,7 @@ def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str
         "labels": padded("labels", IGNORED),
         "attention_mask": torch.tensor(mask, dtype=torch.long),
         "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
+        "rehearsal": torch.tensor([row["rehearsal"] for row in rows], dtype=torch.bool),
     }
 
 
@@ -156,6 +181,7 @@ def as_columns(rows: Sequence[EncodedRow]) -> dict[str, list[Any]]:
         "input_ids": [list(row.ids) for row in rows],
         "labels": [row.labels for row in rows],
         "weight": [row.weight for row in rows],
+        "rehearsal": [row.rehearsal for row in rows],
     }
 
 
