@@ -1,6 +1,7 @@
 """The command line: contract, exit codes, one sentence for each error."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from tests.run_lab import Lab
 
 from tuneline.cli import main
 from tuneline.evidence import measure
+from tuneline.items import ITEMS
+from tuneline.step import store_output
 
 OK = measure("m", 0, "rows", "<=", 0)
 
@@ -32,11 +35,37 @@ def test_checklist_json_and_exit_code(tmp_path, capsys):
     assert rows[0]["verdict"] == "pass"
 
 
-def test_checklist_table_has_every_item(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_checklist_table_has_every_item(tmp_path, capsys):
     lab = Lab(tmp_path, {})
     main(["checklist", lab.run.uri])
-    assert "deduplication" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(item.id in shown for item in ITEMS)
+
+
+def test_the_table_is_whole_when_it_is_piped(tmp_path):
+    lab = Lab(tmp_path, {})
+    # Longer than any terminal, and with what rich would take for markup.
+    summary = f"{'word ' * 60}[bold]between [0.1, 0.2]"
+    ctx = lab.context("deduplication")
+    store_output(ctx, ctx.conclude(summary, [OK]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tuneline.cli", "checklist", lab.run.uri],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
+    )
+    row = next(line for line in done.stdout.splitlines() if " deduplication " in line)
+    assert summary in row
+
+
+def test_sample_says_what_it_wrote(tmp_path, capsys):
+    out, planted = tmp_path / "sample.jsonl", tmp_path / "planted.json"
+    assert main(["data", "sample", "--out", str(out), "--planted", str(planted)]) == 0
+    shown = capsys.readouterr().out
+    facts = json.loads(planted.read_text())
+    assert f"| lines in all | {len(out.read_bytes().splitlines())} |" in shown
+    for name, count in {**facts["classes"], **facts["counts"]}.items():
+        assert f"`{name}` | {count} |" in shown
 
 
 @pytest.mark.parametrize(

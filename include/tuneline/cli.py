@@ -27,6 +27,9 @@ RUN_HELPERS = {
     "promote": "promote",
 }
 
+# Wider than any table; a table takes only what its longest line needs.
+_WITHOUT_EDGE = 100_000
+
 _VERDICT_STYLES = {
     "pass": "green",
     "warn": "yellow",
@@ -203,6 +206,7 @@ def _checklist(arguments: argparse.Namespace) -> int:
     else:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=f"Release checklist of {arguments.run}", title_justify="left")
         for heading in ("phase", "item", "verdict", "what was found"):
@@ -210,8 +214,11 @@ def _checklist(arguments: argparse.Namespace) -> int:
         for row in rows:
             style = _VERDICT_STYLES[row.verdict]
             said = row.because if row.verdict == "not_run" else row.summary
-            table.add_row(row.phase, row.item, f"[{style}]{row.verdict}[/]", said)
-        Console().print(table)
+            # As text: an interval in square brackets is no markup.
+            table.add_row(row.phase, row.item, Text(row.verdict, style), Text(said))
+        # A pipe or a log has no edge at which to break lines.
+        width = None if sys.stdout.isatty() else _WITHOUT_EDGE
+        Console(width=width).print(table)
     return EXIT_FAILED if any(row.stops_release for row in rows) else EXIT_OK
 
 
@@ -267,9 +274,9 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
 
 
 def _data_sample(arguments: argparse.Namespace) -> int:
-    from tuneline.data.sample import write_sample
+    from tuneline.data.sample import counts_table, write_sample
 
-    write_sample(arguments.out, arguments.planted, arguments.seed)
+    print(counts_table(write_sample(arguments.out, arguments.planted, arguments.seed)))
     return EXIT_OK
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.data.data_lab import answer, chat, clean_rows, text, write_jsonl
 
 from tuneline.cli import main as cli
+from tuneline.data.gates import ORDER
 from tuneline.data.prepare import prepare
 from tuneline.errors import UserError
 from tuneline.evidence import load_evidence
@@ -91,8 +92,13 @@ def test_the_contract(call, capsys, tmp_path):
         gate = json.loads(Path("out", item, "gate.json").read_text())
         assert Path(gate["docs"].removeprefix("file://")).is_file()
     assert not list(Path("out").glob(".*"))
-    shown = capsys.readouterr().out
-    assert all(item in shown for item in DATA_ITEMS)
+    shown = capsys.readouterr()
+    results = shown.out.splitlines()
+    assert [line.split()[0] for line in results] == [*ORDER, "dataset"]
+    # On a terminal and in a merged log no line comes twice.
+    progress = shown.err.splitlines()
+    assert [line.split()[0] for line in progress] == [*ORDER, "final_audit"]
+    assert not set(results) & set(progress)
 
 
 def test_json_through_the_command_line(call, capsys, tmp_path, base_dir):

@@ -7,7 +7,6 @@ that a killed call leaves nothing that looks done.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -117,18 +116,19 @@ def _run_steps(run: Run, out: Path) -> list[Reject]:
     When a step keeps no row, the later ones are not run.
     """
     rejects: list[Reject] = []
-    for position, item in enumerate(ORDER):
+    steps = len(ORDER) + 1
+    for number, item in enumerate(ORDER, 1):
+        _say(f"{item} ({number} of {steps}) …")
         entry = execute(item, run.uri)
-        if position == 0:
+        if number == 1:
             # The input and the base model are sound: what lies here from before is obsolete.
             _clear(out)
         rejects += read_rejects(_local(run, _artifact(entry.artifacts, REJECTED).uri))
-        gate = run_gate(run, item)
-        _say(f"{item}: {status(run, item).verdict}: {entry.summary}")
-        if not gate.passed:
-            _say(f"{item}: its gate: {gate.summary}")
+        run_gate(run, item)
         if not _kept(run, entry.artifacts):
+            _say(f"{item} kept no row; the steps after it are not run")
             return rejects
+    _say(f"{AUDIT_STEP} ({steps} of {steps}) …")
     execute(AUDIT_STEP, run.uri)
     return rejects
 
@@ -250,23 +250,3 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
     if result["dataset"]:
         splits = ", ".join(f"{rows} {name}" for name, rows in result["dataset"]["splits"].items())
         print(f"dataset {result['dataset']['version'][:12]}: {splits} rows")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `tuneline data prepare` to a parser."""
-    parser.add_argument("--input", required=True, metavar="FILE", help="dataset")
-    parser.add_argument("--base-model", required=True, metavar="URI", help="whose tokenizer")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML settings")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """Carry out `tuneline data prepare` with the options of `add_arguments`."""
-    return prepare(
-        arguments.input,
-        arguments.base_model,
-        arguments.out,
-        arguments.config,
-        as_json=arguments.json,
-    )

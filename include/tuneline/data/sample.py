@@ -208,17 +208,26 @@ def write_sample(out: Path, planted: Path, seed: int = DEFAULT_SEED) -> dict[str
     """
     lines, report = make_sample(seed)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        planted.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(b"".join(line + b"\n" for line in lines))
+        _write_whole(out, b"".join(line + b"\n" for line in lines))
         text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
-        planted.write_bytes(text.encode())
+        _write_whole(planted, text.encode())
     except OSError as error:
         raise UserError(
-            f"The sample can't be written to {error.filename}: {error.strerror}; "
-            "name a file in a folder that you may write to."
+            f"the sample can't be written to {out} and {planted}: {error.strerror}; "
+            "name files in a folder that you may write to and that has space"
         ) from error
     return report
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

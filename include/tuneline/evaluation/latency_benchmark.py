@@ -3,9 +3,10 @@
 Proves what one machine of this kind serves: at each concurrency level a closed
 loop of streamed requests, each of the same number of output tokens, gives TTFT,
 TPOT, tokens per second and goodput under the stated objective (definitions:
-vLLM's), and the engine's own counters give the batch that it really ran. Prompts are validation rows, so the shared system
-turn comes from the prefix cache as it does in production. A measurement on
-other hardware than the declared target can only warn.
+vLLM's), and the engine's own counters give the batch that it really ran.
+Prompts are validation rows, so the shared system turn comes from the prefix
+cache as it does in production. A measurement on other hardware than the
+declared target can only warn.
 """
 
 from __future__ import annotations
