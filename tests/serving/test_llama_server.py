@@ -112,7 +112,7 @@ def test_it_ends_with_the_process_that_started_it(tiny_gguf):
 
 
 def test_stop_ends_a_hung_server(tiny_gguf, monkeypatch):
-    monkeypatch.setattr("tuneline.serving.engines.llama_cpp.STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr(LlamaServer, "stop_seconds", 0.5)
     server = LlamaServer(tiny_gguf)
     server.start()
     pid = server.pid

@@ -7,7 +7,6 @@ in memory. Single-core benchmarks pin every system to the same core.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,12 +18,12 @@ from typing import Any
 from tuneline.bench.machine import usable_cores
 from tuneline.bench.report import Result, summarise
 from tuneline.bench.trial import Sample, read_sample
+from tuneline.child_environment import child_environment
 from tuneline.errors import TunelineError
 
 Log = Callable[[str], None]
 
 RUN_SECONDS = 1800.0
-_INCLUDE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,7 @@ class Contest:
         return read_sample(out)
 
     def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(_INCLUDE), os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = child_environment(OMP_WAIT_POLICY="PASSIVE")
         if self._one_core:
             names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
             environment.update(dict.fromkeys(names, "1"))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tuneline.errors import TunelineError
+from tuneline.serving.server_process import ServerProcess
 
 START_SECONDS = 180.0
 KEY = "sk-bench"
 
 
-class LitellmProxy:
+class LitellmProxy(ServerProcess):
     """The proxy with one model in front of one upstream; live when the `with` block begins.
 
     Args:
@@ -30,11 +27,13 @@ class LitellmProxy:
         folder: for its configuration and log.
     """
 
+    stop_seconds = 20.0
+    poll_seconds = 0.2
+
     def __init__(
         self, *, python: Path, upstream: str, model: str, model_id: str, port: int, folder: Path
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._log = folder / "litellm.log"
         config = folder / "litellm.yaml"
         document = {
             "model_list": [
@@ -51,47 +50,33 @@ class LitellmProxy:
         }
         # JSON is YAML.
         config.write_text(json.dumps(document))
-        self._command = [str(python.parent / "litellm"), "--config", str(config)]
-        self._command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._program = python.parent / "litellm"
+        command = [str(self._program), "--config", str(config)]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+        super().__init__(
+            command,
+            start_seconds=START_SECONDS,
+            log_file=folder / "litellm.log",
+            environment={**os.environ, "LITELLM_LOG": "ERROR"},
+        )
 
-    def __enter__(self) -> Self:
-        if not Path(self._command[0]).is_file():
-            raise TunelineError(f"there is no {self._command[0]}: LiteLLM has no proxy installed")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "LITELLM_LOG": "ERROR"},
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if self._is_live():
-                return self
-            time.sleep(0.2)
-        self.stop()
-        words = self._log.read_text(errors="replace").strip().splitlines()
-        raise TunelineError(f"LiteLLM did not start: {words[-1] if words else 'it said nothing'}")
+    def launch(self) -> None:
+        """Start the process without waiting.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
+        Raises:
+            TunelineError: LiteLLM is installed without its proxy.
+        """
+        if not self._program.is_file():
+            raise TunelineError(f"there is no {self._program}: LiteLLM has no proxy installed")
+        super().launch()
 
-    def stop(self) -> None:
-        """End it."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def waiting_for(self) -> str | None:
+        """It has to be live."""
+        return None if self._is_live() else "it did not listen"
+
+    def start_error(self, code: int | None, lacking: str) -> TunelineError:
+        """With the last line that it wrote."""
+        return TunelineError(f"LiteLLM did not start: {self.last_words()}")
 
     def _is_live(self) -> bool:
         try:

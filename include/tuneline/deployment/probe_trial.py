@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneline.child_environment import child_environment
 from tuneline.deployment import engine_probe
 from tuneline.deployment.kubernetes_probes import engine_probes
 from tuneline.errors import TunelineError
@@ -77,14 +77,12 @@ def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
         Whether it succeeded within its time, and the seconds it took.
     """
     command = [sys.executable, *probe["exec"]["command"][1:]]
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     started = time.monotonic()
     try:
         answer = subprocess.run(
             command,
             capture_output=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=child_environment(),
             timeout=probe["timeoutSeconds"],
             check=False,
         )

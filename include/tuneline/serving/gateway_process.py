@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from tuneline.errors import RetryableError
 from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.server_process import ServerProcess
 
 START_SECONDS = 60.0
-STOP_SECONDS = 40.0
 _LISTENING = "gateway on http://"
 
 
@@ -47,7 +44,7 @@ class Answer:
         return self.status == 200
 
 
-class GatewayProcess:
+class GatewayProcess(ServerProcess):
     """`tuneline gateway` on a free port; live when the `with` block begins.
 
     Args:
@@ -57,6 +54,8 @@ class GatewayProcess:
         keys: names of the API keys to make.
         settings: other keys of the configuration.
     """
+
+    stop_seconds = 40.0
 
     def __init__(
         self,
@@ -68,9 +67,8 @@ class GatewayProcess:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.ledger = folder / "usage.sqlite"
-        self.log_file = folder / "gateway.log"
         self.base_url = ""
-        self._config = folder / "gateway.yaml"
+        config = folder / "gateway.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         keys_file = folder / "keys.json"
         self.keys = {name: add_key(keys_file, name) for name in keys}
@@ -85,45 +83,21 @@ class GatewayProcess:
             **(settings or {}),
         }
         # JSON is YAML, and needs no quoting rules of its own.
-        self._config.write_text(json.dumps(document, indent=1))
-        self._process: subprocess.Popen[bytes] | None = None
+        config.write_text(json.dumps(document, indent=1))
+        super().__init__(
+            [sys.executable, "-m", "tuneline.cli", "gateway", "--config", str(config)],
+            start_seconds=START_SECONDS,
+            log_file=folder / "gateway.log",
+        )
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def waiting_for(self) -> str | None:
+        """It has to say where it listens, and to be live there."""
+        found = [line for line in self.read_log().splitlines() if _LISTENING in line]
+        return None if found and self._listens(found[0]) else "it did not listen"
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start it and wait until it listens.
-
-        Raises:
-            RetryableError: it did not come up; with the last line it wrote.
-        """
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tuneline.cli", "gateway", "--config", str(self._config)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            lines = self.log_file.read_text(errors="replace").splitlines()
-            found = [line for line in lines if _LISTENING in line]
-            if found and self._listens(found[0]):
-                return
-            if self._process.poll() is not None:
-                break
-            time.sleep(0.05)
-        self.stop()
-        last = self.log_file.read_text(errors="replace").strip().splitlines()[-1:]
-        raise RetryableError(f"the gateway did not start: {' '.join(last) or 'it said nothing'}")
+    def start_error(self, code: int | None, lacking: str) -> RetryableError:
+        """Another start may find its port or its machine in a better state."""
+        return RetryableError(f"the gateway did not start: {self.last_words()}")
 
     def _listens(self, line: str) -> bool:
         address = line.split(_LISTENING, 1)[1].split("/v1", 1)[0]
@@ -174,21 +148,3 @@ class GatewayProcess:
             response.headers.get("x-tuneline-fallback-reason"),
             time.perf_counter() - started,
         )
-
-    def signal(self, number: int) -> None:
-        """Send the process a signal."""
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def stop(self) -> None:
-        """Drain and end it; what the ledger still holds is written."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None

@@ -10,7 +10,6 @@ token by token over the whole vocabulary, as `llama-perplexity --kl-divergence` 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.child_environment import child_environment
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.cores import default_threads
 
@@ -197,15 +197,8 @@ def _tokenize(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_child(action: str, request: dict[str, Any]) -> dict[str, Any]:
-    root = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # A failed assertion in C++ must not start a debugger on the way out.
-        "GGML_NO_BACKTRACE": "1",
-    }
+    # A failed assertion in C++ must not start a debugger on the way out.
+    environment = child_environment(OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1")
     answer = subprocess.run(
         [sys.executable, "-m", __name__, action],
         input=json.dumps(request),

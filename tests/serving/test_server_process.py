@@ -1,0 +1,95 @@
+"""The life of a server's process, on small programs that start, hang and die as told."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tuneline.errors import RetryableError, TunelineError
+from tuneline.serving.server_process import ServerProcess
+
+READY = "print('ready', flush=True); "
+SLEEP = "import time; time.sleep(60)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+
+
+class Told(ServerProcess):
+    stop_seconds = 0.3
+    poll_seconds = 0.01
+
+    def __init__(self, code, **options):
+        super().__init__([sys.executable, "-c", code], **{"start_seconds": 20.0, **options})
+        self.pids = []
+
+    def launch(self):
+        super().launch()
+        self.pids.append(self.pid)
+
+    def waiting_for(self):
+        return None if "ready" in self.read_log() else "the word"
+
+    def start_error(self, code, lacking):
+        if code is None:
+            return RetryableError(f"no time left for {lacking}")
+        return TunelineError(f"code {code}: {self.last_words()}")
+
+
+def gone(server):
+    return all(not os.path.exists(f"/proc/{pid}") for pid in server.pids)
+
+
+def test_it_is_ready_within_the_block_and_gone_after_it():
+    server = Told(READY + SLEEP)
+    with server:
+        log = server.log_file
+        assert server.read_log() == "ready\n"
+        assert 0 < server.load_seconds < 20
+        assert not gone(server)
+        with pytest.raises(TunelineError, match="running already"):
+            server.launch()
+    assert gone(server)
+    assert not log.exists()
+    with pytest.raises(TunelineError, match="not running"):
+        server.signal(signal.SIGTERM)
+
+
+def test_a_log_that_was_asked_for_stays(tmp_path):
+    server = Told(READY + SLEEP, log_file=tmp_path / "logs" / "server.log")
+    with server:
+        pass
+    assert Path(server.log_file).read_text() == "ready\n"
+
+
+def test_one_that_ends_or_is_late_says_so_and_is_gone():
+    ended = Told("print('no port left'); raise SystemExit(3)")
+    with pytest.raises(TunelineError, match="code 3: no port left"):
+        ended.start()
+    silent = Told("raise SystemExit(1)")
+    with pytest.raises(TunelineError, match="it said nothing"):
+        silent.start()
+    late = Told(DEAF + SLEEP, start_seconds=0.3)
+    with pytest.raises(RetryableError, match="no time left for the word"):
+        late.start()
+    assert late.pids
+    assert gone(ended)
+    assert gone(silent)
+    assert gone(late)
+
+
+def test_one_that_does_not_heed_sigterm_is_killed():
+    server = Told(DEAF + READY + SLEEP)
+    server.start()
+    server.stop()
+    assert server.pids
+    assert gone(server)
+
+
+def test_stop_after_its_own_end_and_twice():
+    server = Told(READY + SLEEP)
+    server.start()
+    server.signal(signal.SIGKILL)
+    server.stop()
+    server.stop()
+    assert gone(server)
