@@ -59,7 +59,7 @@ def worse(a: Verdict, b: Verdict) -> Verdict:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Measurement(_Strict):
@@ -89,12 +89,9 @@ class FileRef(_Strict):
     rows: int | None = None
 
 
-class Record(_Strict):
-    """What a helper step (train, export, …) leaves: evidence without a verdict."""
+class _Findings(_Strict):
+    """What the files of items and of helper steps have in common."""
 
-    schema_: Literal["tuneline/record/1"] = Field(default=RECORD_SCHEMA, alias="schema")
-    step: str
-    phase: Phase
     summary: str
     measurements: list[Measurement] = []
     inputs: list[FileRef] = []
@@ -104,27 +101,28 @@ class Record(_Strict):
     environment: dict[str, Any] = {}
     airflow: dict[str, Any] | None = None
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+# Whose findings they are comes first in the files: pydantic begins with the last base's fields.
+class _OfStep(_Strict):
+    schema_: Literal["tuneline/record/1"] = Field(default=RECORD_SCHEMA, alias="schema")
+    step: str
+    phase: Phase
 
 
-class Evidence(_Strict):
-    """One item's evidence file (`evidence.json`)."""
-
+class _OfItem(_Strict):
     schema_: Literal["tuneline/evidence/1"] = Field(default=SCHEMA, alias="schema")
     item: str
     phase: Phase
     severity: Severity
     verdict: Verdict
-    summary: str
-    measurements: list[Measurement] = []
-    inputs: list[FileRef] = []
-    artifacts: list[FileRef] = []
-    started_at: str
-    seconds: float
-    environment: dict[str, Any] = {}
-    airflow: dict[str, Any] | None = None
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+class Record(_Findings, _OfStep):
+    """What a helper step (train, export, …) leaves: evidence without a verdict."""
+
+
+class Evidence(_Findings, _OfItem):
+    """One item's evidence file (`evidence.json`)."""
 
     @model_validator(mode="after")
     def _verdict_rests_on_a_measurement(self) -> Evidence:
