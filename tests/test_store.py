@@ -157,7 +157,7 @@ def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tuneline.store.shutil.copyfile", full)
+    monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(RetryableError, match="No space left on device"):
         store.put_bytes("k", b"new")
     monkeypatch.undo()

@@ -1,0 +1,45 @@
+"""The store: whole objects under a URI, the same on a directory and on S3.
+
+Writes are whole (a reader sees the old object or the new one), every object
+carries its SHA-256, every read recomputes it, and `once=True` refuses to
+replace what is there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from tuneline.errors import UserError
+from tuneline.store.base import AlreadyThere, CorruptObject, NotThere, Store
+from tuneline.store.bucket import S3Store
+from tuneline.store.directory import FileStore
+from tuneline.store.whole_files import sha256_file
+
+__all__ = [
+    "AlreadyThere",
+    "CorruptObject",
+    "FileStore",
+    "NotThere",
+    "S3Store",
+    "Store",
+    "open_store",
+    "sha256_file",
+]
+
+
+def open_store(uri: str) -> Store:
+    """Open a store by its URI.
+
+    Args:
+        uri: `file:///absolute/dir` or `s3://bucket/prefix`.
+
+    Raises:
+        UserError: any other form.
+    """
+    parsed = urlparse(uri)
+    if parsed.scheme == "file" and parsed.path.startswith("/") and not parsed.netloc:
+        return FileStore(Path(unquote(parsed.path)))
+    if parsed.scheme == "s3" and parsed.netloc:
+        return S3Store(parsed.netloc, parsed.path)
+    raise UserError(f"{uri!r} is not a store; use file:///absolute/directory or s3://bucket/prefix")

@@ -1,0 +1,143 @@
+"""A store in an S3 bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import RetryableError, UserError
+from tuneline.evidence import FileRef
+from tuneline.store.base import AlreadyThere, NotThere, Store
+from tuneline.store.whole_files import BLOCK, settle, sha256_file, stage_beside
+
+
+class S3Store(Store):
+    """A store in a bucket (`s3://bucket/prefix`), any S3-compatible server.
+
+    The endpoint and the credentials come from the AWS environment variables
+    (`AWS_ENDPOINT_URL`, …), as boto3 reads them.
+    """
+
+    # Objects above this go in parts; S3 takes 5 GiB in one put at the most.
+    MULTIPART_BYTES = 64 << 20
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        import boto3
+        from botocore.config import Config
+
+        self.bucket = bucket
+        self.prefix = prefix.strip("/")
+        self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
+        self._s3: Any = boto3.client(
+            "s3", config=Config(retries={"mode": "standard", "max_attempts": 5})
+        )
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _call(self, key: str, action: Callable[[], Any]) -> Any:
+        """Run an S3 call, its errors turned into ours."""
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+        uri = self.uri_of(key)
+        try:
+            return action()
+        except NoCredentialsError:
+            raise UserError(
+                f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if code in ("404", "NoSuchKey", "NotFound"):
+                raise NotThere(f"{uri} does not exist") from None
+            if code == "NoSuchBucket":
+                raise UserError(f"the bucket {self.bucket} does not exist; create it") from None
+            if code in ("PreconditionFailed", "ConditionalRequestConflict") or status == 412:
+                raise AlreadyThere(f"{uri} is written once and exists already") from None
+            if status in (401, 403):
+                raise UserError(f"{uri}: access denied ({code}); check the credentials") from None
+            raise RetryableError(f"{uri}: the S3 server answered {code or status}") from error
+        except BotoCoreError as error:
+            raise RetryableError(f"{uri}: {error}") from error
+
+    def put_file(self, key: str, path: Path, *, once: bool = False) -> FileRef:
+        """See `Store.put_file`."""
+        digest, size = sha256_file(path), path.stat().st_size
+        condition = {"IfNoneMatch": "*"} if once else {}
+        where = {"Bucket": self.bucket, "Key": self._name(key)}
+
+        def whole() -> None:
+            with path.open("rb") as body:
+                self._s3.put_object(**where, Body=body, Metadata={"sha256": digest}, **condition)
+
+        if size <= self.MULTIPART_BYTES:
+            self._call(key, whole)
+        else:
+            self._call(key, lambda: self._put_parts(path, where, digest, condition))
+        return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
+
+    def _put_parts(
+        self, path: Path, where: dict[str, str], digest: str, condition: dict[str, str]
+    ) -> None:
+        upload = self._s3.create_multipart_upload(**where, Metadata={"sha256": digest})["UploadId"]
+        try:
+            parts: list[dict[str, Any]] = []
+            with path.open("rb") as handle:
+                while block := handle.read(self.MULTIPART_BYTES):
+                    number = len(parts) + 1
+                    answer = self._s3.upload_part(
+                        **where, UploadId=upload, PartNumber=number, Body=block
+                    )
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            self._s3.complete_multipart_upload(
+                **where, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
+            )
+        except BaseException:
+            self._s3.abort_multipart_upload(**where, UploadId=upload)
+            raise
+
+    def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
+        """See `Store.get_file`."""
+        destination.parent.mkdir(parents=True, exist_ok=True)
+
+        def fetch(staged: Path) -> None:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+            expected.append(answer["Metadata"].get("sha256", "unknown (no sha256 metadata)"))
+            with staged.open("wb") as handle:
+                for block in answer["Body"].iter_chunks(BLOCK):
+                    handle.write(block)
+
+        expected: list[str] = []
+        staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
+        return settle(staged, destination, self.uri_of(key), [sha256 or expected[-1]])
+
+    def exists(self, key: str) -> bool:
+        """See `Store.exists`."""
+        try:
+            self._call(key, lambda: self._s3.head_object(Bucket=self.bucket, Key=self._name(key)))
+        except NotThere:
+            return False
+        return True
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See `Store.keys`."""
+        below = self._name(prefix.rstrip("/") + "/") if prefix else self._name("")
+        pages = self._s3.get_paginator("list_objects_v2")
+        answer = self._call(prefix, lambda: list(pages.paginate(Bucket=self.bucket, Prefix=below)))
+        cut = len(self.prefix) + 1 if self.prefix else 0
+        for page in answer:
+            for entry in page.get("Contents", []):
+                yield str(entry["Key"])[cut:]
+
+    def delete_prefix(self, prefix: str) -> None:
+        """See `Store.delete_prefix`."""
+        keys = [{"Key": self._name(key)} for key in self.keys(prefix)]
+        # S3 deletes a thousand objects a call at the most.
+        for start in range(0, len(keys), 1000):
+            self._delete(prefix, keys[start : start + 1000])
+
+    def _delete(self, prefix: str, names: list[dict[str, str]]) -> None:
+        request = {"Objects": names, "Quiet": True}
+        self._call(prefix, lambda: self._s3.delete_objects(Bucket=self.bucket, Delete=request))

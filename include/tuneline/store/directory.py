@@ -1,0 +1,111 @@
+"""A store in a directory."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneline.errors import RetryableError, UserError
+from tuneline.evidence import FileRef
+from tuneline.store.base import AlreadyThere, NotThere, Store
+from tuneline.store.whole_files import settle, sha256_file, stage_beside
+
+
+class FileStore(Store):
+    """A store in a directory (`file:///dir`).
+
+    The hash of `name` lies beside it in `.name.sha256`. While an object is being
+    replaced that file holds the old and the new hash, so that a crash between the
+    two renames leaves an object that still verifies.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = root.as_uri()
+
+    def _path(self, key: str) -> Path:
+        path = self.root / key
+        if not key or ".." in Path(key).parts or Path(key).is_absolute():
+            raise UserError(f"{key!r} is not a key: use a relative path without '..'")
+        return path
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other writers out between the two renames, across processes."""
+        with (self.root / ".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    @staticmethod
+    def _sidecar(path: Path) -> Path:
+        return path.with_name(f".{path.name}.sha256")
+
+    def put_file(self, key: str, path: Path, *, once: bool = False) -> FileRef:
+        """See `Store.put_file`."""
+        target = self._path(key)
+        sidecar = self._sidecar(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if once and target.exists():
+                raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
+            staged = stage_beside(target, lambda staged: shutil.copyfile(path, staged))
+            digest = sha256_file(staged)
+            with self._lock():
+                if once and target.exists():
+                    staged.unlink()
+                    raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
+                _write_whole(sidecar, "\n".join([*_hashes(sidecar), digest]) + "\n")
+                staged.replace(target)
+                _write_whole(sidecar, digest + "\n")
+        except OSError as error:
+            raise RetryableError(
+                f"cannot write {self.uri_of(key)}: {error.strerror or error}"
+            ) from error
+        return FileRef(
+            name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=target.stat().st_size
+        )
+
+    def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
+        """See `Store.get_file`."""
+        source = self._path(key)
+        sidecar = self._sidecar(source)
+        if not source.is_file():
+            raise NotThere(f"{self.uri_of(key)} does not exist")
+        # A writer may replace the object while it is copied: a hash that was valid before
+        # or after the copy is valid.
+        known = _hashes(sidecar)
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            staged = stage_beside(destination, lambda staged: shutil.copyfile(source, staged))
+        except OSError as error:
+            raise RetryableError(
+                f"cannot read {self.uri_of(key)}: {error.strerror or error}"
+            ) from error
+        expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
+        return settle(staged, destination, self.uri_of(key), expected or ["unknown (no hash file)"])
+
+    def exists(self, key: str) -> bool:
+        """See `Store.exists`."""
+        return self._path(key).is_file()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See `Store.keys`."""
+        root = self._path(prefix.rstrip("/")) if prefix else self.root
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(self.root).as_posix()
+
+    def delete_prefix(self, prefix: str) -> None:
+        """See `Store.delete_prefix`."""
+        shutil.rmtree(self._path(prefix.rstrip("/")), ignore_errors=True)
+
+
+def _hashes(sidecar: Path) -> list[str]:
+    return sidecar.read_text().split() if sidecar.exists() else []
+
+
+def _write_whole(path: Path, text: str) -> None:
+    stage_beside(path, lambda staged: staged.write_text(text)).replace(path)

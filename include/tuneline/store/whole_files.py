@@ -1,0 +1,57 @@
+"""Files that appear whole, with the bytes that their hash names, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tuneline.evidence import FileRef
+from tuneline.store.base import CorruptObject
+
+# Bytes read at once.
+BLOCK = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def stage_beside(target: Path, fill: Callable[[Path], object]) -> Path:
+    """Fill a temporary file in the target's directory; nothing is left when that fails."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    staged = Path(name)
+    try:
+        fill(staged)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    staged.chmod(0o644)
+    return staged
+
+
+def settle(staged: Path, destination: Path, uri: str, expected: Sequence[str]) -> FileRef:
+    """Give a copied object its name, if its hash is one of those expected.
+
+    Raises:
+        CorruptObject: it is not; the copy is gone.
+    """
+    digest = sha256_file(staged)
+    if digest not in expected:
+        staged.unlink()
+        raise CorruptObject(
+            f"{uri} is corrupt: its SHA-256 is {digest}, expected {' or '.join(expected)}; "
+            "restore it from a backup or run the step again that wrote it"
+        )
+    staged.replace(destination)
+    return FileRef(
+        name=uri.rsplit("/", 1)[-1], uri=uri, sha256=digest, bytes=destination.stat().st_size
+    )
