@@ -1,0 +1,42 @@
+"""`PipelineConfig`: the one source of parameters, its sections named by phase.
+
+Precedence, lowest first: the defaults here, a preset (`config/presets/*.yaml`),
+the fields of the trigger form, the YAML overrides.
+"""
+
+from __future__ import annotations
+
+from tuneline.config.data import CsvMapping, DataConfig, SourceFormat, TargetFormat
+from tuneline.config.deployment import DeploymentConfig
+from tuneline.config.evaluation import EvaluationConfig
+from tuneline.config.governance import GovernanceConfig, Waiver
+from tuneline.config.layers import (
+    build_config,
+    merge,
+    parse_yaml,
+    presets_dir,
+    read_yaml,
+    validate_config,
+)
+from tuneline.config.pipeline import PipelineConfig, PodConfig
+from tuneline.config.training import TrainingConfig
+
+__all__ = [
+    "CsvMapping",
+    "DataConfig",
+    "DeploymentConfig",
+    "EvaluationConfig",
+    "GovernanceConfig",
+    "PipelineConfig",
+    "PodConfig",
+    "SourceFormat",
+    "TargetFormat",
+    "TrainingConfig",
+    "Waiver",
+    "build_config",
+    "merge",
+    "parse_yaml",
+    "presets_dir",
+    "read_yaml",
+    "validate_config",
+]

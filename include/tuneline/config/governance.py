@@ -1,0 +1,32 @@
+"""The governance section: use, prices, drift, and failures that are accepted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tuneline.config.section import Section
+
+
+class GovernanceConfig(Section):
+    """Rules and prices."""
+
+    intended_use: Literal["internal", "commercial", "distribution"] = Field(
+        "commercial", description="What the model is for; licences are judged by it."
+    )
+    machine_cost_per_hour: float = Field(
+        0.10, ge=0, description="Price of the serving machine, in `currency` an hour."
+    )
+    currency: str = Field("USD", description="Currency of prices.")
+    min_confidence: float = Field(
+        -1.5, lt=0, description="Mean token log-probability below which an answer falls back."
+    )
+    drift_p_value: float = Field(0.01, gt=0, lt=1, description="Drift is called below this.")
+
+
+class Waiver(Section):
+    """An item whose failure is accepted. Who accepts it is taken from Airflow."""
+
+    item: str = Field(description="Id of the item.")
+    reason: str = Field(min_length=10, description="Why its failure is acceptable.")

