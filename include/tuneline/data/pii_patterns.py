@@ -20,6 +20,11 @@ from tuneline.data.pii_checksums import (
     is_phone_anywhere,
     is_ssn,
 )
+from tuneline.data.pii_secrets import SECRET_HINT, SECRET_PATTERNS, SECRETS
+
+
+def _any_case(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,7 @@ class Hit:
 
 # Where two hits overlap, the one further up stays.
 PATTERN_ENTITIES = (
-    "PRIVATE_KEY",
-    "API_KEY",
-    "AWS_ACCESS_KEY",
-    "PASSWORD",
+    *SECRETS,
     "EMAIL_ADDRESS",
     "IBAN_CODE",
     "CREDIT_CARD",
@@ -48,7 +50,6 @@ PATTERN_ENTITIES = (
     "PHONE_NUMBER",
     "STREET_ADDRESS",
 )
-SECRETS = ("PRIVATE_KEY", "API_KEY", "AWS_ACCESS_KEY", "PASSWORD")
 _RANK = {entity: rank for rank, entity in enumerate(PATTERN_ENTITIES)}
 
 # One character each, so that positions stay: other dashes, spaces and digits are tricks.
@@ -60,22 +61,18 @@ _PLAIN = {
     ord("\uff0e"): ".",
 }
 # A number behind one of these words is the shop's, not a person's.
-_BUSINESS = re.compile(
+_BUSINESS = _any_case(
     r"(?:order|ticket|case|ref|reference|invoice|tracking|serial|sku|item|article|product|booking|"
     r"confirmation|transaction|parcel|shipment|part|model|version|isbn|ean|upc)\W{0,3}"
-    r"(?:number|no|nr|id|code)?\W{0,3}(?:is|was)?\W{0,4}$|#\s?$",
-    re.IGNORECASE,
+    r"(?:number|no|nr|id|code)?\W{0,3}(?:is|was)?\W{0,4}$|#\s?$"
 )
-_PHONE_WORDS = re.compile(
+_PHONE_WORDS = _any_case(
     r"\b(?:phone|telephone|tel|call(?:ed|ing)?|mobile|cell(?:phone)?|whatsapp|fax|sms|text me|"
     r"ring|dial|reach (?:me|us|him|her)|contact (?:me|number)|answering|messages? to)\b"
-    r"(?:[^\d\n]{0,40}|\W{0,3}\n)\(?$",
-    re.IGNORECASE,
+    r"(?:[^\d\n]{0,40}|\W{0,3}\n)\(?$"
 )
-_PHONE_KIND_AFTER = re.compile(r"\W{0,2}(?:office|fax|mobile|cell|home|work)\b", re.IGNORECASE)
-_VERSION = re.compile(
-    r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$", re.I
-)
+_PHONE_KIND_AFTER = _any_case(r"\W{0,2}(?:office|fax|mobile|cell|home|work)\b")
+_VERSION = _any_case(r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$")
 
 # Repeats are bounded and start at a boundary: a page of letters must not take quadratic time.
 _EMAIL = re.compile(
@@ -84,73 +81,60 @@ _EMAIL = re.compile(
 )
 _TOP_DOMAINS = r"(?:com|org|net|edu|gov|io|co|example|info|de|fr|es|it|nl|eu|us|uk|ca|au)\b"
 _DOT = r"(?:\.| \. | ?\(dot\) ?| ?\[dot\] ?| ?\{dot\} ?)"
-_EMAIL_SPACED = re.compile(
-    r"(?<![\w.+%-])[\w+%-]{1,64}(?:(?:\.| \. )[\w+%-]{1,64}){0,4} ?"
+_MAILBOX = r"(?<![\w.+%-])[\w+%-]{1,64}"
+_LABEL = r"[\w-]{1,63}"
+_EMAIL_SPACED = _any_case(
+    rf"{_MAILBOX}(?:(?:\.| \. )[\w+%-]{{1,64}}){{0,4}} ?"
     r"(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
-    r"[\w-]{1,63}(?:"
-    + _DOT
-    + r"[\w-]{1,63}){0,4}"
-    + _DOT
-    + _TOP_DOMAINS
-    + r"|(?<![\w.+%-])[\w+%-]{1,64}(?:(?:\.| dot )[\w+%-]{1,64}){0,4} at "
-    r"[\w-]{1,63}(?: dot [\w-]{1,63}){0,4} dot " + _TOP_DOMAINS,
-    re.IGNORECASE,
+    rf"{_LABEL}(?:{_DOT}{_LABEL}){{0,4}}{_DOT}{_TOP_DOMAINS}"
+    rf"|{_MAILBOX}(?:(?:\.| dot )[\w+%-]{{1,64}}){{0,4}} at "
+    rf"{_LABEL}(?: dot {_LABEL}){{0,4}} dot {_TOP_DOMAINS}"
 )
-_EMAIL_STRIPPED = re.compile(
+_EMAIL_STRIPPED = _any_case(
     r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
-    r"(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b",
-    re.IGNORECASE,
+    r"(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b"
 )
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ -]?\d[ -]?\d")
 _CARD = re.compile(r"(?<![\d.])\d(?:[ .-]{0,3}\d){11,18}(?!\.?\d)")
 _SSN = re.compile(r"(?<![\w-])\d{3}([-. ])\d{2}\1\d{4}(?![\w-])")
-_SSN_NAMED = re.compile(
+_SSN_NAMED = _any_case(
     r"\b(?:ssn|social security|social)\b[^\d\n]{0,30}"
-    r"(\d{3}[-. ]{0,3}\d{2}[-. ]{0,3}\d{4}|\d(?:[ -]{1,3}\d){8}|\d{4})(?!\d)",
-    re.IGNORECASE,
+    r"(\d{3}[-. ]{0,3}\d{2}[-. ]{0,3}\d{4}|\d(?:[ -]{1,3}\d){8}|\d{4})(?!\d)"
 )
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
 _IPV4_SPACED = re.compile(r"(?<![\w.])\d{1,3}(?: \. \d{1,3}){3}(?![\w])")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:|:){2,8}[0-9A-Fa-f]{0,4}(?![\w:])")
-_MAC = re.compile(
-    r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])", re.I
-)
+_MAC = _any_case(r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])")
 _EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,5})?"
-_PHONE_WORLD = re.compile(
+_PHONE_WORLD = _any_case(
     r"(?<![\w+])(?<!\d[ -])(?:\+ ?[1-9]|00 ?[1-9]\d{0,2}(?=[ ./()-]))(?:[ .()/-]{0,3}\d){6,14}"
     + _EXTENSION
-    + r"(?!\d)",
-    re.IGNORECASE,
+    + r"(?!\d)"
 )
-_PHONE_US = re.compile(
+_PHONE_US = _any_case(
     r"(?<![\w.+-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]?\d{4}"
     + _EXTENSION
-    + r"(?![\w-]|\.\d)",
-    re.IGNORECASE,
+    + r"(?![\w-]|\.\d)"
 )
 _PHONE_NATIONAL = re.compile(
     r"(?<![\w.,-])(?<!\d[ -])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
 )
-_PHONE_NAMED = re.compile(
-    r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)", re.I
-)
+_PHONE_NAMED = _any_case(r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)")
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _DATE = (
     r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}|"
-    r"\d{1,2}(?:st|nd|rd|th)?(?: of)? (?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-    r"\.?,? \d{4}|"
-    r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.? \d{1,2}(?:st|nd|rd|th)?,? \d{4})"
+    rf"{_DAY}(?: of)? {_MONTH}\.?,? \d{{4}}|{_MONTH}\.? {_DAY},? \d{{4}})"
 )
-_BIRTH = re.compile(
+_BIRTH = _any_case(
     r"\b(?:born(?: on)?|date of birth|birth ?date|birthday|d\.?o\.?b\.?)\b[^\d\n]{0,12}?\b("
     + _DATE
-    + r")(?!\d)",
-    re.IGNORECASE,
+    + r")(?!\d)"
 )
-_ID_NAMED = re.compile(
+_ID_NAMED = _any_case(
     r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
     r"identity card|tax id|health insurance|nhs)\b(?: (?:number|no|nr|id|code)\b)?\.?"
-    r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])",
-    re.IGNORECASE,
+    r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
 )
 # Words that end a street's name; the second kind also means something else in ordinary text.
 _STREET_KINDS = (
@@ -163,81 +147,26 @@ _PLACE_AFTER = (
     r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
     r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
 )
-_ADDRESS = re.compile(
+_ADDRESS = _any_case(
     r"(?<![\w.,#-])\d{1,5}[a-zA-Z]?,? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
     + _STREET_KINDS
     + r")|(?P<unsure>"
     + _STREET_KINDS_UNSURE
     + r"))\b(?i:"
     + _PLACE_AFTER
-    + r")",
-    re.IGNORECASE,
+    + r")"
 )
-_ADDRESS_WORDS = re.compile(
+_ADDRESS_WORDS = _any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|deliver(?:ed|y)?|moved?|moving|located|"
-    r"house|home|flat|door)\b[^\d\n]{0,30}$",
-    re.IGNORECASE,
+    r"house|home|flat|door)\b[^\d\n]{0,30}$"
 )
-_PO_BOX = re.compile(r"\bp\.? ?o\.? ?box \d{1,6}\b", re.IGNORECASE)
+_PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
 _NOT_IN_STREET = frozenset(
     "a an and are at away be by can charge day days down euros dollars for from go have hours "
     "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
     "order orders other our out parcels people per pm am right so than that the this times to "
     "under until up was way weeks week when with within years year you your block blocks pounds "
     "percent points steps star".split()
-)
-_SECRET_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    (
-        "PRIVATE_KEY",
-        re.compile(
-            r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
-            r"(?:.*?-----END (?:[A-Z]+ )*PRIVATE KEY-----|.*)",
-            re.S,
-        ),
-    ),
-    ("AWS_ACCESS_KEY", re.compile(r"(?<![A-Za-z0-9])(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b", re.I)),
-    (
-        "AWS_ACCESS_KEY",
-        re.compile(r"(?i:aws|secret)\W[^\n]{0,40}?(?<![\w/+])([A-Za-z0-9/+]{40})(?![\w/+=])"),
-    ),
-    ("API_KEY", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255})")),
-    ("API_KEY", re.compile(r"\bglpat-[\w-]{20,}")),
-    ("API_KEY", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}")),
-    ("API_KEY", re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")),
-    (
-        "API_KEY",
-        re.compile(
-            r"(?<![\w-])(?:sk|pk|rk)[-_](?:[A-Za-z0-9]{1,20}[-_]){0,4}[A-Za-z0-9]{16,}[\w-]*"
-        ),
-    ),
-    ("API_KEY", re.compile(r"\bAIza[\w-]{35}")),
-    ("API_KEY", re.compile(r"\b(?:hf|npm|pypi|dop_v1|shpat|glsa)[_-][A-Za-z0-9_-]{20,}")),
-    ("API_KEY", re.compile(r"(?i:\bbearer) ([\w.~+/-]{16,}=*)")),
-    (
-        "API_KEY",
-        re.compile(
-            r"(?i:\b(?:api|access|auth|secret)[ _-]?(?:key|token)|\btoken)\b[\"']?(?: is)?\s?[:=]?"
-            r"\s?[\"']?((?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{16,})"
-        ),
-    ),
-    (
-        "PASSWORD",
-        re.compile(
-            r"(?i:\b(?:password|passwd|pwd|passphrase|pin code)\b)(?i: is| was)?\s?[:=]?\s?[\"']?"
-            r"((?=\S*\d)(?=\S*[^\W\d])[^\s\"',;]{6,40})"
-        ),
-    ),
-    (
-        "PASSWORD",
-        re.compile(
-            r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,99}:([^\s/@]{3,99})@", re.I
-        ),
-    ),
-)
-_SECRET_HINT = re.compile(
-    r"PRIVATE KEY|akia|asia|aroa|aida|aws|secret|gh[pousr]_|github_pat|glpat|xox|eyJ|[sprk]k[-_]|"
-    r"AIza|hf_|npm_|pypi-|dop_v1|shpat|glsa|bearer|token|key|passw|pwd|passphrase|pin code|://",
-    re.IGNORECASE,
 )
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
@@ -262,8 +191,8 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
 
 
 def _all(text: str) -> Iterator[Hit]:
-    if _SECRET_HINT.search(text):
-        for entity, pattern in _SECRET_PATTERNS:
+    if SECRET_HINT.search(text):
+        for entity, pattern in SECRET_PATTERNS:
             yield from _hits(text, pattern, entity)
     lowered = text.lower()
     if "@" in text or "at" in lowered or ".com" in lowered:

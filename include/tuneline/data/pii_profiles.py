@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tuneline.data.pii_entities import NER_ENTITIES
-from tuneline.data.pii_patterns import PATTERN_ENTITIES, SECRETS
+from tuneline.data.pii_patterns import PATTERN_ENTITIES
+from tuneline.data.pii_secrets import SECRETS
 
 # GDPR article 4(1): anything that identifies a person, directly or by number or location.
 _GDPR = (

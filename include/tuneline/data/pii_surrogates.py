@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from tuneline.data.pii_checksums import digits_of, luhn
-from tuneline.data.pii_patterns import SECRETS
+from tuneline.data.pii_secrets import SECRETS
 
 _CONSTANT = {**{entity: f"[{entity}]" for entity in SECRETS}, "MAC_ADDRESS": "[MAC_ADDRESS]"}
 _MONTHS = "January February March April May June July August September October November".split()
