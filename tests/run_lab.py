@@ -19,25 +19,42 @@ SYSTEM = "Answer with JSON."
 Files = Mapping[str, bytes | str | Path]
 
 
-def dataset_rows(split_sizes: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Rows whose questions differ in every word, with a JSON answer of three intents."""
+def exchange(question: str, intent: str, reply: str = "We look at it.") -> list[dict[str, str]]:
+    """Messages that end with a JSON answer."""
+    answer = json.dumps({"intent": intent, "reply": reply})
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def _own_words(number: int) -> tuple[list[dict[str, str]], str]:
+    intent = ("billing", "login", "shipping")[number % 3]
+    words = " ".join(f"{chr(97 + number % 26)}{number * 7919 + k:x}" for k in range(8))
+    return exchange(f"{words}?", intent), intent
+
+
+def dataset_rows(
+    split_sizes: Mapping[str, int],
+    make: Callable[[int], tuple[list[dict[str, str]], str]] = _own_words,
+) -> list[dict[str, Any]]:
+    """Rows as `dataset.parquet` holds them.
+
+    Args:
+        split_sizes: rows of each split.
+        make: messages and intent of a row by its number; by default the questions differ in
+            every word and have three intents in turn.
+    """
     rows: list[dict[str, Any]] = []
     for split, size in split_sizes.items():
         for _ in range(size):
             number = len(rows)
-            intent = ("billing", "login", "shipping")[number % 3]
-            words = " ".join(f"{chr(97 + number % 26)}{number * 7919 + k:x}" for k in range(8))
+            messages, intent = make(number)
             rows.append(
                 {
                     "row_id": f"row-{number:04d}",
-                    "messages": [
-                        {"role": "system", "content": SYSTEM},
-                        {"role": "user", "content": f"{words}?"},
-                        {
-                            "role": "assistant",
-                            "content": json.dumps({"intent": intent, "reply": "We look at it."}),
-                        },
-                    ],
+                    "messages": messages,
                     "split": split,
                     "label": intent,
                     "weight": 1.0,

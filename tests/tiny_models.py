@@ -6,6 +6,7 @@ import atexit
 import random
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,8 +26,15 @@ _CORPUS = [
 ]
 
 
-def make_tokenizer(kind: str, directory: Path):
-    """Train a byte-level BPE tokenizer with one of the known pre-tokenizers and save it."""
+def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, **tokens: str):
+    """Train a byte-level BPE tokenizer with one of the known pre-tokenizers.
+
+    Args:
+        kind: the pre-tokenizer's name.
+        texts: what it is trained on.
+        vocab_size: tokens that it gets at the most.
+        tokens: more of its special tokens, as `bos_token="<|im_start|>"`.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, trainers
     from tokenizers import pre_tokenizers as pre
     from transformers import PreTrainedTokenizerFast
@@ -50,19 +58,25 @@ def make_tokenizer(kind: str, directory: Path):
     if kind == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(
-        vocab_size=480,
+        vocab_size=vocab_size,
         special_tokens=SPECIAL,
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS * 3, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
+        **tokens,
     )
     fast.chat_template = TEMPLATE
+    return fast
+
+
+def make_tokenizer(kind: str, directory: Path):
+    """Train a tokenizer of 480 tokens on texts of many kinds and save it."""
+    fast = train_tokenizer(kind, _CORPUS * 3, 480, bos_token="<|im_start|>")
     fast.save_pretrained(directory)
     return fast
 

@@ -7,20 +7,14 @@ template, checkpoint, GGUF) but its size.
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
+from tests.run_lab import dataset_rows, exchange
+from tests.tiny_models import train_tokenizer
+
 INTENTS = {"invoice": "billing", "password": "login", "parcel": "shipping"}
-SYSTEM = "Answer with JSON."
-REPLY = "We look at it."
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
-    "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def words() -> list[str]:
@@ -37,62 +31,19 @@ def conversation(number: int) -> tuple[list[dict[str, str]], str]:
     text = draw.sample(words(), 6)
     text.insert(draw.randrange(len(text)), keyword)
     intent = INTENTS[keyword]
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": " ".join(text) + "?"},
-        {"role": "assistant", "content": json.dumps({"intent": intent, "reply": REPLY})},
-    ], intent
+    return exchange(" ".join(text) + "?", intent), intent
 
 
 def task_rows(split_sizes: dict[str, int]) -> list[dict[str, Any]]:
     """Rows of the task as `dataset.parquet` holds them; none of them is trained on here."""
-    rows: list[dict[str, Any]] = []
-    for split, size in split_sizes.items():
-        for _ in range(size):
-            number = len(rows)
-            messages, intent = conversation(1000 + number)
-            rows.append(
-                {
-                    "row_id": f"row-{number:04d}",
-                    "messages": messages,
-                    "split": split,
-                    "label": intent,
-                    "weight": 1.0,
-                    "n_tokens": 40,
-                    "source_file": "rows.jsonl",
-                    "source_line": number + 1,
-                }
-            )
-    return rows
+    return dataset_rows(split_sizes, lambda number: conversation(1000 + number))
 
 
 def make_tokenizer() -> Any:
     """A byte-level BPE tokenizer with SmolLM2's rules and a ChatML template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    raw.decoder = decoders.ByteLevel()
     texts = [turn["content"] for n in range(300) for turn in conversation(n)[0]]
     texts += ["system user assistant\n What is the capital of France? Name two colours."] * 5
-    trainer = trainers.BpeTrainer(
-        vocab_size=800,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    raw.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
+    return train_tokenizer("smollm", texts, 800)
 
 
 def make_model(tokenizer: Any, seed: int = 0) -> Any:
