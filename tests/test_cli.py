@@ -13,6 +13,7 @@ from tests.run_lab import Lab
 from tuneline.cli import main
 from tuneline.evidence import measure
 from tuneline.items import ITEMS
+from tuneline.run import Run
 from tuneline.step import store_output
 
 OK = measure("m", 0, "rows", "<=", 0)
@@ -100,6 +101,23 @@ def test_run_create_prints_the_uri(tmp_path, capsys):
     store = (tmp_path / "store").as_uri()
     assert main(["run", "create", "--store", store, "--data", str(data), "--run-id", "r1"]) == 0
     assert capsys.readouterr().out.strip() == f"{store}/runs/r1"
+
+
+def test_run_create_names_the_settings_file_and_keeps_an_absolute_path(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("{}\n")
+    create = ["run", "create", "--store", (tmp_path / "store").as_uri(), "--data", "rows.jsonl"]
+    Path("wrong.yaml").write_text("training: {epochs: many}")
+    assert main([*create, "--config", "wrong.yaml"]) == 2
+    assert "wrong.yaml: training.epochs: " in capsys.readouterr().err
+    assert not Path("store").exists()
+    Path("right.yaml").write_text("training: {epochs: 1}")
+    assert main([*create, "--config", "right.yaml"]) == 0
+    run = Run.open(capsys.readouterr().out.strip())
+    assert run.config.data.source == str(tmp_path / "rows.jsonl")
+    assert run.config.training.epochs == 1
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

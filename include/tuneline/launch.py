@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from tuneline.code_identity import code_identity
-from tuneline.config import PipelineConfig, build_config, merge, parse_yaml, presets_dir
+from tuneline.config import (
+    PipelineConfig,
+    build_config,
+    check_sections,
+    merge,
+    parse_yaml,
+    presets_dir,
+)
+from tuneline.data.sources import check_file, local_path
 from tuneline.errors import UserError
 from tuneline.run import Run
 
@@ -98,8 +104,14 @@ def form_fields() -> dict[str, dict[str, Any]]:
     }
 
 
-def config_from_fields(fields: Mapping[str, Any]) -> PipelineConfig:
+def config_from_fields(
+    fields: Mapping[str, Any], where: str = "the run's settings"
+) -> PipelineConfig:
     """Build the configuration that a filled form describes.
+
+    Args:
+        fields: values of `form_fields()`, those left out take their defaults.
+        where: what an error names as the place of a wrong setting.
 
     Raises:
         UserError: an unknown field, no dataset, or a setting that `PipelineConfig` refuses.
@@ -123,14 +135,19 @@ def config_from_fields(fields: Mapping[str, Any]) -> PipelineConfig:
         trackers = [] if values["tracking"] == "none" else [values["tracking"]]
         layer = merge(layer, {"training": {"tracking": trackers}})
     overrides = parse_yaml(str(values["overrides"] or ""), "overrides")
+    check_sections(overrides, where)
     source = merge(layer, overrides).get("data", {}).get("source")
     if not source:
         raise UserError("data: name a dataset (a path, file:// or s3:// URI)")
-    return build_config(layer, overrides, preset=values["preset"], where="the run's settings")
+    return build_config(layer, overrides, preset=values["preset"], where=where)
 
 
 def create_run(
-    fields: Mapping[str, Any], store: str, run_id: str, meta: Mapping[str, Any] | None = None
+    fields: Mapping[str, Any],
+    store: str,
+    run_id: str,
+    meta: Mapping[str, Any] | None = None,
+    where: str = "the run's settings",
 ) -> Run:
     """Validate a filled form and create the run in the store.
 
@@ -139,34 +156,42 @@ def create_run(
         store: URI of the store.
         run_id: name of the run; letters that a path or an S3 key can't bear are replaced.
         meta: what else `run.json` shall say (the Airflow run, the user).
+        where: what an error names as the place of a wrong setting.
 
     Raises:
-        UserError: the form is wrong, the dataset is missing or empty, the run id is taken.
+        UserError: the form is wrong, dataset or base model can't be one, the run id is taken.
     """
-    config = config_from_fields(fields)
-    check_source(config.data.source)
-    if config.data.holdout:
-        check_source(config.data.holdout)
+    config = config_from_fields(fields, where)
+    check_inputs(config)
     described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
     return Run.create(store, safe_run_id(run_id), config, described)
 
 
-def check_source(source: str) -> None:
-    """Refuse a local dataset that is not there or has no bytes, before anything starts.
+def check_inputs(config: PipelineConfig) -> None:
+    """Refuse what can be no dataset or base model, before anything starts.
+
+    Only what this machine can tell without fetching anything is looked at.
 
     Raises:
         UserError: with what is wrong and where.
     """
-    parsed = urlparse(source)
-    if parsed.scheme not in ("", "file"):
-        return
-    path = Path(unquote(parsed.path) if parsed.scheme else source).expanduser()
-    if not path.exists():
-        raise UserError(f"dataset {path} does not exist; name a JSONL, CSV or Parquet file")
-    if path.is_dir():
-        raise UserError(f"dataset {path} is a directory; name a JSONL, CSV or Parquet file")
-    if path.stat().st_size == 0:
-        raise UserError(f"dataset {path} is empty (0 bytes)")
+    from tuneline.models import check_address
+
+    check_source(config.data.source)
+    if config.data.holdout:
+        check_source(config.data.holdout)
+    check_address(config.base_model)
+
+
+def check_source(source: str) -> None:
+    """Refuse a local dataset that can be none, before anything starts.
+
+    Raises:
+        UserError: with what is wrong and where.
+    """
+    path = local_path(source)
+    if path is not None:
+        check_file(path, source)
 
 
 def safe_run_id(run_id: str) -> str:

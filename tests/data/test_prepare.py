@@ -127,7 +127,10 @@ def test_all_rejected(call, capsys):
     assert len(table("out", "quarantine/rejected.parquet")) == 3
     evidence = load_evidence(Path("out/schema_validation/evidence.json").read_bytes(), "x")
     assert evidence.verdict == "fail"
-    assert "No row of rows.jsonl can be trained on" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "No row of rows.jsonl can be trained on" in shown
+    assert "the first in line 1 (broken_json)" in shown
+    assert "schema_validation failed and stopped the run before it" in shown
     assert not Path("out/pii_scrubbing").exists()
 
 
@@ -141,7 +144,10 @@ def test_all_rejected(call, capsys):
         ({"base": "ftp://x"}, "unknown scheme"),
         ({"config": "none.yaml"}, "does not exist"),
         ({"config": "wrong.yaml"}, "data.max_tokens"),
-        ({"config": "unknown.yaml"}, "there is no such setting"),
+        ({"config": "unknown.yaml"}, r"unknown\.yaml: data\.colour: there is no such setting"),
+        ({"config": "scalar.yaml"}, r"scalar\.yaml: data: expected settings .*got 5"),
+        ({"rows": ""}, "no dataset was named"),
+        ({"base": ""}, "no base model was named"),
         ({"out": "file"}, "is a file"),
     ],
 )
@@ -149,6 +155,7 @@ def test_wrong_usage_leaves_nothing(call, tmp_path, case, words):
     (tmp_path / "rows.txt").write_text("x")
     (tmp_path / "file").write_text("x")
     (tmp_path / "wrong.yaml").write_text("data: {max_tokens: many}")
+    (tmp_path / "scalar.yaml").write_text("data: 5")
     (tmp_path / "unknown.yaml").write_text("data: {colour: red}")
     with pytest.raises(UserError, match=words):
         call(**{"rows": clean_rows(3), **case})

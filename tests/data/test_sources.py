@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 
@@ -6,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuneline.config import CsvMapping
-from tuneline.data.sources import count_records, fetch, read_records
+from tuneline.data.sources import check_file, count_records, fetch, read_records
 from tuneline.errors import UserError
 
 
@@ -50,6 +51,13 @@ def test_one_bad_line_never_stops_the_rest(tmp_path):
     assert records[-1].value == {"a": 2}
     assert records[1].raw == '{"a": "\\xff"}'
     assert count_records(tmp_path / "rows.jsonl") == 10
+
+
+def test_a_bad_byte_in_the_first_line_makes_no_file_binary(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\0\xff\n{"prompt": "a"}\n')
+    check_file(path, "rows.jsonl")
+    assert [r.fault is None for r in read_records(path, "rows.jsonl", None)] == [False, True]
 
 
 def test_byte_order_mark_and_final_newline(tmp_path):
@@ -120,6 +128,13 @@ def test_what_is_no_dataset(tmp_path):
     refuse("is empty", tmp_path / "empty.jsonl")
     (tmp_path / "blank.jsonl").write_bytes(b"\n  \n")
     refuse("blank lines only", tmp_path / "blank.jsonl")
+    refuse("no dataset was named", " ")
+    for name, content in {
+        "packed.jsonl": gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 9, mtime=0),
+        "utf16.jsonl": '{"prompt": "a"}\n'.encode("utf-16"),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        refuse("is a binary file", tmp_path / name)
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     refuse(r"unknown format \.xlsx", tmp_path / "rows.xlsx")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")

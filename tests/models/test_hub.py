@@ -117,6 +117,14 @@ def test_what_the_hub_does_not_know(hub, tmp_path):
     assert "no such repository" in found["error"]
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    # Nothing listens on the discard port, so the client's own HTTP error comes through.
+    for revision in ("main", COMMIT):
+        found = resolve(f"hf://org/tiny@{revision}", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+        assert found["kind"] == "RetryableError"
+        assert "the hub can't be reached" in found["error"]
+
+
 def test_offline_may_be_tried_again(tmp_path):
     found = resolve(f"hf://org/tiny@{COMMIT}", tmp_path, HF_HUB_OFFLINE="1")
     assert found["kind"] == "RetryableError"

@@ -69,6 +69,15 @@ def test_wrong_settings_are_refused_in_one_sentence(commands, data, tmp_path, se
     assert processes(commands) == {}
 
 
+def test_a_missing_base_model_is_refused_before_anything_starts(commands, data, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("base_model: /no/such")
+    done = commands.run("demo", "--data", str(data), "--config", str(config))
+    assert done.returncode == 2
+    assert "base model '/no/such' is no directory" in done.stderr
+    assert processes(commands) == {}
+
+
 def test_a_missing_dataset_is_refused(commands, tmp_path):
     done = commands.run("demo", "--data", str(tmp_path / "none.jsonl"))
     assert done.returncode == 2

@@ -12,6 +12,7 @@ from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
 from tuneline.config.layers import (
     build_config,
+    check_sections,
     merge,
     parse_yaml,
     presets_dir,
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingConfig",
     "Waiver",
     "build_config",
+    "check_sections",
     "merge",
     "parse_yaml",
     "presets_dir",

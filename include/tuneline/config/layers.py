@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tuneline.config.pipeline import PipelineConfig
 from tuneline.errors import UserError
@@ -24,11 +25,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: the file is missing, not YAML or not a mapping.
+        UserError: the file is missing, not UTF-8, not YAML or not a mapping.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    return parse_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {problem}; name a YAML file of settings")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; write the settings as YAML in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
@@ -42,13 +50,34 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(f"{where}{line}: {problem}") from None
+        problem = getattr(error, "problem", None) or "it can't be parsed"
+        raise UserError(f"{where}{line}: not valid YAML: {problem}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise UserError(f"{where}: expected `key: value` lines, got a {type(document).__name__}")
     return document
+
+
+def check_sections(document: Mapping[str, Any], where: str) -> None:
+    """Refuse a section that is no mapping, which laying another layer over it would hide.
+
+    Args:
+        document: one layer.
+        where: what an error names as its place.
+
+    Raises:
+        UserError: naming each such section.
+    """
+    wrong = [
+        f"{name}: expected settings (`{name}:` and lines below it), got {document[name]!r:.80}"
+        for name, field in PipelineConfig.model_fields.items()
+        if name in document
+        and _section_of(field.annotation) is not None
+        and not isinstance(document[name], Mapping)
+    ]
+    if wrong:
+        raise UserError(f"{where}: {'; '.join(wrong)}")
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,10 +127,29 @@ def validate_config(document: Mapping[str, Any], where: str) -> PipelineConfig:
 def _explain(entry: Any) -> str:
     field = ".".join(str(part) for part in entry["loc"]) or "configuration"
     if entry["type"] == "extra_forbidden":
-        return f"{field}: there is no such setting"
+        return f"{field}: there is no such setting{_nearest(entry['loc'])}"
     if entry["type"] == "missing":
         return f"{field}: is required"
     shown = repr(entry["input"])
     # A whole section as input would bury the message.
     got = f" (got {shown})" if len(shown) < 80 else ""
     return f"{field}: {entry['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _nearest(place: Sequence[str | int]) -> str:
+    """The settings beside a place that are spelled most like it, to be appended."""
+    section: type[BaseModel] | None = PipelineConfig
+    for part in place[:-1]:
+        field = section.model_fields.get(str(part)) if section else None
+        section = _section_of(field.annotation) if field else None
+    names = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(str(place[-1]), names, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from tuneline.config import DataConfig, PipelineConfig, build_config, read_yaml
+from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
 from tuneline.data.gates import ORDER, run_gate
 from tuneline.data.tables import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
@@ -27,7 +27,7 @@ from tuneline.evidence import Evidence, FileRef, Verdict, dump
 from tuneline.items import Severity, get_item
 from tuneline.run import Run
 from tuneline.step import execute
-from tuneline.verdicts import ItemStatus, status
+from tuneline.verdicts import ItemStatus, checklist
 
 SCHEMA = "tuneline/prepared/1"
 RESULT = "result.json"
@@ -80,11 +80,13 @@ def read_config(source: str, base_model: str, config_file: Path | None) -> Pipel
     Raises:
         UserError: the file is missing, or a setting is unknown or wrong.
     """
+    where = str(config_file or "the configuration")
     document = read_yaml(config_file) if config_file is not None else {}
     if document and document.keys() <= DataConfig.model_fields.keys():
         document = {"data": document}
+    check_sections(document, where)
     given = {"data": {"source": source}, "base_model": base_model}
-    return build_config(document, given, where=str(config_file or "the configuration"))
+    return build_config(document, given, where=where)
 
 
 @contextmanager
@@ -150,7 +152,8 @@ def _local(run: Run, uri: str) -> Path:
 
 
 def _result(run: Run) -> dict[str, Any]:
-    items = [status(run, item) for item in ORDER]
+    rows = {row.item: row for row in checklist(run)}
+    items = [rows[item] for item in ORDER]
     verdict = Verdict.PASS
     for item in items:
         if item.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE):

@@ -360,7 +360,12 @@ def _conclude(
         summary = f"{len(kept)} of {selected} rows follow {shown}"
     else:
         summary = f"No row of {config.source} can be trained on"
-    summary += f"; {rejected} rejected ({why})." if rejected else "; none rejected."
+    summary += f"; {rejected} rejected ({why})" if rejected else "; none rejected"
+    first = next((o for o in outcomes if o.code not in ("", NOT_SELECTED)), None)
+    if first is not None and not kept:
+        # Its code alone: the detail may quote the row, which belongs into quarantine.
+        summary += f", the first in line {first.source_line} ({first.code})"
+    summary += "."
     return ctx.conclude(
         summary,
         measurements,

@@ -21,6 +21,9 @@ from tuneline.data.csv_mapping import apply_mapping, check_columns
 from tuneline.errors import RetryableError, UserError
 
 JSONL_ENDINGS = (".jsonl", ".ndjson")
+ENDINGS = (*JSONL_ENDINGS, ".csv", ".parquet")
+# Enough to tell text from what a program wrote for itself.
+_HEAD_BYTES = 8192
 # A quoted CSV field may span lines; an opening quote that is never closed must not swallow the
 # file, so a record that is longer than this counts as broken.
 MAX_CSV_RECORD_LINES = 1000
@@ -61,16 +64,43 @@ def fetch(uri: str, scratch: Path) -> Path:
         UserError: it does not exist, is a folder, is empty or can't be read.
         RetryableError: the S3 server failed.
     """
-    parsed = urlparse(uri)
-    if parsed.scheme == "s3":
+    path = local_path(uri)
+    if path is None:
+        parsed = urlparse(uri)
         path = scratch / Path(parsed.path).name
         _download(uri, parsed.netloc, parsed.path.lstrip("/"), path)
-    elif parsed.scheme == "file":
-        path = Path(unquote(parsed.path))
-    elif "://" in uri:
+    check_file(path, uri)
+    return path
+
+
+def local_path(uri: str) -> Path | None:
+    """Where a dataset lies on this machine; None for one on an S3 server.
+
+    Raises:
+        UserError: it is no address of a kind that is known.
+    """
+    parsed = urlparse(uri)
+    if not uri.strip():
+        raise UserError("no dataset was named; give a path, a file:// or an s3:// URI")
+    if parsed.scheme == "s3":
+        return None
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    if "://" in uri:
         raise UserError(f"{uri}: unknown kind of address; give a path, a file:// or an s3:// URI")
-    else:
-        path = Path(uri).expanduser()
+    return Path(uri).expanduser()
+
+
+def check_file(path: Path, uri: str) -> None:
+    """Refuse a file that can hold no dataset, without reading more than its beginning.
+
+    Args:
+        path: the file.
+        uri: what errors call it.
+
+    Raises:
+        UserError: it is missing, a folder, not readable, empty, or of another format.
+    """
     if path.is_dir():
         raise UserError(f"{uri} is a folder; give one JSONL, CSV or Parquet file")
     if not path.is_file():
@@ -79,7 +109,19 @@ def fetch(uri: str, scratch: Path) -> Path:
         raise UserError(f"{uri} can't be read; give yourself permission to read it")
     if path.stat().st_size == 0:
         raise UserError(f"{uri} is empty; there is nothing to train on")
-    return path
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(
+            f"{uri}: unknown format {ending or '(no ending)'}; use .jsonl, .csv or .parquet"
+        )
+    with path.open("rb") as handle:
+        head = handle.read(_HEAD_BYTES)
+    objects = any(line.lstrip().startswith(b"{") for line in head.splitlines())
+    if ending in JSONL_ENDINGS and b"\0" in head and not objects:
+        raise UserError(
+            f"{uri} is a binary file (or UTF-16), not lines of JSON; unpack or convert it to "
+            "UTF-8 text with one JSON object on each line"
+        )
 
 
 def _download(uri: str, bucket: str, key: str, path: Path) -> None:
@@ -122,9 +164,7 @@ def read_records(path: Path, name: str, mapping: CsvMapping | None) -> Iterator[
         return _read_csv(path, name, mapping)
     if ending == ".parquet":
         return _read_parquet(path, name)
-    raise UserError(
-        f"{name}: unknown format {ending or '(no ending)'}; use .jsonl, .csv or .parquet"
-    )
+    raise UserError(f"{name}: unknown format {ending}; use .jsonl, .csv or .parquet")
 
 
 def count_records(path: Path) -> int | None:
@@ -292,7 +332,9 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
                 yield _parquet_record(number, batch.slice(index, 1))
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{name} can't be read as Parquet: {reason}") from None
+        raise UserError(
+            f"{name} can't be read as Parquet: {reason.rstrip('.')}; write the file again"
+        ) from None
 
 
 def _parquet_record(number: int, one: Any) -> RawRecord:

@@ -2,12 +2,13 @@
 
 from tuneline.models.base_model import BaseModel, check_directory, weight_files
 from tuneline.models.cache import CorruptModel, cache_root
-from tuneline.models.resolver import load_tokenizer, pull, resolve
+from tuneline.models.resolver import check_address, load_tokenizer, pull, resolve
 
 __all__ = [
     "BaseModel",
     "CorruptModel",
     "cache_root",
+    "check_address",
     "check_directory",
     "load_tokenizer",
     "pull",

@@ -25,11 +25,7 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> B
         UserError: Malformed, unknown, gated, or no complete model.
         RetryableError: The hub can't be reached.
     """
-    repository, _, revision = rest.strip("/").partition("@")
-    if not _REPOSITORY.fullmatch(repository) or not revision:
-        raise UserError(
-            f"base model {uri!r}: write hf://org/name@revision, the revision best a full commit"
-        )
+    repository, revision = repository_of(uri, rest)
     pinned = bool(_COMMIT.fullmatch(revision))
     if not pinned:
         log(f"{uri}: {revision} is no commit and may move; use the one recorded to pin it")
@@ -45,6 +41,20 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> B
     key = f"{repository} {commit}"
     directory, files = cached_model(root, name, key, fill, verify=verify, log=log)
     return describe(uri, directory, files, revision=commit, pinned=pinned)
+
+
+def repository_of(uri: str, rest: str) -> tuple[str, str]:
+    """Repository and revision that an address names.
+
+    Raises:
+        UserError: It names none.
+    """
+    repository, _, revision = rest.strip("/").partition("@")
+    if not _REPOSITORY.fullmatch(repository) or not revision:
+        raise UserError(
+            f"base model {uri!r}: write hf://org/name@revision, the revision best a full commit"
+        )
+    return repository, revision
 
 
 def _commit_of(repository: str, revision: str) -> str:
@@ -63,7 +73,6 @@ def _download(repository: str, commit: str, directory: Path) -> None:
 
 def _call(uri: str, action: Any) -> Any:
     """Run a hub call and turn its errors into ours."""
-    import httpx
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -73,6 +82,9 @@ def _call(uri: str, action: Any) -> Any:
         RevisionNotFoundError,
     )
 
+    # Its HTTP library's errors come through as they are: httpx's or httpx2's, by its version.
+    transport: tuple[Any, ...] = HfHubHTTPError.__bases__
+    unavailable = (EntryNotFoundError, OfflineModeIsEnabled, *transport)
     try:
         return action()
     except GatedRepoError:
@@ -85,13 +97,7 @@ def _call(uri: str, action: Any) -> Any:
         raise UserError(
             f"base model {uri!r}: the hub knows no such repository, or HF_TOKEN may not read it"
         ) from None
-    except (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        httpx.HTTPError,
-        OSError,
-    ) as error:
+    except unavailable as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RetryableError(
             f"base model {uri!r}: the hub can't be reached or failed ({reason}); "

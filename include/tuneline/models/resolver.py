@@ -10,8 +10,8 @@ from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, check_directory, describe
 from tuneline.models.bucket import resolve_bucket
 from tuneline.models.cache import Log, cache_root, hash_directory
-from tuneline.models.hub import resolve_hub
-from tuneline.models.wheel import WHEELS, resolve_wheel
+from tuneline.models.hub import repository_of, resolve_hub
+from tuneline.models.wheel import WHEELS, resolve_wheel, wheel_of
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.S)
 
@@ -34,17 +34,44 @@ def resolve(
         RetryableError: Network, server or disk failed.
     """
     root = cache_root(cache)
-    match = _SCHEME.fullmatch(uri.strip())
-    scheme, rest = (match.group(1).lower(), match.group(2)) if match else ("", uri.strip())
+    scheme, rest = _split(uri)
     if scheme in ("", "file"):
         return _resolve_directory(uri, Path(rest).expanduser(), root, verify)
     if scheme == "pypi":
         return resolve_wheel(uri, rest, root, log, verify=verify)
     if scheme == "s3":
         return resolve_bucket(uri, rest, root, log, verify=verify)
-    if scheme == "hf":
-        return resolve_hub(uri, rest, root, log, verify=verify)
-    raise UserError(f"base model {uri!r}: unknown scheme {scheme}://; {_forms()}")
+    return resolve_hub(uri, rest, root, log, verify=verify)
+
+
+def check_address(uri: str) -> None:
+    """Refuse what can be no base model, as far as that can be told without fetching it.
+
+    Raises:
+        UserError: An unknown scheme or package, a malformed address, an incomplete directory.
+    """
+    scheme, rest = _split(uri)
+    if scheme in ("", "file"):
+        _check_directory(uri, Path(rest).expanduser())
+    elif scheme == "pypi":
+        wheel_of(uri, rest)
+    elif scheme == "hf":
+        repository_of(uri, rest)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Scheme (empty for a path) and the rest of an address.
+
+    Raises:
+        UserError: It is empty, or the scheme is unknown.
+    """
+    if not uri.strip():
+        raise UserError(f"no base model was named; {_forms()}")
+    match = _SCHEME.fullmatch(uri.strip())
+    scheme, rest = (match.group(1).lower(), match.group(2)) if match else ("", uri.strip())
+    if scheme not in ("", "file", "pypi", "s3", "hf"):
+        raise UserError(f"base model {uri!r}: unknown scheme {scheme}://; {_forms()}")
+    return scheme, rest
 
 
 def pull(uri: str, cache: Path | None = None, log: Log = print) -> dict[str, Any]:
@@ -72,11 +99,15 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def _resolve_directory(uri: str, directory: Path, root: Path, verify: bool) -> BaseModel:
+    _check_directory(uri, directory)
+    files = hash_directory(root, directory, verify=verify)
+    return describe(uri, directory.resolve(), files, revision=None, pinned=False)
+
+
+def _check_directory(uri: str, directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(f"base model {uri!r} is no directory; {_forms()}")
     check_directory(directory)
-    files = hash_directory(root, directory, verify=verify)
-    return describe(uri, directory.resolve(), files, revision=None, pinned=False)
 
 
 def _forms() -> str:

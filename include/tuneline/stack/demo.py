@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from tuneline.config import merge, read_yaml
+from tuneline.config import check_sections, merge, read_yaml
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
-from tuneline.launch import check_source, config_from_fields
+from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
 from tuneline.serving.released import newest_release
 from tuneline.stack import airflow, locks, release, timings
@@ -82,7 +82,9 @@ def _stop(stack: Stack, run: DagRun | None) -> None:
 
 def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
     """The filled form, validated before anything is started."""
+    where = config or "the demo's settings"
     settings = read_yaml(Path(config).expanduser()) if config else {}
+    check_sections(settings, where)
     named = bool(settings.get("data", {}).get("source"))
     if data and "://" not in data:
         data = str(Path(data).expanduser().absolute())
@@ -95,8 +97,7 @@ def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
         "reason": "demo",
         "overrides": yaml.safe_dump(settings, allow_unicode=True) if settings else "",
     }
-    checked = config_from_fields(fields)
-    check_source(checked.data.source)
+    check_inputs(config_from_fields(fields, where))
     return fields
 
 
