@@ -11,6 +11,7 @@ names agree with `gguf.get_tensor_name_map` (a test compares them).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,17 +52,13 @@ def to_gguf_name(name: str) -> str:
     Raises:
         UserError: The tensor has no place in a Llama-type GGUF file.
     """
-    if match := _HF_BLOCK.fullmatch(name):
-        block, module, kind = match.groups()
-        if module in PER_BLOCK:
-            return f"blk.{block}.{PER_BLOCK[module]}.{kind}"
-    module, _, kind = name.rpartition(".")
-    if module in TOP_LEVEL:
-        return f"{TOP_LEVEL[module]}.{kind}"
-    raise UserError(
-        f"tensor {name!r} has no place in a Llama-type GGUF file; "
-        "export this model with an engine that reads Hugging Face checkpoints"
-    )
+    found = _renamed(name, _HF_BLOCK, "blk", PER_BLOCK, TOP_LEVEL)
+    if found is None:
+        raise UserError(
+            f"tensor {name!r} has no place in a Llama-type GGUF file; "
+            "export this model with an engine that reads Hugging Face checkpoints"
+        )
+    return found
 
 
 def to_hf_name(name: str) -> str:
@@ -70,14 +67,25 @@ def to_hf_name(name: str) -> str:
     Raises:
         UserError: The tensor is none of a Llama-type model's.
     """
-    if match := _GGUF_BLOCK.fullmatch(name):
+    found = _renamed(name, _GGUF_BLOCK, "model.layers", _BLOCK_TO_HF, _TOP_TO_HF)
+    if found is None:
+        raise UserError(f"GGUF tensor {name!r} is none of a Llama-type model's")
+    return found
+
+
+def _renamed(
+    name: str,
+    in_block: re.Pattern[str],
+    blocks: str,
+    per_block: Mapping[str, str],
+    top_level: Mapping[str, str],
+) -> str | None:
+    if match := in_block.fullmatch(name):
         block, module, kind = match.groups()
-        if module in _BLOCK_TO_HF:
-            return f"model.layers.{block}.{_BLOCK_TO_HF[module]}.{kind}"
+        if module in per_block:
+            return f"{blocks}.{block}.{per_block[module]}.{kind}"
     module, _, kind = name.rpartition(".")
-    if module in _TOP_TO_HF:
-        return f"{_TOP_TO_HF[module]}.{kind}"
-    raise UserError(f"GGUF tensor {name!r} is none of a Llama-type model's")
+    return f"{top_level[module]}.{kind}" if module in top_level else None
 
 
 def interleave_heads(rows: Array, heads: int) -> Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -114,7 +115,7 @@ class EngineClient:
             extra=extra,
         )
         started = time.perf_counter()
-        try:
+        with self._faults():
             if not stream:
                 answer = self._http.post(_CHAT, json=body)
                 raise_for_status(answer.status_code, answer.text)
@@ -126,10 +127,6 @@ class EngineClient:
                 for line in response.iter_lines():
                     collector.feed(line)
                 return collector.result()
-        except httpx.HTTPError as error:
-            raise _unavailable(self.base_url, error) from error
-        except ValueError as error:
-            raise EngineError(f"{self.base_url} answered what is not JSON: {error}") from error
 
     async def achat(
         self, messages: Messages, *, http: httpx.AsyncClient | None = None, **options: Any
@@ -146,7 +143,7 @@ class EngineClient:
                 return await self.achat(messages, http=own, **options)
         body = request_body(self.model, messages, **options)
         started = time.perf_counter()
-        try:
+        with self._faults():
             if not body["stream"]:
                 answer = await http.post(_CHAT, json=body)
                 raise_for_status(answer.status_code, answer.text)
@@ -159,10 +156,6 @@ class EngineClient:
                 async for line in response.aiter_lines():
                     collector.feed(line)
                 return collector.result()
-        except httpx.HTTPError as error:
-            raise _unavailable(self.base_url, error) from error
-        except ValueError as error:
-            raise EngineError(f"{self.base_url} answered what is not JSON: {error}") from error
 
     def async_http(self, connections: int = 100) -> httpx.AsyncClient:
         """An async connection pool for `achat`, to be closed by the caller."""
@@ -227,11 +220,7 @@ class EngineClient:
 
     def metrics(self) -> dict[str, float]:
         """The engine's Prometheus metrics without labels, by name."""
-        try:
-            answer = self._http.get("/metrics")
-        except httpx.HTTPError as error:
-            raise _unavailable(self.base_url, error) from error
-        raise_for_status(answer.status_code, answer.text)
+        answer = self._request("GET", "/metrics")
         found = {}
         for line in answer.text.splitlines():
             name, _, value = line.partition(" ")
@@ -240,12 +229,23 @@ class EngineClient:
         return found
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:
-        try:
+        return self._request(method, path, body).json()
+
+    def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        with self._faults():
             answer = self._http.request(method, path, json=body)
+            raise_for_status(answer.status_code, answer.text)
+            return answer
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Turn what a request may raise into errors of the engine."""
+        try:
+            yield
         except httpx.HTTPError as error:
             raise _unavailable(self.base_url, error) from error
-        raise_for_status(answer.status_code, answer.text)
-        return answer.json()
+        except ValueError as error:
+            raise EngineError(f"{self.base_url} answered what is not JSON: {error}") from error
 
 
 def _unavailable(base_url: str, error: httpx.HTTPError) -> EngineUnavailable:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -139,15 +140,21 @@ class _Exchange:
                 408, "The request body did not arrive in time.", headers={"connection": "close"}
             ) from None
 
-    async def _serve_whole(self, call: Call) -> None:
-        chain = self._runtime.chains[call.model]
+    @contextmanager
+    def _failures_told(self, call: Call) -> Iterator[None]:
+        """Turn what a chain could not do into the answer that the client gets."""
         try:
-            answer = await chain.answer(call)
+            yield
         except AllFailed as failed:
             self._log_request(call, None)
             raise _nobody_answered(failed) from None
         except ClientFault as fault:
             raise _refused(fault) from None
+
+    async def _serve_whole(self, call: Call) -> None:
+        chain = self._runtime.chains[call.model]
+        with self._failures_told(call):
+            answer = await chain.answer(call)
         self._log_request(call, answer.attempt)
         headers = self._headers(answer.attempt, answer.trail)
         await self._respond(
@@ -156,13 +163,8 @@ class _Exchange:
 
     async def _serve_stream(self, call: Call) -> None:
         chain = self._runtime.chains[call.model]
-        try:
+        with self._failures_told(call):
             stream = await chain.stream(call)
-        except AllFailed as failed:
-            self._log_request(call, None)
-            raise _nobody_answered(failed) from None
-        except ClientFault as fault:
-            raise _refused(fault) from None
         attempt = stream.attempt
         try:
             headers = self._headers(attempt, stream.trail) | {"cache-control": "no-cache"}
