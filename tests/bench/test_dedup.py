@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from tuneline.bench import dedup
@@ -9,7 +10,7 @@ from tuneline.bench.near_duplicates import make_corpus
 from tuneline.bench.options import Options
 from tuneline.bench.peers import bench_python, why_missing
 from tuneline.bench.trial import conduct
-from tuneline.data.minhash import normalise
+from tuneline.data.shingles import normalise
 
 
 def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, monkeypatch):
@@ -45,7 +46,9 @@ def test_pairs_that_a_kernel_misses_lower_its_recall(tmp_path, monkeypatch):
         "truth": write_lines(tmp_path / "truth.jsonl", sorted(dedup.exact_pairs(texts))),
     }
     assert conduct(tuneline(job)).scores["recall"] == 1.0
-    monkeypatch.setattr("tuneline.data.minhash.candidates", lambda sigs, bands: sigs[:0, :2])
+    monkeypatch.setattr(
+        "tuneline.data.minhash.candidates", lambda keys: np.empty((0, 2), dtype=np.int64)
+    )
     assert conduct(tuneline(job)).scores["recall"] == 0.0
 
 

@@ -2,7 +2,7 @@ import random
 from itertools import product
 
 from tuneline.data.leakage import char_grams, cross_similarities, word_grams
-from tuneline.data.minhash import LONG, SHORT
+from tuneline.data.shingles import LONG, SHORT
 
 
 def brute(left, right, threshold):

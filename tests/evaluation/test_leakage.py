@@ -1,5 +1,5 @@
 from tuneline.data.leakage import cross_similarities
-from tuneline.data.minhash import normalise
+from tuneline.data.shingles import normalise
 from tuneline.data.tables import Row
 from tuneline.evaluation.leakage import near_duplicates, same_ids
 

@@ -42,11 +42,10 @@ def groups(texts: Texts) -> Iterator[tuple[list[int], Callable[[str], list[str]]
 
 def tuneline(job: Job) -> Trial:
     """This project's kernels: signatures in batches, bands, exact verification."""
-    from tuneline.data.minhash import near_pairs, normalise
+    from tuneline.data.minhash import near_pairs
 
     def work(texts: Texts) -> list[Pair]:
-        pairs = near_pairs([normalise(text) for text in texts], THRESHOLD)
-        return [(i, j) for i, j, _ in pairs]
+        return [(i, j) for i, j, _ in near_pairs(texts, THRESHOLD)]
 
     return _trial(job, own_version(), work)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import ceil
 
-from tuneline.data.minhash import CHARS, LONG, SHORT, WORDS
+from tuneline.data.shingles import CHARS, LONG, SHORT, WORDS
 
 
 def char_grams(text: str) -> frozenset[str]:

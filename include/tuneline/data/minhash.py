@@ -3,130 +3,58 @@
 MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are
 those of datasketch 2 (`scheme="affine32"`), computed for a whole batch with NumPy, bit by bit
 the same as `MinHash.update_batch` over the same 32-bit hashes. Functions are pure and work on
-batches, so that a distributed engine can map them.
+batches, so that a distributed engine can map them. Of a text only its band keys are kept
+(`KEPT_BYTES`); the shingles of candidates are made a second time when they are verified.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-Hashes = NDArray[np.uint64]
+from tuneline.data.shingles import (
+    LONG,
+    SHORT,
+    Hashes,
+    Indices,
+    Shingled,
+    batches,
+    chars_of,
+    grams_of,
+    mix,
+    shingle_chars,
+    shingle_words,
+    words_of,
+)
+
 Signatures = NDArray[np.uint32]
-Indices = NDArray[np.int64]
 
 NUM_PERM = 128
 SEED = 1
-CHARS, WORDS = 5, 3
-# Rows up to SHORT characters are compared by character 5-grams, rows over LONG by word 3-grams,
-# those between by both: a pair with Jaccard 0.8 or more is at most a quarter apart in length, so
-# it always shares one of the two.
-SHORT, LONG = 400, 320
 # Below this many rows more bands cost nothing and miss nothing.
 FEW_ROWS = 5_000
-BANDS_FEW, BANDS_MANY = (25, 5), (14, 9)
+BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
 # Rows whose band is equal to more rows than this are compared with their neighbours only.
 MAX_BUCKET = 64
-_SIGNATURE_BATCH = 4_000
-
-_WORD = re.compile(r"\w+")
-_NOT_WORD = re.compile(r"[\W_]+")
-
-
-@dataclass(frozen=True)
-class Shingled:
-    """Shingle hashes of texts: those of text i are `hashes[offsets[i]:offsets[i + 1]]`, sorted."""
-
-    hashes: Hashes
-    offsets: Indices
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def of(self, index: int) -> Hashes:
-        """The sorted, distinct shingle hashes of one text."""
-        return self.hashes[self.offsets[index] : self.offsets[index + 1]]
+# Pairs verified at once: their number in a batch takes PAIR_BITS bits of a sort key, the shingle
+# hash the others. Two of a text's hashes fall together in 52 bits once in 10^11 texts.
+_PAIRS, _PAIR_BITS = 1 << 12, 12
 
 
-def normalise(text: str) -> str:
-    """Lower case, every run of other than letters and digits as one space."""
-    return _NOT_WORD.sub(" ", text.casefold()).strip()
-
-
-def _mix(values: Hashes) -> Hashes:
-    """MurmurHash3's 64-bit finaliser: a bijection that spreads its input."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
-
-
-def _roll(units: Hashes, lengths: Indices, width: int) -> tuple[Hashes, Indices]:
-    """Hash every window of `width` units inside each text; a shorter text is one window.
+def signatures(shingled: Shingled) -> Signatures:
+    """MinHash signatures.
 
     Args:
-        units: the units (characters or word hashes) of all texts, one after the other.
-        lengths: units of each text.
+        shingled: at least one shingle for every text; repeats change nothing.
 
     Returns:
-        One hash per window and the text that each window belongs to.
+        Shape (texts, 128); row i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
+        `update_batch` with the lower 32 bits of the hashes of text i.
     """
-    starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
-    windows = np.maximum(lengths - width + 1, 1)
-    owner = np.repeat(np.arange(len(lengths), dtype=np.int64), windows)
-    first = np.concatenate(([0], np.cumsum(windows)[:-1])).astype(np.int64)
-    position = np.arange(len(owner), dtype=np.int64) - first[owner] + starts[owner]
-    limit = (starts + lengths)[owner]
-    mixed = np.zeros(len(owner), dtype=np.uint64)
-    # A sentinel past the end stands for the missing units of a short text.
-    padded = np.concatenate((units, np.zeros(width, dtype=np.uint64)))
-    for step in range(width):
-        at = position + step
-        unit = np.where(at < limit, padded[np.minimum(at, len(padded) - 1)], np.uint64(0))
-        mixed = _mix(mixed * np.uint64(31) + unit + np.uint64(step + 1))
-    return mixed, owner
-
-
-def shingle_chars(texts: Sequence[str]) -> Shingled:
-    """Character 5-grams of normalised texts, as 64-bit hashes."""
-    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    encoded = "".join(texts).encode("utf-32-le")
-    units = np.frombuffer(encoded, dtype=np.uint32).astype(np.uint64) + np.uint64(1)
-    return _distinct(*_roll(units, lengths, CHARS), len(texts))
-
-
-def shingle_words(texts: Sequence[str]) -> Shingled:
-    """Word 3-grams of normalised texts, as 64-bit hashes."""
-    words = [_WORD.findall(text) for text in texts]
-    lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
-    numbers: dict[str, int] = {}
-    flat = [word for row in words for word in row]
-    for word in flat:
-        if word not in numbers:
-            numbers[word] = _word_hash(word)
-    units = np.fromiter((numbers[word] for word in flat), dtype=np.uint64, count=len(flat))
-    return _distinct(*_roll(units, lengths, WORDS), len(texts))
-
-
-def _word_hash(word: str) -> int:
-    import hashlib
-
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") | 1
-
-
-def _distinct(hashes: Hashes, owner: Indices, count: int) -> Shingled:
-    """Sort the hashes of each text and drop repeats."""
-    order = np.lexsort((hashes, owner))
-    hashes, owner = hashes[order], owner[order]
-    fresh = np.ones(len(hashes), dtype=bool)
-    fresh[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
-    sizes = np.bincount(owner[fresh], minlength=count)
-    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return Shingled(hashes[fresh], offsets)
+    return np.ascontiguousarray(_by_permutation(shingled).T)
 
 
 @cache
@@ -137,24 +65,15 @@ def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     return a, b
 
 
-def signatures(shingled: Shingled) -> Signatures:
-    """MinHash signatures.
-
-    Args:
-        shingled: at least one shingle for every text.
-
-    Returns:
-        Shape (texts, 128); row i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
-        `update_batch` with the lower 32 bits of the hashes of text i.
-    """
+def _by_permutation(shingled: Shingled) -> Signatures:
     a, b = _permutations()
-    result = np.empty((len(shingled), NUM_PERM), dtype=np.uint32)
-    for start in range(0, len(shingled), _SIGNATURE_BATCH):
-        offsets = shingled.offsets[start : start + _SIGNATURE_BATCH + 1]
-        hashed = _fmix32(shingled.hashes[offsets[0] : offsets[-1]].astype(np.uint32))
-        at = offsets[:-1] - offsets[0]
-        for k in range(NUM_PERM):
-            result[start : start + len(at), k] = np.minimum.reduceat(hashed * a[k] + b[k], at)
+    hashed = _fmix32(shingled.hashes.astype(np.uint32))
+    permuted = np.empty_like(hashed)
+    result = np.empty((NUM_PERM, len(shingled)), dtype=np.uint32)
+    for k in range(NUM_PERM):
+        np.multiply(hashed, a[k], out=permuted)
+        np.add(permuted, b[k], out=permuted)
+        np.minimum.reduceat(permuted, shingled.offsets[:-1], out=result[k])
     return result
 
 
@@ -169,14 +88,14 @@ def bands_for(rows: int, threshold: float) -> tuple[int, int]:
     """Number of bands and rows in a band for a Jaccard threshold.
 
     datasketch's own choice for 0.8 loses 7 % of true pairs; candidates are verified afterwards,
-    so recall is what the bands are chosen for.
+    so recall is what the bands are chosen for: of pairs exactly at the threshold no more than
+    one in a hundred is missed.
     """
     if rows <= FEW_ROWS:
         bands = BANDS_FEW
     elif threshold >= 0.8:
         bands = BANDS_MANY
     else:
-        # The steepest curve that still finds 99 % of pairs at the threshold.
         widths = (r for r in range(BANDS_MANY[1], 0, -1) if _found(NUM_PERM // r, r, threshold))
         width = next(widths, 1)
         bands = (NUM_PERM // width, width)
@@ -187,75 +106,139 @@ def _found(bands: int, width: int, jaccard: float) -> bool:
     return 1 - (1 - jaccard**width) ** bands >= 0.99
 
 
-def candidates(sigs: Signatures, bands: tuple[int, int]) -> NDArray[np.int64]:
-    """Pairs of rows that agree in a whole band.
+def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
+    """One hash for every band of every row.
 
     Args:
-        sigs: signatures, shape (rows, 128).
+        sigs: signatures by permutation, shape (128, rows).
         bands: number of bands and width of each.
 
     Returns:
-        Shape (pairs, 2), each pair once, the smaller row first.
+        Shape (bands, rows).
     """
     count, width = bands
-    found: list[NDArray[np.int64]] = []
-    for band in range(count):
-        part = sigs[:, band * width : (band + 1) * width].astype(np.uint64)
-        key = np.zeros(len(part), dtype=np.uint64)
-        for column in range(width):
-            key = _mix(key * np.uint64(31) + part[:, column] + np.uint64(1))
-        found.extend(_pairs_in(key))
+    keys = np.zeros((count, sigs.shape[1]), dtype=np.uint64)
+    for column in range(width):
+        keys = keys * np.uint64(0x9E3779B97F4A7C15) + sigs[column : count * width : width]
+    return mix(keys)
+
+
+def candidates(keys: Hashes) -> NDArray[np.int64]:
+    """Pairs of rows that agree in a whole band.
+
+    Args:
+        keys: of `band_keys`, shape (bands, rows).
+
+    Returns:
+        Shape (pairs, 2), each pair once, the smaller row first, in order.
+    """
+    rows = keys.shape[1]
+    bits = np.uint64(max(1, (rows - 1).bit_length()))
+    low = np.uint64((1 << int(bits)) - 1)
+    numbers = np.arange(rows, dtype=np.uint64)
+    found: list[Hashes] = []
+    for band in keys:
+        # The row's number takes the low bits, so that sorting values sorts rows by key.
+        ranked = np.sort((band & ~low) | numbers)
+        found.extend((a << bits) | b for a, b in _equal_keys(ranked, bits, low))
     if not found:
         return np.empty((0, 2), dtype=np.int64)
-    pairs = np.concatenate(found)
-    return np.unique(np.sort(pairs, axis=1), axis=0)
+    pairs = np.unique(np.concatenate(found))
+    return np.stack((pairs >> bits, pairs & low), axis=1).astype(np.int64)
 
 
-def _pairs_in(key: Hashes) -> Iterator[NDArray[np.int64]]:
-    """Pairs of positions with equal keys."""
-    order = np.argsort(key, kind="stable").astype(np.int64)
-    ranked = key[order]
-    for distance in range(1, MAX_BUCKET):
-        if distance >= len(ranked):
-            return
-        same = np.flatnonzero(ranked[distance:] == ranked[:-distance])
+def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tuple[Hashes, Hashes]]:
+    """Pairs of rows with equal keys, the smaller first."""
+    keys = ranked >> bits
+    for distance in range(1, min(MAX_BUCKET, len(ranked))):
+        same = np.flatnonzero(keys[distance:] == keys[:-distance])
         if not len(same):
             return
-        yield np.stack((order[same], order[same + distance]), axis=1)
+        yield ranked[same] & low, ranked[same + distance] & low
 
 
-def jaccard(a: Hashes, b: Hashes) -> float:
-    """Exact Jaccard similarity of two sorted arrays of distinct shingle hashes."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared) if len(a) + len(b) else 1.0
+def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
+    """Exact Jaccard similarity of the sets of shingles of pairs of texts.
+
+    Args:
+        a: at most `_PAIRS` texts.
+        b: as many.
+
+    Returns:
+        Shape (pairs,).
+    """
+    left, right = _distinct(a), _distinct(b)
+    both = np.sort(np.concatenate((left, right)))
+    shared = _count(both[1:][both[1:] == both[:-1]], len(a))
+    return shared / (_count(left, len(a)) + _count(right, len(a)) - shared)
+
+
+def _distinct(shingled: Shingled) -> Hashes:
+    """Hashes behind the number of their text, sorted, each once."""
+    numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
+    shift = np.uint64(64 - _PAIR_BITS)
+    keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(_PAIR_BITS)))
+    fresh = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
+    return keys[fresh]
+
+
+def _count(keys: Hashes, texts: int) -> NDArray[np.int64]:
+    return np.bincount((keys >> np.uint64(64 - _PAIR_BITS)).astype(np.int64), minlength=texts)
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
     """All pairs of texts that are near-duplicates.
 
     Args:
-        texts: normalised texts.
+        texts: as they are; they are compared as `normalise` leaves them.
         threshold: Jaccard similarity from which a pair counts.
 
     Returns:
         `(i, j, similarity)` with i < j, in order; the greater similarity where both kinds of
         shingles apply.
     """
-    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    lengths, short_keys, long_keys = _keys(texts, threshold)
     best: dict[tuple[int, int], float] = {}
-    for members, shingle in (
-        (np.flatnonzero(lengths <= SHORT), shingle_chars),
-        (np.flatnonzero(lengths > LONG), shingle_words),
+    for members, keys, shingle in (
+        (np.flatnonzero(lengths <= SHORT), short_keys, shingle_chars),
+        (np.flatnonzero(lengths > LONG), long_keys, shingle_words),
     ):
-        if len(members) < 2:
-            continue
-        shingled = shingle([texts[i] for i in members.tolist()])
-        for i, j in candidates(signatures(shingled), bands_for(len(members), threshold)):
-            similarity = jaccard(shingled.of(i), shingled.of(j))
-            if similarity >= threshold:
-                pair = (int(members[i]), int(members[j]))
-                best[pair] = max(similarity, best.get(pair, 0.0))
+        pairs = members[candidates(keys)]
+        for start in range(0, len(pairs), _PAIRS):
+            part = pairs[start : start + _PAIRS]
+            left, right = ([texts[i] for i in side.tolist()] for side in part.T)
+            similar = jaccard(shingle(left), shingle(right))
+            for at in np.flatnonzero(similar >= threshold).tolist():
+                pair = (int(part[at, 0]), int(part[at, 1]))
+                best[pair] = max(float(similar[at]), best.get(pair, 0.0))
     return [(i, j, similarity) for (i, j), similarity in sorted(best.items())]
+
+
+def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hashes]:
+    """Length as normalised of every text, and the band keys of the short and the long ones."""
+    bands = bands_for(len(texts), threshold)
+    lengths: list[Indices] = []
+    short: list[Hashes] = [np.empty((bands[0], 0), dtype=np.uint64)]
+    long: list[Hashes] = list(short)
+    for batch in batches(texts):
+        words = words_of(texts[batch])
+        lengths.append(words.lengths)
+        for fits, shingle, keys in (
+            (words.lengths <= SHORT, chars_of, short),
+            (words.lengths > LONG, grams_of, long),
+        ):
+            if fits.any():
+                chosen = words
+                if not fits.all():
+                    among = np.flatnonzero(fits) + batch.start
+                    chosen = words_of([texts[i] for i in among.tolist()])
+                keys.append(band_keys(_by_permutation(shingle(chosen)), bands))
+    return (
+        np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64),
+        np.concatenate(short, axis=1),
+        np.concatenate(long, axis=1),
+    )
 
 
 class Clusters:

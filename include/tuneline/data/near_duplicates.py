@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from tuneline.config import DataConfig
 from tuneline.data.boilerplate import common_affixes
 from tuneline.data.leakage import cross_similarities
-from tuneline.data.minhash import Clusters, near_pairs, normalise
+from tuneline.data.minhash import Clusters, near_pairs
+from tuneline.data.shingles import normalise
 from tuneline.data.split import assign, cluster_hash, plan
 from tuneline.data.tables import HOLDOUT, TRAIN, VALIDATION, Row
 

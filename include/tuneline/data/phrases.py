@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.data.answers import answer_object, dump_like
-from tuneline.data.minhash import normalise
+from tuneline.data.shingles import normalise
 
 NGRAM = 5
 MIN_WORDS = 4

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.data.boilerplate import common_affixes
-from tuneline.data.minhash import CHARS, LONG, SHORT, WORDS, normalise
+from tuneline.data.shingles import CHARS, LONG, SHORT, WORDS, normalise
 from tuneline.data.tables import Row, base_id
 from tuneline.evaluation.rows import asked
 
