@@ -10,7 +10,7 @@ Source of the key names: llama.cpp's convert_hf_to_gguf.py and the GGUF specific
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.deployment.checkpoint_tensors import StoredTensor, read_header
-from tuneline.deployment.gguf_file import PlannedTensor, write_tensors
+from tuneline.deployment.gguf_file import PlannedTensor, Written, write_tensors
 from tuneline.deployment.gguf_layout import Array, interleave_heads, to_gguf_name
 from tuneline.deployment.gguf_tokenizer import read_tokenizer, write_tokenizer
 from tuneline.errors import UserError
@@ -104,6 +104,32 @@ def export_gguf(model_dir: Path, out: Path, dtype: str = "f16") -> ExportReport:
     writer.add_file_type({"f32": 0, "f16": 1, "bf16": 32}[dtype])
     write_tokenizer(writer, tokenizer)
     written = write_tensors(writer, tensors, out)
+    return report_on(
+        out, tensors, written, started, architecture, dtype=dtype, pre_tokenizer=tokenizer.pre
+    )
+
+
+def report_on(
+    out: Path,
+    tensors: Sequence[PlannedTensor],
+    written: Written,
+    started: float,
+    architecture: str,
+    *,
+    dtype: str,
+    pre_tokenizer: str = "",
+) -> ExportReport:
+    """The report on a file that was just written.
+
+    Args:
+        out: The file.
+        tensors: What it holds.
+        written: What `write_tensors` found.
+        started: `time.monotonic()` when the export began.
+        architecture: GGUF's name of it.
+        dtype: Of the matrices.
+        pre_tokenizer: llama.cpp's name of it; an adapter has none.
+    """
     return ExportReport(
         path=out,
         sha256=sha256_file(out),
@@ -112,7 +138,7 @@ def export_gguf(model_dir: Path, out: Path, dtype: str = "f16") -> ExportReport:
         dtype=dtype,
         tensors=len(tensors),
         parameters=sum(tensor.elements for tensor in tensors),
-        pre_tokenizer=tokenizer.pre,
+        pre_tokenizer=pre_tokenizer,
         rounded_values=written.inexact,
         max_rounding=written.max_error,
         seconds=time.monotonic() - started,

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.deployment.checkpoint_tensors import StoredTensor, read_header
-from tuneline.deployment.gguf_export import ExportReport, gguf_architecture, permuted_heads
+from tuneline.deployment.gguf_export import (
+    ExportReport,
+    gguf_architecture,
+    permuted_heads,
+    report_on,
+)
 from tuneline.deployment.gguf_file import PlannedTensor, write_tensors
 from tuneline.deployment.gguf_layout import PER_BLOCK, Array, interleave_heads, to_gguf_name
 from tuneline.errors import UserError
 from tuneline.models.base_model import read_json
-from tuneline.store import sha256_file
 
 _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -55,19 +59,7 @@ def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> ExportRepo
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", effective_alpha(settings))
     written = write_tensors(writer, tensors, out)
-    return ExportReport(
-        path=out,
-        sha256=sha256_file(out),
-        bytes=out.stat().st_size,
-        architecture=architecture,
-        dtype="f32",
-        tensors=len(tensors),
-        parameters=sum(tensor.elements for tensor in tensors),
-        pre_tokenizer="",
-        rounded_values=written.inexact,
-        max_rounding=written.max_error,
-        seconds=time.monotonic() - started,
-    )
+    return report_on(out, tensors, written, started, architecture, dtype="f32")
 
 
 def effective_alpha(settings: Mapping[str, Any]) -> float:
