@@ -34,6 +34,7 @@ ML_GIB = 5.0
 ML_CUDA_GIB = 14.0
 
 EXIT_USER = 2
+HIGHEST_PORT = 65535
 
 _began = time.monotonic()
 _lock = threading.Lock()
@@ -114,11 +115,19 @@ def main() -> int:
         if missing:
             build(missing)
         fetch_base_model()
+        HOME.mkdir(parents=True, exist_ok=True)
         # The demo states it in its breakdown of time.
         seconds = {"seconds": round(time.monotonic() - _began, 2)}
         (HOME / "setup.json").write_text(json.dumps(seconds))
     except Refused as refusal:
         print(f"setup: {refusal}", file=sys.stderr)
+        return EXIT_USER
+    except OSError as error:
+        print(
+            f"setup: {error.strerror}: {error.filename}; make room or give access there, or set "
+            "TUNELINE_HOME to a folder elsewhere",
+            file=sys.stderr,
+        )
         return EXIT_USER
     except KeyboardInterrupt:
         print("setup: interrupted; the next run goes on from here", file=sys.stderr)
@@ -155,13 +164,16 @@ def check_file(given: str, name: str) -> None:
 
 
 def check_ports() -> None:
-    """Refuse when somebody else has the UI's or the gateway's port."""
+    """Refuse when a port is none, or somebody else has the UI's or the gateway's."""
     wanted = (
         ("TUNELINE_UI_PORT", "8080", "the Airflow UI", "api-server"),
         ("TUNELINE_GATEWAY_PORT", "8000", "the gateway", "gateway"),
     )
     for setting, default, what, service in wanted:
-        port = int(os.environ.get(setting) or default)
+        text = os.environ.get(setting) or default
+        if not text.isdecimal() or not 1 <= int(text) <= HIGHEST_PORT:
+            raise Refused(f"{setting} must be a port number (1 to {HIGHEST_PORT}), not {text!r}")
+        port = int(text)
         with socket.socket() as probe:
             probe.settimeout(1)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,5 +1,6 @@
 """The command line: contract, exit codes, one sentence for each error."""
 
+import errno
 import json
 import os
 import subprocess
@@ -118,6 +119,27 @@ def test_run_create_names_the_settings_file_and_keeps_an_absolute_path(
     run = Run.open(capsys.readouterr().out.strip())
     assert run.config.data.source == str(tmp_path / "rows.jsonl")
     assert run.config.training.epochs == 1
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
+    """Whatever wrote: the gate's library in the temporary folder, say."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/small/file")
+
+    monkeypatch.setattr("tuneline.data.sample.write_sample", full)
+    command = ["data", "sample", "--out", "x", "--planted", "y"]
+    assert main(command) == 75
+    error = capsys.readouterr().err
+    assert error.startswith("tuneline: can't write /small/file: No space left on device; free")
+    assert error.count("\n") == 1
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("tuneline.data.sample.write_sample", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(command)
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneline import __version__
-from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError, disk_full
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
 # It must be set before torch or llama.cpp load their runtime.
@@ -47,17 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except TunelineError as error:
-        from tuneline.step import report_error
-
-        print(f"tuneline: {error}", file=sys.stderr)
-        return report_error(error)
+        return _say_error(error)
     except BrokenPipeError:
         # `tuneline … | head` closed the pipe: no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        return _say_error(full)
     except KeyboardInterrupt:
         print("tuneline: interrupted", file=sys.stderr)
         return 130
+
+
+def _say_error(error: TunelineError) -> int:
+    from tuneline.step import report_error
+
+    print(f"tuneline: {error}", file=sys.stderr)
+    return report_error(error)
 
 
 def _parser() -> argparse.ArgumentParser:

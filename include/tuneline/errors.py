@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
@@ -28,3 +31,17 @@ class RetryableError(TunelineError):
     """The surroundings failed (network, disk, a busy server); trying again may help."""
 
     exit_code = EXIT_RETRY
+
+
+def disk_full(error: OSError) -> RetryableError | None:
+    """An error's sentence when the disk is the reason; None when it is something else.
+
+    The net below what names the file and the step itself.
+    """
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    place = error.filename or f"a file, perhaps in the temporary folder {tempfile.gettempdir()}"
+    return RetryableError(
+        f"can't write {place}: {error.strerror}; free some space there (TMPDIR names another "
+        "temporary folder) and run it again"
+    )

