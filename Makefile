@@ -31,8 +31,8 @@ setup: python ## build both environments and fetch the base model
 
 demo: python ## run the whole pipeline on sample data (DATA=file CONFIG=file.yaml for your own)
 	@PYTHON="$(PYTHON)" scripts/demo.sh --data "$(DATA)" --config "$(CONFIG)" || { code=$$?; \
-	echo "demo: exit code $$code (1: a critical item failed or the run broke, 2: wrong input," \
-	"130: interrupted); make says 2 for each of them, scripts/demo.sh the code itself" >&2; \
+	[ $$code -eq 130 ] || echo "demo: exit code $$code (1: a critical item failed or the run" \
+	"broke, 2: wrong input); make ends with 2 for each, scripts/demo.sh with the code itself" >&2; \
 	exit $$code; }
 
 up: setup ## start the stack without a run

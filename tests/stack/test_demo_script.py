@@ -58,6 +58,10 @@ def test_make_names_the_code_that_it_cannot_give(checkout):
     assert done.stdout == "-m tuneline.stack demo --data a b.jsonl --config \n"
 
 
+def test_make_adds_nothing_to_an_interruption(checkout):
+    assert "demo:" not in checkout("make", "demo", DEMO_CODE="130").stderr
+
+
 def test_make_says_nothing_more_after_a_release(checkout):
     done = checkout("make", "demo", DEMO_CODE="0")
     assert (done.returncode, done.stderr) == (0, "")

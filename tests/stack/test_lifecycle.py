@@ -44,6 +44,17 @@ def test_a_taken_port_stops_everything_before_it_starts(commands):
     assert processes(commands) == {}
 
 
+def test_a_demo_whose_model_could_not_be_served_is_refused_at_once(commands, data):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", int(commands.env["TUNELINE_GATEWAY_PORT"])))
+        server.listen()
+        done = commands.run("demo", "--data", str(data))
+    assert done.returncode == 2
+    assert "for the gateway is taken by" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert processes(commands) == {}
+
+
 def test_a_second_demo_is_refused(commands, data):
     with locks.held(commands.layout().home / "demo.lock", "a demo"):
         done = commands.run("demo", "--data", str(data))

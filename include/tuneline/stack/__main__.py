@@ -54,9 +54,11 @@ def say(text: str) -> None:
 def _up(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
     with stack.changing():
+        newest = newest_release(open_store(stack.layout.store))
+        if newest is not None:
+            release.check_port(stack)
         try:
             stack.up()
-            newest = newest_release(open_store(stack.layout.store))
             if newest is None:
                 say("no model is released yet, so there is no gateway; `make demo` makes one")
             else:

@@ -63,6 +63,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
 
 def _start(stack: Stack) -> None:
     with stack.changing():
+        release.check_port(stack)
         try:
             stack.up()
             if "scheduler" in stack.started:

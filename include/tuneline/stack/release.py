@@ -39,12 +39,24 @@ def serve(stack: Stack, release: Release, say: Say) -> None:
         return
     for name in (GATEWAY, ENGINE):
         stack.table.stop(name)
-    require_free(layout.gateway_port, "the gateway", "TUNELINE_GATEWAY_PORT")
+    check_port(stack)
     weights = fetch_weights(open_store(layout.store), release, _folder(layout))
     say(f"starting the engine on {release.name} {release.version} …")
     port = _start_engine(stack, release, weights)
     _start_gateway(stack, release, port)
     say(f"the gateway serves {release.name}: {layout.gateway_url}/v1")
+
+
+def check_port(stack: Stack) -> None:
+    """Refuse when somebody else has the gateway's port, before a run is made for nothing.
+
+    Raises:
+        UserError: naming the holder where the system shows it.
+    """
+    port = stack.layout.gateway_port
+    ours = stack.table.find(GATEWAY) and stack.table.notes(GATEWAY).get("port") == port
+    if not ours:
+        require_free(port, "the gateway", "TUNELINE_GATEWAY_PORT")
 
 
 def api_key(layout: Layout) -> str:
