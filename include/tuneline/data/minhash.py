@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.data.shingles import (
+    BATCH_TEXTS,
     LONG,
     SHORT,
     Hashes,
@@ -39,9 +40,11 @@ FEW_ROWS = 5_000
 BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
 # Rows whose band is equal to more rows than this are compared with their neighbours only.
 MAX_BUCKET = 64
-# Pairs verified at once: their number in a batch takes PAIR_BITS bits of a sort key, the shingle
-# hash the others. Two of a text's hashes fall together in 52 bits once in 10^11 texts.
-_PAIRS, _PAIR_BITS = 1 << 12, 12
+# Pairs verified at once.
+PAIRS = BATCH_TEXTS
+# The number of a text in its batch takes so many bits of a sort key, the shingle hash the others.
+# Two of a text's hashes fall together in 52 bits once in 10^11 texts.
+_TEXT_BITS = (BATCH_TEXTS - 1).bit_length()
 
 
 def signatures(shingled: Shingled) -> Signatures:
@@ -161,30 +164,37 @@ def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
     """Exact Jaccard similarity of the sets of shingles of pairs of texts.
 
     Args:
-        a: at most `_PAIRS` texts.
+        a: at most `PAIRS` texts.
         b: as many.
 
     Returns:
         Shape (pairs,).
     """
-    left, right = _distinct(a), _distinct(b)
+    left, right = distinct(a), distinct(b)
     both = np.sort(np.concatenate((left, right)))
     shared = _count(both[1:][both[1:] == both[:-1]], len(a))
     return shared / (_count(left, len(a)) + _count(right, len(a)) - shared)
 
 
-def _distinct(shingled: Shingled) -> Hashes:
-    """Hashes behind the number of their text, sorted, each once."""
+def distinct(shingled: Shingled) -> Hashes:
+    """The sets of shingles of a batch of texts: the number of the text in the upper 12 bits.
+
+    Args:
+        shingled: at most `BATCH_TEXTS` texts.
+
+    Returns:
+        Sorted, each once: the text's number above the upper 52 bits of the shingle's hash.
+    """
     numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
-    shift = np.uint64(64 - _PAIR_BITS)
-    keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(_PAIR_BITS)))
+    shift = np.uint64(64 - _TEXT_BITS)
+    keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(_TEXT_BITS)))
     fresh = np.ones(len(keys), dtype=bool)
     np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
     return keys[fresh]
 
 
 def _count(keys: Hashes, texts: int) -> NDArray[np.int64]:
-    return np.bincount((keys >> np.uint64(64 - _PAIR_BITS)).astype(np.int64), minlength=texts)
+    return np.bincount((keys >> np.uint64(64 - _TEXT_BITS)).astype(np.int64), minlength=texts)
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
@@ -205,8 +215,8 @@ def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, f
         (np.flatnonzero(lengths > LONG), long_keys, shingle_words),
     ):
         pairs = members[candidates(keys)]
-        for start in range(0, len(pairs), _PAIRS):
-            part = pairs[start : start + _PAIRS]
+        for start in range(0, len(pairs), PAIRS):
+            part = pairs[start : start + PAIRS]
             left, right = ([texts[i] for i in side.tolist()] for side in part.T)
             similar = jaccard(shingle(left), shingle(right))
             for at in np.flatnonzero(similar >= threshold).tolist():

@@ -24,8 +24,8 @@ CHARS, WORDS = 5, 3
 # those between by both: a pair with Jaccard 0.8 or more is at most a quarter apart in length, so
 # it always shares one of the two.
 SHORT, LONG = 400, 320
-# Characters of a batch: its arrays stay in the processor's cache.
-BATCH_CHARS = 1 << 18
+# Characters of a batch, whose arrays then stay in the processor's cache, and texts at most.
+BATCH_CHARS, BATCH_TEXTS = 1 << 18, 1 << 12
 
 _NOT_WORD = re.compile(r"[\W_]+")
 _SPACE = 32
@@ -92,10 +92,11 @@ class Words:
 
 
 def batches(texts: Sequence[str]) -> Iterator[slice]:
-    """Cut texts into batches of about `BATCH_CHARS` characters."""
+    """Cut texts into batches of about `BATCH_CHARS` characters, at most `BATCH_TEXTS` texts."""
     start = size = 0
     for index, text in enumerate(texts):
-        if size and size + len(text) > BATCH_CHARS:
+        full = size + len(text) > BATCH_CHARS or index - start == BATCH_TEXTS
+        if full and index > start:
             yield slice(start, index)
             start, size = index, 0
         size += len(text)
