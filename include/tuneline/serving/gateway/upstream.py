@@ -21,6 +21,18 @@ from tuneline.serving.gateway.tokens import TokenCounter
 # a request on a connection that is being closed would look like a dead engine.
 _KEEPALIVE_S = 3.0
 _FREE = Rates(0.0, 0.0)
+# How a connection ends under a request that was written to it.
+_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
+
+class _Trace:
+    """Notes whether a request got a new connection; httpcore calls it with each event."""
+
+    connected = False
+
+    async def __call__(self, event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self.connected = True
 
 
 class Upstream:
@@ -42,14 +54,23 @@ class Upstream:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if config.api_key_env:
             headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            # Every wait after connecting has its own deadline where it is awaited.
-            timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
-            # A proxy from the environment is for the outside, not for the engine next door.
-            trust_env=not _is_local(config.base_url),
-        )
+
+        def client(kept: int | None) -> httpx.AsyncClient:
+            return httpx.AsyncClient(
+                headers=headers,
+                # Every wait after connecting has its own deadline where it is awaited.
+                timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
+                limits=httpx.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=kept,
+                    keepalive_expiry=_KEEPALIVE_S,
+                ),
+                # A proxy from the environment is for the outside, not for the engine next door.
+                trust_env=not _is_local(config.base_url),
+            )
+
+        self._client = client(None)
+        self._unkept = client(0)
         self._chat_url = config.base_url + "/chat/completions"
 
     async def complete(self, body: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
@@ -64,7 +85,8 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.post(self._chat_url, content=body)
+                response = await self._send("POST", self._chat_url, body)
+                await _read(response)
         except TimeoutError:
             raise UpstreamFault(Outcome.TIMEOUT, f"no answer within {timeout_s:g} s") from None
         except httpx.HTTPError as error:
@@ -82,15 +104,11 @@ class Upstream:
             UpstreamFault: no stream began.
             ClientFault: the request itself is wrong.
         """
-        request = self._client.build_request("POST", self._chat_url, content=body)
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.send(request, stream=True)
+                response = await self._send("POST", self._chat_url, body)
                 if response.status_code != httpx.codes.OK:
-                    try:
-                        await response.aread()
-                    finally:
-                        await response.aclose()
+                    await _read(response)
         except TimeoutError:
             raise UpstreamFault(Outcome.TIMEOUT, f"no stream within {timeout_s:g} s") from None
         except httpx.HTTPError as error:
@@ -106,7 +124,8 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.get(self.config.base_url + "/models")
+                response = await self._send("GET", self.config.base_url + "/models")
+                await _read(response)
         except TimeoutError:
             raise UpstreamFault(Outcome.TIMEOUT, f"no list within {timeout_s:g} s") from None
         except httpx.HTTPError as error:
@@ -124,6 +143,32 @@ class Upstream:
     async def aclose(self) -> None:
         """Close its connections."""
         await self._client.aclose()
+        await self._unkept.aclose()
+
+    async def _send(self, method: str, url: str, body: bytes | None = None) -> httpx.Response:
+        """Send a request; the response's body is still to be read.
+
+        A server may close a kept connection at the very moment at which a request is written
+        to it: llama.cpp's does so after some hundred requests, without announcing it. When
+        not a byte of an answer came, the request is sent once more, on a new connection; what
+        breaks on a new one is the server's fault and is not tried again.
+        """
+        trace = _Trace()
+        request = self._client.build_request(method, url, content=body, extensions={"trace": trace})
+        try:
+            return await self._client.send(request, stream=True)
+        except _BROKEN:
+            if trace.connected:
+                raise
+        again = self._unkept.build_request(method, url, content=body)
+        return await self._unkept.send(again, stream=True)
+
+
+async def _read(response: httpx.Response) -> None:
+    try:
+        await response.aread()
+    finally:
+        await response.aclose()
 
 
 def _is_local(url: str) -> bool:
