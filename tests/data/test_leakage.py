@@ -1,6 +1,9 @@
 import random
 from itertools import product
 
+import pytest
+
+from tuneline.data import leakage
 from tuneline.data.leakage import char_grams, cross_similarities, word_grams
 from tuneline.data.shingles import LONG, SHORT
 
@@ -20,7 +23,9 @@ def brute(left, right, threshold):
     return found
 
 
-def test_finds_what_comparing_all_pairs_finds():
+@pytest.mark.parametrize("held", [1 << 22, 40], ids=["at once", "in halves"])
+def test_finds_what_comparing_all_pairs_finds(held, monkeypatch):
+    monkeypatch.setattr(leakage, "_HELD_MATCHES", held)
     draw = random.Random(5)
     vocabulary = ["".join(draw.choices("abcdefgh", k=5)) for _ in range(60)]
     for words in (1, 3, 12, 90):

@@ -33,8 +33,11 @@ _CELLS = 1 << 20
 # A token is a gram's count and HASH_BITS bits of its hash; sorted, the rarest come first.
 _COUNT_BITS, _HASH_BITS = 16, 36
 _TOKEN = np.uint64((1 << (_COUNT_BITS + _HASH_BITS)) - 1)
-# Pairs of texts held at once before repeats are dropped.
-_HELD_PAIRS = 1 << 22
+# Of their rarest grams two near texts must share so many. With one alone, texts that have a
+# word in common would be compared.
+SHARED = 8
+# Grams in common that are held at once, of all pairs.
+_HELD_MATCHES = 1 << 22
 
 
 def char_grams(text: str) -> frozenset[str]:
@@ -111,47 +114,47 @@ def _candidates(
     shingle: Callable[[Sequence[str]], Shingled],
     threshold: float,
 ) -> Indices:
-    """Pairs that share one of their rarest grams: sets this similar cannot all differ in those.
+    """Pairs that share enough of their rarest grams: sets this similar cannot differ in most.
 
     Returns:
         Shape (pairs, 2), in order, each pair once.
     """
     counts = np.zeros(_CELLS, dtype=np.int64)
     for side in (left, right):
-        for _, keys in _sets(side, shingle):
-            counts += np.bincount(_cell(keys), minlength=_CELLS)
-    a_tokens, a_texts = _rarest(left, shingle, counts, threshold)
-    b_tokens, b_texts = _rarest(right, shingle, counts, threshold)
-    first = np.searchsorted(b_tokens, a_tokens, side="left")
-    matches = np.searchsorted(b_tokens, a_tokens, side="right") - first
-    found: list[Hashes] = [np.empty(0, dtype=np.uint64)]
-    ends = np.cumsum(matches)
-    start = 0
-    while start < len(ends):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _HELD_PAIRS, side="right")))
-        part = matches[start:stop]
-        offsets = np.cumsum(part) - part
-        at = np.arange(part.sum()) + np.repeat(first[start:stop] - offsets, part)
-        pairs = (np.repeat(a_texts[start:stop], part) << np.uint64(32)) | b_texts[at]
-        found = [np.unique(np.concatenate((*found, pairs)))]
-        start = stop
-    pairs = found[0]
-    return np.stack((pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)), axis=1).astype(
-        np.int64
-    )
-
-
-def _sets(
-    texts: Sequence[str], shingle: Callable[[Sequence[str]], Shingled]
-) -> Iterator[tuple[int, Hashes]]:
-    """Batches of texts as `distinct` gives them, with the number of the first text."""
-    for batch in batches(texts):
-        yield batch.start, distinct(shingle(texts[batch]))
+        for batch in batches(side):
+            counts += np.bincount(_cell(distinct(shingle(side[batch]))), minlength=_CELLS)
+    held = _rarest(right, shingle, counts, threshold)
+    found: list[Indices] = [np.empty((0, 2), dtype=np.int64)]
+    for batch in batches(left):
+        pairs = _meeting(_rarest(left[batch], shingle, counts, threshold), held)
+        pairs[:, 0] += batch.start
+        found.append(pairs)
+    return np.concatenate(found)
 
 
 def _cell(keys: Hashes) -> NDArray[np.int64]:
     return (keys & np.uint64(_CELLS - 1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Rarest:
+    """The rarest grams of texts.
+
+    Attributes:
+        tokens: in ascending order.
+        texts: number of the text of each.
+        shared: for every text how many of them a near one has too, at least.
+    """
+
+    tokens: Hashes
+    texts: Hashes
+    shared: Indices
+
+    def halves(self) -> Iterator[_Rarest]:
+        """The same of the first and of the second half of the texts."""
+        middle = (self.texts.min() + self.texts.max()) // np.uint64(2)
+        for part in (self.texts <= middle, self.texts > middle):
+            yield _Rarest(self.tokens[part], self.texts[part], self.shared)
 
 
 def _rarest(
@@ -159,26 +162,45 @@ def _rarest(
     shingle: Callable[[Sequence[str]], Shingled],
     counts: NDArray[np.int64],
     threshold: float,
-) -> tuple[Hashes, Hashes]:
-    """The rarest grams of every text, as many as the threshold makes meet.
+) -> _Rarest:
+    """The rarest grams of every text, as many as make near texts share `SHARED` of them.
 
-    Returns:
-        Tokens in ascending order, and the number of the text of each.
+    Of sets with an overlap of at least o, the first `|A| - o + s` and `|B| - o + s` members share
+    s, whatever the order is.
     """
     tokens: list[Hashes] = [np.empty(0, dtype=np.uint64)]
     owners: list[Hashes] = [np.empty(0, dtype=np.uint64)]
+    needed: list[Indices] = [np.empty(0, dtype=np.int64)]
     text_shift = np.uint64(_COUNT_BITS + _HASH_BITS)
-    for first, keys in _sets(texts, shingle):
+    for batch in batches(texts):
+        keys = distinct(shingle(texts[batch]))
         count = np.minimum(counts[_cell(keys)], (1 << _COUNT_BITS) - 1).astype(np.uint64)
         token = (count << np.uint64(_HASH_BITS)) | (keys & np.uint64((1 << _HASH_BITS) - 1))
         ranked = np.sort((keys & ~_TOKEN) | token)
         text = (ranked >> text_shift).astype(np.int64)
         sizes = np.bincount(text)
-        keep = sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1
+        overlap = np.ceil(threshold * sizes - 1e-9).astype(np.int64)
+        shared = np.minimum(overlap, SHARED)
         place = np.arange(len(ranked)) - (np.cumsum(sizes) - sizes)[text]
-        kept = place < keep[text]
+        kept = place < (sizes - overlap + shared)[text]
         tokens.append(ranked[kept] & _TOKEN)
-        owners.append(text[kept].astype(np.uint64) + np.uint64(first))
+        owners.append(text[kept].astype(np.uint64) + np.uint64(batch.start))
+        needed.append(shared)
     token, owner = np.concatenate(tokens), np.concatenate(owners)
     order = np.argsort(token)
-    return token[order], owner[order]
+    return _Rarest(token[order], owner[order], np.concatenate(needed))
+
+
+def _meeting(left: _Rarest, right: _Rarest) -> Indices:
+    """Pairs of texts that share as many of their rarest grams as near ones must."""
+    first = np.searchsorted(right.tokens, left.tokens, side="left")
+    matches = np.searchsorted(right.tokens, left.tokens, side="right") - first
+    if matches.sum() > _HELD_MATCHES and left.texts.min() < left.texts.max():
+        return np.concatenate([_meeting(half, right) for half in left.halves()])
+    offsets = np.cumsum(matches) - matches
+    at = np.arange(matches.sum()) + np.repeat(first - offsets, matches)
+    keys = (np.repeat(left.texts, matches) << np.uint64(32)) | right.texts[at]
+    pairs, times = np.unique(keys, return_counts=True)
+    i, j = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(int)
+    enough = times >= np.minimum(left.shared[i], right.shared[j])
+    return np.stack((i[enough], j[enough]), axis=1)
