@@ -6,7 +6,7 @@ import pytest
 
 from tuneline.errors import UserError
 from tuneline.evidence import conclude
-from tuneline.governance.lineage import code_measurements
+from tuneline.governance.lineage import code_measurements, collect_files
 from tuneline.governance.manifest import (
     append_release,
     put_once,
@@ -29,6 +29,17 @@ def model(tmp_path):
     files = [{"name": "model.gguf", "sha256": digest, "bytes": 7}]
     sha = write_manifest(store, PREFIX, {"files": files})
     return store, sha, store.uri_of(f"{PREFIX}/manifest.json")
+
+
+def test_the_tokenizer_ships_with_the_model(make_lab):
+    lab = make_lab()
+    lab.leave("production_quantization", {"model.gguf": b"weights"})
+    lab.leave("export_candidate", {"merged/tokenizer.json": b"{}"})
+    lab.leave("train", {"adapter/adapter_config.json": b"{}"})
+    lab.leave("build_engine", {"not_built.json": b"{}"})
+    files = collect_files(lab.context("lineage"))
+    assert sorted(files) == ["adapter/adapter_config.json", "model.gguf", "tokenizer.json"]
+    assert files["tokenizer.json"].read_bytes() == b"{}"
 
 
 def test_a_clean_model_verifies(model):

@@ -4,12 +4,13 @@ import stat
 import pytest
 
 from tuneline.errors import TunelineError
+from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.keys import KeyRing
 from tuneline.serving.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import Stack
-from tuneline.store import open_store
+from tuneline.store import CorruptObject, open_store
 
 ROOT = release.Path(__file__).parents[2]
 
@@ -41,6 +42,51 @@ def test_a_release_without_local_weights_is_refused(layout):
     store.put_bytes("models/a/1/manifest.json", json.dumps({"files": []}).encode())
     with pytest.raises(TunelineError, match=r"holds no model\.gguf"):
         release.serve(Stack(layout, print), newest_release(store), print)
+
+
+def leave_release(layout, files):
+    """A released version whose manifest names these files."""
+    store = open_store(layout.store)
+    point(store, "a", "1", "2026-10-02T00:00:00Z")
+    stated = []
+    for name, content in files.items():
+        ref = store.put_bytes(f"models/a/1/{name}", content)
+        stated.append({"name": name, "sha256": ref.sha256})
+    store.put_bytes("models/a/1/manifest.json", json.dumps({"files": stated}).encode())
+    return newest_release(store)
+
+
+def test_the_gateway_counts_and_prices_as_the_release_says(layout):
+    settings = {"governance": {"machine_cost_per_hour": 0.36, "currency": "EUR"}}
+    latency = {"measurements": [{"name": "peak_tokens_per_s", "value": 50.0}]}
+    found = leave_release(
+        layout,
+        {
+            "tokenizer.json": b"{}",
+            "config.json": json.dumps(settings).encode(),
+            "evidence/latency_benchmark/evidence.json": json.dumps(latency).encode(),
+        },
+    )
+    config = GatewayConfig.model_validate(release.gateway_config(layout, found, 4711))
+    (upstream,) = config.upstreams
+    assert upstream.tokenizer.read_bytes() == b"{}"
+    # A second of the machine costs 0.0001 and writes 50 tokens.
+    assert upstream.price.rates().cost(1000, 1000) == pytest.approx(0.002)
+    assert config.currency == "EUR"
+    assert upstream.base_url == "http://127.0.0.1:4711/v1"
+
+
+def test_a_tokenizer_that_was_changed_is_refused(layout):
+    found = leave_release(layout, {"tokenizer.json": b"{}"})
+    open_store(layout.store).put_bytes("models/a/1/tokenizer.json", b"[]")
+    with pytest.raises(CorruptObject):
+        release.gateway_config(layout, found, 4711)
+
+
+def test_a_release_that_was_never_measured_is_served_without_price(layout):
+    config = release.gateway_config(layout, leave_release(layout, {}), 4711)
+    assert not {"price", "tokenizer"} & config["upstreams"][0].keys()
+    assert GatewayConfig.model_validate(config).currency == "USD"
 
 
 def test_the_key_is_private_stays_and_opens_the_gateway(layout):

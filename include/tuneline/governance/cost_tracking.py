@@ -17,12 +17,11 @@ from tuneline.governance.prompts import trial_prompts
 from tuneline.run import StepContext
 from tuneline.serving.engines.llama_cpp import LlamaServer
 from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
+from tuneline.serving.released import THROUGHPUT
 
 # Two keys with unlike use: sums that were swapped between keys would show.
 REQUESTS = {"team-a": 3, "team-b": 5}
 MODEL = "candidate"
-# What the latency benchmark measured over its levels, completion tokens/s.
-THROUGHPUT = "peak_tokens_per_s"
 
 
 def reconcile(

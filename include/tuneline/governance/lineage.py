@@ -29,6 +29,8 @@ from tuneline.verdicts import status
 SHIPPED_FILES = (
     ("production_quantization", "model.gguf"),
     ("production_quantization", "choice.json"),
+    # Whoever bills answers of the model counts tokens with it.
+    ("export_candidate", "merged/tokenizer.json"),
     ("final_audit", "dataset.json"),
     ("lora_selection", "lora.json"),
     ("gradient_accumulation", "plan.json"),
@@ -57,7 +59,7 @@ def collect_files(ctx: StepContext) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for step, name in SHIPPED_FILES:
         if ctx.has(step, name):
-            files[name] = ctx.input(step, name)
+            files[Path(name).name] = ctx.input(step, name)
     for step, folder in SHIPPED_FOLDERS:
         names = [r.name for r in ctx.entry(step).artifacts if r.name.startswith(folder + "/")]
         for name in names:

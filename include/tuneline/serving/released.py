@@ -1,4 +1,4 @@
-"""The released model of a store: which version it is, and its weights on this machine."""
+"""The released model of a store: which version it is, its weights on this machine, its price."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from tuneline.errors import TunelineError
 from tuneline.store import NotThere, Store
 
 WEIGHTS = "model.gguf"
+# Completion tokens per second that the latency benchmark measured over its levels.
+THROUGHPUT = "peak_tokens_per_s"
 _POINTER = "production.json"
+_TOKENIZER = "tokenizer.json"
+_LATENCY = "evidence/latency_benchmark/evidence.json"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,21 @@ class Release:
     name: str
     version: str
     released_at: str
+
+
+@dataclass(frozen=True)
+class Price:
+    """What the machine that serves a release costs, and what it writes in that time.
+
+    Attributes:
+        hourly_cost: of the machine, in `currency`.
+        tokens_per_second: completion tokens, prompts being read in the same time.
+        currency: ISO 4217 code.
+    """
+
+    hourly_cost: float
+    tokens_per_second: float
+    currency: str
 
 
 def releases(store: Store) -> list[Release]:
@@ -56,18 +75,60 @@ def fetch_weights(store: Store, release: Release, folder: Path) -> Path:
         TunelineError: the release has no weights for llama.cpp, or they are missing.
         CorruptObject: they are not the bytes that were evaluated.
     """
-    prefix = f"models/{release.name}/{release.version}"
-    manifest = json.loads(store.get_bytes(f"{prefix}/manifest.json"))
-    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
-    if WEIGHTS not in hashes:
+    weights = _fetch(store, release, WEIGHTS, folder)
+    if weights is None:
         raise TunelineError(
             f"{release.name} {release.version} holds no {WEIGHTS}, which is what llama.cpp "
             "serves; deploy it with the engine it was built for"
         )
-    target = folder / release.name / release.version / WEIGHTS
+    return weights
+
+
+def fetch_tokenizer(store: Store, release: Release, folder: Path) -> Path | None:
+    """Bring a release's `tokenizer.json` onto this machine; None when it holds none.
+
+    Raises:
+        TunelineError: it is missing.
+        CorruptObject: it is not the one that was shipped.
+    """
+    return _fetch(store, release, _TOKENIZER, folder)
+
+
+def price(store: Store, release: Release) -> Price | None:
+    """What serving a release costs, from its settings and its latency benchmark.
+
+    Returns:
+        None when the release was never measured.
+    """
+    prefix = _prefix(release)
+    try:
+        settings = json.loads(store.get_bytes(f"{prefix}/config.json"))["governance"]
+        evidence = json.loads(store.get_bytes(f"{prefix}/{_LATENCY}"))
+    except NotThere:
+        return None
+    measured = {entry["name"]: entry["value"] for entry in evidence["measurements"]}
+    throughput = measured.get(THROUGHPUT)
+    if not throughput:
+        return None
+    hourly = float(settings["machine_cost_per_hour"])
+    return Price(hourly, float(throughput), str(settings["currency"]))
+
+
+def _prefix(release: Release) -> str:
+    return f"models/{release.name}/{release.version}"
+
+
+def _fetch(store: Store, release: Release, name: str, folder: Path) -> Path | None:
+    """A file of a release, checked against its manifest; None when the manifest names none."""
+    prefix = _prefix(release)
+    manifest = json.loads(store.get_bytes(f"{prefix}/manifest.json"))
+    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
+    if name not in hashes:
+        return None
+    target = folder / release.name / release.version / name
     if not target.exists():
         try:
-            store.get_file(f"{prefix}/{WEIGHTS}", target, sha256=hashes[WEIGHTS])
+            store.get_file(f"{prefix}/{name}", target, sha256=hashes[name])
         except NotThere as error:
             raise TunelineError(f"the release is incomplete: {error}") from None
     return target

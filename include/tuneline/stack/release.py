@@ -12,7 +12,7 @@ import yaml
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.released import Release, fetch_weights
+from tuneline.serving.released import Release, fetch_tokenizer, fetch_weights, price
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.lifecycle import ENGINE, GATEWAY, Say, Stack
@@ -119,12 +119,30 @@ def _start_engine(stack: Stack, release: Release, weights: Path) -> int:
 def _start_gateway(stack: Stack, release: Release, engine_port: int) -> None:
     layout = stack.layout
     api_key(layout)
-    upstream = {
+    path = _folder(layout) / "gateway.yaml"
+    path.write_text(yaml.safe_dump(gateway_config(layout, release, engine_port), sort_keys=False))
+    argv = [str(layout.ml_bin / "tuneline"), "gateway", "--config", str(path)]
+    notes = {"port": layout.gateway_port, "model": release.name, "version": release.version}
+    stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
+    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/health/ready"
+    stack.await_ready(GATEWAY, lambda: _answers(url), _ENGINE_SECONDS)
+
+
+def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[str, Any]:
+    """The gateway's configuration in front of an engine that serves a release.
+
+    Tokens are counted and priced as the release says, where it does: answers that broke off
+    have no usage of the engine's.
+    """
+    store = open_store(layout.store)
+    upstream: dict[str, Any] = {
         "name": f"{release.name}-{release.version}",
         "base_url": f"http://{LOOPBACK}:{engine_port}/v1",
         "model": release.name,
     }
-    config = {
+    if tokenizer := fetch_tokenizer(store, release, _folder(layout)):
+        upstream["tokenizer"] = str(tokenizer)
+    config: dict[str, Any] = {
         "host": LOOPBACK,
         "port": layout.gateway_port,
         "keys_file": str(_keys_file(layout)),
@@ -132,13 +150,13 @@ def _start_gateway(stack: Stack, release: Release, engine_port: int) -> None:
         "upstreams": [upstream],
         "models": [{"id": release.name, "chain": [upstream["name"]]}],
     }
-    path = _folder(layout) / "gateway.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    argv = [str(layout.ml_bin / "tuneline"), "gateway", "--config", str(path)]
-    notes = {"port": layout.gateway_port, "model": release.name, "version": release.version}
-    stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
-    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/health/ready"
-    stack.await_ready(GATEWAY, lambda: _answers(url), _ENGINE_SECONDS)
+    if cost := price(store, release):
+        upstream["price"] = {
+            "hourly_cost": cost.hourly_cost,
+            "completion_tokens_per_second": cost.tokens_per_second,
+        }
+        config["currency"] = cost.currency
+    return config
 
 
 def _environment() -> dict[str, str]:
