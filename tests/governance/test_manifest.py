@@ -33,6 +33,8 @@ def model(tmp_path):
 
 def test_the_tokenizer_ships_with_the_model(make_lab):
     lab = make_lab()
+    for step in ("final_audit", "lora_selection", "gradient_accumulation"):
+        lab.leave(step, {})
     lab.leave("production_quantization", {"model.gguf": b"weights"})
     lab.leave("export_candidate", {"merged/tokenizer.json": b"{}"})
     lab.leave("train", {"adapter/adapter_config.json": b"{}"})
