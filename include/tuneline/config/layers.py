@@ -143,7 +143,7 @@ def _nearest(place: Sequence[str | int]) -> str:
         field = section.model_fields.get(str(part)) if section else None
         section = _section_of(field.annotation) if field else None
     names = list(section.model_fields) if section else []
-    close = difflib.get_close_matches(str(place[-1]), names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(place[-1]), names, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
