@@ -1,15 +1,17 @@
 """An exact look for near-duplicates across splits.
 
 It shares shingles with the MinHash search, but neither signatures nor bands: candidates come from
-the prefix filter of Chaudhuri et al. ("A primitive operator for similarity joins", 2006), which
-finds every pair at or above the threshold, and each is judged by its sets of n-gram strings. The
-filter runs on arrays, so that a hundred thousand rows take seconds.
+the prefix filter of Chaudhuri et al. ("A primitive operator for similarity joins", 2006) and the
+bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set similarity joins with bitwise
+operations", 2020), which keep every pair at or above the threshold, and each pair that is left is
+judged by its sets of n-gram strings. Both filters run on arrays, so that a hundred thousand rows
+take seconds, even where they share whole sentences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,11 @@ _TOKEN = np.uint64((1 << (_COUNT_BITS + _HASH_BITS)) - 1)
 SHARED = 8
 # Grams in common that are held at once, of all pairs.
 _HELD_MATCHES = 1 << 22
+# Bits of a text's bitmap. Sets of some two hundred grams that share half of them differ in over a
+# hundred bits of so many; near ones may differ in fifty.
+_BITS = 512
+# Pairs whose bitmaps are compared at once.
+_COMPARED = 1 << 16
 
 
 def char_grams(text: str) -> frozenset[str]:
@@ -126,10 +133,31 @@ def _candidates(
     held = _rarest(right, shingle, counts, threshold)
     found: list[Indices] = [np.empty((0, 2), dtype=np.int64)]
     for batch in batches(left):
-        pairs = _meeting(_rarest(left[batch], shingle, counts, threshold), held)
+        rarest = _rarest(left[batch], shingle, counts, threshold)
+        pairs = _meeting(rarest, held)
+        pairs = pairs[_can_be_near(pairs, rarest, held, threshold)]
         pairs[:, 0] += batch.start
         found.append(pairs)
     return np.concatenate(found)
+
+
+def _can_be_near(
+    pairs: Indices, left: _Rarest, right: _Rarest, threshold: float
+) -> NDArray[np.bool_]:
+    """Which pairs may reach the threshold, as far as sizes and bitmaps can tell.
+
+    Sets with a Jaccard similarity of at least t have a symmetric difference of at most
+    `(1 - t) / (1 + t)` of their sizes' sum; every bit that differs stands for one gram of it, or
+    more. Unequal sizes are a difference too.
+    """
+    possible = np.empty(len(pairs), dtype=bool)
+    for start in range(0, len(pairs), _COMPARED):
+        i, j = pairs[start : start + _COMPARED].T
+        most = (left.sizes[i] + right.sizes[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
+        differing = np.bitwise_count(left.bitmaps[i] ^ right.bitmaps[j]).sum(axis=1)
+        least = np.maximum(np.abs(left.sizes[i] - right.sizes[j]), differing)
+        possible[start : start + _COMPARED] = least <= most
+    return possible
 
 
 def _cell(keys: Hashes) -> NDArray[np.int64]:
@@ -144,17 +172,22 @@ class _Rarest:
         tokens: in ascending order.
         texts: number of the text of each.
         shared: for every text how many of them a near one has too, at least.
+        sizes: number of all grams of every text.
+        bitmaps: shape (texts, `_BITS` / 64): bit b of a text's tells whether an odd number of its
+            grams have a hash that ends in b.
     """
 
     tokens: Hashes
     texts: Hashes
     shared: Indices
+    sizes: Indices
+    bitmaps: Hashes
 
     def halves(self) -> Iterator[_Rarest]:
         """The same of the first and of the second half of the texts."""
         middle = (self.texts.min() + self.texts.max()) // np.uint64(2)
         for part in (self.texts <= middle, self.texts > middle):
-            yield _Rarest(self.tokens[part], self.texts[part], self.shared)
+            yield replace(self, tokens=self.tokens[part], texts=self.texts[part])
 
 
 def _rarest(
@@ -171,6 +204,8 @@ def _rarest(
     tokens: list[Hashes] = [np.empty(0, dtype=np.uint64)]
     owners: list[Hashes] = [np.empty(0, dtype=np.uint64)]
     needed: list[Indices] = [np.empty(0, dtype=np.int64)]
+    size_of: list[Indices] = [np.empty(0, dtype=np.int64)]
+    bitmaps: list[Hashes] = [np.empty((0, _BITS // 64), dtype=np.uint64)]
     text_shift = np.uint64(_COUNT_BITS + _HASH_BITS)
     for batch in batches(texts):
         keys = distinct(shingle(texts[batch]))
@@ -186,9 +221,24 @@ def _rarest(
         tokens.append(ranked[kept] & _TOKEN)
         owners.append(text[kept].astype(np.uint64) + np.uint64(batch.start))
         needed.append(shared)
+        size_of.append(sizes)
+        bitmaps.append(_bitmaps(keys, text, len(sizes)))
     token, owner = np.concatenate(tokens), np.concatenate(owners)
     order = np.argsort(token)
-    return _Rarest(token[order], owner[order], np.concatenate(needed))
+    return _Rarest(
+        token[order],
+        owner[order],
+        np.concatenate(needed),
+        np.concatenate(size_of),
+        np.concatenate(bitmaps),
+    )
+
+
+def _bitmaps(keys: Hashes, text: Indices, texts: int) -> Hashes:
+    """For every text which of the hashes' endings an odd number of its grams have."""
+    cells = text * _BITS + (keys & np.uint64(_BITS - 1)).astype(np.int64)
+    odd = np.bincount(cells, minlength=texts * _BITS).astype(np.uint8) & 1
+    return np.packbits(odd).view(np.uint64).reshape(texts, _BITS // 64)
 
 
 def _meeting(left: _Rarest, right: _Rarest) -> Indices:
