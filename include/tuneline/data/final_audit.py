@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.near_duplicates import similarity_texts
+from tuneline.data.piecewise import BATCH
 from tuneline.data.pii_scrubber import residual_hits
-from tuneline.data.rendering import BATCH, Renderer
+from tuneline.data.rendering import Renderer
 from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.tables import (
     DATASET,
@@ -113,7 +114,7 @@ def run(ctx: StepContext) -> Record:
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     invalid, mismatched, unmasked = invalid_rows(rows, renderer)
     limit = min(config.max_tokens, base.context_length)
-    lengths = renderer.count([renderer.text(row.messages) for row in rows])
+    lengths = renderer.count(renderer.texts(row.messages for row in rows))
     values = {
         row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
         for row in before

@@ -7,16 +7,15 @@ otherwise what is trained is not what is asked at serving time, and the row can'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tuneline.config import TargetFormat
+from tuneline.data.piecewise import PieceEncoder
 from tuneline.data.tables import Message
 from tuneline.errors import UserError
-
-# Encoding a thousand rows at a time is fastest (larger batches only cost memory).
-BATCH = 1000
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -96,8 +95,16 @@ def chat_template(tokenizer: Any, target: TargetFormat) -> str:
     return _TEMPLATES[target]
 
 
+class TemplateRefused(ValueError):
+    """A chat template raised an error over a row; the message is the template's own."""
+
+
 class Renderer:
     """Renders and encodes rows for one tokenizer and target format.
+
+    A tokenizer's own template is compiled once, by transformers, and called without the copies
+    that `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
+    nothing to convert. `template_ids` gives what transformers makes of a row, to compare.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -111,48 +118,49 @@ class Renderer:
         self.tokenizer = tokenizer
         self.target = target
         self.template = chat_template(tokenizer, target)
+        self._pieces = PieceEncoder(tokenizer.backend_tokenizer)
+        self._names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
-        """Render turns; `ask` adds what makes the model answer."""
+        """Render turns; `ask` adds what makes the model answer.
+
+        Raises:
+            TemplateRefused: the template raised an error over these turns.
+        """
         if self.target == "chatml":
             return _chatml(messages, ask)
         if self.target == "llama3":
             return _llama3(messages, ask, self.tokenizer.bos_token or "")
         if self.target == "alpaca":
             return _alpaca(messages, self.tokenizer.eos_token)
-        text: str = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=ask
-        )
-        return text
+        from jinja2 import TemplateError
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return _compiled(self.template).render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=ask,
+                **self._names,
+            )
+        except (TemplateError, TypeError) as error:
+            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
+
+    def texts(self, rows: Iterable[Sequence[Message]]) -> Iterator[str]:
+        """Render rows one by one, as `count` and `encode` ask for them."""
+        return (self.text(messages) for messages in rows)
+
+    def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids of rendered texts; no token is added, nothing is cut."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        ids: list[list[int]] = []
-        for start in range(0, len(texts), BATCH):
-            batch = backend.encode_batch_fast(
-                list(texts[start : start + BATCH]), add_special_tokens=False
-            )
-            ids.extend(encoding.ids for encoding in batch)
-        return ids
+        return self._pieces.encode(texts)
 
-    def count(self, texts: Sequence[str]) -> list[int]:
+    def count(self, texts: Iterable[str]) -> list[int]:
         """Number of tokens of rendered texts."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        counts: list[int] = []
-        for start in range(0, len(texts), BATCH):
-            batch = backend.encode_batch_fast(
-                list(texts[start : start + BATCH]), add_special_tokens=False
-            )
-            counts.extend(map(len, batch))
-        return counts
+        return self._pieces.count(texts)
 
     def template_ids(self, batch: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids as transformers' own `apply_chat_template(tokenize=True)` gives them."""
@@ -169,30 +177,35 @@ class Renderer:
 
         Args:
             batch: turns of each row, the last one the assistant's.
+
+        Raises:
+            TemplateRefused: the template raised an error over a row.
         """
-        texts = [self.text(messages) for messages in batch]
-        parts: list[str] = []
-        for messages, whole in zip(batch, texts, strict=True):
+        texts: list[str] = []
+        for messages in batch:
+            texts += self._with_bounds(messages)
+        # Prompts are made of pieces of their rows, so that they are hardly encoded again.
+        encoded = iter(zip(texts, self.encode(texts), strict=True))
+        rendered = []
+        for messages in batch:
+            whole, ids = next(encoded)
+            spans = []
             for index, message in enumerate(messages):
                 if message["role"] == "assistant":
-                    parts.append(self.text(messages[:index], ask=True))
+                    before = next(encoded)[1]
                     last = index == len(messages) - 1
-                    parts.append(whole if last else self.text(messages[: index + 1]))
-        # Last answers end where their row ends, so their text need not be encoded again.
-        unique = list(dict.fromkeys([*texts, *parts]))
-        ids_of = dict(zip(unique, self.encode(unique), strict=True))
-        rendered, at = [], 0
-        for messages, whole in zip(batch, texts, strict=True):
-            answers = sum(message["role"] == "assistant" for message in messages)
-            bounds = parts[at : at + 2 * answers]
-            at += 2 * answers
-            ids = ids_of[whole]
-            spans = [
-                (ids_of[before], ids_of[through])
-                for before, through in zip(bounds[::2], bounds[1::2], strict=True)
-            ]
+                    spans.append((before, ids if last else next(encoded)[1]))
             rendered.append(RenderedExample(whole, ids, self._mask(ids, spans)))
         return rendered
+
+    def _with_bounds(self, messages: Sequence[Message]) -> Iterator[str]:
+        """A row's text, then for each answer the text before it and, but for the last, with it."""
+        yield self.text(messages)
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                yield self.text(messages[:index], ask=True)
+                if index < len(messages) - 1:
+                    yield self.text(messages[: index + 1])
 
     def _mask(
         self, ids: list[int], spans: Sequence[tuple[list[int], list[int]]]
@@ -200,14 +213,24 @@ class Renderer:
         mask = [False] * len(ids)
         for before, through in spans:
             start, end = len(before), len(through)
-            if ids[:start] != before or ids[:end] != through or start >= end:
+            if start >= end or ids[:start] != before or ids[:end] != through:
                 return None
             # What follows the end-of-turn token (ChatML's line end) is the template's.
-            last = max((i for i in range(start, end) if ids[i] in self._special), default=end - 1)
-            if self.tokenizer.decode(ids[last + 1 : end]).strip():
+            last = next((i for i in range(end - 1, start - 1, -1) if ids[i] in self._special), end)
+            if last == end or not self._is_blank(tuple(ids[last + 1 : end])):
                 last = end - 1
             mask[start : last + 1] = [True] * (last + 1 - start)
         return mask
+
+    def _decodes_to_blank(self, ids: tuple[int, ...]) -> bool:
+        return not self.tokenizer.decode(list(ids)).strip()
+
+
+def _compiled(template: str) -> Any:
+    """A chat template as transformers compiles it: sandboxed, with its filters; once for each."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template)
 
 
 def render_example(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.answers import parse_answer
 from tuneline.data.formats import Malformed, detect, form_of, to_messages
-from tuneline.data.rendering import BATCH, Renderer
+from tuneline.data.piecewise import BATCH
+from tuneline.data.rendering import Renderer
 from tuneline.data.sources import RawRecord, count_records, fetch, read_records
 from tuneline.data.tables import (
     AUDIT,

@@ -74,7 +74,7 @@ def fit(
         Rows that fit with their `n_tokens`, rows that leave with the reason, and the token count
         of every row as it came in.
     """
-    lengths = renderer.count([renderer.text(row.messages) for row in rows])
+    lengths = renderer.count(renderer.texts(row.messages for row in rows))
     kept: list[Row] = []
     left: list[tuple[Row, str]] = []
     for row, length in zip(rows, lengths, strict=True):
