@@ -23,7 +23,7 @@ def brute(left, right, threshold):
     return found
 
 
-@pytest.mark.parametrize("held", [1 << 22, 40], ids=["at once", "in halves"])
+@pytest.mark.parametrize("held", [1 << 22, 40], ids=["at once", "in parts"])
 def test_finds_what_comparing_all_pairs_finds(held, monkeypatch):
     monkeypatch.setattr(leakage, "_HELD_MATCHES", held)
     draw = random.Random(5)

@@ -1,11 +1,11 @@
 """An exact look for near-duplicates across splits.
 
 It shares shingles with the MinHash search, but neither signatures nor bands: candidates come from
-the prefix filter of Chaudhuri et al. ("A primitive operator for similarity joins", 2006) and the
-bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set similarity joins with bitwise
-operations", 2020), which keep every pair at or above the threshold, and each pair that is left is
-judged by its sets of n-gram strings. Both filters run on arrays, so that a hundred thousand rows
-take seconds, even where they share whole sentences.
+the prefix and position filters of Xiao et al. ("Efficient similarity joins for near-duplicate
+detection", 2008) and the bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set
+similarity joins with bitwise operations", 2020), which keep every pair at or above the threshold,
+and each pair that is left is judged by its sets of n-gram strings. The filters run on arrays, so
+that a hundred thousand rows take seconds, even where they share whole sentences.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ from tuneline.data.shingles import (
 
 # Hashes are counted in a table of this many cells: rare and frequent is all that matters.
 _CELLS = 1 << 20
-# A token is a gram's count and HASH_BITS bits of its hash; sorted, the rarest come first.
-_COUNT_BITS, _HASH_BITS = 16, 36
+# A token is a gram's count and `_HASH_BITS` bits of its hash: in order of tokens, the rarest grams
+# come first. Below a token stands the number of its text's grams, as far as `_SIZE_BITS` hold it.
+_COUNT_BITS, _HASH_BITS, _SIZE_BITS = 16, 36, 12
 _TOKEN = np.uint64((1 << (_COUNT_BITS + _HASH_BITS)) - 1)
-# Of their rarest grams two near texts must share so many. With one alone, texts that have a
-# word in common would be compared.
-SHARED = 8
+_MOST_SIZE = (1 << _SIZE_BITS) - 1
 # Grams in common that are held at once, of all pairs.
-_HELD_MATCHES = 1 << 22
+_HELD_MATCHES = 1 << 16
 # Bits of a text's bitmap. Sets of some two hundred grams that share half of them differ in over a
 # hundred bits of so many; near ones may differ in fifty.
 _BITS = 512
-# Pairs whose bitmaps are compared at once.
-_COMPARED = 1 << 16
+# Words of a bitmap that are compared first: nearly all pairs already differ too much in these.
+_FIRST_WORDS = 2
 
 
 def char_grams(text: str) -> frozenset[str]:
@@ -121,7 +120,7 @@ def _candidates(
     shingle: Callable[[Sequence[str]], Shingled],
     threshold: float,
 ) -> Indices:
-    """Pairs that share enough of their rarest grams: sets this similar cannot differ in most.
+    """Pairs that no filter can rule out.
 
     Returns:
         Shape (pairs, 2), in order, each pair once.
@@ -130,34 +129,14 @@ def _candidates(
     for side in (left, right):
         for batch in batches(side):
             counts += np.bincount(_cell(distinct(shingle(side[batch]))), minlength=_CELLS)
-    held = _rarest(right, shingle, counts, threshold)
+    held = _rarest(right, shingle, counts, threshold).sorted()
+    keys = held.keys(held.sizes[held.texts])
     found: list[Indices] = [np.empty((0, 2), dtype=np.int64)]
     for batch in batches(left):
-        rarest = _rarest(left[batch], shingle, counts, threshold)
-        pairs = _meeting(rarest, held)
-        pairs = pairs[_can_be_near(pairs, rarest, held, threshold)]
+        pairs = _meeting(_rarest(left[batch], shingle, counts, threshold), held, keys, threshold)
         pairs[:, 0] += batch.start
         found.append(pairs)
     return np.concatenate(found)
-
-
-def _can_be_near(
-    pairs: Indices, left: _Rarest, right: _Rarest, threshold: float
-) -> NDArray[np.bool_]:
-    """Which pairs may reach the threshold, as far as sizes and bitmaps can tell.
-
-    Sets with a Jaccard similarity of at least t have a symmetric difference of at most
-    `(1 - t) / (1 + t)` of their sizes' sum; every bit that differs stands for one gram of it, or
-    more. Unequal sizes are a difference too.
-    """
-    possible = np.empty(len(pairs), dtype=bool)
-    for start in range(0, len(pairs), _COMPARED):
-        i, j = pairs[start : start + _COMPARED].T
-        most = (left.sizes[i] + right.sizes[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
-        differing = np.bitwise_count(left.bitmaps[i] ^ right.bitmaps[j]).sum(axis=1)
-        least = np.maximum(np.abs(left.sizes[i] - right.sizes[j]), differing)
-        possible[start : start + _COMPARED] = least <= most
-    return possible
 
 
 def _cell(keys: Hashes) -> NDArray[np.int64]:
@@ -166,28 +145,35 @@ def _cell(keys: Hashes) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Rarest:
-    """The rarest grams of texts.
+    """The rarest grams of texts, so many that near texts share one of them.
 
     Attributes:
-        tokens: in ascending order.
+        tokens: of the grams.
         texts: number of the text of each.
-        shared: for every text how many of them a near one has too, at least.
+        reach: of how many grams a near text may be at most, if this is the rarest gram that the
+            two share.
         sizes: number of all grams of every text.
         bitmaps: shape (texts, `_BITS` / 64): bit b of a text's tells whether an odd number of its
             grams have a hash that ends in b.
     """
 
     tokens: Hashes
-    texts: Hashes
-    shared: Indices
+    texts: Indices
+    reach: Indices
     sizes: Indices
     bitmaps: Hashes
 
-    def halves(self) -> Iterator[_Rarest]:
-        """The same of the first and of the second half of the texts."""
-        middle = (self.texts.min() + self.texts.max()) // np.uint64(2)
-        for part in (self.texts <= middle, self.texts > middle):
-            yield replace(self, tokens=self.tokens[part], texts=self.texts[part])
+    def keys(self, sizes: Indices) -> Hashes:
+        """Each token with a size below it."""
+        low = np.minimum(sizes, _MOST_SIZE).astype(np.uint64)
+        return (self.tokens << np.uint64(_SIZE_BITS)) | low
+
+    def sorted(self) -> _Rarest:
+        """The same in the order of tokens, equal ones in the order of their texts' sizes."""
+        order = np.argsort(self.keys(self.sizes[self.texts]))
+        return replace(
+            self, tokens=self.tokens[order], texts=self.texts[order], reach=self.reach[order]
+        )
 
 
 def _rarest(
@@ -196,14 +182,16 @@ def _rarest(
     counts: NDArray[np.int64],
     threshold: float,
 ) -> _Rarest:
-    """The rarest grams of every text, as many as make near texts share `SHARED` of them.
+    """The rarest grams of every text.
 
-    Of sets with an overlap of at least o, the first `|A| - o + s` and `|B| - o + s` members share
-    s, whatever the order is.
+    Sets of a and b members with a Jaccard similarity of at least t share at least
+    `t / (1 + t) * (a + b)`. If the rarest that they share is at place p (from 0) of the one, they
+    share at most `a - p`, so that b is at most `(a - p) * (1 + t) / t - a`; and b is at least
+    `t * a` in any case.
     """
     tokens: list[Hashes] = [np.empty(0, dtype=np.uint64)]
-    owners: list[Hashes] = [np.empty(0, dtype=np.uint64)]
-    needed: list[Indices] = [np.empty(0, dtype=np.int64)]
+    owners: list[Indices] = [np.empty(0, dtype=np.int64)]
+    reaches: list[Indices] = [np.empty(0, dtype=np.int64)]
     size_of: list[Indices] = [np.empty(0, dtype=np.int64)]
     bitmaps: list[Hashes] = [np.empty((0, _BITS // 64), dtype=np.uint64)]
     text_shift = np.uint64(_COUNT_BITS + _HASH_BITS)
@@ -214,21 +202,19 @@ def _rarest(
         ranked = np.sort((keys & ~_TOKEN) | token)
         text = (ranked >> text_shift).astype(np.int64)
         sizes = np.bincount(text)
-        overlap = np.ceil(threshold * sizes - 1e-9).astype(np.int64)
-        shared = np.minimum(overlap, SHARED)
         place = np.arange(len(ranked)) - (np.cumsum(sizes) - sizes)[text]
-        kept = place < (sizes - overlap + shared)[text]
+        size = sizes[text]
+        reach = np.floor((size - place) * ((1 + threshold) / threshold) - size + 1e-9)
+        kept = reach >= threshold * size - 1e-9
         tokens.append(ranked[kept] & _TOKEN)
-        owners.append(text[kept].astype(np.uint64) + np.uint64(batch.start))
-        needed.append(shared)
+        owners.append(text[kept] + batch.start)
+        reaches.append(reach[kept].astype(np.int64))
         size_of.append(sizes)
         bitmaps.append(_bitmaps(keys, text, len(sizes)))
-    token, owner = np.concatenate(tokens), np.concatenate(owners)
-    order = np.argsort(token)
     return _Rarest(
-        token[order],
-        owner[order],
-        np.concatenate(needed),
+        np.concatenate(tokens),
+        np.concatenate(owners),
+        np.concatenate(reaches),
         np.concatenate(size_of),
         np.concatenate(bitmaps),
     )
@@ -241,16 +227,49 @@ def _bitmaps(keys: Hashes, text: Indices, texts: int) -> Hashes:
     return np.packbits(odd).view(np.uint64).reshape(texts, _BITS // 64)
 
 
-def _meeting(left: _Rarest, right: _Rarest) -> Indices:
-    """Pairs of texts that share as many of their rarest grams as near ones must."""
-    first = np.searchsorted(right.tokens, left.tokens, side="left")
-    matches = np.searchsorted(right.tokens, left.tokens, side="right") - first
-    if matches.sum() > _HELD_MATCHES and left.texts.min() < left.texts.max():
-        return np.concatenate([_meeting(half, right) for half in left.halves()])
-    offsets = np.cumsum(matches) - matches
-    at = np.arange(matches.sum()) + np.repeat(first - offsets, matches)
-    keys = (np.repeat(left.texts, matches) << np.uint64(32)) | right.texts[at]
-    pairs, times = np.unique(keys, return_counts=True)
-    i, j = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(int)
-    enough = times >= np.minimum(left.shared[i], right.shared[j])
-    return np.stack((i[enough], j[enough]), axis=1)
+def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> Indices:
+    """Pairs of texts that share one of their rarest grams and that their bitmaps let pass.
+
+    Args:
+        left: in any order.
+        right: sorted.
+        keys: of the right, with the sizes of its texts.
+        threshold: Jaccard similarity that a pair must be able to reach.
+    """
+    least = np.ceil(threshold * left.sizes - 1e-9).astype(np.int64)
+    first = np.searchsorted(keys, left.keys(least[left.texts]), side="left")
+    last = np.searchsorted(keys, left.keys(left.reach), side="right")
+    matches = np.maximum(last - first, 0)
+    ends = np.cumsum(matches)
+    found: list[Indices] = [np.empty(0, dtype=np.int64)]
+    start = 0
+    while start < len(matches):
+        before = ends[start] - matches[start]
+        stop = max(start + 1, int(np.searchsorted(ends, before + _HELD_MATCHES, side="right")))
+        times = matches[start:stop]
+        run = first[start:stop] - (ends[start:stop] - times - before)
+        at = np.arange(times.sum()) + np.repeat(run, times)
+        i = np.repeat(left.texts[start:stop], times)
+        fits = right.reach[at] >= left.sizes[i]
+        i, j = i[fits], right.texts[at[fits]]
+        i, j = _alike(left, right, i, j, threshold)
+        found.append((i << 32) | j)
+        start = stop
+    pairs = np.unique(np.concatenate(found))
+    return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1)
+
+
+def _alike(
+    left: _Rarest, right: _Rarest, i: Indices, j: Indices, threshold: float
+) -> tuple[Indices, Indices]:
+    """Pairs whose bitmaps do not differ too much.
+
+    Sets with a Jaccard similarity of at least t have a symmetric difference of at most
+    `(1 - t) / (1 + t)` of their sizes' sum, and every bit that differs stands for a member of it.
+    """
+    spare = (left.sizes[i] + right.sizes[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
+    for words in (slice(0, _FIRST_WORDS), slice(_FIRST_WORDS, None)):
+        spare -= np.bitwise_count(left.bitmaps[i, words] ^ right.bitmaps[j, words]).sum(axis=1)
+        fits = spare >= 0
+        i, j, spare = i[fits], j[fits], spare[fits]
+    return i, j
