@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,8 @@ from tuneline.config import (
     parse_yaml,
     presets_dir,
 )
-from tuneline.data.sources import check_file, local_path
+from tuneline.data.source_files import find_here
+from tuneline.data.sources import check_file
 from tuneline.errors import UserError
 from tuneline.run import Run
 
@@ -44,7 +45,7 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "type": "string",
             "default": "",
             "title": "Dataset",
-            "description": "Path, file:// or s3:// URI of a JSONL, CSV or Parquet file.",
+            "description": "Path, folder, glob, s3:// or hf://datasets/… of JSONL, CSV or Parquet.",
         },
         "base_model": {
             "type": ["string", "null"],
@@ -177,21 +178,20 @@ def check_inputs(config: PipelineConfig) -> None:
     """
     from tuneline.models import check_address
 
-    check_source(config.data.source)
-    if config.data.holdout:
-        check_source(config.data.holdout)
+    for addresses in (config.data.sources, config.data.holdouts):
+        check_source(addresses)
     check_address(config.base_model)
 
 
-def check_source(source: str) -> None:
+def check_source(addresses: Sequence[str]) -> None:
     """Refuse a local dataset that can be none, before anything starts.
 
     Raises:
         UserError: with what is wrong and where.
     """
-    path = local_path(source)
-    if path is not None:
-        check_file(path, source)
+    files = find_here(addresses)
+    if len(files) == len(addresses) == 1 and files[0].local is not None:
+        check_file(files[0].local, files[0].name)
 
 
 def safe_run_id(run_id: str) -> str:

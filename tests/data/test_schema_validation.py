@@ -164,7 +164,13 @@ def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
     assert value(entry, "rows_not_selected") == 22
     assert {code(r) for r in lab.rejected(ITEM)} == {"not_selected"}
     kept = lab.table(ITEM, "quarantine/rows.parquet")
-    assert [row["source_line"] for row in kept] == [2, 3, 5, 6, 8, 9, 11, 12]
+    chosen = {row["messages"][0]["content"] for row in kept}
+    assert [sum(row["label"] == label for row in kept) for label in "abc"] == [4, 4, 0]
+    path.write_text("text,category\n" + "\n".join(reversed(lines)) + "\n")
+    again = data_lab([], source=str(path), csv=mapping)
+    again.step(ITEM)
+    kept = again.table(ITEM, "quarantine/rows.parquet")
+    assert {row["messages"][0]["content"] for row in kept} == chosen
     gate = lab.gate(ITEM)
     assert gate.verdict == "pass", gate.summary
 

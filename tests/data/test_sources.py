@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuneline.config import CsvMapping
-from tuneline.data.sources import check_file, count_records, fetch, read_records
+from tuneline.data.source_files import find_files
+from tuneline.data.sources import check_file, count_records, read_records
 from tuneline.errors import UserError
 
 
@@ -119,58 +120,26 @@ def test_parquet(tmp_path):
 def test_what_is_no_dataset(tmp_path):
     def refuse(match, uri):
         with pytest.raises(UserError, match=match):
-            list(read_records(fetch(str(uri), tmp_path / "scratch"), str(uri), None))
+            for file in find_files([str(uri)]):
+                check_file(file.local, file.name)
+                list(read_records(file.local, file.name, None))
 
     refuse("does not exist", tmp_path / "none.jsonl")
-    refuse("is a folder", tmp_path)
+    refuse("is a folder without", tmp_path)
     refuse("unknown kind of address", "ftp://host/rows.jsonl")
     (tmp_path / "empty.jsonl").touch()
     refuse("is empty", tmp_path / "empty.jsonl")
     (tmp_path / "blank.jsonl").write_bytes(b"\n  \n")
     refuse("blank lines only", tmp_path / "blank.jsonl")
     refuse("no dataset was named", " ")
-    for name, content in {
-        "packed.jsonl": gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 9, mtime=0),
-        "utf16.jsonl": '{"prompt": "a"}\n'.encode("utf-16"),
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        refuse("is a binary file", tmp_path / name)
+    (tmp_path / "utf16.jsonl").write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
+    refuse("is a binary file", tmp_path / "utf16.jsonl")
+    (tmp_path / "list.json").write_bytes(b"[{}]")
+    refuse(r"unknown format \.json; .*jq", tmp_path / "list.json")
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     refuse(r"unknown format \.xlsx", tmp_path / "rows.xlsx")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     refuse("can't be read as Parquet", tmp_path / "bad.parquet")
-
-
-def test_file_uri(tmp_path):
-    path = tmp_path / "with space.jsonl"
-    path.write_bytes(b"{}\n")
-    assert fetch(path.as_uri(), tmp_path) == path
-
-
-def test_s3_over_http(tmp_path, monkeypatch):
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, setting in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, setting)
-        s3 = boto3.client("s3")
-        s3.create_bucket(Bucket="data")
-        s3.put_object(Bucket="data", Key="in/rows.jsonl", Body=b'{"a": 1}\n')
-        path = fetch("s3://data/in/rows.jsonl", tmp_path / "scratch")
-        assert path.read_bytes() == b'{"a": 1}\n'
-        with pytest.raises(UserError, match=r"s3://data/none.jsonl does not exist"):
-            fetch("s3://data/none.jsonl", tmp_path / "scratch")
-    finally:
-        server.stop()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -179,4 +148,4 @@ def test_unreadable_file(tmp_path):
     path.write_bytes(b"{}\n")
     path.chmod(0)
     with pytest.raises(UserError, match="can't be read"):
-        fetch(str(path), tmp_path)
+        check_file(path, "rows.jsonl")

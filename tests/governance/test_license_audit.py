@@ -82,17 +82,24 @@ def test_package_metadata_is_read_in_order(package, license_id):
 
 
 def test_what_ships_here_is_allowed_for_distribution():
-    findings = audit(("m", "Apache-2.0", "x"), ("d", "MIT"), shipped_packages(), "distribution")
+    findings = audit(
+        ("m", "Apache-2.0", "x"),
+        [("d", "MIT"), ("e", "CC-BY-4.0")],
+        shipped_packages(),
+        "distribution",
+    )
     assert len(findings) > 15
     assert [f for f in findings if f.allowed is not True] == []
 
 
 def test_planted_licences_are_found():
     findings = audit(
-        ("m", "CC-BY-NC-4.0", "x"), ("d", None), [Package(License="AGPL")], "distribution"
+        ("m", "CC-BY-NC-4.0", "x"), [("d", None)], [Package(License="AGPL")], "distribution"
     )
     assert [f.allowed for f in findings] == [False, False, False]
     assert "non-commercial" in findings[0].rule
+    two = audit(("m", "MIT", "x"), [("d", "MIT"), ("e", "CC-BY-NC-4.0")], [], "commercial")
+    assert [(f.name, f.allowed) for f in two] == [("m", True), ("d", True), ("e", False)]
 
 
 @pytest.mark.model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.data.formats import Malformed, form_of, to_messages
-from tuneline.data.sources import fetch, read_records
+from tuneline.data.sources import check_file, read_records
 from tuneline.data.tables import Message
 from tuneline.errors import UserError
 
@@ -22,16 +22,16 @@ def read_values(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the file can't be read, or has none of these forms.
     """
-    file = fetch(str(path), path.parent)
-    if file.suffix.lower() == ".json":
+    if path.suffix.lower() == ".json" and path.is_file():
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}); one object a line is .jsonl") from None
         if not isinstance(values, list):
             raise UserError(f"{path} is no list of rows; give a JSON list or .jsonl")
     else:
-        values = (record.value for record in read_records(file, str(path), None))
+        check_file(path, str(path))
+        values = (record.value for record in read_records(path, str(path), None))
     yield from (value for value in values if isinstance(value, dict))
 
 

@@ -28,16 +28,19 @@ class CsvMapping(Section):
         None, description="Take only rows of these classes; None takes all."
     )
     max_per_label: int | None = Field(
-        None, ge=1, description="Take at most this many rows of a class, the first ones."
+        None, ge=1, description="Take at most this many rows of a class, drawn by their hash."
     )
 
 
 class DataConfig(Section):
     """Where rows come from and what the five data items demand of them."""
 
-    source: str = Field(description="Dataset: a path or file://, s3:// URI (JSONL, CSV, Parquet).")
-    holdout: str | None = Field(
-        None, description="A hold-out file of the dataset's own; then none is split off."
+    source: str | list[str] = Field(
+        description="Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of "
+        "JSONL, CSV or Parquet files, or a list of these."
+    )
+    holdout: str | list[str] | None = Field(
+        None, description="A hold-out of the dataset's own, named alike; then none is split off."
     )
     format: SourceFormat = Field("auto", description="Form of the rows; auto detects it.")
     target_format: TargetFormat = Field(
@@ -46,6 +49,9 @@ class DataConfig(Section):
     csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
     license: str | None = Field(
         None, description="SPDX licence of the dataset; None makes the licence audit warn."
+    )
+    licenses: dict[str, str] = Field(
+        {}, description="SPDX licence by source, as `source` and `holdout` write it; wins there."
     )
     label_field: str | None = Field(
         "intent", description="Field of the JSON answer that holds the class; None for no class."
@@ -112,6 +118,32 @@ class DataConfig(Section):
     reference_shares: dict[str, float] | None = Field(
         None, description="Declared share of each class in production."
     )
+
+    @property
+    def sources(self) -> list[str]:
+        """The addresses of the dataset."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    @property
+    def holdouts(self) -> list[str]:
+        """The addresses of the dataset's own hold-out, none when it brings none."""
+        if self.holdout is None:
+            return []
+        return [self.holdout] if isinstance(self.holdout, str) else self.holdout
+
+    def license_of(self, address: str) -> str | None:
+        """The licence of one of the dataset's addresses, None when none is declared."""
+        return self.licenses.get(address, self.license)
+
+    @model_validator(mode="after")
+    def _licenses_name_sources(self) -> DataConfig:
+        unknown = sorted(self.licenses.keys() - {*self.sources, *self.holdouts})
+        if unknown:
+            raise ValueError(
+                f"licenses names {', '.join(map(repr, unknown))}, which is neither in source nor "
+                "in holdout"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares_leave_rows_for_training(self) -> DataConfig:

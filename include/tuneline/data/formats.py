@@ -90,7 +90,7 @@ def to_messages(value: Any, form: str) -> list[Message]:
     """
     found = form_of(value)
     if found != form:
-        raise Malformed(f"unknown_format: {_what(value, found)} in a file of {form}")
+        raise Malformed(f"unknown_format: {found or describe(value)} in a file of {form}")
     if form == "messages":
         return _messages(value["messages"])
     if form == "sharegpt":
@@ -104,9 +104,8 @@ def to_messages(value: Any, form: str) -> list[Message]:
     return _from_text(value["text"], _LLAMA3_TURN, _LLAMA3_REST)
 
 
-def _what(value: Any, form: str | None) -> str:
-    if form is not None:
-        return form
+def describe(value: Any) -> str:
+    """What a record without a known form is, in a few words."""
     if isinstance(value, dict):
         keys = ", ".join(repr(str(key)[:30]) for key in list(value)[:6])
         return f"a record with {keys or 'no fields'}"

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.answers import parse_answer
-from tuneline.data.formats import Malformed, detect, form_of, to_messages
+from tuneline.data.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.piecewise import BATCH
 from tuneline.data.rendering import Renderer
-from tuneline.data.sources import RawRecord, count_records, fetch, read_records
+from tuneline.data.source_rows import open_files
+from tuneline.data.sources import BROKEN_FILE, RawRecord
 from tuneline.data.tables import (
     AUDIT,
     REJECTED,
@@ -42,7 +43,7 @@ from tuneline.data.turn_checks import (
     check_unicode,
 )
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, measure
+from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
@@ -51,6 +52,8 @@ ITEM = "schema_validation"
 NOT_SELECTED = "not_selected"
 # From this share on, a file's answers are taken to be JSON, and those that are not for faults.
 JSON_MAJORITY = 0.5
+# The form of each file is told for so many files; of more, how many have each form.
+MOST_FORMS = 8
 
 
 @dataclass
@@ -83,51 +86,70 @@ class FileForm:
     confidence: float
 
 
-def select(records: Iterable[RawRecord], mapping: CsvMapping | None) -> list[RawRecord]:
-    """Mark the records that a CSV mapping leaves out (`keep_labels`, `max_per_label`)."""
+def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
+    """Mark the rows that a CSV mapping leaves out (`keep_labels`, `max_per_label`).
+
+    Of a class with too many rows those with the lowest hashes stay, so that the order of the
+    rows does not matter.
+    """
     if mapping is None:
-        return list(records)
-    taken: Counter[str | None] = Counter()
-    marked = []
-    for record in records:
-        fault = record.fault
-        if fault is None and mapping.keep_labels and record.label not in mapping.keep_labels:
-            fault = f"{NOT_SELECTED}: its class is not in data.csv.keep_labels"
-        elif fault is None and mapping.max_per_label:
-            taken[record.label] += 1
-            if taken[record.label] > mapping.max_per_label:
-                fault = f"{NOT_SELECTED}: over data.csv.max_per_label"
-        marked.append(
-            record
-            if fault == record.fault
-            else RawRecord(record.source_line, record.raw, None, fault, record.label)
-        )
-    return marked
+        return
+    classes: dict[str | None, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.reason is not None:
+            continue
+        if mapping.keep_labels and outcome.label not in mapping.keep_labels:
+            outcome.reason = f"{NOT_SELECTED}: its class is not in data.csv.keep_labels"
+        else:
+            classes.setdefault(outcome.label, []).append(outcome)
+    if mapping.max_per_label is None:
+        return
+    for rows in classes.values():
+        for outcome in sorted(rows, key=lambda o: o.row_id)[mapping.max_per_label :]:
+            outcome.reason = f"{NOT_SELECTED}: over data.csv.max_per_label"
 
 
 def convert(
-    records: Sequence[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
+    records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
 ) -> tuple[list[Outcome], FileForm]:
-    """Detect the form of a file's records and turn each into turns."""
-    if config.format == "auto":
-        form, confidence = detect(form_of(r.value) for r in records if r.fault is None)
-    else:
-        form, confidence = config.format, 1.0
-    outcomes = []
+    """Turn a file's records into turns, and detect the form that they have.
+
+    Each record is read by its own form first, so that none has to be held until the form of the
+    file is known; then those of another form are rejected.
+    """
+    outcomes: list[Outcome] = []
+    forms: dict[int, str | None] = {}
     for record in records:
         outcome = Outcome(
             _digest(record.raw), source_file, record.source_line, record.raw, own_holdout
         )
         outcome.label = record.label
         outcome.reason = record.fault
-        if record.fault is None:
-            try:
-                if form is None:
-                    raise Malformed("unknown_format: the record has none of the known forms")
-                outcome.messages = to_messages(record.value, form)
-            except Malformed as error:
-                outcome.reason = str(error)
         outcomes.append(outcome)
+        if record.fault is not None:
+            continue
+        own = form_of(record.value)
+        forms[len(outcomes) - 1] = own
+        form = own if config.format == "auto" else config.format
+        try:
+            if form is None:
+                raise Malformed(f"unknown_format: {describe(record.value)}")
+            outcome.messages = to_messages(record.value, form)
+        except Malformed as error:
+            outcome.reason = str(error)
+    if config.format != "auto":
+        return outcomes, FileForm(source_file, config.format, 1.0)
+    form, confidence = detect(forms.values())
+    for position, own in forms.items():
+        if own == form and form is not None:
+            continue
+        outcome = outcomes[position]
+        outcome.messages = []
+        if form is None:
+            outcome.reason = "unknown_format: the record has none of the known forms"
+        else:
+            what = own or (outcome.reason or "").removeprefix("unknown_format: ")
+            outcome.reason = f"unknown_format: {what} in a file of {form}"
     return outcomes, FileForm(source_file, form, confidence)
 
 
@@ -249,18 +271,19 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.models import load_tokenizer, resolve
 
     config = ctx.config.data
-    files = [(config.source, False)] + ([(config.holdout, True)] if config.holdout else [])
     outcomes: list[Outcome] = []
     forms = []
     in_files = 0
-    for uri, own_holdout in files:
-        path = fetch(uri, ctx.scratch / "source")
-        records = select(read_records(path, uri, config.csv), config.csv)
-        ctx.note_input("holdout" if own_holdout else "dataset", uri, path, rows=len(records))
-        in_files += count_records(path) or len(records)
-        found, form = convert(records, uri, config, own_holdout=own_holdout)
+    for opened in open_files(config, ctx.scratch / "source"):
+        found, form = convert(
+            opened.records(config.csv), opened.file.name, config, own_holdout=opened.own_holdout
+        )
+        ctx.note_input(opened.input_name, opened.file.origin, opened.path, rows=len(found))
+        in_files += opened.count()
         outcomes += found
         forms.append(form)
+    for held in (False, True):
+        select((o for o in outcomes if o.own_holdout == held), config.csv)
     number_repeats(outcomes)
     base = resolve(ctx.config.base_model, log=ctx.log)
     validate(outcomes, Renderer(load_tokenizer(base.path), config.target_format), config)
@@ -330,6 +353,7 @@ def _conclude(
     selected = len(outcomes) - unselected
     rejected = codes.total()
     share = rejected / selected if selected else 1.0
+    broken = {o.source_file for o in outcomes if o.code == BROKEN_FILE}
     lines = len({(o.source_file, o.source_line) for o in outcomes})
     lost = in_files - min(lines, len(kept) + rejected + unselected)
     measurements = [
@@ -349,18 +373,18 @@ def _conclude(
         measure("inexact_masks", sum(not o.mask_exact for o in kept), "rows", "==", 0),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
     ]
-    for form in forms:
-        measurements += [
-            measure(f"form_of_{Path(form.source_file).name}", form.form, "form"),
-            measure(f"form_confidence_{Path(form.source_file).name}", form.confidence, "share"),
-        ]
+    measurements += [
+        measure("source_files", len(forms), "files"),
+        measure("broken_files", len(broken), "files", "<=", 0, on_breach="warn"),
+        *_forms(forms),
+    ]
     why = ", ".join(f"{count} {code}" for code, count in codes.most_common(4))
     target = config.target_format
     shown = "the tokenizer's chat template" if target == "tokenizer" else target
     if kept:
         summary = f"{len(kept)} of {selected} rows follow {shown}"
     else:
-        summary = f"No row of {config.source} can be trained on"
+        summary = f"No row of {', '.join(config.sources)} can be trained on"
     summary += f"; {rejected} rejected ({why})" if rejected else "; none rejected"
     first = next((o for o in outcomes if o.code not in ("", NOT_SELECTED)), None)
     if first is not None and not kept:
@@ -372,3 +396,21 @@ def _conclude(
         measurements,
         rows={UNSCRUBBED: len(kept), REJECTED: rejected + unselected, AUDIT: len(outcomes)},
     )
+
+
+def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
+    """The form of each file; of many files, how many have each form."""
+    if len(forms) <= MOST_FORMS:
+        return [
+            measurement
+            for form in forms
+            for measurement in (
+                measure(f"form_of_{form.source_file}", form.form, "form"),
+                measure(f"form_confidence_{form.source_file}", form.confidence, "share"),
+            )
+        ]
+    counts = Counter(form.form or "unknown" for form in forms)
+    return [
+        *(measure(f"files_of_{form}", count, "files") for form, count in sorted(counts.items())),
+        measure("form_confidence_lowest", min(form.confidence for form in forms), "share"),
+    ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
@@ -80,7 +80,7 @@ def shipped_packages(roots: Iterable[str] = SHIPPED_ROOTS) -> list[metadata.Dist
 
 def audit(
     base: tuple[str, str | None, str],
-    dataset: tuple[str, str | None],
+    datasets: Sequence[tuple[str, str | None]],
     packages: Iterable[metadata.Distribution],
     use: Use,
 ) -> list[Finding]:
@@ -88,7 +88,7 @@ def audit(
 
     Args:
         base: name, licence and the place it was read from.
-        dataset: name and declared licence.
+        datasets: address and declared licence of each source of the dataset.
         packages: what ships beside the model.
         use: the intended use.
     """
@@ -96,10 +96,10 @@ def audit(
     name, stated, source = base
     license_id = normalise(stated)
     findings.append(Finding("base_model", name, license_id, source, *judge(license_id, use)))
-    name, stated = dataset
-    license_id = normalise(stated)
-    source = "data.license" if stated else "data.license is not set"
-    findings.append(Finding("dataset", name, license_id, source, *judge(license_id, use)))
+    for name, stated in datasets:
+        license_id = normalise(stated)
+        source = "the configuration" if stated else "data.license is not set"
+        findings.append(Finding("dataset", name, license_id, source, *judge(license_id, use)))
     for package in packages:
         stated, source = package_license(package)
         name = f"{package.metadata['Name']} {package.version}"
@@ -114,7 +114,10 @@ def run(ctx: StepContext) -> Evidence:
     base = resolve(config.base_model)
     findings = audit(
         (config.base_model, base.license, base.license_source),
-        (config.data.source, config.data.license),
+        [
+            (address, config.data.license_of(address))
+            for address in dict.fromkeys([*config.data.sources, *config.data.holdouts])
+        ],
         shipped_packages(),
         use,
     )
@@ -124,19 +127,25 @@ def run(ctx: StepContext) -> Evidence:
         for f in findings:
             writer.writerow([f.kind, f.name, f.license, f.read_from, f.allowed, f.rule])
 
-    model, data = findings[0], findings[1]
-    packages = findings[2:]
+    model = findings[0]
+    data = [f for f in findings if f.kind == "dataset"]
+    packages = [f for f in findings if f.kind == "package"]
+    data_licenses = ", ".join(dict.fromkeys(f.license for f in data))
+    data_allowed = all(f.allowed is True for f in data)
     refused = [f for f in packages if f.allowed is False and f.license != "NOASSERTION"]
     unknown = [f for f in packages if f.allowed is None or f.license == "NOASSERTION"]
     # Data without a stated licence is common on a laptop; in production it stops the run.
     undeclared: Literal["fail", "warn"] = (
-        "fail" if config.profile == "production" or config.data.license else "warn"
+        "fail"
+        if config.profile == "production"
+        or any(f.allowed is not True and f.license != "NOASSERTION" for f in data)
+        else "warn"
     )
     summary = (
-        f"base model {model.license}, dataset {data.license}, {len(packages)} shipped packages: "
+        f"base model {model.license}, dataset {data_licenses}, {len(packages)} shipped packages: "
         + (
             f"{use} use is allowed"
-            if model.allowed and data.allowed and not refused
+            if model.allowed and data_allowed and not refused
             else "refused or unclear: "
             + "; ".join(f"{f.name}: {f.rule}" for f in findings if f.allowed is not True)[:400]
         )
@@ -146,10 +155,8 @@ def run(ctx: StepContext) -> Evidence:
         [
             measure("base_model_license", model.license, "SPDX"),
             measure("base_model_allowed", model.allowed is True, "flag", "==", True),
-            measure("dataset_license", data.license, "SPDX"),
-            measure(
-                "dataset_allowed", data.allowed is True, "flag", "==", True, on_breach=undeclared
-            ),
+            measure("dataset_license", data_licenses, "SPDX"),
+            measure("dataset_allowed", data_allowed, "flag", "==", True, on_breach=undeclared),
             measure("packages_audited", len(packages), "packages", ">=", 1),
             measure("packages_refused", len(refused), "packages", "==", 0),
             measure("packages_without_rule", len(unknown), "packages", "==", 0, on_breach="warn"),

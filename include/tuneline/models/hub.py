@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
 from tuneline.models.cache import Log, cached_model
+
+T = TypeVar("T")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,11 +32,15 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> B
     pinned = bool(_COMMIT.fullmatch(revision))
     if not pinned:
         log(f"{uri}: {revision} is no commit and may move; use the one recorded to pin it")
-    commit = revision if pinned else _call(uri, lambda: _commit_of(repository, revision))
+    commit = (
+        revision
+        if pinned
+        else call_hub(f"base model {uri!r}", lambda: _commit_of(repository, revision))
+    )
 
     def fill(directory: Path) -> None:
         log(f"fetching {repository} at {commit[:12]} from the hub")
-        _call(uri, lambda: _download(repository, commit, directory))
+        call_hub(f"base model {uri!r}", lambda: _download(repository, commit, directory))
         shutil.rmtree(directory / ".cache", ignore_errors=True)
         check_directory(directory)
 
@@ -71,12 +78,22 @@ def _download(repository: str, commit: str, directory: Path) -> None:
     )
 
 
-def _call(uri: str, action: Any) -> Any:
-    """Run a hub call and turn its errors into ours."""
+def call_hub(subject: str, action: Callable[[], T]) -> T:
+    """Run a call of the hub's client and turn its errors into ours.
+
+    Args:
+        subject: what is asked for, as errors begin.
+        action: the call.
+
+    Raises:
+        UserError: the hub knows no such thing, or refuses it.
+        RetryableError: the hub can't be reached or failed.
+    """
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -89,17 +106,19 @@ def _call(uri: str, action: Any) -> Any:
         return action()
     except GatedRepoError:
         raise UserError(
-            f"base model {uri!r} is gated; accept its terms on the hub and set HF_TOKEN"
+            f"{subject} is gated; accept its terms on the hub and set HF_TOKEN"
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f"base model {uri!r}: the hub knows no such revision") from None
+        raise UserError(f"{subject}: the hub knows no such revision") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"base model {uri!r}: the hub knows no such repository, or HF_TOKEN may not read it"
+            f"{subject}: the hub knows no such repository, or HF_TOKEN may not read it"
         ) from None
+    except HFValidationError as error:
+        raise UserError(f"{subject}: {str(error).splitlines()[0]}") from None
     except unavailable as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RetryableError(
-            f"base model {uri!r}: the hub can't be reached or failed ({reason}); "
+            f"{subject}: the hub can't be reached or failed ({reason}); "
             "offline, give a directory or s3:// instead"
         ) from error

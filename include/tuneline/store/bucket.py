@@ -113,6 +113,29 @@ class S3Store(Store):
         staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
         return settle(staged, destination, self.uri_of(key), [sha256 or expected[-1]])
 
+    def get_foreign(self, key: str, destination: Path) -> None:
+        """Copy an object that somebody else wrote, so that no hash of it is known.
+
+        Args:
+            key: the object.
+            destination: the local file, written whole; its length is what the server states.
+
+        Raises:
+            NotThere: no such object.
+            RetryableError: the server failed, or the transfer broke off.
+        """
+
+        def fetch(staged: Path) -> None:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+            with staged.open("wb") as handle:
+                for block in answer["Body"].iter_chunks(BLOCK):
+                    handle.write(block)
+
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        stage_beside(destination, lambda path: self._call(key, lambda: fetch(path))).replace(
+            destination
+        )
+
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
         try:

@@ -1,0 +1,137 @@
+"""Bytes of plain, gzip and zstd files in blocks and lines, in bounded memory.
+
+Compression is told by the first bytes, never by the name. A stream that breaks off gives what
+can be unpacked before it says why it broke.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+# Bytes unpacked at once: what a zstd stream that breaks may lose beyond the break.
+BLOCK = 1 << 16
+# A line longer than this is no row; it is not held in memory whole.
+MAX_LINE_BYTES = 64 << 20
+GZIP, ZSTD = "gzip", "zstd"
+
+
+class BrokenStream(ValueError):
+    """A stream can't be read on; the message says why.
+
+    Attributes:
+        partial: the bytes of the line in which it broke.
+    """
+
+    partial: bytes = b""
+
+
+def compression_of(head: bytes) -> str | None:
+    """The compression that a file's first bytes show (RFC 1952, RFC 8878), None for none."""
+    if head.startswith(b"\x1f\x8b"):
+        return GZIP
+    # A zstd file may begin with a frame to be skipped, as parallel compressors write it.
+    skippable = head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+    return ZSTD if head.startswith(b"\x28\xb5\x2f\xfd") or skippable else None
+
+
+def compression_of_file(path: Path) -> str | None:
+    """The compression of a file, None for none."""
+    with path.open("rb") as handle:
+        return compression_of(handle.read(4))
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """The unpacked bytes of a file.
+
+    Raises:
+        BrokenStream: it is cut off or damaged; what came before was given.
+    """
+    compression = compression_of_file(path)
+    if compression == GZIP:
+        yield from _gzip_blocks(path)
+    elif compression == ZSTD:
+        yield from _zstd_blocks(path)
+    else:
+        with path.open("rb") as handle:
+            while block := handle.read(BLOCK):
+                yield block
+
+
+def _gzip_blocks(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) as stream:
+        try:
+            while block := stream.read1(BLOCK):
+                yield block
+        except EOFError:
+            raise BrokenStream("its gzip stream ends early") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise BrokenStream(f"its gzip stream is damaged ({error})") from None
+
+
+def _zstd_blocks(path: Path) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, ZSTD) as stream:
+        try:
+            while block := stream.read(BLOCK):
+                yield block
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise BrokenStream(f"its zstd stream is damaged ({reason})") from None
+
+
+def head_of(path: Path, size: int) -> bytes:
+    """The first unpacked bytes of a file, fewer where it ends or breaks."""
+    found = b""
+    try:
+        for block in blocks(path):
+            found += block
+            if len(found) >= size:
+                break
+    except BrokenStream:
+        pass
+    return found[:size]
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The lines of a file without their newlines, each with its true length in bytes.
+
+    A line over `MAX_LINE_BYTES` is cut there; its length tells.
+
+    Raises:
+        BrokenStream: the file can't be read on; its `partial` is the line so far.
+    """
+    pending: list[bytes] = []
+    size = 0
+    try:
+        for block in blocks(path):
+            first, *rest = block.split(b"\n")
+            if size < MAX_LINE_BYTES:
+                pending.append(first[: MAX_LINE_BYTES - size])
+            size += len(first)
+            if not rest:
+                continue
+            yield b"".join(pending), size
+            for line in rest[:-1]:
+                yield line, len(line)
+            pending, size = [rest[-1]], len(rest[-1])
+    except BrokenStream as error:
+        error.partial = b"".join(pending)
+        raise
+    if size:
+        yield b"".join(pending), size
+
+
+def count_lines(path: Path) -> int:
+    """Number of lines, a break counted as one: counted without `lines`, to be held against it."""
+    found, last = 0, b"\n"
+    try:
+        for block in blocks(path):
+            found += block.count(b"\n")
+            last = block[-1:]
+    except BrokenStream:
+        return found + 1
+    return found + (last != b"\n")
