@@ -15,6 +15,7 @@ from typing import Any
 from tuneline.config import TargetFormat
 from tuneline.data.piecewise import PieceEncoder
 from tuneline.data.tables import Message
+from tuneline.data.template_outline import Outline, contents_are_opaque
 from tuneline.errors import UserError
 
 CHATML_TEMPLATE = (
@@ -104,7 +105,8 @@ class Renderer:
 
     A tokenizer's own template is compiled once, by transformers, and called without the copies
     that `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
-    nothing to convert. `template_ids` gives what transformers makes of a row, to compare.
+    nothing to convert. A template that only writes contents between markers is outlined and not
+    even called. `template_ids` gives what transformers makes of a row, to compare.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -123,6 +125,9 @@ class Renderer:
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        self._compiled = _compiled(self.template)
+        opaque = contents_are_opaque(self.template, self._compiled.environment)
+        self._outline = Outline(self._by_template) if opaque else None
         self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
@@ -137,10 +142,15 @@ class Renderer:
             return _llama3(messages, ask, self.tokenizer.bos_token or "")
         if self.target == "alpaca":
             return _alpaca(messages, self.tokenizer.eos_token)
+        if self._outline is not None:
+            return self._outline.text(messages, ask)
+        return self._by_template(messages, ask)
+
+    def _by_template(self, messages: Sequence[Message], ask: bool) -> str:
         from jinja2 import TemplateError
 
         try:
-            return _compiled(self.template).render(
+            text: str = self._compiled.render(
                 messages=list(messages),
                 tools=None,
                 documents=None,
@@ -149,6 +159,7 @@ class Renderer:
             )
         except (TemplateError, TypeError) as error:
             raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
+        return text
 
     def texts(self, rows: Iterable[Sequence[Message]]) -> Iterator[str]:
         """Render rows one by one, as `count` and `encode` ask for them."""
