@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.data.bitmaps import BITS, alike, bitmaps
 from tuneline.data.minhash import PAIRS, distinct, jaccard
 from tuneline.data.shingles import (
     CHARS,
@@ -39,11 +40,6 @@ _TOKEN = np.uint64((1 << (_COUNT_BITS + _HASH_BITS)) - 1)
 _MOST_SIZE = (1 << _SIZE_BITS) - 1
 # Grams in common that are held at once, of all pairs.
 _HELD_MATCHES = 1 << 16
-# Bits of a text's bitmap. Sets of some two hundred grams that share half of them differ in over a
-# hundred bits of so many; near ones may differ in fifty.
-_BITS = 512
-# Words of a bitmap that are compared first: nearly all pairs already differ too much in these.
-_FIRST_WORDS = 2
 
 
 def char_grams(text: str) -> frozenset[str]:
@@ -153,15 +149,14 @@ class _Rarest:
         reach: of how many grams a near text may be at most, if this is the rarest gram that the
             two share.
         sizes: number of all grams of every text.
-        bitmaps: shape (texts, `_BITS` / 64): bit b of a text's tells whether an odd number of its
-            grams have a hash that ends in b.
+        bits: bitmap of every text.
     """
 
     tokens: Hashes
     texts: Indices
     reach: Indices
     sizes: Indices
-    bitmaps: Hashes
+    bits: Hashes
 
     def keys(self, sizes: Indices) -> Hashes:
         """Each token with a size below it."""
@@ -193,7 +188,7 @@ def _rarest(
     owners: list[Indices] = [np.empty(0, dtype=np.int64)]
     reaches: list[Indices] = [np.empty(0, dtype=np.int64)]
     size_of: list[Indices] = [np.empty(0, dtype=np.int64)]
-    bitmaps: list[Hashes] = [np.empty((0, _BITS // 64), dtype=np.uint64)]
+    bits: list[Hashes] = [np.empty((0, BITS // 64), dtype=np.uint64)]
     text_shift = np.uint64(_COUNT_BITS + _HASH_BITS)
     for batch in batches(texts):
         keys = distinct(shingle(texts[batch]))
@@ -210,21 +205,14 @@ def _rarest(
         owners.append(text[kept] + batch.start)
         reaches.append(reach[kept].astype(np.int64))
         size_of.append(sizes)
-        bitmaps.append(_bitmaps(keys, text, len(sizes)))
+        bits.append(bitmaps(keys, text, len(sizes)))
     return _Rarest(
         np.concatenate(tokens),
         np.concatenate(owners),
         np.concatenate(reaches),
         np.concatenate(size_of),
-        np.concatenate(bitmaps),
+        np.concatenate(bits),
     )
-
-
-def _bitmaps(keys: Hashes, text: Indices, texts: int) -> Hashes:
-    """For every text which of the hashes' endings an odd number of its grams have."""
-    cells = text * _BITS + (keys & np.uint64(_BITS - 1)).astype(np.int64)
-    odd = np.bincount(cells, minlength=texts * _BITS).astype(np.uint8) & 1
-    return np.packbits(odd).view(np.uint64).reshape(texts, _BITS // 64)
 
 
 def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> Indices:
@@ -252,24 +240,8 @@ def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> I
         i = np.repeat(left.texts[start:stop], times)
         fits = right.reach[at] >= left.sizes[i]
         i, j = i[fits], right.texts[at[fits]]
-        i, j = _alike(left, right, i, j, threshold)
-        found.append((i << 32) | j)
+        near = alike((left.bits, left.sizes), (right.bits, right.sizes), (i, j), threshold)
+        found.append((i[near] << 32) | j[near])
         start = stop
     pairs = np.unique(np.concatenate(found))
     return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1)
-
-
-def _alike(
-    left: _Rarest, right: _Rarest, i: Indices, j: Indices, threshold: float
-) -> tuple[Indices, Indices]:
-    """Pairs whose bitmaps do not differ too much.
-
-    Sets with a Jaccard similarity of at least t have a symmetric difference of at most
-    `(1 - t) / (1 + t)` of their sizes' sum, and every bit that differs stands for a member of it.
-    """
-    spare = (left.sizes[i] + right.sizes[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
-    for words in (slice(0, _FIRST_WORDS), slice(_FIRST_WORDS, None)):
-        spare -= np.bitwise_count(left.bitmaps[i, words] ^ right.bitmaps[j, words]).sum(axis=1)
-        fits = spare >= 0
-        i, j, spare = i[fits], j[fits], spare[fits]
-    return i, j

@@ -9,12 +9,13 @@ batches, so that a distributed engine can map them. Of a text only its band keys
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.data.bitmaps import alike, bitmaps
 from tuneline.data.shingles import (
     BATCH_TEXTS,
     LONG,
@@ -42,6 +43,8 @@ BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
 MAX_BUCKET = 64
 # Pairs verified at once.
 PAIRS = BATCH_TEXTS
+# Pairs whose bitmaps are compared at once.
+CHECKED = 1 << 16
 # The number of a text in its batch takes so many bits of a sort key, the shingle hash the others.
 # Two of a text's hashes fall together in 52 bits once in 10^11 texts.
 _TEXT_BITS = (BATCH_TEXTS - 1).bit_length()
@@ -214,7 +217,7 @@ def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, f
         (np.flatnonzero(lengths <= SHORT), short_keys, shingle_chars),
         (np.flatnonzero(lengths > LONG), long_keys, shingle_words),
     ):
-        pairs = members[candidates(keys)]
+        pairs = _possible(texts, members[candidates(keys)], shingle, threshold)
         for start in range(0, len(pairs), PAIRS):
             part = pairs[start : start + PAIRS]
             left, right = ([texts[i] for i in side.tolist()] for side in part.T)
@@ -223,6 +226,35 @@ def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, f
                 pair = (int(part[at, 0]), int(part[at, 1]))
                 best[pair] = max(float(similar[at]), best.get(pair, 0.0))
     return [(i, j, similarity) for (i, j), similarity in sorted(best.items())]
+
+
+def _possible(
+    texts: Sequence[str],
+    pairs: Indices,
+    shingle: Callable[[Sequence[str]], Shingled],
+    threshold: float,
+) -> Indices:
+    """Candidates that may be near, where so many texts meet more than once that it pays to ask."""
+    among, numbers = np.unique(pairs, return_inverse=True)
+    if len(pairs) <= len(among):
+        return pairs
+    chosen = [texts[i] for i in among.tolist()]
+    bits: list[Hashes] = []
+    sizes: list[Indices] = []
+    for batch in batches(chosen):
+        count = batch.stop - batch.start
+        grams = distinct(shingle(chosen[batch]))
+        text = (grams >> np.uint64(64 - _TEXT_BITS)).astype(np.int64)
+        bits.append(bitmaps(grams, text, count))
+        sizes.append(np.bincount(text, minlength=count))
+    known = (np.concatenate(bits), np.concatenate(sizes))
+    i, j = numbers.reshape(pairs.shape).T
+    found = [
+        start
+        + alike(known, known, (i[start : start + CHECKED], j[start : start + CHECKED]), threshold)
+        for start in range(0, len(pairs), CHECKED)
+    ]
+    return pairs[np.concatenate(found)]
 
 
 def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hashes]:
