@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.near_duplicates import similarity_texts
-from tuneline.data.piecewise import BATCH
 from tuneline.data.pii_scrubber import residual_hits
 from tuneline.data.rendering import Renderer
 from tuneline.data.schema_validation import check_turns, markers_of
@@ -31,6 +30,7 @@ from tuneline.data.tables import (
     read_dataset,
     read_rows,
 )
+from tuneline.data.template_parity import compare
 from tuneline.evidence import Record, measure
 
 if TYPE_CHECKING:
@@ -61,14 +61,12 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
 def invalid_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[int, int, int]:
     """Rows whose turns break a rule, whose tokens differ from the template's, without a mask."""
     markers = markers_of(renderer)
+    turns = [row.messages for row in rows]
     invalid = mismatched = unmasked = 0
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        turns = [row.messages for row in batch]
-        invalid += sum(check_turns(messages, markers) is not None for messages in turns)
-        for example, ids in zip(renderer.render(turns), renderer.template_ids(turns), strict=True):
-            mismatched += example.ids != ids
-            unmasked += example.loss_mask is None or not any(example.loss_mask)
+    for messages, parity in zip(turns, compare(turns, renderer), strict=True):
+        invalid += check_turns(messages, markers) is not None or parity.tokens_equal is None
+        mismatched += parity.tokens_equal is False
+        unmasked += not parity.mask_exact
     return invalid, mismatched, unmasked
 
 

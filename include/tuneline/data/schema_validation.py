@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.answers import parse_answer
 from tuneline.data.formats import Malformed, describe, detect, form_of, to_messages
-from tuneline.data.piecewise import BATCH
 from tuneline.data.rendering import Renderer
 from tuneline.data.source_rows import open_files
 from tuneline.data.sources import BROKEN_FILE, RawRecord
@@ -33,6 +32,7 @@ from tuneline.data.tables import (
     write_rejects,
     write_rows,
 )
+from tuneline.data.template_parity import compare
 from tuneline.data.turn_checks import (
     ALPACA_MARKERS,
     ROLES,
@@ -240,20 +240,12 @@ def _check_schema(live: Sequence[Outcome], parsed: Sequence[Any], schema: dict[s
 
 
 def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
-    """Render rows, compare with the tokenizer's own template, reject rows without exact mask."""
+    """Compare rows with the tokenizer's own template, reject rows without an exact mask."""
     live = [outcome for outcome in outcomes if outcome.reason is None]
-    for start in range(0, len(live), BATCH):
-        batch = live[start : start + BATCH]
-        turns = [outcome.messages for outcome in batch]
-        rendered = renderer.render(turns)
-        own = renderer.template_ids(turns)
-        for outcome, example, ids in zip(batch, rendered, own, strict=True):
-            outcome.tokens_equal = example.ids == ids
-            outcome.mask_exact = example.loss_mask is not None and any(example.loss_mask)
-            if not outcome.mask_exact:
-                outcome.reason = (
-                    "mask_boundary: the answer's first token would merge with the prompt's last"
-                )
+    found = compare([outcome.messages for outcome in live], renderer)
+    for outcome, parity in zip(live, found, strict=True):
+        outcome.reason = parity.reason
+        outcome.tokens_equal, outcome.mask_exact = parity.tokens_equal, parity.mask_exact
 
 
 def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
