@@ -1,4 +1,3 @@
-import gzip
 import json
 import os
 
@@ -8,13 +7,19 @@ import pytest
 
 from tuneline.config import CsvMapping
 from tuneline.data.source_files import find_files
-from tuneline.data.sources import check_file, count_records, read_records
+from tuneline.data.sources import check_file, count_records, parse_json, read_records
 from tuneline.errors import UserError
 
 
 def read(path, content, mapping=None):
     path.write_bytes(content)
     return list(read_records(path, path.name, mapping))
+
+
+def read_all(address):
+    for file in find_files([address]):
+        check_file(file.local, file.name)
+        list(read_records(file.local, file.name, None))
 
 
 def faults(records):
@@ -52,6 +57,26 @@ def test_one_bad_line_never_stops_the_rest(tmp_path):
     assert records[-1].value == {"a": 2}
     assert records[1].raw == '{"a": "\\xff"}'
     assert count_records(tmp_path / "rows.jsonl") == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("1e999", ValueError),
+        ("[" * 101 + "]" * 101, RecursionError),
+        ('{"a":' * 101 + "1" + "}" * 101, RecursionError),
+        ("9" * 5000, ValueError),
+        ("-Infinity", ValueError),
+    ],
+)
+def test_what_strict_json_refuses(text, error):
+    with pytest.raises(error):
+        parse_json(text)
+
+
+def test_many_brackets_are_not_many_levels():
+    assert len(parse_json("[" + "[]," * 500 + "[1e308]]")) == 501
+    assert parse_json("[" * 99 + "]" * 99)
 
 
 def test_a_bad_byte_in_the_first_line_makes_no_file_binary(tmp_path):
@@ -120,9 +145,7 @@ def test_parquet(tmp_path):
 def test_what_is_no_dataset(tmp_path):
     def refuse(match, uri):
         with pytest.raises(UserError, match=match):
-            for file in find_files([str(uri)]):
-                check_file(file.local, file.name)
-                list(read_records(file.local, file.name, None))
+            read_all(str(uri))
 
     refuse("does not exist", tmp_path / "none.jsonl")
     refuse("is a folder without", tmp_path)

@@ -20,6 +20,7 @@ from tuneline.data.distribution_balancing import (
 )
 from tuneline.data.pii_profiles import demanded, scrubbed_entities, uncovered_languages
 from tuneline.data.pii_scrubbing import CANARIES, leak_limit
+from tuneline.data.sources import BROKEN_FILE
 from tuneline.data.tables import AUDIT, SPLITS, base_id
 
 if TYPE_CHECKING:
@@ -130,11 +131,13 @@ def _schema_validation(given: GateInput) -> list[Suite]:
     frame = _kept_only(frame, "last_role", "tokens_equal", "mask_exact")
     frame["place"] = frame["source_file"] + ":" + frame["source_line"].astype(str)
     frame["malformed"] = frame["malformed"].where(frame["selected"].astype(bool))
+    frame["broken_file"] = (frame["reason"] == BROKEN_FILE).astype(int)
     rows_in = given.measured.get("rows_in")
     rules += [
         Rule("ExpectTableRowCountToEqual", {"value": rows_in}),
         Rule("ExpectColumnValuesToBeUnique", {"column": "place"}),
         mean("malformed", 0, given.config.data.max_rejected_share),
+        total("broken_file", 0, 0, severity="warning"),
         among("kept_last_role", "assistant"),
         among("kept_tokens_equal", True),
         among("kept_mask_exact", True),
