@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.data.arrow_columns import columns_of, table_of
 from tuneline.errors import UserError
 
 if TYPE_CHECKING:
@@ -163,26 +165,37 @@ def reject_schema() -> pa.Schema:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows.parquet`."""
-    _write(path, row_schema(), [_as_dict(row) for row in rows])
-
-
-def _as_dict(row: Row) -> dict[str, Any]:
-    fields = {name: getattr(row, name) for name in row_schema().names if name != "stand_ins"}
-    stand_ins = [
-        {"turn": s.turn, "start": s.start, "end": s.end, "entity": s.entity} for s in row.stand_ins
+    rows = list(rows)
+    columns = _columns(rows, [name for name in row_schema().names if name != "stand_ins"])
+    columns["stand_ins"] = [
+        [
+            {"turn": s.turn, "start": s.start, "end": s.end, "entity": s.entity}
+            for s in row.stand_ins
+        ]
+        for row in rows
     ]
-    return {**fields, "stand_ins": stand_ins}
+    _write(path, row_schema(), columns)
+
+
+def _columns(entries: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]]:
+    return {name: list(map(attrgetter(name), entries)) for name in names}
+
+
+def _rows(columns: dict[str, list[Any]]) -> list[Row]:
+    """Rows from their columns; columns that are no field of a row are an error."""
+    return [
+        Row(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read `rows.parquet`."""
-    import pyarrow.parquet as pq
-
-    rows = []
-    for entry in pq.read_table(path).to_pylist():
-        stand_ins = tuple(StandIn(**stand_in) for stand_in in entry.pop("stand_ins"))
-        rows.append(Row(**entry, stand_ins=stand_ins))
-    return rows
+    columns = _read(path)
+    columns["stand_ins"] = [
+        tuple(StandIn(**stand_in) for stand_in in stand_ins) for stand_ins in columns["stand_ins"]
+    ]
+    return _rows(columns)
 
 
 def rows_of(ctx: StepContext, step: str, name: str = ROWS) -> list[Row]:
@@ -199,31 +212,21 @@ def rows_of(ctx: StepContext, step: str, name: str = ROWS) -> list[Row]:
 
 def write_dataset(path: Path, rows: Sequence[Row], weights: Sequence[float]) -> None:
     """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
-    names = [name for name in dataset_schema().names if name != "weight"]
-    entries = [
-        {**{name: getattr(row, name) for name in names}, "weight": weight}
-        for row, weight in zip(rows, weights, strict=True)
-    ]
-    _write(path, dataset_schema(), entries)
+    columns = _columns(rows, [name for name in dataset_schema().names if name != "weight"])
+    columns["weight"] = list(weights)
+    _write(path, dataset_schema(), columns)
 
 
 def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
     """Read `dataset.parquet`: its rows and their weights."""
-    import pyarrow.parquet as pq
-
-    entries = pq.read_table(path).to_pylist()
-    weights = [entry.pop("weight") for entry in entries]
-    return [Row(**entry) for entry in entries], weights
+    columns = _read(path)
+    weights = columns.pop("weight")
+    return _rows(columns), weights
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write `rejected.parquet`."""
-    names = reject_schema().names
-    _write(
-        path,
-        reject_schema(),
-        [{name: getattr(reject, name) for name in names} for reject in rejects],
-    )
+    _write(path, reject_schema(), _columns(list(rejects), reject_schema().names))
 
 
 def read_rejects(path: Path) -> list[Reject]:
@@ -241,12 +244,17 @@ def write_audit(path: Path, columns: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def _write(path: Path, schema: pa.Schema, entries: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
+def _write(path: Path, schema: pa.Schema, columns: dict[str, list[Any]]) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(entries, schema=schema), path)
+    pq.write_table(table_of(columns, schema), path)
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    return columns_of(pq.read_table(path))
 
 
 def rejects_of(
