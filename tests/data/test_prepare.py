@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from tests.data.data_lab import answer, chat, clean_rows, text, write_jsonl
+from tests.data.fuzzed_rows import fuzzed_lines
 
 from tuneline.cli import main as cli
 from tuneline.data.gates import ORDER
@@ -220,61 +221,9 @@ def test_two_at_once_are_refused(call):
             call(clean_rows(3))
 
 
-def fuzzed(count, seed):
-    """Lines of every kind of damage, and good ones between them."""
-    draw = random.Random(seed)
-    good = clean_rows(count)
-
-    def unicode_text():
-        return "".join(chr(draw.randrange(0x110000)) for _ in range(draw.randint(1, 40)))
-
-    def value(depth=0):
-        kinds = [
-            lambda: draw.choice([None, True, 1e308, -1, 10**40, "", "x"]),
-            unicode_text,
-            lambda: {unicode_text()[:5]: value(depth + 1) for _ in range(draw.randint(0, 3))},
-            lambda: [value(depth + 1) for _ in range(draw.randint(0, 3))],
-        ]
-        return draw.choice(kinds if depth < 4 else kinds[:2])()
-
-    def damaged(line):
-        data = bytearray(line)
-        for _ in range(draw.randint(1, 4)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        return bytes(data)
-
-    def nested():
-        depth = draw.randint(10, 5000)
-        return b'{"messages": ' + b"[" * depth + b"]" * depth + b"}"
-
-    makers = [
-        lambda row: draw.randbytes(draw.randint(0, 200)),
-        lambda row: json.dumps(row).encode()[: draw.randint(0, 80)],
-        lambda row: damaged(json.dumps(row).encode()),
-        lambda row: nested(),
-        lambda row: b"\x00" * draw.randint(1, 20),
-        lambda row: json.dumps(value()).encode(),
-        lambda row: json.dumps({"messages": value()}).encode(),
-        lambda row: json.dumps({"messages": chat(unicode_text(), unicode_text())}).encode(),
-        lambda row: json.dumps(
-            {"messages": chat(unicode_text(), json.dumps({"intent": value()}))}
-        ).encode(),
-        lambda row: json.dumps({"messages": [{"role": value(), "content": value()}]}).encode(),
-        lambda row: json.dumps({"messages": chat("x " * 10_000, answer("login", "y"))}).encode(),
-        lambda row: json.dumps(value()).encode("utf-16"),
-    ]
-    lines = []
-    for n in range(count):
-        line = json.dumps(good[n]).encode()
-        if draw.random() < 0.5:
-            line = draw.choice(makers)(good[n])
-        lines.append(line.replace(b"\n", b" "))
-    return lines
-
-
 def test_fuzzed_rows_are_all_accounted_for(call):
     started = time.monotonic()
-    lines = fuzzed(2000, 11)
+    lines = fuzzed_lines(2000, seed=11)
     assert call(lines) in (0, 1)
     kept, gone = check_conservation("out", 2000)
     assert len(kept) > 300

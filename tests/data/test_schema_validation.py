@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 from tests.data.data_lab import answer, chat, clean_rows, code, text, value
+from tests.data.fuzzed_rows import fuzzed_lines
 
 from tuneline.data.schema_validation import number_repeats
 from tuneline.errors import UserError
@@ -200,3 +201,37 @@ def test_the_sample_all_malformed_rows_and_no_other(sample_lab):
     assert rejects.keys() == expected.keys()
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
     assert sample_lab.gate(ITEM).verdict == "pass"
+
+
+def test_ten_thousand_fuzzed_rows_are_all_accounted_for(data_lab):
+    lines = fuzzed_lines(10_000, seed=23, huge=2)
+    lab = data_lab(lines, max_rejected_share=1.0)
+    entry = lab.step(ITEM)
+    kept = lab.table(ITEM, "quarantine/rows.parquet")
+    rejects = lab.rejected(ITEM)
+    assert value(entry, "rows_in") == len(kept) + len(rejects) == 10_000
+    assert value(entry, "rows_lost") == 0
+    assert len(kept) > 4500
+    assert len(rejects) > 4500
+    by_line = {row["source_line"]: row for row in [*kept, *rejects]}
+    assert set(by_line) == set(range(1, 10_001))
+    assert {row["source_file"] for row in by_line.values()} == {rejects[0]["source_file"]}
+    for number, line in enumerate(lines, 1):
+        assert by_line[number]["raw"] == line.rstrip(b"\r").decode("utf-8", "backslashreplace")
+    assert all(
+        code(reject) and ": " in reject["reason"] for reject in rejects if reject["raw"].strip()
+    )
+    found = Counter(map(code, rejects))
+    assert {
+        "invalid_utf8",
+        "broken_json",
+        "blank_line",
+        "duplicate_key",
+        "unknown_format",
+        "wrong_type",
+        "empty_turn",
+        "special_token",
+        "bad_character",
+        "answer_not_json",
+    } <= set(found)
+    assert lab.gate(ITEM).agrees
