@@ -30,7 +30,8 @@ def checkout(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHON": sys.executable, **env},
+            # A suite that make runs must not look like a make inside of it.
+            env={**os.environ, "MAKEFLAGS": "", "MAKELEVEL": "0", "PYTHON": sys.executable, **env},
             check=False,
         )
 

@@ -11,7 +11,7 @@ from tuneline.data.sample import write_sample
 from tuneline.evidence import load_evidence
 from tuneline.items import ITEMS, Severity
 from tuneline.run import Run
-from tuneline.stack.follow import DagRun
+from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import LOOPBACK
 from tuneline.stack.rest import Airflow
 from tuneline.stack.timings import breakdown

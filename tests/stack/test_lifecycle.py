@@ -10,7 +10,7 @@ from tests.stack.conftest import interrupt
 
 from tuneline.stack import locks
 from tuneline.stack.airflow import COMPONENTS
-from tuneline.stack.follow import DagRun
+from tuneline.stack.dag_run import DagRun
 from tuneline.stack.lifecycle import PODS, Stack
 from tuneline.stack.ports import is_free
 from tuneline.stack.rest import Airflow

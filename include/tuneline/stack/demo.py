@@ -18,7 +18,8 @@ from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
 from tuneline.serving.released import newest_release
 from tuneline.stack import airflow, locks, release, timings
-from tuneline.stack.follow import DagRun, follow
+from tuneline.stack.dag_run import DagRun
+from tuneline.stack.follow import follow
 from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import Say, Stack
 from tuneline.stack.rest import Airflow

@@ -1,17 +1,15 @@
-"""Start a run over Airflow's API and follow it, a line for each task that ends."""
+"""Follow a run over Airflow's API, a line for each task that ends."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.items import ITEMS
-from tuneline.stack.layout import DAG_ID
+from tuneline.stack.dag_run import DagRun, Task
 from tuneline.stack.lifecycle import Say
-from tuneline.stack.rest import Airflow
 from tuneline.verdicts import check_item
 
 _FINAL = {"success", "failed"}
@@ -23,71 +21,7 @@ _STILL_SECONDS = 60.0
 _STAMP_WIDTH = 11
 _NO_TERMINAL = 1 << 20
 
-# How the operator marks a line of the pod's log.
-_POD_LOG = "[base] "
-
 _ITEM_IDS = {item.id for item in ITEMS}
-
-Task = dict[str, Any]
-
-
-class DagRun:
-    """One run of the DAG."""
-
-    def __init__(self, client: Airflow, run_id: str) -> None:
-        self.run_id = run_id
-        self._client = client
-        self._path = f"/dags/{DAG_ID}/dagRuns/{run_id}"
-
-    def trigger(self, fields: Mapping[str, Any]) -> None:
-        """Start it with a filled form."""
-        self._client.call(
-            "POST",
-            f"/dags/{DAG_ID}/dagRuns",
-            dag_run_id=self.run_id,
-            logical_date=None,
-            conf=dict(fields),
-        )
-
-    def state(self) -> str:
-        """Airflow's word for how it stands."""
-        return str(self._client.call("GET", self._path).json()["state"])
-
-    def tasks(self) -> list[Task]:
-        """Its task instances."""
-        answer = self._client.call("GET", f"{self._path}/taskInstances?limit=500")
-        return list(answer.json()["task_instances"])
-
-    def run_uri(self) -> str | None:
-        """URI of the run in the store, None before `prepare_run` has made it."""
-        path = f"{self._path}/taskInstances/prepare_run/xcomEntries/return_value"
-        answer = self._client.call("GET", path, ok=(404,))
-        return str(answer.json()["value"]) if answer.is_success else None
-
-    def failure(self, task: Task) -> str:
-        """The sentence with which a task failed, from its log."""
-        path = f"{self._path}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
-        answer = self._client.call("GET", f"{path}?full_content=true", ok=(404,))
-        entries = answer.json().get("content", []) if answer.is_success else []
-        details = [
-            e["error_detail"] for e in entries if isinstance(e, dict) and e.get("error_detail")
-        ]
-        if not details:
-            return f"failed; its log in the UI says why ({task['task_id']})"
-        lines = str(details[-1][0]["exc_value"]).splitlines()
-        if not lines[0].startswith("Pod "):
-            return lines[0]
-        # A pod's failure names the pod first, then the reason that it left.
-        if len(lines) > 1:
-            return lines[1]
-        # A step that broke without a reason said its last words in its log.
-        events = [str(entry.get("event", "")) for entry in entries]
-        said = [event.removeprefix(_POD_LOG) for event in events if event.startswith(_POD_LOG)]
-        return said[-1].strip() if said else lines[0]
-
-    def stop(self) -> None:
-        """End it: its tasks are killed and their pods deleted."""
-        self._client.call("PATCH", self._path, ok=(404, 409), state="failed")
 
 
 def follow(run: DagRun, say: Say) -> str:

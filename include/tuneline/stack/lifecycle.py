@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.stack import airflow, locks
+from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import DAG_ID, LOOPBACK, Layout
 from tuneline.stack.ports import pick_free, require_free
 from tuneline.stack.processes import Service, ServiceTable
@@ -148,7 +149,7 @@ class Stack:
             active = client.call("GET", f"{path}?state=running&state=queued", ok=(404,))
             for run in active.json().get("dag_runs", []):
                 self._say(f"ending the run {run['dag_run_id']}")
-                client.call("PATCH", f"{path}/{run['dag_run_id']}", ok=(409,), state="failed")
+                DagRun(client, run["dag_run_id"]).stop()
         finally:
             client.close()
 
