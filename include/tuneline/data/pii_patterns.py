@@ -20,7 +20,7 @@ from tuneline.data.pii_checksums import (
     is_phone_anywhere,
     is_ssn,
 )
-from tuneline.data.pii_secrets import SECRET_HINT, SECRET_PATTERNS, SECRETS
+from tuneline.data.pii_secrets import SECRET_SHAPES, SECRETS
 
 
 def _any_case(pattern: str) -> re.Pattern[str]:
@@ -168,6 +168,7 @@ _NOT_IN_STREET = frozenset(
     "under until up was way weeks week when with within years year you your block blocks pounds "
     "percent points steps star".split()
 )
+_DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
 
@@ -191,20 +192,25 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
 
 
 def _all(text: str) -> Iterator[Hit]:
-    if SECRET_HINT.search(text):
-        for entity, pattern in SECRET_PATTERNS:
-            yield from _hits(text, pattern, entity)
     lowered = text.lower()
+    # Looking for a word in a text is some hundred times faster than a pattern over it.
+    for entity, hints, pattern in SECRET_SHAPES:
+        for hint in hints:
+            if hint in lowered:
+                yield from _hits(text, pattern, entity)
+                break
     if "@" in text or "at" in lowered or ".com" in lowered:
         yield from _emails(text, lowered)
-    if text.count(":") >= 2:
+    colons = text.count(":")
+    if colons >= 2:
         yield from _hits(text, _IPV6, "IP_ADDRESS", is_ipv6)
-    if text.count(":") >= 5 or text.count("-") >= 5:
+    if colons >= 5 or text.count("-") >= 5:
         yield from _hits(text, _MAC, "MAC_ADDRESS")
+    if _DIGIT.search(text) is None:
+        return
     if _DIGITS.search(text):
         yield from _numbers(text, lowered)
-    if any(char.isdigit() for char in text):
-        yield from _addresses(text)
+    yield from _addresses(text)
 
 
 def _hits(

@@ -1,0 +1,58 @@
+"""Which words are ordinary ones, hence hardly a name: dictionaries, and slips of the keyboard."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from importlib import resources
+from itertools import islice
+
+from hunspell import Hunspell
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# A slip is looked for in words of this length: shorter ones are a slip of something always.
+_SLIP_CHARS = range(4, 20)
+EVERYDAY_WORDS = 2500
+
+
+@cache
+def _dictionary() -> Hunspell:
+    return Hunspell("en_US")
+
+
+@lru_cache(maxsize=200_000)
+def is_ordinary(word: str) -> bool:
+    """Whether an English dictionary has a word in lower case; some of these are names as well."""
+    try:
+        return bool(_dictionary().spell(word))
+    except UnicodeEncodeError:
+        # The dictionary is in Latin-1, and so are all its words.
+        return False
+
+
+@cache
+def everyday_words() -> frozenset[str]:
+    """The commonest English words that are no names."""
+    lines = resources.files("symspellpy").joinpath("frequency_dictionary_en_82_765.txt")
+    with lines.open(encoding="utf-8-sig") as file:
+        # Sorted by how often they are written; names stand among them.
+        commonest = [line.split()[0] for line in islice(file, EVERYDAY_WORDS)]
+    return frozenset(filter(is_ordinary, commonest))
+
+
+def is_slip(word: str, words: frozenset[str]) -> bool:
+    """Whether a word is one slip of the keyboard away from one of the words ("pelase", "mondday").
+
+    Args:
+        word: in lower case.
+        words: what could be meant.
+    """
+    if len(word) not in _SLIP_CHARS:
+        return False
+    splits = [(word[:at], word[at:]) for at in range(len(word) + 1)]
+    return any(
+        left + right[1:] in words
+        or left + right[1:2] + right[:1] + right[2:] in words
+        or any(left + char + right in words for char in _LETTERS)
+        or any(left + char + right[1:] in words for char in _LETTERS)
+        for left, right in splits
+    )
