@@ -1,17 +1,10 @@
-import math
 from collections import Counter
 
 import pytest
-from tests.data.data_lab import clean_rows, code, value
+from tests.data.data_lab import clean_rows, code, text, value
 
 from tuneline.config import DataConfig
-from tuneline.data.distribution_balancing import (
-    balance,
-    caps,
-    class_weights,
-    effective_classes,
-    reference_distance,
-)
+from tuneline.data.distribution_balancing import balance
 from tuneline.data.tables import Row
 
 ITEM = "distribution_balancing"
@@ -91,7 +84,101 @@ def test_declared_shares_are_held_against_the_rows(data_lab):
     assert lab.gate(ITEM).verdict == "warn"
 
 
-def test_rows_without_classes(data_lab):
+def test_one_class_with_most_rows_and_no_cap_warns(data_lab):
+    labels = ("billing",) * 6 + ("login", "shipping", "returns", "stock")
+    lab = data_lab(clean_rows(400, labels), balancing="report")
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "warn"
+    assert value(entry, "largest_over_typical") == pytest.approx(6, abs=0.5)
+    assert value(entry, "largest_share") == pytest.approx(0.6, abs=0.02)
+    assert lab.rejected(ITEM) == []
+    assert {r["weight"] for r in lab.table(ITEM, "dataset.parquet")} == {1.0}
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("warn", True)
+    assert "largest_over_typical" in gate.summary
+    # With the cap the same rows pass.
+    lab = data_lab(clean_rows(400, labels))
+    assert lab.upto(ITEM).verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_sampling_and_weights_one_by_one():
+    rows = labelled({"a": 90, "b": 10, "c": 10, "d": 4})
+
+    def outcome(balancing):
+        reasons, weights = balance(rows, DataConfig(source="f", balancing=balancing))
+        return sum(reason is not None for reason in reasons), max(weights)
+
+    assert outcome("both") == (50, 2.5)
+    assert outcome("sample") == (50, 1.0)
+    assert outcome("weigh") == (0, 2.5)
+    assert outcome("report") == (0, 1.0)
+
+
+def subjects(counts):
+    """Rows about subjects that have no class."""
+    rows = []
+    for number, (words, count) in enumerate(counts.items()):
+        for n in range(count):
+            row = clean_rows(1)[0]
+            pick = words.split()
+            told = " ".join(pick[(n * 3 + k * (n % 5 + 1)) % len(pick)] for k in range(7))
+            question = f"{told} {n * 7919:x} {(number * 1000 + n) * 104729:x}"
+            row["messages"][0]["content"] = question
+            row["messages"][1]["content"] = f"Noted {n * 31:x} for {number} of {n}."
+            rows.append(row)
+    return rows
+
+
+PARCELS = "parcel courier delivery tracking depot doorstep van address shipment late arrived"
+MONEY = "invoice refund charge receipt bank payment card billing amount debit statement"
+LOGIN = "password login username email reset locked browser session token account signin"
+
+
+def test_rows_without_classes_are_put_into_groups(data_lab):
+    lab = data_lab(subjects({PARCELS: 200, MONEY: 200, LOGIN: 200}), label_field=None)
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "pass", entry.measurements
+    assert value(entry, "classes_from") == "groups of prompts"
+    assert lab.rejected(ITEM) == []
+    audit = lab.table(ITEM, "audit.parquet")
+    names = " ".join({r["group"] for r in audit})
+    assert any(word in names for word in PARCELS.split())
+    assert any(word in names for word in MONEY.split())
+    assert {r["weight"] for r in lab.table(ITEM, "dataset.parquet")} == {1.0}
+    assert {r["label"] for r in lab.table(ITEM, "dataset.parquet")} == {None}
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("pass", True)
+
+
+def test_groups_are_balanced_where_that_is_asked_for(data_lab):
+    rows = subjects({PARCELS: 500, MONEY: 60, LOGIN: 40})
+    lab = data_lab(rows, label_field=None, unlabelled="balance", max_class_ratio=1.5)
+    lab.upto(ITEM)
+    assert {code(r) for r in lab.rejected(ITEM)} == {"sampled_down"}
+    assert max(r["weight"] for r in lab.table(ITEM, "dataset.parquet")) > 1
+    assert lab.gate(ITEM).agrees
+
+
+def test_the_share_of_edge_cases_is_held_against_what_is_declared(data_lab):
+    rows = clean_rows(150)
+    for n in range(0, 60, 4):
+        rows[n]["messages"][0]["content"] += " " + text(n + 900, 60)
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    assert 5 < value(entry, "edge_cases_long") <= 15
+    assert entry.verdict == "pass"
+    lab = data_lab(rows, edge_case_share=[0.2, 0.5])
+    assert lab.upto(ITEM).verdict == "warn"
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("warn", True)
+    assert "edge_case_share" in gate.summary
+    lab = data_lab(rows, edge_case_share=[0.05, 0.2])
+    assert lab.upto(ITEM).verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_a_few_rows_without_classes(data_lab):
     lab = data_lab(clean_rows(120), label_field=None)
     entry = lab.upto(ITEM)
     assert entry.verdict == "not_applicable"
@@ -120,33 +207,6 @@ def test_max_holdout_rows(data_lab):
     lab.upto(ITEM)
     held = [r for r in lab.table(ITEM, "dataset.parquet") if r["split"] == "holdout"]
     assert Counter(r["label"] for r in held) == {"billing": 2, "login": 2, "shipping": 2}
-
-
-def test_effective_classes():
-    assert effective_classes({"a": 1, "b": 1}) == pytest.approx(2)
-    assert effective_classes({"a": 1, "b": 0}) == pytest.approx(1)
-    assert effective_classes({}) == 0
-    shares = {"a": 0.9, "b": 0.1}
-    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert effective_classes(shares) == pytest.approx(math.exp(entropy))
-
-
-def test_caps():
-    assert caps({"a": 100, "b": 10, "c": 8}, 4, None) == {"a": 40, "b": 10, "c": 8}
-    assert caps({"a": 100, "b": 10, "c": 8}, 4, 30) == {"a": 12, "b": 10, "c": 8}
-    assert sum(caps({"a": 7, "b": 7, "c": 7}, 4, 20).values()) == 20
-    assert caps({}, 4, 10) == {}
-    tail = {f"typo {n}": 1 for n in range(20)}
-    assert caps({"a": 90, "b": 30, **tail}, 4, None, least=8)["a"] == 90
-
-
-def test_weights_are_bounded():
-    assert class_weights({"a": 40, "b": 10, "c": 1}, 3) == {"a": 1, "b": 1, "c": 3}
-
-
-def test_reference_distance():
-    assert reference_distance({"a": 2, "b": 2}, {"a": 1, "b": 1}) == 0
-    assert reference_distance({"a": 1}, {"b": 1}) == 1
 
 
 def test_order_of_rows_does_not_matter():

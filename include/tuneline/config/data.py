@@ -109,6 +109,20 @@ class DataConfig(Section):
     max_upsampling: float = Field(
         3.0, ge=1, description="Largest weight that a rare class gets, never more."
     )
+    balancing: Literal["both", "sample", "weigh", "report"] = Field(
+        "both",
+        description="Sample common classes down and give rare ones more weight, do one of the "
+        "two, or only report.",
+    )
+    unlabelled: Literal["report", "balance", "ignore"] = Field(
+        "report",
+        description="Rows without classes: report on groups of similar prompts, balance them "
+        "like classes, or make none.",
+    )
+    edge_case_share: tuple[float, float] | None = Field(
+        None,
+        description="Lowest and highest share of edge cases among training rows; outside warns.",
+    )
     max_train_rows: int | None = Field(
         None, ge=1, description="Train on at most this many rows, drawn evenly over classes."
     )

@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import PipelineConfig
+from tuneline.data.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
-from tuneline.data.distribution_balancing import (
-    MAX_REFERENCE_DISTANCE,
-    class_figures,
-)
 from tuneline.data.pii_profiles import demanded, scrubbed_entities, uncovered_languages
 from tuneline.data.pii_scrubbing import CANARIES, leak_limit
 from tuneline.data.sources import BROKEN_FILE
@@ -224,29 +221,29 @@ def _distribution_balancing(given: GateInput) -> list[Suite]:
 
     data = given.config.data
     frame, rules = _rows(given)
-    frame["train_rows"] = ((frame["split"] == "train") & frame["kept"]).astype(int)
+    in_training = frame["split"] == "train"
+    frame["train_rows"] = (in_training & frame["kept"]).astype(int)
     frame["kept_weight"] = frame["weight"].where(frame["kept"])
     rules += [total("train_rows", 1, None), between("kept_weight", 1, data.max_upsampling)]
     suites = [Suite("distribution_balancing", frame, rules)]
-    train = frame[(frame["split"] == "train") & frame["label"].notna()]
+    grouped = not (in_training & frame["label"].notna()).any()
+    names = frame["group" if grouped else "label"]
+    train = frame[in_training & names.notna()]
     if len(train):
-        kept = train[train["kept"]]
-        before = train.groupby("label").size().to_dict()
-        counts = kept.groupby("label").size().to_dict()
-        weighted = kept.groupby("label")["weight"].sum().to_dict()
-        figures = class_figures(data, before, counts, weighted)
-        figures["effective_over_least"] = figures["effective_classes"] - figures["least_effective"]
+        edges = train["edge_case"].notna()
+        columns = (names[train.index], train["kept"], train["weight"], edges)
+        figures = figures_of([TrainRow(*row) for row in zip(*columns, strict=True)])
         shares = [
-            between("smallest_class", data.min_rows_per_class, None, severity="warning"),
-            between("effective_over_least", 0, None, severity="warning"),
-            between("largest_over_typical", None, figures["largest_allowed"], severity="warning"),
-            Rule("ExpectTableRowCountToEqual", {"value": 1}),
-        ]
-        if data.reference_shares:
-            shares.append(
-                between("reference_distance", None, MAX_REFERENCE_DISTANCE, severity="warning")
+            between(
+                name,
+                limit if rule == ">=" else None,
+                limit if rule == "<=" else None,
+                severity="warning",
             )
-        suites.append(Suite("class_shares", pd.DataFrame([figures]), shares))
+            for name, rule, limit in figures.limits(data, grouped=grouped)
+        ]
+        shares.append(Rule("ExpectTableRowCountToEqual", {"value": 1}))
+        suites.append(Suite("class_shares", pd.DataFrame([figures.values(data)]), shares))
     return suites
 
 
@@ -289,6 +286,7 @@ TABLES: dict[str, Table] = {
         {AUDIT: (*_COMMON, "n_tokens", "kept_tokens", "over_limit")}, _token_length_audit
     ),
     "distribution_balancing": Table(
-        {AUDIT: (*_COMMON, "split", "label", "weight")}, _distribution_balancing
+        {AUDIT: (*_COMMON, "split", "label", "group", "edge_case", "weight")},
+        _distribution_balancing,
     ),
 }

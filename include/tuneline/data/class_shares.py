@@ -1,0 +1,224 @@
+"""Shares of classes: how many count, how many rows of each stay and what each row weighs.
+
+The effective number of classes is the exponential of the entropy of their shares (Hill,
+"Diversity and evenness", 1973). An edge case is a row of a rare class, a row much longer than most,
+or, where prompts were put in groups, one far from its group; what is far is judged by the fences of
+Tukey ("Exploratory Data Analysis", 1977).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+from tuneline.config import DataConfig
+from tuneline.evidence import Rule
+
+# Fewer effective classes than this share of the classes there are: some hardly count.
+MIN_EFFECTIVE_SHARE = 0.5
+# Half of the summed differences between shares and declared shares; above it a tenth of the
+# training rows would have to change their class.
+MAX_REFERENCE_DISTANCE = 0.1
+# A group of similar prompts with more of the rows than this crowds out all others. Groups are not
+# classes that anybody declared, so that nothing else about their sizes is held against the rows.
+MAX_GROUP_SHARE = 0.6
+# A class with fewer rows than this share of the typical one is rare.
+RARE = 0.25
+# How far beyond the upper quartile, in distances between the quartiles, a value is far out; and by
+# what factor at least, for rows that are all of about a length.
+FENCE, LEAST_FACTOR = 1.5, 2.0
+
+
+def effective_classes(weights: Mapping[str, float]) -> float:
+    """Effective number of classes: exp of the Shannon entropy of their shares."""
+    total = sum(weights.values())
+    if total <= 0:
+        return 0.0
+    shares = [weight / total for weight in weights.values() if weight > 0]
+    return math.exp(-sum(share * math.log(share) for share in shares))
+
+
+def typical_size(counts: Mapping[str, int], least: int) -> float:
+    """The median size of classes with at least `least` rows, of all where none has so many.
+
+    A tail of classes with a row or two, often misspelt, must not decide how much stays.
+    """
+    sizes = [count for count in counts.values() if count >= least] or list(counts.values())
+    return median(sizes) if sizes else 1
+
+
+def caps(
+    counts: Mapping[str, int], max_ratio: float | None, max_rows: int | None, least: int = 1
+) -> dict[str, int]:
+    """How many rows of each class stay.
+
+    First at most `max_ratio` times the typical class (None: all of them), then `max_rows` in all,
+    drawn evenly: each class gives up to the same number, the highest that fits.
+    """
+    capped = dict(counts)
+    if max_ratio is not None:
+        limit = math.ceil(max_ratio * typical_size(counts, least))
+        capped = {label: min(count, limit) for label, count in counts.items()}
+    if max_rows is None or sum(capped.values()) <= max_rows:
+        return capped
+    level, left = 0, max_rows
+    open_classes = sorted(capped, key=lambda label: (capped[label], label))
+    taken: dict[str, int] = {}
+    for position, label in enumerate(open_classes):
+        level = left // (len(open_classes) - position)
+        taken[label] = min(capped[label], level)
+        left -= taken[label]
+    return taken
+
+
+def class_weights(counts: Mapping[str, int], largest: float, least: int = 1) -> dict[str, float]:
+    """Loss weight of each class: what lifts it to the typical class, 1 to `largest`."""
+    middle = typical_size(counts, least)
+    return {label: min(largest, max(1.0, middle / count)) for label, count in counts.items()}
+
+
+def reference_distance(shares: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """Total variation distance between two distributions over classes, 0 to 1."""
+    total, declared = sum(shares.values()), sum(reference.values())
+    labels = {*shares, *reference}
+    return 0.5 * sum(
+        abs(shares.get(label, 0) / total - reference.get(label, 0) / declared) for label in labels
+    )
+
+
+def edge_cases(
+    classes: Sequence[str | None],
+    n_tokens: Sequence[int],
+    distances: Sequence[float] | None,
+    least: int,
+) -> list[str | None]:
+    """Why a row is an edge case, None for a common one.
+
+    Args:
+        classes: class or group of each training row.
+        n_tokens: its length.
+        distances: how far it is from the middle of its group; None without groups.
+        least: rows from which a class counts for what is typical.
+
+    Returns:
+        `rare_class`, `long` or `unusual`, the first that applies.
+    """
+    counts = Counter(name for name in classes if name is not None)
+    rare = RARE * typical_size(counts, least)
+    longest = math.exp(_fence([math.log(max(n, 1)) for n in n_tokens], math.log(LEAST_FACTOR)))
+    farthest = _fence(distances, 0.0) if distances is not None else math.inf
+    found: list[str | None] = []
+    for index, name in enumerate(classes):
+        if name is not None and counts[name] < rare:
+            found.append("rare_class")
+        elif n_tokens[index] > longest:
+            found.append("long")
+        elif distances is not None and distances[index] > farthest:
+            found.append("unusual")
+        else:
+            found.append(None)
+    return found
+
+
+def _fence(values: Sequence[float], least: float) -> float:
+    """Above this a value is far from most; `least` is how far above the upper quartile it is."""
+    if len(values) < 2:
+        return math.inf
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high + max(FENCE * (high - low), least)
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """What is known of a training row: nothing but measures, so that an audit table can tell it.
+
+    Attributes:
+        name: its class or group.
+        kept: whether it stays.
+        weight: in the loss.
+        edge: whether it is an edge case.
+    """
+
+    name: str
+    kept: bool
+    weight: float
+    edge: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of classes, with the limits that depend on the data.
+
+    Attributes:
+        before: rows of each class before balancing.
+        after: the same after it.
+        weighted: summed weights of each class after it.
+        edges_before: share of edge cases among the rows before.
+        edges_after: the same after, by weight.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    weighted: dict[str, float]
+    edges_before: float
+    edges_after: float
+
+    def values(self, config: DataConfig) -> dict[str, float]:
+        """Measured values by name; `reference_distance` only where shares were declared."""
+        typical = typical_size(self.after, config.min_rows_per_class)
+        total = sum(self.weighted.values())
+        found = {
+            "classes": len(self.before),
+            "effective_classes_before": effective_classes(self.before),
+            "effective_classes": effective_classes(self.weighted),
+            "smallest_class": min(self.after.get(name, 0) for name in self.before),
+            "largest_over_typical": max(self.after.values(), default=0) / typical,
+            "largest_share": max(self.weighted.values(), default=0.0) / total if total else 0.0,
+            "edge_case_share_before": self.edges_before,
+            "edge_case_share": self.edges_after,
+        }
+        if config.reference_shares and total:
+            found["reference_distance"] = reference_distance(self.weighted, config.reference_shares)
+        return found
+
+    def limits(self, config: DataConfig, *, grouped: bool) -> list[tuple[str, Rule, float]]:
+        """What the values are held against: name, rule, limit. All of them warn.
+
+        Args:
+            config: the declared limits.
+            grouped: whether the classes are groups of similar prompts.
+        """
+        limits: list[tuple[str, Rule, float]] = []
+        if grouped:
+            limits.append(("largest_share", "<=", MAX_GROUP_SHARE))
+        if not grouped or config.unlabelled == "balance":
+            limits += [
+                ("effective_classes", ">=", MIN_EFFECTIVE_SHARE * len(self.before)),
+                ("smallest_class", ">=", config.min_rows_per_class),
+                ("largest_over_typical", "<=", math.ceil(config.max_class_ratio)),
+            ]
+        if config.edge_case_share is not None:
+            low, high = config.edge_case_share
+            limits += [("edge_case_share", ">=", low), ("edge_case_share", "<=", high)]
+        if config.reference_shares and not grouped:
+            limits.append(("reference_distance", "<=", MAX_REFERENCE_DISTANCE))
+        return limits
+
+
+def figures_of(rows: Sequence[TrainRow]) -> Figures:
+    """Count training rows by class, before and after balancing."""
+    weighted: dict[str, float] = defaultdict(float)
+    for row in rows:
+        if row.kept:
+            weighted[row.name] += row.weight
+    kept = sum(weighted.values())
+    return Figures(
+        Counter(row.name for row in rows),
+        Counter(row.name for row in rows if row.kept),
+        weighted,
+        sum(row.edge for row in rows) / max(len(rows), 1),
+        sum(row.weight for row in rows if row.kept and row.edge) / kept if kept else 0.0,
+    )
