@@ -15,7 +15,10 @@ from tuneline.data.shingles import normalise
 
 def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(dedup, "SHORT_ROWS", 1000)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=400))
+    assert report.value("tuneline", "recall_short_texts") >= 0.99
+    assert report.value("tuneline", "precision_short_texts") == 1.0
     assert report.value("tuneline", "recall") >= 0.99
     assert report.value("tuneline", "precision") == 1.0
     assert report.value("datasketch", "recall") > 0.5
@@ -32,7 +35,8 @@ def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, 
 @pytest.mark.skipif(
     why_missing("rensa", bench_python()) is not None, reason="`make bench` installs the peers"
 )
-def test_rensa_runs_in_its_own_environment(tmp_path):
+def test_rensa_runs_in_its_own_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "SHORT_ROWS", 300)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=300))
     assert report.value("rensa", "recall") > 0.9
     assert report.ratios["docs_per_s_vs_rensa"] > 0
@@ -50,6 +54,17 @@ def test_pairs_that_a_kernel_misses_lower_its_recall(tmp_path, monkeypatch):
         "tuneline.data.minhash.candidates", lambda keys: np.empty((0, 2), dtype=np.int64)
     )
     assert conduct(tuneline(job)).scores["recall"] == 0.0
+
+
+def test_with_many_rows_ours_is_held_against_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "MOST_ROWS", 500)
+    monkeypatch.setattr(dedup, "BASE_ROWS", 300)
+    report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=900))
+    assert report.ratios["cpu_seconds_vs_base_rows"] > 0
+    assert report.value("tuneline", "docs_per_s") > 0
+    assert report.value("tuneline (300 rows)", "docs_per_s") > 0
+    assert report.value("tuneline", "recall") is None
+    assert {missing.system for missing in report.not_measured} == set(dedup.RATIOS.values())
 
 
 def test_all_systems_compare_the_same_form_of_a_text():

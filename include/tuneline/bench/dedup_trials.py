@@ -103,9 +103,7 @@ def _grouped(find: Callable[[Tokens], Iterator[Pair]]) -> Callable[[Texts], set[
 
 
 def _trial(job: Job, version: str, work: Callable[[Texts], Any]) -> Trial:
-    return Trial(
-        version,
-        read_lines(job["texts"]),
-        work,
-        lambda pairs: pair_scores(pairs, read_lines(job["truth"])),
-    )
+    def score(pairs: Any) -> dict[str, float]:
+        return pair_scores(pairs, read_lines(job["truth"])) if "truth" in job else {}
+
+    return Trial(version, read_lines(job["texts"]), work, score)

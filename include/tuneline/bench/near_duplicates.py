@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 SEED = 7
-# Of a text; with their short words this makes about 588 characters.
-WORDS = (85, 135)
+# Of a text; with their short words this makes about 588 characters. Texts as short as a chat message
+# chat are compared by their characters.
+WORDS, FEW_WORDS = (85, 135), (8, 40)
 VOCABULARY = 30_000
 SENTENCE_WORDS = (6, 18)
 PLANTED_SHARE = 0.13
@@ -27,19 +28,20 @@ _VOWELS = "a e i o u a e i o u a e i o u ai ea ee io ou".split()
 _CODAS = ["", "", "", "", "", "", "n", "r", "s", "t", "l", "nd"]
 
 
-def make_corpus(rows: int, seed: int = SEED) -> list[str]:
+def make_corpus(rows: int, seed: int = SEED, lengths: tuple[int, int] = WORDS) -> list[str]:
     """Texts, a share of them near-duplicates of others; the same for a seed.
 
     Args:
         rows: how many texts.
         seed: of the generator.
+        lengths: fewest and most words of a text.
     """
     draw = random.Random(seed)  # noqa: S311 - reproducible on purpose
     words = _vocabulary(draw)
     weights = list(accumulate(1 / (rank + 2.7) for rank in range(len(words))))
     planted = round(rows * PLANTED_SHARE)
     texts = [
-        draw.choices(words, cum_weights=weights, k=draw.randint(*WORDS))
+        draw.choices(words, cum_weights=weights, k=draw.randint(*lengths))
         for _ in range(rows - planted)
     ]
     originals = draw.sample(range(len(texts)), planted)
