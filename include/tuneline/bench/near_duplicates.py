@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 SEED = 7
-# Of a text; with their short words this makes about 588 characters. Texts as short as a chat message
-# chat are compared by their characters.
+# Of a text; with their short words this makes about 588 characters. Texts as short as one message
+# in a chat are compared by their characters.
 WORDS, FEW_WORDS = (85, 135), (8, 40)
 VOCABULARY = 30_000
 SENTENCE_WORDS = (6, 18)
