@@ -1,4 +1,6 @@
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -67,7 +69,7 @@ def test_only_data_items_that_were_run(lab):
         (lambda t: t.drop(columns=["tokens_equal"]), "lacks the columns tokens_equal"),
         (lambda t: t.iloc[1:], "row count to equal"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "unique"),
-        (lambda t: t.assign(kept=[False, *t["kept"][1:]]), "1 rows left by the audit table"),
+        (lambda t: t.assign(kept=[False, *t["kept"][1:]]), "rows to be conserved"),
         (lambda t: t.assign(tokens_equal=None), "kept_tokens_equal"),
         (lambda t: t.assign(last_role="user"), "kept_last_role"),
     ],
@@ -87,7 +89,7 @@ def test_rows_that_vanish_between_two_steps(lab):
     rewrite(lab, "pii_scrubbing", lambda t: t.iloc[2:])
     gate = lab.gate("pii_scrubbing")
     assert gate.verdict == "fail"
-    assert "missing_rows" in gate.summary
+    assert "rows to be conserved (stored_rejects 0, missing 2)" in gate.summary
     rewrite(lab, "pii_scrubbing", lambda t: t.assign(row_id=["new", *t["row_id"][1:]]))
     assert "came_in" in lab.gate("pii_scrubbing").summary
 
@@ -115,19 +117,37 @@ def validate(tmp_path, *suites):
     return gates._validate(suites, tmp_path / "gx", [])
 
 
-def test_no_suite_is_no_success(tmp_path):
+# What Great Expectations 1.24 takes for a success, or dies of.
+
+
+def test_quantiles_whose_result_cannot_be_stored_fail_and_do_not_raise(tmp_path):
+    arguments = {
+        "column": "a",
+        "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 5]]},
+    }
+    frame = pd.DataFrame({"a": [1, 2, 3]})
+    rule = Rule("ExpectColumnQuantileValuesToBeBetween", arguments)
+    verdict, failures, count = validate(tmp_path, Suite("q", frame, [rule]))
+    assert (verdict, count) == (Verdict.FAIL, 0)
+    assert failures[0].startswith("q: its expectations could not be checked")
+
+
+def test_no_suite_no_rule_no_row_is_no_success(tmp_path):
     assert validate(tmp_path)[0] == Verdict.FAIL
-    empty = Suite(
-        "empty", pd.DataFrame({"a": []}), [Rule("ExpectTableRowCountToBeBetween", {"min_value": 1})]
+    frame = pd.DataFrame({"a": [1]})
+    assert validate(tmp_path, Suite("s", frame, []))[:2] == (
+        Verdict.FAIL,
+        ["s: nothing is expected"],
     )
-    verdict, failures, count = validate(tmp_path, empty)
-    assert (verdict, count) == (Verdict.FAIL, 1)
-    assert failures == ["empty: table row count to be between (min_value 1): 0"]
+    empty = Suite("s", frame.iloc[:0], [between("a", 0, 1)])
+    assert validate(tmp_path, empty)[:2] == (Verdict.FAIL, ["s: the table has no rows"])
 
 
-def test_an_expectation_that_cannot_run_fails(tmp_path):
+@pytest.mark.parametrize("severity", ["critical", "warning"])
+def test_an_expectation_that_cannot_run_fails_whatever_its_severity(tmp_path, severity):
     frame = pd.DataFrame({"a": [1, 2]})
-    verdict, failures, _ = validate(tmp_path, Suite("s", frame, [between("gone", 0, 1)]))
+    suite = Suite("s", frame, [between("gone", 0, 1, severity=severity)])
+    verdict, failures, _ = validate(tmp_path, suite)
     assert verdict == Verdict.FAIL
     assert "could not be computed" in failures[0]
 
@@ -154,3 +174,60 @@ def test_an_expectation_lost_on_the_way_to_disk_is_noticed(tmp_path, monkeypatch
     )
     assert verdict == Verdict.FAIL
     assert "of 2 expectations ran" in failures[-1]
+
+
+def conserved(rejects, missing=0):
+    return Rule("ExpectRowsToBeConserved", {"stored_rejects": rejects, "missing": missing})
+
+
+def test_a_custom_expectation_that_is_not_known_when_the_suite_is_read_is_noticed(
+    tmp_path, monkeypatch
+):
+    from great_expectations.expectations import registry
+
+    from tuneline.data import gate_expectations
+
+    frame = pd.DataFrame({"kept": [True, False], "reason": [None, "why"]})
+    suite = Suite("s", frame, [conserved(1), among("kept", True, False)])
+    assert validate(tmp_path, suite) == (Verdict.PASS, [], 2)
+    name = gate_expectations.ExpectRowsToBeConserved.expectation_type
+    monkeypatch.delitem(registry._registered_expectations, name)
+    verdict, failures, _ = validate(tmp_path, suite)
+    assert verdict == Verdict.FAIL
+    assert "expectations ran" in failures[-1] or "could not be checked" in failures[-1]
+
+
+def test_rows_are_conserved_or_it_is_said_which_are_not(tmp_path):
+    def outcome(kept, reasons, rule):
+        frame = pd.DataFrame({"kept": kept, "reason": reasons})
+        verdict, failures, _ = validate(tmp_path, Suite("s", frame, [rule]))
+        return verdict, " ".join(failures)
+
+    assert outcome([True, False], [None, "x"], conserved(1))[0] == Verdict.PASS
+    assert outcome([True, True], [None, None], conserved(0))[0] == Verdict.PASS
+    for kept, reasons, rule, words in (
+        ([True, False], [None, "x"], conserved(0), "1 rejected"),
+        ([True, True], [None, None], conserved(0, missing=3), "missing 3"),
+        ([True, False], [None, None], conserved(1), "1 lost"),
+        ([True, True], [None, "x"], conserved(0), "1 kept with a reason to leave"),
+    ):
+        verdict, said = outcome(kept, reasons, rule)
+        assert verdict == Verdict.FAIL
+        assert words in said
+
+
+def test_nothing_is_sent_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("GX_ANALYTICS_ENABLED", "true")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it went to the network"))
+    frame = pd.DataFrame({"a": [1]})
+    assert validate(tmp_path, Suite("s", frame, [between("a", 0, 1)]))[0] == Verdict.PASS
+    assert os.environ["GX_ANALYTICS_ENABLED"] == "false"
+
+
+def test_gates_of_several_runs_at_once_do_not_meet(data_lab):
+    labs = [data_lab(clean_rows(20 + n)) for n in range(3)]
+    for lab in labs:
+        lab.step("schema_validation")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda lab: lab.gate("schema_validation"), labs))
+    assert [gate.verdict for gate in found] == ["pass"] * 3

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneline.config import PipelineConfig
 from tuneline.data.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
+from tuneline.data.pii_canaries import planted_groups
 from tuneline.data.pii_profiles import demanded, scrubbed_entities, uncovered_languages
 from tuneline.data.pii_scrubbing import CANARIES, leak_limit
 from tuneline.data.sources import BROKEN_FILE
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """One expectation: its class in `great_expectations.expectations`, arguments, severity."""
+    """One expectation: its class (Great Expectations' or of `gate_expectations`), its arguments."""
 
     kind: str
     arguments: Mapping[str, Any]
@@ -49,12 +50,14 @@ class GateInput:
     Attributes:
         tables: the item's tables by artifact name.
         came_in: ids of the rows that the item before kept; None for the first item.
+        stored_rejects: how many rejects the item stored.
         measured: the step's own measurements by name, for what no table can tell.
         config: the run's configuration.
     """
 
     tables: Mapping[str, pd.DataFrame]
     came_in: frozenset[str] | None
+    stored_rejects: int
     measured: Mapping[str, Any]
     config: PipelineConfig
 
@@ -106,21 +109,20 @@ def _rows(given: GateInput) -> tuple[pd.DataFrame, list[Rule]]:
     kept = frame["kept"].astype(bool)
     frame["kept"] = kept
     frame["kept_rows"] = kept.astype(int)
-    frame["reason_fits"] = kept == frame["reason"].isna()
     ids = frame["row_id"].map(base_id)
+    missing = 0
     rules = [
         Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
         Rule("ExpectColumnValuesToNotBeNull", {"column": "row_id"}),
         Rule("ExpectColumnValuesToBeUnique", {"column": "row_id"}),
-        among("reason_fits", True),
         total("kept_rows", 1, None),
     ]
     if given.came_in is not None:
         frame["came_in"] = ids.isin(given.came_in)
-        frame["missing_rows"] = 0
-        frame.loc[frame.index[:1], "missing_rows"] = len(given.came_in - set(ids))
-        rules += [among("came_in", True), total("missing_rows", 0, 0)]
-    return frame, rules
+        missing = len(given.came_in - set(ids))
+        rules.append(among("came_in", True))
+    conserved = {"stored_rejects": given.stored_rejects, "missing": missing}
+    return frame, [*rules, Rule("ExpectRowsToBeConserved", conserved)]
 
 
 def _schema_validation(given: GateInput) -> list[Suite]:
@@ -146,15 +148,23 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
     frame["kept_residual"] = frame["residual_hits"].where(frame["kept"])
-    frame["uncovered_languages"] = len(uncovered_languages(data.pii_languages))
-    rules += [between("kept_residual", 0, 0), between("uncovered_languages", 0, 0)]
+    frame["uncovered_languages"] = len(
+        uncovered_languages(data.languages, data.pii_profile, data.spacy_models)
+    )
+    rules += [
+        between("kept_residual", 0, 0),
+        between("uncovered_languages", 0, 0),
+        mean("undeclared_language", 0, data.max_undeclared_language_share, severity="warning"),
+    ]
     canaries = given.tables[CANARIES]
     leaks = canaries.groupby("entity")["leaked"].agg(["mean", "count"]).reset_index()
     wanted = demanded(data.pii_profile)
+    demanded_here = leaks["entity"].str.split(".").str[0].isin(wanted)
     excess = leaks["mean"] - leaks["entity"].map(lambda entity: leak_limit(entity, data))
-    leaks["excess_demanded"] = excess.where(leaks["entity"].isin(wanted))
-    leaks["excess_other"] = excess.where(~leaks["entity"].isin(wanted))
-    expected = sorted(scrubbed_entities(data.pii_profile))
+    leaks["excess_demanded"] = excess.where(demanded_here)
+    leaks["excess_other"] = excess.where(~demanded_here)
+    entities = scrubbed_entities(data.pii_profile)
+    expected = sorted(planted_groups(entities, data.languages))
     return [
         Suite("pii_scrubbing", frame, rules),
         Suite(
@@ -265,7 +275,10 @@ TABLES: dict[str, Table] = {
         _schema_validation,
     ),
     "pii_scrubbing": Table(
-        {AUDIT: (*_COMMON, "hits", "residual_hits"), CANARIES: ("entity", "form", "leaked")},
+        {
+            AUDIT: (*_COMMON, "hits", "residual_hits", "undeclared_language"),
+            CANARIES: ("entity", "form", "leaked"),
+        },
         _pii_scrubbing,
     ),
     "deduplication": Table(
