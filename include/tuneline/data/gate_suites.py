@@ -87,10 +87,10 @@ def total(column: str, low: float | None, high: float | None, **more: str) -> Ru
     return Rule("ExpectColumnSumToBeBetween", arguments, **more)
 
 
-def mean(column: str, low: float | None, high: float | None) -> Rule:
+def mean(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
     """The mean of a column lies between two limits, inclusive."""
     arguments = {"column": column, "min_value": low, "max_value": high}
-    return Rule("ExpectColumnMeanToBeBetween", arguments)
+    return Rule("ExpectColumnMeanToBeBetween", arguments, severity)
 
 
 def _kept_only(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -12,76 +12,21 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from tuneline.data.pii_checksums import luhn
+from tuneline.data.pii_languages import ENGLISH
 
 FORMS = ("plain", "lower", "upper", "spaced")
 PER_FORM = 8
 
-_SENTENCES: dict[str, tuple[str, ...]] = {
-    "PERSON": (
-        "My name is {} and I never got my parcel.",
-        "This is {}, I called yesterday.",
-        "Can you ask {} to ring me back?",
-        "The account belongs to {}, my neighbour.",
-        "Thanks a lot, {}",
-        "I am {} and I want my money back.",
-        "{} told me that the card was blocked.",
-        "Please put the booking under Mr {}.",
-    ),
-    "LOCATION": (
-        "I moved from {} last week.",
-        "Do you deliver to {}?",
-        "The parcel is stuck in {}.",
-        "I live in {} now.",
-    ),
-    "EMAIL_ADDRESS": (
-        "You can write to {} about it.",
-        "My email is {}.",
-        "I registered with {} and can't log in!",
-        "{} is where the receipt should go",
-    ),
-    "PHONE_NUMBER": (
-        "Call me on {} after six.",
-        "My phone number is {}.",
-        "You can reach me at {}, thanks",
-        "Text me: {}",
-    ),
-    "CREDIT_CARD": (
-        "I paid with {} last Monday.",
-        "My card number is {}.",
-        "Why was {} declined?",
-        "charge it to {} please",
-    ),
-    "IBAN_CODE": (
-        "Send the refund to {} please.",
-        "My IBAN is {}.",
-        "The account {} is mine.",
-        "Is {} on file?",
-    ),
-    "US_SSN": (
-        "My SSN is {}.",
-        "They asked for my social security number, it is {}.",
-        "social security {} if you need it",
-    ),
-    "IP_ADDRESS": (
-        "I was logged in from {} then.",
-        "Your site blocks my address {}.",
-        "Someone at {} tried my password.",
-    ),
-    "MAC_ADDRESS": ("The device {} can't connect.", "My router is {}."),
-    "ID_NUMBER": ("My passport number is {}.", "Driver's license {} is attached.", "MRN: {}"),
-    "BIRTH_DATE": ("I was born on {}.", "Date of birth: {}", "my dob is {}"),
-    "STREET_ADDRESS": (
-        "I live at {}.",
-        "Please send it to {} instead.",
-        "My new address is {}, since March.",
-        "Deliver to {} before noon",
-    ),
-    "API_KEY": ("Our script uses {} and gets an error.", "The token is {}.", "key={}"),
-    "AWS_ACCESS_KEY": ("I pasted {} by accident.", "AWS says {} is invalid.", "key: {}"),
-    "PASSWORD": ("My password is {}.", "password: {}", "I typed the password {} three times."),
-    "PRIVATE_KEY": ("Here is what I use:\n{}\nIt fails.", "{}"),
+_MONTHS = {
+    "en": "January February March April May June July August September October November December",
+    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
+    "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+    "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre "
+    "diciembre",
 }
 # Given names from other lists than those the detector knows by heart, and some of those.
 _GIVEN = (
@@ -103,12 +48,54 @@ _STREETS = "Maple Harbour Willow Station Church Orchard Meadow Bridge Chestnut G
 
 @dataclass(frozen=True)
 class Canary:
-    """A value of an entity type, hidden in a text in a form."""
+    """A value of an entity type, hidden in a text of a language in a form."""
 
     entity: str
+    language: str
     form: str
     value: str
     text: str
+
+    @property
+    def group(self) -> str:
+        """What is measured together: the entity, with its language where that is not English."""
+        return _group_name(self.entity, self.language)
+
+
+def _group_name(entity: str, language: str) -> str:
+    return entity if language == ENGLISH else f"{entity}.{language}"
+
+
+@cache
+def _sentences() -> dict[str, dict[str, list[str]]]:
+    import yaml
+
+    text = resources.files("tuneline.data").joinpath("pii_canaries.yaml").read_text("utf-8")
+    sentences: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
+    return sentences
+
+
+def canary_groups(entities: Sequence[str], languages: Sequence[str]) -> list[tuple[str, str]]:
+    """The entities that are planted, each with the languages whose words matter for it.
+
+    What is written alike in all languages is planted in the first of them that has sentences.
+    """
+    known = [language for language in languages if language in _sentences()] or [ENGLISH]
+    return [
+        (entity, language)
+        for entity in entities
+        for language in (ENGLISH, *(name for name in known if name != ENGLISH))
+        if entity in _sentences()[language] and (language in known or not _has(entity, known))
+    ]
+
+
+def planted_groups(entities: Sequence[str], languages: Sequence[str]) -> list[str]:
+    """The names of all groups that are measured together."""
+    return [_group_name(*group) for group in canary_groups(entities, languages)]
+
+
+def _has(entity: str, languages: Sequence[str]) -> bool:
+    return any(entity in _sentences()[language] for language in languages)
 
 
 def _digits(draw: random.Random, count: int) -> str:
@@ -207,20 +194,39 @@ def _identity(draw: random.Random, form: str) -> str:
     return _group(number, 3, " ") if form == "spaced" else number
 
 
-def _birth(draw: random.Random, form: str) -> str:
+def _birth(draw: random.Random, form: str, language: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1940, 2005)
+    name = _MONTHS[language].split()[month - 1]
+    if language != ENGLISH:
+        named = f"{day} de {name} de {year}" if language == "es" else f"{day}. {name} {year}"
+        if language == "fr":
+            named = f"{day} {name} {year}"
+        spaced = f"{day}. {month}. {year}" if language == "de" else f"{day} / {month} / {year}"
+        return spaced if form == "spaced" else draw.choice([f"{day:02d}.{month:02d}.{year}", named])
     if form == "spaced":
         return f"{day}-{month}-{year}"
-    named = "January February March April May June July August September October November December"
     return draw.choice(
         [f"{day}/{month}/{year}", f"{year}-{month:02d}-{day:02d}",
-         f"{named.split()[month - 1]} {day}, {year}", f"{day} {named.split()[month - 1]} {year}"]
+         f"{name} {day}, {year}", f"{day} {name} {year}"]
     )  # fmt: skip
 
 
-def _street(draw: random.Random, form: str) -> str:
+def _street(draw: random.Random, form: str, language: str) -> str:
+    number = draw.randint(2, 990)
+    if language == "de":
+        name = draw.choice("Linden Ahorn Bahnhof Kirch Garten Schul Berg Wiesen".split())
+        kind = draw.choice(["straße", "strasse", "weg", "platz", "allee", "gasse"])
+        return f"{name}{kind} {number}" + (" a" if form == "spaced" else "")
+    if language == "fr":
+        kind = draw.choice(["rue", "avenue", "boulevard", "place", "chemin", "impasse"])
+        name = draw.choice(["Victor Hugo", "de la Gare", "des Lilas", "du Moulin", "Pasteur"])
+        return f"{number}{' bis' if form == 'spaced' else ''} {kind} {name}"
+    if language == "es":
+        kind = draw.choice(["Calle", "Avenida", "Plaza", "Paseo", "Camino"])
+        name = draw.choice(["Mayor", "de la Paz", "del Sol", "Miguel Hernández", "Real"])
+        return f"{kind} {name}, {'nº ' if form == 'spaced' else ''}{number}"
     kind = draw.choice(["Street", "Road", "Avenue", "Lane", "Drive", "Court", "Boulevard"])
-    address = f"{draw.randint(2, 990)} {draw.choice(_STREETS)} {kind}"
+    address = f"{number} {draw.choice(_STREETS)} {kind}"
     return f"{address}, Apt {draw.randint(1, 40)}" if form == "spaced" else address
 
 
@@ -256,32 +262,43 @@ _MAKERS: dict[str, Callable[[random.Random, str], str]] = {
     "IP_ADDRESS": _ip,
     "MAC_ADDRESS": _mac,
     "ID_NUMBER": _identity,
-    "BIRTH_DATE": _birth,
-    "STREET_ADDRESS": _street,
     "API_KEY": _api_key,
     "AWS_ACCESS_KEY": _aws_key,
     "PASSWORD": _password,
     "PRIVATE_KEY": _private_key,
 }
+# These are written otherwise in other languages.
+_LOCAL_MAKERS: dict[str, Callable[[random.Random, str, str], str]] = {
+    "BIRTH_DATE": _birth,
+    "STREET_ADDRESS": _street,
+}
 # Changing the case of these makes another value: only the sentence around them changes.
 _EXACT = frozenset({"API_KEY", "AWS_ACCESS_KEY", "PASSWORD", "PRIVATE_KEY"})
 
 
-def make_canaries(entities: Sequence[str], seed: int, per_form: int = PER_FORM) -> list[Canary]:
-    """Make canaries: `per_form` of each form for each entity type; the same for a seed."""
+def make_canaries(
+    entities: Sequence[str],
+    seed: int,
+    per_form: int = PER_FORM,
+    languages: Sequence[str] = (ENGLISH,),
+) -> list[Canary]:
+    """Make canaries: `per_form` of each form for each entity and language; the same for a seed."""
     canaries = []
-    for entity in entities:
-        # A generator for each entity, so that the others do not move when one is added.
-        draw = random.Random(f"{seed}:{entity}")  # noqa: S311 - reproducible, no secret
+    for entity, language in canary_groups(entities, languages):
+        # A generator for each, so that the others do not move when one is added.
+        own = f"{seed}:{entity}" if language == ENGLISH else f"{seed}:{entity}:{language}"
+        draw = random.Random(own)  # noqa: S311 - reproducible, no secret
+        sentences = _sentences()[language][entity]
         for form in FORMS:
             for number in range(per_form):
-                value = _MAKERS[entity](draw, form)
-                sentences = _SENTENCES[entity]
+                local = _LOCAL_MAKERS.get(entity)
+                value = local(draw, form, language) if local else _MAKERS[entity](draw, form)
                 sentence = sentences[number % len(sentences)]
                 if form in ("lower", "upper"):
                     sentence = getattr(sentence, form)()
                     value = value if entity in _EXACT else getattr(value, form)()
-                canaries.append(Canary(entity, form, value, sentence.replace("{}", value)))
+                text = sentence.replace("{}", value)
+                canaries.append(Canary(entity, language, form, value, text))
     return canaries
 
 

@@ -20,7 +20,8 @@ from tuneline.data.pii_words import everyday_words, is_ordinary, is_slip
 from tuneline.errors import UserError
 
 NER_ENTITIES = ("PERSON", "LOCATION")
-_LABELS = {"PERSON": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION"}
+# As OntoNotes and, in most other languages, WikiNER name them.
+_LABELS = {"PERSON": "PERSON", "PER": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION"}
 BATCH = 128
 # A name in as many texts without capitals is a word; fewer may be one customer who writes often.
 LEAST_UNCASED = 20
@@ -117,6 +118,7 @@ class Recogniser:
         entities: which of `NER_ENTITIES` to find.
         allow: texts that are never names.
         common: words that are no names, from `common_words`.
+        english: whether the texts are English: cues and dictionary are.
 
     Raises:
         UserError: the spaCy package is not installed.
@@ -128,7 +130,10 @@ class Recogniser:
         entities: Sequence[str],
         allow: Sequence[str] = (),
         common: frozenset[str] = frozenset(),
+        *,
+        english: bool = True,
     ) -> None:
+        self._english = english
         self._nlp = load_model(model) if model else None
         self._entities = frozenset(entities)
         self._allow = frozenset(text.casefold() for text in allow)
@@ -139,12 +144,12 @@ class Recogniser:
     def find(self, texts: Sequence[str]) -> list[list[Hit]]:
         """Names and places of each text; hits may overlap."""
         found: list[list[Hit]] = [[] for _ in texts]
-        if "PERSON" in self._entities:
+        if "PERSON" in self._entities and self._english:
             for hits, text in zip(found, texts, strict=True):
                 hits.extend(self._by_rules(text))
         if self._nlp is not None:
             # In lower case or all capitals a name looks like any word.
-            shown = [self._cased(text) for text in texts]
+            shown = [self._cased(text) for text in texts] if self._english else texts
             for hits, text, doc in zip(
                 found, texts, self._nlp.pipe(shown, batch_size=BATCH), strict=True
             ):
@@ -237,7 +242,7 @@ class Recogniser:
 
     def _is_slip(self, word: str) -> bool:
         if word not in self._slips:
-            self._slips[word] = is_slip(word, self._meant)
+            self._slips[word] = self._english and is_slip(word, self._meant)
         return self._slips[word]
 
     def _cased(self, text: str) -> str:
@@ -325,7 +330,7 @@ def load_model(package: str) -> Any:
     except (OSError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"data.spacy_model {package!r} can't be loaded ({reason}); install that package, or "
+            f"data.spacy_models: {package!r} can't be loaded ({reason}); install that package, or "
             "set data.pii_ner to false"
         ) from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tuneline.data.pii_checksums import (
@@ -20,6 +20,7 @@ from tuneline.data.pii_checksums import (
     is_phone_anywhere,
     is_ssn,
 )
+from tuneline.data.pii_languages import shapes
 from tuneline.data.pii_secrets import SECRET_SHAPES, SECRETS
 
 
@@ -172,10 +173,15 @@ _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
 
-def find(text: str) -> list[Hit]:
-    """Personal data and secrets of a text, without overlaps, in order."""
+def find(text: str, languages: Sequence[str] = ()) -> list[Hit]:
+    """Personal data and secrets of a text, without overlaps, in order.
+
+    Args:
+        text: any text.
+        languages: those whose words count besides the English ones.
+    """
     plain = text if text.isascii() else text.translate(_PLAIN)
-    return resolve(_all(plain))
+    return resolve(_all(plain, languages))
 
 
 def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
@@ -191,7 +197,7 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
     return chosen
 
 
-def _all(text: str) -> Iterator[Hit]:
+def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
     lowered = text.lower()
     # Looking for a word in a text is some hundred times faster than a pattern over it.
     for entity, hints, pattern in SECRET_SHAPES:
@@ -211,6 +217,9 @@ def _all(text: str) -> Iterator[Hit]:
     if _DIGITS.search(text):
         yield from _numbers(text, lowered)
     yield from _addresses(text)
+    for language in languages:
+        for shape in shapes(language):
+            yield from _hits(text, shape.pattern, shape.entity, shape.valid)
 
 
 def _hits(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tuneline.data.pii_entities import NER_ENTITIES
+from tuneline.data.pii_languages import PATTERN_LANGUAGES
 from tuneline.data.pii_patterns import PATTERN_ENTITIES
 from tuneline.data.pii_secrets import SECRETS
 
@@ -25,8 +26,6 @@ PROFILES: dict[str, frozenset[str]] = {
     name: frozenset([*entities.split(), *SECRETS])
     for name, entities in (("gdpr", _GDPR), ("hipaa", _HIPAA), ("pci", _PCI))
 }
-# Languages whose cues and recogniser are in place and measured.
-LANGUAGES = frozenset({"en"})
 
 
 def demanded(profiles: Iterable[str]) -> frozenset[str]:
@@ -45,6 +44,23 @@ def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
     return (*PATTERN_ENTITIES, *recognised(profiles))
 
 
-def uncovered_languages(languages: Iterable[str]) -> list[str]:
-    """The declared languages that are not covered."""
-    return sorted(set(languages) - LANGUAGES)
+def uncovered_languages(
+    languages: Iterable[str], profiles: Iterable[str], models: Mapping[str, str]
+) -> dict[str, str]:
+    """The declared languages that are not covered, and what is missing.
+
+    Args:
+        languages: declared.
+        profiles: compliance profiles in force.
+        models: spaCy package by language.
+    """
+    names = recognised(profiles)
+    missing = {}
+    for language in sorted(set(languages)):
+        if language not in PATTERN_LANGUAGES:
+            missing[language] = (
+                "there are no patterns for its phone numbers, addresses and identity numbers"
+            )
+        elif names and language not in models:
+            missing[language] = f"finding names takes a model, data.spacy_models.{language}"
+    return missing

@@ -10,167 +10,250 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 from tuneline.config import DataConfig
-from tuneline.data.answers import answer_object, dump_like
 from tuneline.data.boilerplate import Affixes, common_affixes
-from tuneline.data.pii_entities import Recogniser, common_words
-from tuneline.data.pii_patterns import Hit, find, resolve
+from tuneline.data.pii_entities import NER_ENTITIES, Recogniser, common_words
+from tuneline.data.pii_languages import ENGLISH, foreign_language, likeliest
+from tuneline.data.pii_patterns import PATTERN_ENTITIES, Hit, find, resolve
+from tuneline.data.pii_presidio import CustomRecognisers
 from tuneline.data.pii_profiles import recognised
 from tuneline.data.pii_surrogates import StandIns
+from tuneline.data.pii_turns import Segment, map_turn, segments
+from tuneline.data.pii_workers import map_chunks
 from tuneline.data.tables import Message, StandIn
+from tuneline.errors import UserError
 
 SEED = 7
 # A system prompt that stands in so many rows belongs to the dataset, not to a person.
 SHARED_ROWS = 20
 MAX_PASSES = 3
-# A number in a JSON answer with fewer digits identifies nobody.
-MIN_NUMBER_DIGITS = 9
+# Rows that a worker gets at once; always the same, since a model's batches must not depend on
+# the number of workers.
+CHUNK = 512
+# Texts repeat in chat data; so many are remembered.
+REMEMBERED = 10_000
+
+Find = Callable[[str], Sequence[Hit]]
 
 
 @dataclass
 class Scrubbed:
-    """A scrubbed row: its turns, stand-ins, hits by entity, and pattern hits that are left."""
+    """A scrubbed row.
+
+    Attributes:
+        messages: its turns.
+        stand_ins: where they are.
+        hits: what was found, by entity.
+        residual: pattern hits that are left.
+        refused: entities for which the row is to be rejected.
+        foreign: the undeclared language or script that it is in.
+    """
 
     messages: list[Message]
     stand_ins: tuple[StandIn, ...] = ()
     hits: Counter[str] = field(default_factory=Counter)
     residual: int = 0
+    refused: tuple[str, ...] = ()
+    foreign: str | None = None
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """A piece of running text in a row: a whole turn or a value of a JSON answer."""
+class Settings:
+    """What a scrubber needs to know; a worker makes its own from it.
 
-    turn: int
-    text: str
+    Attributes:
+        names: which of `NER_ENTITIES` to find.
+        models: spaCy package by language; without one only cues find names.
+        languages: declared languages.
+        recognizers: Presidio recognisers of the user's own.
+        least_score: of their hits.
+        common: words of the dataset that are no names.
+        label_field: field of a JSON answer that is left alone.
+        allow: texts that are never personal data, casefolded.
+        actions: what happens to an entity's hits; they are replaced where nothing is said.
+        seed: decides stand-ins.
+    """
 
-
-def segments(messages: Sequence[Message], label_field: str | None) -> list[_Segment]:
-    """The running texts of a row, in the order in which `_rebuild` visits them."""
-    found: list[_Segment] = []
-    for turn, message in enumerate(messages):
-
-        def note(text: str, turn: int = turn) -> str:
-            found.append(_Segment(turn, text))
-            return text
-
-        _map_turn(message, note, label_field)
-    return found
-
-
-def _map_turn(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:
-    """Apply a change to the running texts of a turn."""
-    content = message["content"]
-    value = answer_object(content) if message["role"] == "assistant" else None
-    if value is None:
-        return {"role": message["role"], "content": change(content)}
-    changed = _map_json(value, change, label_field)
-    if changed == value:
-        return message
-    return {"role": message["role"], "content": dump_like(changed, content)}
+    names: tuple[str, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    languages: tuple[str, ...] = (ENGLISH,)
+    recognizers: tuple[str | Mapping[str, Any], ...] = ()
+    least_score: float = 0.4
+    common: frozenset[str] = frozenset()
+    label_field: str | None = None
+    allow: frozenset[str] = frozenset()
+    actions: Mapping[str, str] = field(default_factory=dict)
+    seed: int = SEED
 
 
-def _map_json(value: Any, change: Callable[[str], str], label_field: str | None) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {
-            key: entry if key == label_field else _map_json(entry, change, label_field)
-            for key, entry in value.items()
-        }
-    if isinstance(value, list):
-        return [_map_json(entry, change, label_field) for entry in value]
-    if isinstance(value, int | float) and len(str(value)) >= MIN_NUMBER_DIGITS:
-        changed = change(str(value))
-        return value if changed == str(value) else changed
-    return value
+@dataclass(frozen=True)
+class _Dataset:
+    """What is known of all rows: the parts that belong to none of them."""
+
+    shared: frozenset[str]
+    affixes: Affixes
+
+
+_Chunk = tuple[Sequence[str], Sequence[Sequence[Message]]]
+_Work = Callable[[_Chunk], "list[Scrubbed | str | None]"]
 
 
 class Scrubber:
     """Scrubs batches of rows.
 
     Args:
-        recogniser: finds names, None for patterns alone.
-        label_field: field of a JSON answer that is left alone.
-        allow: texts that are never personal data.
-        seed: decides stand-ins.
+        settings: what to look for and what to do about it.
+
+    Raises:
+        UserError: a model or recogniser can't be loaded, or an action is for an unknown entity.
     """
 
-    def __init__(
-        self,
-        recogniser: Recogniser | None,
-        *,
-        label_field: str | None = None,
-        allow: Iterable[str] = (),
-        seed: int = SEED,
-    ) -> None:
-        self._recogniser = recogniser
-        self._label_field = label_field
-        self._allow = frozenset(text.casefold() for text in allow)
-        self._seed = seed
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._custom = None
+        if settings.recognizers:
+            self._custom = CustomRecognisers(
+                settings.recognizers, settings.languages, settings.least_score
+            )
+        self.custom_entities = self._custom.entities if self._custom else ()
+        unknown = settings.actions.keys() - {
+            *PATTERN_ENTITIES,
+            *NER_ENTITIES,
+            *self.custom_entities,
+        }
+        if unknown:
+            raise UserError(
+                f"data.pii_actions: no entity is called {', '.join(sorted(unknown))}; there are "
+                f"{', '.join((*PATTERN_ENTITIES, *NER_ENTITIES, *self.custom_entities))}"
+            )
+        self._masked = frozenset(e for e, action in settings.actions.items() if action == "mask")
+        self._refused = frozenset(
+            e for e, action in settings.actions.items() if action == "reject_row"
+        )
+        self._recognisers = _recognisers(settings)
+        self.find = lru_cache(maxsize=REMEMBERED)(self._find)
 
-    def scrub(self, keys: Sequence[str], batch: Sequence[Sequence[Message]]) -> list[Scrubbed]:
+    def _find(self, text: str) -> tuple[Hit, ...]:
+        """Personal data with a shape, by our patterns and the user's recognisers."""
+        found = find(text, self._settings.languages)
+        if self._custom is not None and text.strip():
+            found = resolve([*found, *self._custom.find(text)])
+        allow = self._settings.allow
+        return tuple(h for h in found if not allow or text[h.start : h.end].casefold() not in allow)
+
+    def scrub(
+        self, keys: Sequence[str], batch: Sequence[Sequence[Message]], workers: int = 1
+    ) -> list[Scrubbed]:
         """Scrub rows.
 
         Args:
             keys: what belongs to each row alone; it decides its stand-ins.
             batch: turns of each row.
+            workers: number of processes; the result does not depend on it.
         """
-        shared = _shared_systems(batch)
-        affixes = common_affixes(
-            [m["content"] for messages in batch for m in messages if m["role"] == "user"]
-        )
-        pieces = [segments(messages, self._label_field) for messages in batch]
-        named = self._names(batch, pieces, shared, affixes)
-        known = self._known(shared, affixes)
-        results = []
-        for key, messages, own in zip(keys, batch, pieces, strict=True):
-            stand_ins = StandIns(key, self._seed, known)
-            results.append(self._row(messages, own, named, stand_ins))
+        users = [m["content"] for messages in batch for m in messages if m["role"] == "user"]
+        dataset = _Dataset(_shared_systems(batch), common_affixes(users))
+        chunks: list[_Chunk] = [
+            (keys[start : start + CHUNK], batch[start : start + CHUNK])
+            for start in range(0, len(batch), CHUNK)
+        ]
+        make: Callable[[], _Work] = partial(_chunk_scrubber, self._settings, dataset)
+        if workers == 1:
+            make = partial(partial, self.scrub_chunk, dataset)
+        results: list[Scrubbed] = []
+        for (_, messages), found in zip(chunks, map_chunks(make, chunks, workers), strict=True):
+            results += [
+                Scrubbed(list(own), foreign=scrubbed)
+                if scrubbed is None or isinstance(scrubbed, str)
+                else scrubbed
+                for own, scrubbed in zip(messages, found, strict=True)
+            ]
         return results
+
+    def scrub_chunk(self, dataset: _Dataset, chunk: _Chunk) -> list[Scrubbed | str | None]:
+        """Scrub some of a dataset's rows.
+
+        Returns:
+            For each row what became of it; where it stays as it is, only the undeclared language
+            that it is in, or None.
+        """
+        keys, batch = chunk
+        pieces = [segments(messages, self._settings.label_field) for messages in batch]
+        named = self._names(batch, pieces, dataset)
+        known = self._known(dataset)
+        results: list[Scrubbed | str | None] = []
+        for key, messages, own in zip(keys, batch, pieces, strict=True):
+            foreign = self._foreign(messages, dataset)
+            clean = not (
+                any(named.get(piece.text) or self.find(piece.text) for piece in own)
+                or any(self.find(message["content"]) for message in messages)
+            )
+            if clean:
+                results.append(foreign)
+                continue
+            stand_ins = StandIns(key, self._settings.seed, known, self._masked)
+            result = self._row(messages, own, named, stand_ins)
+            result.foreign = foreign
+            results.append(result)
+        return results
+
+    def _foreign(self, messages: Sequence[Message], dataset: _Dataset) -> str | None:
+        """The undeclared language of what is said in a row, its shared parts left out."""
+        said = [
+            dataset.affixes.own(m["content"]) if m["role"] == "user" else m["content"]
+            for m in messages
+            if m["role"] != "system"
+        ]
+        return foreign_language("\n".join(said), self._settings.languages)
 
     def _names(
         self,
         batch: Sequence[Sequence[Message]],
-        pieces: Sequence[Sequence[_Segment]],
-        shared: frozenset[str],
-        affixes: Affixes,
+        pieces: Sequence[Sequence[Segment]],
+        dataset: _Dataset,
     ) -> Mapping[str, list[Hit]]:
         """Names in each different text, without the parts that belong to the dataset."""
-        if self._recogniser is None:
+        if not self._recognisers:
             return {}
         cuts: dict[str, tuple[int, int]] = {}
         for messages, own in zip(batch, pieces, strict=True):
             for piece in own:
-                if piece.text in shared or piece.text in cuts:
+                if piece.text in dataset.shared or piece.text in cuts:
                     continue
                 user = messages[piece.turn]["role"] == "user"
-                cuts[piece.text] = affixes.cut(piece.text) if user else (0, len(piece.text))
-        parts = [text[start:end] for text, (start, end) in cuts.items()]
-        return {
-            text: [Hit(h.start + start, h.end + start, h.entity) for h in hits]
-            for (text, (start, _)), hits in zip(
-                cuts.items(), self._recogniser.find(parts), strict=True
-            )
-        }
+                cuts[piece.text] = dataset.affixes.cut(piece.text) if user else (0, len(piece.text))
+        texts: dict[str, list[str]] = {language: [] for language in self._recognisers}
+        for text in cuts:
+            texts[likeliest(text, list(texts))].append(text)
+        named: dict[str, list[Hit]] = {}
+        for language, some in texts.items():
+            parts = [text[slice(*cuts[text])] for text in some]
+            for text, hits in zip(some, self._recognisers[language].find(parts), strict=True):
+                start = cuts[text][0]
+                named[text] = self._allowed(
+                    text, [Hit(h.start + start, h.end + start, h.entity) for h in hits]
+                )
+        return named
 
-    def _known(self, shared: frozenset[str], affixes: Affixes) -> dict[tuple[str, str], str]:
+    def _known(self, dataset: _Dataset) -> dict[tuple[str, str], str]:
         """Stand-ins of what shared texts hold: the same in every row."""
-        stand_ins = StandIns("shared", self._seed)
-        for text in sorted({*shared, affixes.prefix, affixes.suffix}):
-            for hit in self._allowed(text, find(text)):
+        stand_ins = StandIns("shared", self._settings.seed, masked=self._masked)
+        for text in sorted({*dataset.shared, dataset.affixes.prefix, dataset.affixes.suffix}):
+            for hit in self.find(text):
                 stand_ins.of(hit.entity, text[hit.start : hit.end])
         return stand_ins.given
 
     def _allowed(self, text: str, hits: Iterable[Hit]) -> list[Hit]:
-        return [h for h in hits if text[h.start : h.end].casefold() not in self._allow]
+        allow = self._settings.allow
+        return [h for h in hits if text[h.start : h.end].casefold() not in allow]
 
     def _row(
         self,
         messages: Sequence[Message],
-        own: Sequence[_Segment],
+        own: Sequence[Segment],
         named: Mapping[str, list[Hit]],
         stand_ins: StandIns,
     ) -> Scrubbed:
@@ -178,13 +261,13 @@ class Scrubber:
         people = {
             piece.text[hit.start : hit.end]
             for piece in own
-            for hit in self._allowed(piece.text, named.get(piece.text, []))
+            for hit in named.get(piece.text, ())
             if hit.entity == "PERSON"
         }
         again = _mention_pattern(people)
 
         def change(text: str) -> str:
-            hits = [*find(text), *named.get(text, [])]
+            hits = [*self.find(text), *named.get(text, ())]
             if again is not None:
                 hits += [Hit(m.start(), m.end(), "PERSON") for m in again.finditer(text)]
             taken = _places(text, stand_ins.values)
@@ -197,9 +280,12 @@ class Scrubber:
                 result.hits[hit.entity] += 1
             return "".join([*parts, text[at:]])
 
+        label_field = self._settings.label_field
         for _ in range(MAX_PASSES):
-            result.messages = [_map_turn(m, change, self._label_field) for m in result.messages]
-            result.residual = residual_hits(result.messages, stand_ins.values, self._allow)
+            result.messages = [map_turn(m, change, label_field) for m in result.messages]
+            result.residual = residual_hits(
+                result.messages, stand_ins.values, self._settings.allow, self.find
+            )
             if not result.residual:
                 break
         result.stand_ins = tuple(
@@ -207,18 +293,43 @@ class Scrubber:
             for turn, message in enumerate(result.messages)
             for start, end, entity in _places(message["content"], stand_ins.values)
         )
+        result.refused = tuple(sorted(self._refused & result.hits.keys()))
         return result
 
 
+def _chunk_scrubber(settings: Settings, dataset: _Dataset) -> _Work:
+    return partial(Scrubber(settings).scrub_chunk, dataset)
+
+
+def _recognisers(settings: Settings) -> dict[str, Recogniser]:
+    """The finder of names of each language; cues are English, a model takes its own language."""
+    if not settings.names:
+        return {}
+    return {
+        language: Recogniser(
+            settings.models.get(language),
+            settings.names,
+            tuple(settings.allow),
+            settings.common,
+            english=language == ENGLISH,
+        )
+        for language in settings.languages
+        if language in settings.models or language == ENGLISH
+    } or {ENGLISH: Recogniser(None, settings.names, tuple(settings.allow), settings.common)}
+
+
 def residual_hits(
-    messages: Sequence[Message], stand_ins: Iterable[str], allow: frozenset[str] = frozenset()
+    messages: Sequence[Message],
+    stand_ins: Iterable[str],
+    allow: frozenset[str] = frozenset(),
+    finder: Find = find,
 ) -> int:
     """Pattern hits in a row's turns that are neither stand-ins nor allowed."""
     count = 0
     values = dict.fromkeys(stand_ins, "")
     for message in messages:
         text = message["content"]
-        hits = find(text)
+        hits = finder(text)
         if not hits:
             continue
         places = _places(text, values)
@@ -258,12 +369,23 @@ def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
     """The scrubber that a configuration asks for.
 
     Args:
-        config: profiles, allow-list and recogniser.
+        config: profiles, languages, actions, allow-list and recognisers.
         texts: texts of the dataset, which tell ordinary words from names.
+
+    Raises:
+        UserError: a model or recogniser can't be loaded, or an action is for an unknown entity.
     """
-    entities = recognised(config.pii_profile)
-    recogniser = None
-    if entities:
-        model = config.spacy_model if config.pii_ner else None
-        recogniser = Recogniser(model, entities, config.pii_allow, common_words(texts))
-    return Scrubber(recogniser, label_field=config.label_field, allow=config.pii_allow)
+    names = recognised(config.pii_profile)
+    return Scrubber(
+        Settings(
+            names=names,
+            models=config.spacy_models if config.pii_ner else {},
+            languages=tuple(config.languages),
+            recognizers=tuple(config.pii_recognizers),
+            least_score=config.pii_recognizer_score,
+            common=common_words(texts) if names else frozenset(),
+            label_field=config.label_field,
+            allow=frozenset(text.casefold() for text in config.pii_allow),
+            actions=config.pii_actions,
+        )
+    )

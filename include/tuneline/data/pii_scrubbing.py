@@ -19,6 +19,7 @@ from tuneline.data.pii_canaries import Canary, leaks, make_canaries
 from tuneline.data.pii_entities import NER_ENTITIES
 from tuneline.data.pii_profiles import demanded, scrubbed_entities, uncovered_languages
 from tuneline.data.pii_scrubber import SEED, Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii_workers import worker_count
 from tuneline.data.tables import (
     AUDIT,
     REJECTED,
@@ -42,15 +43,24 @@ CANARIES = "canaries.parquet"
 
 
 def leaked_canaries(scrubber: Scrubber, canaries: Sequence[Canary]) -> list[bool]:
-    """Send canaries through the scrubber; which of them can still be read."""
+    """Send canaries through the scrubber; which of them can still be read in a row that is kept."""
     results = scrubber.scrub(
         [f"canary-{number}" for number in range(len(canaries))],
         [[{"role": "user", "content": canary.text}] for canary in canaries],
     )
     return [
-        leaks(canary, result.messages[0]["content"])
+        not result.refused and leaks(canary, result.messages[0]["content"])
         for canary, result in zip(canaries, results, strict=True)
     ]
+
+
+def reason_to_reject(result: Scrubbed) -> str | None:
+    """Why a row has to leave, None when it can stay."""
+    if result.refused:
+        return f"pii_refused: it holds {', '.join(result.refused)}, see data.pii_actions"
+    if result.residual:
+        return f"residual_pii: {result.residual} hits are left after scrubbing"
+    return None
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -58,24 +68,29 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.data
     rows = rows_of(ctx, "schema_validation", UNSCRUBBED)
     scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
+    workers = worker_count(len(rows))
+    ctx.log(f"{len(rows)} rows, {workers} workers")
     # Equal source lines get equal stand-ins, so that they stay equal.
     results = scrubber.scrub(
-        [row.row_id.split("-", 1)[0] for row in rows], [row.messages for row in rows]
+        [row.row_id.split("-", 1)[0] for row in rows], [row.messages for row in rows], workers
     )
     kept: list[Row] = []
     left: list[tuple[Row, str]] = []
     for row, result in zip(rows, results, strict=True):
-        if result.residual:
-            left.append((row, f"residual_pii: {result.residual} hits are left after scrubbing"))
+        reason = reason_to_reject(result)
+        if reason is not None:
+            left.append((row, reason))
         else:
             kept.append(scrubbed(row, result.messages, result.stand_ins))
     write_rows(ctx.out / ROWS, kept)
-    rejects = list(rejects_of(left, ITEM, {row.row_id: row.raw for row in rows}))
+    rejects = list(rejects_of(left, ITEM, {row.row_id: row.raw for row, _ in left}))
     write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
-    canaries = make_canaries(scrubbed_entities(config.pii_profile), SEED)
+    canaries = make_canaries(
+        scrubbed_entities(config.pii_profile), SEED, languages=config.languages
+    )
     leaked = leaked_canaries(scrubber, canaries)
     _write_audits(ctx.out, rows, results, canaries, leaked)
-    return _conclude(ctx, rows, results, canaries, leaked)
+    return _conclude(ctx, results, canaries, leaked, scrubber.custom_entities)
 
 
 def _write_audits(
@@ -85,79 +100,120 @@ def _write_audits(
     canaries: Sequence[Canary],
     leaked: Sequence[bool],
 ) -> None:
+    reasons = [reason_to_reject(result) for result in results]
     write_audit(
         out / AUDIT,
         {
             "row_id": [row.row_id for row in rows],
-            "kept": [not result.residual for result in results],
-            "reason": ["residual_pii" if result.residual else None for result in results],
+            "kept": [reason is None for reason in reasons],
+            "reason": [reason and reason.split(":")[0] for reason in reasons],
             "hits": [result.hits.total() for result in results],
             "residual_hits": [result.residual for result in results],
+            "undeclared_language": [int(result.foreign is not None) for result in results],
         },
     )
     write_audit(
         out / CANARIES,
         {
-            "entity": [canary.entity for canary in canaries],
+            "entity": [canary.group for canary in canaries],
             "form": [canary.form for canary in canaries],
             "leaked": [int(leak) for leak in leaked],
         },
     )
 
 
-def leak_limit(entity: str, config: DataConfig) -> float:
-    """The share of an entity's canaries that may leak."""
-    return config.pii_max_leak_ner if entity in NER_ENTITIES else config.pii_max_leak
+def leak_limit(group: str, config: DataConfig) -> float:
+    """The share of the canaries of an entity, or of an entity in a language, that may leak."""
+    entity = group.partition(".")[0]
+    given = config.pii_max_leak
+    if isinstance(given, dict):
+        for name in (group, entity):
+            if name in given:
+                return given[name]
+        given = float(DataConfig.model_fields["pii_max_leak"].default)
+    return config.pii_max_leak_ner if entity in NER_ENTITIES else given
+
+
+def leaks_by_form(canaries: Sequence[Canary], leaked: Sequence[bool]) -> dict[str, float]:
+    """The share that leaks of the canaries in each form of writing."""
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    for canary, leak in zip(canaries, leaked, strict=True):
+        outcomes[canary.form].append(leak)
+    return {form: sum(flags) / len(flags) for form, flags in outcomes.items()}
 
 
 def _conclude(
     ctx: StepContext,
-    rows: Sequence[Row],
     results: Sequence[Scrubbed],
     canaries: Sequence[Canary],
     leaked: Sequence[bool],
+    custom: Sequence[str],
 ) -> Evidence:
     config = ctx.config.data
-    hits: Counter[str] = sum((result.hits for result in results), Counter())
-    lost = [result for result in results if result.residual]
-    kept = len(rows) - len(lost)
-    uncovered = uncovered_languages(config.pii_languages)
+    hits: Counter[str] = sum((r.hits for r in results if r.hits), Counter())
+    changed = sum(bool(r.hits) for r in results)
+    staying = [r for r in results if reason_to_reject(r) is None]
+    kept = len(staying)
+    rejected = len(results) - kept
+    uncovered = uncovered_languages(config.languages, config.pii_profile, config.spacy_models)
+    foreign = Counter(r.foreign for r in results if r.foreign is not None)
     measurements = [
-        measure("rows_in", len(rows), "rows"),
+        measure("rows_in", len(results), "rows"),
         measure("rows_kept", kept, "rows", ">=", 1),
-        measure("rows_lost", len(rows) - kept - len(lost), "rows", "==", 0),
-        measure("rows_changed", sum(r.hits.total() > 0 for r in results), "rows"),
-        measure("rows_rejected", len(lost), "rows"),
+        measure("rows_lost", len(results) - kept - rejected, "rows", "==", 0),
+        measure("rows_changed", changed, "rows"),
+        measure("rows_rejected", rejected, "rows"),
+        measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
         measure(
             "residual_pattern_hits",
-            sum(r.residual for r in results if r not in lost),
+            sum(r.residual for r in staying),
             "hits",
             "==",
             0,
         ),
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
-        measure("languages", "+".join(sorted(config.pii_languages)), "text"),
+        measure("languages", "+".join(sorted(config.languages)), "text"),
         measure("uncovered_languages", len(uncovered), "languages", "==", 0),
+        measure(
+            "undeclared_language_share",
+            foreign.total() / len(results),
+            "share",
+            "<=",
+            config.max_undeclared_language_share,
+            on_breach="warn",
+        ),
+        *(
+            measure(f"leak_in_form_{form}", share, "share")
+            for form, share in leaks_by_form(canaries, leaked).items()
+        ),
         *_leak_measurements(config, canaries, leaked),
     ]
+    if custom:
+        measurements.append(measure("entities_without_canaries", "+".join(custom), "text"))
     worst = max(
-        (m for m in measurements if m.name.startswith("leak_")),
-        key=lambda m: float(m.value or 0) / float(str(m.limit) if m.limit else 1),
+        (m for m in measurements if m.name.startswith("leak_") and m.limit is not None),
+        key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9),
     )
     names = "+".join(sorted(config.pii_profile)).upper()
     summary = (
         f"{hits.total()} pieces of personal data replaced in "
-        f"{sum(r.hits.total() > 0 for r in results)} of {len(rows)} rows (profile {names}); of "
+        f"{changed} of {len(results)} rows (profile {names}); of "
         f"{len(canaries)} canaries {sum(leaked)} leaked, worst {worst.name.removeprefix('leak_')} "
         f"with {float(worst.value or 0):.0%}."
     )
-    if uncovered:
-        summary += f" Not covered: {', '.join(uncovered)}."
+    for language, missing in uncovered.items():
+        summary += f" Not covered: {language} ({missing})."
+    if foreign.total() > config.max_undeclared_language_share * len(results):
+        (language, _), *_ = foreign.most_common(1)
+        summary += (
+            f" {foreign.total() / len(results):.1%} of the rows are in a language that "
+            f"data.languages does not declare (most in {language}); there PII may be missed."
+        )
     return ctx.conclude(
         summary,
         measurements,
-        rows={ROWS: kept, REJECTED: len(lost), AUDIT: len(rows), CANARIES: len(canaries)},
+        rows={ROWS: kept, REJECTED: rejected, AUDIT: len(results), CANARIES: len(canaries)},
     )
 
 
@@ -166,7 +222,7 @@ def _leak_measurements(
 ) -> list[Measurement]:
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for canary, leak in zip(canaries, leaked, strict=True):
-        outcomes[canary.entity].append(leak)
+        outcomes[canary.group].append(leak)
     wanted = demanded(config.pii_profile)
     measurements = []
     for entity, flags in outcomes.items():
@@ -180,7 +236,7 @@ def _leak_measurements(
                 leak_limit(entity, config),
                 noise=sqrt(share * (1 - share) / len(flags)),
                 # What no profile demands is scrubbed all the same, but does not fail the item.
-                on_breach="fail" if entity in wanted else "warn",
+                on_breach="fail" if entity.partition(".")[0] in wanted else "warn",
             )
         )
     return measurements

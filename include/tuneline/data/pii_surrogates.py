@@ -39,6 +39,7 @@ class StandIns:
         key: what belongs to the row alone, such as the hash of its source line.
         seed: another seed gives other stand-ins.
         known: stand-ins that are settled already, `given` of another instance.
+        masked: entities that get a typed placeholder such as `[PERSON]` instead.
 
     Attributes:
         given: stand-ins by entity and canonical value.
@@ -46,8 +47,13 @@ class StandIns:
     """
 
     def __init__(
-        self, key: str, seed: int, known: Mapping[tuple[str, str], str] | None = None
+        self,
+        key: str,
+        seed: int,
+        known: Mapping[tuple[str, str], str] | None = None,
+        masked: frozenset[str] = frozenset(),
     ) -> None:
+        self._masked = masked
         self._key = f"{seed}:{key}"
         self.given: dict[tuple[str, str], str] = dict(known or {})
         self._names: dict[str, str] = {}
@@ -58,7 +64,9 @@ class StandIns:
 
         Upper and lower case, spaces and punctuation make no difference.
         """
-        if entity == "PERSON":
+        if entity in self._masked:
+            made = f"[{entity}]"
+        elif entity == "PERSON":
             made = self._person(value)
         else:
             key = (entity, _canonical(value))
@@ -88,7 +96,8 @@ class StandIns:
             "STREET_ADDRESS": _street,
             "LOCATION": lambda n, _: _pick(name_lists()["towns"], n),
         }
-        return makers[entity](number, value)
+        # What a recogniser of the user's own finds gets a placeholder.
+        return makers[entity](number, value) if entity in makers else f"[{entity}]"
 
     def _person(self, value: str) -> str:
         """A name with as many words: first words from given names, the last from family names."""
