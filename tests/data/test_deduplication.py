@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 from tests.data.data_lab import answer, chat, clean_rows, code, text, value, write_jsonl
@@ -201,6 +202,76 @@ def test_repeated_sentences_are_thinned_or_reported(data_lab):
     gate = lab.gate(ITEM)
     assert gate.verdict == "warn"
     assert gate.agrees
+
+
+def test_phrases_that_are_no_sentences_are_thinned_out_by_rows(data_lab):
+    rows = clean_rows(200)
+    for n in range(0, 120, 3):
+        reply = f"Kindly let us look into {text(n, 3)} and wait for the courier {n:x}"
+        rows[n]["messages"][1]["content"] = answer("billing", reply)
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    assert value(entry, "repeated_ngrams") >= 2
+    held = {r["source_line"] for r in lab.table(ITEM, "rows.parquet") if r["split"] != "train"}
+    assert lab.rejected(ITEM) == []
+    lab = data_lab(rows, repeated_phrases="drop")
+    entry = lab.upto(ITEM)
+    gone = lab.rejected(ITEM)
+    assert {code(r) for r in gone} == {"repeated_phrase"}
+    assert value(entry, "repeated_ngrams") == 0
+    assert value(entry, "rejected_repeated_phrase") == len(gone) > 10
+    assert held == {
+        r["source_line"] for r in lab.table(ITEM, "rows.parquet") if r["split"] != "train"
+    }
+    gate = lab.gate(ITEM)
+    assert gate.agrees, gate.summary
+    phrases = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
+    assert phrases["ngrams"] == []
+
+
+def test_phrases_are_listed_for_a_person_to_read(data_lab):
+    rows = clean_rows(150)
+    for n in range(0, 90, 3):
+        reply = f"Fine {text(n, 3)}. We value you as a customer."
+        rows[n]["messages"][1]["content"] = answer("billing", reply)
+    lab = data_lab(rows, repeated_phrases="report")
+    lab.upto(ITEM)
+    listed = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
+    assert listed["sentences"][0]["sentence"] == "we value you as a customer"
+    assert listed["ngrams"][0]["share"] > 0.1
+
+
+def test_a_small_dataset_is_told_what_it_cannot_have(data_lab):
+    labels = ("billing",) * 20 + ("login", "shipping")
+    lab = data_lab(clean_rows(44, labels))
+    entry = lab.upto(ITEM)
+    assert value(entry, "classes_without_holdout") >= 1
+    assert 0.3 < value(entry, "holdout_margin") < 0.45
+    assert "The dataset is small: a share measured on 7 hold-out rows" in entry.summary
+    assert "too few rows for one in the hold-out" in entry.summary
+    lab = data_lab(clean_rows(3))
+    entry = lab.upto(ITEM)
+    assert entry.verdict == "fail"
+    assert lab.gate(ITEM).agrees
+
+
+def test_added_rows_take_none_from_the_holdout_to_training():
+    def splits(count):
+        rows = [row(n, text(n, 20), "abc"[n % 3]) for n in range(count)]
+        # Each tenth one asks nearly what the one before it asks.
+        rows += [row(5000 + n, near(n), "abc"[n % 3]) for n in range(0, count, 10)]
+        found = deduplicate(rows, config())
+        return {
+            r.row_id: split
+            for r, split, why in zip(rows, found.splits, found.reasons, strict=True)
+            if why is None
+        }
+
+    before, after = splits(300), splits(330)
+    moved = [(before[i], after[i]) for i in before.keys() & after.keys() if before[i] != after[i]]
+    assert ("holdout", "train") not in moved
+    assert ("train", "holdout") not in moved
+    assert len(moved) < 0.1 * len(before)
 
 
 def test_the_sample_all_duplicates_and_conflicts_and_no_other(sample_lab):

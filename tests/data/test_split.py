@@ -1,4 +1,7 @@
+import random
 from collections import Counter
+
+import pytest
 
 from tuneline.config import DataConfig
 from tuneline.data.split import assign, cluster_hash, draw, plan, quotas
@@ -49,6 +52,23 @@ def test_added_rows_move_hardly_any_other():
     assert moved <= 20
     was_held = [i for i, split in enumerate(before) if split == "holdout"]
     assert sum(after[i] == "train" for i in was_held) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tenth_more_rows_in_every_class_takes_none_from_the_holdout_to_training(seed):
+    draw = random.Random(seed)
+    sizes = {name: draw.randint(40, 400) for name in "abcdefgh"}
+    labels = [name for name, size in sizes.items() for _ in range(size)]
+    hashes = [cluster_hash(f"{seed} {n}") for n in range(len(labels))]
+    before = assign(labels, hashes, plan(len(labels), config(), own_holdout=False))
+    added = [name for name, size in sizes.items() for _ in range(size // 10)]
+    more = labels + added
+    more_hashes = hashes + [cluster_hash(f"{seed} new {n}") for n in range(len(added))]
+    after = assign(more, more_hashes, plan(len(more), config(), own_holdout=False))
+    moves = Counter(zip(before, after, strict=False))
+    assert moves["holdout", "train"] == 0
+    assert moves["train", "holdout"] == 0
+    assert Counter(after)["holdout"] == round(0.15 * len(more))
 
 
 def test_a_cluster_stays_together():

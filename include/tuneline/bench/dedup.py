@@ -30,7 +30,7 @@ SHORT_ROWS = 20_000
 MOST_ROWS = 200_000
 # The rows that more are held against.
 BASE_ROWS = 115_000
-TOO_MANY = f"not measured with more than {MOST_ROWS:,} rows: it would need too much memory"
+TOO_MANY = f"more than {MOST_ROWS:,} rows would need too much memory"
 OURS = "tuneline"
 MODULE = "tuneline.bench.dedup_trials"
 TRIAL = f"{MODULE}:tuneline"

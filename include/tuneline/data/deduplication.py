@@ -9,20 +9,23 @@ first. The hold-out is never touched: what resembles it leaves training.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates import Deduplicated, deduplicate
 from tuneline.data.phrases import (
     FORMAT_SHARE,
+    Ngrams,
     RepeatedSentence,
     added_sentences,
+    crowding,
     prose,
-    repeated_ngram_share,
+    repeated_ngrams,
     repeated_sentences,
     thin,
 )
@@ -51,20 +54,26 @@ if TYPE_CHECKING:
 
 ITEM = "deduplication"
 HOLDOUT_SHARE = (0.10, 0.20)
+PHRASES = "phrases.json"
+# N-grams in it: more nobody reads.
+LISTED = 200
+# With fewer held-out rows a share is uncertain by more than a tenth, and the summary says so.
+FEW_HELD = 100
 
 
 @dataclass(frozen=True)
 class Thinned:
     """Repeated phrases before and after thinning, over training answers.
 
-    `having` names the rows whose answer still holds one of the `remaining` sentences.
+    `having` names the rows whose answer still holds one of the `remaining` sentences, `ngrams` are
+    the phrases that are left.
     """
 
     rows: list[Row]
     repeated: list[RepeatedSentence]
     remaining: list[RepeatedSentence]
     having: set[str]
-    ngram_share: float
+    ngrams: Ngrams
     changed: int
 
 
@@ -77,7 +86,7 @@ def thin_answers(rows: Sequence[Row], config: DataConfig) -> Thinned:
     texts = [prose(answer, name) for answer in answers]
     repeated = repeated_sentences(texts, labels, share)
     thinned = answers
-    if config.repeated_phrases == "thin":
+    if config.repeated_phrases != "report":
         order = [cluster_hash(rows[i].row_id) for i in at]
         thinned = thin(answers, labels, order, repeated, share=share, label_field=name)
     result = list(rows)
@@ -101,8 +110,22 @@ def thin_answers(rows: Sequence[Row], config: DataConfig) -> Thinned:
             for phrase in remaining
         )
     }
-    ngram_share = repeated_ngram_share(after_texts, share)
-    return Thinned(result, repeated, remaining, having, ngram_share, changed)
+    ngrams = repeated_ngrams(after_texts, share)
+    return Thinned(result, repeated, remaining, having, ngrams, changed)
+
+
+def drop_crowding(rows: Sequence[Row], config: DataConfig) -> dict[str, str]:
+    """Training rows that leave so that no phrase stands in too many answers: id and reason."""
+    train = [row for row in rows if row.split == TRAIN]
+    gone = crowding(
+        [prose(row.answer, config.label_field) for row in train],
+        [cluster_hash(row.row_id) for row in train],
+        config.repeated_phrase_share,
+    )
+    return {
+        train[index].row_id: f"repeated_phrase: {phrase!r} stands in too many answers"
+        for index, phrase in gone.items()
+    }
 
 
 def _with_answer(row: Row, answer: str) -> Row:
@@ -119,19 +142,43 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.data
     rows = rows_of(ctx, "pii_scrubbing")
     found = deduplicate(rows, config)
+    thinned = thin_answers(_kept(rows, found), config)
+    if config.repeated_phrases == "drop":
+        leaving = drop_crowding(thinned.rows, config)
+        reasons = zip(rows, found.reasons, strict=True)
+        found.reasons = [reason or leaving.get(row.row_id) for row, reason in reasons]
+        first, thinned = thinned, thin_answers(_kept(rows, found), config)
+        thinned = replace(thinned, repeated=first.repeated)
     left = [(row, reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
-    kept = [
-        replace(row, split=split)
-        for row, split, reason in zip(rows, found.splits, found.reasons, strict=True)
-        if reason is None
-    ]
-    thinned = thin_answers(kept, config)
+    (ctx.out / PHRASES).write_text(json.dumps(_phrases_of(thinned), indent=1, ensure_ascii=False))
     write_rows(ctx.out / ROWS, thinned.rows)
     raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
     rejects = list(rejects_of(left, ITEM, raws))
     write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
     _write_audit(ctx.out / AUDIT, rows, found, thinned.having)
     return _conclude(ctx, rows, found, thinned, len(rejects))
+
+
+def _kept(rows: Sequence[Row], found: Deduplicated) -> list[Row]:
+    return [
+        replace(row, split=split)
+        for row, split, reason in zip(rows, found.splits, found.reasons, strict=True)
+        if reason is None
+    ]
+
+
+def _phrases_of(thinned: Thinned) -> dict[str, Any]:
+    """The phrases that were found, for a person to read."""
+    return {
+        "sentences": [
+            {"sentence": s.sentence, "label": s.label, "rows": s.rows, "share": round(s.share, 4)}
+            for s in thinned.repeated
+        ],
+        "ngrams": [
+            {"ngram": n.ngram, "rows": n.rows, "share": round(n.share, 4)}
+            for n in thinned.ngrams.repeated[:LISTED]
+        ],
+    }
 
 
 def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated, having: set[str]) -> None:
@@ -184,12 +231,14 @@ def _conclude(
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),
         *_share(splits, own=any(row.own_holdout for row in kept)),
         *_phrases(thinned),
+        *_small(kept),
     ]
     duplicates = sum(count for code, count in codes.items() if code.endswith("_duplicate"))
     summary = (
         f"{duplicates} near-duplicates and {codes['label_conflict']} contradicting rows removed; "
         f"{splits[TRAIN]} training, {splits[VALIDATION]} validation and {splits[HOLDOUT]} hold-out "
         f"rows, {leaks} near-duplicates across them."
+        f"{_not_met(kept)}"
     )
     return ctx.conclude(
         summary, measurements, rows={ROWS: len(kept), REJECTED: rejected, AUDIT: len(rows)}
@@ -221,5 +270,42 @@ def _phrases(thinned: Thinned) -> list[Measurement]:
             0,
             on_breach="warn",
         ),
-        measure("repeated_ngram_share", thinned.ngram_share, "share"),
+        measure("repeated_ngrams", len(thinned.ngrams.repeated), "phrases"),
+        measure("repeated_ngram_share", thinned.ngrams.share, "share"),
     ]
+
+
+def _small(kept: Sequence[Row]) -> list[Measurement]:
+    """What a small hold-out can't tell."""
+    held = sum(row.split == HOLDOUT for row in kept)
+    return [
+        measure("classes_without_holdout", len(_unseen(kept)), "classes"),
+        measure("holdout_margin", _margin(held), "share"),
+    ]
+
+
+def _unseen(kept: Sequence[Row]) -> list[str]:
+    """Classes of the training rows that no held-out row has."""
+    held = {row.label for row in kept if row.split == HOLDOUT}
+    train = {row.label for row in kept if row.split == TRAIN and row.label is not None}
+    return sorted(train - held)
+
+
+def _margin(rows: int) -> float:
+    """Half of the 95 % interval of a share of one half that is measured on so many rows."""
+    return min(0.5, 0.98 / max(rows, 1) ** 0.5)
+
+
+def _not_met(kept: Sequence[Row]) -> str:
+    """In words, what the size of the dataset does not allow."""
+    held = sum(row.split == HOLDOUT for row in kept)
+    said = ""
+    if held < FEW_HELD:
+        said += (
+            f" The dataset is small: a share measured on {held} hold-out rows is uncertain by "
+            f"{_margin(held):.0%}."
+        )
+    unseen = _unseen(kept)
+    if unseen:
+        said += f" {len(unseen)} classes have too few rows for one in the hold-out."
+    return said

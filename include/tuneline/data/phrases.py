@@ -1,8 +1,9 @@
 """Phrases that stand in many answers: what a model overfits on.
 
 Two looks: word 5-grams over a share of all answers, and whole sentences that are added to other
-text in a share of the answers of a class (or of all). Only the latter can be thinned without
-harm: taking an added sentence out leaves an answer that stands on its own.
+text in a share of the answers of a class (or of all). Only the latter can be taken out of an answer
+without harm: what is left stands on its own. Of the answers with such a 5-gram, whole rows have to
+go.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from tuneline.data.answers import answer_object, dump_like
@@ -89,14 +91,85 @@ def repeated_sentences(
     return sorted(found, key=lambda s: (-s.rows, s.sentence, s.label or ""))
 
 
-def repeated_ngram_share(texts: Sequence[Sequence[str]], share: float) -> float:
-    """Share of answers that hold a word 5-gram which stands in at least `share` of them."""
-    if not texts:
-        return 0.0
+@dataclass(frozen=True)
+class RepeatedNgram:
+    """Words that stand one after the other in a share of all answers."""
+
+    ngram: str
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """The word 5-grams that stand in at least a share of all answers.
+
+    Attributes:
+        repeated: the commonest first.
+        having: for each answer, those of them that it holds.
+    """
+
+    repeated: list[RepeatedNgram]
+    having: list[frozenset[str]]
+
+    @property
+    def share(self) -> float:
+        """Share of answers that hold any of them."""
+        return sum(map(bool, self.having)) / max(len(self.having), 1)
+
+
+def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
+    """Word 5-grams that stand in at least a share of all answers, and in more than one.
+
+    Args:
+        texts: `prose` of each answer.
+        share: the share from which an n-gram counts.
+    """
     grams = [_ngrams(text) for text in texts]
     counts = Counter(gram for row in grams for gram in row)
-    common = {gram for gram, count in counts.items() if count >= share * len(texts) and count > 1}
-    return sum(not common.isdisjoint(row) for row in grams) / len(texts)
+    least = max(share * len(texts), 2)
+    repeated = [
+        RepeatedNgram(gram, count, count / len(texts))
+        for gram, count in counts.items()
+        if count >= least
+    ]
+    known = {phrase.ngram for phrase in repeated}
+    return Ngrams(
+        sorted(repeated, key=lambda phrase: (-phrase.rows, phrase.ngram)),
+        [frozenset(known & row) for row in grams],
+    )
+
+
+def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float) -> dict[int, str]:
+    """The answers that have to go so that every 5-gram stands in less than a share of the rest.
+
+    What nearly all answers have is their format, and stays.
+
+    Args:
+        texts: `prose` of each answer.
+        order: what decides which answers stay; the lowest do.
+        share: the share below which a 5-gram is no phrase.
+
+    Returns:
+        For the number of each answer that goes, the 5-gram that it has too many companions in.
+    """
+    found = repeated_ngrams(texts, share)
+    having: dict[str, list[int]] = defaultdict(list)
+    for index in sorted(range(len(texts)), key=lambda i: order[i]):
+        for gram in found.having[index]:
+            having[gram].append(index)
+    phrases = [p.ngram for p in found.repeated if p.share < FORMAT_SHARE]
+    gone: dict[int, str] = {}
+    before = -1
+    # Answers that go make the rest fewer, so that a phrase that was thin enough may be too thick.
+    while len(gone) > before:
+        before = len(gone)
+        for gram in phrases:
+            left = [index for index in having[gram] if index not in gone]
+            others = len(texts) - len(gone) - len(left)
+            stay = max(0, ceil(share * others / (1 - share)) - 1) if share < 1 else len(left)
+            gone |= dict.fromkeys(left[stay:], gram)
+    return gone
 
 
 def _ngrams(texts: Sequence[str]) -> set[str]:
