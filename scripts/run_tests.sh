@@ -12,7 +12,7 @@ while (($#)) && [[ $1 != -- ]]; do ml+=("$1"); shift; done
 shift
 airflow=("$@")
 marks=()
-[[ $which == fast ]] && marks=(-m "not stack")
+[[ $which == fast ]] && marks=(-m "not stack and not slow")
 
 # One test reads docker-compose.yaml with the real parser. It needs no Docker engine.
 if ! command -v docker-compose >/dev/null && command -v apt-get >/dev/null; then
