@@ -3,7 +3,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.data.data_lab import clean_rows, value
+from tests.data.data_lab import answer, chat, clean_rows, text, value
 
 from tuneline.data.final_audit import dataset_version, invalid_rows, leaking_rows, rows_with_pii
 from tuneline.data.rendering import Renderer
@@ -20,15 +20,20 @@ def lab(data_lab):
 
 
 def tamper(lab, change):
-    """Change the dataset after the steps are done, as a faulty step would."""
-    path = lab.lab.root / "tampered.parquet"
-    ref = next(
-        r for r in lab.run.entry("distribution_balancing").artifacts if r.name == "dataset.parquet"
-    )
-    lab.run.store.get_file(lab.run.store.key_of(ref.uri), path)
-    rows, weights = read_dataset(path)
-    write_dataset(path, change(rows), weights)
-    lab.lab.leave("distribution_balancing", {"dataset.parquet": path})
+    """Change the dataset after the steps are done, as a faulty step would.
+
+    `change` gives rows, or rows and weights.
+    """
+    files = {}
+    for ref in lab.run.entry("distribution_balancing").artifacts:
+        if ref.name in ("dataset.parquet", "audit.parquet"):
+            files[ref.name] = lab.lab.root / f"tampered-{ref.name}"
+            lab.run.store.get_file(lab.run.store.key_of(ref.uri), files[ref.name])
+    rows, weights = read_dataset(files["dataset.parquet"])
+    changed = change(rows)
+    rows, weights = changed if isinstance(changed, tuple) else (changed, weights)
+    write_dataset(files["dataset.parquet"], rows, weights)
+    lab.lab.leave("distribution_balancing", files)
 
 
 def broken(record):
@@ -73,6 +78,70 @@ def test_a_leak_is_found(lab):
 
     tamper(lab, leak)
     assert "deduplication.cross_split_near_duplicates" in broken(lab.step("final_audit"))
+
+
+def test_a_piece_in_another_split_is_found(data_lab):
+    long = [turn for n in range(16) for turn in chat(text(900 + n), answer("login", "Yes."))]
+    lab = data_lab([*clean_rows(60), {"messages": long}], max_tokens=220, too_long="split")
+    lab.upto("distribution_balancing")
+    record = lab.step("final_audit")
+    assert broken(record) == set()
+    assert value(record, "deduplication.rows_torn_across_splits") == 0
+    other = {"train": "validation", "validation": "train", "holdout": "train"}
+    pieces = []
+
+    def tear(rows):
+        pieces.extend(r.row_id for r in rows if "#" in r.row_id)
+        return [replace(r, split=other[r.split]) if r.row_id == pieces[0] else r for r in rows]
+
+    tamper(lab, tear)
+    record = lab.step("final_audit")
+    assert len(pieces) > 1
+    assert value(record, "deduplication.rows_torn_across_splits") == 1
+    assert status(lab.run, "deduplication").verdict == "fail"
+
+
+def test_a_copied_row_is_found_where_a_weight_is_none(lab):
+    def weigh(rows):
+        return rows, [3.0 if r.split == "train" else 1.0 for r in rows]
+
+    def copy(rows):
+        first = next(r for r in rows if r.split == "train")
+        copies = [replace(first, row_id=f"{first.row_id}-copy")]
+        return [*rows, *copies], [1.0] * (len(rows) + 1)
+
+    tamper(lab, weigh)
+    assert broken(lab.step("final_audit")) == set()
+    tamper(lab, copy)
+    record = lab.step("final_audit")
+    assert broken(record) == {"deduplication.repeated_rows"}
+    assert status(lab.run, "deduplication").verdict == "warn"
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, 99.0, float("nan")])
+def test_a_weight_that_no_policy_gives_is_found(lab, weight):
+    tamper(lab, lambda rows: (rows, [weight] + [1.0] * (len(rows) - 1)))
+    assert "distribution_balancing.weights_out_of_range" in broken(lab.step("final_audit"))
+
+
+def test_a_class_that_is_personal_data_is_found(lab):
+    tamper(lab, lambda rows: [replace(rows[0], label="anna@mail.com"), *rows[1:]])
+    assert broken(lab.step("final_audit")) == {"pii_scrubbing.labels_with_pattern_hits"}
+    assert status(lab.run, "pii_scrubbing").verdict == "fail"
+
+
+def test_an_answer_off_its_schema_is_found(data_lab):
+    schema = {"type": "object", "required": ["intent", "reply"]}
+    lab = data_lab(clean_rows(60), answer_schema=schema)
+    lab.upto("distribution_balancing")
+    assert broken(lab.step("final_audit")) == set()
+
+    def spoil(rows):
+        turns = [*rows[0].prompt, {"role": "assistant", "content": '{"intent": "login"}'}]
+        return [replace(rows[0], messages=turns), *rows[1:]]
+
+    tamper(lab, spoil)
+    assert "schema_validation.invalid_answers" in broken(lab.step("final_audit"))
 
 
 def row(number, text, split="train"):

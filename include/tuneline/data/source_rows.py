@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.source_files import SourceFile, find_files
@@ -22,6 +23,9 @@ from tuneline.data.sources import (
     records_among_others,
 )
 from tuneline.errors import UserError
+
+# What schema_validation leaves for the dataset's card: every file with its hash.
+SOURCES = "sources.json"
 
 
 @dataclass
@@ -62,6 +66,26 @@ class OpenFile:
             elif self.found > 1:
                 self.unusable = None
             yield record
+
+    def described(self, sha256: str, size: int, form: str | None) -> dict[str, Any]:
+        """What the dataset's card says of it, once it has been read.
+
+        Args:
+            sha256: of its bytes.
+            size: how many these are.
+            form: the form that was found in it.
+        """
+        return {
+            "name": self.file.name,
+            "address": self.file.address,
+            # A path of this machine says nothing elsewhere; a server's address is the pinned one.
+            "origin": None if self.file.local is not None else self.file.origin,
+            "own_holdout": self.own_holdout,
+            "sha256": sha256,
+            "bytes": size,
+            "form": form,
+            "records": self.found,
+        }
 
     @property
     def input_name(self) -> str:

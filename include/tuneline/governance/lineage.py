@@ -32,6 +32,7 @@ SHIPPED_FILES = (
     # Whoever bills answers of the model counts tokens with it.
     ("export_candidate", "merged/tokenizer.json"),
     ("final_audit", "dataset.json"),
+    ("final_audit", "dataset_card.md"),
     ("lora_selection", "lora.json"),
     ("gradient_accumulation", "plan.json"),
     ("build_engine", "identity.json"),
