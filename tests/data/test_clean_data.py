@@ -1,0 +1,53 @@
+"""Clean data of many kinds and sizes: no gate, no step and no final audit raises a false alarm."""
+
+import random
+
+import pytest
+from tests.data.data_lab import WORDS, answer, chat
+
+from tuneline.data.gates import ORDER
+
+CLASSES = "billing login shipping returns stock delivery".split()
+
+
+def words(draw, count):
+    return " ".join(draw.choices(WORDS, k=count))
+
+
+def clean_rows_of(seed):
+    """Rows without a fault: classes of unequal sizes in JSON, or free text without any class."""
+    draw = random.Random(seed)
+    classes = CLASSES[: draw.randint(2, 6)]
+    sizes = {name: draw.randint(60, 180) for name in classes}
+    system = draw.choice([None, "Answer the customer of a shop in one sentence."])
+    rows = []
+    for name, size in sizes.items():
+        for _ in range(size):
+            asked = f"{words(draw, draw.randint(6, 24)).capitalize()}?"
+            told = f"{words(draw, draw.randint(4, 16)).capitalize()}."
+            turns = chat(asked, answer(name, told) if seed % 2 == 0 else told, system)
+            if draw.random() < 0.2:
+                more = [f"{words(draw, 9).capitalize()}?", f"{words(draw, 6).capitalize()}."]
+                turns = [*turns[:-1], {"role": "assistant", "content": more[1]}]
+                turns += chat(more[0], answer(name, told) if seed % 2 == 0 else told)
+            rows.append({"messages": turns})
+    draw.shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 20))]
+)
+def test_no_false_alarm(data_lab, seed):
+    rows = clean_rows_of(seed)
+    settings = {} if seed % 2 == 0 else {"label_field": None}
+    lab = data_lab(rows, pii_profile=["gdpr", "pci"], license="Apache-2.0", **settings)
+    for item in ORDER:
+        entry = lab.step(item)
+        assert entry.verdict == "pass", (item, entry.summary, entry.measurements)
+        assert lab.rejected(item) == [], item
+        gate = lab.gate(item)
+        assert (gate.verdict, gate.agrees) == ("pass", True), gate.summary
+    record = lab.step("final_audit")
+    assert all(m.ok is not False for m in record.measurements), record.measurements
+    assert len(lab.table("distribution_balancing", "dataset.parquet")) == len(rows)
