@@ -5,7 +5,7 @@ import pytest
 from tests.data.data_lab import answer, chat, clean_rows, code, text, value
 from tests.data.fuzzed_rows import fuzzed_lines
 
-from tuneline.data.schema_validation import number_repeats
+from tuneline.data.outcomes import number_repeats
 from tuneline.errors import UserError
 
 ITEM = "schema_validation"
@@ -235,3 +235,39 @@ def test_ten_thousand_fuzzed_rows_are_all_accounted_for(data_lab):
         "answer_not_json",
     } <= set(found)
     assert lab.gate(ITEM).agrees
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [("as_is", []), ("required", ["system_missing"]), ("forbidden", ["system_forbidden"])],
+)
+def test_the_rule_for_system_turns(data_lab, rule, found):
+    rows = clean_rows(12)
+    for row in rows[(1 if rule == "required" else 11) :]:
+        row["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    lab = data_lab(rows, system_prompt=rule)
+    lab.step(ITEM)
+    assert [code(reject) for reject in lab.rejected(ITEM)] == found
+
+
+def test_no_false_alarm_on_clean_rows_of_twenty_seeds(base_dir):
+    from tuneline.config import DataConfig
+    from tuneline.data.outcomes import convert
+    from tuneline.data.rendering import Renderer
+    from tuneline.data.sample import make_sample
+    from tuneline.data.schema_validation import validate
+    from tuneline.data.sources import RawRecord
+    from tuneline.models import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
+    config = DataConfig(source="sample.jsonl")
+    for seed in range(20):
+        lines, planted = make_sample(seed)
+        faulty = {f["line"] for f in planted["planted"] if f["kind"] == "malformed"}
+        clean = [line for number, line in enumerate(lines, 1) if number not in faulty]
+        records = [RawRecord(n, line.decode(), json.loads(line)) for n, line in enumerate(clean, 1)]
+        outcomes, form = convert(records, "sample.jsonl", config, own_holdout=False)
+        validate(outcomes, renderer, config)
+        assert (form.form, form.confidence) == ("messages", 1.0)
+        assert [o.reason for o in outcomes if o.reason is not None] == []
+        assert all(o.tokens_equal and o.mask_exact for o in outcomes)

@@ -17,10 +17,12 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
+from tuneline.data.answer_checks import check_answers
 from tuneline.data.dataset_card import (
     CARD,
     SCHEMA,
     SETTINGS,
+    VERSION_FILE,
     card,
     count_rows,
     describe_measures,
@@ -30,10 +32,11 @@ from tuneline.data.dataset_card import (
 )
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.near_duplicates import similarity_texts
+from tuneline.data.outcomes import Outcome
 from tuneline.data.pii_patterns import find
 from tuneline.data.pii_scrubber import REMEMBERED, residual_hits
 from tuneline.data.rendering import Renderer, chat_template
-from tuneline.data.schema_validation import Outcome, check_answers, check_turns, markers_of
+from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.source_rows import SOURCES
 from tuneline.data.tables import (
     AUDIT,
@@ -53,8 +56,6 @@ from tuneline.evidence import Record, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
-
-VERSION_FILE = "dataset.json"
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
@@ -248,11 +249,7 @@ def run(ctx: StepContext) -> Record:
             json.loads(ctx.input("schema_validation", SOURCES).read_text()), rows, config
         ),
         "removed": describe_removed(_reasons(ctx), config),
-        "pii": {
-            "profiles": sorted(config.pii_profile),
-            "languages": sorted(config.languages),
-            "measures": describe_measures(ctx.entry("pii_scrubbing")),
-        },
+        "pii": describe_measures(ctx.entry("pii_scrubbing")),
         "format": {
             "target": config.target_format,
             "template_sha256": hashlib.sha256(

@@ -122,14 +122,14 @@ def _message(number: int, turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
     if turn.get("tool_calls") or turn.get("function_call"):
-        raise Malformed(f"tool_call: turn {number} calls a tool, which rows can't hold yet")
+        raise Malformed(f"tool_call: turn {number} calls a tool, which only whole records can")
     role = turn.get("role")
     if not isinstance(role, str):
         raise Malformed(f"unknown_role: turn {number} has the role {role!r:.40}")
-    return {"role": role, "content": _text(turn.get("content"), f"turn {number}")}
+    return {"role": role, "content": text_of(turn.get("content"), f"turn {number}")}
 
 
-def _text(content: Any, where: str) -> str:
+def text_of(content: Any, where: str) -> str:
     """The text of a turn, also when it is given as a list of text parts."""
     if isinstance(content, str):
         return content
@@ -150,7 +150,7 @@ def _sharegpt(value: dict[str, Any]) -> list[Message]:
         raise Malformed("wrong_type: `conversations` is not a list of turns")
     messages: list[Message] = []
     if value.get("system"):
-        messages.append({"role": "system", "content": _text(value["system"], "`system`")})
+        messages.append({"role": "system", "content": text_of(value["system"], "`system`")})
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
@@ -159,19 +159,19 @@ def _sharegpt(value: dict[str, Any]) -> list[Message]:
         if role is None:
             raise Malformed(f"unknown_role: turn {number} is from {sender!r:.40}")
         text = turn.get("value", turn.get("content"))
-        messages.append({"role": role, "content": _text(text, f"turn {number}")})
+        messages.append({"role": role, "content": text_of(text, f"turn {number}")})
     return messages
 
 
 def _alpaca(value: dict[str, Any]) -> list[Message]:
-    instruction = _text(value["instruction"], "`instruction`")
+    instruction = text_of(value["instruction"], "`instruction`")
     more = value.get("input")
     if more is not None and not isinstance(more, str):
         raise Malformed(f"wrong_type: `input` is a {type(more).__name__}, not text")
     if more and more.strip():
         instruction = f"{instruction}\n\n{more}"
     answer = value.get("output", value.get("response"))
-    return [*_system(value), *_exchange(instruction, _text(answer, "`output`"))]
+    return [*_system(value), *_exchange(instruction, text_of(answer, "`output`"))]
 
 
 def _prompt_completion(value: dict[str, Any]) -> list[Message]:
@@ -180,14 +180,14 @@ def _prompt_completion(value: dict[str, Any]) -> list[Message]:
         return _messages([*prompt, *completion])
     return [
         *_system(value),
-        *_exchange(_text(prompt, "`prompt`"), _text(completion, "`completion`")),
+        *_exchange(text_of(prompt, "`prompt`"), text_of(completion, "`completion`")),
     ]
 
 
 def _system(value: dict[str, Any]) -> list[Message]:
     if not value.get("system"):
         return []
-    return [{"role": "system", "content": _text(value["system"], "`system`")}]
+    return [{"role": "system", "content": text_of(value["system"], "`system`")}]
 
 
 def _exchange(user: str, assistant: str) -> list[Message]:

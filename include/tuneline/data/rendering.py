@@ -146,6 +146,24 @@ class Renderer:
             return self._outline.text(messages, ask)
         return self._by_template(messages, ask)
 
+    def text_with_tools(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> str:
+        """Render a conversation that declares, calls or answers tools, by transformers itself.
+
+        Raises:
+            TemplateRefused: the template raised an error over it.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages), tools=tools, chat_template=self.template, tokenize=False
+            )
+        except (TemplateError, TypeError) as error:
+            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
+        return text
+
     def _by_template(self, messages: Sequence[Message], ask: bool) -> str:
         from jinja2 import TemplateError
 

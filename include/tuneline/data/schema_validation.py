@@ -7,20 +7,26 @@ exactly the assistant's tokens. Rows in = rows kept + rows rejected.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tuneline.config import CsvMapping, DataConfig
-from tuneline.data.answers import parse_answer
-from tuneline.data.formats import Malformed, describe, detect, form_of, to_messages
+from tuneline.config import DataConfig
+from tuneline.data.answer_checks import check_answers
+from tuneline.data.formats import Malformed
+from tuneline.data.outcomes import (
+    NOT_SELECTED,
+    FileForm,
+    Outcome,
+    convert,
+    number_repeats,
+    select,
+)
 from tuneline.data.rendering import Renderer
-from tuneline.data.source_rows import open_files
-from tuneline.data.sources import BROKEN_FILE, RawRecord
+from tuneline.data.source_rows import SOURCES, open_files
+from tuneline.data.sources import BROKEN_FILE
 from tuneline.data.tables import (
     AUDIT,
     REJECTED,
@@ -33,6 +39,7 @@ from tuneline.data.tables import (
     write_rows,
 )
 from tuneline.data.template_parity import compare
+from tuneline.data.tool_calls import added_markers, plain_turns
 from tuneline.data.turn_checks import (
     ALPACA_MARKERS,
     ROLES,
@@ -42,128 +49,14 @@ from tuneline.data.turn_checks import (
     check_roles,
     check_unicode,
 )
-from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
 ITEM = "schema_validation"
-NOT_SELECTED = "not_selected"
-# From this share on, a file's answers are taken to be JSON, and those that are not for faults.
-JSON_MAJORITY = 0.5
 # The form of each file is told for so many files; of more, how many have each form.
 MOST_FORMS = 8
-
-
-@dataclass
-class Outcome:
-    """What became of one record."""
-
-    row_id: str
-    source_file: str
-    source_line: int
-    raw: str
-    own_holdout: bool
-    label: str | None = None
-    messages: list[Message] = field(default_factory=list)
-    reason: str | None = None
-    tokens_equal: bool | None = None
-    mask_exact: bool | None = None
-
-    @property
-    def code(self) -> str:
-        """The reason without its detail, empty for a row that is kept."""
-        return (self.reason or "").split(":", 1)[0]
-
-
-@dataclass(frozen=True)
-class FileForm:
-    """The form found in a file, with the share of its records that have it."""
-
-    source_file: str
-    form: str | None
-    confidence: float
-
-
-def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
-    """Mark the rows that a CSV mapping leaves out (`keep_labels`, `max_per_label`).
-
-    Of a class with too many rows those with the lowest hashes stay, so that the order of the
-    rows does not matter.
-    """
-    if mapping is None:
-        return
-    classes: dict[str | None, list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.reason is not None:
-            continue
-        if mapping.keep_labels and outcome.label not in mapping.keep_labels:
-            outcome.reason = f"{NOT_SELECTED}: its class is not in data.csv.keep_labels"
-        else:
-            classes.setdefault(outcome.label, []).append(outcome)
-    if mapping.max_per_label is None:
-        return
-    for rows in classes.values():
-        for outcome in sorted(rows, key=lambda o: o.row_id)[mapping.max_per_label :]:
-            outcome.reason = f"{NOT_SELECTED}: over data.csv.max_per_label"
-
-
-def convert(
-    records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
-) -> tuple[list[Outcome], FileForm]:
-    """Turn a file's records into turns, and detect the form that they have.
-
-    Each record is read by its own form first, so that none has to be held until the form of the
-    file is known; then those of another form are rejected.
-    """
-    outcomes: list[Outcome] = []
-    forms: dict[int, str | None] = {}
-    for record in records:
-        outcome = Outcome(
-            _digest(record.raw), source_file, record.source_line, record.raw, own_holdout
-        )
-        outcome.label = record.label
-        outcome.reason = record.fault
-        outcomes.append(outcome)
-        if record.fault is not None:
-            continue
-        own = form_of(record.value)
-        forms[len(outcomes) - 1] = own
-        form = own if config.format == "auto" else config.format
-        try:
-            if form is None:
-                raise Malformed(f"unknown_format: {describe(record.value)}")
-            outcome.messages = to_messages(record.value, form)
-        except Malformed as error:
-            outcome.reason = str(error)
-    if config.format != "auto":
-        return outcomes, FileForm(source_file, config.format, 1.0)
-    form, confidence = detect(forms.values())
-    for position, own in forms.items():
-        if own == form and form is not None:
-            continue
-        outcome = outcomes[position]
-        outcome.messages = []
-        if form is None:
-            outcome.reason = "unknown_format: the record has none of the known forms"
-        else:
-            what = own or (outcome.reason or "").removeprefix("unknown_format: ")
-            outcome.reason = f"unknown_format: {what} in a file of {form}"
-    return outcomes, FileForm(source_file, form, confidence)
-
-
-def _digest(raw: str) -> str:
-    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def number_repeats(outcomes: Iterable[Outcome]) -> None:
-    """Give records with equal text ids of their own: `id`, `id-2`, `id-3`."""
-    seen: Counter[str] = Counter()
-    for outcome in outcomes:
-        seen[outcome.row_id] += 1
-        if seen[outcome.row_id] > 1:
-            outcome.row_id = f"{outcome.row_id}-{seen[outcome.row_id]}"
 
 
 def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
@@ -176,6 +69,30 @@ def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | 
     )
 
 
+def check_system(outcome: Outcome, rule: str) -> str | None:
+    """Why a row breaks the rule for system turns, None when it does not."""
+    conversation = outcome.conversation
+    turns = conversation.messages if conversation is not None else outcome.messages
+    present = bool(turns) and turns[0]["role"] == "system"
+    if rule == "required" and not present:
+        return "system_missing: data.system_prompt asks for a system turn"
+    if rule == "forbidden" and present:
+        return "system_forbidden: data.system_prompt allows no system turn"
+    return None
+
+
+def make_plain(outcomes: Sequence[Outcome], renderer: Renderer, markers: tuple[str, ...]) -> None:
+    """Write rows with tools as plain turns."""
+    markers = (*markers, *added_markers(renderer))
+    for outcome in outcomes:
+        if outcome.conversation is None:
+            continue
+        try:
+            outcome.messages = plain_turns(outcome.conversation, renderer, markers)
+        except Malformed as error:
+            outcome.reason = str(error)
+
+
 def markers_of(renderer: Renderer) -> tuple[str, ...]:
     """What no turn may hold: special tokens and template markers."""
     special = {
@@ -183,60 +100,6 @@ def markers_of(renderer: Renderer) -> tuple[str, ...]:
     }
     more = ALPACA_MARKERS if renderer.target == "alpaca" else ()
     return tuple(sorted(special.union(TEMPLATE_MARKERS, more)))
-
-
-def check_answers(outcomes: Sequence[Outcome], config: DataConfig) -> None:
-    """Hold answers against the schema, or against what most answers are; take their labels.
-
-    Without a schema, answers must be JSON objects when most of the dataset's are, and have the
-    label field when most of those objects have it.
-    """
-    live = [outcome for outcome in outcomes if outcome.reason is None]
-    parsed = [parse_answer(outcome.messages[-1]["content"]) for outcome in live]
-    for outcome, value in zip(live, parsed, strict=True):
-        if value is not None and "\\u" in outcome.messages[-1]["content"]:
-            decoded = json.dumps(value, ensure_ascii=False)
-            outcome.reason = check_unicode([{"role": "assistant", "content": decoded}])
-    pairs = [(o, v) for o, v in zip(live, parsed, strict=True) if o.reason is None]
-    live, parsed = [o for o, _ in pairs], [v for _, v in pairs]
-    objects = [value for value in parsed if isinstance(value, dict)]
-    name = config.label_field
-    if config.answer_schema is not None:
-        _check_schema(live, parsed, config.answer_schema)
-    elif name is None or len(objects) <= JSON_MAJORITY * len(live):
-        return
-    else:
-        for outcome, value in zip(live, parsed, strict=True):
-            if not isinstance(value, dict):
-                outcome.reason = "answer_not_json: most answers are JSON objects, this is none"
-    if name is None or sum(name in value for value in objects) <= JSON_MAJORITY * len(objects):
-        return
-    for outcome, value in zip(live, parsed, strict=True):
-        if outcome.reason is not None:
-            continue
-        label = value.get(name) if isinstance(value, dict) else None
-        if label is None or isinstance(label, dict | list) or not str(label).strip():
-            outcome.reason = f"answer_without_label: the answer has no text in {name!r}"
-        elif outcome.label is None:
-            outcome.label = str(label)
-
-
-def _check_schema(live: Sequence[Outcome], parsed: Sequence[Any], schema: dict[str, Any]) -> None:
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise UserError(f"data.answer_schema is no JSON Schema: {error.message}") from None
-    validator = Draft202012Validator(schema)
-    for outcome, value in zip(live, parsed, strict=True):
-        if value is None:
-            outcome.reason = "answer_not_json: data.answer_schema asks for JSON"
-            continue
-        fault = next(validator.iter_errors(value), None)
-        if fault is not None:
-            where = "/".join(map(str, fault.absolute_path)) or "its top level"
-            outcome.reason = f"answer_schema: at {where}, {fault.validator} is not met"
 
 
 def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
@@ -253,6 +116,10 @@ def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig
     markers = markers_of(renderer)
     for outcome in outcomes:
         if outcome.reason is None:
+            outcome.reason = check_system(outcome, config.system_prompt)
+    make_plain([o for o in outcomes if o.reason is None], renderer, markers)
+    for outcome in outcomes:
+        if outcome.reason is None:
             outcome.reason = check_turns(outcome.messages, markers)
     check_answers(outcomes, config)
     check_rendering(outcomes, renderer)
@@ -265,6 +132,7 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.data
     outcomes: list[Outcome] = []
     forms = []
+    sources = []
     in_files = 0
     for opened in open_files(config, ctx.scratch / "source"):
         found, form = convert(
@@ -274,6 +142,9 @@ def run(ctx: StepContext) -> Evidence:
         in_files += opened.count()
         outcomes += found
         forms.append(form)
+        ref = ctx.inputs[opened.input_name]
+        sources.append(opened.described(ref.sha256, ref.bytes, form.form))
+    (ctx.out / SOURCES).write_text(json.dumps(sources, indent=1))
     for held in (False, True):
         select((o for o in outcomes if o.own_holdout == held), config.csv)
     number_repeats(outcomes)
@@ -370,7 +241,8 @@ def _conclude(
         measure("broken_files", len(broken), "files", "<=", 0, on_breach="warn"),
         *_forms(forms),
     ]
-    why = ", ".join(f"{count} {code}" for code, count in codes.most_common(4))
+    commonest = sorted(codes.items(), key=lambda entry: (-entry[1], entry[0]))
+    why = ", ".join(f"{count} {code}" for code, count in commonest[:4])
     target = config.target_format
     shown = "the tokenizer's chat template" if target == "tokenizer" else target
     if kept:

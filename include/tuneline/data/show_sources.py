@@ -229,14 +229,8 @@ def _raw_rows(
     config: PipelineConfig, renderer: Renderer, *, rejected: bool, row: int | None
 ) -> list[Shown]:
     """Rows of a raw file as schema validation takes them."""
-    from tuneline.data.schema_validation import (
-        ITEM,
-        Outcome,
-        convert,
-        number_repeats,
-        select,
-        validate,
-    )
+    from tuneline.data.outcomes import Outcome, convert, number_repeats, select
+    from tuneline.data.schema_validation import ITEM, validate
     from tuneline.data.source_rows import open_files
 
     data = config.data
