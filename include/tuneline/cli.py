@@ -126,7 +126,13 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data = commands.add_parser("data", help="the data phase without Airflow")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     prepare = actions.add_parser("prepare", help="the five data steps and their gates")
-    prepare.add_argument("--input", required=True, metavar="FILE", help="dataset")
+    prepare.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="dataset: files, folders, globs, s3:// or hf://datasets/ addresses",
+    )
     prepare.add_argument("--base-model", required=True, metavar="URI", help="whose tokenizer")
     prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
     prepare.add_argument("--config", type=Path, metavar="FILE", help="YAML settings")
@@ -294,8 +300,9 @@ def _run_create(arguments: argparse.Namespace) -> int:
 def _data_prepare(arguments: argparse.Namespace) -> int:
     from tuneline.data.prepare import prepare
 
+    sources = arguments.input
     return prepare(
-        source=arguments.input,
+        source=sources[0] if len(sources) == 1 else sources,
         base_model=arguments.base_model,
         out=arguments.out,
         config_file=arguments.config,

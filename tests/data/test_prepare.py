@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,7 @@ from tests.data.fuzzed_rows import fuzzed_lines
 from tuneline.cli import main as cli
 from tuneline.data.gates import ORDER
 from tuneline.data.prepare import prepare
+from tuneline.data.sample import make_sample
 from tuneline.errors import UserError
 from tuneline.evidence import load_evidence
 from tuneline.items import ITEMS
@@ -61,7 +64,7 @@ def snapshot(out):
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in Path(out).rglob("*")
-        if path.suffix in (".parquet", ".png")
+        if path.suffix in (".parquet", ".png", ".md") or path.name == "dataset.json"
     }
 
 
@@ -93,11 +96,16 @@ def test_the_contract(call, capsys, tmp_path):
         gate = json.loads(Path("out", item, "gate.json").read_text())
         assert Path(gate["docs"].removeprefix("file://")).is_file()
     assert not list(Path("out").glob(".*"))
+    told = json.loads(Path("out/dataset.json").read_text())
+    assert told["version"] in Path("out/dataset_card.md").read_text()
+    (source,) = told["sources"]
+    assert source["sha256"] == hashlib.sha256(Path("rows.jsonl").read_bytes()).hexdigest()
+    assert sum(step["rows"] for step in told["removed"]) == len(gone)
     shown = capsys.readouterr()
     results = shown.out.splitlines()
     assert [line.split()[0] for line in results] == [*ORDER, "dataset"]
     # On a terminal and in a merged log no line comes twice.
-    progress = shown.err.splitlines()
+    progress = [line for line in shown.err.splitlines() if not line.startswith("[")]
     assert [line.split()[0] for line in progress] == [*ORDER, "final_audit"]
     assert not set(results) & set(progress)
 
@@ -176,39 +184,94 @@ def test_again_and_in_another_order(call):
     rows[7] = {"messages": chat(f"{text(7)} 4111 1111 1111 1111", answer("login", "Yes."))}
     rows += rows[:3]
     assert call(rows) == 0
-    first, version = snapshot("out"), json.loads(Path("out/final_audit/dataset.json").read_text())
+    first, version = snapshot("out"), json.loads(Path("out/dataset.json").read_text())["version"]
     assert call(rows) == 0
     assert snapshot("out") == first
     random.Random(4).shuffle(rows)
     assert call(rows, out="other") == 0
-    assert json.loads(Path("other/final_audit/dataset.json").read_text()) == version
+    assert json.loads(Path("other/dataset.json").read_text())["version"] == version
 
 
-def test_killed_half_way_then_run_again(call, base_dir, tmp_path):
+# Kills a call with SIGKILL before the rename whose number is given: each step, each gate and the
+# laying out end in some.
+KILLED = """
+import os, signal, sys
+from tuneline.cli import main
+
+last, count, rename = int(sys.argv[1]), 0, os.replace
+
+def replace(*arguments, **more):
+    global count
+    count += 1
+    if count == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*arguments, **more)
+
+os.replace = replace
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_killed_at_any_point_then_run_again(call, base_dir, tmp_path):
     assert call(clean_rows(60)) == 0
-    write_jsonl(tmp_path / "rows.jsonl", clean_rows(90))
-    command = [sys.executable, "-m", "tuneline.cli"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "include")}
-    command = [
-        sys.executable,
-        "-c",
-        "from tuneline.cli import main; import sys; sys.exit(main(sys.argv[1:]))",
-        *["data", "prepare", "--input", "rows.jsonl", "--base-model", str(base_dir)],
-        *["--out", "out", "--config", "config.yaml"],
-    ]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("pii_scrubbing"):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not Path("out/dataset.parquet").exists(), "nothing may look done"
-    assert not Path("out/result.json").exists()
-    assert call(clean_rows(90)) == 0
-    done = snapshot("out")
+    obsolete = json.loads(Path("out/result.json").read_text())["dataset"]["version"]
+    rows = clean_rows(90)
+    rename = Mock(wraps=os.replace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", rename)
+        assert call(rows, out="fresh") == 0
+    last = rename.call_count
+    draw = random.Random(3)
+    # While the results are laid out, the dataset last, and anywhere before.
+    points = [last, last - draw.randint(1, 6), draw.randrange(2, last - 6)]
+    arguments = ["data", "prepare", "--input", "rows.jsonl", "--base-model", str(base_dir)]
+    arguments += ["--out", "out", "--config", "config.yaml"]
+    path = str(Path(__file__).parents[2] / "include")
+    for point in points:
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(point), *arguments],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        # What lies there is whole and of before, or does not look done.
+        if Path("out/dataset.parquet").exists():
+            told = json.loads(Path("out/result.json").read_text())["dataset"]["version"]
+            assert told == obsolete
+    assert call(rows) == 0
     assert len(table("out", "dataset.parquet")) == 90
-    assert call(clean_rows(90), out="fresh") == 0
-    assert snapshot("fresh") == done
+    assert snapshot("out") == snapshot("fresh")
+    assert {p.name for p in Path("out").iterdir()} == {p.name for p in Path("fresh").iterdir()}
+
+
+def test_the_sample_in_other_files_and_another_order(call, tmp_path):
+    lines, _ = make_sample(7)
+    (tmp_path / "drawn.yaml").write_text(f"{SETTINGS}max_train_rows: 300\nmax_holdout_rows: 60\n")
+    assert call(lines, config="drawn.yaml") == 0
+    random.Random(9).shuffle(lines)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number in range(3):
+        content = b"".join(line + b"\n" for line in as_bytes(lines[number::3]))
+        (folder / f"part-{number}.jsonl.gz").write_bytes(gzip.compress(content))
+    assert call("parts", out="other", config="drawn.yaml") == 0
+    first, other = (table(out, "dataset.parquet") for out in ("out", "other"))
+    assert content_of(first) == content_of(other)
+    assert len(content_of(first)) == len(first) > 350
+    versions = {
+        json.loads(Path(out, "dataset.json").read_text())["version"] for out in ("out", "other")
+    }
+    assert len(versions) == 1
+
+
+def as_bytes(lines):
+    return [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+
+
+def content_of(rows):
+    return {
+        json.dumps([row["messages"], row["split"], row["label"], row["weight"]]) for row in rows
+    }
 
 
 def test_two_at_once_are_refused(call):

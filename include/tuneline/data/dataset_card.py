@@ -19,6 +19,7 @@ from tuneline.data.tables import SPLITS, Row
 from tuneline.evidence import Evidence, Measurement, Record
 
 SCHEMA = "tuneline/dataset/1"
+VERSION_FILE = "dataset.json"
 CARD = "dataset_card.md"
 UNDECLARED = "not declared"
 NO_CLASS = "(none)"

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
+from tuneline.data.dataset_card import CARD, VERSION_FILE
 from tuneline.data.gates import ORDER, run_gate
 from tuneline.data.tables import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
@@ -31,12 +32,14 @@ from tuneline.verdicts import ItemStatus, checklist
 
 SCHEMA = "tuneline/prepared/1"
 RESULT = "result.json"
+# What the final audit says of the dataset also lies beside it.
+BESIDE = (VERSION_FILE, CARD)
 WORK = ".work"
 AUDIT_STEP = "final_audit"
 
 
 def prepare(
-    source: str,
+    source: str | list[str],
     base_model: str,
     out: Path,
     config_file: Path | None = None,
@@ -46,7 +49,8 @@ def prepare(
     """Prepare a dataset for training.
 
     Args:
-        source: JSONL, CSV or Parquet file: a path, `file://` or `s3://` URI.
+        source: JSONL, CSV or Parquet files: a path, folder, glob, `file://`, `s3://` or
+            `hf://datasets/…` address, or a list of these.
         base_model: the base model whose tokenizer and template count.
         out: folder for the results; what an earlier call left there is replaced.
         config_file: YAML settings: a whole configuration or its `data` section alone.
@@ -74,7 +78,9 @@ def prepare(
     return EXIT_FAILED if result["verdict"] == Verdict.FAIL else EXIT_OK
 
 
-def read_config(source: str, base_model: str, config_file: Path | None) -> PipelineConfig:
+def read_config(
+    source: str | list[str], base_model: str, config_file: Path | None
+) -> PipelineConfig:
     """The configuration of a call.
 
     Raises:
@@ -162,9 +168,10 @@ def _result(run: Run) -> dict[str, Any]:
         fails = critical and item.verdict in (Verdict.FAIL, Verdict.NOT_RUN)
         verdict = Verdict.FAIL if fails or verdict == Verdict.FAIL else Verdict.WARN
     dataset = None
-    key = run.step_key(AUDIT_STEP, "dataset.json")
+    key = run.step_key(AUDIT_STEP, VERSION_FILE)
     if run.store.exists(key):
-        dataset = json.loads(run.store.get_bytes(key))
+        document = json.loads(run.store.get_bytes(key))
+        dataset = {name: document[name] for name in ("version", "rows", "splits")}
     return {
         "schema": SCHEMA,
         "verdict": verdict,
@@ -179,7 +186,7 @@ def _plain(item: ItemStatus) -> dict[str, str]:
 
 def _clear(out: Path) -> None:
     """Remove what an earlier call left, the dataset first."""
-    for name in (DATASET, RESULT):
+    for name in (DATASET, *BESIDE, RESULT):
         (out / name).unlink(missing_ok=True)
     for name in (*ORDER, AUDIT_STEP, "quarantine", "data_docs"):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -201,6 +208,9 @@ def _lay_out(
                 moved[run.store.uri_of(key)] = (out.resolve() / place).as_uri()
         write_rejects(new / "quarantine" / Path(REJECTED).name, rejects)
         _point_to(new, moved)
+        for name in BESIDE:
+            if (new / AUDIT_STEP / name).exists():
+                shutil.copyfile(new / AUDIT_STEP / name, new / name)
         (new / RESULT).write_text(json.dumps(result, indent=1, ensure_ascii=False))
         entries = sorted(new.iterdir(), key=lambda path: path.name == DATASET)
         for path in entries:
