@@ -5,8 +5,15 @@ import pytest
 from tests.data.data_lab import answer, chat, clean_rows, code, text, value
 from tests.data.fuzzed_rows import fuzzed_lines
 
-from tuneline.data.outcomes import number_repeats
+from tuneline.bench.support_chat import make_conversations
+from tuneline.config import DataConfig
+from tuneline.data.formats import FORMS
+from tuneline.data.outcomes import convert, number_repeats
+from tuneline.data.rendering import Renderer
+from tuneline.data.schema_validation import validate
+from tuneline.data.sources import RawRecord
 from tuneline.errors import UserError
+from tuneline.models import load_tokenizer
 
 ITEM = "schema_validation"
 
@@ -251,23 +258,39 @@ def test_the_rule_for_system_turns(data_lab, rule, found):
 
 
 def test_no_false_alarm_on_clean_rows_of_twenty_seeds(base_dir):
-    from tuneline.config import DataConfig
-    from tuneline.data.outcomes import convert
-    from tuneline.data.rendering import Renderer
-    from tuneline.data.sample import make_sample
-    from tuneline.data.schema_validation import validate
-    from tuneline.data.sources import RawRecord
-    from tuneline.models import load_tokenizer
-
+    """Support chats, half of them with a JSON answer, none with a fault: every form keeps all."""
     renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
-    config = DataConfig(source="sample.jsonl")
+    config = DataConfig(source="rows.jsonl")
     for seed in range(20):
-        lines, planted = make_sample(seed)
-        faulty = {f["line"] for f in planted["planted"] if f["kind"] == "malformed"}
-        clean = [line for number, line in enumerate(lines, 1) if number not in faulty]
-        records = [RawRecord(n, line.decode(), json.loads(line)) for n, line in enumerate(clean, 1)]
-        outcomes, form = convert(records, "sample.jsonl", config, own_holdout=False)
+        chats = make_conversations(80, seed)
+        for turns in chats[::2]:
+            turns[-1]["content"] = answer("login", turns[-1]["content"])
+        values = [in_form(turns, FORMS[seed % len(FORMS)]) for turns in chats]
+        records = [RawRecord(n, json.dumps(value), value) for n, value in enumerate(values, 1)]
+        outcomes, form = convert(records, "rows.jsonl", config, own_holdout=False)
         validate(outcomes, renderer, config)
-        assert (form.form, form.confidence) == ("messages", 1.0)
+        assert (form.form, form.confidence) == (FORMS[seed % len(FORMS)], 1.0)
         assert [o.reason for o in outcomes if o.reason is not None] == []
         assert all(o.tokens_equal and o.mask_exact for o in outcomes)
+        assert [o.messages for o in outcomes] == chats
+
+
+def in_form(turns, form):
+    """An exchange with a system turn, written in one of the input forms."""
+    system, user, told = (turn["content"] for turn in turns)
+    senders = {"system": "system", "user": "human", "assistant": "gpt"}
+    header = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+    return {
+        "messages": {"messages": turns},
+        "sharegpt": {
+            "conversations": [{"from": senders[t["role"]], "value": t["content"]} for t in turns]
+        },
+        "alpaca": {"system": system, "instruction": user, "input": "", "output": told},
+        "prompt_completion": {"system": system, "prompt": user, "completion": told},
+        "chatml_text": {
+            "text": "".join("<|im_start|>{role}\n{content}<|im_end|>\n".format(**t) for t in turns)
+        },
+        "llama3_text": {
+            "text": "<|begin_of_text|>" + "".join(header.format(**turn) for turn in turns)
+        },
+    }[form]

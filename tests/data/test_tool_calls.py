@@ -172,7 +172,7 @@ def test_templates_without_a_way_to_write_tools(renderer, template):
     renderer.tokenizer.chat_template = template
     other = Renderer(renderer.tokenizer, "tokenizer")
     with pytest.raises(Malformed, match=r"^(tools_unsupported|template_refused): "):
-        plain_turns(read_conversation(row()), other, ("<|im_end|>",))
+        plain_turns(read_conversation(row(answers=[("c1", "twelve")])), other, ("<|im_end|>",))
 
 
 def test_rows_with_tools_go_through_the_step(data_lab, renderer, tmp_path, base_dir):
