@@ -52,6 +52,9 @@ def test_a_gate_leaves_its_verdict_and_its_docs(lab):
     assert document["agrees"] is True
     page = lab.run.store.get_bytes(lab.run.store.key_of(result.docs)).decode()
     assert "schema_validation" in page
+    folder = lab.run.store.key_of(result.docs).removesuffix("/index.html")
+    pages = [lab.run.store.get_bytes(k).decode() for k in lab.run.store.keys(folder)]
+    assert any("rejects that are stored" in page for page in pages)
     assert status(lab.run, "schema_validation").verdict == "pass"
 
 

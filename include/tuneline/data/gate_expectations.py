@@ -7,12 +7,19 @@ before that loses them without a word, which the gate notices by their number.
 # Great Expectations reads annotations of expectations at run time, so they are no strings here.
 from typing import Any, ClassVar
 
+from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.core.metric_domain_types import MetricDomainTypes
 from great_expectations.execution_engine.execution_engine import ExecutionEngine
 from great_expectations.execution_engine.pandas_execution_engine import PandasExecutionEngine
 from great_expectations.expectations.expectation import BatchExpectation
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 from great_expectations.expectations.metrics.metric_provider import metric_value
 from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider
+from great_expectations.render.components import (
+    LegacyRendererType,
+    RenderedStringTemplateContent,
+)
+from great_expectations.render.renderer.renderer import renderer
 
 
 class RowsByFate(TableMetricProvider):
@@ -49,6 +56,26 @@ class ExpectRowsToBeConserved(BatchExpectation):
     metric_dependencies: ClassVar[tuple[str, ...]] = ("table.rows_by_fate",)
     success_keys: ClassVar[tuple[str, ...]] = ("stored_rejects", "missing")
     args_keys: ClassVar[tuple[str, ...]] = ("stored_rejects", "missing")
+
+    @classmethod
+    @renderer(renderer_type=LegacyRendererType.PRESCRIPTIVE)
+    def _prescriptive_renderer(
+        cls,
+        configuration: ExpectationConfiguration | None = None,
+        result: ExpectationValidationResult | None = None,
+        runtime_configuration: dict[Any, Any] | None = None,
+    ) -> list[RenderedStringTemplateContent]:
+        """What the Data Docs say of it, in words."""
+        template = {
+            "template": "rows in = rows kept + $stored_rejects rejects that are stored; "
+            "$missing of the rows that came in are missing",
+            "params": configuration.kwargs if configuration else {},
+        }
+        return [
+            RenderedStringTemplateContent(
+                content_block_type="string_template", string_template=template
+            )
+        ]
 
     def _validate(
         self,
