@@ -1,14 +1,19 @@
 import json
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from tests.data.data_lab import answer, chat, clean_rows, text, value
 
+from tuneline.bench.support_chat import make_conversations
 from tuneline.config import DataConfig
 from tuneline.data.pii_canaries import FORMS, leaks, make_canaries
+from tuneline.data.pii_patterns import find
 from tuneline.data.pii_profiles import PROFILES, recognised, uncovered_languages
 from tuneline.data.pii_scrubber import Scrubber, Settings, make_scrubber, residual_hits
-from tuneline.data.pii_scrubbing import leaked_canaries
+from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
+from tuneline.errors import UserError
 
 ITEM = "pii_scrubbing"
 CARD = "4111 1111 1111 1111"
@@ -200,3 +205,117 @@ def test_the_sample_every_planted_value_is_gone_and_nothing_else_touched(sample_
     assert changed == set(planted)
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
     assert sample_lab.gate(ITEM).verdict == "pass"
+
+
+def test_masks_are_typed_and_rows_can_be_refused(data_lab):
+    rows = clean_rows(30)
+    rows[3] = {"messages": chat(f"{text(3)} anna@mail.com", answer("login", "Mail anna@mail.com"))}
+    rows[4] = {"messages": chat(f"{text(4)} pay with {CARD}", answer("login", "ok"))}
+    actions = {"EMAIL_ADDRESS": "mask", "CREDIT_CARD": "reject_row"}
+    lab = data_lab(rows, pii_actions=actions)
+    entry = lab.upto(ITEM)
+    (masked,) = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 4]
+    assert masked["messages"][0]["content"].endswith(" [EMAIL_ADDRESS]")
+    assert json.loads(masked["messages"][1]["content"])["reply"] == "Mail [EMAIL_ADDRESS]"
+    (reject,) = lab.rejected(ITEM)
+    assert reject["source_line"] == 5
+    assert reject["reason"].startswith("pii_refused: it holds CREDIT_CARD")
+    assert value(entry, "rows_refused") == 1
+    assert entry.verdict == "pass"
+    assert lab.gate(ITEM).verdict == "pass"
+
+
+def test_an_action_for_an_unknown_entity_is_the_users_error():
+    with pytest.raises(UserError, match="no entity is called CARD; there are PRIVATE_KEY"):
+        scrub(*chat("hi", "ok"), actions={"CARD": "mask"})
+
+
+def test_people_who_are_masked_are_masked_everywhere(named):
+    config = DataConfig(source="rows.jsonl", pii_actions={"PERSON": "mask"})
+    messages = chat("My name is Hannah Murphy.", "Dear Hannah Murphy, HANNAH MURPHY!")
+    (result,) = make_scrubber(config, []).scrub(["key"], [messages])
+    assert [m["content"] for m in result.messages] == [
+        "My name is [PERSON].",
+        "Dear [PERSON], [PERSON]!",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entity", "verdict"), [("API_KEY", "fail"), ("PRIVATE_KEY", "fail"), ("US_SSN", "warn")]
+)
+def test_a_pattern_that_is_off_turns_the_verdict(data_lab, monkeypatch, entity, verdict):
+    monkeypatch.setattr(
+        "tuneline.data.pii_scrubber.find",
+        lambda text, languages=(): [h for h in find(text, languages) if h.entity != entity],
+    )
+    lab = data_lab(clean_rows(20))
+    entry = lab.upto(ITEM)
+    assert value(entry, f"leak_{entity}") > 0.3
+    assert entry.verdict == verdict
+    assert lab.gate(ITEM).verdict == verdict
+
+
+def test_leak_limits_by_entity():
+    config = DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 0, "PHONE_NUMBER.de": 0.5})
+    assert leak_limit("CREDIT_CARD", config) == 0
+    assert leak_limit("CREDIT_CARD.de", config) == 0
+    assert leak_limit("PHONE_NUMBER.de", config) == 0.5
+    assert leak_limit("PHONE_NUMBER", config) == 0.02
+    assert leak_limit("PERSON", config) == 0.5
+    assert leak_limit("US_SSN", DataConfig(source="x", pii_max_leak=0.1)) == 0.1
+    with pytest.raises(ValidationError, match="share between 0 and 1"):
+        DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 2})
+
+
+def test_rows_in_a_language_that_is_not_declared_are_warned_of(data_lab):
+    rows = clean_rows(30)
+    for n in range(5):
+        german = f"Ich habe das Paket nicht erhalten und bitte Sie um eine Antwort, {text(n)}"
+        rows[n] = {"messages": chat(german, answer("login", "ok"))}
+    lab = data_lab(rows)
+    entry = lab.upto(ITEM)
+    assert value(entry, "undeclared_language_share") == pytest.approx(5 / 30)
+    assert entry.verdict == "warn"
+    assert "16.7% of the rows are in a language that data.languages does not" in entry.summary
+    gate = lab.gate(ITEM)
+    assert (gate.verdict, gate.agrees) == ("warn", True)
+    declared = data_lab(rows, languages=["en", "de"])
+    assert declared.upto(ITEM).verdict == "pass"
+    assert declared.gate(ITEM).verdict == "pass"
+
+
+def test_no_personal_data_outside_quarantine(data_lab, capfd):
+    secrets = ["4111 1111 1111 1111", "anna.k@mail.com", "Zbigniew", "203.0.113.77", "hunter42!"]
+    rows = clean_rows(30)
+    said = f"my name is Zbigniew, {secrets[0]}, {secrets[1]}, {secrets[3]}, password: {secrets[4]}"
+    rows[2] = {"messages": chat(f"{text(2)} {said}", answer("login", f"Dear {said}"))}
+    rows[3] = {"messages": chat(text(3), json.dumps({"intent": "login", secrets[1]: "x"}))}
+    rows[4] = {"messages": chat(f"{text(4)} 078-05-1120", answer("login", "ok"))}
+    lab = data_lab(rows, pii_profile=["gdpr"], pii_ner=True, pii_actions={"US_SSN": "reject_row"})
+    lab.upto(ITEM)
+    lab.gate(ITEM)
+    raw = [secret.encode() for secret in (*secrets, "078-05-1120")]
+    inside = outside = 0
+    for file in lab.lab.root.rglob("*"):
+        if not file.is_file() or file.name == "rows.jsonl" or "fetched" in file.parts:
+            continue
+        data = file.read_bytes()
+        if file.suffix == ".parquet":
+            data = json.dumps(pq.read_table(file).to_pylist(), default=str).encode()
+        found = [secret for secret in raw if secret in data]
+        if "quarantine" in file.parts:
+            inside += len(found)
+        else:
+            assert found == [], f"{file} holds {found}"
+            outside += 1
+    assert inside >= len(raw)
+    assert outside >= 4
+    shown = "".join(capfd.readouterr())
+    assert not any(secret.decode() in shown for secret in raw)
+
+
+def test_no_false_alarm_on_clean_sample_data(named):
+    for seed in range(20):
+        rows = make_conversations(60, seed)
+        results = named.scrub([str(n) for n in range(len(rows))], rows)
+        assert [r.messages for r in results if r.hits or r.residual or r.foreign] == [], seed

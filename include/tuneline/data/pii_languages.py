@@ -30,12 +30,13 @@ _NUMBER = r"(\+?\(?\d(?:[ ()./-]{0,3}\d){5,14})(?!\w)"
 _CODE = r"((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
 _CREDENTIAL = r"[\"']?((?=\S*\d)(?=\S*[^\W\d])[^\s\"',;]{6,40})"
 _DATE = (
-    r"\d{1,2}[./-] ?\d{1,2}[./-] ?\d{2,4}|\d{4}-\d{2}-\d{2}|\d{1,2}\.?(?: de)? (?:%s)(?: de)? \d{4}"
+    r"\d{1,2} ?[./-] ?\d{1,2} ?[./-] ?\d{2,4}|\d{4}-\d{2}-\d{2}|"
+    r"\d{1,2}\.?(?: de)? (?:%s)(?: de)? \d{4}"
 )
 _WORDS = {
     "de": {
         "phone": r"telefon\w*|tel|handy\w*|mobil(?:nummer|telefon)?|rufnummer|fax|anruf\w*|"
-        r"ruf\w* (?:mich|uns)|erreich\w*",
+        r"ruf\w*(?: sie)? (?:mich|uns)|erreich\w*",
         "birth": r"geboren(?: am)?|geb\.|geburtsdatum|geburtstag",
         "months": "januar|februar|märz|april|mai|juni|juli|august|september|oktober|november|"
         "dezember",
@@ -69,7 +70,8 @@ _WORDS = {
 _NAME = r"[^\W\d_][^\W\d_'’.-]*"
 _ADDRESSES = {
     "de": r"(?<!\w)(?:[^\W\d_]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|ufer|damm)|"
-    rf"{_NAME}(?:er)? (?:straße|strasse|str\.|weg|platz|allee|gasse|ufer|damm)) \d{{1,4}} ?[a-z]?\b"
+    r"(?!(?:de[rnms]|die|das|ein|eine[nmrs]?|mein\w*|kein\w*|dieser?|diesem|am|im|auf|vom|zum)\b)"
+    rf"{_NAME} (?:straße|strasse|str\.|weg|platz|allee|gasse|ufer|damm)) \d{{1,4}} ?[a-z]?\b"
     rf"(?:,? (?:D-)?\d{{5}} {_NAME})?",
     "fr": r"(?<![\w.,-])\d{1,4}(?: bis| ter)?,? (?:rue|avenue|boulevard|bd|place|chemin|impasse|"
     rf"allée|quai|route) (?:de la |de l'|du |des |de |d')?{_NAME}(?:[ -]{_NAME}){{0,1}}"
