@@ -9,12 +9,14 @@ from tests.data.data_lab import clean_rows
 from tuneline.config import DataConfig
 from tuneline.data.dataset_card import (
     MOST_FILES,
+    SETTINGS,
     card,
     count_rows,
     describe_removed,
     describe_sources,
     reproduce,
 )
+from tuneline.data.gates import ORDER
 from tuneline.data.tables import Row
 
 
@@ -71,6 +73,11 @@ def test_what_was_removed_and_by_which_setting():
     assert step["rows"] == 3
     assert list(step["reasons"].items()) == [("near_duplicate", 2), ("exact_duplicate", 1)]
     assert step["settings"]["near_duplicate_jaccard"] == 0.7
+
+
+def test_every_data_item_names_settings_that_there_are():
+    assert list(SETTINGS) == list(ORDER)
+    assert {name for names in SETTINGS.values() for name in names} <= set(DataConfig.model_fields)
 
 
 def test_the_command_names_what_is_no_default():

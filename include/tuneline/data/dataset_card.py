@@ -28,8 +28,8 @@ MOST_FILES = 50
 
 # The settings by which each item takes rows out or changes them.
 SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "schema_validation": ("format", "label_field", "max_rejected_share"),
-    "pii_scrubbing": ("pii_profile", "pii_ner", "pii_max_leak"),
+    "schema_validation": ("format", "system_prompt", "label_field", "max_rejected_share"),
+    "pii_scrubbing": ("pii_profile", "languages", "pii_ner", "pii_actions", "pii_max_leak"),
     "deduplication": (
         "near_duplicate_jaccard",
         "label_conflicts",
@@ -40,6 +40,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "token_length_audit": ("max_tokens", "too_long", "max_too_long_share"),
     "distribution_balancing": (
+        "balancing",
         "max_class_ratio",
         "max_upsampling",
         "max_train_rows",
