@@ -254,6 +254,6 @@ def _table(lines: Sequence[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     """Text that can't break out of its cell."""
     shown = "".join(c if c.isprintable() else " " for c in str(value))
-    for character in "\\`|*_<>[]":
+    for character in "\\`|*<[]":
         shown = shown.replace(character, f"\\{character}")
     return shown
