@@ -113,3 +113,25 @@ def test_every_field_is_described():
                 assert field.description, f"{path}.{name} has no description"
 
     walk(PipelineConfig, "config")
+
+
+@pytest.mark.parametrize(
+    ("pods", "training", "per_node", "world"),
+    [
+        ({}, {}, 1, 1),
+        ({"gpus": 4}, {}, 4, 4),
+        ({"gpus": 4, "nodes": 2}, {}, 4, 8),
+        ({"gpus": 4, "nodes": 2}, {"processes": 3}, 3, 6),
+        ({"nodes": 2}, {"processes": 2}, 2, 4),
+    ],
+)
+def test_the_world_is_nodes_times_processes(pods, training, per_node, world):
+    config = build_config(DATA, {"pods": pods, "training": training})
+    assert (config.processes_per_node, config.world_size) == (per_node, world)
+
+
+def test_4bit_weights_are_not_sharded():
+    with pytest.raises(UserError, match="set sharding: none"):
+        build_config(DATA, {"training": {"qlora": True, "sharding": "fsdp"}})
+    for sharding in ("auto", "none"):
+        build_config(DATA, {"training": {"qlora": True, "sharding": sharding}})

@@ -21,7 +21,10 @@ class PodConfig(Section):
     image: str = Field("tuneline/ml:local", description="Image of the ML steps.")
     gpu_image: str = Field("tuneline/ml-cuda:local", description="Image of the GPU steps.")
     namespace: str = Field("default", description="Namespace of the pods.")
-    gpus: int = Field(0, ge=0, description="GPUs of the training pod.")
+    gpus: int = Field(0, ge=0, description="GPUs of each training pod.")
+    nodes: int = Field(
+        1, ge=1, description="Pods that train together, each on a node of its own if it has GPUs."
+    )
     memory: str = Field("8Gi", description="Memory limit of a step's pod.")
     deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
 
@@ -58,3 +61,13 @@ class PipelineConfig(Section):
             if waiver.item not in known:
                 raise ValueError(f"waivers: {waiver.item!r} is not an item of the checklist")
         return self
+
+    @property
+    def processes_per_node(self) -> int:
+        """Training processes of each node."""
+        return self.training.processes or max(1, self.pods.gpus)
+
+    @property
+    def world_size(self) -> int:
+        """Training processes of all nodes together."""
+        return self.pods.nodes * self.processes_per_node

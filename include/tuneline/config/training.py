@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tuneline.config.section import Section
+from tuneline.config.adapter import AdapterConfig
+from tuneline.config.loss_rules import LossRulesConfig
 
 
-class TrainingConfig(Section):
+class TrainingConfig(AdapterConfig, LossRulesConfig):
     """LoRA fine-tuning."""
 
-    r: int = Field(16, ge=1, le=512, description="LoRA rank.")
-    alpha: int | None = Field(None, ge=1, description="LoRA alpha; None takes 2 × r.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout.")
-    target_modules: str | list[str] = Field(
-        "all-linear", description="Modules that get an adapter."
-    )
-    rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (rank-stabilised LoRA).")
-    dora: bool = Field(False, description="Weight-decomposed LoRA.")
     qlora: bool = Field(False, description="Load the base in 4-bit NF4 for training.")
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps.")
@@ -55,17 +48,30 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, the best always.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="Training processes of a node; None takes one per GPU of pods.gpus.",
+    )
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        "auto",
+        description="Whether several processes each hold the whole base (none) or a part of it "
+        "(fsdp); auto shards a base that would fill most of a GPU.",
+    )
     seed: int = Field(7, ge=0, description="Seed of everything random.")
     tracking: list[Literal["wandb"]] = Field(
         ["wandb"], description="Experiment trackers; [] for none."
     )
     tracking_project: str = Field("tuneline", description="Project name at the tracker.")
-    spike_factor: float = Field(
-        3.0, gt=1, description="Training loss over its running median that counts as a spike."
-    )
-    overfit_ratio: float = Field(
-        1.2, gt=1, description="Last over best validation loss that counts as overfitting."
-    )
     max_perplexity_ratio: float = Field(
         1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
     )
+
+    @model_validator(mode="after")
+    def _sharded_weights_have_16_bits(self) -> TrainingConfig:
+        if self.qlora and self.sharding == "fsdp":
+            raise ValueError(
+                "sharding: fsdp splits 16-bit weights; with qlora: true each process holds the "
+                "whole 4-bit base, set sharding: none"
+            )
+        return self

@@ -123,11 +123,6 @@ def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Atte
     return tried[-1], tried
 
 
-def world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """Processes that train together, as torchrun names them."""
-    return int(environment.get("WORLD_SIZE", "1"))
-
-
 def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
     """The measurements of a plan and of its accumulation check."""
     reached = plan.micro_batch * plan.accumulation * plan.world_size
@@ -197,10 +192,10 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.training.compute import training_threads
 
     config = ctx.config.training
-    processes = world_size()
+    processes = ctx.config.world_size
     sizes = candidates(config.effective_batch, processes, config.micro_batch)
     base = resolve(ctx.config.base_model, log=ctx.log)
-    threads = training_threads(config)
+    threads = max(1, training_threads(config) // ctx.config.processes_per_node)
     common = {
         "base": str(base.path),
         "dataset": str(ctx.input("distribution_balancing", "dataset.parquet")),
@@ -210,6 +205,7 @@ def run(ctx: StepContext) -> Evidence:
         "max_tokens": ctx.config.data.max_tokens,
         "threads": threads,
         "pod_memory": ctx.config.pods.memory,
+        "processes": ctx.config.processes_per_node,
         "scratch": str(ctx.scratch / "probe"),
     }
 

@@ -54,6 +54,10 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
     )
     lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
     limit, source = memory_limit(torch, config.memory_limit_gib, spec["pod_memory"])
+    if device == "cpu" and spec["processes"] > 1:
+        # Each GPU has a memory of its own; the processes of a pod without share the pod's.
+        limit //= spec["processes"]
+        source += f", shared by {spec['processes']} processes"
     runtime = _peak(torch, device)
     tried = []
     for size in spec["sizes"]:
