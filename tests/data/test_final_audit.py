@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.data.data_lab import answer, chat, clean_rows, text, value
 
+from tuneline.config import DataConfig
 from tuneline.data.final_audit import dataset_version, invalid_rows, leaking_rows, rows_with_pii
 from tuneline.data.rendering import Renderer
 from tuneline.data.tables import Row, read_dataset, write_dataset
@@ -169,9 +170,17 @@ def test_the_parts(base_dir):
     assert leaking_rows(twice, twice, 0.8) == 1
     assert leaking_rows(good, good, 0.8) == 0
     mail = [row(1, "anna@mail.com")]
-    assert rows_with_pii(mail, {}, []) == 1
-    assert rows_with_pii(mail, {"1": ["anna@mail.com"]}, []) == 0
-    assert rows_with_pii(mail, {}, ["ANNA@mail.com"]) == 0
+    assert rows_with_pii(mail, {}, DataConfig(source="rows.jsonl")) == 1
+    assert rows_with_pii(mail, {"1": ["anna@mail.com"]}, DataConfig(source="rows.jsonl")) == 0
+    assert (
+        rows_with_pii(mail, {}, DataConfig(source="rows.jsonl", pii_allow=["ANNA@mail.com"])) == 0
+    )
+    german = [row(1, "Telefon 4471 882910 bitte")]
+    assert rows_with_pii(german, {}, DataConfig(source="rows.jsonl")) == 0
+    assert rows_with_pii(german, {}, DataConfig(source="rows.jsonl", languages=["de"])) == 1
+    visit = [row(1, "I was admitted on 3 March 2024")]
+    assert rows_with_pii(visit, {}, DataConfig(source="rows.jsonl")) == 0
+    assert rows_with_pii(visit, {}, DataConfig(source="rows.jsonl", pii_profile=["hipaa"])) == 1
 
 
 def test_the_sample_holds(sample_lab):

@@ -13,7 +13,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
@@ -33,8 +32,7 @@ from tuneline.data.dataset_card import (
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.near_duplicates import similarity_texts
 from tuneline.data.outcomes import Outcome
-from tuneline.data.pii_patterns import find
-from tuneline.data.pii_scrubber import REMEMBERED, residual_hits
+from tuneline.data.pii_scrubber import residual_hits, shape_finder
 from tuneline.data.rendering import Renderer, chat_template
 from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.source_rows import SOURCES
@@ -139,27 +137,20 @@ def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
 
 
 def rows_with_pii(
-    rows: Sequence[Row],
-    stand_ins: Mapping[str, Iterable[str]],
-    allow: Iterable[str],
-    languages: Sequence[str] = (),
+    rows: Sequence[Row], stand_ins: Mapping[str, Iterable[str]], config: DataConfig
 ) -> int:
     """Rows in which patterns still find personal data that is no stand-in."""
-    allowed = frozenset(text.casefold() for text in allow)
-    finder = lru_cache(maxsize=REMEMBERED)(partial(find, languages=tuple(languages)))
+    finder = shape_finder(config)
     return sum(
-        residual_hits(row.messages, stand_ins.get(base_id(row.row_id), ()), allowed, finder) > 0
+        residual_hits(row.messages, stand_ins.get(base_id(row.row_id), ()), finder=finder) > 0
         for row in rows
     )
 
 
-def labels_with_pii(rows: Sequence[Row], allow: Iterable[str]) -> int:
+def labels_with_pii(rows: Sequence[Row], config: DataConfig) -> int:
     """Classes that are personal data; a column of a CSV may be one that no turn shows."""
-    allowed = frozenset(text.casefold() for text in allow)
-    labels = {row.label for row in rows if row.label}
-    return sum(
-        residual_hits([{"role": "user", "content": label}], (), allowed) > 0 for label in labels
-    )
+    finder = shape_finder(config)
+    return sum(bool(finder(label)) for label in {row.label for row in rows if row.label})
 
 
 def _reasons(ctx: StepContext) -> dict[str, list[str | None]]:
@@ -220,14 +211,14 @@ def run(ctx: StepContext) -> Record:
         ),
         measure(
             "pii_scrubbing.rows_with_pattern_hits",
-            rows_with_pii(rows, values, config.pii_allow),
+            rows_with_pii(rows, values, config),
             "rows",
             "==",
             0,
         ),
         measure(
             "pii_scrubbing.labels_with_pattern_hits",
-            labels_with_pii(rows, config.pii_allow),
+            labels_with_pii(rows, config),
             "labels",
             "==",
             0,

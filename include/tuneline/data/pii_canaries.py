@@ -230,6 +230,30 @@ def _street(draw: random.Random, form: str, language: str) -> str:
     return f"{address}, Apt {draw.randint(1, 40)}" if form == "spaced" else address
 
 
+def _url(draw: random.Random, form: str) -> str:
+    host = f"{draw.choice(['forum', 'photos', 'people'])}.{draw.choice(_FAMILY)}.org".lower()
+    path = f"{draw.choice(_GIVEN)}{draw.randint(10, 99)}".lower()
+    if form == "spaced":
+        return f"www . {host.split('.')[1]} . org"
+    return draw.choice([f"https://{host}/{path}", f"http://{host}/u?id={path}", f"www.{path}.org"])
+
+
+def _date(draw: random.Random, form: str) -> str:
+    day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2026)
+    name = _MONTHS[ENGLISH].split()[month - 1]
+    if form == "spaced":
+        return draw.choice([f"{day} / {month} / {year}", f"{year} - {month:02d} - {day:02d}"])
+    return draw.choice(
+        [f"{month}/{day}/{year}", f"{year}-{month:02d}-{day:02d}", f"{name} {day}",
+         f"{day}.{month}.{year}", f"{name} {day}, {year}", f"the {day}th of {name}"]
+    )  # fmt: skip
+
+
+def _postal_code(draw: random.Random, form: str) -> str:
+    code = str(draw.randint(10_001, 99_950))
+    return " ".join(code) if form == "spaced" else draw.choice([code, f"{code}-{_digits(draw, 4)}"])
+
+
 def _api_key(draw: random.Random, _: str) -> str:
     letters = string.ascii_letters + string.digits
     kinds = (("sk-", 40), ("sk-proj-", 44), ("ghp_", 36), ("xoxb-", 24), ("AIza", 35))
@@ -262,6 +286,10 @@ _MAKERS: dict[str, Callable[[random.Random, str], str]] = {
     "IP_ADDRESS": _ip,
     "MAC_ADDRESS": _mac,
     "ID_NUMBER": _identity,
+    "URL": _url,
+    "DATE": _date,
+    "POSTAL_CODE": _postal_code,
+    "AGE_OVER_89": lambda draw, _: str(draw.randint(91, 109)),
     "API_KEY": _api_key,
     "AWS_ACCESS_KEY": _aws_key,
     "PASSWORD": _password,

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from tuneline.data.pii_models import load_model
 from tuneline.data.pii_patterns import Hit
 from tuneline.data.pii_surrogates import name_lists
 from tuneline.data.pii_words import everyday_words, is_ordinary, is_slip
-from tuneline.errors import UserError
 
 NER_ENTITIES = ("PERSON", "LOCATION")
 # As OntoNotes and, in most other languages, WikiNER name them.
@@ -312,27 +312,6 @@ class Recogniser:
 
 def _always(_: str) -> bool:
     return True
-
-
-def load_model(package: str) -> Any:
-    """Load an installed spaCy package, the entity recogniser alone.
-
-    Raises:
-        UserError: it is not installed or is no spaCy model.
-    """
-    import spacy
-
-    try:
-        return spacy.load(
-            package,
-            exclude=["tagger", "parser", "attribute_ruler", "lemmatizer", "senter"],
-        )
-    except (OSError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"data.spacy_models: {package!r} can't be loaded ({reason}); install that package, or "
-            "set data.pii_ner to false"
-        ) from None
 
 
 def _lacks_case(text: str) -> bool:

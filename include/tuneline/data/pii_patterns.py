@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tuneline.data.pii_checksums import (
@@ -21,6 +21,7 @@ from tuneline.data.pii_checksums import (
     is_ssn,
 )
 from tuneline.data.pii_languages import shapes
+from tuneline.data.pii_safe_harbor import find_demanded
 from tuneline.data.pii_secrets import SECRET_SHAPES, SECRETS
 
 
@@ -51,7 +52,11 @@ PATTERN_ENTITIES = (
     "PHONE_NUMBER",
     "STREET_ADDRESS",
 )
-_RANK = {entity: rank for rank, entity in enumerate(PATTERN_ENTITIES)}
+# An address or number inside a URL is part of it; what is not named comes last.
+_RANK = {
+    entity: rank
+    for rank, entity in enumerate((*SECRETS, "URL", *PATTERN_ENTITIES[len(SECRETS) :], "DATE"))
+}
 
 # One character each, so that positions stay: other dashes, spaces and digits are tricks.
 _PLAIN = {
@@ -134,7 +139,9 @@ _BIRTH = _any_case(
 )
 _ID_NAMED = _any_case(
     r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
-    r"identity card|tax id|health insurance|nhs)\b(?: (?:number|no|nr|id|code)\b)?\.?"
+    r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
+    r"device|certificate)(?= (?:number|no|id)\b)|(?:licen[cs]e|number) plate|vin)\b"
+    r"(?: (?:number|no|nr|id|code)\b)?\.?"
     r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
 )
 # Words that end a street's name; the second kind also means something else in ordinary text.
@@ -173,15 +180,19 @@ _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
 
-def find(text: str, languages: Sequence[str] = ()) -> list[Hit]:
+def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = ()) -> list[Hit]:
     """Personal data and secrets of a text, without overlaps, in order.
 
     Args:
         text: any text.
         languages: those whose words count besides the English ones.
+        demanded: which of `pii_safe_harbor.DEMANDED_ONLY` to look for as well.
     """
     plain = text if text.isascii() else text.translate(_PLAIN)
-    return resolve(_all(plain, languages))
+    hits = _all(plain, languages)
+    if demanded:
+        return resolve([*hits, *(Hit(*found) for found in find_demanded(plain, demanded))])
+    return resolve(hits)
 
 
 def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:

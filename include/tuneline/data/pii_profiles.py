@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from tuneline.data.pii_entities import NER_ENTITIES
 from tuneline.data.pii_languages import PATTERN_LANGUAGES
 from tuneline.data.pii_patterns import PATTERN_ENTITIES
+from tuneline.data.pii_safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii_secrets import SECRETS
 
 # GDPR article 4(1): anything that identifies a person, directly or by number or location.
@@ -17,7 +18,7 @@ _GDPR = (
 # The identifiers of the safe-harbor method (45 CFR 164.514(b)(2)) that text can hold.
 _HIPAA = (
     "PERSON LOCATION STREET_ADDRESS BIRTH_DATE PHONE_NUMBER EMAIL_ADDRESS US_SSN ID_NUMBER "
-    "IP_ADDRESS MAC_ADDRESS CREDIT_CARD IBAN_CODE"
+    "IP_ADDRESS MAC_ADDRESS CREDIT_CARD IBAN_CODE URL DATE POSTAL_CODE AGE_OVER_89"
 )
 # PCI DSS 3.2 and 3.3: account numbers; secrets stand for sensitive authentication data.
 _PCI = "CREDIT_CARD"
@@ -39,9 +40,16 @@ def recognised(profiles: Iterable[str]) -> tuple[str, ...]:
     return tuple(entity for entity in NER_ENTITIES if entity in wanted)
 
 
+def demanded_only(profiles: Iterable[str]) -> tuple[str, ...]:
+    """The entity types that are looked for because a profile demands them."""
+    wanted = demanded(profiles)
+    return tuple(entity for entity in DEMANDED_ONLY if entity in wanted)
+
+
 def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
-    """What is scrubbed: everything that has a pattern, and the names that are demanded."""
-    return (*PATTERN_ENTITIES, *recognised(profiles))
+    """What is scrubbed: personal data and secrets with a pattern, and what is demanded."""
+    profiles = list(profiles)
+    return (*PATTERN_ENTITIES, *demanded_only(profiles), *recognised(profiles))
 
 
 def uncovered_languages(

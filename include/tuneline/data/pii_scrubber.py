@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,7 +19,8 @@ from tuneline.data.pii_entities import NER_ENTITIES, Recogniser, common_words
 from tuneline.data.pii_languages import ENGLISH, foreign_language, likeliest
 from tuneline.data.pii_patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii_presidio import CustomRecognisers
-from tuneline.data.pii_profiles import recognised
+from tuneline.data.pii_profiles import demanded_only, recognised
+from tuneline.data.pii_safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii_surrogates import StandIns
 from tuneline.data.pii_turns import Segment, map_turn, segments
 from tuneline.data.pii_workers import map_chunks
@@ -66,6 +67,7 @@ class Settings:
 
     Attributes:
         names: which of `NER_ENTITIES` to find.
+        demanded: which of `DEMANDED_ONLY` to find.
         models: spaCy package by language; without one only cues find names.
         languages: declared languages.
         recognizers: Presidio recognisers of the user's own.
@@ -78,6 +80,7 @@ class Settings:
     """
 
     names: tuple[str, ...] = ()
+    demanded: tuple[str, ...] = ()
     models: Mapping[str, str] = field(default_factory=dict)
     languages: tuple[str, ...] = (ENGLISH,)
     recognizers: tuple[str | Mapping[str, Any], ...] = ()
@@ -121,13 +124,16 @@ class Scrubber:
         self.custom_entities = self._custom.entities if self._custom else ()
         unknown = settings.actions.keys() - {
             *PATTERN_ENTITIES,
+            *DEMANDED_ONLY,
             *NER_ENTITIES,
             *self.custom_entities,
         }
         if unknown:
             raise UserError(
                 f"data.pii_actions: no entity is called {', '.join(sorted(unknown))}; there are "
-                f"{', '.join((*PATTERN_ENTITIES, *NER_ENTITIES, *self.custom_entities))}"
+                + ", ".join(
+                    (*PATTERN_ENTITIES, *DEMANDED_ONLY, *NER_ENTITIES, *self.custom_entities)
+                )
             )
         self._masked = frozenset(e for e, action in settings.actions.items() if action == "mask")
         self._refused = frozenset(
@@ -138,7 +144,7 @@ class Scrubber:
 
     def _find(self, text: str) -> tuple[Hit, ...]:
         """Personal data with a shape, by our patterns and the user's recognisers."""
-        found = find(text, self._settings.languages)
+        found = find(text, self._settings.languages, self._settings.demanded)
         if self._custom is not None and text.strip():
             found = resolve([*found, *self._custom.find(text)])
         allow = self._settings.allow
@@ -283,9 +289,7 @@ class Scrubber:
         label_field = self._settings.label_field
         for _ in range(MAX_PASSES):
             result.messages = [map_turn(m, change, label_field) for m in result.messages]
-            result.residual = residual_hits(
-                result.messages, stand_ins.values, self._settings.allow, self.find
-            )
+            result.residual = residual_hits(result.messages, stand_ins.values, finder=self.find)
             if not result.residual:
                 break
         result.stand_ins = tuple(
@@ -321,10 +325,9 @@ def _recognisers(settings: Settings) -> dict[str, Recogniser]:
 def residual_hits(
     messages: Sequence[Message],
     stand_ins: Iterable[str],
-    allow: frozenset[str] = frozenset(),
     finder: Find = find,
 ) -> int:
-    """Pattern hits in a row's turns that are neither stand-ins nor allowed."""
+    """Pattern hits in a row's turns that are no stand-ins."""
     count = 0
     values = dict.fromkeys(stand_ins, "")
     for message in messages:
@@ -335,7 +338,7 @@ def residual_hits(
         places = _places(text, values)
         for hit in hits:
             covered = any(hit.start < end and start < hit.end for start, end, _ in places)
-            count += not covered and text[hit.start : hit.end].casefold() not in allow
+            count += not covered
     return count
 
 
@@ -365,6 +368,11 @@ def _shared_systems(batch: Sequence[Sequence[Message]]) -> frozenset[str]:
     return frozenset(text for text, count in counts.items() if count >= SHARED_ROWS)
 
 
+def shape_finder(config: DataConfig) -> Find:
+    """Finds what has a shape as `make_scrubber` does, without names."""
+    return Scrubber(replace(_settings(config), names=())).find
+
+
 def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
     """The scrubber that a configuration asks for.
 
@@ -375,17 +383,20 @@ def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
     Raises:
         UserError: a model or recogniser can't be loaded, or an action is for an unknown entity.
     """
-    names = recognised(config.pii_profile)
-    return Scrubber(
-        Settings(
-            names=names,
-            models=config.spacy_models if config.pii_ner else {},
-            languages=tuple(config.languages),
-            recognizers=tuple(config.pii_recognizers),
-            least_score=config.pii_recognizer_score,
-            common=common_words(texts) if names else frozenset(),
-            label_field=config.label_field,
-            allow=frozenset(text.casefold() for text in config.pii_allow),
-            actions=config.pii_actions,
-        )
+    settings = _settings(config)
+    common = common_words(texts) if settings.names else frozenset()
+    return Scrubber(replace(settings, common=common))
+
+
+def _settings(config: DataConfig) -> Settings:
+    return Settings(
+        names=recognised(config.pii_profile),
+        demanded=demanded_only(config.pii_profile),
+        models=config.spacy_models if config.pii_ner else {},
+        languages=tuple(config.languages),
+        recognizers=tuple(config.pii_recognizers),
+        least_score=config.pii_recognizer_score,
+        label_field=config.label_field,
+        allow=frozenset(text.casefold() for text in config.pii_allow),
+        actions=config.pii_actions,
     )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from tuneline.config import DataConfig
 from tuneline.data.pii_canaries import Canary, leaks, make_canaries
 from tuneline.data.pii_entities import NER_ENTITIES
-from tuneline.data.pii_profiles import demanded, scrubbed_entities, uncovered_languages
+from tuneline.data.pii_models import describe_model
+from tuneline.data.pii_profiles import demanded, recognised, scrubbed_entities, uncovered_languages
 from tuneline.data.pii_scrubber import SEED, Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii_workers import worker_count
 from tuneline.data.tables import (
@@ -174,6 +175,7 @@ def _conclude(
         ),
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
+        *_model_measurements(config),
         measure("uncovered_languages", len(uncovered), "languages", "==", 0),
         measure(
             "undeclared_language_share",
@@ -215,6 +217,17 @@ def _conclude(
         measurements,
         rows={ROWS: kept, REJECTED: rejected, AUDIT: len(results), CANARIES: len(canaries)},
     )
+
+
+def _model_measurements(config: DataConfig) -> list[Measurement]:
+    if not (config.pii_ner and recognised(config.pii_profile)):
+        return []
+    models = {code: config.spacy_models.get(code) for code in config.languages}
+    return [
+        measure(f"model_{code}", describe_model(package), "text")
+        for code, package in models.items()
+        if package is not None
+    ]
 
 
 def _leak_measurements(

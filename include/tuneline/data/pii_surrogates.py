@@ -18,7 +18,11 @@ from typing import Any
 from tuneline.data.pii_checksums import digits_of, luhn
 from tuneline.data.pii_secrets import SECRETS
 
-_CONSTANT = {**{entity: f"[{entity}]" for entity in SECRETS}, "MAC_ADDRESS": "[MAC_ADDRESS]"}
+_CONSTANT = {
+    **{entity: f"[{entity}]" for entity in SECRETS},
+    "MAC_ADDRESS": "[MAC_ADDRESS]",
+    "AGE_OVER_89": "90+",
+}
 _MONTHS = "January February March April May June July August September October November".split()
 
 
@@ -94,6 +98,9 @@ class StandIns:
             "BIRTH_DATE": _date,
             "ID_NUMBER": lambda n, _: f"X0000{n % 10_000:04d}",
             "STREET_ADDRESS": _street,
+            "DATE": _same_year,
+            "URL": lambda n, _: f"https://www.example.com/{n % 100_000:05d}",
+            "POSTAL_CODE": lambda n, _: f"00000-{n % 10_000:04d}",
             "LOCATION": lambda n, _: _pick(name_lists()["towns"], n),
         }
         # What a recogniser of the user's own finds gets a placeholder.
@@ -172,6 +179,13 @@ def _ip(number: int, value: str) -> str:
 
 def _date(number: int, _: str) -> str:
     return f"{number % 28 + 1} {_pick(_MONTHS, number // 28)} {1950 + number // 400 % 50}"
+
+
+def _same_year(number: int, value: str) -> str:
+    """Another day of the year that was named, which may stay."""
+    year = re.search(r"(?:19|20)\d{2}", value)
+    day = f"{number % 28 + 1} {_pick(_MONTHS, number // 28)}"
+    return f"{day} {year[0]}" if year else day
 
 
 def _street(number: int, _: str) -> str:

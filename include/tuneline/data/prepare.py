@@ -128,6 +128,7 @@ def _run_steps(run: Run, out: Path) -> list[Reject]:
     for number, item in enumerate(ORDER, 1):
         _say(f"{item} ({number} of {steps}) …")
         entry = execute(item, run.uri)
+        assert entry is not None
         if number == 1:
             # The input and the base model are sound: what lies here from before is obsolete.
             _clear(out)

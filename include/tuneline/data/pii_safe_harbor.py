@@ -1,0 +1,73 @@
+"""What only the safe-harbor method counts as identifying: dates, postal codes, URLs, high ages.
+
+45 CFR 164.514(b)(2)(i) removes all elements of dates but the year, geographic units smaller than
+a state, web addresses, and ages over 89. Elsewhere these are ordinary content, so they are looked
+for where the profile demands them and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+DEMANDED_ONLY = ("URL", "DATE", "POSTAL_CODE", "AGE_OVER_89")
+
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
+    r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b\.?"
+)
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_YEAR = r"(?:19|20)\d{2}"
+_DATE = (
+    rf"{_YEAR} ?[-/.] ?\d{{1,2}} ?[-/.] ?\d{{1,2}}"
+    rf"|\d{{1,2}} ?[-/.] ?\d{{1,2}} ?[-/.] ?(?:{_YEAR}|\d{{2}})"
+    rf"|(?:the )?{_DAY}(?: of)? {_MONTH}(?:,? {_YEAR})?"
+    rf"|{_MONTH} {_DAY}(?:,? {_YEAR})?"
+    rf"|{_MONTH},? {_YEAR}"
+)
+
+
+class _Shape(NamedTuple):
+    entity: str
+    pattern: re.Pattern[str]
+
+
+# The first group is the hit.
+_SHAPES = tuple(
+    _Shape(entity, re.compile(text, re.IGNORECASE))
+    for entity, text in (
+        (
+            "URL",
+            r"(?<![\w@.])((?:https?|ftp)(?:://| : // ?)[^\s<>\"']{3,2000}?|"
+            r"www ?\. ?[\w-]{1,63} ?\. ?[a-z]{2,10}(?:/[^\s<>\"']{0,2000}?)?)"
+            r"(?=[.,;:!?)\]]*(?:[\s<>\"']|$))",
+        ),
+        ("DATE", rf"(?<![\w./-])({_DATE})(?![\w/-]|\.\d)"),
+        (
+            "POSTAL_CODE",
+            r"\b(?:zip|zip ?code|postal ?code|post ?code)\b(?: (?:is|was))?\W{0,3}"
+            r"(\d(?: ?\d){4}(?: ?- ?\d{4})?|[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2})(?!\w)",
+        ),
+        (
+            "AGE_OVER_89",
+            r"\b(?:aged?|age is|age of)[ :]{1,3}(9\d|1[0-2]\d)(?![\w%]|[.,]\d| ?(?:days|months)\b)"
+            r"|(?<![\w.,$€£-])(9\d|1[0-2]\d)(?= ?-? ?(?:years?|yrs?|y) ?-? ?(?:old|of age)\b)",
+        ),
+    )
+)
+
+
+def find_demanded(text: str, entities: Collection[str]) -> Iterator[tuple[int, int, str]]:
+    """Start, end and entity of what is found.
+
+    Args:
+        text: any text.
+        entities: which of `DEMANDED_ONLY` to look for.
+    """
+    for entity, pattern in _SHAPES:
+        if entity not in entities:
+            continue
+        for match in pattern.finditer(text):
+            group = match.lastindex or 0
+            yield match.start(group), match.end(group), entity
