@@ -8,9 +8,10 @@ from pydantic import Field
 
 from tuneline.config.adapter import AdapterConfig
 from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.training_limits import TrainingLimitsConfig
 
 
-class TrainingConfig(AdapterConfig, LossRulesConfig):
+class TrainingConfig(AdapterConfig, LossRulesConfig, TrainingLimitsConfig):
     """LoRA fine-tuning."""
 
     qlora: bool = Field(False, description="Load the base in 4-bit NF4 for training.")
