@@ -21,6 +21,7 @@ Command = Callable[[argparse.Namespace], int]
 RUN_HELPERS = {
     "audit": "final_audit",
     "train": "train",
+    "sync-tracking": "sync_tracking",
     "export": "export_candidate",
     "review": "prepare_review",
     "build-engine": "build_engine",
@@ -120,6 +121,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         helper = actions.add_parser(name, help=f"the step {step}")
         helper.add_argument("--run", required=True, metavar="URI", help="the run")
         helper.set_defaults(command=_step, item=step)
+    sweep = actions.add_parser("sweep", help="try the ranks of training.sweep_r")
+    sweep.add_argument("--run", required=True, metavar="URI", help="the run")
+    sweep.add_argument("--r", type=int, metavar="N", help="only this one of them")
+    sweep.set_defaults(command=_run_sweep)
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -294,6 +299,14 @@ def _run_create(arguments: argparse.Namespace) -> int:
     }
     run = create_run(fields, store, arguments.run_id or new_run_id(), where=where)
     print(run.uri)
+    return EXIT_OK
+
+
+def _run_sweep(arguments: argparse.Namespace) -> int:
+    from tuneline.training.sweep import run_trials
+
+    for line in run_trials(arguments.run, [arguments.r] if arguments.r else []):
+        print(line)
     return EXIT_OK
 
 

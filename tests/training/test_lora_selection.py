@@ -1,12 +1,17 @@
 """The adapter is counted exactly, documented, and refused where no engine could load it."""
 
 import pytest
+import torch
+import transformers
 from tests.training.training_lab import broken, value
 
+from tuneline.config import build_config
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.training import lora_selection
-from tuneline.training.base_weights import LoraSettings
+from tuneline.training.adapter_limits import rank_limit, refuse_unservable
+from tuneline.training.base_weights import LoraSettings, linear_modules
+from tuneline.training.lora_selection import resolve_targets
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Per layer of the tiny model: (in + out) of each linear layer.
@@ -51,7 +56,8 @@ def test_dora_counts_its_magnitudes(lab):
         ({"target_modules": ["qkv_proj"]}, "llama_cpp", "no linear layer 'qkv_proj'; it has q_"),
         ({"target_modules": ["q_proj", "lm_head"]}, "vllm", "no serving engine loads .* lm_head"),
         ({"target_modules": "embed_tokens"}, "vllm", "embed_tokens"),
-        ({"r": 128}, "tensorrt_llm", "r is 128, tensorrt_llm loads adapters up to rank 64"),
+        ({"r": 128}, "tensorrt_llm", "training.r: rank 128 is above 64, the largest that tensor"),
+        ({"sweep_r": [8, 65]}, "tensorrt_llm", "training.sweep_r: rank 65 is above 64"),
         ({"dora": True}, "llama_cpp", "llama_cpp can't load a DoRA adapter"),
         ({"dora": True}, "vllm", "vllm can't load a DoRA adapter"),
     ],
@@ -62,6 +68,66 @@ def test_what_the_engine_can_not_load_is_refused(lab, training, engine, message)
         run.execute("lora_selection", lora_selection.run)
 
 
-def test_ranks_within_the_limit_are_not_refused(lab):
-    run = lab(r=64, deployment={"engine": "tensorrt_llm"})
-    assert run.execute("lora_selection", lora_selection.run).verdict == Verdict.PASS
+@pytest.mark.parametrize(
+    ("r", "deployment", "limit"),
+    [
+        (64, {"engine": "tensorrt_llm"}, 64),
+        # A server that was started for more, and one for less than its engine could take.
+        (128, {"engine": "tensorrt_llm", "max_lora_rank": 128}, 128),
+        (16, {"engine": "vllm", "max_lora_rank": 16}, 16),
+        (512, {"engine": "vllm", "max_lora_rank": 1024}, 512),
+    ],
+)
+def test_ranks_within_the_limit_are_not_refused(r, deployment, limit):
+    config = build_config(
+        {"data": {"source": "x.jsonl"}, "training": {"r": r}, "deployment": deployment}
+    )
+    refuse_unservable(config.training, config.deployment)
+    assert rank_limit(config.deployment) == limit
+    if r < 512:
+        above = config.training.model_copy(update={"r": r + 1})
+        with pytest.raises(UserError, match=f"above {limit}"):
+            refuse_unservable(above, config.deployment)
+
+
+def test_llama_cpp_takes_any_rank(lab):
+    evidence = lab(r=512).execute("lora_selection", lora_selection.run)
+    assert evidence.verdict == Verdict.PASS
+    assert value(evidence, "rank_limit_of_engine") is None
+
+
+def test_whole_modules_are_refused_before_anything_starts():
+    with pytest.raises(UserError, match="modules_to_save: no serving engine loads"):
+        build_config({"data": {"source": "x.jsonl"}, "training": {"modules_to_save": ["lm_head"]}})
+
+
+def test_rank_stabilised_scaling_is_documented(lab):
+    run = lab(rslora=True)
+    evidence = run.execute("lora_selection", lora_selection.run)
+    assert value(evidence, "rslora") is True
+    assert "scaled by alpha/√r" in evidence.summary
+    assert run.document("lora_selection", "lora.json")["rslora"] is True
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds"),
+    [
+        ("Llama", KINDS),
+        ("Gemma2", KINDS),
+        ("Phi3", ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"]),
+        ("GPTNeoX", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
+        ("OPT", ["k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"]),
+        # The experts are stacked weights, no layers: the adapter sits on attention.
+        ("Mixtral", KINDS[:4]),
+    ],
+)
+def test_all_linear_means_the_layers_of_the_architecture(architecture, kinds):
+    config = getattr(transformers, f"{architecture}Config")(num_hidden_layers=2)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    assert resolve_targets("all-linear", linear_modules(model)) == kinds
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(UserError, match="has no linear layer that an adapter could sit on"):
+        resolve_targets("all-linear", [])

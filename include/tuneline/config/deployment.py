@@ -31,6 +31,12 @@ class DeploymentConfig(Section):
     quality_rows: int = Field(24, ge=4, description="Validation rows the variants are judged on.")
     parallel: int = Field(4, ge=1, description="Requests the engine runs at once.")
     context_tokens: int = Field(1024, ge=64, description="Context of one request, tokens.")
+    max_lora_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Rank that the engine's server is started for (--max-lora-rank of vLLM and "
+        "TensorRT-LLM); None takes what each loads.",
+    )
     multi_tenant: bool = Field(
         False, description="Several adapters share one base: keep adapters apart."
     )

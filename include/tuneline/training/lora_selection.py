@@ -5,7 +5,8 @@ modules are resolved to the names of this very architecture, the trainable
 parameters counted on the PEFT model itself (built without weights). Alpha is
 held against the usual 2 × r (Hu et al., "LoRA", 2021, use a constant ratio;
 twice the rank is the field's custom). What the serving engine could not load
-is refused before an hour of training, not after.
+is refused before an hour of training, not after. Where ranks were tried
+(`training.sweep_r`), it takes one by a stated rule and shows what it rests on.
 """
 
 from __future__ import annotations
@@ -14,20 +15,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tuneline.config import DeploymentConfig, TrainingConfig
+from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, measure
+from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
+from tuneline.training.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
 from tuneline.training.base_weights import LoraSettings, linear_modules, module_kinds
 
 USUAL_RATIO = 2.0
-# The largest rank each engine loads: vLLM's --max-lora-rank takes up to 512; TensorRT-LLM's
-# --max_lora_rank is 64 unless the engine is built otherwise. llama.cpp has no limit.
-MAX_RANK = {"vllm": 512, "tensorrt_llm": 64, "tensorrt_llm_pytorch": 64}
-# Engines that load a weight-decomposed adapter (TensorRT-LLM by its DoRA plugin).
-DORA_ENGINES = ("tensorrt_llm",)
-# Modules that serving engines don't take from an adapter.
-UNSERVED = ("lm_head", "embed_tokens", "embed_out", "wte")
 ALL_LINEAR = "all-linear"
 
 
@@ -42,18 +37,18 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
         Last parts of the names (`q_proj`, …), each once.
 
     Raises:
-        UserError: a name that no linear layer ends in.
+        UserError: a name that no linear layer ends in, or there is no linear layer.
     """
     kinds = module_kinds(linear)
+    if not kinds:
+        raise UserError(
+            "training.target_modules: the base model has no linear layer that an adapter could "
+            "sit on"
+        )
     if wanted == ALL_LINEAR:
         return kinds
     names = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    unserved = [name for name in names if name.rsplit(".", 1)[-1] in UNSERVED]
-    if unserved:
-        raise UserError(
-            f"training.target_modules: no serving engine loads an adapter on {unserved[0]}; "
-            f"choose among {', '.join(kinds)}"
-        )
+    refuse_unserved(names)
     for name in names:
         if not any(full == name or full.endswith("." + name) for full in linear):
             raise UserError(
@@ -61,23 +56,6 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
                 f"it has {', '.join(kinds)}"
             )
     return names
-
-
-def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) -> None:
-    """Refuse an adapter that the chosen engine can't load.
-
-    Raises:
-        UserError: the rank is above the engine's limit, or the engine has no DoRA.
-    """
-    engine = deployment.engine
-    limit = MAX_RANK.get(engine)
-    if limit is not None and training.r > limit:
-        raise UserError(
-            f"training.r is {training.r}, {engine} loads adapters up to rank {limit}; "
-            "lower r or choose another deployment.engine"
-        )
-    if training.dora and engine not in DORA_ENGINES:
-        raise UserError(f"training.dora: {engine} can't load a DoRA adapter; set dora to false")
 
 
 def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> str:
@@ -115,7 +93,7 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
 
     settings = LoraSettings(
         r=config.r,
-        alpha=2 * config.r if config.alpha is None else config.alpha,
+        alpha=config.alpha_for(config.r),
         dropout=config.dropout,
         target_modules=resolve_targets(config.target_modules, linear_modules(model)),
         rslora=config.rslora,
@@ -130,10 +108,29 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
     return counted.model_copy(update={"reason": describe(counted, layers, config)}), layers
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Choose, count and document the adapter; writes `lora.json`."""
+def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
+    """The training section with the rank that a sweep chose, if the run asks for one.
+
+    Returns:
+        The section, what was chosen in a sentence, and what that rests on.
+    """
     config = ctx.config.training
-    refuse_unservable(config, ctx.config.deployment)
+    if not config.sweep_r:
+        return config, "", []
+    from tuneline.training.rank_choice import choose, measurements
+    from tuneline.training.sweep import holdout_accesses, read_trials
+
+    trials = read_trials(ctx)
+    choice = choose(trials)
+    (ctx.out / "sweep.json").write_text(choice.model_dump_json(indent=1))
+    chosen = config.model_copy(update={"r": choice.r, "alpha": config.alpha_for(choice.r)})
+    return chosen, choice.told, measurements(trials, choice, holdout_accesses(ctx.run))
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Choose, count and document the adapter; writes `lora.json`, after a sweep `sweep.json`."""
+    refuse_unservable(ctx.config.training, ctx.config.deployment)
+    config, chosen, choice = swept(ctx)
 
     from tuneline.models import resolve
     from tuneline.training.base_weights import shape_model
@@ -143,6 +140,8 @@ def run(ctx: StepContext) -> Evidence:
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
     load_torch(training_threads(config))
     settings, layers = select(shape_model(base.path), config)
+    if chosen:
+        settings = settings.model_copy(update={"reason": f"{settings.reason}; {chosen}"})
     (ctx.out / "lora.json").write_text(json.dumps(settings.model_dump(), indent=1))
     ratio = settings.alpha / settings.r
     usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
@@ -153,6 +152,8 @@ def run(ctx: StepContext) -> Evidence:
             measure("alpha", settings.alpha, ""),
             measure("alpha_over_r", ratio, "ratio", "==", USUAL_RATIO, on_breach="warn"),
             measure("dropout", settings.dropout, "share"),
+            measure("rslora", settings.rslora, ""),
+            measure("dora", settings.dora, ""),
             measure("adapted_layers", layers, "layers", ">", 0),
             measure("target_modules", ", ".join(settings.target_modules), ""),
             measure("trainable_parameters", settings.trainable_parameters, "parameters", ">", 0),
@@ -162,6 +163,14 @@ def run(ctx: StepContext) -> Evidence:
                 settings.trainable_parameters / settings.total_parameters,
                 "share",
             ),
-            measure("rank_limit_of_engine", MAX_RANK.get(ctx.config.deployment.engine), "rank"),
+            _within(settings.r, rank_limit(ctx.config.deployment)),
+            *choice,
         ],
     )
+
+
+def _within(r: int, limit: int | None) -> Measurement:
+    """The rank against what the engine loads."""
+    if limit is None:
+        return measure("rank_limit_of_engine", None, "rank")
+    return measure("rank_for_engine", r, "rank", "<=", limit)

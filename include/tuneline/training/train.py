@@ -297,6 +297,7 @@ def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
     return {
         **ctx.config.training.model_dump(mode="json"),
         **{name: inputs.plan[name] for name in names},
+        "r": inputs.lora.r,
         "alpha": inputs.lora.alpha,
         "target_modules": inputs.lora.target_modules,
         "base_model": ctx.config.base_model,

@@ -1,0 +1,88 @@
+"""What serving engines load of an adapter, read in their sources, and the refusal of the rest.
+
+An adapter that its engine rejects costs a whole training (vllm#9280, #32599), so settings are
+held against these limits before anything starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuneline.config import DeploymentConfig, PipelineConfig, TrainingConfig
+from tuneline.errors import UserError
+
+# The largest rank that an engine's server takes.
+# vLLM: `MaxLoRARanks` in vllm/config/lora.py ends at 512; the server is started with the next
+#   one above the adapter's rank.
+# TensorRT-LLM: `max_lora_rank` of `LoraConfig` is 64 unless it is told otherwise; workspace is
+#   set aside for it, there is no ceiling (tensorrt_llm/lora_helper.py, in 1.3
+#   _torch/peft/lora/config.py). `deployment.max_lora_rank` says what yours is started with.
+# llama.cpp: reads the rank off the adapter's tensors (src/llama-adapter.cpp), no limit.
+MAX_RANK = {"vllm": 512, "tensorrt_llm": 64, "tensorrt_llm_pytorch": 64}
+
+# Engines that load a weight-decomposed adapter: TensorRT-LLM's engine path by its DoRA plugin
+# (`trtllm-build --dora_plugin`). vLLM raises "vLLM does not yet support DoRA"
+# (vllm/lora/peft_helper.py); llama.cpp's convert_lora_to_gguf.py knows lora_A and lora_B only.
+DORA_ENGINES = ("tensorrt_llm",)
+
+# Modules that engines don't take from an adapter: vLLM refuses `modules_to_save`
+# (vllm/lora/peft_helper.py) and most of its models a LoRA on the head or the embeddings;
+# llama.cpp's converter takes neither.
+UNSERVED = ("lm_head", "embed_tokens", "embed_out", "wte")
+
+
+def rank_limit(deployment: DeploymentConfig) -> int | None:
+    """The largest rank that the chosen engine is started for; None without a limit."""
+    known = MAX_RANK.get(deployment.engine)
+    if deployment.max_lora_rank is None:
+        return known
+    if deployment.engine == "vllm" and known is not None:
+        return min(known, deployment.max_lora_rank)
+    return deployment.max_lora_rank
+
+
+def ranks_asked(config: PipelineConfig) -> list[int]:
+    """The ranks that a run asks to be tried; none when it asks for no sweep.
+
+    Raises:
+        UserError: the serving engine could not load one of them.
+    """
+    if config.training.sweep_r:
+        refuse_unservable(config.training, config.deployment)
+    return list(config.training.sweep_r)
+
+
+def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) -> None:
+    """Refuse an adapter that the chosen engine can't load.
+
+    Raises:
+        UserError: a rank (also one that is only to be tried) is above the engine's limit, a
+            target is one that no engine takes, or the engine has no DoRA.
+    """
+    engine, limit = deployment.engine, rank_limit(deployment)
+    ranks = training.sweep_r or [training.r]
+    setting = "training.sweep_r" if training.sweep_r else "training.r"
+    if limit is not None and max(ranks) > limit:
+        raise UserError(
+            f"{setting}: rank {max(ranks)} is above {limit}, the largest that {engine} loads; "
+            "lower it, start the engine for more (deployment.max_lora_rank) or choose another "
+            "deployment.engine"
+        )
+    refuse_unserved(training.target_modules)
+    if training.dora and engine not in DORA_ENGINES:
+        raise UserError(f"training.dora: {engine} can't load a DoRA adapter; set dora to false")
+
+
+def refuse_unserved(targets: str | Sequence[str]) -> None:
+    """Refuse target modules that no serving engine takes from an adapter.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    names = [targets] if isinstance(targets, str) else targets
+    unserved = [name for name in names if name.rsplit(".", 1)[-1] in UNSERVED]
+    if unserved:
+        raise UserError(
+            f"training.target_modules: no serving engine loads an adapter on {unserved[0]}; "
+            "name linear layers of attention and MLP, or all-linear"
+        )
