@@ -27,7 +27,7 @@ HELPER_MODULES = {
 }
 
 
-def execute(step: str, run_uri: str) -> Evidence | Record:
+def execute(step: str, run_uri: str) -> Evidence | Record | None:
     """Run a step against a run and store its output.
 
     Args:
@@ -35,7 +35,8 @@ def execute(step: str, run_uri: str) -> Evidence | Record:
         run_uri: the run.
 
     Returns:
-        What was stored as `evidence.json` (an item) or `record.json` (a helper).
+        What was stored as `evidence.json` (an item) or `record.json` (a helper); None when
+        another process of the same step stores it, as when several train together.
 
     Raises:
         UserError: the step, the run or its input is wrong.
@@ -50,10 +51,12 @@ def execute(step: str, run_uri: str) -> Evidence | Record:
         )
         for path in (context.out, context.quarantine, context.scratch):
             path.mkdir()
-        work: Callable[[StepContext], Evidence | Record] = importlib.import_module(module).run
+        work: Callable[[StepContext], Evidence | Record | None] = importlib.import_module(
+            module
+        ).run
         try:
             entry = work(context)
-            return store_output(context, entry)
+            return None if entry is None else store_output(context, entry)
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
@@ -101,6 +104,8 @@ def run_step(step: str, run_uri: str) -> int:
         Errors are raised; `report_error` turns them into an exit code.
     """
     entry = execute(step, run_uri)
+    if entry is None:
+        return EXIT_OK
     verdict = f"{entry.verdict}: " if isinstance(entry, Evidence) else ""
     print(f"{phase_of(step)}/{step}: {verdict}{entry.summary}")
     return EXIT_OK

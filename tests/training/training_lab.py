@@ -115,11 +115,11 @@ class TrainingLab(Lab):
 
     def leave_plan(self, micro_batch: int = 4) -> None:
         """Leave a plan without the probe's process."""
-        config = self.run.config.training
+        config, world = self.run.config.training, self.run.config.world_size
         plan = {
             "micro_batch": micro_batch,
-            "accumulation": config.effective_batch // micro_batch,
-            "world_size": 1,
+            "accumulation": config.effective_batch // (micro_batch * world),
+            "world_size": world,
             "effective_batch": config.effective_batch,
             "max_length": MAX_TOKENS,
             "threads": 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuneline.config.adapter import AdapterConfig
 from tuneline.config.loss_rules import LossRulesConfig
@@ -49,6 +49,16 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrainingLimitsConfig):
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, the best always.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="Training processes of a node; None takes one per GPU of pods.gpus.",
+    )
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        "auto",
+        description="Whether several processes each hold the whole base (none) or a part of it "
+        "(fsdp); auto shards a base that would fill most of a GPU.",
+    )
     seed: int = Field(7, ge=0, description="Seed of everything random.")
     tracking: list[Literal["wandb"]] = Field(
         ["wandb"], description="Experiment trackers; [] for none."
@@ -57,3 +67,12 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrainingLimitsConfig):
     max_perplexity_ratio: float = Field(
         1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
     )
+
+    @model_validator(mode="after")
+    def _sharded_weights_have_16_bits(self) -> TrainingConfig:
+        if self.qlora and self.sharding == "fsdp":
+            raise ValueError(
+                "sharding: fsdp splits 16-bit weights; with qlora: true each process holds the "
+                "whole 4-bit base, set sharding: none"
+            )
+        return self

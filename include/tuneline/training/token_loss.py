@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.training.compute import Precision, autocast
+from tuneline.training.process_group import ALONE, ProcessGroup
 from tuneline.training.training_rows import IGNORED, EncodedRow, as_batch
 
 # Rows of one forward pass without gradients, during training and after it: another number pads
@@ -146,6 +147,7 @@ def row_losses(
     pad_id: int,
     device: str,
     precision: Precision,
+    group: ProcessGroup = ALONE,
 ) -> RowLosses:
     """Measure the loss of rows, without gradients and without dropout.
 
@@ -156,6 +158,7 @@ def row_losses(
         pad_id: token id of the padding.
         device: where the model is.
         precision: of the arithmetic.
+        group: processes that share the batches; all of them get all losses.
     """
     import torch
 
@@ -164,16 +167,20 @@ def row_losses(
     sums = [0.0] * len(rows)
     try:
         with torch.no_grad(), autocast(torch, device, precision):
-            for indices in _length_batches(rows, batch):
+            for indices, counts in group.share(list(_length_batches(rows, batch))):
                 inputs = as_batch(torch, [rows[i] for i in indices], pad_id)
                 inputs = {name: inputs[name].to(device) for name in MODEL_INPUTS}
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-                for i, log_probs in zip(indices, outputs["log_probs"], strict=True):
-                    sums[i] = -float(log_probs.double().sum())
+                if counts:
+                    for i, log_probs in zip(indices, outputs["log_probs"], strict=True):
+                        sums[i] = -float(log_probs.double().sum())
     finally:
         model.train(was_training)
     return RowLosses(
-        tuple(sums), tuple(row.targets for row in rows), tuple(row.weight for row in rows)
+        # Each row was measured once, so that the sum over processes is exact.
+        tuple(group.sum(sums)),
+        tuple(row.targets for row in rows),
+        tuple(row.weight for row in rows),
     )
 
 

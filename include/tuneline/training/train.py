@@ -20,13 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
 from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
 from tuneline.training.compute import device_of, load_torch
+from tuneline.training.launch_processes import Node, launch, must_launch
 from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
 from tuneline.training.loss_rules import Thresholds
 from tuneline.training.memory import GIB
+from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.rehearsal import rehearsal_rows
 from tuneline.training.token_loss import EVAL_BATCH
 from tuneline.training.tracking import TrackedRun, track
@@ -134,10 +137,19 @@ class Outcome:
     device: str
     threads: int
     seed: int
+    world_size: int
+    nodes: int
+    backend: str | None
 
 
-def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
-    """Train, and leave adapters, history and evaluations in the step's output."""
+def train(
+    ctx: StepContext, inputs: Inputs, tracked: TrackedRun, group: ProcessGroup
+) -> Outcome | None:
+    """Train, and leave adapters, history and evaluations in the step's output.
+
+    Returns:
+        What came of it; None for a process that is not the group's first, which leaves nothing.
+    """
     import torch
 
     from tuneline.training.train_callbacks import (
@@ -145,6 +157,7 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
         KeepAdapters,
         SaveLive,
         SayProgress,
+        ShareRandomState,
         StopOnTrip,
         evaluation_steps,
     )
@@ -154,13 +167,17 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
     steps = total_steps(len(inputs.train), plan["effective_batch"], config.epochs, config.max_steps)
     restored = ctx.scratch / "restored"
     live = LiveCheckpoints(ctx.run.store, ctx.run.key("work", "train"), inputs.settings)
-    resumed = live.restore(restored)
+    resumed = group.agree("the checkpoint that they found", live.restore(restored))
     if resumed is not None:
         ctx.log(f"resuming from the checkpoint of step {resumed} of {steps}")
     evaluated = restored / "evaluated"
     keeper = KeepAdapters(evaluated, config.keep_checkpoints, ctx.config.base_model)
     watcher = StopOnTrip(Thresholds(config.spike_factor, config.overfit_ratio), ctx.log)
     saver = SaveLive(live, evaluated)
+    # Rank 0 decides, evaluates and saves for all; every process sees the same losses.
+    of_main = (
+        [keeper, ShareRandomState(group), saver] if group.is_main else [ShareRandomState(group)]
+    )
     base = load_base(inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"])
     trainer = LabelledTokenTrainer(
         model=attach_lora(base, inputs.lora),
@@ -177,22 +194,28 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
             eval_on_start=resumed is None,
             report_to=("wandb",) if tracked.tracker == "wandb" else (),
             run_name=ctx.run.run_id,
+            group=group,
         ),
         config=config,
         rows=ordered_rows(inputs, steps, config.seed),
         validation=inputs.validation,
         callbacks=[
             EvaluateAt(evaluation_steps(steps, config.evaluations)),
-            keeper,
-            saver,
+            *of_main,
             watcher,
-            SayProgress(ctx.log),
+            *([SayProgress(ctx.log)] if group.is_main else []),
         ],
     )
+    if not group.is_main:
+        # Dropout of its own for the rows of its own.
+        torch.manual_seed(config.seed + group.rank)
     if resumed is not None:
         trainer.continue_clock(_seconds_at(restored / "trainer"))
     trainer.train(resume_from_checkpoint=str(restored / "trainer") if resumed else None)
 
+    peak = group.largest(_peak_memory(torch, plan["device"]))
+    if not group.is_main:
+        return None
     history = history_of(trainer.state.log_history)
     write_history(ctx.out / "history.jsonl", history)
     _leave_adapters(ctx.out, evaluated, keeper.evaluations)
@@ -210,12 +233,15 @@ def train(ctx: StepContext, inputs: Inputs, tracked: TrackedRun) -> Outcome:
         saving_seconds=round(saver.seconds, 2),
         tokens=tokens,
         tokens_per_second=round(here / trainer.clock.total, 1) if trainer.clock.total else 0.0,
-        peak_memory_bytes=_peak_memory(torch, plan["device"]),
+        peak_memory_bytes=peak,
         epochs_seen=round(done * plan["effective_batch"] / len(inputs.train), 3),
         precision=plan["precision"],
         device=plan["device"],
         threads=plan["threads"],
         seed=config.seed,
+        world_size=group.world_size,
+        nodes=group.nodes,
+        backend=group.backend,
     )
 
 
@@ -297,7 +323,6 @@ def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
     return {
         **ctx.config.training.model_dump(mode="json"),
         **{name: inputs.plan[name] for name in names},
-        "r": inputs.lora.r,
         "alpha": inputs.lora.alpha,
         "target_modules": inputs.lora.target_modules,
         "base_model": ctx.config.base_model,
@@ -306,21 +331,57 @@ def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def run(ctx: StepContext) -> Record:
-    """Train the adapter; writes adapter, checkpoints, history and the tracker's run."""
+def run(ctx: StepContext) -> Record | None:
+    """Train the adapter; writes adapter, checkpoints, history and the tracker's run.
+
+    Returns:
+        None where another process records the step: in all training processes but the first,
+        and in the one that starts them.
+    """
     plan = json.loads(ctx.input("gradient_accumulation", "plan.json").read_text())
+    if must_launch(ctx.config):
+        _launch(ctx, plan)
+        return None
     torch = load_torch(plan["threads"], ctx.config.training.seed)
+    with lost_processes_are_retryable():
+        group = ProcessGroup.join(torch)
+        record = _train_in(ctx, plan, torch, group)
+        group.leave()
+    return record
+
+
+def _launch(ctx: StepContext, plan: Mapping[str, Any]) -> None:
+    """Start this node's training processes and wait for them."""
+    from tuneline.models import resolve
+
+    node = Node.of(ctx.config)
+    # Once for all of them, rather than by all at once.
+    resolve(ctx.config.base_model, log=ctx.log)
+    ctx.log(f"node {node.index} of {node.nodes}: {node.processes} training processes")
+    launch(node, ctx.run.uri, ctx.scratch, plan["threads"])
+
+
+def _train_in(
+    ctx: StepContext, plan: Mapping[str, Any], torch: Any, group: ProcessGroup
+) -> Record | None:
+    if group.world_size != plan["world_size"]:
+        raise UserError(
+            f"gradient_accumulation planned for {plan['world_size']} training processes, there are "
+            f"{group.world_size}; run gradient_accumulation again with the same pods.nodes and "
+            "training.processes"
+        )
     found = device_of(torch)
     if found != plan["device"]:
         ctx.log(f"gradient_accumulation planned for {plan['device']}, this machine has {found}")
     inputs = read_inputs(ctx)
+    together = f", {group.world_size} processes over {group.backend}" if group.backend else ""
     ctx.log(
         f"{len(inputs.train)} training rows, {len(inputs.validation)} validation rows, "
-        f"{plan['threads']} threads, {plan['precision']} arithmetic"
+        f"{plan['threads']} threads, {plan['precision']} arithmetic{together}"
     )
     settings = hyperparameters(ctx, inputs)
     with track(
-        list(ctx.config.training.tracking),
+        list(ctx.config.training.tracking) if group.is_main else [],
         project=ctx.config.training.tracking_project,
         name=ctx.run.run_id,
         run_id=fingerprint(ctx.run.uri, inputs.settings),
@@ -328,7 +389,9 @@ def run(ctx: StepContext) -> Record:
         out=ctx.out,
         log=ctx.log,
     ) as tracked:
-        outcome = train(ctx, inputs, tracked)
+        outcome = train(ctx, inputs, tracked, group)
+    if outcome is None:
+        return None
     document = {**asdict(outcome), "tracking": asdict(tracked), "hyperparameters": settings}
     (ctx.out / "run.json").write_text(json.dumps(document, indent=1))
     checkpoints = json.loads((ctx.out / "checkpoints.json").read_text())
@@ -343,6 +406,8 @@ def run(ctx: StepContext) -> Record:
             measure("steps", outcome.steps, "steps"),
             measure("best_step", best, "steps"),
             measure("best_validation_loss", losses[best], "nats"),
+            measure("world_size", outcome.world_size, "processes"),
+            measure("nodes", outcome.nodes, "nodes"),
             measure("tokens", outcome.tokens, "tokens"),
             measure("tokens_per_second", outcome.tokens_per_second, "1/s"),
             measure("peak_memory", round(outcome.peak_memory_bytes / GIB, 3), "GiB"),

@@ -17,6 +17,7 @@ from tuneline.store import sha256_file
 from tuneline.training.base_weights import save_adapter
 from tuneline.training.live_checkpoints import LiveCheckpoints
 from tuneline.training.loss_rules import Curve, Thresholds, Trip, first_trip
+from tuneline.training.process_group import ProcessGroup
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -114,6 +115,26 @@ class KeepAdapters(TrainerCallback):
             shutil.rmtree(self.folder / entry.folder, ignore_errors=True)
             at = self.evaluations.index(entry)
             self.evaluations[at] = Evaluated(**{**asdict(entry), "kept": False})
+
+
+class ShareRandomState(TrainerCallback):
+    """Brings the random states of all processes into rank 0's checkpoint, before it is uploaded."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        if self.group.world_size == 1:
+            return
+        local = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        name = "rng_state_{}.pth"
+        states = self.group.gather((local / name.format(self.group.rank)).read_bytes())
+        if not self.group.is_main:
+            shutil.rmtree(local)
+            return
+        for rank, content in enumerate(states):
+            (local / name.format(rank)).write_bytes(content)
 
 
 class SaveLive(TrainerCallback):

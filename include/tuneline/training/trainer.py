@@ -25,6 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from tuneline.config import TrainingConfig
 from tuneline.training.compute import Precision
+from tuneline.training.process_group import ALONE, ProcessGroup
 from tuneline.training.token_loss import (
     MODEL_INPUTS,
     RowLosses,
@@ -51,6 +52,7 @@ class TrainerSettings:
     eval_on_start: bool = False
     report_to: tuple[str, ...] = ()
     run_name: str = ""
+    group: ProcessGroup = ALONE
 
 
 class StepClock(TrainerCallback):
@@ -72,9 +74,10 @@ class StepClock(TrainerCallback):
 
 
 class TaskLoss:
-    """Mean loss of the task's tokens over the micro-batches of a step, on this process."""
+    """Mean loss of the task's tokens over the micro-batches of a step, of all processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: ProcessGroup = ALONE) -> None:
+        self._group = group
         self._sum: Any = 0.0
         self._tokens: Any = 0.0
 
@@ -87,7 +90,7 @@ class TaskLoss:
 
     def take(self) -> float | None:
         """The mean in nats since the last call; None if no row of the task was seen."""
-        total, tokens = float(self._sum), float(self._tokens)
+        total, tokens = self._group.sum([float(self._sum), float(self._tokens)])
         self._sum = self._tokens = 0.0
         return total / tokens if tokens else None
 
@@ -124,7 +127,7 @@ class LabelledTokenTrainer(SFTTrainer):
         self.validation = list(validation)
         self.last_losses: RowLosses | None = None
         self.clock = StepClock()
-        self._task_loss = TaskLoss()
+        self._task_loss = TaskLoss(settings.group)
         self._started, self._before = time.monotonic(), 0.0
         lengths = [len(row.ids) for row in rows]
         self._tokens = list(itertools.accumulate(lengths, initial=0))
@@ -183,6 +186,7 @@ class LabelledTokenTrainer(SFTTrainer):
             pad_id=self.settings.pad_id,
             device=self.settings.device,
             precision=self.settings.precision,
+            group=self.settings.group,
         )
         self.last_losses = losses
         metrics = {
@@ -208,6 +212,15 @@ class LabelledTokenTrainer(SFTTrainer):
         logs["seconds"] = round(self._before + time.monotonic() - self._started, 2)
         super().log(logs, start_time)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save when rank 0 does, and stop when it stops."""
+        follow, control = self.settings.group.follow, self.control
+        control.should_log, control.should_evaluate, control.should_save = follow(
+            [control.should_log, control.should_evaluate, control.should_save]
+        )
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        [self.control.should_training_stop] = follow([self.control.should_training_stop])
+
     def tokens_through(self, step: int) -> int:
         """Real tokens (no padding) of all rows up to and with an optimiser step."""
         rows = self.settings.micro_batch * self.settings.accumulation * self.args.world_size
@@ -223,7 +236,7 @@ class LabelledTokenTrainer(SFTTrainer):
 
 def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
     """The arguments of the trainer; evaluation and saving are ordered by callbacks."""
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(settings.output),
         run_name=settings.run_name or None,
         per_device_train_batch_size=settings.micro_batch,
@@ -260,4 +273,9 @@ def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,
+        # Every weight that trains is used in every step.
+        ddp_find_unused_parameters=False,
     )
+    # A process has one GPU; the trainer would spread a batch over all that it sees.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
