@@ -164,11 +164,14 @@ def check_file(given: str, name: str) -> None:
 
 
 def check_ports() -> None:
-    """Refuse when a port is none, or somebody else has the UI's or the gateway's."""
-    wanted = (
+    """Refuse when a port is none, or somebody else has the UI's, the gateway's or MLflow's."""
+    wanted = [
         ("TUNELINE_UI_PORT", "8080", "the Airflow UI", "api-server"),
         ("TUNELINE_GATEWAY_PORT", "8000", "the gateway", "gateway"),
-    )
+    ]
+    # With a server of their own, or pods on a cluster, the stack starts none.
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("TUNELINE_KUBECONFIG")):
+        wanted.append(("TUNELINE_TRACKING_PORT", "5000", "MLflow", "mlflow"))
     for setting, default, what, service in wanted:
         text = os.environ.get(setting) or default
         if not text.isdecimal() or not 1 <= int(text) <= HIGHEST_PORT:

@@ -42,6 +42,21 @@ def test_a_form_becomes_a_configuration(rows):
 
 
 @pytest.mark.parametrize(
+    ("choice", "trackers"),
+    [
+        (None, ["mlflow"]),
+        ("wandb", ["wandb"]),
+        ("mlflow and wandb", ["mlflow", "wandb"]),
+        ("none", []),
+    ],
+)
+def test_each_choice_of_tracking(rows, choice, trackers):
+    assert choice in form_fields()["tracking"]["enum"]
+    config = config_from_fields({"data": str(rows), "tracking": choice})
+    assert config.training.tracking == trackers
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"dataa": "x"}, r"unknown field 'dataa'; the fields are data, .*overrides"),

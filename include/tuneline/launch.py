@@ -32,6 +32,14 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "reason": ("reason",),
 }
 
+# The choices of the form's tracking field.
+_TRACKERS = {
+    "mlflow": ["mlflow"],
+    "wandb": ["wandb"],
+    "mlflow and wandb": ["mlflow", "wandb"],
+    "none": [],
+}
+
 
 def form_fields() -> dict[str, dict[str, Any]]:
     """The fields of the trigger form: JSON Schema keywords and a default for each.
@@ -75,7 +83,7 @@ def form_fields() -> dict[str, dict[str, Any]]:
         "tracking": {
             "type": ["string", "null"],
             "default": None,
-            "enum": [None, "wandb", "none"],
+            "enum": [None, *_TRACKERS],
             "title": "Experiment tracking",
         },
         "review": {
@@ -133,8 +141,7 @@ def config_from_fields(
                 nested = {part: nested}
             layer = merge(layer, nested)
     if values["tracking"]:
-        trackers = [] if values["tracking"] == "none" else [values["tracking"]]
-        layer = merge(layer, {"training": {"tracking": trackers}})
+        layer = merge(layer, {"training": {"tracking": _TRACKERS[values["tracking"]]}})
     overrides = parse_yaml(str(values["overrides"] or ""), "overrides")
     check_sections(overrides, where)
     source = merge(layer, overrides).get("data", {}).get("source")

@@ -35,6 +35,7 @@ T = TypeVar("T")
 HELPERS: dict[str, Phase] = {
     "final_audit": Phase.DATA,
     "train": Phase.TRAINING,
+    "sync_tracking": Phase.TRAINING,
     "export_candidate": Phase.TRAINING,
     "prepare_review": Phase.EVALUATION,
     "build_engine": Phase.DEPLOYMENT,
@@ -43,7 +44,7 @@ HELPERS: dict[str, Phase] = {
 
 _REPORTED_PACKAGES = (
     "torch transformers peft trl bitsandbytes datasketch great-expectations presidio-analyzer "
-    "spacy wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
+    "spacy mlflow wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
 ).split()
 
 

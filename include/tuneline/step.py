@@ -20,6 +20,7 @@ from tuneline.run import HELPERS, Run, StepContext, phase_of
 HELPER_MODULES = {
     "final_audit": "tuneline.data.final_audit",
     "train": "tuneline.training.train",
+    "sync_tracking": "tuneline.training.tracking.sync",
     "export_candidate": "tuneline.training.export_candidate",
     "prepare_review": "tuneline.evaluation.prepare_review",
     "build_engine": "tuneline.deployment.build_engine",

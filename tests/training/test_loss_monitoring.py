@@ -10,7 +10,9 @@ from tuneline.training.loss_monitoring import draw, judge
 from tuneline.training.loss_rules import Curve, Thresholds
 
 LIMITS = Thresholds(spike_factor=3.0, overfit_ratio=1.2)
-ONLINE = {"tracker": "wandb", "run_id": "abc", "url": "https://t/abc", "mode": "online"}
+ONLINE = {"tracker": "mlflow", "run_id": "abc", "url": "https://t/abc", "mode": "online"}
+OFFLINE = {"tracker": "wandb", "run_id": "abc", "mode": "offline", "directory": "wandb/x"}
+AWAY = {"tracker": "mlflow", "mode": "unreachable", "reason": "connection refused"}
 
 
 def history(train, validation):
@@ -22,11 +24,12 @@ def history(train, validation):
     )
 
 
-def trained(tracking=ONLINE, stopped=None, steps=12):
+def trained(*tracking, stopped=None, steps=12):
     return {
         "steps": steps,
         "stopped": stopped,
-        "tracking": {"directory": "wandb/x", **tracking},
+        "tracking": list(tracking),
+        "tracking_seconds": 0.01,
         "tokens_per_second": 100.0,
     }
 
@@ -38,40 +41,38 @@ FALLING = [(0, 3.1), (6, 0.8), (12, 0.5)]
 @pytest.mark.parametrize(
     ("train", "validation", "run", "names", "verdict"),
     [
-        (GOOD, FALLING, trained(), set(), Verdict.PASS),
+        (GOOD, FALLING, trained(ONLINE), set(), Verdict.PASS),
+        # One tracker that can be watched is enough.
+        (GOOD, FALLING, trained(OFFLINE, ONLINE), set(), Verdict.PASS),
+        (GOOD, FALLING, trained(OFFLINE), {"live_tracking"}, Verdict.WARN),
+        (GOOD, FALLING, trained(AWAY), {"live_tracking"}, Verdict.WARN),
+        (GOOD, FALLING, trained(), {"live_tracking"}, Verdict.WARN),
         (
             GOOD,
             FALLING,
-            trained({**ONLINE, "mode": "offline", "url": None}),
-            {"live_tracking"},
+            trained({**ONLINE, "missed": 3}),
+            {"mlflow_entries_missed"},
             Verdict.WARN,
         ),
-        (
-            GOOD,
-            FALLING,
-            trained({"tracker": "none", "run_id": "", "url": None, "mode": "none"}),
-            {"live_tracking"},
-            Verdict.WARN,
-        ),
-        ([*GOOD[:-1], math.nan], FALLING, trained(), {"losses_not_a_number"}, Verdict.FAIL),
+        ([*GOOD[:-1], math.nan], FALLING, trained(ONLINE), {"losses_not_a_number"}, Verdict.FAIL),
         (
             [*GOOD[:6], 6.0, *GOOD[7:]],
             FALLING,
-            trained(),
+            trained(ONLINE),
             {"spikes"},
             Verdict.WARN,
         ),
         (
             [*GOOD[:6], 6, 6, 6, 6, 6, 6],
             FALLING,
-            trained(),
+            trained(ONLINE),
             {"spikes", "spikes_in_a_row", "climb_of_training_loss"},
             Verdict.FAIL,
         ),
         (
             GOOD,
             [(0, 3.1), (6, 0.5), (12, 0.8)],
-            trained(),
+            trained(ONLINE),
             {"last_over_best_validation_loss"},
             Verdict.WARN,
         ),
@@ -79,16 +80,16 @@ FALLING = [(0, 3.1), (6, 0.8), (12, 0.5)]
         (
             GOOD,
             [(0, 3.1), (6, 3.2), (12, 3.3)],
-            trained(),
+            trained(ONLINE),
             {"best_validation_loss"},
             Verdict.FAIL,
         ),
         # Steps that were not logged, and validation that was not watched.
-        (GOOD[:6], FALLING, trained(), {"logged_steps"}, Verdict.FAIL),
+        (GOOD[:6], FALLING, trained(ONLINE), {"logged_steps"}, Verdict.FAIL),
         (
             GOOD,
             FALLING[:1],
-            trained(),
+            trained(ONLINE),
             {"validation_passes", "best_validation_loss"},
             Verdict.FAIL,
         ),

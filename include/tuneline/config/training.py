@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from tuneline.config.adapter import AdapterConfig
 from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.tracking import TrackingConfig
 from tuneline.config.training_limits import TrainingLimitsConfig
 
 
-class TrainingConfig(AdapterConfig, LossRulesConfig, TrainingLimitsConfig):
+class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLimitsConfig):
     """LoRA fine-tuning."""
 
     qlora: bool = Field(False, description="Load the base in 4-bit NF4 for training.")
@@ -60,10 +61,6 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrainingLimitsConfig):
         "(fsdp); auto shards a base that would fill most of a GPU.",
     )
     seed: int = Field(7, ge=0, description="Seed of everything random.")
-    tracking: list[Literal["wandb"]] = Field(
-        ["wandb"], description="Experiment trackers; [] for none."
-    )
-    tracking_project: str = Field("tuneline", description="Project name at the tracker.")
     max_perplexity_ratio: float = Field(
         1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
     )

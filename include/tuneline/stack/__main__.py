@@ -14,6 +14,7 @@ from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo
 from tuneline.stack.layout import find_layout
 from tuneline.stack.lifecycle import Stack
+from tuneline.stack.tracking import shown
 from tuneline.store import open_store
 
 _INTERRUPTED = 130
@@ -63,10 +64,12 @@ def _up(arguments: argparse.Namespace) -> int:
                 say("no model is released yet, so there is no gateway; `make demo` makes one")
             else:
                 release.serve(stack, newest, say)
+            stack.await_tracking()
         except BaseException:
             stack.stop_started()
             raise
     print(f"Airflow UI: {stack.layout.ui_url}  user {USER}, password {password(stack.layout)}")
+    print(f"MLflow:     {shown(stack.layout)}")
     return EXIT_OK
 
 

@@ -17,7 +17,7 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
 from tuneline.serving.released import newest_release
-from tuneline.stack import airflow, locks, release, timings
+from tuneline.stack import airflow, locks, release, timings, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.follow import follow
 from tuneline.stack.layout import Layout
@@ -52,6 +52,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
             run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
             run.trigger(fields)
             say(f"run {run.run_id} started; follow it at {layout.ui_url} ({_login(layout)})")
+            say(f"watch it train at {tracking.shown(layout)}")
             state = follow(run, say)
             return _finish(stack, run, state, started_in, say)
         except KeyboardInterrupt:
@@ -176,7 +177,8 @@ def _question(run: Run) -> list[dict[str, str]]:
 
 
 def _show_ui(layout: Layout) -> None:
-    print(f"\nAirflow UI: {layout.ui_url}  {_login(layout)}", flush=True)
+    print(f"\nAirflow UI: {layout.ui_url}  {_login(layout)}")
+    print(f"MLflow:     {tracking.shown(layout)}", flush=True)
 
 
 def _login(layout: Layout) -> str:

@@ -25,6 +25,7 @@ class Layout:
         gateway_port: port of the gateway.
         store: URI of the store.
         kubeconfig: a cluster to use in place of local pods.
+        tracking_port: port of MLflow.
     """
 
     project: Path
@@ -33,6 +34,7 @@ class Layout:
     gateway_port: int
     store: str
     kubeconfig: Path | None = None
+    tracking_port: int = 5000
 
     @property
     def airflow_home(self) -> Path:
@@ -55,6 +57,11 @@ class Layout:
         return self.home / "localpods"
 
     @property
+    def mlflow(self) -> Path:
+        """MLflow's own folder: the database of runs."""
+        return self.home / "mlflow"
+
+    @property
     def airflow_python(self) -> Path:
         """Python of the Airflow environment."""
         return self.project / ".venv-airflow" / "bin" / "python"
@@ -74,6 +81,11 @@ class Layout:
         """Address of the gateway."""
         return f"http://localhost:{self.gateway_port}"
 
+    @property
+    def tracking_url(self) -> str:
+        """Address of MLflow."""
+        return f"http://{LOOPBACK}:{self.tracking_port}"
+
     def log_of(self, service: str) -> Path:
         """The log of a service."""
         return self.logs / f"{service}.log"
@@ -82,8 +94,8 @@ class Layout:
 def find_layout() -> Layout:
     """The stack of this checkout, as the environment adjusts it.
 
-    `TUNELINE_HOME`, `TUNELINE_UI_PORT`, `TUNELINE_GATEWAY_PORT`, `TUNELINE_STORE` and
-    `TUNELINE_KUBECONFIG` replace the defaults.
+    `TUNELINE_HOME`, `TUNELINE_UI_PORT`, `TUNELINE_GATEWAY_PORT`, `TUNELINE_TRACKING_PORT`,
+    `TUNELINE_STORE` and `TUNELINE_KUBECONFIG` replace the defaults.
 
     Raises:
         UserError: a port is not a number, or the project lies elsewhere.
@@ -100,6 +112,7 @@ def find_layout() -> Layout:
         gateway_port=_port("TUNELINE_GATEWAY_PORT", 8000),
         store=os.environ.get("TUNELINE_STORE") or home.as_uri(),
         kubeconfig=Path(kubeconfig).absolute() if kubeconfig else None,
+        tracking_port=_port("TUNELINE_TRACKING_PORT", 5000),
     )
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tuneline.errors import TunelineError, UserError
-from tuneline.stack import airflow, locks
+from tuneline.stack import airflow, locks, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import DAG_ID, LOOPBACK, Layout
 from tuneline.stack.ports import pick_free, require_free
@@ -38,7 +38,8 @@ _PASSED_ON = (
     "HF_ENDPOINT HTTPS_PROXY NO_PROXY SSL_CERT_FILE REQUESTS_CA_BUNDLE"
 ).split()
 _CREDENTIALS = (
-    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN WANDB_API_KEY HF_TOKEN"
+    "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN WANDB_API_KEY HF_TOKEN "
+    "MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN"
 ).split()
 
 Say = Callable[[str], None]
@@ -66,7 +67,9 @@ class Stack:
             yield
 
     def up(self) -> None:
-        """Start what does not run yet: pods, then Airflow.
+        """Start what does not run yet: MLflow and pods, then Airflow.
+
+        MLflow is not waited for; it is there long before a run trains.
 
         Raises:
             UserError: a port is taken, the disk is full, an environment is missing.
@@ -78,13 +81,16 @@ class Stack:
             raise UserError(
                 f"the stack runs on port {port}, not {self.layout.ui_port}; `make down` stops it"
             )
+        self._check_tracking()
         if len(running) == len(airflow.COMPONENTS) and self._pods_run():
+            self._start_tracking()
             self._say(f"Airflow runs already at {self.layout.ui_url}")
             return
         self._check_ground()
         if "api-server" not in running:
             require_free(self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
         began = time.monotonic()
+        self._start_tracking()
         self._start_pods()
         airflow.prepare(self.layout)
         self._migrate()
@@ -95,6 +101,16 @@ class Stack:
             self.start(service)
         self._await_airflow()
         self._say(f"Airflow is up after {time.monotonic() - began:.0f} s: {self.layout.ui_url}")
+
+    def await_tracking(self) -> None:
+        """Wait until MLflow answers, where this stack has one.
+
+        Raises:
+            TunelineError: it ended, or took too long.
+        """
+        if tracking.wanted(self.layout):
+            port = self.layout.tracking_port
+            self.await_ready(tracking.TRACKING, lambda: _listens(port), _START_SECONDS)
 
     def start(self, service: Service) -> None:
         """Start a service and remember that it was us."""
@@ -129,7 +145,8 @@ class Stack:
         # An Airflow that answers no more is stopped all the same.
         with contextlib.suppress(TunelineError):
             self.end_active_runs()
-        order = [GATEWAY, ENGINE, "scheduler", "dag-processor", "api-server", PODS]
+        airflow_last = ["scheduler", "dag-processor", "api-server"]
+        order = [GATEWAY, ENGINE, *airflow_last, PODS, tracking.TRACKING]
         others = [name for name in self.table.names() if name not in order]
         stopped = [name for name in [*others, *order] if self._stop(name)]
         self._say(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
@@ -185,6 +202,21 @@ class Stack:
                 f"only {free:.1f} GiB are free on the disk of {self.layout.home}, a run needs "
                 f"{_NEEDED_GIB} GiB; free some, or set TUNELINE_HOME to a folder elsewhere"
             )
+
+    def _check_tracking(self) -> None:
+        if not tracking.wanted(self.layout):
+            return
+        wanted = self.layout.tracking_port
+        if self.table.find(tracking.TRACKING) is None:
+            require_free(wanted, "MLflow", tracking.PORT_SETTING)
+            return
+        port = self.table.notes(tracking.TRACKING).get("port")
+        if port != wanted:
+            raise UserError(f"MLflow runs on port {port}, not {wanted}; `make down` stops it")
+
+    def _start_tracking(self) -> None:
+        if tracking.wanted(self.layout) and self.table.find(tracking.TRACKING) is None:
+            self.start(tracking.service(self.layout))
 
     def _pods_run(self) -> bool:
         return self.layout.kubeconfig is not None or self.table.find(PODS) is not None
@@ -259,6 +291,7 @@ def image_map(layout: Layout) -> dict[str, object]:
     cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
     env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache}
     env |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env |= tracking.pod_environment(layout)
     return {"env": env, "images": dict.fromkeys(names, environment)}
 
 

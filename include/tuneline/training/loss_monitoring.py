@@ -27,6 +27,8 @@ from tuneline.training.loss_rules import (
     rise,
     spikes,
 )
+from tuneline.training.tracking.judged import tracking_measurements, tracking_told
+from tuneline.training.tracking.tracked_run import runs_of
 from tuneline.training.train import read_history
 
 
@@ -42,7 +44,6 @@ def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Meas
     climbed, climb_limit = rise(curve)
     first = curve.validation[0][1] if curve.validation else math.nan
     best = curve.best[1] if curve.best else math.nan
-    tracking = run["tracking"]
     return [
         measure("logged_steps", len(curve.optimised), "steps", ">=", run["steps"]),
         measure("validation_passes", len(curve.validation), "passes", ">=", 2),
@@ -61,10 +62,8 @@ def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Meas
             on_breach="warn",
         ),
         measure("stopped_early", bool(run["stopped"]), ""),
-        measure("live_tracking", tracking["mode"], "", "==", "online", on_breach="warn"),
-        measure("tracker", tracking["tracker"], ""),
-        measure("tracker_run_id", tracking["run_id"], ""),
-        measure("tracker_link", tracking["url"] or tracking["directory"] or "none", ""),
+        *tracking_measurements(runs_of(run)),
+        measure("tracking_seconds", run["tracking_seconds"], "s"),
         measure("tokens_per_second", run["tokens_per_second"], "1/s"),
     ]
 
@@ -113,13 +112,7 @@ def told(curve: Curve, run: Mapping[str, Any], broken: Sequence[Measurement]) ->
     names = [m.name for m in broken if m.name != "live_tracking"]
     if names:
         words.append("outside its limit: " + ", ".join(names))
-    tracking = run["tracking"]
-    if tracking["mode"] == "online":
-        words.append(f"watched live at {tracking['url']}")
-    elif tracking["mode"] == "offline":
-        words.append("tracked offline by Weights & Biases, nobody could watch it live")
-    else:
-        words.append("no tracker was asked for")
+    words.append(tracking_told(runs_of(run)))
     return "; ".join(words)
 
 

@@ -32,7 +32,8 @@ from tuneline.training.memory import GIB
 from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.rehearsal import rehearsal_rows
 from tuneline.training.token_loss import EVAL_BATCH
-from tuneline.training.tracking import TrackedRun, track
+from tuneline.training.tracking.description import describe
+from tuneline.training.tracking.session import Tracking, track
 from tuneline.training.training_rows import (
     EncodedRow,
     encode_split,
@@ -143,7 +144,7 @@ class Outcome:
 
 
 def train(
-    ctx: StepContext, inputs: Inputs, tracked: TrackedRun, group: ProcessGroup
+    ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
 ) -> Outcome | None:
     """Train, and leave adapters, history and evaluations in the step's output.
 
@@ -192,7 +193,6 @@ def train(
             pad_id=pad_token(inputs.tokenizer),
             eval_batch=EVAL_BATCH,
             eval_on_start=resumed is None,
-            report_to=("wandb",) if tracked.tracker == "wandb" else (),
             run_name=ctx.run.run_id,
             group=group,
         ),
@@ -204,6 +204,7 @@ def train(
             *of_main,
             watcher,
             *([SayProgress(ctx.log)] if group.is_main else []),
+            *tracking.callbacks(),
         ],
     )
     if not group.is_main:
@@ -380,19 +381,23 @@ def _train_in(
         f"{plan['threads']} threads, {plan['precision']} arithmetic{together}"
     )
     settings = hyperparameters(ctx, inputs)
-    with track(
-        list(ctx.config.training.tracking) if group.is_main else [],
-        project=ctx.config.training.tracking_project,
-        name=ctx.run.run_id,
-        run_id=fingerprint(ctx.run.uri, inputs.settings),
+    described = describe(
+        ctx.run,
+        key=fingerprint(ctx.run.uri, inputs.settings),
         settings=settings,
-        out=ctx.out,
-        log=ctx.log,
-    ) as tracked:
-        outcome = train(ctx, inputs, tracked, group)
+        dataset_sha256=ctx.inputs["distribution_balancing/dataset.parquet"].sha256,
+    )
+    trackers = ctx.config.training.tracking if group.is_main else []
+    with track(trackers, described, out=ctx.out, log=ctx.log) as tracking:
+        outcome = train(ctx, inputs, tracking, group)
     if outcome is None:
         return None
-    document = {**asdict(outcome), "tracking": asdict(tracked), "hyperparameters": settings}
+    document = {
+        **asdict(outcome),
+        "tracking": tracking.document(),
+        "tracking_seconds": tracking.seconds,
+        "hyperparameters": settings,
+    }
     (ctx.out / "run.json").write_text(json.dumps(document, indent=1))
     checkpoints = json.loads((ctx.out / "checkpoints.json").read_text())
     losses = {e["step"]: float(e["eval_loss"]) for e in checkpoints["evaluations"]}

@@ -1,0 +1,1 @@
+"""Live tracking of a training run, in MLflow, in Weights & Biases, in both or in neither."""

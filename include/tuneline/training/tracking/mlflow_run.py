@@ -1,0 +1,210 @@
+"""A training run in MLflow.
+
+The server is the one of `MLFLOW_TRACKING_URI`, which pods get from their stack; else the server
+of this checkout's stack where it runs; else the file that this server shows when it starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.training.tracking.description import Description, without_password
+from tuneline.training.tracking.sender import Sender, first_line
+from tuneline.training.tracking.tracked_run import TrackedRun
+
+# A resumed training finds its run again by this tag.
+_KEY_TAG = "tuneline.training"
+# MLflow takes 1,000 metrics in a request and 100 parameters; a step has about ten metrics.
+_STEPS_AT_ONCE = 90
+_PARAMS_AT_ONCE = 100
+
+# MLflow's own defaults hold a training up for minutes when the server is away. What the
+# environment says counts more.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where MLflow keeps runs.
+
+    Attributes:
+        uri: what MLflow calls the tracking URI.
+        pages: address of the server's pages, None where no server is.
+    """
+
+    uri: str
+    pages: str | None
+
+
+def find_place() -> Place:
+    """The server or file to log to.
+
+    Raises:
+        UserError: no server is named, and this is no checkout that could have a file.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        pages = os.environ.get("TUNELINE_TRACKING_URL") or uri
+        return Place(uri, without_password(pages) if pages.startswith("http") else None)
+    from tuneline.stack.layout import find_layout
+    from tuneline.stack.processes import ServiceTable
+    from tuneline.stack.tracking import TRACKING, database_uri
+
+    try:
+        layout = find_layout()
+    except UserError:
+        raise UserError("MLFLOW_TRACKING_URI names no server") from None
+    table = ServiceTable(layout.services, layout.logs)
+    if table.find(TRACKING):
+        url = str(table.notes(TRACKING)["url"])
+        return Place(url, url)
+    layout.mlflow.mkdir(parents=True, exist_ok=True)
+    return Place(database_uri(layout), None)
+
+
+def open_mlflow(
+    description: Description, log: Callable[[str], None], run_id: str = ""
+) -> tuple[TrackedRun, MlflowTracker | None]:
+    """Open the run in MLflow; the same one again for a training that is resumed.
+
+    Args:
+        description: of the run.
+        log: takes one line.
+        run_id: of a run that is there already, whatever its state.
+
+    Returns:
+        The run and its tracker; None when MLflow can't be reached, which stops no training.
+    """
+    try:
+        return _open(description, log, run_id)
+    except Exception as error:  # whatever breaks, training goes on
+        reason = first_line(error)
+        log(f"MLflow can't be reached ({reason}); training goes on without it")
+        return TrackedRun("mlflow", "unreachable", reason=reason, key=description.key), None
+
+
+def _open(
+    description: Description, log: Callable[[str], None], run_id: str
+) -> tuple[TrackedRun, MlflowTracker]:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    place = find_place()
+    client = MlflowClient(tracking_uri=place.uri)
+    experiment = _experiment(client, description.project)
+    run_id = run_id or _unfinished_run(client, experiment, description.key)
+    resumed = bool(run_id)
+    if not resumed:
+        run_id = _create(client, experiment, description)
+    else:
+        client.update_run(run_id, status="RUNNING")
+    server = not place.uri.startswith(("sqlite:", "file:"))
+    tracked = TrackedRun(
+        "mlflow",
+        "online" if server else "offline",
+        run_id,
+        f"{place.pages.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        if place.pages
+        else None,
+        reason="" if server else "no server runs; `make up` starts the one that shows this run",
+        key=description.key,
+    )
+    return tracked, MlflowTracker(client, tracked, log, resumed=resumed)
+
+
+def _experiment(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            # Another pod may have made it a moment ago.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _unfinished_run(client: Any, experiment: str, key: str) -> str:
+    """The run of a training that was interrupted."""
+    of_key = f"tags.`{_KEY_TAG}` = '{key}' and attributes.status != 'FINISHED'"
+    newest = ["attributes.start_time DESC"]
+    found = client.search_runs([experiment], of_key, max_results=1, order_by=newest)
+    return str(found[0].info.run_id) if found else ""
+
+
+def _create(client: Any, experiment: str, description: Description) -> str:
+    from mlflow.entities import Param
+
+    made = client.create_run(
+        experiment,
+        run_name=description.name,
+        tags={**description.tags, _KEY_TAG: description.key},
+    )
+    params = [Param(name, str(value)) for name, value in description.settings.items()]
+    for first in range(0, len(params), _PARAMS_AT_ONCE):
+        client.log_batch(made.info.run_id, params=params[first : first + _PARAMS_AT_ONCE])
+    return str(made.info.run_id)
+
+
+class MlflowTracker:
+    """An open run in MLflow; see `Tracker`."""
+
+    def __init__(
+        self, client: Any, tracked: TrackedRun, log: Callable[[str], None], *, resumed: bool
+    ) -> None:
+        self._client, self._tracked, self._resumed = client, tracked, resumed
+        self._sender: Sender[list[Any]] = Sender(
+            self._send, lambda what: log(f"MLflow {what}"), at_once=_STEPS_AT_ONCE
+        )
+
+    def steps_logged(self) -> tuple[int, int]:
+        """See `Tracker`."""
+        if not self._resumed:
+            return -1, -1
+        return self._last("train/loss"), self._last("eval/loss")
+
+    def _last(self, name: str) -> int:
+        try:
+            history = self._client.get_metric_history(self._tracked.run_id, name)
+        except Exception:  # a step shown twice is no reason to stop training
+            return -1
+        return max((metric.step for metric in history), default=-1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._sender.put([Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def _send(self, entries: Sequence[list[Any]]) -> None:
+        metrics = [metric for entry in entries for metric in entry]
+        self._client.log_batch(self._tracked.run_id, metrics=metrics)
+
+    def close(self, *, failed: bool) -> TrackedRun:
+        """See `Tracker`."""
+        missed = self._sender.close()
+        reason = self._tracked.reason
+        try:
+            self._client.set_terminated(self._tracked.run_id, "FAILED" if failed else "FINISHED")
+        except Exception as error:  # its metrics are what counts
+            reason = first_line(error)
+        return replace(self._tracked, missed=missed, reason=reason)

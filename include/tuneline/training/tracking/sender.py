@@ -1,0 +1,97 @@
+"""Sends log entries to a server from a thread of its own, so that training never waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Entry = TypeVar("Entry")
+
+# A curve that is a second late is still live; one request then carries several steps.
+SEND_SECONDS = 1.0
+# A server that is gone is asked again after 2, 4, 8, … seconds, at most after this many.
+LONGEST_PAUSE_SECONDS = 30.0
+# How long the end of training may wait for what is still to be sent.
+CLOSE_SECONDS = 15.0
+
+
+class Sender(Generic[Entry]):
+    """A queue and the thread that empties it. A failed entry stays and is sent again."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Entry]], None],
+        said: Callable[[str], None],
+        *,
+        at_once: int,
+        pause: float = SEND_SECONDS,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            send: sends entries in order; raises when the server did not take them.
+            said: takes one line when the server is lost, and one when it is back.
+            at_once: most entries of one request.
+            pause: seconds between requests.
+        """
+        self._send, self._said = send, said
+        self._at_once, self._pause = at_once, pause
+        self._waiting: list[Entry] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Entry) -> None:
+        """Queue an entry."""
+        with self._lock:
+            self._waiting.append(entry)
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> int:
+        """Send what is left, for so many seconds at most.
+
+        Returns:
+            How many entries could not be sent.
+        """
+        self._deadline = time.monotonic() + seconds
+        self._closing.set()
+        self._thread.join(seconds)
+        with self._lock:
+            return len(self._waiting)
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            pause = min(self._pause * 2**failures, LONGEST_PAUSE_SECONDS)
+            closing = self._closing.wait(pause)
+            with self._lock:
+                batch = self._waiting[: self._at_once]
+            if not batch:
+                if closing:
+                    return
+                continue
+            try:
+                self._send(batch)
+            except Exception as error:  # whatever breaks, training goes on
+                failures += 1
+                if failures == 1:
+                    self._said(f"is lost ({first_line(error)}); training goes on, metrics wait")
+                if closing and time.monotonic() + self._pause > self._deadline:
+                    return
+                if closing:
+                    time.sleep(self._pause)
+                continue
+            with self._lock:
+                del self._waiting[: len(batch)]
+            if failures:
+                self._said("is back, what waited was sent")
+            failures = 0
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, which is what a person can use."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

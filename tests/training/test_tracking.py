@@ -1,0 +1,318 @@
+"""A training can be watched live: in MLflow, in Weights & Biases, in both or in neither."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from tests.training.mlflow_server import MlflowServer
+from tests.training.training_lab import broken, value
+
+from tuneline.config import PipelineConfig
+from tuneline.errors import UserError
+from tuneline.evidence import Verdict
+from tuneline.stack.ports import pick_free
+from tuneline.training import loss_monitoring
+from tuneline.training.tracking import sync as sync_tracking
+from tuneline.training.tracking.description import Description, without_password, without_path
+from tuneline.training.tracking.mlflow_run import find_place, open_mlflow
+from tuneline.training.tracking.sender import Sender
+from tuneline.training.tracking.tracked_run import TrackedRun, latest_runs, runs_of, unsynced
+from tuneline.training.train import read_history
+
+SHORT = {"max_steps": 6, "evaluations": 2}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def mlflow(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.delenv("TUNELINE_TRACKING_URL", raising=False)
+    return server
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+def tracked(run):
+    return {entry.tracker: entry for entry in runs_of(run.document("train", "run.json"))}
+
+
+def describe(key="key"):
+    return Description("tuneline", "run", key, {"r": 4}, {"tuneline.run_id": "run"})
+
+
+def test_mlflow_has_every_step_of_a_training(lab, mlflow):
+    run = lab(tracking=["mlflow"], **SHORT)
+    run.train()
+    found = tracked(run)["mlflow"]
+    there = mlflow.client().get_run(found.run_id)
+    history = read_history(run.artifact("train", "history.jsonl"))
+    for name, key in (("train/loss", "loss"), ("eval/loss", "eval_loss")):
+        got = [(m.step, m.value) for m in mlflow.client().get_metric_history(found.run_id, name)]
+        assert got == [(e["step"], e[key]) for e in history if key in e]
+    for name in ("learning_rate", "grad_norm", "tokens_per_second", "memory_gib"):
+        assert mlflow.steps(found.run_id, f"train/{name}") == [1, 2, 3, 4, 5, 6]
+    assert there.info.status == "FINISHED"
+    assert there.data.params["effective_batch"] == "8"
+    assert there.data.tags["tuneline.run_id"] == run.run.run_id
+    dataset = run.run.entry("distribution_balancing").artifacts[0].sha256
+    assert dataset.startswith(there.data.tags["tuneline.dataset"])
+    shown = json.dumps([there.data.params, there.data.tags])
+    assert str(run.root) not in shown
+    assert run.base.name in shown
+    assert str(run.base) not in shown
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert value(evidence, "live_tracking") == "online"
+    link = f"{mlflow.url}/#/experiments/{there.info.experiment_id}/runs/{found.run_id}"
+    assert value(evidence, "mlflow_link") == link
+    assert f"watched live at {link}" in evidence.summary
+    assert "live_tracking" not in broken(evidence)
+
+
+def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow):
+    run = lab(tracking=["mlflow", "wandb"], epochs=12, evaluations=6)
+    run.leave_lora()
+    run.leave_plan()
+    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    pointer = run.run.key("work", "train", "latest.json")
+    while process.poll() is None and not run.run.store.exists(pointer):
+        time.sleep(0.01)
+    # Steps after the checkpoint reach MLflow too and are trained again.
+    time.sleep(1.0)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    experiment = mlflow.client().get_experiment_by_name("tuneline").experiment_id
+    here = f"tags.`tuneline.run_id` = '{run.run.run_id}' and attributes.status = 'RUNNING'"
+    (before,) = mlflow.client().search_runs([experiment], here)
+    assert mlflow.steps(before.info.run_id, "train/loss")
+
+    from tuneline.training import train
+
+    run.execute("train", train.run)
+    found = tracked(run)
+    assert run.document("train", "run.json")["resumed_from"] > 0
+    assert found["mlflow"].run_id == before.info.run_id
+    assert mlflow.steps(before.info.run_id, "train/loss") == list(range(1, 55))
+    evaluated = [0, 9, 18, 27, 36, 45, 54]
+    assert mlflow.steps(before.info.run_id, "eval/loss") == evaluated
+    # The offline run of the killed process died with its pod; the new one has all of it.
+    rows = offline_rows(run, found["wandb"])
+    assert [step for step, row in rows if "train/loss" in row] == list(range(1, 55))
+    assert [step for step, row in rows if "eval/loss" in row] == evaluated
+
+
+def offline_rows(run, entry):
+    """The logged rows of an offline run of W&B, by W&B's own reader."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    reader = DataStore()
+    path = run.artifact("train", f"{entry.directory}/run-{entry.run_id}.wandb")
+    reader.open_for_scan(str(path))
+    rows = []
+    while (data := reader.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items}
+            rows.append((row["_step"], row))
+    return rows
+
+
+def test_both_trackers_get_the_same_curve(lab, mlflow):
+    run = lab(tracking=["mlflow", "wandb"], **SHORT)
+    run.train()
+    found = tracked(run)
+    assert (found["mlflow"].mode, found["wandb"].mode) == ("online", "offline")
+    rows = dict(offline_rows(run, found["wandb"]))
+    losses = mlflow.client().get_metric_history(found["mlflow"].run_id, "train/loss")
+    assert [(m.step, m.value) for m in losses] == [
+        (step, row["train/loss"]) for step, row in rows.items() if "train/loss" in row
+    ]
+    log = run.artifact("train", f"{found['wandb'].directory}/run-{found['wandb'].run_id}.wandb")
+    content = log.read_bytes()
+    assert b"effective_batch" in content
+    for path in (run.root, run.base.parent):
+        assert str(path).encode() not in content
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    # One tracker that can be watched is enough.
+    assert value(evidence, "live_tracking") == "online"
+    assert value(evidence, "wandb_mode") == "offline"
+    assert "WANDB_API_KEY is not set" in evidence.summary
+
+
+def test_an_untracked_training_warns(lab):
+    run = lab(tracking=[], **SHORT)
+    run.train()
+    assert run.document("train", "run.json")["tracking"] == []
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert value(evidence, "live_tracking") == "none"
+    assert "live_tracking" in broken(evidence)
+    assert "nobody could watch it live" in evidence.summary
+    assert evidence.verdict == Verdict.WARN
+
+
+def test_a_server_out_of_reach_stops_no_training_and_gets_the_curve_later(
+    lab, server, monkeypatch, capsys
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{pick_free()}")
+    run = lab(tracking=["mlflow"], **SHORT)
+    run.train()
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(said) == 1
+    assert "can't be reached" in said[0]
+    assert "training goes on without it" in said[0]
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert value(evidence, "live_tracking") == "unreachable"
+    assert "live_tracking" in broken(evidence)
+    assert "nobody could watch it live" in evidence.summary
+
+    away = run.execute("sync_tracking", sync_tracking.run)
+    assert "nothing was sent" in away.summary
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    record = run.execute("sync_tracking", sync_tracking.run)
+    (entry,) = latest_runs(run.run)
+    assert record.summary == f"MLflow: synced to {entry.url}"
+    assert server.steps(entry.run_id, "train/loss") == [1, 2, 3, 4, 5, 6]
+    assert server.steps(entry.run_id, "eval/loss") == [0, 3, 6]
+    again = run.execute("sync_tracking", sync_tracking.run)
+    assert again.summary == "nothing to sync"
+    assert unsynced(run.run) == []
+
+
+def test_a_server_that_is_lost_on_the_way_misses_entries_and_a_late_one_gets_them(
+    tmp_path, monkeypatch
+):
+    server = MlflowServer(tmp_path)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setattr("tuneline.training.tracking.sender.CLOSE_SECONDS", 1.0)
+    said = []
+    opened, tracker = open_mlflow(describe(), said.append)
+    tracker.log(1, {"train/loss": 2.0})
+    deadline = time.monotonic() + 30
+    while not server.steps(opened.run_id, "train/loss") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    server.stop()
+    tracker.log(2, {"train/loss": float("nan")})
+    closed = tracker.close(failed=False)
+    assert closed.missed == 1
+    assert closed.can_be_synced
+    assert [line for line in said if "is lost" in line] == said
+    server.start()
+    opened, tracker = open_mlflow(describe(), said.append, closed.run_id)
+    assert tracker.steps_logged() == (1, -1)
+    tracker.log(2, {"train/loss": float("nan")})
+    assert tracker.close(failed=False).missed == 0
+    assert server.steps(opened.run_id, "train/loss") == [1, 2]
+    server.stop()
+
+
+def test_a_sender_keeps_what_a_lost_server_did_not_take():
+    got, said, answers = [], [], threading.Event()
+
+    def send(entries):
+        if not answers.is_set():
+            raise ConnectionError("no route\nto host")
+        got.extend(entries)
+
+    sender = Sender(send, said.append, at_once=2, pause=0.01)
+    for number in range(5):
+        sender.put(number)
+    time.sleep(0.1)
+    assert got == []
+    answers.set()
+    assert sender.close(5) == 0
+    assert got == [0, 1, 2, 3, 4]
+    assert said == [
+        "is lost (no route); training goes on, metrics wait",
+        "is back, what waited was sent",
+    ]
+
+
+def test_a_finished_training_is_not_logged_over(mlflow):
+    first, tracker = open_mlflow(describe("again"), print)
+    tracker.close(failed=False)
+    second, tracker = open_mlflow(describe("again"), print)
+    tracker.close(failed=True)
+    third, tracker = open_mlflow(describe("again"), print)
+    tracker.close(failed=False)
+    assert first.run_id != second.run_id == third.run_id
+
+
+def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
+    assert find_place().uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    opened, tracker = open_mlflow(describe(), print)
+    tracker.log(1, {"train/loss": 2.0})
+    closed = tracker.close(failed=False)
+    assert (closed.mode, closed.url, closed.missed) == ("offline", None, 0)
+    assert not closed.can_be_synced
+    assert "make up" in closed.reason
+    # The server that is started later shows it.
+    server = MlflowServer(tmp_path)
+    server.start()
+    assert server.steps(opened.run_id, "train/loss") == [1]
+    server.stop()
+
+
+def test_pages_of_a_server_behind_another_name(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@tracking:5000")
+    assert find_place().pages == "http://tracking:5000"
+    monkeypatch.setenv("TUNELINE_TRACKING_URL", "http://localhost:5000/")
+    assert find_place().pages == "http://localhost:5000/"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("/home/me/models/base", "base"),
+        ("file:///home/me/base/", "base"),
+        ("~/base", "base"),
+        ("hf://org/name@v1", "hf://org/name@v1"),
+        (["q_proj"], ["q_proj"]),
+        (8, 8),
+    ],
+)
+def test_paths_of_this_machine_are_not_told(given, told):
+    assert without_path(given) == told
+
+
+def test_passwords_are_left_out_of_links():
+    assert without_password("https://me:secret@host:1/x") == "https://host:1/x"
+    assert without_password("http://host:1") == "http://host:1"
+
+
+def test_each_tracker_is_named_once():
+    from tuneline.config import validate_config
+
+    settings = {"data": {"source": "x"}, "training": {"tracking": ["mlflow", "mlflow"]}}
+    with pytest.raises(UserError, match="name each tracker once"):
+        validate_config(settings, "here")
+    assert PipelineConfig.model_validate({"data": {"source": "x"}}).training.tracking == ["mlflow"]
+
+
+def test_only_what_holds_something_back_is_synced():
+    assert not TrackedRun("mlflow", "online", "1").can_be_synced
+    assert not TrackedRun("mlflow", "offline", "1").can_be_synced
+    assert TrackedRun("mlflow", "online", "1", missed=3).can_be_synced
+    assert TrackedRun("mlflow", "unreachable").can_be_synced
+    assert TrackedRun("wandb", "offline", "1", directory="wandb/x").can_be_synced
