@@ -33,7 +33,9 @@ from tuneline_airflow.people import (
     review_pairs,
 )
 from tuneline_airflow.pods import RUN_URI
-from tuneline_airflow.steps import audit, data_item, helper, in_order, item
+from tuneline_airflow.steps import Step, audit, data_item, helper, in_order, item
+from tuneline_airflow.sweep import sweep
+from tuneline_airflow.tracking import sync_tracking
 
 DATA_ITEMS = [
     "schema_validation",
@@ -43,9 +45,9 @@ DATA_ITEMS = [
     "distribution_balancing",
 ]
 
-# What follows a question to people: it goes on when nobody was asked, but never when
-# everything before it was skipped.
-AFTER_PEOPLE = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+# What follows a question to people, or a sweep: it goes on when nobody was asked and nothing
+# had to be tried, but never when everything before it was skipped.
+AFTER_PEOPLE = AFTER_SWEEP = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
 
 with DAG(
     dag_id="finetune_to_production",
@@ -74,7 +76,8 @@ with DAG(
         in_order(*rows)
 
     with TaskGroup("training", prefix_group_id=False, tooltip="The adapter"):
-        lora = item("lora_selection")
+        sweep_wanted, trials = sweep()
+        lora = item("lora_selection", trigger_rule=AFTER_SWEEP)
         plan = item("gradient_accumulation", gpus=True)
         train = helper("train", "train", gpus=True)
         trained = [
@@ -83,7 +86,8 @@ with DAG(
             item("quantization_verification", gpus=True),
         ]
         export = helper("export_candidate", "export")
-        in_order(lora, plan, train, trained, export)
+        train.last >> sync_tracking()
+        in_order(Step(trials, trials), lora, plan, train, trained, export)
 
     with TaskGroup("deployment", prefix_group_id=False, tooltip="The bytes that ship"):
         shipped = [
@@ -127,8 +131,8 @@ with DAG(
     # From phase to phase. Steps that measure speed wait for each other, so that on a small
     # machine nothing else runs beside them; people may take their time meanwhile.
     run >> waivers_wanted >> waivers >> [licences.first, rows[0].first]
-    run >> [licences.first, rows[0].first]
-    in_order([licences, rows[-1]], lora)
+    run >> [licences.first, rows[0].first, sweep_wanted]
+    in_order([licences, rows[-1]], [Step(trials, trials), lora])
     in_order(export, shipped[0])
     in_order(engine, measured[0])
     in_order(measured[-1], serving[0])

@@ -78,7 +78,7 @@ class StepPod(KubernetesPodOperator):
         ti = context["ti"]
         self.apply(PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods")))
         run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
-        self.name = pod_name(run_uri, self.task_id, ti.try_number)
+        self.name = pod_name(run_uri, self.task_id, ti.try_number, ti.map_index)
         return super().execute(context)
 
     def apply(self, pods: PodConfig) -> None:
@@ -108,8 +108,8 @@ def helper_pod(task_id: str, action: str, *, gpus: bool = False, **kwargs: Any) 
     return StepPod(task_id=task_id, command=["tuneline", "run", action], gpus=gpus, **kwargs)
 
 
-def pod_name(run_uri: str, step: str, try_number: int) -> str:
-    """A pod name that a run, a step and a try share with no other.
+def pod_name(run_uri: str, step: str, try_number: int, map_index: int | None = None) -> str:
+    """A pod name that a run, a step (of a mapped one each index) and a try share with no other.
 
     With a fixed name, a worker that lost its pod between making it and noting it can't
     make a second one; the try keeps a new pod apart from one that is still going away.
@@ -119,7 +119,8 @@ def pod_name(run_uri: str, step: str, try_number: int) -> str:
     """
     digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
     run_id = _label(run_uri.rsplit("/", 1)[-1])
-    end = f"-{digest}-{_label(step)}-{try_number}"
+    mapped = "" if map_index is None or map_index < 0 else f"-m{map_index}"
+    end = f"-{digest}-{_label(step)}{mapped}-{try_number}"
     return f"{run_id[: 63 - len(end)].strip('-') or 'run'}{end}"
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk import TriggerRule
+from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.config import build_config
 from tuneline.items import ITEMS, Phase
 from tuneline.launch import form_fields
-from tuneline.run import HELPERS
+from tuneline.run import HELPERS, Run
 
 ROOT = Path(__file__).parents[2]
 STEPS = [item.id for item in ITEMS] + list(HELPERS)
@@ -37,6 +39,7 @@ def test_every_item_and_helper_is_a_pod_with_its_command(dag):
     actions = {
         "final_audit": "audit",
         "train": "train",
+        "sync_tracking": "sync-tracking",
         "export_candidate": "export",
         "prepare_review": "review",
         "build_engine": "build-engine",
@@ -82,6 +85,10 @@ def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
         ("gate_token_length_audit", "distribution_balancing"),
         ("gate_distribution_balancing", "final_audit"),
         ("check_final_audit", "lora_selection"),
+        ("check_final_audit", "sweep"),
+        ("check_license_audit", "sweep"),
+        ("ask_sweep", "sweep"),
+        ("sweep", "lora_selection"),
         ("check_lora_selection", "gradient_accumulation"),
         ("check_gradient_accumulation", "train"),
         ("train", "checkpointing"),
@@ -117,13 +124,64 @@ def test_order(dag, earlier, later):
 def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
     """A task that bears a skipped question still needs a success of something unskippable."""
     lenient = {t.task_id for t in dag.tasks if t.trigger_rule != TriggerRule.ALL_SUCCESS}
-    assert lenient == {"schema_validation", "license_audit", "human_review", "promote"}
+    after_people = {"schema_validation", "license_audit", "human_review", "promote"}
+    assert lenient == {*after_people, "lora_selection"}
     for task_id in lenient:
         task = dag.get_task(task_id)
         assert task.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
-        questions = {"approve_waivers", "review_pairs", "approve_release"}
+        questions = {"approve_waivers", "review_pairs", "approve_release", "sweep"}
         assert task.upstream_task_ids - questions, f"{task_id} hangs on a question alone"
         assert task.upstream_task_ids & questions
+
+
+def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
+    mapped = dag.get_task("sweep")
+    assert mapped.is_mapped
+    assert mapped.expand_input.value["command"].operator.task_id == "ask_sweep"
+    # What the scheduler reads of a mapped task: the operator is made only in the worker.
+    assert (mapped.pool, mapped.retries, mapped.trigger_rule) == ("gpu", 2, "all_success")
+    assert type(mapped.retry_policy).__name__ == "StepRetryPolicy"
+    pod = mapped.unmap({"command": ["tuneline", "run", "sweep", "--r", "8"]})
+    assert pod.uses_gpus
+    assert pod.cmds == [
+        "tuneline",
+        "run",
+        "sweep",
+        "--r",
+        "8",
+        "--run",
+        "{{ ti.xcom_pull(task_ids='prepare_run') }}",
+    ]
+    assert pod.startup_timeout_seconds >= 30 * 60
+    assert pod.durable is True
+
+
+@pytest.mark.parametrize(
+    ("training", "engine", "commands"),
+    [
+        ({}, "llama_cpp", []),
+        (
+            {"sweep_r": [8, 16]},
+            "llama_cpp",
+            [["tuneline", "run", "sweep", "--r", r] for r in ("8", "16")],
+        ),
+        ({"sweep_r": [8, 128]}, "tensorrt_llm", "rank 128 is above 64"),
+    ],
+)
+def test_the_question_for_a_sweep(dag, tmp_path, training, engine, commands):
+    """Not asked for: an empty list, over which Airflow skips the mapped task without a pod."""
+    settings = {
+        "data": {"source": "x.jsonl"},
+        "training": training,
+        "deployment": {"engine": engine},
+    }
+    run = Run.create(tmp_path.as_uri(), "run-1", build_config(settings), {})
+    ask = dag.get_task("ask_sweep").python_callable
+    if isinstance(commands, str):
+        with pytest.raises(AirflowFailException, match=commands):
+            ask(run.uri)
+    else:
+        assert ask(run.uri) == commands
 
 
 def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
@@ -160,7 +218,8 @@ def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):
             | {benchmark}
         )
         beside = set(dag.task_ids) - related
-        assert beside <= review, f"{beside} may run beside {benchmark}"
+        # An upload of a few megabytes that runs when training has ended, if at all.
+        assert beside <= review | {"sync_tracking"}, f"{beside} may run beside {benchmark}"
 
 
 def test_the_form_is_the_one_of_the_library(dag):

@@ -82,3 +82,12 @@ def test_a_pod_name_is_keyed_by_run_step_and_try():
     }
     assert len(names) == 8
     assert pod_name(URI, "train", 1) == pod_name(URI, "train", 1)
+
+
+def test_pods_of_a_mapped_task_have_names_of_their_own():
+    names = {pod_name(URI, "sweep", number, index) for number in (1, 2) for index in (0, 1, 10)}
+    assert len(names) == 6
+    assert all(len(name) <= 63 and "sweep" in name for name in names)
+    # The eleventh index of the first try is not the first index of the eleventh.
+    assert pod_name(URI, "sweep", 1, 10) not in {pod_name(URI, "sweep", 11, i) for i in (-1, 0, 1)}
+    assert pod_name(URI, "train", 1, -1) == pod_name(URI, "train", 1)

@@ -1,0 +1,78 @@
+"""The sweep of the DAG on real pods: one for each rank, none where no sweep was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.localpods.pod_lab import IMAGE, Server
+
+from tuneline.config import build_config
+from tuneline.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+# Stands for the command line in the image: notes what it was called with.
+TUNELINE = """#!/bin/sh
+echo "$@" >> {calls}
+"""
+
+
+@pytest.fixture
+def pods(tmp_path):
+    """A pod API whose image has a `tuneline` that only notes its arguments."""
+    tools = tmp_path / "image"
+    tools.mkdir()
+    command = tools / "tuneline"
+    command.write_text(TUNELINE.format(calls=tmp_path / "calls"))
+    command.chmod(0o755)
+    server = Server(tmp_path)
+    server.images.write_text(json.dumps({"images": {IMAGE: {"path_prepend": [str(tools)]}}}))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("ranks", [[8, 16], []])
+def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, ranks):
+    settings = {
+        "data": {"source": "x.jsonl"},
+        "training": {"sweep_r": ranks},
+        "pods": {"memory": "64Mi"},
+    }
+    run = Run.create((tmp_path / "store").as_uri(), "run-1", build_config(settings), {})
+    extra = {"kube_config_path": str(pods.state / "kubeconfig"), "namespace": "default"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps({"conn_type": "kubernetes", "extra": extra}),
+        "RUN_URI": run.uri,
+        "TUNELINE_POD_POLL_SECONDS": "1",
+    }
+    airflow = str(Path(sys.executable).with_name("airflow"))
+    for command in (
+        [airflow, "db", "migrate"],
+        [sys.executable, str(Path(__file__).parent / "dags" / "sweep_dag.py")],
+    ):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    states = [tuple(entry) for entry in json.loads(done.stdout.splitlines()[-1])]
+    assert ("lora_selection", -1, "success", None) in states
+    calls = tmp_path / "calls"
+    if ranks:
+        # The UI names each by its rank.
+        trials = [("sweep", i, "success", f"r = {r}") for i, r in enumerate(ranks)]
+        assert [entry for entry in states if entry[0] == "sweep"] == trials
+        called = sorted(calls.read_text().splitlines())
+        assert called == sorted(f"run sweep --r {r} --run {run.uri}" for r in ranks)
+    else:
+        assert ("sweep", -1, "skipped", None) in states
+        assert not calls.exists()
