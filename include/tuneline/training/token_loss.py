@@ -49,24 +49,38 @@ def add_labelled_head(model: Any) -> None:
 
         add_fused_lm_head(model)
         return
+    from tuneline.training.packed_rows import (
+        can_pack,
+        hidden_states,
+        lay_out,
+        use_row_attention,
+    )
+
     plain_forward = model.forward
+    packs = can_pack(model)
+    if packs:
+        use_row_attention(model)
 
     @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        return _scored(self.get_output_embeddings(), hidden, labels)
+        mask = labels != IGNORED
+        if packs:
+            layout = lay_out(kwargs["input_ids"], kwargs["attention_mask"])
+            scored = hidden_states(self.base_model, layout)[layout.places[:, :-1][mask]]
+        else:
+            scored = self.base_model(*args, **kwargs).last_hidden_state[:, :-1][mask]
+        return _scored(self.get_output_embeddings(), scored, labels, mask)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _scored(head: Any, hidden: Any, labels: Any) -> dict[str, Any]:
+def _scored(head: Any, hidden: Any, labels: Any, mask: Any) -> dict[str, Any]:
     import torch
 
-    mask = labels != IGNORED
-    logits = head(hidden[mask]).float()
+    logits = head(hidden).float()
     found = -torch.nn.functional.cross_entropy(logits, labels[mask], reduction="none")
     # masked_scatter keeps a batch without labels connected to the model.
     log_probs = found.new_zeros(mask.shape).masked_scatter(mask, found)
