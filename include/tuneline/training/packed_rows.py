@@ -268,6 +268,11 @@ def _later(own: int, beginning: int) -> Any:
     return torch.ones(own, beginning + own, dtype=torch.bool).triu_(beginning + 1)
 
 
+def forget_masks() -> None:
+    """Drop the masks that are kept: those made without data are of no use to a real step."""
+    _later.cache_clear()
+
+
 def _add(total: Any, segment: Segment, part: Any) -> None:
     beginning = segment.until - segment.before
     total[:, segment.before : segment.until] += part[:, :beginning]
