@@ -36,6 +36,7 @@ from tuneline_airflow.pods import RUN_URI
 from tuneline_airflow.steps import Step, audit, data_item, helper, in_order, item
 from tuneline_airflow.sweep import sweep
 from tuneline_airflow.tracking import sync_tracking
+from tuneline_airflow.tracking import sync_tracking
 
 DATA_ITEMS = [
     "schema_validation",
@@ -86,6 +87,7 @@ with DAG(
             item("quantization_verification", gpus=True),
         ]
         export = helper("export_candidate", "export")
+        train.last >> sync_tracking()
         train.last >> sync_tracking()
         in_order(Step(trials, trials), lora, plan, train, trained, export)
 

@@ -16,6 +16,7 @@ SERVICES = {
     "airflow-scheduler",
     "airflow-dag-processor",
     "pods",
+    "tracking",
     "engine",
     "gateway",
 }
@@ -57,15 +58,24 @@ def test_it_parses_before_any_secret_was_made(tmp_path):
 
 def test_ports_are_on_loopback_only(resolved):
     ports = [p for s in resolved["services"].values() for p in s.get("ports", [])]
-    assert {p["published"] for p in ports} == {"8080", "8000"}
+    assert {p["published"] for p in ports} == {"8080", "8000", "5000"}
     assert {p["host_ip"] for p in ports} == {"127.0.0.1"}
+
+
+def test_pods_track_on_the_server_of_the_stack(resolved):
+    services = resolved["services"]
+    environment = services["pods"]["environment"]
+    assert environment["MLFLOW_TRACKING_URI"] == "http://tracking:5000"
+    command = services["tracking"]["command"]
+    (allowed,) = (word for word in command if word.startswith("--allowed-hosts="))
+    assert "tracking:5000" in allowed.partition("=")[2].split(",")
 
 
 def test_no_secret_stands_in_the_file():
     document = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
     for service in document["services"].values():
         for name, value in (service.get("environment") or {}).items():
-            if any(word in name for word in ("SECRET", "PASSWORD", "FERNET")) and (
+            if any(word in name for word in ("SECRET", "PASSWORD", "FERNET", "API_KEY")) and (
                 not name.endswith("_FILE") and name != "TUNELINE_POD_SECRETS"
             ):
                 assert str(value).startswith("${"), f"{name} has a literal value"
@@ -88,7 +98,7 @@ def test_the_files_it_mounts_and_builds_from_exist(resolved):
         ("boto3", "requirements.txt"),
         *(
             (name, "requirements/ml.txt")
-            for name in ("transformers", "peft", "trl", "bitsandbytes", "datasketch", "wandb")
+            for name in ("transformers", "peft", "trl", "bitsandbytes", "datasketch", "mlflow", "wandb")
         ),
         ("tensorrt-llm", "requirements/tensorrt-llm.txt"),
     ],

@@ -9,11 +9,15 @@ import os
 
 names = ("TUNELINE_STORE", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
          "AWS_DEFAULT_REGION")
+secrets = {name: os.environ[name] for name in names}
+secrets |= {name: os.environ[name] for name in ("WANDB_API_KEY",) if os.environ.get(name)}
 with open("/run/tuneline/secrets.json", "w") as handle:
-    json.dump({"tuneline-store": {name: os.environ[name] for name in names}}, handle)
+    json.dump({"tuneline-store": secrets}, handle)
 images = {"tuneline/ml:local": {"path_prepend": [os.path.dirname(os.sys.executable)]}}
 env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": os.environ["TUNELINE_CACHE"],
-       "TUNELINE_IMAGE_COMMIT": os.environ.get("TUNELINE_IMAGE_COMMIT", "")}
+       "TUNELINE_IMAGE_COMMIT": os.environ.get("TUNELINE_IMAGE_COMMIT", ""),
+       "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+       "TUNELINE_TRACKING_URL": os.environ["TUNELINE_TRACKING_URL"]}
 with open("/run/tuneline/images.json", "w") as handle:
     json.dump({"images": images, "env": env}, handle)
 PY

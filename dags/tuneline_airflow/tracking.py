@@ -1,0 +1,48 @@
+"""The task that sends offline runs to their trackers; it fails no run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+
+from tuneline.errors import TunelineError
+from tuneline.run import Run
+from tuneline.training.tracking.tracked_run import unsynced
+from tuneline_airflow.pods import StepPod
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class SyncPod(StepPod):
+    """A pod that is started only when a run was not tracked live, and skipped otherwise.
+
+    Whether a key is there is for the pod to find out: workers never see one. No task waits for
+    this one, and what goes wrong skips it, since a release does not hang on a tracker.
+    """
+
+    def execute(self, context: Context) -> Any:
+        """Skip, or run the pod."""
+        run_uri = str(context["ti"].xcom_pull(task_ids="prepare_run"))
+        try:
+            waiting = unsynced(Run.open(run_uri))
+        except TunelineError as error:
+            raise AirflowSkipException(_later(run_uri, error)) from None
+        if not waiting:
+            raise AirflowSkipException("nothing to sync: each tracker got the run live")
+        try:
+            return super().execute(context)
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            raise AirflowSkipException(_later(run_uri, error)) from None
+
+
+def sync_tracking() -> SyncPod:
+    """Send what trackers did not get live."""
+    return SyncPod(task_id="sync_tracking", command=["tuneline", "run", "sync-tracking"])
+
+
+def _later(run_uri: str, error: Exception) -> str:
+    return f"not synced; `tuneline run sync-tracking --run {run_uri}` does it later: {error}"

@@ -1,0 +1,77 @@
+"""The task that syncs offline runs starts a pod only when there is something to sync."""
+
+import json
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+
+from tuneline.config import PipelineConfig
+from tuneline.run import Run
+from tuneline_airflow.pods import StepPod
+from tuneline_airflow.tracking import sync_tracking
+
+OFFLINE = {"tracker": "wandb", "mode": "offline", "run_id": "x", "directory": "wandb/offline-x"}
+ONLINE = {"tracker": "mlflow", "mode": "online", "run_id": "x", "url": "http://t/#/x"}
+
+
+class TaskInstance:
+    def __init__(self, run):
+        self.uri = run.uri
+
+    def xcom_pull(self, task_ids, key="return_value"):
+        return self.uri
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = PipelineConfig.model_validate({"data": {"source": "x"}})
+    return Run.create(tmp_path.as_uri(), "a", config, {})
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Contexts for which a pod was started."""
+    found = []
+    monkeypatch.setattr(StepPod, "execute", lambda self, context: found.append(context))
+    return found
+
+
+def leave(run, *tracked):
+    document = json.dumps({"tracking": list(tracked)}).encode()
+    run.store.put_bytes(run.step_key("train", "run.json"), document)
+
+
+def test_an_offline_run_is_synced(run, started):
+    leave(run, ONLINE, OFFLINE)
+    sync_tracking().execute({"ti": TaskInstance(run)})
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("tracked", [[ONLINE], []])
+def test_without_one_no_pod_is_started(run, started, tracked):
+    leave(run, *tracked)
+    with pytest.raises(AirflowSkipException, match="nothing to sync"):
+        sync_tracking().execute({"ti": TaskInstance(run)})
+    assert started == []
+
+
+def test_a_training_that_left_nothing_is_no_failure(run, started):
+    with pytest.raises(AirflowSkipException, match="nothing to sync"):
+        sync_tracking().execute({"ti": TaskInstance(run)})
+
+
+def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
+    def fail(self, context):
+        raise AirflowException("Pod took too long to start")
+
+    monkeypatch.setattr(StepPod, "execute", fail)
+    leave(run, OFFLINE)
+    with pytest.raises(AirflowSkipException, match=f"sync-tracking --run {run.uri}` does it later"):
+        sync_tracking().execute({"ti": TaskInstance(run)})
+
+
+def test_nothing_waits_for_it(dag):
+    task = dag.get_task("sync_tracking")
+    assert task.upstream_task_ids == {"train"}
+    assert task.downstream_task_ids == set()
+    assert task.task_group.group_id == "training"
