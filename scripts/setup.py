@@ -172,11 +172,9 @@ def check_ports() -> None:
     # With a server of their own, or pods on a cluster, the stack starts none.
     if not (os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("TUNELINE_KUBECONFIG")):
         wanted.append(("TUNELINE_TRACKING_PORT", "5000", "MLflow", "mlflow"))
-    for setting, default, what, service in wanted:
-        text = os.environ.get(setting) or default
-        if not text.isdecimal() or not 1 <= int(text) <= HIGHEST_PORT:
-            raise Refused(f"{setting} must be a port number (1 to {HIGHEST_PORT}), not {text!r}")
-        port = int(text)
+    # All numbers first: a typing error is told whatever else is wrong.
+    ports = [_port(setting, default) for setting, default, *_ in wanted]
+    for port, (setting, _, what, service) in zip(ports, wanted, strict=True):
         with socket.socket() as probe:
             probe.settimeout(1)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
@@ -185,6 +183,13 @@ def check_ports() -> None:
                 f"port {port} for {what} is taken by another program; stop it, or choose "
                 f"another port with {setting}={port + 1}"
             )
+
+
+def _port(setting: str, default: str) -> int:
+    text = os.environ.get(setting) or default
+    if not text.isdecimal() or not 1 <= int(text) <= HIGHEST_PORT:
+        raise Refused(f"{setting} must be a port number (1 to {HIGHEST_PORT}), not {text!r}")
+    return int(text)
 
 
 def ours(service: str) -> bool:
