@@ -13,19 +13,21 @@ from tuneline.stack.ports import pick_free
 
 ROOT = Path(__file__).parents[2]
 STACK = [sys.executable, "-m", "tuneline.stack"]
+PORTS = ("TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT", "TUNELINE_TRACKING_PORT")
+# What would send parts of the stack somewhere else.
+ELSEWHERE = ("TUNELINE_STORE", "TUNELINE_KUBECONFIG", "MLFLOW_TRACKING_URI")
 
 
 class Commands:
     """Runs `python -m tuneline.stack …` against a home of its own."""
 
-    def __init__(self, home: Path, ui_port: int, gateway_port: int) -> None:
+    def __init__(self, home: Path) -> None:
         self.env = {
             **os.environ,
             "TUNELINE_HOME": str(home),
-            "TUNELINE_UI_PORT": str(ui_port),
-            "TUNELINE_GATEWAY_PORT": str(gateway_port),
+            **{name: str(pick_free()) for name in PORTS},
         }
-        for name in ("TUNELINE_STORE", "TUNELINE_KUBECONFIG"):
+        for name in ELSEWHERE:
             self.env.pop(name, None)
 
     def run(self, *arguments, timeout=300, **more_env):
@@ -53,9 +55,9 @@ class Commands:
 
     def layout(self):
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("TUNELINE_STORE", "TUNELINE_KUBECONFIG"):
+            for name in ELSEWHERE:
                 patch.delenv(name, raising=False)
-            for name in ("TUNELINE_HOME", "TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT"):
+            for name in ("TUNELINE_HOME", *PORTS):
                 patch.setenv(name, self.env[name])
             return find_layout()
 
@@ -69,7 +71,7 @@ def interrupt(process, timeout=60):
 
 @pytest.fixture
 def commands(tmp_path):
-    made = Commands(tmp_path / "home", pick_free(), pick_free())
+    made = Commands(tmp_path / "home")
     yield made
     made.run("down")
 
@@ -77,7 +79,7 @@ def commands(tmp_path):
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """Commands against a stack that is up."""
-    made = Commands(tmp_path_factory.mktemp("stack") / "home", pick_free(), pick_free())
+    made = Commands(tmp_path_factory.mktemp("stack") / "home")
     up = made.run("up")
     assert up.returncode == 0, up.stdout + up.stderr
     yield made

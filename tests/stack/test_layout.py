@@ -6,13 +6,13 @@ from tuneline.stack.layout import find_layout
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    for name in ("HOME", "UI_PORT", "GATEWAY_PORT", "STORE", "KUBECONFIG"):
+    for name in ("HOME", "UI_PORT", "GATEWAY_PORT", "TRACKING_PORT", "STORE", "KUBECONFIG"):
         monkeypatch.delenv(f"TUNELINE_{name}", raising=False)
 
 
 def test_the_defaults_are_the_contract():
     layout = find_layout()
-    assert (layout.ui_port, layout.gateway_port) == (8080, 8000)
+    assert (layout.ui_port, layout.gateway_port, layout.tracking_port) == (8080, 8000, 5000)
     assert layout.home == layout.project / ".tuneline"
     assert layout.store == layout.home.as_uri()
 
@@ -21,10 +21,12 @@ def test_the_environment_moves_everything(monkeypatch, tmp_path):
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
     monkeypatch.setenv("TUNELINE_STORE", "s3://bucket/x")
     monkeypatch.setenv("TUNELINE_UI_PORT", "18080")
+    monkeypatch.setenv("TUNELINE_TRACKING_PORT", "15000")
     layout = find_layout()
     assert layout.airflow_home == tmp_path / "airflow"
     assert layout.store == "s3://bucket/x"
     assert layout.ui_url == "http://localhost:18080"
+    assert layout.tracking_url == "http://127.0.0.1:15000"
 
 
 @pytest.mark.parametrize("port", ["http", "0", "65536", "-1"])

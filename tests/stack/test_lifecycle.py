@@ -3,6 +3,7 @@
 import signal
 import socket
 import time
+import urllib.request
 
 import psutil
 import pytest
@@ -14,9 +15,10 @@ from tuneline.stack.dag_run import DagRun
 from tuneline.stack.lifecycle import PODS, Stack
 from tuneline.stack.ports import is_free
 from tuneline.stack.rest import Airflow
+from tuneline.stack.tracking import TRACKING
 
 ROWS = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{}"}]}\n'
-SERVICES = {*COMPONENTS, PODS}
+SERVICES = {*COMPONENTS, PODS, TRACKING}
 
 
 @pytest.fixture
@@ -33,14 +35,19 @@ def processes(commands):
     return {name: process.pid for name, process in found.items() if process}
 
 
-def test_a_taken_port_stops_everything_before_it_starts(commands):
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [("TUNELINE_UI_PORT", "the Airflow UI"), ("TUNELINE_TRACKING_PORT", "MLflow")],
+)
+def test_a_taken_port_stops_everything_before_it_starts(commands, setting, what):
     with socket.socket() as server:
-        server.bind(("127.0.0.1", int(commands.env["TUNELINE_UI_PORT"])))
+        server.bind(("127.0.0.1", int(commands.env[setting])))
         server.listen()
         done = commands.run("up")
     assert done.returncode == 2
-    assert "for the Airflow UI is taken by" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"for {what} is taken by" in done.stderr
+    assert f"with {setting}=" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert processes(commands) == {}
 
 
@@ -115,6 +122,12 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
     assert again.returncode == 0
     assert "runs already" in again.stdout
     assert processes(commands) == first
+    assert f"MLflow:     {commands.layout().tracking_url}" in again.stdout
+    with urllib.request.urlopen(commands.layout().tracking_url) as page:
+        assert b"MLflow" in page.read()
+    moved = commands.run("up", TUNELINE_TRACKING_PORT="1")
+    assert moved.returncode == 2
+    assert f"MLflow runs on port {commands.layout().tracking_port}, not 1" in moved.stderr
     moved = commands.run("up", TUNELINE_UI_PORT="1")
     assert moved.returncode == 2
     assert f"the stack runs on port {commands.layout().ui_port}, not 1" in moved.stderr

@@ -81,6 +81,22 @@ def test_a_taken_port_is_refused(tmp_path):
     assert f"port {port} for the Airflow UI is taken" in done.stderr
 
 
+def test_the_port_of_mlflow_is_looked_at_unless_the_stack_has_none(setup, monkeypatch):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setenv("TUNELINE_TRACKING_PORT", str(port))
+        for name in ("TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT"):
+            monkeypatch.setenv(name, "1")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        monkeypatch.delenv("TUNELINE_KUBECONFIG", raising=False)
+        with pytest.raises(setup.Refused, match=f"port {port} for MLflow is taken"):
+            setup.check_ports()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
+        setup.check_ports()
+
+
 def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch):
     services = setup.HOME / "services"
     services.mkdir(parents=True)
@@ -90,6 +106,7 @@ def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch):
         server.listen()
         monkeypatch.setenv("TUNELINE_UI_PORT", str(server.getsockname()[1]))
         monkeypatch.setenv("TUNELINE_GATEWAY_PORT", "1")
+        monkeypatch.setenv("TUNELINE_TRACKING_PORT", "1")
         setup.check_ports()
         (services / "api-server.json").write_text(json.dumps({"pid": 2**22 + 1}))
         with pytest.raises(setup.Refused):
