@@ -2,14 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
 from tuneline.training.loss_monitoring import draw, judge
-from tuneline.training.loss_rules import Curve, Thresholds
+from tuneline.training.loss_rules import Curve
 
-LIMITS = Thresholds(spike_factor=3.0, overfit_ratio=1.2)
+LIMITS = LossRulesConfig()
+WITHOUT_PATIENCE = LossRulesConfig(plateau_evaluations=None)
 ONLINE = {"tracker": "mlflow", "run_id": "abc", "url": "https://t/abc", "mode": "online"}
 OFFLINE = {"tracker": "wandb", "run_id": "abc", "mode": "offline", "directory": "wandb/x"}
 AWAY = {"tracker": "mlflow", "mode": "unreachable", "reason": "connection refused"}
@@ -36,6 +39,7 @@ def trained(*tracking, stopped=None, steps=12):
 
 GOOD = [3.0 / (1 + i) + 0.2 for i in range(12)]
 FALLING = [(0, 3.1), (6, 0.8), (12, 0.5)]
+TURNED = [1.0 + 0.02 * (i % 2) for i in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,22 @@ FALLING = [(0, 3.1), (6, 0.8), (12, 0.5)]
             {"last_over_best_validation_loss"},
             Verdict.WARN,
         ),
+        # Both losses rise: that is no overfitting.
+        (
+            [*TURNED, *(1.3 + 0.02 * (i % 2) for i in range(6))],
+            [(0, 3.1), (6, 0.5), (12, 0.8)],
+            trained(ONLINE),
+            {"last_over_best_validation_loss", "training_loss_since_best_pass"},
+            Verdict.FAIL,
+        ),
+        # Three passes that gain nothing.
+        (
+            GOOD,
+            [(0, 3.1), (3, 0.8), (6, 0.8), (9, 0.7995), (12, 0.8)],
+            trained(ONLINE),
+            {"passes_without_gain"},
+            Verdict.WARN,
+        ),
         # Training that never beat the untrained model.
         (
             GOOD,
@@ -101,6 +121,45 @@ def test_each_rule_turns_the_verdict(train, validation, run, names, verdict):
     assert conclude(measurements) == verdict
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_clean_curves_raise_no_alarm(seed):
+    rng = np.random.default_rng(seed)
+    train = [0.1 + 3 * math.exp(-i / 6) * rng.lognormal(0, 0.2) for i in range(40)]
+    passes = [(s, 0.1 + 3 * math.exp(-s / 8) + rng.normal(0, 0.003)) for s in range(0, 41, 8)]
+    found = judge(history(train, passes), LIMITS, trained(ONLINE, steps=40))
+    assert {m.name for m in found if m.ok is False} == set()
+    assert conclude(found) == Verdict.PASS
+
+
+def test_limits_of_the_configuration_are_the_limits_of_the_evidence():
+    limits = LossRulesConfig(spike_streak=5, overfit_ratio=1.5, plateau_evaluations=4)
+    found = {m.name: m for m in judge(history(GOOD, FALLING), limits, trained(ONLINE))}
+    assert found["spikes_in_a_row"].limit == 5
+    assert found["last_over_best_validation_loss"].limit == 1.5
+    assert found["passes_without_gain"].limit == 4
+    off = {m.name: m for m in judge(history(GOOD, FALLING), WITHOUT_PATIENCE, trained(ONLINE))}
+    assert off["passes_without_gain"].rule is None
+
+
+def test_the_picture_shows_the_rule_that_tripped(tmp_path):
+    curve = history(GOOD, FALLING)
+    draw(tmp_path / "calm.png", curve, 12, None)
+    stopped = {"rule": "overfit", "step": 9, "sentence": "the validation loss has risen"}
+    draw(tmp_path / "tripped.png", curve, 12, stopped)
+    calm, tripped = ((tmp_path / f"{n}.png").read_bytes() for n in ("calm", "tripped"))
+    assert calm != tripped
+    shown = drawn_texts(curve, stopped)
+    assert "stopped: the validation loss has risen" in shown
+    assert "stop: overfit" in shown
+
+
+def drawn_texts(curve, stopped):
+    """Title and legend of the picture."""
+    figure = loss_monitoring.picture(curve, 12, stopped)
+    [axes] = figure.axes
+    return [axes.get_title(), *(text.get_text() for text in axes.get_legend().get_texts())]
+
+
 def test_the_curve_of_a_run_is_drawn_and_judged(trained_run, tmp_path):
     evidence = trained_run.execute("loss_monitoring", loss_monitoring.run)
     assert evidence.verdict == Verdict.WARN
@@ -123,5 +182,6 @@ def trained_run(trained, lab):
 
 def test_a_curve_with_holes_is_drawn(tmp_path):
     curve = history([3.0, math.nan, 2.0], [(0, 3.0), (3, math.inf)])
-    draw(tmp_path / "loss.png", curve, 0, {"rule": "nan", "step": 2})
+    stopped = {"rule": "nan", "step": 2, "sentence": "the loss at step 2 is not a number"}
+    draw(tmp_path / "loss.png", curve, 0, stopped)
     assert (tmp_path / "loss.png").stat().st_size > 5000

@@ -3,36 +3,42 @@
 It judges the logged history by the rules that watched training while it ran
 (`loss_rules`), draws the curve, and names the tracker's run. A run that nobody
 could watch live (offline, or not tracked at all) warns. A rule that tripped has
-stopped training early; divergence and a loss that is not a number fail,
-overfitting warns, since the adapter kept is the one from before it.
+stopped training early. Divergence, spikes in a row and a loss that is not a
+number fail: the settings are wrong. Overfitting and a plateau warn: the adapter
+kept is the best there was, so nothing is refused, but its learning rate never
+came down as planned, and fewer passes over the rows would have done.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
 from tuneline.training.loss_rules import (
-    SPIKE_STREAK,
+    OVERFIT_FLOOR_NATS,
+    SURE_ERRORS,
     Curve,
-    Thresholds,
-    longest_streak,
+    change_since_best,
+    climb,
     not_finite,
-    overfit,
-    rise,
+    passes_without_gain,
+    rise_of_validation,
     spikes,
+    training_rose,
 )
 from tuneline.training.tracking.judged import tracking_measurements, tracking_told
 from tuneline.training.tracking.tracked_run import runs_of
 from tuneline.training.train import read_history
 
 
-def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Measurement]:
+def judge(curve: Curve, limits: LossRulesConfig, run: Mapping[str, Any]) -> list[Measurement]:
     """The measurements of a training curve and its tracking.
 
     Args:
@@ -40,8 +46,8 @@ def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Meas
         limits: from the configuration.
         run: `run.json` of training.
     """
-    found = spikes(curve, limits.spike_factor)
-    climbed, climb_limit = rise(curve)
+    spiked = spikes(curve, limits.spike_factor)
+    climbed, climb_limit = climb(curve, limits.divergence_share)
     first = curve.validation[0][1] if curve.validation else math.nan
     best = curve.best[1] if curve.best else math.nan
     return [
@@ -49,18 +55,11 @@ def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Meas
         measure("validation_passes", len(curve.validation), "passes", ">=", 2),
         measure("losses_not_a_number", len(not_finite(curve)), "steps", "==", 0),
         measure("climb_of_training_loss", round(climbed, 4), "nats", "<=", round(climb_limit, 4)),
-        measure("spikes", len(found), "steps", "==", 0, on_breach="warn"),
-        measure("spikes_in_a_row", longest_streak(curve, found), "steps", "<", SPIKE_STREAK),
+        measure("spikes", len(spiked.found), "steps", "==", 0, on_breach="warn"),
+        measure("spikes_in_a_row", spiked.longest, "steps", "<", limits.spike_streak),
         measure("best_validation_loss", best, "nats", "<", first),
         measure("validation_loss_before_training", first, "nats"),
-        measure(
-            "last_over_best_validation_loss",
-            round(overfit(curve), 4),
-            "ratio",
-            "<=",
-            limits.overfit_ratio,
-            on_breach="warn",
-        ),
+        *_validation(curve, limits),
         measure("stopped_early", bool(run["stopped"]), ""),
         *tracking_measurements(runs_of(run)),
         measure("tracking_seconds", run["tracking_seconds"], "s"),
@@ -68,30 +67,68 @@ def judge(curve: Curve, limits: Thresholds, run: Mapping[str, Any]) -> list[Meas
     ]
 
 
+def _validation(curve: Curve, limits: LossRulesConfig) -> list[Measurement]:
+    """What the passes say of overfitting, divergence and plateau."""
+    ratio = rise_of_validation(curve)
+    change, error = change_since_best(curve)
+    known = math.isfinite(error)
+    moved: dict[str, Any] = {}
+    if ratio > limits.overfit_ratio and training_rose(change, error):
+        # Both losses rise: that is no overfitting.
+        moved = {
+            "rule": "<=",
+            "limit": round(max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error), 4),
+        }
+    since = passes_without_gain(curve, limits.plateau_nats)
+    patience = limits.plateau_evaluations
+    patient: dict[str, Any] = {"rule": "<", "limit": patience, "on_breach": "warn"}
+    return [
+        measure(
+            "last_over_best_validation_loss",
+            round(ratio, 4),
+            "ratio",
+            "<=",
+            limits.overfit_ratio,
+            on_breach="warn",
+        ),
+        measure(
+            "training_loss_since_best_pass",
+            round(change, 4) if known else None,
+            "nats",
+            noise=round(error, 4) if known else None,
+            **moved,
+        ),
+        measure("passes_without_gain", since, "passes", **(patient if patience else {})),
+    ]
+
+
 def draw(path: Path, curve: Curve, best_step: int, stopped: Mapping[str, Any] | None) -> None:
-    """Draw training and validation loss over steps, and where the kept adapter is."""
-    import matplotlib as mpl
+    """Write the picture of a training; see `picture`."""
+    picture(curve, best_step, stopped).savefig(path, dpi=110)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+def picture(curve: Curve, best_step: int, stopped: Mapping[str, Any] | None) -> Any:
+    """Training and validation loss over steps, the kept adapter, and the rule that tripped."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
     if curve.optimised != curve.train:
         axes.plot(*_points(curve.optimised), color="#cccccc", linewidth=1, label="with rehearsal")
     axes.plot(*_points(curve.train), color="#7a9cc6", linewidth=1, label="training")
     axes.plot(*_points(curve.validation), color="#c0392b", marker="o", label="validation")
     axes.axvline(best_step, color="#2c7a4b", linestyle="--", linewidth=1, label="adapter kept")
+    axes.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Training")
     if stopped:
         axes.axvline(stopped["step"], color="black", linewidth=1, label=f"stop: {stopped['rule']}")
-    axes.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Training")
+        axes.set_title(textwrap.fill(f"stopped: {stopped['sentence']}", 90), fontsize=9)
     positive = [v for _, v in (*curve.train, *curve.validation) if math.isfinite(v) and v > 0]
     if positive and max(positive) / min(positive) > 20:
         axes.set_yscale("log")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def _points(series: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
@@ -121,10 +158,8 @@ def run(ctx: StepContext) -> Evidence:
     history = read_history(ctx.input("train", "history.jsonl"))
     trained = json.loads(ctx.input("train", "run.json").read_text())
     best_step = json.loads(ctx.input("train", "checkpoints.json").read_text())["best_step"]
-    config = ctx.config.training
     curve = Curve.of(history)
     draw(ctx.out / "loss.png", curve, best_step, trained["stopped"])
-    limits = Thresholds(config.spike_factor, config.overfit_ratio)
-    measurements = judge(curve, limits, trained)
+    measurements = judge(curve, ctx.config.training, trained)
     broken = [m for m in measurements if m.ok is False]
     return ctx.conclude(told(curve, trained, broken), measurements)

@@ -4,36 +4,35 @@ Spikes and divergence are told from noise by a running median and by a floor in
 nats, since a ratio of two small losses means nothing. Half a nat is a factor
 of 1.65 in a token's probability. What is watched is the loss of the task's rows:
 rehearsal rows lie elsewhere, and how many of them a step holds would look like
-spikes.
+spikes. Overfitting and plateaus are read from the validation passes: patience
+by passes is the usual stopping rule (Prechelt, "Early Stopping — But When?",
+1998, his criterion UP; its default of three passes is PyTorch Lightning's).
+docs/training.md lists every rule with its limit.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
-from typing import Any
+from dataclasses import dataclass, field
+from statistics import fmean, median, variance
+from typing import Any, Literal
+
+from tuneline.config.loss_rules import LossRulesConfig
 
 FLOOR_NATS = 0.5
 SPIKE_WINDOW = 10  # logged steps whose median a spike is measured by
-SPIKE_STREAK = 3  # spikes in a row that stop training; a lone one is only counted
-DIVERGENCE_WINDOW = 5  # logged steps in the running median
-LOST_SHARE = 0.5  # share of the progress made, or of the lowest loss, that may be lost again
+# Logged steps in the running median. Batches whose loss scatters by 20 % (standard deviation)
+# set off one run of 400 steps in 400; with a window of 5 it is the same, but at 30 % three times
+# as many (8 % against 2.5 %). A longer one sees a divergence later.
+DIVERGENCE_WINDOW = 7
 OVERFIT_FLOOR_NATS = 0.01  # a rise of the validation loss by less changes no answer
+# A change of the training loss must be this many standard errors to be told from noise.
+SURE_ERRORS = 2.0
 
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Limits from the configuration.
-
-    Attributes:
-        spike_factor: training loss over its running median that counts as a spike.
-        overfit_ratio: last over best validation loss that counts as overfitting.
-    """
-
-    spike_factor: float
-    overfit_ratio: float
+Rule = Literal["nan", "spike", "divergence", "overfit", "plateau"]
+Point = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class Trip:
     """A rule that tripped.
 
     Attributes:
-        rule: nan, spike, divergence or overfit.
+        rule: which.
         step: optimiser step at which it did.
         value: what was measured there.
         limit: what it was held against.
         sentence: for a person.
     """
 
-    rule: str
+    rule: Rule
     step: int
     value: float
     limit: float
@@ -65,29 +64,126 @@ class Curve:
         validation: of every validation pass.
     """
 
-    optimised: tuple[tuple[int, float], ...]
-    train: tuple[tuple[int, float], ...]
-    validation: tuple[tuple[int, float], ...]
+    optimised: tuple[Point, ...]
+    train: tuple[Point, ...]
+    validation: tuple[Point, ...]
 
     @classmethod
     def of(cls, history: Sequence[Mapping[str, Any]]) -> Curve:
         """Read the entries of `history.jsonl`."""
 
-        def series(name: str) -> tuple[tuple[int, float], ...]:
+        def series(name: str) -> tuple[Point, ...]:
             return tuple((int(e["step"]), float(e[name])) for e in history if name in e)
 
         return cls(series("loss"), series("task_loss"), series("eval_loss"))
 
     @property
-    def losses(self) -> list[float]:
-        """Values of the watched training loss alone."""
-        return [loss for _, loss in self.train]
-
-    @property
-    def best(self) -> tuple[int, float] | None:
+    def best(self) -> Point | None:
         """Step and value of the lowest validation loss, the earliest of equals."""
         finite = [point for point in self.validation if math.isfinite(point[1])]
         return min(finite, key=lambda point: point[1]) if finite else None
+
+
+@dataclass
+class SpikeRule:
+    """Steps whose training loss leaves the running median behind.
+
+    Attributes:
+        factor: loss over the median of the `SPIKE_WINDOW` steps before that is a spike.
+        found: spikes so far: step, loss, limit.
+        streak: spikes up to the last step without a calm one between them.
+        longest: the longest streak so far.
+    """
+
+    factor: float
+    found: list[tuple[int, float, float]] = field(default_factory=list)
+    streak: int = 0
+    longest: int = 0
+    _before: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+
+    def push(self, step: int, loss: float) -> None:
+        """Take in the next step."""
+        before = [x for x in self._before if math.isfinite(x)]
+        self._before.append(loss)
+        spiked = False
+        if len(before) >= 3 and math.isfinite(loss):
+            middle = median(before)
+            limit = max(self.factor * middle, middle + FLOOR_NATS)
+            spiked = loss > limit
+            if spiked:
+                self.found.append((step, loss, limit))
+        self.streak = self.streak + 1 if spiked else 0
+        self.longest = max(self.longest, self.streak)
+
+
+@dataclass
+class ClimbRule:
+    """How far the training loss has climbed from its lowest running median.
+
+    Attributes:
+        share: of the progress made until then, or of the lowest loss, whichever is more, that
+            a climb may take back; at least `FLOOR_NATS`.
+        before: validation loss before the first step; a first batch that happens to be an easy
+            one is no low from which to climb.
+    """
+
+    share: float
+    before: float = -math.inf
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=DIVERGENCE_WINDOW))
+    _count: int = 0
+    _start: float = math.nan
+    _lowest: float = math.inf
+    _worst: tuple[float, float] = (0.0, FLOOR_NATS)
+
+    def push(self, loss: float) -> None:
+        """Take in the next step; what is no number is another rule's."""
+        if not math.isfinite(loss):
+            return
+        self._recent.append(loss)
+        self._count += 1
+        # The first step stands alone: a rate that is far too high ruins the second already.
+        if self._count == 2:
+            return
+        middle = median(self._recent)
+        if self._count == 1:
+            self._start = middle = max(middle, self.before)
+        self._lowest = min(self._lowest, middle)
+        progress, lowest = self._start - self._lowest, self._lowest
+        limit = max(FLOOR_NATS, self.share * progress, self.share * lowest)
+        if middle - lowest - limit > self._worst[0] - self._worst[1]:
+            self._worst = (middle - lowest, limit)
+
+    @property
+    def started(self) -> bool:
+        """Whether it has seen a step."""
+        return self._count > 0
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """The largest climb seen so far against its limit, both in nats; none while it is short."""
+        return self._worst if self._count >= DIVERGENCE_WINDOW else (0.0, FLOOR_NATS)
+
+
+def spikes(curve: Curve, factor: float) -> SpikeRule:
+    """The spikes of a whole curve."""
+    rule = SpikeRule(factor)
+    for step, loss in curve.train:
+        rule.push(step, loss)
+    return rule
+
+
+def climb(curve: Curve, share: float) -> tuple[float, float]:
+    """The largest climb of a whole curve and its limit, in nats; see `ClimbRule`."""
+    rule = ClimbRule(share)
+    if curve.train and curve.validation and curve.validation[0][0] < curve.train[0][0]:
+        rule.before = _number(curve.validation[0][1])
+    for _, loss in curve.train:
+        rule.push(loss)
+    return rule.worst
+
+
+def _number(loss: float) -> float:
+    return loss if math.isfinite(loss) else -math.inf
 
 
 def not_finite(curve: Curve) -> list[int]:
@@ -95,57 +191,7 @@ def not_finite(curve: Curve) -> list[int]:
     return sorted(s for s, x in (*curve.optimised, *curve.validation) if not math.isfinite(x))
 
 
-def spikes(curve: Curve, factor: float) -> list[tuple[int, float, float]]:
-    """Steps whose training loss leaves the running median behind: (step, loss, limit)."""
-    found = []
-    losses = curve.losses
-    for index, (step, loss) in enumerate(curve.train):
-        before = [x for x in losses[max(0, index - SPIKE_WINDOW) : index] if math.isfinite(x)]
-        if len(before) < 3 or not math.isfinite(loss):
-            continue
-        middle = median(before)
-        limit = max(factor * middle, middle + FLOOR_NATS)
-        if loss > limit:
-            found.append((step, loss, limit))
-    return found
-
-
-def longest_streak(curve: Curve, found: Sequence[tuple[int, float, float]]) -> int:
-    """Length of the longest run of spikes without a calm step between them."""
-    spiked = {step for step, _, _ in found}
-    best = run = 0
-    for step, _ in curve.train:
-        run = run + 1 if step in spiked else 0
-        best = max(best, run)
-    return best
-
-
-def rise(curve: Curve) -> tuple[float, float]:
-    """How far the training loss has climbed from its lowest running median, and the limit.
-
-    Returns:
-        The largest climb seen so far at any step, in nats, and what it may be: half of the
-        progress made until then or half of the lowest loss, whichever is more, at least
-        `FLOOR_NATS`. (0, `FLOOR_NATS`) for a short curve.
-    """
-    losses = [x for x in curve.losses if math.isfinite(x)]
-    worst = (0.0, FLOOR_NATS)
-    if len(losses) < DIVERGENCE_WINDOW:
-        return worst
-    # The first step stands alone: a rate that is far too high ruins the second already.
-    middles = losses[:1] + [
-        median(losses[max(0, i - DIVERGENCE_WINDOW + 1) : i + 1]) for i in range(2, len(losses))
-    ]
-    lowest = start = middles[0]
-    for middle in middles:
-        lowest = min(lowest, middle)
-        limit = max(FLOOR_NATS, LOST_SHARE * (start - lowest), LOST_SHARE * lowest)
-        if middle - lowest - limit > worst[0] - worst[1]:
-            worst = (middle - lowest, limit)
-    return worst
-
-
-def overfit(curve: Curve) -> float:
+def rise_of_validation(curve: Curve) -> float:
     """Last over best validation loss; 1 while there is nothing to compare or too little."""
     if curve.best is None or len(curve.validation) < 2 or curve.best[1] <= 0:
         return 1.0
@@ -153,47 +199,148 @@ def overfit(curve: Curve) -> float:
     return last / best if last - best >= OVERFIT_FLOOR_NATS else 1.0
 
 
-def first_trip(curve: Curve, limits: Thresholds) -> Trip | None:
-    """The rule that says training must stop, if one does.
+def change_since_best(curve: Curve) -> tuple[float, float]:
+    """How the training loss has moved since the best validation pass.
 
-    Args:
-        curve: so far.
-        limits: from the configuration.
+    Returns:
+        The mean of the stretch before the last pass less that of the stretch before the best
+        one, and its standard error, in nats; the error is infinite where nothing can be told.
     """
-    step = max((s for s, _ in (*curve.optimised, *curve.validation)), default=0)
-    bad = not_finite(curve)
-    if bad:
-        return Trip("nan", bad[0], math.nan, 0, f"the loss at step {bad[0]} is not a number")
-    climbed, limit = rise(curve)
-    if climbed > limit:
-        return Trip(
-            "divergence",
-            step,
-            climbed,
-            limit,
-            f"by step {step} the training loss has climbed {climbed:.2f} nats from its lowest "
-            f"running median, more than the {limit:.2f} allowed",
-        )
-    found = spikes(curve, limits.spike_factor)
-    streak = longest_streak(curve, found)
-    if streak >= SPIKE_STREAK:
-        last = found[-1]
+    if curve.best is None or not curve.validation:
+        return 0.0, math.inf
+    passes = [step for step, _ in curve.validation]
+    then, now = passes.index(curve.best[0]), len(passes) - 1
+
+    def stretch(number: int) -> list[float]:
+        start = passes[number - 1] if number else -1
+        losses = [x for s, x in curve.train if start < s <= passes[number] and math.isfinite(x)]
+        # Before the first pass nothing was trained: the first steps stand for it.
+        return losses or [x for _, x in curve.train[:DIVERGENCE_WINDOW] if math.isfinite(x)]
+
+    before, after = stretch(then), stretch(now)
+    if then == now or min(len(before), len(after)) < 2:
+        return 0.0, math.inf
+    error = math.sqrt(variance(before) / len(before) + variance(after) / len(after))
+    return fmean(after) - fmean(before), error
+
+
+def passes_without_gain(curve: Curve, least: float) -> int:
+    """Validation passes since one was better by at least `least` nats than the best before it."""
+    best, since = math.inf, 0
+    for _, loss in curve.validation:
+        if loss < best - least or best == math.inf:
+            best, since = min(best, loss), 0
+        else:
+            since += 1
+    return since
+
+
+class Watch:
+    """Follows a training as it logs; a step costs the same however long the run is."""
+
+    def __init__(self, limits: LossRulesConfig) -> None:
+        self.limits = limits
+        self._seen = 0
+        self._history: list[Mapping[str, Any]] = []
+        self._spikes = SpikeRule(limits.spike_factor)
+        self._climb = ClimbRule(limits.divergence_share)
+
+    def follow(self, log: Sequence[Mapping[str, Any]]) -> Trip | None:
+        """Take in what is new in a log that grows.
+
+        Args:
+            log: entries as in `history.jsonl`, all from the beginning.
+
+        Returns:
+            The first rule that says training must stop, if one does.
+        """
+        new, self._seen = log[self._seen :], len(log)
+        for entry in new:
+            trip = self._take(entry)
+            if trip is not None:
+                return trip
+        return None
+
+    def _take(self, entry: Mapping[str, Any]) -> Trip | None:
+        self._history.append(entry)
+        for name in ("loss", "eval_loss"):
+            if name in entry and not math.isfinite(float(entry[name])):
+                step = int(entry["step"])
+                said = f"the loss at step {step} is not a number"
+                return Trip("nan", step, math.nan, 0, said)
+        if "task_loss" in entry:
+            return self._trained(int(entry["step"]), float(entry["task_loss"]))
+        if "eval_loss" in entry:
+            if not self._climb.started:
+                self._climb.before = _number(float(entry["eval_loss"]))
+            return validation_trip(Curve.of(self._history), self.limits)
+        return None
+
+    def _trained(self, step: int, loss: float) -> Trip | None:
+        self._spikes.push(step, loss)
+        self._climb.push(loss)
+        climbed, limit = self._climb.worst
+        if climbed > limit:
+            return Trip(
+                "divergence",
+                step,
+                climbed,
+                limit,
+                f"by step {step} the training loss has climbed {climbed:.2f} nats from its "
+                f"lowest running median, more than the {limit:.2f} allowed",
+            )
+        if self._spikes.streak < self.limits.spike_streak:
+            return None
+        _, value, limit = self._spikes.found[-1]
         return Trip(
             "spike",
-            last[0],
-            last[1],
-            last[2],
-            f"{streak} steps in a row spiked, the last at step {last[0]} to {last[1]:.2f} nats "
-            f"(limit {last[2]:.2f})",
-        )
-    ratio = overfit(curve)
-    if ratio > limits.overfit_ratio:
-        return Trip(
-            "overfit",
             step,
-            ratio,
-            limits.overfit_ratio,
-            f"at step {step} the validation loss is {ratio:.2f} times its best, more than the "
-            f"{limits.overfit_ratio:g} allowed",
+            value,
+            limit,
+            f"{self._spikes.streak} steps in a row spiked, the last at step {step} to "
+            f"{value:.2f} nats (limit {limit:.2f})",
         )
-    return None
+
+
+def validation_trip(curve: Curve, limits: LossRulesConfig) -> Trip | None:
+    """What the validation passes say: overfitting, divergence or a plateau."""
+    if curve.best is None:
+        return None
+    step, last = curve.validation[-1]
+    ratio = rise_of_validation(curve)
+    change, error = change_since_best(curve)
+    if ratio > limits.overfit_ratio:
+        risen = (
+            f"at step {step} the validation loss is {ratio:.2f} times its best, more than the "
+            f"{limits.overfit_ratio:g} allowed"
+        )
+        if training_rose(change, error):
+            said = f"{risen}, and the training loss has risen by {change:.2f} nats as well"
+            return Trip("divergence", step, ratio, limits.overfit_ratio, said)
+        said = f"{risen}, while the training loss has not risen"
+        return Trip("overfit", step, ratio, limits.overfit_ratio, said)
+    patience = limits.plateau_evaluations
+    since = passes_without_gain(curve, limits.plateau_nats)
+    if patience is None or since < patience:
+        return None
+    still = f"the validation loss has not fallen in {since} passes up to step {step}"
+    rose = last - curve.best[1]
+    if rose >= OVERFIT_FLOOR_NATS and change < -SURE_ERRORS * error:
+        said = f"{still}; it rose by {rose:.2f} nats while the training loss fell by {-change:.2f}"
+        return Trip("overfit", step, since, patience, said)
+    return Trip("plateau", step, since, patience, still)
+
+
+def training_rose(change: float, error: float) -> bool:
+    """Whether a change of the training loss is a rise that noise does not explain."""
+    return change > max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error)
+
+
+def first_trip(history: Sequence[Mapping[str, Any]], limits: LossRulesConfig) -> Trip | None:
+    """The first rule that says training must stop, if one does.
+
+    Args:
+        history: entries of `history.jsonl`.
+        limits: from the configuration.
+    """
+    return Watch(limits).follow(history)

@@ -27,7 +27,6 @@ from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
 from tuneline.training.compute import device_of, load_torch
 from tuneline.training.launch_processes import Node, launch, must_launch
 from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
-from tuneline.training.loss_rules import Thresholds
 from tuneline.training.memory import GIB
 from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.rehearsal import rehearsal_rows
@@ -173,7 +172,7 @@ def train(
         ctx.log(f"resuming from the checkpoint of step {resumed} of {steps}")
     evaluated = restored / "evaluated"
     keeper = KeepAdapters(evaluated, config.keep_checkpoints, ctx.config.base_model)
-    watcher = StopOnTrip(Thresholds(config.spike_factor, config.overfit_ratio), ctx.log)
+    watcher = StopOnTrip(config, ctx.log)
     saver = SaveLive(live, evaluated)
     # Rank 0 decides, evaluates and saves for all; every process sees the same losses.
     of_main = (

@@ -12,11 +12,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.progress import LOG_SECONDS
 from tuneline.store import sha256_file
 from tuneline.training.base_weights import save_adapter
 from tuneline.training.live_checkpoints import LiveCheckpoints
-from tuneline.training.loss_rules import Curve, Thresholds, Trip, first_trip
+from tuneline.training.loss_rules import Trip, Watch
 from tuneline.training.process_group import ProcessGroup
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -157,14 +158,14 @@ class SaveLive(TrainerCallback):
 class StopOnTrip(TrainerCallback):
     """Stops training when a rule of `loss_rules` trips."""
 
-    def __init__(self, limits: Thresholds, log: Callable[[str], None]) -> None:
-        self.limits, self.log = limits, log
+    def __init__(self, limits: LossRulesConfig, log: Callable[[str], None]) -> None:
+        self.watch, self.log = Watch(limits), log
         self.trip: Trip | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""
         if self.trip is None:
-            self.trip = first_trip(Curve.of(state.log_history), self.limits)
+            self.trip = self.watch.follow(state.log_history)
             if self.trip is not None:
                 self.log(f"{self.trip.sentence}: training stops, the best checkpoint is kept")
         if self.trip is not None:
