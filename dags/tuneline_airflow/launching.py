@@ -51,4 +51,5 @@ def prepare_run() -> str:
     except UserError as error:
         raise AirflowFailException(str(error)) from None
     context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
+    context["ti"].xcom_push(key="deadlines", value=run.config.deadlines)
     return run.uri

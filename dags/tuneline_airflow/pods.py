@@ -6,14 +6,20 @@ import hashlib
 import os
 import re
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from kubernetes.client import models as k8s
 
 from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
-from tuneline_airflow.retries import StepRetryPolicy
+from tuneline.errors import TunelineError
+from tuneline.training.out_of_memory import after_kill
+from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
+from tuneline_airflow.pod_start import WatchfulPodManager
+from tuneline_airflow.retries import REASON, StepRetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +34,10 @@ _CPU_START_SECONDS = 10 * 60
 _GPU_START_SECONDS = 30 * 60
 
 _DEFAULTS = PodConfig()
+
+# A step that goes on from its last checkpoint loses little with a try: many are worth it.
+_RESUMED = {"train"}
+_RETRIES, _RESUMED_RETRIES = 2, 8
 
 
 class StepPod(KubernetesPodOperator):
@@ -65,31 +75,89 @@ class StepPod(KubernetesPodOperator):
             ),
             "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
             "termination_grace_period": 30,
-            "retries": 2,
+            "retries": _RESUMED_RETRIES if task_id in _RESUMED else _RETRIES,
             "retry_delay": timedelta(seconds=20),
             "retry_policy": StepRetryPolicy(),
             **({"pool": GPU_POOL} if gpus else {}),
         }
         super().__init__(task_id=task_id, **{**settings, **kwargs})
         self.uses_gpus = gpus
+        self.not_started = ""
 
     def execute(self, context: Context) -> Any:
         """Size and name the pod for its run, then run it."""
         ti = context["ti"]
-        self.apply(PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods")))
-        run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
+        deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
+        pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods"))
+        self.apply(pods, deadlines.get(self.task_id))
+        run_uri = _run_uri(context)
         self.name = pod_name(run_uri, self.task_id, ti.try_number, ti.map_index)
         return super().execute(context)
 
-    def apply(self, pods: PodConfig) -> None:
-        """Take image, namespace, deadline and resources from a run's configuration."""
+    @cached_property
+    def pod_manager(self) -> WatchfulPodManager:
+        """Talks to the API server about this pod."""
+        return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
+
+    def await_pod_start(self, pod: k8s.V1Pod) -> None:
+        """Wait for the pod to start; remember what stood in its way."""
+        try:
+            super().await_pod_start(pod)
+        except AirflowException as error:
+            why = self.pod_manager.why_pending(pod) or str(error).splitlines()[0]
+            self.not_started = f"the pod did not start: {why}"
+            raise
+
+    def cleanup(
+        self,
+        pod: k8s.V1Pod,
+        remote_pod: k8s.V1Pod,
+        xcom_result: dict[str, Any] | None = None,
+        context: Context | None = None,
+    ) -> None:
+        """Delete the pod; where it failed, say why in one sentence that the retry policy reads."""
+        try:
+            super().cleanup(pod, remote_pod, xcom_result, context)
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            told = None if REASON.search(str(error)) else self._why_failed(remote_pod, context)
+            if told is None:
+                raise
+            # What the operator said first is less than this.
+            raise AirflowException(f"Pod {remote_pod.metadata.name} failed.\n{told}") from None
+
+    def _why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
+        """`<kind>: <sentence>`, as steps leave it; None when nothing is known."""
+        if self.not_started:
+            return f"retryable: {self.not_started}"
+        if out_of_memory(pod) and context is not None:
+            try:
+                again, sentence = after_kill(
+                    _run_uri(context),
+                    self.task_id,
+                    limit=memory_limit(pod),
+                    pod=pod.metadata.name,
+                )
+            except TunelineError as error:
+                again, sentence = True, f"the pod ran out of memory; it can't be noted: {error}"
+            return f"{'retryable' if again else 'user_error'}: {sentence}"
+        return ending_reason(pod)
+
+    def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
+        """Take image, namespace, deadline and resources from a run's configuration.
+
+        Args:
+            pods: the run's.
+            deadline_hours: of this step, where it has one of its own.
+        """
         gpu = self.uses_gpus and pods.gpus > 0
         image = pods.gpu_image if gpu else pods.image
         # The configuration's own default yields to the image of this deployment.
         if image != _DEFAULTS.image:
             self.image = image
         self.namespace = pods.namespace
-        self.active_deadline_seconds = _seconds(pods.deadline_hours)
+        self.active_deadline_seconds = _seconds(deadline_hours or pods.deadline_hours)
         limits = {"memory": pods.memory}
         if gpu:
             limits["nvidia.com/gpu"] = str(pods.gpus)
@@ -126,6 +194,10 @@ def pod_name(run_uri: str, step: str, try_number: int, map_index: int | None = N
 
 def _label(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _run_uri(context: Context) -> str:
+    return str(context["ti"].xcom_pull(task_ids="prepare_run"))
 
 
 def _seconds(hours: float) -> int:

@@ -13,12 +13,15 @@ from airflow.sdk import (
     RetryRule,
 )
 
+from tuneline_airflow.pod_reasons import exit_code
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 # `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the
-# operator puts that message into the exception that it raises.
-_REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
+# operator puts that message into the exception that it raises. `StepPod` adds one in the same form
+# where the container could not.
+REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
 
 # Exit codes of the contract (1 is a failure of the step's own, 2 the user's error).
 _HOPELESS_EXIT_CODES = (1, 2)
@@ -40,16 +43,12 @@ class StepRetryPolicy(RetryPolicy):
         context: Context | None = None,
     ) -> RetryDecision:
         """Decide by the reason that the pod left; see `RetryPolicy.evaluate`."""
-        if found := _REASON.search(str(exception)):
+        if found := REASON.search(str(exception)):
             kind, sentence = found.groups()
             if kind == "retryable":
                 return RetryDecision.retry(reason=sentence)
             return RetryDecision.fail(reason=sentence)
-        pod = getattr(context.get("task"), "remote_pod", None) if context else None
-        status = getattr(pod, "status", None)
-        if getattr(status, "reason", None) == "DeadlineExceeded":
-            return RetryDecision.fail(reason="the pod ran past its deadline (pods.deadline_hours)")
-        code = _exit_code(status)
+        code = exit_code(getattr(context.get("task"), "remote_pod", None)) if context else None
         if code in _HOPELESS_EXIT_CODES:
             return RetryDecision.fail(reason=f"the step ended with exit code {code}; see its log")
         return RetryDecision.default()
@@ -62,14 +61,6 @@ class StepRetryPolicy(RetryPolicy):
     def deserialize(cls, data: dict[str, Any]) -> StepRetryPolicy:
         """Rebuild the policy; it has no settings."""
         return cls()
-
-
-def _exit_code(status: Any) -> int | None:
-    for container in getattr(status, "container_statuses", None) or []:
-        terminated = getattr(container.state, "terminated", None)
-        if terminated is not None:
-            return int(terminated.exit_code)
-    return None
 
 
 # For tasks that run in the worker: the store may be unreachable for a while, all else is final.

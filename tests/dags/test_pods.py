@@ -25,6 +25,26 @@ def test_a_pod_takes_its_size_from_the_run():
     assert made.spec.automount_service_account_token is False
 
 
+def test_a_step_may_have_a_deadline_of_its_own():
+    pods = PodConfig(deadline_hours=12)
+    train = helper_pod("train", "train", gpus=True)
+    train.apply(pods, 1.5)
+    assert request(train).spec.active_deadline_seconds == 5400
+    train.apply(pods, None)
+    assert request(train).spec.active_deadline_seconds == 12 * 3600
+
+
+def test_both_start_timeouts_are_set_and_a_gpu_gets_half_an_hour():
+    train, lora = helper_pod("train", "train", gpus=True), item_pod("lora_selection")
+    assert train.schedule_timeout_seconds == train.startup_timeout_seconds == 1800
+    assert lora.schedule_timeout_seconds == lora.startup_timeout_seconds == 600
+
+
+def test_a_step_that_resumes_gets_more_tries():
+    train, lora = helper_pod("train", "train"), item_pod("lora_selection")
+    assert train.retries > lora.retries == 2
+
+
 def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
     with_gpus = PodConfig(gpus=2, gpu_image="registry/ml-cuda:1", image="registry/ml:1")
     train, lora = helper_pod("train", "train", gpus=True), item_pod("lora_selection")

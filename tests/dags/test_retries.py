@@ -8,10 +8,10 @@ from tuneline.errors import RetryableError, UserError
 from tuneline_airflow.retries import StepRetryPolicy, worker_retry_policy
 
 
-def pod(code=None, reason=None):
+def pod(code=None):
     terminated = None if code is None else SimpleNamespace(exit_code=code)
     container = SimpleNamespace(state=SimpleNamespace(terminated=terminated))
-    return SimpleNamespace(status=SimpleNamespace(reason=reason, container_statuses=[container]))
+    return SimpleNamespace(status=SimpleNamespace(container_statuses=[container]))
 
 
 def decide(message, remote_pod=None):
@@ -44,11 +44,6 @@ def test_without_a_message_the_exit_code_of_a_broken_step_is_final(code):
 def test_a_killed_container_is_tried_again(code):
     decision = decide("Pod tl-1 returned a failure.", pod(code))
     assert decision.action == RetryAction.DEFAULT
-
-
-def test_a_pod_past_its_deadline_is_not_tried_again():
-    decision = decide("Pod tl-1 returned a failure.", pod(137, "DeadlineExceeded"))
-    assert decision.action == RetryAction.FAIL
 
 
 def test_a_pod_that_never_started_is_tried_again():

@@ -14,6 +14,9 @@ from tuneline.config.section import Section
 from tuneline.config.training import TrainingConfig
 from tuneline.items import ITEMS
 
+# Above training.max_hours: the last validation pass and upload, and what comes before the clock.
+_DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5
+
 
 class PodConfig(Section):
     """How the pods of a run are made."""
@@ -61,6 +64,14 @@ class PipelineConfig(Section):
             if waiver.item not in known:
                 raise ValueError(f"waivers: {waiver.item!r} is not an item of the checklist")
         return self
+
+    @property
+    def deadlines(self) -> dict[str, float]:
+        """Hours after which the pods of steps with a deadline of their own are stopped."""
+        if self.training.max_hours is None:
+            return {}
+        # Training stops by itself before that and keeps its best adapter.
+        return {"train": _DEADLINE_SLACK * self.training.max_hours + _STARTING_HOURS}
 
     @property
     def processes_per_node(self) -> int:

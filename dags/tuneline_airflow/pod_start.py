@@ -1,0 +1,58 @@
+"""Says in the task's log why a pod has not started, while it has not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
+from kubernetes.client.exceptions import ApiException
+
+from tuneline_airflow.pod_reasons import pending_reason
+
+if TYPE_CHECKING:
+    from kubernetes.client import models as k8s
+
+# A reason that has not changed is said again after this long, with the time that has passed.
+SAY_AGAIN_SECONDS = 120.0
+
+
+class WatchfulPodManager(PodManager):
+    """A `PodManager` that explains a pending pod."""
+
+    async def await_pod_start(
+        self,
+        pod: k8s.V1Pod,
+        schedule_timeout: int = 120,
+        startup_timeout: int = 120,
+        check_interval: int = 1,
+    ) -> None:
+        """Wait for the pod to leave `Pending`; see `PodManager.await_pod_start`."""
+        saying = asyncio.create_task(self._say_why(pod, check_interval))
+        try:
+            await super().await_pod_start(pod, schedule_timeout, startup_timeout, check_interval)
+        finally:
+            saying.cancel()
+            with suppress(asyncio.CancelledError):
+                await saying
+
+    async def _say_why(self, pod: k8s.V1Pod, interval: float) -> None:
+        started, said_at, said = time.monotonic(), 0.0, None
+        while True:
+            reason = self.why_pending(pod)
+            now = time.monotonic()
+            if reason and (reason != said or now - said_at >= SAY_AGAIN_SECONDS):
+                if said is None:
+                    # The provider opens a group that the UI shows folded until it is closed.
+                    self.log.info("::endgroup::")
+                said, said_at = reason, now
+                self.log.warning("The pod has been pending for %.0f s: %s", now - started, reason)
+            await asyncio.sleep(interval)
+
+    def why_pending(self, pod: Any) -> str | None:
+        """Why the pod is pending, as the API server knows it now."""
+        with suppress(ApiException):
+            return pending_reason(self.read_pod(pod))
+        return None

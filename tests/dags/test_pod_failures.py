@@ -1,0 +1,131 @@
+"""Pods that don't start or are killed, on a real server: what the task's log and error say."""
+
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowException
+from tests.localpods.pod_lab import IMAGE, Server
+
+from tuneline.config import PodConfig, build_config
+from tuneline.run import Run
+from tuneline.training.out_of_memory import MemoryNotes
+from tuneline_airflow.pods import StepPod
+from tuneline_airflow.retries import StepRetryPolicy
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("localpods"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def connected(server, monkeypatch):
+    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": "default"}
+    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
+    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = build_config({"data": {"source": "rows.jsonl"}}, {"training": {"effective_batch": 8}})
+    return Run.create((tmp_path / "store").as_uri(), "test", config, {})
+
+
+def context_of(run, task_id, **pods):
+    pushed = {"pods": PodConfig(image=IMAGE, **pods).model_dump(mode="json"), "deadlines": {}}
+    ti = SimpleNamespace(
+        dag_id="finetune_to_production",
+        task_id=task_id,
+        run_id="manual__1",
+        map_index=-1,
+        try_number=1,
+        start_date=datetime.now(UTC),
+        xcom_push=lambda key, value: None,
+        xcom_pull=lambda task_ids, key="return_value": pushed.get(key, run.uri),
+    )
+    return {"ti": ti, "run_id": "manual__1", "dag": SimpleNamespace(dag_id="pipeline")}
+
+
+def step(task_id, script, **kwargs):
+    pod = StepPod(task_id=task_id, command=[], **kwargs)
+    pod.cmds = ["bash", "-c", script]
+    pod.env_vars = []
+    return pod
+
+
+def failure(pod, context):
+    with pytest.raises(AirflowException) as caught:
+        pod.execute(context)
+    decision = StepRetryPolicy().evaluate(caught.value, 1, 2, {**context, "task": pod})
+    return str(caught.value), decision
+
+
+def test_a_pod_that_waits_for_a_gpu_says_so_while_it_waits_and_at_the_end(connected, run, capfd):
+    pod = step("train", "true", gpus=True, schedule_timeout_seconds=2)
+    error, decision = failure(pod, context_of(run, "train", gpus=64, gpu_image=IMAGE))
+    said = capfd.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(said) if "pending for 0 s: no node has 64 free" in line)
+    assert "Insufficient nvidia.com/gpu" in said[first]
+    # The UI folds what the provider logs until its group is closed.
+    assert "::endgroup::" in said[first - 1]
+    # It went on waiting after that.
+    assert any("::endgroup::" in line for line in said[first + 1 :])
+    assert "the pod did not start: no node has 64 free GPUs" in error
+    assert decision.action == RetryAction.RETRY
+    assert decision.reason.startswith("the pod did not start: no node has 64 free GPUs")
+
+
+def test_an_image_that_is_missing_ends_at_once_in_a_sentence(connected, run):
+    pod = step("deduplication", "true")
+    context = context_of(run, "deduplication")
+    context["ti"].xcom_pull = lambda task_ids, key="return_value": (
+        PodConfig(image="unknown:1").model_dump(mode="json")
+        if key == "pods"
+        else {"deadlines": {}}.get(key, run.uri)
+    )
+    error, decision = failure(pod, context)
+    assert "the image unknown:1 can't be pulled" in error
+    assert "pods.image" in decision.reason
+
+
+EAT = "python3 -c 'import time; held = bytearray(300_000_000); time.sleep(30)'"
+
+
+def test_training_that_is_killed_for_memory_is_noted_and_tried_again_smaller(connected, run):
+    MemoryNotes(run).trying("train", 8)
+    pod = step("train", EAT)
+    error, decision = failure(pod, context_of(run, "train", memory="100Mi"))
+    assert "train ran out of memory with a micro-batch of 8, the pod's limit of 100Mi" in error
+    assert decision.action == RetryAction.RETRY
+    assert "the next try takes 4 rows × 2 accumulated" in decision.reason
+    [noted] = MemoryNotes(run).failures()
+    assert (noted.step, noted.micro_batch, noted.how) == ("train", 8, "OOMKilled")
+
+
+def test_training_that_is_killed_with_the_smallest_micro_batch_is_not_tried_again(connected, run):
+    MemoryNotes(run).trying("train", 1)
+    error, decision = failure(step("train", EAT), context_of(run, "train", memory="100Mi"))
+    assert decision.action == RetryAction.FAIL
+    assert "there is no smaller one: set training.gradient_checkpointing: true" in error
+
+
+def test_another_step_that_is_killed_for_memory_names_the_setting(connected, run):
+    error, decision = failure(step("lineage", EAT), context_of(run, "lineage", memory="100Mi"))
+    assert "lineage ran out of memory, the pod's limit of 100Mi was reached" in error
+    assert decision.action == RetryAction.RETRY
+    assert MemoryNotes(run).failures() == []
+
+
+def test_a_step_of_its_own_words_keeps_them(connected, run):
+    script = "echo 'user_error: row 7 has no text' > $TERMINATION_MESSAGE_PATH; exit 2"
+    error, decision = failure(step("lineage", script), context_of(run, "lineage"))
+    assert decision.action == RetryAction.FAIL
+    assert decision.reason == "row 7 has no text"
+    assert "ran out of memory" not in error
