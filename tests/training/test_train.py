@@ -134,6 +134,32 @@ def test_a_dataset_that_is_learned_by_heart_stops_early_and_warns(lab):
     assert "last_over_best_validation_loss" in broken(evidence)
 
 
+def test_a_training_that_gains_nothing_stops_early_and_warns(lab, learned_base):
+    # The base knows the task already, and the rate is too low to move anything.
+    run = lab(base=learned_base, learning_rate=1e-6, epochs=8, evaluations=8)
+    run.train()
+    document = run.document("train", "run.json")
+    assert document["stopped"]["rule"] == "plateau"
+    assert document["steps"] < document["steps_planned"]
+    checkpoints = run.document("train", "checkpoints.json")
+    losses = {e["step"]: e["eval_loss"] for e in checkpoints["evaluations"]}
+    assert checkpoints["best_step"] == min(losses, key=losses.get)
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert evidence.verdict in (Verdict.WARN, Verdict.FAIL)
+    assert "passes_without_gain" in broken(evidence)
+    assert "has not fallen in 3 passes" in evidence.summary
+
+
+def test_patience_switched_off_trains_to_the_end(lab, learned_base):
+    run = lab(
+        base=learned_base, learning_rate=1e-6, epochs=8, evaluations=8, plateau_evaluations=None
+    )
+    run.train()
+    document = run.document("train", "run.json")
+    assert document["stopped"] is None
+    assert document["steps"] == document["steps_planned"]
+
+
 def test_qlora_trains_on_a_4bit_base(lab):
     run = lab(qlora=True, epochs=2)
     run.train()
