@@ -1,12 +1,13 @@
 """4-bit is read from the loaded layers; a layer left out turns the verdict."""
 
 import pytest
+import torch
 from tests.training.training_lab import broken, value
 
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
-from tuneline.training import base_weights, quantization_verification
-from tuneline.training.quantization_verification import judge, read_layers
+from tuneline.training import base_weights, quantization_verification, validation_loss
+from tuneline.training.quantization_verification import judge, read_layers, read_model
 from tuneline.training.token_loss import RowLosses
 
 
@@ -32,6 +33,9 @@ def test_every_linear_layer_is_nf4(qlora):
     assert 4.1 < value(evidence, "bits_per_weight") < 4.2
     layers = qlora.document("quantization_verification", "layers.json")
     assert {layer["block_size"] for layer in layers} == {64}
+    assert value(evidence, "block_sizes") == "64"
+    assert value(evidence, "4bit_besides") == 0
+    assert value(evidence, "model_over_bf16") < 0.8
     assert value(evidence, "perplexity_ratio") != 1.0
 
 
@@ -51,21 +55,73 @@ def test_a_layer_left_unquantised_fails(qlora, monkeypatch):
     assert value(evidence, "double_quantisation") is False
 
 
-@pytest.mark.parametrize("change", ["bnb_4bit_quant_type", "bnb_4bit_use_double_quant"])
-def test_another_4bit_type_fails(tiny_base, monkeypatch, change):
+@pytest.mark.parametrize(
+    ("setting", "value_of_it", "shown"),
+    [
+        ("bnb_4bit_quant_type", "fp4", ("quant_type", "fp4")),
+        ("bnb_4bit_use_double_quant", False, ("double_quantisation", False)),
+        ("bnb_4bit_compute_dtype", torch.float32, ("compute_type", "float32")),
+    ],
+)
+def test_another_4bit_type_fails(qlora, monkeypatch, setting, value_of_it, shown):
     plain = base_weights.nf4_config
 
     def other():
         config = plain()
-        setattr(config, change, "fp4" if change.endswith("type") else False)
+        setattr(config, setting, value_of_it)
         return config
 
+    monkeypatch.setattr(base_weights, "nf4_config", other)
+    evidence = qlora.execute("quantization_verification", quantization_verification.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert "layers_not_as_required" in broken(evidence)
+    assert value(evidence, "layers_not_as_required") == 14
+    name, wrong = shown
+    assert value(evidence, name) == wrong
+
+
+def test_a_base_that_was_not_quantised_at_all_fails(qlora, monkeypatch):
+    plain = base_weights.load_base
+
+    def unquantised(path, device, *, qlora=False, precision):
+        return plain(path, device, qlora=False, precision=precision)
+
+    monkeypatch.setattr(validation_loss, "load_base", unquantised)
+    evidence = qlora.execute("quantization_verification", quantization_verification.run)
+    assert evidence.verdict == Verdict.FAIL
+    assert broken(evidence) >= {
+        "layers_not_as_required",
+        "bits_per_weight",
+        "saved_against_bf16",
+        "model_over_bf16",
+    }
+
+
+def test_a_quantised_head_and_a_missing_layer_fail(tiny_base):
     names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
     model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
-    assert all(layer.as_required for layer in read_layers(model, names))
-    monkeypatch.setattr(base_weights, "nf4_config", other)
-    model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
-    assert not any(layer.as_required for layer in read_layers(model, names))
+    # One layer that should not be 4-bit, and one that should and is not there.
+    layers = read_layers(model, [*names[1:], "model.layers.9.mlp.up_proj"])
+    whole = read_model(model, layers)
+    assert whole.others == (names[0],)
+    found = judge(layers, whole, losses(20, 21, 22, 19), losses(20, 21, 22, 19), 1.5)
+    assert {m.name for m in found if m.ok is False} >= {"4bit_besides", "layers_not_as_required"}
+    assert conclude(found) == Verdict.FAIL
+    by_name = {m.name: m.value for m in found}
+    assert by_name["first_layer_not_as_required"] == "model.layers.9.mlp.up_proj"
+
+
+def test_memory_is_counted_from_the_tensors(tiny_base):
+    names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
+    quantised = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
+    layers = read_layers(quantised, names)
+    whole = read_model(quantised, layers)
+    plain = base_weights.load_unquantised(tiny_base)
+    parameters = sum(p.numel() for p in plain.parameters())
+    assert whole.bytes_in_bf16 == 2 * parameters
+    linear = sum(layer.parameters for layer in layers)
+    # Half a byte a weight, one byte for 64 of them, and little for the scales of the scales.
+    assert sum(layer.bytes for layer in layers) == pytest.approx(linear * (0.5 + 1 / 64), rel=0.01)
 
 
 def losses(*sums):
@@ -76,9 +132,10 @@ def test_a_visible_loss_of_precision_fails(tiny_base):
     names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
     model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
     layers = read_layers(model, names)
+    whole = read_model(model, layers)
     plain = losses(20, 21, 22, 19)
-    assert conclude(judge(layers, losses(21, 22, 23, 20), plain, 1.5)) == Verdict.PASS
-    worse = judge(layers, losses(26, 27, 28, 25), plain, 1.5)
+    assert conclude(judge(layers, whole, losses(21, 22, 23, 20), plain, 1.5)) == Verdict.PASS
+    worse = judge(layers, whole, losses(26, 27, 28, 25), plain, 1.5)
     assert {m.name for m in worse if m.ok is False} == {"perplexity_ratio"}
     assert conclude(worse) == Verdict.FAIL
 
@@ -87,7 +144,9 @@ def test_a_limit_tighter_than_the_noise_is_refused(tiny_base):
     model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
     layers = read_layers(model, ["model.layers.0.mlp.up_proj"])
     with pytest.raises(UserError, match="tighter than the measured noise"):
-        judge(layers, losses(10, 30, 25, 12), losses(20, 18, 22, 19), 1.01)
+        judge(
+            layers, read_model(model, layers), losses(10, 30, 25, 12), losses(20, 18, 22, 19), 1.01
+        )
 
 
 def test_what_breaks_is_named(qlora, monkeypatch):

@@ -2,10 +2,11 @@
 
 It proves it on the loaded model: the base is loaded as training loaded it, and
 of every linear layer that should be 4-bit the stored type, block size, double
-quantisation and compute type are read from the layer itself. What it costs is
-the perplexity on the validation rows against the unquantised base, row by row
-on the same rows; what it gains is the memory against bf16. Method and NF4:
-Dettmers et al., "QLoRA", 2023.
+quantisation and compute type are read from the layer itself; nothing beside
+them may be 4-bit. What it costs is the perplexity on the validation rows against
+the unquantised base, row by row on the same rows; what it gains is the memory
+against bf16, of these layers and of the whole model, counted from the tensors
+that hold them. Method and NF4: Dettmers et al., "QLoRA", 2023.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class LayerFacts:
 
     Attributes:
         name: full module name.
-        quant_type: nf4 or fp4; the plain type of the weight when it is not quantised.
+        quant_type: nf4 or fp4; the plain type of the weight when it is not quantised,
+            `missing` when the model has no such layer.
         block_size: values that share a scale; None when not quantised.
         double: whether the scales are quantised themselves.
         compute_type: type of the products.
@@ -88,11 +90,60 @@ def read_layers(model: Any, expected: Sequence[str]) -> list[LayerFacts]:
         expected: names of the linear layers of the plain architecture, the head left out.
     """
     modules = dict(model.named_modules())
-    return [read_layer(name, modules[name]) for name in expected]
+    return [
+        read_layer(name, modules[name])
+        if name in modules
+        else LayerFacts(name, "missing", None, False, "none", 0, 0)
+        for name in expected
+    ]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What was read from the loaded model as a whole.
+
+    Attributes:
+        others: 4-bit modules beside those that should be: a head, an embedding.
+        bytes: that all of its weights take, scales included.
+        bytes_in_bf16: that the same weights would take in bf16.
+    """
+
+    others: tuple[str, ...]
+    bytes: int
+    bytes_in_bf16: int
+
+
+def read_model(model: Any, layers: Sequence[LayerFacts]) -> ModelFacts:
+    """Read what is not one of the layers that should be 4-bit.
+
+    Args:
+        model: as loaded for training.
+        layers: of `read_layers`.
+    """
+    expected = {layer.name for layer in layers}
+    others = [
+        name
+        for name, module in model.named_modules()
+        if name not in expected
+        and getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    ]
+    rest = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.removesuffix(".weight") not in expected
+    ]
+    return ModelFacts(
+        others=tuple(others),
+        bytes=sum(layer.bytes for layer in layers)
+        + sum(tensor.numel() * tensor.element_size() for tensor in rest),
+        bytes_in_bf16=2
+        * (sum(layer.parameters for layer in layers) + sum(tensor.numel() for tensor in rest)),
+    )
 
 
 def judge(
     layers: Sequence[LayerFacts],
+    whole: ModelFacts,
     quantised: RowLosses,
     plain: RowLosses,
     max_ratio: float,
@@ -101,6 +152,7 @@ def judge(
 
     Args:
         layers: of `read_layers`.
+        whole: of `read_model`.
         quantised: validation losses of the 4-bit base.
         plain: of the unquantised base on the same rows.
         max_ratio: of perplexities, at most.
@@ -114,12 +166,17 @@ def judge(
         measure("layers_expected_4bit", len(layers), "layers", ">", 0),
         measure("layers_not_as_required", len(wrong), "layers", "==", 0),
         measure("first_layer_not_as_required", wrong[0] if wrong else "none", ""),
+        measure("4bit_besides", len(whole.others), "modules", "==", 0),
         measure("quant_type", _common(layer.quant_type for layer in layers), ""),
         measure("compute_type", _common(layer.compute_type for layer in layers), ""),
         measure("double_quantisation", all(layer.double for layer in layers), ""),
+        measure("block_sizes", _common(str(layer.block_size) for layer in layers), "weights"),
         measure("bits_per_weight", round(8 * held / (in_bf16 / 2), 3), "bits", "<=", 5.0),
         measure("linear_layers", round(held / 2**20, 1), "MiB"),
         measure("saved_against_bf16", round((in_bf16 - held) / 2**20, 1), "MiB", ">", 0),
+        measure("model", round(whole.bytes / 2**20, 1), "MiB"),
+        measure("model_in_bf16", round(whole.bytes_in_bf16 / 2**20, 1), "MiB"),
+        measure("model_over_bf16", round(whole.bytes / whole.bytes_in_bf16, 4), "share", "<", 1.0),
         measure("perplexity_unquantised", round(plain.perplexity, 4), ""),
         measure("perplexity_4bit", round(quantised.perplexity, 4), ""),
         measure(
@@ -154,12 +211,13 @@ def run(ctx: StepContext) -> Evidence:
     ctx.log(f"loading the base in 4-bit, {len(expected)} linear layers expected")
     model = validation.load(qlora=True)
     layers = read_layers(model, expected)
+    whole = read_model(model, layers)
     quantised = validation.losses(model)
     del model
     plain = validation.losses(validation.load_exact())
     (ctx.out / "layers.json").write_text(json.dumps([asdict(layer) for layer in layers], indent=1))
     limit = ctx.config.training.max_perplexity_ratio
-    measurements = judge(layers, quantised, plain, limit)
+    measurements = judge(layers, whole, quantised, plain, limit)
     wrong = sum(not layer.as_required for layer in layers)
     found = (
         f"{wrong} of {len(layers)} linear layers are not NF4 with double quantisation in bf16"
