@@ -119,3 +119,23 @@ def test_a_run_that_is_not_there(tmp_path):
 def test_run_ids_without_usable_characters():
     with pytest.raises(UserError, match="no usable characters"):
         safe_run_id("///")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("training: {dora: true}", "llama_cpp can't load a DoRA adapter"),
+        ("training: {target_modules: [lm_head]}", "no serving engine loads an adapter on lm_head"),
+        (
+            "{training: {r: 128}, deployment: {engine: tensorrt_llm}}",
+            "rank 128 is above 64, the largest that tensorrt_llm loads",
+        ),
+    ],
+)
+def test_an_adapter_that_the_engine_can_not_load_is_refused_before_the_run(
+    rows, tmp_path, overrides, message
+):
+    store = tmp_path / "store"
+    with pytest.raises(UserError, match=message):
+        create_run({"data": str(rows), "overrides": overrides}, store.as_uri(), "run-1")
+    assert not store.exists()

@@ -176,15 +176,18 @@ def create_run(
 
 
 def check_inputs(config: PipelineConfig) -> None:
-    """Refuse what can be no dataset or base model, before anything starts.
+    """Refuse what can be no dataset or base model, or an adapter that its engine can't load.
 
-    Only what this machine can tell without fetching anything is looked at.
+    It comes before anything starts, so only what this machine can tell without fetching
+    anything is looked at.
 
     Raises:
         UserError: with what is wrong and where.
     """
     from tuneline.models import check_address
+    from tuneline.training.adapter_limits import refuse_unservable
 
+    refuse_unservable(config.training, config.deployment)
     for addresses in (config.data.sources, config.data.holdouts):
         check_source(addresses)
     check_address(config.base_model)
