@@ -1,56 +1,109 @@
 """The memory model counts what autograd keeps, and the limit is what the machine leaves."""
 
+import random
+
 import pytest
 
 from tuneline.errors import UserError
 from tuneline.training.base_weights import LoraSettings
-from tuneline.training.memory import GIB, Shape, largest_shape, micro_batches, predict
+from tuneline.training.memory import GIB, Shape, largest_shape, predict
 from tuneline.training.memory_limit import FREE_SHARE, cgroup_free, memory_limit, quantity
+from tuneline.training.micro_batches import micro_batches
+from tuneline.training.training_rows import EncodedRow
 
 LORA = LoraSettings(
     r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "up_proj"], rslora=False, dora=False
 )
 
 
+def rows(count, tokens=64, learned=16):
+    """Rows that share no beginning."""
+    rng = random.Random(3)
+    mask = tuple([False] * (tokens - learned) + [True] * learned)
+    return [
+        EncodedRow(f"row-{i}", tuple(rng.randrange(3, 400) for _ in range(tokens)), mask, 1.0)
+        for i in range(count)
+    ]
+
+
+def living(parts):
+    return parts.activations + parts.logits + parts.backward
+
+
 def test_activations_grow_with_the_batch_and_weights_do_not(tiny_base):
-    small = predict(tiny_base, LORA, Shape(2, 64, 32), precision="fp32")
-    large = predict(tiny_base, LORA, Shape(4, 64, 64), precision="fp32")
-    assert large.activations == pytest.approx(2 * small.activations, rel=0.02)
-    assert large.logits == 2 * small.logits
+    small = predict(tiny_base, LORA, rows(2), precision="fp32")
+    large = predict(tiny_base, LORA, rows(4), precision="fp32")
+    assert living(large) == pytest.approx(2 * living(small), rel=0.05)
     assert (large.weights, large.adapter) == (small.weights, small.adapter)
-    assert small.optimiser == 3 * small.adapter == 3 * 2 * 4 * (128 + 192) * 4
+    assert small.optimiser == 2 * small.adapter == 2 * 2 * 4 * (128 + 192) * 4
     assert large.total > small.total
 
 
-def test_activations_of_the_prediction_are_those_of_the_real_model(tiny_base):
+def test_a_beginning_that_rows_share_is_held_once(tiny_base):
+    apart = rows(4)
+    start = apart[0].ids[:40]
+    alike = [EncodedRow(r.row_id, start + r.ids[40:], r.learned, 1.0) for r in apart]
+    shared = predict(tiny_base, LORA, alike, precision="fp32")
+    assert living(shared) < 0.7 * living(predict(tiny_base, LORA, apart, precision="fp32"))
+    # On a GPU rows are padded, so nothing is shared.
+    padded = predict(tiny_base, LORA, alike, precision="fp32", device="cuda")
+    assert living(padded) > living(shared)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_living_storages_of_the_prediction_are_those_of_the_real_step(tiny_base, checkpointing):
     import torch
 
     from tuneline.training.base_weights import attach_lora, load_base
-    from tuneline.training.memory import _counting
+    from tuneline.training.step_allocations import StorageTrace
+    from tuneline.training.token_loss import add_labelled_head, weighted_sum
+    from tuneline.training.training_rows import as_batch
 
-    parts = predict(tiny_base, LORA, Shape(2, 64, 32), precision="fp32")
-    model = attach_lora(load_base(tiny_base, "cpu", precision="fp32"), LORA).train()
-    ids = torch.randint(3, 400, (2, 64))
-    # Padded, as most batches are: transformers leaves a mask of ones alone out.
-    mask = torch.ones_like(ids)
-    mask[0, -3:] = 0
-    with _counting(model) as kept:
-        hidden = model.get_base_model().base_model(input_ids=ids, attention_mask=mask)[0]
-        logits = model.get_base_model().get_output_embeddings()(hidden[:, :16].reshape(32, -1))
-        torch.nn.functional.cross_entropy(logits, torch.zeros(32, dtype=torch.long))
-    assert sum(kept.values()) == pytest.approx(parts.activations, rel=0.05)
+    parts = predict(tiny_base, LORA, rows(4), precision="fp32", checkpointing=checkpointing)
+    base = load_base(tiny_base, "cpu", precision="fp32")
+    tuned = attach_lora(base, LORA).train()
+    add_labelled_head(tuned.get_base_model())
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        tuned.enable_input_require_grads()
+    batch = as_batch(torch, rows(4), 0)
+    names = ("input_ids", "attention_mask", "labels")
+    with StorageTrace([*tuned.parameters(), *tuned.buffers(), *batch.values()]) as trace:
+        inputs = {name: batch[name] for name in names}
+        outputs = tuned(**inputs, use_cache=False, fused_lm_head=True)
+        weighted_sum(outputs, batch["weight"]).backward()
+    assert trace.peak().total() == pytest.approx(living(parts), rel=0.03)
+
+
+def test_a_prediction_leaves_nothing_behind_for_a_real_step(tiny_base):
+    import torch
+
+    from tuneline.training.packed_rows import _later
+
+    predict(tiny_base, LORA, rows(2), precision="fp32")
+    assert type(_later(64, 0)) is torch.Tensor
 
 
 def test_dropout_costs_and_checkpointing_and_4bit_save(tiny_base):
-    shape = Shape(4, 64, 64)
-    plain = predict(tiny_base, LORA, shape, precision="fp32")
+    batch = rows(4)
+    plain = predict(tiny_base, LORA, batch, precision="fp32")
     dropout = LORA.model_copy(update={"dropout": 0.1})
-    assert predict(tiny_base, dropout, shape, precision="fp32").activations > plain.activations
-    redone = predict(tiny_base, LORA, shape, precision="fp32", checkpointing=True)
-    assert redone.activations < 0.8 * plain.activations
-    narrow = predict(tiny_base, LORA, shape, precision="bf16")
-    four_bit = predict(tiny_base, LORA, shape, precision="bf16", qlora=True)
+    assert living(predict(tiny_base, dropout, batch, precision="fp32")) > living(plain)
+    redone = predict(tiny_base, LORA, batch, precision="fp32", checkpointing=True)
+    assert living(redone) < 0.8 * living(plain)
+    narrow = predict(tiny_base, LORA, batch, precision="bf16")
+    four_bit = predict(tiny_base, LORA, batch, precision="bf16", qlora=True)
     assert four_bit.weights < narrow.weights < plain.weights
+
+
+def test_a_validation_pass_counts_where_it_needs_more_than_a_step(tiny_base):
+    alone = predict(tiny_base, LORA, rows(1), precision="fp32")
+    assert alone.validation == 0
+    assert predict(tiny_base, LORA, rows(4), precision="fp32", validation=rows(2)).validation == 0
+    wide = rows(16, learned=60)
+    found = predict(tiny_base, LORA, rows(1), precision="fp32", validation=wide)
+    # Sixteen rows' logits at once, twice.
+    assert found.validation > 16 * 59 * 400 * 4
 
 
 def test_micro_batches_divide_the_effective_batch():

@@ -16,6 +16,15 @@ from tuneline.data.tables import Row, write_dataset
 from tuneline.evidence import measure
 
 MAX_TOKENS = 192
+# As the plan holds it; a step that is not timed knows no better.
+ESTIMATE = {
+    "work": {"steps": 9, "tokens": 4000, "validation_tokens": 2000},
+    "seconds": 10.0,
+    "uncertainty": 0.2,
+    "devices": 1,
+    "price": 0.1,
+    "currency": "USD",
+}
 SYSTEM = "Answer with JSON."
 INTENTS = {
     "billing": ("the invoice is wrong", "I was charged twice", "where is my refund"),
@@ -125,6 +134,7 @@ class TrainingLab(Lab):
             "threads": 1,
             "device": "cpu",
             "precision": "bf16" if config.qlora else "fp32",
+            "estimate": ESTIMATE,
         }
         passed = [measure("effective_batch", 8, "rows", "==", 8)]
         self.leave("gradient_accumulation", {"plan.json": json.dumps(plan)}, passed)

@@ -5,13 +5,16 @@ model and measured on the real model with the longest rows of the dataset. The
 effective batch is exactly micro-batch × accumulation × world size. And
 accumulating changes nothing: loss and gradients equal those of one large batch
 within float tolerance, tokens weighted over the whole step and not per
-micro-batch (the fault of transformers#35203 and axolotl#1100).
+micro-batch (the fault of transformers#35203 and axolotl#1100). The same probe
+times the run's own micro-batches: hours and cost are estimated, and an estimate
+above `training.max_hours` or `training.max_cost` fails before training starts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +25,20 @@ from typing import Any
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
-from tuneline.training.memory import GIB, micro_batches
+from tuneline.training.estimate import (
+    Speed,
+    Work,
+    advice,
+    as_document,
+    estimate,
+)
+from tuneline.training.estimate import judge as judge_estimate
+from tuneline.training.memory import GIB
+from tuneline.training.micro_batches import micro_batches
+from tuneline.training.out_of_memory import ADVICE, MemoryNotes, allowed
 
 # Prediction and measurement may differ by this share before the memory model is doubted.
-MODEL_ERROR = 0.15
+MODEL_ERROR = 0.10
 # The check must see a normalisation per micro-batch this many times more clearly than rounding.
 POWER = 3.0
 
@@ -52,6 +65,7 @@ class Plan:
     measured_peak_bytes: int
     predicted_parts: dict[str, int]
     tokens_per_second: float
+    estimate: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ class Attempt:
 
     @property
     def measured(self) -> int | None:
-        """Measured peak, bytes; None when the prediction already ruled it out."""
+        """Measured peak, bytes; None when the prediction ruled it out or memory ran out."""
         return int(self.found["measured"]) if "measured" in self.found else None
 
     @property
@@ -110,6 +124,9 @@ def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Atte
 
     Returns:
         The one taken (the smallest, when none fits) and all that were tried.
+
+    Raises:
+        UserError: memory ran out with the smallest.
     """
     tried: list[Attempt] = []
     left = list(sizes)
@@ -120,6 +137,11 @@ def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Atte
         if tried[-1].fits:
             break
         left = [size for size in left if size < tried[-1].micro_batch]
+    if tried[-1].measured is None:
+        raise UserError(
+            f"a micro-batch of {tried[-1].micro_batch} runs out of memory "
+            f"({tried[-1].found['out_of_memory']}), and there is no smaller one to try: {ADVICE}"
+        )
     return tried[-1], tried
 
 
@@ -160,8 +182,12 @@ def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
 def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
     """Run the memory probe in a fresh process.
 
+    Returns:
+        Its answer. Where the kernel killed it, what it knew before, the last size marked
+        `out_of_memory`.
+
     Raises:
-        RetryableError: the process was killed (out of memory, or by the machine).
+        RetryableError: the process was killed by something else.
         UserError: it refused its input.
     """
     asked, answered = scratch / "probe.json", scratch / "probed.json"
@@ -177,6 +203,11 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
     if done.returncode == 0:
         found: dict[str, Any] = json.loads(answered.read_text())
         return found
+    if done.returncode == -signal.SIGKILL and answered.exists():
+        # Linux kills what takes most where memory runs out; nothing else is known to do it here.
+        found = json.loads(answered.read_text())
+        found["tried"][-1]["out_of_memory"] = "killed while its memory was measured"
+        return found
     if done.returncode < 0:
         raise RetryableError(
             f"the memory probe with micro-batches {spec['sizes']} was killed by signal "
@@ -186,6 +217,26 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
     raise UserError(f"the memory probe failed: {last}")
 
 
+def sizes_left(ctx: StepContext) -> list[int]:
+    """The micro-batches to try: without those with which an earlier try ran out of memory.
+
+    Raises:
+        UserError: none is left.
+    """
+    config = ctx.config.training
+    sizes = candidates(config.effective_batch, ctx.config.world_size, config.micro_batch)
+    failures = MemoryNotes(ctx.run).failures()
+    left = allowed(sizes, failures, "gradient_accumulation")
+    for failure in failures:
+        ctx.log(f"an earlier try ran out of memory with a micro-batch of {failure.micro_batch}")
+    if not left:
+        raise UserError(
+            f"a micro-batch of {sizes[-1]} runs out of memory; "
+            + (f"leave training.micro_batch open, or {ADVICE}" if config.micro_batch else ADVICE)
+        )
+    return left
+
+
 def run(ctx: StepContext) -> Evidence:
     """Find the largest safe micro-batch and prove the accumulation; writes `plan.json`."""
     from tuneline.models import resolve
@@ -193,7 +244,7 @@ def run(ctx: StepContext) -> Evidence:
 
     config = ctx.config.training
     processes = ctx.config.world_size
-    sizes = candidates(config.effective_batch, processes, config.micro_batch)
+    sizes = sizes_left(ctx)
     base = resolve(ctx.config.base_model, log=ctx.log)
     threads = max(1, training_threads(config) // ctx.config.processes_per_node)
     common = {
@@ -207,6 +258,7 @@ def run(ctx: StepContext) -> Evidence:
         "pod_memory": ctx.config.pods.memory,
         "processes": ctx.config.processes_per_node,
         "scratch": str(ctx.scratch / "probe"),
+        "run": ctx.run.uri,
     }
 
     machine: dict[str, Any] = {}
@@ -214,17 +266,16 @@ def run(ctx: StepContext) -> Evidence:
     def probe(left: Sequence[int]) -> Mapping[str, Any]:
         machine.update(in_process({**common, "sizes": list(left)}, ctx.scratch))
         for found in machine["tried"]:
-            measured = found.get("measured")
             ctx.log(
                 f"micro-batch {found['micro_batch']}: {found['predicted']['total'] / GIB:.2f} GiB "
-                f"predicted, {f'{measured / GIB:.2f} GiB measured' if measured else 'not tried'}, "
-                f"limit {machine['limit'] / GIB:.2f} GiB"
+                f"predicted, {_outcome(found)}, limit {machine['limit'] / GIB:.2f} GiB"
             )
         return dict(machine)
 
     taken, tried = largest_safe(sizes, probe)
     found, limit, source = taken.found, taken.limit, machine["limit_source"]
     assert taken.measured is not None
+    expected = estimate(Work(**found["work"]), Speed(**found["speed"]), ctx.config)
     plan = Plan(
         micro_batch=taken.micro_batch,
         accumulation=config.effective_batch // (taken.micro_batch * processes),
@@ -241,20 +292,24 @@ def run(ctx: StepContext) -> Evidence:
         predicted_peak_bytes=taken.predicted,
         measured_peak_bytes=taken.measured,
         predicted_parts=found["predicted"]["parts"],
-        tokens_per_second=found["tokens_per_second"],
+        tokens_per_second=expected.tokens_per_second / processes,
+        estimate=as_document(expected),
     )
     document = {**asdict(plan), "tried": [dict(attempt.found) for attempt in tried]}
     (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))
-    advice = (
-        ""
-        if taken.fits
-        else "; give the pod more memory, shorten the rows or set training.gradient_checkpointing"
-    )
+    MemoryNotes(ctx.run).clear()
     return ctx.conclude(
         f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
         f"{plan.effective_batch} rows a step; peak {plan.measured_peak_bytes / GIB:.2f} GiB "
         f"measured, {plan.predicted_peak_bytes / GIB:.2f} predicted, limit {limit / GIB:.2f} "
-        f"({source}); accumulated gradients differ from one large batch by "
-        f"{found['accumulation']['gradient_difference']:.1e}{advice}",
-        judge(plan, found["accumulation"]),
+        f"({source}){'' if taken.fits else f': {ADVICE}'}; accumulated gradients differ from one "
+        f"large batch by {found['accumulation']['gradient_difference']:.1e}; "
+        f"{expected.told()}{advice(expected, ctx.config)}",
+        [*judge(plan, found["accumulation"]), *judge_estimate(expected, ctx.config)],
     )
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    if "out_of_memory" in found:
+        return f"out of memory ({found['out_of_memory']})"
+    return f"{found['measured'] / GIB:.2f} GiB measured" if "measured" in found else "not tried"

@@ -1,31 +1,32 @@
 """A memory model of training: what one optimiser step needs at its peak.
 
-Weights, adapter, gradients and Adam's two moments follow from counted
-parameters. Activations are not estimated by a formula per architecture: the
-model's own forward pass is run on tensors without data (torch's fake tensors)
-and every tensor that autograd keeps for the backward pass is counted once.
-The peak lies at the end of the forward pass, where all of them live, together
-with the logits and their gradient.
+Weights, adapter and Adam's two moments follow from counted parameters. All else is not
+estimated by a formula per architecture: the model's own code runs on tensors without data
+(torch's fake tensors, see `step_allocations`), forward, loss and backward, and the living
+storages are counted. A validation pass is counted too, since its rows are batched otherwise.
+What the allocator holds above that follows from a replay of the same allocations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneline.training.base_weights import LoraSettings, attach_lora, shape_model
 from tuneline.training.compute import Precision, autocast
+from tuneline.training.heap_replay import heap_peak
+from tuneline.training.training_rows import IGNORED, EncodedRow, as_batch
 
 GIB = 1 << 30
-FLOAT32 = 4
 
-# What an allocator holds above the live tensors, as a share of the activations: freed blocks
-# that no later tensor fits, and operators' scratch space. Measured with glibc in one heap on
-# four shapes (2 and 8 rows of 234 tokens, with and without dropout, float32): 12 to 23 %.
-ALLOCATOR_SHARE = 0.18
+# What a first step leaves besides tensors: scratch space of the matrix products, autograd's
+# nodes, code that is loaded late.
+STEP_RUNTIME = 60 << 20
+# What CUDA's caching allocator reserves above living tensors, as a share; not measured here.
+CUDA_RESERVE = 0.1
 # An NF4 weight: half a byte, and a scale per 64 values, itself quantised (QLoRA, section 3).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -41,13 +42,26 @@ class Shape:
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """Bytes of one optimiser step at its peak, by what they are for."""
+    """Bytes of one optimiser step at its peak, by what they are for.
+
+    Attributes:
+        weights: of the base.
+        adapter: its weights.
+        optimiser: Adam's two moments.
+        activations: what the backbone's forward pass holds.
+        logits: of the learned tokens, and their log-probabilities.
+        backward: gradients, and activations that are computed again.
+        validation: what a validation pass needs beyond a training step.
+        allocator: what is held above all that.
+    """
 
     weights: int
     adapter: int
     optimiser: int
     activations: int
     logits: int
+    backward: int
+    validation: int
     allocator: int
 
     @property
@@ -59,24 +73,34 @@ class MemoryParts:
 def predict(
     path: Path,
     lora: LoraSettings,
-    shape: Shape,
+    rows: Sequence[EncodedRow],
     *,
     precision: Precision,
+    device: str = "cpu",
     qlora: bool = False,
     checkpointing: bool = False,
+    validation: Sequence[EncodedRow] = (),
 ) -> MemoryParts:
     """Predict the peak of training on one micro-batch.
 
     Args:
         path: the base model's directory.
         lora: the adapter.
-        shape: the micro-batch.
+        rows: the micro-batch.
         precision: of the arithmetic.
+        device: "cpu" or "cuda"; on a CPU rows are laid end to end.
         qlora: whether the base is held in NF4.
         checkpointing: whether activations are recomputed in the backward pass.
+        validation: the largest batch of a validation pass.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from tuneline.training.step_allocations import (
+        StorageTrace,
+        give_fake_storage,
+        stand_in_for_4bit,
+    )
 
     model = shape_model(path, precision)
     if qlora:
@@ -87,27 +111,113 @@ def predict(
     if qlora:
         tuned.to(torch.bfloat16)
     adapter = sum(p.numel() * p.element_size() for p in tuned.parameters() if p.requires_grad)
-    with FakeTensorMode():
-        _give_fake_storage(tuned)
-        kept, logits = _kept_bytes(tuned, shape, precision)
-        if checkpointing:
-            # One layer at a time is computed again; the rest is kept as its input alone.
-            layer = kept // tuned.config.num_hidden_layers
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            tuned.enable_input_require_grads()
-            kept, logits = _kept_bytes(tuned, shape, precision)
-            kept += layer
-    activations = kept + logits
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        tuned.enable_input_require_grads()
+    fake = FakeTensorMode()
+    with fake:
+        give_fake_storage(tuned)
+        if qlora:
+            stand_in_for_4bit(model)
+    batches = [_Laid.of(model, group, device) for group in (rows, validation) if group]
+    with fake:
+        own = [*tuned.parameters(), *tuned.buffers()]
+        step, passed = StorageTrace(own), StorageTrace(own)
+        _replay(tuned, batches[0], precision, step, learn=True)
+        if validation:
+            tuned.eval()
+            _replay(tuned, batches[1], precision, passed, learn=False)
+        peak, validated = step.peak(), passed.peak().total()
+        held = max(_held(trace.events, trace.peak().total(), device) for trace in (step, passed))
     return MemoryParts(
         weights=frozen,
         adapter=adapter,
-        # A gradient and Adam's two moments for each parameter that trains.
-        optimiser=3 * adapter,
-        activations=kept,
-        # The log-probabilities are among what autograd keeps; logits and their gradient are not.
-        logits=logits,
-        allocator=int(ALLOCATOR_SHARE * activations),
+        optimiser=2 * adapter,
+        activations=peak["activations"],
+        logits=peak["logits"],
+        backward=peak["backward"],
+        validation=max(0, validated - peak.total()),
+        allocator=STEP_RUNTIME + held - max(peak.total(), validated),
     )
+
+
+def _held(events: Sequence[tuple[int, int]], living: int, device: str) -> int:
+    """What the allocator comes to hold for storages of which `living` bytes live at most."""
+    return heap_peak(events) if device == "cpu" else int((1 + CUDA_RESERVE) * living)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A batch as the model gets it: without padding where `packed_rows` can, padded elsewhere.
+
+    Attributes:
+        layout: of `packed_rows`; None for a padded batch.
+        shape: (rows, longest row).
+        scored: how many positions have a label.
+    """
+
+    layout: Any
+    shape: tuple[int, int]
+    scored: int
+
+    @classmethod
+    def of(cls, model: Any, rows: Sequence[EncodedRow], device: str) -> _Laid:
+        import torch
+
+        from tuneline.training.packed_rows import can_pack, lay_out, use_row_attention
+
+        batch = as_batch(torch, rows, 0)
+        layout = None
+        if device == "cpu" and can_pack(model):
+            use_row_attention(model)
+            layout = lay_out(batch["input_ids"], batch["attention_mask"])
+        scored = int((batch["labels"][:, 1:] != IGNORED).sum())
+        return cls(layout, tuple(batch["input_ids"].shape), scored)
+
+    def hidden(self, body: Any) -> Any:
+        """Hidden states of the positions with a label, on fake tensors."""
+        import torch
+
+        places = torch.zeros(self.scored, dtype=torch.long)
+        if self.layout is not None:
+            from tuneline.training.packed_rows import hidden_states
+
+            shape = self.layout.ids.shape
+            ids, positions = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+            return hidden_states(body, replace(self.layout, ids=ids, positions=positions))[places]
+        ids = torch.ones(self.shape, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        states = body(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, :-1]
+        return states.reshape(-1, states.shape[-1])[places]
+
+
+def _replay(tuned: Any, batch: _Laid, precision: Precision, trace: Any, *, learn: bool) -> None:
+    """Run a step or a validation pass without data, under a trace."""
+    import torch
+
+    from tuneline.training.packed_rows import forget_masks
+
+    model = tuned.get_base_model()
+    forget_masks()
+    with trace, nullcontext() if learn else torch.no_grad():
+        with autocast(torch, "cpu", precision):
+            with trace.phase("activations"):
+                hidden = batch.hidden(model.base_model)
+            with trace.phase("logits"):
+                loss = _loss(model.get_output_embeddings(), hidden, batch.scored)
+                del hidden
+        if learn:
+            with trace.phase("backward"):
+                loss.backward()
+    forget_masks()
+
+
+def _loss(head: Any, hidden: Any, scored: int) -> Any:
+    import torch
+
+    logits = head(hidden).float()
+    target = torch.zeros(scored, dtype=torch.long)
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none").sum()
 
 
 def _weight_bytes(model: Any, qlora: bool) -> int:
@@ -123,70 +233,6 @@ def _weight_bytes(model: Any, qlora: bool) -> int:
         if isinstance(m, torch.nn.Linear) and m is not head
     }
     return sum((sizes | quantised).values())
-
-
-def _give_fake_storage(model: Any) -> None:
-    """Replace tensors of the meta device by fake CPU ones, so that autocast applies; keep ties."""
-    import torch
-
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                if id(value) not in made:
-                    empty = torch.empty(value.shape, dtype=value.dtype)
-                    made[id(value)] = torch.nn.Parameter(empty, requires_grad=value.requires_grad)
-                module._parameters[name] = made[id(value)]
-        for name, value in module._buffers.items():
-            if value is not None:
-                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
-
-
-def _kept_bytes(tuned: Any, shape: Shape, precision: Precision) -> tuple[int, int]:
-    """Bytes that autograd keeps through the backbone and the loss, and those of the logits."""
-    import torch
-
-    model = tuned.get_base_model()
-    ids = torch.ones(shape.rows, shape.tokens, dtype=torch.long)
-    with _counting(tuned) as kept, autocast(torch, "cpu", precision):
-        hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        chosen = flat[torch.zeros(max(1, shape.learned), dtype=torch.long)]
-        logits = model.get_output_embeddings()(chosen).float()
-        target = torch.zeros(logits.shape[0], dtype=torch.long)
-        torch.nn.functional.cross_entropy(logits, target).reshape(())
-    # The gradient of the logits, and the logits themselves in the precision they came in.
-    narrow = 2 if precision == "bf16" else 0
-    return sum(kept.values()), logits.numel() * (FLOAT32 + narrow)
-
-
-@contextmanager
-def _counting(model: Any) -> Iterator[dict[int, int]]:
-    """Count the storages that autograd keeps, each once, the model's own left out."""
-    import torch
-
-    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-    alive: list[Any] = []
-
-    def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-            # An address may be used again, so the storage must outlive the count.
-            alive.append(storage)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
-
-
-def micro_batches(effective_batch: int, world_size: int) -> list[int]:
-    """Micro-batches that divide the effective batch exactly, largest first."""
-    share = effective_batch // world_size
-    if share * world_size != effective_batch:
-        return []
-    return [size for size in range(share, 0, -1) if share % size == 0]
 
 
 def largest_shape(lengths: Sequence[int], targets: Sequence[int], rows: int) -> Shape:

@@ -2,55 +2,167 @@
 
     python -m tuneline.training.memory_probe SPEC.json RESULT.json
 
-A fresh process has a clean peak. It predicts, then takes two optimiser steps of
-the real trainer, the first on the longest rows of the dataset (as training does),
-the second on short ones with the optimiser's state in place, reads the peak of its
-resident memory (of the GPU's, where there is one), and compares accumulated
-gradients with those of one large batch.
+A fresh process has a clean peak. It predicts, then takes steps of the real trainer: the first on
+the longest rows of the dataset (as training does), the others on micro-batches that stand for the
+run's, to time it. A validation pass follows, then the peak is read, and accumulated gradients
+are compared with those of one large batch.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import sys
-from dataclasses import asdict
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneline.config import TrainingConfig
+from tuneline.training.compute import Precision
+
+# Micro-batches that are timed, after the first, which is slow: its memory is new.
+TIMED = 5
 
 
-def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setup:
+    """What a micro-batch is tried on.
+
+    Attributes:
+        base: directory of the base model.
+        lora: `lora.json`.
+        config: of training.
+        precision: of the arithmetic.
+        device: "cpu" or "cuda".
+        scratch: folder for the trainer.
+    """
+
+    base: Path
+    lora: Any
+    config: TrainingConfig
+    precision: Precision
+    device: str
+    scratch: Path
+
+    def predict(self, rows: Sequence[Any], validation: Sequence[Any]) -> Any:
+        """The memory model's parts for a micro-batch."""
+        from tuneline.training.memory import predict
+
+        return predict(
+            self.base,
+            self.lora,
+            rows,
+            precision=self.precision,
+            device=self.device,
+            qlora=self.config.qlora,
+            checkpointing=self.config.gradient_checkpointing,
+            validation=validation,
+        )
+
+    def trainer(self, tokenizer: Any, batches: Sequence[Sequence[Any]], times: Any) -> Any:
+        """A trainer of the real model whose steps are the given micro-batches."""
+        from tuneline.training.base_weights import attach_lora, load_base
+        from tuneline.training.token_loss import EVAL_BATCH
+        from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
+        from tuneline.training.training_rows import pad_token
+
+        config = self.config
+        model = load_base(self.base, self.device, qlora=config.qlora, precision=self.precision)
+        return LabelledTokenTrainer(
+            model=attach_lora(model, self.lora),
+            tokenizer=tokenizer,
+            settings=TrainerSettings(
+                output=self.scratch,
+                micro_batch=len(batches[0]),
+                accumulation=1,
+                steps=len(batches),
+                precision=self.precision,
+                device=self.device,
+                pad_id=pad_token(tokenizer),
+                eval_batch=EVAL_BATCH,
+            ),
+            config=config,
+            rows=[row for batch in batches for row in batch],
+            validation=[],
+            callbacks=[times],
+        )
+
+
+def step_times() -> Any:
+    """A callback that takes the time of every step; torch is loaded by now."""
+    from transformers import TrainerCallback
+
+    class StepTimes(TrainerCallback):
+        """Seconds of each step."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self._started = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """See `transformers.TrainerCallback`."""
+            self._started = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """See `transformers.TrainerCallback`."""
+            self.seconds.append(time.monotonic() - self._started)
+
+    return StepTimes()
+
+
+def longest_rows(rows: Sequence[Any], count: int) -> list[Any]:
+    """The longest rows; a dataset with fewer repeats its longest."""
+    ordered = sorted(rows, key=lambda r: (-len(r.ids), r.row_id))
+    return (ordered + [ordered[0]] * count)[:count]
+
+
+def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     """Predict micro-batches, largest first, and measure the first that should fit.
 
     Args:
         spec: `sizes` to try and what training needs; written by `gradient_accumulation.run`.
             Where no prediction fits, the smallest is measured.
+        result: where the answer goes; what is known before the measurement is left there too,
+            since running out of memory may end the process.
 
     Returns:
         `device`, `precision`, `limit`, `limit_source` and `tried`: one entry per size that was
-        predicted, the last one measured.
+        predicted, the last one measured, or with `out_of_memory`.
     """
+    began = time.monotonic()
     from tuneline.training.compute import choose_precision, device_of, load_torch
 
     config = TrainingConfig.model_validate(spec["training"])
     torch = load_torch(spec["threads"], config.seed)
+    import tuneline.training.trainer  # noqa: F401  # its libraries belong to the runtime
     from tuneline.models import load_tokenizer
+    from tuneline.run import Run
     from tuneline.training.accumulation_check import compare, pick_rows
-    from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
-    from tuneline.training.memory import largest_shape, predict
+    from tuneline.training.base_weights import LoraSettings
+    from tuneline.training.memory import largest_shape
     from tuneline.training.memory_limit import memory_limit
-    from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
+    from tuneline.training.out_of_memory import MemoryNotes, is_out_of_memory
+    from tuneline.training.peak_memory import peak_memory
+    from tuneline.training.token_loss import EVAL_BATCH
     from tuneline.training.training_rows import encode_split, pad_token
+    from tuneline.training.work import plan_work
 
     device = device_of(torch)
-    precision = choose_precision(config, device)
-    base = Path(spec["base"])
-    lora = LoraSettings.model_validate(spec["lora"])
-    tokenizer = load_tokenizer(base)
-    rows = encode_split(
-        Path(spec["dataset"]), "train", tokenizer, spec["target_format"], spec["max_tokens"]
+    setup = Setup(
+        base=Path(spec["base"]),
+        lora=LoraSettings.model_validate(spec["lora"]),
+        config=config,
+        precision=choose_precision(config, device),
+        device=device,
+        scratch=Path(spec["scratch"]),
+    )
+    tokenizer = load_tokenizer(setup.base)
+    rows, validation = (
+        encode_split(
+            Path(spec["dataset"]), split, tokenizer, spec["target_format"], spec["max_tokens"]
+        )
+        for split in ("train", "validation")
     )
     lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
     limit, source = memory_limit(torch, config.memory_limit_gib, spec["pod_memory"])
@@ -58,69 +170,60 @@ def measure_step(spec: dict[str, Any]) -> dict[str, Any]:
         # Each GPU has a memory of its own; the processes of a pod without share the pod's.
         limit //= spec["processes"]
         source += f", shared by {spec['processes']} processes"
-    runtime = _peak(torch, device)
-    tried = []
-    for size in spec["sizes"]:
-        shape = largest_shape(lengths, targets, size)
-        parts = predict(
-            base,
-            lora,
-            shape,
-            precision=precision,
-            qlora=config.qlora,
-            checkpointing=config.gradient_checkpointing,
-        )
-        total = parts.total + runtime
-        predicted = {"parts": asdict(parts), "runtime": runtime, "total": total}
-        tried.append({"micro_batch": size, "shape": asdict(shape), "predicted": predicted})
-        if total <= limit:
-            break
-    size = tried[-1]["micro_batch"]
-    model = load_base(base, device, qlora=config.qlora, precision=precision)
-    ordered = sorted(rows, key=lambda r: (-len(r.ids), r.row_id))
-    longest = (ordered + [ordered[0]] * size)[:size]
-    trainer = LabelledTokenTrainer(
-        model=attach_lora(model, lora),
-        tokenizer=tokenizer,
-        settings=TrainerSettings(
-            output=Path(spec["scratch"]),
-            micro_batch=size,
-            accumulation=1,
-            steps=2,
-            precision=precision,
-            device=device,
-            pad_id=pad_token(tokenizer),
-            eval_batch=size,
-        ),
-        config=config,
-        rows=longest + [ordered[-1]] * size,
-        validation=[],
-    )
-    trainer.train()
-    measured = _peak(torch, device)
-    comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
-    tried[-1] |= {
-        "measured": measured,
-        "step_seconds": trainer.clock.first,
-        "tokens_per_second": sum(len(r.ids) for r in longest) / trainer.clock.first,
-        "accumulation": asdict(comparison),
-    }
-    return {
+    runtime = peak_memory(torch, device)
+    widest = longest_rows(validation, min(EVAL_BATCH, len(validation)))
+    tried: list[dict[str, Any]] = []
+    answer = {
         "device": device,
-        "precision": precision,
+        "precision": setup.precision,
         "limit": limit,
         "limit_source": source,
         "tried": tried,
     }
-
-
-def _peak(torch: Any, device: str) -> int:
-    """Peak bytes of this process so far."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_reserved())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for size in spec["sizes"]:
+        parts = setup.predict(longest_rows(rows, size), widest)
+        total = parts.total + runtime
+        predicted = {"parts": asdict(parts), "runtime": runtime, "total": total}
+        shape = asdict(largest_shape(lengths, targets, size))
+        tried.append({"micro_batch": size, "shape": shape, "predicted": predicted})
+        if total <= limit:
+            break
+    size = tried[-1]["micro_batch"]
+    result.write_text(json.dumps(answer))
+    MemoryNotes(Run.open(spec["run"])).trying("gradient_accumulation", size)
+    work, typical = plan_work(rows, validation, tokenizer, spec, micro_batch=size, samples=TIMED)
+    times = step_times()
+    try:
+        trainer = setup.trainer(tokenizer, [longest_rows(rows, size), *typical], times)
+        startup = time.monotonic() - began
+        trainer.train()
+        trainer.validation = widest
+        trainer.evaluate()
+        trainer.validation = validation[:: max(1, len(validation) // EVAL_BATCH)]
+        passed = trainer.evaluate()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tried[-1]["out_of_memory"] = (str(error).splitlines() or [type(error).__name__])[0]
+        return answer
+    measured = peak_memory(torch, device)
+    comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
+    tried[-1] |= {
+        "measured": measured,
+        "work": asdict(work),
+        "speed": {
+            "tokens": [sum(len(r.ids) for r in batch) for batch in typical],
+            "seconds": times.seconds[1:],
+            "validation_tokens": sum(len(r.ids) for r in trainer.validation),
+            "validation_seconds": passed["eval_seconds"],
+            "startup_seconds": startup,
+        },
+        "accumulation": asdict(comparison),
+    }
+    return answer
 
 
 if __name__ == "__main__":
-    found = measure_step(json.loads(Path(sys.argv[1]).read_text()))
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    path = Path(sys.argv[2])
+    found = measure_step(json.loads(Path(sys.argv[1]).read_text()), path)
+    path.write_text(json.dumps(found))

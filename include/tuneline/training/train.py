@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,8 @@ from tuneline.training.compute import device_of, load_torch
 from tuneline.training.launch_processes import Node, launch, must_launch
 from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
 from tuneline.training.memory import GIB
+from tuneline.training.out_of_memory import MemoryNotes, fitting, noticed
+from tuneline.training.peak_memory import peak_memory
 from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.rehearsal import rehearsal_rows
 from tuneline.training.token_loss import EVAL_BATCH
@@ -78,7 +79,7 @@ def read_inputs(ctx: StepContext) -> Inputs:
     dataset = ctx.input("distribution_balancing", "dataset.parquet")
     base = resolve(ctx.config.base_model, log=ctx.log)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
-    plan = json.loads(plan_file.read_text())
+    plan = fitting(json.loads(plan_file.read_text()), MemoryNotes(ctx.run).failures())
     tokenizer = load_tokenizer(base.path)
     data = ctx.config.data
     rehearsed = rehearsal_rows(ctx, tokenizer)
@@ -86,7 +87,8 @@ def read_inputs(ctx: StepContext) -> Inputs:
     def rows(split: str) -> list[EncodedRow]:
         return encode_split(dataset, split, tokenizer, data.target_format, data.max_tokens)
 
-    shape = {name: plan[name] for name in ("micro_batch", "accumulation", "world_size")}
+    # Not the micro-batch: a try with a smaller one goes on from the same checkpoint.
+    shape = {name: plan[name] for name in ("effective_batch", "world_size")}
     hashes = {name: ref.sha256 for name, ref in ctx.inputs.items() if "plan.json" not in name}
     return Inputs(
         base=base.path,
@@ -140,6 +142,7 @@ class Outcome:
     world_size: int
     nodes: int
     backend: str | None
+    resources: dict[str, Any]
 
 
 def train(
@@ -152,6 +155,7 @@ def train(
     """
     import torch
 
+    from tuneline.training.resources import Resources
     from tuneline.training.train_callbacks import (
         EvaluateAt,
         KeepAdapters,
@@ -174,9 +178,12 @@ def train(
     keeper = KeepAdapters(evaluated, config.keep_checkpoints, ctx.config.base_model)
     watcher = StopOnTrip(config, ctx.log)
     saver = SaveLive(live, evaluated)
+    resources = Resources(ctx, plan)
     # Rank 0 decides, evaluates and saves for all; every process sees the same losses.
     of_main = (
-        [keeper, ShareRandomState(group), saver] if group.is_main else [ShareRandomState(group)]
+        [keeper, ShareRandomState(group), saver, resources.limit]
+        if group.is_main
+        else [ShareRandomState(group)]
     )
     base = load_base(inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"])
     trainer = LabelledTokenTrainer(
@@ -213,13 +220,14 @@ def train(
         trainer.continue_clock(_seconds_at(restored / "trainer"))
     trainer.train(resume_from_checkpoint=str(restored / "trainer") if resumed else None)
 
-    peak = group.largest(_peak_memory(torch, plan["device"]))
+    peak = group.largest(peak_memory(torch, plan["device"]))
     if not group.is_main:
         return None
     history = history_of(trainer.state.log_history)
     write_history(ctx.out / "history.jsonl", history)
     _leave_adapters(ctx.out, evaluated, keeper.evaluations)
     live.clear()
+    trip = watcher.trip or resources.limit.trip
     done = trainer.state.global_step
     tokens = max((int(e["tokens"]) for e in history if "tokens" in e), default=0)
     here = tokens - (trainer.tokens_through(resumed) if resumed else 0)
@@ -227,7 +235,7 @@ def train(
         steps=done,
         steps_planned=steps,
         resumed_from=resumed,
-        stopped=_plain(asdict(watcher.trip)) if watcher.trip else None,
+        stopped=_plain(asdict(trip)) if trip else None,
         seconds=max((float(e["seconds"]) for e in history), default=0.0),
         training_seconds=round(trainer.clock.total, 2),
         saving_seconds=round(saver.seconds, 2),
@@ -242,6 +250,7 @@ def train(
         world_size=group.world_size,
         nodes=group.nodes,
         backend=group.backend,
+        resources=resources.close(tokens),
     )
 
 
@@ -280,12 +289,6 @@ def _seconds_at(checkpoint: Path) -> float:
     """Seconds that an interrupted training had taken at its checkpoint."""
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     return max((float(entry.get("seconds", 0)) for entry in state["log_history"]), default=0.0)
-
-
-def _peak_memory(torch: Any, device: str) -> int:
-    if device == "cuda":
-        return int(torch.cuda.max_memory_reserved())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _leave_adapters(out: Path, evaluated: Path, evaluations: Sequence[Any]) -> None:
@@ -379,6 +382,8 @@ def _train_in(
         f"{len(inputs.train)} training rows, {len(inputs.validation)} validation rows, "
         f"{plan['threads']} threads, {plan['precision']} arithmetic{together}"
     )
+    from tuneline.training.resources import measured, told
+
     settings = hyperparameters(ctx, inputs)
     described = describe(
         ctx.run,
@@ -387,7 +392,10 @@ def _train_in(
         dataset_sha256=ctx.inputs["distribution_balancing/dataset.parquet"].sha256,
     )
     trackers = ctx.config.training.tracking if group.is_main else []
-    with track(trackers, described, out=ctx.out, log=ctx.log) as tracking:
+    with (
+        track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
+        noticed(ctx.run, "train", inputs.plan),
+    ):
         outcome = train(ctx, inputs, tracking, group)
     if outcome is None:
         return None
@@ -405,7 +413,7 @@ def _train_in(
     return ctx.record(
         f"{outcome.steps} of {outcome.steps_planned} steps, validation loss "
         f"{losses.get(0, math.nan):.4f} → {losses[best]:.4f} at step {best}, "
-        f"{outcome.tokens_per_second:.0f} tokens/s{stopped}",
+        f"{outcome.tokens_per_second:.0f} tokens/s{told(outcome.resources)}{stopped}",
         [
             measure("steps", outcome.steps, "steps"),
             measure("best_step", best, "steps"),
@@ -416,6 +424,7 @@ def _train_in(
             measure("tokens_per_second", outcome.tokens_per_second, "1/s"),
             measure("peak_memory", round(outcome.peak_memory_bytes / GIB, 3), "GiB"),
             measure("saving_seconds", outcome.saving_seconds, "s"),
+            *measured(outcome.resources),
         ],
         rows={"history.jsonl": outcome.steps},
     )

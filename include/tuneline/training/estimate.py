@@ -1,0 +1,231 @@
+"""What a training will take: hours, device hours and money, before its first step.
+
+The probe that measures the memory also times a few micro-batches of the run itself, drawn
+evenly over their sizes, and a validation pass. The run's order of rows is known before it
+starts, so its tokens are counted, not guessed: all epochs, rehearsal rows, validation passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuneline.config import PipelineConfig
+from tuneline.evidence import Measurement, measure
+
+# Speed from one minute to the next on a machine that others use too; no probe of seconds sees it.
+DRIFT = 0.1
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the probe timed, on one process.
+
+    Attributes:
+        tokens: real tokens (no padding) of each timed micro-batch.
+        seconds: that each took.
+        validation_tokens: of the timed validation pass.
+        validation_seconds: that it took.
+        startup_seconds: from the start of the process to its first step.
+    """
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+    validation_tokens: int
+    validation_seconds: float
+    startup_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training, over all timed micro-batches."""
+        return sum(self.tokens) / sum(self.seconds)
+
+    @property
+    def relative_error(self) -> float:
+        """Standard error of that ratio, as a share of it (Cochran, Sampling Techniques, 6.3)."""
+        count = len(self.tokens)
+        if count < 2:
+            return 1.0
+        pace = sum(self.seconds) / sum(self.tokens)
+        residuals = [s - pace * t for s, t in zip(self.seconds, self.tokens, strict=True)]
+        return math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / sum(self.seconds)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the run has to do.
+
+    Attributes:
+        steps: optimiser steps.
+        tokens: real tokens of all rows that they see.
+        validation_tokens: of all validation passes.
+    """
+
+    steps: int
+    tokens: int
+    validation_tokens: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training will take.
+
+    Attributes:
+        work: what was counted.
+        tokens_per_second: training, all processes together.
+        seconds: on the clock, from loading the model to the last validation pass.
+        validation_seconds: of that, in validation passes.
+        uncertainty: the range that holds it in 19 of 20 cases, as a share of `seconds`.
+        devices: that work at once.
+        device_hours: devices × hours.
+        cost: in `currency`.
+        price: of a device, in `currency` an hour.
+        currency: ISO 4217 code.
+    """
+
+    work: Work
+    tokens_per_second: float
+    seconds: float
+    validation_seconds: float
+    uncertainty: float
+    devices: int
+    device_hours: float
+    cost: float
+    price: float
+    currency: str
+
+    @property
+    def hours(self) -> float:
+        """On the clock."""
+        return self.seconds / HOUR
+
+    def told(self) -> str:
+        """For a person."""
+        return (
+            f"training will take {duration(self.seconds)} ± {self.uncertainty:.0%} "
+            f"({self.work.steps} steps, {self.work.tokens:,} tokens at "
+            f"{self.tokens_per_second:,.0f} a second), {self.device_hours:.3g} device hours, "
+            f"{money(self.cost, self.currency)}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """A span of time for a person."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / HOUR:.1f} hours"
+
+
+def money(amount: float, currency: str) -> str:
+    """An amount of money for a person."""
+    return f"{amount:.2f} {currency}" if amount >= 0.1 else f"{amount:.2g} {currency}"
+
+
+def price_of(config: PipelineConfig) -> float:
+    """Price of one training device an hour."""
+    own = config.training.device_cost_per_hour
+    return config.governance.machine_cost_per_hour if own is None else own
+
+
+def devices_of(config: PipelineConfig) -> int:
+    """Devices that training occupies: its GPUs, or its machines where there are none."""
+    return config.pods.nodes * max(1, config.pods.gpus)
+
+
+def estimate(work: Work, speed: Speed, config: PipelineConfig) -> Estimate:
+    """Estimate a training from what the probe timed."""
+    processes = config.world_size
+    pace = speed.tokens_per_second * processes
+    validation = work.validation_tokens * speed.validation_seconds / speed.validation_tokens
+    validation /= processes
+    seconds = speed.startup_seconds + work.tokens / pace + validation
+    devices, price = devices_of(config), price_of(config)
+    device_hours = devices * seconds / HOUR
+    return Estimate(
+        work=work,
+        tokens_per_second=pace,
+        seconds=seconds,
+        validation_seconds=validation,
+        uncertainty=math.hypot(2 * speed.relative_error, DRIFT),
+        devices=devices,
+        device_hours=device_hours,
+        cost=device_hours * price,
+        price=price,
+        currency=config.governance.currency,
+    )
+
+
+def judge(found: Estimate, config: PipelineConfig) -> list[Measurement]:
+    """The estimate's measurements, against the run's limits."""
+    limits = config.training
+    spread = found.uncertainty / 2
+    return [
+        measure("estimated_steps", found.work.steps, "steps"),
+        measure("estimated_tokens", found.work.tokens, "tokens"),
+        _within("estimated_hours", found.hours, "h", limits.max_hours, spread),
+        measure("estimated_device_hours", round(found.device_hours, 4), "h"),
+        _within("estimated_cost", found.cost, found.currency, limits.max_cost, spread),
+        measure("estimate_uncertainty", round(found.uncertainty, 3), "share"),
+    ]
+
+
+def _within(name: str, value: float, unit: str, limit: float | None, noise: float) -> Measurement:
+    spread = round(value * noise, 4)
+    if limit is None:
+        return measure(name, round(value, 4), unit, noise=spread)
+    return measure(name, round(value, 4), unit, "<=", limit, noise=spread)
+
+
+def advice(found: Estimate, config: PipelineConfig) -> str:
+    """What to do about an estimate above a limit; empty when it is within."""
+    over = []
+    limits = config.training
+    if limits.max_hours is not None and found.hours > limits.max_hours:
+        over.append(f"training.max_hours {limits.max_hours:g}")
+    if limits.max_cost is not None and found.cost > limits.max_cost:
+        over.append(f"training.max_cost {limits.max_cost:g} {found.currency}")
+    if not over:
+        return ""
+    return (
+        f"; above {' and '.join(over)}: lower training.epochs, training.max_steps or "
+        "data.max_train_rows, train on more or faster devices, or raise the limit"
+    )
+
+
+def compare(planned: Mapping[str, Any], seconds: float, tokens: int) -> dict[str, Any]:
+    """The estimate of a plan against what a training took.
+
+    Args:
+        planned: `estimate` of `plan.json`.
+        seconds: that the training took.
+        tokens: that it saw; fewer than planned when it was stopped early.
+    """
+    share = min(1.0, tokens / planned["work"]["tokens"])
+    expected = float(planned["seconds"]) * share
+    price_hours = planned["devices"] * seconds / HOUR
+    return {
+        "estimated_seconds": round(expected, 1),
+        "actual_seconds": round(seconds, 1),
+        "actual_over_estimated": round(seconds / expected, 3) if expected else None,
+        "uncertainty": planned["uncertainty"],
+        "device_hours": round(price_hours, 4),
+        "cost": round(price_hours * planned["price"], 4),
+        "currency": planned["currency"],
+    }
+
+
+def as_document(found: Estimate) -> dict[str, Any]:
+    """The estimate as `plan.json` holds it."""
+    return asdict(found)
+
+
+def spread_evenly(sizes: Sequence[int], count: int) -> list[int]:
+    """Indices of micro-batches that stand for all: the middles of equal parts, by size."""
+    order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+    count = min(count, len(order))
+    return [order[(2 * part + 1) * len(order) // (2 * count)] for part in range(count)]
