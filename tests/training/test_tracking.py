@@ -11,17 +11,20 @@ import time
 import pytest
 from tests.training.mlflow_server import MlflowServer
 from tests.training.training_lab import broken, value
+from tests.training.wandb_server import KEY, WandbServer
 
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.stack.ports import pick_free
+from tuneline.stack.tracking import database_uri
 from tuneline.training import loss_monitoring
 from tuneline.training.tracking import sync as sync_tracking
 from tuneline.training.tracking.description import Description, without_password, without_path
 from tuneline.training.tracking.mlflow_run import find_place, open_mlflow
 from tuneline.training.tracking.sender import Sender
 from tuneline.training.tracking.tracked_run import TrackedRun, latest_runs, runs_of, unsynced
+from tuneline.training.tracking.wandb_run import open_wandb
 from tuneline.training.train import read_history
 
 SHORT = {"max_steps": 6, "evaluations": 2}
@@ -83,7 +86,7 @@ def test_mlflow_has_every_step_of_a_training(lab, mlflow):
     assert "live_tracking" not in broken(evidence)
 
 
-def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow):
+def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow, wandb_server, monkeypatch):
     run = lab(tracking=["mlflow", "wandb"], epochs=12, evaluations=6)
     run.leave_lora()
     run.leave_plan()
@@ -112,50 +115,122 @@ def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow):
     evaluated = [0, 9, 18, 27, 36, 45, 54]
     assert mlflow.steps(before.info.run_id, "eval/loss") == evaluated
     # The offline run of the killed process died with its pod; the new one has all of it.
-    rows = offline_rows(run, found["wandb"])
-    assert [step for step, row in rows if "train/loss" in row] == list(range(1, 55))
-    assert [step for step, row in rows if "eval/loss" in row] == evaluated
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run.execute("sync_tracking", sync_tracking.run)
+    rows = wandb_server.rows[found["wandb"].run_id]
+    assert steps_of(rows, "train/loss") == list(range(1, 55))
+    assert steps_of(rows, "eval/loss") == evaluated
 
 
-def offline_rows(run, entry):
-    """The logged rows of an offline run of W&B, by W&B's own reader."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
+@pytest.fixture
+def wandb_alone(monkeypatch):
+    """W&B keeps address and key for as long as its process runs: each test gets one anew."""
+    import wandb
 
-    reader = DataStore()
-    path = run.artifact("train", f"{entry.directory}/run-{entry.run_id}.wandb")
-    reader.open_for_scan(str(path))
-    rows = []
-    while (data := reader.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items}
-            rows.append((row["_step"], row))
-    return rows
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+    wandb.teardown()
 
 
-def test_both_trackers_get_the_same_curve(lab, mlflow):
+@pytest.fixture
+def wandb_server(wandb_alone, monkeypatch):
+    made = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", made.url)
+    yield made
+    made.close()
+
+
+def steps_of(rows, metric):
+    return [row["_step"] for row in rows if metric in row]
+
+
+def logged(run, key):
+    history = read_history(run.artifact("train", "history.jsonl"))
+    return [(entry["step"], entry[key]) for entry in history if key in entry]
+
+
+def test_an_offline_run_is_synced_when_a_key_is_there(lab, mlflow, wandb_server, monkeypatch):
     run = lab(tracking=["mlflow", "wandb"], **SHORT)
     run.train()
     found = tracked(run)
     assert (found["mlflow"].mode, found["wandb"].mode) == ("online", "offline")
-    rows = dict(offline_rows(run, found["wandb"]))
-    losses = mlflow.client().get_metric_history(found["mlflow"].run_id, "train/loss")
-    assert [(m.step, m.value) for m in losses] == [
-        (step, row["train/loss"]) for step, row in rows.items() if "train/loss" in row
-    ]
-    log = run.artifact("train", f"{found['wandb'].directory}/run-{found['wandb'].run_id}.wandb")
-    content = log.read_bytes()
-    assert b"effective_batch" in content
-    for path in (run.root, run.base.parent):
-        assert str(path).encode() not in content
+    assert wandb_server.runs == {}
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     # One tracker that can be watched is enough.
     assert value(evidence, "live_tracking") == "online"
     assert value(evidence, "wandb_mode") == "offline"
+    assert value(evidence, "wandb_link") == found["wandb"].directory
     assert "WANDB_API_KEY is not set" in evidence.summary
+
+    record = run.execute("sync_tracking", sync_tracking.run)
+    assert "nothing was sent (WANDB_API_KEY is not set)" in record.summary
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    record = run.execute("sync_tracking", sync_tracking.run)
+    rows = wandb_server.rows[found["wandb"].run_id]
+    losses = mlflow.client().get_metric_history(found["mlflow"].run_id, "train/loss")
+    assert [(m.step, m.value) for m in losses] == [
+        (row["_step"], row["train/loss"]) for row in rows if "train/loss" in row
+    ]
+    assert steps_of(rows, "eval/loss") == [0, 3, 6]
+    assert json.loads(wandb_server.runs[found["wandb"].run_id]["config"])["effective_batch"] == {
+        "value": 8
+    }
+    page = f"{wandb_server.url}/us/tuneline/runs/{found['wandb'].run_id}"
+    assert record.summary == f"Weights & Biases: synced to {page}"
+    assert unsynced(run.run) == []
+    assert_nothing_private(run, wandb_server)
+
+
+def assert_nothing_private(run, server):
+    """No path, host name or key in anything that was sent."""
+    everything = b"\n".join(server.said)
+    # The name as a value, since a short one may be a part of other words.
+    host = json.dumps(os.uname().nodename)
+    for private in (str(run.root), str(run.base), KEY, host):
+        assert private.encode() not in everything
+
+
+def test_a_run_is_online_with_a_key(lab, wandb_server, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run = lab(tracking=["wandb"], **SHORT)
+    run.train()
+    found = tracked(run)["wandb"]
+    rows = wandb_server.rows[found.run_id]
+    assert [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row] == logged(
+        run, "loss"
+    )
+    for metric in ("train/learning_rate", "train/grad_norm", "train/memory_gib"):
+        assert steps_of(rows, metric) == [1, 2, 3, 4, 5, 6]
+    assert steps_of(rows, "eval/loss") == [0, 3, 6]
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert value(evidence, "wandb_link") == f"{wandb_server.url}/us/tuneline/runs/{found.run_id}"
+    assert "live_tracking" not in broken(evidence)
+    assert_nothing_private(run, wandb_server)
+
+
+def test_a_resumed_online_run_has_each_step_once(wandb_server, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for steps in (range(1, 6), range(4, 9)):
+        _, tracker = open_wandb(describe(), tmp_path, print)
+        for step in steps:
+            tracker.log(step, {"train/loss": 1 / step})
+        tracker.close(failed=False)
+    assert steps_of(wandb_server.rows["key"], "train/loss") == list(range(1, 9))
+
+
+def test_a_server_that_can_not_be_reached_is_tracked_offline(wandb_alone, monkeypatch, tmp_path):
+    monkeypatch.setattr("tuneline.training.tracking.wandb_run._INIT_SECONDS", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{pick_free()}")
+    said = []
+    found, tracker = open_wandb(describe(), tmp_path, said.append)
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.close(failed=False)
+    assert found.mode == "offline"
+    assert found.can_be_synced
+    assert len(said) == 1
+    assert "can't be reached" in said[0]
 
 
 def test_an_untracked_training_warns(lab):
@@ -197,32 +272,26 @@ def test_a_server_out_of_reach_stops_no_training_and_gets_the_curve_later(
     assert unsynced(run.run) == []
 
 
-def test_a_server_that_is_lost_on_the_way_misses_entries_and_a_late_one_gets_them(
-    tmp_path, monkeypatch
-):
-    server = MlflowServer(tmp_path)
-    server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+def test_a_server_that_is_lost_on_the_way_misses_entries_and_gets_them_later(mlflow, monkeypatch):
     monkeypatch.setattr("tuneline.training.tracking.sender.CLOSE_SECONDS", 1.0)
     said = []
-    opened, tracker = open_mlflow(describe(), said.append)
+    opened, tracker = open_mlflow(describe("lost"), said.append)
     tracker.log(1, {"train/loss": 2.0})
     deadline = time.monotonic() + 30
-    while not server.steps(opened.run_id, "train/loss") and time.monotonic() < deadline:
+    while not mlflow.steps(opened.run_id, "train/loss") and time.monotonic() < deadline:
         time.sleep(0.1)
-    server.stop()
+    mlflow.stop()
     tracker.log(2, {"train/loss": float("nan")})
     closed = tracker.close(failed=False)
     assert closed.missed == 1
     assert closed.can_be_synced
     assert [line for line in said if "is lost" in line] == said
-    server.start()
-    opened, tracker = open_mlflow(describe(), said.append, closed.run_id)
+    mlflow.start()
+    opened, tracker = open_mlflow(describe("lost"), said.append, closed.run_id)
     assert tracker.steps_logged() == (1, -1)
     tracker.log(2, {"train/loss": float("nan")})
     assert tracker.close(failed=False).missed == 0
-    assert server.steps(opened.run_id, "train/loss") == [1, 2]
-    server.stop()
+    assert mlflow.steps(opened.run_id, "train/loss") == [1, 2]
 
 
 def test_a_sender_keeps_what_a_lost_server_did_not_take():
@@ -258,6 +327,8 @@ def test_a_finished_training_is_not_logged_over(mlflow):
 
 
 def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
     assert find_place().uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
@@ -267,11 +338,11 @@ def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypa
     assert (closed.mode, closed.url, closed.missed) == ("offline", None, 0)
     assert not closed.can_be_synced
     assert "make up" in closed.reason
-    # The server that is started later shows it.
-    server = MlflowServer(tmp_path)
-    server.start()
-    assert server.steps(opened.run_id, "train/loss") == [1]
-    server.stop()
+    # The file is the one that the stack's server shows.
+    layout = MlflowServer(tmp_path).layout
+    client = MlflowClient(tracking_uri=database_uri(layout))
+    (metric,) = client.get_metric_history(opened.run_id, "train/loss")
+    assert (metric.step, metric.value) == (1, 2.0)
 
 
 def test_pages_of_a_server_behind_another_name(monkeypatch):
