@@ -40,9 +40,12 @@ def sync_wandb(folder: Path, tracked: TrackedRun) -> TrackedRun:
     if not os.environ.get("WANDB_API_KEY"):
         return replace(tracked, reason="WANDB_API_KEY is not set")
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-synced", str(folder)]
+    # The host's name stays here, as in a run that is tracked live.
+    env = {**os.environ, "WANDB_X_DISABLE_MACHINE_INFO": "true"}
     try:
         done = subprocess.run(
             command,
+            env=env,
             capture_output=True,
             text=True,
             timeout=_UPLOAD_SECONDS,
@@ -54,7 +57,7 @@ def sync_wandb(folder: Path, tracked: TrackedRun) -> TrackedRun:
     said = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode:
         return replace(tracked, reason=said[-1][:200] if said else f"exit {done.returncode}")
-    link = next((word for line in said for word in line.split() if word.startswith("http")), None)
+    link = next((word for line in said for word in line.split() if "/runs/" in word), None)
     return replace(tracked, mode="online", url=link, reason="")
 
 

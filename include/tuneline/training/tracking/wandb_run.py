@@ -78,6 +78,7 @@ def _open(description: Description, out: Path, log: Callable[[str], None]) -> tu
                 symlink=False,
                 x_disable_meta=True,
                 x_disable_machine_info=True,
+                program="tuneline",
             ),
         )
 
@@ -90,6 +91,8 @@ def _open(description: Description, out: Path, log: Callable[[str], None]) -> tu
     except wandb.errors.Error as error:
         reason = first_line(error)
         log(f"Weights & Biases can't be reached ({reason}); tracking offline")
+        # Its process still holds the run's id for the server that did not answer.
+        wandb.teardown()
         return init("offline"), reason
 
 
@@ -103,9 +106,11 @@ class WandbTracker:
         self._missed = 0
 
     def steps_logged(self) -> tuple[int, int]:
-        """See `Tracker`; the directory of an offline run is new, whatever came before."""
-        # The step that comes next; training and validation of a step are one row.
-        return self._run.step - 1, self._run.step - 1
+        """See `Tracker`; none, since W&B itself leaves out steps that a resumed run has.
+
+        The directory of an offline run is new, whatever came before.
+        """
+        return -1, -1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Tracker`."""
