@@ -168,6 +168,13 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise UserError(f"the adapter can't be put on the base model: {reason}") from None
 
 
+def trained_weights(model: Any) -> dict[str, Any]:
+    """The weights that train, by name: the adapter, without the base around it."""
+    return {
+        name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad
+    }
+
+
 def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     """Write the adapter as PEFT does, without its model card.
 
@@ -176,7 +183,8 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
         folder: where.
         base_name: what its settings name as the base: the URI, never a local path.
     """
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    weights = trained_weights(model)
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     with suppress(FileNotFoundError):
         (folder / "README.md").unlink()
     # Named only here: PEFT looks the name up on the hub whenever it saves.

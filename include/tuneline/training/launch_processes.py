@@ -10,6 +10,7 @@ its index (`JOB_COMPLETION_INDEX`), the job's maker where pod 0 is
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def launch(
         TunelineError: a process failed otherwise.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.api import Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -126,7 +127,12 @@ def launch(
     try:
         elastic_launch(settings, command[0])(*command[1:])
     except ChildFailedError as failed:
-        raise _reason(failed, words) from None
+        raise _reason(failed, words, logs) from None
+    except SignalException as stopped:
+        raise RetryableError(
+            f"node {node.index} of {node.nodes} was told to stop (signal {stopped.sigval:d}); "
+            "training resumes from the last checkpoint"
+        ) from None
     except torch.distributed.DistStoreError as error:
         raise RetryableError(
             f"node {node.index} of {node.nodes} did not meet the others at {node.rendezvous} "
@@ -140,10 +146,12 @@ def _rendezvous(node: Node) -> dict[str, Any]:
     return {"rank": node.index, "timeout": _MEETING_SECONDS}
 
 
-def _reason(failed: Any, words: Path) -> TunelineError:
+def _reason(failed: Any, words: Path, logs: Path) -> TunelineError:
     """The error of the process that failed by itself, among those that it took along."""
     errors: list[TunelineError] = []
-    for rank, failure in failed.failures.items():
+    # The agent itself ends the others by SIGTERM.
+    ended = {r: f for r, f in failed.failures.items() if f.exitcode != -signal.SIGTERM}
+    for rank, failure in (ended or failed.failures).items():
         message = last_words(words, rank)
         kind, _, sentence = (message.read_text() if message.exists() else "").partition(": ")
         if kind == "user_error":
@@ -152,7 +160,7 @@ def _reason(failed: Any, words: Path) -> TunelineError:
             # It may only have lost the one that failed: what others say comes first.
             errors.append(RetryableError(sentence))
             continue
-        _show_log(rank, Path(failure.error_file).parent)
+        _show_log(rank, logs, failure.local_rank)
         if failure.exitcode < 0:
             found: TunelineError = RetryableError(
                 f"training process {rank} was killed by signal {-failure.exitcode} (9 is what a "
@@ -166,11 +174,9 @@ def _reason(failed: Any, words: Path) -> TunelineError:
     return errors[0]
 
 
-def _show_log(rank: int, folder: Path) -> None:
-    log = folder / "stderr.log"
-    if not log.exists():
-        # The node's first process was heard all along.
-        return
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-    print(f"[train] the last lines of process {rank}:", file=sys.stderr)
-    print("\n".join(lines), file=sys.stderr, flush=True)
+def _show_log(rank: int, logs: Path, local_rank: int) -> None:
+    """Show what a process said last; the node's first was heard all along."""
+    for log in logs.glob(f"*/attempt_0/{local_rank}/stderr.log"):
+        lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        print(f"[train] the last lines of process {rank}:", file=sys.stderr)
+        print("\n".join(lines), file=sys.stderr, flush=True)

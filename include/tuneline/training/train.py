@@ -31,6 +31,7 @@ from tuneline.training.out_of_memory import MemoryNotes, fitting, noticed
 from tuneline.training.peak_memory import peak_memory
 from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.rehearsal import rehearsal_rows
+from tuneline.training.sharding import gpu_memory, load_sharded_base, shards_base
 from tuneline.training.token_loss import EVAL_BATCH
 from tuneline.training.tracking.description import describe
 from tuneline.training.tracking.session import Tracking, track
@@ -142,6 +143,7 @@ class Outcome:
     world_size: int
     nodes: int
     backend: str | None
+    sharding: str
     resources: dict[str, Any]
 
 
@@ -185,7 +187,13 @@ def train(
         if group.is_main
         else [ShareRandomState(group)]
     )
-    base = load_base(inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"])
+    sharded = shards_base(config, inputs.base, group, gpu_memory(torch))
+    if sharded:
+        base = load_sharded_base(inputs.base, plan["device"], group)
+    else:
+        base = load_base(
+            inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"]
+        )
     trainer = LabelledTokenTrainer(
         model=attach_lora(base, inputs.lora),
         tokenizer=inputs.tokenizer,
@@ -250,6 +258,7 @@ def train(
         world_size=group.world_size,
         nodes=group.nodes,
         backend=group.backend,
+        sharding="fsdp" if sharded else "none",
         resources=resources.close(tokens),
     )
 
@@ -326,6 +335,7 @@ def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
     return {
         **ctx.config.training.model_dump(mode="json"),
         **{name: inputs.plan[name] for name in names},
+        "r": inputs.lora.r,
         "alpha": inputs.lora.alpha,
         "target_modules": inputs.lora.target_modules,
         "base_model": ctx.config.base_model,

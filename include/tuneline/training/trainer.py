@@ -24,8 +24,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from tuneline.config import TrainingConfig
+from tuneline.training.base_weights import trained_weights
 from tuneline.training.compute import Precision
 from tuneline.training.process_group import ALONE, ProcessGroup
+from tuneline.training.sharding import free_gathered_weights
 from tuneline.training.token_loss import (
     MODEL_INPUTS,
     RowLosses,
@@ -188,6 +190,7 @@ class LabelledTokenTrainer(SFTTrainer):
             precision=self.settings.precision,
             group=self.settings.group,
         )
+        free_gathered_weights(self.model)
         self.last_losses = losses
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
@@ -229,6 +232,12 @@ class LabelledTokenTrainer(SFTTrainer):
     def continue_clock(self, seconds: float) -> None:
         """Count time on from where an interrupted training was."""
         self._started, self._before = time.monotonic(), seconds
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save what trains; of a sharded base no process holds the whole."""
+        if state_dict is None:
+            state_dict = trained_weights(self.model)
+        super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """A checkpoint of a running training needs no model card."""
