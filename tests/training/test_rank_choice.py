@@ -74,6 +74,8 @@ def test_the_table_and_the_sentence_show_every_rank():
     assert choice.table[2]["validation_loss"] is None
     assert "r 16 chosen by the smallest r whose validation loss is within" in choice.told
     assert "r 64: too large" in choice.told
+    assert "largest tried" not in choice.told
+    assert "it is the largest tried" in choose([trial(8, base + 1), trial(16, base)]).told
 
 
 def test_what_the_choice_rests_on_passes_when_all_is_well():

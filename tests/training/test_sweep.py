@@ -13,6 +13,7 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation.holdout_ledger import open_holdout
 from tuneline.evidence import Verdict, measure
 from tuneline.run import Run
+from tuneline.step import execute, store_output
 from tuneline.training import lora_selection, sweep, train
 from tuneline.training.base_weights import LoraSettings
 
@@ -123,6 +124,63 @@ def test_a_trial_that_is_done_is_not_trained_again(swept, monkeypatch):
     monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("trained again"))
     before, _ = sweep.read_trial(swept.run, 2)
     assert sweep.try_rank(swept.run, 2) == before
+
+
+def plan_of(lab, uri):
+    """Leave the plan of a trial without the probe's process."""
+    trial = TrainingLab.__new__(TrainingLab)
+    trial.run, trial.root = Run.open(uri), lab.root / "trial"
+    trial.leave_plan()
+    return trial.run.entry("gradient_accumulation")
+
+
+def test_a_killed_trial_goes_on_with_the_step_it_was_in(lab, monkeypatch):
+    run = lab(**SWEEP)
+    carried_out = []
+
+    def killed_in_training(step, uri):
+        carried_out.append(step)
+        if step == "gradient_accumulation":
+            return plan_of(run, uri)
+        if step == "train" and carried_out.count("train") == 1:
+            raise KeyboardInterrupt
+        return execute(step, uri)
+
+    monkeypatch.setattr(sweep, "execute", killed_in_training)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.try_rank(run.run, 2)
+    trial = sweep.try_rank(run.run, 2)
+    assert carried_out == ["lora_selection", "gradient_accumulation", "train", "train"]
+    assert trial.usable
+
+
+def test_a_trial_of_other_data_starts_anew(lab):
+    run = lab(**SWEEP)
+    reference = dataset_of(run)
+    trial = sweep._open_trial(run.run, 2, reference)
+    trial.store.put_bytes(trial.key("trial.json"), b"{}")
+    assert sweep._open_trial(run.run, 2, reference).store.exists(trial.key("trial.json"))
+    other = reference.model_copy(update={"sha256": "0" * 64})
+    again = sweep._open_trial(run.run, 2, other)
+    assert not again.store.exists(trial.key("trial.json"))
+    assert again.meta["dataset_sha256"] == "0" * 64
+
+
+def test_a_rank_that_does_not_fit_in_memory_is_left_out(lab, monkeypatch):
+    run = lab(**SWEEP)
+
+    def too_large(step, uri):
+        assert step != "train"
+        if step == "lora_selection":
+            return execute(step, uri)
+        ctx = sweep._context(Run.open(uri), run.root / "plan", step)
+        peak = measure("measured_peak", 9.0, "GiB", "<=", 8.0)
+        return store_output(ctx, ctx.conclude("micro-batch 1 takes 9 GiB, limit 8", [peak]))
+
+    monkeypatch.setattr(sweep, "execute", too_large)
+    trial = sweep.try_rank(run.run, 2)
+    assert not trial.usable
+    assert trial.excluded == "micro-batch 1 takes 9 GiB, limit 8"
 
 
 def test_hold_out_rows_in_a_trial_stop_it_before_training(lab, monkeypatch):

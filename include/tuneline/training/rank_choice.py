@@ -4,7 +4,8 @@ The one-standard-error rule: the smallest rank whose validation loss lies within
 error of the lowest (Breiman, Friedman, Olshen and Stone, "Classification and Regression
 Trees", 1984, 3.4.3; Hastie et al., "The Elements of Statistical Learning", 7.10). All trials
 are measured on the same rows, so the error is that of the difference row by row; how rows
-differ from each other, which hides small differences, is not in it.
+differ from each other, which hides small differences, is not in it. In few steps a larger
+rank gets further at the same learning rate, so a choice at the upper edge says so.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class Choice(BaseModel):
             else f"r {row['r']}: {row['validation_loss']:.4f} ± {row['validation_loss_error']:.4f}"
             for row in self.table
         )
-        return f"r {self.r} chosen by {RULE} ({shown})"
+        largest = self.r == max(row["r"] for row in self.table)
+        edge = "; it is the largest tried, and short trials favour large ranks" if largest else ""
+        return f"r {self.r} chosen by {RULE} ({shown}){edge}"
 
 
 def choose(trials: Sequence[Trial]) -> Choice:
