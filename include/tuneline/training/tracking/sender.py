@@ -50,40 +50,49 @@ class Sender(Generic[Entry]):
         with self._lock:
             self._waiting.append(entry)
 
-    def close(self, seconds: float = CLOSE_SECONDS) -> int:
-        """Send what is left, for so many seconds at most.
+    def close(self) -> int:
+        """Send what is left, for `CLOSE_SECONDS` at most.
 
         Returns:
             How many entries could not be sent.
         """
-        self._deadline = time.monotonic() + seconds
+        self._deadline = time.monotonic() + CLOSE_SECONDS
         self._closing.set()
-        self._thread.join(seconds)
+        self._thread.join(CLOSE_SECONDS)
         with self._lock:
             return len(self._waiting)
 
     def _work(self) -> None:
         failures = 0
         while True:
-            pause = min(self._pause * 2**failures, LONGEST_PAUSE_SECONDS)
-            closing = self._closing.wait(pause)
+            closing = self._closing.wait(self._wait_seconds(failures))
+            failures = self._empty(failures)
+            if closing and (not failures or time.monotonic() > self._deadline):
+                return
+            if closing:
+                time.sleep(self._pause)
+
+    def _wait_seconds(self, failures: int) -> float:
+        # Bounded before it is a number that no float holds.
+        return float(min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
+
+    def _empty(self, failures: int) -> int:
+        """Send all that waits, until something fails.
+
+        Returns:
+            How often in a row sending has failed.
+        """
+        while True:
             with self._lock:
                 batch = self._waiting[: self._at_once]
             if not batch:
-                if closing:
-                    return
-                continue
+                return failures
             try:
                 self._send(batch)
             except Exception as error:  # whatever breaks, training goes on
-                failures += 1
-                if failures == 1:
+                if not failures:
                     self._said(f"is lost ({first_line(error)}); training goes on, metrics wait")
-                if closing and time.monotonic() + self._pause > self._deadline:
-                    return
-                if closing:
-                    time.sleep(self._pause)
-                continue
+                return failures + 1
             with self._lock:
                 del self._waiting[: len(batch)]
             if failures:

@@ -6,13 +6,13 @@ An offline run is a real run directory that `tuneline run sync-tracking` uploads
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.training.tracking.description import Description
-from tuneline.training.tracking.sender import first_line
+from tuneline.training.tracking.sender import Sender, first_line
 from tuneline.training.tracking.tracked_run import TrackedRun
 
 # How long an unreachable server may hold training up, at its start and at its end, seconds.
@@ -97,13 +97,18 @@ def _open(description: Description, out: Path, log: Callable[[str], None]) -> tu
 
 
 class WandbTracker:
-    """An open run in Weights & Biases, whose own process sends metrics; see `Tracker`."""
+    """An open run in Weights & Biases, whose own process sends metrics; see `Tracker`.
+
+    Handing them to that process takes milliseconds, so training leaves it to a thread.
+    """
 
     def __init__(
         self, run: Any, tracked: TrackedRun, out: Path, log: Callable[[str], None]
     ) -> None:
-        self._run, self._tracked, self._out, self._log = run, tracked, out, log
-        self._missed = 0
+        self._run, self._tracked, self._out = run, tracked, out
+        self._sender: Sender[tuple[int, dict[str, float]]] = Sender(
+            self._send, lambda what: log(f"Weights & Biases {what}"), at_once=1
+        )
 
     def steps_logged(self) -> tuple[int, int]:
         """See `Tracker`; none, since W&B itself leaves out steps that a resumed run has.
@@ -114,15 +119,15 @@ class WandbTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        try:
-            self._run.log(dict(metrics), step=step)
-        except Exception as error:  # whatever breaks, training goes on
-            if not self._missed:
-                self._log(f"Weights & Biases is lost ({first_line(error)}); training goes on")
-            self._missed += 1
+        self._sender.put((step, dict(metrics)))
+
+    def _send(self, entries: Sequence[tuple[int, dict[str, float]]]) -> None:
+        for step, metrics in entries:
+            self._run.log(metrics, step=step)
 
     def close(self, *, failed: bool) -> TrackedRun:
         """See `Tracker`."""
+        missed = self._sender.close()
         reason = self._tracked.reason
         try:
             self._run.finish(exit_code=int(failed))
@@ -132,4 +137,4 @@ class WandbTracker:
             # A store has no links.
             if path.is_symlink():
                 path.unlink()
-        return replace(self._tracked, missed=self._missed, reason=reason)
+        return replace(self._tracked, missed=missed, reason=reason)
