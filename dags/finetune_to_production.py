@@ -33,9 +33,8 @@ from tuneline_airflow.people import (
     review_pairs,
 )
 from tuneline_airflow.pods import RUN_URI
-from tuneline_airflow.steps import Step, audit, data_item, helper, in_order, item
+from tuneline_airflow.steps import Step, audit, data_item, helper, in_order, item, training
 from tuneline_airflow.sweep import sweep
-from tuneline_airflow.tracking import sync_tracking
 from tuneline_airflow.tracking import sync_tracking
 
 DATA_ITEMS = [
@@ -80,14 +79,13 @@ with DAG(
         sweep_wanted, trials = sweep()
         lora = item("lora_selection", trigger_rule=AFTER_SWEEP)
         plan = item("gradient_accumulation", gpus=True)
-        train = helper("train", "train", gpus=True)
+        train = training()
         trained = [
             item("loss_monitoring"),
             item("checkpointing", gpus=True),
             item("quantization_verification", gpus=True),
         ]
         export = helper("export_candidate", "export")
-        train.last >> sync_tracking()
         train.last >> sync_tracking()
         in_order(Step(trials, trials), lora, plan, train, trained, export)
 

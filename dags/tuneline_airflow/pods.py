@@ -121,13 +121,13 @@ class StepPod(KubernetesPodOperator):
         except AirflowSkipException:
             raise
         except AirflowException as error:
-            told = None if REASON.search(str(error)) else self._why_failed(remote_pod, context)
+            told = None if REASON.search(str(error)) else self.why_failed(remote_pod, context)
             if told is None:
                 raise
             # What the operator said first is less than this.
             raise AirflowException(f"Pod {remote_pod.metadata.name} failed.\n{told}") from None
 
-    def _why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
+    def why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
         """`<kind>: <sentence>`, as steps leave it; None when nothing is known."""
         if self.not_started:
             return f"retryable: {self.not_started}"
@@ -176,20 +176,26 @@ def helper_pod(task_id: str, action: str, *, gpus: bool = False, **kwargs: Any) 
     return StepPod(task_id=task_id, command=["tuneline", "run", action], gpus=gpus, **kwargs)
 
 
-def pod_name(run_uri: str, step: str, try_number: int, map_index: int | None = None) -> str:
+def pod_name(
+    run_uri: str,
+    step: str,
+    try_number: int,
+    map_index: int | None = None,
+    longest: int = 63,
+) -> str:
     """A pod name that a run, a step (of a mapped one each index) and a try share with no other.
 
     With a fixed name, a worker that lost its pod between making it and noting it can't
     make a second one; the try keeps a new pod apart from one that is still going away.
 
     Returns:
-        A DNS label of at most 63 characters.
+        A DNS label of at most `longest` characters.
     """
     digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
     run_id = _label(run_uri.rsplit("/", 1)[-1])
     mapped = "" if map_index is None or map_index < 0 else f"-m{map_index}"
     end = f"-{digest}-{_label(step)}{mapped}-{try_number}"
-    return f"{run_id[: 63 - len(end)].strip('-') or 'run'}{end}"
+    return f"{run_id[: longest - len(end)].strip('-') or 'run'}{end}"
 
 
 def _label(text: str) -> str:

@@ -11,6 +11,7 @@ from airflow.sdk import chain
 
 from tuneline_airflow.checks import audit_check, check_task, gate_task
 from tuneline_airflow.pods import helper_pod, item_pod
+from tuneline_airflow.training_job import TrainingPods
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ def helper(task_id: str, action: str, **kwargs: Any) -> Step:
     """A helper's pod; what it made is judged by items."""
     pod = helper_pod(task_id, action, **kwargs)
     return Step(pod, pod)
+
+
+def training() -> Step:
+    """The step `train`: a pod, or several that train together."""
+    pods = TrainingPods(task_id="train", command=["tuneline", "run", "train"], gpus=True)
+    return Step(pods, pods)
 
 
 def in_order(*steps: Step | Sequence[Step]) -> None:

@@ -1,0 +1,290 @@
+"""Training on one node or on several: a pod, or an Indexed Job of pods that meet each other.
+
+Which of the two a run's configuration says (`pods.nodes`); the task is the same. Several
+pods find each other by pod 0's name in the headless Service `tuneline-training`
+(`deploy/training-service.yaml`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.operators.job import JOB_NAME_PREFIX, KubernetesJobOperator
+from airflow.sdk.exceptions import AirflowException
+from kubernetes.client import models as k8s
+from kubernetes.client.exceptions import ApiException
+
+from tuneline.config import PodConfig
+from tuneline_airflow.pod_start import WatchfulPodManager
+from tuneline_airflow.pods import StepPod, pod_name
+from tuneline_airflow.retries import REASON
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+SERVICE = "tuneline-training"
+# What the Service selects its pods by.
+PART = {"tuneline.io/part": "training"}
+_TASK = "tuneline.io/task"
+_INDEX = "batch.kubernetes.io/job-completion-index"
+
+# A pod's host name, `<job>-<index>`, is a DNS label too.
+_LONGEST_NAME = 63 - len(JOB_NAME_PREFIX) - len("-999")
+# Below the ports that Linux hands out by itself. Each try has its own: pods of the one before
+# may still be going away, and on one machine all pods share the ports.
+_PORTS = range(20000, 30000)
+
+# Who decides whether another try is worth it, where several pods have failed: what one was told
+# by its user, the one that was killed, the one that broke, the one that lost another.
+_BLAME = ("user_error", "killed", "error", "retryable")
+
+
+class TrainingPods(StepPod):
+    """The pod of a training step, or an Indexed Job of several when the run asks for nodes."""
+
+    def execute(self, context: Context) -> Any:
+        """Run one pod as any other step's, or several as a Job."""
+        ti = context["ti"]
+        pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods"))
+        if pods.nodes == 1:
+            return super().execute(context)
+        deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
+        self.apply(pods, deadlines.get(self.task_id))
+        run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
+        self.job = TrainingJob(
+            task_id=self.task_id,
+            step=self,
+            nodes=pods.nodes,
+            run_uri=run_uri,
+            try_number=ti.try_number,
+        )
+        self.job.run_to_its_end(context)
+        return None
+
+    job: TrainingJob | None = None
+
+    def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
+        """Take the run's configuration; see `StepPod.apply`."""
+        super().apply(pods, deadline_hours)
+        if self.uses_gpus and pods.gpus > 1:
+            # NCCL passes gradients between the GPUs of a node through it; a container gets 64 MiB.
+            memory = k8s.V1EmptyDirVolumeSource(medium="Memory")
+            self.volumes = [k8s.V1Volume(name="shared-memory", empty_dir=memory)]
+            self.volume_mounts = [k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm")]  # noqa: S108
+
+    def on_kill(self) -> None:
+        """Take the pods along."""
+        if self.job is None:
+            super().on_kill()
+        else:
+            self.job.on_kill()
+
+
+class TrainingJob(KubernetesJobOperator):
+    """The Indexed Job that stands for a step's pod, one pod a node."""
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        step: StepPod,
+        nodes: int,
+        run_uri: str,
+        try_number: int,
+        **kwargs: Any,
+    ) -> None:
+        """Describe the job of a step that is sized and whose templates are rendered.
+
+        Args:
+            task_id: of the step.
+            step: what the pods are made like.
+            nodes: how many.
+            run_uri: the run.
+            try_number: of the task.
+            kwargs: what Airflow adds.
+        """
+        name = pod_name(run_uri, task_id, try_number, longest=_LONGEST_NAME)
+        super().__init__(
+            task_id=task_id,
+            name=name,
+            kubernetes_conn_id=step.kubernetes_conn_id,
+            namespace=step.namespace,
+            image=step.image,
+            cmds=step.cmds,
+            env_vars=[*step.env_vars, _rendezvous(name)],
+            env_from=step.env_from,
+            volumes=step.volumes,
+            volume_mounts=step.volume_mounts,
+            pod_template_file=step.pod_template_file,
+            container_resources=step.container_resources,
+            labels={**PART, _TASK: pod_name(run_uri, task_id, 0)},
+            subdomain=_service(),
+            automount_service_account_token=False,
+            random_name_suffix=False,
+            termination_grace_period=step.termination_grace_period,
+            active_deadline_seconds=step.active_deadline_seconds,
+            schedule_timeout_seconds=step.schedule_timeout_seconds,
+            startup_timeout_seconds=step.startup_timeout_seconds,
+            startup_check_interval_seconds=step.startup_check_interval_seconds,
+            job_poll_interval=step.startup_check_interval_seconds,
+            completion_mode="Indexed",
+            completions=nodes,
+            parallelism=nodes,
+            # One that is lost takes the others along: the task tries again, from the checkpoint.
+            backoff_limit=0,
+            do_xcom_push=False,
+            deferrable=False,
+            **kwargs,
+        )
+        self._step, self._nodes = step, nodes
+
+    @cached_property
+    def pod_manager(self) -> WatchfulPodManager:
+        """Talks to the API server about the pods."""
+        return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
+
+    def run_to_its_end(self, context: Context) -> None:
+        """Make the job, or find the one that a lost worker has made; follow it, delete it.
+
+        Raises:
+            AirflowException: it failed; says which pod and why, in a form that the retry policy
+                reads.
+        """
+        self.job_request_obj = self.build_job_request_obj(context)
+        namespace = self.job_request_obj.metadata.namespace
+        self.job = self._find(namespace)
+        if self.job is None:
+            self.job = self.create_job(self.job_request_obj)
+        else:
+            self.log.info("Found the job %s of a worker before", self.job.metadata.name)
+        name = self.job.metadata.name
+        try:
+            self._await_pods(name, namespace)
+            self._show_log(name, namespace)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            self.log.info("A pod of %s went away", name)
+        done = self.hook.wait_until_job_complete(name, namespace, self.job_poll_interval)
+        try:
+            if reason := self.hook.is_job_failed(done):
+                raise AirflowException(self._why_failed(str(reason), name, namespace, context))
+        finally:
+            self._delete(name, namespace)
+
+    def _find(self, namespace: str) -> k8s.V1Job | None:
+        """The job of an earlier try that runs or has completed; one that failed is deleted."""
+        label = f"{_TASK}={self.labels[_TASK]}"
+        for job in self.job_client.list_namespaced_job(namespace, label_selector=label).items:
+            if job.metadata.deletion_timestamp is not None:
+                continue
+            if not self.hook.is_job_failed(job):
+                return job
+            self._delete(job.metadata.name, namespace)
+        return None
+
+    def _pods(self, name: str, namespace: str) -> list[k8s.V1Pod]:
+        found = self.client.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
+        return sorted(found, key=_index)
+
+    def _await_pods(self, name: str, namespace: str) -> None:
+        """Wait for the pods to start; while one does not, its reason is in the log."""
+        limit = time.monotonic() + self.schedule_timeout_seconds
+        while len(pods := self._pods(name, namespace)) < self._nodes:
+            if self._has_ended(name, namespace):
+                return
+            if time.monotonic() > limit:
+                self._delete(name, namespace)
+                raise AirflowException(
+                    f"retryable: {len(pods)} of {self._nodes} training pods were made in "
+                    f"{self.schedule_timeout_seconds} s; the events of job {name} say why"
+                )
+            time.sleep(self.startup_check_interval_seconds)
+        for pod in pods:
+            try:
+                self.await_pod_start(pod)
+            except AirflowException as error:
+                if self._has_ended(name, namespace):
+                    return
+                why = self.pod_manager.why_pending(pod) or str(error).splitlines()[0]
+                self._delete(name, namespace)
+                raise AirflowException(
+                    f"Job {name} failed.\nretryable: training pod {_index(pod)} of {self._nodes} "
+                    f"did not start: {why}"
+                ) from None
+
+    def _show_log(self, name: str, namespace: str) -> None:
+        """Show the log of pod 0, which tells of the training, until its end."""
+        if pods := self._pods(name, namespace):
+            self.pod_manager.fetch_container_logs(
+                pods[0], container_name=self.base_container_name, follow=True
+            )
+
+    def _has_ended(self, name: str, namespace: str) -> bool:
+        return bool(self.hook.is_job_complete(self.hook.get_job_status(name, namespace)))
+
+    def _why_failed(self, reason: str, name: str, namespace: str, context: Context) -> str:
+        """`<kind>: <sentence>` of the pod that failed by itself, as the retry policy reads it."""
+        if reason == "DeadlineExceeded":
+            return (
+                f"Job {name} failed.\nuser_error: training ran past its deadline; raise "
+                "training.max_hours or pods.deadline_hours"
+            )
+        blamed = []
+        for pod in self._pods(name, namespace):
+            if pod.status.phase == "Failed":
+                kind, sentence = self._step_reason(pod, context)
+                self.log.info("Pod %s: %s: %s", pod.metadata.name, kind, sentence)
+                blamed.append((_BLAME.index(kind), _index(pod), sentence, pod))
+        if not blamed:
+            return (
+                f"Job {name} failed.\nretryable: a training pod went away ({reason}: evicted, "
+                "deleted, or its node lost); training resumes from the last checkpoint"
+            )
+        rank, index, sentence, pod = min(blamed, key=lambda entry: entry[:2])
+        self._step.remote_pod = pod
+        kind = "retryable" if _BLAME[rank] == "killed" else _BLAME[rank]
+        return f"Job {name} failed.\n{kind}: pod {index} of {self._nodes}: {sentence}"
+
+    def _step_reason(self, pod: k8s.V1Pod, context: Context) -> tuple[str, str]:
+        ended = next(
+            (c.state.terminated for c in pod.status.container_statuses or [] if c.state.terminated),
+            None,
+        )
+        if found := REASON.search(getattr(ended, "message", None) or ""):
+            return found.group(1), found.group(2)
+        if told := REASON.search(self._step.why_failed(pod, context) or ""):
+            return ("killed" if told.group(1) == "retryable" else told.group(1)), told.group(2)
+        code = getattr(ended, "exit_code", None)
+        if code in (1, 2):
+            return "error", f"it ended with exit code {code}; see its log"
+        return "killed", (
+            f"it was killed (exit code {code}); training resumes from the last checkpoint"
+        )
+
+    def _delete(self, name: str, namespace: str) -> None:
+        try:
+            self.job_client.delete_namespaced_job(name, namespace, propagation_policy="Background")
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+
+def _index(pod: k8s.V1Pod) -> int:
+    return int(pod.metadata.labels[_INDEX])
+
+
+def _service() -> str:
+    return os.environ.get("TUNELINE_TRAINING_SERVICE", SERVICE)
+
+
+def _rendezvous(name: str) -> k8s.V1EnvVar:
+    """Where pod 0 is: its name in the Service, and a port of this job's own."""
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+    port = _PORTS[number % len(_PORTS)]
+    host = f"{JOB_NAME_PREFIX}{name}-0.{_service()}"
+    return k8s.V1EnvVar(name="TUNELINE_RENDEZVOUS", value=f"{host}:{port}")

@@ -1,0 +1,323 @@
+"""Training on several nodes: an Indexed Job whose pods know each other, and why it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowException
+from kubernetes.client import models as k8s
+from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
+
+from tuneline.config import PodConfig
+from tuneline_airflow.retries import StepRetryPolicy
+from tuneline_airflow.training_job import PART, SERVICE, TrainingJob, TrainingPods
+
+ROOT = Path(__file__).parents[2]
+ML_PYTHON = ROOT / ".venv-ml" / "bin" / "python"
+INDEX = "batch.kubernetes.io/job-completion-index"
+URI = "file:///x/runs/manual__2026-10-18T00:31:53.123456+00:00" + "z" * 60
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose second image is the ML environment."""
+    made = Server(tmp_path_factory.mktemp("training-job"))
+    images = json.loads(made.images.read_text())
+    images["env"]["PYTHONPATH"] = str(ROOT / "include")
+    images["images"]["ml:test"] = {"path_prepend": [str(ML_PYTHON.parent)]}
+    made.images.write_text(json.dumps(images))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def api(server: Server, monkeypatch: pytest.MonkeyPatch) -> Api:
+    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": NAMESPACE}
+    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
+    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+    return Api(server)
+
+
+def context_of(run_uri: str, nodes: int, try_number: int = 1) -> dict[str, Any]:
+    pods = PodConfig(namespace=NAMESPACE, nodes=nodes, memory="6Gi").model_dump(mode="json")
+    values = {"pods": pods, "deadlines": {}, "return_value": run_uri}
+    ti = SimpleNamespace(
+        dag_id="pipeline",
+        task_id="train",
+        run_id="manual__1",
+        map_index=-1,
+        try_number=try_number,
+        start_date=datetime.now(UTC),
+        xcom_pull=lambda task_ids, key="return_value": values.get(key),
+        xcom_push=lambda key, value: None,
+    )
+    store = SimpleNamespace(get=lambda key: None, set=lambda key, value: None)
+    return {"ti": ti, "run_id": "manual__1", "dag": SimpleNamespace(), "task_state_store": store}
+
+
+def training(*command: str, image: str = IMAGE) -> TrainingPods:
+    pods = TrainingPods(task_id="train", command=[], image=image)
+    # Templates are rendered by then.
+    pods.cmds = list(command)
+    pods.env_vars = [k8s.V1EnvVar(name="TUNELINE_CONTRACT", value="1")]
+    return pods
+
+
+def run_script(script: str, run: str, nodes: int = 2, try_number: int = 1) -> TrainingPods:
+    pods = training("bash", "-c", script)
+    pods.execute(context_of(f"file:///x/runs/{run}", nodes, try_number))
+    return pods
+
+
+def jobs_of(api: Api) -> list[Any]:
+    return api.batch.list_namespaced_job(NAMESPACE).items
+
+
+def decision(pods: TrainingPods, error: BaseException) -> Any:
+    return StepRetryPolicy().evaluate(error, 1, 8, {"task": pods})
+
+
+def test_every_pod_knows_itself_and_pod_0(api: Api, tmp_path: Path) -> None:
+    run_script(f"echo $TUNELINE_RENDEZVOUS > {tmp_path}/$JOB_COMPLETION_INDEX", "knows", nodes=3)
+    told = [(tmp_path / str(index)).read_text().strip() for index in range(3)]
+    assert len(set(told)) == 1
+    # On this machine the pods share the loopback device.
+    host, port = told[0].split(":")
+    assert host == "127.0.0.1"
+    assert 20000 <= int(port) < 30000
+    wait_for(lambda: jobs_of(api) == [], what="the end of the job")
+
+
+def test_one_node_is_a_pod(api: Api, tmp_path: Path) -> None:
+    pods = training("bash", "-c", f"echo ${{JOB_COMPLETION_INDEX-none}} > {tmp_path}/index")
+    pods.execute(context_of("file:///x/runs/alone", nodes=1))
+    assert (tmp_path / "index").read_text() == "none\n"
+    assert pods.job is None
+
+
+def test_what_the_job_asks_of_a_cluster(api: Api) -> None:
+    step = training("true")
+    step.uses_gpus = True
+    step.apply(PodConfig(namespace="ml", nodes=2, gpus=8, memory="64Gi"))
+    job = TrainingJob(task_id="train", step=step, nodes=2, run_uri=URI, try_number=3)
+    made = job.build_job_request_obj(None)
+    spec, template = made.spec, made.spec.template
+    assert (spec.completion_mode, spec.completions, spec.parallelism) == ("Indexed", 2, 2)
+    assert spec.backoff_limit == 0
+    assert len(f"{made.metadata.name}-1") <= 63
+    assert template.spec.restart_policy == "Never"
+    [container] = template.spec.containers
+    assert container.resources.limits == {"memory": "64Gi", "nvidia.com/gpu": "8"}
+    assert [m.mount_path for m in container.volume_mounts] == ["/dev/shm"]
+    # The Service of the manifest selects these pods and gives their host names a domain.
+    service = yaml.safe_load((ROOT / "deploy" / "training-service.yaml").read_text())
+    assert service["metadata"]["name"] == template.spec.subdomain == SERVICE
+    assert service["spec"]["selector"] == PART
+    assert template.metadata.labels.items() >= PART.items()
+    env = {entry.name: entry.value for entry in container.env}
+    host = env["TUNELINE_RENDEZVOUS"].split(":")[0]
+    assert host == f"{made.metadata.name}-0.{SERVICE}"
+
+
+def test_a_user_error_of_one_pod_is_not_retried(api: Api) -> None:
+    script = """
+    if [ $JOB_COMPLETION_INDEX = 1 ]; then
+      echo 'user_error: two GPUs are there, four are asked for' > $TERMINATION_MESSAGE_PATH; exit 2
+    fi
+    echo 'retryable: lost another' > $TERMINATION_MESSAGE_PATH; sleep 0.1; exit 75"""
+    pods = training("bash", "-c", script)
+    with pytest.raises(AirflowException, match="user_error: pod 1 of 2: two GPUs") as caught:
+        pods.execute(context_of("file:///x/runs/user-error", 2))
+    assert decision(pods, caught.value).action == RetryAction.FAIL
+    wait_for(lambda: jobs_of(api) == [], what="the end of the job")
+
+
+def test_a_killed_pod_is_worth_another_try(api: Api) -> None:
+    pods = training(
+        "bash", "-c", "if [ $JOB_COMPLETION_INDEX = 1 ]; then kill -9 $BASHPID; fi; sleep 60"
+    )
+    with pytest.raises(AirflowException, match=r"retryable: pod 1 of 2: .*exit code 137") as caught:
+        pods.execute(context_of("file:///x/runs/killed", 2))
+    assert decision(pods, caught.value).action == RetryAction.RETRY
+
+
+def failed_pod(index: int, message: str | None, exit_code: int, reason: str = "Error") -> Any:
+    ended = k8s.V1ContainerStateTerminated(exit_code=exit_code, message=message, reason=reason)
+    state = SimpleNamespace(state=k8s.V1ContainerState(terminated=ended))
+    return SimpleNamespace(
+        metadata=SimpleNamespace(name=f"pod-{index}", labels={INDEX: str(index)}),
+        status=SimpleNamespace(phase="Failed", reason=None, container_statuses=[state]),
+        spec=None,
+    )
+
+
+LOST = failed_pod(0, "retryable: lost the connection to another one", 75)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (failed_pod(1, None, 137), "retryable: pod 1 of 2: it was killed"),
+        (failed_pod(1, "error: a bug", 1), "error: pod 1 of 2: a bug"),
+        (failed_pod(1, "user_error: no such base", 2), "user_error: pod 1 of 2: no such base"),
+        (failed_pod(1, None, 1), "error: pod 1 of 2: it ended with exit code 1"),
+    ],
+)
+def test_the_pod_that_lost_another_is_not_blamed(other: Any, told: str) -> None:
+    step = training("true")
+    job = TrainingJob(task_id="train", step=step, nodes=2, run_uri=URI, try_number=1)
+    job._pods = lambda name, namespace: [LOST, other]
+    assert told in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
+    assert step.remote_pod is other
+
+
+def test_a_pod_that_broke_because_another_was_killed_does_not_end_the_run() -> None:
+    job = TrainingJob(task_id="train", step=training("true"), nodes=2, run_uri=URI, try_number=1)
+    job._pods = lambda name, namespace: [failed_pod(0, "error: odd", 1), failed_pod(1, None, 137)]
+    assert "\nretryable: pod 1" in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
+    job._pods = lambda name, namespace: []
+    assert "\nretryable: a training pod went away" in job._why_failed("x", "job", "ml", {})
+    assert "\nuser_error: training ran past" in job._why_failed("DeadlineExceeded", "job", "ml", {})
+
+
+def test_a_pod_that_does_not_start_says_why(api: Api) -> None:
+    pods = training("true")
+    pods.schedule_timeout_seconds = 1
+    pods.uses_gpus = True
+    context = context_of("file:///x/runs/pending", 2)
+    asked = PodConfig(namespace=NAMESPACE, nodes=2, gpus=64, gpu_image=IMAGE)
+    context["ti"].xcom_pull = lambda task_ids, key="return_value": (
+        asked.model_dump(mode="json") if key == "pods" else {} if key == "deadlines" else "f/runs/p"
+    )
+    with pytest.raises(AirflowException, match=r"retryable: training pod 0 .* 64 free GPUs"):
+        pods.execute(context)
+    wait_for(lambda: jobs_of(api) == [], what="the end of the job")
+
+
+def test_the_next_worker_finds_the_job_of_one_that_died(api: Api, tmp_path: Path) -> None:
+    script = f"echo x >> {tmp_path}/ran-$JOB_COMPLETION_INDEX; sleep 2"
+    uri = "file:///x/runs/found"
+    first = training("bash", "-c", script)
+    first.apply(PodConfig(namespace=NAMESPACE, nodes=2))
+    job = TrainingJob(task_id="train", step=first, nodes=2, run_uri=uri, try_number=1)
+    job.create_job(job.build_job_request_obj(context_of(uri, 2)))
+    second = training("bash", "-c", script)
+    second.execute(context_of(uri, 2, try_number=2))
+    assert [(tmp_path / f"ran-{i}").read_text() for i in range(2)] == ["x\n", "x\n"]
+    wait_for(lambda: jobs_of(api) == [], what="the end of the job")
+
+
+def test_a_killed_task_takes_its_pods_along(api: Api, tmp_path: Path) -> None:
+    pods = training("bash", "-c", f"touch {tmp_path}/$JOB_COMPLETION_INDEX; sleep 600")
+    context = context_of("file:///x/runs/cancelled", 2)
+
+    def run() -> None:
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the job has gone away below it
+            pods.execute(context)
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    wait_for(lambda: (tmp_path / "1").exists(), what="the second pod")
+    pods.termination_grace_period = 1
+    pods.on_kill()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+    wait_for(lambda: jobs_of(api) == [], what="the end of the job")
+
+
+# A run of the tiny model, ready to be trained; prints its URI.
+MAKE_RUN = """
+import sys
+from pathlib import Path
+from tests.training.training_lab import TrainingLab, make_base
+from tuneline.training.compute import load_torch
+load_torch(1, 0)
+root, base = Path(sys.argv[1]), Path(sys.argv[2])
+base.exists() or make_base(base)
+settings = {
+    "training": {"epochs": float(sys.argv[3]), "evaluations": int(sys.argv[4])},
+    "pods": {"nodes": int(sys.argv[5])},
+}
+root.mkdir()
+lab = TrainingLab(root, base, settings)
+lab.leave_lora()
+lab.leave_plan(micro_batch=2)
+print(lab.run.uri)
+"""
+
+
+def ml(*arguments: str) -> str:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'include'}:{ROOT}", "OMP_WAIT_POLICY": "PASSIVE"}
+    env.pop("AIRFLOW_HOME", None)
+    done = subprocess.run(
+        [str(ML_PYTHON), *arguments], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def left_by(run_uri: str, name: str) -> Any:
+    path = Path(run_uri.removeprefix("file://")) / "training" / "train" / name
+    return json.loads(path.read_text())
+
+
+def losses(run_uri: str) -> list[float]:
+    return [float(e["eval_loss"]) for e in left_by(run_uri, "checkpoints.json")["evaluations"]]
+
+
+@pytest.mark.stack
+def test_two_pods_train_like_one_process(api: Api, tmp_path: Path) -> None:
+    base = str(tmp_path / "base")
+    one = ml("-c", MAKE_RUN, str(tmp_path / "one"), base, "2", "3", "1")
+    two = ml("-c", MAKE_RUN, str(tmp_path / "two"), base, "2", "3", "2")
+    ml("-m", "tuneline.cli", "run", "train", "--run", one)
+    training("tuneline", "run", "train", "--run", two, image="ml:test").execute(context_of(two, 2))
+    ours, theirs = left_by(two, "run.json"), left_by(one, "run.json")
+    assert (ours["nodes"], ours["world_size"], ours["backend"]) == (2, 2, "gloo")
+    assert (theirs["nodes"], theirs["world_size"], theirs["backend"]) == (1, 1, None)
+    assert ours["tokens"] == theirs["tokens"]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    assert losses(two)[-1] < losses(two)[0] - 1
+
+
+@pytest.mark.stack
+def test_a_killed_pod_fails_the_job_and_the_retry_resumes(
+    api: Api, server: Server, tmp_path: Path
+) -> None:
+    uri = ml("-c", MAKE_RUN, str(tmp_path / "run"), str(tmp_path / "base"), "20", "10", "2")
+    pointer = Path(uri.removeprefix("file://")) / "work" / "train" / "latest.json"
+
+    def kill_pod_1() -> None:
+        wait_for(pointer.exists, seconds=240, what="the first checkpoint")
+        pods = api.core.list_namespaced_pod(NAMESPACE, label_selector="tuneline.io/part=training")
+        [second] = [pod for pod in pods.items if pod.metadata.labels[INDEX] == "1"]
+        for process in server.processes():
+            mark = process.environ().get("LOCALPODS_CONTAINER", "")
+            if second.metadata.uid in mark:
+                process.kill()
+
+    killer = threading.Thread(target=kill_pod_1)
+    killer.start()
+    first = training("tuneline", "run", "train", "--run", uri, image="ml:test")
+    with pytest.raises(AirflowException, match=r"retryable: pod 1 of 2: it was killed") as caught:
+        first.execute(context_of(uri, 2))
+    killer.join()
+    assert decision(first, caught.value).action == RetryAction.RETRY
+    second = training("tuneline", "run", "train", "--run", uri, image="ml:test")
+    second.execute(context_of(uri, 2, try_number=2))
+    run = left_by(uri, "run.json")
+    assert run["resumed_from"] > 0
+    assert run["steps"] == run["steps_planned"] == 90
