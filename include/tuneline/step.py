@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tuneline.data.garbage import rare_collections
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, TunelineError
 from tuneline.evidence import Evidence, FileRef, Record, dump
 from tuneline.items import get_item
@@ -56,7 +57,8 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
             module
         ).run
         try:
-            entry = work(context)
+            with rare_collections():
+                entry = work(context)
             return None if entry is None else store_output(context, entry)
         except OSError as error:
             if error.filename is None and error.errno is None:

@@ -6,7 +6,13 @@ import pytest
 from tests.data.data_lab import answer, chat, clean_rows, text, value
 
 from tuneline.config import DataConfig
-from tuneline.data.final_audit import dataset_version, invalid_rows, leaking_rows, rows_with_pii
+from tuneline.data.final_audit import (
+    Format,
+    dataset_version,
+    leaking_rows,
+    look_at_format,
+    rows_with_pii,
+)
 from tuneline.data.rendering import Renderer
 from tuneline.data.tables import Row, read_dataset, write_dataset
 from tuneline.models import load_tokenizer
@@ -164,8 +170,9 @@ def test_version_does_not_depend_on_order_or_place():
 def test_the_parts(base_dir):
     renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
     good = [row(1, "one two"), row(2, "three")]
-    assert invalid_rows(good, renderer) == (0, 0, 0)
-    assert invalid_rows([row(1, "")], renderer)[0] == 1
+    lengths = renderer.count(renderer.texts(row.messages for row in good))
+    assert look_at_format(good, renderer) == Format(lengths=lengths)
+    assert look_at_format([row(1, "")], renderer).invalid == 1
     twice = [row(1, "the very same question"), row(2, "the very same question", "holdout")]
     assert leaking_rows(twice, twice, 0.8) == 1
     assert leaking_rows(good, good, 0.8) == 0

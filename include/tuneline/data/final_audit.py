@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
@@ -32,7 +33,8 @@ from tuneline.data.dataset_card import (
 from tuneline.data.leakage import cross_similarities
 from tuneline.data.near_duplicates import similarity_texts
 from tuneline.data.outcomes import Outcome
-from tuneline.data.pii_scrubber import residual_hits, shape_finder
+from tuneline.data.pii_scrubber import CHUNK, residual_hits, shape_finder
+from tuneline.data.pii_workers import map_chunks, worker_count
 from tuneline.data.rendering import Renderer, chat_template
 from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.source_rows import SOURCES
@@ -44,6 +46,7 @@ from tuneline.data.tables import (
     SPLITS,
     TRAIN,
     VALIDATION,
+    Message,
     Row,
     base_id,
     read_dataset,
@@ -54,6 +57,10 @@ from tuneline.evidence import Record, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
+
+
+# The turns of a row, and the stand-ins that were written into it.
+_Turns = tuple[list[Message], list[str]]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
@@ -75,16 +82,35 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def invalid_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[int, int, int]:
-    """Rows whose turns break a rule, whose tokens differ from the template's, without a mask."""
+@dataclass
+class Format:
+    """What looking at the format of rows again found.
+
+    Attributes:
+        invalid: rows whose turns break a rule, or that the template refuses.
+        mismatched: rows whose tokens differ from the template's.
+        unmasked: rows without an exact mask.
+        lengths: tokens of each row.
+    """
+
+    invalid: int = 0
+    mismatched: int = 0
+    unmasked: int = 0
+    lengths: list[int] = field(default_factory=list)
+
+
+def look_at_format(rows: Sequence[Row], renderer: Renderer) -> Format:
+    """Check turns, tokens, masks and lengths of the rows as they are now."""
     markers = markers_of(renderer)
     turns = [row.messages for row in rows]
-    invalid = mismatched = unmasked = 0
+    found = Format()
     for messages, parity in zip(turns, compare(turns, renderer), strict=True):
-        invalid += check_turns(messages, markers) is not None or parity.tokens_equal is None
-        mismatched += parity.tokens_equal is False
-        unmasked += not parity.mask_exact
-    return invalid, mismatched, unmasked
+        broken = check_turns(messages, markers) is not None
+        found.invalid += broken or parity.tokens_equal is None
+        found.mismatched += parity.tokens_equal is False
+        found.unmasked += not parity.mask_exact
+        found.lengths.append(parity.tokens)
+    return found
 
 
 def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
@@ -140,10 +166,15 @@ def rows_with_pii(
     rows: Sequence[Row], stand_ins: Mapping[str, Iterable[str]], config: DataConfig
 ) -> int:
     """Rows in which patterns still find personal data that is no stand-in."""
+    pieces = [(row.messages, list(stand_ins.get(base_id(row.row_id), ()))) for row in rows]
+    chunks = [pieces[start : start + CHUNK] for start in range(0, len(pieces), CHUNK)]
+    return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
+
+
+def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
     finder = shape_finder(config)
-    return sum(
-        residual_hits(row.messages, stand_ins.get(base_id(row.row_id), ()), finder=finder) > 0
-        for row in rows
+    return lambda chunk: sum(
+        residual_hits(messages, values, finder=finder) > 0 for messages, values in chunk
     )
 
 
@@ -172,9 +203,8 @@ def run(ctx: StepContext) -> Record:
     before = read_rows(ctx.input("pii_scrubbing", ROWS))
     base = resolve(ctx.config.base_model, log=ctx.log)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
-    invalid, mismatched, unmasked = invalid_rows(rows, renderer)
+    found = look_at_format(rows, renderer)
     limit = min(config.max_tokens, base.context_length)
-    lengths = renderer.count(renderer.texts(row.messages for row in rows))
     values = {
         row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
         for row in before
@@ -184,16 +214,16 @@ def run(ctx: StepContext) -> Record:
     measurements = [
         measure("rows", len(rows), "rows", ">=", 1),
         measure("dataset_version", version, "sha256"),
-        measure("schema_validation.invalid_rows", invalid, "rows", "==", 0),
-        measure("schema_validation.token_mismatches", mismatched, "rows", "==", 0),
-        measure("schema_validation.inexact_masks", unmasked, "rows", "==", 0),
+        measure("schema_validation.invalid_rows", found.invalid, "rows", "==", 0),
+        measure("schema_validation.token_mismatches", found.mismatched, "rows", "==", 0),
+        measure("schema_validation.inexact_masks", found.unmasked, "rows", "==", 0),
         measure(
             "schema_validation.invalid_answers", invalid_answers(rows, config), "rows", "==", 0
         ),
-        measure("token_length_audit.tokens_max", max(lengths), "tokens", "<=", limit),
+        measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
         measure(
             "token_length_audit.stale_counts",
-            sum(row.n_tokens != length for row, length in zip(rows, lengths, strict=True)),
+            sum(row.n_tokens != length for row, length in zip(rows, found.lengths, strict=True)),
             "rows",
             "==",
             0,
@@ -248,7 +278,7 @@ def run(ctx: StepContext) -> Record:
             ).hexdigest(),
             "base_model": ctx.config.base_model,
             "base_digest": base.digest,
-            "tokens_max": max(lengths),
+            "tokens_max": max(found.lengths),
             "limit": limit,
         },
         "reproduce": reproduce(config, ctx.config.base_model),

@@ -6,9 +6,11 @@ however many there are, so results do not depend on their number.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from tuneline.data.garbage import THRESHOLDS
 from tuneline.serving.cores import available_cores
 
 # Starting processes and loading a model there takes some seconds; fewer rows are done sooner here.
@@ -51,6 +53,7 @@ def map_chunks(
 
 
 def _start(make: Callable[[], Any]) -> None:
+    gc.set_threshold(*THRESHOLDS)
     _worker[:] = [make()]
 
 

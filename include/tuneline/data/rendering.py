@@ -198,6 +198,8 @@ class Renderer:
             chat_template=self.template,
             tokenize=True,
             return_dict=False,
+            # Nobody asks for the masks that would be made beside the ids.
+            tokenizer_kwargs={"return_attention_mask": False, "return_token_type_ids": False},
         )
         return ids
 

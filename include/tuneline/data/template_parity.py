@@ -28,11 +28,13 @@ class Parity:
         reason: why the row can't be trained on (`code: detail`), None when it can.
         tokens_equal: whether both ways give the same token ids; None when nothing was rendered.
         mask_exact: whether exactly the assistant's tokens can be marked, and there are some.
+        tokens: how many transformers makes of it, 0 when nothing was rendered.
     """
 
     reason: str | None
     tokens_equal: bool | None = None
     mask_exact: bool | None = None
+    tokens: int = 0
 
 
 class _Batch(NamedTuple):
@@ -110,7 +112,7 @@ def _finish(batch: _Batch, renderer: Renderer) -> Iterator[Parity]:
         example, ids = next(pairs)
         exact = example.loss_mask is not None and any(example.loss_mask)
         reason = None if exact else _boundary(messages, example.text, renderer)
-        yield Parity(reason, example.ids == ids, exact)
+        yield Parity(reason, example.ids == ids, exact, len(ids))
 
 
 def _boundary(messages: Sequence[Message], text: str, renderer: Renderer) -> str:
