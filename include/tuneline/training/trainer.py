@@ -1,10 +1,12 @@
-"""TRL's SFTTrainer with four small changes, each of them tested.
+"""TRL's SFTTrainer with small changes, each of them tested.
 
 - The loss is taken on learned tokens alone, each with the weight of its row, and
   divided by the weight of the whole optimiser step's tokens.
 - The loss of the task's rows is logged beside it, without rehearsal rows.
 - The order of rows is the run's own (see `training_rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
+- On a CPU rows are laid end to end (`packed_rows`) and LoRA multiplies in one step
+  (`lora_products`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from tuneline.config import TrainingConfig
 from tuneline.training.base_weights import trained_weights
 from tuneline.training.compute import Precision
+from tuneline.training.lora_products import fuse_lora
 from tuneline.training.process_group import ALONE, ProcessGroup
 from tuneline.training.sharding import free_gathered_weights
 from tuneline.training.token_loss import (
@@ -146,6 +149,8 @@ class LabelledTokenTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         # TRL put its own head on the model; ours takes its place where it is the faster one.
         add_labelled_head(model.get_base_model())
+        if settings.device == "cpu":
+            fuse_lora(model)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
