@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from kubernetes.client import models as k8s
 
@@ -19,7 +19,7 @@ from tuneline.errors import TunelineError
 from tuneline.training.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
-from tuneline_airflow.retries import REASON, StepRetryPolicy
+from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,8 @@ _DEFAULTS = PodConfig()
 # A step that goes on from its last checkpoint loses little with a try: many are worth it.
 _RESUMED = {"train"}
 _RETRIES, _RESUMED_RETRIES = 2, 8
+# Between SIGTERM and SIGKILL: training ends its step and uploads a checkpoint first.
+_GRACE_SECONDS, _RESUMED_GRACE_SECONDS = 30, 120
 
 
 class StepPod(KubernetesPodOperator):
@@ -74,9 +76,11 @@ class StepPod(KubernetesPodOperator):
                 os.environ.get("TUNELINE_POD_POLL_SECONDS", "2")
             ),
             "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
-            "termination_grace_period": 30,
+            "termination_grace_period": (
+                _RESUMED_GRACE_SECONDS if task_id in _RESUMED else _GRACE_SECONDS
+            ),
             "retries": _RESUMED_RETRIES if task_id in _RESUMED else _RETRIES,
-            "retry_delay": timedelta(seconds=20),
+            "retry_delay": retry_delay(),
             "retry_policy": StepRetryPolicy(),
             **({"pool": GPU_POOL} if gpus else {}),
         }
@@ -98,6 +102,18 @@ class StepPod(KubernetesPodOperator):
     def pod_manager(self) -> WatchfulPodManager:
         """Talks to the API server about this pod."""
         return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
+
+    def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
+        """Find the pod of a worker that died, or make one.
+
+        The operator goes on with a pod that still runs, but does again what one has finished
+        that nobody watched any more: here its work counts.
+        """
+        found = self.find_pod(pod_request_obj.metadata.namespace, context)
+        if found is not None and found.status.phase == PodPhase.SUCCEEDED:
+            self.log.info("Pod %s of a worker before has finished", found.metadata.name)
+            return found
+        return super().get_or_create_pod(pod_request_obj, context)
 
     def await_pod_start(self, pod: k8s.V1Pod) -> None:
         """Wait for the pod to start; remember what stood in its way."""

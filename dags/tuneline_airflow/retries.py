@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import (
@@ -25,6 +27,11 @@ REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
 
 # Exit codes of the contract (1 is a failure of the step's own, 2 the user's error).
 _HOPELESS_EXIT_CODES = (1, 2)
+
+
+def retry_delay() -> timedelta:
+    """How long a failed step waits for its next try: `TUNELINE_RETRY_SECONDS`, 20 by default."""
+    return timedelta(seconds=float(os.environ.get("TUNELINE_RETRY_SECONDS", "20")))
 
 
 class StepRetryPolicy(RetryPolicy):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import task
@@ -10,14 +9,14 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.errors import UserError
 from tuneline_airflow.pods import GPU_POOL, RUN_URI, StepPod
-from tuneline_airflow.retries import StepRetryPolicy, worker_retry_policy
+from tuneline_airflow.retries import StepRetryPolicy, retry_delay, worker_retry_policy
 
 # What the scheduler reads before a mapped task's operator exists, so that the operator's own
 # defaults come too late.
 _SCHEDULED: dict[str, Any] = {
     "pool": GPU_POOL,
     "retries": 2,
-    "retry_delay": timedelta(seconds=20),
+    "retry_delay": retry_delay(),
     "retry_policy": StepRetryPolicy(),
     "map_index_template": "r = {{ task.cmds[4] }}",
 }

@@ -48,6 +48,13 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLim
     )
     evaluations: int = Field(5, ge=1, description="Validation passes over the whole run.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, the best always.")
+    checkpoint_minutes: float = Field(
+        10.0,
+        gt=0,
+        le=24 * 60,
+        description="Minutes of training that a killed pod may lose: a checkpoint at least so "
+        "often, besides those of the validation passes.",
+    )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
     processes: int | None = Field(

@@ -4,9 +4,10 @@ TRL's SFTTrainer on the real weights, with the adapter of lora_selection and the
 batch shape of gradient_accumulation. The row's `weight` multiplies the loss of
 its tokens. The run is evaluated before the first step and then as often as the
 configuration says; every evaluation's adapter is a candidate, the lowest
-validation loss wins. Checkpoints go to the store as training goes on, so a
-killed pod resumes from the last one: optimiser, schedule, random state and
-position in the data included.
+validation loss wins. Checkpoints go to the store as training goes on, with every
+evaluation, by the clock and when the pod is told to end, so a killed pod resumes
+from the last one: optimiser, schedule, random state and position in the data
+included.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def train(
     """
     import torch
 
+    from tuneline.training.checkpoint_times import EndWhenTold, SaveInTime
     from tuneline.training.resources import Resources
     from tuneline.training.train_callbacks import (
         EvaluateAt,
@@ -181,9 +183,16 @@ def train(
     watcher = StopOnTrip(config, ctx.log)
     saver = SaveLive(live, evaluated)
     resources = Resources(ctx, plan)
+    ending = EndWhenTold(group, ctx.log)
     # Rank 0 decides, evaluates and saves for all; every process sees the same losses.
     of_main = (
-        [keeper, ShareRandomState(group), saver, resources.limit]
+        [
+            keeper,
+            ShareRandomState(group),
+            saver,
+            SaveInTime(config.checkpoint_minutes),
+            resources.limit,
+        ]
         if group.is_main
         else [ShareRandomState(group)]
     )
@@ -217,6 +226,7 @@ def train(
             EvaluateAt(evaluation_steps(steps, config.evaluations)),
             *of_main,
             watcher,
+            ending,
             *([SayProgress(ctx.log)] if group.is_main else []),
             *tracking.callbacks(),
         ],
@@ -226,7 +236,10 @@ def train(
         torch.manual_seed(config.seed + group.rank)
     if resumed is not None:
         trainer.continue_clock(_seconds_at(restored / "trainer"))
-    trainer.train(resume_from_checkpoint=str(restored / "trainer") if resumed else None)
+    with ending:
+        trainer.train(resume_from_checkpoint=str(restored / "trainer") if resumed else None)
+    done = trainer.state.global_step
+    ending.check(done)
 
     peak = group.largest(peak_memory(torch, plan["device"]))
     if not group.is_main:
@@ -236,7 +249,6 @@ def train(
     _leave_adapters(ctx.out, evaluated, keeper.evaluations)
     live.clear()
     trip = watcher.trip or resources.limit.trip
-    done = trainer.state.global_step
     tokens = max((int(e["tokens"]) for e in history if "tokens" in e), default=0)
     here = tokens - (trainer.tokens_through(resumed) if resumed else 0)
     return Outcome(
