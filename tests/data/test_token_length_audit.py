@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from tests.data.data_lab import answer, chat, clean_rows, code, text, value
 
@@ -116,3 +118,28 @@ def test_the_sample_all_over_long_rows_and_no_other(data_lab, sample_lab):
     planted = {f["line"] for f in sample_lab.planted if f["kind"] == "over_long"}
     assert {r["source_line"] for r in sample_lab.rejected(ITEM)} == planted
     assert sample_lab.gate(ITEM).verdict == "pass"
+
+
+def test_rows_that_changed_since_they_were_counted_are_counted_again(data_lab, renderer):
+    asked = "Write to jonathan.featherstone@mail.example.org please"
+    rows = [*clean_rows(60), {"messages": chat(asked, answer("login", "We will."))}]
+    lab = data_lab(rows, pii_profile=["gdpr"])
+    entry = lab.upto(ITEM)
+    changed = [r for r in lab.table("pii_scrubbing", "rows.parquet") if not r["n_tokens"]]
+    assert len(changed) == value(lab.run.entry("pii_scrubbing"), "rows_changed") == 1
+    kept = lab.table(ITEM, "rows.parquet")
+    counts = renderer.count(renderer.texts(r["messages"] for r in kept))
+    assert [r["n_tokens"] for r in kept] == counts
+    assert value(entry, "tokens_total") == sum(counts)
+
+
+def test_a_count_that_is_not_of_these_turns_fails_the_final_audit(data_lab, monkeypatch):
+    monkeypatch.setattr(
+        "tuneline.data.pii_scrubbing.scrubbed",
+        lambda row, messages, stand_ins: replace(row, messages=messages, stand_ins=stand_ins),
+    )
+    asked = chat("Write to jonathan.featherstone@mail.example.org", answer("login", "We will."))
+    lab = data_lab([*clean_rows(60), {"messages": asked}], pii_profile=["gdpr"])
+    lab.upto("distribution_balancing")
+    audit = lab.step("final_audit")
+    assert value(audit, "token_length_audit.stale_counts") == 1

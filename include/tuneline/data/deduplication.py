@@ -134,6 +134,7 @@ def _with_answer(row: Row, answer: str) -> Row:
         row,
         messages=[*row.prompt, {"role": "assistant", "content": answer}],
         stand_ins=tuple(s for s in row.stand_ins if s.turn != last),
+        n_tokens=0,
     )
 
 

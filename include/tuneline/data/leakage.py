@@ -11,12 +11,12 @@ that a hundred thousand rows take seconds, even where they share whole sentences
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.data.bitmaps import BITS, alike, bitmaps
+from tuneline.data.bitmaps import alike, bitmaps
 from tuneline.data.minhash import PAIRS, distinct, jaccard
 from tuneline.data.shingles import (
     CHARS,
@@ -30,6 +30,7 @@ from tuneline.data.shingles import (
     shingle_chars,
     shingle_words,
 )
+from tuneline.data.threads import in_threads
 
 # Hashes are counted in a table of this many cells: rare and frequent is all that matters.
 _CELLS = 1 << 20
@@ -123,16 +124,19 @@ def _candidates(
     """
     counts = np.zeros(_CELLS, dtype=np.int64)
     for side in (left, right):
-        for batch in batches(side):
-            counts += np.bincount(_cell(distinct(shingle(side[batch]))), minlength=_CELLS)
+        grams = (side[batch] for batch in batches(side))
+        for cells in in_threads(lambda texts: _cell(distinct(shingle(texts))), grams):
+            counts += np.bincount(cells, minlength=_CELLS)
     held = _rarest(right, shingle, counts, threshold).sorted()
     keys = held.keys(held.sizes[held.texts])
-    found: list[Indices] = [np.empty((0, 2), dtype=np.int64)]
-    for batch in batches(left):
-        pairs = _meeting(_rarest(left[batch], shingle, counts, threshold), held, keys, threshold)
+
+    def meet(batch: slice) -> Indices:
+        grams = distinct(shingle(left[batch]))
+        pairs = _meeting(_rarest_of(grams, counts, threshold), held, keys, threshold)
         pairs[:, 0] += batch.start
-        found.append(pairs)
-    return np.concatenate(found)
+        return pairs
+
+    return np.concatenate([np.empty((0, 2), dtype=np.int64), *in_threads(meet, batches(left))])
 
 
 def _cell(keys: Hashes) -> NDArray[np.int64]:
@@ -177,41 +181,49 @@ def _rarest(
     counts: NDArray[np.int64],
     threshold: float,
 ) -> _Rarest:
-    """The rarest grams of every text.
+    """The rarest grams of every text."""
+    cut = list(batches(texts))
+    parts = in_threads(
+        lambda batch: _rarest_of(distinct(shingle(texts[batch])), counts, threshold), cut
+    )
+    found = [
+        replace(part, texts=part.texts + batch.start)
+        for batch, part in zip(cut, parts, strict=True)
+    ]
+    return _Rarest(
+        *(np.concatenate([getattr(part, f.name) for part in found]) for f in fields(_Rarest))
+    )
+
+
+def _rarest_of(keys: Hashes, counts: NDArray[np.int64], threshold: float) -> _Rarest:
+    """The rarest grams of every text of a batch.
 
     Sets of a and b members with a Jaccard similarity of at least t share at least
     `t / (1 + t) * (a + b)`. If the rarest that they share is at place p (from 0) of the one, they
     share at most `a - p`, so that b is at most `(a - p) * (1 + t) / t - a`; and b is at least
     `t * a` in any case.
+
+    Args:
+        keys: of `distinct`.
+        counts: how often the grams of each cell are written.
+        threshold: the Jaccard similarity.
     """
-    tokens: list[Hashes] = [np.empty(0, dtype=np.uint64)]
-    owners: list[Indices] = [np.empty(0, dtype=np.int64)]
-    reaches: list[Indices] = [np.empty(0, dtype=np.int64)]
-    size_of: list[Indices] = [np.empty(0, dtype=np.int64)]
-    bits: list[Hashes] = [np.empty((0, BITS // 64), dtype=np.uint64)]
     text_shift = np.uint64(_COUNT_BITS + _HASH_BITS)
-    for batch in batches(texts):
-        keys = distinct(shingle(texts[batch]))
-        count = np.minimum(counts[_cell(keys)], (1 << _COUNT_BITS) - 1).astype(np.uint64)
-        token = (count << np.uint64(_HASH_BITS)) | (keys & np.uint64((1 << _HASH_BITS) - 1))
-        ranked = np.sort((keys & ~_TOKEN) | token)
-        text = (ranked >> text_shift).astype(np.int64)
-        sizes = np.bincount(text)
-        place = np.arange(len(ranked)) - (np.cumsum(sizes) - sizes)[text]
-        size = sizes[text]
-        reach = np.floor((size - place) * ((1 + threshold) / threshold) - size + 1e-9)
-        kept = reach >= threshold * size - 1e-9
-        tokens.append(ranked[kept] & _TOKEN)
-        owners.append(text[kept] + batch.start)
-        reaches.append(reach[kept].astype(np.int64))
-        size_of.append(sizes)
-        bits.append(bitmaps(keys, text, len(sizes)))
+    count = np.minimum(counts[_cell(keys)], (1 << _COUNT_BITS) - 1).astype(np.uint64)
+    token = (count << np.uint64(_HASH_BITS)) | (keys & np.uint64((1 << _HASH_BITS) - 1))
+    ranked = np.sort((keys & ~_TOKEN) | token)
+    text = (ranked >> text_shift).astype(np.int64)
+    sizes = np.bincount(text)
+    place = np.arange(len(ranked)) - (np.cumsum(sizes) - sizes)[text]
+    size = sizes[text]
+    reach = np.floor((size - place) * ((1 + threshold) / threshold) - size + 1e-9)
+    kept = reach >= threshold * size - 1e-9
     return _Rarest(
-        np.concatenate(tokens),
-        np.concatenate(owners),
-        np.concatenate(reaches),
-        np.concatenate(size_of),
-        np.concatenate(bits),
+        tokens=ranked[kept] & _TOKEN,
+        texts=text[kept],
+        reach=reach[kept].astype(np.int64),
+        sizes=sizes,
+        bits=bitmaps(keys, text, len(sizes)),
     )
 
 

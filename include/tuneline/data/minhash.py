@@ -31,6 +31,7 @@ from tuneline.data.shingles import (
     shingle_words,
     words_of,
 )
+from tuneline.data.threads import in_threads
 
 Signatures = NDArray[np.uint32]
 
@@ -260,27 +261,27 @@ def _possible(
 def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hashes]:
     """Length as normalised of every text, and the band keys of the short and the long ones."""
     bands = bands_for(len(texts), threshold)
-    lengths: list[Indices] = []
-    short: list[Hashes] = [np.empty((bands[0], 0), dtype=np.uint64)]
-    long: list[Hashes] = list(short)
-    for batch in batches(texts):
+    none = np.empty((bands[0], 0), dtype=np.uint64)
+
+    def keys_of(batch: slice) -> tuple[Indices, Hashes, Hashes]:
         words = words_of(texts[batch])
-        lengths.append(words.lengths)
-        for fits, shingle, keys in (
-            (words.lengths <= SHORT, chars_of, short),
-            (words.lengths > LONG, grams_of, long),
+        keys = [none, none]
+        for at, (fits, shingle) in enumerate(
+            ((words.lengths <= SHORT, chars_of), (words.lengths > LONG, grams_of))
         ):
             if fits.any():
                 chosen = words
                 if not fits.all():
                     among = np.flatnonzero(fits) + batch.start
                     chosen = words_of([texts[i] for i in among.tolist()])
-                keys.append(band_keys(_by_permutation(shingle(chosen)), bands))
-    return (
-        np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64),
-        np.concatenate(short, axis=1),
-        np.concatenate(long, axis=1),
-    )
+                keys[at] = band_keys(_by_permutation(shingle(chosen)), bands)
+        return words.lengths, keys[0], keys[1]
+
+    # Permutations are drawn once, not by each thread.
+    _permutations()
+    nothing = (np.empty(0, dtype=np.int64), none, none)
+    lengths, short, long = zip(nothing, *in_threads(keys_of, batches(texts)), strict=True)
+    return np.concatenate(lengths), np.concatenate(short, axis=1), np.concatenate(long, axis=1)
 
 
 class Clusters:

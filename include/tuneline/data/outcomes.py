@@ -34,6 +34,7 @@ class Outcome:
     reason: str | None = None
     tokens_equal: bool | None = None
     mask_exact: bool | None = None
+    n_tokens: int = 0
 
     @property
     def code(self) -> str:

@@ -109,6 +109,7 @@ def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
     for outcome, parity in zip(live, found, strict=True):
         outcome.reason = parity.reason
         outcome.tokens_equal, outcome.mask_exact = parity.tokens_equal, parity.mask_exact
+        outcome.n_tokens = parity.tokens
 
 
 def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
@@ -165,6 +166,7 @@ def _write(outcomes: Sequence[Outcome], out: Path, quarantine: Path) -> None:
                 o.source_line,
                 label=o.label,
                 own_holdout=o.own_holdout,
+                n_tokens=o.n_tokens,
                 raw=o.raw,
             )
             for o in outcomes

@@ -56,7 +56,7 @@ class Row:
         label: its class, None without one.
         own_holdout: whether it came from the dataset's own hold-out file.
         split: where it belongs, empty before deduplication.
-        n_tokens: tokens of the rendered row, 0 before the length audit.
+        n_tokens: tokens of the rendered row, 0 where its turns changed since they were counted.
         raw: the source line, only before scrubbing.
         stand_ins: surrogates in its turns.
     """
@@ -291,4 +291,5 @@ def read_raws(path: Path, row_ids: Iterable[str]) -> dict[str, str]:
 
 def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) -> Row:
     """The row with scrubbed turns and without its source line."""
-    return replace(row, messages=messages, stand_ins=stand_ins, raw="")
+    counted = row.n_tokens if messages == row.messages else 0
+    return replace(row, messages=messages, stand_ins=stand_ins, n_tokens=counted, raw="")

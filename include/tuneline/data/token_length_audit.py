@@ -70,11 +70,16 @@ def fit(
 ) -> tuple[list[Row], list[tuple[Row, str]], list[int]]:
     """Count tokens and deal with rows over the limit.
 
+    Rows that schema_validation counted and that nobody changed since are not counted again here;
+    the final audit counts every row.
+
     Returns:
         Rows that fit with their `n_tokens`, rows that leave with the reason, and the token count
         of every row as it came in.
     """
-    lengths = renderer.count(renderer.texts(row.messages for row in rows))
+    uncounted = (row.messages for row in rows if not row.n_tokens)
+    fresh = iter(renderer.count(renderer.texts(uncounted)))
+    lengths = [row.n_tokens or next(fresh) for row in rows]
     kept: list[Row] = []
     left: list[tuple[Row, str]] = []
     for row, length in zip(rows, lengths, strict=True):
