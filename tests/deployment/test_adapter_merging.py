@@ -2,12 +2,16 @@ import json
 import shutil
 
 import pytest
+from tests.deployment.conftest import files_below
+from tests.run_lab import Lab
+from tests.tiny_task import make_tokenizer, task_rows, train
 
 from tuneline.deployment import adapter_merging
 from tuneline.deployment.adapter_merging import decide, logprob_change, same_share
 from tuneline.deployment.gguf_export import export_gguf
 from tuneline.deployment.gguf_lora import export_lora_gguf
 from tuneline.serving.chat_protocol import ChatResult, TokenLogprob, Usage
+from tuneline.training import export_candidate
 
 
 def execute(lab):
@@ -69,8 +73,6 @@ def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_
     (other / "tokenizer.json").write_text(json.dumps(document))
     wrong = export_gguf(other, tmp_path / "other.gguf").path
     lab = exported_lab({"candidate.gguf": wrong})
-    from tests.tiny_task import task_rows
-
     rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
     for row in rows[:5]:
         row["messages"][1]["content"] += " order 1212"
@@ -95,6 +97,82 @@ def test_many_tenants_keep_adapters_apart_and_it_is_said_that_merged_ships(expor
     assert evidence.verdict == "warn"
     assert found["decision"].value == "apart"
     assert broken(evidence) == {"ships_as_decided"}
+
+
+@pytest.fixture(scope="module")
+def dora_adapter(tiny_models, tmp_path_factory):
+    """A weight-decomposed adapter that has learned a little: magnitudes moved as well."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_models.base, dtype=torch.float32)
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", use_dora=True)
+    model = get_peft_model(base, settings)
+    train(model, make_tokenizer(), 200, 60)
+    folder = tmp_path_factory.mktemp("dora")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def dora_lab(exported_lab, dora_adapter):
+    """A run that has trained a DoRA adapter and really exported it."""
+
+    def make(**deployment) -> Lab:
+        engine = {"engine": "tensorrt_llm", **deployment}
+        lab = exported_lab(training={"dora": True}, deployment=engine)
+        lab.leave("train", files_below(dora_adapter, "adapter"))
+        lab.execute("export_candidate", export_candidate.run)
+        return lab
+
+    return make
+
+
+def test_a_dora_adapter_is_merged_and_what_the_engine_can_not_load_is_said(dora_lab):
+    lab = dora_lab()
+    assert not lab.run.store.exists(lab.run.step_key("export_candidate", "adapter.gguf"))
+    evidence, found = execute(lab)
+    assert evidence.verdict == "pass", broken(evidence)
+    assert found["checkpoint_mean_kl"].value < 1e-4
+    assert found["engine_as_transformers"].value == 1.0
+    assert found["adapter_in_engine"].value == "not applicable: llama.cpp loads no DoRA adapter"
+    assert found["apart_tokens_per_s"].value is None
+    assert not {"engine_same_answers", "engine_logprob_change"} & found.keys()
+    assert "llama.cpp loads no DoRA adapter" in evidence.summary
+    reader = lab.context("prepare_review")
+    document = json.loads(reader.input("adapter_merging", "decision.json").read_text())
+    assert document["decision"] == "merge"
+    assert {answer["apart"] for answer in document["answers"]} == {None}
+
+
+def test_a_dora_merge_that_lost_the_magnitudes_is_seen(dora_lab, dora_adapter, tmp_path):
+    """Merged as plain LoRA: the same factors, the magnitudes left out."""
+    from safetensors.torch import load_file, save_file
+
+    plain = shutil.copytree(dora_adapter, tmp_path / "plain")
+    settings = json.loads((plain / "adapter_config.json").read_text())
+    (plain / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": False}))
+    weights = load_file(plain / "adapter_model.safetensors")
+    kept = {name: w for name, w in weights.items() if "magnitude" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, plain / "adapter_model.safetensors")
+    lab = dora_lab()
+    lab.leave("train", files_below(plain, "adapter"))
+    lab.execute("export_candidate", export_candidate.run)
+    lab.leave("train", files_below(dora_adapter, "adapter"))
+    evidence, _ = execute(lab)
+    assert evidence.verdict == "fail"
+    assert "checkpoint_mean_kl" in broken(evidence)
+
+
+def test_dora_adapters_for_many_tenants_stay_apart_without_a_speed(dora_lab):
+    evidence, found = execute(dora_lab(multi_tenant=True))
+    assert evidence.verdict == "warn"
+    assert found["decision"].value == "apart"
+    assert "apart not measurable" in evidence.summary
 
 
 def test_the_reason_names_both_speeds():
