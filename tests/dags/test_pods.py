@@ -45,6 +45,18 @@ def test_a_step_that_resumes_gets_more_tries():
     assert train.retries > lora.retries == 2
 
 
+def test_a_step_that_resumes_has_time_to_leave_a_checkpoint():
+    train, lora = helper_pod("train", "train"), item_pod("lora_selection")
+    assert request(train).spec.termination_grace_period_seconds == 120
+    assert request(lora).spec.termination_grace_period_seconds == 30
+
+
+def test_tries_are_as_far_apart_as_the_deployment_says(monkeypatch):
+    assert helper_pod("train", "train").retry_delay.total_seconds() == 20
+    monkeypatch.setenv("TUNELINE_RETRY_SECONDS", "1.5")
+    assert helper_pod("train", "train").retry_delay.total_seconds() == 1.5
+
+
 def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
     with_gpus = PodConfig(gpus=2, gpu_image="registry/ml-cuda:1", image="registry/ml:1")
     train, lora = helper_pod("train", "train", gpus=True), item_pod("lora_selection")

@@ -1,0 +1,165 @@
+"""A worker that dies leaves its pod; the next try goes on with that one, also when it has ended."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowException
+from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
+
+from tuneline.config import PodConfig
+from tuneline_airflow.retries import StepRetryPolicy
+from tuneline_airflow.training_job import TrainingPods
+
+# Says when it begins, and goes on for as long as the file is not there.
+SCRIPT = "echo began >> {folder}/log; until [ -e {folder}/end ]; do sleep 0.1; done; {then}"
+
+
+class StateStore:
+    """Airflow's store of a task's state, in a file: it outlives the worker."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, key: str) -> Any:
+        """The value of a key, None when there is none."""
+        return json.loads(self._path.read_text()).get(key) if self._path.exists() else None
+
+    def set(self, key: str, value: Any) -> None:
+        """Set the value of a key."""
+        known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._path.write_text(json.dumps({**known, key: value}))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("lost-workers"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def api(server: Server, monkeypatch: pytest.MonkeyPatch) -> Api:
+    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": NAMESPACE}
+    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
+    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+    return Api(server)
+
+
+def context_of(folder: Path, try_number: int, *, remembers: bool) -> dict[str, Any]:
+    pods = PodConfig(namespace=NAMESPACE, image=IMAGE).model_dump(mode="json")
+    values = {"pods": pods, "deadlines": {}, "return_value": f"file:///x/runs/{folder.name}"}
+    ti = SimpleNamespace(
+        dag_id="pipeline",
+        task_id="train",
+        run_id=folder.name,
+        map_index=-1,
+        try_number=try_number,
+        start_date=datetime.now(UTC),
+        xcom_pull=lambda task_ids, key="return_value": values.get(key),
+        xcom_push=lambda key, value: None,
+    )
+    context = {"ti": ti, "run_id": folder.name, "dag": SimpleNamespace()}
+    # An Airflow before 3.3, or a worker that died before it noted its pod, has labels only.
+    if remembers:
+        context["task_state_store"] = StateStore(folder / "state.json")
+    return context
+
+
+def train(folder: Path, try_number: int, then: str, *, remembers: bool) -> TrainingPods:
+    """Carry the task out as a worker does."""
+    pods = TrainingPods(task_id="train", command=[])
+    # Templates are rendered by then.
+    pods.cmds = ["bash", "-c", SCRIPT.format(folder=folder, then=then)]
+    pods.env_vars = []
+    pods.execute(context_of(folder, try_number, remembers=remembers))
+    return pods
+
+
+def lose_worker(folder: Path, then: str, *, remembers: bool) -> None:
+    """The first try, whose worker is killed while the pod trains."""
+    worker = multiprocessing.get_context("fork").Process(
+        target=train, args=(folder, 1, then), kwargs={"remembers": remembers}
+    )
+    worker.start()
+    wait_for((folder / "log").exists, seconds=60, what="the pod's beginning")
+    if remembers:
+        wait_for((folder / "state.json").exists, what="the note of the pod")
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+
+
+def pods_of(api: Api) -> list[Any]:
+    return api.core.list_namespaced_pod(NAMESPACE).items
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_the_next_worker_finds_the_pod_of_one_that_died(
+    api: Api, tmp_path: Path, capfd: pytest.CaptureFixture[str], remembers: bool
+) -> None:
+    lose_worker(tmp_path, "true", remembers=remembers)
+    [first] = pods_of(api)
+    assert first.status.phase == "Running"
+
+    worker = multiprocessing.get_context("fork").Process(
+        target=train, args=(tmp_path, 2, "true"), kwargs={"remembers": remembers}
+    )
+    worker.start()
+    said = []
+
+    def follows() -> bool:
+        said.append(capfd.readouterr().out)
+        return "Reusing existing pod" in "".join(said)
+
+    wait_for(follows, seconds=60, what="the second try at the pod")
+    [second] = pods_of(api)
+    assert second.metadata.uid == first.metadata.uid
+    (tmp_path / "end").touch()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+    assert (tmp_path / "log").read_text() == "began\n"
+    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_pod_that_has_finished_unwatched_is_not_run_again(
+    api: Api, tmp_path: Path, remembers: bool
+) -> None:
+    lose_worker(tmp_path, "true", remembers=remembers)
+    (tmp_path / "end").touch()
+    wait_for(lambda: pods_of(api)[0].status.phase == "Succeeded", what="the end of the training")
+    train(tmp_path, 2, "true", remembers=remembers)
+    assert (tmp_path / "log").read_text() == "began\n"
+    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
+
+
+def test_a_pod_that_has_failed_unwatched_is_run_again(api: Api, tmp_path: Path) -> None:
+    """What it was that failed, the next one finds out by itself."""
+    lose_worker(tmp_path, "kill -9 $$", remembers=True)
+    (tmp_path / "end").touch()
+    wait_for(lambda: pods_of(api)[0].status.phase == "Failed", what="the end of the pod")
+    train(tmp_path, 2, "true", remembers=True)
+    assert (tmp_path / "log").read_text() == "began\nbegan\n"
+    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
+
+
+def test_a_pod_that_was_watched_to_its_end_is_not_found_again(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "end").touch()
+    with pytest.raises(AirflowException) as caught:
+        train(tmp_path, 1, "kill -9 $$", remembers=True)
+    assert StepRetryPolicy().evaluate(caught.value, 1, 8).action == RetryAction.DEFAULT
+    train(tmp_path, 2, "true", remembers=True)
+    assert (tmp_path / "log").read_text() == "began\nbegan\n"
