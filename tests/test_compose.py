@@ -98,7 +98,15 @@ def test_the_files_it_mounts_and_builds_from_exist(resolved):
         ("boto3", "requirements.txt"),
         *(
             (name, "requirements/ml.txt")
-            for name in ("transformers", "peft", "trl", "bitsandbytes", "datasketch", "mlflow", "wandb")
+            for name in (
+                "transformers",
+                "peft",
+                "trl",
+                "bitsandbytes",
+                "datasketch",
+                "mlflow",
+                "wandb",
+            )
         ),
         ("tensorrt-llm", "requirements/tensorrt-llm.txt"),
     ],

@@ -1,7 +1,11 @@
 """Pods that don't start or are killed, on a real server: what the task's log and error say."""
 
 import json
+import os
+import shlex
+import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +18,8 @@ from tuneline.run import Run
 from tuneline.training.out_of_memory import MemoryNotes
 from tuneline_airflow.pods import StepPod
 from tuneline_airflow.retries import StepRetryPolicy
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,34 @@ def test_training_that_is_killed_with_the_smallest_micro_batch_is_not_tried_agai
     error, decision = failure(step("train", EAT), context_of(run, "train", memory="100Mi"))
     assert decision.action == RetryAction.FAIL
     assert "there is no smaller one: set training.gradient_checkpointing: true" in error
+
+
+@pytest.mark.stack
+def test_real_training_goes_on_with_a_smaller_micro_batch(connected, tmp_path):
+    """The pod's limit is real; the kill comes in the middle, the next try resumes and ends."""
+    script = Path(__file__).with_name("greedy_training.py")
+    python = [str(ROOT / ".venv-ml" / "bin" / "python"), str(script)]
+    made = subprocess.run(
+        [*python, "prepare", str(tmp_path / "lab")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    run = Run.open(made.stdout.split()[-1])
+    train = shlex.join([*python, "train", run.uri])
+    context = context_of(run, "train", memory="2Gi")
+    error, decision = failure(step("train", train), context)
+    assert decision.action == RetryAction.RETRY, error
+    assert "train ran out of memory with a micro-batch of 4, the pod's limit of 2Gi" in error
+    context["ti"].try_number = 2
+    step("train", train).execute(context)
+    document = json.loads(run.store.get_bytes(run.step_key("train", "run.json")))
+    assert document["steps"] == document["steps_planned"] == 9
+    assert document["resumed_from"] == 3
+    resources = document["resources"]
+    assert (resources["micro_batch"], resources["accumulation"]) == (2, 4)
+    assert [f["how"] for f in resources["out_of_memory"]] == ["OOMKilled"]
 
 
 def test_another_step_that_is_killed_for_memory_names_the_setting(connected, run):

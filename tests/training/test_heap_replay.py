@@ -6,9 +6,7 @@ MIB = 1 << 20
 
 
 def one_after_the_other(count, size):
-    for name in range(count):
-        yield name, size
-        yield name, -1
+    return [event for name in range(count) for event in ((name, size), (name, -1))]
 
 
 def test_a_freed_block_is_used_again():

@@ -55,6 +55,7 @@ def test_living_storages_of_the_prediction_are_those_of_the_real_step(tiny_base,
     import torch
 
     from tuneline.training.base_weights import attach_lora, load_base
+    from tuneline.training.lora_products import fuse_lora
     from tuneline.training.step_allocations import StorageTrace
     from tuneline.training.token_loss import add_labelled_head, weighted_sum
     from tuneline.training.training_rows import as_batch
@@ -63,6 +64,7 @@ def test_living_storages_of_the_prediction_are_those_of_the_real_step(tiny_base,
     base = load_base(tiny_base, "cpu", precision="fp32")
     tuned = attach_lora(base, LORA).train()
     add_labelled_head(tuned.get_base_model())
+    fuse_lora(tuned)
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         tuned.enable_input_require_grads()

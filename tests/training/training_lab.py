@@ -122,7 +122,7 @@ class TrainingLab(Lab):
 
         self.execute("lora_selection", lora_selection.run)
 
-    def leave_plan(self, micro_batch: int = 4) -> None:
+    def leave_plan(self, micro_batch: int = 4, **changes: Any) -> None:
         """Leave a plan without the probe's process."""
         config, world = self.run.config.training, self.run.config.world_size
         plan = {
@@ -135,6 +135,7 @@ class TrainingLab(Lab):
             "device": "cpu",
             "precision": "bf16" if config.qlora else "fp32",
             "estimate": ESTIMATE,
+            **changes,
         }
         passed = [measure("effective_batch", 8, "rows", "==", 8)]
         self.leave("gradient_accumulation", {"plan.json": json.dumps(plan)}, passed)

@@ -96,6 +96,7 @@ def predict(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from tuneline.training.lora_products import fuse_lora
     from tuneline.training.step_allocations import (
         StorageTrace,
         give_fake_storage,
@@ -119,6 +120,8 @@ def predict(
         give_fake_storage(tuned)
         if qlora:
             stand_in_for_4bit(model)
+        elif device == "cpu":
+            fuse_lora(tuned)
     batches = [_Laid.of(model, group, device) for group in (rows, validation) if group]
     with fake:
         own = [*tuned.parameters(), *tuned.buffers()]

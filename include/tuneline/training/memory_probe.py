@@ -117,6 +117,40 @@ def longest_rows(rows: Sequence[Any], count: int) -> list[Any]:
     return (ordered + [ordered[0]] * count)[:count]
 
 
+def predict_sizes(
+    setup: Setup,
+    sizes: Sequence[int],
+    rows: Sequence[Any],
+    validation: Sequence[Any],
+    *,
+    runtime: int,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """What the memory model says of each size, up to the first that should fit.
+
+    Args:
+        setup: what is trained.
+        sizes: micro-batches, largest first.
+        rows: of the dataset.
+        validation: the largest validation batch.
+        runtime: bytes that the process holds before training.
+        limit: bytes.
+    """
+    from tuneline.training.memory import largest_shape
+
+    lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
+    tried: list[dict[str, Any]] = []
+    for size in sizes:
+        parts = setup.predict(longest_rows(rows, size), validation)
+        total = parts.total + runtime
+        predicted = {"parts": asdict(parts), "runtime": runtime, "total": total}
+        shape = asdict(largest_shape(lengths, targets, size))
+        tried.append({"micro_batch": size, "shape": shape, "predicted": predicted})
+        if total <= limit:
+            break
+    return tried
+
+
 def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     """Predict micro-batches, largest first, and measure the first that should fit.
 
@@ -140,7 +174,6 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     from tuneline.run import Run
     from tuneline.training.accumulation_check import compare, pick_rows
     from tuneline.training.base_weights import LoraSettings
-    from tuneline.training.memory import largest_shape
     from tuneline.training.memory_limit import memory_limit
     from tuneline.training.out_of_memory import MemoryNotes, is_out_of_memory
     from tuneline.training.peak_memory import peak_memory
@@ -164,7 +197,6 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         )
         for split in ("train", "validation")
     )
-    lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
     limit, source = memory_limit(torch, config.memory_limit_gib, spec["pod_memory"])
     if device == "cpu" and spec["processes"] > 1:
         # Each GPU has a memory of its own; the processes of a pod without share the pod's.
@@ -172,7 +204,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         source += f", shared by {spec['processes']} processes"
     runtime = peak_memory(torch, device)
     widest = longest_rows(validation, min(EVAL_BATCH, len(validation)))
-    tried: list[dict[str, Any]] = []
+    tried = predict_sizes(setup, spec["sizes"], rows, widest, runtime=runtime, limit=limit)
     answer = {
         "device": device,
         "precision": setup.precision,
@@ -180,14 +212,6 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         "limit_source": source,
         "tried": tried,
     }
-    for size in spec["sizes"]:
-        parts = setup.predict(longest_rows(rows, size), widest)
-        total = parts.total + runtime
-        predicted = {"parts": asdict(parts), "runtime": runtime, "total": total}
-        shape = asdict(largest_shape(lengths, targets, size))
-        tried.append({"micro_batch": size, "shape": shape, "predicted": predicted})
-        if total <= limit:
-            break
     size = tried[-1]["micro_batch"]
     result.write_text(json.dumps(answer))
     MemoryNotes(Run.open(spec["run"])).trying("gradient_accumulation", size)

@@ -58,7 +58,7 @@ def load_sharded_base(path: Path, device: str, group: ProcessGroup) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
