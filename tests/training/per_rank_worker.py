@@ -1,0 +1,34 @@
+"""A training process with a planted fault: the loss is a mean of the processes' means.
+
+    python per_rank_worker.py RUN_URI SCRATCH     starts two of them
+
+Each process divides by its own tokens, so that a token beside short rows counts for more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tuneline.training import train_worker
+from tuneline.training.launch_processes import Node, launch
+from tuneline.training.token_loss import target_weight
+
+
+def plant() -> None:
+    from tuneline.training.trainer import LabelledTokenTrainer
+
+    def own_tokens(self: Any, batch_samples: list[Any], device: Any) -> Any:
+        return target_weight(batch_samples).to(device) * self.args.world_size
+
+    LabelledTokenTrainer._get_num_items_in_batch = own_tokens
+
+
+if __name__ == "__main__":
+    uri, folder = sys.argv[1], Path(sys.argv[2])
+    if "RANK" in os.environ:
+        plant()
+        sys.exit(train_worker.main(uri, folder))
+    launch(Node(0, 1, 2, "127.0.0.1:0"), uri, folder, threads=1, worker=[__file__])

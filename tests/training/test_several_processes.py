@@ -1,0 +1,194 @@
+"""Several processes train as one does: the same losses, the same adapter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tuneline.config import TrainingConfig, build_config
+from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.training import train
+from tuneline.training.launch_processes import Node, _reason, must_launch
+from tuneline.training.process_group import ALONE, ProcessGroup, lost_processes_are_retryable
+from tuneline.training.sharding import shards_base
+from tuneline.training.train import read_history
+from tuneline.training.train_worker import last_words
+
+# Sums in another order, over a few steps of Adam.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_base):
+    """The run of one process that the others are held against."""
+    from tests.training.training_lab import TrainingLab
+
+    lab = TrainingLab(tmp_path_factory.mktemp("alone"), tiny_base, {"training": {"epochs": 1}})
+    lab.leave_lora()
+    lab.leave_plan(micro_batch=2)
+    lab.execute("train", train.run)
+    return lab
+
+
+def run_two(lab, *command: str, **settings):
+    run = lab(epochs=1, processes=2, **settings)
+    run.leave_lora()
+    run.leave_plan(micro_batch=2)
+    arguments = command or ("-m", "tuneline.cli", "run", "train", "--run")
+    scratch = [str(run.root / "scratch")] if command else []
+    done = subprocess.run(
+        [sys.executable, *arguments, run.run.uri, *scratch],
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+def validation_losses(run) -> list[float]:
+    return [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
+
+
+def adapter(run):
+    return load_file(run.artifact("train", "adapter/adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_train_like_one(lab, alone, sharding):
+    run = run_two(lab, sharding=sharding)
+    noted = run.document("train", "run.json")
+    assert (noted["world_size"], noted["nodes"], noted["backend"]) == (2, 1, "gloo")
+    assert noted["sharding"] == sharding
+    assert validation_losses(run) == pytest.approx(validation_losses(alone), abs=TOLERANCE)
+    ours, theirs = (read_history(r.artifact("train", "history.jsonl")) for r in (run, alone))
+    for name in ("loss", "task_loss", "grad_norm", "tokens"):
+        assert [e[name] for e in ours if name in e] == pytest.approx(
+            [e[name] for e in theirs if name in e], abs=TOLERANCE
+        )
+    weights, expected = adapter(run), adapter(alone)
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(weights[name], weight, atol=TOLERANCE), name
+    measured = {m.name: m.value for m in run.run.entry("train").measurements}
+    assert (measured["world_size"], measured["nodes"]) == (2, 1)
+
+
+def test_a_mean_of_the_processes_means_is_seen(lab, alone):
+    run = run_two(lab, str(Path(__file__).with_name("per_rank_worker.py")))
+    pairs = zip(validation_losses(run), validation_losses(alone), strict=True)
+    assert max(abs(ours - theirs) for ours, theirs in pairs) > 10 * TOLERANCE
+
+
+def test_a_node_knows_its_place_or_says_what_is_missing():
+    alone = build_config({"data": {"source": "x"}, "training": {"processes": 2}})
+    assert Node.of(alone, {}) == Node(0, 1, 2, "127.0.0.1:0")
+    two = build_config({"data": {"source": "x"}, "pods": {"nodes": 2, "gpus": 4}})
+    told = {"JOB_COMPLETION_INDEX": "1", "TUNELINE_RENDEZVOUS": "job-0.service:29400"}
+    assert Node.of(two, told) == Node(1, 2, 4, "job-0.service:29400")
+    for wrong in (
+        {},
+        {**told, "JOB_COMPLETION_INDEX": "2"},
+        {**told, "TUNELINE_RENDEZVOUS": "job"},
+    ):
+        with pytest.raises(UserError, match=r"pods\.nodes is 2: start this command on each node"):
+            Node.of(two, wrong)
+    assert must_launch(two, {})
+    assert not must_launch(two, {"RANK": "0"})
+    assert not must_launch(build_config({"data": {"source": "x"}}), {})
+
+
+def test_every_item_is_shared_out_once_and_all_compute_equally_often():
+    for count in range(1, 8):
+        shares = [ProcessGroup(rank, 3).share(range(count)) for rank in range(3)]
+        assert len({len(share) for share in shares}) == 1
+        counted = [item for share in shares for item, counts in share if counts]
+        assert sorted(counted) == list(range(count))
+    assert ALONE.share("ab") == [("a", True), ("b", True)]
+
+
+def test_one_process_agrees_with_itself():
+    assert ALONE.sum([1.5, 2.0]) == [1.5, 2.0]
+    assert ALONE.follow([True, False]) == [True, False]
+    assert ALONE.agree("anything", 3) == 3
+    assert ALONE.largest(5) == 5
+
+
+def test_processes_that_differ_are_told(monkeypatch):
+    monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: [6, None])
+    with pytest.raises(RetryableError, match="process 0: 6, process 1: None"):
+        ProcessGroup(0, 2).agree("the checkpoint that they found", 6)
+
+
+def test_a_lost_connection_is_retryable_and_other_errors_are_not():
+    with pytest.raises(RetryableError, match="training resumes"), lost_processes_are_retryable():
+        raise RuntimeError("[pair.cc:537] Read error [127.0.0.1]:9: Connection reset by peer.")
+    with pytest.raises(RuntimeError, match="shapes"), lost_processes_are_retryable():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def ended(words: Path, **ends):
+    """What torchrun tells of processes: exit codes by rank, with the last words of some."""
+    words.mkdir(exist_ok=True)
+    failures = {}
+    for name, (code, message) in ends.items():
+        rank = int(name.removeprefix("rank"))
+        if message:
+            last_words(words, rank).write_text(message)
+        failures[rank] = SimpleNamespace(exitcode=code, local_rank=rank)
+    return _reason(SimpleNamespace(failures=failures), words, words)
+
+
+def test_the_process_that_failed_by_itself_is_named(tmp_path):
+    lost = (75, "retryable: lost process 1")
+    error = ended(tmp_path / "a", rank0=lost, rank1=(-signal.SIGKILL, ""))
+    assert isinstance(error, RetryableError)
+    assert "process 1 was killed by signal 9" in str(error)
+    error = ended(tmp_path / "b", rank0=lost, rank1=(2, "user_error: no such base"))
+    assert isinstance(error, UserError)
+    assert str(error) == "no such base"
+    error = ended(tmp_path / "c", rank0=(-signal.SIGTERM, ""), rank1=(1, ""))
+    assert type(error) is TunelineError
+    assert "process 1 failed: it ended with exit code 1" in str(error)
+    error = ended(tmp_path / "d", rank0=lost, rank1=(-signal.SIGTERM, ""))
+    assert str(error) == "lost process 1"
+
+
+def test_a_base_is_sharded_when_asked_or_when_it_would_fill_a_gpu(tiny_base):
+    two = ProcessGroup(0, 2)
+
+    def shards(group=two, gpu_bytes=None, **settings):
+        return shards_base(TrainingConfig(**settings), tiny_base, group, gpu_bytes)
+
+    assert shards(sharding="fsdp")
+    assert not shards(ALONE, sharding="fsdp")
+    assert not shards()
+    assert not shards(gpu_bytes=80 << 30)
+    assert shards(gpu_bytes=100_000)
+    assert not shards(gpu_bytes=100_000, sharding="none")
+    assert not shards(gpu_bytes=100_000, qlora=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs (NCCL)")
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_gpus_train_like_one(lab, sharding):
+    one = lab(name="one", epochs=1)
+    two = lab(name="two", epochs=1, processes=2, sharding=sharding)
+    for run in (one, two):
+        run.leave_lora()
+        run.leave_plan(micro_batch=2, device="cuda", precision="bf16")
+    one.execute("train", train.run)
+    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", two.run.uri]
+    subprocess.run(command, check=True)
+    assert two.document("train", "run.json")["backend"] == "nccl"
+    assert validation_losses(two) == pytest.approx(validation_losses(one), rel=0.02)
