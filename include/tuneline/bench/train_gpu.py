@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.bench.contest import Contest, System, score_results
+from tuneline.bench.machine import usable_cores
 from tuneline.bench.options import Options
 from tuneline.bench.random_llama import LLAMA_8B, lora_flops, write_random_llama
 from tuneline.bench.report import NotMeasured, Result, ratio, summarise
@@ -107,7 +108,7 @@ def gpu_job(
         "rows": write_rows(folder / "gpu-rows.jsonl", rows),
         "validation": "",
         "row": row,
-        "threads": 8,
+        "threads": len(usable_cores()),
         "device": device,
         "precision": "bf16",
         "checkpointing": True,

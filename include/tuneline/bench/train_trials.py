@@ -121,7 +121,10 @@ def watched(job: Job) -> Trial:
         training.train(window)
 
     def score(_: None) -> dict[str, float]:
-        return {**_speeds(window, tokens), "tracker_wait": training.waited / window.seconds}
+        speeds = _speeds(window, tokens)
+        # The processor's seconds hold the validation pass too.
+        del speeds["tokens_per_cpu_s"]
+        return {**speeds, "tracker_wait": training.waited / window.seconds}
 
     return Trial(own_version(), batches, work, score, warm_up=False)
 
