@@ -77,4 +77,10 @@ class Validation:
 
     def losses_of_adapter(self, folder: Path, *, qlora: bool) -> RowLosses:
         """Loss of every row with an adapter on a freshly loaded base."""
-        return self.losses(load_adapter(self.load(qlora=qlora), folder))
+        model = load_adapter(self.load(qlora=qlora), folder)
+        if self.device == "cpu":
+            from tuneline.training.lora_products import fuse_lora
+
+            # As the trainer does: in bf16 another order of roundings is another loss.
+            fuse_lora(model)
+        return self.losses(model)
