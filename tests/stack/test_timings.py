@@ -64,6 +64,24 @@ def test_time_is_split_into_work_pods_waiting_and_checks(run, tmp_path):
     )
 
 
+def test_the_pods_of_a_sweep_work_too(run):
+    """A trial is no item and no helper; its time is not Airflow's."""
+    key = run.key("work", "sweep", "runs", "r8", "trial.json")
+    run.store.put_bytes(key, json.dumps({"r": 8, "seconds": 25.5}).encode())
+    tasks = [
+        {**task("sweep", 0, 30), "map_index": 0, "rendered_map_index": "r = 8"},
+        # It broke before it left a result.
+        {**task("sweep", 30, 32, state="failed"), "map_index": 1, "rendered_map_index": "r = 16"},
+    ]
+    document = timings.breakdown(tasks, run, setup=0, start=0)
+    assert [row["map_index"] for row in document["tasks"]] == [0, 1]
+    assert document["work_seconds"] == 25.5
+    assert document["pod_seconds"] == 4.5
+    assert document["worker_task_seconds"] == 2
+    without = timings.breakdown(tasks[:1], None, setup=0, start=0)
+    assert without["work_seconds"] == 0
+
+
 def test_a_run_that_never_began_has_no_share():
     document = timings.breakdown([], None, setup=0, start=0)
     assert document["overhead_share"] is None

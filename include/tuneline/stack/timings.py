@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 from tuneline.errors import TunelineError
 from tuneline.items import ITEMS
 from tuneline.run import HELPERS, Run
+from tuneline.store import NotThere
 
 SCHEMA = "tuneline/timings/1"
 
 _STEPS = {item.id for item in ITEMS} | set(HELPERS)
+# How the DAG names the pods of its sweep.
+_SWEEP, _RANK = "sweep", re.compile(r"r = (\d+)")
 
 
 def breakdown(
@@ -85,9 +89,10 @@ def _row(task: dict[str, Any], run: Run | None) -> dict[str, Any]:
     start, end = _time(task["start_date"]), _time(task["end_date"])
     ready = task.get("scheduled_when") or task.get("queued_when") or task["start_date"]
     seconds = (end - start).total_seconds()
-    work = _work(task["task_id"], run)
+    work = _trial(task, run) if task["task_id"] == _SWEEP else _work(task["task_id"], run)
     return {
         "task": task["task_id"],
+        "map_index": task.get("map_index", -1),
         "state": task["state"],
         "try_number": task["try_number"],
         "start": task["start_date"],
@@ -106,6 +111,18 @@ def _work(task_id: str, run: Run | None) -> float | None:
     try:
         return run.entry(task_id).seconds
     except TunelineError:
+        return None
+
+
+def _trial(task: dict[str, Any], run: Run | None) -> float | None:
+    """Seconds that the trial of a rank says it worked; None where it left no result."""
+    rank = _RANK.fullmatch(task.get("rendered_map_index") or "")
+    if run is None or rank is None:
+        return None
+    key = run.key("work", "sweep", "runs", f"r{rank.group(1)}", "trial.json")
+    try:
+        return float(json.loads(run.store.get_bytes(key))["seconds"])
+    except NotThere:
         return None
 
 
