@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.bench.input_rows import write_lines
 from tuneline.bench.trial import read_lines
+from tuneline.config import TargetFormat
 from tuneline.data.sample_text import Draw, Writer
 from tuneline.data.tables import TRAIN, VALIDATION, Message, Row, write_dataset
 
 if TYPE_CHECKING:
     from tuneline.training.training_rows import EncodedRow
 
-TARGET = "tokenizer"
+TARGET: TargetFormat = "tokenizer"
 # No row is over it.
 LIMIT = 1 << 16
 
