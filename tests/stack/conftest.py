@@ -25,6 +25,8 @@ class Commands:
         self.env = {
             **os.environ,
             "TUNELINE_HOME": str(home),
+            # What is killed on purpose need not wait for its next try.
+            "TUNELINE_RETRY_SECONDS": "1",
             **{name: str(pick_free()) for name in PORTS},
         }
         for name in ELSEWHERE:
