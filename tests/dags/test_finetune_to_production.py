@@ -196,7 +196,7 @@ def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
         assert pod.do_xcom_push is False
         assert pod.log_pod_spec_on_failure is False
         assert pod.on_finish_action.value == "delete_pod"
-        assert pod.retries == 2
+        assert pod.retries == (8 if step == "train" else 2)
         assert pod.pool == ("gpu" if pod.uses_gpus else "default_pool")
         assert pod.random_name_suffix is False
 
