@@ -44,9 +44,13 @@ class Commands:
         )
 
     def begin(self, *arguments):
-        """Start a command and leave it running; it is alone in its process group."""
+        """Start a command and leave it running; it is alone in its process group.
+
+        It hears Ctrl-C even where the tests run in the background of a script, whose shell
+        has them ignore it.
+        """
         return subprocess.Popen(
-            [*STACK, *arguments],
+            ["env", "--default-signal=INT", *STACK, *arguments],
             cwd=ROOT,
             env=self.env,
             stdout=subprocess.PIPE,
