@@ -33,6 +33,12 @@ class RetryableError(TunelineError):
     exit_code = EXIT_RETRY
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error, which is what a person can use; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def disk_full(error: OSError) -> RetryableError | None:
     """An error's sentence when the disk is the reason; None when it is something else.
 

@@ -6,13 +6,13 @@ Needs Python's own library only, since it also runs in the environment of the pe
 from __future__ import annotations
 
 import json
-import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tuneline.training.peak_memory import resident_peak
 
 # Items that are worked on before the clock runs: what a library does on first use is not timed.
 WARM_UP = 20
@@ -67,25 +67,10 @@ def conduct(trial: Trial) -> Sample:
     started, cpu_started = time.perf_counter(), time.process_time()
     output = trial.work(trial.items)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-    peak = peak_mib()
+    peak = resident_peak() / (1 << 20)
     return Sample(
         trial.version, len(trial.items), seconds, cpu, round(peak, 1), trial.score(output)
     )
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far, MiB.
-
-    `ru_maxrss` on Linux also counts what the process was before `exec`, that is its parent; the
-    kernel's own mark for this program does not.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    scale = 1 << 20 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def read_lines(path: str) -> list[Any]:

@@ -30,7 +30,7 @@ from tuneline.data.byte_streams import (
 )
 from tuneline.data.csv_mapping import apply_mapping, check_columns
 from tuneline.data.source_files import CSV_ENDINGS, ENDINGS, JSONL_ENDINGS, ending_of
-from tuneline.errors import UserError
+from tuneline.errors import UserError, first_line
 
 # Enough to tell text from what a program wrote for itself.
 _HEAD_BYTES = 8192
@@ -406,8 +406,9 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
+        reason = first_line(error).rstrip(".")
         raise UserError(
-            f"{name} can't be read as Parquet: {_first_line(error)}; write the file again"
+            f"{name} can't be read as Parquet: {reason}; write the file again"
         ) from None
     if file.metadata.num_rows == 0:
         raise NothingInside(f"{name} has no rows; there is nothing to train on")
@@ -421,15 +422,12 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
                     number = record.source_line
                     yield record
         except (pa.ArrowException, OSError) as error:
-            fault = f"{BROKEN_FILE}: its row group {group} is damaged ({_first_line(error)})"
+            reason = first_line(error).rstrip(".")
+            fault = f"{BROKEN_FILE}: its row group {group} is damaged ({reason})"
         # Rows of a damaged group are told one by one: the file says how many there are.
         while number < last:
             number += 1
             yield RawRecord(number, "", None, fault)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _parquet_records(number: int, batch: Any) -> Iterator[RawRecord]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneline.errors import RetryableError, UserError
+from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
 from tuneline.models.cache import Log, cached_model
 
@@ -115,9 +115,9 @@ def call_hub(subject: str, action: Callable[[], T]) -> T:
             f"{subject}: the hub knows no such repository, or HF_TOKEN may not read it"
         ) from None
     except HFValidationError as error:
-        raise UserError(f"{subject}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{subject}: {first_line(error)}") from None
     except unavailable as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RetryableError(
             f"{subject}: the hub can't be reached or failed ({reason}); "
             "offline, give a directory or s3:// instead"

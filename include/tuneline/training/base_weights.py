@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneline.errors import UserError
+from tuneline.errors import UserError, first_line
 from tuneline.training.compute import Precision
 
 
@@ -82,7 +82,7 @@ def _load(path: Path, **options: Any) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the base model in {path} can't be loaded: {reason}") from None
     model.config.use_cache = False
     return model
@@ -116,7 +116,7 @@ def shape_model(path: Path, precision: Precision = "fp32") -> Any:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the base model in {path} can't be built: {reason}") from None
     model.config.use_cache = False
     if precision == "bf16":
@@ -164,7 +164,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the adapter can't be put on the base model: {reason}") from None
 
 

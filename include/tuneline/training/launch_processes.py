@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config import PipelineConfig
-from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.errors import RetryableError, TunelineError, UserError, first_line
 from tuneline.training.train_worker import last_words
 
 INDEX = "JOB_COMPLETION_INDEX"
@@ -136,7 +136,7 @@ def launch(
     except torch.distributed.DistStoreError as error:
         raise RetryableError(
             f"node {node.index} of {node.nodes} did not meet the others at {node.rendezvous} "
-            f"within {_MEETING_SECONDS // 60} minutes ({str(error).splitlines()[0][:200]})"
+            f"within {_MEETING_SECONDS // 60} minutes ({first_line(error)[:200]})"
         ) from None
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config import TrainingConfig
+from tuneline.errors import first_line
 from tuneline.training.compute import Precision
 
 # Micro-batches that are timed, after the first, which is slow: its memory is new.
@@ -228,7 +229,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        tried[-1]["out_of_memory"] = (str(error).splitlines() or [type(error).__name__])[0]
+        tried[-1]["out_of_memory"] = first_line(error)
         return answer
     measured = peak_memory(torch, device)
     comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuneline.errors import RetryableError, UserError
+from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.run import Run
 from tuneline.store import NotThere
 from tuneline.training.micro_batches import micro_batches
@@ -153,7 +153,7 @@ def noticed(run: Run, step: str, plan: Mapping[str, Any]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         notes.add(Failure(step, micro_batch, said))
         retry, sentence = _sentence(step, micro_batch, plan, "")
         raise (RetryableError if retry else UserError)(sentence) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from tuneline.errors import RetryableError
+from tuneline.errors import RetryableError, first_line
 
 T = TypeVar("T")
 
@@ -161,7 +161,7 @@ def lost_processes_are_retryable() -> Iterator[None]:
             rank = os.environ.get("RANK", "0")
             raise RetryableError(
                 f"training process {rank} lost the connection to another one, which ended or "
-                f"can't be reached ({str(error).splitlines()[0][:200]}); training resumes from the "
+                f"can't be reached ({first_line(error)[:200]}); training resumes from the "
                 "last checkpoint"
             ) from error
         raise

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config import TrainingConfig
-from tuneline.errors import UserError
+from tuneline.errors import UserError, first_line
 from tuneline.training.base_weights import shape_model
 from tuneline.training.process_group import ProcessGroup
 
@@ -68,7 +68,7 @@ def load_sharded_base(path: Path, device: str, group: ProcessGroup) -> Any:
             distributed_config=DistributedConfig(fsdp_size=group.world_size),
         )
     except (OSError, ValueError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"the base model in {path} can't be sharded: {reason}") from None
     model.config.use_cache = False
     return model

@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.training.tracking.description import Description, without_password
-from tuneline.training.tracking.sender import Sender, first_line
+from tuneline.training.tracking.sender import Sender, short_reason
 from tuneline.training.tracking.tracked_run import TrackedRun
 
 # A resumed training finds its run again by this tag.
@@ -90,7 +90,7 @@ def open_mlflow(
     try:
         return _open(description, log, run_id)
     except Exception as error:  # whatever breaks, training goes on
-        reason = first_line(error)
+        reason = short_reason(error)
         log(f"MLflow can't be reached ({reason}); training goes on without it")
         return TrackedRun("mlflow", "unreachable", reason=reason, key=description.key), None
 
@@ -206,5 +206,5 @@ class MlflowTracker:
         try:
             self._client.set_terminated(self._tracked.run_id, "FAILED" if failed else "FINISHED")
         except Exception as error:  # its metrics are what counts
-            reason = first_line(error)
+            reason = short_reason(error)
         return replace(self._tracked, missed=missed, reason=reason)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from tuneline.errors import first_line
+
 Entry = TypeVar("Entry")
 
 # A curve that is a second late is still live; one request then carries several steps.
@@ -91,7 +93,7 @@ class Sender(Generic[Entry]):
                 self._send(batch)
             except Exception as error:  # whatever breaks, training goes on
                 if not failures:
-                    self._said(f"is lost ({first_line(error)}); training goes on, metrics wait")
+                    self._said(f"is lost ({short_reason(error)}); training goes on, metrics wait")
                 return failures + 1
             with self._lock:
                 del self._waiting[: len(batch)]
@@ -100,7 +102,6 @@ class Sender(Generic[Entry]):
             failures = 0
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error, which is what a person can use."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def short_reason(error: BaseException) -> str:
+    """What a tracker's error says, cut to what fits into a line."""
+    return first_line(error)[:200]

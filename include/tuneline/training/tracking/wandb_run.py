@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.training.tracking.description import Description
-from tuneline.training.tracking.sender import Sender, first_line
+from tuneline.training.tracking.sender import Sender, short_reason
 from tuneline.training.tracking.tracked_run import TrackedRun
 
 # How long an unreachable server may hold training up, at its start and at its end, seconds.
@@ -38,7 +38,7 @@ def open_wandb(
     try:
         run, reason = _open(description, out, log)
     except Exception as error:  # whatever breaks, training goes on
-        reason = first_line(error)
+        reason = short_reason(error)
         log(f"Weights & Biases could not be opened ({reason}); training goes on without it")
         return TrackedRun("wandb", "unreachable", reason=reason, key=description.key), None
     offline = bool(run.settings._offline)  # the one place that knows
@@ -89,7 +89,7 @@ def _open(description: Description, out: Path, log: Callable[[str], None]) -> tu
     try:
         return init("online"), ""
     except wandb.errors.Error as error:
-        reason = first_line(error)
+        reason = short_reason(error)
         log(f"Weights & Biases can't be reached ({reason}); tracking offline")
         # Its process still holds the run's id for the server that did not answer.
         wandb.teardown()
@@ -132,7 +132,7 @@ class WandbTracker:
         try:
             self._run.finish(exit_code=int(failed))
         except Exception as error:  # whatever breaks, training is done
-            reason = first_line(error)
+            reason = short_reason(error)
         for path in (self._out / "wandb").glob("*"):
             # A store has no links.
             if path.is_symlink():
