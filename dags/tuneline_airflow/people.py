@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException
 from tuneline import human_answers
 from tuneline.errors import UserError
 from tuneline.run import Run
-from tuneline_airflow.pods import RUN_URI
+from tuneline_airflow.pods import RUN_URI, run_uri_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -119,7 +119,7 @@ def approve_release() -> RunApproval:
 
 
 def _run(context: Context) -> Run:
-    return Run.open(str(context["ti"].xcom_pull(task_ids="prepare_run")))
+    return Run.open(run_uri_of(context))
 
 
 def _name(event: dict[str, Any]) -> str:

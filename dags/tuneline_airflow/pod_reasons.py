@@ -83,6 +83,11 @@ def exit_code(pod: Any) -> int | None:
     return next((int(ended.exit_code) for ended in _ended(pod)), None)
 
 
+def last_words(pod: Any) -> str:
+    """What the pod's first container that ended left as its termination message."""
+    return next((ended.message or "" for ended in _ended(pod)), "")
+
+
 def memory_limit(pod: Any) -> str:
     """The memory limit of the pod's container, as a quantity."""
     return str(_limits(pod).get("memory", "unknown"))

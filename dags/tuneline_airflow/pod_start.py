@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
 from kubernetes.client.exceptions import ApiException
 
+from tuneline.errors import first_line
 from tuneline_airflow.pod_reasons import pending_reason
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class WatchfulPodManager(PodManager):
                 said, said_at = reason, now
                 self.log.warning("The pod has been pending for %.0f s: %s", now - started, reason)
             await asyncio.sleep(interval)
+
+    def why_not_started(self, pod: Any, error: BaseException) -> str:
+        """Why the pod is pending; where nothing says it, what waiting for it ended with."""
+        return self.why_pending(pod) or first_line(error)
 
     def why_pending(self, pod: Any) -> str | None:
         """Why the pod is pending, as the API server knows it now."""

@@ -89,13 +89,17 @@ class StepPod(KubernetesPodOperator):
         self.not_started = ""
 
     def execute(self, context: Context) -> Any:
-        """Size and name the pod for its run, then run it."""
+        """Size the pod for its run, then run it."""
         ti = context["ti"]
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
         pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods"))
         self.apply(pods, deadlines.get(self.task_id))
-        run_uri = _run_uri(context)
-        self.name = pod_name(run_uri, self.task_id, ti.try_number, ti.map_index)
+        return self.carry_out(context, pods)
+
+    def carry_out(self, context: Context, pods: PodConfig) -> Any:
+        """Name the pod, which is sized by now, and run it to its end."""
+        ti = context["ti"]
+        self.name = pod_name(run_uri_of(context), self.task_id, ti.try_number, ti.map_index)
         return super().execute(context)
 
     @cached_property
@@ -120,7 +124,7 @@ class StepPod(KubernetesPodOperator):
         try:
             super().await_pod_start(pod)
         except AirflowException as error:
-            why = self.pod_manager.why_pending(pod) or str(error).splitlines()[0]
+            why = self.pod_manager.why_not_started(pod, error)
             self.not_started = f"the pod did not start: {why}"
             raise
 
@@ -150,7 +154,7 @@ class StepPod(KubernetesPodOperator):
         if out_of_memory(pod) and context is not None:
             try:
                 again, sentence = after_kill(
-                    _run_uri(context),
+                    run_uri_of(context),
                     self.task_id,
                     limit=memory_limit(pod),
                     pod=pod.metadata.name,
@@ -218,7 +222,8 @@ def _label(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _run_uri(context: Context) -> str:
+def run_uri_of(context: Context) -> str:
+    """The run that `prepare_run` has made for this run of the DAG."""
     return str(context["ti"].xcom_pull(task_ids="prepare_run"))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
 
 # Exit codes of the contract (1 is a failure of the step's own, 2 the user's error).
-_HOPELESS_EXIT_CODES = (1, 2)
+HOPELESS_EXIT_CODES = (1, 2)
 
 
 def retry_delay() -> timedelta:
@@ -56,7 +56,7 @@ class StepRetryPolicy(RetryPolicy):
                 return RetryDecision.retry(reason=sentence)
             return RetryDecision.fail(reason=sentence)
         code = exit_code(getattr(context.get("task"), "remote_pod", None)) if context else None
-        if code in _HOPELESS_EXIT_CODES:
+        if code in HOPELESS_EXIT_CODES:
             return RetryDecision.fail(reason=f"the step ended with exit code {code}; see its log")
         return RetryDecision.default()
 

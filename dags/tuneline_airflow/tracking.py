@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from tuneline.errors import TunelineError
 from tuneline.run import Run
 from tuneline.training.tracking.tracked_run import unsynced
-from tuneline_airflow.pods import StepPod
+from tuneline_airflow.pods import StepPod, run_uri_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -24,7 +24,7 @@ class SyncPod(StepPod):
 
     def execute(self, context: Context) -> Any:
         """Skip, or run the pod."""
-        run_uri = str(context["ti"].xcom_pull(task_ids="prepare_run"))
+        run_uri = run_uri_of(context)
         try:
             waiting = unsynced(Run.open(run_uri))
         except TunelineError as error:

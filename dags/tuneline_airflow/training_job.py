@@ -19,9 +19,10 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from tuneline.config import PodConfig
+from tuneline_airflow.pod_reasons import exit_code, last_words
 from tuneline_airflow.pod_start import WatchfulPodManager
-from tuneline_airflow.pods import StepPod, pod_name
-from tuneline_airflow.retries import REASON
+from tuneline_airflow.pods import StepPod, pod_name, run_uri_of
+from tuneline_airflow.retries import HOPELESS_EXIT_CODES, REASON
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -46,26 +47,21 @@ _BLAME = ("user_error", "killed", "error", "retryable")
 class TrainingPods(StepPod):
     """The pod of a training step, or an Indexed Job of several when the run asks for nodes."""
 
-    def execute(self, context: Context) -> Any:
+    job: TrainingJob | None = None
+
+    def carry_out(self, context: Context, pods: PodConfig) -> Any:
         """Run one pod as any other step's, or several as a Job."""
-        ti = context["ti"]
-        pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods"))
         if pods.nodes == 1:
-            return super().execute(context)
-        deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
-        self.apply(pods, deadlines.get(self.task_id))
-        run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
+            return super().carry_out(context, pods)
         self.job = TrainingJob(
             task_id=self.task_id,
             step=self,
             nodes=pods.nodes,
-            run_uri=run_uri,
-            try_number=ti.try_number,
+            run_uri=run_uri_of(context),
+            try_number=context["ti"].try_number,
         )
         self.job.run_to_its_end(context)
         return None
-
-    job: TrainingJob | None = None
 
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
         """Take the run's configuration; see `StepPod.apply`."""
@@ -74,7 +70,7 @@ class TrainingPods(StepPod):
             # NCCL passes gradients between the GPUs of a node through it; a container gets 64 MiB.
             memory = k8s.V1EmptyDirVolumeSource(medium="Memory")
             self.volumes = [k8s.V1Volume(name="shared-memory", empty_dir=memory)]
-            self.volume_mounts = [k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm")]  # noqa: S108
+            self.volume_mounts = [k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm")]  # noqa: S108 - the pod's own
 
     def on_kill(self) -> None:
         """Take the pods along."""
@@ -210,7 +206,7 @@ class TrainingJob(KubernetesJobOperator):
             except AirflowException as error:
                 if self._has_ended(name, namespace):
                     return
-                why = self.pod_manager.why_pending(pod) or str(error).splitlines()[0]
+                why = self.pod_manager.why_not_started(pod, error)
                 self._delete(name, namespace)
                 raise AirflowException(
                     f"Job {name} failed.\nretryable: training pod {_index(pod)} of {self._nodes} "
@@ -251,16 +247,12 @@ class TrainingJob(KubernetesJobOperator):
         return f"Job {name} failed.\n{kind}: pod {index} of {self._nodes}: {sentence}"
 
     def _step_reason(self, pod: k8s.V1Pod, context: Context) -> tuple[str, str]:
-        ended = next(
-            (c.state.terminated for c in pod.status.container_statuses or [] if c.state.terminated),
-            None,
-        )
-        if found := REASON.search(getattr(ended, "message", None) or ""):
+        if found := REASON.search(last_words(pod)):
             return found.group(1), found.group(2)
         if told := REASON.search(self._step.why_failed(pod, context) or ""):
             return ("killed" if told.group(1) == "retryable" else told.group(1)), told.group(2)
-        code = getattr(ended, "exit_code", None)
-        if code in (1, 2):
+        code = exit_code(pod)
+        if code in HOPELESS_EXIT_CODES:
             return "error", f"it ended with exit code {code}; see its log"
         return "killed", (
             f"it was killed (exit code {code}); training resumes from the last checkpoint"

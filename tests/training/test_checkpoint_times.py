@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tuneline.errors import EXIT_RETRY, RetryableError
 from tuneline.training import train
 from tuneline.training.checkpoint_times import EndWhenTold, SaveInTime
+from tuneline.training.loss_history import read_history
 from tuneline.training.process_group import ALONE
-from tuneline.training.train import read_history
 
 
 def step_end(callback, step=1, steps=10):

@@ -5,8 +5,9 @@ from tests.training.training_lab import value
 
 from tuneline.config import build_config
 from tuneline.evidence import Verdict, conclude
-from tuneline.training import loss_monitoring, train
+from tuneline.training import loss_monitoring
 from tuneline.training.estimate import Speed, Work, advice, compare, estimate, judge, spread_evenly
+from tuneline.training.loss_history import read_history
 from tuneline.training.spending import Spent, StopOnLimit, reached
 
 WORK = Work(steps=100, tokens=360_000, validation_tokens=20_000)
@@ -154,4 +155,4 @@ def test_training_within_its_limits_ends_as_planned(lab):
     assert document["stopped"] is None
     assert document["resources"]["estimate"]["actual_seconds"] > 0
     assert value(record, "actual_over_estimated_time") > 0
-    assert train.read_history(run.artifact("train", "history.jsonl"))
+    assert read_history(run.artifact("train", "history.jsonl"))

@@ -17,9 +17,9 @@ from tuneline.config import TrainingConfig, build_config
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.training import train
 from tuneline.training.launch_processes import Node, _reason, must_launch
+from tuneline.training.loss_history import read_history
 from tuneline.training.process_group import ALONE, ProcessGroup, lost_processes_are_retryable
 from tuneline.training.sharding import shards_base
-from tuneline.training.train import read_history
 from tuneline.training.train_worker import last_words
 
 # Sums in another order, over a few steps of Adam.

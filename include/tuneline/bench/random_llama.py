@@ -31,6 +31,8 @@ LLAMA_8B: dict[str, Any] = {
     },
     "tie_word_embeddings": False,
 }
+# All that LoRA is put on, in any Llama; SmolLM2 is one.
+LINEAR_LAYERS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 # Bytes of a file of weights: what is held in memory at once.
 SHARD_BYTES = 2 << 30
 DEVIATION = 0.02

@@ -18,6 +18,7 @@ from tuneline.bench.contest import Contest, System, score_results
 from tuneline.bench.input_rows import read_conversations
 from tuneline.bench.machine import describe
 from tuneline.bench.options import Options
+from tuneline.bench.random_llama import LINEAR_LAYERS
 from tuneline.bench.report import NotMeasured, Report, Result, ratio, summarise
 from tuneline.bench.train_rows import (
     batches_of,
@@ -58,7 +59,7 @@ UNITS = {
 LORA = {
     "r": 16,
     "alpha": 32,
-    "target_modules": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
+    "target_modules": LINEAR_LAYERS,
     "learning_rate": 8e-4,
 }
 MODULE = "tuneline.bench.train_trials"

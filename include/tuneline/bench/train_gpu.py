@@ -7,23 +7,19 @@ length have: neither side has anything left to pad or to pack.
 from __future__ import annotations
 
 import importlib.util
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneline.bench.contest import Contest, System, score_results
 from tuneline.bench.machine import usable_cores
 from tuneline.bench.options import Options
-from tuneline.bench.random_llama import LLAMA_8B, lora_flops, write_random_llama
+from tuneline.bench.random_llama import LINEAR_LAYERS, LLAMA_8B, lora_flops, write_random_llama
 from tuneline.bench.report import NotMeasured, Result, ratio, summarise
-from tuneline.bench.train_rows import write_rows
+from tuneline.bench.train_rows import random_rows, write_rows
 from tuneline.bench.trial import Job, Trial
-
-if TYPE_CHECKING:
-    from tuneline.training.training_rows import EncodedRow
 
 GIB_IN_MIB = 1024
 ROW, BATCH = 2048, 2
@@ -101,7 +97,7 @@ def gpu_job(
         row: tokens of a row.
         device: "cuda", or "cpu" to try everything but the device.
     """
-    rows = full_rows((WARM_UP + STEPS) * BATCH, row, shape["vocab_size"])
+    rows = random_rows((WARM_UP + STEPS) * BATCH, row, row, range(shape["vocab_size"]), SEED)
     return {
         "base": str(base),
         "scratch": str(folder),
@@ -118,25 +114,9 @@ def gpu_job(
         "seed": SEED,
         "r": 16,
         "alpha": 32,
-        "target_modules": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
+        "target_modules": LINEAR_LAYERS,
         "learning_rate": 2e-4,
     }
-
-
-def full_rows(count: int, length: int, vocabulary: int) -> list[EncodedRow]:
-    """Rows of random tokens, all of one length, all learned."""
-    from tuneline.training.training_rows import EncodedRow
-
-    rng = random.Random(SEED)  # noqa: S311 - a workload, no secret
-    return [
-        EncodedRow(
-            f"row-{number}",
-            tuple(rng.randrange(vocabulary) for _ in range(length)),
-            (True,) * length,
-            1.0,
-        )
-        for number in range(count)
-    ]
 
 
 def trl_settings(row: int, find: Any = importlib.util.find_spec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,6 +84,28 @@ def encode(
     write_dataset(path, rows, [1.0] * len(rows))
     train, held = (encode_split(path, s, tokenizer, TARGET, LIMIT) for s in (TRAIN, VALIDATION))
     return train, held
+
+
+def random_rows(
+    count: int, length: int, learned: int, vocabulary: range, seed: int
+) -> list[EncodedRow]:
+    """Rows of random tokens that share no beginning, all of one shape.
+
+    Args:
+        count: of rows.
+        length: tokens of each.
+        learned: how many of them, at the end, are in the loss.
+        vocabulary: token ids to draw from.
+        seed: of the draw.
+    """
+    from tuneline.training.training_rows import EncodedRow
+
+    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
+    mask = (False,) * (length - learned) + (True,) * learned
+    return [
+        EncodedRow(f"row-{number}", tuple(rng.choice(vocabulary) for _ in range(length)), mask, 1.0)
+        for number in range(count)
+    ]
 
 
 def write_rows(path: Path, rows: Sequence[EncodedRow]) -> str:

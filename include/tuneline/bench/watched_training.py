@@ -14,7 +14,8 @@ from tuneline.training.base_weights import LoraSettings
 from tuneline.training.process_group import ALONE
 from tuneline.training.tracking.description import describe
 from tuneline.training.tracking.session import Tracking, track
-from tuneline.training.train import Inputs, hyperparameters, train
+from tuneline.training.train import train
+from tuneline.training.train_inputs import Inputs, hyperparameters
 from tuneline.training.training_rows import EncodedRow
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tuneline.config import PipelineConfig
@@ -217,11 +217,6 @@ def compare(planned: Mapping[str, Any], seconds: float, tokens: int) -> dict[str
         "cost": round(price_hours * planned["price"], 4),
         "currency": planned["currency"],
     }
-
-
-def as_document(found: Estimate) -> dict[str, Any]:
-    """The estimate as `plan.json` holds it."""
-    return asdict(found)
 
 
 def spread_evenly(sizes: Sequence[int], count: int) -> list[int]:

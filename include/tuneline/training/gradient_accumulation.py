@@ -29,7 +29,6 @@ from tuneline.training.estimate import (
     Speed,
     Work,
     advice,
-    as_document,
     estimate,
 )
 from tuneline.training.estimate import judge as judge_estimate
@@ -293,7 +292,7 @@ def run(ctx: StepContext) -> Evidence:
         measured_peak_bytes=taken.measured,
         predicted_parts=found["predicted"]["parts"],
         tokens_per_second=expected.tokens_per_second / processes,
-        estimate=as_document(expected),
+        estimate=asdict(expected),
     )
     document = {**asdict(plan), "tried": [dict(attempt.found) for attempt in tried]}
     (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))

@@ -21,6 +21,7 @@ from typing import Any
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
+from tuneline.training.loss_history import read_history
 from tuneline.training.loss_rules import (
     OVERFIT_FLOOR_NATS,
     SURE_ERRORS,
@@ -35,7 +36,6 @@ from tuneline.training.loss_rules import (
 )
 from tuneline.training.tracking.judged import tracking_measurements, tracking_told
 from tuneline.training.tracking.tracked_run import runs_of
-from tuneline.training.train import read_history
 
 
 def judge(curve: Curve, limits: LossRulesConfig, run: Mapping[str, Any]) -> list[Measurement]:

@@ -61,7 +61,7 @@ class Setup:
             validation=validation,
         )
 
-    def trainer(self, tokenizer: Any, batches: Sequence[Sequence[Any]], times: Any) -> Any:
+    def trainer(self, tokenizer: Any, batches: Sequence[Sequence[Any]], *callbacks: Any) -> Any:
         """A trainer of the real model whose steps are the given micro-batches."""
         from tuneline.training.base_weights import attach_lora, load_base
         from tuneline.training.token_loss import EVAL_BATCH
@@ -86,30 +86,8 @@ class Setup:
             config=config,
             rows=[row for batch in batches for row in batch],
             validation=[],
-            callbacks=[times],
+            callbacks=callbacks,
         )
-
-
-def step_times() -> Any:
-    """A callback that takes the time of every step; torch is loaded by now."""
-    from transformers import TrainerCallback
-
-    class StepTimes(TrainerCallback):
-        """Seconds of each step."""
-
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-            self._started = 0.0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """See `transformers.TrainerCallback`."""
-            self._started = time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """See `transformers.TrainerCallback`."""
-            self.seconds.append(time.monotonic() - self._started)
-
-    return StepTimes()
 
 
 def longest_rows(rows: Sequence[Any], count: int) -> list[Any]:
@@ -217,9 +195,8 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     result.write_text(json.dumps(answer))
     MemoryNotes(Run.open(spec["run"])).trying("gradient_accumulation", size)
     work, typical = plan_work(rows, validation, tokenizer, spec, micro_batch=size, samples=TIMED)
-    times = step_times()
     try:
-        trainer = setup.trainer(tokenizer, [longest_rows(rows, size), *typical], times)
+        trainer = setup.trainer(tokenizer, [longest_rows(rows, size), *typical])
         startup = time.monotonic() - began
         trainer.train()
         trainer.validation = widest
@@ -238,7 +215,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         "work": asdict(work),
         "speed": {
             "tokens": [sum(len(r.ids) for r in batch) for batch in typical],
-            "seconds": times.seconds[1:],
+            "seconds": trainer.clock.steps[1:],
             "validation_tokens": sum(len(r.ids) for r in trainer.validation),
             "validation_seconds": passed["eval_seconds"],
             "startup_seconds": startup,

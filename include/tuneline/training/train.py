@@ -23,103 +23,26 @@ from typing import Any
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
-from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
+from tuneline.training.base_weights import attach_lora, load_base
 from tuneline.training.compute import device_of, load_torch
 from tuneline.training.launch_processes import Node, launch, must_launch
 from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
+from tuneline.training.loss_history import history_of, plain, write_history
 from tuneline.training.memory import GIB
-from tuneline.training.out_of_memory import MemoryNotes, fitting, noticed
+from tuneline.training.out_of_memory import noticed
 from tuneline.training.peak_memory import peak_memory
 from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
-from tuneline.training.rehearsal import rehearsal_rows
 from tuneline.training.sharding import gpu_memory, load_sharded_base, shards_base
 from tuneline.training.token_loss import EVAL_BATCH
 from tuneline.training.tracking.description import describe
 from tuneline.training.tracking.session import Tracking, track
-from tuneline.training.training_rows import (
-    EncodedRow,
-    encode_split,
-    pad_token,
-    run_order,
-    total_steps,
+from tuneline.training.train_inputs import (
+    Inputs,
+    hyperparameters,
+    ordered_rows,
+    read_inputs,
 )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What training reads.
-
-    Attributes:
-        base: directory of the base model.
-        lora: the adapter's settings.
-        plan: `plan.json` of gradient_accumulation.
-        tokenizer: of the base.
-        train: training rows.
-        validation: validation rows.
-        settings: fingerprint of all of it; a checkpoint of other settings is not resumed.
-    """
-
-    base: Path
-    lora: LoraSettings
-    plan: Mapping[str, Any]
-    tokenizer: Any
-    train: list[EncodedRow]
-    validation: list[EncodedRow]
-    settings: str
-
-
-def read_inputs(ctx: StepContext) -> Inputs:
-    """Fetch and tokenise what training needs.
-
-    Raises:
-        UserError: an earlier step has not been run, or the dataset has no usable rows.
-    """
-    from tuneline.models import load_tokenizer, resolve
-
-    lora_file = ctx.input("lora_selection", "lora.json")
-    plan_file = ctx.input("gradient_accumulation", "plan.json")
-    dataset = ctx.input("distribution_balancing", "dataset.parquet")
-    base = resolve(ctx.config.base_model, log=ctx.log)
-    ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
-    plan = fitting(json.loads(plan_file.read_text()), MemoryNotes(ctx.run).failures())
-    tokenizer = load_tokenizer(base.path)
-    data = ctx.config.data
-    rehearsed = rehearsal_rows(ctx, tokenizer)
-
-    def rows(split: str) -> list[EncodedRow]:
-        return encode_split(dataset, split, tokenizer, data.target_format, data.max_tokens)
-
-    # Not the micro-batch: a try with a smaller one goes on from the same checkpoint.
-    shape = {name: plan[name] for name in ("effective_batch", "world_size")}
-    hashes = {name: ref.sha256 for name, ref in ctx.inputs.items() if "plan.json" not in name}
-    return Inputs(
-        base=base.path,
-        lora=LoraSettings.model_validate_json(lora_file.read_text()),
-        plan=plan,
-        tokenizer=tokenizer,
-        train=[*rows("train"), *rehearsed],
-        validation=rows("validation"),
-        settings=fingerprint(
-            hashes,
-            shape,
-            plan["precision"],
-            plan["device"],
-            base.digest,
-            ctx.config.training.model_dump(mode="json"),
-        ),
-    )
-
-
-def ordered_rows(inputs: Inputs, steps: int, seed: int) -> list[EncodedRow]:
-    """The training rows in the order in which the run sees them."""
-    order = run_order(
-        [len(row.ids) for row in inputs.train],
-        inputs.plan["effective_batch"],
-        steps,
-        seed,
-        [row.rehearsal for row in inputs.train],
-    )
-    return [inputs.train[i] for i in order]
+from tuneline.training.training_rows import pad_token, total_steps
 
 
 @dataclass(frozen=True)
@@ -251,16 +174,17 @@ def train(
     trip = watcher.trip or resources.limit.trip
     tokens = max((int(e["tokens"]) for e in history if "tokens" in e), default=0)
     here = tokens - (trainer.tokens_through(resumed) if resumed else 0)
+    training_seconds = sum(trainer.clock.steps)
     return Outcome(
         steps=done,
         steps_planned=steps,
         resumed_from=resumed,
-        stopped=_plain(asdict(trip)) if trip else None,
+        stopped=plain(asdict(trip)) if trip else None,
         seconds=max((float(e["seconds"]) for e in history), default=0.0),
-        training_seconds=round(trainer.clock.total, 2),
+        training_seconds=round(training_seconds, 2),
         saving_seconds=round(saver.seconds, 2),
         tokens=tokens,
-        tokens_per_second=round(here / trainer.clock.total, 1) if trainer.clock.total else 0.0,
+        tokens_per_second=round(here / training_seconds, 1) if training_seconds else 0.0,
         peak_memory_bytes=peak,
         epochs_seen=round(done * plan["effective_batch"] / len(inputs.train), 3),
         precision=plan["precision"],
@@ -273,37 +197,6 @@ def train(
         sharding="fsdp" if sharded else "none",
         resources=resources.close(tokens),
     )
-
-
-def history_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The trainer's log, losses only: one entry per logged step or evaluation."""
-    names = (
-        "step loss task_loss eval_loss eval_loss_error eval_seconds learning_rate grad_norm tokens "
-        "tokens_per_second seconds"
-    ).split()
-    return [
-        _plain({name: entry[name] for name in names if name in entry})
-        for entry in entries
-        if "loss" in entry or "eval_loss" in entry
-    ]
-
-
-def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
-    """Write `history.jsonl`."""
-    path.write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history))
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read `history.jsonl`; `float("nan")` and its like stand there as text."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they become text that `float` reads."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in entry.items()
-    }
 
 
 def _seconds_at(checkpoint: Path) -> float:
@@ -325,7 +218,7 @@ def _leave_adapters(out: Path, evaluated: Path, evaluations: Sequence[Any]) -> N
     document = {
         "best_step": best.step,
         "evaluations": [
-            _plain(
+            plain(
                 {
                     **asdict(entry),
                     "path": "adapter"
@@ -339,21 +232,6 @@ def _leave_adapters(out: Path, evaluated: Path, evaluations: Sequence[Any]) -> N
         ],
     }
     (out / "checkpoints.json").write_text(json.dumps(document, indent=1))
-
-
-def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
-    """What the tracker and the manifest show of this training."""
-    names = ("micro_batch", "accumulation", "world_size", "effective_batch", "precision", "device")
-    return {
-        **ctx.config.training.model_dump(mode="json"),
-        **{name: inputs.plan[name] for name in names},
-        "r": inputs.lora.r,
-        "alpha": inputs.lora.alpha,
-        "target_modules": inputs.lora.target_modules,
-        "base_model": ctx.config.base_model,
-        "train_rows": len(inputs.train),
-        "validation_rows": len(inputs.validation),
-    }
 
 
 def run(ctx: StepContext) -> Record | None:

@@ -61,10 +61,14 @@ class TrainerSettings:
 
 
 class StepClock(TrainerCallback):
-    """Takes the time of optimiser steps: the first, the last, and all of this process."""
+    """Takes the time of this process's optimiser steps.
+
+    Attributes:
+        steps: seconds of each.
+    """
 
     def __init__(self) -> None:
-        self.first = self.seconds = self.total = 0.0
+        self.steps: list[float] = []
         self._started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -73,9 +77,7 @@ class StepClock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimiser has stepped."""
-        self.seconds = time.monotonic() - self._started
-        self.first = self.first or self.seconds
-        self.total += self.seconds
+        self.steps.append(time.monotonic() - self._started)
 
 
 class TaskLoss:
@@ -213,7 +215,7 @@ class LabelledTokenTrainer(SFTTrainer):
         if "loss" in logs:
             logs["tokens"] = self.tokens_through(self.state.global_step)
             fresh = logs["tokens"] - self.tokens_through(self.state.global_step - 1)
-            logs["tokens_per_second"] = round(fresh / max(self.clock.seconds, 1e-9), 1)
+            logs["tokens_per_second"] = round(fresh / max(self.clock.steps[-1], 1e-9), 1)
             task_loss = self._task_loss.take()
             if task_loss is not None:
                 logs["task_loss"] = task_loss

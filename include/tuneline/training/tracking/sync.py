@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
+from tuneline.training.loss_history import read_history
 from tuneline.training.tracking.description import Description, describe
 from tuneline.training.tracking.live_metrics import replay
 from tuneline.training.tracking.mlflow_run import open_mlflow
@@ -69,8 +70,6 @@ def sync_mlflow(ctx: StepContext, description: Description, tracked: TrackedRun)
         description: of the run.
         tracked: the run.
     """
-    from tuneline.training.train import read_history
-
     opened, tracker = open_mlflow(description, ctx.log, tracked.run_id)
     if tracker is None:
         return replace(tracked, reason=opened.reason)
