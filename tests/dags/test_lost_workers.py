@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.localpods.task_lab import TaskStateStore, connect, context_of, prepared_run
 
 from tuneline.config import PodConfig
 from tuneline_airflow.retries import StepRetryPolicy
@@ -23,22 +21,6 @@ from tuneline_airflow.training_job import TrainingPods
 
 # Says when it begins, and goes on for as long as the file is not there.
 SCRIPT = "echo began >> {folder}/log; until [ -e {folder}/end ]; do sleep 0.1; done; {then}"
-
-
-class StateStore:
-    """Airflow's store of a task's state, in a file: it outlives the worker."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def get(self, key: str) -> Any:
-        """The value of a key, None when there is none."""
-        return json.loads(self._path.read_text()).get(key) if self._path.exists() else None
-
-    def set(self, key: str, value: Any) -> None:
-        """Set the value of a key."""
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self._path.write_text(json.dumps({**known, key: value}))
 
 
 @pytest.fixture(scope="module")
@@ -51,31 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def api(server: Server, monkeypatch: pytest.MonkeyPatch) -> Api:
-    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": NAMESPACE}
-    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
-    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+    connect(server, monkeypatch)
     return Api(server)
-
-
-def context_of(folder: Path, try_number: int, *, remembers: bool) -> dict[str, Any]:
-    pods = PodConfig(namespace=NAMESPACE, image=IMAGE).model_dump(mode="json")
-    values = {"pods": pods, "deadlines": {}, "return_value": f"file:///x/runs/{folder.name}"}
-    ti = SimpleNamespace(
-        dag_id="pipeline",
-        task_id="train",
-        run_id=folder.name,
-        map_index=-1,
-        try_number=try_number,
-        start_date=datetime.now(UTC),
-        xcom_pull=lambda task_ids, key="return_value": values.get(key),
-        xcom_push=lambda key, value: None,
-    )
-    context = {"ti": ti, "run_id": folder.name, "dag": SimpleNamespace()}
-    # An Airflow before 3.3, or a worker that died before it noted its pod, has labels only.
-    if remembers:
-        context["task_state_store"] = StateStore(folder / "state.json")
-    return context
 
 
 def train(folder: Path, try_number: int, then: str, *, remembers: bool) -> TrainingPods:
@@ -84,7 +43,15 @@ def train(folder: Path, try_number: int, then: str, *, remembers: bool) -> Train
     # Templates are rendered by then.
     pods.cmds = ["bash", "-c", SCRIPT.format(folder=folder, then=then)]
     pods.env_vars = []
-    pods.execute(context_of(folder, try_number, remembers=remembers))
+    # An Airflow before 3.3, or a worker that died before it noted its pod, has labels only.
+    store = TaskStateStore(folder / "state.json") if remembers else None
+    run_uri = f"file:///x/runs/{folder.name}"
+    prepared = prepared_run(run_uri, PodConfig(namespace=NAMESPACE, image=IMAGE))
+    pods.execute(
+        context_of(
+            "train", run_id=folder.name, try_number=try_number, store=store, prepared=prepared
+        )
+    )
     return pods
 
 

@@ -4,14 +4,14 @@ import json
 import os
 import shlex
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
+from tests.localpods import task_lab
 from tests.localpods.pod_lab import IMAGE, Server
+from tests.localpods.task_lab import connect, prepared_run
 
 from tuneline.config import PodConfig, build_config
 from tuneline.run import Run
@@ -32,10 +32,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def connected(server, monkeypatch):
-    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": "default"}
-    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
-    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+    connect(server, monkeypatch, "default")
 
 
 @pytest.fixture
@@ -45,18 +42,8 @@ def run(tmp_path):
 
 
 def context_of(run, task_id, **pods):
-    pushed = {"pods": PodConfig(image=IMAGE, **pods).model_dump(mode="json"), "deadlines": {}}
-    ti = SimpleNamespace(
-        dag_id="finetune_to_production",
-        task_id=task_id,
-        run_id="manual__1",
-        map_index=-1,
-        try_number=1,
-        start_date=datetime.now(UTC),
-        xcom_push=lambda key, value: None,
-        xcom_pull=lambda task_ids, key="return_value": pushed.get(key, run.uri),
-    )
-    return {"ti": ti, "run_id": "manual__1", "dag": SimpleNamespace(dag_id="pipeline")}
+    prepared = prepared_run(run.uri, PodConfig(**{"image": IMAGE, **pods}))
+    return task_lab.context_of(task_id, prepared=prepared)
 
 
 def step(task_id, script, **kwargs):
@@ -90,12 +77,7 @@ def test_a_pod_that_waits_for_a_gpu_says_so_while_it_waits_and_at_the_end(connec
 
 def test_an_image_that_is_missing_ends_at_once_in_a_sentence(connected, run):
     pod = step("deduplication", "true")
-    context = context_of(run, "deduplication")
-    context["ti"].xcom_pull = lambda task_ids, key="return_value": (
-        PodConfig(image="unknown:1").model_dump(mode="json")
-        if key == "pods"
-        else {"deadlines": {}}.get(key, run.uri)
-    )
+    context = context_of(run, "deduplication", image="unknown:1")
     error, decision = failure(pod, context)
     assert "the image unknown:1 can't be pulled" in error
     assert "pods.image" in decision.reason

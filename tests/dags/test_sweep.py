@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.localpods.pod_lab import IMAGE, Server
+from tests.localpods.task_lab import connection
 
 from tuneline.config import build_config
 from tuneline.run import Run
@@ -46,14 +47,13 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
         "pods": {"memory": "64Mi"},
     }
     run = Run.create((tmp_path / "store").as_uri(), "run-1", build_config(settings), {})
-    extra = {"kube_config_path": str(pods.state / "kubeconfig"), "namespace": "default"}
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
         "AIRFLOW_HOME": str(tmp_path / "airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps({"conn_type": "kubernetes", "extra": extra}),
+        "AIRFLOW_CONN_KUBERNETES_DEFAULT": connection(pods, "default"),
         "RUN_URI": run.uri,
         "TUNELINE_POD_POLL_SECONDS": "1",
     }

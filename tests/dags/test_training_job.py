@@ -7,7 +7,6 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,9 @@ import yaml
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
+from tests.localpods import task_lab
 from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.localpods.task_lab import connect, prepared_run
 
 from tuneline.config import PodConfig
 from tuneline_airflow.retries import StepRetryPolicy
@@ -44,28 +45,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def api(server: Server, monkeypatch: pytest.MonkeyPatch) -> Api:
-    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": NAMESPACE}
-    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
-    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+    connect(server, monkeypatch)
     return Api(server)
 
 
 def context_of(run_uri: str, nodes: int, try_number: int = 1) -> dict[str, Any]:
-    pods = PodConfig(namespace=NAMESPACE, nodes=nodes, memory="6Gi").model_dump(mode="json")
-    values = {"pods": pods, "deadlines": {}, "return_value": run_uri}
-    ti = SimpleNamespace(
-        dag_id="pipeline",
-        task_id="train",
-        run_id="manual__1",
-        map_index=-1,
-        try_number=try_number,
-        start_date=datetime.now(UTC),
-        xcom_pull=lambda task_ids, key="return_value": values.get(key),
-        xcom_push=lambda key, value: None,
-    )
-    store = SimpleNamespace(get=lambda key: None, set=lambda key, value: None)
-    return {"ti": ti, "run_id": "manual__1", "dag": SimpleNamespace(), "task_state_store": store}
+    prepared = prepared_run(run_uri, PodConfig(namespace=NAMESPACE, nodes=nodes, memory="6Gi"))
+    forgetful = SimpleNamespace(get=lambda key: None, set=lambda key, value: None)
+    return task_lab.context_of("train", try_number=try_number, store=forgetful, prepared=prepared)
 
 
 def training(*command: str, image: str = IMAGE) -> TrainingPods:

@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,45 +17,15 @@ from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperato
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
 from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.localpods.task_lab import TaskStateStore, connect, context_of
 
 WRITE_XCOM = "echo '{\"rows\": 3}' > $AIRFLOW_XCOM_PATH; echo worked"
 
 
-class TaskStateStore:
-    """Keeps what a task remembers over its tries in a file, as it must outlive a process."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def get(self, key: str) -> Any:
-        return self._content().get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        self._path.write_text(json.dumps({**self._content(), key: value}))
-
-    def _content(self) -> dict[str, Any]:
-        return json.loads(self._path.read_text()) if self._path.exists() else {}
-
-
-def context_of(task_id: str, directory: Path, try_number: int = 1) -> dict[str, Any]:
-    """Return as much of a task's context as the operators read."""
-    pushed: dict[str, Any] = {}
-    task_instance = SimpleNamespace(
-        dag_id="pipeline",
-        task_id=task_id,
-        run_id="manual__1",
-        map_index=-1,
-        try_number=try_number,
-        start_date=datetime.now(UTC),
-        xcom_push=lambda key, value: pushed.update({key: value}),
-        pushed=pushed,
-    )
-    return {
-        "ti": task_instance,
-        "run_id": "manual__1",
-        "dag": SimpleNamespace(),
-        "task_state_store": TaskStateStore(directory / "task-state.json"),
-    }
+def remembering(task_id: str, directory: Path, try_number: int = 1) -> dict[str, Any]:
+    """The context of a task whose memory lies in a directory."""
+    store = TaskStateStore(directory / "task-state.json")
+    return context_of(task_id, try_number=try_number, store=store)
 
 
 def pod_task(task_id: str, script: str, **options: Any) -> KubernetesPodOperator:
@@ -73,9 +41,7 @@ def pod_task(task_id: str, script: str, **options: Any) -> KubernetesPodOperator
 @pytest.fixture
 def connected(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """A server behind the connection `kubernetes_default`."""
-    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": NAMESPACE}
-    connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
+    connect(server, monkeypatch)
     return Api(server)
 
 
@@ -87,7 +53,7 @@ def test_task_succeeds_with_an_xcom_and_logs(
     connected: Api, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     task = pod_task("with_xcom", WRITE_XCOM, do_xcom_push=True)
-    assert task.execute(context_of("with_xcom", tmp_path)) == {"rows": 3}
+    assert task.execute(remembering("with_xcom", tmp_path)) == {"rows": 3}
     assert "[base] worked" in capfd.readouterr().out
     # Deleted at its end, as the operator does by default.
     wait_for(lambda: pods_of(connected, "with_xcom") == [], what="the end of the pod")
@@ -95,21 +61,21 @@ def test_task_succeeds_with_an_xcom_and_logs(
 
 def test_task_without_a_result_pushes_none(connected: Api, tmp_path: Path) -> None:
     task = pod_task("empty_xcom", "true", do_xcom_push=True)
-    assert task.execute(context_of("empty_xcom", tmp_path)) is None
+    assert task.execute(remembering("empty_xcom", tmp_path)) is None
 
 
 def test_task_fails_with_the_pod_and_its_last_words(connected: Api, tmp_path: Path) -> None:
     script = "echo 'row 7: no text' > $TERMINATION_MESSAGE_PATH; exit 2"
     task = pod_task("fails", script, on_finish_action="keep_pod")
     with pytest.raises(AirflowException, match="row 7: no text"):
-        task.execute(context_of("fails", tmp_path))
+        task.execute(remembering("fails", tmp_path))
     [pod] = pods_of(connected, "fails")
     assert pod.status.container_statuses[0].state.terminated.exit_code == 2
     assert pod.metadata.labels["already_checked"] == "True"
 
 
 def test_failed_task_still_pushes_its_xcom(connected: Api, tmp_path: Path) -> None:
-    context = context_of("fails_late", tmp_path)
+    context = remembering("fails_late", tmp_path)
     task = pod_task("fails_late", f"{WRITE_XCOM}; exit 1", do_xcom_push=True)
     with pytest.raises(AirflowException):
         task.execute(context)
@@ -119,7 +85,7 @@ def test_failed_task_still_pushes_its_xcom(connected: Api, tmp_path: Path) -> No
 def test_task_whose_image_is_missing_fails_at_once(connected: Api, tmp_path: Path) -> None:
     task = KubernetesPodOperator(task_id="no_image", image="unknown:1", cmds=["true"])
     with pytest.raises(AirflowException) as caught:
-        task.execute(context_of("no_image", tmp_path))
+        task.execute(remembering("no_image", tmp_path))
     # The operator's cleaning up raises once more.
     assert 'image "unknown:1" is not in' in str(caught.value.__context__)
 
@@ -132,13 +98,13 @@ def test_task_waits_in_vain_for_a_gpu(connected: Api, tmp_path: Path) -> None:
         schedule_timeout_seconds=1,
     )
     with pytest.raises(AirflowException) as caught:
-        task.execute(context_of("no_gpu", tmp_path))
+        task.execute(remembering("no_gpu", tmp_path))
     assert "too long to be scheduled" in str(caught.value.__context__)
 
 
 def _work(task_id: str, script: str, directory: Path) -> None:
     task = pod_task(task_id, script, do_xcom_push=True)
-    task.execute(context_of(task_id, directory))
+    task.execute(remembering(task_id, directory))
 
 
 @pytest.mark.parametrize("remembered", [True, False])
@@ -161,7 +127,7 @@ def test_next_try_finds_the_pod_of_a_killed_worker(
         (tmp_path / "task-state.json").unlink()
     [pod] = pods_of(connected, task_id)
     task = pod_task(task_id, script, do_xcom_push=True)
-    context = context_of(task_id, tmp_path, try_number=2)
+    context = remembering(task_id, tmp_path, try_number=2)
     assert task.execute(context) == {"rows": 3}
     assert context["ti"].pushed["pod_name"] == pod.metadata.name
     assert (tmp_path / "runs").read_text() == "x\n"
@@ -197,7 +163,7 @@ def test_whole_dag_with_deferred_tasks(connected: Api, server: Server, tmp_path:
 def test_killed_task_takes_its_pod_along(connected: Api, tmp_path: Path) -> None:
     task = pod_task("killed", "sleep 600", termination_grace_period=1)
     task.pod = task.get_or_create_pod(
-        task.build_pod_request_obj(context_of("killed", tmp_path)), context_of("killed", tmp_path)
+        task.build_pod_request_obj(remembering("killed", tmp_path)), remembering("killed", tmp_path)
     )
     task.on_kill()
     wait_for(lambda: pods_of(connected, "killed") == [], what="the end of the pod")
@@ -218,7 +184,7 @@ def test_indexed_job(connected: Api, tmp_path: Path) -> None:
         do_xcom_push=True,
         get_logs=False,
     )
-    results = task.execute(context_of("job", tmp_path))
+    results = task.execute(remembering("job", tmp_path))
     assert sorted(result["index"] for result in results) == [0, 1]
 
 
@@ -233,4 +199,4 @@ def test_failed_job(connected: Api, tmp_path: Path) -> None:
         job_poll_interval=0.2,
     )
     with pytest.raises(AirflowException, match="BackoffLimitExceeded"):
-        task.execute(context_of("failed_job", tmp_path))
+        task.execute(remembering("failed_job", tmp_path))
