@@ -11,6 +11,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """A tiny trained base, adapter and merged model with their GGUF files."""
-    from tests.tiny_task import TinyModels
+    from tests.lab.tiny_task import TinyModels
 
     return TinyModels(tmp_path_factory.mktemp("tiny-models"))

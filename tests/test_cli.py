@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.run_lab import Lab
+from tests.lab.runs import Lab
 
+from tuneline.catalogue import ITEMS
 from tuneline.cli import main
 from tuneline.evidence import measure
-from tuneline.items import ITEMS
 from tuneline.run import Run
 from tuneline.step import store_output
 
@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "/small/file")
 
-    monkeypatch.setattr("tuneline.data.sample.write_sample", full)
+    monkeypatch.setattr("tuneline.data.sample.make.write_sample", full)
     command = ["data", "sample", "--out", "x", "--planted", "y"]
     assert main(command) == 75
     error = capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("tuneline.data.sample.write_sample", broken)
+    monkeypatch.setattr("tuneline.data.sample.make.write_sample", broken)
     with pytest.raises(OSError, match="Input/output error"):
         main(command)
 

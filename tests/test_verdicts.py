@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.run_lab import Lab
+from tests.lab.runs import Lab
 
 from tuneline.evidence import measure
 from tuneline.verdicts import check_item, checklist, status

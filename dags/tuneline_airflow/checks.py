@@ -31,7 +31,7 @@ def audit_check(helper: str, item_ids: Sequence[str]) -> Any:
 
 
 def _gate(run_uri: str, item_id: str) -> None:
-    from tuneline.data.gates import run_gate
+    from tuneline.data.gates.run_gate import run_gate
     from tuneline.run import Run
 
     try:

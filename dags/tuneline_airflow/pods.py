@@ -16,7 +16,7 @@ from kubernetes.client import models as k8s
 from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
-from tuneline.training.out_of_memory import after_kill
+from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay

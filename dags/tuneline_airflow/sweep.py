@@ -26,7 +26,7 @@ _SCHEDULED: dict[str, Any] = {
 def ask_sweep(run_uri: str) -> list[list[str]]:
     """The command of each rank's pod; with none the sweep is skipped, without a pod."""
     from tuneline.run import Run
-    from tuneline.training.adapter_limits import ranks_asked
+    from tuneline.serving.engines.adapter_limits import ranks_asked
 
     try:
         ranks = ranks_asked(Run.open(run_uri).config)

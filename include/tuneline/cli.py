@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneline import __version__
-from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError, disk_full
+from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+from tuneline.exits import guarded
+from tuneline.machine.checkout import project_root
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
 # It must be set before torch or llama.cpp load their runtime.
@@ -45,29 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, run the command, and turn errors into one sentence."""
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
-    try:
-        return command(arguments)
-    except TunelineError as error:
-        return _say_error(error)
-    except BrokenPipeError:
-        # `tuneline … | head` closed the pipe: no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except OSError as error:
-        full = disk_full(error)
-        if full is None:
-            raise
-        return _say_error(full)
-    except KeyboardInterrupt:
-        print("tuneline: interrupted", file=sys.stderr)
-        return 130
-
-
-def _say_error(error: TunelineError) -> int:
-    from tuneline.step import report_error
-
-    print(f"tuneline: {error}", file=sys.stderr)
-    return report_error(error)
+    return guarded(lambda: command(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,7 +194,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _items(arguments: argparse.Namespace) -> int:
-    from tuneline.items import ITEMS
+    from tuneline.catalogue import ITEMS
 
     if arguments.json:
         rows = [
@@ -260,7 +240,7 @@ def _checklist(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.manifest import verify
+    from tuneline.governance.release.manifest import verify
 
     differences = verify(arguments.manifest)
     for difference in differences:
@@ -303,7 +283,7 @@ def _run_create(arguments: argparse.Namespace) -> int:
 
 
 def _run_sweep(arguments: argparse.Namespace) -> int:
-    from tuneline.training.sweep import run_trials
+    from tuneline.training.sweep.trials import run_trials
 
     for line in run_trials(arguments.run, [arguments.r] if arguments.r else []):
         print(line)
@@ -324,7 +304,7 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
 
 
 def _data_show(arguments: argparse.Namespace) -> int:
-    from tuneline.data.show import show
+    from tuneline.data.show.command import show
 
     return show(
         arguments.target,
@@ -339,7 +319,7 @@ def _data_show(arguments: argparse.Namespace) -> int:
 
 
 def _data_sample(arguments: argparse.Namespace) -> int:
-    from tuneline.data.sample import counts_table, write_sample
+    from tuneline.data.sample.make import counts_table, write_sample
 
     print(counts_table(write_sample(arguments.out, arguments.planted, arguments.seed)))
     return EXIT_OK
@@ -360,7 +340,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
 
 
 def _engine(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.engine_command import run_engine
+    from tuneline.serving.release.serve import run_engine
 
     return run_engine(
         _store_uri(arguments),
@@ -394,7 +374,14 @@ def _drift(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from tuneline.bench.command import bench
+    root = project_root()
+    if not (root / "benchmarks").is_dir():
+        raise UserError(
+            "the benchmarks are not part of the installed package; run `tuneline bench` in a "
+            "checkout of the source, where they are in benchmarks/"
+        )
+    sys.path.insert(0, str(root))
+    from benchmarks.contest.command import bench
 
     return bench(
         arguments.name,

@@ -8,13 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tuneline.machine.checkout import project_root
+
 # Set when an image is built: a container has the code but no git history.
 IMAGE_COMMIT = "TUNELINE_IMAGE_COMMIT"
-
-
-def project_root() -> Path:
-    """The folder that holds `include/` and `dags/`."""
-    return Path(__file__).resolve().parents[2]
 
 
 def code_identity(root: Path | None = None) -> dict[str, Any]:

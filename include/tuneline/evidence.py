@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tuneline.catalogue import Phase, Severity
 from tuneline.errors import UserError
-from tuneline.items import Phase, Severity
 
 SCHEMA: Literal["tuneline/evidence/1"] = "tuneline/evidence/1"
 RECORD_SCHEMA: Literal["tuneline/record/1"] = "tuneline/record/1"

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tuneline.catalogue import Severity, get_item
 from tuneline.config import Waiver
 from tuneline.errors import UserError
-from tuneline.items import Severity, get_item
 from tuneline.run import Run, now
 from tuneline.store import NotThere
 

@@ -16,8 +16,8 @@ from tuneline.config import (
     parse_yaml,
     presets_dir,
 )
-from tuneline.data.source_files import find_here
-from tuneline.data.sources import check_file
+from tuneline.data.sources.files import find_here
+from tuneline.data.sources.records import check_file
 from tuneline.errors import UserError
 from tuneline.run import Run
 
@@ -185,7 +185,7 @@ def check_inputs(config: PipelineConfig) -> None:
         UserError: with what is wrong and where.
     """
     from tuneline.models import check_address
-    from tuneline.training.adapter_limits import refuse_unservable
+    from tuneline.serving.engines.adapter_limits import refuse_unservable
 
     refuse_unservable(config.training, config.deployment)
     for addresses in (config.data.sources, config.data.holdouts):

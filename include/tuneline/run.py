@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneline import CONTRACT_VERSION
+from tuneline.catalogue import Item, Phase, get_item
 from tuneline.config import PipelineConfig, validate_config
 from tuneline.errors import UserError
 from tuneline.evidence import (
@@ -26,7 +27,6 @@ from tuneline.evidence import (
     conclude,
     load_evidence,
 )
-from tuneline.items import Item, Phase, get_item
 from tuneline.store import NotThere, Store, open_store
 
 T = TypeVar("T")

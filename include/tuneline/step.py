@@ -7,21 +7,20 @@ step that died half-way has no evidence and counts as not run.
 from __future__ import annotations
 
 import importlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneline.data.garbage import rare_collections
-from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, TunelineError
+from tuneline.catalogue import get_item
+from tuneline.errors import EXIT_OK, RetryableError
 from tuneline.evidence import Evidence, FileRef, Record, dump
-from tuneline.items import get_item
+from tuneline.machine.garbage import rare_collections
 from tuneline.run import HELPERS, Run, StepContext, phase_of
 
 HELPER_MODULES = {
     "final_audit": "tuneline.data.final_audit",
     "train": "tuneline.training.train",
-    "sync_tracking": "tuneline.training.tracking.sync",
+    "sync_tracking": "tuneline.training.sync_tracking",
     "export_candidate": "tuneline.training.export_candidate",
     "prepare_review": "tuneline.evaluation.prepare_review",
     "build_engine": "tuneline.deployment.build_engine",
@@ -104,7 +103,7 @@ def run_step(step: str, run_uri: str) -> int:
 
     Returns:
         The exit code of the contract: 0 when a verdict was reached, whatever it is.
-        Errors are raised; `report_error` turns them into an exit code.
+        Errors are raised; `exits.guarded` turns them into an exit code.
     """
     entry = execute(step, run_uri)
     if entry is None:
@@ -112,21 +111,3 @@ def run_step(step: str, run_uri: str) -> int:
     verdict = f"{entry.verdict}: " if isinstance(entry, Evidence) else ""
     print(f"{phase_of(step)}/{step}: {verdict}{entry.summary}")
     return EXIT_OK
-
-
-def report_error(error: TunelineError) -> int:
-    """Write the reason to the container's termination message; give the exit code.
-
-    Kubernetes shows the message in the pod's status, where the retry policy reads it.
-    """
-    kind = {2: "user_error", 75: "retryable"}.get(error.exit_code, "error")
-    leave_termination_message(f"{kind}: {error}")
-    return error.exit_code or EXIT_FAILED
-
-
-def leave_termination_message(text: str) -> None:
-    """Write the container's termination message, where there is a place for it."""
-    target = Path(os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log"))
-    # Kubernetes keeps 4096 bytes of it.
-    if target.exists() or "TERMINATION_MESSAGE_PATH" in os.environ:
-        target.write_text(text[:4000])

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tuneline.catalogue import ITEMS, Item, Severity, get_item
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Record, Verdict, conclude, worse
-from tuneline.items import ITEMS, Item, Severity, get_item
 from tuneline.run import Run
 from tuneline.store import NotThere
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tuneline.catalogue import get_item
 from tuneline.evidence import Evidence, Measurement
-from tuneline.items import get_item
 from tuneline.run import Run
 from tuneline.verdicts import ItemStatus
 

@@ -13,9 +13,9 @@ PLANNED = 4
 
 
 def prepare(folder):
-    from tests.training.training_lab import TrainingLab, make_base
+    from tests.lab.training_runs import TrainingLab, make_base
 
-    from tuneline.training.compute import load_torch
+    from tuneline.training.loop.compute import load_torch
 
     load_torch(1, 0)
     (folder / "run").mkdir(parents=True)
@@ -27,12 +27,12 @@ def prepare(folder):
 
 def train(uri):
     from tuneline.cli import main
-    from tuneline.training.compute import load_torch
+    from tuneline.training.loop.compute import load_torch
 
     load_torch(1, 0)
     import torch
 
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     real = LabelledTokenTrainer.training_step
     held = []

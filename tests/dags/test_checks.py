@@ -3,9 +3,9 @@
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.catalogue import get_item
 from tuneline.config import build_config
 from tuneline.evidence import Evidence, Verdict, dump, measure
-from tuneline.items import get_item
 from tuneline.run import Run, now
 from tuneline_airflow.checks import _check
 

@@ -9,8 +9,8 @@ import pytest
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.catalogue import ITEMS, Phase
 from tuneline.config import build_config
-from tuneline.items import ITEMS, Phase
 from tuneline.launch import form_fields
 from tuneline.run import HELPERS, Run
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
-from tests.localpods.task_lab import TaskStateStore, connect, context_of, prepared_run
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.lab.tasks import TaskStateStore, connect, context_of, prepared_run
 
 from tuneline.config import PodConfig
 from tuneline_airflow.retries import StepRetryPolicy

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
-from tests.localpods import task_lab
-from tests.localpods.pod_lab import IMAGE, Server
-from tests.localpods.task_lab import connect, prepared_run
+from tests.lab import tasks as task_lab
+from tests.lab.pods import IMAGE, Server
+from tests.lab.tasks import connect, prepared_run
 
 from tuneline.config import PodConfig, build_config
 from tuneline.run import Run
-from tuneline.training.out_of_memory import MemoryNotes
+from tuneline.training.memory.out_of_memory import MemoryNotes
 from tuneline_airflow.pods import StepPod
 from tuneline_airflow.retries import StepRetryPolicy
 

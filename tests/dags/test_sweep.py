@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.localpods.pod_lab import IMAGE, Server
-from tests.localpods.task_lab import connection
+from tests.lab.pods import IMAGE, Server
+from tests.lab.tasks import connection
 
 from tuneline.config import build_config
 from tuneline.run import Run

@@ -16,9 +16,9 @@ import yaml
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
-from tests.localpods import task_lab
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
-from tests.localpods.task_lab import connect, prepared_run
+from tests.lab import tasks as task_lab
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.lab.tasks import connect, prepared_run
 
 from tuneline.config import PodConfig
 from tuneline_airflow.retries import StepRetryPolicy
@@ -232,8 +232,8 @@ def test_a_killed_task_takes_its_pods_along(api: Api, tmp_path: Path) -> None:
 MAKE_RUN = """
 import sys
 from pathlib import Path
-from tests.training.training_lab import TrainingLab, make_base
-from tuneline.training.compute import load_torch
+from tests.lab.training_runs import TrainingLab, make_base
+from tuneline.training.loop.compute import load_torch
 load_torch(1, 0)
 root, base = Path(sys.argv[1]), Path(sys.argv[2])
 base.exists() or make_base(base)

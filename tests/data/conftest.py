@@ -1,9 +1,9 @@
 """Fixtures of the data phase: a base model, runs over small datasets, one over the sample."""
 
 import pytest
-from tests.data.data_lab import DataLab, make_base
+from tests.lab.data_runs import DataLab, make_base
 
-from tuneline.data.sample import make_sample
+from tuneline.data.sample.make import make_sample
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from tests.data.data_lab import WORDS, answer, chat
+from tests.lab.data_runs import WORDS, answer, chat
 
-from tuneline.data.gates import ORDER
+from tuneline.data.gates.run_gate import ORDER
 
 CLASSES = "billing login shipping returns stock delivery".split()
 

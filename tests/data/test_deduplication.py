@@ -1,10 +1,10 @@
 import json
 from collections import Counter
 
-from tests.data.data_lab import answer, chat, clean_rows, code, text, value, write_jsonl
+from tests.lab.data_runs import answer, chat, clean_rows, code, text, value, write_jsonl
 
-from tuneline.data.near_duplicates import deduplicate, find_conflicts, similarity_texts
-from tuneline.data.tables import Row, StandIn
+from tuneline.data.near_duplicates.search import deduplicate, find_conflicts, similarity_texts
+from tuneline.data.tables.rows import Row, StandIn
 
 ITEM = "deduplication"
 
@@ -64,7 +64,9 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
         {"messages": chat(r["messages"][0]["content"] + " now", r["messages"][1]["content"])}
         for r in rows[:60]
     ]
-    monkeypatch.setattr("tuneline.data.near_duplicates.near_pairs", lambda texts, threshold: [])
+    monkeypatch.setattr(
+        "tuneline.data.near_duplicates.search.near_pairs", lambda texts, threshold: []
+    )
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
     # The first search is blind; the second one takes out what it missed.
@@ -72,7 +74,7 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
     assert value(entry, "cross_split_near_duplicates") == 0
     assert "cross_split_duplicate" in {code(r) for r in lab.rejected(ITEM)}
     # With both blind, the leak stays in and the final audit's look at the rows finds it.
-    monkeypatch.setattr("tuneline.data.near_duplicates.cross_similarities", lambda *_: {})
+    monkeypatch.setattr("tuneline.data.near_duplicates.search.cross_similarities", lambda *_: {})
     for name in ("deduplication", "token_length_audit", "distribution_balancing"):
         lab.step(name)
     record = lab.step("final_audit")

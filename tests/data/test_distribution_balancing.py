@@ -1,11 +1,11 @@
 from collections import Counter
 
 import pytest
-from tests.data.data_lab import clean_rows, code, text, value
+from tests.lab.data_runs import clean_rows, code, text, value
 
 from tuneline.config import DataConfig
 from tuneline.data.distribution_balancing import balance
-from tuneline.data.tables import Row
+from tuneline.data.tables.rows import Row
 
 ITEM = "distribution_balancing"
 SKEWED = ("billing",) * 12 + ("login", "login", "shipping")

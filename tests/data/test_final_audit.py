@@ -3,7 +3,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.data.data_lab import answer, chat, clean_rows, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, text, value
 
 from tuneline.config import DataConfig
 from tuneline.data.final_audit import (
@@ -13,8 +13,8 @@ from tuneline.data.final_audit import (
     look_at_format,
     rows_with_pii,
 )
-from tuneline.data.rendering import Renderer
-from tuneline.data.tables import Row, read_dataset, write_dataset
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import Row, read_dataset, write_dataset
 from tuneline.models import load_tokenizer
 from tuneline.verdicts import status
 

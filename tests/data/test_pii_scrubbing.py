@@ -3,15 +3,15 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.workloads.support_chat import make_conversations
 from pydantic import ValidationError
-from tests.data.data_lab import answer, chat, clean_rows, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, text, value
 
-from tuneline.bench.support_chat import make_conversations
 from tuneline.config import DataConfig
-from tuneline.data.pii_canaries import FORMS, leaks, make_canaries
-from tuneline.data.pii_patterns import find
-from tuneline.data.pii_profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii_scrubber import Scrubber, Settings, make_scrubber, residual_hits
+from tuneline.data.pii.canaries import FORMS, leaks, make_canaries
+from tuneline.data.pii.patterns import find
+from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
+from tuneline.data.pii.scrubber import Scrubber, Settings, make_scrubber, residual_hits
 from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
 from tuneline.errors import UserError
 
@@ -61,7 +61,7 @@ def test_planted_data_is_replaced_and_counted(data_lab):
 
 
 def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypatch):
-    monkeypatch.setattr("tuneline.data.pii_patterns.is_card", lambda text: False)
+    monkeypatch.setattr("tuneline.data.pii.patterns.is_card", lambda text: False)
     lab = data_lab(clean_rows(20))
     entry = lab.upto(ITEM)
     assert value(entry, "leak_CREDIT_CARD") > 0.5
@@ -73,7 +73,7 @@ def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypat
 
 
 def test_what_no_profile_demands_only_warns(data_lab, monkeypatch):
-    monkeypatch.setattr("tuneline.data.pii_patterns.is_ssn", lambda text: False)
+    monkeypatch.setattr("tuneline.data.pii.patterns.is_ssn", lambda text: False)
     lab = data_lab(clean_rows(20))
     assert lab.upto(ITEM).verdict == "warn"
     gate = lab.gate(ITEM)
@@ -245,7 +245,7 @@ def test_people_who_are_masked_are_masked_everywhere(named):
 )
 def test_a_pattern_that_is_off_turns_the_verdict(data_lab, monkeypatch, entity, verdict):
     monkeypatch.setattr(
-        "tuneline.data.pii_scrubber.find",
+        "tuneline.data.pii.scrubber.find",
         lambda text, languages=(), demanded=(): [
             h for h in find(text, languages) if h.entity != entity
         ],

@@ -12,16 +12,16 @@ from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
-from tests.data.data_lab import answer, chat, clean_rows, text, write_jsonl
-from tests.data.fuzzed_rows import fuzzed_lines
+from tests.lab.data_runs import answer, chat, clean_rows, text, write_jsonl
+from tests.lab.fuzzed_rows import fuzzed_lines
 
+from tuneline.catalogue import ITEMS
 from tuneline.cli import main as cli
-from tuneline.data.gates import ORDER
+from tuneline.data.gates.run_gate import ORDER
 from tuneline.data.prepare import prepare
-from tuneline.data.sample import make_sample
+from tuneline.data.sample.make import make_sample
 from tuneline.errors import UserError
 from tuneline.evidence import load_evidence
-from tuneline.items import ITEMS
 
 DATA_ITEMS = {item.id for item in ITEMS if item.phase == "data"}
 SETTINGS = "pii_ner: false\npii_profile: [pci]\nmax_tokens: 2048\n"

@@ -2,16 +2,16 @@ import json
 from collections import Counter
 
 import pytest
-from tests.data.data_lab import answer, chat, clean_rows, code, text, value
-from tests.data.fuzzed_rows import fuzzed_lines
+from benchmarks.workloads.support_chat import make_conversations
+from tests.lab.data_runs import answer, chat, clean_rows, code, text, value
+from tests.lab.fuzzed_rows import fuzzed_lines
 
-from tuneline.bench.support_chat import make_conversations
 from tuneline.config import DataConfig
-from tuneline.data.formats import FORMS
-from tuneline.data.outcomes import convert, number_repeats
-from tuneline.data.rendering import Renderer
+from tuneline.data.conversations.formats import FORMS
+from tuneline.data.conversations.outcomes import convert, number_repeats
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.schema_validation import validate
-from tuneline.data.sources import RawRecord
+from tuneline.data.sources.records import RawRecord
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 
@@ -139,7 +139,7 @@ def test_an_answer_that_merges_with_the_prompt_is_rejected(data_lab):
 
 def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
     monkeypatch.setattr(
-        "tuneline.data.rendering._chatml",
+        "tuneline.data.rendering.renderer._chatml",
         lambda messages, ask: (
             "".join(f"<|im_start|>{m['role']} {m['content']}<|im_end|>\n" for m in messages)
             + ("<|im_start|>assistant " if ask else "")

@@ -1,9 +1,9 @@
 from dataclasses import replace
 
 import pytest
-from tests.data.data_lab import answer, chat, clean_rows, code, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, code, text, value
 
-from tuneline.data.rendering import Renderer
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.token_length_audit import fit, split_at_turns
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer

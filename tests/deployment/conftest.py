@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.run_lab import Lab
-from tests.tiny_task import TinyModels, task_rows
+from tests.lab.runs import Lab
+from tests.lab.tiny_task import TinyModels, task_rows
 
 
 def files_below(folder: Path, name: str) -> dict[str, Path]:

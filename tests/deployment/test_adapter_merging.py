@@ -3,14 +3,14 @@ import shutil
 
 import pytest
 from tests.deployment.conftest import files_below
-from tests.run_lab import Lab
-from tests.tiny_task import make_tokenizer, task_rows, train
+from tests.lab.runs import Lab
+from tests.lab.tiny_task import make_tokenizer, task_rows, train
 
 from tuneline.deployment import adapter_merging
 from tuneline.deployment.adapter_merging import decide, logprob_change, same_share
-from tuneline.deployment.gguf_export import export_gguf
-from tuneline.deployment.gguf_lora import export_lora_gguf
-from tuneline.serving.chat_protocol import ChatResult, TokenLogprob, Usage
+from tuneline.gguf.export import export_gguf
+from tuneline.gguf.lora import export_lora_gguf
+from tuneline.serving.client.chat_protocol import ChatResult, TokenLogprob, Usage
 from tuneline.training import export_candidate
 
 

@@ -1,6 +1,6 @@
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge
-from tuneline.serving.gateway_process import GatewayProcess
+from tuneline.serving.gateway.process import GatewayProcess
 
 COLD = [Start(1.0, 0.5, 0.1, 0)] * 3
 WARM = WarmStart(True, True, 1.5, 0.1, 0)

@@ -1,9 +1,10 @@
 import json
 import signal
 
-from tuneline.deployment import health_checks, probe_trial
-from tuneline.deployment.engine_probe import ProbeResult
-from tuneline.deployment.kubernetes_probes import (
+from tuneline.deployment import health_checks
+from tuneline.deployment.probes import trial as probe_trial
+from tuneline.serving.probes.engine_probe import ProbeResult
+from tuneline.serving.probes.kubernetes_probes import (
     engine_probes,
     gateway_probes,
     restart_after,
@@ -26,7 +27,7 @@ def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
     assert moments == "start ready busy hung resumed killed restarted drain".split()
     spec = json.loads(reader.input("health_checks", "probes.json").read_text())
     command = spec["engine"]["livenessProbe"]["exec"]["command"]
-    assert command[:4] == ["python", "-m", "tuneline.deployment.engine_probe", "live"]
+    assert command[:4] == ["python", "-m", "tuneline.serving.probes.engine_probe", "live"]
     assert spec["gateway"]["livenessProbe"]["httpGet"]["path"] == "/v1/health/live"
 
 
@@ -41,7 +42,9 @@ def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkey
             f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
         ]
 
-    monkeypatch.setattr("tuneline.deployment.kubernetes_probes.engine_probe_command", port_alone)
+    monkeypatch.setattr(
+        "tuneline.serving.probes.kubernetes_probes.engine_probe_command", port_alone
+    )
     evidence, broken = execute(exported_lab())
     assert evidence.verdict == "fail"
     assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken

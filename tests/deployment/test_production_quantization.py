@@ -2,13 +2,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.tiny_task import task_rows
+from tests.lab.tiny_task import task_rows
 
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
-from tuneline.deployment.gguf_quantize import quantize
 from tuneline.deployment.production_quantization import Variant, choose, judge
 from tuneline.errors import UserError
+from tuneline.gguf.quantize import quantize
 from tuneline.store import sha256_file
 
 F16 = Variant("f16", 200, "a", 900, 50.0, 10.0, 0.0, 0.0, 1.0, 0.9, 0.0, 0.03)

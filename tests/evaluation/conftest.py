@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.run_lab import Lab
-from tests.tiny_task import task_rows
+from tests.lab.runs import Lab
+from tests.lab.tiny_task import task_rows
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
 from tuneline.evaluation.base_regression import by_category, choose_questions, judge
-from tuneline.evaluation.general_questions import Question, load_questions
-from tuneline.evaluation.intervals import paired
+from tuneline.harness.general_questions import Question, load_questions
+from tuneline.harness.intervals import paired
 
 
 def verdict(base, tuned, limit=None):

@@ -2,12 +2,12 @@ import itertools
 import json
 
 import pytest
-from tests.tiny_task import task_rows
+from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import UserError
 from tuneline.evaluation import determinism
 from tuneline.evaluation.determinism import Repeats, identical_bytes, judge
-from tuneline.serving.client import EngineClient
+from tuneline.serving.client.client import EngineClient
 
 
 def answer(intent, reply):

@@ -3,18 +3,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.tiny_task import task_rows
+from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation import holdout_performance
-from tuneline.evaluation.holdout_ledger import (
+from tuneline.evaluation.holdout.ledger import (
     Access,
     holdout_sha256,
     note_access,
     read_ledger,
 )
 from tuneline.evaluation.holdout_performance import share_measurements
-from tuneline.evaluation.rows import dataset_rows, of_split
+from tuneline.harness.rows import dataset_rows, of_split
 from tuneline.store import sha256_file
 
 

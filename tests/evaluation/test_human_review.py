@@ -1,13 +1,13 @@
 import json
 
 import pytest
-from tests.run_lab import dataset_rows, write_dataset
+from tests.lab.runs import dataset_rows, write_dataset
 
 from tuneline.errors import UserError
 from tuneline.evaluation import human_review, prepare_review
-from tuneline.evaluation.holdout_ledger import holdout_sha256, read_ledger
+from tuneline.evaluation.holdout.ledger import holdout_sha256, read_ledger
 from tuneline.evaluation.human_review import count, read_votes
-from tuneline.evaluation.rows import of_split, read_rows
+from tuneline.harness.rows import of_split, read_rows
 
 
 @pytest.fixture

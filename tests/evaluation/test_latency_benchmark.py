@@ -1,14 +1,15 @@
 import json
 
 import pytest
-from tests.tiny_models import make_model
-from tests.tiny_task import task_rows
+from tests.lab.tiny_models import make_model
+from tests.lab.tiny_task import task_rows
 
-from tuneline.deployment.gguf_export import export_gguf
 from tuneline.errors import UserError
-from tuneline.evaluation import latency_benchmark, load_client
-from tuneline.evaluation.hardware import Machine, is_target
-from tuneline.serving.engines.llama_cpp import LlamaServer
+from tuneline.evaluation import latency_benchmark
+from tuneline.gguf.export import export_gguf
+from tuneline.harness import load_client
+from tuneline.harness.hardware import Machine, is_target
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 H100 = Machine("CPU", 16, 128, ("NVIDIA H100 80GB HBM3",))
 LAPTOP = Machine("CPU", 2, 24, ())

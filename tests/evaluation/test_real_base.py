@@ -1,11 +1,11 @@
 """The real base model in the candidate's place: nothing was tuned, so nothing may be lost."""
 
 import pytest
-from tests.run_lab import Lab
-from tests.tiny_task import task_rows
+from tests.lab.runs import Lab
+from tests.lab.tiny_task import task_rows
 
 from tuneline.evaluation import base_regression, determinism
-from tuneline.evaluation.served_models import base_gguf
+from tuneline.harness.served_models import base_gguf
 
 pytestmark = pytest.mark.model
 

@@ -1,7 +1,7 @@
 """Fixtures of the governance tests."""
 
 import pytest
-from tests.run_lab import Lab
+from tests.lab.runs import Lab
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from tuneline.evidence import conclude
 from tuneline.governance.fallback import FaultReport, judge, summarise
-from tuneline.serving.gateway_process import Answer
+from tuneline.serving.gateway.process import Answer
 
 CALM = FaultReport("none", 4, 4, 0, [])
 KILLED = FaultReport("killed", 4, 4, 4, ["connect_error"])

@@ -5,7 +5,7 @@ from email.message import Message
 import pytest
 
 from tuneline.governance.license_audit import audit, package_license, shipped_packages
-from tuneline.governance.license_rules import judge, normalise
+from tuneline.governance.licenses.rules import judge, normalise
 
 
 class Package:

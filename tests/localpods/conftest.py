@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.localpods.pod_lab import Api, Server
+from tests.lab.pods import Api, Server
 
 # Importing Airflow, as the tests with its operators do, makes its home.
 AIRFLOW_HOME = tempfile.TemporaryDirectory()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 from kubernetes.stream import stream
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, state_of, wait_for
+from tests.lab.pods import IMAGE, NAMESPACE, Api, state_of, wait_for
 
 from localpods.objects import XCOM_SIDECAR
 

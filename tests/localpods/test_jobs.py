@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kubernetes import client
-from tests.localpods.pod_lab import NAMESPACE, Api, Server, pod_body, wait_for
+from tests.lab.pods import NAMESPACE, Api, Server, pod_body, wait_for
 
 
 def create_job(api: Api, name: str, script: str, *, pod: dict[str, Any] | None = None, **spec: Any):

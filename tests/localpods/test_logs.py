@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kubernetes import client
-from tests.localpods.pod_lab import NAMESPACE, Api
+from tests.lab.pods import NAMESPACE, Api
 
 from localpods.logs import LogQuery, read_log
 from localpods.objects import log_instant

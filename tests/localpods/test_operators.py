@@ -16,8 +16,8 @@ import pytest
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, wait_for
-from tests.localpods.task_lab import TaskStateStore, connect, context_of
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.lab.tasks import TaskStateStore, connect, context_of
 
 WRITE_XCOM = "echo '{\"rows\": 3}' > $AIRFLOW_XCOM_PATH; echo worked"
 

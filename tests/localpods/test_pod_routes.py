@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from kubernetes import client, watch
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, pod_body, state_of, wait_for
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, pod_body, state_of, wait_for
 
 
 def test_pod_runs_to_its_end(api: Api) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.localpods.pod_lab import INCLUDE, wait_for
+from tests.lab.pods import INCLUDE, wait_for
 
 from localpods.runner import LogWriter
 from localpods.state import read_json, write_json

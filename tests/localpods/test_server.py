@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.localpods.pod_lab import IMAGE, NAMESPACE, Api, Server, state_of, wait_for
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of, wait_for
 
 from localpods.__main__ import main
 

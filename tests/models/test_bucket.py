@@ -6,7 +6,7 @@ import urllib.request
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from tests.tiny_models import make_model
+from tests.lab.tiny_models import make_model
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.models import resolve

@@ -9,7 +9,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tests.tiny_models import make_model
+from tests.lab.tiny_models import make_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from safetensors.numpy import load_file
-from tests.tiny_models import base_model, make_model
+from tests.lab.tiny_models import base_model, make_model
 
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer, pull, resolve

@@ -5,7 +5,7 @@ Who gets in is tried against a running Airflow in tests/stack.
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.run_lab import Lab
+from tests.lab.runs import Lab
 
 from tuneline.evidence import measure
 

@@ -1,10 +1,10 @@
 """A real engine with a tiny random model for the tests of this folder."""
 
 import pytest
-from tests.tiny_models import make_model
+from tests.lab.tiny_models import make_model
 
-from tuneline.deployment.gguf_export import export_gguf
-from tuneline.serving.engines.llama_cpp import LlamaServer
+from tuneline.gguf.export import export_gguf
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 
 @pytest.fixture(scope="session")

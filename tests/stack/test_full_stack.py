@@ -7,9 +7,9 @@ import httpx
 import pytest
 import yaml
 
-from tuneline.data.sample import write_sample
+from tuneline.catalogue import ITEMS, Severity
+from tuneline.data.sample.make import write_sample
 from tuneline.evidence import load_evidence
-from tuneline.items import ITEMS, Severity
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import LOOPBACK

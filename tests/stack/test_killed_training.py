@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.stack.training_kills import Training
+from tests.lab.training_kills import Training
 
-from tuneline.data.sample import write_sample
+from tuneline.data.sample.make import write_sample
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.rest import Airflow
@@ -55,8 +55,8 @@ SETTINGS: dict[str, Any] = {
 MAKE_BASE = """
 import sys
 from pathlib import Path
-from tests.training.training_lab import make_base
-from tuneline.training.compute import load_torch
+from tests.lab.training_runs import make_base
+from tuneline.training.loop.compute import load_torch
 load_torch(1, 0)
 folder = make_base(Path(sys.argv[1]))
 (folder / "README.md").write_text("---\\nlicense: apache-2.0\\n---\\n")

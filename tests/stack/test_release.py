@@ -6,7 +6,7 @@ import pytest
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.keys import KeyRing
-from tuneline.serving.released import newest_release
+from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import Stack

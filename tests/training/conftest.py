@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.training_lab import TrainingLab, make_base, make_learned_base
+from tests.lab.training_runs import TrainingLab, make_base, make_learned_base
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the tiny model."""
-    from tuneline.training.compute import load_torch
+    from tuneline.training.loop.compute import load_torch
 
     load_torch(1, 0)
     return make_base(tmp_path_factory.mktemp("tiny"))

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tuneline.training import train_worker
-from tuneline.training.launch_processes import Node, launch
-from tuneline.training.token_loss import target_weight
+from tuneline.training.loop.token_loss import target_weight
+from tuneline.training.processes import worker as train_worker
+from tuneline.training.processes.launch import Node, launch
 
 
 def plant() -> None:
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     def own_tokens(self: Any, batch_samples: list[Any], device: Any) -> Any:
         return target_weight(batch_samples).to(device) * self.args.world_size

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.training.training_lab import broken, value
+from tests.lab.training_runs import broken, value
 
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict

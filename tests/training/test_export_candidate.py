@@ -4,17 +4,17 @@ import json
 
 import pytest
 import torch
-from tests.training.training_lab import make_rows, value
+from tests.lab.training_runs import make_rows, value
 
 from tuneline.errors import TunelineError
 from tuneline.training import export_candidate
-from tuneline.training.base_weights import load_adapter, load_unquantised
 from tuneline.training.export_candidate import merge, to_half
+from tuneline.training.loop.base_weights import load_adapter, load_unquantised
 
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    from tests.training.training_lab import TrainingLab
+    from tests.lab.training_runs import TrainingLab
 
     run = TrainingLab(tmp_path_factory.mktemp("exported"), trained.base, {})
     files = {}
@@ -58,8 +58,9 @@ def test_the_directory_stands_alone(exported, trained):
 
 
 def test_the_gguf_holds_the_same_values(exported):
-    import gguf
     from safetensors.torch import load_file
+
+    import gguf
 
     run, record = exported
     assert value(record, "gguf_rounded_values") == 0

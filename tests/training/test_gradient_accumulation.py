@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.training.training_lab import MAX_TOKENS, broken, make_rows, value
+from tests.lab.training_runs import MAX_TOKENS, broken, make_rows, value
 
 from tuneline.config import TrainingConfig
-from tuneline.data.tables import write_dataset
+from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Verdict, conclude
 from tuneline.models import load_tokenizer
@@ -19,9 +19,9 @@ from tuneline.training.gradient_accumulation import (
     judge,
     largest_safe,
 )
-from tuneline.training.memory import GIB
-from tuneline.training.memory_probe import measure_step
-from tuneline.training.out_of_memory import Failure, MemoryNotes
+from tuneline.training.memory.out_of_memory import Failure, MemoryNotes
+from tuneline.training.memory.predict import GIB
+from tuneline.training.memory.probe import measure_step
 
 
 def plan(**changes):
@@ -129,9 +129,9 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
 @pytest.fixture(scope="module")
 def trainers(tiny_base, tmp_path_factory):
     """Make trainers of a class on the tiny model and real rows of it."""
-    from tuneline.training.base_weights import LoraSettings, attach_lora, load_base
-    from tuneline.training.trainer import TrainerSettings
-    from tuneline.training.training_rows import encode_split
+    from tuneline.training.loop.base_weights import LoraSettings, attach_lora, load_base
+    from tuneline.training.loop.rows import encode_split
+    from tuneline.training.loop.trainer import TrainerSettings
 
     folder = tmp_path_factory.mktemp("accumulation")
     write_dataset(folder / "dataset.parquet", *make_rows())
@@ -168,14 +168,14 @@ def trainers(tiny_base, tmp_path_factory):
 
 
 def compared(trainers, kind, **options):
-    from tuneline.training.accumulation_check import compare, pick_rows
+    from tuneline.training.memory.accumulation_check import compare, pick_rows
 
     trainer, rows = trainers(kind, **options)
     return compare(trainer, pick_rows(rows), 0)
 
 
 def test_accumulated_gradients_equal_one_large_batch(trainers):
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     found = compared(trainers, LabelledTokenTrainer)
     assert found.gradient_difference < 1e-5
@@ -185,7 +185,7 @@ def test_accumulated_gradients_equal_one_large_batch(trainers):
 
 
 def test_normalising_per_micro_batch_is_found(trainers):
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     class PerMicroBatch(LabelledTokenTrainer):
         """Takes the mean of each micro-batch and the mean of those means."""
@@ -202,7 +202,7 @@ def test_normalising_per_micro_batch_is_found(trainers):
 
 
 def test_dropping_the_weights_of_rows_is_found(trainers):
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     class Unweighted(LabelledTokenTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -213,7 +213,7 @@ def test_dropping_the_weights_of_rows_is_found(trainers):
 
 
 def test_a_4bit_base_is_compared_as_exactly(trainers):
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     found = compared(trainers, LabelledTokenTrainer, qlora=True)
     assert found.gradient_difference < 1e-5
@@ -278,7 +278,7 @@ def test_what_ran_out_of_memory_before_is_not_tried_again(lab):
 def test_a_probe_without_enough_memory_says_so_and_the_next_size_is_tried(lab, monkeypatch):
     import torch
 
-    from tuneline.training.trainer import LabelledTokenTrainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     run = lab()
     run.leave_lora()

@@ -8,8 +8,8 @@ import pytest
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
+from tuneline.training.loop.loss_rules import Curve
 from tuneline.training.loss_monitoring import draw, judge
-from tuneline.training.loss_rules import Curve
 
 LIMITS = LossRulesConfig()
 WITHOUT_PATIENCE = LossRulesConfig(plateau_evaluations=None)

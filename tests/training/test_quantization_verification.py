@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tests.training.training_lab import broken, value
+from tests.lab.training_runs import broken, value
 
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
-from tuneline.training import base_weights, quantization_verification, validation_loss
+from tuneline.training import quantization_verification
+from tuneline.training.loop import base_weights, validation_loss
+from tuneline.training.loop.token_loss import RowLosses
 from tuneline.training.quantization_verification import judge, read_layers, read_model
-from tuneline.training.token_loss import RowLosses
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The whole phase once on the real base model, a few steps of it."""
 
 import pytest
-from tests.training.training_lab import TrainingLab, value
+from tests.lab.training_runs import TrainingLab, value
 
 from tuneline.evidence import Verdict
 from tuneline.training import checkpointing, loss_monitoring

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from tuneline.config import TrainingConfig, build_config
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.training import train
-from tuneline.training.launch_processes import Node, _reason, must_launch
-from tuneline.training.loss_history import read_history
-from tuneline.training.process_group import ALONE, ProcessGroup, lost_processes_are_retryable
-from tuneline.training.sharding import shards_base
-from tuneline.training.train_worker import last_words
+from tuneline.training.loop.loss_history import read_history
+from tuneline.training.processes.group import ALONE, ProcessGroup, lost_processes_are_retryable
+from tuneline.training.processes.launch import Node, _reason, must_launch
+from tuneline.training.processes.sharding import shards_base
+from tuneline.training.processes.worker import last_words
 
 # Sums in another order, over a few steps of Adam.
 TOLERANCE = 1e-4
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_base):
     """The run of one process that the others are held against."""
-    from tests.training.training_lab import TrainingLab
+    from tests.lab.training_runs import TrainingLab
 
     lab = TrainingLab(tmp_path_factory.mktemp("alone"), tiny_base, {"training": {"epochs": 1}})
     lab.leave_lora()

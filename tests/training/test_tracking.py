@@ -9,20 +9,19 @@ import threading
 import time
 
 import pytest
-from tests.training.mlflow_server import MlflowServer
-from tests.training.training_lab import broken, value
-from tests.training.wandb_server import KEY, WandbServer
+from tests.lab.mlflow_server import MlflowServer
+from tests.lab.training_runs import broken, value
+from tests.lab.wandb_server import KEY, WandbServer
 
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.stack.ports import pick_free
-from tuneline.stack.tracking import database_uri
-from tuneline.training import loss_monitoring
-from tuneline.training.loss_history import read_history
-from tuneline.training.tracking import sync as sync_tracking
+from tuneline.training import loss_monitoring, sync_tracking
+from tuneline.training.loop.loss_history import read_history
 from tuneline.training.tracking.description import Description, without_password, without_path
-from tuneline.training.tracking.mlflow_run import find_place, open_mlflow
+from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
+from tuneline.training.tracking.mlflow_run import Place, find_place, open_mlflow
 from tuneline.training.tracking.sender import Sender
 from tuneline.training.tracking.tracked_run import TrackedRun, latest_runs, runs_of, unsynced
 from tuneline.training.tracking.wandb_run import open_wandb
@@ -347,10 +346,19 @@ def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypa
     assert not closed.can_be_synced
     assert "make up" in closed.reason
     # The file is the one that the stack's server shows.
-    layout = MlflowServer(tmp_path).layout
-    client = MlflowClient(tracking_uri=database_uri(layout))
+    client = MlflowClient(tracking_uri=database_uri(MlflowServer(tmp_path).layout.mlflow))
     (metric,) = client.get_metric_history(opened.run_id, "train/loss")
     assert (metric.step, metric.value) == (1, 2.0)
+
+
+def test_a_training_started_by_hand_finds_the_server_of_the_stack(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("TUNELINE_HOME", str(server.layout.home))
+    assert find_place() == Place(server.url, server.url)
+    dead = tmp_path / "mlflow"
+    dead.mkdir()
+    note_server(dead, f"http://127.0.0.1:{pick_free()}")
+    assert running_server(dead) is None
 
 
 def test_pages_of_a_server_behind_another_name(monkeypatch):

@@ -10,13 +10,13 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.training_lab import broken, make_rows
+from tests.lab.training_runs import broken, make_rows
 
-from tuneline.data.tables import write_dataset
+from tuneline.data.tables.rows import write_dataset
 from tuneline.evidence import Verdict, measure
 from tuneline.store import sha256_file
 from tuneline.training import loss_monitoring, train
-from tuneline.training.loss_history import history_of, read_history, write_history
+from tuneline.training.loop.loss_history import history_of, read_history, write_history
 
 
 def test_the_best_adapter_is_kept_and_everything_noted(trained):

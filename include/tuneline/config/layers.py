@@ -13,11 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from tuneline.config.pipeline import PipelineConfig
 from tuneline.errors import UserError
+from tuneline.machine.checkout import project_root
 
 
 def presets_dir() -> Path:
     """The folder of presets: `$TUNELINE_PRESETS`, or `config/presets` of the project."""
-    default = Path(__file__).resolve().parents[3] / "config" / "presets"
+    default = project_root() / "config" / "presets"
     return Path(os.environ.get("TUNELINE_PRESETS", default))
 
 

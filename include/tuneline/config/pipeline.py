@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tuneline.catalogue import ITEMS
 from tuneline.config.data import DataConfig
 from tuneline.config.deployment import DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
 from tuneline.config.section import Section
 from tuneline.config.training import TrainingConfig
-from tuneline.items import ITEMS
 
 # Above training.max_hours: the last validation pass and upload, and what comes before the clock.
 _DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5

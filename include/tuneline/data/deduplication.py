@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates import Deduplicated, deduplicate
-from tuneline.data.phrases import (
+from tuneline.data.near_duplicates.phrases import (
     FORMAT_SHARE,
     Ngrams,
     RepeatedSentence,
@@ -29,8 +28,9 @@ from tuneline.data.phrases import (
     repeated_sentences,
     thin,
 )
-from tuneline.data.split import cluster_hash
-from tuneline.data.tables import (
+from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
+from tuneline.data.near_duplicates.split import cluster_hash
+from tuneline.data.tables.rows import (
     AUDIT,
     HOLDOUT,
     REJECTED,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
-from tuneline.data.class_shares import (
+from tuneline.data.balance.class_shares import (
     Figures,
     TrainRow,
     caps,
@@ -24,10 +24,10 @@ from tuneline.data.class_shares import (
     edge_cases,
     figures_of,
 )
-from tuneline.data.near_duplicates import similarity_texts
-from tuneline.data.prompt_groups import group_prompts
-from tuneline.data.split import cluster_hash, draw
-from tuneline.data.tables import (
+from tuneline.data.balance.prompt_groups import group_prompts
+from tuneline.data.near_duplicates.search import similarity_texts
+from tuneline.data.near_duplicates.split import cluster_hash, draw
+from tuneline.data.tables.rows import (
     AUDIT,
     DATASET,
     HOLDOUT,

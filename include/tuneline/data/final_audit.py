@@ -17,8 +17,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
-from tuneline.data.answer_checks import check_answers
-from tuneline.data.dataset_card import (
+from tuneline.data.conversations.answer_checks import check_answers
+from tuneline.data.conversations.outcomes import Outcome
+from tuneline.data.near_duplicates.exact_join import cross_similarities
+from tuneline.data.near_duplicates.search import similarity_texts
+from tuneline.data.pii.scrubber import CHUNK, residual_hits, shape_finder
+from tuneline.data.pii.workers import map_chunks, worker_count
+from tuneline.data.rendering.renderer import Renderer, chat_template
+from tuneline.data.rendering.template_parity import compare
+from tuneline.data.schema_validation import check_turns, markers_of
+from tuneline.data.sources.opened import SOURCES
+from tuneline.data.tables.dataset_card import (
     CARD,
     SCHEMA,
     SETTINGS,
@@ -30,15 +39,7 @@ from tuneline.data.dataset_card import (
     describe_sources,
     reproduce,
 )
-from tuneline.data.leakage import cross_similarities
-from tuneline.data.near_duplicates import similarity_texts
-from tuneline.data.outcomes import Outcome
-from tuneline.data.pii_scrubber import CHUNK, residual_hits, shape_finder
-from tuneline.data.pii_workers import map_chunks, worker_count
-from tuneline.data.rendering import Renderer, chat_template
-from tuneline.data.schema_validation import check_turns, markers_of
-from tuneline.data.source_rows import SOURCES
-from tuneline.data.tables import (
+from tuneline.data.tables.rows import (
     AUDIT,
     DATASET,
     HOLDOUT,
@@ -52,7 +53,6 @@ from tuneline.data.tables import (
     read_dataset,
     read_rows,
 )
-from tuneline.data.template_parity import compare
 from tuneline.evidence import Record, measure
 
 if TYPE_CHECKING:

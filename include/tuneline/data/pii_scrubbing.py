@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
-from tuneline.data.pii_canaries import Canary, leaks, make_canaries
-from tuneline.data.pii_entities import NER_ENTITIES
-from tuneline.data.pii_models import describe_model
-from tuneline.data.pii_profiles import demanded, recognised, scrubbed_entities, uncovered_languages
-from tuneline.data.pii_scrubber import SEED, Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii_workers import worker_count
-from tuneline.data.tables import (
+from tuneline.data.pii.canaries import Canary, leaks, make_canaries
+from tuneline.data.pii.entities import NER_ENTITIES
+from tuneline.data.pii.models import describe_model
+from tuneline.data.pii.profiles import demanded, recognised, scrubbed_entities, uncovered_languages
+from tuneline.data.pii.scrubber import SEED, Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.workers import worker_count
+from tuneline.data.tables.rows import (
     AUDIT,
     REJECTED,
     ROWS,

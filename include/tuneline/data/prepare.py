@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from tuneline.catalogue import Severity, get_item
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
-from tuneline.data.dataset_card import CARD, VERSION_FILE
-from tuneline.data.gates import ORDER, run_gate
-from tuneline.data.tables import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
+from tuneline.data.gates.run_gate import ORDER, run_gate
+from tuneline.data.tables.dataset_card import CARD, VERSION_FILE
+from tuneline.data.tables.rows import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.evidence import Evidence, FileRef, Verdict, dump
-from tuneline.items import Severity, get_item
 from tuneline.run import Run
 from tuneline.step import execute
 from tuneline.verdicts import ItemStatus, checklist

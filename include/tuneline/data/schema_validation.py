@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.config import DataConfig
-from tuneline.data.answer_checks import check_answers
-from tuneline.data.formats import Malformed
-from tuneline.data.outcomes import (
+from tuneline.data.conversations.answer_checks import check_answers
+from tuneline.data.conversations.formats import Malformed
+from tuneline.data.conversations.outcomes import (
     NOT_SELECTED,
     FileForm,
     Outcome,
@@ -24,10 +24,21 @@ from tuneline.data.outcomes import (
     number_repeats,
     select,
 )
-from tuneline.data.rendering import Renderer
-from tuneline.data.source_rows import SOURCES, open_files
-from tuneline.data.sources import BROKEN_FILE
-from tuneline.data.tables import (
+from tuneline.data.conversations.tool_calls import added_markers, plain_turns
+from tuneline.data.conversations.turn_checks import (
+    ALPACA_MARKERS,
+    ROLES,
+    TEMPLATE_MARKERS,
+    check_empty,
+    check_injection,
+    check_roles,
+    check_unicode,
+)
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.rendering.template_parity import compare
+from tuneline.data.sources.opened import SOURCES, open_files
+from tuneline.data.sources.records import BROKEN_FILE
+from tuneline.data.tables.rows import (
     AUDIT,
     REJECTED,
     UNSCRUBBED,
@@ -37,17 +48,6 @@ from tuneline.data.tables import (
     write_audit,
     write_rejects,
     write_rows,
-)
-from tuneline.data.template_parity import compare
-from tuneline.data.tool_calls import added_markers, plain_turns
-from tuneline.data.turn_checks import (
-    ALPACA_MARKERS,
-    ROLES,
-    TEMPLATE_MARKERS,
-    check_empty,
-    check_injection,
-    check_roles,
-    check_unicode,
 )
 from tuneline.evidence import Evidence, Measurement, measure
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneline.data.rendering import Renderer
-from tuneline.data.tables import (
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import (
     AUDIT,
     REJECTED,
     ROWS,

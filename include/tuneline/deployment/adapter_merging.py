@@ -21,23 +21,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.data.rendering import Renderer
-from tuneline.data.tables import VALIDATION, Row
-from tuneline.deployment.checkpoint_parity import LogitParity, compare_checkpoints
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import VALIDATION, Row
+from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
 from tuneline.errors import UserError
-from tuneline.evaluation.rows import dataset_rows, of_split, spread
-from tuneline.evaluation.served_models import (
+from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.served_models import (
     base_gguf,
     base_model,
     scoring_threads,
     serve,
 )
-from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
-from tuneline.serving.chat_protocol import ChatResult
-from tuneline.serving.engines.llama_cpp import LlamaServer
-from tuneline.serving.engines.perplexity import tokenize_texts
+from tuneline.serving.client.chat_protocol import ChatResult
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
 
 # Rows for transformers in float32 (seconds each) and for the engine.
 CHECKPOINT_ROWS, ENGINE_ROWS = 4, 8

@@ -13,10 +13,10 @@ import json
 from typing import Any
 
 from tuneline.config import DeploymentConfig
-from tuneline.data.tables import VALIDATION
-from tuneline.evaluation.rows import dataset_rows, of_split
-from tuneline.evaluation.served_models import Candidate, candidate, serve
+from tuneline.data.tables.rows import VALIDATION
 from tuneline.evidence import Record, measure
+from tuneline.harness.rows import dataset_rows, of_split
+from tuneline.harness.served_models import Candidate, candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import BuildReport, BuildRequest

@@ -17,19 +17,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tuneline.data.tables import VALIDATION
-from tuneline.deployment import engine_probe
-from tuneline.deployment.probe_trial import ALIAS, free_port, wait_for
+from tuneline.data.tables.rows import VALIDATION
+from tuneline.deployment.probes.trial import ALIAS, free_port, wait_for
 from tuneline.errors import RetryableError, UserError
-from tuneline.evaluation.load_client import Timing, drive
-from tuneline.evaluation.rows import dataset_rows, of_split, spread
-from tuneline.evaluation.served_models import candidate
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.load_client import Timing, drive
+from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
-from tuneline.serving.chat_protocol import Messages
-from tuneline.serving.client import EngineClient
-from tuneline.serving.engines.llama_cpp import LlamaServer
-from tuneline.serving.gateway_process import GatewayProcess
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.gateway.process import GatewayProcess
+from tuneline.serving.probes import engine_probe
 
 # Fresh processes of each kind; the median counts, since one start may meet a busy machine.
 STARTS = 3

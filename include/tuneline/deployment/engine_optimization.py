@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneline.data.tables import VALIDATION
+from tuneline.data.tables.rows import VALIDATION
 from tuneline.deployment.build_engine import IDENTITY, NOT_BUILT
 from tuneline.errors import UserError
-from tuneline.evaluation.load_client import Timing, drive, errors_of
-from tuneline.evaluation.rows import dataset_rows, of_split, spread
-from tuneline.evaluation.served_models import candidate, serve
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.load_client import Timing, drive, errors_of
+from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.engines import all_engines
 from tuneline.serving.engines.base import Compatibility, read_facts

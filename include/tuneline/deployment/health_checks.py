@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import json
 
-from tuneline.deployment.kubernetes_probes import (
+from tuneline.deployment.probes.trial import ALIAS, ProbeTrial
+from tuneline.evidence import Evidence, measure
+from tuneline.harness.served_models import candidate
+from tuneline.run import StepContext
+from tuneline.serving.probes.kubernetes_probes import (
     engine_probes,
     gateway_probes,
     restart_after,
     startup_budget,
 )
-from tuneline.deployment.probe_trial import ALIAS, ProbeTrial
-from tuneline.evaluation.served_models import candidate
-from tuneline.evidence import Evidence, measure
-from tuneline.run import StepContext
 
 # Weights that are not in memory once a token has been made are not all needed.
 RESIDENT_SHARE = 0.9

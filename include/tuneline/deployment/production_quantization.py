@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config import DeploymentConfig
-from tuneline.data.rendering import Renderer
-from tuneline.data.tables import VALIDATION, Row
-from tuneline.deployment.gguf_quantize import quantize
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import VALIDATION, Row
 from tuneline.errors import UserError
-from tuneline.evaluation.answers import choose_task, scores
-from tuneline.evaluation.intervals import paired
-from tuneline.evaluation.rows import dataset_rows, of_split, spread
-from tuneline.evaluation.served_models import scoring_threads, serve
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.gguf.quantize import quantize
+from tuneline.harness.answers import choose_task, scores
+from tuneline.harness.intervals import paired
+from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
-from tuneline.serving.engines.perplexity import Divergence, perplexity_and_kl
+from tuneline.serving.engines.llama_cpp.perplexity import Divergence, perplexity_and_kl
 from tuneline.store import sha256_file
 
 REFERENCE = "f16"

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneline.evaluation.general_questions import Question, check_answer, load_questions
-from tuneline.evaluation.intervals import Paired, paired, share
-from tuneline.evaluation.served_models import ask, ask_base, base_gguf, candidate
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.general_questions import Question, check_answer, load_questions
+from tuneline.harness.intervals import Paired, paired, share
+from tuneline.harness.served_models import ask, ask_base, base_gguf, candidate
 from tuneline.run import StepContext
 
 # Standard errors that a drop may have by chance.

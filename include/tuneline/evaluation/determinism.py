@@ -14,15 +14,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.data.tables import VALIDATION, Row
+from tuneline.data.tables.rows import VALIDATION, Row
 from tuneline.errors import UserError
-from tuneline.evaluation.answers import structure_of
-from tuneline.evaluation.rows import dataset_rows, of_split, spread
-from tuneline.evaluation.served_models import candidate, scoring_threads, serve
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.answers import structure_of
+from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.served_models import candidate, scoring_threads, serve
 from tuneline.run import StepContext
-from tuneline.serving.chat_protocol import Messages
-from tuneline.serving.client import EngineClient
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client.client import EngineClient
 
 
 @dataclass(frozen=True)

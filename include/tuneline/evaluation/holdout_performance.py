@@ -15,15 +15,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from tuneline.data.tables import HOLDOUT, Row
+from tuneline.data.tables.rows import HOLDOUT, Row
 from tuneline.errors import UserError
-from tuneline.evaluation.answers import Task, choose_task, parse_answer, scores
-from tuneline.evaluation.holdout_ledger import Access, choosing, ledger_prefix, open_holdout
-from tuneline.evaluation.intervals import Interval, Paired, paired, share
-from tuneline.evaluation.leakage import near_duplicates, same_ids
-from tuneline.evaluation.rows import dataset_rows
-from tuneline.evaluation.served_models import Candidate, ask, ask_base, base_gguf, candidate
+from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
+from tuneline.evaluation.holdout.ledger import Access, choosing, ledger_prefix, open_holdout
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.answers import Task, choose_task, parse_answer, scores
+from tuneline.harness.intervals import Interval, Paired, paired, share
+from tuneline.harness.rows import dataset_rows
+from tuneline.harness.served_models import Candidate, ask, ask_base, base_gguf, candidate
 from tuneline.run import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.

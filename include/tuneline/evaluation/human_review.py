@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.evaluation.intervals import Interval, sign_test, wilson
 from tuneline.evaluation.prepare_review import KEY, PAIRS
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.intervals import Interval, sign_test, wilson
 from tuneline.run import StepContext
 
 VOTES = "review_votes.json"

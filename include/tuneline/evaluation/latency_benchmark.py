@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from tuneline.data.tables import VALIDATION
+from tuneline.data.tables.rows import VALIDATION
 from tuneline.errors import UserError
-from tuneline.evaluation.hardware import is_target, this_machine
-from tuneline.evaluation.latency_table import (
+from tuneline.evaluation.latency.table import (
     DecodeCounters,
     Level,
     Objective,
@@ -27,13 +26,14 @@ from tuneline.evaluation.latency_table import (
     sustained,
     table,
 )
-from tuneline.evaluation.load_client import drive
-from tuneline.evaluation.rows import dataset_rows, of_split, spread
-from tuneline.evaluation.served_models import candidate, serve
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.hardware import is_target, this_machine
+from tuneline.harness.load_client import drive
+from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
-from tuneline.serving.chat_protocol import Messages
-from tuneline.serving.client import EngineClient
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client.client import EngineClient
 
 # Of every answer: enough for a steady TPOT, few enough for four levels in under a minute on
 # two cores.

@@ -14,11 +14,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneline.data.tables import Row
-from tuneline.evaluation.answers import parse_answer
-from tuneline.evaluation.holdout_ledger import open_holdout
-from tuneline.evaluation.rows import asked, dataset_rows, spread
+from tuneline.data.tables.rows import Row
+from tuneline.evaluation.holdout.ledger import open_holdout
 from tuneline.evidence import Record, measure
+from tuneline.harness.answers import parse_answer
+from tuneline.harness.rows import asked, dataset_rows, spread
 from tuneline.run import StepContext
 
 PAIRS = "pairs.json"

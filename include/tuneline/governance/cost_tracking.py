@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.prompts import trial_prompts
+from tuneline.harness.prompts import trial_prompts
 from tuneline.run import StepContext
-from tuneline.serving.engines.llama_cpp import LlamaServer
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
-from tuneline.serving.released import THROUGHPUT
+from tuneline.serving.release.released import THROUGHPUT
 
 # Two keys with unlike use: sums that were swapped between keys would show.
 REQUESTS = {"team-a": 3, "team-b": 5}
@@ -59,8 +59,8 @@ def reconcile(
 
 def run(ctx: StepContext) -> Evidence:
     """Send requests under two keys, reconcile, and price them."""
+    from tuneline.serving.gateway.process import GatewayProcess
     from tuneline.serving.gateway.usage import totals_by_upstream, usage_by_key
-    from tuneline.serving.gateway_process import GatewayProcess
 
     config = ctx.config
     model = ctx.input("production_quantization", "model.gguf")

@@ -3,7 +3,7 @@
 Proves that the baseline which production will be compared with is stored, and that the
 detector works on it: validation prompts of this dataset must not be called drift (a false
 alarm), general questions that the model was not trained for must be. The measures and
-their sources are in `tuneline.governance.drift`.
+their sources are in `tuneline.governance.drift.measures`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, measure
-from tuneline.governance.drift import Baseline, Measure, compare
+from tuneline.governance.drift.measures import Baseline, Measure, compare
 from tuneline.run import StepContext
 
 # Fewer production prompts than this say nothing about a distribution.
@@ -145,7 +145,7 @@ def compare_files(reference: str, logs: Path, p_value: float = 0.01) -> dict[str
 
 def run(ctx: StepContext) -> Evidence:
     """Store the baseline and try the detector on prompts with a known answer."""
-    from tuneline.evaluation.general_questions import load_questions
+    from tuneline.harness.general_questions import load_questions
 
     p_value = ctx.config.governance.drift_p_value
     reference = read_reference(ctx.input("distribution_balancing", "dataset.parquet"))

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.evaluation.served_models import base_gguf
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.manifest import read_release
-from tuneline.governance.prompts import Messages, trial_prompts
+from tuneline.governance.release.manifest import read_release
+from tuneline.harness.prompts import Messages, trial_prompts
+from tuneline.harness.served_models import base_gguf
 from tuneline.run import StepContext
-from tuneline.serving.engines.llama_cpp import LlamaServer
-from tuneline.serving.gateway_process import Answer, GatewayProcess
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.gateway.process import Answer, GatewayProcess
 
 REQUESTS_PER_FAULT = 4
 MODEL = "candidate"

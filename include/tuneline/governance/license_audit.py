@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Literal
 
 from tuneline.evidence import Evidence, measure
-from tuneline.governance.license_rules import RULES, Use, judge, normalise
+from tuneline.governance.licenses.rules import RULES, Use, judge, normalise
 from tuneline.models import resolve
 from tuneline.run import StepContext
 

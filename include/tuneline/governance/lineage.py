@@ -12,15 +12,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tuneline.catalogue import ITEMS
 from tuneline.evidence import Evidence, FileRef, measure
-from tuneline.governance.manifest import (
+from tuneline.governance.release.manifest import (
     model_prefix,
     put_once,
     read_release,
     verify,
     write_manifest,
 )
-from tuneline.items import ITEMS
 from tuneline.models import resolve
 from tuneline.run import StepContext
 from tuneline.verdicts import status

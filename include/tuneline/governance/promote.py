@@ -10,7 +10,7 @@ import json
 
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
-from tuneline.governance.manifest import append_release, model_prefix, read_release, verify
+from tuneline.governance.release.manifest import append_release, model_prefix, read_release, verify
 from tuneline.run import StepContext, now
 from tuneline.verdicts import checklist
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.models.license import read_license
+from tuneline.models.license import ORIGIN_FILE, read_license
 
-# Written by the resolver beside the files of a model that it fetched.
-ORIGIN_FILE = "tuneline_origin.json"
+# Names and hashes of the files of a model that was fetched.
 FILES_FILE = "tuneline_files.json"
 _OURS = {ORIGIN_FILE, FILES_FILE}
 

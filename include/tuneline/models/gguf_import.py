@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.deployment.gguf_layout import split_heads, to_hf_name
 from tuneline.errors import UserError
+from tuneline.models.gguf_layout import split_heads, to_hf_name
 
 # Part of the cache key: raise it when the directory written from the same file changes.
 IMPORTER_VERSION = 1
@@ -164,8 +164,9 @@ def _write_tokenizer(fields: Mapping[str, Any], config: Mapping[str, Any], targe
 
 
 def _write_weights(reader: Any, config: Mapping[str, Any], target: Path) -> None:
-    import gguf
     from safetensors.numpy import save_file
+
+    import gguf
 
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     weights: dict[str, NDArray[np.float16]] = {}

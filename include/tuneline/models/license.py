@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+# Written by the resolver beside the files of a model that it fetched.
+ORIGIN_FILE = "tuneline_origin.json"
+
 # Model hubs write licences in lower case and give names to licences that SPDX does not list.
 # SPDX keeps `LicenseRef-` for those: https://spdx.github.io/spdx-spec/v3.0.1/annexes/spdx-license-expressions/
 _SPDX = {
@@ -62,8 +65,6 @@ def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, s
     Returns:
         SPDX identifier or None, and where it was read (or where nothing was found).
     """
-    from tuneline.models.base_model import ORIGIN_FILE
-
     origin = directory / ORIGIN_FILE
     if origin.is_file():
         noted = json.loads(origin.read_text(encoding="utf-8"))

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.base_model import ORIGIN_FILE, BaseModel, describe
+from tuneline.models.base_model import BaseModel, describe
 from tuneline.models.cache import Log, cached_model
 from tuneline.models.gguf_import import IMPORTER_VERSION, gguf_to_directory
-from tuneline.models.license import to_spdx
+from tuneline.models.license import ORIGIN_FILE, to_spdx
 from tuneline.store import sha256_file
 
 

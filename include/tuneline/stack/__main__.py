@@ -8,7 +8,7 @@ import sys
 import time
 
 from tuneline.errors import EXIT_OK, TunelineError, disk_full
-from tuneline.serving.released import newest_release
+from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo

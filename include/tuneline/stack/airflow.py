@@ -26,7 +26,7 @@ if "scheduler" in sys.argv:
     import airflow.providers.cncf.kubernetes.operators.pod
     import airflow.providers.standard.operators.hitl
     import great_expectations
-    import tuneline.data.gates
+    import tuneline.data.gates.run_gate
     import tuneline.verdicts
 '''
 

@@ -16,7 +16,7 @@ from tuneline.config import check_sections, merge, read_yaml
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
-from tuneline.serving.released import newest_release
+from tuneline.serving.release.released import newest_release
 from tuneline.stack import airflow, locks, release, timings, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.follow import follow

@@ -6,8 +6,8 @@ import shutil
 import time
 from collections.abc import Mapping
 
+from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError, UserError
-from tuneline.items import ITEMS
 from tuneline.stack.dag_run import DagRun, Task
 from tuneline.stack.lifecycle import Say
 from tuneline.verdicts import check_item

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.errors import UserError
+from tuneline.machine.checkout import project_root, stack_home
+from tuneline.training.tracking import local_mlflow
 
 LOOPBACK = "127.0.0.1"
 DAG_ID = "finetune_to_production"
@@ -59,7 +61,7 @@ class Layout:
     @property
     def mlflow(self) -> Path:
         """MLflow's own folder: the database of runs."""
-        return self.home / "mlflow"
+        return self.home / local_mlflow.FOLDER
 
     @property
     def airflow_python(self) -> Path:
@@ -100,13 +102,10 @@ def find_layout() -> Layout:
     Raises:
         UserError: a port is not a number, or the project lies elsewhere.
     """
-    project = Path(__file__).resolve().parents[3]
-    if not (project / "dags").is_dir():
-        raise UserError(f"{project} is not a checkout of the project (no dags/); run from one")
-    home = Path(os.environ.get("TUNELINE_HOME") or project / ".tuneline").absolute()
+    home = stack_home()
     kubeconfig = os.environ.get("TUNELINE_KUBECONFIG")
     return Layout(
-        project=project,
+        project=project_root(),
         home=home,
         ui_port=_port("TUNELINE_UI_PORT", 8080),
         gateway_port=_port("TUNELINE_GATEWAY_PORT", 8000),

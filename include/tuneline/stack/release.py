@@ -12,7 +12,7 @@ import yaml
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.released import Release, fetch_tokenizer, fetch_weights, price
+from tuneline.serving.release.released import Release, fetch_tokenizer, fetch_weights, price
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.lifecycle import ENGINE, GATEWAY, Say, Stack
@@ -109,7 +109,12 @@ def _start_engine(stack: Stack, release: Release, weights: Path) -> int:
     python = str(stack.layout.ml_bin / "python")
     options = {"--model": str(weights), "--port": str(port), "--alias": release.name}
     options |= {"--parallel": str(_PARALLEL)}
-    argv = [python, "-m", "tuneline.serving.llama_server", *(x for o in options.items() for x in o)]
+    argv = [
+        python,
+        "-m",
+        "tuneline.serving.engines.llama_cpp.server",
+        *(x for o in options.items() for x in o),
+    ]
     stack.start(Service(ENGINE, argv, _environment(), stack.layout.project, {"port": port}))
     url = f"http://{LOOPBACK}:{port}/health"
     stack.await_ready(ENGINE, lambda: _answers(url), _ENGINE_SECONDS)

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError
-from tuneline.items import ITEMS
 from tuneline.run import HELPERS, Run
 from tuneline.store import NotThere
 

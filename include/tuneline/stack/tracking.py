@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from tuneline.errors import UserError
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.processes import Service
+from tuneline.training.tracking import local_mlflow
 
 TRACKING = "mlflow"
 PORT_SETTING = "TUNELINE_TRACKING_PORT"
@@ -48,17 +49,13 @@ def pod_environment(layout: Layout) -> dict[str, str]:
     return told
 
 
-def database_uri(layout: Layout) -> str:
-    """The SQLite file behind the server."""
-    return f"sqlite:///{layout.mlflow / 'mlflow.db'}"
-
-
 def service(layout: Layout) -> Service:
     """The server: one worker, no jobs (seven processes more), no telemetry."""
     layout.mlflow.mkdir(parents=True, exist_ok=True)
+    local_mlflow.note_server(layout.mlflow, layout.tracking_url)
     python = str(layout.ml_bin / "python")
     options = {
-        "--backend-store-uri": database_uri(layout),
+        "--backend-store-uri": local_mlflow.database_uri(layout.mlflow),
         "--default-artifact-root": "mlflow-artifacts:/",
         "--host": LOOPBACK,
         "--port": str(layout.tracking_port),

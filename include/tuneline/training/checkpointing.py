@@ -75,7 +75,7 @@ def run(ctx: StepContext) -> Evidence:
     evaluations = document["evaluations"]
     best = lowest(evaluations)
 
-    from tuneline.training.validation_loss import Validation
+    from tuneline.training.loop.validation_loss import Validation
 
     validation = Validation.of(ctx)
     ctx.log(f"measuring the kept adapter on {len(validation.rows)} validation rows")

@@ -15,8 +15,8 @@ from typing import Any
 from tuneline.errors import TunelineError
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
-from tuneline.training.base_weights import load_adapter, load_unquantised
-from tuneline.training.compute import load_torch, training_threads
+from tuneline.training.loop.base_weights import load_adapter, load_unquantised
+from tuneline.training.loop.compute import load_torch, training_threads
 
 
 def merge(base: Path, adapter: Path) -> Any:
@@ -78,9 +78,9 @@ def run(ctx: StepContext) -> Record:
     """Merge and export; writes `merged/`, `candidate.gguf` and `adapter.gguf`."""
     adapter = ctx.input_dir("train", "adapter")
     load_torch(training_threads(ctx.config.training))
-    from tuneline.data.rendering import chat_template
-    from tuneline.deployment.gguf_export import export_gguf
-    from tuneline.deployment.gguf_lora import export_lora_gguf
+    from tuneline.data.rendering.renderer import chat_template
+    from tuneline.gguf.export import export_gguf
+    from tuneline.gguf.lora import export_lora_gguf
     from tuneline.models import load_tokenizer, resolve
 
     base = resolve(ctx.config.base_model, log=ctx.log)

@@ -25,16 +25,16 @@ from typing import Any
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
-from tuneline.training.estimate import (
+from tuneline.training.budget.estimate import (
     Speed,
     Work,
     advice,
     estimate,
 )
-from tuneline.training.estimate import judge as judge_estimate
-from tuneline.training.memory import GIB
-from tuneline.training.micro_batches import micro_batches
-from tuneline.training.out_of_memory import ADVICE, MemoryNotes, allowed
+from tuneline.training.budget.estimate import judge as judge_estimate
+from tuneline.training.memory.micro_batches import micro_batches
+from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed
+from tuneline.training.memory.predict import GIB
 
 # Prediction and measurement may differ by this share before the memory model is doubted.
 MODEL_ERROR = 0.10
@@ -193,7 +193,7 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
     asked.write_text(json.dumps(dict(spec)))
     answered.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tuneline.training.memory_probe", str(asked), str(answered)],
+        [sys.executable, "-m", "tuneline.training.memory.probe", str(asked), str(answered)],
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         text=True,
@@ -239,7 +239,7 @@ def sizes_left(ctx: StepContext) -> list[int]:
 def run(ctx: StepContext) -> Evidence:
     """Find the largest safe micro-batch and prove the accumulation; writes `plan.json`."""
     from tuneline.models import resolve
-    from tuneline.training.compute import training_threads
+    from tuneline.training.loop.compute import training_threads
 
     config = ctx.config.training
     processes = ctx.config.world_size

@@ -19,8 +19,8 @@ from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
-from tuneline.training.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
-from tuneline.training.base_weights import LoraSettings, linear_modules, module_kinds
+from tuneline.serving.engines.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
+from tuneline.training.loop.base_weights import LoraSettings, linear_modules, module_kinds
 
 USUAL_RATIO = 2.0
 ALL_LINEAR = "all-linear"
@@ -89,7 +89,7 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
     Raises:
         UserError: a target module that is not there.
     """
-    from tuneline.training.base_weights import attach_lora
+    from tuneline.training.loop.base_weights import attach_lora
 
     settings = LoraSettings(
         r=config.r,
@@ -117,8 +117,8 @@ def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
     config = ctx.config.training
     if not config.sweep_r:
         return config, "", []
-    from tuneline.training.rank_choice import choose, measurements
-    from tuneline.training.sweep import holdout_accesses, read_trials
+    from tuneline.training.sweep.rank_choice import choose, measurements
+    from tuneline.training.sweep.trials import holdout_accesses, read_trials
 
     trials = read_trials(ctx)
     choice = choose(trials)
@@ -133,8 +133,8 @@ def run(ctx: StepContext) -> Evidence:
     config, chosen, choice = swept(ctx)
 
     from tuneline.models import resolve
-    from tuneline.training.base_weights import shape_model
-    from tuneline.training.compute import load_torch, training_threads
+    from tuneline.training.loop.base_weights import shape_model
+    from tuneline.training.loop.compute import load_torch, training_threads
 
     base = resolve(ctx.config.base_model, log=ctx.log)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")

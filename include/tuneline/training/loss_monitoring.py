@@ -21,8 +21,8 @@ from typing import Any
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
-from tuneline.training.loss_history import read_history
-from tuneline.training.loss_rules import (
+from tuneline.training.loop.loss_history import read_history
+from tuneline.training.loop.loss_rules import (
     OVERFIT_FLOOR_NATS,
     SURE_ERRORS,
     Curve,

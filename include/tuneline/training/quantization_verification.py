@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.run import StepContext
-from tuneline.training.token_loss import RowLosses
+from tuneline.training.loop.token_loss import RowLosses
 
 QUANT_TYPE = "nf4"
 COMPUTE_TYPE = "bfloat16"
@@ -203,8 +203,8 @@ def run(ctx: StepContext) -> Evidence:
             [measure("qlora", False, "")],
             verdict=Verdict.NOT_APPLICABLE,
         )
-    from tuneline.training.base_weights import linear_modules, shape_model
-    from tuneline.training.validation_loss import Validation
+    from tuneline.training.loop.base_weights import linear_modules, shape_model
+    from tuneline.training.loop.validation_loss import Validation
 
     validation = Validation.of(ctx)
     expected = linear_modules(shape_model(validation.base))

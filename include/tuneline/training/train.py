@@ -22,27 +22,27 @@ from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
+from tuneline.machine.peak_memory import peak_memory
 from tuneline.run import StepContext
-from tuneline.training.base_weights import attach_lora, load_base
-from tuneline.training.compute import device_of, load_torch
-from tuneline.training.launch_processes import Node, launch, must_launch
-from tuneline.training.live_checkpoints import LiveCheckpoints, fingerprint
-from tuneline.training.loss_history import history_of, plain, write_history
-from tuneline.training.memory import GIB
-from tuneline.training.out_of_memory import noticed
-from tuneline.training.peak_memory import peak_memory
-from tuneline.training.process_group import ProcessGroup, lost_processes_are_retryable
-from tuneline.training.sharding import gpu_memory, load_sharded_base, shards_base
-from tuneline.training.token_loss import EVAL_BATCH
-from tuneline.training.tracking.description import describe
-from tuneline.training.tracking.session import Tracking, track
-from tuneline.training.train_inputs import (
+from tuneline.training.loop.base_weights import attach_lora, load_base
+from tuneline.training.loop.compute import device_of, load_torch
+from tuneline.training.loop.inputs import (
     Inputs,
     hyperparameters,
     ordered_rows,
     read_inputs,
 )
-from tuneline.training.training_rows import pad_token, total_steps
+from tuneline.training.loop.live_checkpoints import LiveCheckpoints, fingerprint
+from tuneline.training.loop.loss_history import history_of, plain, write_history
+from tuneline.training.loop.rows import pad_token, total_steps
+from tuneline.training.loop.token_loss import EVAL_BATCH
+from tuneline.training.memory.out_of_memory import noticed
+from tuneline.training.memory.predict import GIB
+from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
+from tuneline.training.processes.launch import Node, launch, must_launch
+from tuneline.training.processes.sharding import gpu_memory, load_sharded_base, shards_base
+from tuneline.training.tracking.description import describe
+from tuneline.training.tracking.session import Tracking, track
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,8 @@ def train(
     """
     import torch
 
-    from tuneline.training.checkpoint_times import EndWhenTold, SaveInTime
-    from tuneline.training.resources import Resources
-    from tuneline.training.train_callbacks import (
+    from tuneline.training.budget.resources import Resources
+    from tuneline.training.loop.callbacks import (
         EvaluateAt,
         KeepAdapters,
         SaveLive,
@@ -92,7 +91,8 @@ def train(
         StopOnTrip,
         evaluation_steps,
     )
-    from tuneline.training.trainer import LabelledTokenTrainer, TrainerSettings
+    from tuneline.training.loop.checkpoint_times import EndWhenTold, SaveInTime
+    from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
     config, plan = ctx.config.training, inputs.plan
     steps = total_steps(len(inputs.train), plan["effective_batch"], config.epochs, config.max_steps)
@@ -207,7 +207,7 @@ def _seconds_at(checkpoint: Path) -> float:
 
 def _leave_adapters(out: Path, evaluated: Path, evaluations: Sequence[Any]) -> None:
     """Write `adapter/` (the best), `checkpoints/` (the best few) and `checkpoints.json`."""
-    from tuneline.training.train_callbacks import best_of
+    from tuneline.training.loop.callbacks import best_of
 
     best = best_of(list(evaluations))
     shutil.copytree(evaluated / best.folder, out / "adapter")
@@ -282,7 +282,7 @@ def _train_in(
         f"{len(inputs.train)} training rows, {len(inputs.validation)} validation rows, "
         f"{plan['threads']} threads, {plan['precision']} arithmetic{together}"
     )
-    from tuneline.training.resources import measured, told
+    from tuneline.training.budget.resources import measured, told
 
     settings = hyperparameters(ctx, inputs)
     described = describe(

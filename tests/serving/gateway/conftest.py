@@ -9,12 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from tests.lab.upstream_server import ServerThread, UpstreamServer, wait_for
 
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.keys import add_key
-
-from .upstream_server import ServerThread, UpstreamServer, wait_for
 
 
 class Gateway:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.lab.upstream_server import wait_for
 
 from tuneline.serving.gateway.batch import BatchWriter
-
-from .upstream_server import wait_for
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from tests.lab.upstream_server import wait_for
 
 from tuneline.serving.gateway.usage import totals_by_upstream
 
 from .conftest import ask, text_of, upstream_entry
-from .upstream_server import wait_for
 
 
 def test_whole_answer_is_passed_on_and_billed(start, small):

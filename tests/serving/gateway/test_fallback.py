@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.lab.upstream_server import free_port
 
 from .conftest import text_of, upstream_entry
-from .upstream_server import free_port
 
 LIMITS = {"min_mean_logprob": -1.0}
 FAST = {"answer_timeout_s": 0.3, "first_token_timeout_s": 0.3, "idle_timeout_s": 0.3}

@@ -4,9 +4,9 @@ import sqlite3
 
 import httpx
 import pytest
+from tests.lab.upstream_server import wait_for
 
 from .conftest import upstream_entry
-from .upstream_server import wait_for
 
 
 def ready(gateway) -> httpx.Response:

@@ -4,11 +4,10 @@ import json
 import stat
 
 import pytest
+from tests.lab.upstream_server import wait_for
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.request_log import load_redaction
-
-from .upstream_server import wait_for
 
 SECRET = "my card is 4111-1111-1111-1111"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.lab.upstream_server import wait_for
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.keys import add_key
@@ -20,7 +21,6 @@ from tuneline.serving.gateway.server import run_gateway
 from tuneline.serving.gateway.usage import usage_by_key
 
 from .conftest import ask, upstream_entry
-from .upstream_server import wait_for
 
 INCLUDE = Path(__file__).parents[3] / "include"
 CODE = (

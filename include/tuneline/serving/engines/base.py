@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneline.errors import TunelineError
 from tuneline.models.base_model import read_json
-from tuneline.serving.client import EngineClient
+from tuneline.serving.client.client import EngineClient
 
 
 @dataclass(frozen=True)

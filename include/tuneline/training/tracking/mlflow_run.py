@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneline.errors import UserError
+from tuneline.machine.checkout import stack_home
+from tuneline.training.tracking import local_mlflow
 from tuneline.training.tracking.description import Description, without_password
 from tuneline.training.tracking.sender import Sender, short_reason
 from tuneline.training.tracking.tracked_run import TrackedRun
@@ -58,20 +60,15 @@ def find_place() -> Place:
     if uri:
         pages = os.environ.get("TUNELINE_TRACKING_URL") or uri
         return Place(uri, without_password(pages) if pages.startswith("http") else None)
-    from tuneline.stack.layout import find_layout
-    from tuneline.stack.processes import ServiceTable
-    from tuneline.stack.tracking import TRACKING, database_uri
-
     try:
-        layout = find_layout()
+        folder = stack_home() / local_mlflow.FOLDER
     except UserError:
         raise UserError("MLFLOW_TRACKING_URI names no server") from None
-    table = ServiceTable(layout.services, layout.logs)
-    if table.find(TRACKING):
-        url = str(table.notes(TRACKING)["url"])
+    url = local_mlflow.running_server(folder)
+    if url:
         return Place(url, url)
-    layout.mlflow.mkdir(parents=True, exist_ok=True)
-    return Place(database_uri(layout), None)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Place(local_mlflow.database_uri(folder), None)
 
 
 def open_mlflow(

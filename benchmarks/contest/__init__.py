@@ -1,0 +1,1 @@
+"""How systems are measured in turn, each in a process of its own, and reported."""

@@ -1,0 +1,30 @@
+"""The benchmarks, by name. Importing this loads none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.contest.options import Options
+    from benchmarks.contest.report import Report
+
+# The name, and what is compared. Each is a module of this package with a `run`.
+BENCHES = {
+    "dedup": "near-duplicates against datasketch and rensa",
+    "pii": "personal data against Presidio, without and with its NER",
+    "tokens": "the token audit against the bare tokenizer",
+    "data": "`data prepare` from raw rows to the dataset, step by step",
+    "memory": "the memory model's peaks against those of real training steps, seven shapes",
+    "train": "training against TRL's SFTTrainer, and what watching it costs",
+    "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
+    "coldstart": "the first request to a fresh server, cold and warmed up",
+    "pipeline": "the orchestration's share of the latest demo run",
+}
+
+
+def load(name: str) -> Callable[[Options], Report]:
+    """The `run` of a benchmark."""
+    found: Callable[[Options], Report] = import_module(f"benchmarks.{name}").run
+    return found

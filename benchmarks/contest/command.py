@@ -1,0 +1,104 @@
+"""`tuneline bench`: one benchmark, or all with a file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest.catalogue import BENCHES, load
+from benchmarks.contest.machine import describe
+from benchmarks.contest.options import Options
+from benchmarks.contest.report import Report, show
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
+
+ALL = "all"
+RESULTS = Path("bench") / "results.json"
+
+
+def bench(
+    name: str,
+    *,
+    as_json: bool,
+    source: Path | None = None,
+    runs: int | None = None,
+    rows: int | None = None,
+) -> int:
+    """Run one benchmark, or all.
+
+    Args:
+        name: of the benchmark, or `all`.
+        as_json: print JSON in place of tables.
+        source: rows of the caller's own, for one benchmark.
+        runs: runs of each system.
+        rows: rows to generate or to take.
+
+    Returns:
+        The exit code: 1 when one of all benchmarks failed.
+
+    Raises:
+        UserError: there is no such benchmark, or it lacks what it needs.
+        TunelineError: a system failed.
+    """
+    if name not in (*BENCHES, ALL):
+        raise UserError(f"there is no benchmark {name!r}; choose {', '.join(BENCHES)} or {ALL}")
+    for number, what in ((runs, "--runs"), (rows, "--rows")):
+        if number is not None and number < 1:
+            raise UserError(f"{what} must be 1 or more, not {number}")
+    if source is not None and not source.is_file():
+        raise UserError(f"--input: {source} does not exist or is no file")
+    if name != ALL:
+        report = _run(name, source, runs, rows)
+        if as_json:
+            print(json.dumps(report.as_dict(), indent=1))
+        else:
+            show(report)
+        return EXIT_OK
+    if source is not None:
+        raise UserError("--input goes with one benchmark; name it in place of `all`")
+    return _run_all(as_json, runs, rows)
+
+
+def _run_all(as_json: bool, runs: int | None, rows: int | None) -> int:
+    """Run all; one that can't be measured or fails is noted and the others go on."""
+    entries: list[dict[str, Any]] = []
+    failed = False
+    for name in BENCHES:
+        try:
+            report = _run(name, None, runs, rows)
+        except TunelineError as error:
+            failed = failed or not isinstance(error, UserError)
+            entries.append({"bench": name, "not_measured": str(error)})
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            continue
+        entries.append(report.as_dict())
+        if not as_json:
+            show(report)
+    document = {
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "benches": entries,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(document, indent=1))
+    if as_json:
+        print(json.dumps(document, indent=1))
+    print(f"written to {RESULTS}", file=sys.stderr)
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def _run(name: str, source: Path | None, runs: int | None, rows: int | None) -> Report:
+    started = time.monotonic()
+
+    def log(line: str) -> None:
+        print(f"{name} [{time.monotonic() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with tempfile.TemporaryDirectory(prefix=f"tuneline-bench-{name}-") as folder:
+        options = Options(Path(folder), log, source, runs, rows)
+        return load(name)(options)

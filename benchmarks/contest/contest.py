@@ -1,0 +1,148 @@
+"""Measure systems in turn: A B A B …, each run in a process of its own.
+
+What else the machine does meets all systems alike, and no system profits from what another left
+in memory. Single-core benchmarks pin every system to the same core.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest.machine import usable_cores
+from benchmarks.contest.report import Result, summarise
+from benchmarks.contest.trial import Sample, read_sample
+from tuneline.errors import TunelineError
+from tuneline.machine.checkout import project_root
+from tuneline.machine.child_environment import child_environment
+
+Log = Callable[[str], None]
+
+RUN_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class System:
+    """A contender.
+
+    Attributes:
+        name: as it stands in the results.
+        trial: `module:function`, see `worker`.
+        options: added to the job.
+        python: the interpreter that has it installed; None for this one.
+    """
+
+    name: str
+    trial: str
+    options: Mapping[str, Any] | None = None
+    python: Path | None = None
+
+
+class Contest:
+    """Runs systems in turn.
+
+    Args:
+        folder: for jobs and samples.
+        log: takes one line after each run.
+        one_core: pin each run to one core and its libraries to one thread.
+    """
+
+    def __init__(self, folder: Path, log: Log, *, one_core: bool) -> None:
+        self._folder = folder
+        self._log = log
+        self._one_core = one_core
+
+    def measure(
+        self, systems: Sequence[System], job: Mapping[str, Any], runs: int
+    ) -> dict[str, list[Sample]]:
+        """Run every system `runs` times, in turn.
+
+        Returns:
+            The samples of each system, by its name.
+
+        Raises:
+            TunelineError: a run failed or gave no sample; with its last words.
+        """
+        samples: dict[str, list[Sample]] = {system.name: [] for system in systems}
+        for number in range(1, runs + 1):
+            for system in systems:
+                sample = self.run(system, job)
+                samples[system.name].append(sample)
+                self._log(f"run {number} of {runs}: {system.name} {sample.seconds:.2f} s")
+        return samples
+
+    def run(self, system: System, job: Mapping[str, Any]) -> Sample:
+        """One run of one system."""
+        job_file, out = self._folder / "job.json", self._folder / "sample.json"
+        core = usable_cores()[-1] if self._one_core else None
+        job_file.write_text(json.dumps({"core": core, **job, **(system.options or {})}))
+        out.unlink(missing_ok=True)
+        python = str(system.python or sys.executable)
+        command = [python, "-m", "benchmarks.contest.worker", system.trial, str(job_file), str(out)]
+        started = time.monotonic()
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=self._environment(),
+                timeout=RUN_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            waited = time.monotonic() - started
+            raise TunelineError(f"{system.name} was not done after {waited:.0f} s") from None
+        if done.returncode or not out.is_file():
+            words = (done.stderr or done.stdout).strip().splitlines()
+            raise TunelineError(
+                f"{system.name} failed (exit code {done.returncode}): "
+                f"{words[-1] if words else 'it said nothing'}"
+            )
+        return read_sample(out)
+
+    def _environment(self) -> dict[str, str]:
+        environment = child_environment(project_root(), OMP_WAIT_POLICY="PASSIVE")
+        if self._one_core:
+            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+            environment.update(dict.fromkeys(names, "1"))
+        return environment
+
+
+def speed_results(
+    samples: Mapping[str, Sequence[Sample]], amount: str, total: float | None = None
+) -> list[Result]:
+    """Speed and memory of each system, and its scores.
+
+    Args:
+        samples: of each system.
+        amount: what is counted (`docs`): the metric is `docs_per_s`.
+        total: how much of it a run works through; None for its number of items.
+    """
+    results = []
+    for name, runs in samples.items():
+        version = runs[0].version
+        per_second = [(total or s.items) / s.seconds for s in runs]
+        per_cpu = [(total or s.items) / s.cpu_seconds for s in runs]
+        peak = [s.peak_mib for s in runs]
+        results += [
+            summarise(name, version, f"{amount}_per_s", per_second, "1/s"),
+            summarise(name, version, f"{amount}_per_cpu_s", per_cpu, "1/s"),
+            summarise(name, version, "peak_memory", peak, "MiB"),
+            *score_results(name, runs),
+        ]
+    return results
+
+
+def score_results(name: str, runs: Sequence[Sample]) -> list[Result]:
+    """The scores of one system, each over its runs."""
+    return [
+        summarise(name, runs[0].version, metric, [s.scores[metric] for s in runs], "share")
+        for metric in runs[0].scores
+    ]

@@ -1,0 +1,37 @@
+"""Run one trial in a process of its own.
+
+    python -m benchmarks.contest.worker benchmarks.texts.dedup_trials:rensa job.json sample.json
+
+The function takes the job and returns a `Trial`; the sample is what the run took. A job may name
+the `core` that the process keeps to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+# Before any library loads its OpenMP runtime: spinning workers slow everything else down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the trial that the arguments name."""
+    from benchmarks.contest.trial import Trial, conduct, write_sample
+
+    where, job_file, out = arguments
+    job = json.loads(Path(job_file).read_text())
+    if job.get("core") is not None and hasattr(os, "sched_setaffinity"):
+        # Before libraries count the cores to size their thread pools.
+        os.sched_setaffinity(0, {job["core"]})
+    module, function = where.split(":")
+    trial: Trial = getattr(import_module(module), function)(job)
+    write_sample(Path(out), conduct(trial))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

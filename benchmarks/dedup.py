@@ -1,0 +1,158 @@
+"""Near-duplicates: the project's kernels against datasketch and rensa, on one core.
+
+End to end from raw texts to pairs. Recall and precision are against all pairs with an exact
+Jaccard similarity of 0.8 or more; ours verifies its candidates, the peers leave that to the
+caller. Exact duplicates are taken out before, for everyone. Ours is also asked for the pairs of
+short texts, and with more rows than the peers have memory for it is measured alone, against itself
+on fewer rows.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks.contest.contest import Contest, System, speed_results
+from benchmarks.contest.machine import describe
+from benchmarks.contest.options import Options
+from benchmarks.contest.peers import bench_python, why_missing
+from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
+from benchmarks.contest.trial import Sample
+from benchmarks.texts.dedup_trials import THRESHOLD, groups, plain
+from benchmarks.workloads.exact_jaccard import Pair, similar_pairs
+from benchmarks.workloads.input_rows import read_texts, write_lines
+from benchmarks.workloads.near_duplicates import FEW_WORDS, SEED, make_corpus
+
+ROWS = 10_000
+RUNS = 5
+SHORT_ROWS = 20_000
+# With more rows, finding all pairs by definition and the peers' indexes take tens of gigabytes.
+MOST_ROWS = 200_000
+# The rows that more are held against.
+BASE_ROWS = 115_000
+TOO_MANY = f"more than {MOST_ROWS:,} rows would need too much memory"
+OURS = "tuneline"
+MODULE = "benchmarks.texts.dedup_trials"
+TRIAL = f"{MODULE}:tuneline"
+# rensa's own benchmarks take 8 bands; 16 find nearly everything, and much that is not there.
+RENSA = {"rensa": 16, "rensa (8 bands)": 8}
+RATIOS = {
+    "docs_per_s_vs_rensa": "rensa",
+    "docs_per_s_vs_rensa_8_bands": "rensa (8 bands)",
+    "docs_per_s_vs_datasketch_bulk": "datasketch",
+    "docs_per_s_vs_datasketch_bulk_xxhash": "datasketch (xxHash)",
+}
+
+
+def run(options: Options) -> Report:
+    """Measure, in turn."""
+    if (options.rows or 0) > MOST_ROWS and options.input is None:
+        return _many(options)
+    machine = describe()
+    runs = options.runs or RUNS
+    texts, workload = _texts(options)
+    contest = Contest(options.folder, options.log, one_core=True)
+    options.log(f"finding all pairs among {len(texts)} texts by exact similarity")
+    job = _job(options, texts)
+    workload["pairs"] = job.pop("pairs")
+    systems, missing = contenders()
+    results = speed_results(contest.measure(systems, job, runs), "docs")
+    if options.input is None:
+        results += _short(options, contest)
+    ratios = {}
+    for name, peer in RATIOS.items():
+        found = ratio(results, "docs_per_s", OURS, peer)
+        if found is not None:
+            ratios[name] = found
+    return Report("dedup", machine, workload, results, ratios, missing)
+
+
+def _job(options: Options, texts: list[str]) -> dict[str, Any]:
+    """The job over texts of which all pairs are known; `pairs` tells how many there are."""
+    truth = exact_pairs(texts)
+    return {
+        "texts": write_lines(options.folder / "texts.jsonl", texts),
+        "truth": write_lines(options.folder / "truth.jsonl", sorted(truth)),
+        "pairs": len(truth),
+    }
+
+
+def _short(options: Options, contest: Contest) -> list[Result]:
+    """Recall and precision of ours on texts as short as a message in a chat."""
+    texts = make_corpus(SHORT_ROWS, lengths=FEW_WORDS)
+    distinct = list({plain(text): text for text in texts}.values())
+    options.log(f"{len(distinct)} short texts")
+    sample = contest.run(System(OURS, TRIAL), _job(options, distinct))
+    return [
+        summarise(OURS, sample.version, f"{metric}_short_texts", [value], "share")
+        for metric, value in sample.scores.items()
+    ]
+
+
+def _many(options: Options) -> Report:
+    """Ours with many rows, against itself with `BASE_ROWS`."""
+    machine = describe()
+    runs = options.runs or RUNS
+    contest = Contest(options.folder, options.log, one_core=True)
+    seconds: list[float] = []
+    workload: dict[str, Any] = {"rows": options.rows, "base_rows": BASE_ROWS, "seed": SEED}
+    samples: dict[str, list[Sample]] = {}
+    for rows in (BASE_ROWS, options.rows or 0):
+        texts = make_corpus(rows)
+        workload["mean_chars"] = round(fmean(map(len, texts)))
+        job = {"texts": write_lines(options.folder / f"texts-{rows}.jsonl", texts)}
+        del texts
+        name = OURS if rows != BASE_ROWS else f"{OURS} ({BASE_ROWS:,} rows)"
+        samples |= contest.measure([System(name, TRIAL)], job, runs)
+        seconds.append(median(sample.cpu_seconds for sample in samples[name]))
+    results = speed_results(samples, "docs")
+    ratios = {"cpu_seconds_vs_base_rows": round(seconds[1] / seconds[0], 3)}
+    missing = [NotMeasured(name, TOO_MANY, tuple(of)) for name, of in _ratios_of_peers().items()]
+    return Report("dedup", machine, workload, results, ratios, missing)
+
+
+def _ratios_of_peers() -> dict[str, list[str]]:
+    """The ratios that each peer stands in."""
+    found: dict[str, list[str]] = {}
+    for name, peer in RATIOS.items():
+        found.setdefault(peer, []).append(name)
+    return found
+
+
+def contenders() -> tuple[list[System], list[NotMeasured]]:
+    """The systems that are installed, and those that are not."""
+    systems = [
+        System(OURS, TRIAL),
+        System("datasketch", f"{MODULE}:datasketch"),
+        System("datasketch (xxHash)", f"{MODULE}:datasketch", {"xxhash": True}),
+    ]
+    python = bench_python()
+    reason = why_missing("rensa", python)
+    if reason is None:
+        trial = f"{MODULE}:rensa"
+        systems += [System(name, trial, {"bands": n}, python) for name, n in RENSA.items()]
+        return systems, []
+    without = tuple(name for name, peer in RATIOS.items() if peer in RENSA)
+    return systems, [NotMeasured("rensa", reason, without)]
+
+
+def exact_pairs(texts: list[str]) -> set[Pair]:
+    """All pairs that are near-duplicates by definition."""
+    compared = [plain(text) for text in texts]
+    found: set[Pair] = set()
+    for members, shingle in groups(compared):
+        found |= similar_pairs(compared, members, shingle, THRESHOLD)
+    return found
+
+
+def _texts(options: Options) -> tuple[list[str], dict[str, Any]]:
+    if options.input:
+        raw = read_texts(options.input, options.rows)
+        workload: dict[str, Any] = {"input": options.input.name}
+    else:
+        raw = make_corpus(options.rows or ROWS)
+        workload = {"seed": SEED}
+    distinct = {plain(text): text for text in reversed(raw)}
+    texts = [text for compared, text in reversed(distinct.items()) if compared]
+    sizes = {"rows": len(texts), "mean_chars": round(fmean(map(len, texts)))}
+    return texts, {**sizes, "exact_duplicates": len(raw) - len(texts), **workload}

@@ -1,0 +1,76 @@
+"""The pipeline: which share of the latest demo run was orchestration, not work.
+
+Read from the `timings.json` that the demo leaves: one minus the steps' own seconds over the run's
+wall time. Steps that ran side by side count twice, so with them the share is a lower bound.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest.machine import describe
+from benchmarks.contest.options import Options
+from benchmarks.contest.peers import own_version
+from benchmarks.contest.report import Report, summarise
+from tuneline.errors import UserError
+from tuneline.stack.layout import find_layout
+from tuneline.stack.timings import SCHEMA
+
+OURS = "tuneline"
+SECONDS = (
+    "run_seconds",
+    "work_seconds",
+    "pod_seconds",
+    "queued_seconds",
+    "worker_task_seconds",
+    "setup_seconds",
+    "airflow_start_seconds",
+)
+
+
+def run(options: Options) -> Report:
+    """Read the timings of the latest run, or of the file given as input."""
+    path = options.input or latest_timings(find_layout().home / "runs")
+    document = read_timings(path)
+    version = own_version()
+    share = float(document["overhead_share"])
+    results = [summarise(OURS, version, "overhead_share", [share], "share")]
+    results += [summarise(OURS, version, name, [float(document[name])], "s") for name in SECONDS]
+    tasks = document["tasks"]
+    workload = {
+        "run": document["run"],
+        "tasks": len(tasks),
+        "failed_tasks": sum(task["state"] == "failed" for task in tasks),
+    }
+    return Report("pipeline", describe(), workload, results, {"overhead_share": share})
+
+
+def latest_timings(runs: Path) -> Path:
+    """The timings of the run that ended last.
+
+    Raises:
+        UserError: no run left any.
+    """
+    found = list(runs.glob("*/timings.json"))
+    if not found:
+        raise UserError(f"no run in {runs} left its timings; `make demo` makes one")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def read_timings(path: Path) -> dict[str, Any]:
+    """The document of a timings file.
+
+    Raises:
+        UserError: it is none, or of a run in which no task ran.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as timings of a run: {error}") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise UserError(f"{path} is no file of timings ({SCHEMA}), as `make demo` writes it")
+    if document["overhead_share"] is None:
+        raise UserError(f"{path} is of a run in which no task ran; `make demo` makes another")
+    return document

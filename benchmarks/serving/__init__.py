@@ -1,0 +1,1 @@
+"""Peers and upstreams of the gateway benchmark."""

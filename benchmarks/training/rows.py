@@ -1,0 +1,146 @@
+"""Rows for the training benchmark: the sample's own, and the same ones with no common beginning."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.contest.trial import read_lines
+from benchmarks.workloads.input_rows import write_lines
+from tuneline.config import TargetFormat
+from tuneline.data.sample.text import Draw, Writer
+from tuneline.data.tables.rows import TRAIN, VALIDATION, Message, Row, write_dataset
+
+if TYPE_CHECKING:
+    from tuneline.training.loop.rows import EncodedRow
+
+TARGET: TargetFormat = "tokenizer"
+# No row is over it.
+LIMIT = 1 << 16
+
+
+def sample_conversations(count: int, seed: int) -> list[list[Message]]:
+    """Clean rows of the sample: one system prompt, a customer's message, an answer in JSON."""
+    writer = Writer(Draw(seed))
+    shares = writer.shares()
+    intents = [name for name in writer.intents for _ in range(round(100 * shares[name]))]
+    return [writer.row(writer.draw.pick(intents)).messages(writer.system) for _ in range(count)]
+
+
+def without_common_beginning(
+    conversations: Sequence[Sequence[Message]], seed: int
+) -> list[list[Message]]:
+    """The same rows with the words of each system prompt in an order of its own.
+
+    Rows stay as long as they were; what they still begin with alike are the tokens of the chat
+    template, and the first word of some.
+    """
+    draw = Draw(seed)
+
+    def shuffled(text: str) -> str:
+        return " ".join(draw.shuffled(text.split(" ")))
+
+    return [
+        [
+            {**turn, "content": shuffled(turn["content"])} if turn["role"] == "system" else turn
+            for turn in turns
+        ]
+        for turns in conversations
+    ]
+
+
+def encode(
+    conversations: Sequence[Sequence[Message]], validation: int, tokenizer: Any, folder: Path
+) -> tuple[list[EncodedRow], list[EncodedRow]]:
+    """Tokenise and mask rows as the product does, by way of a `dataset.parquet`.
+
+    Args:
+        conversations: all rows.
+        validation: how many of them, at the end, are for validation.
+        tokenizer: of the base model.
+        folder: for the file.
+
+    Returns:
+        Training rows and validation rows.
+    """
+    from tuneline.training.loop.rows import encode_split
+
+    first = len(conversations) - validation
+    rows = [
+        Row(
+            f"row-{number:05d}",
+            list(turns),
+            "bench",
+            number + 1,
+            split=TRAIN if number < first else VALIDATION,
+        )
+        for number, turns in enumerate(conversations)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "dataset.parquet"
+    write_dataset(path, rows, [1.0] * len(rows))
+    train, held = (encode_split(path, s, tokenizer, TARGET, LIMIT) for s in (TRAIN, VALIDATION))
+    return train, held
+
+
+def random_rows(
+    count: int, length: int, learned: int, vocabulary: range, seed: int
+) -> list[EncodedRow]:
+    """Rows of random tokens that share no beginning, all of one shape.
+
+    Args:
+        count: of rows.
+        length: tokens of each.
+        learned: how many of them, at the end, are in the loss.
+        vocabulary: token ids to draw from.
+        seed: of the draw.
+    """
+    from tuneline.training.loop.rows import EncodedRow
+
+    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
+    mask = (False,) * (length - learned) + (True,) * learned
+    return [
+        EncodedRow(f"row-{number}", tuple(rng.choice(vocabulary) for _ in range(length)), mask, 1.0)
+        for number in range(count)
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[EncodedRow]) -> str:
+    """Leave tokenised rows for the workers; the path as a job names it."""
+    return write_lines(path, [asdict(row) for row in rows])
+
+
+def read_rows(path: str) -> list[EncodedRow]:
+    """What `write_rows` left."""
+    from tuneline.training.loop.rows import EncodedRow
+
+    return [
+        EncodedRow(**{**row, "ids": tuple(row["ids"]), "learned": tuple(row["learned"])})
+        for row in read_lines(path)
+    ]
+
+
+def batches_of(rows: Sequence[EncodedRow], batch: int, steps: int, seed: int) -> list[Any]:
+    """The optimiser steps of a run, in the order that the product gives them."""
+    from tuneline.training.loop.rows import run_order
+
+    order = run_order([len(row.ids) for row in rows], batch, steps, seed)
+    return [[rows[i] for i in order[s : s + batch]] for s in range(0, len(order), batch)]
+
+
+def computed_share(batches: Sequence[Sequence[EncodedRow]]) -> float:
+    """Tokens that our training computes over those of the rows: shared beginnings count once."""
+    import torch
+
+    from tuneline.training.cpu.packed_rows import lay_out
+    from tuneline.training.loop.rows import as_batch
+
+    computed = total = 0
+    for batch in batches:
+        padded = as_batch(torch, batch, 0)
+        computed += lay_out(padded["input_ids"], padded["attention_mask"]).ids.numel()
+        total += sum(len(row.ids) for row in batch)
+    return computed / total

@@ -1,0 +1,276 @@
+"""The systems of the training benchmark: our trainer, TRL's, and ours with all that watches it.
+
+Each takes the same optimiser steps on the same rows. The first few are not timed; the clock then
+runs from the beginning of a step to the end of training, all that lies between steps included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.contest.peers import own_version, version_of
+from benchmarks.contest.trial import Job, Trial
+from benchmarks.training.rows import batches_of, read_rows
+from benchmarks.training.step_window import StepWindow
+
+# What a plan says of time and money, which nobody asks for here.
+PLAN_ESTIMATE = {
+    "work": {"steps": 1, "tokens": 1, "validation_tokens": 1},
+    "seconds": 1.0,
+    "uncertainty": 0.0,
+    "devices": 1,
+    "price": 0.0,
+    "currency": "USD",
+}
+
+
+def tuneline(job: Job) -> Trial:
+    """Our trainer by the product's own code, without callbacks that watch it."""
+    from tuneline.training.loop.compute import load_torch
+
+    torch = load_torch(job["threads"], job["seed"])
+    from tuneline.models import load_tokenizer
+    from tuneline.training.memory.probe import Setup
+
+    base = Path(job["base"])
+    window = StepWindow(job["warm_up"])
+    batches = batches_of(read_rows(job["rows"]), job["batch"], job["steps"], job["seed"])
+    setup = Setup(
+        base=base,
+        lora=_lora(job),
+        config=_config(job),
+        precision=job["precision"],
+        device=job["device"],
+        scratch=Path(job["scratch"]) / "tuneline",
+    )
+    trainer = setup.trainer(load_tokenizer(base), batches, window)
+    tokens = _tokens(batches, job["warm_up"])
+    return _trial(torch, job, trainer, window, version=own_version(), tokens=tokens)
+
+
+def trl(job: Job) -> Trial:
+    """TRL's SFTTrainer, set up as its documentation says, with a learning rate and LoRA as ours."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(job["threads"])
+    transformers.set_seed(job["seed"])
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    from datasets import Dataset, disable_progress_bars
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    from tuneline.models import load_tokenizer
+
+    disable_progress_bars()
+    rows = read_rows(job["rows"])
+    batches = batches_of(rows, job["batch"], job["steps"], job["seed"])
+    taken = list(chain.from_iterable(batches))
+    window = StepWindow(job["warm_up"])
+    trainer = SFTTrainer(
+        model=job["base"],
+        args=_trl_arguments(torch, job),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [list(r.ids) for r in taken], "labels": [r.labels for r in taken]}
+        ),
+        processing_class=load_tokenizer(Path(job["base"])),
+        peft_config=_peft_config(job),
+        callbacks=[window],
+    )
+    version = version_of("trl", "transformers", "torch")
+    return _trial(torch, job, trainer, window, version=version, tokens=None)
+
+
+def watched(job: Job) -> Trial:
+    """The product's whole training: trackers, adapters kept, checkpoints in a store, loss rules."""
+    from tuneline.training.loop.compute import load_torch
+
+    load_torch(job["threads"], job["seed"])
+    from benchmarks.training.watched import WatchedTraining
+
+    window = StepWindow(job["warm_up"])
+    rows = read_rows(job["rows"])
+    os.environ["MLFLOW_TRACKING_URI"] = job["tracking"]
+    training = WatchedTraining(
+        Path(job["scratch"]) / "watched",
+        _config(job, tracking=["mlflow"], evaluations=1, max_steps=job["steps"]),
+        base=Path(job["base"]),
+        lora=_lora(job),
+        plan={
+            "micro_batch": job["batch"],
+            "accumulation": 1,
+            "world_size": 1,
+            "effective_batch": job["batch"],
+            "threads": job["threads"],
+            "device": job["device"],
+            "precision": job["precision"],
+            "estimate": PLAN_ESTIMATE,
+        },
+        rows=rows,
+        validation=read_rows(job["validation"]),
+    )
+    batches = batches_of(rows, job["batch"], job["steps"], job["seed"])
+    tokens = _tokens(batches, job["warm_up"])
+
+    def work(_: Sequence[Any]) -> None:
+        training.train(window)
+
+    def score(_: None) -> dict[str, float]:
+        speeds = _speeds(window, tokens)
+        # The processor's seconds hold the validation pass too.
+        del speeds["tokens_per_cpu_s"]
+        return {**speeds, "tracker_wait": training.waited / window.seconds}
+
+    return Trial(own_version(), batches, work, score, warm_up=False)
+
+
+def _trial(
+    torch: Any, job: Job, trainer: Any, window: StepWindow, *, version: str, tokens: int | None
+) -> Trial:
+    from tuneline.machine.peak_memory import peak_memory
+
+    def work(_: Sequence[Any]) -> int:
+        trainer.train()
+        return peak_memory(torch, job["device"])
+
+    def score(peak: int) -> dict[str, float]:
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        # TRL counts what its masks hold: tokens without padding, as we count them.
+        seen = tokens or log[-1]["num_tokens"] - log[job["warm_up"] - 1]["num_tokens"]
+        last_third = log[-max(1, len(log) // 3) :]
+        scores = {
+            **_speeds(window, seen),
+            "peak_memory": peak / (1 << 20),
+            "training_loss": fmean(float(entry["loss"]) for entry in last_third),
+        }
+        if job["validation"]:
+            scores["validation_loss"] = validation_loss(trainer.model, job)
+        return scores
+
+    return Trial(version, range(job["steps"]), work, score, warm_up=False)
+
+
+def validation_loss(model: Any, job: Job) -> float:
+    """Mean loss of a learned token of the validation rows, nats.
+
+    The adapter is put on a fresh base in float32 and runs row by row through transformers alone:
+    neither our head nor TRL's, neither packing nor padding has a part in it.
+    """
+    import torch
+
+    from tuneline.training.loop.base_weights import load_adapter, load_unquantised
+
+    folder = Path(job["scratch"]) / "judged"
+    model.save_pretrained(folder)
+    judged = load_adapter(load_unquantised(Path(job["base"])), folder)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in read_rows(job["validation"]):
+            logits = judged(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0, :-1]
+            labels = torch.tensor(row.labels[1:])
+            total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            count += row.targets
+    return total / count
+
+
+def _speeds(window: StepWindow, tokens: float) -> dict[str, float]:
+    return {
+        "tokens_per_s": tokens / window.seconds,
+        "tokens_per_cpu_s": tokens / window.cpu_seconds,
+        "between_steps": 1 - window.in_steps / window.seconds,
+    }
+
+
+def _tokens(batches: Sequence[Sequence[Any]], warm_up: int) -> int:
+    """Tokens of the timed steps, without padding."""
+    return sum(len(row.ids) for batch in batches[warm_up:] for row in batch)
+
+
+def _config(job: Job, **settings: Any) -> Any:
+    from tuneline.config import TrainingConfig
+
+    return TrainingConfig(
+        dropout=0.0,
+        r=job["r"],
+        alpha=job["alpha"],
+        learning_rate=job["learning_rate"],
+        effective_batch=job["batch"],
+        gradient_checkpointing=job["checkpointing"],
+        qlora=job["qlora"],
+        seed=job["seed"],
+        **settings,
+    )
+
+
+def _lora(job: Job) -> Any:
+    from tuneline.training.loop.base_weights import LoraSettings
+
+    return LoraSettings(
+        r=job["r"],
+        alpha=job["alpha"],
+        dropout=0.0,
+        target_modules=job["target_modules"],
+        rslora=False,
+        dora=False,
+    )
+
+
+def _peft_config(job: Job) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=job["r"],
+        lora_alpha=job["alpha"],
+        lora_dropout=0.0,
+        target_modules=job["target_modules"],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _trl_arguments(torch: Any, job: Job) -> Any:
+    """What TRL is told; what is not named here keeps TRL's own value."""
+    from trl.trainer.sft_config import SFTConfig
+
+    from tuneline.training.loop.base_weights import nf4_config
+
+    bf16 = job["precision"] == "bf16"
+    # Without a type TRL takes that of the weights on disk, which is bfloat16.
+    weights: dict[str, Any] = {"dtype": torch.bfloat16 if bf16 else torch.float32}
+    if job["qlora"]:
+        weights["quantization_config"] = nf4_config()
+    if job.get("attention"):
+        weights["attn_implementation"] = job["attention"]
+    config = _config(job)
+    return SFTConfig(
+        output_dir=str(Path(job["scratch"]) / "trl"),
+        model_init_kwargs=weights,
+        per_device_train_batch_size=job["batch"],
+        gradient_accumulation_steps=1,
+        max_steps=job["steps"],
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type=config.schedule,
+        warmup_steps=int(config.warmup_share * job["steps"]),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        gradient_checkpointing=job["checkpointing"],
+        train_sampling_strategy=job["sampling"],
+        packing=job.get("packing", False),
+        max_length=job.get("max_length"),
+        use_liger_kernel=job.get("liger", False),
+        use_cpu=job["device"] == "cpu",
+        dataloader_pin_memory=job["device"] == "cuda",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=job["seed"],
+        data_seed=job["seed"],
+    )

@@ -1,0 +1,108 @@
+"""Rows of the caller's own, in any form that the pipeline reads or as plain texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tuneline.data.conversations.formats import Malformed, form_of, to_messages
+from tuneline.data.sources.records import check_file, read_records
+from tuneline.data.tables.rows import Message
+from tuneline.errors import UserError
+
+# Fields that hold a text where a row is no conversation.
+TEXT_FIELDS = ("text", "full_text", "prompt", "question", "instruction", "content")
+
+
+def read_values(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file (JSONL, CSV, Parquet or a JSON list); broken ones are passed over.
+
+    Raises:
+        UserError: the file can't be read, or has none of these forms.
+    """
+    if path.suffix.lower() == ".json" and path.is_file():
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); one object a line is .jsonl") from None
+        if not isinstance(values, list):
+            raise UserError(f"{path} is no list of rows; give a JSON list or .jsonl")
+    else:
+        check_file(path, str(path))
+        values = (record.value for record in read_records(path, str(path), None))
+    yield from (value for value in values if isinstance(value, dict))
+
+
+def conversation(value: dict[str, Any]) -> list[Message] | None:
+    """The turns of a record, None when it is no conversation."""
+    form = form_of(value)
+    if form is None:
+        return None
+    try:
+        return to_messages(value, form)
+    except Malformed:
+        return None
+
+
+def text_of(value: dict[str, Any]) -> str | None:
+    """What a record asks: the user's turns of a conversation, or its text field."""
+    messages = conversation(value)
+    if messages is not None:
+        return "\n".join(m["content"] for m in messages if m["role"] == "user") or None
+    fields = (value.get(name) for name in TEXT_FIELDS)
+    return next((field for field in fields if isinstance(field, str) and field.strip()), None)
+
+
+def read_texts(path: Path, most: int | None) -> list[str]:
+    """The texts of a file.
+
+    Args:
+        path: the file.
+        most: how many to take at most, None for all.
+
+    Raises:
+        UserError: the file can't be read or holds no text.
+    """
+    found: list[str] = []
+    for value in read_values(path):
+        if len(found) == most:
+            break
+        text = text_of(value)
+        if text is not None:
+            found.append(text)
+    if not found:
+        raise UserError(
+            f"{path} holds no text to work on; rows need messages or one of the fields "
+            f"{', '.join(TEXT_FIELDS)}"
+        )
+    return found
+
+
+def read_conversations(path: Path, most: int | None) -> list[list[Message]]:
+    """The conversations of a file that end with an answer.
+
+    Raises:
+        UserError: the file can't be read or holds none.
+    """
+    found: list[list[Message]] = []
+    for value in read_values(path):
+        if len(found) == most:
+            break
+        messages = conversation(value)
+        if messages and messages[-1]["role"] == "assistant":
+            found.append(messages)
+    if not found:
+        raise UserError(
+            f"{path} holds no conversation with an answer; rows need messages, conversations, "
+            "instruction and output, or prompt and completion"
+        )
+    return found
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> str:
+    """Write values as JSONL for the workers; the path as a job names it."""
+    with path.open("w", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(value) + "\n" for value in values)
+    return str(path)

@@ -1,0 +1,165 @@
+"""Customer messages with personal data at known places, and how well a detector finds them.
+
+Values and their sentences are the project's canaries, the messages around them its sample's
+phrases (order numbers, amounts and all). Half of the messages hold no personal data.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.workloads.input_rows import read_values, text_of
+from tuneline.errors import UserError
+
+SEED = 7
+# What both this project and Presidio look for by shape, and by a recogniser.
+SHAPED = (
+    "EMAIL_ADDRESS",
+    "PHONE_NUMBER",
+    "CREDIT_CARD",
+    "IBAN_CODE",
+    "US_SSN",
+    "IP_ADDRESS",
+    "MAC_ADDRESS",
+)
+NAMED = ("PERSON", "LOCATION")
+FORMS = 4
+MOST_SENTENCES = 4
+# A value counts as found when this share of its characters is.
+COVERED = 0.8
+# A hit is right when at least this share of its characters is personal data.
+RIGHT = 0.5
+# Names of entities in other sets of labelled texts.
+ALIASES = {"GPE": "LOCATION", "LOC": "LOCATION", "CITY": "LOCATION"}
+
+
+class Span(NamedTuple):
+    """Characters start to end hold a value of an entity type."""
+
+    start: int
+    end: int
+    entity: str
+
+
+Labelled = dict[str, Any]
+
+
+def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
+    """Messages with their spans: `{"text": …, "spans": [[start, end, entity], …]}`.
+
+    Args:
+        rows: how many; half of them with one value each, in equal parts of each type and of the
+            forms plain, lower case, capitals, and with spacing tricks.
+        seed: of the generator.
+    """
+    from benchmarks.workloads.support_chat import sentence
+    from tuneline.data.pii.canaries import make_canaries
+    from tuneline.data.sample.text import Draw, load_phrases
+
+    draw, phrases = Draw(seed), load_phrases()
+    entities = (*SHAPED, *NAMED)
+    per_form = -(-rows // (2 * len(entities) * FORMS))
+    canaries = draw.shuffled(make_canaries(entities, seed, per_form))[: rows // 2]
+
+    def fillers() -> list[str]:
+        return [sentence(phrases, draw) for _ in range(draw.below(MOST_SENTENCES + 1))]
+
+    found: list[Labelled] = []
+    for canary in canaries:
+        before, after = " ".join(fillers()), " ".join(fillers())
+        if canary.form in ("lower", "upper"):
+            before, after = (getattr(part, canary.form)() for part in (before, after))
+        start = len(before) + bool(before) + canary.text.index(canary.value)
+        text = " ".join(filter(None, (before, canary.text, after)))
+        found.append({"text": text, "spans": [[start, start + len(canary.value), canary.entity]]})
+    while len(found) < rows:
+        text = " ".join([sentence(phrases, draw), *fillers()])
+        found.append({"text": text, "spans": []})
+    return draw.shuffled(found)
+
+
+def read_labelled(path: Path, most: int | None) -> tuple[list[Labelled], bool]:
+    """Texts of a file, with their spans where it has them.
+
+    Spans are `[{"start"|"start_position": …, "end"|"end_position": …, "entity"|"entity_type"|
+    "label": …}]`, as presidio-research writes them.
+
+    Returns:
+        The texts, and whether the file has spans at all.
+
+    Raises:
+        UserError: the file can't be read, holds no text, or a span is none.
+    """
+    found: list[Labelled] = []
+    labelled = False
+    for number, value in enumerate(read_values(path), 1):
+        if len(found) == most:
+            break
+        text = text_of(value)
+        if text is None:
+            continue
+        labelled = labelled or "spans" in value
+        spans = [_span(span, f"{path} row {number}") for span in value.get("spans") or []]
+        found.append({"text": text, "spans": spans})
+    if not found:
+        raise UserError(f"{path} holds no text to work on; rows need `text` or messages")
+    return found, labelled
+
+
+def _span(span: Any, where: str) -> list[Any]:
+    try:
+        start = int(span["start"] if "start" in span else span["start_position"])
+        end = int(span["end"] if "end" in span else span["end_position"])
+        names = ("entity", "entity_type", "label")
+        entity = str(next(span[name] for name in names if name in span))
+    except (KeyError, TypeError, ValueError, StopIteration):
+        raise UserError(
+            f"{where}: a span needs start, end and entity, this one is {str(span)[:80]}"
+        ) from None
+    return [start, end, ALIASES.get(entity, entity)]
+
+
+def detection_scores(
+    rows: Sequence[Labelled], found: Sequence[Sequence[Span]], entities: Sequence[str]
+) -> dict[str, float]:
+    """How much of the labelled data a detector found, and how much of what it found is right.
+
+    Args:
+        rows: texts with spans.
+        found: the detector's spans of each text.
+        entities: the types that it was asked for.
+
+    Returns:
+        `recall` over all values of these types (80 % of the characters are found, as any type),
+        `recall_<entity>` for each that occurs, `recall_names_lower_case` over the people in texts
+        without a capital letter, and `precision`: the share of hits that are half personal data.
+    """
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    right: list[bool] = []
+    for row, hits in zip(rows, found, strict=True):
+        spans = [Span(*span) for span in row["spans"]]
+        lower = not any(char.isupper() for char in row["text"])
+        for span in spans:
+            if span.entity in entities:
+                hit = _covered(span, hits) >= COVERED
+                outcomes["recall"].append(hit)
+                outcomes[f"recall_{span.entity}"].append(hit)
+                if span.entity == "PERSON" and lower:
+                    outcomes["recall_names_lower_case"].append(hit)
+        right += [_covered(hit, spans) >= RIGHT for hit in hits if hit.entity in entities]
+    if right:
+        outcomes["precision"] = right
+    first = ("recall", "precision")
+    names = [*(n for n in first if n in outcomes), *sorted(outcomes.keys() - set(first))]
+    return {name: sum(outcomes[name]) / len(outcomes[name]) for name in names}
+
+
+def _covered(span: Span, others: Iterable[Span]) -> float:
+    """The share of a span's characters that lie in any of the others."""
+    places: set[int] = set()
+    for other in others:
+        places.update(range(max(span.start, other.start), min(span.end, other.end)))
+    return len(places) / max(1, span.end - span.start)

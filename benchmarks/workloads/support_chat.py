@@ -1,0 +1,60 @@
+"""Conversations for a workload: the sample's phrases, combined by a seed.
+
+Unlike the sample itself, nothing is planted and rows may be alike: they are there to be counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuneline.data.sample.text import Draw, load_phrases, system_prompt
+from tuneline.data.tables.rows import Message
+
+SEED = 7
+# Sentences of a message and of an answer; with the system prompt about 160 tokens a row.
+MOST_SENTENCES = 8
+
+
+def sentence(phrases: dict[str, Any], draw: Draw) -> str:
+    """A sentence of a customer that names nobody."""
+    intent = phrases["intents"][draw.pick(list(phrases["intents"]))]
+    asks = [ask for topic in intent["topics"] for ask in topic["asks"]]
+    chosen = draw.pick(draw.pick([phrases["openings"], intent["contexts"], asks]))
+    return str(chosen).format(**_slots(phrases, draw))
+
+
+def make_conversations(rows: int, seed: int = SEED) -> list[list[Message]]:
+    """Rows with a system prompt, a message of some sentences and an answer.
+
+    Args:
+        rows: how many.
+        seed: of the generator.
+    """
+    draw, phrases = Draw(seed), load_phrases()
+    system = system_prompt(list(phrases["intents"]))
+    acts = [
+        act
+        for intent in phrases["intents"].values()
+        for topic in intent["topics"]
+        for act in topic["acts"]
+    ]
+
+    def row() -> list[Message]:
+        asked = [sentence(phrases, draw) for _ in range(1 + draw.below(MOST_SENTENCES))]
+        told = [
+            f"{draw.pick(phrases['leads'])} {draw.pick(acts)}.".format(**_slots(phrases, draw))
+            for _ in range(1 + draw.below(MOST_SENTENCES))
+        ]
+        return [
+            {"role": "system", "content": system},
+            {"role": "user", "content": " ".join(asked)},
+            {"role": "assistant", "content": " ".join(told)},
+        ]
+
+    return [row() for _ in range(rows)]
+
+
+def _slots(phrases: dict[str, Any], draw: Draw) -> dict[str, str]:
+    slots = {name: draw.pick(words) for name, words in phrases["slots"].items()}
+    slots["order"] = draw.text("ABCDEFGHKLMPRT", 1) + "-" + draw.text("123456789", 5)
+    return slots

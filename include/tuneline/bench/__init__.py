@@ -1,1 +1,0 @@
-"""Benchmarks against peers: speed with quality beside it, measured in turn in one run."""

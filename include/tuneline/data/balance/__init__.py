@@ -1,0 +1,1 @@
+"""Shares of classes and of groups of similar prompts."""

@@ -1,0 +1,292 @@
+"""Conversations with tools: checked, then written as the plain turns that the template makes.
+
+A row in the OpenAI form may declare `tools`, call them (`tool_calls`) and answer the calls (role
+`tool`). How a model reads that is its template's affair: so the row is rendered by the template,
+tools included, and the text is cut back into plain turns. Those are kept when they render to the
+very same text without tools; every later step then works on text, and what is trained is what
+the engine will send. A template that has no place for tools, or none that plain turns can fill,
+is named as the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.data.conversations.formats import Malformed, form_of, text_of, to_messages
+from tuneline.data.conversations.turn_checks import check_injection, check_unicode
+from tuneline.data.rendering.renderer import Renderer, TemplateRefused
+from tuneline.data.sources.records import parse_json
+from tuneline.data.tables.rows import Message
+
+_TURN_FIELDS = ("tool_calls", "function_call", "tool_call_id")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A well-formed conversation with tools.
+
+    Attributes:
+        messages: the turns as templates want them: arguments are objects.
+        tools: the declared tools, None when the row declares none.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+
+    @property
+    def ends_in_call(self) -> bool:
+        """Whether the last answer calls a tool."""
+        return bool(self.messages[-1].get("tool_calls"))
+
+
+def uses_tools(value: Any) -> bool:
+    """Whether a record in the messages form declares, calls or answers tools."""
+    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
+        return False
+    return bool(value.get("tools")) or any(
+        isinstance(turn, dict)
+        and (turn.get("role") in ("tool", "function") or any(turn.get(f) for f in _TURN_FIELDS))
+        for turn in value["messages"]
+    )
+
+
+def read_conversation(value: dict[str, Any]) -> Conversation:
+    """Check a record with tools.
+
+    Raises:
+        Malformed: a declaration, a call, its arguments or its answer is not as it has to be.
+    """
+    tools = _declared(value.get("tools"))
+    known = {tool["function"]["name"]: tool["function"] for tool in tools or ()}
+    messages: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
+    for number, turn in enumerate(value["messages"], 1):
+        if not isinstance(turn, dict):
+            raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
+        role = turn.get("role")
+        if turn.get("function_call") or role == "function":
+            raise Malformed(f"tool_call: turn {number} uses `function_call`; write `tool_calls`")
+        if role == "tool":
+            messages.append(_answer(number, turn, pending))
+            continue
+        if pending:
+            raise Malformed(
+                f"tool_call_id: turn {number} comes before {pending[0]['function']['name']!r:.60} "
+                "has its answer"
+            )
+        if role not in ("system", "user", "assistant"):
+            raise Malformed(f"unknown_role: turn {number} has the role {role!r:.40}")
+        before = messages[-1]["role"] if messages else None
+        if before not in _BEFORE[role]:
+            raise Malformed(
+                f"role_order: turn {number} is from {role}, after {before or 'nothing'}"
+            )
+        if turn.get("tool_calls"):
+            if role != "assistant":
+                raise Malformed(f"tool_call: turn {number} is from {role}, which calls no tools")
+            pending = _calls(number, turn["tool_calls"], known if tools is not None else None)
+            said = text_of(turn["content"], f"turn {number}") if turn.get("content") else ""
+            messages.append({"role": role, "content": said, "tool_calls": list(pending)})
+        else:
+            messages.append(
+                {"role": role, "content": text_of(turn.get("content"), f"turn {number}")}
+            )
+    if not messages or messages[-1]["role"] != "assistant":
+        raise Malformed("no_answer: the last turn is not the assistant's")
+    return Conversation(messages, tools)
+
+
+# Who may have spoken before; None is the beginning.
+_BEFORE: dict[str, tuple[str | None, ...]] = {
+    "system": (None,),
+    "user": (None, "system", "assistant"),
+    "assistant": ("user", "tool"),
+}
+
+
+def _declared(tools: Any) -> list[dict[str, Any]] | None:
+    if not tools:
+        return None
+    if isinstance(tools, str):
+        # Tables without nested columns hold them as JSON.
+        tools = _json(tools, "tool_declaration: `tools` is a text that is no JSON")
+    if not isinstance(tools, list):
+        raise Malformed("tool_declaration: `tools` is not a list")
+    names: set[str] = set()
+    for number, tool in enumerate(tools, 1):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
+            raise Malformed(f"tool_declaration: tool {number} has no function with a name")
+        if name in names:
+            raise Malformed(f"tool_declaration: {name!r:.60} is declared twice")
+        if not isinstance(function.get("parameters", {}), dict):
+            raise Malformed(f"tool_declaration: the parameters of {name!r:.60} are no JSON Schema")
+        names.add(name)
+    return tools
+
+
+def _json(text: str, fault: str) -> Any:
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError):
+        raise Malformed(fault) from None
+
+
+def _calls(
+    number: int, calls: Any, known: dict[str, dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise Malformed(f"tool_call: `tool_calls` of turn {number} is not a list")
+    found = []
+    ids: set[str] = set()
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
+            raise Malformed(f"tool_call: turn {number} calls no function with a name")
+        if call.get("type", "function") != "function":
+            raise Malformed(f"tool_call: turn {number} has a call of type {call['type']!r:.40}")
+        if known is not None and name not in known:
+            raise Malformed(f"tool_undeclared: turn {number} calls {name!r:.60}, not in `tools`")
+        where = f"tool_arguments: turn {number} calls {name!r:.60} with"
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _json(arguments, f"{where} arguments that are no JSON")
+        if not isinstance(arguments, dict):
+            raise Malformed(f"{where} arguments that are no JSON object")
+        if known is not None:
+            _check_arguments(arguments, known[name].get("parameters"), where)
+        one: dict[str, Any] = {
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        identity = call.get("id")
+        if identity is not None:
+            if not isinstance(identity, str) or identity in ids:
+                raise Malformed(f"tool_call_id: turn {number} has an id twice, or one of no text")
+            ids.add(identity)
+            one["id"] = identity
+        found.append(one)
+    if ids and len(ids) < len(found):
+        raise Malformed(f"tool_call_id: turn {number} gives ids to some of its calls only")
+    return found
+
+
+def _check_arguments(arguments: dict[str, Any], schema: Any, where: str) -> None:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    if not schema:
+        return
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError:
+        raise Malformed(f"{where} parameters that are no JSON Schema") from None
+    fault = next(Draft202012Validator(schema).iter_errors(arguments), None)
+    if fault is not None:
+        place = "/".join(map(str, fault.absolute_path)) or "their top level"
+        raise Malformed(f"{where} arguments that miss its schema: at {place}, {fault.validator}")
+
+
+def _answer(number: int, turn: dict[str, Any], pending: list[dict[str, Any]]) -> dict[str, Any]:
+    """A tool's answer; the call that it answers is taken off the pending ones."""
+    if not pending:
+        raise Malformed(f"tool_call_id: turn {number} answers no call")
+    identity = turn.get("tool_call_id")
+    if "id" in pending[0]:
+        call = next((call for call in pending if call["id"] == identity), None)
+        if call is None:
+            raise Malformed(f"tool_call_id: turn {number} answers {identity!r:.60}, not a call")
+    elif identity is not None:
+        raise Malformed(f"tool_call_id: turn {number} answers {identity!r:.60}, calls have no ids")
+    else:
+        call = pending[0]
+    pending.remove(call)
+    content = text_of(turn.get("content"), f"turn {number}")
+    known = {"name": call["function"]["name"]}
+    return {
+        "role": "tool",
+        "content": content,
+        **known,
+        **({"tool_call_id": identity} if identity is not None else {}),
+    }
+
+
+def plain_turns(
+    conversation: Conversation, renderer: Renderer, markers: tuple[str, ...]
+) -> list[Message]:
+    """The plain turns that render to what the template makes of a conversation with tools.
+
+    Args:
+        conversation: what `read_conversation` gave.
+        renderer: of the target model.
+        markers: what no text may hold.
+
+    Raises:
+        Malformed: a text holds a marker or broken characters, or the template has no way to
+            write tools that plain turns can follow.
+    """
+    texts = [{"role": "tool", "content": text} for text in _texts(conversation)]
+    fault = check_unicode(texts) or check_injection(texts, markers)
+    if fault is not None:
+        code, _, detail = fault.partition(": ")
+        raise Malformed(f"{code}: a text of the conversation{detail[detail.find(' holds') :]}")
+    try:
+        text = renderer.text_with_tools(conversation.messages, conversation.tools)
+    except TemplateRefused as error:
+        raise Malformed(f"template_refused: {str(error)[:120]}") from None
+    for wanted in _must_stand(conversation):
+        if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
+            raise Malformed("tools_unsupported: the model's template does not write tools")
+    form = form_of({"text": text})
+    if form is not None:
+        try:
+            turns = to_messages({"text": text}, form)
+            if renderer.text(turns) == text:
+                return turns
+        except (Malformed, TemplateRefused):
+            pass
+    raise Malformed(
+        "tools_unsupported: plain turns can't give what the model's template makes of tools"
+    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield key
+            yield from _strings(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _strings(entry)
+
+
+def _texts(conversation: Conversation) -> list[str]:
+    """Every text of a conversation that the row's author wrote."""
+    found: list[str] = list(_strings(conversation.tools or []))
+    for message in conversation.messages:
+        found.append(message["content"])
+        for call in message.get("tool_calls", ()):
+            found += _strings(call["function"])
+    return found
+
+
+def _must_stand(conversation: Conversation) -> Iterator[str]:
+    """What a template that knows tools writes: their names, calls with arguments, answers."""
+    for tool in conversation.tools or ():
+        yield tool["function"]["name"]
+    for message in conversation.messages:
+        yield message["content"].strip()
+        for call in message.get("tool_calls", ()):
+            yield from _strings(call["function"])
+
+
+def added_markers(renderer: Renderer) -> tuple[str, ...]:
+    """A tokenizer's tokens that are not special but tell calls from text, as `<tool_call>`."""
+    tokens: Sequence[Any] = list(renderer.tokenizer.added_tokens_decoder.values())
+    return tuple(sorted(t.content for t in tokens if not t.special and t.content[:1] in ("<", "[")))

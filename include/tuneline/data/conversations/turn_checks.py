@@ -1,0 +1,122 @@
+"""Checks of a row's turns: roles and their order, empty turns, injected tokens, broken Unicode.
+
+Each check returns why a row is rejected (`code: detail`) or None. They look at text alone, so
+that any engine can run them over batches.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+from tuneline.data.tables.rows import Message
+
+ROLES = ("system", "user", "assistant")
+# Markers of the common chat templates: no trained model's text should hold one, whatever its own
+# tokenizer knows, since rows are reused for other models.
+TEMPLATE_MARKERS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+)
+ALPACA_MARKERS = ("### Instruction:", "### Response:", "### Input:")
+
+# C0 but tab and line ends, delete, C1, lone surrogates, non-characters, and the replacement
+# character that a failed decoding leaves.
+_BAD_CHARACTER = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffd\ufffe\uffff]"
+    "|["
+    + "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(1, 17))
+    + "]"
+)
+# What UTF-8 looks like when read as Windows-1252: a lead byte of Latin letters (Ã, Â), of
+# punctuation (â€) or of emoji (ðŸ), or two Cyrillic letters in a row (Ð, Ñ).
+_MOJIBAKE = re.compile(
+    "[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
+    "|â€[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]?"
+    "|ðŸ[\u0080-\u00bf‘’“”•–—˜™š›œžŸ€‚ƒ„…†‡ˆ‰Š‹ŒŽ]"
+    "|(?:[ÐÑ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]){2}"
+)
+
+
+def check_roles(messages: Sequence[Message]) -> str | None:
+    """Roles are known, an optional system turn comes first, user and assistant alternate."""
+    for number, message in enumerate(messages, 1):
+        if message["role"] not in ROLES:
+            return f"unknown_role: turn {number} has the role {message['role'][:40]!r}"
+    turns = list(messages)
+    if turns and turns[0]["role"] == "system":
+        turns = turns[1:]
+    offset = len(messages) - len(turns)
+    if not turns:
+        return "role_order: there is no user turn"
+    for number, message in enumerate(turns):
+        expected = ("user", "assistant")[number % 2]
+        if message["role"] != expected:
+            return (
+                f"role_order: turn {number + offset + 1} is from {message['role']}, "
+                f"expected {expected}"
+            )
+    if turns[-1]["role"] != "assistant":
+        return "no_answer: the last turn is not the assistant's"
+    return None
+
+
+def check_empty(messages: Sequence[Message]) -> str | None:
+    """No turn is empty, blank or made of invisible characters."""
+    for number, message in enumerate(messages, 1):
+        if not _visible(message["content"]):
+            return f"empty_turn: turn {number} ({message['role']}) is empty"
+    return None
+
+
+def _visible(text: str) -> bool:
+    # Letters settle it for nearly every turn, without asking for Unicode categories.
+    stripped = text.strip()
+    if not stripped:
+        return False
+    return any(unicodedata.category(c) not in ("Cf", "Mn", "Zs") for c in stripped)
+
+
+@lru_cache(maxsize=16)
+def _marker_pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)))
+
+
+def check_injection(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
+    """No turn holds a special token or template marker, which would forge a turn."""
+    pattern = _marker_pattern(markers)
+    for number, message in enumerate(messages, 1):
+        found = pattern.search(message["content"])
+        if found:
+            return f"special_token: turn {number} holds {found[0]!r}"
+    return None
+
+
+def check_unicode(messages: Sequence[Message]) -> str | None:
+    """No lone surrogates, control characters, non-characters or mojibake."""
+    for number, message in enumerate(messages, 1):
+        content = message["content"]
+        if content.isascii():
+            bad = _BAD_CHARACTER.search(content) if not content.isprintable() else None
+        else:
+            bad = _BAD_CHARACTER.search(content)
+        if bad:
+            return f"bad_character: turn {number} holds U+{ord(bad[0]):04X}"
+        if not content.isascii():
+            garbled = _MOJIBAKE.search(content)
+            if garbled:
+                return f"mojibake: turn {number} holds {garbled[0]!r}, UTF-8 read as Latin"
+    return None

@@ -1,0 +1,1 @@
+"""Great Expectations gates over the audit tables of the data steps."""

@@ -1,0 +1,305 @@
+"""What each data gate expects of its item's audit table.
+
+A rule names a Great Expectations class and its arguments; nothing here imports Great
+Expectations. Where a rule concerns kept rows only, the frame holds a column that is null for the
+others: the expectations pass over nulls, and a rule on the number of kept rows sees to it that
+there are some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tuneline.config import PipelineConfig
+from tuneline.data.balance.class_shares import TrainRow, figures_of
+from tuneline.data.deduplication import HOLDOUT_SHARE
+from tuneline.data.pii.canaries import planted_groups
+from tuneline.data.pii.profiles import demanded, scrubbed_entities, uncovered_languages
+from tuneline.data.pii_scrubbing import CANARIES, leak_limit
+from tuneline.data.sources.records import BROKEN_FILE
+from tuneline.data.tables.rows import AUDIT, SPLITS, base_id
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation: its class (Great Expectations' or of `gate_expectations`), its arguments."""
+
+    kind: str
+    arguments: Mapping[str, Any]
+    severity: str = "critical"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A table and what is expected of it."""
+
+    name: str
+    frame: pd.DataFrame
+    rules: Sequence[Rule]
+
+
+@dataclass(frozen=True)
+class GateInput:
+    """What a gate looks at.
+
+    Attributes:
+        tables: the item's tables by artifact name.
+        came_in: ids of the rows that the item before kept; None for the first item.
+        stored_rejects: how many rejects the item stored.
+        measured: the step's own measurements by name, for what no table can tell.
+        config: the run's configuration.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    came_in: frozenset[str] | None
+    stored_rejects: int
+    measured: Mapping[str, Any]
+    config: PipelineConfig
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns that a gate needs of a table, and who turns it into suites."""
+
+    columns: Mapping[str, Sequence[str]]
+    suites: Callable[[GateInput], list[Suite]] = field(repr=False)
+
+
+def between(column: str, low: float | None, high: float | None, **more: str) -> Rule:
+    """Every value lies between two limits, inclusive."""
+    arguments = {"column": column, "min_value": low, "max_value": high}
+    return Rule("ExpectColumnValuesToBeBetween", arguments, **more)
+
+
+def among(column: str, *values: Any) -> Rule:
+    """Every value is one of these."""
+    return Rule("ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
+
+
+def total(column: str, low: float | None, high: float | None, **more: str) -> Rule:
+    """The sum of a column lies between two limits, inclusive."""
+    arguments = {"column": column, "min_value": low, "max_value": high}
+    return Rule("ExpectColumnSumToBeBetween", arguments, **more)
+
+
+def mean(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
+    """The mean of a column lies between two limits, inclusive."""
+    arguments = {"column": column, "min_value": low, "max_value": high}
+    return Rule("ExpectColumnMeanToBeBetween", arguments, severity)
+
+
+def _kept_only(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Add `kept_<column>`: the column for kept rows (a missing value as "missing"), else null."""
+    frame = frame.copy()
+    for column in columns:
+        values = frame[column].astype(object)
+        values = values.where(values.notna(), "missing")
+        frame[f"kept_{column}"] = values.where(frame["kept"], None)
+    return frame
+
+
+def _rows(given: GateInput) -> tuple[pd.DataFrame, list[Rule]]:
+    """The audit table and what every gate expects of it: conservation and reasons."""
+    frame = given.tables[AUDIT].copy()
+    kept = frame["kept"].astype(bool)
+    frame["kept"] = kept
+    frame["kept_rows"] = kept.astype(int)
+    ids = frame["row_id"].map(base_id)
+    missing = 0
+    rules = [
+        Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
+        Rule("ExpectColumnValuesToNotBeNull", {"column": "row_id"}),
+        Rule("ExpectColumnValuesToBeUnique", {"column": "row_id"}),
+        total("kept_rows", 1, None),
+    ]
+    if given.came_in is not None:
+        frame["came_in"] = ids.isin(given.came_in)
+        missing = len(given.came_in - set(ids))
+        rules.append(among("came_in", True))
+    conserved = {"stored_rejects": given.stored_rejects, "missing": missing}
+    return frame, [*rules, Rule("ExpectRowsToBeConserved", conserved)]
+
+
+def _schema_validation(given: GateInput) -> list[Suite]:
+    frame, rules = _rows(given)
+    frame = _kept_only(frame, "last_role", "tokens_equal", "mask_exact")
+    frame["place"] = frame["source_file"] + ":" + frame["source_line"].astype(str)
+    frame["malformed"] = frame["malformed"].where(frame["selected"].astype(bool))
+    frame["broken_file"] = (frame["reason"] == BROKEN_FILE).astype(int)
+    rows_in = given.measured.get("rows_in")
+    rules += [
+        Rule("ExpectTableRowCountToEqual", {"value": rows_in}),
+        Rule("ExpectColumnValuesToBeUnique", {"column": "place"}),
+        mean("malformed", 0, given.config.data.max_rejected_share),
+        total("broken_file", 0, 0, severity="warning"),
+        among("kept_last_role", "assistant"),
+        among("kept_tokens_equal", True),
+        among("kept_mask_exact", True),
+    ]
+    return [Suite("schema_validation", frame, rules)]
+
+
+def _pii_scrubbing(given: GateInput) -> list[Suite]:
+    data = given.config.data
+    frame, rules = _rows(given)
+    frame["kept_residual"] = frame["residual_hits"].where(frame["kept"])
+    frame["uncovered_languages"] = len(
+        uncovered_languages(data.languages, data.pii_profile, data.spacy_models)
+    )
+    rules += [
+        between("kept_residual", 0, 0),
+        between("uncovered_languages", 0, 0),
+        mean("undeclared_language", 0, data.max_undeclared_language_share, severity="warning"),
+    ]
+    canaries = given.tables[CANARIES]
+    leaks = canaries.groupby("entity")["leaked"].agg(["mean", "count"]).reset_index()
+    wanted = demanded(data.pii_profile)
+    demanded_here = leaks["entity"].str.split(".").str[0].isin(wanted)
+    excess = leaks["mean"] - leaks["entity"].map(lambda entity: leak_limit(entity, data))
+    leaks["excess_demanded"] = excess.where(demanded_here)
+    leaks["excess_other"] = excess.where(~demanded_here)
+    entities = scrubbed_entities(data.pii_profile)
+    expected = sorted(planted_groups(entities, data.languages))
+    return [
+        Suite("pii_scrubbing", frame, rules),
+        Suite(
+            "pii_canaries",
+            leaks,
+            [
+                Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
+                among("entity", *expected),
+                between("count", 1, None),
+                between("excess_demanded", None, 0),
+                between("excess_other", None, 0, severity="warning"),
+            ],
+        ),
+    ]
+
+
+def _deduplication(given: GateInput) -> list[Suite]:
+    data = given.config.data
+    frame, rules = _rows(given)
+    frame = _kept_only(frame, "split")
+    frame["kept_similarity"] = frame["cross_similarity"].where(frame["kept"])
+    for split in SPLITS:
+        frame[f"in_{split}"] = (frame["kept_split"] == split).astype(int)
+        rules.append(total(f"in_{split}", 1, None))
+    own = frame["own_holdout"].astype(bool)
+    if not own.any():
+        frame["holdout"] = frame["in_holdout"].where(frame["kept"])
+        rules.append(mean("holdout", *HOLDOUT_SHARE))
+    # A hold-out file may repeat itself, and the policy `keep` keeps one row of each answer.
+    if data.label_conflicts != "keep":
+        frame["kept_cluster"] = frame["cluster"].where(frame["kept"] & ~own)
+        rules.append(Rule("ExpectColumnValuesToBeUnique", {"column": "kept_cluster"}))
+    frame["own_rejected"] = (own & ~frame["kept"]).astype(int)
+    threshold = data.near_duplicate_jaccard
+    rules += [
+        among("kept_split", *SPLITS),
+        Rule(
+            "ExpectColumnValuesToBeBetween",
+            {
+                "column": "kept_similarity",
+                "min_value": 0,
+                "max_value": threshold,
+                "strict_max": True,
+            },
+        ),
+        total("own_rejected", 0, 0),
+        total("repeated_sentence", 0, 0, severity="warning"),
+    ]
+    return [Suite("deduplication", frame, rules)]
+
+
+def _token_length_audit(given: GateInput) -> list[Suite]:
+    data = given.config.data
+    frame, rules = _rows(given)
+    limit = min(data.max_tokens, int(given.measured.get("limit") or 0))
+    frame["kept_length"] = frame["kept_tokens"].where(frame["kept"]).astype(float)
+    frame.loc[frame["kept"] & frame["kept_length"].isna(), "kept_length"] = float("inf")
+    rules += [between("kept_length", 1, limit), mean("over_limit", 0, data.max_too_long_share)]
+    return [Suite("token_length_audit", frame, rules)]
+
+
+def _distribution_balancing(given: GateInput) -> list[Suite]:
+    import pandas as pd
+
+    data = given.config.data
+    frame, rules = _rows(given)
+    in_training = frame["split"] == "train"
+    frame["train_rows"] = (in_training & frame["kept"]).astype(int)
+    frame["kept_weight"] = frame["weight"].where(frame["kept"])
+    rules += [total("train_rows", 1, None), between("kept_weight", 1, data.max_upsampling)]
+    suites = [Suite("distribution_balancing", frame, rules)]
+    grouped = not (in_training & frame["label"].notna()).any()
+    names = frame["group" if grouped else "label"]
+    train = frame[in_training & names.notna()]
+    if len(train):
+        edges = train["edge_case"].notna()
+        columns = (names[train.index], train["kept"], train["weight"], edges)
+        figures = figures_of([TrainRow(*row) for row in zip(*columns, strict=True)])
+        shares = [
+            between(
+                name,
+                limit if rule == ">=" else None,
+                limit if rule == "<=" else None,
+                severity="warning",
+            )
+            for name, rule, limit in figures.limits(data, grouped=grouped)
+        ]
+        shares.append(Rule("ExpectTableRowCountToEqual", {"value": 1}))
+        suites.append(Suite("class_shares", pd.DataFrame([figures.values(data)]), shares))
+    return suites
+
+
+_COMMON = ("row_id", "kept", "reason")
+TABLES: dict[str, Table] = {
+    "schema_validation": Table(
+        {
+            AUDIT: (
+                *_COMMON,
+                "source_file",
+                "source_line",
+                "malformed",
+                "selected",
+                "last_role",
+                "tokens_equal",
+                "mask_exact",
+            )
+        },
+        _schema_validation,
+    ),
+    "pii_scrubbing": Table(
+        {
+            AUDIT: (*_COMMON, "hits", "residual_hits", "undeclared_language"),
+            CANARIES: ("entity", "form", "leaked"),
+        },
+        _pii_scrubbing,
+    ),
+    "deduplication": Table(
+        {
+            AUDIT: (
+                *_COMMON,
+                "cluster",
+                "own_holdout",
+                "split",
+                "in_holdout",
+                "cross_similarity",
+                "repeated_sentence",
+            )
+        },
+        _deduplication,
+    ),
+    "token_length_audit": Table(
+        {AUDIT: (*_COMMON, "n_tokens", "kept_tokens", "over_limit")}, _token_length_audit
+    ),
+    "distribution_balancing": Table(
+        {AUDIT: (*_COMMON, "split", "label", "group", "edge_case", "weight")},
+        _distribution_balancing,
+    ),
+}

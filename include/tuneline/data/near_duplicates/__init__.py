@@ -1,0 +1,1 @@
+"""Find equal and similar texts, and split rows without a leak."""

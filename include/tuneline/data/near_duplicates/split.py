@@ -1,0 +1,113 @@
+"""Split rows into training, validation and hold-out: by cluster, stratified by class, stable.
+
+Inside each class clusters stand in the order of a hash of their text, and the lowest share is
+held out. A row's hash never changes, so rows that are added later move hardly any other across
+the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneline.config import DataConfig
+from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Row counts of the hold-out and of validation; the rest is for training."""
+
+    holdout: int
+    validation: int
+
+
+def plan(rows: int, config: DataConfig, *, own_holdout: bool) -> SplitPlan:
+    """Plan how many rows each split gets.
+
+    Args:
+        rows: rows to be split (without those of the dataset's own hold-out file).
+        config: the shares.
+        own_holdout: whether the hold-out is a file of its own, so that none is split off.
+    """
+    holdout = 0 if own_holdout else _at_least_one(config.holdout_share * rows, rows)
+    return SplitPlan(holdout, _at_least_one(config.validation_share * rows, rows - holdout))
+
+
+def _at_least_one(share: float, available: int) -> int:
+    return min(available, max(1, round(share)))
+
+
+def cluster_hash(text: str) -> str:
+    """The hash that decides where a cluster goes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def assign(labels: Sequence[str | None], hashes: Sequence[str], counts: SplitPlan) -> list[str]:
+    """Assign rows to splits.
+
+    Args:
+        labels: class of each row.
+        hashes: `cluster_hash` of each row's cluster; equal ones stay together.
+        counts: what `plan` gave.
+
+    Returns:
+        The split of each row.
+    """
+    strata: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        strata[label or ""].append(row)
+    sizes = {label: len(rows) for label, rows in strata.items()}
+    holdout = quotas(sizes, counts.holdout)
+    left = {label: size - holdout[label] for label, size in sizes.items()}
+    validation = quotas(left, counts.validation)
+    splits = [TRAIN] * len(labels)
+    placed: dict[str, str] = {}
+    for label, rows in sorted(strata.items()):
+        for rank, row in enumerate(sorted(rows, key=lambda r: hashes[r])):
+            if rank < holdout[label]:
+                split = HOLDOUT
+            elif rank < holdout[label] + validation[label]:
+                split = VALIDATION
+            else:
+                split = TRAIN
+            splits[row] = placed.setdefault(hashes[row], split)
+    return splits
+
+
+def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set[int]:
+    """Draw rows in proportion to their classes, those with the lowest hashes.
+
+    Args:
+        labels: class of each row.
+        hashes: what decides inside a class.
+        total: how many rows to draw.
+
+    Returns:
+        Numbers of the rows drawn.
+    """
+    strata: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        strata[label or ""].append(row)
+    take = quotas({label: len(rows) for label, rows in strata.items()}, total)
+    return {
+        row
+        for label, rows in strata.items()
+        for row in sorted(rows, key=lambda r: (hashes[r], r))[: take[label]]
+    }
+
+
+def quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
+    """Share out `total` in proportion to sizes by largest remainders, never above a size."""
+    everything = sum(sizes.values())
+    if everything == 0:
+        return dict.fromkeys(sizes, 0)
+    total = min(total, everything)
+    exact = {name: total * size / everything for name, size in sizes.items()}
+    given = {name: int(share) for name, share in exact.items()}
+    order = sorted(sizes, key=lambda name: (given[name] - exact[name], name))
+    for name in order[: total - sum(given.values())]:
+        given[name] += 1
+    return given

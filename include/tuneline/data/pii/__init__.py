@@ -1,0 +1,1 @@
+"""Find personal data and secrets, and put surrogates in their place."""

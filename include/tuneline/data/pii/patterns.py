@@ -1,0 +1,304 @@
+"""Tier 1: personal data and secrets that have a shape, found by patterns and checksums.
+
+Fast enough for every row: a text without digits, `@` or a key word is passed over at once, and
+each pattern runs only where the characters it needs are there.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from tuneline.data.pii.checksums import (
+    digits_of,
+    iban_end,
+    is_card,
+    is_ipv4,
+    is_ipv6,
+    is_phone_anywhere,
+    is_ssn,
+)
+from tuneline.data.pii.languages import shapes
+from tuneline.data.pii.safe_harbor import find_demanded
+from tuneline.data.pii.secrets import SECRET_SHAPES, SECRETS
+
+
+def _any_case(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Characters start to end of a text are of an entity type."""
+
+    start: int
+    end: int
+    entity: str
+
+
+# Where two hits overlap, the one further up stays.
+PATTERN_ENTITIES = (
+    *SECRETS,
+    "EMAIL_ADDRESS",
+    "IBAN_CODE",
+    "CREDIT_CARD",
+    "US_SSN",
+    "IP_ADDRESS",
+    "MAC_ADDRESS",
+    "ID_NUMBER",
+    "BIRTH_DATE",
+    "PHONE_NUMBER",
+    "STREET_ADDRESS",
+)
+# An address or number inside a URL is part of it; what is not named comes last.
+_RANK = {
+    entity: rank
+    for rank, entity in enumerate((*SECRETS, "URL", *PATTERN_ENTITIES[len(SECRETS) :], "DATE"))
+}
+
+# One character each, so that positions stay: other dashes, spaces and digits are tricks.
+_PLAIN = {
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"), "-"),
+    **dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u200a\u202f\u3000\u200b\u2060\u00ad"), " "),
+    **{ord("\uff10") + digit: str(digit) for digit in range(10)},
+    ord("\uff20"): "@",
+    ord("\uff0e"): ".",
+}
+# A number behind one of these words is the shop's, not a person's.
+_BUSINESS = _any_case(
+    r"(?:order|ticket|case|ref|reference|invoice|tracking|serial|sku|item|article|product|booking|"
+    r"confirmation|transaction|parcel|shipment|part|model|version|isbn|ean|upc)\W{0,3}"
+    r"(?:number|no|nr|id|code)?\W{0,3}(?:is|was)?\W{0,4}$|#\s?$"
+)
+_PHONE_WORDS = _any_case(
+    r"\b(?:phone|telephone|tel|call(?:ed|ing)?|mobile|cell(?:phone)?|whatsapp|fax|sms|text me|"
+    r"ring|dial|reach (?:me|us|him|her)|contact (?:me|number)|answering|messages? to)\b"
+    r"(?:[^\d\n]{0,40}|\W{0,3}\n)\(?$"
+)
+_PHONE_KIND_AFTER = _any_case(r"\W{0,2}(?:office|fax|mobile|cell|home|work)\b")
+_VERSION = _any_case(r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$")
+
+# Repeats are bounded and start at a boundary: a page of letters must not take quadratic time.
+_EMAIL = re.compile(
+    r"(?<![\w.+%'-])[\w+%'-]{1,64}(?:\.[\w+%'-]{1,64}){0,8}@"
+    r"[^\W_][\w-]{0,62}(?:\.[^\W_](?:[\w-]{0,61}[^\W_])?){1,8}"
+)
+_TOP_DOMAINS = r"(?:com|org|net|edu|gov|io|co|example|info|de|fr|es|it|nl|eu|us|uk|ca|au)\b"
+_DOT = r"(?:\.| \. | ?\(dot\) ?| ?\[dot\] ?| ?\{dot\} ?)"
+_MAILBOX = r"(?<![\w.+%-])[\w+%-]{1,64}"
+_LABEL = r"[\w-]{1,63}"
+_EMAIL_SPACED = _any_case(
+    rf"{_MAILBOX}(?:(?:\.| \. )[\w+%-]{{1,64}}){{0,4}} ?"
+    r"(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
+    rf"{_LABEL}(?:{_DOT}{_LABEL}){{0,4}}{_DOT}{_TOP_DOMAINS}"
+    rf"|{_MAILBOX}(?:(?:\.| dot )[\w+%-]{{1,64}}){{0,4}} at "
+    rf"{_LABEL}(?: dot {_LABEL}){{0,4}} dot {_TOP_DOMAINS}"
+)
+_EMAIL_STRIPPED = _any_case(
+    r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
+    r"(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b"
+)
+_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ -]?\d[ -]?\d")
+_CARD = re.compile(r"(?<![\d.])\d(?:[ .-]{0,3}\d){11,18}(?!\.?\d)")
+_SSN = re.compile(r"(?<![\w-])\d{3}([-. ])\d{2}\1\d{4}(?![\w-])")
+_SSN_NAMED = _any_case(
+    r"\b(?:ssn|social security|social)\b[^\d\n]{0,30}"
+    r"(\d{3}[-. ]{0,3}\d{2}[-. ]{0,3}\d{4}|\d(?:[ -]{1,3}\d){8}|\d{4})(?!\d)"
+)
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
+_IPV4_SPACED = re.compile(r"(?<![\w.])\d{1,3}(?: \. \d{1,3}){3}(?![\w])")
+_IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:|:){2,8}[0-9A-Fa-f]{0,4}(?![\w:])")
+_MAC = _any_case(r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])")
+_EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,5})?"
+_PHONE_WORLD = _any_case(
+    r"(?<![\w+])(?<!\d[ -])(?:\+ ?[1-9]|00 ?[1-9]\d{0,2}(?=[ ./()-]))(?:[ .()/-]{0,3}\d){6,14}"
+    + _EXTENSION
+    + r"(?!\d)"
+)
+_PHONE_US = _any_case(
+    r"(?<![\w.+-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]?\d{4}"
+    + _EXTENSION
+    + r"(?![\w-]|\.\d)"
+)
+_PHONE_NATIONAL = re.compile(
+    r"(?<![\w.,-])(?<!\d[ -])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
+)
+_PHONE_NAMED = _any_case(r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)")
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_DATE = (
+    r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}|"
+    rf"{_DAY}(?: of)? {_MONTH}\.?,? \d{{4}}|{_MONTH}\.? {_DAY},? \d{{4}})"
+)
+_BIRTH = _any_case(
+    r"\b(?:born(?: on)?|date of birth|birth ?date|birthday|d\.?o\.?b\.?)\b[^\d\n]{0,12}?\b("
+    + _DATE
+    + r")(?!\d)"
+)
+_ID_NAMED = _any_case(
+    r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
+    r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
+    r"device|certificate)(?= (?:number|no|id)\b)|(?:licen[cs]e|number) plate|vin)\b"
+    r"(?: (?:number|no|nr|id|code)\b)?\.?"
+    r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
+)
+# Words that end a street's name; the second kind also means something else in ordinary text.
+_STREET_KINDS = (
+    "street|avenue|ave|road|rd|lane|boulevard|blvd|terrace|parkway|pkwy|highway|hwy|crescent|"
+    "close|gardens|mews|alley|strasse|straße"
+)
+_STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
+_PLACE_AFTER = (
+    r"(?:\.?,? (?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b)?"
+    r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
+    r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
+)
+_ADDRESS = _any_case(
+    r"(?<![\w.,#-])\d{1,5}[a-zA-Z]?,? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
+    + _STREET_KINDS
+    + r")|(?P<unsure>"
+    + _STREET_KINDS_UNSURE
+    + r"))\b(?i:"
+    + _PLACE_AFTER
+    + r")"
+)
+_ADDRESS_WORDS = _any_case(
+    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|deliver(?:ed|y)?|moved?|moving|located|"
+    r"house|home|flat|door)\b[^\d\n]{0,30}$"
+)
+_PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
+_NOT_IN_STREET = frozenset(
+    "a an and are at away be by can charge day days down euros dollars for from go have hours "
+    "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
+    "order orders other our out parcels people per pm am right so than that the this times to "
+    "under until up was way weeks week when with within years year you your block blocks pounds "
+    "percent points steps star".split()
+)
+_DIGIT = re.compile(r"\d")
+_DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
+
+
+def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = ()) -> list[Hit]:
+    """Personal data and secrets of a text, without overlaps, in order.
+
+    Args:
+        text: any text.
+        languages: those whose words count besides the English ones.
+        demanded: which of `pii_safe_harbor.DEMANDED_ONLY` to look for as well.
+    """
+    plain = text if text.isascii() else text.translate(_PLAIN)
+    hits = _all(plain, languages)
+    if demanded:
+        return resolve([*hits, *(Hit(*found) for found in find_demanded(plain, demanded))])
+    return resolve(hits)
+
+
+def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
+    """Drop hits that overlap one of a type further up, or a longer one of the same type."""
+    chosen: list[Hit] = []
+    ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
+    for hit in ranked:
+        # Chosen hits do not overlap, so only the neighbours of the gap can be in the way.
+        at = bisect_left(chosen, hit.start, key=lambda other: other.start)
+        free_before = at == 0 or chosen[at - 1].end <= hit.start
+        if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
+            chosen.insert(at, hit)
+    return chosen
+
+
+def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
+    lowered = text.lower()
+    # Looking for a word in a text is some hundred times faster than a pattern over it.
+    for entity, hints, pattern in SECRET_SHAPES:
+        for hint in hints:
+            if hint in lowered:
+                yield from _hits(text, pattern, entity)
+                break
+    if "@" in text or "at" in lowered or ".com" in lowered:
+        yield from _emails(text, lowered)
+    colons = text.count(":")
+    if colons >= 2:
+        yield from _hits(text, _IPV6, "IP_ADDRESS", is_ipv6)
+    if colons >= 5 or text.count("-") >= 5:
+        yield from _hits(text, _MAC, "MAC_ADDRESS")
+    if _DIGIT.search(text) is None:
+        return
+    if _DIGITS.search(text):
+        yield from _numbers(text, lowered)
+    yield from _addresses(text)
+    for language in languages:
+        for shape in shapes(language):
+            yield from _hits(text, shape.pattern, shape.entity, shape.valid)
+
+
+def _hits(
+    text: str, pattern: re.Pattern[str], entity: str, valid: Callable[[str], bool] | None = None
+) -> Iterator[Hit]:
+    """Hits of a pattern; its first group, where it has one, is the hit."""
+    group = 1 if pattern.groups and not pattern.pattern.count(r"\1") else 0
+    for match in pattern.finditer(text):
+        if valid is None or valid(match[group]):
+            yield Hit(match.start(group), match.end(group), entity)
+
+
+def _emails(text: str, lowered: str) -> Iterator[Hit]:
+    if "@" in text:
+        yield from _hits(text, _EMAIL, "EMAIL_ADDRESS")
+    if " @" in text or "@ " in text or "dot" in lowered or "at)" in lowered or "at]" in lowered:
+        yield from _hits(text, _EMAIL_SPACED, "EMAIL_ADDRESS")
+    if ".com" in lowered:
+        yield from _hits(text, _EMAIL_STRIPPED, "EMAIL_ADDRESS")
+
+
+def _numbers(text: str, lowered: str) -> Iterator[Hit]:
+    for match in _IBAN_START.finditer(text):
+        end = iban_end(text, match.start())
+        if end is not None:
+            yield Hit(match.start(), end, "IBAN_CODE")
+    yield from _hits(text, _CARD, "CREDIT_CARD", is_card)
+    yield from _hits(text, _SSN, "US_SSN", is_ssn)
+    if "social" in lowered or "ssn" in lowered:
+        yield from _hits(text, _SSN_NAMED, "US_SSN", lambda t: len(digits_of(t)) == 4 or is_ssn(t))
+    for pattern in (_IPV4, _IPV4_SPACED):
+        for match in pattern.finditer(text):
+            if is_ipv4(match[0]) and not _VERSION.search(text, 0, match.start()):
+                yield Hit(match.start(), match.end(), "IP_ADDRESS")
+    yield from _phones(text)
+    if "b" in lowered:
+        yield from _hits(text, _BIRTH, "BIRTH_DATE")
+    yield from _hits(text, _ID_NAMED, "ID_NUMBER")
+
+
+def _phones(text: str) -> Iterator[Hit]:
+    for pattern, needs_word in (
+        (_PHONE_WORLD, False),
+        (_PHONE_US, False),
+        (_PHONE_NATIONAL, False),
+        (_PHONE_NAMED, True),
+    ):
+        for match in pattern.finditer(text):
+            before = text[max(0, match.start() - 60) : match.start()]
+            after = _PHONE_KIND_AFTER.match(text, match.end())
+            named = bool(_PHONE_WORDS.search(before) or after)
+            if (needs_word and not named) or _BUSINESS.search(before):
+                continue
+            if pattern is _PHONE_NATIONAL and not named:
+                count = len(digits_of(match[0]))
+                if not 9 <= count <= 12 or not is_phone_anywhere(match[0]):
+                    continue
+            yield Hit(match.start(), match.end(), "PHONE_NUMBER")
+
+
+def _addresses(text: str) -> Iterator[Hit]:
+    for match in _ADDRESS.finditer(text):
+        words = match[1].lower().replace(".", "").split()
+        if _NOT_IN_STREET.intersection(words):
+            continue
+        named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
+        before = text[max(0, match.start() - 40) : match.start()]
+        if match["unsure"] and not named and not _ADDRESS_WORDS.search(before):
+            continue
+        yield Hit(match.start(), match.end(), "STREET_ADDRESS")
+    yield from _hits(text, _PO_BOX, "STREET_ADDRESS")

@@ -1,0 +1,74 @@
+"""What each compliance profile demands, and which languages are covered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tuneline.data.pii.entities import NER_ENTITIES
+from tuneline.data.pii.languages import PATTERN_LANGUAGES
+from tuneline.data.pii.patterns import PATTERN_ENTITIES
+from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
+from tuneline.data.pii.secrets import SECRETS
+
+# GDPR article 4(1): anything that identifies a person, directly or by number or location.
+_GDPR = (
+    "PERSON EMAIL_ADDRESS PHONE_NUMBER STREET_ADDRESS IP_ADDRESS MAC_ADDRESS CREDIT_CARD "
+    "IBAN_CODE US_SSN ID_NUMBER BIRTH_DATE"
+)
+# The identifiers of the safe-harbor method (45 CFR 164.514(b)(2)) that text can hold.
+_HIPAA = (
+    "PERSON LOCATION STREET_ADDRESS BIRTH_DATE PHONE_NUMBER EMAIL_ADDRESS US_SSN ID_NUMBER "
+    "IP_ADDRESS MAC_ADDRESS CREDIT_CARD IBAN_CODE URL DATE POSTAL_CODE AGE_OVER_89"
+)
+# PCI DSS 3.2 and 3.3: account numbers; secrets stand for sensitive authentication data.
+_PCI = "CREDIT_CARD"
+
+PROFILES: dict[str, frozenset[str]] = {
+    name: frozenset([*entities.split(), *SECRETS])
+    for name, entities in (("gdpr", _GDPR), ("hipaa", _HIPAA), ("pci", _PCI))
+}
+
+
+def demanded(profiles: Iterable[str]) -> frozenset[str]:
+    """The entity types that profiles demand."""
+    return frozenset().union(*(PROFILES[name] for name in profiles))
+
+
+def recognised(profiles: Iterable[str]) -> tuple[str, ...]:
+    """The entity types that take a recogniser, among those demanded."""
+    wanted = demanded(profiles)
+    return tuple(entity for entity in NER_ENTITIES if entity in wanted)
+
+
+def demanded_only(profiles: Iterable[str]) -> tuple[str, ...]:
+    """The entity types that are looked for because a profile demands them."""
+    wanted = demanded(profiles)
+    return tuple(entity for entity in DEMANDED_ONLY if entity in wanted)
+
+
+def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
+    """What is scrubbed: personal data and secrets with a pattern, and what is demanded."""
+    profiles = list(profiles)
+    return (*PATTERN_ENTITIES, *demanded_only(profiles), *recognised(profiles))
+
+
+def uncovered_languages(
+    languages: Iterable[str], profiles: Iterable[str], models: Mapping[str, str]
+) -> dict[str, str]:
+    """The declared languages that are not covered, and what is missing.
+
+    Args:
+        languages: declared.
+        profiles: compliance profiles in force.
+        models: spaCy package by language.
+    """
+    names = recognised(profiles)
+    missing = {}
+    for language in sorted(set(languages)):
+        if language not in PATTERN_LANGUAGES:
+            missing[language] = (
+                "there are no patterns for its phone numbers, addresses and identity numbers"
+            )
+        elif names and language not in models:
+            missing[language] = f"finding names takes a model, data.spacy_models.{language}"
+    return missing

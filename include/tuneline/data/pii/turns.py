@@ -1,0 +1,62 @@
+"""The running texts of a row: whole turns, and the strings inside a JSON answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.data.conversations.answers import answer_object, dump_like
+from tuneline.data.tables.rows import Message
+
+# A number in a JSON answer with fewer digits identifies nobody.
+MIN_NUMBER_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of running text in a row: a whole turn or a value of a JSON answer."""
+
+    turn: int
+    text: str
+
+
+def segments(messages: Sequence[Message], label_field: str | None) -> list[Segment]:
+    """The running texts of a row, in the order in which `map_turn` visits them."""
+    found: list[Segment] = []
+    for turn, message in enumerate(messages):
+
+        def note(text: str, turn: int = turn) -> str:
+            found.append(Segment(turn, text))
+            return text
+
+        map_turn(message, note, label_field)
+    return found
+
+
+def map_turn(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:
+    """Apply a change to the running texts of a turn; JSON answers stay JSON, labels as they are."""
+    content = message["content"]
+    value = answer_object(content) if message["role"] == "assistant" else None
+    if value is None:
+        return {"role": message["role"], "content": change(content)}
+    changed = _map_json(value, change, label_field)
+    if changed == value:
+        return message
+    return {"role": message["role"], "content": dump_like(changed, content)}
+
+
+def _map_json(value: Any, change: Callable[[str], str], label_field: str | None) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {
+            key: entry if key == label_field else _map_json(entry, change, label_field)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [_map_json(entry, change, label_field) for entry in value]
+    if isinstance(value, int | float) and len(str(value)) >= MIN_NUMBER_DIGITS:
+        changed = change(str(value))
+        return value if changed == str(value) else changed
+    return value

@@ -1,0 +1,61 @@
+"""Run a function over chunks of rows on all cores, each worker with state of its own.
+
+Workers are processes, since patterns and spaCy hold the interpreter. Chunks are cut the same way
+however many there are, so results do not depend on their number.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from tuneline.machine.cores import available_cores
+from tuneline.machine.garbage import THRESHOLDS
+
+# Starting processes and loading a model there takes some seconds; fewer rows are done sooner here.
+LEAST_ROWS = 4_000
+
+_Chunk = TypeVar("_Chunk")
+_Result = TypeVar("_Result")
+_worker: list[Any] = []
+
+
+def worker_count(rows: int) -> int:
+    """How many processes a number of rows is worth; 1 means this one."""
+    return available_cores() if rows >= LEAST_ROWS else 1
+
+
+def map_chunks(
+    make: Callable[[], Callable[[_Chunk], _Result]], chunks: Sequence[_Chunk], workers: int
+) -> Iterator[_Result]:
+    """Results in the order of the chunks.
+
+    Args:
+        make: makes the function that does a chunk; called once in each process. It and the
+            chunks must be picklable.
+        chunks: pieces of work.
+        workers: number of processes; 1 works in this one.
+    """
+    if workers == 1:
+        yield from map(make(), chunks)
+        return
+    # Unlike the standard library's, these workers do not import the caller's main module again.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(
+        workers,
+        initializer=_start,
+        initargs=(make,),
+        env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    ) as pool:
+        yield from pool.map(_work, chunks)
+
+
+def _start(make: Callable[[], Any]) -> None:
+    gc.set_threshold(*THRESHOLDS)
+    _worker[:] = [make()]
+
+
+def _work(chunk: Any) -> Any:
+    return _worker[0](chunk)

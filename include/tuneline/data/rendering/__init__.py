@@ -1,0 +1,1 @@
+"""Render conversations with the model's template and count their tokens."""

@@ -1,0 +1,299 @@
+"""Render rows as the model will read them, and mark which tokens it learns.
+
+The loss mask covers exactly the assistant's tokens, each turn's end-of-turn token included:
+a prompt that is rendered and encoded alone must be a prefix of the whole row's tokens,
+otherwise what is trained is not what is asked at serving time, and the row can't be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tuneline.config import TargetFormat
+from tuneline.data.rendering.piecewise import PieceEncoder
+from tuneline.data.rendering.template_outline import Outline, contents_are_opaque
+from tuneline.data.tables.rows import Message
+from tuneline.errors import UserError
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+# The preamble of Stanford Alpaca's prompt without input; a system turn takes its place.
+ALPACA_PREAMBLE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+ALPACA_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
+    "{{ '" + ALPACA_PREAMBLE + "' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '\n\n### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+_TEMPLATES: dict[str, str] = {
+    "chatml": CHATML_TEMPLATE,
+    "llama3": LLAMA3_TEMPLATE,
+    "alpaca": ALPACA_TEMPLATE,
+}
+_NEEDED_TOKENS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedExample:
+    """A row as the model reads it.
+
+    Attributes:
+        text: the rendered conversation.
+        ids: its token ids.
+        loss_mask: for each token whether it counts for the loss; None when the prompt's tokens
+            are not a prefix of the row's, so that no exact mask exists.
+    """
+
+    text: str
+    ids: list[int]
+    loss_mask: list[bool] | None
+
+
+def chat_template(tokenizer: Any, target: TargetFormat) -> str:
+    """The Jinja template of a target format; it has to be saved with the tuned model.
+
+    Raises:
+        UserError: the tokenizer has no template, or lacks the format's special tokens.
+    """
+    if target == "tokenizer":
+        template = tokenizer.chat_template
+        if not isinstance(template, str):
+            raise UserError(
+                "the base model's tokenizer has no chat template; "
+                "set data.target_format to chatml, llama3 or alpaca"
+            )
+        return template
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in _NEEDED_TOKENS.get(target, ()) if token not in vocabulary]
+    if target == "alpaca" and not tokenizer.eos_token:
+        missing.append("an end-of-sequence token")
+    if missing:
+        raise UserError(
+            f"data.target_format {target} needs {', '.join(missing)}, which the base model's "
+            "tokenizer does not have; choose `tokenizer`"
+        )
+    return _TEMPLATES[target]
+
+
+class TemplateRefused(ValueError):
+    """A chat template raised an error over a row; the message is the template's own."""
+
+
+class Renderer:
+    """Renders and encodes rows for one tokenizer and target format.
+
+    A tokenizer's own template is compiled once, by transformers, and called without the copies
+    that `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
+    nothing to convert. A template that only writes contents between markers is outlined and not
+    even called. `template_ids` gives what transformers makes of a row, to compare.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        target: the target format.
+
+    Raises:
+        UserError: see `chat_template`.
+    """
+
+    def __init__(self, tokenizer: Any, target: TargetFormat) -> None:
+        self.tokenizer = tokenizer
+        self.target = target
+        self.template = chat_template(tokenizer, target)
+        self._pieces = PieceEncoder(tokenizer.backend_tokenizer)
+        self._names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        self.special_ids = frozenset(tokenizer.all_special_ids) | {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._compiled = _compiled(self.template)
+        opaque = contents_are_opaque(self.template, self._compiled.environment)
+        self._outline = Outline(self._by_template) if opaque else None
+        self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
+
+    def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+        """Render turns; `ask` adds what makes the model answer.
+
+        Raises:
+            TemplateRefused: the template raised an error over these turns.
+        """
+        if self.target == "chatml":
+            return _chatml(messages, ask)
+        if self.target == "llama3":
+            return _llama3(messages, ask, self.tokenizer.bos_token or "")
+        if self.target == "alpaca":
+            return _alpaca(messages, self.tokenizer.eos_token)
+        if self._outline is not None:
+            return self._outline.text(messages, ask)
+        return self._by_template(messages, ask)
+
+    def text_with_tools(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> str:
+        """Render a conversation that declares, calls or answers tools, by transformers itself.
+
+        Raises:
+            TemplateRefused: the template raised an error over it.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages), tools=tools, chat_template=self.template, tokenize=False
+            )
+        except (TemplateError, TypeError) as error:
+            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
+        return text
+
+    def _by_template(self, messages: Sequence[Message], ask: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._compiled.render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=ask,
+                **self._names,
+            )
+        except (TemplateError, TypeError) as error:
+            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
+        return text
+
+    def texts(self, rows: Iterable[Sequence[Message]]) -> Iterator[str]:
+        """Render rows one by one, as `count` and `encode` ask for them."""
+        return (self.text(messages) for messages in rows)
+
+    def encode(self, texts: Iterable[str]) -> list[list[int]]:
+        """Token ids of rendered texts; no token is added, nothing is cut."""
+        return self._pieces.encode(texts)
+
+    def count(self, texts: Iterable[str]) -> list[int]:
+        """Number of tokens of rendered texts."""
+        return self._pieces.count(texts)
+
+    def template_ids(self, batch: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids as transformers' own `apply_chat_template(tokenize=True)` gives them."""
+        ids: list[list[int]] = self.tokenizer.apply_chat_template(
+            [list(messages) for messages in batch],
+            chat_template=self.template,
+            tokenize=True,
+            return_dict=False,
+            # Nobody asks for the masks that would be made beside the ids.
+            tokenizer_kwargs={"return_attention_mask": False, "return_token_type_ids": False},
+        )
+        return ids
+
+    def render(self, batch: Sequence[Sequence[Message]]) -> list[RenderedExample]:
+        """Render, encode and mask rows.
+
+        Args:
+            batch: turns of each row, the last one the assistant's.
+
+        Raises:
+            TemplateRefused: the template raised an error over a row.
+        """
+        texts: list[str] = []
+        for messages in batch:
+            texts += self._with_bounds(messages)
+        # Prompts are made of pieces of their rows, so that they are hardly encoded again.
+        encoded = iter(zip(texts, self.encode(texts), strict=True))
+        rendered = []
+        for messages in batch:
+            whole, ids = next(encoded)
+            spans = []
+            for index, message in enumerate(messages):
+                if message["role"] == "assistant":
+                    before = next(encoded)[1]
+                    last = index == len(messages) - 1
+                    spans.append((before, ids if last else next(encoded)[1]))
+            rendered.append(RenderedExample(whole, ids, self._mask(ids, spans)))
+        return rendered
+
+    def _with_bounds(self, messages: Sequence[Message]) -> Iterator[str]:
+        """A row's text, then for each answer the text before it and, but for the last, with it."""
+        yield self.text(messages)
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                yield self.text(messages[:index], ask=True)
+                if index < len(messages) - 1:
+                    yield self.text(messages[: index + 1])
+
+    def _mask(
+        self, ids: list[int], spans: Sequence[tuple[list[int], list[int]]]
+    ) -> list[bool] | None:
+        mask = [False] * len(ids)
+        for before, through in spans:
+            start, end = len(before), len(through)
+            if start >= end or ids[:start] != before or ids[:end] != through:
+                return None
+            # What follows the end-of-turn token (ChatML's line end) is the template's.
+            last = next(
+                (i for i in range(end - 1, start - 1, -1) if ids[i] in self.special_ids), end
+            )
+            if last == end or not self._is_blank(tuple(ids[last + 1 : end])):
+                last = end - 1
+            mask[start : last + 1] = [True] * (last + 1 - start)
+        return mask
+
+    def _decodes_to_blank(self, ids: tuple[int, ...]) -> bool:
+        return not self.tokenizer.decode(list(ids)).strip()
+
+
+def _compiled(template: str) -> Any:
+    """A chat template as transformers compiles it: sandboxed, with its filters; once for each."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template)
+
+
+def render_example(
+    messages: Sequence[Message], tokenizer: Any, target: TargetFormat
+) -> RenderedExample:
+    """Render one row; see `Renderer.render`, which is faster for many."""
+    return Renderer(tokenizer, target).render([messages])[0]
+
+
+def _chatml(messages: Sequence[Message], ask: bool) -> str:
+    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
+    return "".join(turns) + ("<|im_start|>assistant\n" if ask else "")
+
+
+def _llama3(messages: Sequence[Message], ask: bool, bos: str) -> str:
+    turns = [
+        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content'].strip()}<|eot_id|>"
+        for m in messages
+    ]
+    ending = "<|start_header_id|>assistant<|end_header_id|>\n\n" if ask else ""
+    return bos + "".join(turns) + ending
+
+
+def _alpaca(messages: Sequence[Message], eos: str) -> str:
+    parts = [ALPACA_PREAMBLE]
+    for message in messages:
+        if message["role"] == "system":
+            parts[0] = message["content"]
+        elif message["role"] == "user":
+            parts.append(f"\n\n### Instruction:\n{message['content']}\n\n### Response:\n")
+        else:
+            parts.append(message["content"] + eos)
+    return "".join(parts)

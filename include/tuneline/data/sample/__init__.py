@@ -1,0 +1,1 @@
+"""The sample dataset with its planted faults."""

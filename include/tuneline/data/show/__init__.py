@@ -1,0 +1,1 @@
+"""Show rows as the model will see them."""

@@ -1,0 +1,142 @@
+"""`tuneline data show`: rows as the model will see them, and what of them it learns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from tuneline.data.rendering.renderer import TemplateRefused
+from tuneline.data.show.sources import Shown, gather
+from tuneline.data.show.text import (
+    Piece,
+    hide,
+    marked,
+    mask_fault,
+    raw_pieces,
+    reason_pieces,
+    token_pieces,
+    visible,
+)
+from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+
+ROWS = 5
+_STYLES = {
+    "plain": "dim",
+    "plain special": "dim cyan",
+    "learnt": "green",
+    "learnt special": "bold green",
+    "fault": "bold white on red",
+    "reason": "bold red",
+    "hidden": "magenta",
+}
+
+
+def show(
+    target: str,
+    *,
+    row: int | None = None,
+    mask: bool = False,
+    rejected: bool = False,
+    step: str | None = None,
+    base_model: str,
+    config_file: Path | None = None,
+    limit: int = ROWS,
+) -> int:
+    """Print rows.
+
+    Args:
+        target: what `gather` takes.
+        row: only this row: its line in a raw file, its number from 1 elsewhere.
+        mask: tell the tokens in the loss from the others.
+        rejected: rejected rows, with the place and the reason.
+        step: the data step whose rows to show.
+        base_model: whose tokenizer and template count, for what is no run.
+        config_file: settings, for what is no run.
+        limit: how many rows at the most.
+
+    Returns:
+        0, or 1 when a row's mask trains on nothing, or on something else than its answers.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    source = gather(
+        target,
+        step=step,
+        rejected=rejected,
+        row=row,
+        base_model=base_model,
+        config_file=config_file,
+    )
+    chosen = [shown for shown in source.rows if row is None or shown.number == row][:limit]
+    if not chosen:
+        kind = "rejected row" if rejected else "row"
+        which = f"no {kind} {row}" if row is not None else f"no {kind}"
+        raise UserError(f"{target} has {which} to show; it has {len(source.rows)} {kind}s")
+    screen = _Screen(sys.stdout)
+    if mask and any(shown.messages for shown in chosen):
+        screen.legend()
+    faults = []
+    for shown in chosen:
+        if shown.messages is None:
+            screen.head(shown, [shown.item])
+            screen.line(reason_pieces(shown.reason or ""))
+            screen.line(raw_pieces(shown.raw, shown.reason or ""))
+            if (shown.reason or "").startswith("mask_boundary"):
+                faults.append(f"row {shown.number}: its mask trains on nothing ({shown.reason})")
+            continue
+        messages = hide(shown.messages) if shown.unscrubbed else shown.messages
+        try:
+            example = source.renderer.render([messages])[0]
+        except TemplateRefused as error:
+            raise UserError(f"row {shown.number}: the chat template refuses it: {error}") from None
+        learnt = sum(example.loss_mask or ())
+        screen.head(shown, [*shown.facts, f"{len(example.ids)} tokens, {learnt} in the loss"])
+        pieces = token_pieces(example, source.renderer)
+        if not mask:
+            pieces = [piece._replace(kind=_unmasked(piece.kind)) for piece in pieces]
+        screen.line(pieces)
+        fault = mask_fault(messages, example, source.renderer)
+        if fault:
+            faults.append(f"row {shown.number}: {fault}")
+    for fault in faults:
+        print(f"tuneline: {fault}", file=sys.stderr)
+    return EXIT_FAILED if faults else EXIT_OK
+
+
+def _unmasked(kind: str) -> str:
+    return "plain special" if kind.endswith("special") else "plain"
+
+
+class _Screen:
+    """Prints in colours on a terminal, with brackets elsewhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._colours = out.isatty()
+
+    def legend(self) -> None:
+        """Say how what is learnt is told from what is only read."""
+        if self._colours:
+            self.line([Piece("green is learnt", "learnt"), Piece(", the rest is only read")])
+        else:
+            self.line([Piece("what is learnt stands between "), Piece(" and ", "learnt")])
+
+    def head(self, shown: Shown, facts: list[str]) -> None:
+        """Say which row follows."""
+        told = " · ".join([f"row {shown.number}", shown.place, *filter(None, facts)])
+        print(f"── {visible(told)} ──", file=self._out)
+
+    def line(self, pieces: list[Piece]) -> None:
+        """Print pieces and end the line."""
+        if not self._colours:
+            print(marked(pieces), file=self._out)
+            return
+        from rich.console import Console
+        from rich.text import Text
+
+        text = Text()
+        for piece in pieces:
+            text.append(visible(piece.text), _STYLES[piece.kind])
+        Console(file=self._out, soft_wrap=True, highlight=False).print(text)

@@ -1,0 +1,1 @@
+"""Read records from files, folders, buckets and hubs."""

@@ -1,0 +1,46 @@
+"""Datasets in an S3 bucket: one object, all below a prefix, or those that a glob matches."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tuneline.data.sources.source_file import SourceFile, choose, fixed_folder, has_wildcard
+from tuneline.errors import UserError
+from tuneline.store import S3Store
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`.
+
+    Raises:
+        UserError: it names no bucket.
+    """
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{address} names no bucket; write s3://bucket/key")
+    return bucket, key
+
+
+def find_in_bucket(address: str) -> list[SourceFile]:
+    """The objects that an address names.
+
+    Raises:
+        UserError: there are none, or the server refuses access.
+        RetryableError: the server failed.
+    """
+    bucket, key = split_address(address)
+    store = S3Store(bucket, "")
+    if key and not key.endswith("/") and not has_wildcard(key) and store.exists(key):
+        return [_file(store, address, key)]
+    keys = choose(list(store.keys(fixed_folder(key).strip("/"))), key)
+    if not keys:
+        raise UserError(
+            f"{address} does not exist: there is no JSONL, CSV or Parquet file there; check "
+            "bucket and key"
+        )
+    return [_file(store, address, name) for name in keys]
+
+
+def _file(store: S3Store, address: str, key: str) -> SourceFile:
+    uri = store.uri_of(key)
+    return SourceFile(uri, address, uri, download=partial(store.get_foreign, key))

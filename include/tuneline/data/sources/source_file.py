@@ -1,0 +1,116 @@
+"""One file of a dataset, and which names on a server a path or glob chooses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneline.errors import UserError
+
+JSONL_ENDINGS = (".jsonl", ".ndjson")
+CSV_ENDINGS = (".csv",)
+PARQUET_ENDINGS = (".parquet",)
+ENDINGS = (*JSONL_ENDINGS, *CSV_ENDINGS, *PARQUET_ENDINGS)
+PACKED_ENDINGS = (".gz", ".gzip", ".zst", ".zstd")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a dataset.
+
+    Attributes:
+        name: how rows and errors name it: its address, as the configuration writes it.
+        address: the entry of the configuration that it comes from.
+        origin: its full address, a hub's revision pinned to its commit.
+        local: where it lies, None for one on a server.
+        download: brings it to a given path; None for one that lies here.
+    """
+
+    name: str
+    address: str
+    origin: str
+    local: Path | None = None
+    download: Callable[[Path], None] | None = field(default=None, repr=False)
+
+    def fetch(self, scratch: Path) -> Path:
+        """Bring the file to this machine; one that lies here stays where it is.
+
+        Raises:
+            UserError: the server refuses it.
+            RetryableError: the server failed.
+        """
+        if self.download is None:
+            assert self.local is not None
+            return self.local
+        target = scratch / self.name.rpartition("/")[2]
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.download(target)
+        return target
+
+
+def ending_of(name: str) -> str:
+    """The ending that tells a file's form, a compression's passed over, in lower case."""
+    stem, ending = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if ending in PACKED_ENDINGS else ending
+
+
+def is_data(name: str) -> bool:
+    """Whether a file found in a folder belongs to the dataset: by its ending, not hidden."""
+    return not name.startswith(".") and ending_of(name) in ENDINGS
+
+
+def choose(names: Sequence[str], wanted: str) -> list[str]:
+    """Of the files on a server those that a path names: itself, all below it, or a glob's.
+
+    Args:
+        names: relative POSIX paths.
+        wanted: a file, a folder, a glob (`*` stays within a folder, `**` does not), or empty
+            for all.
+    """
+    if wanted in names:
+        return [wanted]
+    if _WILDCARD.search(wanted):
+        pattern = _glob_pattern(wanted)
+        chosen = [name for name in names if pattern.fullmatch(name)]
+    else:
+        folder = wanted.rstrip("/") + "/" if wanted.strip("/") else ""
+        chosen = [name for name in names if name.startswith(folder)]
+    return sorted(
+        name
+        for name in chosen
+        if is_data(name.rpartition("/")[2])
+        and not any(part.startswith(".") for part in name.split("/"))
+    )
+
+
+def fixed_folder(pattern: str) -> str:
+    """The folder above a pattern's first wildcard, empty for the root."""
+    match = _WILDCARD.search(pattern)
+    return pattern[: match.start()].rpartition("/")[0] if match else pattern
+
+
+def has_wildcard(text: str) -> bool:
+    """Whether a path is a glob."""
+    return _WILDCARD.search(text) is not None
+
+
+def _glob_pattern(text: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", text)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = []
+    for piece in pieces:
+        if piece in known:
+            parts.append(known[piece])
+        elif piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
+            inner = piece[1:-1].replace("\\", "\\\\")
+            parts.append(f"[{'^' + inner[1:] if inner.startswith('!') else inner}]")
+        else:
+            parts.append(re.escape(piece))
+    try:
+        return re.compile("".join(parts), re.S)
+    except re.error:
+        raise UserError(f"{text!r} is no pattern for files; check its brackets") from None

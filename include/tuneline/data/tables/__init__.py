@@ -1,0 +1,1 @@
+"""The tables that data steps hand to each other."""

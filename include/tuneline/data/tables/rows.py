@@ -1,0 +1,295 @@
+"""The tables that data steps hand to each other, as Parquet files.
+
+`rows.parquet` holds the rows that are still in, `rejected.parquet` those a step took out (raw
+text: it lies in quarantine), `audit.parquet` one line of measures per row, without any text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneline.data.tables.arrow_columns import columns_of, table_of
+from tuneline.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tuneline.run import StepContext
+
+Message = dict[str, str]
+
+TRAIN, VALIDATION, HOLDOUT = "train", "validation", "holdout"
+SPLITS = (TRAIN, VALIDATION, HOLDOUT)
+
+ROWS = "rows.parquet"
+AUDIT = "audit.parquet"
+REJECTED = "quarantine/rejected.parquet"
+# What schema_validation leaves is not scrubbed yet, so it lies in quarantine too.
+UNSCRUBBED = "quarantine/rows.parquet"
+DATASET = "dataset.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """A surrogate that PII scrubbing wrote into a row: characters start to end of one turn."""
+
+    turn: int
+    start: int
+    end: int
+    entity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example on its way to the training set.
+
+    Attributes:
+        row_id: first 16 hex digits of the SHA-256 of the source line; a repeated line gets
+            `-2`, `-3`, …, a piece of a split row `#0`, `#1`, ….
+        messages: the turns, each `{"role": …, "content": …}`.
+        source_file: the file as the configuration names it.
+        source_line: its line there, from 1; a CSV's header is line 1.
+        label: its class, None without one.
+        own_holdout: whether it came from the dataset's own hold-out file.
+        split: where it belongs, empty before deduplication.
+        n_tokens: tokens of the rendered row, 0 where its turns changed since they were counted.
+        raw: the source line, only before scrubbing.
+        stand_ins: surrogates in its turns.
+    """
+
+    row_id: str
+    messages: list[Message]
+    source_file: str
+    source_line: int
+    label: str | None = None
+    own_holdout: bool = False
+    split: str = ""
+    n_tokens: int = 0
+    raw: str = ""
+    stand_ins: tuple[StandIn, ...] = field(default=())
+
+    @property
+    def prompt(self) -> list[Message]:
+        """Every turn but the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last answer."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that a step took out. `reason` is `code` or `code: detail`."""
+
+    row_id: str
+    item: str
+    reason: str
+    source_file: str
+    source_line: int
+    raw: str
+
+    @property
+    def code(self) -> str:
+        """The reason without its detail."""
+        return self.reason.split(":", 1)[0]
+
+
+def _message_type() -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def row_schema() -> pa.Schema:
+    """The columns of `rows.parquet`."""
+    import pyarrow as pa
+
+    stand_in = pa.struct(
+        [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", pa.string())]
+    )
+    return pa.schema(
+        [
+            ("row_id", pa.string()),
+            ("messages", _message_type()),
+            ("label", pa.string()),
+            ("own_holdout", pa.bool_()),
+            ("split", pa.string()),
+            ("n_tokens", pa.int32()),
+            ("source_file", pa.string()),
+            ("source_line", pa.int64()),
+            ("raw", pa.large_string()),
+            ("stand_ins", pa.list_(stand_in)),
+        ]
+    )
+
+
+def dataset_schema() -> pa.Schema:
+    """The columns of `dataset.parquet`, as the public contract names them."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("row_id", pa.string()),
+            ("messages", _message_type()),
+            ("split", pa.string()),
+            ("label", pa.string()),
+            ("weight", pa.float64()),
+            ("n_tokens", pa.int32()),
+            ("source_file", pa.string()),
+            ("source_line", pa.int64()),
+        ]
+    )
+
+
+def reject_schema() -> pa.Schema:
+    """The columns of `rejected.parquet`, as the public contract names them."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("row_id", pa.string()),
+            ("item", pa.string()),
+            ("reason", pa.string()),
+            ("source_file", pa.string()),
+            ("source_line", pa.int64()),
+            ("raw", pa.large_string()),
+        ]
+    )
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write `rows.parquet`."""
+    rows = list(rows)
+    columns = _columns(rows, [name for name in row_schema().names if name != "stand_ins"])
+    columns["stand_ins"] = [
+        [
+            {"turn": s.turn, "start": s.start, "end": s.end, "entity": s.entity}
+            for s in row.stand_ins
+        ]
+        for row in rows
+    ]
+    _write(path, row_schema(), columns)
+
+
+def _columns(entries: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]]:
+    return {name: list(map(attrgetter(name), entries)) for name in names}
+
+
+def _rows(columns: dict[str, list[Any]]) -> list[Row]:
+    """Rows from their columns; columns that are no field of a row are an error."""
+    return [
+        Row(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read `rows.parquet`."""
+    columns = _read(path)
+    columns["stand_ins"] = [
+        tuple(StandIn(**stand_in) for stand_in in stand_ins) for stand_ins in columns["stand_ins"]
+    ]
+    return _rows(columns)
+
+
+def rows_of(ctx: StepContext, step: str, name: str = ROWS) -> list[Row]:
+    """Read the rows that an earlier step kept.
+
+    Raises:
+        UserError: it has not been run, or kept none.
+    """
+    rows = read_rows(ctx.input(step, name))
+    if not rows:
+        raise UserError(f"{step} kept no rows, so there is nothing for {ctx.step} to work on")
+    return rows
+
+
+def write_dataset(path: Path, rows: Sequence[Row], weights: Sequence[float]) -> None:
+    """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
+    columns = _columns(rows, [name for name in dataset_schema().names if name != "weight"])
+    columns["weight"] = list(weights)
+    _write(path, dataset_schema(), columns)
+
+
+def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
+    """Read `dataset.parquet`: its rows and their weights."""
+    columns = _read(path)
+    weights = columns.pop("weight")
+    return _rows(columns), weights
+
+
+def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
+    """Write `rejected.parquet`."""
+    _write(path, reject_schema(), _columns(list(rejects), reject_schema().names))
+
+
+def read_rejects(path: Path) -> list[Reject]:
+    """Read `rejected.parquet`."""
+    import pyarrow.parquet as pq
+
+    return [Reject(**entry) for entry in pq.read_table(path).to_pylist()]
+
+
+def write_audit(path: Path, columns: dict[str, Any]) -> None:
+    """Write `audit.parquet`: equally long columns of measures, by name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+
+
+def _write(path: Path, schema: pa.Schema, columns: dict[str, list[Any]]) -> None:
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table_of(columns, schema), path)
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    return columns_of(pq.read_table(path))
+
+
+def rejects_of(
+    rows: Iterable[tuple[Row, str]], item: str, raws: dict[str, str]
+) -> Iterator[Reject]:
+    """Turn rows and the reasons they leave for into rejects.
+
+    Args:
+        rows: each row with its reason.
+        item: the item that takes it out.
+        raws: the source line of each row by `row_id`, from `read_raws`.
+    """
+    for row, reason in rows:
+        raw = raws[base_id(row.row_id)]
+        yield Reject(row.row_id, item, reason, row.source_file, row.source_line, raw)
+
+
+def base_id(row_id: str) -> str:
+    """The id of the source row that a piece `id#k` was split from."""
+    return row_id.split("#", 1)[0]
+
+
+def read_raws(path: Path, row_ids: Iterable[str]) -> dict[str, str]:
+    """The source lines of some rows, from what schema_validation left in quarantine."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    wanted = pa.array({base_id(row_id) for row_id in row_ids}, pa.string())
+    table = pq.read_table(path, columns=["row_id", "raw"])
+    table = table.filter(pc.is_in(table["row_id"], value_set=wanted))
+    return dict(zip(table["row_id"].to_pylist(), table["raw"].to_pylist(), strict=True))
+
+
+def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) -> Row:
+    """The row with scrubbed turns and without its source line."""
+    counted = row.n_tokens if messages == row.messages else 0
+    return replace(row, messages=messages, stand_ins=stand_ins, n_tokens=counted, raw="")

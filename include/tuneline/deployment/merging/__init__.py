@@ -1,0 +1,1 @@
+"""Compare a merged checkpoint with base and adapter."""

@@ -1,0 +1,1 @@
+"""Exercise the probes of an engine against faults."""

@@ -1,0 +1,293 @@
+"""Exercise the probes of engine and gateway through a whole life of the real server."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import TunelineError
+from tuneline.evidence import Measurement, measure
+from tuneline.machine.child_environment import child_environment
+from tuneline.serving.client.chat_protocol import ChatResult, Messages
+from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.gateway.process import Answer, GatewayProcess
+from tuneline.serving.probes import engine_probe
+from tuneline.serving.probes.kubernetes_probes import engine_probes
+
+ALIAS = "candidate"
+# The gateway's own ways of looking, quick so that the exercise takes seconds.
+GATEWAY = {
+    "readiness": {
+        "ping_interval_s": 0.5,
+        "ping_timeout_s": 1.0,
+        "stale_after_s": 2.0,
+        "warmup_prompt_words": [8],
+    },
+    "drain": {"delay_s": 1.0},
+}
+WAIT_SECONDS = 60.0
+# Stale after two seconds, a ping's timeout and interval on top, and room for a busy machine.
+GATEWAY_SECONDS = 10.0
+# Long enough to be under way when a signal comes.
+LONG_ANSWER = 32
+PROMPT: Messages = [{"role": "user", "content": "Count from one to thirty in words."}]
+
+
+@dataclass
+class Trial:
+    """What was observed, in order, and what of it decides."""
+
+    observations: list[dict[str, Any]] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
+        """Note an observation that decides."""
+        self.observations.append({"moment": moment, "what": what, "got": got, "wanted": wanted})
+        self.measurements.append(measure(_name(moment, what), got, "flag", "==", wanted))
+
+    def within(self, moment: str, what: str, seconds: float, limit: float) -> None:
+        """Note how long something took, which must stay within a limit."""
+        shown = round(seconds, 2)
+        self.observations.append({"moment": moment, "what": what, "got": shown, "limit": limit})
+        self.measurements.append(measure(_name(moment, what), shown, "s", "<=", limit))
+
+
+def _name(moment: str, what: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", f"{moment}_{what}".lower())
+
+
+def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
+    """Run a Kubernetes exec probe here, as the kubelet would.
+
+    Args:
+        probe: a probe with `exec` and `timeoutSeconds`.
+
+    Returns:
+        Whether it succeeded within its time, and the seconds it took.
+    """
+    command = [sys.executable, *probe["exec"]["command"][1:]]
+    started = time.monotonic()
+    try:
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            env=child_environment(),
+            timeout=probe["timeoutSeconds"],
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False, time.monotonic() - started
+    return answer.returncode == 0, time.monotonic() - started
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> float:
+    """Wait for a condition; the seconds it took, infinite when it did not come true."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.05)
+    return float("inf")
+
+
+class ProbeTrial:
+    """One server, one gateway before it, and the moments of their lives in order."""
+
+    def __init__(self, model: Path, *, parallel: int, ctx: int, folder: Path) -> None:
+        """Describe the trial.
+
+        Args:
+            model: GGUF file.
+            parallel: requests served at once.
+            ctx: context of one request, tokens.
+            folder: for the gateway's files.
+        """
+        self.trial = Trial()
+        self.model = model
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.probes = engine_probes(self.url, ALIAS, start_seconds=0.0)
+        self._options: dict[str, Any] = {"parallel": parallel, "ctx": ctx, "alias": ALIAS}
+        self._options["port"] = int(self.url.rsplit(":", 1)[1])
+        upstream = {"name": "engine", "base_url": f"{self.url}/v1", "model": ALIAS}
+        self.gateway = GatewayProcess(
+            folder,
+            upstreams=[upstream],
+            models=[{"id": "model", "chain": ["engine"]}],
+            settings=GATEWAY,
+        )
+        self.server = LlamaServer(model, **self._options)
+        self.start_seconds = 0.0
+        self.resident_bytes = 0
+
+    def run(self) -> Trial:
+        """Go through all moments; whatever happens, nothing is left running."""
+        try:
+            self.start()
+            with self.gateway:
+                self.ready()
+                self.busy()
+                self.hung()
+                self.killed()
+                self.drain_gateway()
+            self.drain_engine()
+        finally:
+            self._resume()
+            self.server.kill()
+            self.gateway.stop()
+        return self.trial
+
+    def start(self) -> None:
+        """While it loads every probe says no; then it is ready, its weights in memory."""
+        began = time.monotonic()
+        self.server.launch()
+        first = engine_probe.ready(self.url, 2.0, ALIAS)
+        self.trial.expect("start", "ready before it listens", first.ok, False)
+        waited = wait_for(lambda: engine_probe.ready(self.url, 5.0, ALIAS).ok)
+        self.start_seconds = time.monotonic() - began
+        self.trial.expect("start", "becomes ready", waited < WAIT_SECONDS, True)
+        self.resident_bytes = self.server.memory_bytes()
+
+    def ready(self) -> None:
+        """All probes say yes, and another model's name is not taken for this one's."""
+        self.trial.expect("ready", "startup probe", run_probe(self.probes["startupProbe"])[0], True)
+        self.trial.expect("ready", "liveness probe", self._live()[0], True)
+        other = engine_probe.ready(self.url, 5.0, "another-model")
+        self.trial.expect("ready", "accepts another model's id", other.ok, False)
+        waited = wait_for(self._gateway_ready)
+        self.trial.expect("ready", "gateway ready", waited < WAIT_SECONDS, True)
+        self.trial.expect("ready", "gateway live", self._gateway_live(), True)
+
+    def busy(self) -> None:
+        """A full engine is not taken for a dead one."""
+        slots = self._options["parallel"]
+        with ThreadPoolExecutor(slots) as pool:
+            running = [pool.submit(_long_answer, self.url) for _ in range(slots)]
+            self.trial.expect("busy", "liveness probe", self._live()[0], True)
+            whole = all(_is_whole(request.result()) for request in running)
+        self.trial.expect("busy", "all answers whole", whole, True)
+
+    def hung(self) -> None:
+        """Stopped in its tracks: the port takes connections, the probes see through it."""
+        limit = float(self.probes["livenessProbe"]["timeoutSeconds"])
+        # Its short patience may have run out while the engine was full.
+        wait_for(self._gateway_ready)
+        self.server.signal(signal.SIGSTOP)
+        self.trial.expect("hung", "port still accepts", self._accepts(), True)
+        with ThreadPoolExecutor(3) as pool:
+            unready = pool.submit(wait_for, lambda: not self._gateway_ready())
+            live, ready = pool.map(
+                run_probe, (self.probes["livenessProbe"], self.probes["readinessProbe"])
+            )
+        self.trial.expect("hung", "liveness probe", live[0], False)
+        self.trial.expect("hung", "readiness probe", ready[0], False)
+        self.trial.within("hung", "seen by the liveness probe after", live[1], limit)
+        self.trial.within("hung", "gateway unready after", unready.result(), GATEWAY_SECONDS)
+        self.trial.expect("hung", "gateway live", self._gateway_live(), True)
+        self.server.signal(signal.SIGCONT)
+        back = wait_for(lambda: engine_probe.live(self.url, 5.0).ok and self._gateway_ready())
+        self.trial.expect("resumed", "engine live and gateway ready", back < WAIT_SECONDS, True)
+
+    def killed(self) -> None:
+        """Gone: seen at once; a new process is taken back after it has warmed up."""
+        self.server.kill()
+        ok, seconds = self._live()
+        self.trial.expect("killed", "liveness probe", ok, False)
+        self.trial.within("killed", "seen by the liveness probe after", seconds, 3.0)
+        waited = wait_for(lambda: not self._gateway_ready())
+        self.trial.within("killed", "gateway unready after", waited, GATEWAY_SECONDS)
+        self.trial.expect("killed", "gateway live", self._gateway_live(), True)
+        self.server = LlamaServer(self.model, **self._options)
+        self.server.start()
+        back = wait_for(self._gateway_ready)
+        self.trial.expect("restarted", "gateway ready", back < WAIT_SECONDS, True)
+
+    def drain_gateway(self) -> None:
+        """On SIGTERM the gateway turns unready first, and finishes what is under way."""
+        answers: list[Answer] = []
+
+        def ask() -> None:
+            extra = {"ignore_eos": True}
+            answers.append(self.gateway.chat("model", PROMPT, max_tokens=LONG_ANSWER, extra=extra))
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        self.gateway.signal(signal.SIGTERM)
+        waited = wait_for(lambda: not self._gateway_ready(), 5.0)
+        self.trial.within("drain", "gateway unready after", waited, 1.0)
+        thread.join(WAIT_SECONDS)
+        self.trial.expect("drain", "gateway answer whole", bool(answers and answers[0].ok), True)
+
+    def drain_engine(self) -> None:
+        """On SIGTERM the engine finishes what is under way, then it is gone."""
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(_long_answer, self.url)
+            time.sleep(0.1)
+            self.server.signal(signal.SIGTERM)
+            whole = _is_whole(running.result())
+        self.trial.expect("drain", "engine answer whole", whole, True)
+        gone = wait_for(lambda: not self._accepts(), 30.0)
+        self.trial.within("drain", "engine gone after", gone, 30.0)
+
+    def _live(self) -> tuple[bool, float]:
+        return run_probe(self.probes["livenessProbe"])
+
+    def _gateway_ready(self) -> bool:
+        return self._gateway_says("/v1/health/ready")
+
+    def _gateway_live(self) -> bool:
+        return self._gateway_says("/v1/health/live")
+
+    def _gateway_says(self, path: str) -> bool:
+        import httpx
+
+        try:
+            return self.gateway.get(path, timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _accepts(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self._options["port"]), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
+
+    def _resume(self) -> None:
+        try:
+            self.server.signal(signal.SIGCONT)
+        except (TunelineError, ProcessLookupError):
+            # It is not running, so it is not stopped either.
+            return
+
+
+def _long_answer(url: str) -> ChatResult | TunelineError:
+    with EngineClient(url, model=ALIAS, timeout=WAIT_SECONDS) as client:
+        try:
+            return client.chat(
+                PROMPT, max_tokens=LONG_ANSWER, stream=True, extra={"ignore_eos": True}
+            )
+        except TunelineError as error:
+            return error
+
+
+def _is_whole(answer: ChatResult | TunelineError) -> bool:
+    return isinstance(answer, ChatResult) and answer.usage.completion_tokens == LONG_ANSWER

@@ -1,0 +1,1 @@
+"""The hold-out: proof that training never saw it, and a ledger of every access."""

@@ -1,0 +1,1 @@
+"""The table of latency over concurrency, and its plot."""

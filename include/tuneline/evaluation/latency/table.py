@@ -1,0 +1,204 @@
+"""From request timings to the latency table, its plot and the hardware line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.harness.load_client import Timing, errors_of
+
+# Share of a level's requests that must meet the objective for the level to count.
+WITHIN = 0.9
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The service level: both limits hold for a request, or it does not count as good."""
+
+    max_ttft: float
+    max_tpot: float
+
+    def met(self, timing: Timing) -> bool:
+        """Whether a request was answered within both limits."""
+        return timing.ok and timing.ttft <= self.max_ttft and timing.tpot <= self.max_tpot
+
+    def text(self) -> str:
+        """`TTFT ≤ 2 s, TPOT ≤ 0.2 s`."""
+        return f"TTFT ≤ {self.max_ttft:g} s, TPOT ≤ {self.max_tpot:g} s"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One row of the table; times in seconds.
+
+    `batch` is the mean number of requests in one decoding step, from the engine's
+    own counters: what it really ran, which is less than the concurrency when the
+    engine has fewer slots.
+    """
+
+    concurrency: int
+    requests: int
+    failed: int
+    ttft_p50: float
+    ttft_p95: float
+    tpot_p50: float
+    tpot_p95: float
+    tokens_per_s: float
+    requests_per_s: float
+    goodput_per_s: float
+    within_share: float
+    batch: float
+    prompt_tokens: float
+    cached_share: float
+    errors: tuple[str, ...] = ()
+
+    @property
+    def within(self) -> bool:
+        """Whether enough requests met the objective."""
+        return self.within_share >= WITHIN
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """Percentile with linear interpolation, `q` from 0 to 100; NaN of nothing."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    at = (len(ordered) - 1) * q / 100
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def summarise(
+    concurrency: int, timings: Sequence[Timing], seconds: float, batch: float, goal: Objective
+) -> Level:
+    """Summarise one concurrency level.
+
+    Args:
+        concurrency: requests under way at once.
+        timings: one per request, at least one.
+        seconds: wall time of the level.
+        batch: mean requests per decoding step that the engine counted.
+        goal: the objective.
+    """
+    done = [timing for timing in timings if timing.ok]
+    good = sum(goal.met(timing) for timing in timings)
+    ttft = [timing.ttft for timing in done]
+    # An answer of one token, or one whose text came all at once, has no time between tokens.
+    tpot = [timing.tpot for timing in done if timing.tpot > 0]
+    prompt = sum(timing.prompt_tokens for timing in done)
+    return Level(
+        concurrency=concurrency,
+        requests=len(timings),
+        failed=len(timings) - len(done),
+        ttft_p50=percentile(ttft, 50),
+        ttft_p95=percentile(ttft, 95),
+        tpot_p50=percentile(tpot, 50),
+        tpot_p95=percentile(tpot, 95),
+        tokens_per_s=sum(timing.output_tokens for timing in done) / seconds,
+        requests_per_s=len(done) / seconds,
+        goodput_per_s=good / seconds,
+        within_share=good / len(timings),
+        batch=batch,
+        prompt_tokens=prompt / max(1, len(done)),
+        cached_share=sum(timing.cached_tokens for timing in done) / max(1, prompt),
+        errors=tuple(errors_of(timings)),
+    )
+
+
+def sustained(levels: Sequence[Level]) -> Level | None:
+    """The highest level that met the objective, every lower one having met it too."""
+    best = None
+    for level in sorted(levels, key=lambda level: level.concurrency):
+        if not level.within:
+            break
+        best = level
+    return best
+
+
+def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str:
+    """What hardware follows from the table."""
+    best = sustained(levels)
+    if best is None:
+        return f"{machine} does not reach {goal.text()} even for one request at a time"
+    top = max(level.concurrency for level in levels)
+    line = (
+        f"{machine} serves {best.concurrency} requests at once within {goal.text()} "
+        f"({best.tokens_per_s:.0f} tokens/s)"
+    )
+    if top > best.concurrency:
+        line += f"; {top} at once need {math.ceil(top / best.concurrency)} such machines"
+    return line
+
+
+@dataclass(frozen=True)
+class DecodeCounters:
+    """The engine's running counters of decoding steps and the requests in them."""
+
+    steps: float
+    busy: float
+
+    @classmethod
+    def read(cls, metrics: Mapping[str, float]) -> DecodeCounters:
+        """Read them from llama.cpp's `/metrics`.
+
+        Raises:
+            UserError: the counters are not there.
+        """
+        names = ("llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode")
+        missing = [name for name in names if name not in metrics]
+        if missing:
+            raise UserError(f"the engine's /metrics has no {missing[0]}; start it with metrics on")
+        steps, mean = (metrics[name] for name in names)
+        return cls(steps, steps * mean)
+
+    def batch_since(self, before: DecodeCounters) -> float:
+        """Mean requests per decoding step since an earlier reading; 0 without a step."""
+        steps = self.steps - before.steps
+        return (self.busy - before.busy) / steps if steps else 0.0
+
+
+def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
+    """The levels as plain rows, rounded for reading; None where nothing was measured."""
+    return [{key: _plain(value) for key, value in asdict(level).items()} for level in levels]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return None if math.isnan(value) else round(value, 4)
+
+
+def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:
+    """Draw TTFT, TPOT and throughput over concurrency to a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    at = [level.concurrency for level in levels]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    curves = (
+        ("TTFT, s", "ttft_p50", "ttft_p95", goal.max_ttft),
+        ("TPOT, s", "tpot_p50", "tpot_p95", goal.max_tpot),
+    )
+    for axis, (title, median, tail, limit) in zip(axes, curves, strict=False):
+        axis.plot(at, [getattr(level, median) for level in levels], "o-", label="p50")
+        axis.plot(at, [getattr(level, tail) for level in levels], "s--", label="p95")
+        axis.axhline(limit, color="tab:red", linewidth=1, label="objective")
+        axis.set_title(title)
+    axes[2].plot(at, [level.tokens_per_s for level in levels], "o-", label="tokens/s")
+    axes[2].set_title("throughput")
+    batch = axes[2].twinx()
+    batch.plot(at, [level.batch for level in levels], "^:", color="tab:grey", label="batch")
+    batch.set_ylabel("requests per decoding step")
+    for axis in axes:
+        axis.set_xlabel("concurrent requests")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,55 @@
+"""Turn what a command raises into one sentence, an exit code and a termination message."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, disk_full
+
+_INTERRUPTED = 130
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run a command and turn its errors into one sentence on stderr.
+
+    Returns:
+        What the command returned, or the exit code of the error that it raised.
+    """
+    try:
+        return work()
+    except TunelineError as error:
+        return _report(error)
+    except BrokenPipeError:
+        # `tuneline … | head` closed the pipe: no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        return _report(full)
+    except KeyboardInterrupt:
+        print("tuneline: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _report(error: TunelineError) -> int:
+    """Say what went wrong, here and in the container's termination message.
+
+    Kubernetes shows the message in the pod's status, where the retry policy reads it.
+    """
+    print(f"tuneline: {error}", file=sys.stderr)
+    kind = {2: "user_error", 75: "retryable"}.get(error.exit_code, "error")
+    leave_termination_message(f"{kind}: {error}")
+    return error.exit_code or EXIT_FAILED
+
+
+def leave_termination_message(text: str) -> None:
+    """Write the container's termination message, where there is a place for it."""
+    target = Path(os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log"))
+    # Kubernetes keeps 4096 bytes of it.
+    if target.exists() or "TERMINATION_MESSAGE_PATH" in os.environ:
+        target.write_text(text[:4000])

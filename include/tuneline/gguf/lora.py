@@ -1,0 +1,116 @@
+"""Export a PEFT LoRA adapter to a GGUF adapter that llama.cpp loads beside its base.
+
+Source: llama.cpp's convert_lora_to_gguf.py. The rows of `lora_B` of the query and key
+projections are reordered like the weights they add to; without that the adapter loads and
+changes the wrong rows.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.gguf.checkpoint_tensors import StoredTensor, read_header
+from tuneline.gguf.export import (
+    ExportReport,
+    gguf_architecture,
+    permuted_heads,
+    report_on,
+)
+from tuneline.gguf.file import PlannedTensor, write_tensors
+from tuneline.models.base_model import read_json
+from tuneline.models.gguf_layout import PER_BLOCK, Array, interleave_heads, to_gguf_name
+
+_LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+
+def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> ExportReport:
+    """Export an adapter as `save_pretrained` of PEFT leaves it.
+
+    Args:
+        adapter_dir: adapter_config.json and adapter_model.safetensors.
+        base_dir: The base model's directory (its config.json is read).
+        out: The file to write. Its values are float32: an adapter is small.
+
+    Raises:
+        UserError: The adapter has what llama.cpp's adapters can't express (DoRA, biases, whole
+            modules, ranks or alphas that differ by layer, embeddings).
+    """
+    import gguf
+
+    started = time.monotonic()
+    settings = read_json(adapter_dir / "adapter_config.json")
+    _refuse_unfaithful(settings, adapter_dir)
+    config = read_json(base_dir / "config.json")
+    architecture = gguf_architecture(config, base_dir)
+    heads = permuted_heads(config, architecture)
+    tensors = [
+        _planned(stored, heads, adapter_dir)
+        for stored in read_header(adapter_dir / "adapter_model.safetensors")
+    ]
+    _check_pairs([tensor.name for tensor in tensors], adapter_dir)
+
+    writer = gguf.GGUFWriter(None, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", effective_alpha(settings))
+    written = write_tensors(writer, tensors, out)
+    return report_on(out, tensors, written, started, architecture, dtype="f32")
+
+
+def effective_alpha(settings: Mapping[str, Any]) -> float:
+    """The alpha that gives PEFT's scale when llama.cpp divides it by the rank.
+
+    PEFT scales by alpha / r, or by alpha / √r for rank-stabilised LoRA (arXiv:2312.03732).
+    """
+    alpha, rank = float(settings["lora_alpha"]), int(settings["r"])
+    return float(alpha * rank**0.5) if settings.get("use_rslora") else alpha
+
+
+def _refuse_unfaithful(settings: Mapping[str, Any], where: Path) -> None:
+    reasons = {
+        f"peft_type {settings.get('peft_type')!r}": settings.get("peft_type") != "LORA",
+        "DoRA": settings.get("use_dora"),
+        "trained biases": settings.get("bias", "none") != "none",
+        "whole modules (modules_to_save)": settings.get("modules_to_save"),
+        "ranks by layer (rank_pattern)": settings.get("rank_pattern"),
+        "alphas by layer (alpha_pattern)": settings.get("alpha_pattern"),
+        "fan_in_fan_out": settings.get("fan_in_fan_out"),
+    }
+    for reason, present in reasons.items():
+        if present:
+            raise UserError(
+                f"{where}: llama.cpp's adapters can't express {reason}; merge the adapter into "
+                "its base and export that"
+            )
+
+
+def _planned(stored: StoredTensor, heads: Mapping[str, int], where: Path) -> PlannedTensor:
+    match = _LORA_NAME.fullmatch(stored.name)
+    module = match.group(1) if match else ""
+    known = any(module.endswith(f".{name}") for name in PER_BLOCK if name.endswith("_proj"))
+    if match is None or not known:
+        raise UserError(
+            f"{where}: {stored.name} is no LoRA of an attention or MLP projection; merge the "
+            "adapter into its base and export that"
+        )
+    side = match.group(2)
+    count = heads.get(module.rsplit(".", 1)[-1]) if side == "B" else None
+    name = f"{to_gguf_name(f'{module}.weight')}.lora_{side.lower()}"
+
+    def values() -> Array:
+        rows = stored.float32()
+        return rows if count is None else interleave_heads(rows, count)
+
+    return PlannedTensor(name, stored.shape, "F32", values)
+
+
+def _check_pairs(names: list[str], where: Path) -> None:
+    have = set(names)
+    lonely = [n for n in names if n[:-1] + ("b" if n.endswith("a") else "a") not in have]
+    if lonely or not names:
+        raise UserError(f"{where}: the adapter is incomplete ({', '.join(lonely) or 'empty'})")

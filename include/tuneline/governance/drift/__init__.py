@@ -1,0 +1,1 @@
+"""Distances between prompts of production and of training."""

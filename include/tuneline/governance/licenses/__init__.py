@@ -1,0 +1,1 @@
+"""Which licence allows which use."""

@@ -1,0 +1,142 @@
+"""Reading a model's answers: what was asked for, and whether it is right.
+
+Answers are judged strictly: a JSON answer is the whole text, parsed as JSON. A
+model that wraps its JSON in prose would break whoever calls it, so that counts
+as wrong; how often it happens is reported beside the metric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tuneline.data.conversations.answers import answer_object
+from tuneline.errors import UserError
+
+Metric = Literal["json_field", "exact"]
+
+
+def parse_answer(text: str) -> dict[str, Any] | None:
+    """The JSON object that an answer is, or None when it is anything else."""
+    return answer_object(text)
+
+
+def find_object(text: str) -> dict[str, Any] | None:
+    """The first JSON object anywhere in a text (in prose or in a code fence), or None."""
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, _ = decoder.raw_decode(text, start)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            return value
+        start = text.find("{", start + 1)
+    return None
+
+
+def canonical(value: Any) -> str:
+    """A text that is equal for JSON values that are equal, whatever their spacing or order."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def structure_of(text: str, label_field: str | None) -> str:
+    """The parsed structure of an answer: its keys, and every value that is not free text.
+
+    Strings other than the label are prose; of them only their presence counts.
+    An answer that is no JSON object is its own structure.
+
+    Args:
+        text: the answer.
+        label_field: the field that holds the class; None for no class.
+    """
+    parsed = parse_answer(text)
+    if parsed is None:
+        return text
+
+    def reduce(key: str | None, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: reduce(str(name), inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [reduce(None, inner) for inner in value]
+        return "…" if isinstance(value, str) and key != label_field else value
+
+    return canonical(reduce(None, parsed))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What counts as a right answer.
+
+    `json_field` compares one field of a JSON answer, `exact` the whole answer.
+    """
+
+    metric: Metric
+    field: str = ""
+
+    @property
+    def name(self) -> str:
+        """The metric's name as it stands in evidence."""
+        return f"{self.field} accuracy" if self.metric == "json_field" else "exact match"
+
+    def right(self, answer: str, expected: str) -> bool:
+        """Whether an answer is right."""
+        if self.metric == "exact":
+            return _equal(answer, expected)
+        got, want = parse_answer(answer), parse_answer(expected)
+        return self._same_label(got, want)
+
+    def right_anywhere(self, answer: str, expected: str) -> bool:
+        """Whether the answer is right once JSON is fished out of surrounding prose."""
+        if self.metric == "exact":
+            return _equal(answer, expected)
+        return self._same_label(find_object(answer), parse_answer(expected))
+
+    def _same_label(self, got: Mapping[str, Any] | None, want: Mapping[str, Any] | None) -> bool:
+        if got is None or want is None or self.field not in got or self.field not in want:
+            return False
+        return canonical(got[self.field]) == canonical(want[self.field])
+
+
+def _equal(answer: str, expected: str) -> bool:
+    got, want = parse_answer(answer), parse_answer(expected)
+    if got is not None and want is not None:
+        return canonical(got) == canonical(want)
+    return " ".join(answer.split()) == " ".join(expected.split())
+
+
+def choose_task(
+    metric: Literal["auto", "json_field", "exact"], field: str | None, expected: Sequence[str]
+) -> Task:
+    """The task that a configuration and the expected answers ask for.
+
+    Args:
+        metric: `auto` takes the label field where every expected answer has it.
+        field: the label field of a JSON answer.
+        expected: the expected answers.
+
+    Raises:
+        UserError: `json_field` is asked for and an expected answer has no such field.
+    """
+    if metric == "exact" or (metric == "auto" and not field):
+        return Task("exact")
+    if not field:
+        raise UserError("evaluation.metric is json_field, but data.label_field is not set; name it")
+    lacking = [text for text in expected if field not in (parse_answer(text) or {})]
+    if metric == "auto":
+        return Task("json_field", field) if expected and not lacking else Task("exact")
+    if lacking:
+        raise UserError(
+            f"evaluation.metric is json_field, but {len(lacking)} of {len(expected)} expected "
+            f"answers have no field {field!r} (the first: {lacking[0][:60]!r}); "
+            "set data.label_field or evaluation.metric: exact"
+        )
+    return Task("json_field", field)
+
+
+def scores(task: Task, answers: Sequence[str], expected: Sequence[str]) -> list[bool]:
+    """Whether each answer is right, in the order of the rows."""
+    return [task.right(got, want) for got, want in zip(answers, expected, strict=True)]

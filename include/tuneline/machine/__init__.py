@@ -1,0 +1,1 @@
+"""What this machine has and how processes share it: cores, memory, threads, environment."""

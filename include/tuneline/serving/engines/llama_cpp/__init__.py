@@ -1,0 +1,1 @@
+"""llama.cpp: engine, native library, server."""

@@ -1,0 +1,226 @@
+"""llama.cpp's C API, called through the library inside the xllamacpp wheel.
+
+The wheel's Python API has no way to get at logits, but the library exports llama.h, so
+this gives the engine's own numbers on the very bytes that ship. Structures are passed by
+value there; only the first fields of one are set here, and before that they are compared with their
+documented defaults, so a version with another layout is refused instead of misread.
+Source: llama.cpp, include/llama.h.
+
+An assertion that fails in C++ ends the process: use this in a process of its own, as
+`tuneline.serving.engines.llama_cpp.perplexity` does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.errors import TunelineError, UserError
+
+_WORDS = 128  # more than either structure has; the callee reads and writes its own size only
+
+
+class _Params(ctypes.Structure):
+    """llama_model_params or llama_context_params, as 32-bit words."""
+
+    _fields_ = [("word", ctypes.c_uint32 * _WORDS)]
+
+
+class _Batch(ctypes.Structure):
+    """llama_batch."""
+
+    _fields_ = [
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.POINTER(ctypes.c_float)),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    ]
+
+
+# The head of llama_context_params and its defaults.
+_CONTEXT_DEFAULTS = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "n_rs_seq": 0,
+    "n_outputs_max": 0,
+    "n_outputs_max_per_seq": 1,
+    "n_threads": 4,
+    "n_threads_batch": 4,
+}
+_WORD_OF = {name: index for index, name in enumerate(_CONTEXT_DEFAULTS)}
+_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class LlamaLibrary:
+    """The loaded library; its messages are kept instead of printed."""
+
+    def __init__(self) -> None:
+        """Load the library.
+
+        Raises:
+            TunelineError: The installed xllamacpp has another interface.
+        """
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import xllamacpp
+
+        self.version = str(xllamacpp.__version__)
+        self.lib: Any = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+        self.messages: list[str] = []
+        self._log = _LOG(lambda _, text, __: self.messages.append(text.decode(errors="replace")))
+        pointer, integer, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
+        ints = ctypes.POINTER(ctypes.c_int32)
+        signatures: dict[str, tuple[Any, list[Any]]] = {
+            "llama_log_set": (None, [_LOG, pointer]),
+            "llama_backend_init": (None, []),
+            "llama_model_default_params": (_Params, []),
+            "llama_context_default_params": (_Params, []),
+            "llama_model_load_from_file": (pointer, [text, _Params]),
+            "llama_model_free": (None, [pointer]),
+            "llama_init_from_model": (pointer, [pointer, _Params]),
+            "llama_free": (None, [pointer]),
+            "llama_model_get_vocab": (pointer, [pointer]),
+            "llama_vocab_n_tokens": (integer, [pointer]),
+            "llama_tokenize": (
+                integer,
+                [pointer, text, integer, ints, integer, ctypes.c_bool, ctypes.c_bool],
+            ),
+            "llama_batch_init": (_Batch, [integer, integer, integer]),
+            "llama_batch_free": (None, [_Batch]),
+            "llama_decode": (integer, [pointer, _Batch]),
+            "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
+            "llama_get_memory": (pointer, [pointer]),
+            "llama_memory_clear": (None, [pointer, ctypes.c_bool]),
+        }
+        for name, (result, arguments) in signatures.items():
+            function = getattr(self.lib, name, None)
+            if function is None:
+                raise self._unknown(f"it does not export {name}")
+            function.restype, function.argtypes = result, arguments
+        found = list(self.lib.llama_context_default_params().word[: len(_CONTEXT_DEFAULTS)])
+        if found != list(_CONTEXT_DEFAULTS.values()):
+            raise self._unknown(f"its context parameters start with {found}")
+        self.lib.llama_log_set(self._log, None)
+        self.lib.llama_backend_init()
+
+    def _unknown(self, what: str) -> TunelineError:
+        return TunelineError(
+            f"xllamacpp {self.version} has another llama.cpp interface than this code knows "
+            f"({what}); install the version that requirements/ml.txt was tested with"
+        )
+
+
+class LlamaModel:
+    """A GGUF model in this process: token ids in, logits out."""
+
+    def __init__(
+        self, library: LlamaLibrary, path: Path, *, context: int = 2048, threads: int = 1
+    ) -> None:
+        """Load a model.
+
+        Args:
+            library: The library.
+            path: GGUF file.
+            context: Longest sequence, tokens.
+            threads: Threads to compute with.
+
+        Raises:
+            UserError: The file can't be loaded.
+        """
+        self._library = library
+        lib = library.lib
+        self.path = path
+        self._context_size = context
+        self._context = self._batch = None
+        self._model = lib.llama_model_load_from_file(
+            str(path).encode(), lib.llama_model_default_params()
+        )
+        if not self._model:
+            said = [line.strip() for line in library.messages if "error" in line.lower()]
+            raise UserError(f"llama.cpp can't load {path}: {said[-1] if said else 'no reason'}")
+        params = lib.llama_context_default_params()
+        # Every token's logits are wanted, of one sequence, in batches of the whole context.
+        for name in ("n_ctx", "n_batch", "n_outputs_max", "n_outputs_max_per_seq"):
+            params.word[_WORD_OF[name]] = context
+        for name in ("n_threads", "n_threads_batch"):
+            params.word[_WORD_OF[name]] = threads
+        self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            self.close()
+            raise UserError(f"llama.cpp can't make a context of {context} tokens for {path}")
+        self._batch = lib.llama_batch_init(context, 0, 1)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        lib = self._library.lib
+        if self._batch is not None:
+            lib.llama_batch_free(self._batch)
+        if self._context:
+            lib.llama_free(self._context)
+        if self._model:
+            lib.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text without BOS; `special` reads special tokens as such."""
+        raw = text.encode()
+        # Byte-level vocabularies give one token a byte at the most.
+        room = len(raw) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._library.lib.llama_tokenize(
+            self._vocab, raw, len(raw), ids, room, False, special
+        )
+        if count < 0:
+            raise TunelineError(f"llama.cpp could not tokenize a text of {len(raw)} bytes")
+        return list(ids[:count])
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each token.
+
+        Args:
+            tokens: One sequence, at most `context` long.
+
+        Returns:
+            Shape (tokens, vocab_size).
+
+        Raises:
+            UserError: The sequence is empty or too long.
+            TunelineError: The engine failed.
+        """
+        if not 0 < len(tokens) <= self._context_size:
+            raise UserError(
+                f"a sequence of {len(tokens)} tokens does not fit a context of {self._context_size}"
+            )
+        lib, batch = self._library.lib, self._batch
+        assert batch is not None
+        for index, token in enumerate(tokens):
+            batch.token[index] = int(token)
+            batch.pos[index] = index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = 1
+        batch.n_tokens = len(tokens)
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        code = lib.llama_decode(self._context, batch)
+        if code != 0:
+            raise TunelineError(f"llama.cpp failed to evaluate {self.path} (code {code})")
+        pointer = lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (len(tokens), self.vocab_size)).copy()

@@ -1,0 +1,1 @@
+"""TensorRT-LLM: engine builds and the PyTorch backend."""

@@ -1,0 +1,1 @@
+"""Health probes of engines: the command and a pod's probe block."""

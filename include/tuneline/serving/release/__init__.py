@@ -1,0 +1,1 @@
+"""Find the released model and serve it."""

@@ -1,0 +1,72 @@
+"""Time, money and memory of one training: watched while it runs, told when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from tuneline.evidence import Measurement, measure
+from tuneline.run import StepContext
+from tuneline.training.budget.estimate import compare
+from tuneline.training.budget.spending import Spent, StopOnLimit
+from tuneline.training.memory.out_of_memory import MemoryNotes
+
+
+class Resources:
+    """What a training takes.
+
+    Attributes:
+        limit: the callback that stops it at `max_hours` or `max_cost`.
+    """
+
+    def __init__(self, ctx: StepContext, plan: Mapping[str, Any]) -> None:
+        self._spent, self._notes, self._plan = Spent(ctx.run), MemoryNotes(ctx.run), plan
+        self.limit = StopOnLimit(ctx.config, self._spent, ctx.log)
+        if "planned_micro_batch" in plan:
+            ctx.log(
+                f"an earlier try ran out of memory: {plan['micro_batch']} rows × "
+                f"{plan['accumulation']} accumulated instead of {plan['planned_micro_batch']}"
+            )
+
+    def close(self, tokens: int) -> dict[str, Any]:
+        """Say what the training took, for `run.json`, and drop its notes.
+
+        Args:
+            tokens: that it saw.
+        """
+        document = {
+            "seconds_of_all_tries": round(self._spent.seconds, 1),
+            "micro_batch": self._plan["micro_batch"],
+            "accumulation": self._plan["accumulation"],
+            "planned_micro_batch": self._plan.get("planned_micro_batch", self._plan["micro_batch"]),
+            "out_of_memory": [asdict(failure) for failure in self._notes.failures()],
+            "estimate": compare(self._plan["estimate"], self._spent.seconds, tokens),
+        }
+        self._notes.clear()
+        self._spent.clear()
+        return document
+
+
+def measured(document: Mapping[str, Any]) -> list[Measurement]:
+    """Measurements of what `Resources.close` said."""
+    estimate = document["estimate"]
+    return [
+        measure("micro_batch", document["micro_batch"], "rows"),
+        measure("accumulation", document["accumulation"], "micro-batches"),
+        measure("out_of_memory", len(document["out_of_memory"]), "tries"),
+        measure("seconds_of_all_tries", document["seconds_of_all_tries"], "s"),
+        measure("actual_over_estimated_time", estimate["actual_over_estimated"], "ratio"),
+        measure("device_hours", estimate["device_hours"], "h"),
+        measure("cost", estimate["cost"], estimate["currency"]),
+    ]
+
+
+def told(document: Mapping[str, Any]) -> str:
+    """What a person should know of it; empty where all went as planned."""
+    if not document["out_of_memory"]:
+        return ""
+    return (
+        f"; ran out of memory with a micro-batch of {document['planned_micro_batch']}, went on "
+        f"with {document['micro_batch']} × {document['accumulation']} accumulated"
+    )

@@ -1,0 +1,71 @@
+"""Counts what a training run has to do, and draws micro-batches that stand for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneline.config import TrainingConfig
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.training.budget.estimate import Work, spread_evenly
+from tuneline.training.loop.callbacks import evaluation_steps
+from tuneline.training.loop.rehearsal import ANSWER_TOKENS, prompts
+from tuneline.training.loop.rows import EncodedRow, run_order, total_steps
+
+
+def plan_work(
+    rows: Sequence[EncodedRow],
+    validation: Sequence[EncodedRow],
+    tokenizer: Any,
+    spec: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    samples: int,
+) -> tuple[Work, list[list[EncodedRow]]]:
+    """The work of a run, and some of its micro-batches, evenly over their sizes.
+
+    Args:
+        rows: for training, without rehearsal rows, whose answers are not written yet.
+        validation: rows of each validation pass.
+        tokenizer: of the base.
+        spec: of the memory probe.
+        micro_batch: rows of a micro-batch.
+        samples: micro-batches to draw.
+    """
+    config = TrainingConfig.model_validate(spec["training"])
+    rehearsed = rehearsal_lengths(config.rehearsal_rows, tokenizer, spec["target_format"])
+    lengths = [*(len(row.ids) for row in rows), *rehearsed]
+    steps = total_steps(len(lengths), config.effective_batch, config.epochs, config.max_steps)
+    rehearsal = [i >= len(rows) for i in range(len(lengths))]
+    order = run_order(lengths, config.effective_batch, steps, config.seed, rehearsal)
+    # A stretch of the run is enough to draw from, and a long run has many.
+    batches = [order[at : at + micro_batch] for at in range(0, len(order), micro_batch)]
+    sizes = [sum(lengths[i] for i in batch) for batch in batches]
+    passes = 1 + len(evaluation_steps(steps, config.evaluations))
+    work = Work(
+        steps=steps,
+        tokens=sum(lengths[i] for i in order),
+        validation_tokens=passes * sum(len(row.ids) for row in validation),
+    )
+    drawn = [batches[i] for i in spread_evenly(sizes, samples)]
+    return work, [[_row(rows, lengths, i) for i in batch] for batch in drawn]
+
+
+def _row(rows: Sequence[EncodedRow], lengths: Sequence[int], index: int) -> EncodedRow:
+    """A row of the run; for a rehearsal row, one of the dataset that is as long."""
+    if index < len(rows):
+        return rows[index]
+    return min(rows, key=lambda row: abs(len(row.ids) - lengths[index]))
+
+
+def rehearsal_lengths(count: int, tokenizer: Any, target_format: Any) -> list[int]:
+    """Tokens of the rehearsal rows, their answers taken as long as they may be."""
+    if not count:
+        return []
+    short = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Yes."}]
+        for prompt in prompts()[:count]
+    ]
+    return [
+        len(row.ids) + ANSWER_TOKENS for row in Renderer(tokenizer, target_format).render(short)
+    ]

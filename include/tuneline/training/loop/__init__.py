@@ -1,0 +1,1 @@
+"""What the training loop is made of: rows, losses, trainer, callbacks, checkpoints."""

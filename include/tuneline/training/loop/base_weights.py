@@ -1,0 +1,198 @@
+"""Load the base model for training, plain or in 4-bit NF4, and put the adapter on it.
+
+The one place where weights are loaded: the memory probe, training, the checks
+after it and the export all see the same model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tuneline.errors import UserError, first_line
+from tuneline.training.loop.compute import Precision
+
+
+class LoraSettings(BaseModel):
+    """`lora.json`: what lora_selection decided."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: list[str]
+    rslora: bool
+    dora: bool
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    reason: str = ""
+
+
+def nf4_config() -> Any:
+    """4-bit NF4 with double quantisation, computing in bf16: QLoRA as published.
+
+    Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def load_base(path: Path, device: str, *, qlora: bool = False, precision: Precision) -> Any:
+    """Load the base model for training or for measuring what was trained.
+
+    Plain on CPU: float32, and with bf16 arithmetic the frozen linear layers in bf16, which is
+    what autocast would make of them at every step. Plain on a GPU: bf16. QLoRA: NF4.
+
+    Raises:
+        UserError: the weights can't be loaded as a causal language model.
+    """
+    import torch
+
+    if qlora:
+        return _load(path, dtype=torch.bfloat16, quantization_config=nf4_config())
+    model = _load(path, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    if device == "cpu" and precision == "bf16":
+        cast_frozen_linears(model)
+    return model.to(device)
+
+
+def load_unquantised(path: Path) -> Any:
+    """Load the base model in float32, for merging and exact comparison."""
+    import torch
+
+    return _load(path, dtype=torch.float32)
+
+
+def _load(path: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"the base model in {path} can't be loaded: {reason}") from None
+    model.config.use_cache = False
+    return model
+
+
+def cast_frozen_linears(model: Any) -> None:
+    """Hold the weights of linear layers in bf16; embeddings, norms and the head stay.
+
+    Autocast rounds them to bf16 before every product anyway, so results are the same, a
+    forward pass saves the rounding and the memory of both copies.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            module.to(torch.bfloat16)
+
+
+def shape_model(path: Path, precision: Precision = "fp32") -> Any:
+    """The base model without its weights (on torch's meta device), for counting.
+
+    Raises:
+        UserError: its configuration is not that of a causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        raise UserError(f"the base model in {path} can't be built: {reason}") from None
+    model.config.use_cache = False
+    if precision == "bf16":
+        cast_frozen_linears(model)
+    return model
+
+
+def linear_modules(model: Any) -> list[str]:
+    """Full names of the linear layers that an adapter can sit on: all but the head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+
+
+def attach_lora(model: Any, lora: LoraSettings) -> Any:
+    """Put a fresh adapter on the base, a model of `load_base` or `shape_model`."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """Put a trained adapter on its base, ready to be evaluated.
+
+    Raises:
+        UserError: the folder holds no adapter that fits.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=False).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = first_line(error)
+        raise UserError(f"the adapter can't be put on the base model: {reason}") from None
+
+
+def trained_weights(model: Any) -> dict[str, Any]:
+    """The weights that train, by name: the adapter, without the base around it."""
+    return {
+        name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad
+    }
+
+
+def save_adapter(model: Any, folder: Path, base_name: str) -> None:
+    """Write the adapter as PEFT does, without its model card.
+
+    Args:
+        model: of `attach_lora`.
+        folder: where.
+        base_name: what its settings name as the base: the URI, never a local path.
+    """
+    weights = trained_weights(model)
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+    with suppress(FileNotFoundError):
+        (folder / "README.md").unlink()
+    # Named only here: PEFT looks the name up on the hub whenever it saves.
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": base_name}, indent=1))
+
+
+def module_kinds(names: Sequence[str]) -> list[str]:
+    """Last parts of module names, each once, in order of appearance."""
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))

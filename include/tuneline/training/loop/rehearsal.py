@@ -1,0 +1,95 @@
+"""Rehearsal: the base model's own answers to general prompts, mixed into training.
+
+A small model that is trained on one form of answer gives it to every question. A few rows
+in which it answers general prompts as it did before keep that apart from the task:
+self-synthesised rehearsal (Huang et al., "Mitigating Catastrophic Forgetting in Large
+Language Models with Self-Synthesized Rehearsal", ACL 2024). The prompts share none with
+the general questions by which forgetting is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.errors import UserError
+from tuneline.harness.served_models import ask_base, base_gguf
+from tuneline.run import StepContext
+from tuneline.store import NotThere
+from tuneline.training.loop.rows import EncodedRow
+
+PROMPTS_FILE = Path(__file__).with_name("rehearsal_prompts.txt")
+# Long enough for a sentence or two, short enough to cost little.
+ANSWER_TOKENS = 32
+
+Conversation = list[dict[str, str]]
+
+
+def prompts() -> list[str]:
+    """The general prompts, in order."""
+    return [line for line in PROMPTS_FILE.read_text(encoding="utf-8").splitlines() if line]
+
+
+def whole_sentences(answer: str) -> str:
+    """An answer up to its last full stop; empty when it has none.
+
+    The answer was cut at its token limit. Learning to end in mid-sentence would be
+    forgetting of another kind.
+    """
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", answer)]
+    return answer[: ends[-1]].strip() if ends else ""
+
+
+def conversations(ctx: StepContext, count: int) -> list[Conversation]:
+    """Prompts with the base model's answers, at most `count` of them.
+
+    They are written into the run once, so that a resumed training sees the same ones.
+
+    Raises:
+        UserError: more rows are asked for than there are prompts.
+    """
+    asked = prompts()
+    if count > len(asked):
+        raise UserError(
+            f"training.rehearsal_rows: {count} rows are asked for, there are {len(asked)} prompts"
+        )
+    key = ctx.run.key("work", "rehearsal.json")
+    try:
+        found: list[Conversation] = json.loads(ctx.run.store.get_bytes(key))
+    except NotThere:
+        found = _ask(ctx, asked[:count])
+        ctx.run.store.put_bytes(key, json.dumps(found).encode())
+    return found
+
+
+def _ask(ctx: StepContext, asked: list[str]) -> list[Conversation]:
+    questions = [[{"role": "user", "content": prompt}] for prompt in asked]
+    limits = [ANSWER_TOKENS] * len(asked)
+    answers, _ = ask_base(ctx, base_gguf(ctx), questions, limits, "rehearsal")
+    pairs = zip(questions, map(whole_sentences, answers), strict=True)
+    return [
+        [*question, {"role": "assistant", "content": answer}]
+        for question, answer in pairs
+        if answer
+    ]
+
+
+def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
+    """The run's rehearsal rows, tokenised; what is trained on goes to `rehearsal.json`."""
+    count = ctx.config.training.rehearsal_rows
+    if not count:
+        return []
+    found = conversations(ctx, count)
+    (ctx.out / "rehearsal.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    weight = ctx.config.training.rehearsal_weight
+    rendered = Renderer(tokenizer, ctx.config.data.target_format).render(found)
+    return [
+        EncodedRow(
+            f"rehearsal-{number:03d}", tuple(row.ids), tuple(row.loss_mask), weight, rehearsal=True
+        )
+        for number, row in enumerate(rendered)
+        if row.loss_mask is not None and any(row.loss_mask[1:])
+    ]

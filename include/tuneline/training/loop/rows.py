@@ -1,0 +1,200 @@
+"""Rows of the dataset as training sees them: token ids, which of them are learned, a weight.
+
+The order in which rows are seen is fixed before training starts, from the seed
+alone, so that a resumed run sees exactly the rows that the interrupted one had
+not seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneline.config import TargetFormat
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import read_dataset
+from tuneline.errors import UserError
+
+IGNORED = -100  # the label that torch's cross-entropy and TRL leave out
+
+# Batches that are sorted by length together. More saves padding, fewer keeps the order random.
+_GROUP_BATCHES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One row, tokenised.
+
+    Attributes:
+        row_id: of the dataset.
+        ids: token ids of the rendered conversation.
+        learned: for each token whether it counts for the loss (the assistant's tokens).
+        weight: of the row's tokens in the loss; up-sampling is a weight, not a copy.
+        rehearsal: whether it stands beside the task, to keep what the base could do.
+    """
+
+    row_id: str
+    ids: tuple[int, ...]
+    learned: tuple[bool, ...]
+    weight: float
+    rehearsal: bool = False
+
+    @property
+    def labels(self) -> list[int]:
+        """Token ids where they are learned, `IGNORED` elsewhere."""
+        return [i if keep else IGNORED for i, keep in zip(self.ids, self.learned, strict=True)]
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are predicted and learned; the first token is never predicted."""
+        return sum(self.learned[1:])
+
+
+def encode_split(
+    dataset: Path, split: str, tokenizer: Any, target: TargetFormat, max_tokens: int
+) -> list[EncodedRow]:
+    """Tokenise the rows of one split of `dataset.parquet`.
+
+    Raises:
+        UserError: no rows, a row without learned tokens, a weight that is not positive, a
+            row longer than the training context (rows are never cut).
+    """
+    rows, weights = read_dataset(dataset)
+    chosen = [(row, w) for row, w in zip(rows, weights, strict=True) if row.split == split]
+    if not chosen:
+        raise UserError(f"{dataset.name} has no {split} rows; give the data phase more rows")
+    rendered = Renderer(tokenizer, target).render([row.messages for row, _ in chosen])
+    encoded = []
+    for (row, weight), example in zip(chosen, rendered, strict=True):
+        where = f"{dataset.name}, row {row.row_id} ({row.source_file} line {row.source_line})"
+        if example.loss_mask is None or not any(example.loss_mask[1:]):
+            raise UserError(f"{where}: no token of an answer can be told apart; reject the row")
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(f"{where}: weight {weight} is not positive")
+        if len(example.ids) > max_tokens:
+            raise UserError(
+                f"{where}: {len(example.ids)} tokens, the training context is {max_tokens}; "
+                "run token_length_audit with the same data.max_tokens"
+            )
+        encoded.append(EncodedRow(row.row_id, tuple(example.ids), tuple(example.loss_mask), weight))
+    return encoded
+
+
+def total_steps(rows: int, effective_batch: int, epochs: float, max_steps: int | None) -> int:
+    """Optimiser steps of a run: every row is seen at least `epochs` times (rounded up)."""
+    steps = math.ceil(rows * epochs / effective_batch)
+    return min(steps, max_steps) if max_steps else max(1, steps)
+
+
+def run_order(
+    lengths: Sequence[int],
+    effective_batch: int,
+    steps: int,
+    seed: int,
+    rehearsal: Sequence[bool] | None = None,
+) -> list[int]:
+    """The order of rows over the whole run, rows of similar length together.
+
+    Every pass over the rows is shuffled, a few batches at a time are sorted by length and cut
+    into batches (so that padding is rare), and the batches shuffled again (so that length
+    does not follow a pattern in time). Rehearsal rows are dealt out evenly over these batches:
+    they are alike in length, and a step on nothing else would pull away from the task. The
+    longest batch of all comes first: what does not fit in memory fails at once, and the heap
+    never has to grow again.
+
+    Args:
+        lengths: tokens of each row.
+        effective_batch: rows per optimiser step.
+        steps: optimiser steps.
+        seed: of the order.
+        rehearsal: for each row whether it is one; None if none is.
+
+    Returns:
+        `steps × effective_batch` indices into `lengths`.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    need = steps * effective_batch
+    stream: list[int] = []
+    while len(stream) < need:
+        stream.extend(int(i) for i in rng.permutation(len(lengths)))
+    stream = stream[:need]
+    batches: list[list[int]] = []
+    group = effective_batch * _GROUP_BATCHES
+    for start in range(0, need, group):
+        part = sorted(stream[start : start + group], key=lambda i: (-lengths[i], i))
+        cut = _cut(part, effective_batch, rehearsal)
+        batches.extend(cut[int(index)] for index in rng.permutation(len(cut)))
+    for batch in batches:
+        # Its first micro-batch is its longest.
+        batch.sort(key=lambda i: (-lengths[i], i))
+    longest = max(range(len(batches)), key=lambda b: sum(lengths[i] for i in batches[b]))
+    batches.insert(0, batches.pop(longest))
+    return [index for batch in batches for index in batch]
+
+
+def _cut(rows: list[int], size: int, rehearsal: Sequence[bool] | None) -> list[list[int]]:
+    """Cut sorted rows into batches, rehearsal rows evenly among them."""
+    dealt = [i for i in rows if rehearsal is not None and rehearsal[i]]
+    count = len(rows) // size
+    cut = [dealt[b::count] for b in range(count)]
+    others = iter(i for i in rows if rehearsal is None or not rehearsal[i])
+    return [[*batch, *itertools.islice(others, size - len(batch))] for batch in cut]
+
+
+def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+    """Pad rows to one batch.
+
+    Args:
+        torch: the module.
+        rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
+        pad_id: token id of the padding; masked out of attention and loss.
+
+    Returns:
+        `input_ids`, `labels`, `attention_mask` of shape (rows, longest), `weight` and
+        `rehearsal` of (rows,).
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, value: int) -> Any:
+        cells = [list(r[name]) + [value] * (longest - len(r[name])) for r in rows]
+        return torch.tensor(cells, dtype=torch.long)
+
+    mask = [[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows]
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "labels": padded("labels", IGNORED),
+        "attention_mask": torch.tensor(mask, dtype=torch.long),
+        "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
+        "rehearsal": torch.tensor([row["rehearsal"] for row in rows], dtype=torch.bool),
+    }
+
+
+def as_columns(rows: Sequence[EncodedRow]) -> dict[str, list[Any]]:
+    """Rows as the columns that `collate` takes."""
+    return {
+        "input_ids": [list(row.ids) for row in rows],
+        "labels": [row.labels for row in rows],
+        "weight": [row.weight for row in rows],
+        "rehearsal": [row.rehearsal for row in rows],
+    }
+
+
+def as_batch(torch: Any, rows: Sequence[EncodedRow], pad_id: int) -> dict[str, Any]:
+    """Rows as one padded batch; see `collate`."""
+    columns = as_columns(rows)
+    entries = [{name: columns[name][i] for name in columns} for i in range(len(rows))]
+    return collate(torch, entries, pad_id)
+
+
+def pad_token(tokenizer: Any) -> int:
+    """A token id for padding; its value is masked everywhere, so any known token will do."""
+    for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if value is not None:
+            return int(value)
+    return 0

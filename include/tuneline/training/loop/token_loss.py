@@ -1,0 +1,204 @@
+"""Loss on the learned tokens alone, and its mean over rows: one path for all that measures loss.
+
+TRL's fused LM head scores every position on a CPU. The vocabulary is where a
+small model spends its time, so here the head sees the positions with a label
+only. Loss is normalised over the tokens of the whole batch, each with its
+row's weight, never per micro-batch (transformers#35203 shows what that does).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.training.loop.compute import Precision, autocast
+from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch
+from tuneline.training.processes.group import ALONE, ProcessGroup
+
+# Rows of one forward pass without gradients, during training and after it: another number pads
+# otherwise and rounds otherwise. Larger ones only pad more.
+EVAL_BATCH = 16
+
+# What of a batch the model is given; its weights and marks are the loss's own.
+MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+
+# Settings by which some architectures scale or cap their logits; TRL's head knows them all.
+_LOGIT_SETTINGS = (
+    "final_logit_softcapping logit_scale output_multiplier lm_head_multiplier logits_scaling"
+).split()
+
+
+def add_labelled_head(model: Any) -> None:
+    """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
+
+    The call of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
+    positions with a label only; elsewhere, and for architectures that change their logits,
+    TRL's own is used (it leaves the others out by itself on a GPU).
+
+    Args:
+        model: a causal language model of transformers, not its PEFT wrapper.
+    """
+    if next(model.parameters()).device.type != "cpu" or any(
+        getattr(model.config, name, None) for name in _LOGIT_SETTINGS
+    ):
+        from trl.trainer.utils import add_fused_lm_head
+
+        add_fused_lm_head(model)
+        return
+    from tuneline.training.cpu.packed_rows import (
+        can_pack,
+        hidden_states,
+        lay_out,
+        use_row_attention,
+    )
+
+    plain_forward = model.forward
+    packs = can_pack(model)
+    if packs:
+        use_row_attention(model)
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return plain_forward(*args, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        mask = labels != IGNORED
+        if packs:
+            layout = lay_out(kwargs["input_ids"], kwargs["attention_mask"])
+            scored = hidden_states(self.base_model, layout)[layout.places[:, :-1][mask]]
+        else:
+            scored = self.base_model(*args, **kwargs).last_hidden_state[:, :-1][mask]
+        return _scored(self.get_output_embeddings(), scored, labels, mask)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _scored(head: Any, hidden: Any, labels: Any, mask: Any) -> dict[str, Any]:
+    import torch
+
+    logits = head(hidden).float()
+    found = -torch.nn.functional.cross_entropy(logits, labels[mask], reduction="none")
+    # masked_scatter keeps a batch without labels connected to the model.
+    log_probs = found.new_zeros(mask.shape).masked_scatter(mask, found)
+    return {"log_probs": log_probs, "label_mask": mask}
+
+
+def weighted_sum(outputs: Any, weight: Any) -> Any:
+    """Sum of the negative log-likelihoods, each token with its row's weight, in nats.
+
+    Args:
+        outputs: `log_probs` of shape (rows, positions), zero where there is no label.
+        weight: of shape (rows,).
+    """
+    log_probs = outputs["log_probs"]
+    return -(log_probs * weight.to(log_probs)[:, None]).sum()
+
+
+def target_weight(batches: Sequence[dict[str, Any]]) -> Any:
+    """Sum of weights over the learned tokens of several batches: what the loss is divided by."""
+    return sum(
+        ((batch["labels"][:, 1:] != IGNORED).sum(1) * batch["weight"]).sum() for batch in batches
+    )
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Losses of rows.
+
+    Attributes:
+        sums: negative log-likelihood of each row's learned tokens, in nats.
+        targets: learned tokens of each row.
+        weights: of each row.
+    """
+
+    sums: tuple[float, ...]
+    targets: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean loss of a token, in nats, rows weighted."""
+        total = sum(w * n for w, n in zip(self.weights, self.targets, strict=True))
+        return sum(w * s for w, s in zip(self.weights, self.sums, strict=True)) / total
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the mean loss."""
+        return math.exp(min(self.mean, 700.0))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over the draw of rows (ratio estimator)."""
+        return _ratio_error(self.sums, self.targets, self.weights, self.mean)
+
+    def log_ratio_error(self, other: RowLosses) -> float:
+        """Standard error of the difference of means to another model on the same rows."""
+        differences = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
+        return _ratio_error(differences, self.targets, self.weights, self.mean - other.mean)
+
+
+def _ratio_error(
+    sums: Sequence[float], targets: Sequence[int], weights: Sequence[float], mean: float
+) -> float:
+    """Linearised standard error of a ratio of sums (Cochran, Sampling Techniques, 6.3)."""
+    count = len(sums)
+    if count < 2:
+        return 0.0
+    residuals = [w * (s - mean * n) for s, n, w in zip(sums, targets, weights, strict=True)]
+    total = sum(w * n for w, n in zip(weights, targets, strict=True))
+    return math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / total
+
+
+def row_losses(
+    model: Any,
+    rows: Sequence[EncodedRow],
+    *,
+    batch: int,
+    pad_id: int,
+    device: str,
+    precision: Precision,
+    group: ProcessGroup = ALONE,
+) -> RowLosses:
+    """Measure the loss of rows, without gradients and without dropout.
+
+    Args:
+        model: with a head of `add_labelled_head`, or a PEFT model on such a one.
+        rows: measured in batches of similar length; results come in the order of `rows`.
+        batch: rows per forward pass.
+        pad_id: token id of the padding.
+        device: where the model is.
+        precision: of the arithmetic.
+        group: processes that share the batches; all of them get all losses.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    sums = [0.0] * len(rows)
+    try:
+        with torch.no_grad(), autocast(torch, device, precision):
+            for indices, counts in group.share(list(_length_batches(rows, batch))):
+                inputs = as_batch(torch, [rows[i] for i in indices], pad_id)
+                inputs = {name: inputs[name].to(device) for name in MODEL_INPUTS}
+                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                if counts:
+                    for i, log_probs in zip(indices, outputs["log_probs"], strict=True):
+                        sums[i] = -float(log_probs.double().sum())
+    finally:
+        model.train(was_training)
+    return RowLosses(
+        # Each row was measured once, so that the sum over processes is exact.
+        tuple(group.sum(sums)),
+        tuple(row.targets for row in rows),
+        tuple(row.weight for row in rows),
+    )
+
+
+def _length_batches(rows: Sequence[EncodedRow], batch: int) -> Iterator[list[int]]:
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    for start in range(0, len(order), batch):
+        yield order[start : start + batch]

@@ -1,0 +1,297 @@
+"""TRL's SFTTrainer with small changes, each of them tested.
+
+- The loss is taken on learned tokens alone, each with the weight of its row, and
+  divided by the weight of the whole optimiser step's tokens.
+- The loss of the task's rows is logged beside it, without rehearsal rows.
+- The order of rows is the run's own (see `training_rows.run_order`).
+- Evaluation measures the loss row by row, by the function that checks it later.
+- On a CPU rows are laid end to end (`packed_rows`) and LoRA multiplies in one step
+  (`lora_products`).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from tuneline.config import TrainingConfig
+from tuneline.training.cpu.lora_products import fuse_lora
+from tuneline.training.loop.base_weights import trained_weights
+from tuneline.training.loop.compute import Precision
+from tuneline.training.loop.rows import EncodedRow, as_columns, collate
+from tuneline.training.loop.token_loss import (
+    MODEL_INPUTS,
+    RowLosses,
+    add_labelled_head,
+    row_losses,
+    target_weight,
+    weighted_sum,
+)
+from tuneline.training.processes.group import ALONE, ProcessGroup
+from tuneline.training.processes.sharding import free_gathered_weights
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What the trainer is told besides the run's training configuration."""
+
+    output: Path
+    micro_batch: int
+    accumulation: int
+    steps: int
+    precision: Precision
+    device: str
+    pad_id: int
+    eval_batch: int
+    eval_on_start: bool = False
+    report_to: tuple[str, ...] = ()
+    run_name: str = ""
+    group: ProcessGroup = ALONE
+
+
+class StepClock(TrainerCallback):
+    """Takes the time of this process's optimiser steps.
+
+    Attributes:
+        steps: seconds of each.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first forward pass of a step is about to start."""
+        self._started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The optimiser has stepped."""
+        self.steps.append(time.monotonic() - self._started)
+
+
+class TaskLoss:
+    """Mean loss of the task's tokens over the micro-batches of a step, of all processes."""
+
+    def __init__(self, group: ProcessGroup = ALONE) -> None:
+        self._group = group
+        self._sum: Any = 0.0
+        self._tokens: Any = 0.0
+
+    def add(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Count a micro-batch in; rehearsal rows are left out."""
+        weight = inputs["weight"] * ~inputs["rehearsal"]
+        with torch.no_grad():
+            self._sum = self._sum + weighted_sum(outputs, weight)
+            self._tokens = self._tokens + target_weight([{**inputs, "weight": weight}])
+
+    def take(self) -> float | None:
+        """The mean in nats since the last call; None if no row of the task was seen."""
+        total, tokens = self._group.sum([float(self._sum), float(self._tokens)])
+        self._sum = self._tokens = 0.0
+        return total / tokens if tokens else None
+
+
+class LabelledTokenTrainer(SFTTrainer):
+    """SFTTrainer whose loss and evaluation look at learned tokens only."""
+
+    # `compute_loss` divides by the tokens of the whole step, so the trainer must not divide again.
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # TRL's class says None only
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        settings: TrainerSettings,
+        config: TrainingConfig,
+        rows: Sequence[EncodedRow],
+        validation: Sequence[EncodedRow],
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        """Set TRL up for rows that are tokenised, masked and in order.
+
+        Args:
+            model: base with an adapter on it.
+            tokenizer: of the base.
+            settings: batch shape, length and place of the run.
+            config: learning rate, schedule and the like.
+            rows: in the order of the run, one entry per row seen.
+            validation: rows whose loss is measured.
+            callbacks: of transformers.
+        """
+        self.settings = settings
+        self.validation = list(validation)
+        self.last_losses: RowLosses | None = None
+        self.clock = StepClock()
+        self._task_loss = TaskLoss(settings.group)
+        self._started, self._before = time.monotonic(), 0.0
+        lengths = [len(row.ids) for row in rows]
+        self._tokens = list(itertools.accumulate(lengths, initial=0))
+        dataset = Dataset.from_dict(as_columns(rows))
+        super().__init__(
+            model=model,
+            args=sft_config(settings, config),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            data_collator=functools.partial(collate, torch, pad_id=settings.pad_id),
+            callbacks=[self.clock, *callbacks],
+        )
+        # Our own progress lines say what this one would print.
+        self.remove_callback(PrinterCallback)
+        # TRL put its own head on the model; ours takes its place where it is the faster one.
+        add_labelled_head(model.get_base_model())
+        if settings.device == "cpu":
+            fuse_lora(model)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        if not batch_samples:
+            return None
+        weight = target_weight(batch_samples).to(device)
+        if self.args.world_size > 1:
+            weight = self.accelerator.gather(weight).sum()
+        return weight
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Weighted loss of the learned tokens over the weight of the whole step's tokens."""
+        weight = inputs["weight"]
+        divisor = target_weight([inputs]) if num_items_in_batch is None else num_items_in_batch
+        features = {name: inputs[name] for name in MODEL_INPUTS}
+        outputs = model(**features, use_cache=False, fused_lm_head=True)
+        self._task_loss.add(inputs, outputs)
+        loss = weighted_sum(outputs, weight) / divisor
+        # DDP averages gradients over processes; the divisor already counts all of them.
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure the validation loss, log it and tell the callbacks."""
+        started = time.monotonic()
+        losses = row_losses(
+            self.model,
+            self.validation,
+            batch=self.settings.eval_batch,
+            pad_id=self.settings.pad_id,
+            device=self.settings.device,
+            precision=self.settings.precision,
+            group=self.settings.group,
+        )
+        free_gathered_weights(self.model)
+        self.last_losses = losses
+        metrics = {
+            f"{metric_key_prefix}_loss": losses.mean,
+            f"{metric_key_prefix}_loss_error": losses.standard_error,
+            f"{metric_key_prefix}_seconds": round(time.monotonic() - started, 3),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the tokens seen, the speed, and the time since the run began."""
+        if "loss" in logs:
+            logs["tokens"] = self.tokens_through(self.state.global_step)
+            fresh = logs["tokens"] - self.tokens_through(self.state.global_step - 1)
+            logs["tokens_per_second"] = round(fresh / max(self.clock.steps[-1], 1e-9), 1)
+            task_loss = self._task_loss.take()
+            if task_loss is not None:
+                logs["task_loss"] = task_loss
+        logs["seconds"] = round(self._before + time.monotonic() - self._started, 2)
+        super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save when rank 0 does, and stop when it stops."""
+        follow, control = self.settings.group.follow, self.control
+        control.should_log, control.should_evaluate, control.should_save = follow(
+            [control.should_log, control.should_evaluate, control.should_save]
+        )
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        [self.control.should_training_stop] = follow([self.control.should_training_stop])
+
+    def tokens_through(self, step: int) -> int:
+        """Real tokens (no padding) of all rows up to and with an optimiser step."""
+        rows = self.settings.micro_batch * self.settings.accumulation * self.args.world_size
+        return self._tokens[min(step * rows, len(self._tokens) - 1)]
+
+    def continue_clock(self, seconds: float) -> None:
+        """Count time on from where an interrupted training was."""
+        self._started, self._before = time.monotonic(), seconds
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save what trains; of a sharded base no process holds the whole."""
+        if state_dict is None:
+            state_dict = trained_weights(self.model)
+        super()._save(output_dir, state_dict)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint of a running training needs no model card."""
+
+
+def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
+    """The arguments of the trainer; evaluation and saving are ordered by callbacks."""
+    arguments = SFTConfig(
+        output_dir=str(settings.output),
+        run_name=settings.run_name or None,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.accumulation,
+        max_steps=settings.steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=int(config.warmup_share * settings.steps),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=settings.precision == "bf16",
+        fp16=False,
+        use_cpu=settings.device == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs=(
+            {"use_reentrant": False} if config.gradient_checkpointing else None
+        ),
+        # Rows come tokenised, masked and in order.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=settings.device == "cuda",
+        eval_strategy="no",
+        eval_on_start=settings.eval_on_start,
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        # A loss that is not a number must be seen, not averaged away.
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        seed=config.seed,
+        data_seed=config.seed,
+        # Every weight that trains is used in every step.
+        ddp_find_unused_parameters=False,
+    )
+    # A process has one GPU; the trainer would spread a batch over all that it sees.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments

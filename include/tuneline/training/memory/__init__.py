@@ -1,0 +1,1 @@
+"""Predict, measure and limit the memory of a training step."""

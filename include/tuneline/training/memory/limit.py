@@ -1,0 +1,92 @@
+"""How much memory training may take: configured, or a share of what the machine has free."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.training.memory.predict import GIB
+
+# What is left is for the caches of the kernel and for whoever else works on the machine.
+FREE_SHARE = 0.6
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cgroup_free(root: Path = CGROUP) -> int | None:
+    """Bytes that the container may still take; None without a limit.
+
+    Reads cgroup v2 (`memory.max`, `memory.current`) or v1. Cached files that nobody reads
+    give way, so they count as free, as they do for Kubernetes.
+    """
+    for limit_name, used_name, stat_name in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ):
+        try:
+            limit = (root / limit_name).read_text().strip()
+            used = int((root / used_name).read_text())
+        except (OSError, ValueError):
+            continue
+        # Version 1 says "no limit" by a number beyond any machine.
+        if limit == "max" or int(limit) >= 1 << 60:
+            continue
+        return max(0, int(limit) - used + _inactive_files(root / stat_name))
+    return None
+
+
+def _inactive_files(stat: Path) -> int:
+    try:
+        lines = stat.read_text().splitlines()
+    except OSError:
+        return 0
+    counts = dict(line.split() for line in lines if line)
+    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+
+
+def quantity(text: str) -> int:
+    """Bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`).
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([KMGT]i?|k)?", text.strip())
+    if match is None:
+        raise UserError(f"pods.memory {text!r} is no quantity; write it like 8Gi")
+    unit = match.group(2) or ""
+    base = 1024 if unit.endswith("i") else 1000
+    power = "kmgt".index(unit[0].lower()) + 1 if unit else 0
+    return int(float(match.group(1)) * base**power)
+
+
+def free_memory(torch: Any, pod_memory: str, root: Path = CGROUP) -> tuple[int, str]:
+    """Bytes that this process may come to hold, and what bounds them.
+
+    Args:
+        torch: the module.
+        pod_memory: limit of the step's pod; host memory, so it binds on a CPU only.
+        root: where cgroups are mounted.
+    """
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0]), "of the GPU's free memory"
+    import psutil
+
+    bounds = [
+        (int(psutil.virtual_memory().available), "of the machine's free memory"),
+        (quantity(pod_memory), "of pods.memory"),
+    ]
+    container = cgroup_free(root)
+    if container is not None:
+        bounds.append((container, "of the container's free memory"))
+    return min(bounds)
+
+
+def memory_limit(
+    torch: Any, configured_gib: float | None, pod_memory: str, root: Path = CGROUP
+) -> tuple[int, str]:
+    """The limit of training in bytes, and where it comes from; see `free_memory`."""
+    if configured_gib is not None:
+        return int(configured_gib * GIB), "training.memory_limit_gib"
+    free, bound = free_memory(torch, pod_memory, root)
+    return int(FREE_SHARE * free), f"{FREE_SHARE:.0%} {bound}"

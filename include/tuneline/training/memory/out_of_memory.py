@@ -1,0 +1,202 @@
+"""Training that runs out of memory goes on with a smaller micro-batch.
+
+Whoever sees the memory run out notes it in the run, under `work/`: the step itself where
+an allocation fails, the task that watches the pod where the kernel kills it. The next try
+reads the notes and takes the next smaller divisor of the effective batch. Accumulation
+rises, so that every optimiser step sees the same rows; checkpoints stay good.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuneline.errors import RetryableError, UserError, first_line
+from tuneline.run import Run
+from tuneline.store import NotThere
+from tuneline.training.memory.micro_batches import micro_batches
+
+# Steps whose memory follows from the micro-batch.
+STEPS = ("gradient_accumulation", "train")
+# What else helps where no smaller micro-batch is left.
+ADVICE = (
+    "set training.gradient_checkpointing: true, lower data.max_tokens, or give pods.memory "
+    "(on a GPU: a larger one, or training.qlora: true) more"
+)
+
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One time that the memory ran out.
+
+    Attributes:
+        step: in which it did.
+        micro_batch: with which it did.
+        how: in words.
+        pod: name of the pod that was killed; empty where the step noticed by itself.
+    """
+
+    step: str
+    micro_batch: int
+    how: str
+    pod: str = ""
+
+
+class MemoryNotes:
+    """What is noted in a run about micro-batches that did not fit."""
+
+    def __init__(self, run: Run) -> None:
+        self._store, self._key = run.store, run.key("work", "memory", "notes.json")
+
+    def trying(self, step: str, micro_batch: int) -> None:
+        """Note the micro-batch that a step is about to use: a killed process can't say it."""
+        self._write({**self._read(), "trying": {"step": step, "micro_batch": micro_batch}})
+
+    def tried(self, step: str) -> int | None:
+        """The micro-batch that a step used last."""
+        found = self._read()["trying"]
+        return int(found["micro_batch"]) if found and found["step"] == step else None
+
+    def add(self, failure: Failure) -> None:
+        """Note a failure; a pod's is noted once."""
+        noted = self.failures()
+        if failure not in noted:
+            document = {**self._read(), "failures": [asdict(f) for f in (*noted, failure)]}
+            self._write(document)
+
+    def failures(self) -> list[Failure]:
+        """Everything noted so far, in order."""
+        return [Failure(**entry) for entry in self._read()["failures"]]
+
+    def clear(self) -> None:
+        """Forget everything: the training is done."""
+        self._store.delete_prefix(self._key.rsplit("/", 1)[0])
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(self._store.get_bytes(self._key))
+        except NotThere:
+            return {"trying": None, "failures": []}
+        return found
+
+    def _write(self, document: Mapping[str, Any]) -> None:
+        self._store.put_bytes(self._key, json.dumps(document).encode())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign.lower() in said for sign in _SIGNS)
+
+
+def allowed(sizes: list[int], failures: list[Failure], step: str) -> list[int]:
+    """The micro-batches below all that ran out of memory in a step."""
+    least = min((f.micro_batch for f in failures if f.step == step), default=None)
+    return [size for size in sizes if least is None or size < least]
+
+
+def fitting(plan: Mapping[str, Any], failures: list[Failure]) -> dict[str, Any]:
+    """A training's plan after what failures have taught.
+
+    Args:
+        plan: `plan.json` of gradient_accumulation.
+        failures: of `MemoryNotes`.
+
+    Returns:
+        The plan, its micro-batch smaller and its accumulation larger where memory ran out;
+        `planned_micro_batch` is then what it was.
+
+    Raises:
+        UserError: there is no smaller one.
+    """
+    effective, processes = int(plan["effective_batch"]), int(plan["world_size"])
+    planned = int(plan["micro_batch"])
+    sizes = [s for s in micro_batches(effective, processes) if s <= planned]
+    left = allowed(sizes, failures, "train")
+    if left[:1] == [planned]:
+        return dict(plan)
+    if not left:
+        raise UserError(f"training runs out of memory even with a micro-batch of 1; {ADVICE}")
+    return {
+        **plan,
+        "micro_batch": left[0],
+        "accumulation": effective // (left[0] * processes),
+        "planned_micro_batch": planned,
+    }
+
+
+@contextmanager
+def noticed(run: Run, step: str, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Run a block that uses a plan's micro-batch; make a sentence of running out of memory.
+
+    Raises:
+        RetryableError: memory ran out, and the next try takes a smaller micro-batch.
+        UserError: memory ran out, and there is no smaller one.
+    """
+    notes, micro_batch = MemoryNotes(run), int(plan["micro_batch"])
+    notes.trying(step, micro_batch)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = first_line(error)
+        notes.add(Failure(step, micro_batch, said))
+        retry, sentence = _sentence(step, micro_batch, plan, "")
+        raise (RetryableError if retry else UserError)(sentence) from error
+
+
+def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, str]:
+    """Note that a step's pod was killed for its memory.
+
+    Args:
+        run_uri: of the run.
+        step: item or helper.
+        limit: of the pod's memory, as a Kubernetes quantity.
+        pod: its name.
+
+    Returns:
+        Whether another try can help, and a sentence for a person.
+    """
+    over = f", the pod's limit of {limit} was reached"
+    if step in STEPS:
+        run = Run.open(run_uri)
+        notes = MemoryNotes(run)
+        micro_batch = notes.tried(step)
+        if micro_batch is not None:
+            notes.add(Failure(step, micro_batch, "OOMKilled", pod))
+            shape = {
+                "effective_batch": run.config.training.effective_batch,
+                "world_size": run.config.world_size,
+            }
+            return _sentence(step, micro_batch, shape, over)
+    return True, (
+        f"{step} ran out of memory{over}; the next try starts over, and if it ends the same way "
+        "give pods.memory more"
+    )
+
+
+def _sentence(step: str, micro_batch: int, shape: Mapping[str, Any], over: str) -> tuple[bool, str]:
+    sizes = micro_batches(shape["effective_batch"], shape["world_size"])
+    smaller = next((size for size in sizes if size < micro_batch), None)
+    begin = f"{step} ran out of memory with a micro-batch of {micro_batch}{over}"
+    if smaller is None:
+        return False, f"{begin}; there is no smaller one: {ADVICE}"
+    accumulation = shape["effective_batch"] // (smaller * shape["world_size"])
+    return True, (
+        f"{begin}; the next try takes {smaller} rows × {accumulation} accumulated "
+        f"(to start there: training.micro_batch: {smaller})"
+    )

@@ -1,0 +1,1 @@
+"""Several training processes on one machine or many."""

@@ -1,0 +1,1 @@
+"""Short trials of LoRA ranks, and the choice between them."""

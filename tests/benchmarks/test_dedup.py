@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+from benchmarks.contest.options import Options
+from benchmarks.contest.peers import bench_python, why_missing
+from benchmarks.contest.trial import conduct
+from benchmarks.texts.dedup_trials import plain, tuneline
+from benchmarks.workloads.input_rows import write_lines
+from benchmarks.workloads.near_duplicates import make_corpus
+
+from benchmarks import dedup
+from tuneline.data.near_duplicates.shingles import normalise
+
+
+def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(dedup, "SHORT_ROWS", 1000)
+    report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=400))
+    assert report.value("tuneline", "recall_short_texts") >= 0.99
+    assert report.value("tuneline", "precision_short_texts") == 1.0
+    assert report.value("tuneline", "recall") >= 0.99
+    assert report.value("tuneline", "precision") == 1.0
+    assert report.value("datasketch", "recall") > 0.5
+    assert report.ratios["docs_per_s_vs_datasketch_bulk"] > 0
+    assert "docs_per_s_vs_rensa" not in report.ratios
+    assert report.value("rensa", "docs_per_s") is None
+    (missing,) = report.not_measured
+    assert "docs_per_s_vs_rensa" in missing.ratios
+    assert "make bench" in missing.reason
+    assert report.workload["rows"] == 400
+    assert report.workload["pairs"] > 10
+
+
+@pytest.mark.skipif(
+    why_missing("rensa", bench_python()) is not None, reason="`make bench` installs the peers"
+)
+def test_rensa_runs_in_its_own_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "SHORT_ROWS", 300)
+    report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=300))
+    assert report.value("rensa", "recall") > 0.9
+    assert report.ratios["docs_per_s_vs_rensa"] > 0
+    assert not report.not_measured
+
+
+def test_pairs_that_a_kernel_misses_lower_its_recall(tmp_path, monkeypatch):
+    texts = make_corpus(300)
+    job = {
+        "texts": write_lines(tmp_path / "texts.jsonl", texts),
+        "truth": write_lines(tmp_path / "truth.jsonl", sorted(dedup.exact_pairs(texts))),
+    }
+    assert conduct(tuneline(job)).scores["recall"] == 1.0
+    monkeypatch.setattr(
+        "tuneline.data.near_duplicates.minhash.candidates",
+        lambda keys: np.empty((0, 2), dtype=np.int64),
+    )
+    assert conduct(tuneline(job)).scores["recall"] == 0.0
+
+
+def test_with_many_rows_ours_is_held_against_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "MOST_ROWS", 500)
+    monkeypatch.setattr(dedup, "BASE_ROWS", 300)
+    report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=900))
+    assert report.ratios["cpu_seconds_vs_base_rows"] > 0
+    assert report.value("tuneline", "docs_per_s") > 0
+    assert report.value("tuneline (300 rows)", "docs_per_s") > 0
+    assert report.value("tuneline", "recall") is None
+    assert {missing.system for missing in report.not_measured} == set(dedup.RATIOS.values())
+
+
+def test_all_systems_compare_the_same_form_of_a_text():
+    for text in [*make_corpus(20), "Don't_stop: Größe №5!", "  A  b ", "İstanbul"]:
+        assert plain(text) == normalise(text)
+
+
+def test_rows_of_the_caller_s_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
+    question = "How do I reset the password of my account when I have lost my phone too?"
+    rows = [question, question.replace("too", "as well"), question.upper(), "Where is my parcel?"]
+    source = tmp_path / "rows.jsonl"
+    source.write_text(
+        "".join(json.dumps({"prompt": row, "completion": "."}) + "\n" for row in rows)
+    )
+    report = dedup.run(Options(tmp_path, lambda _: None, input=source, runs=1))
+    assert report.workload["input"] == "rows.jsonl"
+    assert report.workload["exact_duplicates"] == 1
+    assert report.workload["pairs"] == 1
+    assert report.value("tuneline", "recall") == 1.0

@@ -1,0 +1,67 @@
+import os
+import sqlite3
+from contextlib import closing
+
+import pytest
+from benchmarks.contest.options import Options
+from benchmarks.contest.trial import WARM_UP, Sample
+from benchmarks.serving.litellm_proxy import LitellmProxy
+from benchmarks.serving.mock_upstream import MODEL
+from benchmarks.serving.request_trials import CONNECTIONS
+
+from benchmarks import gateway
+from tuneline.errors import TunelineError
+
+
+def test_requests_go_through_the_real_gateway(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
+    report = gateway.run(Options(tmp_path, lambda _: None, runs=1, rows=80))
+    assert report.value("tuneline", "added_p50") > 0
+    assert report.value("tuneline", "p50") > report.value("direct", "p50")
+    # A few milliseconds even on a busy machine; 40 would be Nagle's algorithm on a socket.
+    assert report.value("direct", "p50") < 30
+    assert report.value("tuneline", "requests_per_s") > 0
+    assert report.ratios == {}
+    (missing,) = report.not_measured
+    assert missing.system == "litellm"
+    assert missing.ratios == gateway.RATIOS
+    # The ledger has every request: warm-up and measured ones, in turn and several at once.
+    with closing(sqlite3.connect(tmp_path / "gateway" / "usage.sqlite")) as ledger:
+        (billed,) = ledger.execute("SELECT count(*) FROM usage WHERE kind = 'request'").fetchone()
+    at_once = sum(n // CONNECTIONS * CONNECTIONS for n in (WARM_UP, 80))
+    assert billed == WARM_UP + 80 + at_once
+
+
+def sample(p50):
+    return Sample("1", 10, 1.0, 1.0, 10.0, {"p50": p50, "p99": 9.0, "requests_per_s": 100 / p50})
+
+
+def test_what_is_added_is_told_round_by_round_and_against_litellm():
+    samples = {
+        "direct": [sample(1.0), sample(5.0), sample(1.0)],
+        "tuneline": [sample(2.0), sample(6.5), sample(3.0)],
+        "litellm": [sample(7.0), sample(8.0), sample(5.0)],
+    }
+    results = gateway.request_results(samples)
+    added = {r.system: r.value for r in results if r.metric == "added_p50"}
+    assert added == {"tuneline": 1.5, "litellm": 4.0}
+    assert gateway._ratios(results) == {
+        "requests_per_s_vs_litellm": pytest.approx(7 / 3, abs=1e-3),
+        "added_p50_vs_litellm": 0.375,
+    }
+
+
+def proxy(folder, python):
+    return LitellmProxy(
+        python=python, upstream="http://x", model=MODEL, model_id="m", port=1, folder=folder
+    )
+
+
+def test_a_proxy_that_is_not_there_or_does_not_start_says_so(tmp_path):
+    with pytest.raises(TunelineError, match="no proxy"), proxy(tmp_path, tmp_path / "python"):
+        pass
+    script = tmp_path / "litellm"
+    script.write_text("#!/bin/sh\necho 'ImportError: no backoff'\nexit 1\n")
+    os.chmod(script, 0o755)
+    with pytest.raises(TunelineError, match="no backoff"), proxy(tmp_path, tmp_path / "python"):
+        pass

@@ -1,0 +1,378 @@
+"""The training benchmark trains the same rows on both sides, and its figures show what differs."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from benchmarks.contest.contest import Contest
+from benchmarks.contest.options import Options
+from benchmarks.contest.trial import Sample, conduct
+from benchmarks.training import gpu as train_gpu
+from benchmarks.training.rows import (
+    batches_of,
+    computed_share,
+    encode,
+    sample_conversations,
+    without_common_beginning,
+    write_rows,
+)
+from benchmarks.training.step_window import StepWindow
+from benchmarks.workloads.input_rows import write_lines
+from benchmarks.workloads.random_llama import lora_flops, write_random_llama
+from tests.lab.tiny_models import make_model
+
+from benchmarks import train
+from tuneline.errors import UserError
+
+STEPS, WARM_UP = 4, 1
+TINY = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train-bench") / "base"
+    make_model(folder, tie_word_embeddings=True, intermediate_size=128)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(base, tmp_path_factory):
+    from tuneline.models import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("train-rows")
+    return encode(sample_conversations(24, 7), 4, load_tokenizer(base), folder)
+
+
+@pytest.fixture
+def job(base, rows, tmp_path):
+    return {
+        "base": str(base),
+        "scratch": str(tmp_path),
+        "tracking": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "rows": write_rows(tmp_path / "train.jsonl", rows[0]),
+        "validation": write_rows(tmp_path / "validation.jsonl", rows[1]),
+        "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "checkpointing": False,
+        "qlora": False,
+        "batch": 4,
+        "steps": STEPS,
+        "warm_up": WARM_UP,
+        "seed": 7,
+        **train.LORA,
+        "learning_rate": 0.01,
+    }
+
+
+def told(**settings):
+    return {"sampling": train.SAME_ORDER, **settings}
+
+
+def test_the_second_workload_has_the_same_rows_without_their_beginning(base, tmp_path):
+    from tuneline.models import load_tokenizer
+
+    sample = sample_conversations(16, 7)
+    changed = without_common_beginning(sample, 7)
+    assert len({row[0]["content"] for row in sample}) == 1
+    for before, after in zip(sample, changed, strict=True):
+        assert sorted(before[0]["content"].split()) == sorted(after[0]["content"].split())
+        assert before[1:] == after[1:]
+    tokenizer = load_tokenizer(base)
+    shares = [
+        computed_share(batches_of(encode(c, 1, tokenizer, tmp_path / name)[0], 5, 3, 7))
+        for name, c in (("shared", sample), ("own", changed))
+    ]
+    assert shares[0] < 0.75 < 0.9 < shares[1] <= 1
+
+
+def test_both_sides_train_the_same_curve_and_count_the_same_tokens(job, rows):
+    from benchmarks.training import trials as train_trials
+
+    ours = conduct(train_trials.tuneline(job))
+    theirs = conduct(train_trials.trl({**job, **told()}))
+    assert set(ours.scores) == set(theirs.scores)
+    # Adapters begin at other random values, with no effect before the first step.
+    assert ours.scores["training_loss"] == pytest.approx(theirs.scores["training_loss"], abs=0.05)
+    assert ours.scores["validation_loss"] == pytest.approx(
+        theirs.scores["validation_loss"], abs=0.05
+    )
+    # The fault: TRL learns at another rate. Both losses must tell.
+    slow = conduct(train_trials.trl({**job, **told(learning_rate=1e-6)}))
+    for name in ("training_loss", "validation_loss"):
+        assert slow.scores[name] > ours.scores[name] + 0.1, name
+
+
+def test_tokens_of_both_sides_leave_padding_and_warm_up_out(job, rows):
+    from benchmarks.training import trials as train_trials
+
+    timed = batches_of(rows[0], 4, STEPS, 7)[WARM_UP:]
+    expected = sum(len(row.ids) for batch in timed for row in batch)
+    padded = sum(max(len(row.ids) for row in batch) * len(batch) for batch in timed)
+    assert expected < padded
+    found = []
+    real = train_trials._speeds
+
+    def speeds(window, tokens):
+        found.append(tokens)
+        return real(window, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_trials, "_speeds", speeds)
+        conduct(train_trials.tuneline({**job, "validation": ""}))
+        conduct(train_trials.trl({**job, **told(), "validation": ""}))
+    assert found == [expected, expected]
+
+
+def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
+    from benchmarks.training import trials as train_trials
+
+    from tuneline.training.loop.base_weights import attach_lora, load_unquantised
+    from tuneline.training.loop.token_loss import add_labelled_head, row_losses
+
+    model = attach_lora(load_unquantised(Path(job["base"])), train_trials._lora(job))
+    add_labelled_head(model.get_base_model())
+    expected = row_losses(model, rows[1], batch=4, pad_id=0, device="cpu", precision="fp32")
+    assert train_trials.validation_loss(model, job) == pytest.approx(expected.mean, rel=1e-4)
+
+
+def test_the_watched_training_is_tracked_and_keeps_checkpoints(job, tmp_path):
+    from benchmarks.training import trials as train_trials
+    from mlflow.tracking import MlflowClient
+
+    sample = conduct(train_trials.watched(job))
+    assert sample.scores["tokens_per_s"] > 0
+    client = MlflowClient(tracking_uri=job["tracking"])
+    experiment = client.get_experiment_by_name("tuneline").experiment_id
+    [run] = client.search_runs([experiment])
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == STEPS
+    checkpoints = json.loads(next(tmp_path.glob("watched/run-0/out/checkpoints.json")).read_text())
+    assert [entry["step"] for entry in checkpoints["evaluations"]] == [0, STEPS]
+
+
+def test_a_training_that_is_not_tracked_does_not_count_as_watched(job):
+    from benchmarks.training import trials as train_trials
+
+    trial = train_trials.watched({**job, "tracking": "nowhere://at-all"})
+    with pytest.raises(RuntimeError, match="not tracked"):
+        conduct(trial)
+
+
+class State:
+    def __init__(self, step):
+        self.global_step = step
+
+
+def test_the_window_leaves_warm_up_and_validation_out(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.training.step_window.time.perf_counter", lambda: clock[0])
+    window = StepWindow(1)
+    for step in range(3):
+        window.on_step_begin(None, State(step), None)
+        clock[0] += 100.0 if step == 0 else 2.0
+        window.on_step_end(None, State(step + 1), None)
+        clock[0] += 0.5
+        if step == 1:
+            clock[0] += 30.0
+            window.on_evaluate(None, State(step + 1), None, metrics={"eval_seconds": 30.0})
+    window.on_train_end(None, State(3), None)
+    assert window.seconds == pytest.approx(5.0)
+    assert window.in_steps == pytest.approx(4.0)
+
+
+def test_a_training_that_ends_within_the_warm_up_has_no_time():
+    window = StepWindow(2)
+    window.on_step_begin(None, State(0), None)
+    with pytest.raises(ValueError, match="ended after 1 steps"):
+        window.on_train_end(None, State(1), None)
+
+
+class FakeContest:
+    """Gives samples by system and settings, in place of processes."""
+
+    def __init__(self, scores):
+        self.asked, self._scores = [], scores
+
+    def run(self, system, job):
+        settings = {**job, **(system.options or {})}
+        self.asked.append((system.name, settings))
+        return Sample("1", 1, 1.0, 1.0, 1.0, self._scores(system, settings))
+
+    def measure(self, systems, job, runs):
+        return {s.name: [self.run(s, job) for _ in range(runs)] for s in systems}
+
+
+def options(folder, **settings):
+    return Options(folder, lambda line: None, **settings)
+
+
+@pytest.mark.parametrize(("gain", "order"), [(1.2, train.OWN_GROUPING), (1.01, train.SAME_ORDER)])
+def test_trl_gets_its_fastest_settings(tmp_path, gain, order):
+    def scores(system, settings):
+        speed = 100.0
+        speed *= 1.5 if settings["precision"] == "fp32" else 1.0
+        speed *= 0.8 if settings["checkpointing"] else 1.0
+        speed *= gain if settings["sampling"] == train.OWN_GROUPING else 1.0
+        # The clock says otherwise: something else ran during the best try.
+        return {"tokens_per_s": 1000 / speed, "tokens_per_cpu_s": speed}
+
+    contest = FakeContest(scores)
+    chosen, results = train.choose_trl(contest, {"steps": 12}, options(tmp_path))
+    assert chosen == {"precision": "fp32", "checkpointing": False, "sampling": order}
+    assert len(results) == len(contest.asked) == 5
+
+
+def sample_of(training_loss, validation_loss):
+    scores = {"training_loss": training_loss, "validation_loss": validation_loss}
+    return Sample("1", 1, 1.0, 1.0, 1.0, scores)
+
+
+def test_a_worse_curve_shows_against_the_noise_of_seeds():
+    theirs = [sample_of(1.00, 2.0), sample_of(1.02, 2.1), sample_of(0.98, 1.9)]
+    alike = [sample_of(1.01, 2.05), sample_of(0.99, 1.95), sample_of(1.0, 2.0)]
+    worse = [sample_of(1.3, 2.8), sample_of(1.31, 2.9), sample_of(1.29, 2.7)]
+    for ours, apart in ((alike, False), (worse, True)):
+        found = {r.metric: r.value for r in train.loss_results(ours, theirs, "")}
+        for name in ("training_loss", "validation_loss"):
+            assert (found[f"{name}_difference"] > 3 * found[f"{name}_noise"]) is apart
+
+
+def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, monkeypatch):
+    def scores(system, settings):
+        ours = system.name.startswith(train.OURS)
+        own = train.OWN_BEGINNINGS in settings["rows"]
+        watched = system.name == train.WATCHED
+        found = {
+            "tokens_per_s": (200.0 if own else 300.0) if ours else 100.0,
+            "tokens_per_cpu_s": 50.0,
+            "between_steps": 0.03 if watched else 0.01,
+        }
+        if watched:
+            del found["tokens_per_cpu_s"]
+            return {**found, "tokens_per_s": 294.0, "tracker_wait": 0.001}
+        peak = 1000.0 if ours else 1500.0
+        return {**found, "peak_memory": peak, "training_loss": 1.0, "validation_loss": 1.1}
+
+    contest = FakeContest(scores)
+    monkeypatch.setattr(train, "Contest", lambda *a, **k: contest)
+    monkeypatch.setattr("tuneline.models.resolve", lambda uri, log: Resolved(base))
+    monkeypatch.setattr(train_gpu, "why_not", lambda machine: "there is none")
+    report = train.run(options(tmp_path, runs=2, rows=32))
+    assert report.ratios == {
+        "tokens_per_s_vs_trl": 3.0,
+        "memory_vs_trl": 1.5,
+        "tokens_per_cpu_s_vs_trl": 1.0,
+        "tokens_per_s_watched_vs_unwatched": 0.98,
+        "watching_share": 0.02,
+        "tokens_per_s_vs_trl_no_shared_prefix": 2.0,
+        "memory_vs_trl_no_shared_prefix": 1.5,
+        "tokens_per_cpu_s_vs_trl_no_shared_prefix": 1.0,
+    }
+    [missing] = report.not_measured
+    assert missing.reason == "there is none"
+    assert set(missing.ratios) == set(train_gpu.RATIOS)
+    seeds = [settings["seed"] for name, settings in contest.asked if name == train.OURS]
+    assert seeds == [7, 8, 7, 8]
+    assert report.workload["rows"] == report.workload["rows_no_shared_prefix"] == 32
+
+
+class Resolved:
+    def __init__(self, path):
+        self.path = path
+
+
+def test_rows_of_ones_own_are_one_workload_and_must_suffice(tmp_path):
+    sample = sample_conversations(60, 3)
+    path = tmp_path / "rows.jsonl"
+    write_lines(path, [{"messages": turns} for turns in sample])
+    assert train._workloads(options(tmp_path, input=path)) == {"": sample}
+    with pytest.raises(UserError, match=f"has {6 + train.VALIDATION_ROWS} conversations"):
+        train._workloads(options(tmp_path, input=path, rows=6))
+    with pytest.raises(UserError, match="--rows must be 24 or more"):
+        train._workloads(options(tmp_path, rows=23))
+
+
+class InProcess(Contest):
+    """Conducts trials in this process."""
+
+    def measure(self, systems, job, runs):
+        from importlib import import_module
+
+        found = {}
+        for system in systems:
+            module, name = system.trial.split(":")
+            trial = getattr(import_module(module), name)({**job, **(system.options or {})})
+            found[system.name] = [conduct(trial)]
+        return found
+
+
+def test_the_gpu_part_runs_but_for_the_device(base, tmp_path):
+    log = []
+    settings = options(tmp_path, runs=1)
+    model = write_random_llama(tmp_path / "llama", TINY, base, shard_bytes=100_000)
+    assert len(list(model.glob("*.safetensors"))) > 1
+    job = {**train_gpu.gpu_job(tmp_path, model, TINY, 32, "cpu"), "threads": 1}
+    found = train_gpu.contend(settings, InProcess(tmp_path, log.append, one_core=False), job, TINY)
+    assert set(found.ratios) == set(train_gpu.RATIOS)
+    assert all(value > 0 for value in found.ratios.values())
+    value = {(r.system, r.metric): r.value for r in found.results}
+    # Random weights on random rows: what is learned is nothing, on either side.
+    for method in train_gpu.METHODS:
+        losses = [value[f"{who}, {method}", "gpu_training_loss"] for who in ("tuneline", "TRL")]
+        assert losses[0] == pytest.approx(losses[1], abs=0.05)
+        assert fmean(losses) == pytest.approx(6.24, abs=0.1)  # ln 512
+
+
+def test_random_weights_load_as_the_products_base(base, tmp_path):
+    from tuneline.training.loop.base_weights import load_base
+
+    folder = write_random_llama(tmp_path / "llama", TINY, base, shard_bytes=100_000)
+    model = load_base(folder, "cpu", precision="fp32")
+    weights = dict(model.named_parameters())
+    deviation = float(weights["model.layers.1.mlp.up_proj.weight"].detach().std())
+    assert deviation == pytest.approx(0.02, rel=0.05)
+    assert bool((weights["model.norm.weight"] == 1).all())
+
+
+def test_operations_are_counted_as_by_the_model_itself():
+    """On a model with its adapter, by torch's own counter."""
+    import torch
+    from benchmarks.training.trials import _lora
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tuneline.training.loop.base_weights import attach_lora
+
+    rows, length, r = 2, 32, 4
+    config = LlamaConfig(**TINY, attn_implementation="eager")
+    model = attach_lora(LlamaForCausalLM(config), _lora({**train.LORA, "r": r}))
+    model.enable_input_require_grads()
+    ids = torch.randint(512, (rows, length))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    counted = counter.get_total_flops() / ids.numel()
+    # Eager attention computes what comes later too, and masks it: as much again.
+    later = TINY["num_hidden_layers"] * 6 * length * TINY["hidden_size"]
+    assert lora_flops(TINY, r, length, 1.0) + later == pytest.approx(counted, rel=0.01)
+
+
+def test_trl_on_a_gpu_takes_what_is_installed():
+    bare = train_gpu.trl_settings(2048, lambda name: None)
+    assert (bare["liger"], bare["packing"], bare["attention"]) == (False, False, "sdpa")
+    full = train_gpu.trl_settings(2048, lambda name: object())
+    assert (full["liger"], full["packing"]) == (True, True)
+    assert full["attention"] == "flash_attention_2"
+
+
+def test_a_missing_gpu_is_named():
+    assert "no NVIDIA GPU" in train_gpu.why_not({"gpu": None})
+    assert "sees no GPU" in train_gpu.why_not({"gpu": "NVIDIA H100"})

@@ -1,0 +1,76 @@
+import pytest
+from tests.lab.data_runs import chat
+from tests.lab.tiny_models import make_tokenizer, varied_texts
+
+from tuneline.data.rendering import template_parity
+from tuneline.data.rendering.piecewise import BATCH
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.rendering.template_parity import compare
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    return make_tokenizer("smollm", tmp_path)
+
+
+def rows(count):
+    texts = [text.replace("<|im_", "") for text in varied_texts(2 * count)]
+    return [chat(f"u {a}", f"a {b}") for a, b in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def test_clean_rows_over_several_batches(tokenizer):
+    found = list(compare(rows(2 * BATCH + 5), Renderer(tokenizer, "tokenizer")))
+    assert len(found) == 2 * BATCH + 5
+    assert all(p.reason is None and p.tokens_equal and p.mask_exact for p in found)
+    assert list(compare([], Renderer(tokenizer, "tokenizer"))) == []
+
+
+def test_rows_that_a_template_refuses_or_leaves_out(tokenizer):
+    tokenizer.chat_template = NO_SYSTEM
+    found = list(
+        compare([*rows(2), chat("a", "b", "Be brief."), *rows(1)], Renderer(tokenizer, "tokenizer"))
+    )
+    assert [p.reason for p in found] == [None, None, "template_refused: no system", None]
+    tokenizer.chat_template = NO_SYSTEM.replace(
+        "{{ raise_exception('no system') }}{% endif %}", "{% else %}"
+    ).replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
+    found = list(compare([chat("a", "b", "Be brief."), *rows(1)], Renderer(tokenizer, "tokenizer")))
+    assert found[0].reason == "turn_left_out: the template does not write turn 1 (system)"
+    assert found[1].reason is None
+    only_refused = list(compare([chat("a", "b", "Be brief.")], Renderer(tokenizer, "tokenizer")))
+    assert [p.tokens_equal for p in only_refused] == [None]
+
+
+def test_a_prompt_that_is_no_beginning_of_the_row(tokenizer):
+    tokenizer.chat_template = NO_SYSTEM.replace(
+        "assistant\n' }}{% endif", "assistant\n<t>' }}{% endif"
+    )
+    (found,) = compare([chat("a", "b")], Renderer(tokenizer, "tokenizer"))
+    assert found.reason.startswith("mask_boundary: the row does not start with")
+    assert found.tokens_equal
+
+
+def test_other_ids_are_seen(tokenizer, monkeypatch):
+    renderer = Renderer(tokenizer, "tokenizer")
+    own = renderer.template_ids
+
+    def one_off(batch):
+        ids = own(batch)
+        ids[1][-1] += 1
+        return ids
+
+    monkeypatch.setattr(renderer, "template_ids", one_off)
+    assert [p.tokens_equal for p in compare(rows(3), renderer)] == [True, False, True]
+
+
+def test_both_ways_may_run_at_once(tokenizer, monkeypatch):
+    """Neither way changes the tokenizer while the other one uses it."""
+    monkeypatch.setattr(template_parity, "BATCH", 7)
+    found = compare(rows(700), Renderer(tokenizer, "tokenizer"))
+    assert all(p.tokens_equal for p in found)

@@ -1,0 +1,219 @@
+"""Datasets of several files, broken ones among them: on disk, in a bucket (moto over HTTP)."""
+
+import gzip
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+from tests.lab.data_runs import clean_rows, code, value
+
+from tuneline.config import DataConfig
+from tuneline.data.sources.opened import open_files
+from tuneline.data.sources.records import count_records, read_records
+from tuneline.errors import RetryableError, UserError
+
+
+def jsonl(rows):
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def read(tmp_path, **settings):
+    """Every record of a dataset as (file, line, fault)."""
+    found = []
+    counted = 0
+    for opened in open_files(DataConfig(**settings), tmp_path / "scratch"):
+        for record in opened.records(None):
+            fault = (record.fault or "").split(":")[0]
+            found.append((opened.file.name, record.source_line, fault))
+        counted += opened.count()
+    assert counted == len(found), "what the reader gives is what is counted without it"
+    return found
+
+
+def each(config, tmp_path):
+    for opened in open_files(config, tmp_path):
+        for record in opened.records(None):
+            yield opened, record
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = clean_rows(40)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jsonl").write_bytes(jsonl(rows[:10]))
+    (data / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(rows[10:20])))
+    (data / "c.jsonl.zst").write_bytes(pa.compress(jsonl(rows[20:30]), "zstd", asbytes=True))
+    pq.write_table(pa.Table.from_pylist(rows[30:]), data / "d.parquet", row_group_size=4)
+    return data
+
+
+def test_files_of_all_kinds_make_one_dataset(folder, tmp_path):
+    found = read(tmp_path, source="data")
+    assert [line for _, line, _ in found] == [*range(1, 11)] * 4
+    assert {name for name, _, _ in found} == {
+        "data/a.jsonl",
+        "data/b.jsonl.gz",
+        "data/c.jsonl.zst",
+        "data/d.parquet",
+    }
+    assert not any(fault for _, _, fault in found)
+
+
+def test_a_broken_file_does_not_stop_the_others(folder, tmp_path):
+    whole = (folder / "d.parquet").read_bytes()
+    (folder / "d.parquet").write_bytes(whole[: len(whole) // 2])
+    (folder / "b.jsonl.gz").write_bytes((folder / "b.jsonl.gz").read_bytes()[:-60])
+    (folder / "e.jsonl").touch()
+    (folder / "f.jsonl.gz").write_bytes(gzip.compress(b"x")[:4])
+    found = read(tmp_path, source="data")
+    faults = {name: fault for name, _, fault in found if fault}
+    assert faults == {
+        "data/b.jsonl.gz": "broken_file",
+        "data/d.parquet": "broken_file",
+        "data/f.jsonl.gz": "broken_file",
+    }
+    good = [(name, line) for name, line, fault in found if not fault]
+    assert len(good) >= 20
+    assert len(good) == len(set(good))
+
+
+def test_rows_of_a_damaged_parquet_group_are_told_one_by_one(folder, tmp_path):
+    path = folder / "d.parquet"
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    at = start.dictionary_page_offset or start.data_page_offset
+    data[at : at + start.total_compressed_size] = b"\xff" * start.total_compressed_size
+    path.write_bytes(data)
+    found = read(tmp_path, source="data/d.parquet")
+    assert [line for _, line, fault in found if fault == "broken_file"] == [5, 6, 7, 8]
+    assert [line for _, line, fault in found if not fault] == [1, 2, 3, 4, 9, 10]
+
+
+def test_the_content_says_what_a_file_is(folder, tmp_path):
+    (folder / "d.parquet").rename(folder / "g.jsonl")
+    (folder / "b.jsonl.gz").rename(folder / "h.jsonl")
+    found = read(tmp_path, source=["data/g.jsonl", "data/h.jsonl"])
+    assert len(found) == 20
+    assert not any(fault for _, _, fault in found)
+
+
+def test_bad_input_for_everything_is_one_sentence(folder, tmp_path):
+    for path in folder.iterdir():
+        path.write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"^data: none of 4 files can be read; data/a\.jsonl can't"):
+        read(tmp_path, source="data")
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^data: 4 files, and none holds a row to train on$"):
+        read(tmp_path, source="data")
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"x" * 99)[:12])
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz can't be read: its gzip stream ends early"):
+        read(tmp_path, source="data/b.jsonl.gz")
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        read(tmp_path, source=["data/a.jsonl", "none.jsonl"])
+
+
+def test_a_hold_out_inside_the_folder_is_no_training_data(folder, tmp_path):
+    config = DataConfig(source="data", holdout="data/a.jsonl")
+    read_as = {(r.source_line, f.file.name, f.own_holdout) for f, r in each(config, tmp_path)}
+    assert {name for _, name, held in read_as if held} == {"data/a.jsonl"}
+    assert "data/a.jsonl" not in {name for _, name, held in read_as if not held}
+    assert len(read_as) == 40
+    with pytest.raises(UserError, match=r"also named in data\.holdout"):
+        list(open_files(DataConfig(source="data/a.jsonl", holdout="data"), tmp_path))
+
+
+def test_the_step_keeps_what_is_whole_and_warns(folder, data_lab):
+    (folder / "b.jsonl.gz").write_bytes((folder / "b.jsonl.gz").read_bytes()[:-60])
+    lab = data_lab([], source=str(folder))
+    entry = lab.step("schema_validation")
+    assert entry.verdict == "warn"
+    assert value(entry, "broken_files") == 1
+    assert value(entry, "rows_lost") == 0
+    assert len(entry.inputs) == 4
+    gate = lab.gate("schema_validation")
+    assert (gate.verdict, gate.agrees) == ("warn", True)
+    (reject,) = lab.rejected("schema_validation")
+    assert code(reject) == "broken_file"
+    assert "ends early, what comes after this line is lost" in reject["reason"]
+    assert reject["source_file"].endswith("b.jsonl.gz")
+
+
+def test_the_step_passes_over_sound_files(folder, data_lab):
+    lab = data_lab([], source=[str(folder / "*.jsonl*"), str(folder / "d.parquet")])
+    entry = lab.step("schema_validation")
+    assert entry.verdict == "pass"
+    assert value(entry, "rows_kept") == 40
+    assert lab.gate("schema_validation").verdict == "pass"
+
+
+def test_a_big_file_is_read_in_bounded_memory(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    row = json.dumps({"prompt": "word " * 200, "completion": "x"}).encode() + b"\n"
+    with gzip.open(path, "wb", compresslevel=1) as handle:
+        for _ in range(15):
+            handle.write(row * 1000)
+    tracemalloc.start()
+    try:
+        number = sum(record.fault is None for record in read_records(path, "rows", None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert number == count_records(path) == 15_000
+    assert peak < 4e6, "15 MB of rows pass by"
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    import boto3
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, setting in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, setting)
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="data")
+    yield s3
+    server.stop()
+
+
+def test_objects_prefixes_and_globs_of_a_bucket(bucket, tmp_path):
+    rows = jsonl(clean_rows(6))
+    bucket.put_object(Bucket="data", Key="in/rows.jsonl", Body=rows)
+    bucket.put_object(Bucket="data", Key="in/more/b#?.jsonl.gz", Body=gzip.compress(rows))
+    bucket.put_object(Bucket="data", Key="in/README.md", Body=b"x")
+    bucket.put_object(Bucket="data", Key="other.jsonl", Body=rows)
+    one = read(tmp_path, source="s3://data/in/rows.jsonl")
+    assert [name for name, _, _ in one] == ["s3://data/in/rows.jsonl"] * 6
+    both = {name for name, _, _ in read(tmp_path, source="s3://data/in")}
+    assert both == {"s3://data/in/rows.jsonl", "s3://data/in/more/b#?.jsonl.gz"}
+    assert both == {name for name, _, _ in read(tmp_path, source="s3://data/in/")}
+    assert both == {name for name, _, _ in read(tmp_path, source="s3://data/in/**")}
+    assert len({name for name, _, _ in read(tmp_path, source="s3://data")}) == 3
+    assert len({name for name, _, _ in read(tmp_path, source="s3://data/*.jsonl")}) == 1
+    assert not list(tmp_path.glob("scratch/*")), "a fetched file goes when it has been read"
+
+
+def test_what_a_bucket_does_not_hold(bucket, tmp_path, monkeypatch):
+    for address, words in {
+        "s3://data/none.jsonl": r"s3://data/none\.jsonl does not exist",
+        "s3://data/x/*.jsonl": "does not exist",
+        "s3://nobucket/x.jsonl": "nobucket does not exist",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            read(tmp_path, source=address)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(RetryableError, match=r"s3://data/rows\.jsonl"):
+        read(tmp_path, source="s3://data/rows.jsonl")

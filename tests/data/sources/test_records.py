@@ -1,0 +1,174 @@
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tuneline.config import CsvMapping
+from tuneline.data.sources.files import find_files
+from tuneline.data.sources.records import check_file, count_records, parse_json, read_records
+from tuneline.errors import UserError
+
+
+def read(path, content, mapping=None):
+    path.write_bytes(content)
+    return list(read_records(path, path.name, mapping))
+
+
+def read_all(address):
+    for file in find_files([address]):
+        check_file(file.local, file.name)
+        list(read_records(file.local, file.name, None))
+
+
+def faults(records):
+    return [(r.fault or "").split(":")[0] for r in records]
+
+
+def test_one_bad_line_never_stops_the_rest(tmp_path):
+    lines = [
+        b'{"a": 1}',
+        b'{"a": "\xff"}',
+        b'{"a": ',
+        b"\x00\x00",
+        b"   ",
+        b'{"a": 1, "a": 2}',
+        b"[" * 20_000,
+        b'{"a": NaN}',
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"a": 2}\r',
+    ]
+    records = read(tmp_path / "rows.jsonl", b"\n".join(lines))
+    assert faults(records) == [
+        "",
+        "invalid_utf8",
+        "broken_json",
+        "broken_json",
+        "blank_line",
+        "duplicate_key",
+        "broken_json",
+        "broken_json",
+        "broken_json",
+        "",
+    ]
+    assert [r.source_line for r in records] == list(range(1, 11))
+    assert records[0].value == {"a": 1}
+    assert records[-1].value == {"a": 2}
+    assert records[1].raw == '{"a": "\\xff"}'
+    assert count_records(tmp_path / "rows.jsonl") == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("1e999", ValueError),
+        ("[" * 150 + "]" * 150, RecursionError),
+        ('{"a":' * 150 + "1" + "}" * 150, RecursionError),
+        ("9" * 5000, ValueError),
+        ("-Infinity", ValueError),
+    ],
+)
+def test_what_strict_json_refuses(text, error):
+    with pytest.raises(error):
+        parse_json(text)
+
+
+def test_many_brackets_are_not_many_levels():
+    assert len(parse_json("[" + "[]," * 500 + "[1e308]]")) == 501
+    assert parse_json("[" * 99 + "]" * 99)
+
+
+def test_a_bad_byte_in_the_first_line_makes_no_file_binary(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\0\xff\n{"prompt": "a"}\n')
+    check_file(path, "rows.jsonl")
+    assert [r.fault is None for r in read_records(path, "rows.jsonl", None)] == [False, True]
+
+
+def test_byte_order_mark_and_final_newline(tmp_path):
+    records = read(tmp_path / "rows.jsonl", b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    assert [r.value for r in records] == [{"a": 1}, {"a": 2}]
+    assert count_records(tmp_path / "rows.jsonl") == 2
+
+
+def test_csv_records_and_their_lines(tmp_path):
+    content = (
+        b'text,category\r\nplain,a\r\n"two\r\nlines",b\r\n"open quote,c\r\n'
+        b'x,y,z\r\n"say ""hi""",d\r\n'
+    )
+    content += b"caf\xe9,e\r\n"
+    mapping = CsvMapping(user="Q: {text}", assistant='{{"intent": {category!j}}}', label="category")
+    records = read(tmp_path / "rows.csv", content, mapping)
+    assert [r.source_line for r in records] == [2, 3, 5, 6, 7, 8]
+    assert faults(records) == ["", "", "broken_csv", "broken_csv", "", "invalid_utf8"]
+    turns = records[1].value["messages"]
+    assert turns[0] == {"role": "user", "content": "Q: two\r\nlines"}
+    assert json.loads(turns[1]["content"]) == {"intent": "b"}
+    assert records[4].value["messages"][0]["content"] == 'Q: say "hi"'
+    assert records[4].label == "d"
+
+
+def test_csv_without_mapping_takes_columns_as_fields(tmp_path):
+    records = read(tmp_path / "rows.csv", b"prompt,completion\nhi,ho\n")
+    assert records[0].value == {"prompt": "hi", "completion": "ho"}
+
+
+def test_missing_column_is_named(tmp_path):
+    mapping = CsvMapping(user="{text}", assistant="{intent}")
+    with pytest.raises(UserError, match=r"no column 'intent'.*its columns are 'text', 'category'"):
+        read(tmp_path / "rows.csv", b"text,category\na,b\n", mapping)
+
+
+def test_lone_brace_in_a_template_is_named(tmp_path):
+    mapping = CsvMapping(user="{text}", assistant='{"intent": {category}}')
+    with pytest.raises(UserError, match=r"data\.csv\.assistant.*write \{column\}"):
+        read(tmp_path / "rows.csv", b"text,category\na,b\n", mapping)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b'"a\n', b"a,a\n1,2\n", b",b\n1,2\n"])
+def test_unreadable_csv_header(tmp_path, content):
+    with pytest.raises(UserError, match=r"CSV header|a name of its own"):
+        read(tmp_path / "rows.csv", content)
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [{"messages": [{"role": "user", "content": "hi"}], "x": None}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    (record,) = read_records(path, "rows.parquet", None)
+    assert record.value == {"messages": [{"role": "user", "content": "hi"}]}
+    assert json.loads(record.raw) == record.value
+    assert count_records(path) == 1
+
+
+def test_what_is_no_dataset(tmp_path):
+    def refuse(match, uri):
+        with pytest.raises(UserError, match=match):
+            read_all(str(uri))
+
+    refuse("does not exist", tmp_path / "none.jsonl")
+    refuse("is a folder without", tmp_path)
+    refuse("unknown kind of address", "ftp://host/rows.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    refuse("is empty", tmp_path / "empty.jsonl")
+    (tmp_path / "blank.jsonl").write_bytes(b"\n  \n")
+    refuse("blank lines only", tmp_path / "blank.jsonl")
+    refuse("no dataset was named", " ")
+    (tmp_path / "utf16.jsonl").write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
+    refuse("is a binary file", tmp_path / "utf16.jsonl")
+    (tmp_path / "list.json").write_bytes(b"[{}]")
+    refuse(r"unknown format \.json; .*jq", tmp_path / "list.json")
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
+    refuse(r"unknown format \.xlsx", tmp_path / "rows.xlsx")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    refuse("can't be read as Parquet", tmp_path / "bad.parquet")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_unreadable_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{}\n")
+    path.chmod(0)
+    with pytest.raises(UserError, match="can't be read"):
+        check_file(path, "rows.jsonl")

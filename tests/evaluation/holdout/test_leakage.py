@@ -1,0 +1,60 @@
+from tuneline.data.near_duplicates.exact_join import cross_similarities
+from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.tables.rows import Row
+from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
+
+
+def row(row_id, text, split):
+    roles = ("system", "user", "assistant")
+    turns = ("Long shared text. " * 9, text, "ok")
+    messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
+    return Row(row_id, messages, "rows.jsonl", 1, split=split)
+
+
+def test_near_duplicates_agree_with_sets():
+    texts = [
+        "my card was charged twice for one order",
+        "My card was charged twice  for one order!",
+        "where is my parcel",
+        "my card was charged for one order twice",
+    ]
+    held = [row(f"h{i}", text, "holdout") for i, text in enumerate(texts)]
+    seen = [row("t0", texts[0], "train"), row("v0", "how do I reset a password", "validation")]
+    for threshold in (0.3, 0.6, 0.9):
+        found = {leak.row_id: leak.similarity for leak in near_duplicates(held, seen, threshold)}
+        normal = [normalise(row.messages[1]["content"]) for row in (*held, *seen)]
+        expected = cross_similarities(normal[:4], normal[4:], threshold)
+        assert found == {f"h{at}": round(value, 4) for at, (_, value) in expected.items()}
+    leaks = near_duplicates(held, seen, 0.8)
+    assert {(leak.row_id, leak.other_id, leak.other_split) for leak in leaks} == {
+        ("h0", "t0", "train"),
+        ("h1", "t0", "train"),
+    }
+
+
+def test_the_shared_system_turn_makes_no_leak():
+    assert near_duplicates([row("h", "abc", "holdout")], [row("t", "xyz", "train")], 0.1) == []
+
+
+def test_long_texts_are_compared_by_words():
+    words = [f"w{n}" for n in range(200)]
+    long = " ".join(words)
+    turned = " ".join(words[100:] + words[:100])
+    leaks = near_duplicates([row("h", long, "holdout")], [row("t", turned, "train")], 0.8)
+    assert [(leak.row_id, leak.other_id) for leak in leaks] == [("h", "t")]
+
+
+def test_rows_in_many_blocks_are_all_compared(monkeypatch):
+    monkeypatch.setattr("tuneline.evaluation.holdout.leakage.BLOCK", 3)
+    held = [row(f"h{i}", f"unique question number {i} {'z' * i}", "holdout") for i in range(10)]
+    seen = [row("t", held[8].messages[1]["content"], "train")]
+    assert "h8" in {leak.row_id for leak in near_duplicates(held, seen, 0.99)}
+
+
+def test_ids_are_compared_without_the_part_number():
+    held = [row("a#1", "x", "holdout"), row("b", "y", "holdout")]
+    assert same_ids(held, [row("a#0", "z", "train")]) == ["a#1"]
+
+
+def test_no_rows_no_leaks():
+    assert near_duplicates([], [row("t", "x", "train")], 0.8) == []

@@ -1,0 +1,233 @@
+"""The exported file computes what the checkpoint does: llama.cpp against transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.lab.tiny_models import base_gguf, base_model, make_model, varied_texts
+
+import gguf
+from tuneline.errors import RetryableError, UserError
+from tuneline.gguf import export as gguf_export
+from tuneline.gguf.export import export_gguf
+from tuneline.models import load_tokenizer
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
+from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
+
+TOKENS = [7, 300, 41, 2, 99, 480, 12, 12, 65, 200, 31, 8] * 4
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+CASES = {
+    "llama": ("Llama", {}),
+    "llama, tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": ("Llama", {"head_dim": 32}),
+    "llama, all heads": ("Llama", {"num_key_value_heads": 4}),
+    "llama 3.1 positions": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "linear positions": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> LlamaLibrary:
+    return LlamaLibrary()
+
+
+def divergence(library: LlamaLibrary, path: Path, model) -> float:
+    """Mean KL divergence per token from transformers to the engine, nats."""
+    with LlamaModel(library, path, context=64) as engine:
+        ours = torch.tensor(engine.logits(TOKENS)).log_softmax(-1)
+    with torch.no_grad():
+        theirs = model(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
+    return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_those_of_transformers(case, tmp_path, library):
+    architecture, config = CASES[case]
+    model = make_model(tmp_path / "hf", architecture, **config)
+    report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    assert report.rounded_values == 0
+    assert report.parameters == sum(p.numel() for p in model.parameters()) + (
+        8 if "3.1" in case else 0  # the rotary divisors are a tensor of their own
+    )
+    # The engine keeps its key-value cache in float16; 5e-6 is what that leaves here.
+    assert divergence(library, tmp_path / "m.gguf", model) < 3e-5
+
+
+@pytest.mark.parametrize("fault", ["heads", "rope"])
+def test_the_comparison_sees_the_silent_faults(fault, tmp_path, library, monkeypatch):
+    model = make_model(tmp_path / "hf")
+    if fault == "heads":
+        monkeypatch.setattr(gguf_export, "interleave_heads", lambda rows, _: rows)
+    else:
+        config = json.loads((tmp_path / "hf" / "config.json").read_text())
+        del config["rope_parameters"]
+        (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    assert divergence(library, tmp_path / "m.gguf", model) > 1e-2
+
+
+def test_what_the_file_says(tmp_path):
+    make_model(tmp_path / "hf", tokenizer="llama-bpe")
+    report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["tokenizer.ggml.pre"] == report.pre_tokenizer == "llama-bpe"
+    assert fields["llama.rope.freq_base"] == 5000.0
+    types = fields["tokenizer.ggml.token_type"]
+    assert types[:3] == [gguf.TokenType.CONTROL] * 3
+    assert types[3] == gguf.TokenType.NORMAL
+    assert types[-1] == gguf.TokenType.UNUSED  # the embedding has more rows than tokens
+    assert " " in fields["tokenizer.ggml.merges"][0]
+    assert fields["tokenizer.ggml.eot_token_id"] == fields["tokenizer.ggml.eos_token_id"] == 2
+    assert fields["tokenizer.chat_template"].startswith("{% for m in messages %}")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["blk.0.attn_norm.weight"] == kinds["output_norm.weight"] == "F32"
+    assert kinds["blk.0.attn_q.weight"] == "F16"
+
+
+def test_bfloat16_and_sharded_checkpoints(tmp_path, library):
+    model = make_model(tmp_path / "hf").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
+    (tmp_path / "hf" / "model.safetensors").unlink(missing_ok=True)
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
+    report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="bf16")
+    assert report.rounded_values == 0
+    # With bfloat16 weights the engine rounds the activations to bfloat16 too.
+    assert divergence(library, tmp_path / "m.gguf", model.to(torch.float32)) < 1e-3
+
+
+def edit(directory: Path, **changes) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config.update(changes)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM can't be exported"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' can't be exported"),
+        ({"hidden_act": "gelu"}, "no gelu"),
+        ({"vocab_size": 400}, "resize the embedding"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "sliding window of 64"),
+    ],
+)
+def test_what_can_not_be_exported_is_refused(changes, sentence, tmp_path):
+    make_model(tmp_path / "hf")
+    edit(tmp_path / "hf", **changes)
+    with pytest.raises(UserError, match=sentence):
+        export_gguf(tmp_path / "hf", tmp_path / "out" / "m.gguf")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_unknown_pre_tokenizer_is_refused(tmp_path):
+    make_model(tmp_path / "hf", tokenizer="unknown")
+    with pytest.raises(UserError, match=r"no llama\.cpp pre-tokenizer is known"):
+        export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
+
+
+def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path):
+    model = make_model(tmp_path / "hf")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    model.save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"blk.0.ffn_up.weight .*float16"):
+        export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
+    assert list(tmp_path.glob("*.gguf")) == []
+    assert export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="bf16").tensors == 21
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    make_model(tmp_path / "hf")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(RetryableError, match="No space left"):
+        export_gguf(tmp_path / "hf", tmp_path / "out" / "m.gguf")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# Nats. The engine multiplies in float16, which moves the best token's log-probability by 0.01.
+TIE = 0.02
+PROMPTS = [
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "My order 48213 has not arrived. Answer as JSON with the keys intent and reply.",
+    "List three colours.",
+    "Translate 'good morning' into Spanish.",
+    "What is 12 plus 30?",
+]
+
+
+@pytest.mark.model
+def test_greedy_text_of_the_base_model_equals_transformers_in_float32():
+    from transformers import AutoModelForCausalLM
+
+    directory = base_model().path
+    tokenizer = load_tokenizer(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    identical = 0
+    with LlamaServer(base_gguf(), ctx=512) as server, server.client() as client:
+        for prompt in PROMPTS:
+            messages = [{"role": "user", "content": prompt}]
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            start = inputs["input_ids"].shape[1]
+            with torch.no_grad():
+                output = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0]
+                logits = model(output[None]).logits[0, start - 1 : -1]
+            expected = tokenizer.decode(output[start:], skip_special_tokens=True)
+            found = client.chat(messages, max_tokens=32).text
+            if found == expected:
+                identical += 1
+                continue
+            # Where the two best tokens are closer than the engine's own rounding, either may win.
+            ids = tokenizer(found, add_special_tokens=False)["input_ids"]
+            first = next(
+                i for i, (a, b) in enumerate(zip(output[start:], ids, strict=False)) if a != b
+            )
+            best, second = logits[first].log_softmax(-1).topk(2).values
+            assert best - second < TIE, f"{found!r} instead of {expected!r}"
+    assert identical >= 4
+
+
+@pytest.mark.model
+def test_token_ids_of_the_base_model_equal_llama_cpp():
+    texts = varied_texts(1500)
+    tokenizer = load_tokenizer(base_model().path)
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert tokenize_texts(base_gguf(), texts) == expected
+    # The server's own route gives the same.
+    with LlamaServer(base_gguf(), ctx=64) as server, server.client() as client:
+        for text, ids in zip(texts[:50], expected[:50], strict=True):
+            assert client.tokenize(text) == ids
+
+
+@pytest.mark.model
+def test_the_export_of_the_base_model_is_lossless(tmp_path):
+    report = export_gguf(base_model().path, tmp_path / "again.gguf")
+    assert report.rounded_values == 0
+    assert report.parameters == 134_515_008
+    assert 270e6 < report.bytes < 272e6

@@ -1,0 +1,142 @@
+"""The exported adapter changes the base exactly as merging would."""
+
+import json
+
+import pytest
+import torch
+from tests.lab.tiny_models import base_model, make_model
+
+from tuneline.errors import UserError
+from tuneline.gguf import lora as gguf_lora
+from tuneline.gguf.export import export_gguf
+from tuneline.gguf.lora import effective_alpha, export_lora_gguf
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ON = {"lora": [{"id": 0, "scale": 1.0}]}
+OFF = {"lora": []}
+
+
+def add_lora(model, directory, *, seed=5, scale=1.0, **settings):
+    """A random adapter, both of its matrices filled, saved by PEFT; returns the PEFT model."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **settings}
+    )
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter) * scale)
+    adapted.save_pretrained(directory)
+    return adapted
+
+
+def chat(server, prompt, extra):
+    with server.client() as client:
+        return client.chat([{"role": "user", "content": prompt}], max_tokens=24, extra=extra).text
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Base, adapter and merged model as GGUF, of a tiny model."""
+
+    def make(architecture="Llama", **settings):
+        model = make_model(tmp_path / "hf", architecture)
+        export_gguf(tmp_path / "hf", tmp_path / "base.gguf", dtype="f32")
+        adapted = add_lora(model, tmp_path / "adapter", scale=0.2, **settings)
+        export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "adapter.gguf")
+        merged = adapted.merge_and_unload()
+        merged.save_pretrained(tmp_path / "hf")
+        export_gguf(tmp_path / "hf", tmp_path / "merged.gguf", dtype="f32")
+        return tmp_path / "base.gguf", tmp_path / "adapter.gguf", tmp_path / "merged.gguf"
+
+    return make
+
+
+PROMPTS = ["the dog", "order 42", "12 34"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("Llama", {}), ("Llama", {"use_rslora": True}), ("Qwen2", {"target_modules": TARGETS[:2]})],
+)
+def test_adapter_equals_merged(architecture, settings, exported):
+    base, adapter, merged = exported(architecture, **settings)
+    with LlamaServer(base, loras=[adapter], ctx=256) as server:
+        on = [chat(server, prompt, ON) for prompt in PROMPTS]
+        off = [chat(server, prompt, OFF) for prompt in PROMPTS]
+        unsaid = [chat(server, prompt, {}) for prompt in PROMPTS]
+    with LlamaServer(merged, ctx=256) as server:
+        assert [chat(server, prompt, {}) for prompt in PROMPTS] == on
+    with LlamaServer(base, ctx=256) as server:
+        plain = [chat(server, prompt, {}) for prompt in PROMPTS]
+    # Loaded adapters are off until a request names them.
+    assert off == unsaid == plain
+    assert plain != on
+
+
+def test_the_comparison_sees_rows_in_the_wrong_order(exported, monkeypatch):
+    monkeypatch.setattr(gguf_lora, "interleave_heads", lambda rows, _: rows)
+    base, adapter, merged = exported()
+    with LlamaServer(base, loras=[adapter], ctx=256) as server:
+        on = [chat(server, prompt, ON) for prompt in PROMPTS]
+    with LlamaServer(merged, ctx=256) as server:
+        assert [chat(server, prompt, {}) for prompt in PROMPTS] != on
+
+
+def test_the_scale_is_pefts():
+    assert effective_alpha({"lora_alpha": 32, "r": 16}) == 32
+    # llama.cpp divides by the rank: 32 · 4 / 16 = 32 / √16.
+    assert effective_alpha({"lora_alpha": 32, "r": 16, "use_rslora": True}) == 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "trained biases"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_what_an_adapter_file_can_not_express_is_refused(changes, sentence, tmp_path):
+    add_lora(make_model(tmp_path / "hf"), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UserError, match=sentence):
+        export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "a.gguf")
+
+
+def test_an_adapter_on_the_embedding_is_refused(tmp_path):
+    model = make_model(tmp_path / "hf")
+    add_lora(model, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(UserError, match=r"lm_head.* is no LoRA of an attention or MLP projection"):
+        export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "a.gguf")
+
+
+@pytest.mark.model
+def test_adapter_equals_merged_on_the_base_model(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base_model().path, dtype=torch.float32)
+    adapted = add_lora(model, tmp_path / "adapter", scale=0.02, r=8, lora_alpha=16)
+    report = export_lora_gguf(tmp_path / "adapter", base_model().path, tmp_path / "adapter.gguf")
+    assert report.tensors == 30 * 7 * 2
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for path in base_model().path.glob("*"):
+        if path.name.startswith(("tokenizer", "chat_template")):
+            (tmp_path / "merged" / path.name).write_bytes(path.read_bytes())
+    # Float32 on both sides, so that only the order of the additions differs.
+    export_gguf(tmp_path / "merged", tmp_path / "merged.gguf", dtype="f32")
+    export_gguf(base_model().path, tmp_path / "base.gguf", dtype="f32")
+    prompts = ["What is the capital of France?", "My order is late.", "Count to five."]
+    with LlamaServer(tmp_path / "base.gguf", loras=[tmp_path / "adapter.gguf"], ctx=256) as server:
+        on = [chat(server, prompt, ON) for prompt in prompts]
+        off = [chat(server, prompt, OFF) for prompt in prompts]
+    with LlamaServer(tmp_path / "merged.gguf", ctx=256) as server:
+        assert [chat(server, prompt, {}) for prompt in prompts] == on
+    assert on != off

@@ -1,0 +1,113 @@
+"""Quantised files: the engine's own bytes, true sizes, small errors."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from tests.lab.tiny_models import base_gguf, base_model, make_model
+
+import gguf
+from tuneline.errors import UserError
+from tuneline.gguf.export import export_gguf
+from tuneline.gguf.quantize import QUANTISATIONS, quantize
+from tuneline.models import load_tokenizer
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
+from tuneline.serving.engines.llama_cpp.perplexity import perplexity_and_kl
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    make_model(directory / "hf")
+    export_gguf(directory / "hf", directory / "f16.gguf")
+    return directory / "f16.gguf"
+
+
+@pytest.mark.parametrize("kind", QUANTISATIONS)
+def test_the_blocks_are_those_of_ggml(kind):
+    """The same bytes as ggml's own C code writes (`ggml_quantize_chunk`)."""
+    name, _ = QUANTISATIONS[kind]
+    number = gguf.GGMLQuantizationType[name]
+    rows = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
+    ours = gguf.quants.quantize(rows, number)
+    theirs = np.zeros_like(ours)
+    function = LlamaLibrary().lib.ggml_quantize_chunk
+    function.restype = ctypes.c_size_t
+    pointer, wide = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
+    written = function(
+        int(number), rows.ctypes.data, theirs.ctypes.data, 0, rows.shape[0], rows.shape[1], None
+    )
+    assert written == ours.nbytes
+    assert (ours == theirs).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", QUANTISATIONS)
+def test_a_quantised_file(kind, tiny, tmp_path):
+    report = quantize(tiny, tmp_path / "q.gguf", kind)
+    reader = gguf.GGUFReader(tmp_path / "q.gguf")
+    name, number = QUANTISATIONS[kind]
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert types["blk.0.ffn_up.weight"] == name
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
+    assert types["blk.1.attn_norm.weight"] == "F32"
+    assert reader.fields["general.file_type"].contents() == number
+    stored = sum(tensor.n_bytes for tensor in reader.tensors)
+    values = sum(tensor.n_elements for tensor in reader.tensors)
+    assert report.bits_per_weight == pytest.approx(stored * 8 / values)
+    assert report.types[name] + report.types.get("Q8_0", 0) * (name != "Q8_0") == 16
+    assert report.fallbacks == ()
+    source = gguf.GGUFReader(tiny)
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "llama.rope.freq_base"):
+        assert reader.fields[key].contents() == source.fields[key].contents()
+    with LlamaModel(LlamaLibrary(), tmp_path / "q.gguf", context=16) as model:
+        assert np.isfinite(model.logits([3, 4, 5])).all()
+
+
+def test_more_bits_err_less(tiny, tmp_path):
+    sequences = [list(range(20 + i, 80 + i)) for i in range(4)]
+    kl = {}
+    for kind in ("q8_0", "q5_1", "q4_0"):
+        quantize(tiny, tmp_path / f"{kind}.gguf", kind)
+        kl[kind] = perplexity_and_kl(tiny, tmp_path / f"{kind}.gguf", sequences).mean_kl
+    assert 0 < kl["q8_0"] < kl["q5_1"] < kl["q4_0"]
+    assert kl["q8_0"] < 0.01
+
+
+def test_rows_that_no_block_fits_stay_float16_and_are_named(tmp_path):
+    make_model(tmp_path / "hf", intermediate_size=100)
+    export_gguf(tmp_path / "hf", tmp_path / "f16.gguf")
+    report = quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "q8_0")
+    assert report.fallbacks == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+    assert report.types["F16"] == 2
+
+
+def test_what_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="use one of q8_0"):
+        quantize(tiny, tmp_path / "q.gguf", "q3_k")
+    quantize(tiny, tmp_path / "q.gguf", "q8_0")
+    with pytest.raises(UserError, match="Q8_0 already"):
+        quantize(tmp_path / "q.gguf", tmp_path / "twice.gguf", "q4_0")
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(UserError, match="no usable GGUF file"):
+        quantize(tmp_path / "text.gguf", tmp_path / "out.gguf")
+    with pytest.raises(UserError, match="does not exist"):
+        quantize(tmp_path / "none.gguf", tmp_path / "out.gguf")
+    assert not (tmp_path / "twice.gguf").exists()
+
+
+@pytest.mark.model
+def test_the_base_model_at_8_bit(tmp_path):
+    report = quantize(base_gguf(), tmp_path / "q8_0.gguf")
+    assert 8.5 < report.bits_per_weight < 8.52
+    assert report.bytes < 146e6
+    tokenizer = load_tokenizer(base_model().path)
+    texts = [
+        "The capital of France is Paris, and the river that runs through it is the Seine.",
+        "Water boils at 100 degrees Celsius at sea level; on a mountain it boils sooner.",
+        "I am sorry to hear that your parcel has not arrived. I have asked the carrier about it.",
+    ]
+    found = perplexity_and_kl(base_gguf(), report.path, tokenizer(texts)["input_ids"])
+    assert 0 < found.mean_kl < 0.02
+    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=0.05)
+    assert found.same_top_token > 0.85

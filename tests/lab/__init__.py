@@ -1,0 +1,1 @@
+"""What tests of several folders work with: runs, small models, servers and faults."""

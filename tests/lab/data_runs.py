@@ -1,0 +1,122 @@
+"""A dataset file, a base model with a real tokenizer, and a run of the data steps over them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tests.lab.runs import Lab
+from tests.lab.tiny_models import make_tokenizer
+
+from tuneline.data.gates.run_gate import ORDER, GateResult, run_gate
+from tuneline.evidence import Evidence, Record
+
+WORDS = (
+    "parcel invoice kettle garden window blanket teapot ladder pillow basket hammer curtain "
+    "mirror lantern bottle carpet drawer engine feather guitar helmet island jacket kitten lemon "
+    "magnet napkin orange pencil quilt rabbit saddle thread umbrella violin wallet yoghurt zipper "
+    "anchor bridge candle dragon escape fabric glacier harvest insect jungle kayak library"
+).split()
+
+
+def make_base(directory: Path) -> Path:
+    """A base model's directory: a trained tokenizer, a configuration, a weight file."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    make_tokenizer("smollm", directory)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "vocab_size": 480,
+        "model_type": "llama",
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file({"weight": np.zeros((2, 2), dtype=np.float32)}, directory / "model.safetensors")
+    return directory
+
+
+def text(number: int, words: int = 9) -> str:
+    """A sentence of its own: no two numbers give similar ones."""
+    chosen = [WORDS[(number * 7 + k * (11 + number % 13)) % len(WORDS)] for k in range(words)]
+    return f"{' '.join(chosen)} {number * 7919:x}"
+
+
+def chat(user: str, assistant: str, system: str | None = None) -> list[dict[str, str]]:
+    """An exchange."""
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def answer(intent: str, reply: str) -> str:
+    """A JSON answer."""
+    return json.dumps({"intent": intent, "reply": reply})
+
+
+def clean_rows(count: int, labels: tuple[str, ...] = ("billing", "login", "shipping")) -> list[Any]:
+    """Rows without a fault, in the messages form."""
+    return [
+        {
+            "messages": chat(
+                text(n), answer(labels[n % len(labels)], f"Let us see {text(n + 5000, 4)}.")
+            )
+        }
+        for n in range(count)
+    ]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    """Write rows; bytes stay as they are."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+class DataLab:
+    """A run over one dataset."""
+
+    def __init__(self, root: Path, base: Path, rows: list[Any], **data: Any) -> None:
+        source = write_jsonl(root / "rows.jsonl", rows)
+        settings = {"source": str(source), "max_tokens": 2048, "pii_ner": False, **data}
+        settings.setdefault("pii_profile", ["pci"])
+        self.lab = Lab(root, {"data": settings, "base_model": str(base)})
+        self.run = self.lab.run
+
+    def step(self, name: str) -> Evidence | Record:
+        """Run one step as the pipeline does."""
+        module = importlib.import_module(f"tuneline.data.{name}")
+        return self.lab.execute(name, module.run)
+
+    def upto(self, last: str) -> Evidence:
+        """Run the steps up to an item; returns its evidence."""
+        for name in ORDER[: ORDER.index(last) + 1]:
+            entry = self.step(name)
+        return entry
+
+    def gate(self, item: str) -> GateResult:
+        """Run an item's gate."""
+        return run_gate(self.run, item)
+
+    def table(self, step: str, name: str) -> list[dict[str, Any]]:
+        """The rows of a stored table."""
+        ref = next(r for r in self.run.entry(step).artifacts if r.name == name)
+        path = self.lab.root / "fetched" / step / name
+        self.run.store.get_file(self.run.store.key_of(ref.uri), path)
+        return pq.read_table(path).to_pylist()
+
+    def rejected(self, step: str) -> list[dict[str, Any]]:
+        """The rejects of a step."""
+        return self.table(step, "quarantine/rejected.parquet")
+
+
+def value(entry: Evidence | Record, name: str) -> Any:
+    """The value of a measurement."""
+    return next(m.value for m in entry.measurements if m.name == name)
+
+
+def code(reject: dict[str, Any]) -> str:
+    """A reject's reason without its detail."""
+    return reject["reason"].split(":")[0]

@@ -1,0 +1,85 @@
+"""What an operator needs of Airflow to run without one: a connection, a context, a memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.lab.pods import NAMESPACE, Server
+
+
+class TaskStateStore:
+    """Keeps what a task remembers over its tries in a file, as it must outlive a process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, key: str) -> Any:
+        return self._content().get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self._path.write_text(json.dumps({**self._content(), key: value}))
+
+    def _content(self) -> dict[str, Any]:
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
+
+
+def connection(server: Server, namespace: str = NAMESPACE) -> str:
+    """A server as the connection `kubernetes_default`."""
+    extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": namespace}
+    return json.dumps({"conn_type": "kubernetes", "extra": extra})
+
+
+def connect(server: Server, patch: pytest.MonkeyPatch, namespace: str = NAMESPACE) -> None:
+    """Put a server behind `kubernetes_default`, asked five times a second."""
+    patch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection(server, namespace))
+    patch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
+
+
+def context_of(
+    task_id: str,
+    *,
+    run_id: str = "manual__1",
+    try_number: int = 1,
+    store: Any = None,
+    prepared: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """As much of a task's context as the operators read.
+
+    Args:
+        task_id: of the task.
+        run_id: of the run of the DAG.
+        try_number: of the task.
+        store: its `TaskStateStore`; without one, as in an Airflow before 3.3.
+        prepared: what `prepare_run` has left, by key.
+    """
+    pushed: dict[str, Any] = {}
+    left = dict(prepared or {})
+    task_instance = SimpleNamespace(
+        dag_id="pipeline",
+        task_id=task_id,
+        run_id=run_id,
+        map_index=-1,
+        try_number=try_number,
+        start_date=datetime.now(UTC),
+        xcom_push=lambda key, value: pushed.update({key: value}),
+        xcom_pull=lambda task_ids, key="return_value": left.get(key),
+        pushed=pushed,
+    )
+    context = {"ti": task_instance, "run_id": run_id, "dag": SimpleNamespace(dag_id="pipeline")}
+    return context if store is None else {**context, "task_state_store": store}
+
+
+def prepared_run(run_uri: str, pods: Any) -> dict[str, Any]:
+    """What `prepare_run` leaves of a run.
+
+    Args:
+        run_uri: of the run.
+        pods: its `PodConfig`.
+    """
+    return {"pods": pods.model_dump(mode="json"), "deadlines": {}, "return_value": run_uri}

@@ -1,0 +1,149 @@
+"""A tiny Llama that is trained in seconds and answers a tiny task, for tests of real servers.
+
+The task: a question of made-up words holds one keyword, and the right answer is
+the JSON of that keyword's intent. Everything about it is real (tokenizer, chat
+template, checkpoint, GGUF) but its size.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.lab.runs import dataset_rows, exchange
+from tests.lab.tiny_models import train_tokenizer
+
+INTENTS = {"invoice": "billing", "password": "login", "parcel": "shipping"}
+
+
+def words() -> list[str]:
+    """Two hundred made-up words, always the same ones."""
+    draw = random.Random(1)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    return ["".join(draw.sample(syllables, draw.choice((2, 3)))) for _ in range(200)]
+
+
+def conversation(number: int) -> tuple[list[dict[str, str]], str]:
+    """Row `number` of the task: its messages and its intent."""
+    draw = random.Random(number)
+    keyword = list(INTENTS)[number % 3]
+    text = draw.sample(words(), 6)
+    text.insert(draw.randrange(len(text)), keyword)
+    intent = INTENTS[keyword]
+    return exchange(" ".join(text) + "?", intent), intent
+
+
+def task_rows(split_sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows of the task as `dataset.parquet` holds them; none of them is trained on here."""
+    return dataset_rows(split_sizes, lambda number: conversation(1000 + number))
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE tokenizer with SmolLM2's rules and a ChatML template."""
+    texts = [turn["content"] for n in range(300) for turn in conversation(n)[0]]
+    texts += ["system user assistant\n What is the capital of France? Name two colours."] * 5
+    return train_tokenizer("smollm", texts, 800)
+
+
+def make_model(tokenizer: Any, seed: int = 0) -> Any:
+    """A random Llama of two layers; rows are multiples of 32, which q8_0 needs."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def train(model: Any, tokenizer: Any, rows: int, steps: int) -> float:
+    """Teach the task on rows 0 to `rows`; gives the last loss."""
+    import torch
+
+    texts = [
+        tokenizer.apply_chat_template(conversation(number)[0], tokenize=False)
+        for number in range(rows)
+    ]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    # Only the answer counts: everything up to the assistant's header is masked.
+    for at, text in enumerate(texts):
+        prompt = text[: text.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")]
+        labels[at, : len(tokenizer(prompt, add_special_tokens=False)["input_ids"])] = -100
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0
+    )
+    loss = torch.tensor(0.0)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        pick = torch.randint(0, rows, (32,), generator=order)
+        loss = model(
+            input_ids=batch["input_ids"][pick],
+            attention_mask=batch["attention_mask"][pick],
+            labels=labels[pick],
+        ).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return float(loss.detach())
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """Save model and tokenizer as a checkpoint directory."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class TinyModels:
+    """A base that knows the form of the answers, and a LoRA adapter that knows the task.
+
+    Attributes:
+        base: checkpoint of the base, float16.
+        adapter: PEFT adapter on it.
+        merged: checkpoint with the adapter merged, float16.
+        base_gguf: the base in f16.
+        candidate_gguf: the merged model in f16.
+        adapter_gguf: the adapter.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Train and export everything below a folder; about ten seconds."""
+        import torch
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        from tuneline.gguf.export import export_gguf
+        from tuneline.gguf.lora import export_lora_gguf
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        tokenizer = make_tokenizer()
+        model = make_model(tokenizer)
+        train(model, tokenizer, 30, 60)
+        self.base = save(model.half(), tokenizer, root / "base")
+        model = get_peft_model(
+            model.float(), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        )
+        train(model, tokenizer, 600, 150)
+        self.adapter = root / "adapter"
+        model.save_pretrained(self.adapter)
+        fresh = type(model.base_model.model).from_pretrained(self.base, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(fresh, self.adapter).merge_and_unload()
+        self.merged = save(merged.half(), tokenizer, root / "merged")
+        torch.set_num_threads(threads)
+        self.base_gguf = export_gguf(self.base, root / "base.gguf").path
+        self.candidate_gguf = export_gguf(self.merged, root / "candidate.gguf").path
+        self.adapter_gguf = export_lora_gguf(self.adapter, self.base, root / "adapter.gguf").path

@@ -1,0 +1,167 @@
+"""Runs that train a tiny model in seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.lab.runs import Lab
+from tests.lab.tiny_models import make_model
+
+from tuneline.config import merge
+from tuneline.data.tables.rows import Row, write_dataset
+from tuneline.evidence import measure
+
+MAX_TOKENS = 192
+# As the plan holds it; a step that is not timed knows no better.
+ESTIMATE = {
+    "work": {"steps": 9, "tokens": 4000, "validation_tokens": 2000},
+    "seconds": 10.0,
+    "uncertainty": 0.2,
+    "devices": 1,
+    "price": 0.1,
+    "currency": "USD",
+}
+SYSTEM = "Answer with JSON."
+INTENTS = {
+    "billing": ("the invoice is wrong", "I was charged twice", "where is my refund"),
+    "login": ("I can not sign in", "my password is lost", "the code never arrives"),
+    "shipping": ("the parcel is late", "the box came broken", "where is my order"),
+}
+
+
+def make_rows(train: int = 36, validation: int = 12) -> tuple[list[Row], list[float]]:
+    """Rows of three intents; the answers differ in length, every fifth row weighs double."""
+    rng = random.Random(5)
+    rows, weights = [], []
+    for number in range(train + validation):
+        intent = list(INTENTS)[number % 3]
+        said = f"{rng.choice(INTENTS[intent])} {rng.choice(['please', 'today', 'again'])} {number}"
+        reply = " ".join(["We look at it."] * (1 + number % 4))
+        rows.append(
+            Row(
+                row_id=f"row-{number:03d}",
+                messages=[
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": said},
+                    {
+                        "role": "assistant",
+                        "content": json.dumps({"intent": intent, "reply": reply}),
+                    },
+                ],
+                source_file="rows.jsonl",
+                source_line=number + 1,
+                label=intent,
+                split="train" if number < train else "validation",
+                n_tokens=40,
+            )
+        )
+        weights.append(2.0 if number % 5 == 0 else 1.0)
+    return rows, weights
+
+
+def make_base(folder: Path) -> Path:
+    """A random Llama of two layers with a tokenizer of its own."""
+    # 4-bit layers on a CPU need sides that are multiples of 64.
+    make_model(folder, tie_word_embeddings=True, intermediate_size=128)
+    return folder
+
+
+def make_learned_base(folder: Path) -> Path:
+    """The tiny model trained whole until it knows the answers: a base that can be broken."""
+    import torch
+
+    from tuneline.models import load_tokenizer
+
+    model = make_model(folder, tie_word_embeddings=True, intermediate_size=128).train()
+    tokenizer = load_tokenizer(folder)
+    rows, _ = make_rows(train=24, validation=0)
+    texts = [tokenizer.apply_chat_template(row.messages, tokenize=False) for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        model(input_ids=batch["input_ids"], labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+class TrainingLab(Lab):
+    """A run on the tiny model whose data phase is done."""
+
+    def __init__(self, root: Path, base: Path | str, overrides: Mapping[str, Any]) -> None:
+        settings: dict[str, Any] = {
+            "base_model": str(base),
+            "data": {"max_tokens": MAX_TOKENS},
+            "training": {
+                "r": 4,
+                "dropout": 0.0,
+                "epochs": 2,
+                "learning_rate": 0.01,
+                "evaluations": 3,
+                "threads": 1,
+                "precision": "fp32",
+                "tracking": [],
+            },
+        }
+        super().__init__(root, merge(settings, overrides))
+        self.base = base
+        path = root / "dataset.parquet"
+        write_dataset(path, *make_rows())
+        passed = [measure("rows", 48, "rows", ">", 0)]
+        self.leave("distribution_balancing", {"dataset.parquet": path}, passed)
+
+    def leave_lora(self) -> None:
+        """Run lora_selection."""
+        from tuneline.training import lora_selection
+
+        self.execute("lora_selection", lora_selection.run)
+
+    def leave_plan(self, micro_batch: int = 4, **changes: Any) -> None:
+        """Leave a plan without the probe's process."""
+        config, world = self.run.config.training, self.run.config.world_size
+        plan = {
+            "micro_batch": micro_batch,
+            "accumulation": config.effective_batch // (micro_batch * world),
+            "world_size": world,
+            "effective_batch": config.effective_batch,
+            "max_length": MAX_TOKENS,
+            "threads": 1,
+            "device": "cpu",
+            "precision": "bf16" if config.qlora else "fp32",
+            "estimate": ESTIMATE,
+            **changes,
+        }
+        passed = [measure("effective_batch", 8, "rows", "==", 8)]
+        self.leave("gradient_accumulation", {"plan.json": json.dumps(plan)}, passed)
+
+    def train(self) -> Any:
+        """Choose the adapter, plan and train."""
+        from tuneline.training import train
+
+        self.leave_lora()
+        self.leave_plan()
+        return self.execute("train", train.run)
+
+    def artifact(self, step: str, name: str) -> Path:
+        """A stored artifact of a step."""
+        return self.root / "store" / self.run.step_key(step, name)
+
+    def document(self, step: str, name: str) -> Any:
+        """A stored JSON artifact."""
+        return json.loads(self.artifact(step, name).read_text())
+
+
+def value(entry: Any, name: str) -> Any:
+    """The value of a measurement."""
+    return next(m.value for m in entry.measurements if m.name == name)
+
+
+def broken(entry: Any) -> set[str]:
+    """Names of the measurements that break their rule."""
+    return {m.name for m in entry.measurements if m.ok is False}

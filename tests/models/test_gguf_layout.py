@@ -1,0 +1,51 @@
+"""Names and row order of Llama-type weights in GGUF."""
+
+import numpy as np
+import pytest
+
+import gguf
+from tuneline.errors import UserError
+from tuneline.models.gguf_layout import (
+    PER_BLOCK,
+    TOP_LEVEL,
+    interleave_heads,
+    split_heads,
+    to_float32,
+    to_gguf_name,
+    to_hf_name,
+)
+
+HF_NAMES = [f"{name}.weight" for name in TOP_LEVEL] + [
+    f"model.layers.1.{name}.weight" for name in PER_BLOCK
+]
+
+
+@pytest.mark.parametrize("name", HF_NAMES)
+@pytest.mark.parametrize("architecture", [gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.QWEN2])
+def test_names_agree_with_the_official_map(name, architecture):
+    official = gguf.get_tensor_name_map(architecture, 2)
+    assert to_gguf_name(name) == official.get_name(name, try_suffixes=(".weight",))
+    assert to_hf_name(to_gguf_name(name)) == name
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.0.up_proj.weight", "visual.weight"])
+def test_unknown_tensors_are_refused(name):
+    with pytest.raises(UserError, match="no place"):
+        to_gguf_name(name)
+
+
+def test_interleaving_pairs_the_halves_of_each_head():
+    rows = np.arange(8)  # two heads of four: halves (0 1 | 2 3) and (4 5 | 6 7)
+    assert interleave_heads(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    matrix = np.random.default_rng(0).normal(size=(24, 5))
+    assert np.array_equal(split_heads(interleave_heads(matrix, 3), 3), matrix)
+    assert not np.array_equal(interleave_heads(matrix, 3), matrix)
+
+
+def test_bfloat16_patterns_widen_exactly():
+    torch = pytest.importorskip("torch")
+    values = torch.randn(64).to(torch.bfloat16)
+    raw = values.view(torch.uint16).numpy()
+    assert np.array_equal(to_float32(raw, "BF16"), values.to(torch.float32).numpy())
+    with pytest.raises(UserError, match="I8"):
+        to_float32(np.zeros(2, np.int8), "I8")

@@ -1,0 +1,176 @@
+"""The client against a real engine, and against answers that no engine should give."""
+
+import asyncio
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tuneline.serving.client.chat_protocol import (
+    ContextOverflow,
+    EngineError,
+    EngineUnavailable,
+    StreamCollector,
+    parse_answer,
+)
+from tuneline.serving.client.client import EngineClient
+
+HELLO = [{"role": "user", "content": "hello 123"}]
+
+
+def test_an_answer_and_its_stream_are_the_same(engine):
+    with engine.client() as client:
+        whole = client.chat(HELLO, max_tokens=12)
+        stream = client.chat(HELLO, max_tokens=12, stream=True)
+    assert whole.text == stream.text
+    assert whole.finish_reason == stream.finish_reason == "length"
+    assert whole.usage.completion_tokens == stream.usage.completion_tokens == 12
+    assert whole.usage.prompt_tokens == stream.usage.prompt_tokens > 5
+    assert whole.ttft is None
+    assert 0 < stream.ttft <= stream.chunk_times[-1] <= stream.total
+    assert stream.tpot == pytest.approx((stream.total - stream.ttft) / 11)
+    assert whole.engine_timings["predicted_n"] == 12
+
+
+def test_logprobs(engine):
+    with engine.client() as client:
+        whole = client.chat(HELLO, max_tokens=6, logprobs=True)
+        stream = client.chat(HELLO, max_tokens=6, logprobs=True, stream=True)
+    # A character that the last tokens leave incomplete has no entry.
+    assert 4 <= len(whole.logprobs) <= 6
+    assert all(entry.logprob <= 0 for entry in whole.logprobs)
+    assert whole.logprobs[0].logprob == pytest.approx(stream.logprobs[0].logprob, abs=0.01)
+    mean = sum(entry.logprob for entry in whole.logprobs) / len(whole.logprobs)
+    assert whole.mean_logprob == pytest.approx(mean)
+
+
+def test_a_batch_keeps_its_order_and_overlaps(engine):
+    batch = [[{"role": "user", "content": f"number {index}"}] for index in range(10)]
+    with engine.client() as client:
+        alone = [client.chat(messages, max_tokens=8).text for messages in batch]
+        together = client.complete_batch(batch, concurrency=4, max_tokens=8, stream=True)
+    same = sum(a == b.text for a, b in zip(alone, together, strict=True))
+    # Batched arithmetic may round a near-tie the other way, not more than that.
+    assert same >= 8
+    assert all(result.ttft is not None for result in together)
+
+
+def test_the_same_from_async_code(engine):
+    async def ask():
+        client = engine.client()
+        results = await client.acomplete_batch([HELLO, HELLO], concurrency=2, max_tokens=4)
+        return [*results, await client.achat(HELLO, max_tokens=4)]
+
+    texts = {result.text for result in asyncio.run(ask())}
+    assert len(texts) == 1
+
+
+def test_sampling_is_seeded(engine):
+    with engine.client() as client:
+        first, again, other = (
+            client.chat(HELLO, max_tokens=16, temperature=1.5, seed=seed).text for seed in (1, 1, 2)
+        )
+    assert first == again != other
+
+
+def test_models_tokens_and_metrics(engine):
+    with engine.client() as client:
+        assert client.models() == ["tiny"]
+        assert client.tokenize("<|im_end|>") == [2]
+        assert len(client.tokenize("<|im_end|>", special=False)) > 1
+        before = client.metrics()["llamacpp:tokens_predicted_total"]
+        client.chat(HELLO, max_tokens=5)
+        assert client.metrics()["llamacpp:tokens_predicted_total"] == before + 5
+
+
+def test_a_prompt_that_does_not_fit(engine):
+    with engine.client() as client:
+        long = [{"role": "user", "content": "word " * 1000}]
+        with pytest.raises(ContextOverflow, match="does not fit"):
+            client.chat(long, max_tokens=4)
+        with pytest.raises(ContextOverflow):
+            client.complete_batch([HELLO, long], concurrency=2, max_tokens=4)
+
+
+def test_a_request_the_engine_refuses(engine):
+    with engine.client() as client, pytest.raises(EngineError) as caught:
+        client.chat([{"role": "user"}], max_tokens=4)
+    assert caught.value.status >= 400
+
+
+def test_nobody_listens():
+    with EngineClient("http://127.0.0.1:9") as client:
+        with pytest.raises(EngineUnavailable, match="can't be reached"):
+            client.chat(HELLO, max_tokens=1)
+        with pytest.raises(EngineUnavailable):
+            client.models()
+
+
+@pytest.fixture
+def broken():
+    """A server that answers each path in its own wrong way."""
+
+    class Broken(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            kind = self.path.split("/")[1]
+            if kind == "slow":
+                time.sleep(1.0)
+            status = 503 if kind == "loading" else 200
+            body = {
+                "loading": json.dumps({"error": {"message": "Loading model"}}),
+                "text": "<html>",
+                "empty": json.dumps({"choices": []}),
+                "cut": 'data: {"choices":[{"delta":{"content":"half"}}]}\n\n',
+                "error": 'data: {"error":{"message":"out of memory"}}\n\n',
+                "slow": "{}",
+            }[kind].encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "stream", "error", "sentence"),
+    [
+        ("loading", False, EngineUnavailable, "503: Loading model"),
+        ("loading", True, EngineUnavailable, "503: Loading model"),
+        ("text", False, EngineError, "not JSON"),
+        ("empty", False, EngineError, "no chat completion"),
+        ("cut", True, EngineError, "ended before its end mark"),
+        ("error", True, EngineError, "out of memory"),
+        ("slow", False, EngineUnavailable, "did not answer in time"),
+    ],
+)
+def test_broken_answers(kind, stream, error, sentence, broken):
+    with EngineClient(f"{broken}/{kind}", timeout=0.4) as client:
+        with pytest.raises(error, match=sentence):
+            client.chat(HELLO, max_tokens=1, stream=stream)
+        with pytest.raises(error, match=sentence):
+            asyncio.run(client.achat(HELLO, max_tokens=1, stream=stream))
+
+
+def test_an_answer_without_usage_counts_nothing():
+    answer = parse_answer({"choices": [{"message": {"content": None}}]}, 1.0)
+    assert (answer.text, answer.usage.prompt_tokens, answer.tpot) == ("", 0, None)
+    collector = StreamCollector(time.perf_counter())
+    for line in (
+        ": ping",
+        "",
+        'data: {"choices":[{"delta":{"role":"assistant"}}]}',
+        "data: [DONE]",
+    ):
+        collector.feed(line)
+    assert collector.result().ttft is None

@@ -1,0 +1,94 @@
+"""Perplexity and KL divergence by the engine's own logits."""
+
+import numpy as np
+import pytest
+import torch
+from tests.lab.tiny_models import make_model
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.gguf.export import export_gguf
+from tuneline.serving.engines.llama_cpp import lib as llama_cpp_lib
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
+from tuneline.serving.engines.llama_cpp.perplexity import (
+    compare_logits,
+    perplexity_and_kl,
+    tokenize_texts,
+)
+
+SEQUENCES = [[int(t) for t in np.random.default_rng(i).integers(3, 480, 40)] for i in range(5)]
+
+
+def test_the_formula():
+    reference = np.log(np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], np.float32))
+    other = np.log(np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]], np.float32)) + 3
+    before, after, kl, same = compare_logits(reference, other, np.array([0, 2]))
+    assert before == pytest.approx([np.log(2), np.log(10)])
+    assert after == pytest.approx([np.log(4), np.log(10)])
+    assert kl == pytest.approx([0.25 * np.log(2), 0.0], abs=1e-6)
+    assert same.tolist() == [False, True]
+
+
+def test_a_file_against_itself(tiny_gguf):
+    found = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES)
+    assert found.tokens == 5 * 39
+    assert found.mean_kl == 0
+    assert found.same_top_token == 1
+    assert found.perplexity == found.reference_perplexity
+
+
+def test_perplexity_equals_transformers(tmp_path):
+    model = make_model(tmp_path / "hf")
+    export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    losses = []
+    with torch.no_grad():
+        for sequence in SEQUENCES:
+            ids = torch.tensor([sequence])
+            losses.append(float(model(ids, labels=ids).loss))
+    found = perplexity_and_kl(tmp_path / "m.gguf", tmp_path / "m.gguf", SEQUENCES)
+    assert found.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
+
+
+def test_only_answers_are_scored(tiny_gguf):
+    found = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[30] * 5)
+    assert found.tokens == 5 * 10
+
+
+def test_another_model_is_far_away(tiny_gguf, tmp_path):
+    make_model(tmp_path / "hf", initializer_range=0.3)
+    export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
+    found = perplexity_and_kl(tiny_gguf, tmp_path / "m.gguf", SEQUENCES)
+    assert found.mean_kl > 0.5
+    assert found.same_top_token < 0.5
+
+
+def test_what_can_not_be_compared(tiny_gguf, tmp_path):
+    with pytest.raises(UserError, match="no token to score"):
+        perplexity_and_kl(tiny_gguf, tiny_gguf, [[5]])
+    with pytest.raises(UserError, match="5 sequences but 2 places"):
+        perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[1, 2])
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(UserError, match="can't load"):
+        tokenize_texts(tmp_path / "text.gguf", ["a"])
+
+
+def test_a_crash_in_the_engine_does_not_take_this_process(tiny_gguf):
+    # A token id outside the vocabulary ends llama.cpp or makes it refuse; either is one sentence.
+    with pytest.raises(TunelineError, match=r"llama\.cpp"):
+        perplexity_and_kl(tiny_gguf, tiny_gguf, [[5, 6, 10**6]])
+
+
+def test_another_library_layout_is_refused(monkeypatch):
+    changed = {**llama_cpp_lib._CONTEXT_DEFAULTS, "n_ctx": 4096}
+    monkeypatch.setattr(llama_cpp_lib, "_CONTEXT_DEFAULTS", changed)
+    with pytest.raises(TunelineError, match=r"another llama\.cpp interface"):
+        LlamaLibrary()
+
+
+def test_sequences_that_do_not_fit(tiny_gguf):
+    with LlamaModel(LlamaLibrary(), tiny_gguf, context=16) as model:
+        with pytest.raises(UserError, match="17 tokens does not fit"):
+            model.logits(list(range(3, 20)))
+        first = model.logits([3, 4, 5])
+        model.logits([9, 9, 9, 9])
+        # Nothing of one sequence is left for the next.
+        assert np.array_equal(model.logits([3, 4, 5]), first)

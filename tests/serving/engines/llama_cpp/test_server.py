@@ -1,0 +1,129 @@
+"""The server process: where it listens, how it starts, drains and dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+
+STORY = [{"role": "user", "content": "tell a story"}]
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "tuneline.serving.engines.llama_cpp.server", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": "include"},
+        check=False,
+        **options,
+    )
+
+
+def test_a_missing_file_is_the_users_error(tmp_path):
+    answer = run("--model", tmp_path / "none.gguf")
+    assert answer.returncode == 2
+    assert answer.stderr == f"error: {tmp_path}/none.gguf does not exist\n"
+
+
+def test_start_errors_name_the_cause(tmp_path, tiny_gguf, engine):
+    (tmp_path / "text.gguf").write_text("no model at all")
+    with pytest.raises(TunelineError, match="expected 'GGUF'"):
+        LlamaServer(tmp_path / "text.gguf").start()
+    (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:-5000])
+    with pytest.raises(TunelineError, match="corrupted or incomplete"):
+        LlamaServer(tmp_path / "cut.gguf").start()
+    port = int(engine.base_url.rsplit(":", 1)[1])
+    with pytest.raises(TunelineError, match=f"couldn't bind .*port: {port}"):
+        LlamaServer(tiny_gguf, port=port).start()
+    with pytest.raises(TunelineError, match=r"general\.type to be 'adapter'"):
+        LlamaServer(tiny_gguf, loras=[tiny_gguf]).start()
+    with pytest.raises(UserError, match="does not exist"):
+        LlamaServer(tmp_path / "none.gguf").start()
+
+
+def test_it_listens_on_loopback_and_lets_no_page_read(engine):
+    assert engine.base_url.startswith("http://127.0.0.1:")
+    answer = httpx.get(f"{engine.base_url}/health", headers={"Origin": "http://evil.example"})
+    assert answer.headers["access-control-allow-origin"] == "null"
+    slots = httpx.get(f"{engine.base_url}/slots").json()
+    assert [slot["n_ctx"] for slot in slots] == [512] * 4
+    assert engine.memory_bytes() > 10e6
+    assert "listening at" in engine.log_file.read_text()
+
+
+def wait_until_busy(server):
+    deadline = time.monotonic() + 20
+    while not any(s["is_processing"] for s in httpx.get(f"{server.base_url}/slots").json()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_term_signal_lets_requests_finish(tiny_gguf):
+    server = LlamaServer(tiny_gguf, ctx=8000, threads=1)
+    server.start()
+    answers = []
+
+    def ask():
+        extra = {"ignore_eos": True}
+        answers.append(server.client().chat(STORY, max_tokens=2500, extra=extra))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until_busy(server)
+    server.signal(signal.SIGTERM)
+    asking.join(60)
+    assert answers[0].usage.completion_tokens == 2500
+    assert server._process.wait(10) == 0
+    server.stop()
+
+
+def test_it_ends_with_the_process_that_started_it(tiny_gguf):
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from tuneline.serving.engines.llama_cpp.engine import LlamaServer\n"
+        "server = LlamaServer(Path(sys.argv[1]))\n"
+        "server.start()\n"
+        "print(server.pid, flush=True)\n"
+        "os._exit(1)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_gguf)],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": "include"},
+        check=False,
+    )
+    pid = int(answer.stdout)
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_stop_ends_a_hung_server(tiny_gguf, monkeypatch):
+    monkeypatch.setattr(LlamaServer, "stop_seconds", 0.5)
+    server = LlamaServer(tiny_gguf)
+    server.start()
+    pid = server.pid
+    server.signal(signal.SIGSTOP)
+    server.stop()
+    assert not os.path.exists(f"/proc/{pid}")
+    with pytest.raises(TunelineError, match="not running"):
+        _ = server.pid
+
+
+def test_many_starts(tiny_gguf):
+    for parallel in range(1, 9):
+        with LlamaServer(tiny_gguf, parallel=parallel, start_timeout=30) as server:
+            assert server.client().chat(STORY, max_tokens=1).usage.completion_tokens == 1

@@ -1,0 +1,110 @@
+"""The probes against planted faults: servers that answer their health route and nothing else."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.probes import engine_probe
+from tuneline.serving.probes.engine_probe import live, ready
+
+METRICS = (
+    "llamacpp:n_decode_total {}\nllamacpp:prompt_tokens_total 9\nllamacpp:requests_processing {}\n"
+)
+
+
+@contextmanager
+def server(*, busy=0, moves=False, hangs=False, status=200):
+    """A server with a healthy health route; what else is wrong is asked for."""
+    steps = iter(range(10, 1000))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/metrics":
+                self.reply(METRICS.format(next(steps) if moves else 10, busy).encode())
+            elif self.path == "/v1/models":
+                self.reply(json.dumps({"data": [{"id": "m"}]}).encode())
+            else:
+                self.reply(b"{}")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if hangs:
+                time.sleep(3)
+            answer = {"usage": {"completion_tokens": 1}}
+            self.reply(json.dumps(answer).encode(), status)
+
+        def reply(self, body, status=200):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.daemon_threads = True
+        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_an_engine_that_makes_tokens_is_live_and_ready():
+    with server() as url:
+        assert live(url, 1.0).ok
+        assert ready(url, 1.0, "m").ok
+
+
+def test_a_healthy_route_without_tokens_is_not_believed():
+    with server(hangs=True) as url:
+        assert engine_probe.listens(url, 1.0)
+        found = live(url, 0.5)
+        assert (found.ok, found.reason) == (False, "no answer in time")
+        assert found.seconds < 1.0
+    with server(status=500) as url:
+        assert live(url, 1.0).reason == "it answered 500"
+
+
+def test_a_busy_engine_that_moves_is_live_though_it_has_no_slot_for_a_ping():
+    with server(busy=4, moves=True, hangs=True) as url:
+        assert live(url, 1.0).ok
+        assert ready(url, 1.0).ok
+
+
+def test_a_busy_engine_that_stands_still_is_not():
+    with server(busy=4, hangs=True) as url:
+        found = live(url, 1.0)
+        assert (found.ok, found.reason) == (False, "requests are under way and nothing moves")
+
+
+def test_another_model_is_not_ready():
+    with server() as url:
+        assert ready(url, 1.0, "other").reason == "it serves m, not other"
+
+
+def test_nothing_listens():
+    with server() as url:
+        pass
+    assert live(url, 1.0).reason == "nothing listens"
+    assert not engine_probe.listens(url, 1.0)
+
+
+def test_the_command_tells_by_its_exit_code(tiny_models, capsys):
+    with LlamaServer(tiny_models.candidate_gguf, alias="m", ctx=256) as running:
+        url = running.base_url
+        assert engine_probe.main(["live", "--url", url]) == 0
+        assert engine_probe.main(["ready", "--url", url, "--model", "m"]) == 0
+        assert engine_probe.main(["ready", "--url", url, "--model", "other"]) == 1
+    assert engine_probe.main(["live", "--url", url, "--timeout", "1"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "live: no, nothing listens"
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1"])
+def test_no_time_is_no(timeout):
+    with server() as url:
+        assert engine_probe.main(["live", "--url", url, "--timeout", timeout]) == 1

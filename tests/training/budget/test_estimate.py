@@ -1,0 +1,166 @@
+"""Work is counted, speed is timed, and limits refuse before or stop during a training."""
+
+import pytest
+from tests.lab.training_runs import value
+
+from tuneline.config import build_config
+from tuneline.evidence import Verdict, conclude
+from tuneline.training import loss_monitoring
+from tuneline.training.budget.estimate import (
+    Speed,
+    Work,
+    advice,
+    compare,
+    estimate,
+    judge,
+    spread_evenly,
+)
+from tuneline.training.budget.spending import Spent, StopOnLimit, reached
+from tuneline.training.loop.loss_history import read_history
+
+WORK = Work(steps=100, tokens=360_000, validation_tokens=20_000)
+SPEED = Speed(
+    tokens=(90, 110, 100, 100),
+    seconds=(0.9, 1.1, 1.0, 1.0),
+    validation_tokens=1000,
+    validation_seconds=2.0,
+    startup_seconds=20.0,
+)
+
+
+def config(pods=None, governance=None, **training):
+    sections = {"training": training, "pods": pods or {}, "governance": governance or {}}
+    return build_config({"data": {"source": "rows.jsonl"}}, sections)
+
+
+def test_time_is_startup_training_and_validation():
+    found = estimate(WORK, SPEED, config())
+    assert found.seconds == pytest.approx(20 + 3600 + 40)
+    assert found.validation_seconds == pytest.approx(40)
+    assert found.device_hours == pytest.approx(found.hours)
+    # Micro-batches that took just what their tokens say leave the machine's own drift.
+    assert found.uncertainty == pytest.approx(0.1)
+
+
+def test_devices_multiply_hours_and_divide_time():
+    found = estimate(WORK, SPEED, config(pods={"gpus": 2, "nodes": 2}, effective_batch=8))
+    assert found.devices == 4
+    assert found.seconds == pytest.approx(20 + 900 + 10)
+    assert found.device_hours == pytest.approx(4 * found.hours)
+
+
+def test_the_price_is_the_devices_or_the_serving_machines():
+    serving = {"machine_cost_per_hour": 0.5, "currency": "EUR"}
+    found = estimate(WORK, SPEED, config(governance=serving))
+    assert (found.price, found.currency) == (0.5, "EUR")
+    own = estimate(WORK, SPEED, config(governance=serving, device_cost_per_hour=4.0))
+    assert own.cost == pytest.approx(8 * found.cost)
+
+
+def test_uneven_micro_batches_make_the_estimate_less_certain():
+    uneven = Speed((100, 100, 100), (0.5, 1.0, 1.5), 1000, 2.0, 0.0)
+    assert estimate(WORK, uneven, config()).uncertainty > 0.5
+    assert estimate(WORK, Speed((100,), (1.0,), 1000, 2.0, 0.0), config()).uncertainty > 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "names", "verdict"),
+    [
+        ({}, set(), None),
+        ({"max_hours": 2.0, "max_cost": 1.0}, set(), Verdict.PASS),
+        ({"max_hours": 0.5}, {"estimated_hours"}, Verdict.FAIL),
+        ({"max_cost": 0.05}, {"estimated_cost"}, Verdict.FAIL),
+    ],
+)
+def test_an_estimate_above_a_limit_fails(limits, names, verdict):
+    settings = config(**limits)
+    found = estimate(WORK, SPEED, settings)
+    measurements = judge(found, settings)
+    assert {m.name for m in measurements if m.ok is False} == names
+    if verdict:
+        assert conclude(measurements) == verdict
+    assert bool(advice(found, settings)) == bool(names)
+    hours = next(m for m in measurements if m.name == "estimated_hours")
+    assert hours.noise == pytest.approx(found.hours * found.uncertainty / 2, abs=1e-4)
+
+
+def test_what_was_estimated_is_held_against_what_was_taken():
+    planned = {
+        "work": {"tokens": 1000},
+        "seconds": 100.0,
+        "uncertainty": 0.1,
+        "devices": 2,
+        "price": 3.0,
+        "currency": "USD",
+    }
+    whole = compare(planned, 110.0, 1000)
+    assert whole["actual_over_estimated"] == 1.1
+    assert whole["cost"] == pytest.approx(2 * 110 / 3600 * 3, abs=1e-4)
+    # Stopped half-way: half of the time was expected.
+    assert compare(planned, 60.0, 500)["actual_over_estimated"] == 1.2
+
+
+def test_samples_stand_for_all_sizes():
+    sizes = [5, 1, 9, 3, 7, 2, 8, 4, 6, 10]
+    assert [sizes[i] for i in spread_evenly(sizes, 5)] == [2, 4, 6, 8, 10]
+    assert sorted(spread_evenly([3, 4], 5)) == [0, 1]
+
+
+def test_a_limit_is_reached_by_hours_or_by_money():
+    assert reached(config(), 1e9, 5) is None
+    assert reached(config(max_hours=1.0), 3599, 5) is None
+    late = reached(config(max_hours=1.0), 3600, 5)
+    assert (late.rule, late.step, late.value) == ("max_hours", 5, 1.0)
+    dear = reached(config(max_cost=1.0, device_cost_per_hour=2.0, pods={"gpus": 4}), 450, 7)
+    assert dear.rule == "max_cost"
+    assert "training has cost 1.00 USD" in dear.sentence
+
+
+def test_time_of_earlier_tries_counts(lab):
+    run = lab().run
+    now = [100.0]
+    first = Spent(run, lambda: now[0])
+    now[0] += 50
+    first.note()
+    now[0] += 5
+    first.note()  # not due yet
+    now[0] = 3.0  # another machine, another clock
+    second = Spent(run, lambda: now[0])
+    now[0] += 10
+    assert second.seconds == pytest.approx(60)
+    second.clear()
+    assert Spent(run, lambda: now[0]).seconds == 0
+
+
+def test_training_stops_at_its_limit_and_keeps_the_best(lab, monkeypatch):
+    run = lab(epochs=4, max_hours=1.0, evaluations=1)
+    real = StopOnLimit.on_step_end
+
+    def late(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            self._spent._before += 3600
+        real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnLimit, "on_step_end", late)
+    record = run.train()
+    document = run.document("train", "run.json")
+    assert (document["steps"], document["steps_planned"]) == (5, 18)
+    assert document["stopped"]["rule"] == "max_hours"
+    assert "training.max_hours allows 1 h" in record.summary
+    checkpoints = run.document("train", "checkpoints.json")
+    # It was evaluated where it stopped, and that is the best so far.
+    assert [e["step"] for e in checkpoints["evaluations"]] == [0, 5]
+    assert checkpoints["best_step"] == 5
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert value(evidence, "stopped_early") is True
+    assert "training.max_hours allows 1 h" in evidence.summary
+
+
+def test_training_within_its_limits_ends_as_planned(lab):
+    run = lab(max_hours=1.0, max_cost=100.0)
+    record = run.train()
+    document = run.document("train", "run.json")
+    assert document["stopped"] is None
+    assert document["resources"]["estimate"]["actual_seconds"] > 0
+    assert value(record, "actual_over_estimated_time") > 0
+    assert read_history(run.artifact("train", "history.jsonl"))

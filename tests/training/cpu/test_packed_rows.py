@@ -1,0 +1,156 @@
+"""Rows laid end to end give the losses and gradients of the padded batch."""
+
+import pytest
+import torch
+from tests.lab.tiny_models import make_model
+
+from tuneline.training.cpu import packed_rows
+from tuneline.training.cpu.packed_rows import ARCHITECTURES, can_pack, lay_out
+from tuneline.training.loop.base_weights import LoraSettings, attach_lora
+from tuneline.training.loop.rows import EncodedRow, as_batch
+from tuneline.training.loop.token_loss import MODEL_INPUTS, add_labelled_head, weighted_sum
+
+LORA = LoraSettings(
+    r=4,
+    alpha=8,
+    dropout=0.0,
+    target_modules=["q_proj", "v_proj", "down_proj"],
+    rslora=False,
+    dora=False,
+)
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+NAMES |= {"olmo2": "Olmo2", "smollm3": "SmolLM3"}
+
+
+def row(number, *parts, learned):
+    ids = tuple(token for part in parts for token in part)
+    mask = (False,) * (len(ids) - learned) + (True,) * learned
+    return EncodedRow(f"row-{number}", ids, mask, 1.0 + number % 2)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Two system prompts, one of them in most rows."""
+    one, other = range(10, 40), range(60, 85)
+    return [
+        row(0, one, range(100, 120), range(200, 212), learned=12),
+        row(1, other, range(120, 128), range(212, 220), learned=8),
+        row(2, one, range(140, 171), range(220, 225), learned=5),
+        row(3, one, range(141, 171), range(225, 235), learned=10),
+        row(4, other, range(129, 131), range(212, 220), learned=8),
+        row(5, range(300, 309), learned=9),
+    ]
+
+
+def loss_and_gradients(model, rows):
+    batch = as_batch(torch, rows, 0)
+    features = {name: batch[name] for name in MODEL_INPUTS}
+    model.zero_grad()
+    outputs = model(**features, use_cache=False, fused_lm_head=True)
+    loss = weighted_sum(outputs, batch["weight"])
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return outputs["log_probs"].detach(), gradients
+
+
+def models(folder, kind, monkeypatch):
+    """The same model with an adapter, once with packed rows and once padded."""
+    made = []
+    for packed in (True, False):
+        torch.manual_seed(5)
+        options = {"sliding_window": None} if kind == "mistral" else {}
+        base = make_model(folder, NAMES[kind], tie_word_embeddings=False, **options)
+        if not packed:
+            monkeypatch.setattr(packed_rows, "can_pack", lambda _: False)
+        add_labelled_head(base)
+        model = attach_lora(base, LORA)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        made.append(model)
+    return made
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind, monkeypatch):
+    packed, padded = models(tmp_path, kind, monkeypatch)
+    assert packed.config._attn_implementation == packed_rows.ATTENTION
+    assert padded.config._attn_implementation == "sdpa"
+    ours, our_gradients = loss_and_gradients(packed, rows)
+    theirs, their_gradients = loss_and_gradients(padded, rows)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert our_gradients.keys() == their_gradients.keys() != set()
+    for name, gradient in their_gradients.items():
+        assert torch.allclose(our_gradients[name], gradient, atol=2e-5, rtol=1e-4), name
+
+
+def test_a_row_that_sees_its_neighbour_would_show(tmp_path, rows, monkeypatch):
+    packed, padded = models(tmp_path, "llama", monkeypatch)
+    whole = packed_rows.lay_out
+
+    def leaky(input_ids, attention_mask):
+        layout = whole(input_ids, attention_mask)
+        *others, last = layout.segments
+        segments = (*others, last._replace(before=0, until=3))
+        return packed_rows.Layout(layout.ids, layout.positions, segments, layout.places)
+
+    # The head takes the function when it is put on.
+    monkeypatch.setattr(packed_rows, "can_pack", lambda _: True)
+    monkeypatch.setattr(packed_rows, "lay_out", leaky)
+    add_labelled_head(packed.get_base_model())
+    ours, _ = loss_and_gradients(packed, rows)
+    theirs, _ = loss_and_gradients(padded, rows)
+    assert not torch.allclose(ours, theirs, atol=1e-3)
+
+
+def test_a_shared_beginning_is_there_once(rows):
+    batch = as_batch(torch, rows, 0)
+    layout = lay_out(batch["input_ids"], batch["attention_mask"])
+    total = sum(len(r.ids) for r in rows)
+    # The first prompt serves three rows, the second two.
+    assert layout.ids.shape == layout.positions.shape == (1, total - 2 * 30 - 25)
+    for number, entry in enumerate(rows):
+        places = layout.places[number, : len(entry.ids)]
+        assert layout.ids[0, places].tolist() == list(entry.ids)
+        assert layout.positions[0, places].tolist() == list(range(len(entry.ids)))
+
+
+def test_rows_that_are_equal_keep_a_token_of_their_own():
+    same = torch.arange(40).repeat(3, 1)
+    layout = lay_out(same, torch.ones_like(same))
+    assert layout.ids.shape == (1, 39 + 3)
+
+
+def test_plain_calls_of_the_model_are_as_before(tmp_path, rows, monkeypatch):
+    packed, padded = models(tmp_path, "llama", monkeypatch)
+    batch = as_batch(torch, rows, 0)
+    features = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        assert torch.allclose(packed(**features).logits[0], padded(**features).logits[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("Mistral", {"sliding_window": 16}),
+        ("Llama", {"attention_dropout": 0.1}),
+        ("Gemma3", {}),
+    ],
+)
+def test_other_attention_stays_padded(architecture, options):
+    import transformers
+
+    name = f"{architecture}Config" if architecture != "Gemma3" else "Gemma3TextConfig"
+    config = getattr(transformers, name)(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        **options,
+    )
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    assert not can_pack(model)

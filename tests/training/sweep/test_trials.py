@@ -1,0 +1,262 @@
+"""Ranks are tried by the run's own steps, on validation rows, and the hold-out is out of reach."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from tests.lab.training_runs import TrainingLab, broken, make_rows, value
+
+from tuneline.cli import main
+from tuneline.config import build_config
+from tuneline.data.tables.rows import read_dataset, write_dataset
+from tuneline.errors import TunelineError, UserError
+from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evidence import Verdict, measure
+from tuneline.run import Run
+from tuneline.step import execute, store_output
+from tuneline.training import lora_selection
+from tuneline.training.loop.base_weights import LoraSettings
+from tuneline.training.loop.inputs import hyperparameters
+from tuneline.training.sweep import trials as sweep
+
+SWEEP = {"sweep_r": [2, 8], "sweep_share": 0.5, "epochs": 4, "r": 4, "rehearsal_rows": 8}
+
+
+def with_holdout(lab):
+    """Give a run a dataset that has a hold-out."""
+    rows, weights = make_rows(train=36, validation=20)
+    rows = [
+        row if number < 48 else type(row)(**{**as_dict(row), "split": "holdout"})
+        for number, row in enumerate(rows)
+    ]
+    path = lab.root / "with-holdout.parquet"
+    write_dataset(path, rows, weights)
+    passed = [measure("rows", 56, "rows", ">", 0)]
+    lab.leave("distribution_balancing", {"dataset.parquet": path}, passed)
+    return lab
+
+
+def as_dict(row):
+    return {name: getattr(row, name) for name in row.__slots__}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, tiny_base):
+    """A run whose two ranks were tried by the command line; its tests only read it."""
+    lab = TrainingLab(tmp_path_factory.mktemp("swept"), tiny_base, {"training": SWEEP})
+    with_holdout(lab)
+    assert main(["run", "sweep", "--run", lab.run.uri]) == 0
+    return lab
+
+
+def trial_run(lab, r):
+    return Run.open(f"{lab.run.uri}/work/sweep/runs/r{r}")
+
+
+def test_every_rank_is_trained_briefly_by_the_steps_of_the_run(swept):
+    for r in (2, 8):
+        run = trial_run(swept, r)
+        training = run.config.training
+        assert (training.r, training.alpha, training.sweep_r) == (r, 2 * r, [])
+        assert (training.rehearsal_rows, training.tracking) == (0, [])
+        # Half of four epochs over 36 rows, eight at a time.
+        trained = json.loads(run.store.get_bytes(run.step_key("train", "run.json")))
+        assert trained["steps"] == trained["steps_planned"] == 9
+        assert run.find_evidence("gradient_accumulation").verdict != Verdict.FAIL
+        trial, _ = sweep.read_trial(swept.run, r)
+        assert trial.losses.mean < trial.loss_before - 0.1
+        assert trial.losses.standard_error > 0
+        assert len(trial.sums) == 12
+
+
+def test_the_hold_out_is_not_there_and_nobody_asked_for_it(swept):
+    for r in (2, 8):
+        run = trial_run(swept, r)
+        key = run.step_key("distribution_balancing", "dataset.parquet")
+        path = swept.root / f"looked-at-{r}.parquet"
+        run.store.get_file(key, path)
+        assert {row.split for row in read_dataset(path)[0]} == {"train", "validation"}
+    assert sweep.holdout_accesses(swept.run) == 0
+    assert not list(swept.run.store.keys("ledger"))
+
+
+def test_the_choice_is_documented_with_its_table(swept):
+    evidence = swept.execute("lora_selection", lora_selection.run)
+    assert evidence.verdict == Verdict.PASS
+    choice = swept.document("lora_selection", "sweep.json")
+    lora = LoraSettings.model_validate(swept.document("lora_selection", "lora.json"))
+    assert (lora.r, lora.alpha) == (choice["r"], 2 * choice["r"])
+    assert choice["r"] in (2, 8)
+    assert [row["r"] for row in choice["table"]] == [2, 8]
+    for row in choice["table"]:
+        assert row["validation_loss_error"] > 0
+        assert 0 < row["trainable_share"] < 1
+        assert row["seconds"] > 0
+    assert "within one standard error" in lora.reason
+    assert "within one standard error" in evidence.summary
+    assert value(evidence, "ranks_tried") == 2
+    assert value(evidence, "holdout_rows_in_sweep") == 0
+    assert {ref.name for ref in evidence.inputs} >= {"sweep/r2/trial.json", "sweep/r8/trial.json"}
+
+
+def test_what_trains_afterwards_is_told_the_chosen_rank(swept):
+    lora = LoraSettings(
+        r=8, alpha=16, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
+    )
+    names = "micro_batch accumulation world_size effective_batch precision device".split()
+    inputs = SimpleNamespace(lora=lora, plan=dict.fromkeys(names, 1), train=[], validation=[])
+    told = hyperparameters(swept.context("train"), inputs)
+    assert (told["r"], told["alpha"]) == (8, 16)
+
+
+def test_an_access_to_the_hold_out_from_a_trial_fails_the_item(swept):
+    rows, _ = read_dataset(swept.artifact("distribution_balancing", "dataset.parquet"))
+    ctx = swept.context("sweep")
+    ctx.run = trial_run(swept, 2)
+    open_holdout(ctx, rows, "score", "0" * 64)
+    try:
+        evidence = swept.execute("lora_selection", lora_selection.run)
+        assert evidence.verdict == Verdict.FAIL
+        assert broken(evidence) == {"holdout_accesses_in_sweep"}
+    finally:
+        sweep.home_of(swept.run).delete_prefix("ledger")
+
+
+def test_a_trial_that_is_done_is_not_trained_again(swept, monkeypatch):
+    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("trained again"))
+    before, _ = sweep.read_trial(swept.run, 2)
+    assert sweep.try_rank(swept.run, 2) == before
+
+
+def plan_of(lab, uri):
+    """Leave the plan of a trial without the probe's process."""
+    trial = TrainingLab.__new__(TrainingLab)
+    trial.run, trial.root = Run.open(uri), lab.root / "trial"
+    trial.leave_plan()
+    return trial.run.entry("gradient_accumulation")
+
+
+def test_a_killed_trial_goes_on_with_the_step_it_was_in(lab, monkeypatch):
+    run = lab(**SWEEP)
+    carried_out = []
+
+    def killed_in_training(step, uri):
+        carried_out.append(step)
+        if step == "gradient_accumulation":
+            return plan_of(run, uri)
+        if step == "train" and carried_out.count("train") == 1:
+            raise KeyboardInterrupt
+        return execute(step, uri)
+
+    monkeypatch.setattr(sweep, "execute", killed_in_training)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.try_rank(run.run, 2)
+    trial = sweep.try_rank(run.run, 2)
+    assert carried_out == ["lora_selection", "gradient_accumulation", "train", "train"]
+    assert trial.usable
+
+
+def test_a_trial_of_other_data_starts_anew(lab):
+    run = lab(**SWEEP)
+    reference = dataset_of(run)
+    trial = sweep._open_trial(run.run, 2, reference)
+    trial.store.put_bytes(trial.key("trial.json"), b"{}")
+    assert sweep._open_trial(run.run, 2, reference).store.exists(trial.key("trial.json"))
+    other = reference.model_copy(update={"sha256": "0" * 64})
+    again = sweep._open_trial(run.run, 2, other)
+    assert not again.store.exists(trial.key("trial.json"))
+    assert again.meta["dataset_sha256"] == "0" * 64
+
+
+def test_a_rank_that_does_not_fit_in_memory_is_left_out(lab, monkeypatch):
+    run = lab(**SWEEP)
+
+    def too_large(step, uri):
+        assert step != "train"
+        if step == "lora_selection":
+            return execute(step, uri)
+        ctx = sweep._context(Run.open(uri), run.root / "plan", step)
+        peak = measure("measured_peak", 9.0, "GiB", "<=", 8.0)
+        return store_output(ctx, ctx.conclude("micro-batch 1 takes 9 GiB, limit 8", [peak]))
+
+    monkeypatch.setattr(sweep, "execute", too_large)
+    trial = sweep.try_rank(run.run, 2)
+    assert not trial.usable
+    assert trial.excluded == "micro-batch 1 takes 9 GiB, limit 8"
+
+
+def test_hold_out_rows_in_a_trial_stop_it_before_training(lab, monkeypatch):
+    run = with_holdout(lab(**SWEEP))
+    # The fault: nothing is filtered.
+    monkeypatch.setattr(sweep, "HOLDOUT", "none-of-the-splits")
+    with monkeypatch.context() as leaking:
+        leaking.setattr(sweep, "_holdout_rows", lambda _: 0)
+        ctx = sweep._context(
+            sweep._open_trial(run.run, 2, dataset_of(run)),
+            run.root / "leak",
+            "distribution_balancing",
+        )
+        sweep._leave_rows(ctx, run.artifact("distribution_balancing", "dataset.parquet"), "x")
+    monkeypatch.undo()
+    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("trained"))
+    with pytest.raises(TunelineError, match="8 rows of the hold-out are among the rows"):
+        sweep.try_rank(run.run, 2)
+
+
+def dataset_of(lab):
+    [ref] = lab.run.find_evidence("distribution_balancing").artifacts
+    return ref
+
+
+def test_trials_on_another_dataset_do_not_count(lab, swept):
+    run = lab(**SWEEP)
+    for r in (2, 8):
+        trial, _ = sweep.read_trial(swept.run, r)
+        home = sweep.home_of(run.run)
+        home.put_bytes(f"runs/r{r}/trial.json", trial.model_dump_json().encode())
+    with pytest.raises(UserError, match="tried on another dataset"):
+        run.execute("lora_selection", lora_selection.run)
+
+
+def test_without_its_trials_the_item_says_what_to_run(lab):
+    with pytest.raises(UserError, match="has not been tried; run `tuneline run sweep"):
+        lab(**SWEEP).execute("lora_selection", lora_selection.run)
+
+
+def test_no_sweep_asked_for_is_said(lab, capsys):
+    assert main(["run", "sweep", "--run", lab().run.uri]) == 0
+    assert "asks for no sweep" in capsys.readouterr().out
+
+
+def test_a_rank_nobody_asked_for_is_refused(lab, capsys):
+    assert main(["run", "sweep", "--run", lab(**SWEEP).run.uri, "--r", "3"]) == 2
+    assert "asks for [2, 8], not for r 3" in capsys.readouterr().err
+
+
+def config(**training):
+    return build_config({"data": {"source": "x.jsonl"}, "training": training})
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "max_steps"),
+    [
+        ({"epochs": 2}, 0.5, None),
+        ({"epochs": 2, "max_steps": 40}, 0.5, 10),
+        ({"epochs": 2, "sweep_steps": 30}, 2, 30),
+    ],
+)
+def test_the_budget_of_a_trial(settings, epochs, max_steps):
+    trial = sweep.trial_config(config(sweep_r=[4, 8], **settings), 8).training
+    assert (trial.epochs, trial.max_steps) == (epochs, max_steps)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(None, 16), (32, 16), (16, 8)])
+def test_alpha_keeps_its_ratio(alpha, expected):
+    trial = sweep.trial_config(config(sweep_r=[4, 8], r=16, alpha=alpha), 8).training
+    assert trial.alpha == expected
+
+
+@pytest.mark.parametrize("ranks", [[8], [8, 8], [0, 8], [8, 1024]])
+def test_ranks_that_make_no_sweep_are_refused(ranks):
+    with pytest.raises(UserError, match="sweep_r"):
+        config(sweep_r=ranks)
