@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tuneline.serving.engines.base import Engine
 
 _CLASSES = {
-    "llama_cpp": "LlamaCpp",
-    "vllm": "Vllm",
-    "sglang": "SgLang",
-    "tgi": "Tgi",
-    "tensorrt_llm": "TensorRtLlm",
-    "tensorrt_llm_pytorch": "TensorRtLlmPytorch",
+    "llama_cpp": "llama_cpp.engine:LlamaCpp",
+    "vllm": "vllm:Vllm",
+    "sglang": "sglang:SgLang",
+    "tgi": "tgi:Tgi",
+    "tensorrt_llm": "tensorrt_llm.engine:TensorRtLlm",
+    "tensorrt_llm_pytorch": "tensorrt_llm.pytorch:TensorRtLlmPytorch",
 }
 ENGINE_NAMES = tuple(_CLASSES)
 
@@ -32,7 +32,8 @@ def get_engine(name: str) -> Engine:
     """
     if name not in _CLASSES:
         raise UserError(f"engine {name!r}: use one of {', '.join(ENGINE_NAMES)}")
-    engine: Engine = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])()
+    module, _, kind = _CLASSES[name].partition(":")
+    engine: Engine = getattr(import_module(f"{__name__}.{module}"), kind)()
     return engine
 
 
