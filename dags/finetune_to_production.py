@@ -23,6 +23,7 @@ from datetime import timedelta
 import pendulum
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 
+from tuneline.catalogue import STEPS, Phase
 from tuneline_airflow.launching import form, prepare_run
 from tuneline_airflow.people import (
     approve_release,
@@ -33,21 +34,26 @@ from tuneline_airflow.people import (
     review_pairs,
 )
 from tuneline_airflow.pods import RUN_URI
-from tuneline_airflow.steps import Step, audit, data_item, helper, in_order, item, training
+from tuneline_airflow.steps import tasks_of
 from tuneline_airflow.sweep import sweep
-from tuneline_airflow.tracking import sync_tracking
 
-DATA_ITEMS = [
-    "schema_validation",
-    "pii_scrubbing",
-    "deduplication",
-    "token_length_audit",
-    "distribution_balancing",
-]
+TOOLTIPS = {
+    Phase.DATA: "Rows that training may see",
+    Phase.TRAINING: "The adapter",
+    Phase.EVALUATION: "Is it better, is it fast",
+    Phase.DEPLOYMENT: "The bytes that ship, and whether they serve",
+    Phase.GOVERNANCE: "May it ship, and as what",
+}
 
-# What follows a question to people, or a sweep: it goes on when nobody was asked and nothing
-# had to be tried, but never when everything before it was skipped.
-AFTER_PEOPLE = AFTER_SWEEP = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+# These steps follow a question to people, or the sweep. They go on when nobody was asked and
+# nothing had to be tried, but never when everything before them was skipped.
+OPTIONAL_BEFORE = {
+    "schema_validation": "approve_waivers",
+    "license_audit": "approve_waivers",
+    "lora_selection": "sweep",
+    "human_review": "review_pairs",
+    "promote": "approve_release",
+}
 
 with DAG(
     dag_id="finetune_to_production",
@@ -66,75 +72,35 @@ with DAG(
     run = prepare_run()
     waivers = approve_waivers()
     waivers_wanted = ask_waivers(RUN_URI)
-
-    with TaskGroup("data", prefix_group_id=False, tooltip="Rows that training may see"):
-        rows = [
-            data_item("schema_validation", trigger_rule=AFTER_PEOPLE),
-            *(data_item(item_id) for item_id in DATA_ITEMS[1:]),
-            audit("final_audit", "audit", DATA_ITEMS),
-        ]
-        in_order(*rows)
-
-    with TaskGroup("training", prefix_group_id=False, tooltip="The adapter"):
+    groups = {
+        phase: TaskGroup(phase.value, prefix_group_id=False, tooltip=TOOLTIPS[phase])
+        for phase in Phase
+    }
+    tasks = {}
+    for step in STEPS:
+        with groups[step.phase]:
+            rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
+            tasks[step.id] = tasks_of(step, rule)
+    with groups[Phase.TRAINING]:
         sweep_wanted, trials = sweep()
-        lora = item("lora_selection", trigger_rule=AFTER_SWEEP)
-        plan = item("gradient_accumulation", gpus=True)
-        train = training()
-        trained = [
-            item("loss_monitoring"),
-            item("checkpointing", gpus=True),
-            item("quantization_verification", gpus=True),
-        ]
-        export = helper("export_candidate", "export")
-        train.last >> sync_tracking()
-        in_order(Step(trials, trials), lora, plan, train, trained, export)
+    with groups[Phase.EVALUATION]:
+        review_wanted, answers = ask_review(RUN_URI), review_pairs()
+    with groups[Phase.GOVERNANCE]:
+        approval_wanted, approval = ask_approval(RUN_URI), approve_release()
 
-    with TaskGroup("deployment", prefix_group_id=False, tooltip="The bytes that ship"):
-        shipped = [
-            item("adapter_merging", gpus=True),
-            item("production_quantization", gpus=True),
-        ]
-        engine = helper("build_engine", "build-engine", gpus=True)
-        serving = [
-            item("engine_optimization", gpus=True),
-            item("health_checks", gpus=True),
-            item("cold_start", gpus=True),
-        ]
-        in_order(*shipped, engine)
-        in_order(*serving)
-
-    with TaskGroup("evaluation", prefix_group_id=False, tooltip="Is it better, is it fast"):
-        measured = [
-            item("holdout_performance", gpus=True),
-            item("base_regression", gpus=True),
-            item("determinism", gpus=True),
-            item("latency_benchmark", gpus=True),
-        ]
-        in_order(*measured)
-        review_wanted = ask_review(RUN_URI)
-        prepared = helper("prepare_review", "review")
-        answers = review_pairs()
-        review = item("human_review", trigger_rule=AFTER_PEOPLE)
-        in_order(measured[-1], review)
-        measured[-1].last >> review_wanted >> prepared.first >> answers >> review.first
-
-    with TaskGroup("governance", prefix_group_id=False, tooltip="May it ship, and as what"):
-        licences = item("license_audit", trigger_rule=AFTER_PEOPLE)
-        operated = [item("cost_tracking"), item("drift_detection"), item("fallback", gpus=True)]
-        lineage = item("lineage")
-        approval_wanted = ask_approval(RUN_URI)
-        approval = approve_release()
-        promote = helper("promote", "promote", trigger_rule=AFTER_PEOPLE)
-        in_order(operated, lineage, promote)
-        lineage.last >> approval_wanted >> approval >> promote.first
-
-    # From phase to phase. Steps that measure speed wait for each other, so that on a small
-    # machine nothing else runs beside them; people may take their time meanwhile.
-    run >> waivers_wanted >> waivers >> [licences.first, rows[0].first]
-    run >> [licences.first, rows[0].first, sweep_wanted]
-    in_order([licences, rows[-1]], [Step(trials, trials), lora])
-    in_order(export, shipped[0])
-    in_order(engine, measured[0])
-    in_order(measured[-1], serving[0])
-    in_order(serving[-1], operated)
-    in_order(review, lineage)
+    # Steps that measure speed wait for each other in the catalogue, so that on a small machine
+    # nothing else runs beside them; people may take their time meanwhile.
+    for step in STEPS:
+        for earlier in step.after:
+            tasks[earlier].last >> tasks[step.id].first
+        if not step.after:
+            run >> tasks[step.id].first
+    run >> waivers_wanted >> waivers
+    run >> sweep_wanted
+    optional = {task.task_id: task for task in (waivers, trials, answers, approval)}
+    for step_id, before in OPTIONAL_BEFORE.items():
+        optional[before] >> tasks[step_id].first
+    for earlier in ("license_audit", "final_audit"):
+        tasks[earlier].last >> trials
+    tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first >> answers
+    tasks["lineage"].last >> approval_wanted >> approval

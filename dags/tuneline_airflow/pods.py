@@ -186,16 +186,6 @@ class StepPod(KubernetesPodOperator):
         )
 
 
-def item_pod(item_id: str, *, gpus: bool = False, **kwargs: Any) -> StepPod:
-    """The pod of a checklist item; its task id is the item's id."""
-    return StepPod(task_id=item_id, command=["tuneline", "step", item_id], gpus=gpus, **kwargs)
-
-
-def helper_pod(task_id: str, action: str, *, gpus: bool = False, **kwargs: Any) -> StepPod:
-    """The pod of a helper step, `tuneline run <action>`."""
-    return StepPod(task_id=task_id, command=["tuneline", "run", action], gpus=gpus, **kwargs)
-
-
 def pod_name(
     run_uri: str,
     step: str,

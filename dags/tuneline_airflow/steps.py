@@ -1,66 +1,57 @@
-"""A step together with the check that follows it, and their order."""
+"""The tasks of a step: its pod, and the check that reads what it left."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from airflow.sdk import chain
+from airflow.sdk import TriggerRule, chain
 
+from tuneline.catalogue import DATA_ORDER, Helper, Item, Phase
 from tuneline_airflow.checks import audit_check, check_task, gate_task
-from tuneline_airflow.pods import helper_pod, item_pod
+from tuneline_airflow.pods import StepPod
+from tuneline_airflow.tracking import SyncPod
 from tuneline_airflow.training_job import TrainingPods
+
+# Steps whose pod is of a kind of its own; the others are a plain `StepPod`.
+_PODS: dict[str, type[StepPod]] = {"train": TrainingPods, "sync_tracking": SyncPod}
 
 
 @dataclass(frozen=True)
-class Step:
-    """The first and the last task of a step: its pod and its check."""
+class StepTasks:
+    """The first and the last task of a step: its pod and its check, or the pod alone."""
 
     first: Any
     last: Any
 
 
-def item(item_id: str, **kwargs: Any) -> Step:
-    """An item's pod and its check."""
-    return _step(item_pod(item_id, **kwargs), check_task(item_id))
+def tasks_of(step: Item | Helper, trigger_rule: TriggerRule | None = None) -> StepTasks:
+    """Make the tasks of a step in the current DAG and group.
 
-
-def data_item(item_id: str, **kwargs: Any) -> Step:
-    """A data item's pod and its gate."""
-    return _step(item_pod(item_id, **kwargs), gate_task(item_id))
-
-
-def audit(task_id: str, action: str, item_ids: Sequence[str]) -> Step:
-    """A helper's pod that looks at items again, and the check of these items."""
-    return _step(helper_pod(task_id, action), audit_check(task_id, item_ids))
-
-
-def helper(task_id: str, action: str, **kwargs: Any) -> Step:
-    """A helper's pod; what it made is judged by items."""
-    pod = helper_pod(task_id, action, **kwargs)
-    return Step(pod, pod)
-
-
-def training() -> Step:
-    """The step `train`: a pod, or several that train together."""
-    pods = TrainingPods(task_id="train", command=["tuneline", "run", "train"], gpus=True)
-    return Step(pods, pods)
-
-
-def in_order(*steps: Step | Sequence[Step]) -> None:
-    """Let each step wait for the checks of those before it.
+    Every item is followed by its check, a data item by its gate. What a helper made is judged
+    by items; only the final audit, which looks at the data items again, has a check.
 
     Args:
-        steps: steps, or lists of steps that do not wait for each other.
+        step: the step, of the catalogue.
+        trigger_rule: rule of its pod; Airflow's default where it is None.
     """
-    groups = [[step] if isinstance(step, Step) else list(step) for step in steps]
-    for earlier, later in pairwise(groups):
-        for step in earlier:
-            step.last >> [following.first for following in later]
-
-
-def _step(pod: Any, check: Any) -> Step:
+    pod = pod_of(step, **({"trigger_rule": trigger_rule} if trigger_rule else {}))
+    check = _check_of(step)
+    if check is None:
+        return StepTasks(pod, pod)
     chain(pod, check)
-    return Step(pod, check)
+    return StepTasks(pod, check)
+
+
+def pod_of(step: Item | Helper, **kwargs: Any) -> StepPod:
+    """Make the pod of a step; its task id is the step's id."""
+    kind = _PODS.get(step.id, StepPod)
+    return kind(task_id=step.id, command=step.command, gpus=step.gpu, **kwargs)
+
+
+def _check_of(step: Item | Helper) -> Any | None:
+    if step.id == "final_audit":
+        return audit_check(step.id, DATA_ORDER)
+    if isinstance(step, Helper):
+        return None
+    return gate_task(step.id) if step.phase == Phase.DATA else check_task(step.id)

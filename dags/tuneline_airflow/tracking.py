@@ -39,10 +39,5 @@ class SyncPod(StepPod):
             raise AirflowSkipException(_later(run_uri, error)) from None
 
 
-def sync_tracking() -> SyncPod:
-    """Send what trackers did not get live."""
-    return SyncPod(task_id="sync_tracking", command=["tuneline", "run", "sync-tracking"])
-
-
 def _later(run_uri: str, error: Exception) -> str:
     return f"not synced; `tuneline run sync-tracking --run {run_uri}` does it later: {error}"

@@ -1,13 +1,14 @@
-"""The catalogue: the 25 checklist items, in the order of the checklist.
+"""The catalogue of steps: the 25 items of the checklist and the helper steps between them.
 
-The id of an item is its task id in the DAG, its module name under
-``tuneline.<phase>`` and the key of its evidence.
+Everything that lists steps reads it: the command line, the DAG, the checklist, the UI and the
+tests. Items stand in the order of the checklist; `after` gives the order of execution.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from graphlib import TopologicalSorter
 
 from tuneline.errors import UserError
 
@@ -31,62 +32,317 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True)
-class Item:
-    """One line of the checklist."""
+class Step:
+    """One step of a run, carried out by `run(ctx)` of its module.
+
+    Attributes:
+        id: task id in the DAG, module name below `tuneline.<phase>`, folder in the run.
+        phase: the phase it belongs to.
+        title: one line for a person.
+        waits_for: ids of the steps whose output and verdict it waits for, with spaces.
+        gpu: True if it uses the GPUs that a run asks for.
+    """
 
     id: str
     phase: Phase
-    severity: Severity
     title: str
+    waits_for: str = field(default="", kw_only=True)
+    gpu: bool = field(default=False, kw_only=True)
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The steps that it waits for."""
+        return tuple(self.waits_for.split())
 
     @property
     def module(self) -> str:
-        """The module whose ``run(ctx)`` carries the item out."""
+        """The module whose `run(ctx)` carries the step out."""
         return f"tuneline.{self.phase}.{self.id}"
+
+
+@dataclass(frozen=True)
+class Item(Step):
+    """One item of the checklist; it leaves evidence.
+
+    Attributes:
+        severity: what a failed verdict does.
+    """
+
+    severity: Severity
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """`tuneline step <id>`."""
+        return ("tuneline", "step", self.id)
+
+
+@dataclass(frozen=True)
+class Helper(Step):
+    """A step that makes what items judge; it leaves a record.
+
+    Attributes:
+        action: its name in `tuneline run <action>`.
+    """
+
+    action: str
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """`tuneline run <action>`."""
+        return ("tuneline", "run", self.action)
 
 
 _D, _T, _E, _S, _G = Phase
 _CRIT, _REC, _OPT = Severity
 
-ITEMS: tuple[Item, ...] = (
-    Item("schema_validation", _D, _CRIT, "Every example follows the model's prompt format"),
-    Item("deduplication", _D, _CRIT, "Near-duplicates are gone, none crosses the split"),
-    Item("token_length_audit", _D, _CRIT, "No example exceeds the training context"),
-    Item("pii_scrubbing", _D, _CRIT, "Personal data and secrets are found and removed"),
-    Item("distribution_balancing", _D, _REC, "Edge cases and common queries are in proportion"),
-    Item("lora_selection", _T, _REC, "LoRA rank and alpha are chosen and documented"),
-    Item("gradient_accumulation", _T, _CRIT, "Effective batch reached inside the memory limit"),
-    Item("checkpointing", _T, _REC, "Checkpoints are kept by validation loss"),
-    Item("quantization_verification", _T, _REC, "4-bit NF4 is really in use, at no hidden loss"),
-    Item("loss_monitoring", _T, _CRIT, "Loss is tracked live, divergence and overfit caught"),
-    Item("holdout_performance", _E, _CRIT, "Tuned beats base on a hold-out never seen"),
-    Item("base_regression", _E, _CRIT, "General ability is not forgotten"),
-    Item("determinism", _E, _REC, "Same prompt at temperature 0, same output"),
-    Item("human_review", _E, _REC, "Blind A/B by domain experts"),
-    Item("latency_benchmark", _E, _CRIT, "TTFT and tokens per second define the hardware"),
-    Item("adapter_merging", _S, _CRIT, "Merge or keep the adapter apart: measured and decided"),
-    Item("engine_optimization", _S, _REC, "The model runs on an optimised engine"),
-    Item("production_quantization", _S, _REC, "Quantised variants measured, one chosen by rule"),
-    Item("health_checks", _S, _CRIT, "Probes see that the model is loaded and answers"),
-    Item("cold_start", _S, _OPT, "New pods are warm before their first request"),
-    Item("lineage", _G, _CRIT, "A manifest ties the model to data, code and parameters"),
-    Item("cost_tracking", _G, _REC, "Token usage and cost per API key"),
-    Item("drift_detection", _G, _OPT, "Production prompts compared with the training data"),
-    Item("license_audit", _G, _CRIT, "Licences allow the intended use"),
-    Item("fallback", _G, _REC, "Errors and low confidence fall back to another model"),
+STEPS: tuple[Item | Helper, ...] = (
+    Item("schema_validation", _D, "Every example follows the model's prompt format", _CRIT),
+    Item(
+        "deduplication",
+        _D,
+        "Near-duplicates are gone, none crosses the split",
+        _CRIT,
+        waits_for="pii_scrubbing",
+    ),
+    Item(
+        "token_length_audit",
+        _D,
+        "No example exceeds the training context",
+        _CRIT,
+        waits_for="deduplication",
+    ),
+    Item(
+        "pii_scrubbing",
+        _D,
+        "Personal data and secrets are found and removed",
+        _CRIT,
+        waits_for="schema_validation",
+    ),
+    Item(
+        "distribution_balancing",
+        _D,
+        "Edge cases and common queries are in proportion",
+        _REC,
+        waits_for="token_length_audit",
+    ),
+    Helper(
+        "final_audit",
+        _D,
+        "Format, length, leakage and personal data again, on the final rows",
+        "audit",
+        waits_for="distribution_balancing",
+    ),
+    Item(
+        "lora_selection",
+        _T,
+        "LoRA rank and alpha are chosen and documented",
+        _REC,
+        waits_for="license_audit final_audit",
+    ),
+    Item(
+        "gradient_accumulation",
+        _T,
+        "Effective batch reached inside the memory limit",
+        _CRIT,
+        waits_for="lora_selection",
+        gpu=True,
+    ),
+    Item(
+        "checkpointing",
+        _T,
+        "Checkpoints are kept by validation loss",
+        _REC,
+        waits_for="train",
+        gpu=True,
+    ),
+    Item(
+        "quantization_verification",
+        _T,
+        "4-bit NF4 is really in use, at no hidden loss",
+        _REC,
+        waits_for="train",
+        gpu=True,
+    ),
+    Item(
+        "loss_monitoring",
+        _T,
+        "Loss is tracked live, divergence and overfit caught",
+        _CRIT,
+        waits_for="train",
+    ),
+    Helper("train", _T, "Train the adapter", "train", waits_for="gradient_accumulation", gpu=True),
+    Helper(
+        "sync_tracking",
+        _T,
+        "Send offline training runs to their trackers",
+        "sync-tracking",
+        waits_for="train",
+    ),
+    Helper(
+        "export_candidate",
+        _T,
+        "Merge the adapter and export the candidate",
+        "export",
+        waits_for="loss_monitoring checkpointing quantization_verification",
+    ),
+    Item(
+        "holdout_performance",
+        _E,
+        "Tuned beats base on a hold-out never seen",
+        _CRIT,
+        waits_for="build_engine",
+        gpu=True,
+    ),
+    Item(
+        "base_regression",
+        _E,
+        "General ability is not forgotten",
+        _CRIT,
+        waits_for="holdout_performance",
+        gpu=True,
+    ),
+    Item(
+        "determinism",
+        _E,
+        "Same prompt at temperature 0, same output",
+        _REC,
+        waits_for="base_regression",
+        gpu=True,
+    ),
+    Item("human_review", _E, "Blind A/B by domain experts", _REC, waits_for="latency_benchmark"),
+    Item(
+        "latency_benchmark",
+        _E,
+        "TTFT and tokens per second define the hardware",
+        _CRIT,
+        waits_for="determinism",
+        gpu=True,
+    ),
+    Helper(
+        "prepare_review",
+        _E,
+        "Draw blind pairs of answers for reviewers",
+        "review",
+        waits_for="latency_benchmark",
+    ),
+    Item(
+        "adapter_merging",
+        _S,
+        "Merge or keep the adapter apart: measured and decided",
+        _CRIT,
+        waits_for="export_candidate",
+        gpu=True,
+    ),
+    Item(
+        "engine_optimization",
+        _S,
+        "The model runs on an optimised engine",
+        _REC,
+        waits_for="latency_benchmark",
+        gpu=True,
+    ),
+    Item(
+        "production_quantization",
+        _S,
+        "Quantised variants measured, one chosen by rule",
+        _REC,
+        waits_for="adapter_merging",
+        gpu=True,
+    ),
+    Item(
+        "health_checks",
+        _S,
+        "Probes see that the model is loaded and answers",
+        _CRIT,
+        waits_for="engine_optimization",
+        gpu=True,
+    ),
+    Item(
+        "cold_start",
+        _S,
+        "New pods are warm before their first request",
+        _OPT,
+        waits_for="health_checks",
+        gpu=True,
+    ),
+    Helper(
+        "build_engine",
+        _S,
+        "Build the serving engine",
+        "build-engine",
+        waits_for="production_quantization",
+        gpu=True,
+    ),
+    Item(
+        "lineage",
+        _G,
+        "A manifest ties the model to data, code and parameters",
+        _CRIT,
+        waits_for="human_review cost_tracking drift_detection fallback",
+    ),
+    Item("cost_tracking", _G, "Token usage and cost per API key", _REC, waits_for="cold_start"),
+    Item(
+        "drift_detection",
+        _G,
+        "Production prompts compared with the training data",
+        _OPT,
+        waits_for="cold_start",
+    ),
+    Item("license_audit", _G, "Licences allow the intended use", _CRIT),
+    Item(
+        "fallback",
+        _G,
+        "Errors and low confidence fall back to another model",
+        _REC,
+        waits_for="cold_start",
+        gpu=True,
+    ),
+    Helper("promote", _G, "Move the release pointer to this model", "promote", waits_for="lineage"),
+)
+ITEMS = tuple(step for step in STEPS if isinstance(step, Item))
+HELPERS = tuple(step for step in STEPS if isinstance(step, Helper))
+_ITEMS_BY_ID = {item.id: item for item in ITEMS}
+_HELPERS_BY_ID = {helper.id: helper for helper in HELPERS}
+
+_GRAPH = {step.id: step.after for step in STEPS}
+# The items of the data phase as they follow each other; each reads what the one before kept.
+DATA_ORDER = tuple(
+    step_id
+    for step_id in TopologicalSorter(_GRAPH).static_order()
+    if step_id in _ITEMS_BY_ID and _ITEMS_BY_ID[step_id].phase == Phase.DATA
 )
 
-_BY_ID = {item.id: item for item in ITEMS}
+
+def get_step(step_id: str) -> Item | Helper:
+    """Look a step up by its id.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    if step_id in _HELPERS_BY_ID:
+        return _HELPERS_BY_ID[step_id]
+    return get_item(step_id)
 
 
 def get_item(item_id: str) -> Item:
-    """Look an item up by its id.
+    """Look an item of the checklist up by its id.
 
     Raises:
         UserError: there is no such item.
     """
     try:
-        return _BY_ID[item_id]
+        return _ITEMS_BY_ID[item_id]
     except KeyError:
-        known = ", ".join(_BY_ID)
+        known = ", ".join(_ITEMS_BY_ID)
         raise UserError(f"unknown item {item_id!r}; the items are: {known}") from None
+
+
+def data_item_before(item_id: str) -> str | None:
+    """Return the data item whose rows an item works on, None for the first one."""
+    position = DATA_ORDER.index(item_id)
+    return DATA_ORDER[position - 1] if position else None
+
+
+def is_helper(step_id: str) -> bool:
+    """Return True if a step is a helper and not an item of the checklist."""
+    return step_id in _HELPERS_BY_ID

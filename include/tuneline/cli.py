@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuneline import __version__
+from tuneline.catalogue import HELPERS, ITEMS
 from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.exits import guarded
 from tuneline.machine.checkout import project_root
@@ -19,16 +20,6 @@ from tuneline.machine.checkout import project_root
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Command = Callable[[argparse.Namespace], int]
-
-RUN_HELPERS = {
-    "audit": "final_audit",
-    "train": "train",
-    "sync-tracking": "sync_tracking",
-    "export": "export_candidate",
-    "review": "prepare_review",
-    "build-engine": "build_engine",
-    "promote": "promote",
-}
 
 # Wider than any table; a table takes only what its longest line needs.
 _WITHOUT_EDGE = 100_000
@@ -97,10 +88,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     create.add_argument("--config", type=Path, help="YAML file with settings above the preset's")
     create.add_argument("--reason", default="", help="why the run is started")
     create.set_defaults(command=_run_create)
-    for name, step in RUN_HELPERS.items():
-        helper = actions.add_parser(name, help=f"the step {step}")
-        helper.add_argument("--run", required=True, metavar="URI", help="the run")
-        helper.set_defaults(command=_step, item=step)
+    for helper in HELPERS:
+        action = actions.add_parser(helper.action, help=helper.title)
+        action.add_argument("--run", required=True, metavar="URI", help="the run")
+        action.set_defaults(command=_step, item=helper.id)
     sweep = actions.add_parser("sweep", help="try the ranks of training.sweep_r")
     sweep.add_argument("--run", required=True, metavar="URI", help="the run")
     sweep.add_argument("--r", type=int, metavar="N", help="only this one of them")
@@ -194,8 +185,6 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _items(arguments: argparse.Namespace) -> int:
-    from tuneline.catalogue import ITEMS
-
     if arguments.json:
         rows = [
             {"id": i.id, "phase": i.phase, "severity": i.severity, "title": i.title} for i in ITEMS

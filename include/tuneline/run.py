@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneline import CONTRACT_VERSION
-from tuneline.catalogue import Item, Phase, get_item
+from tuneline.catalogue import Item, get_item, get_step, is_helper
 from tuneline.config import PipelineConfig, validate_config
 from tuneline.errors import UserError
 from tuneline.evidence import (
@@ -31,17 +31,6 @@ from tuneline.store import NotThere, Store, open_store
 
 T = TypeVar("T")
 
-# Steps that are not items of the checklist: they make what the items judge.
-HELPERS: dict[str, Phase] = {
-    "final_audit": Phase.DATA,
-    "train": Phase.TRAINING,
-    "sync_tracking": Phase.TRAINING,
-    "export_candidate": Phase.TRAINING,
-    "prepare_review": Phase.EVALUATION,
-    "build_engine": Phase.DEPLOYMENT,
-    "promote": Phase.GOVERNANCE,
-}
-
 _REPORTED_PACKAGES = (
     "torch transformers peft trl bitsandbytes datasketch great-expectations presidio-analyzer "
     "spacy mlflow wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
@@ -51,15 +40,6 @@ _REPORTED_PACKAGES = (
 def now() -> str:
     """The time in UTC, RFC 3339."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def phase_of(step: str) -> Phase:
-    """The phase of an item or helper step.
-
-    Raises:
-        UserError: there is no such step.
-    """
-    return HELPERS[step] if step in HELPERS else get_item(step).phase
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,7 @@ class Run:
 
     def step_key(self, step: str, name: str = "") -> str:
         """A key below a step's folder."""
-        return self.key(phase_of(step), step, *([name] if name else []))
+        return self.key(get_step(step).phase, step, *([name] if name else []))
 
     def find_evidence(self, item: str) -> Evidence | None:
         """An item's evidence, or None when the item has not been run."""
@@ -160,7 +140,7 @@ class Run:
         Raises:
             UserError: the step has not been run.
         """
-        if step in HELPERS:
+        if is_helper(step):
             try:
                 return Record.model_validate_json(
                     self.store.get_bytes(self.step_key(step, "record.json"))
@@ -239,6 +219,25 @@ class StepContext:
             self.inputs[name] = ref.model_copy(update={"name": name})
         return target
 
+    def read_json(self, step: str, name: str) -> Any:
+        """Read a JSON file of an earlier step; see `input`.
+
+        What several steps read has a name and a model in `tuneline.artifacts`.
+        """
+        return json.loads(self.input(step, name).read_bytes())
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of this step.
+
+        Args:
+            name: its path relative to the step's folder.
+            content: what `json.dumps` takes.
+        """
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        path.write_text(text, encoding="utf-8")
+
     def note_input(self, name: str, uri: str, path: Path, rows: int | None = None) -> None:
         """Note a file from outside the run (the dataset, the base model) among the inputs."""
         from tuneline.store import sha256_file
@@ -297,7 +296,7 @@ class StepContext:
         self._rows = dict(rows or {})
         return Record(
             step=self.step,
-            phase=phase_of(self.step),
+            phase=get_step(self.step).phase,
             summary=summary,
             measurements=list(measurements),
             **self._common(),

@@ -11,21 +11,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tuneline.catalogue import get_item
+from tuneline.catalogue import get_step, is_helper
 from tuneline.errors import EXIT_OK, RetryableError
 from tuneline.evidence import Evidence, FileRef, Record, dump
 from tuneline.machine.garbage import rare_collections
-from tuneline.run import HELPERS, Run, StepContext, phase_of
-
-HELPER_MODULES = {
-    "final_audit": "tuneline.data.final_audit",
-    "train": "tuneline.training.train",
-    "sync_tracking": "tuneline.training.sync_tracking",
-    "export_candidate": "tuneline.training.export_candidate",
-    "prepare_review": "tuneline.evaluation.prepare_review",
-    "build_engine": "tuneline.deployment.build_engine",
-    "promote": "tuneline.governance.promote",
-}
+from tuneline.run import Run, StepContext
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:
@@ -43,7 +33,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         UserError: the step, the run or its input is wrong.
         RetryableError: the surroundings failed.
     """
-    module = HELPER_MODULES.get(step) or get_item(step).module
+    module = get_step(step).module
     run = Run.open(run_uri)
     with tempfile.TemporaryDirectory(prefix=f"tuneline-{step}-") as folder:
         root = Path(folder)
@@ -75,7 +65,7 @@ def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | R
         The entry with its artifacts filled in, as stored.
     """
     run, step = context.run, context.step
-    last = "record.json" if step in HELPERS else "evidence.json"
+    last = "record.json" if is_helper(step) else "evidence.json"
     folder = run.step_key(step)
     run.store.delete_prefix(folder)
     run.store.delete_prefix(run.key("quarantine", step))
@@ -109,5 +99,5 @@ def run_step(step: str, run_uri: str) -> int:
     if entry is None:
         return EXIT_OK
     verdict = f"{entry.verdict}: " if isinstance(entry, Evidence) else ""
-    print(f"{phase_of(step)}/{step}: {verdict}{entry.summary}")
+    print(f"{get_step(step).phase}/{step}: {verdict}{entry.summary}")
     return EXIT_OK

@@ -8,7 +8,7 @@ from benchmarks.workloads.support_chat import make_conversations
 from tests.lab.data_runs import make_base
 
 from benchmarks import data
-from tuneline.data.gates.run_gate import ORDER
+from tuneline.catalogue import DATA_ORDER
 from tuneline.errors import TunelineError
 
 
@@ -35,7 +35,7 @@ def test_every_step_has_its_speed(tmp_path, base, monkeypatch):
     )
     report = data.run(Options(tmp_path, lambda _: None, runs=1, rows=200))
     assert report.workload["rows"] == 200
-    for step in (*ORDER, "final_audit"):
+    for step in (*DATA_ORDER, "final_audit"):
         assert report.value("tuneline", f"{step}_rows_per_s") > 0
     whole = report.value("tuneline", "seconds")
     assert whole > report.value("tuneline", "gates_and_files_seconds") > 0

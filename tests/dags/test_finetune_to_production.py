@@ -9,13 +9,12 @@ import pytest
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
-from tuneline.catalogue import ITEMS, Phase
+from tuneline.catalogue import ITEMS, STEPS, Phase
 from tuneline.config import build_config
 from tuneline.launch import form_fields
-from tuneline.run import HELPERS, Run
+from tuneline.run import Run
 
 ROOT = Path(__file__).parents[2]
-STEPS = [item.id for item in ITEMS] + list(HELPERS)
 
 
 def check_of(item):
@@ -45,11 +44,9 @@ def test_every_item_and_helper_is_a_pod_with_its_command(dag):
         "build_engine": "build-engine",
         "promote": "promote",
     }
-    assert set(actions) == set(HELPERS)
     for step in STEPS:
-        pod = dag.get_task(step)
-        command = ["run", actions[step]] if step in actions else ["step", step]
-        assert pod.cmds == [
+        command = ["run", actions[step.id]] if step.id in actions else ["step", step.id]
+        assert dag.get_task(step.id).cmds == [
             "tuneline",
             *command,
             "--run",
@@ -186,7 +183,7 @@ def test_the_question_for_a_sweep(dag, tmp_path, training, engine, commands):
 
 def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
     for step in STEPS:
-        pod = dag.get_task(step)
+        pod = dag.get_task(step.id)
         least = 30 * 60 if pod.uses_gpus else 5 * 60
         assert pod.schedule_timeout_seconds >= least
         assert pod.startup_timeout_seconds >= least
@@ -196,13 +193,13 @@ def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
         assert pod.do_xcom_push is False
         assert pod.log_pod_spec_on_failure is False
         assert pod.on_finish_action.value == "delete_pod"
-        assert pod.retries == (8 if step == "train" else 2)
+        assert pod.retries == (8 if step.id == "train" else 2)
         assert pod.pool == ("gpu" if pod.uses_gpus else "default_pool")
         assert pod.random_name_suffix is False
 
 
 def test_training_and_every_step_that_serves_a_model_share_the_gpu_pool(dag):
-    pooled = {step for step in STEPS if dag.get_task(step).pool == "gpu"}
+    pooled = {step.id for step in STEPS if dag.get_task(step.id).pool == "gpu"}
     assert {"train", "holdout_performance", "latency_benchmark", "build_engine"} <= pooled
     assert not pooled & {item.id for item in ITEMS if item.phase == Phase.DATA}
 
@@ -229,11 +226,12 @@ def test_the_form_is_the_one_of_the_library(dag):
 
 
 def test_no_secret_reaches_a_template(monkeypatch):
-    from tuneline_airflow.pods import item_pod
+    from tuneline.catalogue import get_step
+    from tuneline_airflow.steps import pod_of
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
     monkeypatch.setenv("TUNELINE_POD_SECRETS", "store-credentials, tracking")
-    pod = item_pod("schema_validation")
+    pod = pod_of(get_step("schema_validation"))
     shown = " ".join(str(getattr(pod, name)) for name in pod.template_fields)
     assert "hunter2" not in shown
     assert [e.secret_ref.name for e in pod.env_from] == ["store-credentials", "tracking"]

@@ -2,10 +2,16 @@ import re
 
 import pytest
 
+from tuneline.catalogue import get_step
 from tuneline.config import PodConfig
-from tuneline_airflow.pods import helper_pod, item_pod, pod_name
+from tuneline_airflow.pods import pod_name
+from tuneline_airflow.steps import pod_of
 
 URI = "s3://bucket/prefix/runs/manual__2026-10-18T00:31:53.123456+00:00"
+
+
+def step_pod(step_id):
+    return pod_of(get_step(step_id))
 
 
 def request(pod):
@@ -14,7 +20,7 @@ def request(pod):
 
 
 def test_a_pod_takes_its_size_from_the_run():
-    pod = item_pod("deduplication")
+    pod = step_pod("deduplication")
     pod.apply(PodConfig(namespace="ml", memory="3Gi", deadline_hours=0.5))
     made = request(pod)
     container = made.spec.containers[0]
@@ -27,7 +33,7 @@ def test_a_pod_takes_its_size_from_the_run():
 
 def test_a_step_may_have_a_deadline_of_its_own():
     pods = PodConfig(deadline_hours=12)
-    train = helper_pod("train", "train", gpus=True)
+    train = step_pod("train")
     train.apply(pods, 1.5)
     assert request(train).spec.active_deadline_seconds == 5400
     train.apply(pods, None)
@@ -35,31 +41,31 @@ def test_a_step_may_have_a_deadline_of_its_own():
 
 
 def test_both_start_timeouts_are_set_and_a_gpu_gets_half_an_hour():
-    train, lora = helper_pod("train", "train", gpus=True), item_pod("lora_selection")
+    train, lora = step_pod("train"), step_pod("lora_selection")
     assert train.schedule_timeout_seconds == train.startup_timeout_seconds == 1800
     assert lora.schedule_timeout_seconds == lora.startup_timeout_seconds == 600
 
 
 def test_a_step_that_resumes_gets_more_tries():
-    train, lora = helper_pod("train", "train"), item_pod("lora_selection")
+    train, lora = step_pod("train"), step_pod("lora_selection")
     assert train.retries > lora.retries == 2
 
 
 def test_a_step_that_resumes_has_time_to_leave_a_checkpoint():
-    train, lora = helper_pod("train", "train"), item_pod("lora_selection")
+    train, lora = step_pod("train"), step_pod("lora_selection")
     assert request(train).spec.termination_grace_period_seconds == 120
     assert request(lora).spec.termination_grace_period_seconds == 30
 
 
 def test_tries_are_as_far_apart_as_the_deployment_says(monkeypatch):
-    assert helper_pod("train", "train").retry_delay.total_seconds() == 20
+    assert step_pod("train").retry_delay.total_seconds() == 20
     monkeypatch.setenv("TUNELINE_RETRY_SECONDS", "1.5")
-    assert helper_pod("train", "train").retry_delay.total_seconds() == 1.5
+    assert step_pod("train").retry_delay.total_seconds() == 1.5
 
 
 def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
     with_gpus = PodConfig(gpus=2, gpu_image="registry/ml-cuda:1", image="registry/ml:1")
-    train, lora = helper_pod("train", "train", gpus=True), item_pod("lora_selection")
+    train, lora = step_pod("train"), step_pod("lora_selection")
     train.apply(with_gpus)
     lora.apply(with_gpus)
     trained = request(train).spec.containers[0]
@@ -68,14 +74,14 @@ def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
     other = request(lora).spec.containers[0]
     assert "nvidia.com/gpu" not in other.resources.limits
     assert other.image == "registry/ml:1"
-    without = helper_pod("train", "train", gpus=True)
+    without = step_pod("train")
     without.apply(PodConfig(gpus=0))
     assert "nvidia.com/gpu" not in request(without).spec.containers[0].resources.limits
 
 
 def test_the_image_of_the_deployment_stands_until_a_run_names_another(monkeypatch):
     monkeypatch.setenv("TUNELINE_IMAGE", "registry/ml:release")
-    pod = item_pod("deduplication")
+    pod = step_pod("deduplication")
     pod.apply(PodConfig())
     assert request(pod).spec.containers[0].image == "registry/ml:release"
     pod.apply(PodConfig(image="registry/ml:mine"))
@@ -83,7 +89,7 @@ def test_the_image_of_the_deployment_stands_until_a_run_names_another(monkeypatc
 
 
 def test_pods_tell_steps_which_task_they_run_for():
-    pod = item_pod("deduplication")
+    pod = step_pod("deduplication")
     names = {entry.name for entry in pod.env_vars}
     assert names == {
         "TUNELINE_CONTRACT",

@@ -5,10 +5,11 @@ import json
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
+from tuneline.catalogue import get_step
 from tuneline.config import PipelineConfig
 from tuneline.run import Run
 from tuneline_airflow.pods import StepPod
-from tuneline_airflow.tracking import sync_tracking
+from tuneline_airflow.steps import pod_of
 
 OFFLINE = {"tracker": "wandb", "mode": "offline", "run_id": "x", "directory": "wandb/offline-x"}
 ONLINE = {"tracker": "mlflow", "mode": "online", "run_id": "x", "url": "http://t/#/x"}
@@ -43,7 +44,7 @@ def leave(run, *tracked):
 
 def test_an_offline_run_is_synced(run, started):
     leave(run, ONLINE, OFFLINE)
-    sync_tracking().execute({"ti": TaskInstance(run)})
+    pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
     assert len(started) == 1
 
 
@@ -51,13 +52,13 @@ def test_an_offline_run_is_synced(run, started):
 def test_without_one_no_pod_is_started(run, started, tracked):
     leave(run, *tracked)
     with pytest.raises(AirflowSkipException, match="nothing to sync"):
-        sync_tracking().execute({"ti": TaskInstance(run)})
+        pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
     assert started == []
 
 
 def test_a_training_that_left_nothing_is_no_failure(run, started):
     with pytest.raises(AirflowSkipException, match="nothing to sync"):
-        sync_tracking().execute({"ti": TaskInstance(run)})
+        pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
 
 
 def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
@@ -67,7 +68,7 @@ def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
     monkeypatch.setattr(StepPod, "execute", fail)
     leave(run, OFFLINE)
     with pytest.raises(AirflowSkipException, match=f"sync-tracking --run {run.uri}` does it later"):
-        sync_tracking().execute({"ti": TaskInstance(run)})
+        pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
 
 
 def test_nothing_waits_for_it(dag):

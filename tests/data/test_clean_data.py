@@ -5,7 +5,7 @@ import random
 import pytest
 from tests.lab.data_runs import WORDS, answer, chat
 
-from tuneline.data.gates.run_gate import ORDER
+from tuneline.catalogue import DATA_ORDER
 
 CLASSES = "billing login shipping returns stock delivery".split()
 
@@ -42,7 +42,7 @@ def test_no_false_alarm(data_lab, seed):
     rows = clean_rows_of(seed)
     settings = {} if seed % 2 == 0 else {"label_field": None}
     lab = data_lab(rows, pii_profile=["gdpr", "pci"], license="Apache-2.0", **settings)
-    for item in ORDER:
+    for item in DATA_ORDER:
         entry = lab.step(item)
         assert entry.verdict == "pass", (item, entry.summary, entry.measurements)
         assert lab.rejected(item) == [], item

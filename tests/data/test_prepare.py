@@ -15,9 +15,8 @@ import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, text, write_jsonl
 from tests.lab.fuzzed_rows import fuzzed_lines
 
-from tuneline.catalogue import ITEMS
+from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.cli import main as cli
-from tuneline.data.gates.run_gate import ORDER
 from tuneline.data.prepare import prepare
 from tuneline.data.sample.make import make_sample
 from tuneline.errors import UserError
@@ -103,10 +102,10 @@ def test_the_contract(call, capsys, tmp_path):
     assert sum(step["rows"] for step in told["removed"]) == len(gone)
     shown = capsys.readouterr()
     results = shown.out.splitlines()
-    assert [line.split()[0] for line in results] == [*ORDER, "dataset"]
+    assert [line.split()[0] for line in results] == [*DATA_ORDER, "dataset"]
     # On a terminal and in a merged log no line comes twice.
     progress = [line for line in shown.err.splitlines() if not line.startswith("[")]
-    assert [line.split()[0] for line in progress] == [*ORDER, "final_audit"]
+    assert [line.split()[0] for line in progress] == [*DATA_ORDER, "final_audit"]
     assert not set(results) & set(progress)
 
 

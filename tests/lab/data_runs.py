@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from tests.lab.runs import Lab
 from tests.lab.tiny_models import make_tokenizer
 
-from tuneline.data.gates.run_gate import ORDER, GateResult, run_gate
+from tuneline.catalogue import DATA_ORDER
+from tuneline.data.gates.run_gate import GateResult, run_gate
 from tuneline.evidence import Evidence, Record
 
 WORDS = (
@@ -92,7 +93,7 @@ class DataLab:
 
     def upto(self, last: str) -> Evidence:
         """Run the steps up to an item; returns its evidence."""
-        for name in ORDER[: ORDER.index(last) + 1]:
+        for name in DATA_ORDER[: DATA_ORDER.index(last) + 1]:
             entry = self.step(name)
         return entry
 

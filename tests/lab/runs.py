@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuneline.catalogue import is_helper
 from tuneline.config import build_config
+from tuneline.evidence import Verdict
 from tuneline.run import Run, StepContext
 from tuneline.step import store_output
 from tuneline.store import sha256_file
@@ -120,10 +122,7 @@ class Lab:
 
     @staticmethod
     def entry(ctx: StepContext, measurements: Sequence[Any]) -> Any:
-        from tuneline.evidence import Verdict
-        from tuneline.run import HELPERS
-
-        if ctx.step in HELPERS:
+        if is_helper(ctx.step):
             return ctx.record("left by a test", measurements)
         verdict = None if measurements else Verdict.NOT_APPLICABLE
         return ctx.conclude("left by a test", measurements, verdict=verdict)

@@ -42,7 +42,7 @@ from tuneline.data.tables.rows import (
     Row,
     read_raws,
     rejects_of,
-    rows_of,
+    rows_before,
     write_audit,
     write_rejects,
     write_rows,
@@ -141,7 +141,7 @@ def _with_answer(row: Row, answer: str) -> Row:
 def run(ctx: StepContext) -> Evidence:
     """Remove near-duplicates and contradictions, split, thin repeated phrases."""
     config = ctx.config.data
-    rows = rows_of(ctx, "pii_scrubbing")
+    rows = rows_before(ctx)
     found = deduplicate(rows, config)
     thinned = thin_answers(_kept(rows, found), config)
     if config.repeated_phrases == "drop":

@@ -38,7 +38,7 @@ from tuneline.data.tables.rows import (
     Row,
     read_raws,
     rejects_of,
-    rows_of,
+    rows_before,
     write_audit,
     write_dataset,
     write_rejects,
@@ -194,7 +194,7 @@ def _shown(label: str) -> str:
 def run(ctx: StepContext) -> Evidence:
     """Balance the training rows and write the training set."""
     config = ctx.config.data
-    rows = rows_of(ctx, "token_length_audit")
+    rows = rows_before(ctx)
     classes = classes_of(rows, config)
     balanced = not classes.grouped or config.unlabelled == "balance"
     reasons, weights = balance(rows, config, classes.names if balanced else [None] * len(rows))

@@ -25,10 +25,9 @@ from tuneline.data.tables.rows import (
     AUDIT,
     REJECTED,
     ROWS,
-    UNSCRUBBED,
     Row,
     rejects_of,
-    rows_of,
+    rows_before,
     scrubbed,
     write_audit,
     write_rejects,
@@ -67,7 +66,7 @@ def reason_to_reject(result: Scrubbed) -> str | None:
 def run(ctx: StepContext) -> Evidence:
     """Scrub every row and measure what leaks."""
     config = ctx.config.data
-    rows = rows_of(ctx, "schema_validation", UNSCRUBBED)
+    rows = rows_before(ctx)
     scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
     workers = worker_count(len(rows))
     ctx.log(f"{len(rows)} rows, {workers} workers")

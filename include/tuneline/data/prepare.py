@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from tuneline.catalogue import Severity, get_item
+from tuneline.catalogue import DATA_ORDER, Severity, get_item
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
-from tuneline.data.gates.run_gate import ORDER, run_gate
+from tuneline.data.gates.run_gate import run_gate
 from tuneline.data.tables.dataset_card import CARD, VERSION_FILE
 from tuneline.data.tables.rows import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
@@ -124,8 +124,8 @@ def _run_steps(run: Run, out: Path) -> list[Reject]:
     When a step keeps no row, the later ones are not run.
     """
     rejects: list[Reject] = []
-    steps = len(ORDER) + 1
-    for number, item in enumerate(ORDER, 1):
+    steps = len(DATA_ORDER) + 1
+    for number, item in enumerate(DATA_ORDER, 1):
         _say(f"{item} ({number} of {steps}) …")
         entry = execute(item, run.uri)
         assert entry is not None
@@ -160,7 +160,7 @@ def _local(run: Run, uri: str) -> Path:
 
 def _result(run: Run) -> dict[str, Any]:
     rows = {row.item: row for row in checklist(run)}
-    items = [rows[item] for item in ORDER]
+    items = [rows[item] for item in DATA_ORDER]
     verdict = Verdict.PASS
     for item in items:
         if item.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE):
@@ -189,7 +189,7 @@ def _clear(out: Path) -> None:
     """Remove what an earlier call left, the dataset first."""
     for name in (DATASET, *BESIDE, RESULT):
         (out / name).unlink(missing_ok=True)
-    for name in (*ORDER, AUDIT_STEP, "quarantine", "data_docs"):
+    for name in (*DATA_ORDER, AUDIT_STEP, "quarantine", "data_docs"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ from tuneline.data.tables.rows import (
     Row,
     read_raws,
     rejects_of,
-    rows_of,
+    rows_before,
     write_audit,
     write_rejects,
     write_rows,
@@ -119,7 +119,7 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.models import load_tokenizer, resolve
 
     config = ctx.config.data
-    rows = rows_of(ctx, "deduplication")
+    rows = rows_before(ctx)
     base = resolve(ctx.config.base_model, log=ctx.log)
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)

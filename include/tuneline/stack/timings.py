@@ -9,14 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tuneline.catalogue import ITEMS
+from tuneline.catalogue import STEPS
 from tuneline.errors import TunelineError
-from tuneline.run import HELPERS, Run
+from tuneline.run import Run
 from tuneline.store import NotThere
 
 SCHEMA = "tuneline/timings/1"
 
-_STEPS = {item.id for item in ITEMS} | set(HELPERS)
+_STEPS = {step.id for step in STEPS}
 # How the DAG names the pods of its sweep.
 _SWEEP, _RANK = "sweep", re.compile(r"r = (\d+)")
 

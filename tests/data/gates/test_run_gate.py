@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from tests.lab.data_runs import clean_rows
 
-from tuneline.catalogue import ITEMS
+from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.data.gates import run_gate as gates
-from tuneline.data.gates.run_gate import ORDER, run_gate
+from tuneline.data.gates.run_gate import run_gate
 from tuneline.data.gates.suites import Rule, Suite, among, between
 from tuneline.data.tables.rows import AUDIT
 from tuneline.errors import UserError
@@ -40,7 +40,7 @@ def rewrite(lab, item, change, name=AUDIT):
 
 
 def test_every_data_item_has_a_gate():
-    assert set(ORDER) == {item.id for item in ITEMS if item.phase == "data"}
+    assert set(DATA_ORDER) == {item.id for item in ITEMS if item.phase == "data"}
 
 
 def test_a_gate_leaves_its_verdict_and_its_docs(lab):

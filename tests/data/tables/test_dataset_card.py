@@ -6,8 +6,8 @@ import pytest
 import yaml
 from tests.lab.data_runs import clean_rows
 
+from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
-from tuneline.data.gates.run_gate import ORDER
 from tuneline.data.tables.dataset_card import (
     MOST_FILES,
     SETTINGS,
@@ -76,7 +76,7 @@ def test_what_was_removed_and_by_which_setting():
 
 
 def test_every_data_item_names_settings_that_there_are():
-    assert list(SETTINGS) == list(ORDER)
+    assert list(SETTINGS) == list(DATA_ORDER)
     assert {name for names in SETTINGS.values() for name in names} <= set(DataConfig.model_fields)
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.catalogue import DATA_ORDER, data_item_before
 from tuneline.data.gates.suites import TABLES, GateInput, Suite
 from tuneline.data.tables.rows import AUDIT, REJECTED
 from tuneline.errors import UserError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "tuneline/gate/1"
-ORDER = tuple(TABLES)
 DOCS = "data_docs"
 # Fonts and animations of the docs: megabytes that nobody needs to read a table.
 _DOC_ENDINGS = (".html", ".css")
@@ -76,7 +76,7 @@ def run_gate(run: Run, item: str) -> GateResult:
         UserError: the item is no data item, or has not been run.
     """
     if item not in TABLES:
-        raise UserError(f"{item} has no gate; the items with one are {', '.join(ORDER)}")
+        raise UserError(f"{item} has no gate; the items with one are {', '.join(DATA_ORDER)}")
     entry = run.find_evidence(item)
     if entry is None:
         raise UserError(f"{item} has not been run in {run.uri}; run it before its gate")
@@ -149,12 +149,12 @@ def _fetch(run: Run, entry: Evidence, name: str, root: Path) -> pd.DataFrame | N
 
 def _came_in(run: Run, item: str, root: Path) -> frozenset[str] | None:
     """Ids of the rows that the item before kept."""
-    position = ORDER.index(item)
-    if position == 0:
+    step = data_item_before(item)
+    if step is None:
         return None
-    before = run.find_evidence(ORDER[position - 1])
+    before = run.find_evidence(step)
     if before is None:
-        raise UserError(f"{ORDER[position - 1]} has not been run in {run.uri}; run it first")
+        raise UserError(f"{step} has not been run in {run.uri}; run it first")
     frame = _fetch(run, before, AUDIT, root)
     if frame is None:
         return frozenset()

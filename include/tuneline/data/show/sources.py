@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from tuneline.catalogue import DATA_ORDER
 from tuneline.config import PipelineConfig
-from tuneline.data.gates.run_gate import ORDER
 from tuneline.data.prepare import read_config
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import (
@@ -90,8 +90,8 @@ def gather(
     Raises:
         UserError: there is nothing of the kind there.
     """
-    if step is not None and step not in ORDER:
-        raise UserError(f"--step {step}: no data step; they are {', '.join(ORDER)}")
+    if step is not None and step not in DATA_ORDER:
+        raise UserError(f"--step {step}: no data step; they are {', '.join(DATA_ORDER)}")
     path = _local(target)
     if "/runs/" in target and (path is None or (path / "config.json").is_file()):
         run = Run.open(target if path is None else path.resolve().as_uri())
@@ -147,7 +147,7 @@ def _artifact(run: Run, step: str, name: str, scratch: Path) -> Iterator[Path | 
 
 
 def _rows_of_run(run: Run, step: str | None, scratch: Path, renderer: Renderer) -> Source:
-    for name in [step] if step else ORDER[::-1]:
+    for name in [step] if step else DATA_ORDER[::-1]:
         with _artifact(run, name, _name_of(name), scratch) as path:
             if path is not None:
                 return Source(_table(path, rejected=False) or [], renderer, name)
@@ -156,7 +156,7 @@ def _rows_of_run(run: Run, step: str | None, scratch: Path, renderer: Renderer) 
 
 def _rejects_of_run(run: Run, step: str | None, scratch: Path) -> list[Shown]:
     rejects: list[Reject] = []
-    for name in [step] if step else ORDER:
+    for name in [step] if step else DATA_ORDER:
         with _artifact(run, name, REJECTED, scratch) as path:
             rejects += read_rejects(path) if path is not None else []
     return [_reject(number, reject) for number, reject in enumerate(rejects, 1)]

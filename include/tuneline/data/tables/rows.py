@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.catalogue import DATA_ORDER, data_item_before
 from tuneline.data.tables.arrow_columns import columns_of, table_of
 from tuneline.errors import UserError
 
@@ -198,13 +199,15 @@ def read_rows(path: Path) -> list[Row]:
     return _rows(columns)
 
 
-def rows_of(ctx: StepContext, step: str, name: str = ROWS) -> list[Row]:
-    """Read the rows that an earlier step kept.
+def rows_before(ctx: StepContext) -> list[Row]:
+    """Read the rows that the data item before this one kept.
 
     Raises:
         UserError: it has not been run, or kept none.
     """
-    rows = read_rows(ctx.input(step, name))
+    step = data_item_before(ctx.step)
+    assert step is not None, f"{ctx.step} is the first data item"
+    rows = read_rows(ctx.input(step, UNSCRUBBED if step == DATA_ORDER[0] else ROWS))
     if not rows:
         raise UserError(f"{step} kept no rows, so there is nothing for {ctx.step} to work on")
     return rows
