@@ -96,7 +96,7 @@ def _ratios(results: Sequence[Result]) -> dict[str, float]:
 
 def _litellm(stack: ExitStack, upstream: str, folder: Path) -> tuple[System | None, str]:
     """LiteLLM's proxy, running until the stack closes; or none and why."""
-    from tuneline.deployment.probes.trial import free_port
+    from tuneline.serving.server_process import free_port
 
     python = bench_python()
     reason = why_missing("litellm", python)

@@ -1,4 +1,4 @@
-"""The life of a server's process, on small programs that start, hang and die as told."""
+"""The life of a server's process, on small programs that start, hang and die on command."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ SLEEP = "import time; time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 
 
-class Told(ServerProcess):
+class Scripted(ServerProcess):
     stop_seconds = 0.3
     poll_seconds = 0.01
 
@@ -41,7 +41,7 @@ def gone(server):
 
 
 def test_it_is_ready_within_the_block_and_gone_after_it():
-    server = Told(READY + SLEEP)
+    server = Scripted(READY + SLEEP)
     with server:
         log = server.log_file
         assert server.read_log() == "ready\n"
@@ -56,20 +56,20 @@ def test_it_is_ready_within_the_block_and_gone_after_it():
 
 
 def test_a_log_that_was_asked_for_stays(tmp_path):
-    server = Told(READY + SLEEP, log_file=tmp_path / "logs" / "server.log")
+    server = Scripted(READY + SLEEP, log_file=tmp_path / "logs" / "server.log")
     with server:
         pass
     assert Path(server.log_file).read_text() == "ready\n"
 
 
 def test_one_that_ends_or_is_late_says_so_and_is_gone():
-    ended = Told("print('no port left'); raise SystemExit(3)")
+    ended = Scripted("print('no port left'); raise SystemExit(3)")
     with pytest.raises(TunelineError, match="code 3: no port left"):
         ended.start()
-    silent = Told("raise SystemExit(1)")
+    silent = Scripted("raise SystemExit(1)")
     with pytest.raises(TunelineError, match="it said nothing"):
         silent.start()
-    late = Told(DEAF + SLEEP, start_seconds=0.3)
+    late = Scripted(DEAF + SLEEP, start_seconds=0.3)
     with pytest.raises(RetryableError, match="no time left for the word"):
         late.start()
     assert late.pids
@@ -79,7 +79,7 @@ def test_one_that_ends_or_is_late_says_so_and_is_gone():
 
 
 def test_one_that_does_not_heed_sigterm_is_killed():
-    server = Told(DEAF + READY + SLEEP)
+    server = Scripted(DEAF + READY + SLEEP)
     server.start()
     server.stop()
     assert server.pids
@@ -87,7 +87,7 @@ def test_one_that_does_not_heed_sigterm_is_killed():
 
 
 def test_stop_after_its_own_end_and_twice():
-    server = Told(READY + SLEEP)
+    server = Scripted(READY + SLEEP)
     server.start()
     server.signal(signal.SIGKILL)
     server.stop()

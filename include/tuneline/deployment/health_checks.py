@@ -1,18 +1,14 @@
-"""Probes, exercised against the real server: start, ready, busy, hung, killed, drain.
+"""health_checks: prove on the real server that the probes tell a working engine from a broken one.
 
-Proves that the probes a cluster would run tell the truth about this model:
-before the weights are loaded they say no; when they say yes the weights are in
-memory and a token was made; a full engine is not taken for a dead one; an
-engine that is stopped in its tracks (SIGSTOP) fails its liveness probe though
-its port still takes connections; a killed one is seen at once; SIGTERM lets
-running answers finish. The gateway in front turns unready with its engine and
-stays alive, since restarting it would mend nothing. The probe commands that
-are run are those of the Kubernetes specification that is left as an artifact.
+Before the weights are loaded the probes fail; once they succeed, the weights are in memory and
+a token was generated. An engine with all slots taken passes. A stopped process (SIGSTOP) fails
+its liveness probe although its port still accepts connections; a killed one fails at once.
+After SIGTERM running answers are finished. The gateway in front turns unready with its engine
+and stays alive, since a restart of it would repair nothing. The commands that are run are those
+of the Kubernetes specification left in `probes.json`.
 """
 
 from __future__ import annotations
-
-import json
 
 from tuneline.deployment.probes.trial import ALIAS, ProbeTrial
 from tuneline.evidence import Evidence, measure
@@ -25,14 +21,14 @@ from tuneline.serving.probes.kubernetes_probes import (
     startup_budget,
 )
 
-# Weights that are not in memory once a token has been made are not all needed.
+# Least share of the weights in memory once a token was generated; not all may be needed.
 RESIDENT_SHARE = 0.9
-# Where the engine's container listens; both containers share the pod's network.
+# Address of the engine's container; both containers share the pod's network.
 ENGINE_URL = "http://127.0.0.1:8081"
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Exercise the probes and leave their specification."""
+    """Exercise the probes and write their specification."""
     deployment = ctx.config.deployment
     chosen = candidate(ctx)
     model = chosen.file.path
@@ -45,16 +41,15 @@ def run(ctx: StepContext) -> Evidence:
     trial = life.run()
     engine = engine_probes(ENGINE_URL, ALIAS, life.start_seconds)
     spec = {"engine": engine, "gateway": gateway_probes()}
-    (ctx.out / "probes.json").write_text(json.dumps(spec, indent=1))
-    (ctx.out / "observations.json").write_text(json.dumps(trial.observations, indent=1))
+    ctx.write_json("probes.json", spec)
+    ctx.write_json("observations.json", trial.observations)
     resident = life.resident_bytes / model.stat().st_size
     failed = [m.name for m in trial.measurements if m.ok is False]
     restart = restart_after(engine)
     summary = (
-        f"{len(trial.measurements) - len(failed)} of {len(trial.measurements)} observations as "
-        f"they should be, from start ({life.start_seconds:.1f} s) to drain; a hung engine is "
-        f"restarted after {restart:.0f} s at most"
-        + (f"; not: {', '.join(failed)}" if failed else "")
+        f"{len(trial.measurements) - len(failed)} of {len(trial.measurements)} observations are as "
+        f"expected, from start ({life.start_seconds:.1f} s) to drain; a hung engine is restarted "
+        f"after {restart:.0f} s at most" + (f"; unexpected: {', '.join(failed)}" if failed else "")
     )
     return ctx.conclude(
         summary,

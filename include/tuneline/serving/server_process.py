@@ -1,14 +1,15 @@
-"""A server as a child process: started, watched until it is ready, drained, ended."""
+"""Run a server as a child process: start it, wait until it is ready, drain it, end it."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -16,16 +17,41 @@ from typing import ClassVar, Self
 from tuneline.errors import TunelineError
 
 
-class ServerProcess(ABC):
-    """One server's process, ready when the `with` block begins and gone when it ends.
+def free_port() -> int:
+    """Return a port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    A subclass says when it is ready, and what to raise when it does not get there.
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+    """Wait until a condition is true.
+
+    Args:
+        condition: the condition; it is tested 20 times a second.
+        seconds: the longest wait, in seconds.
+
+    Returns:
+        The seconds that it took; infinite if the condition did not become true.
+    """
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.05)
+    return float("inf")
+
+
+class ServerProcess(ABC):
+    """The process of a server, ready when the `with` block begins and gone when it ends.
+
+    A subclass defines when it is ready and which error it raises otherwise.
 
     Attributes:
-        stop_seconds: How long it may drain after SIGTERM before SIGKILL comes.
-        poll_seconds: Between two looks at a starting server.
-        start_seconds: Within which it must be ready.
-        load_seconds: How long the last `start` took.
+        stop_seconds: time to drain between SIGTERM and SIGKILL, in seconds.
+        poll_seconds: pause between two looks at a starting server, in seconds.
+        start_seconds: longest time until it is ready, in seconds.
+        load_seconds: duration of the last `start`, in seconds.
     """
 
     stop_seconds: ClassVar[float]
@@ -43,11 +69,11 @@ class ServerProcess(ABC):
         """Describe a server; `start` or a `with` block starts it.
 
         Args:
-            command: What is run.
-            start_seconds: Until it must be ready.
-            log_file: Where its output goes; None takes a temporary file, gone with the process.
-            environment: None gives it this process's.
-            stdin: As for `subprocess.Popen`.
+            command: the command line.
+            start_seconds: longest time until it is ready, in seconds.
+            log_file: file for its output; None takes a temporary one, deleted with the process.
+            environment: its environment; None takes that of this process.
+            stdin: its standard input, as for `subprocess.Popen`.
         """
         self.start_seconds = start_seconds
         self.load_seconds = 0.0
@@ -60,15 +86,15 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def waiting_for(self) -> str | None:
-        """What a starting server still lacks; None once it is ready."""
+        """Return the condition that a starting server does not meet; None once it is ready."""
 
     @abstractmethod
     def start_error(self, code: int | None, lacking: str) -> TunelineError:
-        """The error of a server that did not start.
+        """Return the error of a server that did not start.
 
         Args:
-            code: Its exit code; None when its time ran out.
-            lacking: What `waiting_for` said last.
+            code: its exit code; None if its time ran out.
+            lacking: the last answer of `waiting_for`.
         """
 
     @property
@@ -78,18 +104,18 @@ class ServerProcess(ABC):
 
     @property
     def log_file(self) -> Path:
-        """What it writes."""
+        """The file with its output."""
         path = self._log_file or self._own_log
         if path is None:
             raise TunelineError("the server has no log yet; start it first")
         return path
 
     def read_log(self) -> str:
-        """What it has written so far."""
+        """Return its output so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
     def last_words(self) -> str:
-        """The last line that it has written."""
+        """Return the last line of its output."""
         return (self.read_log().strip().splitlines() or ["it said nothing"])[-1]
 
     def __enter__(self) -> Self:
@@ -108,7 +134,7 @@ class ServerProcess(ABC):
         """Start the process and wait until it is ready.
 
         Raises:
-            TunelineError: It ended, or was not ready in time; see `start_error`.
+            TunelineError: if it ended or was not ready in time; see `start_error`.
         """
         started = time.monotonic()
         self.launch()
@@ -120,7 +146,7 @@ class ServerProcess(ABC):
         self.load_seconds = time.monotonic() - started
 
     def launch(self) -> None:
-        """Start the process without waiting; for those who watch it start."""
+        """Start the process without waiting, for callers that watch it start."""
         if self._process is not None:
             raise TunelineError("the server is running already")
         if self._log_file is None:
@@ -138,11 +164,11 @@ class ServerProcess(ABC):
             )
 
     def signal(self, number: int) -> None:
-        """Send it a signal (a test of hung or dying servers)."""
+        """Send a signal, to test hung and dying servers."""
         self._running().send_signal(number)
 
     def stop(self) -> None:
-        """SIGTERM, wait for it to drain, SIGKILL if it does not end."""
+        """Send SIGTERM and wait for it to drain; send SIGKILL if it does not end."""
         process = self._process
         if process is None:
             return
@@ -154,7 +180,7 @@ class ServerProcess(ABC):
         self._forget()
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+        """End it at once with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._forget()

@@ -8,12 +8,7 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.serving.engines import ENGINE_NAMES, all_engines, get_engine
 from tuneline.serving.engines import registry as registry_module
-from tuneline.serving.engines.base import (
-    BuildRequest,
-    ModelFacts,
-    ServeRequest,
-    read_facts,
-)
+from tuneline.serving.engines.base import BuildRequest, read_facts
 from tuneline.serving.engines.registry import known_architectures
 
 
@@ -77,34 +72,30 @@ def test_the_table_holds_every_engine_but_ours():
     assert set(table) == set(ENGINE_NAMES) - {"llama_cpp"}
 
 
-def test_vllm_commands_and_limits(tmp_path):
-    engine = get_engine("vllm")
-    request = ServeRequest(
-        tmp_path, alias="m", port=9, adapters={"a": tmp_path / "a"}, lora_rank=24
-    )
-    command = engine.command(request)
-    assert command[:3] == ["vllm", "serve", str(tmp_path)]
-    # 24 is no value that it takes; the next one is.
-    assert command[command.index("--max-lora-rank") + 1] == "32"
-    assert command[-1] == f"a={tmp_path}/a"
-    base = facts(tmp_path, architectures=["LlamaForCausalLM"])
-    ranked = ModelFacts(**{**vars(base), "lora_rank": 1024})
-    assert not engine.check(ranked).compatible
-    gguf = ModelFacts(**{**vars(base), "quantization": "gguf"})
-    assert "no longer loads GGUF" in engine.check(gguf).reason
+def test_vllm_no_longer_loads_gguf(tmp_path):
+    quantised = {"quantization_config": {"quant_method": "gguf"}}
+    model = facts(tmp_path, architectures=["LlamaForCausalLM"], **quantised)
+    assert "no longer loads GGUF" in get_engine("vllm").check(model).reason
 
 
-@pytest.mark.parametrize("name", ["vllm", "sglang", "tgi", "tensorrt_llm_pytorch"])
+@pytest.mark.parametrize("name", ["vllm", "tensorrt_llm_pytorch"])
 def test_engines_that_load_checkpoints_do_not_quantise(name, tiny_dir, tmp_path):
     with pytest.raises(UserError, match="does not quantise"):
         get_engine(name).build(BuildRequest(tiny_dir, tmp_path, quantization="int4_awq"))
 
 
-@pytest.mark.parametrize("name", ["vllm", "sglang", "tgi"])
-def test_engines_that_load_checkpoints_identify_them(name, tiny_dir, tmp_path):
-    report = get_engine(name).build(BuildRequest(tiny_dir, tmp_path))
+def test_vllm_identifies_the_checkpoint_and_names_its_serve_command(tiny_dir, tmp_path):
+    report = get_engine("vllm").build(BuildRequest(tiny_dir, tmp_path, max_total_tokens=512))
     assert report.built
+    assert report.identity["version"] == "vllm not installed here"
     assert "model.safetensors" in report.identity["files"]
-    command = get_engine(name).command(ServeRequest(tiny_dir, alias="m", port=8123))
-    assert "8123" in command
-    assert "127.0.0.1" in command
+    (command,) = report.commands
+    assert command[:3] == ["vllm", "serve", str(tiny_dir)]
+    assert command[command.index("--max-model-len") + 1] == "512"
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("name", ["llama_cpp", "sglang", "tgi"])
+def test_nothing_is_built_for_the_other_engines(name, tiny_dir, tmp_path):
+    with pytest.raises(UserError, match=f"{name}: nothing is built"):
+        get_engine(name).build(BuildRequest(tiny_dir, tmp_path))

@@ -1,4 +1,4 @@
-"""Exercise the probes of engine and gateway through a whole life of the real server."""
+"""Exercise the probes of engine and gateway from the start of the real server to its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +24,10 @@ from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import Answer, GatewayProcess
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.probes.kubernetes_probes import engine_probes
+from tuneline.serving.server_process import free_port, wait_for
 
 ALIAS = "candidate"
-# The gateway's own ways of looking, quick so that the exercise takes seconds.
+# Settings of the gateway's readiness, short so that the trial takes seconds.
 GATEWAY = {
     "readiness": {
         "ping_interval_s": 0.5,
@@ -37,30 +38,30 @@ GATEWAY = {
     "drain": {"delay_s": 1.0},
 }
 WAIT_SECONDS = 60.0
-# Stale after two seconds, a ping's timeout and interval on top, and room for a busy machine.
+# Stale after two seconds, plus a ping's timeout and interval, plus a margin for a busy machine.
 GATEWAY_SECONDS = 10.0
-# Long enough to be under way when a signal comes.
+# Tokens of an answer that is still running when a signal arrives.
 LONG_ANSWER = 32
 PROMPT: Messages = [{"role": "user", "content": "Count from one to thirty in words."}]
 
 
 @dataclass
 class Trial:
-    """What was observed, in order, and what of it decides."""
+    """The observations in order, and the measurements that decide."""
 
     observations: list[dict[str, Any]] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
 
     def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
-        """Note an observation that decides."""
+        """Record a yes or no that decides."""
         self.observations.append({"moment": moment, "what": what, "got": got, "wanted": wanted})
         self.measurements.append(measure(_name(moment, what), got, "flag", "==", wanted))
 
     def within(self, moment: str, what: str, seconds: float, limit: float) -> None:
-        """Note how long something took, which must stay within a limit."""
-        shown = round(seconds, 2)
-        self.observations.append({"moment": moment, "what": what, "got": shown, "limit": limit})
-        self.measurements.append(measure(_name(moment, what), shown, "s", "<=", limit))
+        """Record a duration that must stay within a limit."""
+        took = round(seconds, 2)
+        self.observations.append({"moment": moment, "what": what, "got": took, "limit": limit})
+        self.measurements.append(measure(_name(moment, what), took, "s", "<=", limit))
 
 
 def _name(moment: str, what: str) -> str:
@@ -68,13 +69,13 @@ def _name(moment: str, what: str) -> str:
 
 
 def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
-    """Run a Kubernetes exec probe here, as the kubelet would.
+    """Run a Kubernetes exec probe on this machine, as the kubelet would.
 
     Args:
         probe: a probe with `exec` and `timeoutSeconds`.
 
     Returns:
-        Whether it succeeded within its time, and the seconds it took.
+        True if it succeeded in time, and its duration in seconds.
     """
     command = [sys.executable, *probe["exec"]["command"][1:]]
     started = time.monotonic()
@@ -91,25 +92,8 @@ def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
     return answer.returncode == 0, time.monotonic() - started
 
 
-def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> float:
-    """Wait for a condition; the seconds it took, infinite when it did not come true."""
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        if condition():
-            return time.monotonic() - started
-        time.sleep(0.05)
-    return float("inf")
-
-
 class ProbeTrial:
-    """One server, one gateway before it, and the moments of their lives in order."""
+    """One engine behind one gateway, taken through start, load, faults and drain."""
 
     def __init__(self, model: Path, *, parallel: int, ctx: int, folder: Path) -> None:
         """Describe the trial.
@@ -117,8 +101,8 @@ class ProbeTrial:
         Args:
             model: GGUF file.
             parallel: requests served at once.
-            ctx: context of one request, tokens.
-            folder: for the gateway's files.
+            ctx: context of one request, in tokens.
+            folder: folder for the gateway's files.
         """
         self.trial = Trial()
         self.model = model
@@ -138,7 +122,7 @@ class ProbeTrial:
         self.resident_bytes = 0
 
     def run(self) -> Trial:
-        """Go through all moments; whatever happens, nothing is left running."""
+        """Go through all moments; leave nothing running, also after an error."""
         try:
             self.start()
             with self.gateway:
@@ -155,28 +139,28 @@ class ProbeTrial:
         return self.trial
 
     def start(self) -> None:
-        """While it loads every probe says no; then it is ready, its weights in memory."""
+        """Check that it is not ready while it loads, and ready with its weights in memory after."""
         began = time.monotonic()
         self.server.launch()
         first = engine_probe.ready(self.url, 2.0, ALIAS)
         self.trial.expect("start", "ready before it listens", first.ok, False)
-        waited = wait_for(lambda: engine_probe.ready(self.url, 5.0, ALIAS).ok)
+        waited = wait_for(lambda: engine_probe.ready(self.url, 5.0, ALIAS).ok, WAIT_SECONDS)
         self.start_seconds = time.monotonic() - began
         self.trial.expect("start", "becomes ready", waited < WAIT_SECONDS, True)
         self.resident_bytes = self.server.memory_bytes()
 
     def ready(self) -> None:
-        """All probes say yes, and another model's name is not taken for this one's."""
+        """Check that all probes succeed, and that another model's name is refused."""
         self.trial.expect("ready", "startup probe", run_probe(self.probes["startupProbe"])[0], True)
         self.trial.expect("ready", "liveness probe", self._live()[0], True)
         other = engine_probe.ready(self.url, 5.0, "another-model")
         self.trial.expect("ready", "accepts another model's id", other.ok, False)
-        waited = wait_for(self._gateway_ready)
+        waited = wait_for(self._gateway_ready, WAIT_SECONDS)
         self.trial.expect("ready", "gateway ready", waited < WAIT_SECONDS, True)
         self.trial.expect("ready", "gateway live", self._gateway_live(), True)
 
     def busy(self) -> None:
-        """A full engine is not taken for a dead one."""
+        """Check that an engine with all slots taken passes its liveness probe."""
         slots = self._options["parallel"]
         with ThreadPoolExecutor(slots) as pool:
             running = [pool.submit(_long_answer, self.url) for _ in range(slots)]
@@ -185,14 +169,14 @@ class ProbeTrial:
         self.trial.expect("busy", "all answers whole", whole, True)
 
     def hung(self) -> None:
-        """Stopped in its tracks: the port takes connections, the probes see through it."""
+        """Stop the process: its port still accepts connections, but the probes must fail."""
         limit = float(self.probes["livenessProbe"]["timeoutSeconds"])
-        # Its short patience may have run out while the engine was full.
-        wait_for(self._gateway_ready)
+        # Its short timeout may have run out while all slots were taken.
+        wait_for(self._gateway_ready, WAIT_SECONDS)
         self.server.signal(signal.SIGSTOP)
         self.trial.expect("hung", "port still accepts", self._accepts(), True)
         with ThreadPoolExecutor(3) as pool:
-            unready = pool.submit(wait_for, lambda: not self._gateway_ready())
+            unready = pool.submit(wait_for, lambda: not self._gateway_ready(), WAIT_SECONDS)
             live, ready = pool.map(
                 run_probe, (self.probes["livenessProbe"], self.probes["readinessProbe"])
             )
@@ -202,25 +186,27 @@ class ProbeTrial:
         self.trial.within("hung", "gateway unready after", unready.result(), GATEWAY_SECONDS)
         self.trial.expect("hung", "gateway live", self._gateway_live(), True)
         self.server.signal(signal.SIGCONT)
-        back = wait_for(lambda: engine_probe.live(self.url, 5.0).ok and self._gateway_ready())
+        back = wait_for(
+            lambda: engine_probe.live(self.url, 5.0).ok and self._gateway_ready(), WAIT_SECONDS
+        )
         self.trial.expect("resumed", "engine live and gateway ready", back < WAIT_SECONDS, True)
 
     def killed(self) -> None:
-        """Gone: seen at once; a new process is taken back after it has warmed up."""
+        """Kill the engine: the probes fail at once, and recover with a new process."""
         self.server.kill()
         ok, seconds = self._live()
         self.trial.expect("killed", "liveness probe", ok, False)
         self.trial.within("killed", "seen by the liveness probe after", seconds, 3.0)
-        waited = wait_for(lambda: not self._gateway_ready())
+        waited = wait_for(lambda: not self._gateway_ready(), WAIT_SECONDS)
         self.trial.within("killed", "gateway unready after", waited, GATEWAY_SECONDS)
         self.trial.expect("killed", "gateway live", self._gateway_live(), True)
         self.server = LlamaServer(self.model, **self._options)
         self.server.start()
-        back = wait_for(self._gateway_ready)
+        back = wait_for(self._gateway_ready, WAIT_SECONDS)
         self.trial.expect("restarted", "gateway ready", back < WAIT_SECONDS, True)
 
     def drain_gateway(self) -> None:
-        """On SIGTERM the gateway turns unready first, and finishes what is under way."""
+        """Send SIGTERM to the gateway: it turns unready first and finishes running answers."""
         answers: list[Answer] = []
 
         def ask() -> None:
@@ -237,7 +223,7 @@ class ProbeTrial:
         self.trial.expect("drain", "gateway answer whole", bool(answers and answers[0].ok), True)
 
     def drain_engine(self) -> None:
-        """On SIGTERM the engine finishes what is under way, then it is gone."""
+        """Send SIGTERM to the engine: it finishes running answers, then it ends."""
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(_long_answer, self.url)
             time.sleep(0.1)
@@ -251,12 +237,12 @@ class ProbeTrial:
         return run_probe(self.probes["livenessProbe"])
 
     def _gateway_ready(self) -> bool:
-        return self._gateway_says("/v1/health/ready")
+        return self._gateway_ok("/v1/health/ready")
 
     def _gateway_live(self) -> bool:
-        return self._gateway_says("/v1/health/live")
+        return self._gateway_ok("/v1/health/live")
 
-    def _gateway_says(self, path: str) -> bool:
+    def _gateway_ok(self, path: str) -> bool:
         import httpx
 
         try:
@@ -275,7 +261,7 @@ class ProbeTrial:
         try:
             self.server.signal(signal.SIGCONT)
         except (TunelineError, ProcessLookupError):
-            # It is not running, so it is not stopped either.
+            # A process that does not run is not stopped either.
             return
 
 

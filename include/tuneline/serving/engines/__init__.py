@@ -1,4 +1,4 @@
-"""Inference engines behind one interface: `get_engine(name)` gives check, build, command, health.
+"""Inference engines behind one interface: `get_engine(name)` gives check and build.
 
 The classes are imported when they are asked for.
 """
@@ -13,11 +13,12 @@ from tuneline.errors import UserError
 if TYPE_CHECKING:
     from tuneline.serving.engines.base import Engine
 
+# SGLang and TGI are rows of the compatibility table; no run can choose to ship them.
 _CLASSES = {
     "llama_cpp": "llama_cpp.engine:LlamaCpp",
     "vllm": "vllm:Vllm",
-    "sglang": "sglang:SgLang",
-    "tgi": "tgi:Tgi",
+    "sglang": "base:Engine",
+    "tgi": "base:Engine",
     "tensorrt_llm": "tensorrt_llm.engine:TensorRtLlm",
     "tensorrt_llm_pytorch": "tensorrt_llm.pytorch:TensorRtLlmPytorch",
 }
@@ -25,18 +26,18 @@ ENGINE_NAMES = tuple(_CLASSES)
 
 
 def get_engine(name: str) -> Engine:
-    """An engine by its name.
+    """Return the engine of a name.
 
     Raises:
-        UserError: There is no such engine.
+        UserError: if there is no such engine.
     """
     if name not in _CLASSES:
         raise UserError(f"engine {name!r}: use one of {', '.join(ENGINE_NAMES)}")
     module, _, kind = _CLASSES[name].partition(":")
-    engine: Engine = getattr(import_module(f"{__name__}.{module}"), kind)()
+    engine: Engine = getattr(import_module(f"{__name__}.{module}"), kind)(name)
     return engine
 
 
 def all_engines() -> list[Engine]:
-    """Every engine, in the order of `ENGINE_NAMES`."""
+    """Return every engine, in the order of `ENGINE_NAMES`."""
     return [get_engine(name) for name in ENGINE_NAMES]

@@ -1,63 +1,55 @@
-"""What every inference engine can be asked, and in what form it answers."""
+"""The interface of inference engines: model facts, compatibility, builds and serve commands."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tuneline.errors import TunelineError
+from tuneline.artifacts.deployment import BuildReport
+from tuneline.errors import UserError
 from tuneline.models.base_model import read_json
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines.identity import hash_tree, machine_identity
+from tuneline.serving.engines.registry import known_architectures
+
+# Address of a served engine inside its pod; the gateway has its own port.
+HOST, PORT = "127.0.0.1", 8081
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What decides whether an engine can run a model; read from its config.json.
+    """The facts of a model that decide whether an engine can run it, from its config.json.
 
     Attributes:
-        path: The model's directory.
-        architecture: First entry of `architectures`.
-        dtype: Of the weights, as the configuration states it.
-        context_length: Tokens.
-        vocab_size: Rows of the embedding.
-        hidden_size: Width of the model.
-        quantization: `quant_method` of the checkpoint, None when it is not quantised.
-        lora_rank: Rank of the adapter that is to be served beside it, None without one.
-        config: The whole config.json.
+        path: the model's directory.
+        architecture: first entry of `architectures`.
+        vocab_size: rows of the embedding.
+        quantization: `quant_method` of the checkpoint; None if it is not quantised.
+        config: the whole config.json.
     """
 
     path: Path
     architecture: str
-    dtype: str
-    context_length: int
     vocab_size: int
-    hidden_size: int
     quantization: str | None
-    lora_rank: int | None
     config: Mapping[str, Any]
 
 
-def read_facts(model_dir: Path, adapter_dir: Path | None = None) -> ModelFacts:
-    """Read a model's facts, and the rank of an adapter that is served with it.
+def read_facts(model_dir: Path) -> ModelFacts:
+    """Read a model's facts.
 
     Raises:
-        UserError: config.json or adapter_config.json is missing or not JSON.
+        UserError: if config.json is missing or is not JSON.
     """
     config = read_json(model_dir / "config.json")
-    rank = int(read_json(adapter_dir / "adapter_config.json")["r"]) if adapter_dir else None
     return ModelFacts(
         path=model_dir,
         architecture=str((config.get("architectures") or ["unknown"])[0]),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-        context_length=int(config.get("max_position_embeddings", 0)),
         vocab_size=int(config.get("vocab_size", 0)),
-        hidden_size=int(config.get("hidden_size", 0)),
         quantization=(config.get("quantization_config") or {}).get("quant_method"),
-        lora_rank=rank,
         config=config,
     )
 
@@ -67,11 +59,11 @@ class Compatibility:
     """Whether an engine can run a model.
 
     Attributes:
-        engine: Name of the engine.
-        compatible: The answer.
-        reason: One sentence.
-        source: Who says so: the engine's own registry or parser, or a table and its origin.
-        live: Whether the source was the installed engine itself.
+        engine: name of the engine.
+        compatible: the answer.
+        reason: one sentence.
+        source: origin of the answer, the engine's own registry or a table.
+        live: whether the installed engine itself gave the answer.
     """
 
     engine: str
@@ -81,25 +73,25 @@ class Compatibility:
     live: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Return plain types for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build an engine for.
+    """The model and the sizes that an engine is built for.
 
     Attributes:
-        model_dir: Hugging Face directory of the merged model, or of the base with adapters.
-        out_dir: Where the built engine goes.
-        quantization: Engine-specific name (`q8_0`, `int4_awq`, `fp8`, …), None for none.
+        model_dir: Hugging Face directory of the merged model.
+        out_dir: folder for the built engine.
+        quantization: engine-specific name (`int4_awq`, `fp8`, …); None for none.
         dtype: `float16` or `bfloat16`.
-        max_batch_size: Requests the engine runs at once.
-        max_input_tokens: Longest prompt.
-        max_total_tokens: Longest prompt with its answer.
-        tensor_parallel: GPUs one model is spread over.
-        lora_rank: Highest rank of adapters served beside the base, None without any.
-        calibration_dir: Local data set for quantisations that calibrate.
+        max_batch_size: requests served at once.
+        max_input_tokens: longest prompt, in tokens.
+        max_total_tokens: longest prompt with its answer, in tokens.
+        tensor_parallel: number of GPUs that share one model.
+        lora_rank: highest rank of adapters served beside the model; None without adapters.
+        calibration_dir: local dataset for quantisations that calibrate.
     """
 
     model_dir: Path
@@ -114,163 +106,89 @@ class BuildRequest:
     calibration_dir: Path | None = None
 
 
-@dataclass(frozen=True)
-class BuildReport:
-    """What came of a build; `built` is false when it was not possible here, never faked.
+class Engine:
+    """An inference engine; one without a class of its own is checked for compatibility only."""
 
-    Attributes:
-        engine: Name of the engine.
-        built: Whether files exist that the engine runs.
-        reason: One sentence; when not built, what stood in the way.
-        commands: The exact command lines, also when they could not be run.
-        identity: What the built engine is tied to; {} when not built.
-        seconds: Wall-clock time of the build.
-    """
+    def __init__(self, name: str) -> None:
+        """Create the engine of that name."""
+        self.name = name
 
-    engine: str
-    built: bool
-    reason: str
-    commands: tuple[tuple[str, ...], ...] = ()
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {
-            **asdict(self),
-            "commands": [list(command) for command in self.commands],
-            "identity": dict(self.identity),
-        }
-
-
-@dataclass(frozen=True)
-class ServeRequest:
-    """How to start an engine's server.
-
-    Attributes:
-        model: What the engine loads: GGUF file, Hugging Face directory or engine directory.
-        alias: Model name in the API.
-        host: Address to listen on; loopback unless said otherwise.
-        port: Port to listen on.
-        max_batch_size: Requests served at once.
-        max_total_tokens: Context of one request.
-        adapters: LoRA adapters by name.
-        lora_rank: Highest rank among them.
-        tokenizer: Directory of the tokenizer where the model has none of its own.
-        tensor_parallel: GPUs one model is spread over.
-    """
-
-    model: Path
-    alias: str
-    host: str = "127.0.0.1"
-    port: int = 8081
-    max_batch_size: int = 8
-    max_total_tokens: int = 2048
-    adapters: Mapping[str, Path] = field(default_factory=dict)
-    lora_rank: int | None = None
-    tokenizer: Path | None = None
-    tensor_parallel: int = 1
-
-
-@dataclass(frozen=True)
-class Health:
-    """What probing a server found.
-
-    Attributes:
-        live: It answers HTTP at all.
-        ready: It lists the expected model and generated a token within the time limit.
-        reason: One sentence.
-        seconds: Time of the generation, or until it was given up.
-        models: Ids it lists.
-    """
-
-    live: bool
-    ready: bool
-    reason: str
-    seconds: float
-    models: tuple[str, ...] = ()
-
-
-class Engine(ABC):
-    """One inference engine."""
-
-    name: str
-
-    @abstractmethod
     def check(self, model: ModelFacts) -> Compatibility:
-        """Whether this engine can run the model, and who says so."""
+        """Look the model's architecture up in the engine's own registry, or in the table."""
+        known, source, live = known_architectures(self.name)
+        compatible = model.architecture in known
+        if compatible:
+            reason = f"{model.architecture} is among the architectures it knows"
+        else:
+            reason = f"{model.architecture} is not among the {len(known)} architectures it knows"
+        return Compatibility(self.name, compatible, reason, source, live)
 
-    @abstractmethod
     def build(self, request: BuildRequest) -> BuildReport:
-        """Make what the engine loads, or say what stands in the way.
+        """Make the files that the engine loads, or report the obstacle.
 
         Raises:
-            UserError: The request itself can't be met by any machine.
+            UserError: if no machine could meet the request, or nothing is built for the engine.
         """
+        raise UserError(f"{self.name}: nothing is built for this engine")
+
+
+class CheckpointServer(Engine, ABC):
+    """An engine that serves Hugging Face checkpoints: they are identified, nothing is built.
+
+    Attributes:
+        title: the engine's name in sentences.
+        package: the Python package that holds it.
+        program: the command that serves a model, whose directory follows.
+        quantised: description of the quantised checkpoints that it loads.
+    """
+
+    title: ClassVar[str]
+    package: ClassVar[str]
+    program: ClassVar[tuple[str, ...]]
+    quantised: ClassVar[str]
 
     @abstractmethod
-    def command(self, request: ServeRequest) -> list[str]:
-        """The command line of its server.
+    def options(self, request: BuildRequest) -> dict[str, Any]:
+        """Return the options of the serve command, without host and port."""
+
+    def serve_command(self, request: BuildRequest) -> list[str]:
+        """Return the command line that serves the checkpoint."""
+        options = {**self.options(request), "--host": HOST, "--port": PORT}
+        return [*self.program, str(request.model_dir), *arguments(options)]
+
+    def build(self, request: BuildRequest) -> BuildReport:
+        """Identify the checkpoint.
 
         Raises:
-            UserError: The engine can't serve what is asked for.
+            UserError: if a quantisation is requested; the engine takes quantised checkpoints.
         """
-
-    def health(self, base_url: str, *, model: str | None = None, timeout: float = 5.0) -> Health:
-        """Probe a running server by generating one token.
-
-        A health route alone is not asked: vLLM's answered 200 after a GPU fault (vllm#36960)
-        and trtllm-serve's only says that its executor lives.
-
-        Args:
-            base_url: `http://host:port`.
-            model: Id that must be listed; None accepts any.
-            timeout: Seconds within which the token must come.
-        """
-        return probe(base_url, model=model, timeout=timeout)
-
-
-def probe(base_url: str, *, model: str | None = None, timeout: float = 5.0) -> Health:
-    """The probe behind `Engine.health`."""
-    started = time.monotonic()
-    listed: list[str] = []
-    with EngineClient(base_url, timeout=timeout) as client:
-        try:
-            listed = client.models()
-        except TunelineError as error:
-            # An answer with an error status shows a live process; silence shows none.
-            return Health(
-                _is_live(client), False, f"{error}", time.monotonic() - started, tuple(listed)
+        if request.quantization is not None:
+            raise UserError(
+                f"{self.title} does not quantise ({request.quantization}); give it {self.quantised}"
             )
-        if model is not None and model not in listed:
-            reason = f"it serves {', '.join(listed) or 'no model'}, not {model}"
-            return Health(True, False, reason, time.monotonic() - started, tuple(listed))
-        client.model = model or (listed[0] if listed else "default")
-        try:
-            client.chat([{"role": "user", "content": "ping"}], max_tokens=1)
-        except TunelineError as error:
-            return Health(True, False, f"{error}", time.monotonic() - started, tuple(listed))
-    seconds = time.monotonic() - started
-    return Health(True, True, "it generated a token", seconds, tuple(listed))
+        identity = {
+            "engine": self.name,
+            "version": _installed(self.package),
+            **machine_identity(),
+            "files": hash_tree(request.model_dir),
+        }
+        return BuildReport(
+            engine=self.name,
+            built=True,
+            reason="it serves the checkpoint itself",
+            commands=[self.serve_command(request)],
+            identity=identity,
+        )
 
 
-def _is_live(client: EngineClient) -> bool:
-    import httpx
-
+def _installed(package: str) -> str:
     try:
-        httpx.get(f"{client.base_url}/health", timeout=2.0, trust_env=False)
-    except httpx.HTTPError:
-        return False
-    return True
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} not installed here"
 
 
-def render(options: Sequence[tuple[str, Any]]) -> list[str]:
-    """Options as arguments: None and False are left out, True is a bare flag."""
-    rendered: list[str] = []
-    for flag, value in options:
-        if value is None or value is False:
-            continue
-        rendered.append(flag)
-        if value is not True:
-            rendered.append(str(value))
-    return rendered
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return options as command-line arguments, those with the value None left out."""
+    given = {flag: str(value) for flag, value in options.items() if value is not None}
+    return [part for option in given.items() for part in option]

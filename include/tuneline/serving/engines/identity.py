@@ -1,4 +1,4 @@
-"""What a built engine is tied to: its files, the platform, the GPUs."""
+"""Identity of a built engine: its files, the platform and the GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuneline.store import sha256_file
 
 
 def hash_tree(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below a directory, by relative path."""
+    """Return the SHA-256 of every file below a directory, by relative path."""
     return {
         path.relative_to(directory).as_posix(): sha256_file(path)
         for path in sorted(directory.rglob("*"))
@@ -21,10 +21,10 @@ def hash_tree(directory: Path) -> dict[str, str]:
 
 
 def machine_identity() -> dict[str, Any]:
-    """What built engines are tied to besides their own version: platform and GPUs.
+    """Return the platform and the GPUs, to which built engines are tied.
 
-    GPUs come from `nvidia-smi`, since a TensorRT engine names none in its own files and
-    fails at load on another compute capability.
+    GPUs come from `nvidia-smi`: a TensorRT engine names none in its own files and fails at
+    load on another compute capability.
     """
     return {
         "os": platform.system(),
@@ -34,7 +34,7 @@ def machine_identity() -> dict[str, Any]:
 
 
 def query_gpus() -> list[dict[str, str]]:
-    """Name, compute capability, memory and driver of each NVIDIA GPU; [] without any."""
+    """Return name, compute capability, memory and driver of each NVIDIA GPU; [] without any."""
     if shutil.which("nvidia-smi") is None:
         return []
     fields = ("name", "compute_cap", "memory.total", "driver_version")

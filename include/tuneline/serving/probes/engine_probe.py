@@ -1,14 +1,13 @@
-"""The probes of an engine's pod: does it make tokens, and do they still come.
+"""Probe an engine's pod: does it generate tokens?
 
     python -m tuneline.serving.probes.engine_probe live --url http://127.0.0.1:8081 --timeout 5
 
 A health route alone proves little: vLLM's has answered 200 after a GPU fault
-(vllm-project/vllm#36960). So both probes want tokens. An engine that is only
-busy must be neither killed nor taken out of service, so its counters are asked
-first whether requests are under way and moving; an idle engine is asked for a
-token of its own. `ready` also wants the expected model listed. Exit 0 for yes,
-1 for no. Nothing but the standard library is imported: a probe runs every few
-seconds.
+(vllm-project/vllm#36960). Both probes therefore require tokens. A busy engine must be neither
+killed nor taken out of service, so its counters are read first: if requests are running, they
+must move. An idle engine is asked for one token. `ready` also requires the expected model to be
+listed. The exit code is 0 for yes and 1 for no. Only the standard library is imported, since a
+probe runs every few seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Between two looks at the counters of a busy engine.
+# Pause between two readings of a busy engine's counters.
 LOOK_SECONDS = 0.25
 _PROGRESS = ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total")
 _BUSY = "llamacpp:requests_processing"
@@ -31,7 +30,7 @@ _BUSY = "llamacpp:requests_processing"
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found: its answer, why, and the seconds it took."""
+    """The answer of a probe, its reason and its duration in seconds."""
 
     ok: bool
     reason: str
@@ -39,12 +38,12 @@ class ProbeResult:
 
 
 def ready(url: str, timeout: float, model: str | None = None) -> ProbeResult:
-    """Whether the engine lists the model and works; see `live`.
+    """Test that the engine lists the model and works; see `live`.
 
     Args:
-        url: of the engine, without `/v1`.
-        timeout: seconds for the whole probe.
-        model: id that must be listed; None accepts any.
+        url: address of the engine, without `/v1`.
+        timeout: time for the whole probe, in seconds.
+        model: model id that must be listed; None accepts any.
     """
     start = time.monotonic()
     try:
@@ -58,11 +57,11 @@ def ready(url: str, timeout: float, model: str | None = None) -> ProbeResult:
 
 
 def live(url: str, timeout: float) -> ProbeResult:
-    """Whether the engine still works: its running requests move, or it generates a token.
+    """Test that the engine works: its running requests move, or it generates a token.
 
     Args:
-        url: of the engine, without `/v1`.
-        timeout: seconds for the whole probe.
+        url: address of the engine, without `/v1`.
+        timeout: time for the whole probe, in seconds.
     """
     start = time.monotonic()
 
@@ -71,7 +70,7 @@ def live(url: str, timeout: float) -> ProbeResult:
 
     try:
         before = now = _counters(url, left())
-        # A long prompt is one step of the engine, so it gets all the time there is.
+        # A long prompt is one step of the engine, so it gets the whole timeout.
         while now.get(_BUSY, 0.0) > 0:
             if left() <= LOOK_SECONDS:
                 return _result(start, False, "requests are under way and nothing moves")
@@ -86,7 +85,7 @@ def live(url: str, timeout: float) -> ProbeResult:
 
 
 def listens(url: str, timeout: float) -> bool:
-    """Whether the engine's health route says that the weights are loaded; proves no token."""
+    """Return True if the health route reports loaded weights; no token is generated."""
     try:
         _get(url, "/health", timeout)
     except OSError:
@@ -135,17 +134,17 @@ def _get(url: str, path: str, timeout: float, body: Mapping[str, Any] | None = N
     request = urllib.request.Request(  # noqa: S310 - the URL is the pod's own
         url.rstrip("/") + path, data=data, headers={"Content-Type": "application/json"}
     )
-    # A proxy from the environment must not stand between a pod and itself.
+    # A pod must not reach itself through a proxy from the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout) as answer:
         return bytes(answer.read())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the probe command."""
+    """Run the probe command."""
     parser = argparse.ArgumentParser(prog="python -m tuneline.serving.probes.engine_probe")
     parser.add_argument("kind", choices=["live", "ready"])
-    parser.add_argument("--url", required=True, help="of the engine, without /v1")
+    parser.add_argument("--url", required=True, help="address of the engine, without /v1")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds for the whole probe")
     parser.add_argument("--model", help="model id that must be listed (ready only)")
     arguments = parser.parse_args(argv)

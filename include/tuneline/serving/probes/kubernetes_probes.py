@@ -1,4 +1,4 @@
-"""The probes of the engine's and the gateway's containers, as Kubernetes reads them."""
+"""Probes of the engine's and the gateway's containers, in the form of a Kubernetes pod."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# The engine's probe makes a token, or looks twice at its counters; its interpreter starts too.
+# The probe starts an interpreter, then generates a token or reads the engine's counters twice.
 PROBE_SECONDS = 5
-# Kubernetes ends the exec itself a little later than the probe gives up.
+# Kubernetes ends the command a little later than the probe itself gives up.
 EXEC_SECONDS = PROBE_SECONDS + 2
 PERIOD_SECONDS = 10
 FAILURES = 3
 STARTUP_PERIOD = 5
-# A GPU node may pull weights from a cold disk; nothing is gained by killing it early.
+# A GPU node may read weights from a cold disk; killing it early gains nothing.
 MIN_STARTUP_SECONDS = 600
-# How much longer than measured a start may take before it is called failed.
+# A start may take this many times the measured one before it counts as failed.
 STARTUP_FACTOR = 10
 GATEWAY_PORT = 8000
 
 
 def engine_probe_command(kind: str, url: str, model: str) -> list[str]:
-    """The command of the engine's exec probe.
+    """Return the command of the engine's exec probe.
 
     Args:
         kind: `live` or `ready`.
-        url: of the engine, as seen from its own container.
-        model: id that it must list.
+        url: address of the engine, as seen from its own container.
+        model: model id that it must list.
     """
     command = ["python", "-m", "tuneline.serving.probes.engine_probe", kind, "--url", url]
     command += ["--timeout", str(PROBE_SECONDS)]
@@ -34,45 +34,35 @@ def engine_probe_command(kind: str, url: str, model: str) -> list[str]:
 
 
 def engine_probes(url: str, model: str, start_seconds: float) -> dict[str, Any]:
-    """Probes of the engine's container.
+    """Return the probes of the engine's container.
 
     Args:
-        url: of the engine, as seen from its own container.
-        model: id that it must list.
-        start_seconds: measured time from process start to the first token.
+        url: address of the engine, as seen from its own container.
+        model: model id that it must list.
+        start_seconds: measured time from process start to the first token, in seconds.
     """
     budget = max(MIN_STARTUP_SECONDS, STARTUP_FACTOR * start_seconds)
 
-    def probe(kind: str) -> dict[str, Any]:
-        return {"exec": {"command": engine_probe_command(kind, url, model)}}
+    def probe(kind: str, period: int, failures: int) -> dict[str, Any]:
+        return {
+            "exec": {"command": engine_probe_command(kind, url, model)},
+            "periodSeconds": period,
+            "timeoutSeconds": EXEC_SECONDS,
+            "failureThreshold": failures,
+        }
 
     return {
-        "startupProbe": {
-            **probe("ready"),
-            "periodSeconds": STARTUP_PERIOD,
-            "timeoutSeconds": EXEC_SECONDS,
-            "failureThreshold": math.ceil(budget / STARTUP_PERIOD),
-        },
-        "readinessProbe": {
-            **probe("ready"),
-            "periodSeconds": PERIOD_SECONDS,
-            "timeoutSeconds": EXEC_SECONDS,
-            "failureThreshold": FAILURES,
-        },
-        "livenessProbe": {
-            **probe("live"),
-            "periodSeconds": PERIOD_SECONDS,
-            "timeoutSeconds": EXEC_SECONDS,
-            "failureThreshold": FAILURES,
-        },
+        "startupProbe": probe("ready", STARTUP_PERIOD, math.ceil(budget / STARTUP_PERIOD)),
+        "readinessProbe": probe("ready", PERIOD_SECONDS, FAILURES),
+        "livenessProbe": probe("live", PERIOD_SECONDS, FAILURES),
     }
 
 
 def gateway_probes() -> dict[str, Any]:
-    """Probes of the gateway's container.
+    """Return the probes of the gateway's container.
 
-    Its liveness says only that the gateway lives: restarting it would not mend an
-    engine, and would cut off the fallback that still answers.
+    Its liveness depends on the gateway alone: a restart would not repair an engine, and would
+    interrupt the fallback that still answers.
     """
 
     def probe(path: str, failures: int) -> dict[str, Any]:
@@ -90,13 +80,13 @@ def gateway_probes() -> dict[str, Any]:
 
 
 def startup_budget(probes: Mapping[str, Any]) -> float:
-    """Seconds that the startup probe waits before the container is restarted."""
+    """Return the time that the startup probe allows before a restart, in seconds."""
     startup = probes["startupProbe"]
     return float(startup["periodSeconds"] * startup["failureThreshold"])
 
 
 def restart_after(probes: Mapping[str, Any]) -> float:
-    """Seconds at most from a hang to the restart that the liveness probe asks for."""
+    """Return the longest time from a hang to the restart by the liveness probe, in seconds."""
     liveness = probes["livenessProbe"]
     return float(
         liveness["failureThreshold"] * (liveness["periodSeconds"] + liveness["timeoutSeconds"])

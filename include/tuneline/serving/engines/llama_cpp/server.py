@@ -1,4 +1,4 @@
-"""llama.cpp's own OpenAI-compatible server, run in this process through xllamacpp.
+"""Run llama.cpp's own OpenAI-compatible server in this process, through xllamacpp.
 
     python -m tuneline.serving.engines.llama_cpp.server --model model.gguf --port 8081
 
@@ -30,8 +30,23 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_GRACE = 20.0
 
 
+def server_command(model: Path, *switches: str, **options: object) -> list[str]:
+    """Return the command line that serves a GGUF file.
+
+    Args:
+        model: GGUF file.
+        switches: options without a value.
+        options: options with a value, by their names without dashes.
+    """
+    command = [sys.executable, "-m", "tuneline.serving.engines.llama_cpp.server"]
+    command += ["--model", str(model), *switches]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    return command
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tuneline.serving.engines.llama_cpp.server",
         description="Serve a GGUF model with llama.cpp's OpenAI-compatible server.",
@@ -68,8 +83,8 @@ def serve(arguments: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        UserError: A file is missing.
-        TunelineError: The engine could not load the model or take the port.
+        UserError: if a file is missing.
+        TunelineError: if the engine could not load the model or take the port.
     """
     for path in (arguments.model, *arguments.lora):
         if not path.is_file():
@@ -91,8 +106,8 @@ def serve(arguments: argparse.Namespace) -> int:
             failed.append(error)
         done.set()
 
-    # Loading blocks in C++, where no signal handler runs; so it has a thread of its own and
-    # the main one stays ready to be told to stop.
+    # Loading blocks in C++, where no signal handler runs, so a second thread loads and the
+    # main one stays free to receive a signal.
     threading.Thread(target=load, daemon=True).start()
     while not done.wait(0.02):
         if stop.is_set():
@@ -107,8 +122,8 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> Any:
-    # Must be set before libgomp comes with the library: spinning workers are what costs a
-    # factor of ten as soon as anything else runs on the cores.
+    # Must be set before libgomp is loaded with the library: spinning workers cost a factor of
+    # ten as soon as anything else runs on the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import xllamacpp
 
@@ -127,8 +142,8 @@ def _start(arguments: argparse.Namespace) -> Any:
     # No web page may read answers of an engine on this machine.
     params.cors_origins = "null"
     params.cors_origins_explicit = True
-    # Sizes are stated, not fitted to whatever memory is free; and no 8 GiB cache of old
-    # prompts, which a memory limit would end by killing the pod.
+    # Sizes are stated, not fitted to the free memory. There is no 8 GiB cache of old prompts,
+    # for which a pod with a memory limit would be killed.
     params.fit_params = False
     params.cache_ram_mib = 0
     if arguments.alias:
@@ -138,8 +153,8 @@ def _start(arguments: argparse.Namespace) -> Any:
     params.lora_adapters = [
         xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in arguments.lora
     ]
-    # A slot's prefix cache is not dropped when the next request turns the adapter off, so
-    # one tenant's answer would start from another's state: no prefix cache with adapters.
+    # A slot keeps its prefix cache when the next request turns the adapter off, so one
+    # tenant's answer would start from another's state: no prefix cache with adapters.
     params.cache_prompt = not arguments.lora
     return xllamacpp.Server(params)
 
@@ -151,7 +166,7 @@ def _wait_for_end_of_input(stop: threading.Event) -> None:
 
 
 def _drain(address: str, grace: float) -> None:
-    """Wait until no slot works any more, `grace` seconds at most."""
+    """Wait until every slot is idle, for `grace` seconds at most."""
     deadline = time.monotonic() + grace
     while time.monotonic() < deadline:
         try:
@@ -170,12 +185,12 @@ def _say(descriptor: int, line: str) -> None:
 
 
 def _leave(code: int) -> int:
-    """End at once: the engine's threads and destructors are not waited for."""
+    """End at once, without waiting for the engine's threads and destructors."""
     os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; errors are one line on standard error."""
+    """Run the command; errors are one line on standard error."""
     arguments = build_parser().parse_args(argv)
     try:
         return serve(arguments)
