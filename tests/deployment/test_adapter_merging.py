@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from tests.deployment.conftest import files_below
+from tests.deployment.conftest import broken, files_below, values
 from tests.lab.runs import Lab
 from tests.lab.tiny_task import make_tokenizer, task_rows, train
 
@@ -15,24 +15,22 @@ from tuneline.training import export_candidate
 
 
 def execute(lab):
-    evidence = lab.execute("adapter_merging", adapter_merging.run)
-    return evidence, {m.name: m for m in evidence.measurements}
+    return lab.execute("adapter_merging", adapter_merging.run)
 
 
-def broken(evidence):
-    return {m.name for m in evidence.measurements if m.ok is False}
+def decision_of(lab):
+    return lab.context("prepare_review").read_json("adapter_merging", "decision.json")
 
 
 def test_a_faithful_merge_passes(exported_lab):
     lab = exported_lab()
-    evidence, found = execute(lab)
+    evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
-    assert found["checkpoint_mean_kl"].value < 1e-4
-    assert found["engine_same_answers"].value == 1.0
-    assert found["engine_as_transformers"].value == 1.0
-    assert found["rows_compared"].value == 106
-    reader = lab.context("prepare_review")
-    document = json.loads(reader.input("adapter_merging", "decision.json").read_text())
+    assert values(evidence)["checkpoint_mean_kl"] < 1e-4
+    assert values(evidence)["engine_same_answers"] == 1.0
+    assert values(evidence)["engine_as_transformers"] == 1.0
+    assert values(evidence)["rows_compared"] == 106
+    document = decision_of(lab)
     assert document["decision"] == "merge"
     assert "nothing to apply" in document["reason"]
 
@@ -44,7 +42,7 @@ def test_a_wrong_lora_scale_in_the_engine_is_seen(exported_lab, tiny_models, tmp
     settings["lora_alpha"] *= 3
     (strong / "adapter_config.json").write_text(json.dumps(settings))
     wrong = export_lora_gguf(strong, tiny_models.base, tmp_path / "strong.gguf").path
-    evidence, _ = execute(exported_lab({"adapter.gguf": wrong}))
+    evidence = execute(exported_lab({"adapter.gguf": wrong}))
     assert evidence.verdict == "fail"
     assert "engine_logprob_change" in broken(evidence)
 
@@ -53,7 +51,7 @@ def test_a_merge_that_lost_the_adapter_is_seen(exported_lab, tiny_models, tmp_pa
     """The merged files are really those of the base."""
     replaced = {f"merged/{p.name}": p for p in tiny_models.base.iterdir() if p.is_file()}
     lost = export_gguf(tiny_models.base, tmp_path / "lost.gguf").path
-    evidence, _ = execute(exported_lab({**replaced, "candidate.gguf": lost}))
+    evidence = execute(exported_lab({**replaced, "candidate.gguf": lost}))
     assert evidence.verdict == "fail"
     assert {"checkpoint_mean_kl", "engine_same_answers"} <= broken(evidence)
 
@@ -77,9 +75,9 @@ def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_
     for row in rows[:5]:
         row["messages"][1]["content"] += " order 1212"
     lab.leave_dataset(rows)
-    evidence, found = execute(lab)
+    evidence = execute(lab)
     assert evidence.verdict == "fail"
-    assert found["rows_tokenised_otherwise"].value == 5
+    assert values(evidence)["rows_tokenised_otherwise"] == 5
 
 
 def test_another_chat_template_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
@@ -87,15 +85,15 @@ def test_another_chat_template_in_the_engine_is_seen(exported_lab, tiny_models, 
     template = (other / "chat_template.jinja").read_text()
     (other / "chat_template.jinja").write_text(template.replace("assistant", "helper"))
     wrong = export_gguf(other, tmp_path / "other.gguf").path
-    evidence, found = execute(exported_lab({"candidate.gguf": wrong}))
+    evidence = execute(exported_lab({"candidate.gguf": wrong}))
     assert evidence.verdict == "fail"
-    assert found["prompts_rendered_otherwise"].value == 8
+    assert values(evidence)["prompts_rendered_otherwise"] == 8
 
 
 def test_many_tenants_keep_adapters_apart_and_it_is_said_that_merged_ships(exported_lab):
-    evidence, found = execute(exported_lab(deployment={"multi_tenant": True}))
+    evidence = execute(exported_lab(deployment={"multi_tenant": True}))
     assert evidence.verdict == "warn"
-    assert found["decision"].value == "apart"
+    assert values(evidence)["decision"] == "apart"
     assert broken(evidence) == {"ships_as_decided"}
 
 
@@ -134,16 +132,17 @@ def dora_lab(exported_lab, dora_adapter):
 def test_a_dora_adapter_is_merged_and_what_the_engine_can_not_load_is_said(dora_lab):
     lab = dora_lab()
     assert not lab.run.store.exists(lab.run.step_key("export_candidate", "adapter.gguf"))
-    evidence, found = execute(lab)
+    evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
-    assert found["checkpoint_mean_kl"].value < 1e-4
-    assert found["engine_as_transformers"].value == 1.0
-    assert found["adapter_in_engine"].value == "not applicable: llama.cpp loads no DoRA adapter"
-    assert found["apart_tokens_per_s"].value is None
-    assert not {"engine_same_answers", "engine_logprob_change"} & found.keys()
+    assert values(evidence)["checkpoint_mean_kl"] < 1e-4
+    assert values(evidence)["engine_as_transformers"] == 1.0
+    assert (
+        values(evidence)["adapter_in_engine"] == "not applicable: llama.cpp loads no DoRA adapter"
+    )
+    assert values(evidence)["apart_tokens_per_s"] is None
+    assert not {"engine_same_answers", "engine_logprob_change"} & values(evidence).keys()
     assert "llama.cpp loads no DoRA adapter" in evidence.summary
-    reader = lab.context("prepare_review")
-    document = json.loads(reader.input("adapter_merging", "decision.json").read_text())
+    document = decision_of(lab)
     assert document["decision"] == "merge"
     assert {answer["apart"] for answer in document["answers"]} == {None}
 
@@ -163,15 +162,15 @@ def test_a_dora_merge_that_lost_the_magnitudes_is_seen(dora_lab, dora_adapter, t
     lab.leave("train", files_below(plain, "adapter"))
     lab.execute("export_candidate", export_candidate.run)
     lab.leave("train", files_below(dora_adapter, "adapter"))
-    evidence, _ = execute(lab)
+    evidence = execute(lab)
     assert evidence.verdict == "fail"
     assert "checkpoint_mean_kl" in broken(evidence)
 
 
 def test_dora_adapters_for_many_tenants_stay_apart_without_a_speed(dora_lab):
-    evidence, found = execute(dora_lab(multi_tenant=True))
+    evidence = execute(dora_lab(multi_tenant=True))
     assert evidence.verdict == "warn"
-    assert found["decision"].value == "apart"
+    assert values(evidence)["decision"] == "apart"
     assert "apart not measurable" in evidence.summary
 
 

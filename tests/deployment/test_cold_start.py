@@ -1,3 +1,5 @@
+from tests.deployment.conftest import broken, values
+
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge
 from tuneline.serving.gateway.process import GatewayProcess
@@ -6,12 +8,12 @@ COLD = [Start(1.0, 0.5, 0.1, 0)] * 3
 WARM = WarmStart(True, True, 1.5, 0.1, 0)
 
 
-def broken(cold, warm, limit=2.0):
+def broken_rules(cold, warm, limit=2.0):
     return [m.name for m in judge(cold, warm, limit) if m.ok is False]
 
 
 def test_readiness_after_warm_up_and_a_quick_first_request_pass():
-    assert broken(COLD, [WARM] * 3) == []
+    assert broken_rules(COLD, [WARM] * 3) == []
 
 
 def test_each_fault_turns_the_verdict():
@@ -19,16 +21,16 @@ def test_each_fault_turns_the_verdict():
     not_warm = WarmStart(True, False, 1.5, 0.1, 0)
     slow = WarmStart(True, True, 1.5, 3.0, 0)
     failed = WarmStart(True, True, 1.5, 0.1, 1)
-    assert broken(COLD, [WARM, WARM, never_unready]) == ["ready_before_warm_up"]
-    assert broken(COLD, [WARM, WARM, not_warm]) == ["ready_before_warm_up"]
-    assert broken(COLD, [slow, slow, WARM]) == ["warmed_first_ttft"]
-    assert broken(COLD, [failed, WARM, WARM]) == ["failed_requests"]
+    assert broken_rules(COLD, [WARM, WARM, never_unready]) == ["ready_before_warm_up"]
+    assert broken_rules(COLD, [WARM, WARM, not_warm]) == ["ready_before_warm_up"]
+    assert broken_rules(COLD, [slow, slow, WARM]) == ["warmed_first_ttft"]
+    assert broken_rules(COLD, [failed, WARM, WARM]) == ["failed_requests"]
 
 
 def test_real_processes_start_cold_and_warm(exported_lab):
     evidence = exported_lab().execute("cold_start", cold_start.run)
-    assert evidence.verdict == "pass", [m for m in evidence.measurements if m.ok is False]
-    found = {m.name: m.value for m in evidence.measurements}
+    assert evidence.verdict == "pass", broken(evidence)
+    found = values(evidence)
     assert 0 < found["warmed_first_ttft"] < 2
     assert 0 < found["load_seconds"] < found["ready_seconds"]
 

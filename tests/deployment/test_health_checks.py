@@ -1,5 +1,6 @@
-import json
 import signal
+
+from tests.deployment.conftest import broken
 
 from tuneline.deployment import health_checks
 from tuneline.deployment.probes import trial as probe_trial
@@ -13,19 +14,18 @@ from tuneline.serving.probes.kubernetes_probes import (
 
 
 def execute(lab):
-    evidence = lab.execute("health_checks", health_checks.run)
-    return evidence, {m.name for m in evidence.measurements if m.ok is False}
+    return lab.execute("health_checks", health_checks.run)
 
 
 def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
     lab = exported_lab()
-    evidence, broken = execute(lab)
-    assert evidence.verdict == "pass", broken
+    evidence = execute(lab)
+    assert evidence.verdict == "pass", broken(evidence)
     reader = lab.context("prepare_review")
-    seen = json.loads(reader.input("health_checks", "observations.json").read_text())
+    seen = reader.read_json("health_checks", "observations.json")
     moments = list(dict.fromkeys(entry["moment"] for entry in seen))
     assert moments == "start ready busy hung resumed killed restarted drain".split()
-    spec = json.loads(reader.input("health_checks", "probes.json").read_text())
+    spec = reader.read_json("health_checks", "probes.json")
     command = spec["engine"]["livenessProbe"]["exec"]["command"]
     assert command[:4] == ["python", "-m", "tuneline.serving.probes.engine_probe", "live"]
     assert spec["gateway"]["livenessProbe"]["httpGet"]["path"] == "/v1/health/live"
@@ -45,18 +45,18 @@ def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkey
     monkeypatch.setattr(
         "tuneline.serving.probes.kubernetes_probes.engine_probe_command", port_alone
     )
-    evidence, broken = execute(exported_lab())
+    evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken
+    assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken(evidence)
 
 
 def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
     monkeypatch.setattr(
         probe_trial.engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0)
     )
-    evidence, broken = execute(exported_lab())
+    evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert "start_ready_before_it_listens" in broken
+    assert "start_ready_before_it_listens" in broken(evidence)
 
 
 def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
@@ -68,9 +68,9 @@ def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch
     monkeypatch.setattr(probe_trial.LlamaServer, "signal", harsh)
     # Long enough that the tiny model is still at it when the signal comes.
     monkeypatch.setattr(probe_trial, "LONG_ANSWER", 900)
-    evidence, broken = execute(exported_lab())
+    evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert "drain_engine_answer_whole" in broken
+    assert "drain_engine_answer_whole" in broken(evidence)
 
 
 def test_budgets_leave_room_for_the_measured_start():

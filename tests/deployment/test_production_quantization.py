@@ -1,9 +1,10 @@
-import json
 from dataclasses import replace
 
 import pytest
+from tests.deployment.conftest import values
 from tests.lab.tiny_task import task_rows
 
+from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
 from tuneline.deployment.production_quantization import Variant, choose, judge
@@ -18,8 +19,7 @@ LIMITS = DeploymentConfig()
 
 
 def execute(lab):
-    evidence = lab.execute("production_quantization", production_quantization.run)
-    return evidence, {m.name: m for m in evidence.measurements}
+    return lab.execute("production_quantization", production_quantization.run)
 
 
 def test_the_smallest_variant_within_the_limits_is_chosen():
@@ -38,15 +38,23 @@ def test_the_allowed_drop_follows_from_the_noise_unless_it_is_set():
 
 def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_models, tmp_path):
     lab = exported_lab()
-    evidence, found = execute(lab)
+    evidence = execute(lab)
     assert evidence.verdict == "pass"
     reader = lab.context("prepare_review")
-    choice = json.loads(reader.input("production_quantization", "choice.json").read_text())
-    model = reader.input("production_quantization", "model.gguf")
-    expected = quantize(tiny_models.candidate_gguf, tmp_path / "q8.gguf").sha256
-    assert choice["variant"] == "q8_0"
-    assert choice["sha256"] == sha256_file(model) == expected == found["chosen_sha256"].value
-    table = json.loads(reader.input("production_quantization", "variants.json").read_text())
+    choice = CHOICE.read(reader)
+    expected = sha256_file(quantize(tiny_models.candidate_gguf, tmp_path / "q8.gguf").path)
+    assert choice.variant == "q8_0"
+    assert choice.sha256 == sha256_file(MODEL.fetch(reader)) == expected
+    assert values(evidence)["chosen_sha256"] == expected
+    assert reader.read_json("production_quantization", "choice.json").keys() == {
+        "schema",
+        "variant",
+        "reason",
+        "sha256",
+        "bytes",
+        "judged_on",
+    }
+    table = reader.read_json("production_quantization", "variants.json")
     f16, q8 = table
     assert (f16["name"], q8["name"]) == ("f16", "q8_0")
     assert q8["bytes"] < f16["bytes"]
@@ -61,29 +69,28 @@ def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_mod
 def test_the_choice_never_touches_the_holdout(exported_lab):
     lab = exported_lab()
     execute(lab)
-    reader = lab.context("prepare_review")
-    choice = json.loads(reader.input("production_quantization", "choice.json").read_text())
+    judged_on = CHOICE.find(lab.run).judged_on
     rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
     validation = {row["row_id"] for row in rows if row["split"] == "validation"}
-    assert len(choice["judged_on"]) == 24
-    assert set(choice["judged_on"]) <= validation
+    assert len(judged_on) == 24
+    assert set(judged_on) <= validation
     assert not list(lab.run.store.keys("ledger"))
 
 
 def test_a_lossy_variant_is_refused_and_f16_ships(exported_lab):
     lab = exported_lab(deployment={"variants": ["f16", "q4_0"], "max_kl": 1e-5})
-    evidence, found = execute(lab)
+    evidence = execute(lab)
     assert evidence.verdict == "pass"
-    assert found["chosen"].value == "f16"
+    assert values(evidence)["chosen"] == "f16"
     assert "q4_0 is smaller but loses too much" in evidence.summary
 
 
 def test_no_variant_within_the_limits_fails(exported_lab):
-    evidence, _ = execute(exported_lab(deployment={"variants": ["q4_0"], "max_kl": 1e-5}))
+    evidence = execute(exported_lab(deployment={"variants": ["q4_0"], "max_kl": 1e-5}))
     assert evidence.verdict == "fail"
     assert "add f16" in evidence.summary
 
 
 def test_f16_alone_is_no_choice(exported_lab):
-    evidence, _ = execute(exported_lab(deployment={"variants": ["f16"]}))
+    evidence = execute(exported_lab(deployment={"variants": ["f16"]}))
     assert evidence.verdict == "warn"

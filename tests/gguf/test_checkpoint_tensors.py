@@ -39,5 +39,5 @@ def test_a_file_cut_short_is_refused(tmp_path):
         list(read_header(cut))
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"not a safetensors file at all")
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         list(read_header(other))

@@ -1,45 +1,40 @@
-"""Merge the adapter, or keep it apart: parity and speed of both, and the decision.
+"""adapter_merging: prove that merging the adapter changed nothing, and decide how it is served.
 
-Proves that merging changed nothing: transformers in float32 gives the same
-distribution for base plus adapter as for the merged checkpoint (merged weights
-are rounded to float16, which bounds the difference); the engine gives the same
-answers for the merged file as for base plus adapter, token probabilities
-included, which shows a wrong LoRA scale at once; the engine's greedy answers
-are those of transformers; and the engine's tokenizer and chat template give the
-ids that training used, on every row. Both ways of serving are timed.
+transformers in float32 must give the same distribution for base plus adapter as for the merged
+checkpoint (merged weights are rounded to float16, which bounds the difference). The engine must
+give the same answers for the merged file as for base plus adapter, token probabilities included:
+a wrong LoRA scale shows at once. The engine's greedy answers must be those of transformers, and
+its tokenizer and chat template must give the ids that training used, on every row. Both ways of
+serving are timed.
 
-llama.cpp loads no DoRA adapter, so there the engine's side of the comparison is said to be
-not applicable: the checkpoints' distributions and the merged file's answers still decide.
+llama.cpp loads no DoRA adapter. The comparison in the engine is then reported as not applicable;
+the distributions of the checkpoints and the answers of the merged file still decide.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import VALIDATION, Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import dataset_rows, of_split, spread
-from tuneline.harness.served_models import (
-    base_gguf,
-    base_model,
-    scoring_threads,
-    serve,
-)
+from tuneline.harness.served_models import base_gguf, base_model, scoring_threads, serve
+from tuneline.models.base_model import read_json
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
 
-# Rows for transformers in float32 (seconds each) and for the engine.
+# Rows that transformers answers in float32 (seconds each), and rows that the engine answers.
 CHECKPOINT_ROWS, ENGINE_ROWS = 4, 8
 MAX_TOKENS = 32
 # Rounding merged weights to float16 costs about 1e-6 nats on a 135M model; a wrong scale, 0.1.
@@ -54,27 +49,28 @@ NO_DORA = "not applicable: llama.cpp loads no DoRA adapter"
 
 @dataclass(frozen=True)
 class Served:
-    """Greedy answers of one way of serving, with its speed."""
+    """Greedy answers of one way of serving, and its speed."""
 
     results: tuple[ChatResult, ...]
     tokens_per_s: float
 
     @property
     def texts(self) -> list[str]:
-        """The answers."""
+        """The texts of the answers."""
         return [result.text for result in self.results]
 
 
 def same_share(first: Sequence[str], second: Sequence[str]) -> float:
-    """Share of equal answers."""
+    """Return the share of equal answers."""
     pairs = list(zip(first, second, strict=True))
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) -> float:
-    """Mean absolute change of token log-probabilities up to where two answers part, in nats.
+    """Return the mean absolute change of token log-probabilities, in nats.
 
-    Infinite when no answer has a first token in common.
+    Each pair of answers is compared up to the first token that differs. The result is infinite
+    if no pair has its first token in common.
     """
     changes: list[float] = []
     for a, b in zip(first, second, strict=True):
@@ -88,7 +84,7 @@ def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) ->
 def ask_server(
     server: LlamaServer, rows: Sequence[Row], extra: Mapping[str, Any] | None = None
 ) -> Served:
-    """Answer rows one after the other, greedily, with token log-probabilities."""
+    """Have the server answer rows in turn, greedily, with token log-probabilities."""
     with server.client() as client:
         start = time.perf_counter()
         results = tuple(
@@ -100,7 +96,7 @@ def ask_server(
 
 
 def differing_rows(renderer: Renderer, rows: Sequence[Row], gguf: Path) -> list[str]:
-    """Ids of rows that the engine's tokenizer reads otherwise than the training's."""
+    """Return the ids of rows to which the engine's tokenizer gives other token ids."""
     texts = [renderer.text(row.messages) for row in rows]
     theirs = tokenize_texts(gguf, texts)
     ours = renderer.encode(texts)
@@ -108,7 +104,7 @@ def differing_rows(renderer: Renderer, rows: Sequence[Row], gguf: Path) -> list[
 
 
 def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: LlamaServer) -> list[str]:
-    """Ids of rows whose prompt the engine's chat template renders otherwise."""
+    """Return the ids of rows whose prompt the engine's chat template renders differently."""
     import httpx
 
     found = []
@@ -126,59 +122,147 @@ def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: LlamaServ
 
 
 def decide(multi_tenant: bool, merged: float, apart: float | None) -> tuple[str, str]:
-    """The decision and its reason.
+    """Return the decision and its reason.
 
     Args:
         multi_tenant: whether several adapters share one base.
-        merged: tokens/s of the merged model.
-        apart: tokens/s of base plus adapter; None where llama.cpp can't load it.
+        merged: speed of the merged model, in tokens/s.
+        apart: speed of base plus adapter, in tokens/s; None if llama.cpp can't load it.
     """
     beside = f"{apart:.0f} with the adapter apart" if apart is not None else "apart not measurable"
     speeds = f"{merged:.0f} tokens/s merged, {beside}"
     if multi_tenant:
         return "apart", f"several adapters share one base, so they stay apart ({speeds})"
-    return "merge", f"one adapter, one model: merged there is nothing to apply ({speeds})"
+    return "merge", f"one adapter, one model: merged, there is nothing to apply ({speeds})"
 
 
 def judge(
     checkpoints: LogitParity, merged: Served, apart: Served | None, transformers: Sequence[str]
 ) -> list[Measurement]:
-    """Parity of merged against adapter, in transformers and, where it loads it, in the engine."""
-    with_reference = merged.texts[: len(transformers)]
+    """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
+    as_transformers = same_share(merged.texts[: len(transformers)], transformers)
     return [
         measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL),
         measure("checkpoint_max_logit_change", checkpoints.max_change, "logits"),
         measure("checkpoint_same_top_token", checkpoints.same_top_token, "share"),
         *_in_engine(merged, apart),
-        measure(
-            "engine_as_transformers",
-            round(same_share(with_reference, transformers), 4),
-            "share",
-            ">=",
-            MIN_SAME_ANSWERS,
-        ),
+        _same_answers("engine_as_transformers", as_transformers),
     ]
 
 
 def _in_engine(merged: Served, apart: Served | None) -> list[Measurement]:
-    """The merged file against base plus adapter, both in the engine."""
+    """Compare the merged file with base plus adapter, both in the engine."""
     if apart is None:
         return [measure("adapter_in_engine", NO_DORA, "")]
+    change = round(logprob_change(merged.results, apart.results), 5)
     return [
-        measure(
-            "engine_same_answers",
-            round(same_share(merged.texts, apart.texts), 4),
-            "share",
-            ">=",
-            MIN_SAME_ANSWERS,
-        ),
-        measure(
-            "engine_logprob_change",
-            round(logprob_change(merged.results, apart.results), 5),
-            "nats",
-            "<=",
-            MAX_LOGPROB_CHANGE,
-        ),
+        _same_answers("engine_same_answers", same_share(merged.texts, apart.texts)),
+        measure("engine_logprob_change", change, "nats", "<=", MAX_LOGPROB_CHANGE),
+    ]
+
+
+def _same_answers(name: str, share: float) -> Measurement:
+    return measure(name, round(share, 4), "share", ">=", MIN_SAME_ANSWERS)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was measured of the merged model and of base plus adapter.
+
+    Attributes:
+        asked: the rows that the engine answered.
+        checkpoints: the checkpoints' distributions, compared in transformers.
+        merged: answers of the merged file in the engine.
+        apart: answers of base plus adapter in the engine; None for a DoRA adapter.
+        tokenised_otherwise: ids of rows with other token ids in the engine.
+        rendered_otherwise: ids of rows whose prompt the engine renders differently.
+        rows: number of rows whose token ids were compared.
+    """
+
+    asked: Sequence[Row]
+    checkpoints: LogitParity
+    merged: Served
+    apart: Served | None
+    tokenised_otherwise: Sequence[str]
+    rendered_otherwise: Sequence[str]
+    rows: int
+
+
+def compare(ctx: StepContext, rows: Sequence[Row], asked: Sequence[Row]) -> Findings:
+    """Compare merged and adapter, in transformers and in the engine.
+
+    Args:
+        ctx: the step.
+        rows: rows whose token ids are compared.
+        asked: rows that are answered; transformers answers the first of them.
+    """
+    merged_dir, adapter_dir = MERGED.fetch(ctx), ADAPTER.fetch(ctx)
+    candidate = CANDIDATE_GGUF.fetch(ctx)
+    base = base_model(ctx)
+    renderer = Renderer(load_tokenizer(merged_dir), ctx.config.data.target_format)
+    threads = scoring_threads()
+    ctx.log("comparing checkpoints in float32")
+    checkpoints = compare_checkpoints(
+        base.path,
+        adapter_dir,
+        merged_dir,
+        texts=[renderer.text(row.messages) for row in asked[:CHECKPOINT_ROWS]],
+        prompts=[renderer.text(row.prompt, ask=True) for row in asked[:CHECKPOINT_ROWS]],
+        max_tokens=MAX_TOKENS,
+        threads=threads,
+    )
+    ctx.log("comparing merged and adapter in the engine")
+    with serve(candidate, ctx.config, threads=threads, parallel=1) as server:
+        rendered_otherwise = differing_prompts(renderer, asked, server)
+        merged = ask_server(server, asked)
+    apart = None
+    if read_json(adapter_dir / "adapter_config.json").get("use_dora"):
+        ctx.log(f"base plus adapter in the engine: {NO_DORA}")
+    else:
+        loras, file = [ADAPTER_GGUF.fetch(ctx)], base_gguf(ctx, base).path
+        with serve(file, ctx.config, loras=loras, threads=threads, parallel=1) as server:
+            apart = ask_server(server, asked, ADAPTER_ON)
+    return Findings(
+        asked,
+        checkpoints,
+        merged,
+        apart,
+        differing_rows(renderer, rows, candidate),
+        rendered_otherwise,
+        len(rows),
+    )
+
+
+def decision_document(found: Findings, decision: str, reason: str) -> dict[str, Any]:
+    """Return the content of `decision.json`."""
+    apart = found.apart.texts if found.apart else [None] * len(found.asked)
+    return {
+        "decision": decision,
+        "reason": reason,
+        "answers": [
+            {"row_id": row.row_id, "merged": a, "apart": b}
+            for row, a, b in zip(found.asked, found.merged.texts, apart, strict=True)
+        ],
+        "transformers": list(found.checkpoints.greedy),
+        "rows_tokenised_otherwise": list(found.tokenised_otherwise),
+        "prompts_rendered_otherwise": list(found.rendered_otherwise),
+    }
+
+
+def measurements_of(found: Findings, decision: str) -> list[Measurement]:
+    """Return the measurements of the evidence."""
+    apart = round(found.apart.tokens_per_s, 1) if found.apart else None
+    tokenised, rendered = len(found.tokenised_otherwise), len(found.rendered_otherwise)
+    return [
+        *judge(found.checkpoints, found.merged, found.apart, found.checkpoints.greedy),
+        measure("rows_tokenised_otherwise", tokenised, "rows", "<=", 0),
+        measure("prompts_rendered_otherwise", rendered, "rows", "<=", 0),
+        measure("rows_compared", found.rows, "rows"),
+        measure("decision", decision, "decision"),
+        # This pipeline ships the merged file; a base with adapters is set up by hand.
+        measure("ships_as_decided", decision == "merge", "flag", "==", True, on_breach="warn"),
+        measure("merged_tokens_per_s", round(found.merged.tokens_per_s, 1), "tokens/s"),
+        measure("apart_tokens_per_s", apart, "tokens/s"),
     ]
 
 
@@ -187,78 +271,24 @@ def run(ctx: StepContext) -> Evidence:
     rows = dataset_rows(ctx)
     pool = of_split(rows, VALIDATION)
     if not pool:
-        raise UserError("parity is measured on validation rows, and there is none")
-    asked = spread(pool, ENGINE_ROWS, ctx.config.training.seed)
-    merged_dir = ctx.input_dir("export_candidate", "merged")
-    adapter_dir = ctx.input_dir("train", "adapter")
-    candidate = ctx.input("export_candidate", "candidate.gguf")
-    base = base_model(ctx)
-    renderer = Renderer(load_tokenizer(merged_dir), ctx.config.data.target_format)
-
-    threads = scoring_threads()
-    ctx.log("comparing checkpoints in float32")
-    prompts = [renderer.text(row.prompt, ask=True) for row in asked[:CHECKPOINT_ROWS]]
-    checkpoints = compare_checkpoints(
-        base.path,
-        adapter_dir,
-        merged_dir,
-        texts=[renderer.text(row.messages) for row in asked[:CHECKPOINT_ROWS]],
-        prompts=prompts,
-        max_tokens=MAX_TOKENS,
-        threads=threads,
-    )
-    ctx.log("comparing merged and adapter in the engine")
-    with serve(candidate, ctx.config, threads=threads, parallel=1) as server:
-        prompts_differ = differing_prompts(renderer, asked, server)
-        merged = ask_server(server, asked)
-    apart = None
-    if json.loads((adapter_dir / "adapter_config.json").read_text()).get("use_dora"):
-        ctx.log(f"base plus adapter in the engine: {NO_DORA}")
-    else:
-        loras = [ctx.input("export_candidate", "adapter.gguf")]
-        file = base_gguf(ctx, base).path
-        with serve(file, ctx.config, loras=loras, threads=threads, parallel=1) as server:
-            apart = ask_server(server, asked, ADAPTER_ON)
-    tokens_differ = differing_rows(renderer, rows, candidate)
-
+        raise UserError("parity is measured on validation rows, but the dataset has none")
+    found = compare(ctx, rows, spread(pool, ENGINE_ROWS, ctx.config.training.seed))
     decision, reason = decide(
         ctx.config.deployment.multi_tenant,
-        merged.tokens_per_s,
-        apart.tokens_per_s if apart else None,
+        found.merged.tokens_per_s,
+        found.apart.tokens_per_s if found.apart else None,
     )
-    answers_apart = apart.texts if apart else [None] * len(asked)
-    document = {
-        "decision": decision,
-        "reason": reason,
-        "answers": [
-            {"row_id": row.row_id, "merged": a, "apart": b}
-            for row, a, b in zip(asked, merged.texts, answers_apart, strict=True)
-        ],
-        "transformers": list(checkpoints.greedy),
-        "rows_tokenised_otherwise": tokens_differ,
-        "prompts_rendered_otherwise": prompts_differ,
-    }
-    (ctx.out / "decision.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
-    measurements = [
-        *judge(checkpoints, merged, apart, checkpoints.greedy),
-        measure("rows_tokenised_otherwise", len(tokens_differ), "rows", "<=", 0),
-        measure("prompts_rendered_otherwise", len(prompts_differ), "rows", "<=", 0),
-        measure("rows_compared", len(rows), "rows"),
-        measure("decision", decision, "decision"),
-        # This pipeline ships the merged file; a base with adapters is set up by hand.
-        measure("ships_as_decided", decision == "merge", "flag", "==", True, on_breach="warn"),
-        measure("merged_tokens_per_s", round(merged.tokens_per_s, 1), "tokens/s"),
-        measure("apart_tokens_per_s", round(apart.tokens_per_s, 1) if apart else None, "tokens/s"),
-    ]
-    found = {m.name: m.value for m in measurements}
-    same = (
-        f"same answers {found['engine_same_answers']:.0%}"
-        if apart
+    ctx.write_json("decision.json", decision_document(found, decision, reason))
+    measurements = measurements_of(found, decision)
+    values = {m.name: m.value for m in measurements}
+    in_engine = (
+        f"{values['engine_same_answers']:.0%} of the answers are the same in the engine"
+        if found.apart
         else f"merged against adapter in the engine: {NO_DORA}"
     )
-    summary = (
-        f"{decision}: {reason}; KL {checkpoints.mean_kl:.1e} nats, {same}, as transformers "
-        f"{found['engine_as_transformers']:.0%}, {len(tokens_differ)} of {len(rows)} rows "
-        "tokenised otherwise"
+    return ctx.conclude(
+        f"{decision}: {reason}; KL {found.checkpoints.mean_kl:.1e} nats; {in_engine}; "
+        f"{values['engine_as_transformers']:.0%} are those of transformers; "
+        f"{len(found.tokenised_otherwise)} of {found.rows} rows have other token ids",
+        measurements,
     )
-    return ctx.conclude(summary, measurements)

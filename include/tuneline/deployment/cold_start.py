@@ -1,15 +1,13 @@
-"""Warm-up of new pods: their first request must not pay for the start.
+"""cold_start: prove that readiness follows the warm-up, so that no user pays for a start.
 
-Proves on fresh processes what the first request waits for when it meets a
-server that has just loaded its weights, and what when it meets one that was
-warmed up first; and that readiness comes only after the warm-up: while the
-gateway says not ready the engine has not finished its warm-up prompts, and
-when it says ready the engine's own counters show them done.
+On fresh processes the first request is timed twice: against a server that has just loaded its
+weights, and against one that the gateway warmed up first. Readiness must come after the warm-up:
+while the gateway is not ready the engine has not finished its warm-up prompts, and once it is
+ready the engine's own counters show that they were read.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from tuneline.data.tables.rows import VALIDATION
-from tuneline.deployment.probes.trial import ALIAS, free_port, wait_for
+from tuneline.deployment.probes.trial import ALIAS
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive
@@ -30,19 +28,27 @@ from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.probes import engine_probe
+from tuneline.serving.server_process import free_port, wait_for
 
-# Fresh processes of each kind; the median counts, since one start may meet a busy machine.
+# Fresh processes of each kind; the median counts, since the machine may be busy during one.
 STARTS = 3
 MAX_TOKENS = 8
 WARMUP_WORDS = (8, 64)
 WAIT_SECONDS = 120.0
-# Prompt tokens that the engine has read, those from its cache not counted.
+# Prompt tokens that the engine has read, without those from its cache.
 _READ = "llamacpp:prompt_tokens_total"
 
 
 @dataclass(frozen=True)
 class Start:
-    """One fresh process: seconds until it listened, its first and a later request's TTFT."""
+    """A fresh process whose first request comes as soon as it listens.
+
+    Attributes:
+        load_seconds: time until it listened, in seconds.
+        first_ttft: TTFT of the first request, in seconds.
+        later_ttft: TTFT of the next request, in seconds.
+        failed: number of failed requests.
+    """
 
     load_seconds: float
     first_ttft: float
@@ -55,11 +61,11 @@ class WarmStart:
     """A fresh process behind a gateway that warms it up.
 
     Attributes:
-        seen_unready: whether readiness was refused before the process was there.
-        warm_when_ready: whether the engine had read the warm-up prompts at the first ready.
-        ready_seconds: from the start of the process to ready.
-        first_ttft: TTFT of the first request after that.
-        failed: requests that failed.
+        seen_unready: whether the gateway was not ready before the process started.
+        warm_when_ready: whether the engine had read the warm-up prompts once it was ready.
+        ready_seconds: time from the start of the process to ready, in seconds.
+        first_ttft: TTFT of the first request after that, in seconds.
+        failed: number of failed requests.
     """
 
     seen_unready: bool
@@ -84,9 +90,9 @@ class Starter:
     Args:
         model: GGUF file.
         parallel: requests served at once.
-        ctx: context of one request, tokens.
-        prompts: real prompts; the first is the first request.
-        folder: for the gateway's files.
+        ctx: context of one request, in tokens.
+        prompts: real prompts; the first one is the first request.
+        folder: folder for the gateway's files.
     """
 
     def __init__(
@@ -98,12 +104,14 @@ class Starter:
         self._options: dict[str, Any] = {"parallel": parallel, "ctx": ctx, "alias": ALIAS}
 
     def cold(self) -> Start:
-        """A server whose first request comes as soon as it listens."""
+        """Start a server and send its first request as soon as it listens."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         server = self._launch(port)
         try:
-            loaded = _wait_healthy(url)
+            loaded = wait_for(lambda: engine_probe.listens(url, 2.0), WAIT_SECONDS)
+            if loaded > WAIT_SECONDS:
+                raise RetryableError(f"the engine did not listen within {WAIT_SECONDS:.0f} s")
             with EngineClient(url, model=ALIAS) as client:
                 first, later = self._ask(client, 0), self._ask(client, 1)
         finally:
@@ -112,26 +120,15 @@ class Starter:
         return Start(loaded, first.ttft, later.ttft, failed)
 
     def warmed(self, number: int) -> WarmStart:
-        """A server behind a gateway; its first request comes when the gateway says ready."""
+        """Start a server behind a gateway and send its first request once the gateway is ready."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        gateway = GatewayProcess(
-            self.folder / f"gateway-{number}",
-            upstreams=[{"name": "engine", "base_url": f"{url}/v1", "model": ALIAS}],
-            models=[{"id": "model", "chain": ["engine"]}],
-            settings={
-                "readiness": {
-                    "ping_interval_s": 0.2,
-                    "ping_timeout_s": 10.0,
-                    "warmup_prompt_words": list(WARMUP_WORDS),
-                }
-            },
-        )
+        gateway = self._gateway(url, number)
 
         def is_ready() -> bool:
             return gateway.get("/v1/health/ready").status_code == 200
 
-        # The gateway is there first, so that readiness is watched from before the load.
+        # The gateway runs first, so that readiness is watched from before the load.
         with gateway:
             seen_unready = not is_ready()
             server = self._launch(port)
@@ -148,6 +145,19 @@ class Starter:
         warm = read >= sum(WARMUP_WORDS)
         return WarmStart(seen_unready, warm, waited, first.ttft, int(not first.ok))
 
+    def _gateway(self, url: str, number: int) -> GatewayProcess:
+        readiness = {
+            "ping_interval_s": 0.2,
+            "ping_timeout_s": 10.0,
+            "warmup_prompt_words": list(WARMUP_WORDS),
+        }
+        return GatewayProcess(
+            self.folder / f"gateway-{number}",
+            upstreams=[{"name": "engine", "base_url": f"{url}/v1", "model": ALIAS}],
+            models=[{"id": "model", "chain": ["engine"]}],
+            settings={"readiness": readiness},
+        )
+
     def _launch(self, port: int) -> LlamaServer:
         forget_file(self.model)
         server = LlamaServer(self.model, port=port, **self._options)
@@ -160,20 +170,8 @@ class Starter:
         return timings[0]
 
 
-def _wait_healthy(url: str) -> float:
-    """Wait until the server's health route says yes, without asking for a token."""
-
-    def healthy() -> bool:
-        return engine_probe.listens(url, 2.0)
-
-    waited = wait_for(healthy, WAIT_SECONDS)
-    if waited > WAIT_SECONDS:
-        raise RetryableError(f"the engine did not listen within {WAIT_SECONDS:.0f} s")
-    return waited
-
-
 def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> list[Measurement]:
-    """What decides: readiness follows the warm-up, and the first request is quick enough."""
+    """Judge that readiness follows the warm-up and that the first request is quick enough."""
     early = sum(not (start.seen_unready and start.warm_when_ready) for start in warm)
     failed = sum(start.failed for start in cold) + sum(start.failed for start in warm)
     first = median(start.first_ttft for start in warm)
@@ -194,7 +192,7 @@ def run(ctx: StepContext) -> Evidence:
     """Start fresh servers, cold and warmed, and time their first requests."""
     rows = of_split(dataset_rows(ctx), VALIDATION)
     if not rows:
-        raise UserError("first requests are validation prompts, and there is none")
+        raise UserError("first requests are validation prompts, but the dataset has none")
     chosen = candidate(ctx)
     deployment = ctx.config.deployment
     starter = Starter(
@@ -205,13 +203,13 @@ def run(ctx: StepContext) -> Evidence:
         folder=ctx.scratch,
     )
     cold, warm = [], []
-    # In turns, so that a busy spell of the machine meets both kinds.
+    # In turns, so that load on the machine affects both kinds.
     for number in range(STARTS):
         cold.append(starter.cold())
         warm.append(starter.warmed(number))
     measurements = judge(cold, warm, ctx.config.evaluation.max_ttft_seconds)
     document = {"cold": [asdict(s) for s in cold], "warmed": [asdict(s) for s in warm]}
-    (ctx.out / "starts.json").write_text(json.dumps(document, indent=1))
+    ctx.write_json("starts.json", document)
     found = {m.name: m.value for m in measurements}
     return ctx.conclude(
         f"first request after {found['cold_first_ttft']} s cold, {found['warmed_first_ttft']} s "

@@ -1,21 +1,20 @@
-"""The optimised engines: which can serve this model, and what the shipped bytes do on one.
+"""engine_optimization: prove that the shipping engine can serve this model and was built.
 
-Proves for vLLM, SGLang, TGI, TensorRT-LLM and llama.cpp whether each can serve
-the merged checkpoint (said by the engine's own registry where it is installed,
-else by a table that names its source), measures the throughput of the shipped
-bytes on llama.cpp against the same model asked one request at a time, and names
-the engine that was built. Compatibility alone is only a warning.
+Each of vLLM, SGLang, TGI, TensorRT-LLM and llama.cpp is asked whether it can serve the merged
+checkpoint: its own registry answers where it is installed, else a table that names its source.
+The throughput of the shipped bytes is measured on llama.cpp, with all slots taken and one
+request at a time. If nothing was measured, compatibility alone is a warning.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT
+from tuneline.artifacts.training import MERGED
 from tuneline.data.tables.rows import VALIDATION
-from tuneline.deployment.build_engine import IDENTITY, NOT_BUILT
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive, errors_of
@@ -31,7 +30,16 @@ REQUESTS, MAX_TOKENS = 12, 24
 
 @dataclass(frozen=True)
 class Throughput:
-    """Tokens per second of one engine, alone and with its slots full."""
+    """Speed of one engine, in tokens per second.
+
+    Attributes:
+        engine: name of the engine.
+        sequential: speed with one request at a time.
+        batched: speed with all slots taken.
+        parallel: number of slots.
+        failed: number of failed requests.
+        errors: their messages, each once.
+    """
 
     engine: str
     sequential: float
@@ -42,24 +50,24 @@ class Throughput:
 
     @property
     def speedup(self) -> float:
-        """What batching gains."""
+        """The gain from batching, a ratio."""
         return self.batched / self.sequential if self.sequential else 0.0
 
 
 def throughput(timings: Sequence[Timing], seconds: float) -> float:
-    """Output tokens per second over a whole run of requests."""
+    """Return the output tokens per second over a whole run of requests."""
     return sum(timing.output_tokens for timing in timings if timing.ok) / seconds
 
 
 def judge(
     table: Sequence[Compatibility], measured: Throughput | None, engine: str, built: bool
 ) -> list[Measurement]:
-    """What decides.
+    """Judge compatibility, build and throughput.
 
     Args:
-        table: what each engine says of the model.
-        measured: throughput of the shipped bytes, None when no engine ran here.
-        engine: the engine that ships.
+        table: each engine's compatibility with the model.
+        measured: throughput of the shipped bytes; None if no engine ran here.
+        engine: name of the engine that ships.
         built: whether it was built.
     """
     compatible = {entry.engine: entry.compatible for entry in table}
@@ -82,15 +90,15 @@ def judge(
 
 
 def measure_llama_cpp(ctx: StepContext) -> tuple[Throughput, str]:
-    """Throughput of the shipped bytes on llama.cpp, and their hash."""
+    """Measure the throughput of the shipped bytes on llama.cpp; return it with their hash."""
     rows = of_split(dataset_rows(ctx), VALIDATION)
     if not rows:
-        raise UserError("throughput is measured on validation prompts, and there is none")
+        raise UserError("throughput is measured on validation prompts, but the dataset has none")
     prompts = [row.prompt for row in spread(rows, REQUESTS, ctx.config.training.seed)]
     shipped = candidate(ctx)
     slots = ctx.config.deployment.parallel
     with serve(shipped.file.path, ctx.config) as server, server.client() as client:
-        # The first pass fills the prefix cache with the shared system turn for both.
+        # The first request fills the prefix cache with the shared system turn.
         drive(client, prompts[:1], 1, 1)
         alone, alone_seconds = drive(client, prompts, 1, MAX_TOKENS)
         full, full_seconds = drive(client, prompts, slots, MAX_TOKENS)
@@ -106,36 +114,35 @@ def measure_llama_cpp(ctx: StepContext) -> tuple[Throughput, str]:
     return result, shipped.file.sha256
 
 
+def build_result(ctx: StepContext) -> tuple[bool, dict[str, Any], str]:
+    """Return whether the engine was built, its identity or report, and a clause on it."""
+    engine = ctx.config.deployment.engine
+    if ENGINE_IDENTITY.exists(ctx):
+        return True, ENGINE_IDENTITY.read(ctx).model_dump(), f"{engine} is built"
+    report = NOT_BUILT.read(ctx)
+    return False, report.model_dump(), f"{engine} {report.reason}"
+
+
 def run(ctx: StepContext) -> Evidence:
     """Ask every engine, measure the one that runs here, name the one that was built."""
-    merged = ctx.input_dir("export_candidate", "merged")
-    facts = read_facts(merged)
+    facts = read_facts(MERGED.fetch(ctx))
     table = [engine.check(facts) for engine in all_engines()]
     measured, digest = measure_llama_cpp(ctx)
     engine = ctx.config.deployment.engine
-    built = ctx.has("build_engine", IDENTITY)
-    name = IDENTITY if built else NOT_BUILT
-    identity: dict[str, Any] = json.loads(ctx.input("build_engine", name).read_text())
+    built, identity, clause = build_result(ctx)
     document = {
         "architecture": facts.architecture,
         "engines": [entry.to_dict() for entry in table],
         "measured": {**vars(measured), "speedup": round(measured.speedup, 3)},
         "shipping_engine": {"name": engine, "built": built, "identity": identity},
     }
-    (ctx.out / "engines.json").write_text(json.dumps(document, indent=1))
-    able = [entry.engine for entry in table if entry.compatible]
-    unable = [f"{e.engine} ({e.reason})" for e in table if not e.compatible]
-    summary = (
-        f"{facts.architecture}: {', '.join(able)} can serve it"
-        + (f", not {'; '.join(unable)}" if unable else "")
-        + f"; shipped bytes on llama.cpp: {measured.batched:.0f} tokens/s with "
-        f"{measured.parallel} slots, {measured.sequential:.0f} alone"
-    )
-    summary += f"; {engine} is built" if built else f"; {engine} {identity['reason']}"
+    ctx.write_json("engines.json", document)
+    able = ", ".join(entry.engine for entry in table if entry.compatible)
+    unable = "; ".join(f"{e.engine} ({e.reason})" for e in table if not e.compatible)
     return ctx.conclude(
-        summary,
-        [
-            *judge(table, measured, engine, built),
-            measure("candidate_sha256", digest, "sha256"),
-        ],
+        f"{facts.architecture}: {able or 'no engine'} can serve it"
+        + (f", not {unable}" if unable else "")
+        + f"; shipped bytes on llama.cpp: {measured.batched:.0f} tokens/s with "
+        f"{measured.parallel} slots, {measured.sequential:.0f} alone; {clause}",
+        [*judge(table, measured, engine, built), measure("candidate_sha256", digest, "sha256")],
     )

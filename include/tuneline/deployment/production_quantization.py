@@ -1,23 +1,22 @@
-"""Quantised variants, measured beside the unquantised model, and one chosen by rule.
+"""production_quantization: measure quantised variants beside f16 and choose one by a rule.
 
-Proves what quantisation does to this model: size, memory and speed against
-perplexity, the KL divergence from f16 token by token (as llama-perplexity does
-it) and the task metric. Everything is measured on validation rows through the
-engine that serves; the hold-out is not touched, since a choice is made here.
-The smallest variant whose losses stay within the limits is chosen, and its
-bytes are what every later item judges and what ships.
+Size, memory and speed of each variant are measured against its losses: perplexity, the KL
+divergence from f16 token by token (as llama-perplexity does it) and the task metric. Everything
+is measured on validation rows through the engine that serves; the hold-out is not used, since a
+choice is made here. The smallest variant whose losses stay within the limits is chosen; its
+bytes are those that every later item judges and that ship.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from tuneline.artifacts.deployment import CHOICE, MODEL, Choice
+from tuneline.artifacts.training import CANDIDATE_GGUF, MERGED
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import VALIDATION, Row
@@ -34,13 +33,13 @@ from tuneline.serving.engines.llama_cpp.perplexity import Divergence, perplexity
 from tuneline.store import sha256_file
 
 REFERENCE = "f16"
-# Standard errors that the task metric may drop by chance.
+# Standard errors by which the task metric may drop by chance.
 NOISE_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
 class Served:
-    """How a variant answered the quality rows through the server."""
+    """A variant's answers to the quality rows through the server, with speed and memory."""
 
     answers: tuple[str, ...]
     tokens_per_s: float
@@ -49,9 +48,21 @@ class Served:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table.
+    """The measures of one variant.
 
-    `metric_drop` is against f16 on the same rows, `metric_noise` its standard error.
+    Attributes:
+        name: `f16` or a quantisation.
+        bytes: size of the file, in bytes.
+        sha256: hash of the file.
+        memory_bytes: resident memory of its server, in bytes.
+        tokens_per_s: speed with all slots taken, in tokens/s.
+        perplexity: perplexity of the answers.
+        mean_kl: mean KL divergence from f16, in nats.
+        mean_kl_error: standard error of `mean_kl`.
+        same_top_token: share of positions with the same most probable token as f16.
+        metric: the task metric, a share.
+        metric_drop: loss of the metric against f16 on the same rows.
+        metric_noise: standard error of `metric_drop`.
     """
 
     name: str
@@ -68,11 +79,11 @@ class Variant:
     metric_noise: float
 
     def allowed_drop(self, limit: float | None) -> float:
-        """The configured limit of the metric's drop, or the one that follows from its noise."""
+        """Return the configured limit of the metric's drop, or the one given by its noise."""
         return NOISE_FACTOR * self.metric_noise if limit is None else limit
 
     def within(self, limits: DeploymentConfig) -> bool:
-        """Whether its losses are within the limits; the reference loses nothing."""
+        """Return True if its losses are within the limits; the reference loses nothing."""
         if self.name == REFERENCE:
             return True
         drop = self.allowed_drop(limits.max_metric_drop)
@@ -80,10 +91,10 @@ class Variant:
 
 
 def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | None:
-    """The smallest variant within the limits, None when there is none.
+    """Return the smallest variant within the limits, or None.
 
     Args:
-        variants: those that may be chosen.
+        variants: the variants that may be chosen.
         limits: `max_kl` and `max_metric_drop`.
     """
     return min(
@@ -94,13 +105,12 @@ def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | N
 
 
 def ask_variant(ctx: StepContext, path: Path, rows: Sequence[Row], threads: int) -> Served:
-    """Answer the rows through a server of the variant; speed and memory are the server's."""
-    parallel = ctx.config.deployment.parallel
+    """Have a server of the variant answer the rows; measure its speed and memory."""
     with serve(path, ctx.config, threads=threads) as server, server.client() as client:
         start = time.perf_counter()
         results = client.complete_batch(
             [row.prompt for row in rows],
-            concurrency=parallel,
+            concurrency=ctx.config.deployment.parallel,
             max_tokens=ctx.config.evaluation.max_new_tokens,
         )
         seconds = time.perf_counter() - start
@@ -110,7 +120,7 @@ def ask_variant(ctx: StepContext, path: Path, rows: Sequence[Row], threads: int)
 
 
 def scored_tokens(renderer: Renderer, rows: Sequence[Row]) -> tuple[list[list[int]], list[int]]:
-    """Token ids of whole rows, and where each row's answer starts."""
+    """Return the token ids of whole rows, and the index at which each answer starts."""
     whole = renderer.encode([renderer.text(row.messages) for row in rows])
     asked = renderer.encode([renderer.text(row.prompt, ask=True) for row in rows])
     return whole, [len(ids) for ids in asked]
@@ -122,16 +132,16 @@ def measure_distances(
     starts: Sequence[int],
     threads: int,
 ) -> dict[str, Divergence]:
-    """Perplexity of every variant and its KL divergence from f16.
+    """Return each variant's perplexity and its KL divergence from f16.
 
-    The reference is evaluated with each of the others anyway, so it gets a run of
-    its own only when it is alone.
+    The reference is evaluated together with each other variant, so it is evaluated separately
+    only if it is the only one.
 
     Args:
-        files: the variants, f16 among them.
+        files: the variants' files by name, f16 included.
         sequences: token ids of rows.
-        starts: where each row's answer starts; only answers count.
-        threads: to compute with.
+        starts: index at which each row's answer starts; only answers count.
+        threads: number of threads.
     """
     others = [name for name in files if name != REFERENCE] or [REFERENCE]
     found = {
@@ -156,10 +166,10 @@ def measure_distances(
 def judge(
     chosen: Variant, variants: Sequence[Variant], limits: DeploymentConfig
 ) -> list[Measurement]:
-    """What decides: the chosen variant's losses, and that there was a choice.
+    """Judge the chosen variant's losses, and that there was a choice.
 
     Raises:
-        UserError: the configured drop is tighter than the noise.
+        UserError: if the configured limit of the drop is below the measured noise.
     """
     found = [
         measure("variants_measured", len(variants), "variants", ">=", 2, on_breach="warn"),
@@ -191,28 +201,27 @@ def judge(
     ]
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Measure the variants on validation rows, choose one and store its bytes."""
-    config, limits = ctx.config, ctx.config.deployment
-    pool = of_split(dataset_rows(ctx), VALIDATION)
-    if not pool:
-        raise UserError("variants are judged on validation rows, and there is none")
-    rows = spread(pool, limits.quality_rows, config.training.seed)
-    task = choose_task(
-        config.evaluation.metric, config.data.label_field, [row.answer for row in rows]
-    )
-    merged = ctx.input_dir("export_candidate", "merged")
-    files: dict[str, Path] = {REFERENCE: ctx.input("export_candidate", "candidate.gguf")}
-    for name in map(str, limits.variants):
+def quantised_files(ctx: StepContext) -> dict[str, Path]:
+    """Return the file of each variant by name, quantised from the exported f16 file."""
+    reference = CANDIDATE_GGUF.fetch(ctx)
+    files = {REFERENCE: reference}
+    for name in map(str, ctx.config.deployment.variants):
         if name not in files:
             ctx.log(f"quantising to {name}")
-            files[name] = quantize(files[REFERENCE], ctx.scratch / f"{name}.gguf", name).path
-    sequences, starts = scored_tokens(
-        Renderer(load_tokenizer(merged), config.data.target_format), rows
-    )
+            files[name] = quantize(reference, ctx.scratch / f"{name}.gguf", name).path
+    return files
 
-    threads = scoring_threads()
+
+def measure_variants(
+    ctx: StepContext, files: Mapping[str, Path], rows: Sequence[Row]
+) -> list[Variant]:
+    """Measure every variant on the quality rows."""
+    config = ctx.config
     expected = [row.answer for row in rows]
+    task = choose_task(config.evaluation.metric, config.data.label_field, expected)
+    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), config.data.target_format)
+    sequences, starts = scored_tokens(renderer, rows)
+    threads = scoring_threads()
     served = {}
     for name, path in files.items():
         ctx.log(f"asking {name}")
@@ -220,46 +229,16 @@ def run(ctx: StepContext) -> Evidence:
     right = {name: scores(task, entry.answers, expected) for name, entry in served.items()}
     ctx.log("comparing distributions token by token")
     distances = measure_distances(files, sequences, starts, threads)
-    variants = [
+    return [
         _variant(name, path, served[name], distances[name], (right[name], right[REFERENCE]))
         for name, path in files.items()
     ]
-    allowed = [variant for variant in variants if variant.name in limits.variants]
-    chosen = choose(allowed, limits)
-    table = [{**asdict(variant), "within_limits": variant.within(limits)} for variant in variants]
-    (ctx.out / "variants.json").write_text(json.dumps(table, indent=1))
-    if chosen is None:
-        names = ", ".join(limits.variants)
-        return ctx.conclude(
-            f"no variant of {names} stays within the limits; add f16 to deployment.variants",
-            [measure("variants_within_limits", 0, "variants", ">=", 1)],
-        )
-    reason = _reason(chosen, variants, limits)
-    shutil.copyfile(files[chosen.name], ctx.out / "model.gguf")
-    choice: dict[str, Any] = {
-        "schema": "tuneline/choice/1",
-        "variant": chosen.name,
-        "reason": reason,
-        "sha256": chosen.sha256,
-        "bytes": chosen.bytes,
-        "judged_on": [row.row_id for row in rows],
-    }
-    (ctx.out / "choice.json").write_text(json.dumps(choice, indent=1))
-    return ctx.conclude(
-        reason,
-        [
-            *judge(chosen, variants, limits),
-            *_numbers(variants),
-            measure("rows_judged_on", len(rows), "rows"),
-            measure("chosen_sha256", chosen.sha256, "sha256"),
-        ],
-    )
 
 
 def _variant(
     name: str, path: Path, served: Served, distance: Divergence, right: Sequence[Sequence[bool]]
 ) -> Variant:
-    """Put a variant's measures together; `right` holds its flags and the reference's."""
+    """Combine a variant's measures; `right` holds its right answers and the reference's."""
     change = paired(right[1], right[0]).difference
     return Variant(
         name=name,
@@ -305,3 +284,42 @@ def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
             measure(f"{v.name}_metric", v.metric, "share"),
         ]
     return found
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Measure the variants on validation rows, choose one and store its bytes."""
+    limits = ctx.config.deployment
+    pool = of_split(dataset_rows(ctx), VALIDATION)
+    if not pool:
+        raise UserError("variants are judged on validation rows, but the dataset has none")
+    rows = spread(pool, limits.quality_rows, ctx.config.training.seed)
+    files = quantised_files(ctx)
+    variants = measure_variants(ctx, files, rows)
+    table = [{**asdict(variant), "within_limits": variant.within(limits)} for variant in variants]
+    ctx.write_json("variants.json", table)
+    chosen = choose([v for v in variants if v.name in limits.variants], limits)
+    if chosen is None:
+        names = ", ".join(limits.variants)
+        return ctx.conclude(
+            f"no variant of {names} stays within the limits; add f16 to deployment.variants",
+            [measure("variants_within_limits", 0, "variants", ">=", 1)],
+        )
+    reason = _reason(chosen, variants, limits)
+    shutil.copyfile(files[chosen.name], MODEL.path(ctx))
+    choice = Choice(
+        variant=chosen.name,
+        reason=reason,
+        sha256=chosen.sha256,
+        bytes=chosen.bytes,
+        judged_on=[row.row_id for row in rows],
+    )
+    CHOICE.write(ctx, choice)
+    return ctx.conclude(
+        reason,
+        [
+            *judge(chosen, variants, limits),
+            *_numbers(variants),
+            measure("rows_judged_on", len(rows), "rows"),
+            measure("chosen_sha256", chosen.sha256, "sha256"),
+        ],
+    )

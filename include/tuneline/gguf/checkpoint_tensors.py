@@ -1,7 +1,7 @@
 """Read safetensors one tensor at a time, memory-mapped, bfloat16 included.
 
 NumPy has no bfloat16, so the library's NumPy reader refuses it; the format is a length, a
-JSON header and raw bytes (https://huggingface.co/docs/safetensors), which is all this reads.
+JSON header and raw bytes (https://huggingface.co/docs/safetensors), which are read directly.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class StoredTensor:
     start: int
 
     def float32(self) -> NDArray[np.float32]:
-        """Its values; exact for float32, float16 and bfloat16.
+        """Return its values; exact for float32, float16 and bfloat16.
 
         Raises:
-            UserError: Another type, a quantised checkpoint for example.
+            UserError: if it has another type, for example in a quantised checkpoint.
         """
         kind = _NUMPY_TYPES.get(self.dtype)
         if kind is None:
@@ -53,20 +53,20 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> Iterator[StoredTensor]:
-    """The tensors of one safetensors file, in the order of their names.
+    """Read the tensors of one safetensors file, in the order of their names.
 
     Raises:
-        UserError: The file is no safetensors file.
+        UserError: if the file is not a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise UserError(f"{path} is no safetensors file, or it is cut short")
+            raise UserError(f"{path} is not a safetensors file, or it is cut short")
         try:
             header = json.loads(stream.read(length))
         except ValueError:
-            raise UserError(f"{path} is no safetensors file: its header is not JSON") from None
+            raise UserError(f"{path} is not a safetensors file: its header is not JSON") from None
     for name in sorted(key for key in header if key != "__metadata__"):
         entry = header[name]
         start, end = entry["data_offsets"]

@@ -1,17 +1,15 @@
 """Export a Hugging Face checkpoint to GGUF with the official `gguf` writer.
 
-What goes wrong in silence here, and is therefore handled and tested: the row order of the
-query and key projections, the rotary base (transformers 5 keeps it in `rope_parameters`),
-the pre-tokenizer's name, the type of special tokens, norms that must stay float32. A test
+Some mistakes in an export go unnoticed and are therefore handled and tested: the row order of
+the query and key projections, the rotary base (transformers 5 keeps it in `rope_parameters`),
+the pre-tokenizer's name, the type of special tokens, and norms, which must stay float32. A test
 compares the engine's logits and greedy text with transformers in float32.
 Source of the key names: llama.cpp's convert_hf_to_gguf.py and the GGUF specification.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from tuneline.gguf.tokenizer import read_tokenizer, write_tokenizer
 from tuneline.models.base_model import read_json, weight_files
 from tuneline.models.gguf_layout import Array, interleave_heads, to_gguf_name
 from tuneline.models.license import read_license
-from tuneline.store import sha256_file
 
 # Hugging Face architecture → GGUF architecture. Mistral is Llama without a sliding window.
 ARCHITECTURES = {
@@ -36,57 +33,21 @@ ARCHITECTURES = {
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What an export wrote.
-
-    Attributes:
-        path: The GGUF file.
-        sha256: Of the file.
-        bytes: Of the file.
-        architecture: GGUF's name of it.
-        dtype: Of the matrices; norms and biases are always float32.
-        tensors: How many.
-        parameters: How many values, tied weights counted once.
-        pre_tokenizer: llama.cpp's name of it.
-        rounded_values: Values that the type could not hold exactly; 0 means lossless.
-        max_rounding: Largest absolute change of a value.
-        seconds: Wall-clock time.
-    """
-
-    path: Path
-    sha256: str
-    bytes: int
-    architecture: str
-    dtype: str
-    tensors: int
-    parameters: int
-    pre_tokenizer: str
-    rounded_values: int
-    max_rounding: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {**asdict(self), "path": str(self.path)}
-
-
-def export_gguf(model_dir: Path, out: Path, dtype: str = "f16") -> ExportReport:
+def export_gguf(model_dir: Path, out: Path, dtype: str = "f16") -> Written:
     """Export a model directory to one GGUF file, tensor by tensor.
 
     Args:
-        model_dir: config.json, safetensors, tokenizer and chat template.
-        out: The file to write; it appears whole or not at all.
-        dtype: `f16`, `bf16` or `f32`.
+        model_dir: folder with config.json, safetensors, tokenizer and chat template.
+        out: the file to write; it appears whole or not at all.
+        dtype: type of the matrices, `f16`, `bf16` or `f32`; norms and biases are float32.
 
     Raises:
-        UserError: The architecture, tokenizer, positions or weights can't be exported
-            faithfully; the sentence says which.
-        RetryableError: The disk is full.
+        UserError: if the architecture, tokenizer, positions or weights can't be exported
+            faithfully.
+        RetryableError: if the disk is full.
     """
     import gguf
 
-    started = time.monotonic()
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     config = read_json(model_dir / "config.json")
@@ -103,53 +64,15 @@ def export_gguf(model_dir: Path, out: Path, dtype: str = "f16") -> ExportReport:
     write_hyperparameters(writer, config)
     writer.add_file_type({"f32": 0, "f16": 1, "bf16": 32}[dtype])
     write_tokenizer(writer, tokenizer)
-    written = write_tensors(writer, tensors, out)
-    return report_on(
-        out, tensors, written, started, architecture, dtype=dtype, pre_tokenizer=tokenizer.pre
-    )
-
-
-def report_on(
-    out: Path,
-    tensors: Sequence[PlannedTensor],
-    written: Written,
-    started: float,
-    architecture: str,
-    *,
-    dtype: str,
-    pre_tokenizer: str = "",
-) -> ExportReport:
-    """The report on a file that was just written.
-
-    Args:
-        out: The file.
-        tensors: What it holds.
-        written: What `write_tensors` found.
-        started: `time.monotonic()` when the export began.
-        architecture: GGUF's name of it.
-        dtype: Of the matrices.
-        pre_tokenizer: llama.cpp's name of it; an adapter has none.
-    """
-    return ExportReport(
-        path=out,
-        sha256=sha256_file(out),
-        bytes=out.stat().st_size,
-        architecture=architecture,
-        dtype=dtype,
-        tensors=len(tensors),
-        parameters=sum(tensor.elements for tensor in tensors),
-        pre_tokenizer=pre_tokenizer,
-        rounded_values=written.inexact,
-        max_rounding=written.max_error,
-        seconds=time.monotonic() - started,
-    )
+    return write_tensors(writer, tensors, out)
 
 
 def gguf_architecture(config: Mapping[str, Any], where: Path) -> str:
-    """GGUF's architecture for a configuration, refused where the export would be wrong.
+    """Return GGUF's architecture for a configuration; refuse one whose export would be wrong.
 
     Raises:
-        UserError: Unknown architecture, a sliding window, other activations, quantised weights.
+        UserError: if the architecture or the activation is unknown, the weights are quantised,
+            or attention has a sliding window.
     """
     named = (config.get("architectures") or ["none"])[0]
     if named not in ARCHITECTURES:
@@ -169,13 +92,13 @@ def gguf_architecture(config: Mapping[str, Any], where: Path) -> str:
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
-    """Size of an attention head."""
+    """Return the size of an attention head."""
     explicit = config.get("head_dim")
     return int(explicit or int(config["hidden_size"]) // int(config["num_attention_heads"]))
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters in one form, whichever version of transformers wrote them."""
+    """Return rotary parameters in one form for all versions of transformers."""
     merged = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     merged.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     merged.setdefault("rope_type", merged.get("type", "default"))
@@ -208,7 +131,7 @@ def write_hyperparameters(writer: Any, config: Mapping[str, Any]) -> None:
 
 
 def permuted_heads(config: Mapping[str, Any], architecture: str) -> dict[str, int]:
-    """Projections whose rows llama.cpp reorders, with their number of heads."""
+    """Return the projections whose rows llama.cpp reorders, with their number of heads."""
     if architecture != "llama":
         return {}
     heads = int(config["num_attention_heads"])
@@ -245,7 +168,9 @@ def _values(stored: StoredTensor, heads: int | None) -> Any:
 
 
 def _llama3_factors(config: Mapping[str, Any]) -> NDArray[np.float32] | None:
-    """Per-frequency divisors of Llama 3.1's scaled rotary positions, shape (head_dim / 2,).
+    """Return the per-frequency divisors of Llama 3.1's scaled rotary positions.
+
+    The shape is (head_dim / 2,).
 
     Source: `_compute_llama3_parameters` in transformers' modeling_rope_utils.py.
     """

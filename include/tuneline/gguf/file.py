@@ -1,10 +1,11 @@
-"""Write a GGUF file tensor by tensor, so that memory stays bounded by the largest one."""
+"""Write a GGUF file tensor by tensor, so that memory is bounded by the largest tensor."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,9 +17,6 @@ import numpy as np
 from tuneline.errors import RetryableError, UserError
 from tuneline.models.gguf_layout import Array
 
-# llama.cpp's names of the types this project writes.
-WRITABLE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-
 
 @dataclass(frozen=True)
 class PlannedTensor:
@@ -26,9 +24,9 @@ class PlannedTensor:
 
     Attributes:
         name: GGUF name.
-        shape: In NumPy's order, rows first.
+        shape: shape in NumPy's order, rows first.
         type_name: GGML type, for example F16 or Q8_0.
-        values: Produces the float32 values when their turn comes.
+        values: function that returns the float32 values.
     """
 
     name: str
@@ -44,33 +42,38 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """A GGUF file that was written.
 
     Attributes:
-        tensor_bytes: Bytes of all tensors without padding.
-        inexact: Values that differ once read back.
-        max_error: Largest absolute difference between a value and what was stored.
+        path: the file.
+        bytes: its size, in bytes.
+        types: number of tensors of each GGML type.
+        parameters: number of values; tied weights count once.
+        bits_per_weight: bits of all tensors per value, norms and scales included.
+        rounded_values: number of values that their type can't hold exactly; 0 is lossless.
+        max_error: largest absolute difference between a value and its stored form.
     """
 
-    tensor_bytes: int
-    inexact: int
+    path: Path
+    bytes: int
+    types: dict[str, int]
+    parameters: int
+    bits_per_weight: float
+    rounded_values: int
     max_error: float
 
 
-def write_tensors(
-    writer: Any, tensors: Sequence[PlannedTensor], out: Path, *, compare: bool = True
-) -> Written:
+def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> Written:
     """Write metadata and tensors; the file appears whole or not at all.
 
     Args:
-        writer: A `gguf.GGUFWriter` made without a path, its metadata added.
-        tensors: In the order of the file.
-        out: The file.
-        compare: Read each tensor back in memory and count what rounding changed.
+        writer: a `gguf.GGUFWriter` created without a path, its metadata added.
+        tensors: the tensors in the order of the file.
+        out: the file.
 
     Raises:
-        UserError: A value does not fit the type.
-        RetryableError: The disk is full.
+        UserError: if a value does not fit the type.
+        RetryableError: if the disk is full.
     """
     import gguf
 
@@ -83,7 +86,7 @@ def write_tensors(
         writer.add_tensor_info(
             tensor.name, tensor.shape, np.dtype(np.float32), stored, raw_dtype=types[tensor.name]
         )
-    inexact, worst = 0, 0.0
+    rounded, worst = 0, 0.0
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     os.close(handle)
@@ -93,11 +96,10 @@ def write_tensors(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, data, values in _encoded(tensors, types):
-            if compare:
-                back = gguf.quants.dequantize(data, types[tensor.name]).reshape(values.shape)
-                error = np.abs(back - values)
-                inexact += int(np.count_nonzero(error))
-                worst = max(worst, float(error.max(initial=0.0)))
+            back = gguf.quants.dequantize(data, types[tensor.name]).reshape(values.shape)
+            error = np.abs(back - values)
+            rounded += int(np.count_nonzero(error))
+            worst = max(worst, float(error.max(initial=0.0)))
             writer.write_tensor_data(data)
         writer.close()
         staged.chmod(0o644)
@@ -108,7 +110,16 @@ def write_tensors(
         raise RetryableError(f"can't write {out}: {error.strerror}; free some space") from error
     finally:
         staged.unlink(missing_ok=True)
-    return Written(tensor_bytes=total, inexact=inexact, max_error=worst)
+    parameters = sum(tensor.elements for tensor in tensors)
+    return Written(
+        path=out,
+        bytes=out.stat().st_size,
+        types=dict(Counter(tensor.type_name for tensor in tensors)),
+        parameters=parameters,
+        bits_per_weight=total * 8 / parameters,
+        rounded_values=rounded,
+        max_error=worst,
+    )
 
 
 def _encoded(
@@ -120,7 +131,7 @@ def _encoded(
         values = np.ascontiguousarray(tensor.values(), dtype=np.float32)
         if values.shape != tensor.shape:
             raise UserError(f"tensor {tensor.name} is {values.shape}, expected {tensor.shape}")
-        # Float16 ends at 65,504; larger values would become infinite without a word.
+        # Float16 ends at 65,504; larger values would silently become infinite.
         with np.errstate(over="ignore"):
             data = gguf.quants.quantize(values, types[tensor.name])
         if tensor.type_name == "F16" and not np.isfinite(data).all():

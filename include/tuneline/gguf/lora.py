@@ -1,48 +1,41 @@
 """Export a PEFT LoRA adapter to a GGUF adapter that llama.cpp loads beside its base.
 
 Source: llama.cpp's convert_lora_to_gguf.py. The rows of `lora_B` of the query and key
-projections are reordered like the weights they add to; without that the adapter loads and
-changes the wrong rows.
+projections are reordered like the weights to which they are added; otherwise the adapter loads
+and changes the wrong rows.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.gguf.checkpoint_tensors import StoredTensor, read_header
-from tuneline.gguf.export import (
-    ExportReport,
-    gguf_architecture,
-    permuted_heads,
-    report_on,
-)
-from tuneline.gguf.file import PlannedTensor, write_tensors
+from tuneline.gguf.export import gguf_architecture, permuted_heads
+from tuneline.gguf.file import PlannedTensor, Written, write_tensors
 from tuneline.models.base_model import read_json
 from tuneline.models.gguf_layout import PER_BLOCK, Array, interleave_heads, to_gguf_name
 
 _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> ExportReport:
-    """Export an adapter as `save_pretrained` of PEFT leaves it.
+def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
+    """Export an adapter that PEFT's `save_pretrained` wrote.
 
     Args:
-        adapter_dir: adapter_config.json and adapter_model.safetensors.
-        base_dir: The base model's directory (its config.json is read).
-        out: The file to write. Its values are float32: an adapter is small.
+        adapter_dir: folder with adapter_config.json and adapter_model.safetensors.
+        base_dir: the base model's folder; its config.json is read.
+        out: the file to write; its values are float32, since an adapter is small.
 
     Raises:
-        UserError: The adapter has what llama.cpp's adapters can't express (DoRA, biases, whole
-            modules, ranks or alphas that differ by layer, embeddings).
+        UserError: if llama.cpp's adapters can't express it (DoRA, biases, whole modules, ranks
+            or alphas that differ by layer, embeddings).
     """
     import gguf
 
-    started = time.monotonic()
     settings = read_json(adapter_dir / "adapter_config.json")
     _refuse_unfaithful(settings, adapter_dir)
     config = read_json(base_dir / "config.json")
@@ -58,12 +51,11 @@ def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> ExportRepo
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", effective_alpha(settings))
-    written = write_tensors(writer, tensors, out)
-    return report_on(out, tensors, written, started, architecture, dtype="f32")
+    return write_tensors(writer, tensors, out)
 
 
 def effective_alpha(settings: Mapping[str, Any]) -> float:
-    """The alpha that gives PEFT's scale when llama.cpp divides it by the rank.
+    """Return the alpha that gives PEFT's scale when llama.cpp divides it by the rank.
 
     PEFT scales by alpha / r, or by alpha / √r for rank-stabilised LoRA (arXiv:2312.03732).
     """
@@ -95,7 +87,7 @@ def _planned(stored: StoredTensor, heads: Mapping[str, int], where: Path) -> Pla
     known = any(module.endswith(f".{name}") for name in PER_BLOCK if name.endswith("_proj"))
     if match is None or not known:
         raise UserError(
-            f"{where}: {stored.name} is no LoRA of an attention or MLP projection; merge the "
+            f"{where}: {stored.name} is not a LoRA of an attention or MLP projection; merge the "
             "adapter into its base and export that"
         )
     side = match.group(2)
@@ -111,6 +103,6 @@ def _planned(stored: StoredTensor, heads: Mapping[str, int], where: Path) -> Pla
 
 def _check_pairs(names: list[str], where: Path) -> None:
     have = set(names)
-    lonely = [n for n in names if n[:-1] + ("b" if n.endswith("a") else "a") not in have]
-    if lonely or not names:
-        raise UserError(f"{where}: the adapter is incomplete ({', '.join(lonely) or 'empty'})")
+    unpaired = [n for n in names if n[:-1] + ("b" if n.endswith("a") else "a") not in have]
+    if unpaired or not names:
+        raise UserError(f"{where}: the adapter is incomplete ({', '.join(unpaired) or 'empty'})")

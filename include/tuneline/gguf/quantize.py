@@ -1,24 +1,20 @@
 """Quantise a GGUF file with the reference code of the official `gguf` package.
 
-The block types only (32 values a block): the K-types need rows divisible by 256, which
-small models do not have, and the package implements no quantiser for them.
+Only the block types are supported (32 values a block): the K-types need rows divisible by 256,
+which small models do not have, and the package has no quantiser for them.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.gguf.file import PlannedTensor, write_tensors
+from tuneline.gguf.file import PlannedTensor, Written, write_tensors
 from tuneline.models.gguf_layout import Array
-from tuneline.store import sha256_file
 
-# Our name → GGML type and llama.cpp's number of the file type (llama.h, enum llama_ftype).
+# Our names, with the GGML type and llama.cpp's number of the file type (llama.h, llama_ftype).
 QUANTISATIONS = {
     "q8_0": ("Q8_0", 7),
     "q5_1": ("Q5_1", 9),
@@ -27,91 +23,43 @@ QUANTISATIONS = {
     "q4_0": ("Q4_0", 2),
 }
 _SOURCES = {"F32", "F16", "BF16"}
-# The embedding and the head decide every token; llama.cpp keeps them at more bits too.
+# The embedding and the head affect every token; llama.cpp keeps them at more bits too.
 _KEPT_AT_8_BIT = {"token_embd.weight", "output.weight"}
 
 
-@dataclass(frozen=True)
-class QuantizeReport:
-    """What a quantisation wrote.
-
-    Attributes:
-        path: The new file.
-        sha256: Of the file.
-        bytes: Of the file.
-        type_name: What was asked for.
-        bits_per_weight: All tensor bytes × 8 over all values: norms, scales and the
-            embedding's own type included.
-        types: How many tensors have each type.
-        fallbacks: Matrices whose rows no block fits, left at float16.
-        max_error: Largest absolute change of a value against the source.
-        source_sha256: Of the file it was made from.
-        seconds: Wall-clock time.
-    """
-
-    path: Path
-    sha256: str
-    bytes: int
-    type_name: str
-    bits_per_weight: float
-    types: dict[str, int]
-    fallbacks: tuple[str, ...]
-    max_error: float
-    source_sha256: str
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {**asdict(self), "path": str(self.path), "fallbacks": list(self.fallbacks)}
-
-
-def quantize(src_gguf: Path, dst_gguf: Path, type_name: str = "q8_0") -> QuantizeReport:
+def quantize(src_gguf: Path, dst_gguf: Path, type_name: str = "q8_0") -> Written:
     """Quantise the matrices of an unquantised GGUF model.
 
     Args:
-        src_gguf: f32, f16 or bf16.
-        dst_gguf: The file to write; it appears whole or not at all.
-        type_name: One of `QUANTISATIONS`.
+        src_gguf: the model, f32, f16 or bf16.
+        dst_gguf: the file to write; it appears whole or not at all.
+        type_name: one of `QUANTISATIONS`.
 
     Raises:
-        UserError: Unknown type, or the source is quantised already or no model.
-        RetryableError: The disk is full.
+        UserError: if the type is unknown, or the source is quantised or not a model.
+        RetryableError: if the disk is full.
     """
     import gguf
 
-    started = time.monotonic()
     if type_name not in QUANTISATIONS:
         raise UserError(f"quantisation {type_name!r}: use one of {', '.join(QUANTISATIONS)}")
     ggml_type, file_type = QUANTISATIONS[type_name]
     reader = open_gguf(src_gguf)
     if reader.fields["general.type"].contents() != "model":
         raise UserError(f"{src_gguf} holds no model")
-    fallbacks: list[str] = []
-    tensors = list(_plan(reader, src_gguf, ggml_type, fallbacks))
+    tensors = list(_plan(reader, src_gguf, ggml_type))
     writer = gguf.GGUFWriter(None, reader.fields["general.architecture"].contents())
     _copy_metadata(reader, writer)
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    written = write_tensors(writer, tensors, dst_gguf)
-    return QuantizeReport(
-        path=dst_gguf,
-        sha256=sha256_file(dst_gguf),
-        bytes=dst_gguf.stat().st_size,
-        type_name=type_name,
-        bits_per_weight=written.tensor_bytes * 8 / sum(t.elements for t in tensors),
-        types=dict(Counter(tensor.type_name for tensor in tensors)),
-        fallbacks=tuple(fallbacks),
-        max_error=written.max_error,
-        source_sha256=sha256_file(src_gguf),
-        seconds=time.monotonic() - started,
-    )
+    return write_tensors(writer, tensors, dst_gguf)
 
 
 def open_gguf(path: Path) -> Any:
-    """A `gguf.GGUFReader` on a file, memory-mapped.
+    """Open a GGUF file with a `gguf.GGUFReader`, memory-mapped.
 
     Raises:
-        UserError: The file is missing or no GGUF file.
+        UserError: if the file is missing or is not a GGUF file.
     """
     import gguf
 
@@ -120,12 +68,10 @@ def open_gguf(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is no usable GGUF file: {error}") from None
+        raise UserError(f"{path} is not a usable GGUF file: {error}") from None
 
 
-def _plan(
-    reader: Any, source: Path, ggml_type: str, fallbacks: list[str]
-) -> Iterator[PlannedTensor]:
+def _plan(reader: Any, source: Path, ggml_type: str) -> Iterator[PlannedTensor]:
     import gguf
 
     for tensor in reader.tensors:
@@ -134,13 +80,13 @@ def _plan(
             raise UserError(
                 f"{source}: {tensor.name} is {stored} already; quantise the unquantised export"
             )
-        # The reader gives GGML's order, columns first.
+        # The reader returns GGML's order, columns first.
         shape = tuple(int(size) for size in reversed(tensor.shape))
         wanted = stored
         if len(shape) == 2:
             wanted = "Q8_0" if tensor.name in _KEPT_AT_8_BIT else ggml_type
+            # No block fits such rows.
             if shape[1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[wanted]][0]:
-                fallbacks.append(tensor.name)
                 wanted = "F16"
         yield PlannedTensor(tensor.name, shape, wanted, _values(tensor, shape))
 
@@ -156,12 +102,12 @@ def _values(tensor: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _copy_metadata(reader: Any, writer: Any) -> None:
-    """Copy every key but those that the writer or the new type sets itself."""
+    """Copy every key except those that the writer or the new type sets."""
     import gguf
 
-    set_anew = {"general.architecture", "general.file_type", "general.quantization_version"}
+    replaced = {"general.architecture", "general.file_type", "general.quantization_version"}
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in set_anew:
+        if name.startswith("GGUF.") or name in replaced:
             continue
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None

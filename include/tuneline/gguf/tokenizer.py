@@ -1,8 +1,8 @@
-"""A Hugging Face fast tokenizer, written into GGUF so that llama.cpp gives the same ids.
+"""Write a Hugging Face fast tokenizer into GGUF so that llama.cpp gives the same ids.
 
 llama.cpp does not read the pre-tokenizer's rules; it has them built in under names. A wrong
-name gives other token ids without a word, so the rules in tokenizer.json are compared with
-those of each name that is known here, and a tokenizer that matches none is refused.
+name silently gives other token ids, so the rules in tokenizer.json are compared with those of
+each name that is known here, and a tokenizer that matches none is refused.
 Source: `get_vocab_base_pre` in llama.cpp's conversion and `llm_tokenizer_bpe` in
 src/llama-vocab.cpp.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from tuneline.errors import UserError
 from tuneline.models.base_model import read_json
 
-# The rules of GPT-2's successors, as their tokenizer.json files spell them.
+# The rules of GPT-2's successors, as in their tokenizer.json files.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,7 +27,7 @@ _QWEN2_SPLIT = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Pre-tokenizer rules → llama.cpp's name. Only names that a test compares, id by id.
+# Pre-tokenizer rules and llama.cpp's name for them. A test compares the ids of each.
 _KNOWN_RULES: dict[tuple[str, ...], str] = {
     ("digits", "bytelevel+regex"): "smollm",
     ("bytelevel+regex",): "gpt-2",
@@ -35,13 +35,13 @@ _KNOWN_RULES: dict[tuple[str, ...], str] = {
     (f"split {_QWEN2_SPLIT}", "bytelevel"): "qwen2",
 }
 
-# How chat models end a turn, where that is not their end-of-sequence token.
+# Tokens with which chat models end a turn, where it is not their end-of-sequence token.
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What goes into the file's `tokenizer.*` keys; ids by token as in the vocabulary."""
+    """The values of the file's `tokenizer.*` keys; ids by token as in the vocabulary."""
 
     pre: str
     tokens: list[str]
@@ -56,11 +56,12 @@ def read_tokenizer(directory: Path, vocab_size: int) -> TokenizerFacts:
     """Read a byte-level BPE tokenizer.
 
     Args:
-        directory: Holds tokenizer.json, tokenizer_config.json and the chat template.
-        vocab_size: Rows of the embedding; ids without a token become unused ones.
+        directory: folder with tokenizer.json, tokenizer_config.json and the chat template.
+        vocab_size: rows of the embedding; ids without a token become unused ones.
 
     Raises:
-        UserError: Another kind of tokenizer, or one whose rules llama.cpp has no name for here.
+        UserError: if it is another kind of tokenizer, or llama.cpp's name for its rules is not
+            known.
     """
     from gguf import TokenType
 
@@ -129,15 +130,15 @@ def write_tokenizer(writer: Any, facts: TokenizerFacts) -> None:
 
 
 def pre_tokenizer_name(document: dict[str, Any], directory: Path) -> str:
-    """llama.cpp's name for the pre-tokenizer of a tokenizer.json.
+    """Return llama.cpp's name for the pre-tokenizer of a tokenizer.json.
 
     Raises:
-        UserError: Its rules are none that are known here.
+        UserError: if its rules are not known.
     """
     rules = tuple(_rule(part) for part in _parts(document.get("pre_tokenizer")))
     name = _KNOWN_RULES.get(rules)
     normalizers = [part.get("type") for part in _parts(document.get("normalizer"))]
-    # llama.cpp normalises nothing; Qwen2's NFC is dropped by its own converter too.
+    # llama.cpp does not normalise; its own converter drops Qwen2's NFC too.
     allowed = [["NFC"], []] if name == "qwen2" else [[]]
     if name is None or normalizers not in allowed:
         raise UserError(
@@ -180,10 +181,10 @@ def _adds_bos(directory: Path, bos: int | None) -> bool:
 
 
 def read_chat_template(directory: Path, settings: dict[str, Any]) -> str:
-    """The default chat template of a model directory.
+    """Return the default chat template of a model directory.
 
     Raises:
-        UserError: There is none.
+        UserError: if there is none.
     """
     file = directory / "chat_template.jinja"
     if file.is_file():

@@ -1,4 +1,4 @@
-"""What a base model is: a checked Hugging Face directory, its identity and its licence."""
+"""Base models: a checked Hugging Face directory with its identity and its licence."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tuneline.models.license import ORIGIN_FILE, read_license
 FILES_FILE = "tuneline_files.json"
 _OURS = {ORIGIN_FILE, FILES_FILE}
 
-# What of a source makes the model. Pickled weights (*.bin, *.pt) are left out on purpose:
-# loading them runs code.
+# Files that belong to a model. Pickled weights (*.bin, *.pt) are left out on purpose: loading
+# them runs code.
 MODEL_PATTERNS = (
     "*.json",
     "*.safetensors",
@@ -38,17 +38,17 @@ class BaseModel:
     """A resolved base model.
 
     Attributes:
-        uri: What was asked for.
-        path: Directory with config.json, safetensors, tokenizer files and chat template.
+        uri: the address that was requested.
+        path: directory with config.json, safetensors, tokenizer files and chat template.
         digest: SHA-256 over the sorted lines `<file sha256>  <file name>`; two directories
-            with the same digest hold the same model, wherever they came from.
+            with the same digest hold the same model.
         license: SPDX identifier (`LicenseRef-…` for licences without one), or None.
-        license_source: Where the licence was read, or what was searched in vain.
-        revision: What fixes the content at the source: package version, commit, digest.
-        pinned: Whether `uri` alone fixes the content; a branch or a directory does not.
-        architecture: First entry of `architectures`, for example LlamaForCausalLM.
-        context_length: Tokens, from the configuration.
-        vocab_size: Rows of the embedding.
+        license_source: place of the licence, or the places that were searched without success.
+        revision: identifier of the content at its source: package version, commit or digest.
+        pinned: whether `uri` alone fixes the content; a branch or a directory does not.
+        architecture: first entry of `architectures`, for example LlamaForCausalLM.
+        context_length: context from the configuration, in tokens.
+        vocab_size: rows of the embedding.
         files: SHA-256 of each file by name.
     """
 
@@ -65,7 +65,7 @@ class BaseModel:
     files: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Return plain types for JSON."""
         return {**asdict(self), "path": str(self.path), "files": dict(self.files)}
 
 
@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UserError: The file is missing or no JSON object.
+        UserError: if the file is missing or is not a JSON object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -87,10 +87,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model, in the order of their names.
+    """Return the safetensors files of a model, in the order of their names.
 
     Raises:
-        UserError: There are none, or the index names a shard that is missing.
+        UserError: if the index names a shard that is missing.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -107,13 +107,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_directory(directory: Path) -> dict[str, Any]:
-    """Check that a directory holds all that fine-tuning needs.
+    """Check that a directory holds everything that fine-tuning needs.
 
     Returns:
         Its config.json.
 
     Raises:
-        UserError: Names everything that is missing.
+        UserError: if something is missing; the message names all of it.
     """
     missing = []
     if not (directory / "config.json").is_file():
@@ -127,23 +127,21 @@ def check_directory(directory: Path) -> dict[str, Any]:
         missing.append("a chat template (chat_template.jinja, or in tokenizer_config.json)")
     if missing:
         raise UserError(
-            f"{directory} is no complete base model: it lacks {'; '.join(missing)}. "
+            f"{directory} is not a complete base model: it lacks {'; '.join(missing)}. "
             "Save it with save_pretrained of the model and of the tokenizer"
         )
     return read_json(directory / "config.json")
 
 
 def _has_chat_template(directory: Path) -> bool:
-    if (directory / "chat_template.jinja").is_file():
-        return True
-    if (directory / "chat_template.json").is_file():
+    if any((directory / f"chat_template.{kind}").is_file() for kind in ("jinja", "json")):
         return True
     config = directory / "tokenizer_config.json"
     return config.is_file() and bool(read_json(config).get("chat_template"))
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The files that make the model: top level, no hidden ones, none of our own."""
+    """Return the model's files: top level, without hidden ones and our own notes."""
     return sorted(
         path
         for path in directory.iterdir()
@@ -152,7 +150,7 @@ def model_files(directory: Path) -> list[Path]:
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """One SHA-256 over the hashes of all files, in the order of their names."""
+    """Return one SHA-256 over the hashes of all files, in the order of their names."""
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -163,14 +161,14 @@ def describe(
     """Describe a model directory whose files are hashed already.
 
     Args:
-        uri: What was asked for.
-        directory: The model.
+        uri: the address that was requested.
+        directory: the model's directory.
         files: SHA-256 by file name.
-        revision: Revision at the source; None takes the digest.
-        pinned: Whether the URI alone fixes the content.
+        revision: revision at the source; None takes the digest.
+        pinned: whether the URI alone fixes the content.
 
     Raises:
-        UserError: The directory is incomplete or its configuration says nothing usable.
+        UserError: if the directory is incomplete or its configuration unusable.
     """
     config = check_directory(directory)
     text_config = config.get("text_config", config)

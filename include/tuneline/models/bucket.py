@@ -23,12 +23,13 @@ class _Object:
 def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
     """Resolve `s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
 
-    The listing (names, sizes, ETags) is the cache key: an object that changed is fetched
-    again, an unchanged prefix costs one request.
+    The listing (names, sizes, ETags) is the cache key: a changed object is fetched again, an
+    unchanged prefix costs one request.
 
     Raises:
-        UserError: No such bucket, no access, or no complete model under the prefix.
-        RetryableError: The server can't be reached or fails.
+        UserError: if the bucket does not exist, access is denied, or the prefix holds no
+            complete model.
+        RetryableError: if the server can't be reached or fails.
     """
     bucket, _, prefix = rest.partition("/")
     if not bucket or not prefix.strip("/"):
@@ -60,7 +61,7 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -
 def _client() -> Any:
     import boto3
 
-    # A session of its own: the default one keeps the credentials it saw first.
+    # A new session: the default one keeps the first credentials that it saw.
     return boto3.session.Session().client("s3")
 
 
@@ -70,7 +71,7 @@ def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
     for page in pages:
         for entry in page.get("Contents", []):
             name = entry["Key"].removeprefix(prefix)
-            # Sub-folders hold other formats of the same model as a rule.
+            # Sub-folders usually hold other formats of the same model.
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_PATTERNS) and (
                 "/" not in name
             ):
@@ -81,7 +82,7 @@ def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
 
 
 def _call(uri: str, action: Any) -> Any:
-    """Run a boto3 call and turn its errors into ours."""
+    """Run a boto3 call and translate its errors."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import (
         BotoCoreError,

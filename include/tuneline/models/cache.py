@@ -1,7 +1,7 @@
-"""The cache of base models: each entry appears whole, once, and is checked when used.
+"""The cache of base models: each entry appears whole and is checked when it is used.
 
-An entry is filled in a directory beside its place and renamed into it, under a file lock,
-so two pods that start together fetch a model once and no reader sees half of one.
+An entry is filled in a temporary directory and renamed under a file lock, so two pods that start
+together fetch a model once, and no reader sees an incomplete one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Log = Callable[[str], object]
 
 
 class CorruptModel(TunelineError):
-    """A cached file is not the one that was stored."""
+    """A cached file differs from the one that was stored."""
 
 
 def cache_root(cache: Path | None = None) -> Path:
-    """The cache directory: the argument, `$TUNELINE_CACHE` or `~/.cache/tuneline`."""
+    """Return the cache directory: the argument, `$TUNELINE_CACHE` or `~/.cache/tuneline`."""
     if cache is not None:
         return cache
     configured = os.environ.get("TUNELINE_CACHE")
@@ -46,22 +46,22 @@ def cached_model(
     verify: bool,
     log: Log,
 ) -> tuple[Path, dict[str, str]]:
-    """The directory of a cached model, fetched when it is not there.
+    """Return the directory of a cached model; fetch it if it is not there.
 
     Args:
-        root: Cache directory.
-        name: Readable part of the entry's name.
-        key: What fixes the content (hash, commit, listing of a bucket).
-        fill: Puts the model's files into an empty directory.
-        verify: Recompute every hash; otherwise only names and sizes are compared.
-        log: Takes one line of progress.
+        root: cache directory.
+        name: readable part of the entry's name.
+        key: identifier of the content (hash, commit, listing of a bucket).
+        fill: function that puts the model's files into an empty directory.
+        verify: whether to recompute every hash; otherwise names and sizes are compared.
+        log: function that takes one line of progress.
 
     Returns:
         The directory, and the SHA-256 of its files by name.
 
     Raises:
-        RetryableError: The disk is full or not writable.
-        CorruptModel: `verify` found a file that differs; the entry is removed.
+        RetryableError: if the disk is full or not writable.
+        CorruptModel: if `verify` found a file that differs; the entry is removed.
     """
     entry = root / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     files = _known_files(entry, verify=verify)
@@ -77,7 +77,7 @@ def cached_model(
 
 def _install(entry: Path, fill: Callable[[Path], None]) -> dict[str, str]:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    # A process that was killed leaves its half; we hold the entry's lock, so it is dead.
+    # A killed process leaves an incomplete entry; we hold the lock, so it no longer runs.
     for left in entry.parent.glob(f".{entry.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
@@ -91,7 +91,7 @@ def _install(entry: Path, fill: Callable[[Path], None]) -> dict[str, str]:
         document = {"schema": "tuneline/model-files/1", "files": stored}
         (staged / FILES_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")
         for path in staged.iterdir():
-            # Readable by the other users of a shared cache, like the directory itself.
+            # Other users of a shared cache must be able to read it, like the directory itself.
             if path.is_file():
                 path.chmod(0o644)
         staged.chmod(0o755)
@@ -128,19 +128,19 @@ def _known_files(entry: Path, *, verify: bool) -> dict[str, str] | None:
 
 
 def hash_files(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 of each file by its name."""
+    """Return the SHA-256 of each file by its name."""
     return {path.name: sha256_file(path) for path in paths}
 
 
 def hash_directory(root: Path, directory: Path, *, verify: bool) -> dict[str, str]:
-    """SHA-256 of a user's model files, remembered by size and modification time.
+    """Return the SHA-256 of a user's model files, remembered by size and modification time.
 
-    The directory itself is never written to; what is remembered lies in the cache.
+    The hashes are remembered in the cache; nothing is written to the directory itself.
 
     Args:
-        root: Cache directory.
-        directory: The model.
-        verify: Hash anew whatever is remembered.
+        root: cache directory.
+        directory: the model's directory.
+        verify: whether to hash again files whose hash is remembered.
     """
     key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
     memory = root / "hashes" / f"{key}.json"

@@ -1,9 +1,9 @@
-"""A GGUF file of a Llama-type model, turned into a Hugging Face directory.
+"""Convert a GGUF file of a Llama-type model to a Hugging Face directory.
 
-Needs neither torch nor transformers: the official `gguf` package dequantises, and the
+Neither torch nor transformers is needed: the official `gguf` package dequantises, and the
 tokenizer is rebuilt from the vocabulary and merges in the file. The pre-tokenizer is set
-from `tokenizer.ggml.pre`; leaving it at plain byte level would split digits otherwise
-than llama.cpp does and give other token ids.
+from `tokenizer.ggml.pre`; plain byte level would not split digits as llama.cpp does and would
+give other token ids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tuneline.errors import UserError
 from tuneline.models.gguf_layout import split_heads, to_hf_name
 
-# Part of the cache key: raise it when the directory written from the same file changes.
+# Part of the cache key; raise it if the directory written from the same file changes.
 IMPORTER_VERSION = 1
 
 # llama.h: LLAMA_TOKEN_TYPE_CONTROL.
@@ -30,7 +30,7 @@ _CONTROL = 3
 
 @dataclass(frozen=True)
 class GgufFacts:
-    """What the file says of itself."""
+    """Facts that the file states about the model."""
 
     name: str
     license: str
@@ -41,11 +41,11 @@ def gguf_to_directory(path: Path, directory: Path) -> GgufFacts:
     """Write config.json, safetensors (float16), tokenizer and chat template.
 
     Args:
-        path: The GGUF file, architecture `llama` with a byte-level BPE tokenizer.
-        directory: Exists; receives the files.
+        path: the GGUF file, architecture `llama` with a byte-level BPE tokenizer.
+        directory: existing folder for the files.
 
     Raises:
-        UserError: The file is of another kind.
+        UserError: if the file is of another kind.
     """
     import gguf
 
@@ -98,7 +98,7 @@ def _config(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         "pad_token_id": int(
             fields.get("tokenizer.ggml.padding_token_id", fields["tokenizer.ggml.eos_token_id"])
         ),
-        # Stored as float32 in the file; seven digits are all that it holds.
+        # Stored as float32 in the file, which holds seven digits.
         "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.7g}"),
         # Both spellings: transformers 5 reads the first, 4 and other engines the second.
         "rope_parameters": {
@@ -118,7 +118,7 @@ def _write_tokenizer(fields: Mapping[str, Any], config: Mapping[str, Any], targe
     if fields.get("tokenizer.ggml.model") != "gpt2" or fields.get("tokenizer.ggml.pre") != "smollm":
         raise UserError(
             f"GGUF tokenizer {fields.get('tokenizer.ggml.model')!r} with pre-tokenizer "
-            f"{fields.get('tokenizer.ggml.pre')!r} is not known; use the model's Hugging Face "
+            f"{fields.get('tokenizer.ggml.pre')!r} is not supported; use the model's Hugging Face "
             "directory instead"
         )
     if not fields.get("tokenizer.chat_template"):
@@ -155,7 +155,7 @@ def _write_tokenizer(fields: Mapping[str, Any], config: Mapping[str, Any], targe
             **special,
             "clean_up_tokenization_spaces": False,
             "model_max_length": config["max_position_embeddings"],
-            # The class that takes tokenizer.json as it is; model-specific ones rebuild it.
+            # This class uses tokenizer.json unchanged; model-specific ones rebuild it.
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     )

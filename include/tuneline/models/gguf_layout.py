@@ -1,9 +1,9 @@
-"""How llama.cpp lays out the weights of Llama-type models, both ways.
+"""Convert between the weight layouts of Hugging Face and of llama.cpp, for Llama-type models.
 
 GGUF renames every tensor and, for the `llama` architecture, reorders the rows of the
 query and key projections: Hugging Face rotates the two halves of a head, llama.cpp
-rotates neighbouring pairs. A file without that reordering loads, speaks fluently and is
-wrong, so the mapping lives in one place that the exporter and the importer share.
+rotates neighbouring pairs. A file without that reordering loads, answers fluently and is
+wrong, so the exporter and the importer share one mapping.
 Source of the method: `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py; the
 names agree with `gguf.get_tensor_name_map` (a test compares them).
 """
@@ -44,13 +44,13 @@ _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 
 
 def to_gguf_name(name: str) -> str:
-    """GGUF's name of a Hugging Face tensor.
+    """Return GGUF's name of a Hugging Face tensor.
 
     Args:
-        name: For example `model.layers.0.self_attn.q_proj.weight`.
+        name: Hugging Face name, for example `model.layers.0.self_attn.q_proj.weight`.
 
     Raises:
-        UserError: The tensor has no place in a Llama-type GGUF file.
+        UserError: if the tensor has no place in a Llama-type GGUF file.
     """
     found = _renamed(name, _HF_BLOCK, "blk", PER_BLOCK, TOP_LEVEL)
     if found is None:
@@ -62,14 +62,14 @@ def to_gguf_name(name: str) -> str:
 
 
 def to_hf_name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor; the inverse of `to_gguf_name`.
+    """Return the Hugging Face name of a GGUF tensor; the inverse of `to_gguf_name`.
 
     Raises:
-        UserError: The tensor is none of a Llama-type model's.
+        UserError: if a Llama-type model has no such tensor.
     """
     found = _renamed(name, _GGUF_BLOCK, "model.layers", _BLOCK_TO_HF, _TOP_TO_HF)
     if found is None:
-        raise UserError(f"GGUF tensor {name!r} is none of a Llama-type model's")
+        raise UserError(f"GGUF tensor {name!r} does not belong to a Llama-type model")
     return found
 
 
@@ -92,8 +92,8 @@ def interleave_heads(rows: Array, heads: int) -> Array:
     """Reorder a query or key projection from Hugging Face's rotary layout to llama.cpp's.
 
     Args:
-        rows: Weight of shape (heads × head_dim, …) or bias of shape (heads × head_dim,).
-        heads: Query heads for q, key-value heads for k.
+        rows: weight of shape (heads × head_dim, …) or bias of shape (heads × head_dim,).
+        heads: number of query heads for q, of key-value heads for k.
 
     Returns:
         An array of the same shape and type.
@@ -103,7 +103,7 @@ def interleave_heads(rows: Array, heads: int) -> Array:
 
 
 def split_heads(rows: Array, heads: int) -> Array:
-    """The inverse of `interleave_heads`."""
+    """Undo `interleave_heads`."""
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
@@ -112,11 +112,11 @@ def to_float32(raw: Array, dtype: str) -> NDArray[np.float32]:
     """Widen a stored array to float32 without rounding.
 
     Args:
-        raw: Values as stored; bfloat16 as uint16 bit patterns, since NumPy has no bfloat16.
-        dtype: The safetensors type name: F64 is refused, F32, F16 and BF16 are exact.
+        raw: values as stored; bfloat16 as uint16 bit patterns, since NumPy has no bfloat16.
+        dtype: safetensors type name; F64 is refused, F32, F16 and BF16 are exact.
 
     Raises:
-        UserError: The type is not a floating type that float32 holds exactly.
+        UserError: if float32 can't hold the type exactly.
     """
     if dtype == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)

@@ -22,16 +22,16 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> B
     """Resolve `hf://org/name@revision`.
 
     A full commit is fixed content and needs no network once cached. A branch or tag is
-    looked up each time; the commit it named is recorded, and the model counts as unpinned.
+    looked up each time; its commit is recorded, and the model counts as unpinned.
 
     Raises:
-        UserError: Malformed, unknown, gated, or no complete model.
-        RetryableError: The hub can't be reached.
+        UserError: if the address is malformed, or the model unknown, gated or incomplete.
+        RetryableError: if the hub can't be reached.
     """
     repository, revision = repository_of(uri, rest)
     pinned = bool(_COMMIT.fullmatch(revision))
     if not pinned:
-        log(f"{uri}: {revision} is no commit and may move; use the one recorded to pin it")
+        log(f"{uri}: {revision} is not a commit and may move; use the recorded one to pin it")
     commit = (
         revision
         if pinned
@@ -51,10 +51,10 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> B
 
 
 def repository_of(uri: str, rest: str) -> tuple[str, str]:
-    """Repository and revision that an address names.
+    """Return the repository and the revision of an address.
 
     Raises:
-        UserError: It names none.
+        UserError: if either is missing.
     """
     repository, _, revision = rest.strip("/").partition("@")
     if not _REPOSITORY.fullmatch(repository) or not revision:
@@ -79,15 +79,15 @@ def _download(repository: str, commit: str, directory: Path) -> None:
 
 
 def call_hub(subject: str, action: Callable[[], T]) -> T:
-    """Run a call of the hub's client and turn its errors into ours.
+    """Run a call of the hub's client and translate its errors.
 
     Args:
-        subject: what is asked for, as errors begin.
+        subject: the requested object, with which messages begin.
         action: the call.
 
     Raises:
-        UserError: the hub knows no such thing, or refuses it.
-        RetryableError: the hub can't be reached or failed.
+        UserError: if the object is unknown, or the hub refuses it.
+        RetryableError: if the hub can't be reached or failed.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -99,7 +99,7 @@ def call_hub(subject: str, action: Callable[[], T]) -> T:
         RevisionNotFoundError,
     )
 
-    # Its HTTP library's errors come through as they are: httpx's or httpx2's, by its version.
+    # Errors of its HTTP library are passed on: httpx's or httpx2's, depending on its version.
     transport: tuple[Any, ...] = HfHubHTTPError.__bases__
     unavailable = (EntryNotFoundError, OfflineModeIsEnabled, *transport)
     try:

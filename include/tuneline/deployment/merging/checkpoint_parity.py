@@ -1,4 +1,4 @@
-"""Base plus adapter against the merged checkpoint, in transformers, float32."""
+"""Compare base plus adapter with the merged checkpoint, in transformers and float32."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LogitParity:
-    """How far two checkpoints' distributions are apart.
+    """The distance between the distributions of two checkpoints.
 
     Attributes:
-        mean_kl: mean KL divergence from adapter to merged over all tokens, nats.
+        mean_kl: mean KL divergence from adapter to merged over all tokens, in nats.
         max_change: largest absolute change of a logit.
         same_top_token: share of positions with the same most probable token.
-        tokens: positions compared.
-        greedy: greedy answers of the merged checkpoint, special tokens left out.
+        greedy: greedy answers of the merged checkpoint, without special tokens.
     """
 
     mean_kl: float
     max_change: float
     same_top_token: float
-    tokens: int
     greedy: tuple[str, ...]
 
 
@@ -41,12 +39,12 @@ def compare_checkpoints(
 
     Args:
         base_dir: checkpoint of the base.
-        adapter_dir: PEFT adapter on it.
+        adapter_dir: PEFT adapter of that base.
         merged_dir: checkpoint with the adapter merged, tokenizer included.
-        texts: rendered conversations whose logits are compared, each alone.
+        texts: rendered conversations whose logits are compared, one at a time.
         prompts: rendered prompts for the greedy answers.
-        max_tokens: tokens of an answer.
-        threads: more than there are free cores cost a factor of seven here.
+        max_tokens: length limit of an answer, in tokens.
+        threads: number of threads; more than there are free cores cost a factor of seven.
     """
     import torch
     from peft import PeftModel
@@ -77,12 +75,10 @@ def compare_checkpoints(
             tops.append(old.argmax(-1) == new.argmax(-1))
             largest = max(largest, float((old - new).abs().max()))
         greedy = tuple(_answer(merged, tokenizer, ids_of(text), max_tokens) for text in prompts)
-    all_kl = torch.cat(divergences)
     return LogitParity(
-        mean_kl=float(all_kl.mean()),
+        mean_kl=float(torch.cat(divergences).mean()),
         max_change=round(largest, 5),
         same_top_token=round(float(torch.cat(tops).float().mean()), 4),
-        tokens=len(all_kl),
         greedy=greedy,
     )
 
