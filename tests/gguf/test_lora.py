@@ -114,9 +114,7 @@ def test_what_an_adapter_file_can_not_express_is_refused(changes, sentence, tmp_
 def test_an_adapter_on_the_embedding_is_refused(tmp_path):
     model = make_model(tmp_path / "hf")
     add_lora(model, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
-    with pytest.raises(
-        UserError, match=r"lm_head.* is not a LoRA of an attention"
-    ):
+    with pytest.raises(UserError, match=r"lm_head.* is not a LoRA of an attention"):
         export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "a.gguf")
 
 

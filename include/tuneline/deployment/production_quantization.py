@@ -156,8 +156,6 @@ def measure_distances(
         perplexity=first.reference_perplexity,
         mean_kl=0.0,
         mean_kl_error=0.0,
-        p99_kl=0.0,
-        max_kl=0.0,
         same_top_token=1.0,
     )
     return found

@@ -1,8 +1,7 @@
 """The store: whole objects under a URI, the same on a directory and on S3.
 
-Writes are whole (a reader sees the old object or the new one), every object
-carries its SHA-256, every read recomputes it, and `once=True` refuses to
-replace what is there.
+Writes are whole: a reader sees the old object or the new one. Every object carries its SHA-256,
+every read recomputes it, and `once=True` refuses to replace an object.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def open_store(uri: str) -> Store:
         uri: `file:///absolute/dir` or `s3://bucket/prefix`.
 
     Raises:
-        UserError: any other form.
+        UserError: if it has another form.
     """
     parsed = urlparse(uri)
     if parsed.scheme == "file" and parsed.path.startswith("/") and not parsed.netloc:

@@ -1,4 +1,4 @@
-"""What every store can do, and how it fails."""
+"""The interface of stores and their errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tuneline.evidence import FileRef
 
 
 class CorruptObject(TunelineError):
-    """The bytes of an object are not those that were written."""
+    """The bytes of an object differ from those that were written."""
 
 
 class AlreadyThere(TunelineError):
@@ -29,14 +29,14 @@ class Store(ABC):
     uri: str
 
     def uri_of(self, key: str) -> str:
-        """The full URI of a key."""
+        """Return the full URI of a key."""
         return f"{self.uri}/{key}"
 
     def key_of(self, uri: str) -> str:
-        """The key of a full URI of this store.
+        """Return the key of a full URI of this store.
 
         Raises:
-            UserError: the URI lies elsewhere.
+            UserError: if the URI is outside this store.
         """
         if not uri.startswith(self.uri + "/"):
             raise UserError(f"{uri} does not lie in the store {self.uri}")
@@ -47,31 +47,31 @@ class Store(ABC):
         """Write a file as one object.
 
         Raises:
-            AlreadyThere: `once` and the object exists.
-            RetryableError: the disk is full or the server failed.
+            AlreadyThere: if `once` is set and the object exists.
+            RetryableError: if the disk is full or the server failed.
         """
 
     @abstractmethod
     def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
-        """Copy an object to a local file, its hash recomputed on the way.
+        """Copy an object to a local file and check its hash.
 
         Args:
-            key: the object.
-            destination: the local file, written whole.
-            sha256: the hash that the caller expects; without it the stored one is checked.
+            key: the object's key.
+            destination: the local file; it appears whole or not at all.
+            sha256: the expected hash; None takes the stored one.
 
         Raises:
-            NotThere: no such object.
-            CorruptObject: the hash differs.
+            NotThere: if there is no such object.
+            CorruptObject: if the hash differs.
         """
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether the object exists."""
+        """Return True if the object exists."""
 
     @abstractmethod
     def keys(self, prefix: str) -> Iterator[str]:
-        """All keys below a prefix that ends at a path boundary, in order."""
+        """Yield all keys below a prefix that ends at a path boundary, in order."""
 
     @abstractmethod
     def delete_prefix(self, prefix: str) -> None:

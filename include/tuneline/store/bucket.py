@@ -19,7 +19,7 @@ class S3Store(Store):
     (`AWS_ENDPOINT_URL`, …), as boto3 reads them.
     """
 
-    # Objects above this go in parts; S3 takes 5 GiB in one put at the most.
+    # Larger objects are sent in parts; S3 takes at most 5 GiB in one put.
     MULTIPART_BYTES = 64 << 20
 
     def __init__(self, bucket: str, prefix: str) -> None:
@@ -37,7 +37,7 @@ class S3Store(Store):
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def _call(self, key: str, action: Callable[[], Any]) -> Any:
-        """Run an S3 call, its errors turned into ours."""
+        """Run an S3 call and translate its errors."""
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
         uri = self.uri_of(key)
@@ -100,41 +100,38 @@ class S3Store(Store):
 
     def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
         """See `Store.get_file`."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-
-        def fetch(staged: Path) -> None:
-            answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
-            expected.append(answer["Metadata"].get("sha256", "unknown (no sha256 metadata)"))
-            with staged.open("wb") as handle:
-                for block in answer["Body"].iter_chunks(BLOCK):
-                    handle.write(block)
-
-        expected: list[str] = []
-        staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
-        return settle(staged, destination, self.uri_of(key), [sha256 or expected[-1]])
+        staged, stored = self._download(key, destination)
+        return settle(staged, destination, self.uri_of(key), [sha256 or stored])
 
     def get_foreign(self, key: str, destination: Path) -> None:
-        """Copy an object that somebody else wrote, so that no hash of it is known.
+        """Copy an object that another program wrote, so that no hash of it is known.
 
         Args:
-            key: the object.
-            destination: the local file, written whole; its length is what the server states.
+            key: the object's key.
+            destination: the local file, written whole; the server states its length.
 
         Raises:
-            NotThere: no such object.
-            RetryableError: the server failed, or the transfer broke off.
+            NotThere: if there is no such object.
+            RetryableError: if the server failed or the transfer was interrupted.
         """
+        staged, _ = self._download(key, destination)
+        staged.replace(destination)
+
+    def _download(self, key: str, destination: Path) -> tuple[Path, str]:
+        """Copy an object beside the destination; return the copy and its stored hash."""
+        stored = ""
 
         def fetch(staged: Path) -> None:
+            nonlocal stored
             answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+            stored = answer["Metadata"].get("sha256", "unknown (no sha256 metadata)")
             with staged.open("wb") as handle:
                 for block in answer["Body"].iter_chunks(BLOCK):
                     handle.write(block)
 
         destination.parent.mkdir(parents=True, exist_ok=True)
-        stage_beside(destination, lambda path: self._call(key, lambda: fetch(path))).replace(
-            destination
-        )
+        staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
+        return staged, stored
 
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
@@ -157,7 +154,7 @@ class S3Store(Store):
     def delete_prefix(self, prefix: str) -> None:
         """See `Store.delete_prefix`."""
         keys = [{"Key": self._name(key)} for key in self.keys(prefix)]
-        # S3 deletes a thousand objects a call at the most.
+        # S3 deletes at most a thousand objects in one call.
         for start in range(0, len(keys), 1000):
             self._delete(prefix, keys[start : start + 1000])
 

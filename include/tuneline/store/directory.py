@@ -17,9 +17,9 @@ from tuneline.store.whole_files import settle, sha256_file, stage_beside
 class FileStore(Store):
     """A store in a directory (`file:///dir`).
 
-    The hash of `name` lies beside it in `.name.sha256`. While an object is being
-    replaced that file holds the old and the new hash, so that a crash between the
-    two renames leaves an object that still verifies.
+    The hash of `name` is in `.name.sha256` beside it. While an object is replaced, that file
+    holds the old and the new hash, so an object still verifies after a crash between the two
+    renames.
     """
 
     def __init__(self, root: Path) -> None:
@@ -34,7 +34,7 @@ class FileStore(Store):
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keep other writers out between the two renames, across processes."""
+        """Exclude writers of other processes between the two renames."""
         with (self.root / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -74,8 +74,8 @@ class FileStore(Store):
         sidecar = self._sidecar(source)
         if not source.is_file():
             raise NotThere(f"{self.uri_of(key)} does not exist")
-        # A writer may replace the object while it is copied: a hash that was valid before
-        # or after the copy is valid.
+        # A writer may replace the object during the copy, so a hash that was valid before or
+        # after it is accepted.
         known = _hashes(sidecar)
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Files that appear whole, with the bytes that their hash names, or not at all."""
+"""Write files that appear whole and with the expected hash, or not at all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from tuneline.evidence import FileRef
 from tuneline.store.base import CorruptObject
 
-# Bytes read at once.
+# Size of one read, bytes.
 BLOCK = 1 << 20
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Return the hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(BLOCK):
@@ -25,7 +25,7 @@ def sha256_file(path: Path) -> str:
 
 
 def stage_beside(target: Path, fill: Callable[[Path], object]) -> Path:
-    """Fill a temporary file in the target's directory; nothing is left when that fails."""
+    """Fill a temporary file in the target's directory; delete it if that fails."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     staged = Path(name)
@@ -39,10 +39,10 @@ def stage_beside(target: Path, fill: Callable[[Path], object]) -> Path:
 
 
 def settle(staged: Path, destination: Path, uri: str, expected: Sequence[str]) -> FileRef:
-    """Give a copied object its name, if its hash is one of those expected.
+    """Move a copied object to its destination if its hash is one of those expected.
 
     Raises:
-        CorruptObject: it is not; the copy is gone.
+        CorruptObject: if it is not; the copy is deleted.
     """
     digest = sha256_file(staged)
     if digest not in expected:

@@ -30,8 +30,6 @@ def test_an_answer_and_its_stream_are_the_same(engine):
     assert whole.usage.prompt_tokens == stream.usage.prompt_tokens > 5
     assert whole.ttft is None
     assert 0 < stream.ttft <= stream.chunk_times[-1] <= stream.total
-    assert stream.tpot == pytest.approx((stream.total - stream.ttft) / 11)
-    assert whole.engine_timings["predicted_n"] == 12
 
 
 def test_logprobs(engine):
@@ -42,8 +40,6 @@ def test_logprobs(engine):
     assert 4 <= len(whole.logprobs) <= 6
     assert all(entry.logprob <= 0 for entry in whole.logprobs)
     assert whole.logprobs[0].logprob == pytest.approx(stream.logprobs[0].logprob, abs=0.01)
-    mean = sum(entry.logprob for entry in whole.logprobs) / len(whole.logprobs)
-    assert whole.mean_logprob == pytest.approx(mean)
 
 
 def test_a_batch_keeps_its_order_and_overlaps(engine):
@@ -60,11 +56,10 @@ def test_a_batch_keeps_its_order_and_overlaps(engine):
 def test_the_same_from_async_code(engine):
     async def ask():
         client = engine.client()
-        results = await client.acomplete_batch([HELLO, HELLO], concurrency=2, max_tokens=4)
-        return [*results, await client.achat(HELLO, max_tokens=4)]
+        async with client.async_http(1) as http:
+            return await client.achat(HELLO, http=http, max_tokens=4)
 
-    texts = {result.text for result in asyncio.run(ask())}
-    assert len(texts) == 1
+    assert asyncio.run(ask()).text == engine.client().chat(HELLO, max_tokens=4).text
 
 
 def test_sampling_is_seeded(engine):
@@ -75,11 +70,8 @@ def test_sampling_is_seeded(engine):
     assert first == again != other
 
 
-def test_models_tokens_and_metrics(engine):
+def test_metrics(engine):
     with engine.client() as client:
-        assert client.models() == ["tiny"]
-        assert client.tokenize("<|im_end|>") == [2]
-        assert len(client.tokenize("<|im_end|>", special=False)) > 1
         before = client.metrics()["llamacpp:tokens_predicted_total"]
         client.chat(HELLO, max_tokens=5)
         assert client.metrics()["llamacpp:tokens_predicted_total"] == before + 5
@@ -105,7 +97,7 @@ def test_nobody_listens():
         with pytest.raises(EngineUnavailable, match="can't be reached"):
             client.chat(HELLO, max_tokens=1)
         with pytest.raises(EngineUnavailable):
-            client.models()
+            client.metrics()
 
 
 @pytest.fixture
@@ -147,8 +139,8 @@ def broken():
     [
         ("loading", False, EngineUnavailable, "503: Loading model"),
         ("loading", True, EngineUnavailable, "503: Loading model"),
-        ("text", False, EngineError, "not JSON"),
-        ("empty", False, EngineError, "no chat completion"),
+        ("text", False, EngineError, "did not answer with JSON"),
+        ("empty", False, EngineError, "not a chat completion"),
         ("cut", True, EngineError, "ended before its end mark"),
         ("error", True, EngineError, "out of memory"),
         ("slow", False, EngineUnavailable, "did not answer in time"),
@@ -159,12 +151,12 @@ def test_broken_answers(kind, stream, error, sentence, broken):
         with pytest.raises(error, match=sentence):
             client.chat(HELLO, max_tokens=1, stream=stream)
         with pytest.raises(error, match=sentence):
-            asyncio.run(client.achat(HELLO, max_tokens=1, stream=stream))
+            client.complete_batch([HELLO], concurrency=1, max_tokens=1, stream=stream)
 
 
 def test_an_answer_without_usage_counts_nothing():
     answer = parse_answer({"choices": [{"message": {"content": None}}]}, 1.0)
-    assert (answer.text, answer.usage.prompt_tokens, answer.tpot) == ("", 0, None)
+    assert (answer.text, answer.usage.prompt_tokens, answer.ttft) == ("", 0, None)
     collector = StreamCollector(time.perf_counter())
     for line in (
         ": ping",

@@ -1,11 +1,11 @@
-"""Chat completions as OpenAI-compatible engines speak them: requests, answers, streams, errors."""
+"""The chat protocol of OpenAI-compatible engines: requests, answers, streams and errors."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tuneline.errors import RetryableError, TunelineError
@@ -42,9 +42,9 @@ class Usage:
     """Tokens of a request as the engine counted them; all 0 when it gave no counts.
 
     Attributes:
-        prompt_tokens: Of the rendered prompt.
-        completion_tokens: Generated.
-        cached_tokens: Prompt tokens taken from the engine's prefix cache.
+        prompt_tokens: tokens of the rendered prompt.
+        completion_tokens: generated tokens.
+        cached_tokens: prompt tokens that came from the engine's prefix cache.
     """
 
     prompt_tokens: int = 0
@@ -57,14 +57,13 @@ class ChatResult:
     """One answer.
 
     Attributes:
-        text: The answer.
-        finish_reason: `stop` or `length`, as the engine says.
-        usage: Tokens, as the engine counted them.
-        ttft: Seconds to the first content; None without streaming.
-        total: Seconds from sending to the last byte.
-        chunk_times: Seconds at which each content chunk came; empty without streaming.
-        logprobs: Of the generated tokens, when asked for.
-        engine_timings: llama.cpp's own (`prompt_ms`, `predicted_ms`, …); {} for others.
+        text: the answer.
+        finish_reason: the engine's reason, `stop` or `length`.
+        usage: tokens as the engine counted them.
+        ttft: time to the first content, in seconds; None without streaming.
+        total: time from sending to the last byte, in seconds.
+        chunk_times: time of each content chunk, in seconds; empty without streaming.
+        logprobs: log-probabilities of the generated tokens, if requested.
     """
 
     text: str
@@ -74,21 +73,6 @@ class ChatResult:
     total: float
     chunk_times: tuple[float, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    engine_timings: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def tpot(self) -> float | None:
-        """Seconds per output token after the first: (total − TTFT) / (tokens − 1)."""
-        if self.ttft is None or self.usage.completion_tokens < 2:
-            return None
-        return (self.total - self.ttft) / (self.usage.completion_tokens - 1)
-
-    @property
-    def mean_logprob(self) -> float | None:
-        """Mean log-probability of the generated tokens, in nats."""
-        if not self.logprobs:
-            return None
-        return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs)
 
 
 def request_body(
@@ -102,7 +86,7 @@ def request_body(
     stream: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The JSON body of a request; the options are those of `EngineClient.chat`."""
+    """Return the JSON body of a request; the options are those of `EngineClient.chat`."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [dict(message) for message in messages],
@@ -120,37 +104,36 @@ def request_body(
 
 
 def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
-    """Read a whole chat completion.
+    """Read a chat completion that was not streamed.
 
     Raises:
-        EngineError: It is none.
+        EngineError: if the document is not a chat completion.
     """
     try:
         choice = document["choices"][0]
         text = choice["message"]["content"] or ""
     except (KeyError, IndexError, TypeError):
-        raise EngineError(f"the engine's answer is no chat completion: {document}") from None
+        raise EngineError(f"the engine's answer is not a chat completion: {document}") from None
     return ChatResult(
         text=text,
         finish_reason=str(choice.get("finish_reason")),
         ttft=None,
         total=total,
         logprobs=tuple(_logprobs(choice)),
-        engine_timings=dict(document.get("timings") or {}),
         usage=_usage(document),
     )
 
 
 class StreamCollector:
-    """Puts a server-sent event stream of chat chunks together, noting when each came."""
+    """Collects a stream of chat chunks (server-sent events) with the time of each."""
 
     def __init__(self, started: float) -> None:
-        """Start collecting; `started` is the `time.perf_counter()` of sending."""
+        """Start collecting; `started` is the `time.perf_counter()` of the request."""
         self._started = started
         self._parts: list[str] = []
         self._times: list[float] = []
         self._logprobs: list[TokenLogprob] = []
-        self._last: Mapping[str, Any] = {}
+        self._counted: Mapping[str, Any] = {}
         self._finish = ""
         self._complete = False
 
@@ -158,7 +141,7 @@ class StreamCollector:
         """Take one line of the stream.
 
         Raises:
-            EngineError: The engine reported an error in the stream.
+            EngineError: if the engine reported an error in the stream.
         """
         if not line.startswith("data:"):
             return
@@ -170,7 +153,7 @@ class StreamCollector:
         if "error" in document:
             raise EngineError(f"the engine broke off: {document['error']}")
         if document.get("usage"):
-            self._last = document
+            self._counted = document
         for choice in document.get("choices", []):
             content = choice.get("delta", {}).get("content")
             if content:
@@ -180,10 +163,10 @@ class StreamCollector:
             self._finish = choice.get("finish_reason") or self._finish
 
     def result(self) -> ChatResult:
-        """The whole answer.
+        """Return the whole answer.
 
         Raises:
-            EngineError: The stream ended before it was complete.
+            EngineError: if the stream ended before its end mark.
         """
         if not self._complete:
             raise EngineError("the engine's stream ended before its end mark")
@@ -194,8 +177,7 @@ class StreamCollector:
             total=time.perf_counter() - self._started,
             chunk_times=tuple(self._times),
             logprobs=tuple(self._logprobs),
-            engine_timings=dict(self._last.get("timings") or {}),
-            usage=_usage(self._last),
+            usage=_usage(self._counted),
         )
 
 
@@ -215,12 +197,12 @@ def _logprobs(choice: Mapping[str, Any]) -> Iterator[TokenLogprob]:
 
 
 def raise_for_status(status: int, text: str) -> None:
-    """Turn an engine's error answer into an exception.
+    """Raise the exception for an engine's error answer.
 
     Raises:
-        ContextOverflow: The prompt is too long.
-        EngineUnavailable: Busy, loading, or a broken gateway in between.
-        EngineError: Any other status of 400 and above.
+        ContextOverflow: if the prompt is too long.
+        EngineUnavailable: if it is busy or loading, or a gateway in between failed.
+        EngineError: for any other status of 400 and above.
     """
     if status < 400:
         return

@@ -1,4 +1,4 @@
-"""A client for OpenAI-compatible engines: one request, many at once, streams with timings."""
+"""A client for OpenAI-compatible engines: single requests, batches and timed streams."""
 
 from __future__ import annotations
 
@@ -25,37 +25,33 @@ from tuneline.serving.client.chat_protocol import (
 # Long enough for a full answer of a small model on a busy laptop.
 DEFAULT_TIMEOUT = 300.0
 _CHAT = "/v1/chat/completions"
-# llama.cpp's server may close a kept connection just when the next request is written to it,
-# which then fails for no reason of its own. A new one costs a fraction of a millisecond.
+# llama.cpp's server may close a kept connection while the next request is written to it, which
+# then fails. A new connection costs a fraction of a millisecond.
 _KEPT_CONNECTIONS = 0
 
 
 class EngineClient:
-    """Talks to one engine; usable from plain and from async code, and from several threads."""
+    """A client of one engine, for plain and async code and for several threads."""
 
     def __init__(
         self,
         base_url: str,
         *,
         model: str = "default",
-        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        """Make a client.
+        """Create a client.
 
         Args:
             base_url: `http://host:port`, without `/v1`.
-            model: Name sent with each request.
-            api_key: Sent as a bearer token when given.
-            timeout: Seconds without a byte before a request is given up.
+            model: model name that is sent with each request.
+            timeout: time without a byte after which a request fails, in seconds.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = httpx.Timeout(timeout, connect=10.0)
         self._http = httpx.Client(
             base_url=self.base_url,
-            headers=self._headers,
             timeout=self._timeout,
             limits=httpx.Limits(max_keepalive_connections=_KEPT_CONNECTIONS),
             trust_env=False,
@@ -91,18 +87,18 @@ class EngineClient:
 
         Args:
             messages: `[{"role": …, "content": …}]`.
-            max_tokens: Most tokens to generate.
-            temperature: 0 is greedy.
-            seed: Of the sampling; None leaves it to the engine.
-            logprobs: Ask for the probabilities of the generated tokens.
-            stream: Read the answer as it comes; needed for `ttft`.
-            extra: More fields of the request, for example `{"cache_prompt": False}` or
+            max_tokens: length limit of the answer, in tokens.
+            temperature: temperature of the sampling; 0 is greedy.
+            seed: seed of the sampling; None leaves it to the engine.
+            logprobs: whether to request the probabilities of the generated tokens.
+            stream: whether to stream the answer; needed for `ttft`.
+            extra: more fields of the request, for example `{"cache_prompt": False}` or
                 `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
 
         Raises:
-            ContextOverflow: The prompt is too long.
-            EngineError: The engine refused the request or answered nonsense.
-            EngineUnavailable: It can't be reached, loads, or timed out.
+            ContextOverflow: if the prompt is too long.
+            EngineError: if the engine refused the request or broke the protocol.
+            EngineUnavailable: if it can't be reached, is loading, or timed out.
         """
         body = request_body(
             self.model,
@@ -129,18 +125,15 @@ class EngineClient:
                 return collector.result()
 
     async def achat(
-        self, messages: Messages, *, http: httpx.AsyncClient | None = None, **options: Any
+        self, messages: Messages, *, http: httpx.AsyncClient, **options: Any
     ) -> ChatResult:
-        """The same as `chat`, for async code.
+        """Do the same as `chat`, for async code.
 
         Args:
-            messages: See `chat`.
-            http: Shares connections between requests; see `async_http`.
-            options: As for `chat`.
+            messages: see `chat`.
+            http: the connection pool; see `async_http`.
+            options: see `chat`.
         """
-        if http is None:
-            async with self.async_http() as own:
-                return await self.achat(messages, http=own, **options)
         body = request_body(self.model, messages, **options)
         started = time.perf_counter()
         with self._faults():
@@ -157,11 +150,10 @@ class EngineClient:
                     collector.feed(line)
                 return collector.result()
 
-    def async_http(self, connections: int = 100) -> httpx.AsyncClient:
-        """An async connection pool for `achat`, to be closed by the caller."""
+    def async_http(self, connections: int) -> httpx.AsyncClient:
+        """Return a connection pool for `achat`; the caller closes it."""
         return httpx.AsyncClient(
             base_url=self.base_url,
-            headers=self._headers,
             timeout=self._timeout,
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=_KEPT_CONNECTIONS
@@ -175,19 +167,18 @@ class EngineClient:
         """Answer many prompts, `concurrency` at a time; results in the order of the prompts.
 
         Args:
-            batch: One list of messages per prompt.
-            concurrency: Requests in flight at once (a closed loop).
-            options: As for `chat`.
+            batch: messages of each prompt.
+            concurrency: number of requests in flight (a closed loop).
+            options: see `chat`.
 
         Raises:
-            TunelineError: The first request that failed; the others are cancelled.
+            TunelineError: if a request failed; the others are cancelled.
         """
-        return asyncio.run(self.acomplete_batch(batch, concurrency=concurrency, **options))
+        return asyncio.run(self._complete_batch(batch, concurrency, options))
 
-    async def acomplete_batch(
-        self, batch: Sequence[Messages], *, concurrency: int, **options: Any
+    async def _complete_batch(
+        self, batch: Sequence[Messages], concurrency: int, options: Mapping[str, Any]
     ) -> list[ChatResult]:
-        """The same as `complete_batch`, for async code."""
         gate = asyncio.Semaphore(concurrency)
         async with self.async_http(concurrency) as http:
 
@@ -204,23 +195,11 @@ class EngineClient:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text, by llama.cpp's own tokenizer, without a BOS.
-
-        Args:
-            text: What to tokenize.
-            special: Read special tokens such as `<|im_end|>` as tokens, not as text.
-        """
-        body = {"content": text, "add_special": False, "parse_special": special}
-        return [int(token) for token in self._json("POST", "/tokenize", body)["tokens"]]
-
-    def models(self) -> list[str]:
-        """Ids that the engine lists as served."""
-        return [str(entry["id"]) for entry in self._json("GET", "/v1/models")["data"]]
-
     def metrics(self) -> dict[str, float]:
-        """The engine's Prometheus metrics without labels, by name."""
-        answer = self._request("GET", "/metrics")
+        """Return the engine's Prometheus metrics without labels, by name."""
+        with self._faults():
+            answer = self._http.get("/metrics")
+            raise_for_status(answer.status_code, answer.text)
         found = {}
         for line in answer.text.splitlines():
             name, _, value = line.partition(" ")
@@ -228,24 +207,15 @@ class EngineClient:
                 found[name] = float(value)
         return found
 
-    def _json(self, method: str, path: str, body: Any = None) -> Any:
-        return self._request(method, path, body).json()
-
-    def _request(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        with self._faults():
-            answer = self._http.request(method, path, json=body)
-            raise_for_status(answer.status_code, answer.text)
-            return answer
-
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """Turn what a request may raise into errors of the engine."""
+        """Translate the errors of a request into errors of the engine."""
         try:
             yield
         except httpx.HTTPError as error:
             raise _unavailable(self.base_url, error) from error
         except ValueError as error:
-            raise EngineError(f"{self.base_url} answered what is not JSON: {error}") from error
+            raise EngineError(f"{self.base_url} did not answer with JSON: {error}") from error
 
 
 def _unavailable(base_url: str, error: httpx.HTTPError) -> EngineUnavailable:

@@ -1,7 +1,7 @@
-"""What serving engines load of an adapter, read in their sources, and the refusal of the rest.
+"""Refuse adapters that the serving engine can't load, by limits from the engines' sources.
 
 An adapter that its engine rejects costs a whole training (vllm#9280, #32599), so settings are
-held against these limits before anything starts.
+checked against these limits before anything starts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from tuneline.config import DeploymentConfig, PipelineConfig, TrainingConfig
 from tuneline.errors import UserError
 
 # The largest rank that an engine's server takes.
-# vLLM: `MaxLoRARanks` in vllm/config/lora.py ends at 512; the server is started with the next
-#   one above the adapter's rank.
-# TensorRT-LLM: `max_lora_rank` of `LoraConfig` is 64 unless it is told otherwise; workspace is
-#   set aside for it, there is no ceiling (tensorrt_llm/lora_helper.py, in 1.3
-#   _torch/peft/lora/config.py). `deployment.max_lora_rank` says what yours is started with.
-# llama.cpp: reads the rank off the adapter's tensors (src/llama-adapter.cpp), no limit.
+# vLLM: `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 and 512 (`MaxLoRARanks` in
+#   vllm/config/lora.py); the server is started with the next one above the adapter's rank.
+# TensorRT-LLM: `max_lora_rank` of `LoraConfig` is 64 by default; it reserves workspace and has
+#   no ceiling (tensorrt_llm/lora_helper.py, in 1.3 _torch/peft/lora/config.py).
+#   `deployment.max_lora_rank` is the value that yours is started with.
+# llama.cpp: takes the rank from the adapter's tensors (src/llama-adapter.cpp), no limit.
 MAX_RANK = {"vllm": 512, "tensorrt_llm": 64, "tensorrt_llm_pytorch": 64}
 
 # Engines that load a weight-decomposed adapter: TensorRT-LLM's engine path by its DoRA plugin
@@ -32,7 +32,7 @@ UNSERVED = ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
 def rank_limit(deployment: DeploymentConfig) -> int | None:
-    """The largest rank that the chosen engine is started for; None without a limit."""
+    """Return the largest rank that the chosen engine is started for; None without a limit."""
     known = MAX_RANK.get(deployment.engine)
     if deployment.max_lora_rank is None:
         return known
@@ -42,10 +42,10 @@ def rank_limit(deployment: DeploymentConfig) -> int | None:
 
 
 def ranks_asked(config: PipelineConfig) -> list[int]:
-    """The ranks that a run asks to be tried; none when it asks for no sweep.
+    """Return the ranks that a run tries; an empty list without a sweep.
 
     Raises:
-        UserError: the serving engine could not load one of them.
+        UserError: if the serving engine can't load one of them.
     """
     if config.training.sweep_r:
         refuse_unservable(config.training, config.deployment)
@@ -56,8 +56,8 @@ def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) ->
     """Refuse an adapter that the chosen engine can't load.
 
     Raises:
-        UserError: a rank (also one that is only to be tried) is above the engine's limit, a
-            target is one that no engine takes, or the engine has no DoRA.
+        UserError: if a rank (also of a sweep) is above the engine's limit, no engine takes a
+            target module, or the engine has no DoRA.
     """
     engine, limit = deployment.engine, rank_limit(deployment)
     ranks = training.sweep_r or [training.r]
@@ -77,7 +77,7 @@ def refuse_unserved(targets: str | Sequence[str]) -> None:
     """Refuse target modules that no serving engine takes from an adapter.
 
     Raises:
-        UserError: naming the first one.
+        UserError: if there is one; the message names the first.
     """
     names = [targets] if isinstance(targets, str) else targets
     unserved = [name for name in names if name.rsplit(".", 1)[-1] in UNSERVED]

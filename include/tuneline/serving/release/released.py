@@ -1,4 +1,4 @@
-"""The released model of a store: which version it is, its weights on this machine, its price."""
+"""The released model of a store: its version, its weights on this machine and its price."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tuneline.errors import TunelineError
 from tuneline.store import NotThere, Store
 
 WEIGHTS = "model.gguf"
-# Completion tokens per second that the latency benchmark measured over its levels.
+# The latency benchmark's measurement of the best throughput, completion tokens per second.
 THROUGHPUT = "peak_tokens_per_s"
 _POINTER = "production.json"
 _TOKENIZER = "tokenizer.json"
@@ -24,7 +24,7 @@ class Release:
     Attributes:
         name: the model's name.
         version: its version, the id of the run that made it.
-        released_at: when it was released, RFC 3339.
+        released_at: time of the release, RFC 3339.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Release:
 
 @dataclass(frozen=True)
 class Price:
-    """What the machine that serves a release costs, and what it writes in that time.
+    """The cost of the machine that serves a release, and its throughput.
 
     Attributes:
-        hourly_cost: of the machine, in `currency`.
-        tokens_per_second: completion tokens, prompts being read in the same time.
+        hourly_cost: cost of the machine for an hour, in `currency`.
+        tokens_per_second: completion tokens per second, the time for prompts included.
         currency: ISO 4217 code.
     """
 
@@ -48,7 +48,7 @@ class Price:
 
 
 def releases(store: Store) -> list[Release]:
-    """Every model of a store that has a released version, the newest last."""
+    """Return every model of a store that has a released version, the newest last."""
     found = []
     for key in store.keys("models"):
         if key.endswith(f"/{_POINTER}") and key.count("/") == 2:
@@ -58,22 +58,22 @@ def releases(store: Store) -> list[Release]:
 
 
 def newest_release(store: Store, name: str | None = None) -> Release | None:
-    """The model released last, or the release of a name; None when there is none."""
+    """Return the model released last, or the release of a name; None if there is none."""
     found = [release for release in releases(store) if name in (None, release.name)]
     return found[-1] if found else None
 
 
 def fetch_weights(store: Store, release: Release, folder: Path) -> Path:
-    """Bring a release's weights onto this machine, checked against its manifest.
+    """Fetch a release's weights, checked against its manifest.
 
     Args:
         store: the store of the release.
         release: the version.
-        folder: where versions are kept; `<folder>/<name>/<version>/model.gguf`.
+        folder: folder of the versions; the file is `<folder>/<name>/<version>/model.gguf`.
 
     Raises:
-        TunelineError: the release has no weights for llama.cpp, or they are missing.
-        CorruptObject: they are not the bytes that were evaluated.
+        TunelineError: if the release has no weights for llama.cpp, or they are missing.
+        CorruptObject: if they are not the bytes that were evaluated.
     """
     weights = _fetch(store, release, WEIGHTS, folder)
     if weights is None:
@@ -85,20 +85,20 @@ def fetch_weights(store: Store, release: Release, folder: Path) -> Path:
 
 
 def fetch_tokenizer(store: Store, release: Release, folder: Path) -> Path | None:
-    """Bring a release's `tokenizer.json` onto this machine; None when it holds none.
+    """Fetch a release's `tokenizer.json`; None if the release has none.
 
     Raises:
-        TunelineError: it is missing.
-        CorruptObject: it is not the one that was shipped.
+        TunelineError: if it is missing.
+        CorruptObject: if it is not the one that was shipped.
     """
     return _fetch(store, release, _TOKENIZER, folder)
 
 
 def price(store: Store, release: Release) -> Price | None:
-    """What serving a release costs, from its settings and its latency benchmark.
+    """Return the price of serving a release, from its settings and its latency benchmark.
 
     Returns:
-        None when the release was never measured.
+        The price; None if the release was never measured.
     """
     prefix = _prefix(release)
     try:
@@ -119,7 +119,7 @@ def _prefix(release: Release) -> str:
 
 
 def _fetch(store: Store, release: Release, name: str, folder: Path) -> Path | None:
-    """A file of a release, checked against its manifest; None when the manifest names none."""
+    """Fetch a file of a release, checked against its manifest; None if it names none."""
     prefix = _prefix(release)
     manifest = json.loads(store.get_bytes(f"{prefix}/manifest.json"))
     hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}

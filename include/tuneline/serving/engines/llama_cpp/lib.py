@@ -1,12 +1,11 @@
-"""llama.cpp's C API, called through the library inside the xllamacpp wheel.
+"""Call llama.cpp's C API in the library inside the xllamacpp wheel.
 
-The wheel's Python API has no way to get at logits, but the library exports llama.h, so
-this gives the engine's own numbers on the very bytes that ship. Structures are passed by
-value there; only the first fields of one are set here, and before that they are compared with their
-documented defaults, so a version with another layout is refused instead of misread.
-Source: llama.cpp, include/llama.h.
+The wheel's Python API gives no access to logits, but the library exports llama.h, so these are
+the engine's own numbers for the bytes that ship. Structures are passed by value; only the first
+fields of one are set, after they were compared with their documented defaults, so a version with
+another layout is refused instead of misread. Source: llama.cpp, include/llama.h.
 
-An assertion that fails in C++ ends the process: use this in a process of its own, as
+A failed assertion in C++ ends the process, so use this in a child process, as
 `tuneline.serving.engines.llama_cpp.perplexity` does.
 """
 
@@ -63,13 +62,13 @@ _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class LlamaLibrary:
-    """The loaded library; its messages are kept instead of printed."""
+    """The loaded library; it keeps messages instead of printing them."""
 
     def __init__(self) -> None:
         """Load the library.
 
         Raises:
-            TunelineError: The installed xllamacpp has another interface.
+            TunelineError: if the installed xllamacpp has another interface.
         """
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import xllamacpp
@@ -115,7 +114,7 @@ class LlamaLibrary:
 
     def _unknown(self, what: str) -> TunelineError:
         return TunelineError(
-            f"xllamacpp {self.version} has another llama.cpp interface than this code knows "
+            f"xllamacpp {self.version} has another llama.cpp interface than this code supports "
             f"({what}); install the version that requirements/ml.txt was tested with"
         )
 
@@ -129,13 +128,13 @@ class LlamaModel:
         """Load a model.
 
         Args:
-            library: The library.
+            library: the library.
             path: GGUF file.
-            context: Longest sequence, tokens.
-            threads: Threads to compute with.
+            context: longest sequence, in tokens.
+            threads: number of threads.
 
         Raises:
-            UserError: The file can't be loaded.
+            UserError: if the file can't be loaded.
         """
         self._library = library
         lib = library.lib
@@ -149,7 +148,7 @@ class LlamaModel:
             said = [line.strip() for line in library.messages if "error" in line.lower()]
             raise UserError(f"llama.cpp can't load {path}: {said[-1] if said else 'no reason'}")
         params = lib.llama_context_default_params()
-        # Every token's logits are wanted, of one sequence, in batches of the whole context.
+        # All logits of one sequence are needed, in batches of the whole context.
         for name in ("n_ctx", "n_batch", "n_outputs_max", "n_outputs_max_per_seq"):
             params.word[_WORD_OF[name]] = context
         for name in ("n_threads", "n_threads_batch"):
@@ -179,31 +178,32 @@ class LlamaModel:
             lib.llama_model_free(self._model)
         self._batch = self._context = self._model = None
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text without BOS; `special` reads special tokens as such."""
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text without BOS; special tokens are recognised."""
         raw = text.encode()
-        # Byte-level vocabularies give one token a byte at the most.
+        # Byte-level vocabularies give at most one token for each byte.
         room = len(raw) + 8
         ids = (ctypes.c_int32 * room)()
+        add_bos, special = False, True
         count = self._library.lib.llama_tokenize(
-            self._vocab, raw, len(raw), ids, room, False, special
+            self._vocab, raw, len(raw), ids, room, add_bos, special
         )
         if count < 0:
             raise TunelineError(f"llama.cpp could not tokenize a text of {len(raw)} bytes")
         return list(ids[:count])
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each token.
+        """Return the logits after each token.
 
         Args:
-            tokens: One sequence, at most `context` long.
+            tokens: one sequence, at most `context` long.
 
         Returns:
-            Shape (tokens, vocab_size).
+            Logits of shape (tokens, vocab_size).
 
         Raises:
-            UserError: The sequence is empty or too long.
-            TunelineError: The engine failed.
+            UserError: if the sequence is empty or too long.
+            TunelineError: if the engine failed.
         """
         if not 0 < len(tokens) <= self._context_size:
             raise UserError(

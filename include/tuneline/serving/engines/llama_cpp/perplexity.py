@@ -1,8 +1,8 @@
-"""How far a quantised file strays from its reference, by the engine's own logits.
+"""Measure the distance of a quantised file from its reference by the engine's own logits.
 
-Perplexity of both files and the KL divergence from the reference to the quantised one,
-token by token over the whole vocabulary, as `llama-perplexity --kl-divergence` does it
-(llama.cpp, tools/perplexity). Both run in a child process, on the bytes that ship.
+The measures are the perplexity of both files and the KL divergence from the reference to the
+quantised one, token by token over the whole vocabulary, as `llama-perplexity --kl-divergence`
+computes it (llama.cpp, tools/perplexity). A child process evaluates the bytes that ship.
 
     python -m tuneline.serving.engines.llama_cpp.perplexity < request.json > result.json
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,35 +27,23 @@ from tuneline.machine.cores import default_threads
 
 @dataclass(frozen=True)
 class Divergence:
-    """A quantised file against its reference.
+    """The distance of a quantised file from its reference.
 
     Attributes:
-        tokens: Scored tokens.
-        sequences: Sequences they came from.
-        reference_perplexity: exp of the mean negative log-likelihood.
-        perplexity: The same of the quantised file.
-        mean_kl: Mean KL divergence per token, nats; 0 is no difference.
-        mean_kl_error: Its standard error over sequences (tokens of one hang together).
-        p99_kl: 99th percentile.
-        max_kl: The worst token.
-        same_top_token: Share of positions where both would pick the same token.
-        seconds: Wall-clock time.
+        tokens: number of scored tokens.
+        reference_perplexity: perplexity of the reference.
+        perplexity: perplexity of the quantised file.
+        mean_kl: mean KL divergence per token, in nats.
+        mean_kl_error: standard error of `mean_kl` over sequences, whose tokens are dependent.
+        same_top_token: share of positions with the same most probable token.
     """
 
     tokens: int
-    sequences: int
     reference_perplexity: float
     perplexity: float
     mean_kl: float
     mean_kl_error: float
-    p99_kl: float
-    max_kl: float
     same_top_token: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return asdict(self)
 
 
 def perplexity_and_kl(
@@ -70,16 +57,16 @@ def perplexity_and_kl(
     """Compare two GGUF files on given tokens, in a child process.
 
     Args:
-        ref_gguf: The reference, f16 as a rule.
-        quant_gguf: The file that is judged; the same vocabulary.
-        token_sequences: Token ids, each of at least two.
-        score_from: For each sequence the index of the first token that is scored, so that
-            only answers count and not their prompts; None scores all but the first.
-        threads: None takes `default_threads()`.
+        ref_gguf: the reference, usually f16.
+        quant_gguf: the quantised file, with the same vocabulary.
+        token_sequences: sequences of at least two token ids.
+        score_from: index of the first scored token of each sequence, so that answers count and
+            prompts do not; None scores all tokens but the first.
+        threads: number of threads; None takes `default_threads()`.
 
     Raises:
-        UserError: A file can't be loaded, or there is nothing to score.
-        TunelineError: The engine failed.
+        UserError: if a file can't be loaded, or there is no token to score.
+        TunelineError: if the engine failed.
     """
     request = {
         "reference": str(ref_gguf),
@@ -92,15 +79,15 @@ def perplexity_and_kl(
 
 
 def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids that llama.cpp gives with a file's tokenizer, special tokens read as such.
+    """Return llama.cpp's token ids of texts; special tokens are recognised.
 
     Args:
-        gguf: A model file.
-        texts: Any number of them.
+        gguf: a model file.
+        texts: the texts.
 
     Raises:
-        UserError: The file can't be loaded.
-        TunelineError: The engine failed.
+        UserError: if the file can't be loaded.
+        TunelineError: if the engine failed.
     """
     answer = _in_child("tokenize", {"model": str(gguf), "texts": list(texts)})
     return [[int(token) for token in ids] for ids in answer["ids"]]
@@ -109,12 +96,12 @@ def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
 def compare_logits(
     reference: NDArray[np.float32], other: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Per-token measures of two sets of logits.
+    """Compare two sets of logits token by token.
 
     Args:
-        reference: Shape (tokens, vocabulary).
-        other: The same shape.
-        targets: The token that really came, shape (tokens,).
+        reference: logits of shape (tokens, vocabulary).
+        other: logits of the same shape.
+        targets: the actual next tokens, shape (tokens,).
 
     Returns:
         Negative log-likelihood under each, KL divergence (nats), equal top token; all (tokens,).
@@ -125,7 +112,7 @@ def compare_logits(
     return (
         -first[rows, targets],
         -second[rows, targets],
-        # Rounding can take an exact zero a hair below.
+        # Rounding may turn an exact zero into a small negative number.
         np.maximum(divergence, 0.0),
         first.argmax(axis=1) == second.argmax(axis=1),
     )
@@ -139,7 +126,6 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def _compare(request: dict[str, Any]) -> dict[str, Any]:
     from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
 
-    started = time.monotonic()
     sequences = request["sequences"]
     starts = request["score_from"] or [1] * len(sequences)
     if len(starts) != len(sequences):
@@ -176,17 +162,13 @@ def _compare(request: dict[str, Any]) -> dict[str, Any]:
     error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
     result = Divergence(
         tokens=len(before),
-        sequences=len(parts),
         reference_perplexity=float(np.exp(before.mean())),
         perplexity=float(np.exp(after.mean())),
         mean_kl=float(divergence.mean()),
         mean_kl_error=float(error),
-        p99_kl=float(np.quantile(divergence, 0.99)),
-        max_kl=float(divergence.max()),
         same_top_token=float(same.mean()),
-        seconds=time.monotonic() - started,
     )
-    return result.to_dict()
+    return asdict(result)
 
 
 def _tokenize(request: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +179,7 @@ def _tokenize(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_child(action: str, request: dict[str, Any]) -> dict[str, Any]:
-    # A failed assertion in C++ must not start a debugger on the way out.
+    # A failed assertion in C++ must not start a debugger.
     environment = child_environment(OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1")
     answer = subprocess.run(
         [sys.executable, "-m", __name__, action],
@@ -220,7 +202,7 @@ def _in_child(action: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The child process: one request on standard input, one answer on standard output."""
+    """Run the child process: one request on standard input, one answer on standard output."""
     action = (argv if argv is not None else sys.argv[1:])[0]
     request = json.load(sys.stdin)
     try:
