@@ -1,8 +1,8 @@
-"""Cold start: the first request to a fresh llama.cpp server, cold and after the gateway's warm-up.
+"""Time the first request to a fresh llama.cpp server, cold and after the gateway's warm-up.
 
-Cold is a request that comes as soon as the server listens, warmed one that comes when the gateway
-calls it ready. Each is a process of its own whose weights are read anew from the disk as far as
-the system lets go of them.
+A cold request is sent as soon as the server listens, a warmed one once the gateway is ready. Each
+server is a new process that reads its weights from the disk, as far as the system drops them from
+its page cache.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def run(options: Options) -> Report:
 
 
 def start_results(cold: Sequence[Start], warm: Sequence[WarmStart], version: str) -> list[Result]:
-    """What the first requests waited for, and how long until the server served.
+    """Return the times of the first requests and of the starts.
 
     Raises:
-        TunelineError: a request failed, or the gateway was ready before the warm-up.
+        TunelineError: if a request failed, or the gateway was ready before the warm-up.
     """
     failed = sum(start.failed for start in cold) + sum(start.failed for start in warm)
     if failed:
-        raise TunelineError(f"{failed} first requests failed; their times say nothing")
+        raise TunelineError(f"{failed} first requests failed, so their times mean nothing")
     early = sum(not start.warm_when_ready for start in warm)
     if early:
         raise TunelineError(f"{early} servers were called ready before they were warm")

@@ -107,7 +107,7 @@ def run(ctx: StepContext) -> Record:
         NOT_BUILT.write(ctx, report)
         return _record(ctx, f"{deployment.engine} {report.reason}", built=False)
     ctx.write_json(f"{ENGINE.name}/engine.json", report.model_dump())
-    # Limits that the engine itself states stand beside those of the deployment.
+    # Limits that the engine itself states take precedence.
     limits = {**limits_of(deployment), **report.identity.get("limits", {})}
     identity = EngineIdentity.model_validate({**report.identity, "limits": limits})
     ENGINE_IDENTITY.write(ctx, identity)

@@ -39,7 +39,7 @@ class Store(ABC):
             UserError: if the URI is outside this store.
         """
         if not uri.startswith(self.uri + "/"):
-            raise UserError(f"{uri} does not lie in the store {self.uri}")
+            raise UserError(f"{uri} is not in the store {self.uri}")
         return uri[len(self.uri) + 1 :]
 
     @abstractmethod

@@ -56,7 +56,7 @@ def read_facts(model_dir: Path) -> ModelFacts:
 
 @dataclass(frozen=True)
 class Compatibility:
-    """Whether an engine can run a model.
+    """The answer of an engine or of the table: can it run the model?
 
     Attributes:
         engine: name of the engine.

@@ -22,7 +22,7 @@ from tuneline.serving.server_process import ServerProcess
 START_TIMEOUT = 600.0
 # Within which a started server must generate its first token, seconds.
 TOKEN_TIMEOUT = 30.0
-# Our lines may stand behind half a line of the engine's: its log threads write to the same file.
+# Our lines may follow half a line of the engine's: its log threads write to the same file.
 _READY = re.compile(re.escape(READY_PREFIX) + r"(http\S+)\n")
 _ERROR = re.compile(re.escape(ERROR_PREFIX) + r"(.+)\n")
 # llama.cpp's log: time, level E, function, message.

@@ -145,8 +145,9 @@ class LlamaModel:
             str(path).encode(), lib.llama_model_default_params()
         )
         if not self._model:
-            said = [line.strip() for line in library.messages if "error" in line.lower()]
-            raise UserError(f"llama.cpp can't load {path}: {said[-1] if said else 'no reason'}")
+            errors = [line.strip() for line in library.messages if "error" in line.lower()]
+            reason = errors[-1] if errors else "no reason given"
+            raise UserError(f"llama.cpp can't load {path}: {reason}")
         params = lib.llama_context_default_params()
         # All logits of one sequence are needed, in batches of the whole context.
         for name in ("n_ctx", "n_batch", "n_outputs_max", "n_outputs_max_per_seq"):

@@ -4,7 +4,7 @@
 
 Once it serves, it prints `listening at http://host:port` on its standard output. SIGTERM
 lets running requests finish (for `--grace` seconds at most), then ends with 0. It listens on
-loopback unless `--host` says otherwise: it knows no keys, the gateway does.
+loopback unless `--host` is given: it checks no keys, which is the gateway's task.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         default=[],
-        help='GGUF adapter, may be repeated; off unless a request says "lora":[{"id":0,"scale":1}]',
+        help='GGUF adapter, may be repeated; off unless a request has "lora":[{"id":0,"scale":1}]',
     )
     parser.add_argument("--alias", help="model name in the API (default: the file's)")
     parser.add_argument("--grace", type=float, default=DEFAULT_GRACE, help="seconds to drain")
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Load the model, serve until a signal comes, drain, stop.
+    """Load the model, serve until a signal arrives, drain and stop.
 
     Returns:
         The exit code.
