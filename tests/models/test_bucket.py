@@ -6,17 +6,9 @@ import urllib.request
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from tests.lab.tiny_models import make_model
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.models import resolve
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny") / "model"
-    make_model(directory)
-    return directory
 
 
 @pytest.fixture

@@ -6,17 +6,10 @@ import shutil
 
 import pytest
 from safetensors.numpy import load_file
-from tests.lab.tiny_models import base_model, make_model
+from tests.lab.tiny_models import base_model
 
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer, pull, resolve
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny") / "model"
-    make_model(directory)
-    return directory
 
 
 @pytest.fixture
