@@ -133,7 +133,7 @@ def decide(multi_tenant: bool, merged: float, apart: float | None) -> tuple[str,
     speeds = f"{merged:.0f} tokens/s merged, {beside}"
     if multi_tenant:
         return "apart", f"several adapters share one base, so they stay apart ({speeds})"
-    return "merge", f"one adapter, one model: merged, there is nothing to apply ({speeds})"
+    return "merge", f"one adapter and one model: the merged file leaves nothing to apply ({speeds})"
 
 
 def judge(
@@ -288,7 +288,7 @@ def run(ctx: StepContext) -> Evidence:
     )
     return ctx.conclude(
         f"{decision}: {reason}; KL {found.checkpoints.mean_kl:.1e} nats; {in_engine}; "
-        f"{values['engine_as_transformers']:.0%} are those of transformers; "
+        f"{values['engine_as_transformers']:.0%} equal those of transformers; "
         f"{len(found.tokenised_otherwise)} of {found.rows} rows have other token ids",
         measurements,
     )

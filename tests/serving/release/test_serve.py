@@ -1,0 +1,62 @@
+"""`tuneline engine`: the released weights, checked, become the model of a llama.cpp server."""
+
+import json
+
+import pytest
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.serving.engines.llama_cpp.server import build_parser
+from tuneline.serving.release import serve
+from tuneline.store import CorruptObject, open_store
+
+OPTIONS = {"name": None, "host": "127.0.0.1", "port": 8081, "parallel": 2, "wait": False}
+
+
+class Replaced(Exception):
+    """Stands for the process that takes this one's place."""
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
+
+    def replace(program, argv):
+        assert program == argv[0]
+        raise Replaced(argv)
+
+    monkeypatch.setattr(serve.os, "execv", replace)
+    return open_store((tmp_path / "store").as_uri())
+
+
+def release(store, files=("model.gguf",)):
+    stated = [{"name": n, "sha256": store.put_bytes(f"models/a/1/{n}", b"w").sha256} for n in files]
+    store.put_bytes("models/a/1/manifest.json", json.dumps({"files": stated}).encode())
+    pointer = {"name": "a", "version": "1", "released_at": "2026-10-02T00:00:00Z"}
+    store.put_bytes("models/a/production.json", json.dumps(pointer).encode())
+
+
+def test_the_released_weights_are_served(store, tmp_path):
+    release(store)
+    with pytest.raises(Replaced) as replaced:
+        serve.run_engine(store.uri, **OPTIONS)
+    (command,) = replaced.value.args
+    assert command[1:3] == ["-m", "tuneline.serving.engines.llama_cpp.server"]
+    parsed = build_parser().parse_args(command[3:])
+    assert parsed.model == tmp_path / "cache" / "released" / "a" / "1" / "model.gguf"
+    assert parsed.model.read_bytes() == b"w"
+    assert (parsed.alias, parsed.host, parsed.port, parsed.parallel) == ("a", "127.0.0.1", 8081, 2)
+
+
+def test_other_bytes_than_the_released_ones_are_refused(store):
+    release(store)
+    store.put_bytes("models/a/1/model.gguf", b"other")
+    with pytest.raises(CorruptObject):
+        serve.run_engine(store.uri, **OPTIONS)
+
+
+def test_nothing_to_serve(store):
+    with pytest.raises(UserError, match="holds no released model"):
+        serve.run_engine(store.uri, **OPTIONS)
+    release(store, files=())
+    with pytest.raises(TunelineError, match=r"holds no model\.gguf"):
+        serve.run_engine(store.uri, **OPTIONS)
