@@ -10,6 +10,7 @@ loopback unless `--host` is given: it checks no keys, which is the gateway's tas
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -184,6 +185,21 @@ def _say(descriptor: int, line: str) -> None:
     os.write(descriptor, f"{line}\n".encode())
 
 
+def _flush_engine_log() -> None:
+    """Wait until the engine's log thread has written its messages: the cause is among them."""
+    engine = sys.modules.get("xllamacpp")
+    if engine is None:
+        return
+    # `common_log_flush(common_log_main())`, C++ functions that the wheel's library exports.
+    library = ctypes.CDLL(engine.xllamacpp.__file__)
+    main_log = getattr(library, "_Z15common_log_mainv", None)
+    flush = getattr(library, "_Z16common_log_flushP10common_log", None)
+    if main_log is None or flush is None:
+        return
+    main_log.restype, flush.restype, flush.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
+    flush(main_log())
+
+
 def _leave(code: int) -> int:
     """End at once, without waiting for the engine's threads and destructors."""
     os._exit(code)
@@ -195,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return serve(arguments)
     except TunelineError as error:
+        _flush_engine_log()
         _say(2, f"{ERROR_PREFIX}{error}")
         return _leave(error.exit_code or EXIT_FAILED)
 
