@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.config import PipelineConfig
 from tuneline.errors import TunelineError
 from tuneline.gguf.export import export_gguf
@@ -60,17 +61,15 @@ def candidate(ctx: StepContext) -> Candidate:
     Raises:
         TunelineError: `model.gguf` is not the file that `choice.json` names.
     """
-    choice = json.loads(ctx.input("production_quantization", "choice.json").read_text())
-    path = ctx.input("production_quantization", "model.gguf")
+    choice = CHOICE.read(ctx)
+    path = MODEL.fetch(ctx)
     digest = sha256_file(path)
-    if digest != choice["sha256"]:
+    if digest != choice.sha256:
         raise TunelineError(
-            f"model.gguf has SHA-256 {digest}, but choice.json chose {choice['sha256']}; "
+            f"model.gguf has SHA-256 {digest}, but choice.json chose {choice.sha256}; "
             "run production_quantization again"
         )
-    return Candidate(
-        ModelFile(path, digest), str(choice["variant"]), frozenset(choice["judged_on"])
-    )
+    return Candidate(ModelFile(path, digest), choice.variant, frozenset(choice.judged_on))
 
 
 def base_model(ctx: StepContext) -> BaseModel:
