@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from tuneline.errors import UserError
 from tuneline.store import CorruptObject
 
 if TYPE_CHECKING:
@@ -120,8 +122,71 @@ class Document(Artifact, Generic[Model]):
             return self.model.model_validate_json(raw)
         except ValidationError as error:
             where = run.store.uri_of(self.key(run))
-            problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"]))
-            raise CorruptObject(
-                f"{where}: {field}: {problem['msg']}; run {self.step} again"
-            ) from None
+            raise CorruptObject(f"{where}: {_first(error)}; run {self.step} again") from None
+
+
+@dataclass(frozen=True)
+class Lines(Artifact, Generic[Model]):
+    """A JSON-lines file that a step leaves, with the model of a line.
+
+    Attributes:
+        model: the pydantic model that reads and writes a line.
+    """
+
+    model: type[Model]
+
+    def read(self, ctx: StepContext) -> list[Model]:
+        """Read every line that an earlier step left; see `Document.read`."""
+        entries = []
+        for number, line in enumerate(self.fetch(ctx).read_bytes().splitlines(), 1):
+            try:
+                entries.append(self.model.model_validate_json(line))
+            except ValidationError as error:
+                where = ctx.run.store.uri_of(self.key(ctx.run))
+                raise CorruptObject(
+                    f"{where}, line {number}: {_first(error)}; run {self.step} again"
+                ) from None
+        return entries
+
+    def write(self, ctx: StepContext, entries: Iterable[Model]) -> None:
+        """Write the lines of this step."""
+        with self.path(ctx).open("w", encoding="utf-8") as out:
+            out.writelines(f"{entry.model_dump_json(by_alias=True)}\n" for entry in entries)
+
+
+@dataclass(frozen=True)
+class RunDocument(Generic[Model]):
+    """A JSON file of a run that no step owns: what people answer.
+
+    Attributes:
+        name: its path relative to the run's folder.
+        model: the pydantic model that reads and writes it.
+    """
+
+    name: str
+    model: type[Model]
+
+    def find(self, run: Run) -> Model | None:
+        """Read the document, None when it is not there.
+
+        Raises:
+            UserError: it is not of the expected form.
+        """
+        key = run.key(self.name)
+        if not run.store.exists(key):
+            return None
+        try:
+            return self.model.model_validate_json(run.store.get_bytes(key))
+        except ValidationError as error:
+            raise UserError(f"{run.store.uri_of(key)}: {_first(error)}") from None
+
+    def put(self, run: Run, content: Model) -> None:
+        """Write the document, over one that is there."""
+        run.store.put_bytes(run.key(self.name), content.model_dump_json(indent=1).encode())
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first fault of a document: its field and what is wrong with it."""
+    problem = error.errors()[0]
+    field = ".".join(map(str, problem["loc"]))
+    return f"{field}: {problem['msg']}" if field else str(problem["msg"])
