@@ -166,23 +166,37 @@ class RunDocument(Generic[Model]):
     name: str
     model: type[Model]
 
+    def key(self, run: Run) -> str:
+        """Return the document's key in the store of a run."""
+        return run.key(self.name)
+
+    def uri(self, run: Run) -> str:
+        """Return the document's URI."""
+        return run.store.uri_of(self.key(run))
+
     def find(self, run: Run) -> Model | None:
         """Read the document, None when it is not there.
 
         Raises:
             UserError: it is not of the expected form.
         """
-        key = run.key(self.name)
-        if not run.store.exists(key):
+        if not run.store.exists(self.key(run)):
             return None
         try:
-            return self.model.model_validate_json(run.store.get_bytes(key))
+            return self.model.model_validate_json(run.store.get_bytes(self.key(run)))
         except ValidationError as error:
-            raise UserError(f"{run.store.uri_of(key)}: {_first(error)}") from None
+            raise UserError(f"{self.uri(run)}: {_first(error)}") from None
+
+    def note(self, ctx: StepContext) -> None:
+        """Note the document among the inputs of a step."""
+        name = self.name.rpartition("/")[2]
+        local = ctx.scratch / name
+        ctx.run.store.get_file(self.key(ctx.run), local)
+        ctx.note_input(name, self.uri(ctx.run), local)
 
     def put(self, run: Run, content: Model) -> None:
         """Write the document, over one that is there."""
-        run.store.put_bytes(run.key(self.name), content.model_dump_json(indent=1).encode())
+        run.store.put_bytes(self.key(run), content.model_dump_json(indent=1).encode())
 
 
 def _first(error: ValidationError) -> str:
