@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from tuneline.code_identity import code_identity
 from tuneline.config import (
+    DeploymentConfig,
     PipelineConfig,
     build_config,
     check_sections,
@@ -47,7 +48,7 @@ def form_fields() -> dict[str, dict[str, Any]]:
     A field left at None takes the preset's value.
     """
     presets = sorted(path.stem for path in presets_dir().glob("*.yaml"))
-    engines = ["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"]
+    engines = get_args(DeploymentConfig.model_fields["engine"].annotation)
     return {
         "data": {
             "type": "string",

@@ -145,7 +145,7 @@ def run(ctx: StepContext) -> Evidence:
     outcome = count(votes, key.pairs)
     summary = (
         f"{', '.join(outcome.reviewers)} preferred the tuned model on {outcome.wins} of "
-        f"{outcome.pairs} pairs and the base on {outcome.losses}, with {outcome.ties} ties; "
+        f"{outcome.pairs} pairs and the base on {outcome.losses}, {outcome.ties} tied; "
         f"win rate {outcome.win_rate.text()}, sign test p = {outcome.p_value:.3f}"
     )
     return ctx.conclude(summary, judge(outcome, len(shown.pairs)))
