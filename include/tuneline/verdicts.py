@@ -23,11 +23,8 @@ class ItemStatus:
     """One row of the checklist.
 
     Attributes:
-        item: the item's id.
-        phase: its phase.
-        severity: its severity.
         verdict: the verdict after gate, audit and waivers.
-        summary: one sentence from its evidence.
+        summary: one sentence from the item's evidence.
         because: the broken limits, or why it was waived or not run.
     """
 

@@ -13,14 +13,7 @@ _REVIEW_SCHEMA = "tuneline/review/1"
 
 
 class AnswerPair(BaseModel):
-    """The answers of both models to one hold-out row.
-
-    Attributes:
-        row_id: the row.
-        expected: its own answer.
-        base: the answer of the base model.
-        tuned: the answer of the candidate.
-    """
+    """The answers of both models to one hold-out row, and the one that is expected."""
 
     row_id: str
     expected: str = ""
@@ -34,14 +27,7 @@ class AnswerPair(BaseModel):
 
 
 class ReviewPair(BaseModel):
-    """One question and two answers, as reviewers see them.
-
-    Attributes:
-        pair: its number, from 1.
-        prompt: the question.
-        A: the answer on side A.
-        B: the answer on side B.
-    """
+    """One question and two answers, as reviewers see them; numbered from 1."""
 
     pair: int
     prompt: str
@@ -50,15 +36,7 @@ class ReviewPair(BaseModel):
 
 
 class ReviewSheet(BaseModel):
-    """What reviewers see.
-
-    Attributes:
-        schema_: the document's format.
-        review_id: the review that pairs, key and votes belong to.
-        instructions: how to choose.
-        choices: what may be chosen.
-        pairs: the blind pairs.
-    """
+    """The document that reviewers see; its `review_id` is also in the key."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -70,14 +48,7 @@ class ReviewSheet(BaseModel):
 
 
 class KeyEntry(BaseModel):
-    """The models behind one pair.
-
-    Attributes:
-        pair: the pair's number.
-        row_id: the hold-out row.
-        A: the model whose answer is on side A.
-        B: the model whose answer is on side B.
-    """
+    """The models on the two sides of one pair, and its hold-out row."""
 
     pair: int
     row_id: str
@@ -86,13 +57,7 @@ class KeyEntry(BaseModel):
 
 
 class ReviewKey(BaseModel):
-    """Which model is on which side of each pair; reviewers must not see it.
-
-    Attributes:
-        schema_: the document's format.
-        review_id: the review that pairs, key and votes belong to.
-        pairs: one entry for each pair.
-    """
+    """The models behind all pairs; reviewers must not see it."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -102,13 +67,7 @@ class ReviewKey(BaseModel):
 
 
 class Vote(BaseModel):
-    """The choice of one reviewer on one pair.
-
-    Attributes:
-        pair: the pair's number.
-        choice: `A`, `B` or `tie`.
-        reviewer: who chose.
-    """
+    """The choice of one reviewer on one pair: `A`, `B` or `tie`."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -11,11 +11,8 @@ class RecordedWaiver(BaseModel):
     """A failure that somebody accepts.
 
     Attributes:
-        item: the item that may fail.
-        reason: why its failure is acceptable.
-        by: who started the run with this waiver; None if a schedule did.
-        at: when it was recorded, RFC 3339.
-        critical_approved_by: who approved the waiver of a critical item.
+        by: the user who started the run with this waiver; None if a schedule did.
+        critical_approved_by: the user who approved the waiver of a critical item.
     """
 
     item: str
@@ -32,14 +29,7 @@ class Waivers(BaseModel):
 
 
 class Approval(BaseModel):
-    """An answer to a question that the run asked a person.
-
-    Attributes:
-        subject: the task that asked.
-        decision: the answer.
-        by: who answered.
-        at: when, RFC 3339.
-    """
+    """The answer of a person to the task `subject`."""
 
     subject: str
     decision: str

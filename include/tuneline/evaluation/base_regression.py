@@ -10,8 +10,10 @@ would decide by chance and is refused.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.general_questions import Question, check_answer, load_questions
@@ -27,14 +29,7 @@ MAX_DETECTABLE_DROP = 0.15
 
 @dataclass(frozen=True)
 class CategoryRow:
-    """The share of right answers of both models in one category.
-
-    Attributes:
-        category: the category.
-        questions: number of its questions.
-        base: share that the base answers right.
-        tuned: share that the candidate answers right.
-    """
+    """The share of right answers of both models in one category."""
 
     category: str
     questions: int
@@ -51,14 +46,13 @@ def choose_questions(questions: Sequence[Question], count: int | None) -> list[Q
     """Return `count` questions, taken from each category in turn; None takes every one."""
     if count is None or count >= len(questions):
         return list(questions)
-    groups: dict[str, list[Question]] = {}
+    seen: Counter[str] = Counter()
+    places = []
     for question in questions:
-        groups.setdefault(question.category, []).append(question)
-    places = max(len(group) for group in groups.values())
-    ordered = [
-        group[place] for place in range(places) for group in groups.values() if place < len(group)
-    ]
-    return ordered[:count]
+        places.append(seen[question.category])
+        seen[question.category] += 1
+    ordered = sorted(zip(places, questions, strict=True), key=itemgetter(0))
+    return [question for _, question in ordered][:count]
 
 
 def by_category(

@@ -30,15 +30,7 @@ CHOICES = ("A", "B", "tie")
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a review by pair: the majority of its votes decides a pair.
-
-    Attributes:
-        wins: pairs on which the tuned model is preferred.
-        losses: pairs on which the base is preferred.
-        ties: pairs without a preference.
-        reviewers: names of those who voted, in order.
-        votes: number of votes that count.
-    """
+    """The pairs that the tuned model won, lost and tied, each by the majority of its votes."""
 
     wins: int
     losses: int

@@ -13,14 +13,7 @@ from tuneline.serving.engines.identity import query_gpus
 
 @dataclass(frozen=True)
 class Machine:
-    """The hardware that a latency depends on.
-
-    Attributes:
-        cpu: model name of the processor.
-        cores: cores that this process may use.
-        memory_gib: main memory, GiB.
-        gpus: names of the GPUs.
-    """
+    """The hardware that a latency depends on; `cores` are those that this process may use."""
 
     cpu: str
     cores: int

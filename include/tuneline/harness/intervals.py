@@ -17,14 +17,7 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % confidence interval and standard error.
-
-    Attributes:
-        value: the estimate.
-        lower: lower end of the interval.
-        upper: upper end of the interval.
-        error: standard error.
-    """
+    """An estimate with its 95 % confidence interval and standard error."""
 
     value: float
     lower: float

@@ -37,12 +37,7 @@ QUIET_LOAD = 0.5
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A GGUF file and its hash.
-
-    Attributes:
-        path: the file.
-        sha256: its SHA-256.
-    """
+    """A GGUF file and its hash."""
 
     path: Path
     sha256: str
@@ -67,10 +62,7 @@ class Candidate:
 class Answers:
     """The answers of both models to the same prompts, in their order.
 
-    Attributes:
-        base: the answers of the base.
-        tuned: the answers of the candidate.
-        base_cached: True if those of the base came from the cache.
+    `base_cached` is True if those of the base came from the cache.
     """
 
     base: list[str]

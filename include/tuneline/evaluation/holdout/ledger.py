@@ -26,17 +26,7 @@ HARMLESS: frozenset[str] = frozenset({"score", "review"})
 
 @dataclass(frozen=True)
 class Access:
-    """One access to a hold-out.
-
-    Attributes:
-        at: the time, RFC 3339.
-        purpose: what the rows were read for; see `Purpose`.
-        run: URI of the run.
-        step: the step that read.
-        candidate_sha256: hash of the model file that was judged.
-        rows: number of rows.
-        airflow: the Airflow task, None without Airflow.
-    """
+    """One access to a hold-out, by a step of the run with the URI `run`."""
 
     at: str
     purpose: str

@@ -17,12 +17,7 @@ WITHIN = 0.9
 
 @dataclass(frozen=True)
 class Objective:
-    """The service level: a request is good if both limits hold.
-
-    Attributes:
-        max_ttft: limit of the time to the first token, in seconds.
-        max_tpot: limit of the time per output token, in seconds.
-    """
+    """The service level: a request is good if both limits, in seconds, hold."""
 
     max_ttft: float
     max_tpot: float
@@ -41,22 +36,12 @@ class Level:
     """One row of the table; times in seconds.
 
     Attributes:
-        concurrency: requests under way at once.
-        requests: number of requests.
-        failed: number of them that failed.
-        ttft_p50: median time to the first token.
-        ttft_p95: its 95th percentile.
-        tpot_p50: median time per output token.
-        tpot_p95: its 95th percentile.
-        tokens_per_s: output tokens per second, of all requests together.
-        requests_per_s: answered requests per second.
         goodput_per_s: requests per second that met the objective.
         within_share: share of the requests that met the objective.
         batch: mean number of requests in a decoding step by the engine's own counters; less
             than the concurrency if the engine has fewer slots.
         prompt_tokens: mean tokens of a prompt.
         cached_share: share of the prompt tokens that came from the prefix cache.
-        errors: messages of the failed requests, each once.
     """
 
     concurrency: int
@@ -156,12 +141,7 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
 
 @dataclass(frozen=True)
 class DecodeCounters:
-    """The engine's running counters.
-
-    Attributes:
-        steps: decoding steps.
-        busy: requests in all of them together.
-    """
+    """The engine's counters: decoding steps, and the requests in all of them together."""
 
     steps: float
     busy: float
