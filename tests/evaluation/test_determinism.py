@@ -7,7 +7,7 @@ from tests.lab.runs import broken, value
 from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import UserError
-from tuneline.evaluation.determinism import Repeats, identical_bytes, judge
+from tuneline.evaluation.determinism import Repeats, identical_share, judge
 from tuneline.serving.client.client import EngineClient
 
 
@@ -20,7 +20,7 @@ def test_other_prose_is_the_same_structure_and_another_label_is_not():
     prose = Repeats("a", (first, first), (first, answer("login", "No.")))
     label = Repeats("b", (first, first), (first, answer("billing", "Yes.")))
     assert [m.ok for m in judge([prose], "intent", 1.0) if m.rule] == [True, True]
-    assert identical_bytes([prose], "batched") == 0.5
+    assert identical_share([prose], "batched") == 0.5
     found = judge([prose, label], "intent", 1.0)
     assert broken(found) == {"identical_structure_batched"}
     assert {m.name: m.value for m in found}["identical_structure_batched"] == 0.75

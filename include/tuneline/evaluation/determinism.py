@@ -9,8 +9,9 @@ since callers act on that; the share of equal bytes is reported beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tuneline.data.tables.rows import Row
 from tuneline.evidence import Evidence, Measurement, measure
@@ -41,38 +42,39 @@ class Repeats:
         return self.alone[1:] if mode == "alone" else self.batched
 
 
-def identical_share(repeats: Sequence[Repeats], mode: str, label_field: str | None) -> float:
-    """Return the share of repeats whose parsed structure is that of the reference.
+def identical_share(
+    repeats: Sequence[Repeats], mode: str, view: Callable[[str], str] = str
+) -> float:
+    """Return the share of repeats that are equal to their reference.
 
     Args:
         repeats: answers by prompt, at least one.
         mode: `alone` or `batched`.
-        label_field: the field of a JSON answer that holds the class.
+        view: the part of an answer that is compared; by default all of it.
     """
     same = [
-        structure_of(text, label_field) == structure_of(entry.alone[0], label_field)
-        for entry in repeats
-        for text in entry.compared(mode)
+        view(text) == view(entry.alone[0]) for entry in repeats for text in entry.compared(mode)
     ]
-    return sum(same) / len(same)
-
-
-def identical_bytes(repeats: Sequence[Repeats], mode: str) -> float:
-    """Return the share of repeats whose bytes are those of the reference."""
-    same = [text == entry.alone[0] for entry in repeats for text in entry.compared(mode)]
-    return sum(same) / len(same)
+    return round(sum(same) / len(same), 4)
 
 
 def judge(
     repeats: Sequence[Repeats], label_field: str | None, min_share: float
 ) -> list[Measurement]:
-    """Compare both shares, alone and batched, with the configured limit."""
+    """Compare the answers' structure, alone and batched, with the configured limit.
+
+    Args:
+        repeats: answers by prompt, at least one.
+        label_field: the field of a JSON answer that holds the class.
+        min_share: the smallest share of repeats with the structure of their reference.
+    """
+    structure = partial(structure_of, label_field=label_field)
     found = []
     for mode in ("alone", "batched"):
-        value = round(identical_share(repeats, mode, label_field), 4)
+        same = identical_share(repeats, mode, structure)
         found += [
-            measure(f"identical_structure_{mode}", value, "share", ">=", min_share),
-            measure(f"identical_bytes_{mode}", round(identical_bytes(repeats, mode), 4), "share"),
+            measure(f"identical_structure_{mode}", same, "share", ">=", min_share),
+            measure(f"identical_bytes_{mode}", identical_share(repeats, mode), "share"),
         ]
     return found
 
