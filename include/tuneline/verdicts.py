@@ -5,17 +5,18 @@ A critical item that fails or was not run stops the release.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import BaseModel
+
+from tuneline.artifacts.artifact import Document
 from tuneline.artifacts.people import WAIVERS, RecordedWaiver
 from tuneline.catalogue import ITEMS, Item, Severity, get_item
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Verdict, conclude, worse
 from tuneline.run import Run
-from tuneline.store import NotThere
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class ItemStatus:
     def as_dict(self) -> dict[str, Any]:
         """Return the row of `tuneline checklist --json`."""
         return asdict(self)
+
+
+class _Gate(BaseModel):
+    """The fields of `gate.json` that decide."""
+
+    verdict: Verdict
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -134,11 +142,9 @@ def _rounded(value: Any) -> str:
 def _second_opinions(run: Run, item: Item) -> list[_Opinion]:
     """Return what the gate and the final audit found on an item."""
     opinions = []
-    try:
-        gate = json.loads(run.store.get_bytes(run.step_key(item.id, "gate.json")))
-        opinions.append(_Opinion("the gate", Verdict(gate["verdict"]), str(gate["summary"])))
-    except NotThere:
-        pass
+    gate = Document(item.id, "gate.json", _Gate).find(run)
+    if gate is not None:
+        opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
     try:
         audit = run.entry("final_audit").measurements
     except UserError:

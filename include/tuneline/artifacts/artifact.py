@@ -37,8 +37,8 @@ class Artifact:
         """Fetch the file, verified against the hash that its step recorded.
 
         Raises:
-            UserError: the step has not been run, or left no such file.
-            CorruptObject: the bytes are not the recorded ones.
+            UserError: if the step has not been run, or left no such file.
+            CorruptObject: if the bytes are not the recorded ones.
         """
         return ctx.input(self.step, self.name)
 
@@ -46,7 +46,7 @@ class Artifact:
         """Return True if the step has left the file.
 
         Raises:
-            UserError: the step has not been run.
+            UserError: if the step has not been run.
         """
         return ctx.has(self.step, self.name)
 
@@ -100,8 +100,8 @@ class Document(Artifact, Generic[Model]):
         """Read the document of an earlier step.
 
         Raises:
-            UserError: the step has not been run, or left no such file.
-            CorruptObject: the file is not what its step writes.
+            UserError: if the step has not been run, or left no such file.
+            CorruptObject: if the file is not what its step writes.
         """
         return self._parse(self.fetch(ctx).read_bytes(), ctx.run)
 
@@ -178,7 +178,7 @@ class RunDocument(Generic[Model]):
         """Read the document, None when it is not there.
 
         Raises:
-            UserError: it is not of the expected form.
+            UserError: if it is not of the expected form.
         """
         if not run.store.exists(self.key(run)):
             return None
