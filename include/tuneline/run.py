@@ -153,14 +153,15 @@ class Run:
         Raises:
             UserError: if the step has not been run.
         """
-        found: Evidence | Record | None = None
-        if not is_helper(step):
-            found = self.find_evidence(step)
-        elif self.store.exists(key := self.step_key(step, "record.json")):
-            found = Record.model_validate_json(self.store.get_bytes(key))
-        if found is None:
-            raise UserError(f"{step} has not been run in {self.uri}; run it first")
-        return found
+        name = "record.json" if is_helper(step) else "evidence.json"
+        key = self.step_key(step, name)
+        try:
+            raw = self.store.get_bytes(key)
+        except NotThere:
+            raise UserError(f"{step} has not been run in {self.uri}; run it first") from None
+        if is_helper(step):
+            return Record.model_validate_json(raw)
+        return load_evidence(raw, self.store.uri_of(key))
 
 
 @dataclass

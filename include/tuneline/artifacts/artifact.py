@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tuneline.errors import UserError
-from tuneline.store import CorruptObject
+from tuneline.store import CorruptObject, NotThere
 
 if TYPE_CHECKING:
     from tuneline.run import Run, StepContext
@@ -107,8 +107,11 @@ class Document(Artifact, Generic[Model]):
 
     def find(self, run: Run) -> Model | None:
         """Read the document from a run's store, None when it is not there."""
-        key = self.key(run)
-        return self._parse(run.store.get_bytes(key), run) if run.store.exists(key) else None
+        try:
+            raw = run.store.get_bytes(self.key(run))
+        except NotThere:
+            return None
+        return self._parse(raw, run)
 
     def write(self, ctx: StepContext, content: Model) -> None:
         """Write the document of this step."""
@@ -180,10 +183,10 @@ class RunDocument(Generic[Model]):
         Raises:
             UserError: if it is not of the expected form.
         """
-        if not run.store.exists(self.key(run)):
-            return None
         try:
             return self.model.model_validate_json(run.store.get_bytes(self.key(run)))
+        except NotThere:
+            return None
         except ValidationError as error:
             raise UserError(f"{self.uri(run)}: {_first(error)}") from None
 
