@@ -120,7 +120,7 @@ def timing_of(result: ChatResult, tokens: int) -> Timing:
         return _failed(
             result.total, f"{made} of {tokens} tokens were generated (finish reason {reason})"
         )
-    # Tokens without text (special ones) give no chunk with content: the wait is all there is.
+    # An answer without any text has no chunk with content; its TTFT is the whole wait.
     first = result.total if result.ttft is None else result.ttft
     return Timing(
         ttft=first,
