@@ -118,7 +118,7 @@ class _OfItem(_Strict):
 
 
 class Record(_Findings, _OfStep):
-    """What a helper step (train, export, …) leaves: evidence without a verdict."""
+    """The file of a helper step (train, export, …): evidence without a verdict (`record.json`)."""
 
 
 class Evidence(_Findings, _OfItem):
