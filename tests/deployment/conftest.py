@@ -10,22 +10,10 @@ import pytest
 from tests.lab.runs import Lab
 from tests.lab.tiny_task import TinyModels, task_rows
 
-from tuneline.evidence import Evidence
-
 
 def files_below(folder: Path, name: str) -> dict[str, Path]:
     """The files of a folder as artifacts below another name."""
     return {f"{name}/{path.name}": path for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def values(evidence: Evidence) -> dict[str, Any]:
-    """The value of each measurement by its name."""
-    return {m.name: m.value for m in evidence.measurements}
-
-
-def broken(evidence: Evidence) -> set[str]:
-    """Names of the measurements that break their rule."""
-    return {m.name for m in evidence.measurements if m.ok is False}
 
 
 @pytest.fixture

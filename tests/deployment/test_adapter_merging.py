@@ -2,8 +2,8 @@ import json
 import shutil
 
 import pytest
-from tests.deployment.conftest import broken, files_below, values
-from tests.lab.runs import Lab
+from tests.deployment.conftest import files_below
+from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import make_tokenizer, task_rows, train
 
 from tuneline.deployment import adapter_merging

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.deployment.conftest import values
+from tests.lab.runs import values
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT, BuildReport
 from tuneline.deployment import build_engine

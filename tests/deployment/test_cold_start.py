@@ -1,4 +1,4 @@
-from tests.deployment.conftest import broken, values
+from tests.lab.runs import broken, values
 
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge

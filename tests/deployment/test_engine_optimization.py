@@ -1,4 +1,4 @@
-from tests.deployment.conftest import broken, values
+from tests.lab.runs import broken, values
 
 from tuneline.deployment import build_engine, engine_optimization
 from tuneline.deployment.engine_optimization import Throughput, judge

@@ -1,6 +1,6 @@
 import signal
 
-from tests.deployment.conftest import broken
+from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
 from tuneline.deployment.probes import trial as probe_trial

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from tests.deployment.conftest import values
+from tests.lab.runs import values
 from tests.lab.tiny_task import task_rows
 
 from tuneline.artifacts.deployment import CHOICE, MODEL

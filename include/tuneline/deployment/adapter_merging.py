@@ -21,11 +21,10 @@ from typing import Any
 
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import VALIDATION, Row
+from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
-from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import base_gguf, base_model, scoring_threads, serve
 from tuneline.models.base_model import read_json
 from tuneline.models.resolver import load_tokenizer
@@ -268,11 +267,7 @@ def measurements_of(found: Findings, decision: str) -> list[Measurement]:
 
 def run(ctx: StepContext) -> Evidence:
     """Compare merged and adapter, in transformers and in the engine, and decide."""
-    rows = dataset_rows(ctx)
-    pool = of_split(rows, VALIDATION)
-    if not pool:
-        raise UserError("parity is measured on validation rows, but the dataset has none")
-    found = compare(ctx, rows, spread(pool, ENGINE_ROWS, ctx.config.training.seed))
+    found = compare(ctx, dataset_rows(ctx), validation_rows(ctx, ENGINE_ROWS))
     decision, reason = decide(
         ctx.config.deployment.multi_tenant,
         found.merged.tokens_per_s,

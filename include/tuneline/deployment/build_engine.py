@@ -19,9 +19,8 @@ from tuneline.artifacts.deployment import (
 )
 from tuneline.artifacts.training import MERGED
 from tuneline.config import DeploymentConfig
-from tuneline.data.tables.rows import VALIDATION
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import dataset_rows, of_split
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
@@ -47,8 +46,7 @@ def load_llama_cpp(ctx: StepContext) -> Record:
         TunelineError: if the engine does not load the file or does not answer.
     """
     shipped = candidate(ctx)
-    rows = of_split(dataset_rows(ctx), VALIDATION)
-    prompt = rows[0].prompt if rows else [{"role": "user", "content": "ping"}]
+    prompt = validation_rows(ctx, 1)[0].prompt
     with serve(shipped.file.path, ctx.config) as server, server.client() as client:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         load_seconds, memory = server.load_seconds, server.memory_bytes()

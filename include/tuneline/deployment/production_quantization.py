@@ -19,13 +19,12 @@ from tuneline.artifacts.deployment import CHOICE, MODEL, Choice
 from tuneline.artifacts.training import CANDIDATE_GGUF, MERGED
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import VALIDATION, Row
-from tuneline.errors import UserError
+from tuneline.data.tables.rows import Row
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.gguf.quantize import quantize
 from tuneline.harness.answers import choose_task, scores
 from tuneline.harness.intervals import paired
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
@@ -287,10 +286,7 @@ def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
 def run(ctx: StepContext) -> Evidence:
     """Measure the variants on validation rows, choose one and store its bytes."""
     limits = ctx.config.deployment
-    pool = of_split(dataset_rows(ctx), VALIDATION)
-    if not pool:
-        raise UserError("variants are judged on validation rows, but the dataset has none")
-    rows = spread(pool, limits.quality_rows, ctx.config.training.seed)
+    rows = validation_rows(ctx, limits.quality_rows)
     files = quantised_files(ctx)
     variants = measure_variants(ctx, files, rows)
     table = [{**asdict(variant), "within_limits": variant.within(limits)} for variant in variants]

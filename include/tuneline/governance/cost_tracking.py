@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.prompts import trial_prompts
+from tuneline.harness.rows import trial_prompts
 from tuneline.run import StepContext
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
