@@ -19,7 +19,7 @@ def execute(lab):
 
 
 def decision_of(lab):
-    return lab.context("prepare_review").read_json("adapter_merging", "decision.json")
+    return lab.document("adapter_merging", "decision.json")
 
 
 def test_a_faithful_merge_passes(exported_lab):

@@ -24,7 +24,7 @@ def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     assert {"variant", "load_seconds", "memory_bytes", "os", "arch", "gpus"} <= set(
         identity.model_dump()
     )
-    engine = lab.context("prepare_review").read_json("build_engine", "engine/engine.json")
+    engine = lab.document("build_engine", "engine/engine.json")
     assert json.loads(engine["answered"])["reply"] == "We look at it."
 
 

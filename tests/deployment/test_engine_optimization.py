@@ -22,7 +22,7 @@ def test_measured_and_built_passes(exported_lab):
     evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
     assert values(evidence)["tokens_per_s_batched"] > 0
-    document = lab.context("prepare_review").read_json("engine_optimization", "engines.json")
+    document = lab.document("engine_optimization", "engines.json")
     engines = {entry["engine"]: entry for entry in document["engines"]}
     assert {"vllm", "sglang", "tgi", "tensorrt_llm", "llama_cpp"} <= set(engines)
     assert all(entry["source"] and entry["reason"] for entry in engines.values())

@@ -21,11 +21,10 @@ def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
     lab = exported_lab()
     evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
-    reader = lab.context("prepare_review")
-    seen = reader.read_json("health_checks", "observations.json")
+    seen = lab.document("health_checks", "observations.json")
     moments = list(dict.fromkeys(entry["moment"] for entry in seen))
     assert moments == "start ready busy hung resumed killed restarted drain".split()
-    spec = reader.read_json("health_checks", "probes.json")
+    spec = lab.document("health_checks", "probes.json")
     command = spec["engine"]["livenessProbe"]["exec"]["command"]
     assert command[:4] == ["python", "-m", "tuneline.serving.probes.engine_probe", "live"]
     assert spec["gateway"]["livenessProbe"]["httpGet"]["path"] == "/v1/health/live"

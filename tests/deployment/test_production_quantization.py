@@ -46,7 +46,7 @@ def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_mod
     assert choice.variant == "q8_0"
     assert choice.sha256 == sha256_file(MODEL.fetch(reader)) == expected
     assert values(evidence)["chosen_sha256"] == expected
-    assert reader.read_json("production_quantization", "choice.json").keys() == {
+    assert lab.document("production_quantization", "choice.json").keys() == {
         "schema",
         "variant",
         "reason",
@@ -54,7 +54,7 @@ def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_mod
         "bytes",
         "judged_on",
     }
-    table = reader.read_json("production_quantization", "variants.json")
+    table = lab.document("production_quantization", "variants.json")
     f16, q8 = table
     assert (f16["name"], q8["name"]) == ("f16", "q8_0")
     assert q8["bytes"] < f16["bytes"]
