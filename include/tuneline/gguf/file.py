@@ -78,14 +78,7 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
     import gguf
 
     types = {tensor.name: gguf.GGMLQuantizationType[tensor.type_name] for tensor in tensors}
-    total = 0
-    for tensor in tensors:
-        block, size = gguf.GGML_QUANT_SIZES[types[tensor.name]]
-        stored = tensor.elements // block * size
-        total += stored
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), stored, raw_dtype=types[tensor.name]
-        )
+    tensor_bytes = _announce(writer, tensors, types)
     rounded, worst = 0, 0.0
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
@@ -116,10 +109,26 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
         bytes=out.stat().st_size,
         types=dict(Counter(tensor.type_name for tensor in tensors)),
         parameters=parameters,
-        bits_per_weight=total * 8 / parameters,
+        bits_per_weight=tensor_bytes * 8 / parameters,
         rounded_values=rounded,
         max_error=worst,
     )
+
+
+def _announce(writer: Any, tensors: Sequence[PlannedTensor], types: dict[str, Any]) -> int:
+    """Add the tensors' names, shapes and types to the header; return the bytes of all tensors."""
+    import gguf
+
+    total = 0
+    for tensor in tensors:
+        kind = types[tensor.name]
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        stored = tensor.elements // block * size
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), stored, raw_dtype=kind
+        )
+        total += stored
+    return total
 
 
 def _encoded(
