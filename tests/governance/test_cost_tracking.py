@@ -56,7 +56,8 @@ def test_real_requests_are_reconciled_and_priced(served_lab):
     usage = lab.document("cost_tracking", "usage.json")
     assert {row["key"]: row["requests"] for row in usage["by_key"]} == REQUESTS
     tokens = sum(row["completion_tokens"] for row in usage["by_key"])
-    assert usage["upstream"]["completion_tokens"] == tokens > 0
+    # The gateway's own ping is in the upstream's totals, but on nobody's bill.
+    assert usage["upstream"]["completion_tokens"] >= tokens > 0
     cost = sum(value(evidence, f"cost_of_{key}") for key in REQUESTS)
     assert cost == pytest.approx(tokens * 1e-6)
     assert value(evidence, "cost_per_request") == pytest.approx(cost / 8)
@@ -126,9 +127,6 @@ def test_tokens_that_passed_the_gateway_by_fail(served_lab, monkeypatch):
     """Ledger and clients agree; only the engine knows of one request more."""
 
     class Bypassed(cost_tracking.LlamaServer):
-        def __exit__(self, *error):
-            super().__exit__(*error)
-
         def client(self, **options):
             client = super().client(**options)
             if getattr(self, "asked", False):
