@@ -23,11 +23,10 @@ log = logging.getLogger("tuneline.gateway")
 
 
 def create_app(config: GatewayConfig) -> Starlette:
-    """The application; its `state.runtime` is the `Runtime`.
+    """Build the application; its `state.runtime` is the `Runtime`.
 
     Raises:
-        UserError: the keys file, the ledger, a tokenizer or the redaction function
-            cannot be used.
+        UserError: see `Runtime`.
     """
     runtime = Runtime(config)
     since = int(time.time())
@@ -98,6 +97,6 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _own_error(request: Request, error: Exception) -> Response:
-    # The server logs the traceback; the client learns only that it was not their fault.
+    # The server logs the traceback; the client gets no details.
     log.error("%s failed: %s", request.url.path, type(error).__name__)
-    return ApiError(500, "The gateway failed.", kind="server_error").response()
+    return ApiError(500, "The gateway failed.").response()

@@ -1,4 +1,4 @@
-"""An upstream's stream on its way to a client: read, counted, passed on."""
+"""A stream of an upstream on its way to a client: read, counted, passed on."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _END_WITHIN_S = 0.2
 class OpenStream:
     """A stream that has begun.
 
-    Deadlines count from the last token, not from the last byte: an engine that hangs
-    behind a web server which still sends keep-alive comments is found all the same.
+    Deadlines count from the last token, not from the last byte: an engine that hangs behind a
+    web server which still sends keep-alive comments is found all the same.
 
     Args:
-        attempt: what is seen goes there.
+        attempt: the attempt that notes what the stream brings.
         response: the open response.
-        hide_logprobs: whether log-probabilities were our wish, not the client's.
+        hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
     def __init__(self, attempt: Attempt, response: httpx.Response, *, hide_logprobs: bool) -> None:
@@ -48,10 +48,10 @@ class OpenStream:
         )
 
     async def begin(self, tokens: int) -> None:
-        """Read until so many tokens are there, or all of a shorter stream.
+        """Read a number of tokens, or all of a shorter stream.
 
         Raises:
-            UpstreamFault: it broke off before that.
+            UpstreamFault: if it broke off before that.
         """
         while max(self.attempt.chunks, len(self.attempt.logprobs)) < tokens and not self._finished:
             await self._advance()
@@ -59,10 +59,10 @@ class OpenStream:
                 raise self._fault
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """What the client gets, piece by piece, without the final `[DONE]`.
+        """Yield the bytes for the client, without the final `[DONE]`.
 
         Raises:
-            UpstreamFault: it broke off; all that came before was yielded.
+            UpstreamFault: if it broke off; all that came before was yielded.
         """
         while True:
             if self._ready:
@@ -76,19 +76,19 @@ class OpenStream:
             await self._advance()
 
     async def release(self) -> None:
-        """Close it; an upstream that is still writing notices and stops."""
+        """Close the stream; an upstream that is still writing notices and stops."""
         with suppress(httpx.HTTPError):
             await self._response.aclose()
 
     async def read_end(self) -> None:
-        """Read what follows the last event, so that the connection can serve again."""
+        """Read the rest after the last event, so that the connection can serve again."""
         with suppress(TimeoutError, httpx.HTTPError):
             async with asyncio.timeout(_END_WITHIN_S):
                 async for _ in self._chunks:
                     pass
 
     async def _advance(self) -> None:
-        """Read one chunk; a fault is kept until what came before it has been passed on."""
+        """Read one chunk; a fault is kept until everything before it has been passed on."""
         try:
             async with asyncio.timeout_at(self._deadline):
                 chunk = await anext(self._chunks)
