@@ -150,16 +150,6 @@ def compare_files(reference: str, logs: Path, p_value: float = 0.01) -> dict[str
         return detect(read_reference(path), read_logs(logs), p_value)
 
 
-def untried(smallest: int) -> Measurement:
-    """Measure a dataset whose prompts are too few to try the detector on.
-
-    Args:
-        smallest: prompts of the smaller of the two held-out splits.
-    """
-    rule: dict[str, Any] = {"rule": ">=", "limit": MIN_WINDOW, "on_breach": "warn"}
-    return measure("smallest_window", smallest, "prompts", **rule)
-
-
 def judge(
     baseline: Baseline, calm: Sequence[Measure], alarmed: Sequence[Measure]
 ) -> list[Measurement]:
@@ -189,11 +179,12 @@ def run(ctx: StepContext) -> Evidence:
     clean = reference["validation"]
     baseline = Baseline(reference["train"], reference["holdout"])
     smallest = min(len(clean), len(baseline.held_out))
-    if smallest < MIN_WINDOW:
+    window = measure("smallest_window", smallest, "prompts", ">=", MIN_WINDOW, on_breach="warn")
+    if not window.ok:
         return ctx.conclude(
             f"the baseline is stored, but {len(clean)} validation and {len(baseline.held_out)} "
             f"hold-out prompts are too few to try the detector (at least {MIN_WINDOW} each)",
-            [untried(smallest)],
+            [window],
         )
     foreign = [question.prompt for question in load_questions()]
     calm = compare(baseline, clean, p_value)

@@ -111,25 +111,7 @@ def audit(
     return findings
 
 
-def sentence(findings: Sequence[Finding], use: Use) -> str:
-    """Return the summary of an audit."""
-    model, *others = findings
-    data = dict.fromkeys(f.license for f in others if f.kind == "dataset")
-    packages = sum(f.kind == "package" for f in others)
-    unclear = "; ".join(f"{f.name}: {f.rule}" for f in findings if f.allowed is not True)
-    # Packages without a rule only warn.
-    stopped = any(f.allowed is not True if f.kind != "package" else _refused(f) for f in findings)
-    return (
-        f"base model {model.license}, dataset {', '.join(data)}, {packages} shipped packages: "
-        + (f"refused or unclear: {unclear[:400]}" if stopped else f"{use} use is allowed")
-    )
-
-
-def _refused(finding: Finding) -> bool:
-    return finding.allowed is False and finding.license != "NOASSERTION"
-
-
-def judge_findings(findings: Sequence[Finding], profile: str) -> list[Measurement]:
+def judge_all(findings: Sequence[Finding], profile: str) -> list[Measurement]:
     """Judge an audit.
 
     Args:
@@ -143,7 +125,7 @@ def judge_findings(findings: Sequence[Finding], profile: str) -> list[Measuremen
     data_allowed = all(f.allowed is True for f in data)
     stated = any(f.allowed is not True and f.license != "NOASSERTION" for f in data)
     breach: Literal["fail", "warn"] = "fail" if profile == "production" or stated else "warn"
-    refused = sum(map(_refused, packages))
+    refused = sum(f.allowed is False and f.license != "NOASSERTION" for f in packages)
     unknown = sum(f.allowed is None or f.license == "NOASSERTION" for f in packages)
     return [
         measure("base_model_license", model.license, "SPDX"),
@@ -172,8 +154,16 @@ def run(ctx: StepContext) -> Evidence:
         writer = csv.writer(handle)
         writer.writerow(field.name for field in fields(Finding))
         writer.writerows(map(astuple, findings))
+    checks = judge_all(findings, config.profile)
+    found = {check.name: check for check in checks}
+    decisive = ("base_model_allowed", "dataset_allowed", "packages_refused")
+    allowed = all(found[name].ok for name in decisive)
+    unclear = "; ".join(f"{f.name}: {f.rule}" for f in findings if f.allowed is not True)
     return ctx.conclude(
-        sentence(findings, use),
-        judge_findings(findings, config.profile),
+        f"base model {found['base_model_license'].value}, "
+        f"dataset {found['dataset_license'].value}, "
+        f"{found['packages_audited'].value} shipped packages: "
+        + (f"{use} use is allowed" if allowed else f"refused or unclear: {unclear[:400]}"),
+        checks,
         rows={"licenses.csv": len(findings)},
     )
