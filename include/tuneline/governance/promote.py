@@ -20,12 +20,12 @@ from tuneline.governance.release.manifest import (
     verify,
     write_release,
 )
-from tuneline.human_answers import APPROVALS
 from tuneline.run import Run, StepContext, now
 from tuneline.store import NotThere
 from tuneline.verdicts import checklist
 
-# The question of the DAG and the answer that allows the release, as `approvals.json` has them.
+# People's answers in Airflow; the question about the release and the answer that allows it.
+APPROVALS = "approvals.json"
 QUESTION, YES = "approve_release", "Approve"
 
 

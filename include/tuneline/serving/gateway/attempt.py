@@ -82,12 +82,9 @@ class Attempt:
             self.outcome = outcome
             self.latency_s = time.perf_counter() - self._clock
 
-    def row(self) -> UsageRow:
-        """Return the ledger's row; count tokens if the upstream reported none."""
-        return self._row
-
     @cached_property
-    def _row(self) -> UsageRow:
+    def row(self) -> UsageRow:
+        """The ledger's row; tokens are counted if the upstream reported none."""
         usage, estimated = self._tokens()
         config = self.upstream.config
         return UsageRow(
@@ -130,6 +127,23 @@ class Attempt:
             completion_tokens=counter.text("".join(self.texts), chunks=self.chunks),
             cached_tokens=0,
         )
+
+
+class Candidate:
+    """The product of an attempt, which a chain serves or leaves.
+
+    Attributes:
+        low: True if its confidence is low.
+        trail: the attempts of its request and their ends.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.low = False
+        self.trail = ""
+
+    async def release(self) -> None:
+        """Release its resources, if it has any."""
 
 
 class Recorder:

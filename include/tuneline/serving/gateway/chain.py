@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
+from tuneline.serving.gateway.attempt import Attempt, Call, Candidate, Recorder
 from tuneline.serving.gateway.confidence import is_low
 from tuneline.serving.gateway.config import LowConfidenceConfig, ModelConfig
 from tuneline.serving.gateway.metrics import Metrics
@@ -26,33 +25,18 @@ from tuneline.serving.gateway.upstream import Upstream
 log = logging.getLogger("tuneline.gateway")
 
 
-class Candidate(Protocol):
-    """The product of an attempt, which the chain serves or leaves."""
-
-    attempt: Attempt
-    low: bool
-    trail: str
-
-    async def release(self) -> None:
-        """Release its resources; it is not served."""
-
-
 C = TypeVar("C", bound=Candidate)
 # A function that asks the attempt's upstream once, and judges the answer if limits are given.
 Ask: TypeAlias = Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]]
 
 
-@dataclass
-class Answer:
-    """A whole answer as the client gets it."""
+class Answer(Candidate):
+    """A whole answer; `content` is what the client gets."""
 
-    attempt: Attempt
-    content: bytes
-    low: bool
-    trail: str = ""
-
-    async def release(self) -> None:
-        """Do nothing: a whole answer holds no resources."""
+    def __init__(self, attempt: Attempt, content: bytes, *, low: bool) -> None:
+        super().__init__(attempt)
+        self.content = content
+        self.low = low
 
 
 class AllFailed(Exception):
@@ -181,7 +165,7 @@ class Chain:
         attempt.end(Outcome.LOW_CONFIDENCE if low else Outcome.OK)
         if limits is not None and not request.wants_logprobs:
             content = without_logprobs(payload)
-        return Answer(attempt, content, low)
+        return Answer(attempt, content, low=low)
 
     async def _open(self, attempt: Attempt, limits: LowConfidenceConfig | None) -> OpenStream:
         request = attempt.call.request

@@ -82,8 +82,9 @@ class UsageRow:
 class Countable(Protocol):
     """An attempt on its way to the ledger."""
 
+    @property
     def row(self) -> UsageRow:
-        """Return the finished row; called in the writer's thread, so it may count tokens."""
+        """The finished row; read in the writer's thread, so it may count tokens."""
 
 
 _COLUMNS = tuple(field.name for field in fields(UsageRow))
@@ -152,12 +153,12 @@ class Ledger(BatchWriter[Countable]):
         """Write the waiting attempts; log those that cannot be written, row by row."""
         left = super().close(timeout_s)
         for attempt in left:
-            log.error("usage not written: %s", json.dumps(asdict(attempt.row())))
+            log.error("usage not written: %s", json.dumps(asdict(attempt.row)))
         self._connection.close()
         return left
 
     def _insert(self, attempts: list[Countable]) -> None:
-        rows = [attempt.row() for attempt in attempts]
+        rows = [attempt.row for attempt in attempts]
         with self._connection:
             self._connection.executemany(
                 _INSERT, [tuple(getattr(row, name) for name in _COLUMNS) for row in rows]

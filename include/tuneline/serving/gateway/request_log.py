@@ -128,7 +128,7 @@ def _line(entry: _Entry, redact: Redact | None) -> dict[str, Any]:
         "served_by": None,
     }
     if attempt is not None:
-        row = attempt.row()
+        row = attempt.row
         line |= {
             "served_by": row.upstream,
             "model_served": row.model_served,

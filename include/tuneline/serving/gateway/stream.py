@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import httpx
 
-from tuneline.serving.gateway.attempt import Attempt
+from tuneline.serving.gateway.attempt import Attempt, Candidate
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import choices_of, without_logprobs
 from tuneline.serving.gateway.sse import DONE, SseParser, event
@@ -19,7 +19,7 @@ from tuneline.serving.gateway.sse import DONE, SseParser, event
 _END_WITHIN_S = 0.2
 
 
-class OpenStream:
+class OpenStream(Candidate):
     """A stream that has begun.
 
     Deadlines count from the last token, not from the last byte: an engine that hangs behind a
@@ -32,9 +32,7 @@ class OpenStream:
     """
 
     def __init__(self, attempt: Attempt, response: httpx.Response, *, hide_logprobs: bool) -> None:
-        self.attempt = attempt
-        self.low = False
-        self.trail = ""
+        super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
         self._chunks = response.aiter_raw()
@@ -115,7 +113,7 @@ class OpenStream:
         except ValueError:
             payload = None
         if not isinstance(payload, dict):
-            raise UpstreamFault(Outcome.BAD_RESPONSE, "an event is no JSON object")
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "an event is not a JSON object")
         choices = choices_of(payload)
         if not choices and "error" in payload:
             raise UpstreamFault(Outcome.UPSTREAM_5XX, "an error in the stream")
