@@ -11,6 +11,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import (
     SCHEMA_FILE,
     Evidence,
+    Record,
     Verdict,
     conclude,
     dump,
@@ -82,6 +83,17 @@ def test_not_applicable_needs_no_measurement():
 def test_dump_and_load():
     evidence = _evidence()
     assert load_evidence(dump(evidence), "here") == evidence
+
+
+def test_the_order_of_the_keys_is_the_published_one():
+    findings = ["summary", "measurements", "inputs", "artifacts", "started_at", "seconds"]
+    findings += ["environment", "airflow"]
+    head = ["schema", "item", "phase", "severity", "verdict"]
+    assert list(json.loads(dump(_evidence()))) == [*head, *findings]
+    record = Record(step="train", phase="training", summary="s", started_at="now", seconds=0.1)
+    assert list(json.loads(dump(record))) == ["schema", "step", "phase", *findings]
+    measurement = ["name", "value", "unit", "rule", "limit", "noise", "ok", "on_breach"]
+    assert list(json.loads(dump(_evidence()))["measurements"][0]) == measurement
 
 
 def test_a_damaged_file_is_named():

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneline import human_answers
+from tuneline.artifacts.evaluation import REVIEW_PAIRS
 from tuneline.config import build_config
 from tuneline.errors import UserError
 from tuneline.run import Run
-from tuneline.verdicts import _waivers
+from tuneline.verdicts import valid_waivers
 
 
 def make_run(tmp_path, waivers=()):
@@ -24,18 +25,18 @@ def test_a_critical_waiver_counts_only_once_a_person_approved_it(tmp_path):
     run = make_run(tmp_path, [CRITICAL, OPTIONAL])
     assert [w.item for w in human_answers.critical_waivers(run)] == ["pii_scrubbing"]
     human_answers.record_waivers(run, "alice")
-    assert set(_waivers(run)) == {"cold_start"}
+    assert set(valid_waivers(run)) == {"cold_start"}
     human_answers.record_waivers(run, "alice", "bob")
-    waivers = _waivers(run)
-    assert waivers["pii_scrubbing"]["critical_approved_by"] == "bob"
-    assert waivers["cold_start"]["critical_approved_by"] is None
-    assert {w["by"] for w in waivers.values()} == {"alice"}
+    waivers = valid_waivers(run)
+    assert waivers["pii_scrubbing"].critical_approved_by == "bob"
+    assert waivers["cold_start"].critical_approved_by is None
+    assert {w.by for w in waivers.values()} == {"alice"}
 
 
 def test_waivers_of_a_run_that_nobody_started_do_not_count(tmp_path):
     run = make_run(tmp_path, [OPTIONAL])
     human_answers.record_waivers(run, None)
-    assert _waivers(run) == {}
+    assert valid_waivers(run) == {}
 
 
 def test_a_run_without_waivers_leaves_no_file(tmp_path):
@@ -54,14 +55,14 @@ def test_approvals_are_kept_in_order(tmp_path):
 
 def prepare_pairs(run, pairs):
     sheet = {"instructions": "Read both.", "pairs": pairs}
-    run.store.put_bytes(run.key(human_answers.REVIEW_PAIRS), json.dumps(sheet).encode())
+    run.store.put_bytes(REVIEW_PAIRS.key(run), json.dumps(sheet).encode())
 
 
 def test_votes_are_stored_under_the_reviewers_name(tmp_path):
     run = make_run(tmp_path)
     prepare_pairs(run, [{"pair": n, "prompt": "q", "A": "a", "B": "b"} for n in (1, 2, 3)])
     assert human_answers.record_votes(run, "1 A\n2: b\npair 3 - Tie\n", "dora") == 3
-    kept = json.loads(run.store.get_bytes(run.key(human_answers.REVIEW_VOTES)))["votes"]
+    kept = json.loads(run.store.get_bytes(run.key("evaluation/review_votes.json")))["votes"]
     assert kept == [
         {"pair": 1, "choice": "A", "reviewer": "dora"},
         {"pair": 2, "choice": "B", "reviewer": "dora"},

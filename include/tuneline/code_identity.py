@@ -1,4 +1,4 @@
-"""Which code a run is made by: a git commit, an image's build argument, or a hash of the files."""
+"""Identify the code of a run: a git commit, an image's build argument, or a hash of the files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def code_identity(root: Path | None = None) -> dict[str, Any]:
     """Identify the code that runs.
 
     Args:
-        root: the project's folder; the running code's own by default.
+        root: the project's folder; by default that of the running code.
 
     Returns:
-        `source` (git, image or files), `commit` (None when there is none), `dirty`
-        (whether tracked files differ from the commit), `tree_sha256` over the Python files
-        and configuration, and a `note` for a person.
+        `source` (git, image or files), `commit` (None without one), `dirty` (True if files
+        differ from the commit), `tree_sha256` of the Python files and configuration, and a
+        `note` for a person.
     """
     root = root or project_root()
     identity: dict[str, Any] = {"commit": None, "dirty": None, "tree_sha256": tree_sha256(root)}
     head = _git(root, "rev-parse", "HEAD")
     top = _git(root, "rev-parse", "--show-toplevel")
-    # A tarball unpacked inside somebody else's repository is not of that commit.
+    # A tarball unpacked inside another repository does not belong to its commit.
     if head and top and Path(top).resolve() == root:
         changes = _git(root, "status", "--porcelain", "--untracked-files=normal") or ""
         dirty = bool(changes)
@@ -47,12 +47,12 @@ def code_identity(root: Path | None = None) -> dict[str, Any]:
     return {
         **identity,
         "source": "files",
-        "note": "no git history here (a tarball?): known by the hash of its files alone",
+        "note": "no git history here (a tarball?); only the hash of the files identifies it",
     }
 
 
 def tree_sha256(root: Path) -> str:
-    """SHA-256 over the project's code: path and bytes of each file, in order."""
+    """Return the SHA-256 of the project's code: path and bytes of each file, in order."""
     digest = hashlib.sha256()
     folders = ("include", "dags", "plugins", "config")
     files = (

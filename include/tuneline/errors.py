@@ -1,4 +1,4 @@
-"""The two kinds of error a step may end with, and their exit codes."""
+"""The kinds of error that a step may end with, and their exit codes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ EXIT_RETRY = 75
 
 
 class TunelineError(Exception):
-    """Something went wrong that a person can read in one sentence."""
+    """An error with a message of one sentence for a person."""
 
     exit_code = EXIT_FAILED
 
 
 class UserError(TunelineError):
-    """The input or the configuration is wrong; trying again changes nothing.
+    """An error in the input or the configuration; trying again changes nothing.
 
     The message says what is wrong, where (file and line, field) and what to do.
     """
@@ -28,21 +28,21 @@ class UserError(TunelineError):
 
 
 class RetryableError(TunelineError):
-    """The surroundings failed (network, disk, a busy server); trying again may help."""
+    """A failure of the surroundings (network, disk, a busy server); trying again may help."""
 
     exit_code = EXIT_RETRY
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, which is what a person can use; its type where it has none."""
+    """Return the first line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def disk_full(error: OSError) -> RetryableError | None:
-    """An error's sentence when the disk is the reason; None when it is something else.
+    """Return the error to raise if a disk is full or read-only, None for any other error.
 
-    The net below what names the file and the step itself.
+    It catches what no step reported with its own message.
     """
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None

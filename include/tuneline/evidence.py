@@ -1,4 +1,4 @@
-"""Evidence: what a step measured and the verdict that follows from it.
+"""Evidence: the measurements of a step and the verdict that follows from them.
 
 A verdict without a measurement does not exist: `Evidence` refuses to be built
 as a pass, warn or fail unless at least one measurement has a rule.
@@ -54,7 +54,7 @@ _RANK = {
 
 
 def worse(a: Verdict, b: Verdict) -> Verdict:
-    """The worse of two verdicts."""
+    """Return the worse of two verdicts."""
     return a if _RANK[a] >= _RANK[b] else b
 
 
@@ -90,7 +90,7 @@ class FileRef(_Strict):
 
 
 class _Findings(_Strict):
-    """What the files of items and of helper steps have in common."""
+    """The fields that the files of items and of helper steps share."""
 
     summary: str
     measurements: list[Measurement] = []
@@ -102,7 +102,7 @@ class _Findings(_Strict):
     airflow: dict[str, Any] | None = None
 
 
-# Whose findings they are comes first in the files: pydantic begins with the last base's fields.
+# In the files the step comes before its findings: pydantic begins with the last base's fields.
 class _OfStep(_Strict):
     schema_: Literal["tuneline/record/1"] = Field(default=RECORD_SCHEMA, alias="schema")
     step: str
@@ -118,7 +118,7 @@ class _OfItem(_Strict):
 
 
 class Record(_Findings, _OfStep):
-    """What a helper step (train, export, …) leaves: evidence without a verdict."""
+    """The file of a helper step (train, export, …): evidence without a verdict (`record.json`)."""
 
 
 class Evidence(_Findings, _OfItem):
@@ -135,7 +135,7 @@ class Evidence(_Findings, _OfItem):
 
 
 def holds(value: Scalar, rule: Rule, limit: Scalar | Sequence[Scalar]) -> bool:
-    """Whether `value rule limit` is true. A NaN or missing value never holds."""
+    """Return True if `value rule limit` is true; a NaN or missing value never holds."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if rule == "in":
@@ -165,18 +165,18 @@ def measure(
     """State a measurement and, with a rule, whether it holds.
 
     Args:
-        name: what was measured, in snake_case.
+        name: the measurement's name, in snake_case.
         value: the number, flag or text.
         unit: its unit ("rows", "s", "share", "nats", …).
-        rule: how `value` must stand to `limit`; None for a number that informs only.
+        rule: the comparison of `value` with `limit`; None for a number that only informs.
         limit: the limit, in the unit of `value`.
-        noise: standard error of `value`, where it is noisy.
-        tolerance: the distance that the limit leaves for harmless change (an allowed drop,
-            say). A tolerance below the noise would decide by chance and is refused.
-        on_breach: whether breaking the rule fails the item or only warns.
+        noise: the standard error of a noisy `value`.
+        tolerance: the harmless change that the limit allows (such as an allowed drop). A
+            tolerance below the noise would decide by chance and is refused.
+        on_breach: the verdict on a broken rule.
 
     Raises:
-        UserError: the tolerance is tighter than the noise.
+        UserError: if the tolerance is tighter than the noise.
     """
     if noise is not None and tolerance is not None and tolerance < noise:
         raise UserError(
@@ -186,7 +186,7 @@ def measure(
     frozen = list(limit) if isinstance(limit, Sequence) and not isinstance(limit, str) else limit
     return Measurement(
         name=name,
-        value=_plain(value),
+        value=_for_json(value),
         unit=unit,
         rule=rule,
         limit=frozen,
@@ -196,8 +196,8 @@ def measure(
     )
 
 
-def _plain(value: Any) -> Scalar:
-    """Turn a NumPy scalar into Python's own, and NaN or infinity into text JSON can hold."""
+def _for_json(value: Any) -> Scalar:
+    """Turn a NumPy scalar into Python's type, and NaN or infinity into text for JSON."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -206,7 +206,7 @@ def _plain(value: Any) -> Scalar:
 
 
 def conclude(measurements: Sequence[Measurement]) -> Verdict:
-    """The verdict that follows from measurements: the worst that a broken rule asks for."""
+    """Return the verdict of measurements: the worst that a broken rule asks for."""
     broken = [m for m in measurements if m.ok is False]
     if any(m.on_breach == "fail" for m in broken):
         return Verdict.FAIL
@@ -221,7 +221,7 @@ def _validator() -> Any:
 
 
 def dump(entry: Evidence | Record) -> bytes:
-    """Serialise evidence, checked against the published JSON Schema."""
+    """Serialise an evidence or a record; evidence is checked against its published schema."""
     document = entry.model_dump(mode="json", by_alias=True)
     if isinstance(entry, Evidence):
         _validator().validate(document)
@@ -231,8 +231,12 @@ def dump(entry: Evidence | Record) -> bytes:
 def load_evidence(raw: bytes, where: str) -> Evidence:
     """Parse an evidence file.
 
+    Args:
+        raw: its bytes.
+        where: its place, for an error.
+
     Raises:
-        UserError: it is not a valid evidence file; `where` names it.
+        UserError: if it is not a valid evidence file.
     """
     try:
         document = json.loads(raw)
@@ -244,7 +248,7 @@ def load_evidence(raw: bytes, where: str) -> Evidence:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the evidence file, as published in `evidence.schema.json`."""
+    """Return the JSON Schema of the evidence file, as published in `evidence.schema.json`."""
     schema = Evidence.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["required"] = sorted(

@@ -16,14 +16,14 @@ def guarded(work: Callable[[], int]) -> int:
     """Run a command and turn its errors into one sentence on stderr.
 
     Returns:
-        What the command returned, or the exit code of the error that it raised.
+        The command's exit code, or that of the error that it raised.
     """
     try:
         return work()
     except TunelineError as error:
         return _report(error)
     except BrokenPipeError:
-        # `tuneline … | head` closed the pipe: no error of ours.
+        # `tuneline … | head` closed the pipe, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except OSError as error:
@@ -37,7 +37,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _report(error: TunelineError) -> int:
-    """Say what went wrong, here and in the container's termination message.
+    """Report an error on stderr and in the container's termination message.
 
     Kubernetes shows the message in the pod's status, where the retry policy reads it.
     """
@@ -48,7 +48,7 @@ def _report(error: TunelineError) -> int:
 
 
 def leave_termination_message(text: str) -> None:
-    """Write the container's termination message, where there is a place for it."""
+    """Write the container's termination message, if it has a file for it."""
     target = Path(os.environ.get("TERMINATION_MESSAGE_PATH", "/dev/termination-log"))
     # Kubernetes keeps 4096 bytes of it.
     if target.exists() or "TERMINATION_MESSAGE_PATH" in os.environ:

@@ -1,14 +1,15 @@
-"""Start a run: the fields of the trigger form, and the run that they describe."""
+"""Start a run from the fields of the trigger form."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from tuneline.code_identity import code_identity
 from tuneline.config import (
+    DeploymentConfig,
     PipelineConfig,
     build_config,
     check_sections,
@@ -42,12 +43,12 @@ _TRACKERS = {
 
 
 def form_fields() -> dict[str, dict[str, Any]]:
-    """The fields of the trigger form: JSON Schema keywords and a default for each.
+    """Return the fields of the trigger form: JSON Schema keywords and a default for each.
 
-    A field left at None takes what the preset says.
+    A field left at None takes the preset's value.
     """
     presets = sorted(path.stem for path in presets_dir().glob("*.yaml"))
-    engines = ["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"]
+    engines = get_args(DeploymentConfig.model_fields["engine"].annotation)
     return {
         "data": {
             "type": "string",
@@ -72,7 +73,7 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "type": ["string", "null"],
             "default": None,
             "title": "Target hardware",
-            "description": "What production runs on; latency measured elsewhere only warns.",
+            "description": "Hardware of production; latency measured elsewhere only warns.",
         },
         "engine": {
             "type": ["string", "null"],
@@ -101,7 +102,7 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "type": ["string", "null"],
             "default": "",
             "title": "Reason",
-            "description": "Why this run is started; it goes into the manifest.",
+            "description": "Why this run is started; kept in the manifest.",
         },
         "overrides": {
             "type": ["string", "null"],
@@ -119,11 +120,11 @@ def config_from_fields(
     """Build the configuration that a filled form describes.
 
     Args:
-        fields: values of `form_fields()`, those left out take their defaults.
-        where: what an error names as the place of a wrong setting.
+        fields: values of `form_fields()`; a missing one takes its default.
+        where: the place of a wrong setting, for an error.
 
     Raises:
-        UserError: an unknown field, no dataset, or a setting that `PipelineConfig` refuses.
+        UserError: if a field is unknown, no dataset is named, or a setting is refused.
     """
     known = form_fields()
     unknown = sorted(set(fields) - set(known))
@@ -160,14 +161,15 @@ def create_run(
     """Validate a filled form and create the run in the store.
 
     Args:
-        fields: values of `form_fields()`, those left out take their defaults.
+        fields: values of `form_fields()`; a missing one takes its default.
         store: URI of the store.
-        run_id: name of the run; letters that a path or an S3 key can't bear are replaced.
-        meta: what else `run.json` shall say (the Airflow run, the user).
-        where: what an error names as the place of a wrong setting.
+        run_id: name of the run; characters that a path or S3 key can't hold are replaced.
+        meta: further fields of `run.json` (the Airflow run, the user).
+        where: the place of a wrong setting, for an error.
 
     Raises:
-        UserError: the form is wrong, dataset or base model can't be one, the run id is taken.
+        UserError: if the form is wrong, dataset or base model can't be used, or the run id is
+            taken by a run with another configuration.
     """
     config = config_from_fields(fields, where)
     check_inputs(config)
@@ -176,13 +178,13 @@ def create_run(
 
 
 def check_inputs(config: PipelineConfig) -> None:
-    """Refuse what can be no dataset or base model, or an adapter that its engine can't load.
+    """Refuse a dataset or base model that can't be one, or an adapter that no engine loads.
 
-    It comes before anything starts, so only what this machine can tell without fetching
-    anything is looked at.
+    It runs before anything starts, so it fetches nothing and checks only what this machine
+    can see.
 
     Raises:
-        UserError: with what is wrong and where.
+        UserError: if one of them is refused.
     """
     from tuneline.models import check_address
     from tuneline.serving.engines.adapter_limits import refuse_unservable
@@ -194,10 +196,10 @@ def check_inputs(config: PipelineConfig) -> None:
 
 
 def check_source(addresses: Sequence[str]) -> None:
-    """Refuse a local dataset that can be none, before anything starts.
+    """Refuse a single local file that can't be a dataset.
 
     Raises:
-        UserError: with what is wrong and where.
+        UserError: if it is refused.
     """
     files = find_here(addresses)
     if len(files) == len(addresses) == 1 and files[0].local is not None:
@@ -205,7 +207,7 @@ def check_source(addresses: Sequence[str]) -> None:
 
 
 def safe_run_id(run_id: str) -> str:
-    """A run id without characters that paths or S3 keys can't bear."""
+    """Return a run id without characters that paths or S3 keys can't hold."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).strip("-.")
     if not cleaned:
         raise UserError(f"run id {run_id!r} has no usable characters; use letters and digits")
@@ -213,5 +215,5 @@ def safe_run_id(run_id: str) -> str:
 
 
 def new_run_id() -> str:
-    """A run id from the clock."""
+    """Return a run id made from the time."""
     return datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line every few seconds in a log."""
+"""Show the progress of long work: a bar in a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Often enough to see life in a task log, rare enough not to fill it.
+# Often enough to show life in a task log, rarely enough not to fill it.
 LOG_SECONDS = 10.0
 
 
 def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    """Yield the items and show how far it is.
+    """Yield the items and show the progress.
 
     Args:
-        items: what to iterate over.
-        total: how many there are, None when unknown.
-        what: what is being done.
+        items: the items.
+        total: their number, None if unknown.
+        what: the name of the work.
     """
     if sys.stderr.isatty():
         from rich.console import Console

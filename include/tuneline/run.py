@@ -1,4 +1,4 @@
-"""A run in the store, and the context in which one of its steps works."""
+"""A run in the store, and the context of one of its steps."""
 
 from __future__ import annotations
 
@@ -38,13 +38,20 @@ _REPORTED_PACKAGES = (
 
 
 def now() -> str:
-    """The time in UTC, RFC 3339."""
+    """Return the time in UTC, RFC 3339."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: a prefix in a store and its configuration."""
+    """One run.
+
+    Attributes:
+        store: the store.
+        prefix: the run's prefix in it, `runs/<run_id>`.
+        config: the run's configuration.
+        meta: the content of `run.json`.
+    """
 
     store: Store
     prefix: str
@@ -67,11 +74,17 @@ class Run:
     ) -> Run:
         """Create a run: write `config.json` and `run.json`.
 
-        Creating the same run again with the same configuration is fine (a retried task
-        does); with another one it is refused.
+        A retried task creates its run again; that is refused only if the configuration
+        differs.
+
+        Args:
+            store_uri: the store.
+            run_id: the run's name.
+            config: the configuration.
+            meta: further fields of `run.json`.
 
         Raises:
-            UserError: the run exists with another configuration.
+            UserError: if the run exists with another configuration.
         """
         store = open_store(store_uri)
         prefix = f"runs/{run_id}"
@@ -99,7 +112,7 @@ class Run:
         """Open a run by its URI.
 
         Raises:
-            UserError: there is no run, or it was made for another contract version.
+            UserError: if there is no such run, or it was made for another contract version.
         """
         root, separator, run_id = uri.rstrip("/").rpartition("/runs/")
         if not separator or "/" in run_id:
@@ -119,15 +132,15 @@ class Run:
         return cls(store, prefix, validate_config(config, f"{uri}/config.json"), meta)
 
     def key(self, *parts: str) -> str:
-        """A key below the run."""
+        """Return a key below the run."""
         return "/".join((self.prefix, *parts))
 
     def step_key(self, step: str, name: str = "") -> str:
-        """A key below a step's folder."""
+        """Return a key below a step's folder; without a name, that of the folder."""
         return self.key(get_step(step).phase, step, *([name] if name else []))
 
     def find_evidence(self, item: str) -> Evidence | None:
-        """An item's evidence, or None when the item has not been run."""
+        """Return an item's evidence, or None if the item has not been run."""
         key = self.step_key(item, "evidence.json")
         try:
             return load_evidence(self.store.get_bytes(key), self.store.uri_of(key))
@@ -135,28 +148,35 @@ class Run:
             return None
 
     def entry(self, step: str) -> Evidence | Record:
-        """The evidence of an item, or the record of a helper step.
+        """Return the evidence of an item, or the record of a helper step.
 
         Raises:
-            UserError: the step has not been run.
+            UserError: if the step has not been run.
         """
+        name = "record.json" if is_helper(step) else "evidence.json"
+        key = self.step_key(step, name)
+        try:
+            raw = self.store.get_bytes(key)
+        except NotThere:
+            raise UserError(f"{step} has not been run in {self.uri}; run it first") from None
         if is_helper(step):
-            try:
-                return Record.model_validate_json(
-                    self.store.get_bytes(self.step_key(step, "record.json"))
-                )
-            except NotThere:
-                found: Evidence | None = None
-        else:
-            found = self.find_evidence(step)
-        if found is None:
-            raise UserError(f"{step} has not been run in {self.uri}; run it first")
-        return found
+            return Record.model_validate_json(raw)
+        return load_evidence(raw, self.store.uri_of(key))
 
 
 @dataclass
 class StepContext:
-    """What a step sees: its run, folders to write to, and inputs by name."""
+    """The surroundings of a step at work.
+
+    Attributes:
+        run: the run.
+        step: id of the item or helper step.
+        out: the folder for what the step leaves.
+        quarantine: the folder for raw text of people.
+        scratch: a folder that is thrown away.
+        inputs: the files that the step has read, by name.
+        started_at: the time at which it started, RFC 3339.
+    """
 
     run: Run
     step: str
@@ -175,15 +195,15 @@ class StepContext:
 
     @property
     def item(self) -> Item:
-        """The item, when the step is one."""
+        """The item of a step that is one."""
         return get_item(self.step)
 
     def entry(self, step: str) -> Evidence | Record:
-        """The evidence or record of an earlier step."""
+        """Return the evidence or record of an earlier step."""
         return self.run.entry(step)
 
     def has(self, step: str, name: str) -> bool:
-        """Whether an earlier step left an artifact of that name."""
+        """Return True if an earlier step left an artifact of that name."""
         return any(ref.name == name for ref in self.entry(step).artifacts)
 
     def input(self, step: str, name: str) -> Path:
@@ -194,8 +214,8 @@ class StepContext:
             name: its path relative to that step's folder; `quarantine/…` for raw text.
 
         Raises:
-            UserError: the step has not been run, or left no such artifact.
-            CorruptObject: the bytes are not the recorded ones.
+            UserError: if the step has not been run, or left no such artifact.
+            CorruptObject: if the bytes are not the recorded ones.
         """
         for ref in self.entry(step).artifacts:
             if ref.name == name:
@@ -231,7 +251,7 @@ class StepContext:
 
         Args:
             name: its path relative to the step's folder.
-            content: what `json.dumps` takes.
+            content: the content, as `json.dumps` takes it.
         """
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +259,7 @@ class StepContext:
         path.write_text(text, encoding="utf-8")
 
     def note_input(self, name: str, uri: str, path: Path, rows: int | None = None) -> None:
-        """Note a file from outside the run (the dataset, the base model) among the inputs."""
+        """Note a file from outside the run (the base model, votes) among the inputs."""
         from tuneline.store import sha256_file
 
         self.inputs[name] = FileRef(
@@ -247,11 +267,11 @@ class StepContext:
         )
 
     def log(self, message: str) -> None:
-        """Say something to whoever follows the step."""
+        """Print a line of progress to stderr."""
         print(f"[{self.step}] {message}", file=sys.stderr, flush=True)
 
     def progress(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-        """Iterate with a progress bar in a terminal and a line every few seconds in a log."""
+        """Iterate with a bar in a terminal, or a line every few seconds in a log; see `track`."""
         from tuneline.progress import track
 
         return track(items, total, f"[{self.step}] {what}")
@@ -267,22 +287,18 @@ class StepContext:
         """Make the item's evidence; artifacts are added when the step's files are stored.
 
         Args:
-            summary: one sentence a person can read.
-            measurements: what was measured.
-            verdict: only where it does not follow from the measurements (not applicable,
-                not run).
+            summary: one sentence for a person.
+            measurements: the measurements, from which the verdict follows.
+            verdict: a verdict that does not follow from measurements (not applicable).
             rows: row counts of artifacts, by name.
         """
-        self._rows = dict(rows or {})
         item = self.item
         return Evidence(
             item=item.id,
             phase=item.phase,
             severity=item.severity,
             verdict=conclude(measurements) if verdict is None else verdict,
-            summary=summary,
-            measurements=list(measurements),
-            **self._common(),
+            **self._findings(summary, measurements, rows),
         )
 
     def record(
@@ -293,21 +309,21 @@ class StepContext:
         rows: Mapping[str, int] | None = None,
     ) -> Record:
         """Make the record of a helper step; see `conclude`."""
-        self._rows = dict(rows or {})
-        return Record(
-            step=self.step,
-            phase=get_step(self.step).phase,
-            summary=summary,
-            measurements=list(measurements),
-            **self._common(),
-        )
+        phase = get_step(self.step).phase
+        found = self._findings(summary, measurements, rows)
+        return Record(step=self.step, phase=phase, **found)
 
     def rows_of(self, name: str) -> int | None:
-        """The row count that `conclude` gave for an artifact."""
+        """Return the row count that `conclude` was given for an artifact."""
         return self._rows.get(name)
 
-    def _common(self) -> dict[str, Any]:
+    def _findings(
+        self, summary: str, measurements: Sequence[Measurement], rows: Mapping[str, int] | None
+    ) -> dict[str, Any]:
+        self._rows = dict(rows or {})
         return {
+            "summary": summary,
+            "measurements": list(measurements),
             "inputs": list(self.inputs.values()),
             "started_at": self.started_at,
             "seconds": round(time.monotonic() - self._clock, 3),
@@ -317,7 +333,7 @@ class StepContext:
 
 
 def environment() -> dict[str, Any]:
-    """Python, package versions and device of this process."""
+    """Return Python, package versions and device of this process."""
     packages = {}
     for name in _REPORTED_PACKAGES:
         try:
@@ -333,9 +349,9 @@ def environment() -> dict[str, Any]:
 
 
 def device() -> str:
-    """The accelerator that this process uses, `cpu` for none.
+    """Return the name of this process's accelerator, `cpu` without one.
 
-    Torch is asked only when the step has loaded it: importing it costs seconds.
+    Torch is asked only if the step has loaded it, since importing it takes seconds.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -344,7 +360,7 @@ def device() -> str:
 
 
 def airflow_identity() -> dict[str, Any] | None:
-    """The Airflow task that this process runs for, as the DAG passed it on."""
+    """Return the Airflow task of this process, as the DAG passed it on; None without one."""
     dag_id = os.environ.get("TUNELINE_AIRFLOW_DAG_ID")
     if not dag_id:
         return None

@@ -1,7 +1,7 @@
 """Carry out one step of a run: find its code, run it, store what it leaves.
 
-A step's output is replaced whole. Its evidence goes first and comes last, so a
-step that died half-way has no evidence and counts as not run.
+A step's output is replaced as a whole. Its old evidence is deleted first and its new evidence
+written last, so a step that died half-way has no evidence and counts as not run.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
     """Run a step against a run and store its output.
 
     Args:
-        step: id of an item, or the name of a helper step.
-        run_uri: the run.
+        step: id of an item or helper step.
+        run_uri: URI of the run.
 
     Returns:
-        What was stored as `evidence.json` (an item) or `record.json` (a helper); None when
-        another process of the same step stores it, as when several train together.
+        The content of `evidence.json` (an item) or `record.json` (a helper step); None if
+        another process of the same step stores it, as in distributed training.
 
     Raises:
-        UserError: the step, the run or its input is wrong.
-        RetryableError: the surroundings failed.
+        UserError: if the step, the run or its input is wrong.
+        RetryableError: if the surroundings failed.
     """
     module = get_step(step).module
     run = Run.open(run_uri)
@@ -59,7 +59,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
 
 
 def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | Record:
-    """Store what a step left in its folders, then its evidence or record.
+    """Store the files of a step, then its evidence or record.
 
     Returns:
         The entry with its artifacts filled in, as stored.
@@ -92,7 +92,7 @@ def run_step(step: str, run_uri: str) -> int:
     """Run a step for the command line.
 
     Returns:
-        The exit code of the contract: 0 when a verdict was reached, whatever it is.
+        The exit code of the contract: 0 if a verdict was reached, whatever it is.
         Errors are raised; `exits.guarded` turns them into an exit code.
     """
     entry = execute(step, run_uri)

@@ -1,25 +1,33 @@
-"""The verdict of an item: the worse of its step, its gate and the final audit, then waivers.
+"""The verdict of an item: the worst that its step, its gate and the final audit say, then waivers.
 
-A critical item that fails, or was not run though its turn came, stops the release.
+A critical item that fails or was not run stops the release.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import BaseModel
+
+from tuneline.artifacts.artifact import Document
+from tuneline.artifacts.people import WAIVERS, RecordedWaiver
 from tuneline.catalogue import ITEMS, Item, Severity, get_item
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, Measurement, Record, Verdict, conclude, worse
+from tuneline.evidence import Measurement, Verdict, conclude, worse
 from tuneline.run import Run
-from tuneline.store import NotThere
 
 
 @dataclass(frozen=True)
 class ItemStatus:
-    """What the checklist says of one item."""
+    """One row of the checklist.
+
+    Attributes:
+        verdict: the verdict after gate, audit and waivers.
+        summary: one sentence from the item's evidence.
+        because: the broken limits, or why it was waived or not run.
+    """
 
     item: str
     phase: str
@@ -30,125 +38,119 @@ class ItemStatus:
 
     @property
     def stops_release(self) -> bool:
-        """Whether this verdict refuses promotion."""
+        """True if this verdict refuses promotion."""
         return self.severity == Severity.CRITICAL and self.verdict in (
             Verdict.FAIL,
             Verdict.NOT_RUN,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The row of `tuneline checklist --json`."""
+        """Return the row of `tuneline checklist --json`."""
         return asdict(self)
 
 
+class _Gate(BaseModel):
+    """The fields of `gate.json` that decide."""
+
+    verdict: Verdict
+    summary: str
+
+
+@dataclass(frozen=True)
+class _Opinion:
+    """The verdict of a second measurement of an item, by the gate or the final audit."""
+
+    source: str
+    verdict: Verdict
+    why: str
+
+
 def status(run: Run, item_id: str) -> ItemStatus:
-    """The status of one item of a run.
+    """Return the status of one item of a run.
 
     Raises:
-        UserError: no such item, or a file of the run is damaged.
+        UserError: if there is no such item, or a file of the run is damaged.
     """
     item = get_item(item_id)
     evidence = run.find_evidence(item.id)
     if evidence is None:
         return _status(item, Verdict.NOT_RUN, "not run", "the step left no evidence")
-    verdict, reasons = evidence.verdict, _broken(evidence.measurements)
-    summary = evidence.summary
-    for verdict_too, name, why in _second_opinions(run, item):
-        if worse(verdict, verdict_too) != verdict:
-            verdict = verdict_too
-            summary = f"{evidence.summary} (but {name}: {why})"
-        if verdict_too in (Verdict.FAIL, Verdict.WARN):
-            reasons.append(f"{name}: {why}")
-    waiver = _waivers(run).get(item.id)
+    verdict, summary = evidence.verdict, evidence.summary
+    reasons = _broken(evidence.measurements)
+    for opinion in _second_opinions(run, item):
+        if worse(verdict, opinion.verdict) != verdict:
+            verdict = opinion.verdict
+            summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
+        if opinion.verdict in (Verdict.FAIL, Verdict.WARN):
+            reasons.append(f"{opinion.source}: {opinion.why}")
+    waiver = valid_waivers(run).get(item.id)
     if waiver and verdict in (Verdict.FAIL, Verdict.WARN):
-        return _status(
-            item,
-            Verdict.WAIVED,
-            summary,
-            f"waived by {waiver['by']}: {waiver['reason']} (would be {verdict})",
-        )
+        because = f"waived by {waiver.by}: {waiver.reason} (would be {verdict})"
+        return _status(item, Verdict.WAIVED, summary, because)
     return _status(item, verdict, summary, "; ".join(reasons) or "every limit holds")
 
 
 def checklist(run: Run) -> list[ItemStatus]:
-    """The 25 rows of a run; items that were not run say what stood in the way."""
-    rows: list[ItemStatus] = []
-    stopper: str | None = None
-    for row in (status(run, item.id) for item in ITEMS):
-        rows.append(row)
-        if row.verdict == Verdict.FAIL and row.severity == Severity.CRITICAL and not stopper:
-            stopper = row.item
-    if stopper:
-        return [_blame(row, stopper) for row in rows]
-    return rows
+    """Return the 25 rows of a run; an item that a failure kept from running names that failure."""
+    rows = [status(run, item.id) for item in ITEMS]
+    critical = (row for row in rows if row.severity == Severity.CRITICAL)
+    failed = next((row.item for row in critical if row.verdict == Verdict.FAIL), None)
+    if failed is None:
+        return rows
+    because = f"{failed} failed and stopped the run before it"
+    return [
+        replace(row, because=because) if row.verdict == Verdict.NOT_RUN else row for row in rows
+    ]
 
 
 def check_item(run_uri: str, item_id: str) -> ItemStatus:
-    """The status of an item, for the check task that follows its pod."""
+    """Return the status of an item, for the check task that follows its pod."""
     return status(Run.open(run_uri), item_id)
 
 
-def _blame(row: ItemStatus, stopper: str) -> ItemStatus:
-    if row.verdict != Verdict.NOT_RUN:
-        return row
-    return ItemStatus(
-        **{**asdict(row), "because": f"{stopper} failed and stopped the run before it"}
-    )
+def valid_waivers(run: Run) -> dict[str, RecordedWaiver]:
+    """Return the waivers that count, by item.
+
+    A waiver counts if a person stands for it; that of a critical item also needs a
+    person's approval in Airflow.
+    """
+    document = WAIVERS.find(run)
+    return {
+        waiver.item: waiver
+        for waiver in (document.waivers if document else [])
+        if waiver.by
+        and (get_item(waiver.item).severity != Severity.CRITICAL or waiver.critical_approved_by)
+    }
 
 
 def _status(item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:
     return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because)
 
 
-def _broken(measurements: list[Measurement]) -> list[str]:
+def _broken(measurements: Sequence[Measurement]) -> list[str]:
     return [
-        f"{m.name} is {_shown(m.value)}, must be {m.rule} {_shown(m.limit)} {m.unit}".rstrip()
+        f"{m.name} is {_rounded(m.value)}, must be {m.rule} {_rounded(m.limit)} {m.unit}".rstrip()
         for m in measurements
         if m.ok is False
     ]
 
 
-def _shown(value: Any) -> str:
+def _rounded(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _second_opinions(run: Run, item: Item) -> list[tuple[Verdict, str, str]]:
-    """What the gate and the final audit say of an item."""
-    opinions: list[tuple[Verdict, str, str]] = []
-    gate = _read_json(run, run.step_key(item.id, "gate.json"))
+def _second_opinions(run: Run, item: Item) -> list[_Opinion]:
+    """Return what the gate and the final audit found on an item."""
+    opinions = []
+    gate = Document(item.id, "gate.json", _Gate).find(run)
     if gate is not None:
-        opinions.append((Verdict(gate["verdict"]), "the gate", str(gate["summary"])))
-    audit = _final_audit(run)
-    about = [m for m in audit.measurements if m.name.startswith(item.id + ".")] if audit else []
+        opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
+    try:
+        audit = run.entry("final_audit").measurements
+    except UserError:
+        audit = []
+    about = [m for m in audit if m.name.startswith(f"{item.id}.")]
     if about:
         why = "; ".join(_broken(about)) or "every limit holds"
-        opinions.append((conclude(about), "the final audit", why))
+        opinions.append(_Opinion("the final audit", conclude(about), why))
     return opinions
-
-
-def _final_audit(run: Run) -> Evidence | Record | None:
-    try:
-        return run.entry("final_audit")
-    except UserError:
-        return None
-
-
-def _waivers(run: Run) -> dict[str, Mapping[str, Any]]:
-    """The waivers that count: a critical one only when a person approved it in Airflow."""
-    document = _read_json(run, run.key("waivers.json")) or {"waivers": []}
-    return {
-        waiver["item"]: waiver
-        for waiver in document["waivers"]
-        if waiver.get("by")
-        and (
-            get_item(waiver["item"]).severity != Severity.CRITICAL
-            or waiver.get("critical_approved_by")
-        )
-    }
-
-
-def _read_json(run: Run, key: str) -> Any:
-    try:
-        return json.loads(run.store.get_bytes(key))
-    except NotThere:
-        return None

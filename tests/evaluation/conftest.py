@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from tests.lab.runs import Lab
+from tests.lab.tiny_models import make_model
 from tests.lab.tiny_task import task_rows
+
+SPLITS = {"train": 240, "validation": 30, "holdout": 48}
 
 
 @pytest.fixture
@@ -43,8 +46,25 @@ def scored_lab(
         rows: list[dict[str, Any]] | None = None, model: Path | None = None, **overrides: Any
     ) -> Lab:
         bench = lab(**{"base_model": str(tiny_models.base), **overrides})
-        bench.leave_dataset(rows or task_rows({"train": 240, "validation": 30, "holdout": 48}))
+        bench.leave_dataset(rows or task_rows(SPLITS))
         bench.leave_shipped(model or tiny_models.candidate_gguf)
         return bench
 
     return make
+
+
+@pytest.fixture(scope="session")
+def silent_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that ends every answer before its first word."""
+    from tuneline.gguf.export import export_gguf
+
+    folder = tmp_path_factory.mktemp("silent")
+    model = make_model(folder / "hf")
+    head = model.get_output_embeddings().weight
+    end, pad = model.config.eos_token_id, model.config.pad_token_id
+    # Both end an answer, and one of the two opposite rows wins whatever the input is.
+    head.data[end] = 10 * head.data[end]
+    head.data[pad] = -head.data[end]
+    model.save_pretrained(folder / "hf")
+    export_gguf(folder / "hf", folder / "silent.gguf")
+    return folder / "silent.gguf"

@@ -1,6 +1,5 @@
-import json
-
 import pytest
+from tests.lab.runs import broken, value, values
 
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
@@ -9,17 +8,13 @@ from tuneline.harness.general_questions import Question, load_questions
 from tuneline.harness.intervals import paired
 
 
-def verdict(base, tuned, limit=None):
-    return [m.name for m in judge(paired(base, tuned), limit) if m.ok is False]
-
-
 def test_a_model_that_forgot_fails_and_one_that_kept_passes():
     base = [True] * 70 + [False] * 70
     same = [True] * 66 + [False] * 4 + [True] * 5 + [False] * 65
     forgot = [True] * 45 + [False] * 95
-    assert verdict(base, base) == []
-    assert verdict(base, same) == []
-    assert verdict(base, forgot) == ["drop"]
+    assert broken(judge(paired(base, base), None)) == set()
+    assert broken(judge(paired(base, same), None)) == set()
+    assert broken(judge(paired(base, forgot), None)) == {"drop"}
 
 
 def test_the_allowed_drop_follows_from_the_noise():
@@ -55,26 +50,31 @@ def test_questions_are_taken_evenly_over_categories():
     ]
 
 
-def test_both_models_are_really_asked(scored_lab, monkeypatch):
-    """The tiny models know nothing general; what they know is planted as the question set."""
-    prompts = load_questions()[:20]
-    # The base of the test answers everything with its JSON, so `{` counts as right here.
+@pytest.fixture
+def known_questions(monkeypatch):
+    """Plant the question set: the tiny models know nothing but to answer with their JSON."""
     known = [
         Question(q.id, q.category, q.prompt, {"kind": "regex", "pattern": r"\{"}, 24)
-        for q in prompts
+        for q in load_questions()[:24]
     ]
     monkeypatch.setattr(base_regression, "load_questions", lambda: known)
+
+
+def test_both_models_are_really_asked(scored_lab, known_questions):
     bench = scored_lab()
-    evidence = bench.execute("base_regression", base_regression.run)
-    found = {m.name: m.value for m in evidence.measurements}
-    assert found["questions"] == 20
-    reader = bench.context("prepare_review")
-    lines = reader.input("base_regression", "answers.jsonl").read_text().splitlines()
-    entries = [json.loads(line) for line in lines]
+    evidence = bench.execute("base_regression")
+    assert value(evidence, "questions") == 24
+    entries = bench.lines("base_regression", "answers.jsonl")
     assert all(entry["base"] and entry["tuned"] for entry in entries)
-    assert found["base_share"] == sum(entry["base_right"] for entry in entries) / 20
-    again = bench.execute("base_regression", base_regression.run)
-    assert {m.name: m.value for m in again.measurements} == {
-        **found,
-        "base_answers_from_cache": True,
-    }
+    right = sum(entry["base_right"] for entry in entries)
+    assert value(evidence, "base_share") == pytest.approx(right / 24, abs=1e-4)
+    again = bench.execute("base_regression")
+    assert values(again) == {**values(evidence), "base_answers_from_cache": True}
+
+
+def test_a_candidate_that_has_forgotten_everything_fails(scored_lab, known_questions, silent_gguf):
+    evidence = scored_lab(model=silent_gguf).execute("base_regression")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"drop"}
+    assert value(evidence, "tuned_share") == 0.0
+    assert "is more than the allowed" in evidence.summary

@@ -2,11 +2,12 @@ import itertools
 import json
 
 import pytest
+from tests.evaluation.conftest import SPLITS
+from tests.lab.runs import broken, value
 from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import UserError
-from tuneline.evaluation import determinism
-from tuneline.evaluation.determinism import Repeats, identical_bytes, judge
+from tuneline.evaluation.determinism import Repeats, identical_share, judge
 from tuneline.serving.client.client import EngineClient
 
 
@@ -19,31 +20,28 @@ def test_other_prose_is_the_same_structure_and_another_label_is_not():
     prose = Repeats("a", (first, first), (first, answer("login", "No.")))
     label = Repeats("b", (first, first), (first, answer("billing", "Yes.")))
     assert [m.ok for m in judge([prose], "intent", 1.0) if m.rule] == [True, True]
-    assert identical_bytes([prose], "batched") == 0.5
-    broken = [m for m in judge([prose, label], "intent", 1.0) if m.ok is False]
-    assert [(m.name, m.value) for m in broken] == [("identical_structure_batched", 0.75)]
+    assert identical_share([prose], "batched") == 0.5
+    found = judge([prose, label], "intent", 1.0)
+    assert broken(found) == {"identical_structure_batched"}
+    assert {m.name: m.value for m in found}["identical_structure_batched"] == 0.75
     assert all(m.ok for m in judge([prose, label], "intent", 0.7) if m.rule)
 
 
 def test_free_text_is_compared_as_it_is():
     one = Repeats("a", ("yes", "yes", "Yes"), ("yes",))
-    broken = [m.name for m in judge([one], None, 1.0) if m.ok is False]
-    assert broken == ["identical_structure_alone"]
+    assert broken(judge([one], None, 1.0)) == {"identical_structure_alone"}
 
 
 def test_the_real_server_repeats_itself(scored_lab):
     bench = scored_lab(deployment={"context_tokens": 256})
-    evidence = bench.execute("determinism", determinism.run)
-    found = {m.name: m.value for m in evidence.measurements}
+    evidence = bench.execute("determinism")
     assert evidence.verdict == "pass"
-    assert found["identical_structure_alone"] == found["identical_structure_batched"] == 1.0
-    reader = bench.context("prepare_review")
-    repeats = json.loads(reader.input("determinism", "repeats.json").read_text())
+    assert value(evidence, "identical_structure_alone") == 1.0
+    assert value(evidence, "identical_structure_batched") == 1.0
+    repeats = bench.document("determinism", "repeats.json")
     assert [len(entry["alone"]) for entry in repeats] == [3, 3, 3, 3]
     assert [len(entry["batched"]) for entry in repeats] == [3, 3, 3, 3]
-    held = {
-        row["row_id"] for row in task_rows({"train": 240, "validation": 30, "holdout": 48})[-48:]
-    }
+    held = {row["row_id"] for row in task_rows(SPLITS)[-48:]}
     assert held.isdisjoint(entry["row_id"] for entry in repeats)
 
 
@@ -56,13 +54,12 @@ def test_an_engine_that_samples_fails(scored_lab, monkeypatch):
         return greedy(self, messages, **{**options, "temperature": 2.0, "seed": next(seeds)})
 
     monkeypatch.setattr(EngineClient, "chat", hot)
-    evidence = scored_lab().execute("determinism", determinism.run)
+    evidence = scored_lab().execute("determinism")
     assert evidence.verdict == "fail"
-    found = {m.name: m.value for m in evidence.measurements}
-    assert found["identical_bytes_alone"] < 1.0
+    assert value(evidence, "identical_bytes_alone") < 1.0
 
 
 def test_too_few_validation_rows_are_the_users_error(scored_lab):
     bench = scored_lab(rows=task_rows({"train": 20, "validation": 1, "holdout": 5}))
-    with pytest.raises(UserError, match="two validation rows"):
-        bench.execute("determinism", determinism.run)
+    with pytest.raises(UserError, match="at least 2 validation rows"):
+        bench.execute("determinism")

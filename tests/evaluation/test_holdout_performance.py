@@ -3,10 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.evaluation.conftest import SPLITS
+from tests.lab.runs import broken, values
 from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import TunelineError, UserError
-from tuneline.evaluation import holdout_performance
 from tuneline.evaluation.holdout.ledger import (
     Access,
     holdout_sha256,
@@ -19,8 +20,8 @@ from tuneline.store import sha256_file
 
 
 def execute(bench):
-    evidence = bench.execute("holdout_performance", holdout_performance.run)
-    return evidence, {m.name: m for m in evidence.measurements}
+    evidence = bench.execute("holdout_performance")
+    return evidence, values(evidence)
 
 
 def holdout_of(bench):
@@ -30,17 +31,16 @@ def holdout_of(bench):
 def test_a_tuned_model_that_learned_the_task_passes(scored_lab, tiny_models):
     bench = scored_lab()
     evidence, found = execute(bench)
-    assert evidence.verdict == "pass", [m for m in evidence.measurements if m.ok is False]
-    assert found["tuned_metric"].value > 0.6 > 0.5 > found["base_metric"].value
-    assert 0 < found["gain_lower"].value < found["gain"].value
-    assert found["candidate_sha256"].value == sha256_file(tiny_models.candidate_gguf)
-    assert found["holdout_share"].value == pytest.approx(48 / 318, abs=1e-4)
-    answers = bench.context("prepare_review").input("holdout_performance", "answers.jsonl")
-    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert evidence.verdict == "pass", broken(evidence)
+    assert found["tuned_metric"] > 0.6 > 0.5 > found["base_metric"]
+    assert 0 < found["gain_lower"] < found["gain"]
+    assert found["candidate_sha256"] == sha256_file(tiny_models.candidate_gguf)
+    assert found["holdout_share"] == pytest.approx(48 / 318, abs=1e-4)
+    lines = bench.lines("holdout_performance", "answers.jsonl")
     assert len(lines) == 48
     assert set(lines[0]) == {"row_id", "expected", "base", "tuned"}
     right = [json.loads(e["tuned"])["intent"] == json.loads(e["expected"])["intent"] for e in lines]
-    assert sum(right) / 48 == pytest.approx(found["tuned_metric"].value, abs=1e-4)
+    assert sum(right) / 48 == pytest.approx(found["tuned_metric"], abs=1e-4)
     inputs = {ref.name: ref for ref in evidence.inputs}
     assert {"base-f16.gguf", "production_quantization/model.gguf"} <= set(inputs)
 
@@ -48,23 +48,21 @@ def test_a_tuned_model_that_learned_the_task_passes(scored_lab, tiny_models):
 def test_a_tuned_model_that_learned_nothing_fails(scored_lab, tiny_models):
     evidence, found = execute(scored_lab(model=tiny_models.base_gguf))
     assert evidence.verdict == "fail"
-    assert found["gain"].value == 0
-    assert [m.name for m in evidence.measurements if m.ok is False] == ["gain_lower"]
+    assert found["gain"] == 0
+    assert broken(evidence) == {"gain_lower"}
 
 
 def test_a_copy_of_a_holdout_row_in_training_fails(scored_lab):
-    rows = task_rows({"train": 240, "validation": 30, "holdout": 48})
+    rows = task_rows(SPLITS)
     question = rows[-1]["messages"][1]["content"]
     rows[3]["messages"][1]["content"] = f"{question.upper()} !"
     rows[5]["row_id"] = f"{rows[-2]['row_id']}#1"
     bench = scored_lab(rows=rows)
     evidence, found = execute(bench)
     assert evidence.verdict == "fail"
-    assert found["near_duplicates_of_seen_rows"].value == 1
-    assert found["rows_also_seen"].value == 1
-    leaks = json.loads(
-        bench.context("prepare_review").input("holdout_performance", "leaks.json").read_text()
-    )
+    assert found["near_duplicates_of_seen_rows"] == 1
+    assert found["rows_also_seen"] == 1
+    leaks = bench.document("holdout_performance", "leaks.json")
     assert {leak["row_id"] for leak in leaks} == {rows[-1]["row_id"], rows[-2]["row_id"]}
 
 
@@ -73,8 +71,8 @@ def test_every_access_is_in_the_ledger_and_a_retry_is_reported(scored_lab, tiny_
     execute(bench)
     evidence, found = execute(bench)
     assert evidence.verdict == "pass"
-    assert found["earlier_scorings_of_these_bytes"].value == 1
-    assert found["other_candidates_scored_before"].value == 0
+    assert found["earlier_scorings_of_these_bytes"] == 1
+    assert found["other_candidates_scored_before"] == 0
     ledger = read_ledger(bench.run.store, holdout_sha256(holdout_of(bench)))
     assert [entry.purpose for entry in ledger] == ["score", "score"]
     assert {entry.candidate_sha256 for entry in ledger} == {sha256_file(tiny_models.candidate_gguf)}
@@ -88,7 +86,7 @@ def test_a_holdout_that_chose_something_fails(scored_lab):
     note_access(bench.run.store, identity, used)
     evidence, found = execute(bench)
     assert evidence.verdict == "fail"
-    assert found["accesses_that_chose_something"].value == 1
+    assert found["accesses_that_chose_something"] == 1
 
 
 def test_a_variant_chosen_on_holdout_rows_fails(scored_lab, tiny_models):
@@ -96,16 +94,13 @@ def test_a_variant_chosen_on_holdout_rows_fails(scored_lab, tiny_models):
     bench.leave_shipped(tiny_models.candidate_gguf, judged_on=[holdout_of(bench)[0].row_id])
     evidence, found = execute(bench)
     assert evidence.verdict == "fail"
-    assert found["rows_a_variant_was_chosen_on"].value == 1
+    assert found["rows_a_variant_was_chosen_on"] == 1
 
 
 def test_the_share_is_limited_but_for_a_holdout_file_of_its_own():
-    def broken(held, total, own_file=False):
-        return [m.name for m in share_measurements(held, total, own_file=own_file) if not m.ok]
-
-    assert [m for m in share_measurements(15, 100, own_file=False) if m.ok is False] == []
-    assert "holdout_share" in broken(9, 100)
-    assert "holdout_share_upper" in broken(21, 100)
+    assert broken(share_measurements(15, 100, own_file=False)) == set()
+    assert broken(share_measurements(9, 100, own_file=False)) == {"holdout_share"}
+    assert broken(share_measurements(21, 100, own_file=False)) == {"holdout_share_upper"}
     own = share_measurements(60, 100, own_file=True)
     assert all(m.rule is None for m in own)
 

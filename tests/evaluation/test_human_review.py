@@ -1,23 +1,35 @@
 import json
 
 import pytest
-from tests.lab.runs import dataset_rows, write_dataset
+from tests.lab.runs import dataset_rows, value, values
 
+from tuneline.artifacts.evaluation import (
+    REVIEW_KEY,
+    REVIEW_PAIRS,
+    REVIEW_VOTES,
+    AnswerPair,
+    KeyEntry,
+    ReviewVotes,
+    Vote,
+)
 from tuneline.errors import UserError
-from tuneline.evaluation import human_review, prepare_review
+from tuneline.evaluation import prepare_review
 from tuneline.evaluation.holdout.ledger import holdout_sha256, read_ledger
-from tuneline.evaluation.human_review import count, read_votes
-from tuneline.harness.rows import of_split, read_rows
+from tuneline.evaluation.human_review import check_votes, count
+from tuneline.harness import rows as harness_rows
+
+KEY = [KeyEntry(pair=1, row_id="r", A="tuned", B="base")]
+ALICE = Vote(pair=1, choice="A", reviewer="alice")
 
 
 @pytest.fixture
-def review(lab, tmp_path):
-    """A run whose review is prepared, and its hidden key."""
+def review(lab):
+    """A run whose review is prepared, its record, the pairs and the hidden key."""
     bench = lab(evaluation={"review": True, "review_pairs": 8})
     rows = dataset_rows({"train": 30, "validation": 5, "holdout": 12})
-    data = write_dataset(tmp_path / "dataset.parquet", rows)
-    bench.leave("distribution_balancing", {"dataset.parquet": data})
-    bench.leave("production_quantization", {"choice.json": '{"sha256": "c0ffee"}'})
+    bench.leave_dataset(rows)
+    choice = '{"variant": "f16", "sha256": "c0ffee"}'
+    bench.leave("production_quantization", {"choice.json": choice})
     answers = []
     for number, row in enumerate(r for r in rows if r["split"] == "holdout"):
         tuned = f'{{"intent": "login", "reply": "tuned {number}"}}'
@@ -25,105 +37,116 @@ def review(lab, tmp_path):
         answers.append({"row_id": row["row_id"], "expected": "x", "base": base, "tuned": tuned})
     lines = "\n".join(map(json.dumps, answers))
     bench.leave("holdout_performance", {"answers.jsonl": lines})
-    record = bench.execute("prepare_review", prepare_review.run)
+    record = bench.execute("prepare_review")
     ctx = bench.context("human_review")
-    pairs = json.loads(ctx.input("prepare_review", "pairs.json").read_text())
-    key = json.loads(ctx.input("prepare_review", "quarantine/review_key.json").read_text())
-    return bench, record, pairs, key
+    return bench, record, REVIEW_PAIRS.read(ctx).pairs, REVIEW_KEY.read(ctx).pairs
 
 
 def vote(bench, key, choose, reviewers=("alice",)):
     votes = [
-        {"pair": entry["pair"], "choice": choose(entry), "reviewer": reviewer}
-        for entry in key["pairs"]
+        Vote(pair=entry.pair, choice=choose(entry), reviewer=reviewer)
+        for entry in key
         for reviewer in reviewers
     ]
-    place = bench.run.key("evaluation", "review_votes.json")
-    bench.run.store.put_bytes(place, json.dumps({"votes": votes}).encode())
+    REVIEW_VOTES.put(bench.run, ReviewVotes(votes=votes))
 
 
 def side_of(who):
-    return lambda entry: "A" if entry["A"] == who else "B"
+    return lambda entry: "A" if who == entry.A else "B"
+
+
+def holdout_of(bench):
+    rows = harness_rows.dataset_rows(bench.context("human_review"))
+    return harness_rows.of_split(rows, "holdout")
 
 
 def test_pairs_are_blind(review):
-    _, record, pairs, key = review
-    assert len(pairs["pairs"]) == len(key["pairs"]) == 8
-    shown = json.dumps(pairs)
-    assert not any(f'"{row["row_id"]}"' in shown for row in key["pairs"])
+    bench, record, pairs, key = review
+    assert len(pairs) == len(key) == 8
+    shown = bench.artifact("prepare_review", "pairs.json").read_text()
+    assert not any(f'"{entry.row_id}"' in shown for entry in key)
     names = [artifact.name for artifact in record.artifacts]
     assert names == ["pairs.json", "quarantine/review_key.json"]
     assert "/quarantine/prepare_review/" in record.artifacts[1].uri
-    assert sum(entry["A"] == "tuned" for entry in key["pairs"]) == 4
-    for pair, entry in zip(pairs["pairs"], key["pairs"], strict=True):
-        assert ("tuned" in pair["A"]) == (entry["A"] == "tuned")
-        assert ("tuned" in pair["B"]) == (entry["B"] == "tuned")
+    assert sum(entry.A == "tuned" for entry in key) == 4
+    for pair, entry in zip(pairs, key, strict=True):
+        assert ("tuned" in pair.A) == (entry.A == "tuned")
+        assert ("tuned" in pair.B) == (entry.B == "tuned")
+
+
+def test_the_published_keys_of_the_documents(review):
+    bench, *_ = review
+    sheet = bench.document("prepare_review", "pairs.json")
+    assert list(sheet) == ["schema", "review_id", "instructions", "choices", "pairs"]
+    assert (sheet["schema"], sheet["choices"]) == ("tuneline/review/1", ["A", "B", "tie"])
+    assert list(sheet["pairs"][0]) == ["pair", "prompt", "A", "B"]
+    hidden = bench.document("prepare_review", "quarantine/review_key.json")
+    assert list(hidden) == ["schema", "review_id", "pairs"]
+    assert hidden["review_id"] == sheet["review_id"]
+    assert list(hidden["pairs"][0]) == ["pair", "row_id", "A", "B"]
 
 
 def test_equal_answers_are_not_shown(review):
     _, record, _, key = review
-    assert {"row-0035", "row-0036"}.isdisjoint(entry["row_id"] for entry in key["pairs"])
-    assert {m.name: m.value for m in record.measurements}["identical_answers"] == 2
+    assert {"row-0035", "row-0036"}.isdisjoint(entry.row_id for entry in key)
+    assert value(record, "identical_answers") == 2
 
 
 def test_sides_differ_from_one_preparation_to_the_next(review):
-    bench, _, _, _ = review
-    rows = read_rows(
-        bench.context("human_review").input("distribution_balancing", "dataset.parquet")
-    )
-    held = of_split(rows, "holdout")
-    answers = {row.row_id: {"base": "b", "tuned": "t"} for row in held}
+    held = holdout_of(review[0])
+    answers = {row.row_id: AnswerPair(row_id=row.row_id, base="b", tuned="t") for row in held}
     drawn = {
-        tuple((k["row_id"], k["A"]) for k in prepare_review.shuffle_pairs(held, answers)[1])
+        tuple((k.row_id, k.A) for k in prepare_review.shuffle_pairs(held, answers)[1])
         for _ in range(20)
     }
     assert len(drawn) == 20
 
 
 def test_the_look_at_the_holdout_is_in_the_ledger(review):
-    bench, _, _, _ = review
-    rows = read_rows(
-        bench.context("human_review").input("distribution_balancing", "dataset.parquet")
-    )
-    ledger = read_ledger(bench.run.store, holdout_sha256(of_split(rows, "holdout")))
+    bench, *_ = review
+    ledger = read_ledger(bench.run.store, holdout_sha256(holdout_of(bench)))
     assert [(entry.purpose, entry.candidate_sha256) for entry in ledger] == [("review", "c0ffee")]
 
 
 def test_clear_preference_for_the_tuned_model_passes(review):
     bench, _, _, key = review
     vote(bench, key, side_of("tuned"), ("alice", "bob"))
-    evidence = bench.execute("human_review", human_review.run)
+    evidence = bench.execute("human_review")
     assert evidence.verdict == "pass"
-    found = {m.name: m.value for m in evidence.measurements}
+    found = values(evidence)
     assert (found["votes"], found["wins"], found["win_rate"]) == (16, 8, 1.0)
     # Two reviewers on eight pairs are eight opinions: the sign test's p is 2/256, not 2/65536.
     assert found["sign_test_p"] == pytest.approx(2 / 256, abs=1e-5)
     assert "alice, bob" in evidence.summary
+    kept = bench.document("human_review", "votes.json")
+    assert kept["review_id"] == bench.document("prepare_review", "pairs.json")["review_id"]
+    assert list(kept["votes"][0]) == ["pair", "choice", "reviewer"]
+    assert "review_votes.json" in {ref.name for ref in evidence.inputs}
 
 
 def test_clear_preference_for_the_base_fails(review):
     bench, _, _, key = review
     vote(bench, key, side_of("base"))
-    evidence = bench.execute("human_review", human_review.run)
-    assert evidence.verdict == "fail"
+    assert bench.execute("human_review").verdict == "fail"
 
 
 def test_an_even_vote_warns(review):
     bench, _, _, key = review
     vote(bench, key, lambda entry: "A")
-    evidence = bench.execute("human_review", human_review.run)
-    assert evidence.verdict == "warn"
+    assert bench.execute("human_review").verdict == "warn"
 
 
-def test_nobody_answered_is_said(review, tmp_path):
-    bench, _, _, _ = review
-    evidence = bench.execute("human_review", human_review.run)
-    assert evidence.verdict == "warn"
-    assert evidence.summary == "not reviewed: nobody answered"
+@pytest.mark.parametrize("cast", [None, ReviewVotes(votes=[])])
+def test_nobody_answered_is_said(review, cast):
+    bench, *_ = review
+    if cast is not None:
+        REVIEW_VOTES.put(bench.run, cast)
+    evidence = bench.execute("human_review")
+    assert (evidence.verdict, evidence.summary) == ("warn", "not reviewed: nobody answered")
 
 
 def test_switched_off_is_said(lab):
-    evidence = lab().execute("human_review", human_review.run)
+    evidence = lab().execute("human_review")
     assert (evidence.verdict, evidence.summary) == (
         "warn",
         "not reviewed: the review is switched off",
@@ -131,22 +154,25 @@ def test_switched_off_is_said(lab):
 
 
 def test_wrong_votes_are_named():
-    key = [{"pair": 1, "row_id": "r", "A": "tuned", "B": "base"}]
-    good = {"pair": 1, "choice": "A", "reviewer": "alice"}
     for wrong, why in [
         ({"pair": 2}, "vote 2: there is no such pair"),
         ({"choice": "C"}, "vote 2: choice must be A, B or tie, not 'C'"),
         ({"reviewer": " "}, "vote 2: a vote needs the name"),
     ]:
         with pytest.raises(UserError, match=why):
-            read_votes({"votes": [good, {**good, **wrong}]}, key, "votes.json")
-    with pytest.raises(UserError, match="expected"):
-        read_votes([good], key, "votes.json")
+            check_votes([ALICE, ALICE.model_copy(update=wrong)], KEY, "votes.json")
+
+
+@pytest.mark.parametrize("document", [[ALICE.model_dump()], {"votes": [{"pair": 1}]}, "{"])
+def test_votes_of_another_form_are_refused(review, document):
+    bench, *_ = review
+    raw = document if isinstance(document, str) else json.dumps(document)
+    bench.run.store.put_bytes(REVIEW_VOTES.key(bench.run), raw.encode())
+    with pytest.raises(UserError, match=r"evaluation/review_votes\.json: "):
+        bench.execute("human_review")
 
 
 def test_the_last_vote_of_a_reviewer_counts():
-    key = [{"pair": 1, "row_id": "r", "A": "tuned", "B": "base"}]
-    first = {"pair": 1, "choice": "A", "reviewer": "alice"}
-    votes = read_votes({"votes": [first, {**first, "choice": "B"}]}, key, "votes.json")
-    outcome = count(votes, key)
+    votes = check_votes([ALICE, ALICE.model_copy(update={"choice": "B"})], KEY, "votes.json")
+    outcome = count(votes, KEY)
     assert (outcome.votes, outcome.wins, outcome.losses) == (1, 0, 1)

@@ -1,10 +1,9 @@
 """The real base model in the candidate's place: nothing was tuned, so nothing may be lost."""
 
 import pytest
-from tests.lab.runs import Lab
+from tests.lab.runs import Lab, values
 from tests.lab.tiny_task import task_rows
 
-from tuneline.evaluation import base_regression, determinism
 from tuneline.harness.served_models import base_gguf
 
 pytestmark = pytest.mark.model
@@ -20,8 +19,8 @@ def untuned(tmp_path):
 
 
 def test_the_base_has_not_forgotten_what_it_knows(untuned):
-    evidence = untuned.execute("base_regression", base_regression.run)
-    found = {m.name: m.value for m in evidence.measurements}
+    evidence = untuned.execute("base_regression")
+    found = values(evidence)
     # Answers in batches may part at a near-tie, so one question either way is no loss.
     assert abs(found["drop"]) <= 0.05
     assert evidence.verdict != "fail"
@@ -30,5 +29,5 @@ def test_the_base_has_not_forgotten_what_it_knows(untuned):
 
 
 def test_the_real_model_repeats_itself(untuned):
-    evidence = untuned.execute("determinism", determinism.run)
+    evidence = untuned.execute("determinism")
     assert evidence.verdict == "pass", evidence.summary

@@ -5,7 +5,6 @@ from tuneline.harness.answers import (
     Task,
     choose_task,
     find_object,
-    parse_answer,
     scores,
     structure_of,
 )
@@ -14,10 +13,11 @@ EXPECTED = '{"intent": "billing", "reply": "We look at it."}'
 
 
 def test_only_a_whole_json_object_is_an_answer():
-    assert parse_answer(' {"intent": "billing"}\n') == {"intent": "billing"}
-    assert parse_answer('Sure! {"intent": "billing"}') is None
-    assert parse_answer('["billing"]') is None
-    assert parse_answer('{"intent": "bill') is None
+    task = Task("json_field", "intent")
+    assert task.right(' {"intent": "billing"}\n', EXPECTED)
+    assert not task.right('Sure! {"intent": "billing"}', EXPECTED)
+    assert not task.right('["billing"]', EXPECTED)
+    assert not task.right('{"intent": "bill', EXPECTED)
 
 
 def test_an_object_is_found_in_prose_and_fences():

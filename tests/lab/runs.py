@@ -153,7 +153,7 @@ class Lab:
 
     def lines(self, step: str, name: str) -> list[Any]:
         """The entries of a stored JSON-lines file."""
-        return [json.loads(line) for line in self.artifact(step, name).read_text().splitlines()]
+        return [json.loads(line) for line in self.artifact(step, name).read_bytes().splitlines()]
 
 
 def values(entry: Any) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tuneline.store import CorruptObject
+from tuneline.errors import UserError
+from tuneline.store import CorruptObject, NotThere
 
 if TYPE_CHECKING:
     from tuneline.run import Run, StepContext
@@ -35,8 +37,8 @@ class Artifact:
         """Fetch the file, verified against the hash that its step recorded.
 
         Raises:
-            UserError: the step has not been run, or left no such file.
-            CorruptObject: the bytes are not the recorded ones.
+            UserError: if the step has not been run, or left no such file.
+            CorruptObject: if the bytes are not the recorded ones.
         """
         return ctx.input(self.step, self.name)
 
@@ -44,7 +46,7 @@ class Artifact:
         """Return True if the step has left the file.
 
         Raises:
-            UserError: the step has not been run.
+            UserError: if the step has not been run.
         """
         return ctx.has(self.step, self.name)
 
@@ -98,29 +100,110 @@ class Document(Artifact, Generic[Model]):
         """Read the document of an earlier step.
 
         Raises:
-            UserError: the step has not been run, or left no such file.
-            CorruptObject: the file is not what its step writes.
+            UserError: if the step has not been run, or left no such file.
+            CorruptObject: if the file is not what its step writes.
         """
         return self._parse(self.fetch(ctx).read_bytes(), ctx.run)
 
     def find(self, run: Run) -> Model | None:
         """Read the document from a run's store, None when it is not there."""
-        key = self.key(run)
-        return self._parse(run.store.get_bytes(key), run) if run.store.exists(key) else None
+        try:
+            raw = run.store.get_bytes(self.key(run))
+        except NotThere:
+            return None
+        return self._parse(raw, run)
 
     def write(self, ctx: StepContext, content: Model) -> None:
         """Write the document of this step."""
         path = self.path(ctx)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content.model_dump_json(indent=1), encoding="utf-8")
+        text = content.model_dump_json(indent=1, by_alias=True)
+        path.write_text(text, encoding="utf-8")
 
     def _parse(self, raw: bytes, run: Run) -> Model:
         try:
             return self.model.model_validate_json(raw)
         except ValidationError as error:
             where = run.store.uri_of(self.key(run))
-            problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"]))
-            raise CorruptObject(
-                f"{where}: {field}: {problem['msg']}; run {self.step} again"
-            ) from None
+            raise CorruptObject(f"{where}: {_first(error)}; run {self.step} again") from None
+
+
+@dataclass(frozen=True)
+class Lines(Artifact, Generic[Model]):
+    """A JSON-lines file that a step leaves, with the model of a line.
+
+    Attributes:
+        model: the pydantic model that reads and writes a line.
+    """
+
+    model: type[Model]
+
+    def read(self, ctx: StepContext) -> list[Model]:
+        """Read every line that an earlier step left; see `Document.read`."""
+        entries = []
+        for number, line in enumerate(self.fetch(ctx).read_bytes().splitlines(), 1):
+            try:
+                entries.append(self.model.model_validate_json(line))
+            except ValidationError as error:
+                where = ctx.run.store.uri_of(self.key(ctx.run))
+                raise CorruptObject(
+                    f"{where}, line {number}: {_first(error)}; run {self.step} again"
+                ) from None
+        return entries
+
+    def write(self, ctx: StepContext, entries: Iterable[Model]) -> None:
+        """Write the lines of this step."""
+        with self.path(ctx).open("w", encoding="utf-8") as out:
+            out.writelines(f"{entry.model_dump_json(by_alias=True)}\n" for entry in entries)
+
+
+@dataclass(frozen=True)
+class RunDocument(Generic[Model]):
+    """A JSON file of a run that no step owns: what people answer.
+
+    Attributes:
+        name: its path relative to the run's folder.
+        model: the pydantic model that reads and writes it.
+    """
+
+    name: str
+    model: type[Model]
+
+    def key(self, run: Run) -> str:
+        """Return the document's key in the store of a run."""
+        return run.key(self.name)
+
+    def uri(self, run: Run) -> str:
+        """Return the document's URI."""
+        return run.store.uri_of(self.key(run))
+
+    def find(self, run: Run) -> Model | None:
+        """Read the document, None when it is not there.
+
+        Raises:
+            UserError: if it is not of the expected form.
+        """
+        try:
+            return self.model.model_validate_json(run.store.get_bytes(self.key(run)))
+        except NotThere:
+            return None
+        except ValidationError as error:
+            raise UserError(f"{self.uri(run)}: {_first(error)}") from None
+
+    def note(self, ctx: StepContext) -> None:
+        """Note the document among the inputs of a step."""
+        name = self.name.rpartition("/")[2]
+        local = ctx.scratch / name
+        ctx.run.store.get_file(self.key(ctx.run), local)
+        ctx.note_input(name, self.uri(ctx.run), local)
+
+    def put(self, run: Run, content: Model) -> None:
+        """Write the document, over one that is there."""
+        run.store.put_bytes(self.key(run), content.model_dump_json(indent=1).encode())
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first fault of a document: its field and what is wrong with it."""
+    problem = error.errors()[0]
+    field = ".".join(map(str, problem["loc"]))
+    return f"{field}: {problem['msg']}" if field else str(problem["msg"])

@@ -1,4 +1,4 @@
-"""Read the layers of a configuration, lay them over each other and validate what comes out."""
+"""Read the layers of a configuration, merge them and validate the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuneline.machine.checkout import project_root
 
 
 def presets_dir() -> Path:
-    """The folder of presets: `$TUNELINE_PRESETS`, or `config/presets` of the project."""
+    """Return the folder of presets: `$TUNELINE_PRESETS`, or `config/presets` of the project."""
     default = project_root() / "config" / "presets"
     return Path(os.environ.get("TUNELINE_PRESETS", default))
 
@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        UserError: the file is missing, not UTF-8, not YAML or not a mapping.
+        UserError: if the file is missing, not UTF-8, not YAML or not a mapping.
     """
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
@@ -44,7 +44,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """Parse a YAML mapping; `where` names the text in errors.
 
     Raises:
-        UserError: it is not YAML or not a mapping.
+        UserError: if it is not YAML or not a mapping.
     """
     try:
         document = yaml.safe_load(text)
@@ -61,14 +61,14 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def check_sections(document: Mapping[str, Any], where: str) -> None:
-    """Refuse a section that is no mapping, which laying another layer over it would hide.
+    """Refuse a section that is not a mapping, which merging another layer would hide.
 
     Args:
         document: one layer.
-        where: what an error names as its place.
+        where: its place, for an error.
 
     Raises:
-        UserError: naming each such section.
+        UserError: if there is such a section; each is named.
     """
     wrong = [
         f"{name}: expected settings (`{name}:` and lines below it), got {document[name]!r:.80}"
@@ -82,7 +82,7 @@ def check_sections(document: Mapping[str, Any], where: str) -> None:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings, later ones win; lists are replaced whole."""
+    """Merge nested mappings: later ones win, and lists are replaced as a whole."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -99,12 +99,13 @@ def build_config(
     """Build a configuration from a preset and layers above it.
 
     Args:
-        layers: nested mappings, later ones win.
-        preset: name of a file in `presets_dir()`, without its ending.
-        where: what an error names as the place of a wrong field.
+        layers: nested mappings; later ones win.
+        preset: name of a file in `presets_dir()`, without its extension.
+        where: the place of a wrong field, for an error.
 
     Raises:
-        UserError: an unknown key, a wrong type, a value out of its limits; every field is named.
+        UserError: if a key is unknown, a type is wrong or a value is outside its limits; every
+            such field is named.
     """
     base: dict[str, Any] = {}
     if preset:
@@ -138,7 +139,7 @@ def _explain(entry: Any) -> str:
 
 
 def _nearest(place: Sequence[str | int]) -> str:
-    """The settings beside a place that are spelled most like it, to be appended."""
+    """Return a question that names the settings spelled most like an unknown one, or ''."""
     section: type[BaseModel] | None = PipelineConfig
     for part in place[:-1]:
         field = section.model_fields.get(str(part)) if section else None
@@ -149,7 +150,7 @@ def _nearest(place: Sequence[str | int]) -> str:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one."""
+    """Return the section that a field holds, if any."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

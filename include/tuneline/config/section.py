@@ -1,4 +1,4 @@
-"""What all sections of the configuration have in common."""
+"""The base of all sections of the configuration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section refuses fields that it does not know, and is never changed."""
+    """A section of the configuration: immutable, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import VALIDATION, Row
+from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
-from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import (
     base_gguf,
     base_model,
@@ -185,10 +184,7 @@ def _in_engine(merged: Served, apart: Served | None) -> list[Measurement]:
 def run(ctx: StepContext) -> Evidence:
     """Compare merged and adapter, in transformers and in the engine, and decide."""
     rows = dataset_rows(ctx)
-    pool = of_split(rows, VALIDATION)
-    if not pool:
-        raise UserError("parity is measured on validation rows, and there is none")
-    asked = spread(pool, ENGINE_ROWS, ctx.config.training.seed)
+    asked = validation_rows(ctx, ENGINE_ROWS)
     merged_dir = ctx.input_dir("export_candidate", "merged")
     adapter_dir = ctx.input_dir("train", "adapter")
     candidate = ctx.input("export_candidate", "candidate.gguf")

@@ -13,9 +13,8 @@ import json
 from typing import Any
 
 from tuneline.config import DeploymentConfig
-from tuneline.data.tables.rows import VALIDATION
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import dataset_rows, of_split
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import Candidate, candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
@@ -59,8 +58,7 @@ def build_llama_cpp(ctx: StepContext) -> tuple[dict[str, Any], str]:
         TunelineError: the engine does not load the file, or does not answer.
     """
     shipped = candidate(ctx)
-    rows = of_split(dataset_rows(ctx), VALIDATION)
-    prompt = rows[0].prompt if rows else [{"role": "user", "content": "ping"}]
+    prompt = validation_rows(ctx, 1)[0].prompt
     with serve(shipped.file.path, ctx.config) as server, server.client() as client:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         identity = llama_cpp_identity(shipped, ctx.config.deployment)

@@ -17,12 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tuneline.data.tables.rows import VALIDATION
 from tuneline.deployment.probes.trial import ALIAS, free_port, wait_for
-from tuneline.errors import RetryableError, UserError
+from tuneline.errors import RetryableError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
@@ -192,16 +191,14 @@ def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> 
 
 def run(ctx: StepContext) -> Evidence:
     """Start fresh servers, cold and warmed, and time their first requests."""
-    rows = of_split(dataset_rows(ctx), VALIDATION)
-    if not rows:
-        raise UserError("first requests are validation prompts, and there is none")
+    rows = validation_rows(ctx, 2)
     chosen = candidate(ctx)
     deployment = ctx.config.deployment
     starter = Starter(
         chosen.file.path,
         parallel=deployment.parallel,
         ctx=deployment.context_tokens,
-        prompts=[row.prompt for row in spread(rows, 2, ctx.config.training.seed)],
+        prompts=[row.prompt for row in rows],
         folder=ctx.scratch,
     )
     cold, warm = [], []

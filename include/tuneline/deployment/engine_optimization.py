@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuneline.data.tables.rows import VALIDATION
 from tuneline.deployment.build_engine import IDENTITY, NOT_BUILT
-from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive, errors_of
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.engines import all_engines
@@ -83,10 +81,7 @@ def judge(
 
 def measure_llama_cpp(ctx: StepContext) -> tuple[Throughput, str]:
     """Throughput of the shipped bytes on llama.cpp, and their hash."""
-    rows = of_split(dataset_rows(ctx), VALIDATION)
-    if not rows:
-        raise UserError("throughput is measured on validation prompts, and there is none")
-    prompts = [row.prompt for row in spread(rows, REQUESTS, ctx.config.training.seed)]
+    prompts = [row.prompt for row in validation_rows(ctx, REQUESTS)]
     shipped = candidate(ctx)
     slots = ctx.config.deployment.parallel
     with serve(shipped.file.path, ctx.config) as server, server.client() as client:

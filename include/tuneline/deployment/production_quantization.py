@@ -20,13 +20,12 @@ from typing import Any
 
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import VALIDATION, Row
-from tuneline.errors import UserError
+from tuneline.data.tables.rows import Row
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.gguf.quantize import quantize
 from tuneline.harness.answers import choose_task, scores
 from tuneline.harness.intervals import paired
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
@@ -194,10 +193,7 @@ def judge(
 def run(ctx: StepContext) -> Evidence:
     """Measure the variants on validation rows, choose one and store its bytes."""
     config, limits = ctx.config, ctx.config.deployment
-    pool = of_split(dataset_rows(ctx), VALIDATION)
-    if not pool:
-        raise UserError("variants are judged on validation rows, and there is none")
-    rows = spread(pool, limits.quality_rows, config.training.seed)
+    rows = validation_rows(ctx, limits.quality_rows)
     task = choose_task(
         config.evaluation.metric, config.data.label_field, [row.answer for row in rows]
     )

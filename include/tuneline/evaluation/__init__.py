@@ -1,1 +1,1 @@
-"""The evaluation phase: one module per checklist item."""
+"""The evaluation phase: the candidate against the base, one module per item."""

@@ -1,35 +1,35 @@
-"""General ability, base against tuned: what fine-tuning must not take away.
+"""base_regression: fine-tuning has not taken general ability away.
 
-Proves that the tuned model still answers general questions with checkable
-answers about as often as the base. Both answer the same questions through the
-same server; the drop is a paired difference, and what is allowed follows from
-its measured noise (two standard errors, so that a model that lost nothing
-fails about one time in forty). A limit set tighter than the noise is refused,
-since it would decide by chance.
+Method: base and candidate answer the same general questions, whose answers can be checked by
+rule, through the same server. The drop is a paired difference (Agresti and Min, 2005). Unless
+a limit is configured, the drop may be two standard errors of that difference: a model that
+lost nothing then fails about one time in forty. A configured limit tighter than the noise
+would decide by chance and is refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
 
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.general_questions import Question, check_answer, load_questions
 from tuneline.harness.intervals import Paired, paired, share
-from tuneline.harness.served_models import ask, ask_base, base_gguf, candidate
+from tuneline.harness.served_models import ask_both, candidate
 from tuneline.run import StepContext
 
 # Standard errors that a drop may have by chance.
 NOISE_FACTOR = 2.0
-# Above this the questions are too few to see a loss that would matter.
+# With a larger detectable drop the questions are too few to see a loss that would matter.
 MAX_DETECTABLE_DROP = 0.15
 
 
 @dataclass(frozen=True)
 class CategoryRow:
-    """One row of the table."""
+    """The share of right answers of both models in one category."""
 
     category: str
     questions: int
@@ -38,28 +38,27 @@ class CategoryRow:
 
     @property
     def change(self) -> float:
-        """Tuned minus base."""
+        """The share of the candidate minus that of the base."""
         return self.tuned - self.base
 
 
 def choose_questions(questions: Sequence[Question], count: int | None) -> list[Question]:
-    """The first questions of each category in turn, `count` in all; None takes every one."""
+    """Return `count` questions, taken from each category in turn; None takes every one."""
     if count is None or count >= len(questions):
         return list(questions)
-    groups: dict[str, list[Question]] = {}
+    seen: Counter[str] = Counter()
+    places = []
     for question in questions:
-        groups.setdefault(question.category, []).append(question)
-    places = max(len(group) for group in groups.values())
-    ordered = [
-        group[place] for place in range(places) for group in groups.values() if place < len(group)
-    ]
-    return ordered[:count]
+        places.append(seen[question.category])
+        seen[question.category] += 1
+    ordered = sorted(zip(places, questions, strict=True), key=itemgetter(0))
+    return [question for _, question in ordered][:count]
 
 
 def by_category(
     questions: Sequence[Question], base: Sequence[bool], tuned: Sequence[bool]
 ) -> list[CategoryRow]:
-    """Share of right answers of both models in each category."""
+    """Return the share of right answers of both models in each category."""
     table = []
     for category in sorted({question.category for question in questions}):
         at = [number for number, q in enumerate(questions) if q.category == category]
@@ -69,22 +68,24 @@ def by_category(
 
 
 def judge(result: Paired, max_regression: float | None) -> list[Measurement]:
-    """The drop against what is allowed.
+    """Measure the drop and compare it with the allowed one.
 
     Args:
-        result: paired difference, tuned minus base.
+        result: the paired difference, tuned minus base.
         max_regression: the configured limit; None derives it from the noise.
 
     Raises:
-        UserError: the configured limit is tighter than the noise.
+        UserError: if the configured limit is tighter than the noise.
     """
     noise = result.difference.error
-    allowed = NOISE_FACTOR * noise if max_regression is None else max_regression
-    drop = 0.0 - result.difference.value
+    detectable = NOISE_FACTOR * noise
+    allowed = detectable if max_regression is None else max_regression
+    # 0.0 - x and not -x: no drop shall read as 0.0, not as -0.0.
+    drop = round(0.0 - result.difference.value, 4)
     return [
         measure(
             "drop",
-            round(drop, 4),
+            drop,
             "share",
             "<=",
             round(allowed, 4),
@@ -93,7 +94,7 @@ def judge(result: Paired, max_regression: float | None) -> list[Measurement]:
         ),
         measure(
             "detectable_drop",
-            round(NOISE_FACTOR * noise, 4),
+            round(detectable, 4),
             "share",
             "<=",
             MAX_DETECTABLE_DROP,
@@ -105,59 +106,59 @@ def judge(result: Paired, max_regression: float | None) -> list[Measurement]:
     ]
 
 
+def summarise(drop: Measurement, table: Sequence[CategoryRow], base: str, tuned: str) -> str:
+    """Say in one sentence whether general ability was kept.
+
+    Args:
+        drop: the measurement that decides.
+        table: the categories, at least one.
+        base: share and interval of the base, as text.
+        tuned: share and interval of the candidate, as text.
+    """
+    questions = sum(row.questions for row in table)
+    worst = min(table, key=lambda row: row.change)
+    judged = "within" if drop.ok else "more than"
+    return (
+        f"of {questions} general questions the tuned model answers {tuned} right and the base "
+        f"{base}; the drop of {drop.value} is {judged} the allowed {drop.limit}; "
+        f"the weakest category is {worst.category} ({worst.change:+.2f})"
+    )
+
+
 def run(ctx: StepContext) -> Evidence:
-    """Ask both models the general questions and compare."""
+    """Ask both models the general questions and compare their answers."""
     settings = ctx.config.evaluation
     questions = choose_questions(load_questions(), settings.regression_questions)
     prompts = [[{"role": "user", "content": question.prompt}] for question in questions]
-    limits = [question.max_tokens for question in questions]
     chosen = candidate(ctx)
-    tuned = ask(ctx, chosen.file.path, prompts, limits, "tuned model")
-    base, cached = ask_base(ctx, base_gguf(ctx), prompts, limits, "base model")
-    answers = {"base": base, "tuned": tuned}
-    right = {
-        who: [check_answer(q, text) for q, text in zip(questions, texts, strict=True)]
-        for who, texts in answers.items()
-    }
-    table = by_category(questions, right["base"], right["tuned"])
-    _write(ctx, questions, answers, right)
-    _write_table(ctx, table)
-    result = paired(right["base"], right["tuned"])
-    limits_held = judge(result, settings.max_regression)
-    worst = min(table, key=lambda row: row.change)
-    summary = (
-        f"general questions right: tuned {share(right['tuned']).text()}, base "
-        f"{share(right['base']).text()} of {len(questions)}; drop "
-        f"{0.0 - result.difference.value:.3f}, allowed {limits_held[0].limit}; "
-        f"weakest category {worst.category} ({worst.change:+.2f})"
+    answers = ask_both(ctx, chosen, prompts, [question.max_tokens for question in questions])
+    base, tuned = (
+        [check_answer(q, text) for q, text in zip(questions, texts, strict=True)]
+        for texts in (answers.base, answers.tuned)
     )
+    table = by_category(questions, base, tuned)
+    ctx.write_json("categories.json", [{**vars(r), "change": round(r.change, 4)} for r in table])
+    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as out:
+        for n, question in enumerate(questions):
+            entry = {
+                "id": question.id,
+                "category": question.category,
+                "base": answers.base[n],
+                "base_right": base[n],
+                "tuned": answers.tuned[n],
+                "tuned_right": tuned[n],
+            }
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    base_share, tuned_share = share(base), share(tuned)
+    limits = judge(paired(base, tuned), settings.max_regression)
     return ctx.conclude(
-        summary,
+        summarise(limits[0], table, base_share.text(), tuned_share.text()),
         [
-            *limits_held,
+            *limits,
             measure("questions", len(questions), "questions"),
-            measure("base_share", round(share(right["base"]).value, 4), "share"),
-            measure("tuned_share", round(share(right["tuned"]).value, 4), "share"),
-            measure("base_answers_from_cache", cached, "flag"),
+            measure("base_share", round(base_share.value, 4), "share"),
+            measure("tuned_share", round(tuned_share.value, 4), "share"),
+            measure("base_answers_from_cache", answers.base_cached, "flag"),
             measure("candidate_sha256", chosen.file.sha256, "sha256"),
         ],
     )
-
-
-def _write(
-    ctx: StepContext,
-    questions: Sequence[Question],
-    answers: Mapping[str, Sequence[str]],
-    right: Mapping[str, Sequence[bool]],
-) -> None:
-    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as out:
-        for number, question in enumerate(questions):
-            entry: dict[str, Any] = {"id": question.id, "category": question.category}
-            for who, texts in answers.items():
-                entry |= {who: texts[number], f"{who}_right": right[who][number]}
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def _write_table(ctx: StepContext, table: Sequence[CategoryRow]) -> None:
-    rows = [{**vars(row), "change": round(row.change, 4)} for row in table]
-    (ctx.out / "categories.json").write_text(json.dumps(rows, indent=1))

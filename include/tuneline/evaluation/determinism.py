@@ -1,24 +1,22 @@
-"""Same prompt, temperature 0, again: same output, alone and inside a batch.
+"""determinism: the same prompt at temperature 0 gives the same answer, alone and in a batch.
 
-Proves how often a repeated prompt gives the answer it gave first: asked alone,
-and asked while other prompts run in the same batch, where engines differ
-because sums are taken in another order (vLLM documents the same for its
-batches). The verdict is on the parsed structure of the answer where the task
-is structured, since that is what callers act on; how often the bytes agree is
-reported beside it.
+Method: prompts of the validation split are asked repeatedly, alone and among other prompts in
+one batch, and each answer is compared with the first one alone. In a batch engines sum in
+another order, so the same prompt may end in another token (vLLM documents this for its
+batches). The verdict is on the parsed structure of the answers where the task is structured,
+since callers act on that; the share of equal bytes is reported beside it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from tuneline.data.tables.rows import VALIDATION, Row
-from tuneline.errors import UserError
+from tuneline.data.tables.rows import Row
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import structure_of
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, scoring_threads, serve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
@@ -27,50 +25,56 @@ from tuneline.serving.client.client import EngineClient
 
 @dataclass(frozen=True)
 class Repeats:
-    """All answers to one prompt; the first is the reference."""
+    """All answers to one prompt.
+
+    Attributes:
+        row_id: the row whose prompt was asked.
+        alone: the answers to the prompt alone; the first is the reference.
+        batched: the answers to the prompt among others.
+    """
 
     row_id: str
     alone: tuple[str, ...]
     batched: tuple[str, ...]
 
+    def compared(self, mode: str) -> tuple[str, ...]:
+        """Return the answers of one mode, `alone` or `batched`, without the reference."""
+        return self.alone[1:] if mode == "alone" else self.batched
 
-def identical_share(repeats: Sequence[Repeats], mode: str, label_field: str | None) -> float:
-    """Share of repeats whose parsed structure is that of the prompt's first answer alone.
+
+def identical_share(
+    repeats: Sequence[Repeats], mode: str, view: Callable[[str], str] = str
+) -> float:
+    """Return the share of repeats that are equal to their reference.
 
     Args:
         repeats: answers by prompt, at least one.
         mode: `alone` or `batched`.
-        label_field: field of a JSON answer that holds the class.
+        view: the part of an answer that is compared; by default all of it.
     """
-    agree = total = 0
-    for entry in repeats:
-        reference = structure_of(entry.alone[0], label_field)
-        others = entry.alone[1:] if mode == "alone" else entry.batched
-        agree += sum(structure_of(text, label_field) == reference for text in others)
-        total += len(others)
-    return agree / total
-
-
-def identical_bytes(repeats: Sequence[Repeats], mode: str) -> float:
-    """The same share on the bytes of the answers."""
-    pairs = [
-        (text, entry.alone[0])
-        for entry in repeats
-        for text in (entry.alone[1:] if mode == "alone" else entry.batched)
+    same = [
+        view(text) == view(entry.alone[0]) for entry in repeats for text in entry.compared(mode)
     ]
-    return sum(text == first for text, first in pairs) / len(pairs)
+    return round(sum(same) / len(same), 4)
 
 
 def judge(
     repeats: Sequence[Repeats], label_field: str | None, min_share: float
 ) -> list[Measurement]:
-    """The shares, alone and batched, against the configured limit."""
+    """Compare the answers' structure, alone and batched, with the configured limit.
+
+    Args:
+        repeats: answers by prompt, at least one.
+        label_field: the field of a JSON answer that holds the class.
+        min_share: the smallest share of repeats with the structure of their reference.
+    """
+    structure = partial(structure_of, label_field=label_field)
     found = []
     for mode in ("alone", "batched"):
-        value = round(identical_share(repeats, mode, label_field), 4)
+        same = identical_share(repeats, mode, structure)
         found += [
-            measure(f"identical_structure_{mode}", value, "share", ">=", min_share),
-            measure(f"identical_bytes_{mode}", round(identical_bytes(repeats, mode), 4), "share"),
+            measure(f"identical_structure_{mode}", same, "share", ">=", min_share),
+            measure(f"identical_bytes_{mode}", identical_share(repeats, mode), "share"),
         ]
     return found
 
@@ -86,16 +90,16 @@ def collect(
 ) -> list[Repeats]:
     """Ask each prompt repeatedly, alone and then among other prompts.
 
-    Each repeat in a batch stands among other neighbours and at another place, so
-    that the batch is really another one.
+    Each batch puts the prompt among other neighbours and at another place, so that no two
+    batches are alike.
 
     Args:
-        client: of the server.
-        rows: the prompts.
+        client: a client of the server.
+        rows: the rows whose prompts are repeated.
         filler: other prompts for the batches, at least one.
-        repeats: how often each prompt is asked in each mode.
+        repeats: number of times that each prompt is asked in each mode.
         parallel: size of a batch.
-        max_tokens: tokens of an answer.
+        max_tokens: limit of an answer, in tokens.
     """
     collected = []
     for number, row in enumerate(rows):
@@ -113,14 +117,10 @@ def collect(
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Repeat prompts of the validation split against the server of the shipped bytes."""
+    """Repeat prompts of the validation split against a server of the shipped bytes."""
     settings, parallel = ctx.config.evaluation, max(2, ctx.config.deployment.parallel)
-    rows = of_split(dataset_rows(ctx), VALIDATION)
-    if len(rows) < 2:
-        raise UserError("determinism needs two validation rows; raise data.validation_share")
-    asked = spread(rows, min(settings.determinism_prompts, len(rows) - 1), ctx.config.training.seed)
-    chosen_ids = {row.row_id for row in asked}
-    filler = [row.prompt for row in rows if row.row_id not in chosen_ids]
+    rows = validation_rows(ctx, need=2)
+    count = min(settings.determinism_prompts, len(rows) - 1)
     chosen = candidate(ctx)
     with (
         serve(chosen.file.path, ctx.config, threads=scoring_threads(), parallel=parallel) as server,
@@ -128,28 +128,27 @@ def run(ctx: StepContext) -> Evidence:
     ):
         repeats = collect(
             client,
-            asked,
-            filler,
+            rows[:count],
+            [row.prompt for row in rows[count:]],
             repeats=settings.determinism_repeats,
             parallel=parallel,
             max_tokens=settings.max_new_tokens,
         )
+    ctx.write_json("repeats.json", [vars(entry) for entry in repeats])
     measurements = judge(repeats, ctx.config.data.label_field, settings.min_identical_share)
-    (ctx.out / "repeats.json").write_text(
-        json.dumps([vars(entry) for entry in repeats], indent=1, ensure_ascii=False)
-    )
     shares = {m.name: m.value for m in measurements}
     summary = (
-        f"llama.cpp, {len(asked)} prompts × {settings.determinism_repeats}: same structure "
-        f"{shares['identical_structure_alone']:.0%} alone, "
-        f"{shares['identical_structure_batched']:.0%} in batches of {parallel}; same bytes "
-        f"{shares['identical_bytes_alone']:.0%} and {shares['identical_bytes_batched']:.0%}"
+        f"{count} prompts asked {settings.determinism_repeats} times each of llama.cpp: the "
+        f"structure of the answer stays the same in {shares['identical_structure_alone']:.0%} of "
+        f"repeats alone and {shares['identical_structure_batched']:.0%} in batches of {parallel}, "
+        f"its bytes in {shares['identical_bytes_alone']:.0%} and "
+        f"{shares['identical_bytes_batched']:.0%}"
     )
     return ctx.conclude(
         summary,
         [
             *measurements,
-            measure("prompts", len(asked), "prompts"),
+            measure("prompts", count, "prompts"),
             measure("repeats", settings.determinism_repeats, "repeats"),
             measure("engine", "llama_cpp", "engine"),
             measure("candidate_sha256", chosen.file.sha256, "sha256"),

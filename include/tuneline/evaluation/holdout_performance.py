@@ -1,66 +1,78 @@
-"""The task metric of base and tuned model on a hold-out that nothing was chosen on.
+"""holdout_performance: the candidate does the task better than the base on untouched rows.
 
-Proves, on the bytes that ship, that the tuned model does the task better than
-the base: both answer the same hold-out rows through a real server, the metric
-has a 95 % interval for each (Wilson), and the paired gain has one too (Agresti
-and Min), whose lower end decides. It also proves that the hold-out is one: its
-share, that no row of it or near-duplicate was in training or validation (an
-exact check, independent of deduplication), and a ledger of every access, none
-of which chose anything.
+Method: both models answer the same hold-out rows through a real server, on the bytes that
+ship. The metric of each has a 95 % interval (Wilson), and so has the paired gain (Agresti and
+Min, 2005), whose lower end decides. The hold-out itself is checked too: its share of the rows,
+that no row of it or near-duplicate was in training or validation (an exact comparison,
+independent of deduplication), and that no access in its ledger chose anything.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
+from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, AnswerPair
+from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import HOLDOUT, Row
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
 from tuneline.evaluation.holdout.ledger import Access, choosing, ledger_prefix, open_holdout
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import Task, choose_task, parse_answer, scores
+from tuneline.harness.answers import Task, choose_task, scores
 from tuneline.harness.intervals import Interval, Paired, paired, share
 from tuneline.harness.rows import dataset_rows
-from tuneline.harness.served_models import Candidate, ask, ask_base, base_gguf, candidate
+from tuneline.harness.served_models import Candidate, ask_both, candidate
 from tuneline.run import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.
 MIN_SHARE, MAX_SHARE = 0.10, 0.20
-ANSWERS = "answers.jsonl"
 
 
 def share_measurements(held: int, total: int, *, own_file: bool) -> list[Measurement]:
-    """The share of rows held out; no rule where the dataset brings a hold-out of its own."""
+    """Measure the share of rows held out.
+
+    Args:
+        held: number of hold-out rows.
+        total: number of rows in the dataset.
+        own_file: True if the dataset names its own hold-out file, which no rule limits.
+    """
     value = round(held / total, 4)
+    rows = measure("holdout_rows", held, "rows")
     if own_file:
-        return [measure("holdout_share", value, "share"), measure("holdout_rows", held, "rows")]
+        return [measure("holdout_share", value, "share"), rows]
     return [
         measure("holdout_share", value, "share", ">=", MIN_SHARE),
         measure("holdout_share_upper", value, "share", "<=", MAX_SHARE),
-        measure("holdout_rows", held, "rows"),
+        rows,
     ]
 
 
 def leak_measurements(
     held: Sequence[Row], seen: Sequence[Row], threshold: float
 ) -> tuple[list[Measurement], list[dict[str, object]]]:
-    """Whether anything of the hold-out was seen before; the leaks found are listed too."""
+    """Measure how much of the hold-out was in training or validation, and list it.
+
+    Args:
+        held: the hold-out rows.
+        seen: the rows of training and validation.
+        threshold: Jaccard similarity from which two rows are near-duplicates.
+    """
     repeated = same_ids(held, seen)
     leaks = near_duplicates(held, seen, threshold)
-    found = [{"row_id": row_id, "reason": "same id"} for row_id in repeated]
-    listed = [*found, *({**asdict(leak), "reason": "near-duplicate"} for leak in leaks)]
     return [
         measure("rows_also_seen", len(repeated), "rows", "<=", 0),
         measure("near_duplicates_of_seen_rows", len(leaks), "rows", "<=", 0),
-    ], listed
+    ], [
+        *({"row_id": row_id, "reason": "same id"} for row_id in repeated),
+        *({**asdict(leak), "reason": "near-duplicate"} for leak in leaks),
+    ]
 
 
 def ledger_measurements(
     earlier: Sequence[Access], chosen: Candidate, held: Sequence[Row]
 ) -> list[Measurement]:
-    """What the ledger and the choice of the variant say of earlier uses of the hold-out."""
+    """Measure earlier uses of the hold-out, from its ledger and from the choice of the variant."""
     scored = [access for access in earlier if access.purpose == "score"]
     again = sum(access.candidate_sha256 == chosen.file.sha256 for access in scored)
     others = {access.candidate_sha256 for access in scored} - {chosen.file.sha256}
@@ -76,13 +88,12 @@ def ledger_measurements(
 def score_measurements(
     base: Interval, tuned: Interval, gain: Paired, min_gain: float
 ) -> list[Measurement]:
-    """The metric of both models and the gain, whose lower bound decides."""
+    """State the metric of both models and the gain, whose lower end decides."""
     found: list[Measurement] = []
     for name, interval in (("base", base), ("tuned", tuned)):
+        noise = round(interval.error, 4)
         found += [
-            measure(
-                f"{name}_metric", round(interval.value, 4), "share", noise=round(interval.error, 4)
-            ),
+            measure(f"{name}_metric", round(interval.value, 4), "share", noise=noise),
             measure(f"{name}_metric_lower", round(interval.lower, 4), "share"),
             measure(f"{name}_metric_upper", round(interval.upper, 4), "share"),
         ]
@@ -99,22 +110,26 @@ def score_measurements(
 
 
 def form_measurements(
-    task: Task, answers: dict[str, list[str]], expected: Sequence[str]
+    task: Task, answers: Mapping[str, Sequence[str]], expected: Sequence[str]
 ) -> Iterator[Measurement]:
-    """How much of the metric is form: valid JSON, and right once JSON is fished out of prose."""
+    """Measure how much of the metric is form: valid JSON, and right with its JSON found in prose.
+
+    Args:
+        task: the task; only `json_field` has a form.
+        answers: the answers of each model, by its name.
+        expected: the expected answers.
+    """
     if task.metric != "json_field":
         return
     for who, texts in answers.items():
-        valid = sum(parse_answer(text) is not None for text in texts)
-        loose = sum(
-            task.right_anywhere(text, want) for text, want in zip(texts, expected, strict=True)
-        )
+        valid = sum(answer_object(text) is not None for text in texts)
+        loose = sum(map(task.right_anywhere, texts, expected))
         yield measure(f"{who}_valid_json", round(valid / len(texts), 4), "share")
         yield measure(f"{who}_right_ignoring_form", round(loose / len(texts), 4), "share")
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Score base and candidate on the hold-out, once, and prove that it is one."""
+    """Score base and candidate on the hold-out, once, and check the hold-out itself."""
     settings, data = ctx.config.evaluation, ctx.config.data
     rows = dataset_rows(ctx)
     chosen = candidate(ctx)
@@ -127,50 +142,36 @@ def run(ctx: StepContext) -> Evidence:
     leak_limits, leaks = leak_measurements(held, seen, data.near_duplicate_jaccard)
     expected = [row.answer for row in held]
     task = choose_task(settings.metric, data.label_field, expected)
-
-    prompts = [row.prompt for row in held]
     limits = [settings.max_new_tokens] * len(held)
-    tuned = ask(ctx, chosen.file.path, prompts, limits, "tuned model")
-    base, cached = ask_base(ctx, base_gguf(ctx), prompts, limits, "base model")
-    right = {"base": scores(task, base, expected), "tuned": scores(task, tuned, expected)}
-    intervals = {who: share(flags) for who, flags in right.items()}
-    gain = paired(right["base"], right["tuned"])
+    answers = ask_both(ctx, chosen, [row.prompt for row in held], limits)
+    base, tuned = (scores(task, texts, expected) for texts in (answers.base, answers.tuned))
+    gain = paired(base, tuned)
 
-    _write_answers(ctx, held, base, tuned)
-    (ctx.out / "leaks.json").write_text(json.dumps(leaks, indent=1))
-    accesses = [asdict(access) for access in earlier]
-    ledger = {"holdout_sha256": identity, "prefix": ledger_prefix(identity), "earlier": accesses}
-    (ctx.out / "ledger.json").write_text(json.dumps(ledger, indent=1))
-    summary = (
-        f"{task.name} on {len(held)} hold-out rows: tuned {intervals['tuned'].text()}, "
-        f"base {intervals['base'].text()}; gain at least {gain.difference.lower:.3f}, "
-        f"{len(leaks)} rows seen before"
+    HOLDOUT_ANSWERS.write(
+        ctx,
+        (
+            AnswerPair(row_id=row.row_id, expected=row.answer, base=of_base, tuned=of_tuned)
+            for row, of_base, of_tuned in zip(held, answers.base, answers.tuned, strict=True)
+        ),
     )
+    ctx.write_json("leaks.json", leaks)
+    ledger = {"holdout_sha256": identity, "prefix": ledger_prefix(identity)}
+    ctx.write_json("ledger.json", {**ledger, "earlier": [asdict(access) for access in earlier]})
+    lower = gain.difference.lower
+    compared = "is more than" if lower > settings.min_gain else "must be more than"
     return ctx.conclude(
-        summary,
+        f"{task.name} on {len(held)} hold-out rows: tuned {share(tuned).text()}, base "
+        f"{share(base).text()}; the lower end of the gain, {lower:.3f}, {compared} "
+        f"{settings.min_gain:g}; {len(leaks)} of the rows were seen before",
         [
-            *score_measurements(intervals["base"], intervals["tuned"], gain, settings.min_gain),
+            *score_measurements(share(base), share(tuned), gain, settings.min_gain),
             *share_measurements(len(held), len(rows), own_file=data.holdout is not None),
             *leak_limits,
             *ledger_measurements(earlier, chosen, held),
-            *form_measurements(task, {"base": base, "tuned": tuned}, expected),
-            measure("base_answers_from_cache", cached, "flag"),
+            *form_measurements(task, {"base": answers.base, "tuned": answers.tuned}, expected),
+            measure("base_answers_from_cache", answers.base_cached, "flag"),
             measure("candidate_sha256", chosen.file.sha256, "sha256"),
             measure("holdout_sha256", identity, "sha256"),
         ],
-        rows={ANSWERS: len(held)},
+        rows={HOLDOUT_ANSWERS.name: len(held)},
     )
-
-
-def _write_answers(
-    ctx: StepContext, held: Sequence[Row], base: Sequence[str], tuned: Sequence[str]
-) -> None:
-    with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
-        for row, of_base, of_tuned in zip(held, base, tuned, strict=True):
-            entry = {
-                "row_id": row.row_id,
-                "expected": row.answer,
-                "base": of_base,
-                "tuned": of_tuned,
-            }
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")

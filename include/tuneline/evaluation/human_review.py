@@ -1,42 +1,36 @@
-"""Blind A/B review by people: the tuned model against the base.
+"""human_review: people who cannot know which model wrote an answer prefer the tuned one.
 
-Proves how often experts who could not know which answer is whose preferred the
-tuned model: win rate with a Wilson interval (ties count half), and the exact
-sign test over pairs. Several votes on one pair are one opinion on one pair, so
-the test counts pairs by their majority and not votes. When nobody voted, that
-is what the evidence says.
+Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count
+half) and the exact sign test. Both count pairs and not votes: several votes on one pair are
+several opinions on the same pair, and their majority decides it. Without a vote the evidence
+says so and warns.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tuneline.artifacts.evaluation import (
+    REVIEW_KEY,
+    REVIEW_PAIRS,
+    REVIEW_VOTES,
+    KeyEntry,
+    ReviewVotes,
+    Vote,
+)
 from tuneline.errors import UserError
-from tuneline.evaluation.prepare_review import KEY, PAIRS
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.intervals import Interval, sign_test, wilson
 from tuneline.run import StepContext
 
-VOTES = "review_votes.json"
 CHOICES = ("A", "B", "tie")
 
 
 @dataclass(frozen=True)
-class Vote:
-    """What one reviewer chose on one pair."""
-
-    pair: int
-    choice: str
-    reviewer: str
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """The count of a review, by pair: the majority of its votes decides a pair."""
+    """The pairs that the tuned model won, lost and tied, each by the majority of its votes."""
 
     wins: int
     losses: int
@@ -46,7 +40,7 @@ class Outcome:
 
     @property
     def pairs(self) -> int:
-        """Pairs with at least one vote."""
+        """Number of pairs with at least one vote."""
         return self.wins + self.losses + self.ties
 
     @property
@@ -54,46 +48,45 @@ class Outcome:
         """Share of pairs won by the tuned model, ties as halves."""
         return wilson(self.wins + self.ties / 2, self.pairs)
 
+    @property
+    def p_value(self) -> float:
+        """P-value of the sign test: wins and losses are equally likely."""
+        return sign_test(self.wins, self.losses)
 
-def read_votes(document: Any, key: Sequence[Mapping[str, Any]], where: str) -> list[Vote]:
-    """Read the votes that came in.
 
-    A reviewer who voted twice on a pair changed their mind: the last vote counts.
+def check_votes(votes: Sequence[Vote], key: Sequence[KeyEntry], where: str) -> list[Vote]:
+    """Return the votes that count: a reviewer's last vote on each pair.
 
     Args:
-        document: `{"votes": [{"pair": 1, "choice": "A", "reviewer": "alice"}]}`.
+        votes: the votes in the order in which they were cast.
         key: the pairs that were shown.
-        where: what an error names as the place.
+        where: the votes' place, for an error.
 
     Raises:
-        UserError: the form is wrong, a pair or a choice does not exist, a vote has no name.
+        UserError: if a pair or a choice does not exist, or a vote has no name.
     """
-    entries = document.get("votes") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f'{where}: expected {{"votes": […]}}')
-    known = {entry["pair"] for entry in key}
-    votes: dict[tuple[int, str], Vote] = {}
-    for number, entry in enumerate(entries, 1):
+    known = {entry.pair for entry in key}
+    last: dict[tuple[int, str], Vote] = {}
+    for number, vote in enumerate(votes, 1):
         spot = f"{where}, vote {number}"
-        if not isinstance(entry, dict) or entry.get("pair") not in known:
+        if vote.pair not in known:
             raise UserError(f"{spot}: there is no such pair; the pairs are 1 to {len(known)}")
-        if entry.get("choice") not in CHOICES:
-            raise UserError(f"{spot}: choice must be A, B or tie, not {entry.get('choice')!r}")
-        reviewer = str(entry.get("reviewer") or "").strip()
+        if vote.choice not in CHOICES:
+            raise UserError(f"{spot}: choice must be A, B or tie, not {vote.choice!r}")
+        reviewer = vote.reviewer.strip()
         if not reviewer:
             raise UserError(f"{spot}: a vote needs the name of its reviewer")
-        vote = Vote(entry["pair"], entry["choice"], reviewer)
-        votes[vote.pair, vote.reviewer] = vote
-    return list(votes.values())
+        last[vote.pair, reviewer] = vote.model_copy(update={"reviewer": reviewer})
+    return list(last.values())
 
 
-def count(votes: Sequence[Vote], key: Sequence[Mapping[str, Any]]) -> Outcome:
-    """Lift the blindfold: count pairs for and against the tuned model."""
-    side = {entry["pair"]: {"A": entry["A"], "B": entry["B"]} for entry in key}
+def count(votes: Sequence[Vote], key: Sequence[KeyEntry]) -> Outcome:
+    """Look up the models behind the sides, and count pairs for and against the tuned model."""
+    sides = {entry.pair: {"A": entry.A, "B": entry.B} for entry in key}
     balance: Counter[int] = Counter()
     for vote in votes:
-        who = side[vote.pair].get(vote.choice, "tie")
-        balance[vote.pair] += {"tuned": 1, "base": -1, "tie": 0}[who]
+        preferred = sides[vote.pair].get(vote.choice)
+        balance[vote.pair] += {"tuned": 1, "base": -1}.get(preferred or "tie", 0)
     return Outcome(
         wins=sum(value > 0 for value in balance.values()),
         losses=sum(value < 0 for value in balance.values()),
@@ -104,13 +97,16 @@ def count(votes: Sequence[Vote], key: Sequence[Mapping[str, Any]]) -> Outcome:
 
 
 def judge(outcome: Outcome, shown: int) -> list[Measurement]:
-    """Measurements of a review that people took part in.
+    """Measure a review that people took part in.
 
-    It fails when people clearly prefer the base (the whole interval lies below
-    one half), and warns when they do not clearly prefer the tuned model.
+    It fails if people clearly prefer the base (the whole interval lies below one half), and
+    warns if they do not clearly prefer the tuned model.
+
+    Args:
+        outcome: the result, with at least one vote.
+        shown: number of pairs that were shown.
     """
     rate = outcome.win_rate
-    p = sign_test(outcome.wins, outcome.losses)
     return [
         measure("votes", outcome.votes, "votes", ">=", 1, on_breach="warn"),
         measure("reviewers", len(outcome.reviewers), "people", ">=", 1, on_breach="warn"),
@@ -118,7 +114,7 @@ def judge(outcome: Outcome, shown: int) -> list[Measurement]:
         measure("win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
         measure("win_rate_upper", round(rate.upper, 4), "share", ">=", 0.5),
         measure("win_rate_lower", round(rate.lower, 4), "share", ">", 0.5, on_breach="warn"),
-        measure("sign_test_p", round(p, 5), "p"),
+        measure("sign_test_p", round(outcome.p_value, 5), "p"),
         measure("wins", outcome.wins, "pairs"),
         measure("losses", outcome.losses, "pairs"),
         measure("ties", outcome.ties, "pairs"),
@@ -127,31 +123,21 @@ def judge(outcome: Outcome, shown: int) -> list[Measurement]:
 
 def run(ctx: StepContext) -> Evidence:
     """Count the votes that reviewers left, or say that there are none."""
-    settings = ctx.config.evaluation
-    place = ctx.run.key("evaluation", VOTES)
-    voted = ctx.run.store.exists(place)
-    if not voted:
-        why = "nobody answered" if settings.review else "the review is switched off"
+    cast = REVIEW_VOTES.find(ctx.run)
+    if cast is None or not cast.votes:
+        off = cast is None and not ctx.config.evaluation.review
+        why = "the review is switched off" if off else "nobody answered"
         nothing = measure("votes", 0, "votes", ">=", 1, on_breach="warn")
         return ctx.conclude(f"not reviewed: {why}", [nothing])
-    pairs = json.loads(ctx.input("prepare_review", PAIRS).read_text())
-    hidden = json.loads(ctx.input("prepare_review", f"quarantine/{KEY}").read_text())
-    where = ctx.run.store.uri_of(place)
-    local = ctx.scratch / VOTES
-    ctx.run.store.get_file(place, local)
-    ctx.note_input(VOTES, where, local)
-    votes = read_votes(json.loads(local.read_text()), hidden["pairs"], where)
-    if not votes:
-        nothing = measure("votes", 0, "votes", ">=", 1, on_breach="warn")
-        return ctx.conclude("not reviewed: nobody answered", [nothing])
-    outcome = count(votes, hidden["pairs"])
-    (ctx.out / "votes.json").write_text(
-        json.dumps({"review_id": hidden["review_id"], "votes": [vars(v) for v in votes]}, indent=1)
-    )
-    p = sign_test(outcome.wins, outcome.losses)
+    shown, key = REVIEW_PAIRS.read(ctx), REVIEW_KEY.read(ctx)
+    REVIEW_VOTES.note(ctx)
+    votes = check_votes(cast.votes, key.pairs, REVIEW_VOTES.uri(ctx.run))
+    kept = ReviewVotes(votes=votes).model_dump()
+    ctx.write_json("votes.json", {"review_id": key.review_id, **kept})
+    outcome = count(votes, key.pairs)
     summary = (
-        f"tuned preferred on {outcome.wins}, base on {outcome.losses}, tie on {outcome.ties} of "
-        f"{outcome.pairs} pairs by {', '.join(outcome.reviewers)}; "
-        f"win rate {outcome.win_rate.text()}, sign test p = {p:.3f}"
+        f"{', '.join(outcome.reviewers)} preferred the tuned model on {outcome.wins} of "
+        f"{outcome.pairs} pairs and the base on {outcome.losses}, {outcome.ties} tied; "
+        f"win rate {outcome.win_rate.text()}, sign test p = {outcome.p_value:.3f}"
     )
-    return ctx.conclude(summary, judge(outcome, len(pairs["pairs"])))
+    return ctx.conclude(summary, judge(outcome, len(shown.pairs)))

@@ -1,21 +1,17 @@
-"""TTFT and tokens per second over concurrency, and the hardware that follows.
+"""latency_benchmark: the declared hardware serves the candidate within the latency objective.
 
-Proves what one machine of this kind serves: at each concurrency level a closed
-loop of streamed requests, each of the same number of output tokens, gives TTFT,
-TPOT, tokens per second and goodput under the stated objective (definitions:
-vLLM's), and the engine's own counters give the batch that it really ran.
-Prompts are validation rows, so the shared system turn comes from the prefix
-cache as it does in production. A measurement on other hardware than the
-declared target can only warn.
+Method: at each concurrency level a closed loop of streamed requests, all with the same number
+of output tokens, gives TTFT, TPOT, tokens per second and goodput under the objective
+(definitions: vLLM's `benchmarks/serve.py`); the engine's own counters give the batch that it
+really ran. Prompts are validation rows, so the system turn that they share comes from the
+prefix cache, as in production. A measurement on other hardware than the declared target can
+only warn.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from tuneline.data.tables.rows import VALIDATION
-from tuneline.errors import UserError
 from tuneline.evaluation.latency.table import (
     DecodeCounters,
     Level,
@@ -29,16 +25,16 @@ from tuneline.evaluation.latency.table import (
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.hardware import is_target, this_machine
 from tuneline.harness.load_client import drive
-from tuneline.harness.rows import dataset_rows, of_split, spread
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
 
-# Of every answer: enough for a steady TPOT, few enough for four levels in under a minute on
-# two cores.
+# Tokens of every answer: enough for a steady TPOT, few enough for four levels in under a
+# minute on two cores.
 MAX_TOKENS = 32
-# A request without an answer for this long has failed.
+# A request without an answer after this long has failed.
 REQUEST_SECONDS = 60.0
 # The checklist asks for at least four levels.
 MIN_LEVELS = 4
@@ -53,14 +49,14 @@ def measure_levels(
 ) -> list[Level]:
     """Drive a server at each concurrency level.
 
-    Every request of the benchmark takes the next prompt, so that none is answered
-    from the cache of the same prompt before, as long as there are enough of them.
+    Every request takes the next prompt, so that, with enough prompts, none is answered from
+    the prefix cache of the same prompt.
 
     Args:
-        client: of the server.
-        prompts: to take turns with.
+        client: a client of the server.
+        prompts: the prompts, in the order in which they are sent; repeated if too few.
         concurrency: the levels.
-        requests: how many at each level; at least two per concurrent one.
+        requests: number of requests at each level; never fewer than two per concurrent one.
         goal: the objective.
     """
     levels = []
@@ -77,7 +73,7 @@ def measure_levels(
 
 
 def judge(levels: Sequence[Level], measured_on: str, target: str) -> list[Measurement]:
-    """What of the table decides."""
+    """Measure the levels against the objective and the hardware against the declared one."""
     best = sustained(levels)
     within = best.concurrency if best else 0
     lowest = min(levels, key=lambda level: level.concurrency)
@@ -105,10 +101,7 @@ def run(ctx: StepContext) -> Evidence:
     """Benchmark the server of the shipped bytes."""
     settings, deployment = ctx.config.evaluation, ctx.config.deployment
     goal = Objective(settings.max_ttft_seconds, settings.max_tpot_seconds)
-    rows = of_split(dataset_rows(ctx), VALIDATION)
-    if not rows:
-        raise UserError("the benchmark takes its prompts from validation; there is no such row")
-    prompts = [row.prompt for row in spread(rows, len(rows), ctx.config.training.seed)]
+    prompts = [row.prompt for row in validation_rows(ctx)]
     chosen = candidate(ctx)
     levels = sorted(set(settings.concurrency))
     with (
@@ -122,7 +115,7 @@ def run(ctx: StepContext) -> Evidence:
     if not is_target(where, machine, on_gpu=False):
         where = "cpu"
     line = hardware_line(measured, machine.text(), goal)
-    document = {
+    report = {
         "machine": machine.to_dict(),
         "engine": {"name": "llama_cpp", "threads": threads, "slots": deployment.parallel},
         "objective": vars(goal),
@@ -130,7 +123,7 @@ def run(ctx: StepContext) -> Evidence:
         "levels": table(measured),
         "hardware": line,
     }
-    (ctx.out / "latency.json").write_text(json.dumps(document, indent=1))
+    ctx.write_json("latency.json", report)
     plot(measured, goal, ctx.out / "latency.png")
     return ctx.conclude(
         line,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tuneline.artifacts.deployment import MODEL
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.prompts import Messages, trial_prompts
+from tuneline.harness.rows import trial_prompts
 from tuneline.run import StepContext
+from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.usage import (

@@ -17,9 +17,10 @@ from typing import Any
 from tuneline.artifacts.deployment import MODEL
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.release.manifest import model_prefix, read_release
-from tuneline.harness.prompts import Messages, trial_prompts
+from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import base_gguf
 from tuneline.run import StepContext
+from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import Answer, GatewayProcess
 

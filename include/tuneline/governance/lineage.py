@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.artifacts.artifact import Artifact, FolderArtifact
+from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.data import DATASET_CARD, DATASET_VERSION
-from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, MODEL
+from tuneline.artifacts.deployment import CHOICE, ENGINE, ENGINE_IDENTITY, MODEL
 from tuneline.artifacts.governance import (
     MANIFEST_REF,
     Manifest,
@@ -38,7 +38,6 @@ from tuneline.verdicts import status
 
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")
-ENGINE = FolderArtifact(ENGINE_IDENTITY.step, "engine")
 # What ships beside the evidences. Files lie at the top of the version's folder.
 SHIPPED_FILES: tuple[Artifact, ...] = (
     MODEL,

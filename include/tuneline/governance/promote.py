@@ -6,11 +6,11 @@ built, the manifest verifies at this moment, and the approval that the run asks 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.artifacts.governance import MANIFEST_REF, ReleasePointer
+from tuneline.artifacts.people import APPROVALS, Approvals
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
 from tuneline.governance.release.manifest import (
@@ -21,22 +21,17 @@ from tuneline.governance.release.manifest import (
     write_release,
 )
 from tuneline.run import Run, StepContext, now
-from tuneline.store import NotThere
 from tuneline.verdicts import checklist
 
-# People's answers in Airflow; the question about the release and the answer that allows it.
-APPROVALS = "approvals.json"
+# The question about the release in Airflow, and the answer that allows it.
 QUESTION, YES = "approve_release", "Approve"
 
 
 def approver(run: Run) -> str | None:
     """Return who approved the release, None if the last answer is a no or there is none."""
-    try:
-        answers = json.loads(run.store.get_bytes(run.key(APPROVALS)))["approvals"]
-    except NotThere:
-        return None
-    asked = [answer for answer in answers if answer["subject"] == QUESTION]
-    return str(asked[-1]["by"]) if asked and asked[-1]["decision"] == YES else None
+    answers = APPROVALS.find(run) or Approvals()
+    asked = [answer for answer in answers.approvals if answer.subject == QUESTION]
+    return asked[-1].by if asked and asked[-1].decision == YES else None
 
 
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:

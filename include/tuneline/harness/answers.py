@@ -1,8 +1,8 @@
-"""Reading a model's answers: what was asked for, and whether it is right.
+"""Judge a model's answers: the task's metric, and the structure of an answer.
 
-Answers are judged strictly: a JSON answer is the whole text, parsed as JSON. A
-model that wraps its JSON in prose would break whoever calls it, so that counts
-as wrong; how often it happens is reported beside the metric.
+Answers are judged strictly: a JSON answer is the whole text, parsed as JSON. JSON wrapped in
+prose would break its caller, so it counts as wrong; how often it happens is reported beside
+the metric.
 """
 
 from __future__ import annotations
@@ -18,13 +18,8 @@ from tuneline.errors import UserError
 Metric = Literal["json_field", "exact"]
 
 
-def parse_answer(text: str) -> dict[str, Any] | None:
-    """The JSON object that an answer is, or None when it is anything else."""
-    return answer_object(text)
-
-
 def find_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object anywhere in a text (in prose or in a code fence), or None."""
+    """Return the first JSON object in a text, also in prose or in a code fence, or None."""
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start >= 0:
@@ -39,21 +34,21 @@ def find_object(text: str) -> dict[str, Any] | None:
 
 
 def canonical(value: Any) -> str:
-    """A text that is equal for JSON values that are equal, whatever their spacing or order."""
+    """Return the same text for equal JSON values, whatever their spacing or order."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def structure_of(text: str, label_field: str | None) -> str:
-    """The parsed structure of an answer: its keys, and every value that is not free text.
+    """Return the parsed structure of an answer: its keys, and each value that is not free text.
 
-    Strings other than the label are prose; of them only their presence counts.
-    An answer that is no JSON object is its own structure.
+    Strings other than the label are prose, of which only the presence counts. An answer that
+    is not a JSON object is its own structure.
 
     Args:
         text: the answer.
-        label_field: the field that holds the class; None for no class.
+        label_field: the field that holds the class; None without a class.
     """
-    parsed = parse_answer(text)
+    parsed = answer_object(text)
     if parsed is None:
         return text
 
@@ -69,9 +64,11 @@ def structure_of(text: str, label_field: str | None) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """What counts as a right answer.
+    """The rule by which an answer is right.
 
-    `json_field` compares one field of a JSON answer, `exact` the whole answer.
+    Attributes:
+        metric: `json_field` compares one field of a JSON answer, `exact` the whole answer.
+        field: the field that `json_field` compares.
     """
 
     metric: Metric
@@ -83,17 +80,17 @@ class Task:
         return f"{self.field} accuracy" if self.metric == "json_field" else "exact match"
 
     def right(self, answer: str, expected: str) -> bool:
-        """Whether an answer is right."""
+        """Return True if an answer is right."""
         if self.metric == "exact":
             return _equal(answer, expected)
-        got, want = parse_answer(answer), parse_answer(expected)
+        got, want = answer_object(answer), answer_object(expected)
         return self._same_label(got, want)
 
     def right_anywhere(self, answer: str, expected: str) -> bool:
-        """Whether the answer is right once JSON is fished out of surrounding prose."""
+        """Return True if the answer, or the first JSON object in its prose, is right."""
         if self.metric == "exact":
             return _equal(answer, expected)
-        return self._same_label(find_object(answer), parse_answer(expected))
+        return self._same_label(find_object(answer), answer_object(expected))
 
     def _same_label(self, got: Mapping[str, Any] | None, want: Mapping[str, Any] | None) -> bool:
         if got is None or want is None or self.field not in got or self.field not in want:
@@ -102,7 +99,7 @@ class Task:
 
 
 def _equal(answer: str, expected: str) -> bool:
-    got, want = parse_answer(answer), parse_answer(expected)
+    got, want = answer_object(answer), answer_object(expected)
     if got is not None and want is not None:
         return canonical(got) == canonical(want)
     return " ".join(answer.split()) == " ".join(expected.split())
@@ -111,21 +108,21 @@ def _equal(answer: str, expected: str) -> bool:
 def choose_task(
     metric: Literal["auto", "json_field", "exact"], field: str | None, expected: Sequence[str]
 ) -> Task:
-    """The task that a configuration and the expected answers ask for.
+    """Choose the metric by the configuration and the expected answers.
 
     Args:
-        metric: `auto` takes the label field where every expected answer has it.
+        metric: the configured one; `auto` takes the label field if every expected answer has it.
         field: the label field of a JSON answer.
         expected: the expected answers.
 
     Raises:
-        UserError: `json_field` is asked for and an expected answer has no such field.
+        UserError: if `json_field` is configured and an expected answer has no such field.
     """
     if metric == "exact" or (metric == "auto" and not field):
         return Task("exact")
     if not field:
         raise UserError("evaluation.metric is json_field, but data.label_field is not set; name it")
-    lacking = [text for text in expected if field not in (parse_answer(text) or {})]
+    lacking = [text for text in expected if field not in (answer_object(text) or {})]
     if metric == "auto":
         return Task("json_field", field) if expected and not lacking else Task("exact")
     if lacking:
@@ -138,5 +135,5 @@ def choose_task(
 
 
 def scores(task: Task, answers: Sequence[str], expected: Sequence[str]) -> list[bool]:
-    """Whether each answer is right, in the order of the rows."""
+    """Return whether each answer is right, in the order of the rows."""
     return [task.right(got, want) for got, want in zip(answers, expected, strict=True)]

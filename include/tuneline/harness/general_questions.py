@@ -1,10 +1,10 @@
-"""General-purpose questions with checkable answers: what fine-tuning must not take away.
+"""Read general questions and check their answers by rule.
 
-`general_questions.jsonl` holds short questions of the project's own writing: arithmetic, common
+`general_questions.jsonl` holds short questions written for this project: arithmetic, common
 facts, grammar and instruction following. A small instruct model answers about half of them, so
-that a loss shows as well as a gain. An answer is right or wrong by rule, with no judge model, after
-the idea of verifiable instructions (Zhou et al., "Instruction-Following Evaluation for Large
-Language Models", 2023).
+that a loss shows as well as a gain. No judge model is needed: the answers are checked like
+verifiable instructions (Zhou et al., "Instruction-Following Evaluation for Large Language
+Models", 2023).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Question:
     """One question.
 
     Attributes:
-        id: unique in its file.
-        category: what it is about; results are reported for each category.
+        id: its id, unique in its file.
+        category: its subject; results are reported for each category.
         prompt: the user's turn.
-        check: `{"kind": ..., ...}`, see `CHECKS`.
-        max_tokens: how long an answer may get, in tokens.
+        check: the rule, `{"kind": ..., ...}`; see `CHECKS`.
+        max_tokens: limit of an answer, in tokens.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Question:
 
 
 def normalise(text: str) -> str:
-    """Return the text in small letters, one space between words, no marks or quotes around it."""
+    """Return the text in lower case, single-spaced, without marks or quotes around it."""
     folded = " ".join(text.replace("’", "'").casefold().split())
     return folded.strip(" .,;:!?\"'`*()[]")
 
@@ -76,7 +76,7 @@ def _words(answer: str, check: Mapping[str, Any]) -> bool:
 
 
 def _list(answer: str, check: Mapping[str, Any]) -> bool:
-    """Items between commas on one line, each of at most three words and none twice."""
+    """Check for distinct items of at most three words, separated by commas on one line."""
     text = re.sub(r",?\s+and\s+", ", ", normalise(answer))
     items = [item.strip() for item in text.split(",")]
     short = all(re.fullmatch(r"[\w'-]+(?: [\w'-]+){0,2}", item) for item in items)
@@ -94,9 +94,9 @@ def _format(answer: str, check: Mapping[str, Any]) -> bool:
     return FORMATS[check["rule"]](answer, check)
 
 
-# kind: what else the check says.
-#   exact         answers: the whole answer is one of these, but for case and marks
-#   contains_any  words: one of these stands in it as a word of its own
+# kind: the other fields of the check.
+#   exact         answers: the whole answer is one of these, except for case and marks
+#   contains_any  words: one of these occurs in it as a whole word
 #   number        value, which ("last" or "first"): that number of the answer equals it
 #   regex         pattern: found in the answer
 #   format        rule "words" with count, "list" with items, "ends_with" with text
@@ -110,7 +110,7 @@ CHECKS: dict[str, CheckFunction] = {
 
 
 def check_answer(question: Question, answer: str) -> bool:
-    """Return whether a model's answer to a question is right.
+    """Return True if a model's answer to a question is right.
 
     Args:
         question: the question.
@@ -123,7 +123,7 @@ def _question(record: Any, where: str) -> Question:
     """Return the question of one JSON record.
 
     Raises:
-        UserError: a field is missing or a check is of an unknown kind.
+        UserError: if a field is missing or a check is of an unknown kind.
     """
     try:
         question = Question(
@@ -147,13 +147,13 @@ def load_questions(path: Path | None = None) -> list[Question]:
     """Read questions, one JSON object a line.
 
     Args:
-        path: a JSONL file; the set that ships with the package if None.
+        path: a JSONL file; None for the set that ships with the package.
 
     Returns:
         The questions in the order of the file.
 
     Raises:
-        UserError: the file can't be read, a line is not a question, or an id appears twice.
+        UserError: if the file can't be read, a line is not a question, or an id appears twice.
     """
     name = str(path) if path else "general_questions.jsonl"
     try:

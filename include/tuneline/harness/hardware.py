@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on, and whether it is the one that was promised."""
+"""Describe the machine of a measurement and compare it with the declared hardware."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuneline.serving.engines.identity import query_gpus
 
 @dataclass(frozen=True)
 class Machine:
-    """What a latency depends on."""
+    """The hardware that a latency depends on; `cores` are those that this process may use."""
 
     cpu: str
     cores: int
@@ -21,17 +21,17 @@ class Machine:
     gpus: tuple[str, ...]
 
     def text(self) -> str:
-        """One line a person can read."""
+        """Return the machine in one line."""
         gpus = f", {', '.join(self.gpus)}" if self.gpus else ", no GPU"
         return f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB{gpus}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Return the machine for JSON."""
         return asdict(self)
 
 
 def this_machine() -> Machine:
-    """Describe the machine, with the cores that this process may use."""
+    """Return the machine of this process."""
     import psutil
 
     return Machine(
@@ -51,15 +51,15 @@ def _cpu_name(cpuinfo: Path) -> str:
 
 
 def is_target(target: str, machine: Machine, *, on_gpu: bool) -> bool:
-    """Whether a measurement on this machine speaks for the declared hardware.
+    """Return True if a measurement on a machine is valid for the declared hardware.
 
     Args:
-        target: `deployment.target_hardware`: a name that ends in `cpu` for any machine
-            whose CPU does the work, or words of a GPU's name joined by dashes
+        target: `deployment.target_hardware`: a name that ends in `cpu` for any machine on
+            whose CPU the engine runs, or words of a GPU's name joined by dashes
             (`nvidia-h100`).
-        machine: where it was measured.
-        on_gpu: whether the engine used the GPU; a CPU engine beside an idle GPU measures
-            the CPU.
+        machine: the machine of the measurement.
+        on_gpu: True if the engine used the GPU; a CPU engine beside an idle GPU measures the
+            CPU.
     """
     words = target.lower().split("-")
     if words[-1] == "cpu":

@@ -1,9 +1,8 @@
-"""Confidence intervals and tests for shares, alone and paired.
+"""Compute confidence intervals and tests for shares, alone and paired.
 
-Sources: Wilson (1927) for one share; Agresti and Min (2005), "Simple improved
-confidence intervals for comparing matched proportions", for a paired
-difference; the exact binomial form of McNemar's test (1947), which is the sign
-test on the rows where the two disagree.
+Sources: Wilson (1927) for one share; Agresti and Min (2005), "Simple improved confidence
+intervals for comparing matched proportions", for a paired difference; the exact binomial form
+of McNemar's test (1947), which is the sign test on the rows where the two disagree.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ class Interval:
     error: float
 
     def text(self) -> str:
-        """`0.923 [0.86, 0.96]`."""
+        """Return the estimate and its interval, as `0.923 [0.860, 0.960]`."""
         return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
 
 
 def share(right: Sequence[bool]) -> Interval:
-    """Share of true values with its Wilson score interval.
+    """Return the share of true values with its Wilson score interval.
 
     Args:
-        right: one flag per row, at least one.
+        right: a flag for each row, at least one.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: if there are no rows.
     """
     return wilson(sum(right), len(right))
 
 
 def wilson(successes: float, n: float) -> Interval:
-    """Wilson score interval of `successes` out of `n`; both may be fractional (ties as halves).
+    """Return the Wilson score interval of `successes` in `n`; both may be fractional (ties).
 
     Raises:
-        ValueError: `n` is not positive.
+        ValueError: if `n` is not positive.
     """
     if n <= 0:
         raise ValueError("a share needs at least one row")
@@ -59,7 +58,14 @@ def wilson(successes: float, n: float) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """A paired difference of two shares measured on the same rows."""
+    """The difference of two shares measured on the same rows.
+
+    Attributes:
+        difference: the second share minus the first.
+        only_first: rows on which only the first is right.
+        only_second: rows on which only the second is right.
+        p_value: two-sided p-value of McNemar's exact test.
+    """
 
     difference: Interval
     only_first: int
@@ -68,17 +74,17 @@ class Paired:
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """How much more often the second is right than the first, on the same rows.
+    """Return how much more often the second is right than the first, on the same rows.
 
-    The interval is Agresti and Min's: Wald's on counts with half a row added to
-    each cell. It is never of width zero, also where the two always agree.
+    The interval is Agresti and Min's: Wald's on counts with half a row added to each cell.
+    Its width is not zero even if the two always agree.
 
     Args:
-        first: one flag per row.
-        second: one flag per row, in the same order.
+        first: a flag for each row.
+        second: a flag for each row, in the same order.
 
     Raises:
-        ValueError: no rows, or not the same number.
+        ValueError: if there are no rows, or not as many of both.
     """
     if not first or len(first) != len(second):
         raise ValueError(f"paired shares need equal rows, got {len(first)} and {len(second)}")
@@ -98,7 +104,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of the exact sign test: wins and losses are equally likely."""
+    """Return the two-sided p-value of the exact sign test: wins and losses are equally likely."""
     n = wins + losses
     if n == 0:
         return 1.0

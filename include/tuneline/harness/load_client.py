@@ -1,10 +1,10 @@
-"""A load client for OpenAI-compatible servers: what each request waited for.
+"""Drive an OpenAI-compatible server with a fixed load and time every request.
 
-Definitions are vLLM's (`benchmarks/serve.py`): TTFT is the time to the first
-chunk with content; TPOT is the time after it, over the output tokens but the
-first. Tokens are those that the server's `usage` counts, never chunks, since a
-chunk may hold several tokens. As there, requests carry `ignore_eos`: every one makes
-the same number of tokens, so that the load does not depend on where a model ends.
+Definitions are vLLM's (`benchmarks/serve.py`): TTFT is the time to the first chunk with
+content; TPOT is the time after it, divided by the output tokens without the first. Tokens are
+counted by the server's `usage` and not by chunks, since a chunk may hold several. Requests
+carry `ignore_eos`, as there: each generates the same number of tokens, so that the load does
+not depend on where a model ends.
 """
 
 from __future__ import annotations
@@ -19,13 +19,22 @@ from tuneline.errors import TunelineError
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.client.client import EngineClient
 
-# llama.cpp, vLLM and SGLang know it: the end-of-answer token is never chosen.
+# Known to llama.cpp, vLLM and SGLang: the end-of-answer token is never chosen.
 _SAME_WORK = {"ignore_eos": True}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one request took; seconds."""
+    """The timing of one request.
+
+    Attributes:
+        ttft: time to the first token, in seconds.
+        total: time to the last token, in seconds.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: those of them that came from the prefix cache.
+        output_tokens: tokens of the answer.
+        error: why the request failed; empty if it did not.
+    """
 
     ttft: float
     total: float
@@ -36,12 +45,12 @@ class Timing:
 
     @property
     def ok(self) -> bool:
-        """Whether all tokens that were asked for came and were counted."""
+        """True if all requested tokens arrived and were counted."""
         return not self.error
 
     @property
     def tpot(self) -> float:
-        """Seconds per output token after the first; 0 for an answer of one token."""
+        """Time per output token after the first, in seconds; 0 for an answer of one token."""
         if self.output_tokens < 2:
             return 0.0
         return (self.total - self.ttft) / (self.output_tokens - 1)
@@ -53,13 +62,14 @@ def drive(
     """Send streamed chat requests, `concurrency` of them at any time (a closed loop).
 
     Args:
-        client: of the server; its timeout is when a request counts as failed.
+        client: a client of the server; a request fails after the client's timeout.
         prompts: the messages of each request.
         concurrency: requests under way at once.
-        max_tokens: tokens of every answer, whatever the model would like.
+        max_tokens: tokens of every answer, wherever the model would end it.
 
     Returns:
-        A timing for each request, in the order of the prompts, and the seconds of the whole.
+        A timing for each request, in the order of the prompts, and the time of all together,
+        in seconds.
     """
     return asyncio.run(_drive(client, prompts, concurrency, max_tokens))
 
@@ -94,12 +104,13 @@ async def _one(client: EngineClient, http: Any, messages: Messages, max_tokens: 
 
 
 def timing_of(result: ChatResult, tokens: int) -> Timing:
-    """The timing of a streamed answer.
+    """Return the timing of a streamed answer.
 
     Args:
         result: the answer.
-        tokens: how many it had to have. One with fewer, or without a count, has failed: it
-            was cut by the context, or by a server that does not know `ignore_eos`.
+        tokens: the number of tokens that it must have. An answer with fewer, or without a
+            count, has failed: it was cut by the context, or by a server that does not know
+            `ignore_eos`.
     """
     made = result.usage.completion_tokens
     if not made:
@@ -109,11 +120,11 @@ def timing_of(result: ChatResult, tokens: int) -> Timing:
         return _failed(
             result.total, f"{made} of {tokens} tokens were generated (finish reason {reason})"
         )
-    # Tokens may be such that no text shows: then all of the wait was for the first of it.
+    # An answer without any text has no chunk with content; its TTFT is the whole wait.
     first = result.total if result.ttft is None else result.ttft
     return Timing(
         ttft=first,
-        # The last content, as vLLM counts; what follows it is protocol.
+        # The time of the last content, as in vLLM; only protocol follows it.
         total=result.chunk_times[-1] if result.chunk_times else result.total,
         prompt_tokens=result.usage.prompt_tokens,
         cached_tokens=result.usage.cached_tokens,
@@ -122,7 +133,7 @@ def timing_of(result: ChatResult, tokens: int) -> Timing:
 
 
 def errors_of(timings: Sequence[Timing]) -> list[str]:
-    """What went wrong with the requests that failed, each message once."""
+    """Return the messages of the failed requests, each once."""
     return sorted({timing.error for timing in timings if not timing.ok})
 
 

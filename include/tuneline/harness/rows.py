@@ -1,54 +1,85 @@
-"""Rows of `dataset.parquet` as evaluation uses them: a prompt and its expected answer."""
+"""Rows of the run's dataset as models are asked them: a prompt and its expected answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
-from tuneline.data.tables.rows import SPLITS, Row, read_dataset
+from tuneline.artifacts.data import DATASET
+from tuneline.data.tables.rows import SPLITS, VALIDATION, Message, Row, read_dataset
 from tuneline.errors import UserError
 from tuneline.run import StepContext
 
-DATASET_STEP, DATASET = "distribution_balancing", "dataset.parquet"
-
 
 def dataset_rows(ctx: StepContext) -> list[Row]:
-    """The rows of the run's dataset; see `read_rows`."""
-    return read_rows(ctx.input(DATASET_STEP, DATASET))
+    """Read the rows of the run's dataset; see `read_rows`."""
+    return read_rows(DATASET.fetch(ctx))
+
+
+def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1) -> list[Row]:
+    """Draw rows of the validation split evenly over their labels; see `spread`.
+
+    Every step of a run that draws as many rows gets the same ones.
+
+    Args:
+        ctx: the step.
+        count: the largest number of rows; None for all of them.
+        need: the smallest number of rows that the step can work with.
+
+    Raises:
+        UserError: if the dataset has fewer validation rows than needed.
+    """
+    rows = of_split(dataset_rows(ctx), VALIDATION)
+    if len(rows) < need:
+        raise UserError(
+            f"{ctx.step} needs at least {need} validation rows, the dataset has {len(rows)}; "
+            "raise data.validation_share or give more rows"
+        )
+    return spread(rows, len(rows) if count is None else count, ctx.config.training.seed)
+
+
+def trial_prompts(ctx: StepContext, count: int) -> list[list[Message]]:
+    """Return prompts of validation rows, repeated if there are fewer than `count`.
+
+    Raises:
+        UserError: if the validation split is empty.
+    """
+    rows = validation_rows(ctx, count)
+    return [rows[number % len(rows)].prompt for number in range(count)]
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read `dataset.parquet`.
 
     Raises:
-        UserError: a split is unknown, or a row does not end in an answer.
+        UserError: if a split is unknown, or a row does not end in an answer.
     """
     rows, _ = read_dataset(path)
     for row in rows:
         if row.split not in SPLITS:
             raise UserError(f"{path.name}, row {row.row_id}: unknown split {row.split!r}")
         if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
-            raise UserError(f"{path.name}, row {row.row_id}: its last turn is no answer")
+            raise UserError(f"{path.name}, row {row.row_id}: its last turn is not an answer")
     return rows
 
 
 def asked(row: Row) -> str:
-    """What the user said, all turns, without the system turn that rows share."""
+    """Return all turns of a row's prompt but the system turn, which rows share."""
     return "\n".join(turn["content"] for turn in row.prompt if turn["role"] != "system")
 
 
 def of_split(rows: Sequence[Row], split: str) -> list[Row]:
-    """The rows of one split, in order."""
+    """Return the rows of one split, in order."""
     return [row for row in rows if row.split == split]
 
 
 def spread(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """Draw rows evenly over the labels, the same ones for the same seed.
 
-    Takes a row of each label in turn, rows within a label in an order given by a
-    hash of the seed and the row's id, so that adding rows disturbs the draw little.
+    Takes a row of each label in turn. Within a label the order follows a hash of the seed
+    and the row's id, so that added rows disturb the draw little.
     """
-    from hashlib import sha256
 
     def order(row: Row) -> str:
         return sha256(f"{seed}:{row.row_id}".encode()).hexdigest()

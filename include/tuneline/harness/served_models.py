@@ -1,8 +1,8 @@
 """The two models that evaluation compares, as files and as running servers.
 
-The candidate is `model.gguf` of production_quantization: exactly the bytes that
-ship. The base is the untuned model in f16, exported once into the cache. Both
-are asked through llama.cpp's server over a socket, as they will be in production.
+The candidate is the `model.gguf` that production_quantization chose: exactly the bytes that
+ship. The base is the untuned model in f16, exported once into the cache. Both answer through
+llama.cpp's server over a socket, as in production.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.config import PipelineConfig
 from tuneline.errors import TunelineError
 from tuneline.gguf.export import export_gguf
@@ -44,9 +45,12 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The bytes that ship.
+    """The model that ships if it passes.
 
-    `judged_on` are the ids of the rows that the variant was chosen on.
+    Attributes:
+        file: its bytes.
+        variant: the quantisation that was chosen.
+        judged_on: ids of the rows that the choice was made on.
     """
 
     file: ModelFile
@@ -54,43 +58,53 @@ class Candidate:
     judged_on: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """The answers of both models to the same prompts, in their order.
+
+    `base_cached` is True if those of the base came from the cache.
+    """
+
+    base: list[str]
+    tuned: list[str]
+    base_cached: bool
+
+
 def candidate(ctx: StepContext) -> Candidate:
-    """The candidate of a run: the variant that production_quantization chose.
+    """Return the variant that production_quantization chose.
 
     Raises:
-        TunelineError: `model.gguf` is not the file that `choice.json` names.
+        TunelineError: if `model.gguf` is not the file that `choice.json` names.
     """
-    choice = json.loads(ctx.input("production_quantization", "choice.json").read_text())
-    path = ctx.input("production_quantization", "model.gguf")
+    choice = CHOICE.read(ctx)
+    path = MODEL.fetch(ctx)
     digest = sha256_file(path)
-    if digest != choice["sha256"]:
+    if digest != choice.sha256:
         raise TunelineError(
-            f"model.gguf has SHA-256 {digest}, but choice.json chose {choice['sha256']}; "
+            f"model.gguf has SHA-256 {digest}, but choice.json chose {choice.sha256}; "
             "run production_quantization again"
         )
-    return Candidate(
-        ModelFile(path, digest), str(choice["variant"]), frozenset(choice["judged_on"])
-    )
+    return Candidate(ModelFile(path, digest), choice.variant, frozenset(choice.judged_on))
 
 
 def base_model(ctx: StepContext) -> BaseModel:
-    """The run's base model as a directory."""
+    """Return the run's base model as a directory."""
     return resolve(ctx.config.base_model, log=ctx.log)
 
 
 def base_gguf(ctx: StepContext, base: BaseModel | None = None) -> ModelFile:
-    """The base model as f16 GGUF, from the cache; its hash is noted among the inputs."""
+    """Return the base model as f16 GGUF from the cache, and note it among the inputs."""
     found = cached_gguf(base or base_model(ctx), ctx.log)
     ctx.note_input(found.path.name, found.path.as_uri(), found.path)
     return found
 
 
 def cached_gguf(base: BaseModel, log: Log) -> ModelFile:
-    """A base model as f16 GGUF in the cache, exported when it is not there.
+    """Return a base model as f16 GGUF from the cache; export it if it is not there.
 
     Args:
         base: the model.
-        log: takes one line of progress.
+        log: a function that takes a line of progress.
     """
 
     def fill(folder: Path) -> None:
@@ -103,9 +117,9 @@ def cached_gguf(base: BaseModel, log: Log) -> ModelFile:
 
 
 def scoring_threads() -> int:
-    """Threads for scoring: all cores of a quiet machine, else what serving takes.
+    """Return the threads for scoring: all cores of a quiet machine, else those of serving.
 
-    `$TUNELINE_THREADS` decides where it is set.
+    `$TUNELINE_THREADS` decides if it is set.
     """
     quiet = os.getloadavg()[0] < QUIET_LOAD and not os.environ.get("TUNELINE_THREADS")
     return available_cores() if quiet else default_threads()
@@ -123,11 +137,11 @@ def serve(
     """Run a llama.cpp server with the limits of the deployment.
 
     Args:
-        model: GGUF file.
-        config: its deployment section gives slots and context.
+        model: the GGUF file.
+        config: the configuration, whose deployment section gives slots and context.
         loras: adapters, off unless a request turns them on.
-        threads: None takes what serving takes.
-        parallel: slots; None takes the deployment's.
+        threads: number of threads; None takes that of serving.
+        parallel: number of slots; None takes the deployment's.
     """
     deployment = config.deployment
     with LlamaServer(
@@ -147,10 +161,10 @@ def ask(
 
     Args:
         ctx: the step.
-        model: GGUF file.
-        prompts: messages of each request.
-        limits: tokens that each answer may have.
-        what: named in the progress.
+        model: the GGUF file.
+        prompts: the messages of each request.
+        limits: the largest number of tokens of each answer.
+        what: the model's name in the progress.
     """
     groups: dict[int, list[int]] = {}
     for number, limit in enumerate(limits):
@@ -176,6 +190,18 @@ def ask(
     return [answers[number] for number in range(len(prompts))]
 
 
+def ask_both(
+    ctx: StepContext, chosen: Candidate, prompts: Sequence[Messages], limits: Sequence[int]
+) -> Answers:
+    """Ask the candidate and the base the same prompts; see `ask`.
+
+    The base is not asked again if it has answered the very same prompts before.
+    """
+    tuned = ask(ctx, chosen.file.path, prompts, limits, "tuned model")
+    base, cached = ask_base(ctx, base_gguf(ctx), prompts, limits, "base model")
+    return Answers(base, tuned, cached)
+
+
 def ask_base(
     ctx: StepContext,
     base: ModelFile,
@@ -183,13 +209,13 @@ def ask_base(
     limits: Sequence[int],
     what: str,
 ) -> tuple[list[str], bool]:
-    """Ask the base model, or take the answers it gave to the very same prompts before.
+    """Ask the base model, or take the answers that it gave to the very same prompts before.
 
-    The cache is keyed by everything that decides an answer: the file's hash, the
-    engine's version, the prompts and the limits.
+    The cache is keyed by everything that decides an answer: the file's hash, the engine's
+    version and limits, the prompts and their token limits. See `ask` for the arguments.
 
     Returns:
-        The answers in order, and whether they came from the cache.
+        The answers in order, and True if they came from the cache.
     """
     deployment = ctx.config.deployment
     engine = f"xllamacpp {version('xllamacpp')}"

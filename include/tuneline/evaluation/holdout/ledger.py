@@ -1,10 +1,9 @@
 """The hold-out and the ledger of every access to it.
 
-A hold-out that is looked at while something is being chosen stops being one.
-Whoever reads its rows goes through `open_holdout`, which writes down who, when,
-for what and for which candidate before it hands them out. An entry is one
-write-once object under `ledger/holdout/<sha256 of the hold-out>/` in the store,
-so the ledger spans all runs that use the same hold-out.
+A hold-out that something is chosen on stops being one. Steps read its rows through
+`open_holdout`, which first records the run, the time, the purpose and the candidate. An entry
+is one write-once object under `ledger/holdout/<sha256 of the hold-out>/` in the store, so the
+ledger spans all runs that use the same hold-out.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from tuneline.run import StepContext, airflow_identity, now
 from tuneline.store import AlreadyThere, Store
 
 Purpose = Literal["score", "review"]
-# Looking at answers that are scored already (people do, blind) chooses nothing.
+# A blind look at answers that are scored already chooses nothing.
 HARMLESS: frozenset[str] = frozenset({"score", "review"})
 
 
 @dataclass(frozen=True)
 class Access:
-    """One access to a hold-out."""
+    """One access to a hold-out, by a step of the run with the URI `run`."""
 
     at: str
     purpose: str
@@ -39,7 +38,7 @@ class Access:
 
 
 def holdout_sha256(rows: Sequence[Row]) -> str:
-    """Identity of a hold-out: a hash over its rows, whatever their order."""
+    """Return the identity of a hold-out: a hash of its rows that does not depend on their order."""
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda row: row.row_id):
         line = [row.row_id, [[turn["role"], turn["content"]] for turn in row.messages]]
@@ -48,23 +47,23 @@ def holdout_sha256(rows: Sequence[Row]) -> str:
 
 
 def ledger_prefix(holdout: str) -> str:
-    """Where the entries of a hold-out lie in the store."""
+    """Return the prefix of a hold-out's entries in the store."""
     return f"ledger/holdout/{holdout}"
 
 
 def note_access(store: Store, holdout: str, access: Access) -> None:
-    """Write an access down; entries are never replaced."""
+    """Record an access; entries are never replaced."""
     body = json.dumps(asdict(access), ensure_ascii=False).encode()
     name = f"{access.at.replace(':', '')}-{hashlib.sha256(body).hexdigest()[:12]}.json"
     try:
         store.put_bytes(f"{ledger_prefix(holdout)}/{name}", body, once=True)
     except AlreadyThere:
-        # The name holds the hash of the entry: what is there is this very entry.
+        # The name holds the hash of the entry, so the object there is this very entry.
         return
 
 
 def read_ledger(store: Store, holdout: str) -> list[Access]:
-    """All accesses to a hold-out, oldest first."""
+    """Return all accesses to a hold-out, oldest first."""
     keys = sorted(store.keys(ledger_prefix(holdout)))
     return [Access(**json.loads(store.get_bytes(key))) for key in keys]
 
@@ -72,13 +71,13 @@ def read_ledger(store: Store, holdout: str) -> list[Access]:
 def open_holdout(
     ctx: StepContext, rows: Sequence[Row], purpose: Purpose, candidate_sha256: str
 ) -> tuple[list[Row], str, list[Access]]:
-    """Take the hold-out rows, and write the access down first.
+    """Record an access to the hold-out, then return its rows.
 
     Args:
         ctx: the step that reads.
         rows: all rows of the dataset.
-        purpose: what for.
-        candidate_sha256: hash of the model file that is being judged.
+        purpose: the purpose of the access.
+        candidate_sha256: hash of the model file that is judged.
 
     Returns:
         The hold-out rows, the hold-out's identity, and the accesses before this one.
@@ -100,5 +99,5 @@ def open_holdout(
 
 
 def choosing(accesses: Sequence[Access]) -> list[Access]:
-    """Accesses for a purpose that chooses something, which a hold-out must never serve."""
+    """Return the accesses whose purpose chooses something, which a hold-out must never serve."""
     return [access for access in accesses if access.purpose not in HARMLESS]

@@ -1,4 +1,4 @@
-"""From request timings to the latency table, its plot and the hardware line."""
+"""Turn request timings into the latency table, its plot and the sentence on hardware."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WITHIN = 0.9
 
 @dataclass(frozen=True)
 class Objective:
-    """The service level: both limits hold for a request, or it does not count as good."""
+    """The service level: a request is good if both limits, in seconds, hold."""
 
     max_ttft: float
     max_tpot: float
 
     def met(self, timing: Timing) -> bool:
-        """Whether a request was answered within both limits."""
+        """Return True if a request was answered within both limits."""
         return timing.ok and timing.ttft <= self.max_ttft and timing.tpot <= self.max_tpot
 
     def text(self) -> str:
@@ -35,9 +35,13 @@ class Objective:
 class Level:
     """One row of the table; times in seconds.
 
-    `batch` is the mean number of requests in one decoding step, from the engine's
-    own counters: what it really ran, which is less than the concurrency when the
-    engine has fewer slots.
+    Attributes:
+        goodput_per_s: requests per second that met the objective.
+        within_share: share of the requests that met the objective.
+        batch: mean number of requests in a decoding step by the engine's own counters; less
+            than the concurrency if the engine has fewer slots.
+        prompt_tokens: mean tokens of a prompt.
+        cached_share: share of the prompt tokens that came from the prefix cache.
     """
 
     concurrency: int
@@ -58,12 +62,12 @@ class Level:
 
     @property
     def within(self) -> bool:
-        """Whether enough requests met the objective."""
+        """True if enough requests met the objective."""
         return self.within_share >= WITHIN
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """Percentile with linear interpolation, `q` from 0 to 100; NaN of nothing."""
+    """Return a percentile with linear interpolation, `q` from 0 to 100; NaN of no values."""
     if not values:
         return math.nan
     ordered = sorted(values)
@@ -80,15 +84,15 @@ def summarise(
 
     Args:
         concurrency: requests under way at once.
-        timings: one per request, at least one.
-        seconds: wall time of the level.
-        batch: mean requests per decoding step that the engine counted.
+        timings: the timing of each request, at least one.
+        seconds: wall-clock time of the level, in seconds.
+        batch: mean requests in a decoding step, as the engine counted.
         goal: the objective.
     """
     done = [timing for timing in timings if timing.ok]
     good = sum(goal.met(timing) for timing in timings)
     ttft = [timing.ttft for timing in done]
-    # An answer of one token, or one whose text came all at once, has no time between tokens.
+    # An answer of one token, or whose text arrived all at once, has no time between tokens.
     tpot = [timing.tpot for timing in done if timing.tpot > 0]
     prompt = sum(timing.prompt_tokens for timing in done)
     return Level(
@@ -111,7 +115,7 @@ def summarise(
 
 
 def sustained(levels: Sequence[Level]) -> Level | None:
-    """The highest level that met the objective, every lower one having met it too."""
+    """Return the highest level up to which every level met the objective."""
     best = None
     for level in sorted(levels, key=lambda level: level.concurrency):
         if not level.within:
@@ -121,7 +125,7 @@ def sustained(levels: Sequence[Level]) -> Level | None:
 
 
 def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str:
-    """What hardware follows from the table."""
+    """Say how many requests a machine serves, and how many machines the highest level needs."""
     best = sustained(levels)
     if best is None:
         return f"{machine} does not reach {goal.text()} even for one request at a time"
@@ -137,7 +141,7 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
 
 @dataclass(frozen=True)
 class DecodeCounters:
-    """The engine's running counters of decoding steps and the requests in them."""
+    """The engine's counters: decoding steps, and the requests in all of them together."""
 
     steps: float
     busy: float
@@ -147,7 +151,7 @@ class DecodeCounters:
         """Read them from llama.cpp's `/metrics`.
 
         Raises:
-            UserError: the counters are not there.
+            UserError: if the counters are not there.
         """
         names = ("llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode")
         missing = [name for name in names if name not in metrics]
@@ -157,17 +161,17 @@ class DecodeCounters:
         return cls(steps, steps * mean)
 
     def batch_since(self, before: DecodeCounters) -> float:
-        """Mean requests per decoding step since an earlier reading; 0 without a step."""
+        """Return the mean requests per decoding step since an earlier reading; 0 without a step."""
         steps = self.steps - before.steps
         return (self.busy - before.busy) / steps if steps else 0.0
 
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
-    """The levels as plain rows, rounded for reading; None where nothing was measured."""
-    return [{key: _plain(value) for key, value in asdict(level).items()} for level in levels]
+    """Return the levels as rows for JSON, rounded; None where nothing was measured."""
+    return [{key: _for_json(value) for key, value in asdict(level).items()} for level in levels]
 
 
-def _plain(value: Any) -> Any:
+def _for_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return None if math.isnan(value) else round(value, 4)
