@@ -95,7 +95,7 @@ def _ratios(results: Sequence[Result]) -> dict[str, float]:
 
 
 def _litellm(stack: ExitStack, upstream: str, folder: Path) -> tuple[System | None, str]:
-    """Start LiteLLM's proxy until the stack closes; return None and the reason without it."""
+    """LiteLLM's proxy, running until the stack closes; or none and why."""
     from tuneline.deployment.probes.trial import free_port
 
     python = bench_python()
