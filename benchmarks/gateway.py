@@ -1,8 +1,8 @@
-"""The gateway: what it adds to a request, and how many it passes on in a second.
+"""gateway: the latency that the gateway adds to a request, and its requests per second.
 
-A mock upstream that answers at once is asked directly, through the gateway and, where it is
-installed, through LiteLLM's proxy, in turn. Each has a process of its own, and all share the
-machine's cores with the client.
+A mock upstream that answers at once is asked in turn directly, through the gateway and, where it
+is installed, through LiteLLM's proxy. Each runs in its own process, and all share the machine's
+cores with the client.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RATIOS = ("requests_per_s_vs_litellm", "added_p50_vs_litellm")
 
 
 def run(options: Options) -> Report:
-    """Measure, in turn."""
+    """Measure the systems in turn."""
     from tuneline.serving.gateway.process import GatewayProcess
 
     machine = describe()
@@ -71,7 +71,7 @@ def run(options: Options) -> Report:
 
 
 def request_results(samples: Mapping[str, Sequence[Sample]]) -> list[Result]:
-    """Latency and throughput of each way, and the latency that each adds to the direct one."""
+    """Return latency and throughput of each system, and the latency added to the direct one."""
     results = []
     for name, runs in samples.items():
         version = runs[0].version
@@ -79,7 +79,7 @@ def request_results(samples: Mapping[str, Sequence[Sample]]) -> list[Result]:
             values = [sample.scores[metric] for sample in runs]
             results.append(summarise(name, version, metric, values, unit))
         if name != DIRECT:
-            # Of the same round: both met the same machine.
+            # Both samples are of the same round, so they met the same machine.
             rounds = zip(runs, samples[DIRECT], strict=True)
             added = [through.scores["p50"] - direct.scores["p50"] for through, direct in rounds]
             results.append(summarise(name, version, "added_p50", added, "ms"))
@@ -124,7 +124,7 @@ def _system(name: str, url: str, key: str, version: str) -> System:
 
 @contextmanager
 def mock_upstream() -> Iterator[str]:
-    """The mock upstream as a process of its own; its address."""
+    """Run the mock upstream in its own process; yield its address."""
     command = [sys.executable, "-m", "benchmarks.serving.mock_upstream"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -137,12 +137,12 @@ def mock_upstream() -> Iterator[str]:
                 raise TunelineError("the mock upstream did not start")
             yield address
         finally:
-            # It ends with its input.
+            # It ends when its standard input closes.
             process.stdin.close()
 
 
 def _version(python: Path, package: str) -> str:
-    """The version of a package in another environment."""
+    """Return the version of a package in another environment."""
     question = f"from importlib.metadata import version; print(version({package!r}))"
     done = subprocess.run([str(python), "-c", question], capture_output=True, text=True, check=True)
     return done.stdout.strip()

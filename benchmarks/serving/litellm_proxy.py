@@ -16,15 +16,15 @@ KEY = "sk-bench"
 
 
 class LitellmProxy(ServerProcess):
-    """The proxy with one model in front of one upstream; live when the `with` block begins.
+    """A proxy with one model in front of one upstream; live when the `with` block begins.
 
     Args:
         python: interpreter of the environment that has LiteLLM.
         upstream: address of the upstream, without `/v1`.
-        model: the upstream's model; clients ask for `model_id`.
-        model_id: what clients write as `model`.
-        port: to listen on.
-        folder: for its configuration and log.
+        model: model id of the upstream.
+        model_id: model id that clients ask for.
+        port: port to listen on.
+        folder: folder of its configuration and log.
     """
 
     stop_seconds = 20.0
@@ -64,18 +64,18 @@ class LitellmProxy(ServerProcess):
         """Start the process without waiting.
 
         Raises:
-            TunelineError: LiteLLM is installed without its proxy.
+            TunelineError: if LiteLLM is installed without its proxy.
         """
         if not self._program.is_file():
             raise TunelineError(f"there is no {self._program}: LiteLLM has no proxy installed")
         super().launch()
 
     def waiting_for(self) -> str | None:
-        """It has to be live."""
+        """Return what it lacks until it is live."""
         return None if self._is_live() else "it did not listen"
 
     def start_error(self, code: int | None, lacking: str) -> TunelineError:
-        """With the last line that it wrote."""
+        """Return an error with the last line that it wrote."""
         return TunelineError(f"LiteLLM did not start: {self.last_words()}")
 
     def _is_live(self) -> bool:

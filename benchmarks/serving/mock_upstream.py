@@ -1,9 +1,9 @@
-"""An OpenAI-compatible server that answers at once, so that only what stands before it costs time.
+"""An OpenAI-compatible server that answers at once, so that only a proxy before it costs time.
 
     python -m benchmarks.serving.mock_upstream
 
 It takes a free port of the loopback interface and prints its address. It ends when its standard
-input closes, that is with the process that started it.
+input closes, that is when the process that started it ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 def completion() -> dict[str, Any]:
-    """The one answer it gives."""
+    """Return its only answer."""
     return {
         "id": "chatcmpl-mock",
         "object": "chat.completion",
@@ -47,7 +47,7 @@ _COMPLETION = json.dumps(completion()).encode()
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """The server as an ASGI application."""
+    """Answer one request, as an ASGI application."""
     if scope["type"] != "http":
         return
     while (await receive()).get("more_body"):

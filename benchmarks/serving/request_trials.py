@@ -1,7 +1,7 @@
 """The client of the gateway benchmark: requests one after the other, then several at once.
 
-It uses Python's own HTTP client on connections that stay open, the cheapest there is here: what
-the client itself costs is in every figure alike.
+It uses Python's own HTTP client on connections that stay open, the cheapest one available: the
+cost of the client is the same in every figure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ MIN_REQUESTS = 2
 
 @dataclass(frozen=True)
 class Load:
-    """What the requests took: seconds of each, and of all that were sent several at a time."""
+    """The time that requests took.
+
+    Attributes:
+        latencies: time of each request sent one after the other, in seconds.
+        concurrent: number of requests sent several at once.
+        concurrent_seconds: time of all of those, in seconds.
+    """
 
     latencies: list[float]
     concurrent: int
@@ -32,7 +38,7 @@ class Load:
 
 
 def requests(job: Job) -> Trial:
-    """Send the job's number of chat requests to its URL, first in turn, then all connections."""
+    """Send the job's chat requests to its URL, first one by one, then over all connections."""
     address = urlsplit(job["url"])
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {job['key']}"}
     question = {"role": "user", "content": job["text"]}

@@ -36,7 +36,7 @@ def sample(p50):
     return Sample("1", 10, 1.0, 1.0, 10.0, {"p50": p50, "p99": 9.0, "requests_per_s": 100 / p50})
 
 
-def test_what_is_added_is_told_round_by_round_and_against_litellm():
+def test_added_latency_is_of_the_same_round_and_compared_with_litellm():
     samples = {
         "direct": [sample(1.0), sample(5.0), sample(1.0)],
         "tuneline": [sample(2.0), sample(6.5), sample(3.0)],

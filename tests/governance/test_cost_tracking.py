@@ -1,40 +1,140 @@
-"""Cost tracking: a ledger that agrees passes, each way to be wrong is caught."""
+"""cost_tracking: a ledger that agrees with its witnesses passes, each way to be wrong is caught."""
+
+import sqlite3
+from contextlib import closing
 
 import pytest
+from tests.lab.runs import broken, value
 
 from tuneline.evidence import conclude
-from tuneline.governance.cost_tracking import reconcile
+from tuneline.governance import cost_tracking
+from tuneline.governance.cost_tracking import REQUESTS, Tokens, Trial, reconcile
+from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
 
-TOLD = {"a": (100, 10), "b": (50, 5)}
+REPORTED = {"a": Tokens(100, 10), "b": Tokens(50, 5)}
 
 
 def _keys(a=(100, 10), b=(50, 5)):
     return [
-        KeyUsage(name, 1, 1, prompt, completion, 0, 0.0, "USD")
+        KeyUsage(name, 4, 4, prompt, completion, 0, 0.0, "USD")
         for name, (prompt, completion) in (("a", a), ("b", b))
     ]
 
 
 def _totals(prompt=150, cached=30, completion=15, estimated=0):
-    return UpstreamTotals("p", "m", 2, prompt, cached, completion, estimated, 0, 0, 0, 0.0, "USD")
+    return UpstreamTotals("p", "m", 8, prompt, cached, completion, estimated, 0, 0, 0, 0.0, "USD")
 
 
 def test_a_ledger_that_agrees_passes():
-    assert conclude(reconcile(TOLD, _keys(), _totals(), 120, 15)) == "pass"
+    assert conclude(reconcile(Trial(REPORTED, _keys(), _totals(), Tokens(120, 15)))) == "pass"
 
 
 @pytest.mark.parametrize(
-    ("keys", "totals", "prompt", "completion", "broken"),
+    ("keys", "totals", "prompt", "completion", "names"),
     [
-        (_keys(a=(50, 5), b=(100, 10)), _totals(), 120, 15, "keys_that_differ_from_clients"),
-        (_keys()[:1], _totals(), 120, 15, "keys_that_differ_from_clients"),
-        (_keys(), _totals(), 120, 16, "completion_tokens_off_engine"),
-        (_keys(), _totals(), 150, 15, "prompt_tokens_off_engine"),
-        (_keys(), _totals(estimated=1), 120, 15, "estimated_attempts"),
+        (_keys(a=(50, 5), b=(100, 10)), _totals(), 120, 15, {"keys_that_differ_from_clients"}),
+        (_keys()[:1], _totals(), 120, 15, {"requests", "keys_that_differ_from_clients"}),
+        (_keys(), _totals(), 120, 16, {"completion_tokens_off_engine"}),
+        (_keys(), _totals(), 150, 15, {"prompt_tokens_off_engine"}),
+        (_keys(), _totals(estimated=1), 120, 15, {"estimated_attempts"}),
     ],
 )
-def test_each_way_to_be_wrong_is_caught(keys, totals, prompt, completion, broken):
-    checks = reconcile(TOLD, keys, totals, prompt, completion)
+def test_each_way_to_be_wrong_is_caught(keys, totals, prompt, completion, names):
+    checks = reconcile(Trial(REPORTED, keys, totals, Tokens(prompt, completion)))
     assert conclude(checks) == "fail"
-    assert [m.name for m in checks if not m.ok] == [broken]
+    assert broken(checks) == names
+
+
+def test_real_requests_are_reconciled_and_priced(served_lab):
+    lab = served_lab(governance={"machine_cost_per_hour": 0.36, "currency": "EUR"})
+    evidence = lab.execute("cost_tracking")
+    assert evidence.verdict == "pass"
+    assert "8 requests of 2 keys: every token is counted alike" in evidence.summary
+    # 0.36 an hour at 100 tokens a second: 0.0001 a second, 0.001 for 1,000 tokens.
+    assert value(evidence, "cost_per_1000_tokens") == pytest.approx(0.001)
+    usage = lab.document("cost_tracking", "usage.json")
+    assert {row["key"]: row["requests"] for row in usage["by_key"]} == REQUESTS
+    tokens = sum(row["completion_tokens"] for row in usage["by_key"])
+    # The gateway's own ping is in the upstream's totals, but on nobody's bill.
+    assert usage["upstream"]["completion_tokens"] >= tokens > 0
+    cost = sum(value(evidence, f"cost_of_{key}") for key in REQUESTS)
+    assert cost == pytest.approx(tokens * 1e-6)
+    assert value(evidence, "cost_per_request") == pytest.approx(cost / 8)
+
+
+_ONE = "request_id = (SELECT max(request_id) FROM usage WHERE key = 'team-a')"
+_COLUMNS = (
+    "attempt, time, kind, key, model, upstream, model_served, prompt_tokens, cached_tokens, "
+    "completion_tokens, estimated, cost, currency, latency_ms, ttft_ms, mean_logprob, status, "
+    "served, fallback_reason"
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [
+        pytest.param(
+            f"DELETE FROM usage WHERE {_ONE}",
+            {
+                "requests",
+                "keys_that_differ_from_clients",
+                "completion_tokens_off_engine",
+                "prompt_tokens_off_engine",
+            },
+            id="a request is lost",
+        ),
+        pytest.param(
+            f"INSERT INTO usage (request_id, {_COLUMNS}) "
+            f"SELECT 'again', {_COLUMNS} FROM usage WHERE {_ONE}",
+            {
+                "requests",
+                "keys_that_differ_from_clients",
+                "completion_tokens_off_engine",
+                "prompt_tokens_off_engine",
+            },
+            id="a request is doubled",
+        ),
+        pytest.param(
+            f"UPDATE usage SET completion_tokens = completion_tokens + 1 WHERE {_ONE}",
+            {"keys_that_differ_from_clients", "completion_tokens_off_engine"},
+            id="a token too many",
+        ),
+        pytest.param(
+            f"UPDATE usage SET key = 'team-b' WHERE {_ONE}",
+            {"keys_that_differ_from_clients"},
+            id="the other key is billed",
+        ),
+    ],
+)
+def test_a_ledger_that_was_tampered_with_fails(served_lab, monkeypatch, fault, names):
+    class Tampered(GatewayProcess):
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            with closing(sqlite3.connect(self.ledger)) as ledger, ledger:
+                assert ledger.execute(fault).rowcount == 1
+
+    monkeypatch.setattr(cost_tracking, "GatewayProcess", Tampered)
+    evidence = served_lab().execute("cost_tracking")
+    assert evidence.verdict == "fail"
+    # Prompts that the engine had cached are not computed again, so it may count none of them.
+    assert broken(evidence) - {"prompt_tokens_off_engine"} == names - {"prompt_tokens_off_engine"}
+    assert "the ledger does not add up" in evidence.summary
+    assert "counted alike" not in evidence.summary
+
+
+def test_tokens_that_passed_the_gateway_by_fail(served_lab, monkeypatch):
+    """Ledger and clients agree; only the engine knows of one request more."""
+
+    class Bypassed(cost_tracking.LlamaServer):
+        def client(self, **options):
+            client = super().client(**options)
+            if getattr(self, "asked", False):
+                client.chat([{"role": "user", "content": "aside"}], max_tokens=4)
+            self.asked = True
+            return client
+
+    monkeypatch.setattr(cost_tracking, "LlamaServer", Bypassed)
+    evidence = served_lab().execute("cost_tracking")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"completion_tokens_off_engine", "prompt_tokens_off_engine"}

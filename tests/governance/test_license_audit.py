@@ -4,7 +4,13 @@ from email.message import Message
 
 import pytest
 
-from tuneline.governance.license_audit import audit, package_license, shipped_packages
+from tuneline.evidence import conclude
+from tuneline.governance.license_audit import (
+    audit,
+    judge_all,
+    package_license,
+    shipped_packages,
+)
 from tuneline.governance.licenses.rules import judge, normalise
 
 
@@ -100,6 +106,20 @@ def test_planted_licences_are_found():
     assert "non-commercial" in findings[0].rule
     two = audit(("m", "MIT", "x"), [("d", "MIT"), ("e", "CC-BY-NC-4.0")], [], "commercial")
     assert [(f.name, f.allowed) for f in two] == [("m", True), ("d", True), ("e", False)]
+
+
+@pytest.mark.parametrize(
+    ("package", "profile", "verdict"),
+    [
+        ("MIT", "laptop", "warn"),
+        ("MIT", "production", "fail"),
+        ("AGPL", "laptop", "fail"),
+    ],
+)
+def test_undeclared_data_warns_on_a_laptop_only(package, profile, verdict):
+    packages = [Package(License=package)]
+    findings = audit(("m", "MIT", "x"), [("d", None)], packages, "distribution")
+    assert conclude(judge_all(findings, profile)) == verdict
 
 
 @pytest.mark.model

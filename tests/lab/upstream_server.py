@@ -1,4 +1,4 @@
-"""A small OpenAI-speaking server on a real port, with the faults real engines show."""
+"""A small OpenAI-compatible server on a real port, with the faults that real engines show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 
 class ServerThread:
-    """uvicorn in a thread on a port of its own."""
+    """A uvicorn server in a thread, on a free port."""
 
     def __init__(self, app: Starlette, port: int = 0) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -42,7 +42,7 @@ class ServerThread:
 
 
 class UpstreamServer:
-    """Answers "word-0 word-1 …"; what it does is set by its attributes.
+    """A server that answers "word-0 word-1 …"; its attributes set its behaviour.
 
     mode: ok, hang (no answer), error (500), busy (429), refuse (401), bad_request (400),
     garbage (200 without JSON), die_before (closes before a token), die_after (closes after
@@ -62,7 +62,7 @@ class UpstreamServer:
         self.reset()
 
     def reset(self) -> None:
-        """Back to a healthy server that nobody has asked anything."""
+        """Return to a healthy server without earlier requests."""
         self.mode = "ok"
         self.models = [f"{self.name}-model"]
         self.words = 5
@@ -93,7 +93,7 @@ class UpstreamServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def requests(self) -> list[dict]:
-        """Bodies of what clients asked, without the gateway's pings and warm-up."""
+        """Bodies of clients' requests, without the gateway's pings and warm-up."""
         return [body for body in self.bodies if not _is_own(body)]
 
     def pings(self) -> list[dict]:

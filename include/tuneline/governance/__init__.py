@@ -1,1 +1,1 @@
-"""The governance phase: one module per checklist item."""
+"""The governance phase: one module for each item and helper step, and what they share."""

@@ -1,135 +1,188 @@
-"""`cost_tracking`: usage per API key, reconciled with the engine, and what it costs.
+"""cost_tracking: the ledger that bills API keys counts what clients and engine counted.
 
-Proves that the ledger that bills is right: real requests under two keys go through the
-gateway to the shipped bytes, then the ledger's sums must equal what the clients were told
-and what the engine itself counted. The price follows from the machine's hour and the
-throughput that the latency benchmark measured.
+Real requests under two keys go through the gateway to the shipped bytes. Then the ledger's sums
+must equal the usage that the clients received and the counters of the engine. The price follows
+from the machine's hourly cost and the throughput that the latency benchmark measured.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from tuneline.artifacts.deployment import MODEL
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import trial_prompts
 from tuneline.run import StepContext
+from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
+from tuneline.serving.gateway.process import GatewayProcess
+from tuneline.serving.gateway.usage import (
+    KeyUsage,
+    UpstreamTotals,
+    totals_by_upstream,
+    usage_by_key,
+)
 from tuneline.serving.release.released import THROUGHPUT
 
-# Two keys with unlike use: sums that were swapped between keys would show.
+# Two keys with different numbers of requests: sums swapped between keys show.
 REQUESTS = {"team-a": 3, "team-b": 5}
-MODEL = "candidate"
+MODEL_ID = "candidate"
+MAX_TOKENS = 24
+_PROMPT_COUNTER = "llamacpp:prompt_tokens_total"
+_COMPLETION_COUNTER = "llamacpp:tokens_predicted_total"
 
 
-def reconcile(
-    told: Mapping[str, tuple[int, int]],
-    by_key: Sequence[KeyUsage],
-    totals: UpstreamTotals,
-    engine_prompt: float,
-    engine_completion: float,
-) -> list[Measurement]:
-    """Hold the ledger against its two witnesses.
+@dataclass(frozen=True)
+class Tokens:
+    """Token counts of one witness.
 
-    Args:
-        told: prompt and completion tokens that clients were told, by key.
-        by_key: the ledger's rows per key.
-        totals: the ledger's totals of the upstream, own pings included.
-        engine_prompt: prompt tokens that the engine computed (cached ones left out).
-        engine_completion: completion tokens that the engine counted.
+    Attributes:
+        prompt: prompt tokens; the engine leaves out those that it had cached.
+        completion: completion tokens.
     """
-    booked = {row.key: (row.prompt_tokens, row.completion_tokens) for row in by_key}
-    differing = [key for key in {*told, *booked} if told.get(key) != booked.get(key)]
-    computed = totals.prompt_tokens - totals.cached_tokens
+
+    prompt: int
+    completion: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The requests as clients, ledger and engine counted them.
+
+    Attributes:
+        reported: usage that the clients received, by key.
+        by_key: the ledger's rows per key.
+        totals: the ledger's totals of the upstream, the gateway's own pings included.
+        engine: the engine's counters.
+    """
+
+    reported: Mapping[str, Tokens]
+    by_key: Sequence[KeyUsage]
+    totals: UpstreamTotals
+    engine: Tokens
+
+    @property
+    def requests(self) -> int:
+        """Requests in the ledger."""
+        return sum(row.requests for row in self.by_key)
+
+    @property
+    def cost(self) -> float:
+        """Cost of all requests, in the ledger's currency."""
+        return sum(row.cost for row in self.by_key)
+
+
+def reconcile(trial: Trial) -> list[Measurement]:
+    """Compare the ledger with the clients and with the engine."""
+    booked = {row.key: Tokens(row.prompt_tokens, row.completion_tokens) for row in trial.by_key}
+    reported, totals, engine = trial.reported, trial.totals, trial.engine
+    differing = [key for key in {*reported, *booked} if reported.get(key) != booked.get(key)]
+    completion_off = totals.completion_tokens - engine.completion
+    prompt_off = totals.prompt_tokens - totals.cached_tokens - engine.prompt
     return [
+        measure("requests", trial.requests, "requests", "==", sum(REQUESTS.values())),
         measure("keys_that_differ_from_clients", len(differing), "keys", "==", 0),
-        measure(
-            "completion_tokens_off_engine",
-            totals.completion_tokens - int(engine_completion),
-            "tokens",
-            "==",
-            0,
-        ),
-        measure("prompt_tokens_off_engine", computed - int(engine_prompt), "tokens", "==", 0),
+        measure("completion_tokens_off_engine", completion_off, "tokens", "==", 0),
+        measure("prompt_tokens_off_engine", prompt_off, "tokens", "==", 0),
         measure("estimated_attempts", totals.estimated_attempts, "attempts", "==", 0),
     ]
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Send requests under two keys, reconcile, and price them."""
-    from tuneline.serving.gateway.process import GatewayProcess
-    from tuneline.serving.gateway.usage import totals_by_upstream, usage_by_key
+def send_requests(gateway: GatewayProcess, prompts: Sequence[Messages]) -> dict[str, Tokens]:
+    """Send each key's requests; return the usage that its answers reported."""
+    queue = iter(prompts)
+    reported = {}
+    for key, count in REQUESTS.items():
+        answers = [
+            gateway.chat(MODEL_ID, next(queue), max_tokens=MAX_TOKENS, key=key)
+            for _ in range(count)
+        ]
+        usages = [answer.body.get("usage", {}) for answer in answers]
+        reported[key] = Tokens(
+            sum(int(usage.get("prompt_tokens", 0)) for usage in usages),
+            sum(int(usage.get("completion_tokens", 0)) for usage in usages),
+        )
+    return reported
 
+
+def try_ledger(ctx: StepContext, throughput: float) -> Trial:
+    """Serve the shipped bytes behind a gateway and send requests under every key.
+
+    Args:
+        ctx: the step.
+        throughput: completion tokens per second, which the price follows from.
+    """
     config = ctx.config
-    model = ctx.input("production_quantization", "model.gguf")
-    latency = {m.name: m.value for m in ctx.entry("latency_benchmark").measurements}
-    throughput = float(latency[THROUGHPUT] or 0.0)
-    hourly = config.governance.machine_cost_per_hour
     prompts = trial_prompts(ctx, sum(REQUESTS.values()))
-    told: dict[str, tuple[int, int]] = {}
     with LlamaServer(
-        model,
+        MODEL.fetch(ctx),
         parallel=config.deployment.parallel,
         ctx=config.deployment.context_tokens,
-        alias=MODEL,
+        alias=MODEL_ID,
     ) as server:
-        # The server's own readiness check made a token already.
+        # The server's own readiness check has generated a token already.
         before = server.client().metrics()
         upstream = {
             "name": "primary",
             "base_url": f"{server.base_url}/v1",
-            "model": MODEL,
-            "price": {"hourly_cost": hourly, "completion_tokens_per_second": throughput or 1.0},
+            "model": MODEL_ID,
+            "price": {
+                "hourly_cost": config.governance.machine_cost_per_hour,
+                "completion_tokens_per_second": throughput or 1.0,
+            },
         }
         with GatewayProcess(
             ctx.scratch / "gateway",
             upstreams=[upstream],
-            models=[{"id": MODEL, "chain": ["primary"]}],
+            models=[{"id": MODEL_ID, "chain": ["primary"]}],
             keys=tuple(REQUESTS),
             settings={"currency": config.governance.currency},
         ) as gateway:
-            queue = iter(prompts)
-            for key, count in REQUESTS.items():
-                usages = []
-                for _ in range(count):
-                    answer = gateway.chat(MODEL, next(queue), max_tokens=24, key=key)
-                    usages.append(answer.body.get("usage", {}))
-                told[key] = (
-                    sum(int(u.get("prompt_tokens", 0)) for u in usages),
-                    sum(int(u.get("completion_tokens", 0)) for u in usages),
-                )
+            reported = send_requests(gateway, prompts)
         after = server.client().metrics()
-        ledger = gateway.ledger
-    by_key, totals = usage_by_key(ledger), totals_by_upstream(ledger)[0]
-    checks = reconcile(
-        told,
-        by_key,
-        totals,
-        after["llamacpp:prompt_tokens_total"] - before["llamacpp:prompt_tokens_total"],
-        after["llamacpp:tokens_predicted_total"] - before["llamacpp:tokens_predicted_total"],
+    engine = Tokens(
+        *(int(after[name] - before[name]) for name in (_PROMPT_COUNTER, _COMPLETION_COUNTER))
     )
-    (ctx.out / "usage.json").write_text(
-        json.dumps(
-            {"by_key": [asdict(row) for row in by_key], "upstream": asdict(totals)}, indent=1
-        )
+    return Trial(reported, usage_by_key(gateway.ledger), _totals(gateway.ledger), engine)
+
+
+def _totals(ledger: Path) -> UpstreamTotals:
+    """Return the totals of the one upstream; zeros for an empty ledger."""
+    nothing = UpstreamTotals("primary", MODEL_ID, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, "")
+    return next(iter(totals_by_upstream(ledger)), nothing)
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Send requests under two keys, reconcile the ledger, and price the requests."""
+    latency = {m.name: m.value for m in ctx.entry("latency_benchmark").measurements}
+    throughput = float(latency[THROUGHPUT] or 0.0)
+    trial = try_ledger(ctx, throughput)
+    ctx.write_json(
+        "usage.json",
+        {"by_key": [asdict(row) for row in trial.by_key], "upstream": asdict(trial.totals)},
     )
-    requests = sum(row.requests for row in by_key)
-    cost = sum(row.cost for row in by_key)
+    checks = reconcile(trial)
+    broken = [check.name for check in checks if not check.ok]
+    finding = (
+        f"the ledger does not add up ({', '.join(broken)})"
+        if broken
+        else "every token is counted alike by the ledger, the clients and the engine"
+    )
+    currency = ctx.config.governance.currency
+    hourly = ctx.config.governance.machine_cost_per_hour
     per_1k = 1000 * hourly / 3600 / throughput if throughput else None
-    currency = config.governance.currency
+    per_request = trial.cost / max(trial.requests, 1)
     return ctx.conclude(
-        f"{requests} requests of {len(by_key)} keys, every token reconciled with the engine"
-        f"{'' if all(m.ok for m in checks) else ' (IT DOES NOT)'}; "
-        f"{cost / max(requests, 1):.3g} {currency} a request, "
+        f"{trial.requests} requests of {len(trial.by_key)} keys: {finding}; "
+        f"{per_request:.3g} {currency} a request, "
         + (f"{per_1k:.3g} {currency} per 1,000 tokens" if per_1k else "no throughput to price by"),
         [
-            measure("requests", requests, "requests", "==", sum(REQUESTS.values())),
             *checks,
             measure("throughput", throughput, "tokens/s", ">", 0),
             measure("cost_per_1000_tokens", per_1k, currency),
-            measure("cost_per_request", cost / max(requests, 1), currency),
-            *(measure(f"cost_of_{row.key}", row.cost, currency) for row in by_key),
+            measure("cost_per_request", per_request, currency),
+            *(measure(f"cost_of_{row.key}", row.cost, currency) for row in trial.by_key),
         ],
     )

@@ -1,9 +1,8 @@
-"""`drift_detection`: production prompts against the training distribution.
+"""drift_detection: production prompts can be compared with the training distribution.
 
-Proves that the baseline which production will be compared with is stored, and that the
-detector works on it: validation prompts of this dataset must not be called drift (a false
-alarm), general questions that the model was not trained for must be. The measures and
-their sources are in `tuneline.governance.drift.measures`.
+The baseline for that comparison is stored, and the detector is tried on it: validation prompts
+of the dataset must not be called drift (a false alarm), and general questions that the model was
+not trained for must be. `tuneline.governance.drift.measures` has the measures and their sources.
 """
 
 from __future__ import annotations
@@ -15,29 +14,37 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from tuneline.artifacts.data import DATASET
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, measure
+from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.drift.measures import Baseline, Measure, compare
+from tuneline.harness.general_questions import load_questions
 from tuneline.run import StepContext
 
-# Fewer production prompts than this say nothing about a distribution.
+# Fewer prompts than this say nothing about a distribution.
 MIN_WINDOW = 20
+BASELINE_SCHEMA = "tuneline/drift-baseline/1"
+
+
+def any_drifted(measures: Sequence[Measure]) -> bool:
+    """Return True if any of the measures calls drift."""
+    return any(m.drifted for m in measures)
 
 
 def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The prompt of a conversation: its last user turn."""
+    """Return the prompt of a conversation, its last user turn; None if it has none."""
     turns = [m["content"] for m in messages if m.get("role") == "user"]
     return str(turns[-1]) if turns else None
 
 
 def read_reference(path: Path) -> dict[str, list[str]]:
-    """User prompts of a dataset by split.
+    """Read the prompts of a dataset, by split.
 
     Args:
         path: a `dataset.parquet` of the data phase.
 
     Raises:
-        UserError: the file lacks the columns of a dataset.
+        UserError: if the file lacks the columns of a dataset.
     """
     import pyarrow.parquet as pq
 
@@ -56,10 +63,11 @@ def read_reference(path: Path) -> dict[str, list[str]]:
 
 
 def read_logs(path: Path) -> list[tuple[str | None, str]]:
-    """(timestamp, prompt) of each line of a production log.
+    """Read the timestamp and the prompt of each line of a production log.
 
     Raises:
-        UserError: the file is missing, or a line is neither; the line is named.
+        UserError: if the file is missing or has too few prompts, or a line has none; the
+            message names the line.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a JSONL file of production prompts")
@@ -93,13 +101,13 @@ def detect(
     """Compare logs with a reference, overall and, on drift, day by day.
 
     Returns:
-        `drifted`, `since` (the first day that drifts by itself, RFC 3339 date, or the first
-        timestamp where no single day does), `measures`.
+        `drifted`; `since`, the first day that drifts by itself (RFC 3339 date) or the first
+        day of the log where none does; `measures`.
     """
     held_out = [*reference["validation"], *reference["holdout"]]
     baseline = Baseline(reference["train"], held_out)
     measures = compare(baseline, [prompt for _, prompt in logs], p_value)
-    drifted = any(m.drifted for m in measures)
+    drifted = any_drifted(measures)
     return {
         "drifted": drifted,
         "since": _since(baseline, logs, p_value) if drifted else None,
@@ -115,18 +123,17 @@ def _since(
         if timestamp:
             days.setdefault(str(timestamp)[:10], []).append(prompt)
     for day in sorted(days):
-        if len(days[day]) >= MIN_WINDOW:
-            measures = compare(baseline, days[day], p_value / len(days))
-            if any(m.drifted for m in measures):
-                return day
+        enough = len(days[day]) >= MIN_WINDOW
+        if enough and any_drifted(compare(baseline, days[day], p_value / len(days))):
+            return day
     return min(days) if days else None
 
 
 def compare_files(reference: str, logs: Path, p_value: float = 0.01) -> dict[str, Any]:
-    """`tuneline drift`: compare a log file with a dataset by path or URI.
+    """Compare a log file with a dataset by path or URI, as `tuneline drift` does.
 
     Raises:
-        UserError: a file is missing or not of its form.
+        UserError: if a file is missing or malformed.
     """
     parsed = urlparse(reference)
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
@@ -143,56 +150,53 @@ def compare_files(reference: str, logs: Path, p_value: float = 0.01) -> dict[str
         return detect(read_reference(path), read_logs(logs), p_value)
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Store the baseline and try the detector on prompts with a known answer."""
-    from tuneline.harness.general_questions import load_questions
+def judge(
+    baseline: Baseline, calm: Sequence[Measure], alarmed: Sequence[Measure]
+) -> list[Measurement]:
+    """Judge the detector by what it called drift.
 
+    Args:
+        baseline: the stored baseline.
+        calm: measures of prompts of the training distribution.
+        alarmed: measures of foreign prompts.
+    """
+    return [
+        measure("baseline_prompts", len(baseline.train), "prompts", ">=", MIN_WINDOW),
+        measure("validation_called_drift", any_drifted(calm), "flag", "==", False),
+        measure("foreign_called_drift", any_drifted(alarmed), "flag", "==", True),
+        *(measure(f"validation_{m.name}", m.value, "score") for m in calm),
+        *(measure(f"validation_{m.name}_p", m.p_value, "probability") for m in calm),
+        *(measure(f"foreign_{m.name}_p", m.p_value, "probability") for m in alarmed),
+    ]
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Store the baseline and try the detector on prompts whose answer is known."""
     p_value = ctx.config.governance.drift_p_value
-    reference = read_reference(ctx.input("distribution_balancing", "dataset.parquet"))
-    (ctx.out / "baseline.json").write_text(
-        json.dumps({"schema": "tuneline/drift-baseline/1", "prompts": reference})
-    )
+    reference = read_reference(DATASET.fetch(ctx))
+    ctx.write_json("baseline.json", {"schema": BASELINE_SCHEMA, "prompts": reference})
     # The clean window must not be part of the null that it is compared with.
     clean = reference["validation"]
     baseline = Baseline(reference["train"], reference["holdout"])
-    foreign = [question.prompt for question in load_questions()]
-    if min(len(clean), len(baseline.held_out)) < MIN_WINDOW:
+    smallest = min(len(clean), len(baseline.held_out))
+    window = measure("smallest_window", smallest, "prompts", ">=", MIN_WINDOW, on_breach="warn")
+    if not window.ok:
         return ctx.conclude(
             f"the baseline is stored, but {len(clean)} validation and {len(baseline.held_out)} "
             f"hold-out prompts are too few to try the detector (at least {MIN_WINDOW} each)",
-            [
-                measure(
-                    "smallest_window",
-                    min(len(clean), len(baseline.held_out)),
-                    "prompts",
-                    ">=",
-                    MIN_WINDOW,
-                    on_breach="warn",
-                )
-            ],
+            [window],
         )
+    foreign = [question.prompt for question in load_questions()]
     calm = compare(baseline, clean, p_value)
     alarmed = compare(baseline, foreign, p_value)
-    (ctx.out / "trial.json").write_text(
-        json.dumps(
-            {"validation": [m.as_dict() for m in calm], "foreign": [m.as_dict() for m in alarmed]},
-            indent=1,
-        )
+    ctx.write_json(
+        "trial.json",
+        {"validation": [m.as_dict() for m in calm], "foreign": [m.as_dict() for m in alarmed]},
     )
+    validation = "called drift (a false alarm)" if any_drifted(calm) else "not called drift"
+    seen = "called drift" if any_drifted(alarmed) else "not called drift"
     return ctx.conclude(
-        f"baseline of {len(baseline.train)} prompts stored; validation prompts are "
-        f"{'called drift (a false alarm)' if _drifted(calm) else 'not called drift'}, "
-        f"{len(foreign)} foreign prompts are {'' if _drifted(alarmed) else 'not '}called drift",
-        [
-            measure("baseline_prompts", len(baseline.train), "prompts", ">=", MIN_WINDOW),
-            measure("validation_called_drift", _drifted(calm), "flag", "==", False),
-            measure("foreign_called_drift", _drifted(alarmed), "flag", "==", True),
-            *(measure(f"validation_{m.name}", m.value, "score") for m in calm),
-            *(measure(f"validation_{m.name}_p", m.p_value, "probability") for m in calm),
-            *(measure(f"foreign_{m.name}_p", m.p_value, "probability") for m in alarmed),
-        ],
+        f"baseline of {len(baseline.train)} prompts stored; validation prompts are {validation}, "
+        f"{len(foreign)} foreign prompts are {seen}",
+        judge(baseline, calm, alarmed),
     )
-
-
-def _drifted(measures: Sequence[Measure]) -> bool:
-    return any(m.drifted for m in measures)

@@ -1,22 +1,22 @@
-"""`fallback`: on error or low confidence another model answers.
+"""fallback: on an error or low confidence another model answers.
 
-Proves it by injected faults, through the real gateway and real engines: the primary is
-killed, hangs, and answers with low confidence; each time the request must be answered by
-the second model of the chain, and the ledger must say why. The second model is the
-previous release, or the base model where nothing was released yet.
+Faults are injected into a chain of real engines behind the real gateway: the primary answers
+with low confidence, hangs, and is killed. Each time the second model of the chain must answer,
+and the gateway must state why. The second model is the previous release, or the base model
+where nothing was released yet.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.deployment import MODEL
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.release.manifest import read_release
+from tuneline.governance.release.manifest import model_prefix, read_release
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import base_gguf
 from tuneline.run import StepContext
@@ -25,16 +25,26 @@ from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import Answer, GatewayProcess
 
 REQUESTS_PER_FAULT = 4
-MODEL = "candidate"
+MODEL_ID = "candidate"
+SECOND_ID = "second"
+NO_FAULT = "none"
 # A primary that hangs is left after this long; real answers here take under a second.
 HANG_SECONDS = 8.0
-# A log-probability that no answer reaches: the low-confidence path must fire.
+# A log-probability that no answer reaches, so that the low-confidence path must be taken.
 IMPOSSIBLE_CONFIDENCE = -1e-9
 
 
 @dataclass(frozen=True)
 class FaultReport:
-    """What became of the requests under one injected fault."""
+    """Outcome of the requests under one injected fault.
+
+    Attributes:
+        fault: its name; `none` for the requests without a fault.
+        requests: requests that were sent.
+        answered: those that got an answer.
+        by_fallback: those that the second model answered.
+        reasons: reasons for a fallback that the gateway stated.
+    """
 
     fault: str
     requests: int
@@ -44,7 +54,7 @@ class FaultReport:
 
 
 def summarise(fault: str, answers: Sequence[Answer]) -> FaultReport:
-    """Count who answered and why."""
+    """Count the answers by the model that gave them."""
     good = [a for a in answers if a.ok]
     return FaultReport(
         fault,
@@ -55,14 +65,19 @@ def summarise(fault: str, answers: Sequence[Answer]) -> FaultReport:
     )
 
 
+def split_reports(reports: Sequence[FaultReport]) -> tuple[FaultReport, list[FaultReport]]:
+    """Return the report without a fault, and those with one."""
+    calm = next(r for r in reports if r.fault == NO_FAULT)
+    return calm, [r for r in reports if r.fault != NO_FAULT]
+
+
 def judge(reports: Sequence[FaultReport]) -> list[Measurement]:
-    """Hold the reports against what a fallback must do.
+    """Judge the reports by what a fallback must do.
 
     Args:
         reports: one for each injected fault, and one named `none` without.
     """
-    faulty = [r for r in reports if r.fault != "none"]
-    calm = next(r for r in reports if r.fault == "none")
+    calm, faulty = split_reports(reports)
     answered = sum(r.answered for r in faulty) / sum(r.requests for r in faulty)
     return [
         measure("answered_share", answered, "share", "==", 1.0),
@@ -77,71 +92,82 @@ def judge(reports: Sequence[FaultReport]) -> list[Measurement]:
 
 
 def second_model(ctx: StepContext) -> tuple[Path, str]:
-    """The model to fall back to: the previous release, else the base model."""
+    """Return the model to fall back to and its description."""
     store, name = ctx.run.store, ctx.config.name
     release = read_release(store, name)
-    if release and release["version"] != ctx.run.run_id:
+    if release and release.version != ctx.run.run_id:
         path = ctx.scratch / "previous.gguf"
-        key = f"models/{name}/{release['version']}/model.gguf"
-        ref = store.get_file(key, path)
-        ctx.inputs["previous_release"] = ref
-        return path, f"the previous release {release['version']}"
+        key = f"{model_prefix(name, release.version)}/{MODEL.name}"
+        ctx.inputs["previous_release"] = store.get_file(key, path)
+        return path, f"the previous release {release.version}"
     return base_gguf(ctx).path, "the base model (nothing was released yet)"
 
 
-def _ask(gateway: GatewayProcess, prompts: Sequence[Messages]) -> list[Answer]:
-    return [gateway.chat(MODEL, prompt, max_tokens=16) for prompt in prompts]
+def _gateway(
+    ctx: StepContext, folder: str, primary: str, second: str, min_mean_logprob: float
+) -> GatewayProcess:
+    """Return a gateway with a chain of two servers, given by their addresses."""
+    upstreams: list[dict[str, Any]] = [
+        {
+            "name": "primary",
+            "base_url": f"{primary}/v1",
+            "model": MODEL_ID,
+            "answer_timeout_s": HANG_SECONDS,
+        },
+        {"name": "fallback", "base_url": f"{second}/v1", "model": SECOND_ID},
+    ]
+    model = {
+        "id": MODEL_ID,
+        "chain": ["primary", "fallback"],
+        "low_confidence": {"min_mean_logprob": min_mean_logprob},
+    }
+    return GatewayProcess(ctx.scratch / folder, upstreams=upstreams, models=[model])
+
+
+def inject_faults(ctx: StepContext, second_path: Path) -> list[FaultReport]:
+    """Serve both models and inject the faults one after the other.
+
+    Args:
+        ctx: the step.
+        second_path: GGUF file of the model to fall back to.
+    """
+    deployment = ctx.config.deployment
+    prompts = trial_prompts(ctx, REQUESTS_PER_FAULT)
+    size: dict[str, Any] = {"parallel": 2, "ctx": deployment.context_tokens}
+    reports: list[FaultReport] = []
+
+    def ask(gateway: GatewayProcess, fault: str, asked: Sequence[Messages] = prompts) -> None:
+        answers = [gateway.chat(MODEL_ID, prompt, max_tokens=16) for prompt in asked]
+        reports.append(summarise(fault, answers))
+
+    with (
+        LlamaServer(MODEL.fetch(ctx), alias=MODEL_ID, **size) as primary,
+        LlamaServer(second_path, alias=SECOND_ID, **size) as second,
+    ):
+        chain = (primary.base_url, second.base_url)
+        with _gateway(ctx, "low", *chain, IMPOSSIBLE_CONFIDENCE) as gateway:
+            ask(gateway, "low_confidence")
+        with _gateway(ctx, "faults", *chain, ctx.config.governance.min_confidence) as gateway:
+            ask(gateway, NO_FAULT)
+            primary.signal(signal.SIGSTOP)
+            ask(gateway, "hang", prompts[:1])
+            primary.signal(signal.SIGCONT)
+            primary.kill()
+            ask(gateway, "killed")
+    return reports
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Inject the faults one after the other."""
-    config = ctx.config
-    primary_path = ctx.input("production_quantization", "model.gguf")
-    fallback_path, described = second_model(ctx)
-    prompts = trial_prompts(ctx, REQUESTS_PER_FAULT)
-    size: dict[str, Any] = {"parallel": 2, "ctx": config.deployment.context_tokens}
-    reports: list[FaultReport] = []
-    with (
-        LlamaServer(primary_path, alias=MODEL, **size) as primary,
-        LlamaServer(fallback_path, alias="second", **size) as second,
-    ):
-        chain: dict[str, Any] = {
-            "upstreams": [
-                {
-                    "name": "primary",
-                    "base_url": f"{primary.base_url}/v1",
-                    "model": MODEL,
-                    "answer_timeout_s": HANG_SECONDS,
-                },
-                {"name": "fallback", "base_url": f"{second.base_url}/v1", "model": "second"},
-            ],
-            "models": [{"id": MODEL, "chain": ["primary", "fallback"]}],
-        }
-        unsure = [
-            {**chain["models"][0], "low_confidence": {"min_mean_logprob": IMPOSSIBLE_CONFIDENCE}}
-        ]
-        sure = [
-            {
-                **chain["models"][0],
-                "low_confidence": {"min_mean_logprob": config.governance.min_confidence},
-            }
-        ]
-        with GatewayProcess(ctx.scratch / "low", **{**chain, "models": unsure}) as gateway:
-            reports.append(summarise("low_confidence", _ask(gateway, prompts)))
-        with GatewayProcess(ctx.scratch / "faults", **{**chain, "models": sure}) as gateway:
-            reports.append(summarise("none", _ask(gateway, prompts)))
-            primary.signal(signal.SIGSTOP)
-            reports.append(summarise("hang", _ask(gateway, prompts[:1])))
-            primary.signal(signal.SIGCONT)
-            primary.kill()
-            reports.append(summarise("killed", _ask(gateway, prompts)))
-    (ctx.out / "faults.json").write_text(json.dumps([asdict(r) for r in reports], indent=1))
-    calm = next(r for r in reports if r.fault == "none")
-    faulty = [r for r in reports if r.fault != "none"]
+    """Inject the faults and judge who answered."""
+    second_path, described = second_model(ctx)
+    reports = inject_faults(ctx, second_path)
+    ctx.write_json("faults.json", [asdict(r) for r in reports])
+    calm, faulty = split_reports(reports)
+    min_confidence = ctx.config.governance.min_confidence
     return ctx.conclude(
         f"{sum(r.answered for r in faulty)} of {sum(r.requests for r in faulty)} requests under "
         f"{len(faulty)} injected faults were answered, {sum(r.by_fallback for r in faulty)} by "
         f"{described}; without a fault {calm.requests - calm.by_fallback} of {calm.requests} by "
         "the candidate; a larger foundation model was not tried",
-        [*judge(reports), measure("min_confidence", config.governance.min_confidence, "nats")],
+        [*judge(reports), measure("min_confidence", min_confidence, "nats")],
     )

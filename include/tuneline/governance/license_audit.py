@@ -1,9 +1,8 @@
-"""`license_audit`: base model, dataset and shipped packages allow the intended use.
+"""license_audit: base model, dataset and shipped packages allow the intended use.
 
-Runs before training: a model that may not be used need not be trained. The licence of the
-base is read from the model itself, those of packages from their own metadata (PEP 639
-expression first, then the licence field, then trove classifiers), each judged by the
-table in `license_rules`.
+It runs before training, since a model that may not be used need not be trained. The licence of
+the base is read from the model, those of packages from their metadata (PEP 639 expression first,
+then the licence field, then trove classifiers). The table in `licenses.rules` judges each.
 """
 
 from __future__ import annotations
@@ -11,22 +10,27 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from importlib import metadata
 from typing import Literal
 
-from tuneline.evidence import Evidence, measure
+from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.licenses.rules import RULES, Use, judge, normalise
 from tuneline.models import resolve
 from tuneline.run import StepContext
 
-# What a serving image needs at run time; their requirements ship with them.
+# Packages that a serving image needs at run time; their requirements ship with them.
 SHIPPED_ROOTS = ("xllamacpp", "starlette", "uvicorn", "httpx", "pydantic", "PyYAML", "boto3")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One licence and the rule that decided it."""
+    """One licence and the rule that decided it.
+
+    Attributes:
+        read_from: where the licence was stated.
+        allowed: True if the use is allowed; None if the table has no rule.
+    """
 
     kind: Literal["base_model", "dataset", "package"]
     name: str
@@ -37,7 +41,7 @@ class Finding:
 
 
 def package_license(package: metadata.Distribution) -> tuple[str, str]:
-    """A package's licence and where its metadata states it."""
+    """Return a package's licence and where its metadata states it."""
     fields = package.metadata
     expressions = fields.get_all("License-Expression")
     if expressions:
@@ -60,7 +64,7 @@ def package_license(package: metadata.Distribution) -> tuple[str, str]:
 
 
 def shipped_packages(roots: Iterable[str] = SHIPPED_ROOTS) -> list[metadata.Distribution]:
-    """The installed packages of a serving image: the roots and what they require."""
+    """Return the installed packages of a serving image: the roots and what they require."""
     seen: dict[str, metadata.Distribution] = {}
     queue = list(roots)
     while queue:
@@ -72,7 +76,7 @@ def shipped_packages(roots: Iterable[str] = SHIPPED_ROOTS) -> list[metadata.Dist
         except metadata.PackageNotFoundError:
             continue
         for requirement in seen[name].requires or []:
-            # An extra's requirements ship only when somebody asks for the extra.
+            # The requirements of an extra ship only when the extra is asked for.
             if "extra ==" not in requirement:
                 queue.append(re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0])
     return [seen[name] for name in sorted(seen)]
@@ -87,9 +91,9 @@ def audit(
     """Judge every licence.
 
     Args:
-        base: name, licence and the place it was read from.
+        base: name of the base model, its licence, and where that was stated.
         datasets: address and declared licence of each source of the dataset.
-        packages: what ships beside the model.
+        packages: packages that ship beside the model.
         use: the intended use.
     """
     findings = []
@@ -107,59 +111,59 @@ def audit(
     return findings
 
 
+def judge_all(findings: Sequence[Finding], profile: str) -> list[Measurement]:
+    """Judge an audit.
+
+    Args:
+        findings: the findings, that of the base model first.
+        profile: `laptop`, where data without a stated licence warns, or `production`, where it
+            fails.
+    """
+    model = findings[0]
+    data = [f for f in findings if f.kind == "dataset"]
+    packages = [f for f in findings if f.kind == "package"]
+    data_allowed = all(f.allowed is True for f in data)
+    stated = any(f.allowed is not True and f.license != "NOASSERTION" for f in data)
+    breach: Literal["fail", "warn"] = "fail" if profile == "production" or stated else "warn"
+    refused = sum(f.allowed is False and f.license != "NOASSERTION" for f in packages)
+    unknown = sum(f.allowed is None or f.license == "NOASSERTION" for f in packages)
+    return [
+        measure("base_model_license", model.license, "SPDX"),
+        measure("base_model_allowed", model.allowed is True, "flag", "==", True),
+        measure("dataset_license", ", ".join(dict.fromkeys(f.license for f in data)), "SPDX"),
+        measure("dataset_allowed", data_allowed, "flag", "==", True, on_breach=breach),
+        measure("packages_audited", len(packages), "packages", ">=", 1),
+        measure("packages_refused", refused, "packages", "==", 0),
+        measure("packages_without_rule", unknown, "packages", "==", 0, on_breach="warn"),
+    ]
+
+
 def run(ctx: StepContext) -> Evidence:
-    """Audit the run's licences; the table goes to `licenses.csv`."""
+    """Audit the run's licences; `licenses.csv` has the table."""
     config = ctx.config
     use = config.governance.intended_use
     base = resolve(config.base_model)
+    addresses = dict.fromkeys([*config.data.sources, *config.data.holdouts])
     findings = audit(
         (config.base_model, base.license, base.license_source),
-        [
-            (address, config.data.license_of(address))
-            for address in dict.fromkeys([*config.data.sources, *config.data.holdouts])
-        ],
+        [(address, config.data.license_of(address)) for address in addresses],
         shipped_packages(),
         use,
     )
     with (ctx.out / "licenses.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["kind", "name", "license", "read_from", "allowed", "rule"])
-        for f in findings:
-            writer.writerow([f.kind, f.name, f.license, f.read_from, f.allowed, f.rule])
-
-    model = findings[0]
-    data = [f for f in findings if f.kind == "dataset"]
-    packages = [f for f in findings if f.kind == "package"]
-    data_licenses = ", ".join(dict.fromkeys(f.license for f in data))
-    data_allowed = all(f.allowed is True for f in data)
-    refused = [f for f in packages if f.allowed is False and f.license != "NOASSERTION"]
-    unknown = [f for f in packages if f.allowed is None or f.license == "NOASSERTION"]
-    # Data without a stated licence is common on a laptop; in production it stops the run.
-    undeclared: Literal["fail", "warn"] = (
-        "fail"
-        if config.profile == "production"
-        or any(f.allowed is not True and f.license != "NOASSERTION" for f in data)
-        else "warn"
-    )
-    summary = (
-        f"base model {model.license}, dataset {data_licenses}, {len(packages)} shipped packages: "
-        + (
-            f"{use} use is allowed"
-            if model.allowed and data_allowed and not refused
-            else "refused or unclear: "
-            + "; ".join(f"{f.name}: {f.rule}" for f in findings if f.allowed is not True)[:400]
-        )
-    )
+        writer.writerow(field.name for field in fields(Finding))
+        writer.writerows(map(astuple, findings))
+    checks = judge_all(findings, config.profile)
+    found = {check.name: check for check in checks}
+    decisive = ("base_model_allowed", "dataset_allowed", "packages_refused")
+    allowed = all(found[name].ok for name in decisive)
+    unclear = "; ".join(f"{f.name}: {f.rule}" for f in findings if f.allowed is not True)
     return ctx.conclude(
-        summary,
-        [
-            measure("base_model_license", model.license, "SPDX"),
-            measure("base_model_allowed", model.allowed is True, "flag", "==", True),
-            measure("dataset_license", data_licenses, "SPDX"),
-            measure("dataset_allowed", data_allowed, "flag", "==", True, on_breach=undeclared),
-            measure("packages_audited", len(packages), "packages", ">=", 1),
-            measure("packages_refused", len(refused), "packages", "==", 0),
-            measure("packages_without_rule", len(unknown), "packages", "==", 0, on_breach="warn"),
-        ],
+        f"base model {found['base_model_license'].value}, "
+        f"dataset {found['dataset_license'].value}, "
+        f"{found['packages_audited'].value} shipped packages: "
+        + (f"{use} use is allowed" if allowed else f"refused or unclear: {unclear[:400]}"),
+        checks,
         rows={"licenses.csv": len(findings)},
     )

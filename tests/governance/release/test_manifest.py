@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tuneline.artifacts.governance import Manifest
 from tuneline.errors import UserError
 from tuneline.evidence import conclude
 from tuneline.governance.lineage import code_measurements, collect_files
@@ -27,7 +28,7 @@ def model(tmp_path):
     digest = sha256_file(local)
     put_once(store, f"{PREFIX}/model.gguf", local, digest)
     files = [{"name": "model.gguf", "sha256": digest, "bytes": 7}]
-    sha = write_manifest(store, PREFIX, {"files": files})
+    sha = write_manifest(store, PREFIX, Manifest(files=files))
     return store, sha, store.uri_of(f"{PREFIX}/manifest.json")
 
 
@@ -102,7 +103,7 @@ def test_written_once(model, tmp_path):
     with pytest.raises(UserError, match="exists with other bytes"):
         put_once(store, f"{PREFIX}/model.gguf", other, sha256_file(other))
     with pytest.raises(UserError, match="exists with other content"):
-        write_manifest(store, PREFIX, {"files": []})
+        write_manifest(store, PREFIX, Manifest(files=[]))
 
 
 def test_a_retry_may_write_the_same_again(model, tmp_path):
@@ -110,7 +111,7 @@ def test_a_retry_may_write_the_same_again(model, tmp_path):
     same = tmp_path / "model.gguf"
     put_once(store, f"{PREFIX}/model.gguf", same, sha256_file(same))
     files = [{"name": "model.gguf", "sha256": sha256_file(same), "bytes": 7}]
-    assert write_manifest(store, PREFIX, {"files": files}) == sha
+    assert write_manifest(store, PREFIX, Manifest(files=files)) == sha
     assert verify(uri) == []
 
 

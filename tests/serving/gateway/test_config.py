@@ -95,12 +95,12 @@ def test_low_confidence_needs_somebody_to_fall_back_to(tmp_path):
 
 
 def test_what_is_no_configuration(tmp_path):
-    assert "mapping" in message(tmp_path, "")
-    assert "mapping" in message(tmp_path, "- a\n- b\n")
+    assert "`keys_file`: Field required; `ledger`" in message(tmp_path, "")
+    assert "expected `key: value` lines, got a list" in message(tmp_path, "- a\n- b\n")
     assert "line 3" in message(tmp_path, "host: x\nport: [1\n")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"missing\.yaml does not exist"):
         load_config(tmp_path / "missing.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         load_config(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):

@@ -30,7 +30,8 @@ def test_ready_only_after_listing_warm_up_and_a_ping(start, small):
     assert first.headers["x-tuneline-server-state"] == "not_ready"
     assert first.json()["status"] == "not_ready"
     gateway.wait_ready()
-    # Two warm-up prompts of the default lengths, then a one-token ping.
+    # Two warm-up prompts of the default lengths, then a one-token ping, which may be under way.
+    wait_for(lambda: len(small.pings()) >= 3)
     lengths = [len(body["messages"][0]["content"].split()) for body in small.pings()[:3]]
     assert lengths == [8, 128, 1]
     assert small.pings()[2]["max_tokens"] == 1

@@ -36,20 +36,17 @@ ROW = UsageRow(
 
 @dataclass
 class Ended:
-    values: UsageRow
-
-    def row(self) -> UsageRow:
-        return self.values
+    row: UsageRow
 
 
 def written(path, *rows):
-    told = []
-    ledger = Ledger(path, queue_limit=10, flush_interval_s=0.01, on_written=told.extend)
+    seen = []
+    ledger = Ledger(path, queue_limit=10, flush_interval_s=0.01, on_written=seen.extend)
     ledger.start()
     for row in rows:
-        ledger.record(Ended(row))
+        ledger.put(Ended(row))
     ledger.close()
-    assert told == list(rows)
+    assert seen == list(rows)
 
 
 def test_usage_counts_requests_once_and_tokens_of_every_attempt(tmp_path):

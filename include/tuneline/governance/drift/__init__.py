@@ -1,1 +1,1 @@
-"""Distances between prompts of production and of training."""
+"""Measures of drift between prompts of production and of training."""

@@ -2,15 +2,15 @@
 
 Three measures that see different changes:
 
-* novelty: share of prompts whose nearest training prompt is farther than what 95 % of
-  held-out training prompts have, by one-sided binomial test. Sees new topics.
+* novelty: share of prompts that are farther from their nearest training prompt than 95 % of
+  the held-out prompts, by one-sided binomial test. Sees new topics.
 * maximum mean discrepancy (Gretton et al., JMLR 2012) by permutation test. Sees a shift
   of the whole distribution.
 * population stability index of prompt length, its null by resampling the reference. Sees
   a change of form.
 
-Similarity is the cosine of TF-IDF character n-grams: no model to load, and on small
-windows as good at seeing new topics as sentence embeddings.
+Similarity is the cosine of TF-IDF character n-grams. It needs no model, and on small windows it
+sees new topics as well as sentence embeddings do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Held-out prompts beyond this quantile of distance are novel by definition of the null.
+# Share of held-out prompts that are novel under the null.
 NOVELTY_NULL_SHARE = 0.05
 PERMUTATIONS = 200
 MMD_MAX_ROWS = 500
@@ -42,11 +42,11 @@ class Measure:
 
     @property
     def drifted(self) -> bool:
-        """Whether the measure calls drift."""
+        """True if the measure calls drift."""
         return self.p_value < self.limit
 
     def as_dict(self) -> dict[str, Any]:
-        """The measure as `tuneline drift --json` prints it."""
+        """Return the measure as `tuneline drift --json` prints it."""
         return {
             "name": self.name,
             "value": round(self.value, 6),
@@ -58,7 +58,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What drift is measured against: training prompts and their held-out twins."""
+    """The reference of drift.
+
+    Attributes:
+        train: training prompts.
+        held_out: prompts of the same distribution that were not trained on.
+    """
 
     train: Sequence[str]
     held_out: Sequence[str]
@@ -70,9 +75,9 @@ def compare(
     """Compare a window of production prompts with the training distribution.
 
     Args:
-        baseline: training prompts and prompts of the same distribution not trained on.
+        baseline: the reference.
         window: production prompts.
-        p_value: limit for the family of measures (Bonferroni: each gets its third).
+        p_value: limit for the family of measures (Bonferroni: each gets a third).
         seed: seed of the permutations.
 
     Returns:
@@ -103,9 +108,9 @@ def compare(
 
 
 def nearest(queries: Any, reference: Any) -> Floats:
-    """Cosine similarity of each query to its nearest reference row (rows have unit length)."""
+    """Return the cosine similarity of each query to its nearest reference row, of unit length."""
     best = np.empty(queries.shape[0])
-    # A block of the similarity matrix at a time keeps memory bounded.
+    # Blocks of the similarity matrix keep memory bounded.
     for start in range(0, queries.shape[0], 256):
         block = (queries[start : start + 256] @ reference.T).toarray()
         best[start : start + 256] = block.max(axis=1)
@@ -113,18 +118,18 @@ def nearest(queries: Any, reference: Any) -> Floats:
 
 
 def novelty(held_out: Floats, window: Floats) -> tuple[float, float]:
-    """Share of novel prompts and the p-value of seeing as many by chance.
+    """Return the share of novel prompts and the p-value of as many by chance.
 
     Args:
         held_out: nearest similarities of held-out prompts, shape (m,).
-        window: the same of production prompts, shape (n,).
+        window: nearest similarities of production prompts, shape (n,).
     """
     from scipy.stats import binomtest
 
     threshold = float(np.quantile(held_out, NOVELTY_NULL_SHARE))
     novel = int((window < threshold).sum())
-    # The threshold is itself an estimate; the null share is raised by its standard error,
-    # or a small hold-out would call drift on clean data.
+    # The threshold is an estimate too. The null share is raised by twice its standard error;
+    # otherwise a small hold-out would call drift on clean data.
     noise = np.sqrt(NOVELTY_NULL_SHARE * (1 - NOVELTY_NULL_SHARE) / len(held_out))
     null = min(0.99, NOVELTY_NULL_SHARE + 2 * float(noise))
     p = binomtest(novel, len(window), null, alternative="greater").pvalue
@@ -132,7 +137,7 @@ def novelty(held_out: Floats, window: Floats) -> tuple[float, float]:
 
 
 def mmd_test(reference: Any, window: Any, rng: np.random.Generator) -> tuple[float, float]:
-    """Squared MMD with the linear kernel of TF-IDF rows, and its permutation p-value."""
+    """Return the squared MMD with the linear kernel of TF-IDF rows, and its permutation p-value."""
     a = _draw(reference, rng)
     b = _draw(window, rng)
     from scipy import sparse
@@ -154,7 +159,7 @@ def _draw(rows: Any, rng: np.random.Generator) -> Any:
 
 
 def _mmd2(kernel: Floats, labels: Floats) -> float:
-    """Unbiased squared MMD from a kernel matrix and 0/1 labels."""
+    """Return the unbiased squared MMD of a kernel matrix and 0/1 labels."""
     x, y = labels, 1 - labels
     n, m = x.sum(), y.sum()
     diagonal = np.diag(kernel)
@@ -164,7 +169,7 @@ def _mmd2(kernel: Floats, labels: Floats) -> float:
 
 
 def psi_test(reference: Floats, window: Floats, rng: np.random.Generator) -> tuple[float, float]:
-    """Population stability index over the reference's quantile bins, and its p-value."""
+    """Return the population stability index over the reference's quantile bins, and its p-value."""
     edges = np.quantile(reference, np.linspace(0, 1, PSI_BINS + 1))[1:-1]
     expected = _shares(reference, edges)
     observed = _psi(expected, _shares(window, edges))
@@ -186,5 +191,5 @@ def _psi(expected: Floats, actual: Floats) -> float:
 
 
 def _permutation_p(observed: float, null: Sequence[float]) -> float:
-    """Share of the null at least as extreme; the observed value counts as one draw."""
+    """Return the share of the null at least as extreme; the observed value counts as a draw."""
     return (1 + sum(value >= observed for value in null)) / (1 + len(null))

@@ -1,1 +1,1 @@
-"""Which licence allows which use."""
+"""Rules of licences."""

@@ -1,4 +1,4 @@
-"""What common licences allow, as a table of rules.
+"""A table of the uses that common licences allow.
 
 A summary for a gate, not legal advice. Sources: the SPDX licence list
 (https://spdx.org/licenses/), choosealicense.com's appendix, and the licence texts of
@@ -16,14 +16,14 @@ Use = Literal["internal", "commercial", "distribution"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a licence allows, and on which condition."""
+    """The uses that a licence allows, and their condition."""
 
     commercial: bool
     distribution: bool
     condition: str
 
     def allows(self, use: Use) -> bool:
-        """Whether the use is allowed. Distribution means distribution in a product."""
+        """Return True if the use is allowed; distribution means distribution in a product."""
         if use == "internal":
             return True
         return self.commercial and (use == "commercial" or self.distribution)
@@ -114,28 +114,28 @@ _BY_LOWER = {name.lower(): name for name in RULES}
 
 
 def normalise(text: str | None) -> str:
-    """The SPDX id (or SPDX expression) for a licence as somebody wrote it.
+    """Return the SPDX id or expression of a licence in any spelling.
 
-    Returns `NOASSERTION` for none, and the text itself where it is not known.
+    `NOASSERTION` stands for none; an unknown text is returned as it is.
     """
     cleaned = re.sub(r"\s+", " ", (text or "").strip())
     lowered = cleaned.lower()
     if not lowered or lowered in ("unknown", "other", "none"):
         return "NOASSERTION"
-    # SPDX marks licences that it does not list; the table knows some of them.
+    # SPDX marks licences that it does not list; the table has some of them.
     named = lowered.removeprefix("licenseref-")
     return _ALIASES.get(named) or _BY_LOWER.get(named) or cleaned
 
 
 def judge(license_id: str, use: Use) -> tuple[bool | None, str]:
-    """Whether a licence allows a use.
+    """Judge whether a licence allows a use.
 
     Args:
         license_id: an SPDX id or expression with AND, OR and WITH.
         use: the intended use.
 
     Returns:
-        True or False with the rule that says so; None for a licence that the table lacks.
+        True or False with the rule that decides; None for a licence that the table lacks.
     """
     expression = license_id.replace("(", " ").replace(")", " ").strip()
     for word, choose in ((" OR ", any), (" AND ", all)):

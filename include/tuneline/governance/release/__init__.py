@@ -1,1 +1,1 @@
-"""The files of a release and the manifest that ties them."""
+"""The manifest of a model version, its release log and the release pointer."""

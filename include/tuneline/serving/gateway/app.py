@@ -23,14 +23,13 @@ log = logging.getLogger("tuneline.gateway")
 
 
 def create_app(config: GatewayConfig) -> Starlette:
-    """The application; its `state.runtime` is the `Runtime`.
+    """Build the application; its `state.runtime` is the `Runtime`.
 
     Raises:
-        UserError: the keys file, the ledger, a tokenizer or the redaction function
-            cannot be used.
+        UserError: see `Runtime`.
     """
     runtime = Runtime(config)
-    since = int(time.time())
+    answers = _Answers(runtime)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -40,37 +39,13 @@ def create_app(config: GatewayConfig) -> Starlette:
         finally:
             await runtime.stop()
 
-    async def models(request: Request) -> Response:
-        authenticate(runtime, request)
-        data = [
-            {"id": model.id, "object": "model", "created": since, "owned_by": "tuneline"}
-            for model in config.models
-        ]
-        return JSONResponse({"object": "list", "data": data})
-
-    # The probes' bodies are those of NVIDIA NIM, so existing probes understand them.
-    async def live(_: Request) -> Response:
-        return JSONResponse(_health("Service is live", "live"))
-
-    async def ready(_: Request) -> Response:
-        reason = runtime.why_not_ready()
-        body = _health(reason or "Service is ready", "not_ready" if reason else "ready")
-        body["upstreams"] = runtime.prober.states()
-        if reason is None:
-            return JSONResponse(body)
-        state = "draining" if runtime.draining else "not_ready"
-        return JSONResponse(body, 503, headers={"x-tuneline-server-state": state})
-
-    async def metrics(_: Request) -> Response:
-        return Response(runtime.metrics.text(), headers={"content-type": CONTENT_TYPE})
-
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatEndpoint(runtime), methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/health/live", live),
-            Route("/v1/health/ready", ready),
-            Route("/metrics", metrics),
+            Route("/v1/models", answers.models),
+            Route("/v1/health/live", answers.live),
+            Route("/v1/health/ready", answers.ready),
+            Route("/metrics", answers.metrics),
         ],
         exception_handlers={
             ApiError: _api_error,
@@ -81,6 +56,34 @@ def create_app(config: GatewayConfig) -> Starlette:
     )
     app.state.runtime = runtime
     return app
+
+
+class _Answers:
+    """The endpoints that ask no engine. Probes answer as NVIDIA NIM does, for existing probes."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
+        self._models = [{"id": model.id, **entry} for model in runtime.config.models]
+
+    async def models(self, request: Request) -> Response:
+        authenticate(self._runtime, request)
+        return JSONResponse({"object": "list", "data": self._models})
+
+    async def live(self, _: Request) -> Response:
+        return JSONResponse(_health("Service is live", "live"))
+
+    async def ready(self, _: Request) -> Response:
+        reason = self._runtime.why_not_ready()
+        body = _health(reason or "Service is ready", "not_ready" if reason else "ready")
+        body["upstreams"] = self._runtime.prober.states()
+        if reason is None:
+            return JSONResponse(body)
+        state = "draining" if self._runtime.draining else "not_ready"
+        return JSONResponse(body, 503, headers={"x-tuneline-server-state": state})
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._runtime.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
 def _health(message: str, status: str) -> dict[str, object]:
@@ -98,6 +101,6 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _own_error(request: Request, error: Exception) -> Response:
-    # The server logs the traceback; the client learns only that it was not their fault.
+    # The server logs the traceback; the client gets no details.
     log.error("%s failed: %s", request.url.path, type(error).__name__)
-    return ApiError(500, "The gateway failed.", kind="server_error").response()
+    return ApiError(500, "The gateway failed.").response()

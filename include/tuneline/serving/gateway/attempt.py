@@ -1,4 +1,4 @@
-"""One attempt at one upstream: what was seen of it, and the ledger row it becomes."""
+"""One attempt at one upstream, and the ledger row that it becomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("tuneline.gateway")
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way: whose it is and what it asks for."""
+    """A request on its way through a chain."""
 
     request_id: str
     kind: str
@@ -38,13 +38,13 @@ class Call:
 
 @dataclass
 class Attempt:
-    """An attempt; filled while it runs, read once it has ended.
+    """An attempt, filled while it runs and read once it has ended.
 
     Args:
         call: the request.
         number: its place in the chain, from 1.
-        upstream: who is asked.
-        currency: of the upstream's price.
+        upstream: the upstream that is asked.
+        currency: currency of the upstream's price.
         fallback_reason: why the attempt before was left.
     """
 
@@ -77,17 +77,14 @@ class Attempt:
             self.logprobs += token_logprobs(choice)
 
     def end(self, outcome: Outcome) -> None:
-        """It ended so; only the first end counts."""
+        """End the attempt; only the first end counts."""
         if self.outcome is None:
             self.outcome = outcome
             self.latency_s = time.perf_counter() - self._clock
 
-    def row(self) -> UsageRow:
-        """The ledger's row; counts tokens when the upstream reported none."""
-        return self._row
-
     @cached_property
-    def _row(self) -> UsageRow:
+    def row(self) -> UsageRow:
+        """The ledger's row; tokens are counted if the upstream reported none."""
         usage, estimated = self._tokens()
         config = self.upstream.config
         return UsageRow(
@@ -132,8 +129,25 @@ class Attempt:
         )
 
 
+class Candidate:
+    """The product of an attempt, which a chain serves or leaves.
+
+    Attributes:
+        low: True if its confidence is low.
+        trail: the attempts of its request and their ends.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.low = False
+        self.trail = ""
+
+    async def release(self) -> None:
+        """Release its resources, if it has any."""
+
+
 class Recorder:
-    """Where ended attempts go: ledger, metrics, and what is known of the upstream's health."""
+    """Takes ended attempts to the ledger and the metrics."""
 
     def __init__(self, ledger: Ledger, metrics: Metrics, currency: str) -> None:
         self._ledger = ledger
@@ -143,19 +157,19 @@ class Recorder:
     def begin(
         self, call: Call, number: int, upstream: Upstream, reason: Outcome | None = None
     ) -> Attempt:
-        """A new attempt, its clock running."""
+        """Begin an attempt; its clock runs."""
         return Attempt(call, number, upstream, self._currency, reason)
 
     def record(self, attempt: Attempt, *, served: bool) -> None:
-        """Keep an ended attempt.
+        """Record an ended attempt.
 
         Args:
-            attempt: the attempt; one that was cut off counts as the client's abort.
-            served: whether its answer went to the client.
+            attempt: the attempt; one without an end counts as aborted by the client.
+            served: True if its answer went to the client.
         """
         attempt.end(Outcome.CLIENT_ABORTED)
         attempt.served = served
-        self._ledger.record(attempt)
+        self._ledger.put(attempt)
         name = attempt.upstream.name
         self._metrics.add(
             "tuneline_gateway_attempts_total", upstream=name, outcome=str(attempt.outcome)

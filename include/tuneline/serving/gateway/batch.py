@@ -1,4 +1,4 @@
-"""A writer in a thread of its own: rows gather, then go to disk in one batch."""
+"""A writer in a background thread: items gather, then go to disk in one batch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ _RETRY_AFTER_S = 1.0
 
 
 class BatchWriter(Generic[T]):
-    """Takes items without blocking and writes them in order, a batch at a time.
+    """A queue that takes items without blocking and writes them in order, in batches.
 
-    A batch that cannot be written stays in front of the queue and is tried again;
-    `error` says why while that lasts. The caller decides what a full queue means:
+    A batch that cannot be written stays at the front of the queue and is tried again;
+    `error` states the reason meanwhile. The caller decides what a full queue means:
     `put` always takes the item.
 
     Args:
-        name: of the thread, and of the writer in the log.
-        write: writes a batch; an exception means that nothing of it was written.
-        limit: how many items make the queue full.
+        name: name of the thread, and of the writer in the log.
+        write: function that writes a batch; an exception means that it wrote nothing.
+        limit: number of items that make the queue full.
         interval_s: time between two writes.
+
+    Attributes:
+        error: why nothing can be written at the moment, or None.
     """
 
     def __init__(
@@ -44,25 +47,25 @@ class BatchWriter(Generic[T]):
         self.error: str | None = None
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start to write."""
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Take an item; from any thread, without waiting."""
+        """Take an item, from any thread, without waiting."""
         self._items.append(item)
 
     @property
     def pending(self) -> int:
-        """Items not yet written."""
+        """Number of items not yet written."""
         return len(self._items)
 
     @property
     def full(self) -> bool:
-        """Whether as many items wait as may."""
+        """True if as many items wait as may."""
         return len(self._items) >= self._limit
 
     def close(self, timeout_s: float) -> list[T]:
-        """Write what waits and stop.
+        """Write the waiting items and stop.
 
         Returns:
             The items that could not be written in time.
@@ -75,12 +78,12 @@ class BatchWriter(Generic[T]):
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s if self.error is None else _RETRY_AFTER_S):
             self._drain()
-        # One more try for a writer that failed; then the rest is handed back.
+        # A writer that failed gets one more try; then the rest is handed back.
         if not self._drain():
             self._drain()
 
     def _drain(self) -> bool:
-        """Write all that waits; False when a batch could not be written."""
+        """Write all waiting items; return False if a batch could not be written."""
         while self._items:
             batch = [self._items[i] for i in range(min(_BATCH, len(self._items)))]
             try:

@@ -1,10 +1,9 @@
 """The fallback chain: upstreams asked in order until one gives a usable answer.
 
-An upstream is left when it cannot be reached, breaks, times out, answers 5xx or
-429, or answers with low confidence. A stream can only be left before its first
-byte went to the client, so its beginning is held back until a token has come, or
-the whole window when its confidence is judged. An answer left for low confidence
-is kept: when nobody after it answers, it is better than nothing.
+An upstream is left when it cannot be reached, breaks, times out, answers 5xx or 429, or answers
+with low confidence. A stream can only be left before its first byte was sent to the client, so
+its beginning is held back until a token has come, or the whole window where its confidence is
+judged. An answer of low confidence is kept, and served if no later upstream answers.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
+from tuneline.serving.gateway.attempt import Attempt, Call, Candidate, Recorder
 from tuneline.serving.gateway.confidence import is_low
 from tuneline.serving.gateway.config import LowConfidenceConfig, ModelConfig
 from tuneline.serving.gateway.metrics import Metrics
@@ -27,33 +25,18 @@ from tuneline.serving.gateway.upstream import Upstream
 log = logging.getLogger("tuneline.gateway")
 
 
-class Candidate(Protocol):
-    """What an attempt produced and the chain may hand out or leave."""
-
-    attempt: Attempt
-    low: bool
-    trail: str
-
-    async def release(self) -> None:
-        """Give back what it holds; it is not wanted."""
-
-
 C = TypeVar("C", bound=Candidate)
-# Asks the attempt's upstream once, and judges the answer if there are limits.
+# A function that asks the attempt's upstream once, and judges the answer if limits are given.
 Ask: TypeAlias = Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]]
 
 
-@dataclass
-class Answer:
-    """A whole answer as the client gets it."""
+class Answer(Candidate):
+    """A whole answer; `content` is what the client gets."""
 
-    attempt: Attempt
-    content: bytes
-    low: bool
-    trail: str = ""
-
-    async def release(self) -> None:
-        """Nothing to give back."""
+    def __init__(self, attempt: Attempt, content: bytes, *, low: bool) -> None:
+        super().__init__(attempt)
+        self.content = content
+        self.low = low
 
 
 class AllFailed(Exception):
@@ -76,22 +59,22 @@ class Chain:
         self._metrics = metrics
 
     async def answer(self, call: Call) -> Answer:
-        """A whole answer; its attempts are recorded.
+        """Return a whole answer; its attempts are recorded.
 
         Raises:
-            AllFailed: nobody answered.
-            ClientFault: the request itself is wrong.
+            AllFailed: if no upstream answered.
+            ClientFault: if the request itself is wrong.
         """
         answer = await self._walk(call, self._complete)
         self.recorder.record(answer.attempt, served=True)
         return answer
 
     async def stream(self, call: Call) -> OpenStream:
-        """An open stream whose first bytes are there; the caller records and releases it.
+        """Return an open stream that has begun; the caller records and releases it.
 
         Raises:
-            AllFailed: nobody answered.
-            ClientFault: the request itself is wrong.
+            AllFailed: if no upstream answered.
+            ClientFault: if the request itself is wrong.
         """
         return await self._walk(call, self._open)
 
@@ -102,7 +85,7 @@ class Chain:
         try:
             chosen = await self._choose(call, ask, attempts, held)
         finally:
-            # All that was left is recorded at once, whatever comes next, even a cancellation.
+            # Attempts that were left are recorded at once, even if a cancellation comes next.
             for candidate in held:
                 if candidate is not chosen:
                     candidate.attempt.end(Outcome.LOW_CONFIDENCE)
@@ -113,13 +96,13 @@ class Chain:
         return chosen
 
     async def _choose(self, call: Call, ask: Ask[C], attempts: list[Attempt], held: list[C]) -> C:
-        """The first trusted candidate, or the first doubtful one when none is trusted.
+        """Return the first trusted candidate, or the first doubtful one if none is trusted.
 
         Args:
             call: the request.
-            ask: how an upstream is asked.
-            attempts: every attempt is added here.
-            held: every doubtful candidate is added here; all but the one returned are released.
+            ask: function that asks an upstream.
+            attempts: list that gets every attempt.
+            held: list that gets every doubtful candidate; all but the one returned are released.
         """
         chosen: C | None = None
         reason: Outcome | None = None
@@ -127,7 +110,7 @@ class Chain:
             for number, upstream in enumerate(self.upstreams, 1):
                 attempt = self.recorder.begin(call, number, upstream, reason)
                 attempts.append(attempt)
-                # After the last there is nobody to fall back to, so nothing to judge.
+                # The last upstream has no successor, so its answer is not judged.
                 limits = None if number == len(self.upstreams) else self.config.low_confidence
                 try:
                     found, reason = await self._try(attempt, ask, limits)
@@ -158,7 +141,7 @@ class Chain:
     async def _try(
         attempt: Attempt, ask: Ask[C], limits: LowConfidenceConfig | None
     ) -> tuple[C | None, Outcome | None]:
-        """What the upstream gave, and why to go on to the next one."""
+        """Return the upstream's product, and the reason to go on to the next one."""
         try:
             found = await ask(attempt, limits)
         except UpstreamFault as fault:
@@ -182,7 +165,7 @@ class Chain:
         attempt.end(Outcome.LOW_CONFIDENCE if low else Outcome.OK)
         if limits is not None and not request.wants_logprobs:
             content = without_logprobs(payload)
-        return Answer(attempt, content, low)
+        return Answer(attempt, content, low=low)
 
     async def _open(self, attempt: Attempt, limits: LowConfidenceConfig | None) -> OpenStream:
         request = attempt.call.request
@@ -208,7 +191,7 @@ class Chain:
 
 
 def _trail(attempts: list[Attempt]) -> str:
-    """The attempts and how they ended, such as `small=timeout, large`."""
+    """Return the attempts and their ends, such as `small=timeout, large`."""
     return ", ".join(
         attempt.upstream.name
         if attempt.outcome in (None, Outcome.OK)

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: admission, then the chain, then the way back."""
+"""`POST /v1/chat/completions`: admission, the chain, and the response."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tuneline.serving.gateway.sse import DONE, event
 
 log = logging.getLogger("tuneline.gateway")
 
-# A body that trickles in must not hold a place in the queue for ever.
+# A body that trickles in must not hold a place for ever.
 _BODY_WITHIN_S = 30.0
-# nginx's code for a client that left; nobody receives it, the metrics show it.
+# The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
 
 
 class ChatEndpoint:
-    """The endpoint as an ASGI application: it has to see the client leave."""
+    """The endpoint as an ASGI application, since it has to see the client leave."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -74,14 +74,13 @@ class _Exchange:
             self._note()
 
     async def _admit(self) -> Call:
-        """Check all that can be checked before an upstream is asked."""
+        """Check everything that needs no upstream."""
         runtime = self._runtime
         self._key = authenticate(runtime, Request(self._scope))
         if runtime.closed:
             raise ApiError(
                 503,
                 "The gateway is shutting down.",
-                kind="server_error",
                 code="shutting_down",
                 headers={"retry-after": "1", "connection": "close"},
             )
@@ -89,7 +88,6 @@ class _Exchange:
             raise ApiError(
                 429,
                 "Too many requests are under way; try again shortly.",
-                kind="rate_limit_error",
                 code="too_many_requests",
                 headers={"retry-after": "1"},
             )
@@ -97,7 +95,6 @@ class _Exchange:
             raise ApiError(
                 503,
                 "Usage cannot be recorded at the moment; try again shortly.",
-                kind="server_error",
                 code="ledger_full",
                 headers={"retry-after": "5"},
             )
@@ -117,7 +114,7 @@ class _Exchange:
             413,
             f"The request body is larger than {limit} bytes.",
             code="request_too_large",
-            # What is left of the body is not read, so the connection cannot go on.
+            # The rest of the body is not read, so the connection cannot go on.
             headers={"connection": "close"},
         )
         length = Request(self._scope).headers.get("content-length", "")
@@ -141,8 +138,8 @@ class _Exchange:
             ) from None
 
     @contextmanager
-    def _failures_told(self, call: Call) -> Iterator[None]:
-        """Turn what a chain could not do into the answer that the client gets."""
+    def _failures_answered(self, call: Call) -> Iterator[None]:
+        """Turn the failure of a chain into an error response."""
         try:
             yield
         except AllFailed as failed:
@@ -153,7 +150,7 @@ class _Exchange:
 
     async def _serve_whole(self, call: Call) -> None:
         chain = self._runtime.chains[call.model]
-        with self._failures_told(call):
+        with self._failures_answered(call):
             answer = await chain.answer(call)
         self._log_request(call, answer.attempt)
         headers = self._headers(answer.attempt, answer.trail)
@@ -163,13 +160,13 @@ class _Exchange:
 
     async def _serve_stream(self, call: Call) -> None:
         chain = self._runtime.chains[call.model]
-        with self._failures_told(call):
+        with self._failures_answered(call):
             stream = await chain.stream(call)
         attempt = stream.attempt
         try:
             headers = self._headers(attempt, stream.trail) | {"cache-control": "no-cache"}
             opening = Response(headers=headers, media_type="text/event-stream")
-            # The response's own length would be that of its empty body.
+            # The length that it has now is that of an empty body.
             del opening.headers["content-length"]
             start = {"type": "http.response.start", "status": 200, "headers": opening.raw_headers}
             await self._send(start)
@@ -183,7 +180,7 @@ class _Exchange:
                 attempt.end(Outcome.DIED_MIDSTREAM)
                 attempt.upstream.health.met(fault.outcome, fault.detail)
                 log.warning("%s: %s died mid-stream: %s", self._id, attempt.upstream.name, fault)
-                # No [DONE]: a cut answer must not look like a finished one.
+                # Without [DONE], a cut answer does not look like a finished one.
                 message = "The model's server broke off in the middle of the answer."
                 await self._send(_part(event(error_body(message, "server_error", fault.outcome))))
             self._status = 200
@@ -210,7 +207,7 @@ class _Exchange:
         await response(self._scope, self._receive, self._send)
 
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work, but stop it, and with it the upstream's, when the client leaves."""
+        """Do the work; stop it, and with it the upstream, when the client leaves."""
         task = asyncio.create_task(work)
         watch = asyncio.create_task(self._client_left())
         try:
@@ -228,7 +225,7 @@ class _Exchange:
 
     def _log_request(self, call: Call, attempt: Attempt | None) -> None:
         if self._runtime.request_log:
-            self._runtime.request_log.put(call, attempt)
+            self._runtime.request_log.note(call, attempt)
 
     def _note(self) -> None:
         seconds = time.perf_counter() - self._began
@@ -249,10 +246,10 @@ class _Exchange:
 
 
 def authenticate(runtime: Runtime, request: Request) -> str:
-    """The name of the key that a request carries.
+    """Return the name of the key that a request carries.
 
     Raises:
-        ApiError: 401, without a hint at what was wrong with the key.
+        ApiError: 401, without a hint at what is wrong with the key.
     """
     scheme, _, plain = request.headers.get("authorization", "").partition(" ")
     name = runtime.keys.name_of(plain.strip()) if scheme.lower() == "bearer" else None
@@ -260,7 +257,6 @@ def authenticate(runtime: Runtime, request: Request) -> str:
         raise ApiError(
             401,
             "A valid API key is needed: send it as `Authorization: Bearer KEY`.",
-            kind="authentication_error",
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
@@ -277,7 +273,6 @@ def _nobody_answered(failed: AllFailed) -> ApiError:
     return ApiError(
         status,
         f"No model could answer ({failed}).",
-        kind="server_error",
         code=str(last),
         headers={"x-tuneline-attempts": str(failed)},
     )

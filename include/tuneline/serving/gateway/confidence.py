@@ -1,8 +1,8 @@
-"""How sure a model was of its answer, read from token log-probabilities.
+"""The confidence of an answer, read from its tokens' log-probabilities.
 
-The mean log-probability per token in nats, and the weakest token: the two
-measures that stay comparable between short and long answers. The threshold has
-to be calibrated on validation rows, never taken from another model.
+Two measures are comparable between short and long answers: the mean log-probability per token,
+in nats, and the weakest token. Thresholds have to be calibrated on validation rows of the same
+model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tuneline.serving.gateway.config import LowConfidenceConfig
 
 
 def token_logprobs(choice: Any) -> list[float]:
-    """The log-probabilities of a choice's tokens (whole answer or stream chunk), in nats."""
+    """Return the log-probabilities of the tokens of a choice or stream chunk, in nats."""
     logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     values = [entry.get("logprob") for entry in content or [] if isinstance(entry, dict)]
@@ -22,15 +22,15 @@ def token_logprobs(choice: Any) -> list[float]:
 
 
 def mean_logprob(values: Sequence[float]) -> float | None:
-    """Mean log-probability per token in nats, or None without tokens."""
+    """Return the mean log-probability per token in nats, None without tokens."""
     return sum(values) / len(values) if values else None
 
 
 def is_low(values: Sequence[float], limits: LowConfidenceConfig) -> bool:
-    """Whether an answer with these token log-probabilities should not be trusted.
+    """Return True if an answer with these log-probabilities should not be trusted.
 
-    No log-probabilities means unknown, which is not low: an upstream that does not
-    report them must not send every request to the fallback.
+    Without log-probabilities the confidence is unknown, which is not low: otherwise an upstream
+    that does not report them would send every request to the fallback.
     """
     mean = mean_logprob(values)
     if mean is None:

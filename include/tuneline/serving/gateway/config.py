@@ -1,7 +1,7 @@
-"""The gateway's configuration file: every key, its meaning, its limits.
+"""The gateway's configuration file: every key, its meaning and its limits.
 
-No secret stands in it: API keys lie hashed in the keys file, upstream keys in
-environment variables that the file only names.
+It holds no secret: API keys lie hashed in the keys file, the keys of upstreams in environment
+variables that the file only names.
 """
 
 from __future__ import annotations
@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
 
+from tuneline.config import read_yaml
+from tuneline.config.section import Section
 from tuneline.errors import UserError
 from tuneline.serving.gateway.prices import PriceConfig
 
@@ -60,14 +53,8 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class Section(BaseModel):
-    """A part of the file: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class UpstreamConfig(Section):
-    """One OpenAI-compatible server that can answer."""
+    """An OpenAI-compatible server."""
 
     name: Name = Field(description="Its name in chains, headers, ledger and metrics.")
     base_url: Annotated[str, AfterValidator(_http_url)] = Field(
@@ -77,33 +64,31 @@ class UpstreamConfig(Section):
         min_length=1, description="The model id it must list; it is what requests ask it for."
     )
     api_key_env: Annotated[str, AfterValidator(_env_set)] | None = Field(
-        default=None, description="Environment variable that holds its API key."
+        None, description="Environment variable that holds its API key."
     )
-    connect_timeout_s: Seconds = Field(default=2.0, description="Time to open a connection.")
+    connect_timeout_s: Seconds = Field(2.0, description="Time to open a connection.")
     answer_timeout_s: Seconds = Field(
-        default=300.0, description="Time for a whole answer that is not streamed."
+        300.0, description="Time for a whole answer that is not streamed."
     )
-    first_token_timeout_s: Seconds = Field(
-        default=60.0, description="Time to the first token of a stream."
-    )
+    first_token_timeout_s: Seconds = Field(60.0, description="Time to the first token of a stream.")
     idle_timeout_s: Seconds = Field(
-        default=60.0, description="Longest silence inside a stream that has begun."
+        60.0, description="Longest silence inside a stream that has begun."
     )
     price: PriceConfig | None = Field(
-        default=None, description="What its tokens cost; without it they cost nothing."
+        None, description="What its tokens cost; without it they cost nothing."
     )
     tokenizer: FilePath | None = Field(
-        default=None,
+        None,
         description="Its `tokenizer.json`, for counting where it reports no usage; without it "
         "four bytes count as one token.",
     )
     extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
-        default_factory=dict,
+        {},
         description="Fields set in every request to it, over the client's, such as "
         "`lora: [{id: 0, scale: 1.0}]`.",
     )
     ping: bool = Field(
-        default=True,
+        True,
         description="Prove by a one-token answer that it lives. `false` only reads its list of "
         "models, for upstreams that bill every token.",
     )
@@ -118,10 +103,10 @@ class LowConfidenceConfig(Section):
         "this. Calibrate it on validation rows.",
     )
     min_token_logprob: float | None = Field(
-        default=None, lt=0, description="Fall back when the weakest token is below this."
+        None, lt=0, description="Fall back when the weakest token is below this."
     )
     stream_window_tokens: int = Field(
-        default=0,
+        0,
         ge=0,
         le=512,
         description="Hold back this many first tokens of a stream and judge them; 0 leaves "
@@ -130,28 +115,28 @@ class LowConfidenceConfig(Section):
 
 
 class ModelConfig(Section):
-    """A model id that clients ask for, and who answers it."""
+    """A model id that clients ask for, and the chain of upstreams behind it."""
 
     id: Name = Field(description="What clients write as `model`.")
     chain: tuple[str, ...] = Field(
         min_length=1, description="Names of upstreams: the primary, then the fallbacks in order."
     )
     low_confidence: LowConfidenceConfig | None = Field(
-        default=None, description="When to fall back from an answer that came."
+        None, description="When to fall back from an answer that came."
     )
 
 
 class LedgerConfig(Section):
-    """Where every attempt's tokens are written."""
+    """The usage ledger."""
 
     path: FilePath = Field(description="The SQLite file; made when missing.")
     queue_limit: int = Field(
-        default=10_000,
+        10_000,
         ge=1,
         description="Rows that may wait to be written; beyond it new requests get 503, since "
         "what cannot be counted is not served.",
     )
-    flush_interval_s: Seconds = Field(default=0.25, description="Time between two writes.")
+    flush_interval_s: Seconds = Field(0.25, description="Time between two writes.")
 
 
 class RequestLogConfig(Section):
@@ -159,15 +144,15 @@ class RequestLogConfig(Section):
 
     dir: FilePath = Field(description="Folder of the daily files `requests-YYYY-MM-DD.jsonl`.")
     log_prompts: bool = Field(
-        default=False, description="Keep the redacted text; otherwise only counts and times."
+        False, description="Keep the redacted text; otherwise only counts and times."
     )
     redact: str | None = Field(
-        default=None,
+        None,
         description="`module:function` from text to text, applied to every text before it is "
         "written; `none` keeps it as it came. Needed with `log_prompts`.",
     )
     queue_limit: int = Field(
-        default=10_000, ge=1, description="Lines that may wait; beyond it lines are dropped."
+        10_000, ge=1, description="Lines that may wait; beyond it lines are dropped."
     )
 
     @model_validator(mode="after")
@@ -178,69 +163,67 @@ class RequestLogConfig(Section):
 
 
 class ReadinessConfig(Section):
-    """When `/v1/health/ready` says yes."""
+    """The conditions under which `/v1/health/ready` answers 200."""
 
     require: Literal["any", "primary"] = Field(
-        default="any",
+        "any",
         description="Each model needs any upstream of its chain, or its primary. `any` keeps the "
         "gateway in service while a fallback answers.",
     )
     ping_interval_s: Seconds = Field(
-        default=5.0,
+        5.0,
         description="Time between pings; skipped while real tokens flow, and at most a "
         "second while the upstream is not ready.",
     )
-    ping_timeout_s: Seconds = Field(default=5.0, description="Time for one ping.")
+    ping_timeout_s: Seconds = Field(5.0, description="Time for one ping.")
     stale_after_s: Seconds = Field(
-        default=20.0,
+        20.0,
         description="An upstream without a token for this long (at least an interval and a ping) "
         "is not ready. A refused connection counts at once.",
     )
     warmup_prompt_words: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
-        default=(8, 128), description="Lengths of the warm-up prompts; empty skips the warm-up."
+        (8, 128), description="Lengths of the warm-up prompts; empty skips the warm-up."
     )
-    warmup_timeout_s: Seconds = Field(default=120.0, description="Time for one warm-up prompt.")
+    warmup_timeout_s: Seconds = Field(120.0, description="Time for one warm-up prompt.")
 
 
 class DrainConfig(Section):
-    """What happens between SIGTERM and the end."""
+    """The time between SIGTERM and the end."""
 
     delay_s: float = Field(
-        default=0.0,
+        0.0,
         ge=0,
         le=3600,
         description="Go on serving this long while the probe already says 503, so that load "
         "balancers can notice.",
     )
     timeout_s: Seconds = Field(
-        default=30.0, description="Then finish requests under way for at most this long."
+        30.0, description="Then finish requests under way for at most this long."
     )
 
 
 class GatewayConfig(Section):
     """The whole file."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=8000, ge=0, le=65_535, description="Port; 0 takes a free one.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port; 0 takes a free one.")
     keys_file: FilePath = Field(description="JSON file of API key names and hashes.")
     ledger: LedgerConfig = Field(description="The usage ledger.")
     currency: str = Field(
-        default="USD", pattern=r"^[A-Z]{3}$", description="Currency of all prices (ISO 4217)."
+        "USD", pattern=r"^[A-Z]{3}$", description="Currency of all prices (ISO 4217)."
     )
     upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1, description="Who can answer.")
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="What clients can ask for.")
-    readiness: ReadinessConfig = Field(
-        default_factory=ReadinessConfig, description="When the gateway is ready."
-    )
-    drain: DrainConfig = Field(default_factory=DrainConfig, description="How it stops.")
+    readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
+    drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
     request_log: RequestLogConfig | None = Field(
-        default=None, description="Opt-in log for drift detection."
+        None, description="Opt-in log for drift detection."
     )
     max_body_bytes: int = Field(
-        default=1_000_000, ge=1_000, description="Largest request body; more gets 413."
+        1_000_000, ge=1_000, description="Largest request body; more gets 413."
     )
     max_in_flight: int = Field(
-        default=256, ge=1, description="Requests at once; more get 429 with Retry-After."
+        256, ge=1, description="Requests at once; more get 429 with Retry-After."
     )
 
     @model_validator(mode="after")
@@ -270,39 +253,22 @@ def load_config(path: Path) -> GatewayConfig:
     Relative paths in it are taken from the file's own folder.
 
     Raises:
-        UserError: it cannot be read, is no YAML mapping, or a field is wrong or unknown.
+        UserError: if it cannot be read, is not a YAML mapping, or a field is wrong or unknown.
     """
+    document = read_yaml(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: the gateway's configuration cannot be read: {error.strerror}"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; write the configuration as YAML") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must be a YAML mapping with keys_file, ledger, upstreams, models")
-    try:
-        return GatewayConfig.model_validate(data, context={"base": path.resolve().parent})
+        return GatewayConfig.model_validate(document, context={"base": path.resolve().parent})
     except ValidationError as error:
-        raise UserError(_sentence(path, error)) from None
+        # Values are left out: one may be a secret.
+        problems = error.errors(include_input=False, include_url=False)
+        raise UserError(f"{path}: {'; '.join(map(_explain, problems))}") from None
 
 
-def _sentence(path: Path, error: ValidationError) -> str:
-    """All that is wrong, field by field. Values are left out: one may be a secret."""
-    problems = []
-    for item in error.errors(include_input=False, include_url=False):
-        field = ""
-        for part in item["loc"]:
-            field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
-        if item["type"] == "extra_forbidden":
-            problem = "unknown key; docs/gateway.md lists the known ones"
-        else:
-            problem = item["msg"].removeprefix("Value error, ")
-        problems.append(f"`{field}`: {problem}" if field else problem)
-    return f"{path}: " + "; ".join(problems)
+def _explain(problem: Any) -> str:
+    field = ""
+    for part in problem["loc"]:
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    if problem["type"] == "extra_forbidden":
+        return f"`{field}`: unknown key; docs/gateway.md lists the known ones"
+    why = problem["msg"].removeprefix("Value error, ")
+    return f"`{field}`: {why}" if field else why

@@ -1,4 +1,4 @@
-"""What is known of an upstream: when it last proved that it writes tokens."""
+"""The health of an upstream: when it last proved that it writes tokens."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tuneline.serving.gateway.outcome import Outcome
 
 @dataclass
 class UpstreamHealth:
-    """Written by pings and by real traffic, read by the probes; event loop only.
+    """The last known state of an upstream; used in the event loop only.
 
-    A refused connection or an error is believed at once. A slow answer is not: an
-    engine that is busy looks the same as one that hangs, until too long passes
-    without a token.
+    Pings and real traffic write it, the probes read it. A refused connection or an error counts
+    at once. A slow answer does not: a busy engine looks like one that hangs, until too long
+    passes without a token.
     """
 
     listed: bool = False
@@ -26,31 +26,31 @@ class UpstreamHealth:
     suspect: asyncio.Event = field(default_factory=asyncio.Event)
 
     def proved(self) -> None:
-        """A token came."""
+        """Note a token."""
         self.last_proof = time.monotonic()
         self.error = None
 
     def failed(self, why: str) -> None:
-        """It cannot answer, beyond doubt."""
+        """Note that it cannot answer, beyond doubt."""
         self.error = why
 
     def restarted(self) -> None:
-        """Nothing listens: whatever comes next starts cold."""
+        """Note that nothing listens: the next server starts cold."""
         self.listed = self.warm = False
 
     def met(self, outcome: Outcome, detail: str) -> None:
-        """A request ended in a fault."""
+        """Note a request that ended in a fault."""
         if outcome is Outcome.CONNECT_ERROR:
             self.failed(detail)
             self.restarted()
         self.suspect.set()
 
     def proof_age(self) -> float:
-        """Seconds since the last token; infinite before the first."""
+        """Return the seconds since the last token; infinite before the first."""
         return float("inf") if self.last_proof is None else time.monotonic() - self.last_proof
 
     def why_not_ready(self, stale_after_s: float) -> str | None:
-        """Why it should get no traffic, or None."""
+        """Return why it should get no traffic, None if it is ready."""
         if self.error is not None:
             return self.error
         if not self.listed:

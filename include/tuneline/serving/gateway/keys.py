@@ -1,7 +1,7 @@
-"""API keys: made here, shown once, kept only as SHA-256.
+"""API keys: made here, shown once, stored only as SHA-256.
 
-A key is 32 random bytes, so one round of SHA-256 is enough: there is no weak
-password to guess and nothing for a slow hash (scrypt) to slow down.
+A key is 32 random bytes, so one round of SHA-256 is enough: there is no weak password to guess,
+which is what a slow hash (scrypt) protects.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
@@ -32,7 +31,7 @@ _RELOAD_AFTER_S = 1.0
 
 
 class KeyRecord(TypedDict):
-    """What is stored of a key."""
+    """A key as the keys file stores it."""
 
     name: str
     sha256: str
@@ -43,13 +42,13 @@ def new_key(name: str) -> tuple[str, KeyRecord]:
     """Make a key.
 
     Args:
-        name: who it is for; the ledger's and the log's word for it.
+        name: its name in the ledger and the log.
 
     Returns:
         The key itself, to be shown once, and the record to store.
 
     Raises:
-        UserError: the name has characters that would not be safe in a log.
+        UserError: if the name has characters that are not safe in a log.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
@@ -62,19 +61,19 @@ def new_key(name: str) -> tuple[str, KeyRecord]:
 
 
 def add_key(path: Path, name: str) -> str:
-    """Make a key and add its record to a keys file (made with mode 0600 when missing).
+    """Make a key and add its record to a keys file (made with mode 0600 if it is missing).
 
     Returns:
         The key itself; it cannot be shown again.
 
     Raises:
-        UserError: the name is taken or unfit, or the file is no keys file.
-        TunelineError: the file cannot be written.
+        UserError: if the name is taken or unfit, or the file is not a keys file.
+        TunelineError: if the file cannot be written.
     """
     plain, record = new_key(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Two people adding at once must not lose one of the keys.
+        # Two processes that add a key at once must not lose one of them.
         with path.with_name(path.name + ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             records = read_keys(path) if path.exists() else []
@@ -90,7 +89,7 @@ def read_keys(path: Path) -> list[KeyRecord]:
     """Read a keys file.
 
     Raises:
-        UserError: it cannot be read, or an entry has not exactly a name and a hash.
+        UserError: if it cannot be read, or an entry lacks its name or its hash.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -122,39 +121,24 @@ def read_keys(path: Path) -> list[KeyRecord]:
     return records
 
 
-@dataclass(frozen=True)
-class _Stamp:
-    """Which file was read: a replaced or changed file has another stamp."""
-
-    inode: int
-    mtime_ns: int
-    size: int
-
-    @classmethod
-    def of(cls, path: Path) -> _Stamp:
-        stat = path.stat()
-        return cls(stat.st_ino, stat.st_mtime_ns, stat.st_size)
-
-
 class KeyRing:
-    """The keys of a running gateway; follows changes of the file within a second."""
+    """The keys of a running gateway; it follows changes of the file within a second.
+
+    Raises:
+        UserError: see `read_keys`.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read the file.
-
-        Raises:
-            UserError: see `read_keys`.
-        """
         self._path = path
         self._keys = _digests(read_keys(path))
-        self._stamp: _Stamp | None = _Stamp.of(path)
+        self._stamp = _stamp(path)
         self._looked = time.monotonic()
 
     def name_of(self, plain: str) -> str | None:
-        """The name that a presented key belongs to, or None.
+        """Return the name of a presented key, None if it is unknown.
 
-        Every stored hash is compared, each in constant time, so the time taken
-        tells nothing about which came close.
+        Every stored hash is compared, each in constant time, so that the time taken does not
+        show which one came close.
         """
         self._follow_file()
         presented = hashlib.sha256(plain.encode("utf-8", "surrogateescape")).digest()
@@ -169,10 +153,7 @@ class KeyRing:
         if now - self._looked < _RELOAD_AFTER_S:
             return
         self._looked = now
-        try:
-            stamp: _Stamp | None = _Stamp.of(self._path)
-        except OSError:
-            stamp = None
+        stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -181,6 +162,15 @@ class KeyRing:
             log.info("keys file read again: %d keys", len(self._keys))
         except UserError as error:
             log.error("the keys stay as they were: %s", error)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Identify a version of a file: one that was replaced or changed has another stamp."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _digest(plain: str) -> str:
@@ -192,7 +182,7 @@ def _digests(records: list[KeyRecord]) -> tuple[tuple[str, bytes], ...]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step; a reader sees the old one or the new one."""
+    """Replace a file in one step, so that a reader sees the old one or the new one."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,8 +1,8 @@
 """The usage ledger: one row per attempt at an upstream, in SQLite.
 
-An attempt is billed whether or not its answer reached the client, since the
-machine did the work: a request that fell back has two rows. Where the upstream
-reported no usage the tokens are counted here and the row is marked `estimated`.
+An attempt is billed whether or not its answer reached the client, since the machine did the
+work: a request that fell back has two rows. Where the upstream reported no usage, the gateway
+counts the tokens and marks the row `estimated`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tuneline.serving.gateway.batch import BatchWriter
 log = logging.getLogger("tuneline.gateway")
 
 SCHEMA_VERSION = 1
-# The key name of what the gateway asks for itself; no API key can be called so.
+# The key name of the gateway's own requests; no API key can have it.
 OWN_KEY = "_gateway"
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -55,7 +55,7 @@ CREATE INDEX IF NOT EXISTS usage_by_time ON usage (time);
 
 @dataclass(frozen=True)
 class UsageRow:
-    """One attempt; the columns are explained in the schema."""
+    """One attempt; the schema explains the columns."""
 
     request_id: str
     attempt: int
@@ -80,10 +80,11 @@ class UsageRow:
 
 
 class Countable(Protocol):
-    """Something that can say its row; called in the writer's thread, so it may count tokens."""
+    """An attempt on its way to the ledger."""
 
+    @property
     def row(self) -> UsageRow:
-        """The finished row."""
+        """The finished row; read in the writer's thread, so it may count tokens."""
 
 
 _COLUMNS = tuple(field.name for field in fields(UsageRow))
@@ -94,10 +95,10 @@ _INSERT = (
 
 
 def open_ledger(path: Path) -> sqlite3.Connection:
-    """Open a ledger for writing, making it when missing.
+    """Open a ledger for writing; make it if it is missing.
 
     Raises:
-        UserError: the file is no ledger, is one of another version, or cannot be opened.
+        UserError: if the file is not a ledger of this version, or cannot be opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,14 +120,16 @@ def open_ledger(path: Path) -> sqlite3.Connection:
     return connection
 
 
-class Ledger:
-    """Takes attempts from the event loop and writes them in the background.
+class Ledger(BatchWriter[Countable]):
+    """A ledger that takes attempts from the event loop and writes them in the background.
+
+    While it is `full`, new requests should wait.
 
     Args:
         path: the SQLite file.
         queue_limit: rows that may wait before `full`.
         flush_interval_s: time between two writes.
-        on_written: told of each batch after it is committed.
+        on_written: function that gets each batch after it is committed.
 
     Raises:
         UserError: see `open_ledger`.
@@ -142,41 +145,20 @@ class Ledger:
     ) -> None:
         self._connection = open_ledger(path)
         self._on_written = on_written
-        self._writer: BatchWriter[Countable] = BatchWriter(
-            "usage ledger", self._write, limit=queue_limit, interval_s=flush_interval_s
+        super().__init__(
+            "usage ledger", self._insert, limit=queue_limit, interval_s=flush_interval_s
         )
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._writer.start()
-
-    def record(self, attempt: Countable) -> None:
-        """Take an attempt; never waits and never loses it while the process lives."""
-        self._writer.put(attempt)
-
-    @property
-    def pending(self) -> int:
-        """Attempts not yet written."""
-        return self._writer.pending
-
-    @property
-    def full(self) -> bool:
-        """Whether new requests should wait until the writer has caught up."""
-        return self._writer.full
-
-    @property
-    def error(self) -> str | None:
-        """Why nothing can be written at the moment, or None."""
-        return self._writer.error
-
-    def close(self) -> None:
-        """Write what waits; what cannot be written goes to the log, row by row."""
-        for attempt in self._writer.close(_CLOSE_TIMEOUT_S):
-            log.error("usage not written: %s", json.dumps(asdict(attempt.row())))
+    def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> list[Countable]:
+        """Write the waiting attempts; log those that cannot be written, row by row."""
+        left = super().close(timeout_s)
+        for attempt in left:
+            log.error("usage not written: %s", json.dumps(asdict(attempt.row)))
         self._connection.close()
+        return left
 
-    def _write(self, attempts: list[Countable]) -> None:
-        rows = [attempt.row() for attempt in attempts]
+    def _insert(self, attempts: list[Countable]) -> None:
+        rows = [attempt.row for attempt in attempts]
         with self._connection:
             self._connection.executemany(
                 _INSERT, [tuple(getattr(row, name) for name in _COLUMNS) for row in rows]

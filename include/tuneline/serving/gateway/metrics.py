@@ -10,12 +10,12 @@ from typing import TypeAlias
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# From a gateway's own overhead to a long answer on a CPU.
+# From the overhead of a gateway to a long answer on a CPU.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class Metrics:
-    """All series of one process; safe to use from several threads."""
+    """The series of one process; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class Metrics:
         self._gauges: dict[str, Callable[[], Mapping[Labels, float]]] = {}
 
     def counter(self, name: str, text: str) -> None:
-        """Declare a counter; it is shown, if empty, from the start."""
+        """Declare a counter; it is listed from the start, even if empty."""
         self._help[name] = ("counter", text)
         self._values[name] = {}
 
@@ -36,19 +36,19 @@ class Metrics:
         self._buckets[name] = {}
 
     def gauge(self, name: str, text: str, read: Callable[[], Mapping[Labels, float]]) -> None:
-        """Declare a gauge that is read when the metrics are."""
+        """Declare a gauge, read whenever the metrics are."""
         self._help[name] = ("gauge", text)
         self._gauges[name] = read
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """Raise a counter."""
+        """Add to a counter."""
         key = tuple(sorted(labels.items()))
         with self._lock:
             series = self._values[name]
             series[key] = series.get(key, 0.0) + amount
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
-        """Put a duration into a histogram."""
+        """Add a duration to a histogram."""
         key = tuple(sorted(labels.items()))
         with self._lock:
             sums = self._values[name]
@@ -57,7 +57,7 @@ class Metrics:
             counts[bisect_left(SECONDS, seconds)] += 1
 
     def text(self) -> str:
-        """Everything, as Prometheus reads it."""
+        """Return all series in the text format."""
         lines: list[str] = []
         with self._lock:
             for name, (kind, text) in self._help.items():

@@ -1,4 +1,4 @@
-"""How an attempt at an upstream can end, and the faults that send a request on."""
+"""The ways in which an attempt at an upstream ends, and the faults that cause a fallback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outcome(StrEnum):
     DIED_MIDSTREAM = "died_midstream"
 
 
-# Attempts that never made the engine read the prompt: they cost no tokens.
+# Attempts in which the engine never read the prompt; they cost no tokens.
 WITHOUT_TOKENS = frozenset(
     {
         Outcome.CONNECT_ERROR,
@@ -40,12 +40,12 @@ WITHOUT_TOKENS = frozenset(
 
 
 class UpstreamFault(Exception):
-    """An upstream failed in a way that the next one may not.
+    """A failure of one upstream that the next one may not share.
 
     Args:
-        outcome: how the attempt ended.
-        detail: a short text for the gateway's log and probes, without secrets.
-        status: the upstream's HTTP status, if it sent one.
+        outcome: end of the attempt.
+        detail: short text for the gateway's log and probes, without secrets.
+        status: HTTP status of the upstream, if it sent one.
     """
 
     def __init__(self, outcome: Outcome, detail: str, status: int | None = None) -> None:
@@ -56,11 +56,11 @@ class UpstreamFault(Exception):
 
 
 class ClientFault(Exception):
-    """An upstream found the client's request wrong (a 4xx that is the client's).
+    """A request that an upstream found wrong (a 4xx of the client's).
 
     Args:
-        status: the upstream's HTTP status.
-        error: the upstream's OpenAI-style `error` object.
+        status: HTTP status of the upstream.
+        error: OpenAI-style `error` object of the upstream.
     """
 
     def __init__(self, status: int, error: dict[str, object]) -> None:

@@ -1,10 +1,12 @@
-"""What tokens cost: a price list, or a machine's hour divided by its throughput."""
+"""The price of tokens: a price list, or a machine's hourly cost divided by its throughput."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tuneline.config.section import Section
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -17,34 +19,30 @@ class Rates:
     per_1k_completion: float
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The cost of one attempt, in the ledger's currency."""
+        """Return the cost of one attempt, in the ledger's currency."""
         return (
             prompt_tokens * self.per_1k_prompt + completion_tokens * self.per_1k_completion
         ) / 1000.0
 
 
-class PriceConfig(BaseModel):
+class PriceConfig(Section):
     """Either both prices per 1,000 tokens, or an hourly cost with a measured throughput."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    per_1k_prompt: float | None = Field(
-        default=None, ge=0, description="Price of 1,000 prompt tokens."
-    )
+    per_1k_prompt: float | None = Field(None, ge=0, description="Price of 1,000 prompt tokens.")
     per_1k_completion: float | None = Field(
-        default=None, ge=0, description="Price of 1,000 completion tokens."
+        None, ge=0, description="Price of 1,000 completion tokens."
     )
     hourly_cost: float | None = Field(
-        default=None, ge=0, description="What the upstream's machine costs in an hour."
+        None, ge=0, description="What the upstream's machine costs in an hour."
     )
     completion_tokens_per_second: float | None = Field(
-        default=None,
+        None,
         gt=0,
         description="Completion tokens that machine writes in a second under its usual load, "
         "as the latency benchmark measured it.",
     )
     prompt_tokens_per_second: float | None = Field(
-        default=None,
+        None,
         gt=0,
         description="Prompt tokens that machine reads in a second. Leave it out when the "
         "completion throughput was measured with prompts included: prompts are then free, "
@@ -65,7 +63,7 @@ class PriceConfig(BaseModel):
         )
 
     def rates(self) -> Rates:
-        """The two rates, derived from the machine's hour where no price is listed."""
+        """Return the two rates, derived from the hourly cost where no price is listed."""
         if self.per_1k_prompt is not None and self.per_1k_completion is not None:
             return Rates(self.per_1k_prompt, self.per_1k_completion)
         assert self.hourly_cost is not None

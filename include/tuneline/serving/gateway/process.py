@@ -1,4 +1,4 @@
-"""The gateway as a child process, for steps that exercise it over a real socket."""
+"""The gateway as a child process, for steps that try it over a real socket."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LISTENING = "gateway on http://"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the gateway answered to one chat completion.
+    """An answer of the gateway to a chat completion.
 
     Attributes:
-        status: HTTP status; 0 when the connection broke.
-        body: the JSON body, {} when there was none.
+        status: HTTP status; 0 if the connection broke.
+        body: the JSON body, {} if there was none.
         served_by: the upstream that answered, from the response's header.
-        fallback_reason: why an earlier upstream was left, None when none was.
-        seconds: from sending to the last byte.
+        fallback_reason: why an earlier upstream was left, None if none was.
+        seconds: time from sending to the last byte.
     """
 
     status: int
@@ -40,7 +40,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether an answer came."""
+        """True if an answer came."""
         return self.status == 200
 
 
@@ -48,7 +48,7 @@ class GatewayProcess(ServerProcess):
     """`tuneline gateway` on a free port; live when the `with` block begins.
 
     Args:
-        folder: where its configuration, keys, ledger and log are written.
+        folder: folder of its configuration, keys, ledger and log.
         upstreams: entries of `upstreams` in the gateway's configuration.
         models: entries of `models`.
         keys: names of the API keys to make.
@@ -78,11 +78,11 @@ class GatewayProcess(ServerProcess):
             "ledger": {"path": str(self.ledger), "flush_interval_s": 0.05},
             "upstreams": [dict(upstream) for upstream in upstreams],
             "models": [dict(model) for model in models],
-            # Pings would count as usage beside the requests that a trial sends.
+            # Pings would count as usage beside the requests of a trial.
             "readiness": {"ping_interval_s": 3600.0, "warmup_prompt_words": []},
             **(settings or {}),
         }
-        # JSON is YAML, and needs no quoting rules of its own.
+        # JSON is YAML without quoting rules.
         config.write_text(json.dumps(document, indent=1))
         super().__init__(
             [sys.executable, "-m", "tuneline.cli", "gateway", "--config", str(config)],
@@ -91,12 +91,12 @@ class GatewayProcess(ServerProcess):
         )
 
     def waiting_for(self) -> str | None:
-        """It has to say where it listens, and to be live there."""
+        """Return what it lacks: it has to state where it listens, and to be live there."""
         found = [line for line in self.read_log().splitlines() if _LISTENING in line]
         return None if found and self._listens(found[0]) else "it did not listen"
 
     def start_error(self, code: int | None, lacking: str) -> RetryableError:
-        """Another start may find its port or its machine in a better state."""
+        """Return a retryable error: another start may find the machine in a better state."""
         return RetryableError(f"the gateway did not start: {self.last_words()}")
 
     def _listens(self, line: str) -> bool:
@@ -108,7 +108,7 @@ class GatewayProcess(ServerProcess):
             return False
 
     def get(self, path: str, timeout: float = 10.0) -> httpx.Response:
-        """GET a path without a key (the probes and metrics need none)."""
+        """GET a path without a key, which probes and metrics do not need."""
         return httpx.get(self.base_url + path, timeout=timeout, trust_env=False)
 
     def chat(
@@ -121,7 +121,7 @@ class GatewayProcess(ServerProcess):
         timeout: float = 60.0,
         extra: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Ask for one chat completion, greedy."""
+        """Ask for one chat completion, decoded greedily."""
         body = {
             "model": model,
             "messages": list(messages),

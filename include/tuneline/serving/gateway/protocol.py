@@ -1,8 +1,7 @@
 """The OpenAI chat-completions protocol, as far as a gateway has to read it.
 
-Requests are passed on with what they hold; only the fields that route, count
-and judge are looked at. Errors have OpenAI's shape, so clients of that API can
-read them.
+Requests are passed on unchanged except for the fields that route, count and judge. Errors have
+OpenAI's shape, so that clients of that API can read them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from starlette.responses import Response
 
 from tuneline.serving.gateway.config import UpstreamConfig
 
-# Engine fields that pick an adapter, a cache slot or another server's memory: the
-# gateway decides those, or one tenant could ask for another's adapter.
+# Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
+# them; otherwise one tenant could ask for another's adapter.
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 NOT_FROM_CLIENTS = frozenset({"lora", "lora_request", "lora_path", "id_slot", "kv_transfer_params"})
 
 
@@ -27,7 +27,7 @@ class ApiError(Exception):
     Args:
         status: HTTP status.
         message: one sentence for the client.
-        kind: OpenAI's `type`, such as `invalid_request_error`.
+        kind: OpenAI's `type`; None takes the usual one of the status.
         code: OpenAI's `code`.
         headers: further response headers.
     """
@@ -37,17 +37,18 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        kind: str = "invalid_request_error",
+        kind: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = error_body(message, kind, code)
+        usual = "server_error" if status >= 500 else "invalid_request_error"
+        self.body = error_body(message, kind or _KINDS.get(status, usual), code)
         self.headers = dict(headers or {})
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        """The HTTP response, with more headers if given."""
+        """Return the HTTP response, with more headers if given."""
         return Response(
             self.body,
             self.status,
@@ -57,7 +58,7 @@ class ApiError(Exception):
 
 
 def error_body(message: str, kind: str, code: str | None) -> bytes:
-    """OpenAI's error object as JSON."""
+    """Return OpenAI's error object as JSON."""
     error = {"message": message, "type": kind, "param": None, "code": code}
     return json.dumps({"error": error}).encode()
 
@@ -73,7 +74,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request; `body` is the client's, without the fields that are not theirs."""
+    """A checked request; `body` is the client's, without the fields that the gateway sets."""
 
     model: str
     body: dict[str, Any]
@@ -86,7 +87,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
     """Read a request body.
 
     Raises:
-        ApiError: 400, with the field that is wrong.
+        ApiError: 400, naming the field that is wrong.
     """
     try:
         body = json.loads(raw, parse_constant=_not_json)
@@ -117,17 +118,17 @@ def parse_chat(raw: bytes) -> ChatRequest:
 
 
 def _not_json(constant: str) -> None:
-    """NaN and Infinity, which Python would read and the upstream would not."""
+    """Refuse NaN and Infinity, which Python would read and the upstream would not."""
     raise ValueError(constant)
 
 
 def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
-    """The request as an upstream gets it.
+    """Return the request as an upstream gets it.
 
     Args:
         request: the client's request.
-        upstream: who gets it.
-        judged: whether the answer's confidence will be judged.
+        upstream: the upstream's section of the configuration.
+        judged: True if the answer's confidence will be judged.
     """
     body = {**request.body, **upstream.extra_body, "model": upstream.model}
     if request.stream:
@@ -135,13 +136,13 @@ def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: boo
     else:
         body.pop("stream_options", None)
     if judged and not request.wants_logprobs:
-        # One alternative a token: without the field llama.cpp sends twenty, with 0 none at all.
+        # One alternative per token: without the field llama.cpp sends twenty, with 0 none.
         body |= {"logprobs": True, "top_logprobs": 1}
     return json.dumps(body, separators=(",", ":")).encode()
 
 
 def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
-    """The usage of a whole answer or of a stream's usage chunk, or None if not reported."""
+    """Return the usage of a whole answer or a stream's usage chunk, None if not reported."""
     usage = payload.get("usage")
     if not isinstance(usage, dict):
         return None
@@ -154,7 +155,7 @@ def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
 
 
 def written_text(message: Any) -> str:
-    """All that a model wrote in a message or delta: content, reasoning, refusal, tool calls."""
+    """Return the text of a message or delta: reasoning, content, refusal, tool calls."""
     if not isinstance(message, dict):
         return ""
     parts = [message.get(name) for name in ("reasoning_content", "content", "refusal")]
@@ -166,13 +167,13 @@ def written_text(message: Any) -> str:
 
 
 def choices_of(payload: Any) -> list[dict[str, Any]]:
-    """The choices of an answer or chunk; empty when there are none."""
+    """Return the choices of an answer or chunk; empty if there are none."""
     choices = payload.get("choices") if isinstance(payload, dict) else None
     return [choice for choice in choices or [] if isinstance(choice, dict)]
 
 
 def without_logprobs(payload: dict[str, Any]) -> bytes:
-    """The answer or chunk as JSON, without log-probabilities the client had not asked for."""
+    """Return the answer or chunk as JSON, without its log-probabilities."""
     for choice in choices_of(payload):
         choice.pop("logprobs", None)
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -1,10 +1,9 @@
-"""Readiness: does a model answer right now, by its own tokens and not by an open port.
+"""Readiness: a model that writes tokens is ready; an open port proves nothing.
 
-Each upstream must list the expected model id, go through a warm-up after it
-started, and have written a token recently. Pings of one token give that proof
-where no traffic does; they run in the background, so a probe is answered at once
-from what is known. vLLM's `/health` has answered 200 on a dead GPU
-(vllm-project/vllm#36960), which is why nothing here trusts a health route.
+Each upstream must list the expected model id, go through a warm-up after it started, and have
+written a token recently. Pings of one token give that proof where no traffic does; they run in
+the background, so a probe is answered at once from the last known state. vLLM's `/health` has
+answered 200 on a dead GPU (vllm-project/vllm#36960), so nothing here trusts a health route.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _WARMUP_TOKENS = 4
 
 
 class Prober:
-    """Keeps the health of all upstreams up to date, and draws the verdict.
+    """Keeps the health of all upstreams up to date and judges the gateway's readiness.
 
     Args:
         config: intervals and limits.
-        upstreams: whom to ping.
-        chains: which models need which of them.
-        recorder: pings and warm-up cost tokens and are recorded like any request.
+        upstreams: the upstreams to ping.
+        chains: the chains that need them.
+        recorder: recorder of pings and warm-up, which cost tokens like any request.
     """
 
     def __init__(
@@ -53,24 +52,24 @@ class Prober:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to look after each upstream."""
+        """Start to watch each upstream."""
         self._tasks = [asyncio.create_task(self._watch(upstream)) for upstream in self._upstreams]
 
     async def stop(self) -> None:
-        """Stop looking."""
+        """Stop watching."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def states(self) -> dict[str, str]:
-        """Per upstream `ready`, or why not."""
+        """Return `ready`, or why it is not, of each upstream."""
         return {
             upstream.name: upstream.health.why_not_ready(self._stale_s) or "ready"
             for upstream in self._upstreams
         }
 
     def why_not_ready(self) -> str | None:
-        """Why the gateway should get no traffic, or None."""
+        """Return why the gateway should get no traffic, None if it is ready."""
         states = self.states()
         for chain in self._chains:
             names = chain.config.chain
@@ -97,18 +96,18 @@ class Prober:
             after = health.why_not_ready(self._stale_s)
             if after != before:
                 log.info("upstream %s: %s", upstream.name, after or "ready")
-            # A fault in the traffic ends the wait, but not more often than once a second:
-            # a dead engine under load would otherwise be asked on every request.
+            # A fault in the traffic ends the wait, but at most once a second: otherwise a dead
+            # engine under load would be asked on every request.
             at_least = min(1.0, interval)
             await asyncio.sleep(at_least)
-            # What is not ready may be any moment: an engine that has just loaded its weights.
+            # An engine that is not ready may be at any moment, once its weights are loaded.
             if after is None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(interval - at_least):
                         await health.suspect.wait()
 
     async def _check(self, upstream: Upstream) -> None:
-        """One round: the list of models, the warm-up if it is due, a ping."""
+        """Read the list of models, warm up if it is due, and ping."""
         health = upstream.health
         expected = upstream.config.model
         try:

@@ -1,8 +1,7 @@
-"""The opt-in request log that drift detection reads: JSONL, a file a day.
+"""The opt-in request log that drift detection reads: JSONL, one file a day.
 
-Without `log_prompts` a line holds counts and times only. With it, the texts go
-through the redaction function first; when that fails the line says so and holds
-no text.
+Without `log_prompts` a line holds counts and times only. With it, the texts pass through the
+redaction function first; if that fails, the line states so and holds no text.
 """
 
 from __future__ import annotations
@@ -41,18 +40,17 @@ class _Entry:
     time: datetime
 
 
-class RequestLog:
-    """Writes one line per request that reached a model's chain, in the background.
+class RequestLog(BatchWriter[_Entry]):
+    """A log of one line per request that reached a model's chain, written in the background.
 
-    A log must not stop the service: lines that find the queue full are dropped and
-    counted.
+    A log must not stop the service: lines that find the queue full are dropped and counted.
 
     Args:
-        config: where, and whether with text.
-        metrics: where dropped lines are counted.
+        config: its section of the configuration.
+        metrics: counters of dropped lines.
 
     Raises:
-        UserError: the folder cannot be made or the redaction function not be loaded.
+        UserError: if the folder cannot be made, or the redaction function not be loaded.
     """
 
     def __init__(self, config: RequestLogConfig, metrics: Metrics) -> None:
@@ -65,28 +63,25 @@ class RequestLog:
             raise UserError(
                 f"{config.dir}: the request log's folder cannot be made: {error.strerror}"
             ) from None
-        self._writer: BatchWriter[_Entry] = BatchWriter(
-            "request log", self._write, limit=config.queue_limit, interval_s=_FLUSH_INTERVAL_S
+        super().__init__(
+            "request log", self._append, limit=config.queue_limit, interval_s=_FLUSH_INTERVAL_S
         )
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._writer.start()
-
-    def put(self, call: Call, attempt: Attempt | None) -> None:
-        """Take a request and the attempt that served it, or None when nobody did."""
-        if self._writer.full:
+    def note(self, call: Call, attempt: Attempt | None) -> None:
+        """Take a request and the attempt that served it, None if none did."""
+        if self.full:
             self._metrics.add(DROPPED)
         else:
-            self._writer.put(_Entry(call, attempt, datetime.now(UTC)))
+            self.put(_Entry(call, attempt, datetime.now(UTC)))
 
-    def close(self) -> None:
-        """Write what waits and stop."""
-        if left := self._writer.close(_CLOSE_TIMEOUT_S):
+    def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> list[_Entry]:
+        """Write the waiting lines and stop."""
+        if left := super().close(timeout_s):
             self._metrics.add(DROPPED, len(left))
             log.error("request log: %d lines could not be written", len(left))
+        return left
 
-    def _write(self, entries: list[_Entry]) -> None:
+    def _append(self, entries: list[_Entry]) -> None:
         days: defaultdict[Path, list[str]] = defaultdict(list)
         for entry in entries:
             path = self._config.dir / f"requests-{entry.time:%Y-%m-%d}.jsonl"
@@ -99,10 +94,10 @@ class RequestLog:
 
 
 def load_redaction(name: str | None) -> Redact:
-    """The function that `redact` names: `module:function`, or `none` for the identity.
+    """Load the function that `redact` names: `module:function`, or `none` for the identity.
 
     Raises:
-        UserError: there is no such function.
+        UserError: if there is no such function.
     """
     if name in (None, "none"):
         return str
@@ -133,7 +128,7 @@ def _line(entry: _Entry, redact: Redact | None) -> dict[str, Any]:
         "served_by": None,
     }
     if attempt is not None:
-        row = attempt.row()
+        row = attempt.row
         line |= {
             "served_by": row.upstream,
             "model_served": row.model_served,
@@ -153,7 +148,7 @@ def _line(entry: _Entry, redact: Redact | None) -> dict[str, Any]:
 
 
 def _texts(entry: _Entry, redact: Redact) -> dict[str, Any]:
-    """The redacted conversation. Images, tool arguments and all else are left out."""
+    """Return the redacted conversation, without images and tool arguments."""
     try:
         messages = [
             {"role": message["role"], "content": redact("\n".join(message_texts(message)))}

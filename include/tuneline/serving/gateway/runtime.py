@@ -1,8 +1,9 @@
-"""All that a running gateway holds: keys, ledger, upstreams, probes, counters."""
+"""The parts of a running gateway: keys, ledger, upstreams, probes and counters."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from tuneline.serving.gateway.attempt import Recorder
 from tuneline.serving.gateway.chain import Chain
@@ -30,16 +31,16 @@ _HISTOGRAMS = {
 
 
 class Runtime:
-    """Built from a configuration, started and stopped with the application.
+    """The parts of a gateway, started and stopped with the application.
 
     Raises:
-        UserError: the keys file, the ledger, a tokenizer or the redaction function
-            cannot be used.
+        UserError: if the keys file, the ledger, a tokenizer or the redaction function cannot
+            be used.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        # Draining: the probe says no. Closed: new requests are refused as well.
+        # Draining: the readiness probe fails. Closed: new requests are refused as well.
         self.draining = False
         self.closed = False
         self.in_flight = 0
@@ -75,7 +76,7 @@ class Runtime:
         self.prober.start()
 
     async def stop(self) -> None:
-        """Stop the pings, close the connections, write what waits."""
+        """Stop the pings, close the connections, write what waits to be written."""
         await self.prober.stop()
         for upstream in self._upstreams.values():
             await upstream.aclose()
@@ -84,7 +85,7 @@ class Runtime:
         await asyncio.to_thread(self.ledger.close)
 
     def why_not_ready(self) -> str | None:
-        """Why the gateway should get no traffic, or None."""
+        """Return why the gateway should get no traffic, None if it is ready."""
         if self.draining:
             return "the gateway is shutting down"
         if self.ledger.error is not None:
@@ -104,23 +105,15 @@ class Runtime:
             self.metrics.counter(name, text)
         for name, text in _HISTOGRAMS.items():
             self.metrics.histogram(name, text)
-        gauge = self.metrics.gauge
-        gauge(
-            "tuneline_gateway_in_flight",
-            "Requests under way.",
-            lambda: {(): float(self.in_flight)},
-        )
-        gauge(
-            "tuneline_gateway_ledger_pending",
-            "Ledger rows not yet written.",
-            lambda: {(): float(self.ledger.pending)},
-        )
-        gauge(
-            "tuneline_gateway_ready",
-            "1 while /v1/health/ready answers 200.",
-            lambda: {(): float(self.why_not_ready() is None)},
-        )
-        gauge(
+
+        def gauge(name: str, text: str, read: Callable[[], float]) -> None:
+            self.metrics.gauge(f"tuneline_gateway_{name}", text, lambda: {(): float(read())})
+
+        gauge("in_flight", "Requests under way.", lambda: self.in_flight)
+        gauge("ledger_pending", "Ledger rows not yet written.", lambda: self.ledger.pending)
+        ready = "1 while /v1/health/ready answers 200."
+        gauge("ready", ready, lambda: self.why_not_ready() is None)
+        self.metrics.gauge(
             "tuneline_gateway_upstream_ready",
             "1 while the upstream is ready.",
             lambda: {

@@ -1,4 +1,4 @@
-"""Running the gateway: its socket, its signals, its drain."""
+"""The gateway as a process: its socket, its signals and its drain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuneline.serving.gateway.runtime import Runtime
 
 log = logging.getLogger("tuneline.gateway")
 
-# After the drain only what overran it is left; it gets this long to be cut off cleanly.
+# Requests that overran the drain get this long to be cut off cleanly.
 _CUT_OFF_S = 1
 _BACKLOG = 2048
 
@@ -27,15 +27,15 @@ _BACKLOG = 2048
 def run_gateway(config_path: Path) -> int:
     """Serve until SIGTERM or SIGINT, then drain.
 
-    On the first signal the readiness probe turns 503 while requests are still
-    served for `drain.delay_s`; then new ones are refused and those under way
-    finish, for at most `drain.timeout_s`. A second signal stops at once.
+    After the first signal the readiness probe answers 503 while requests are still served for
+    `drain.delay_s`; then new ones are refused and those under way finish, for at most
+    `drain.timeout_s`. A second signal stops at once.
 
     Returns:
         0 after a stop by signal.
 
     Raises:
-        UserError: the configuration or a file it names is wrong, or the port is taken.
+        UserError: if the configuration or a file it names is wrong, or the port is taken.
     """
     config = load_config(config_path)
     app = create_app(config)
@@ -43,7 +43,7 @@ def run_gateway(config_path: Path) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    # These would log a line per upstream request, with its URL.
+    # Both would log a line per upstream request, with its URL.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     server = _DrainingServer(
@@ -52,7 +52,7 @@ def run_gateway(config_path: Path) -> int:
             log_config=None,
             log_level="warning",
             access_log=False,
-            # Nothing here asks for the client's address.
+            # Nothing here needs the client's address.
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=_CUT_OFF_S,
@@ -62,14 +62,15 @@ def run_gateway(config_path: Path) -> int:
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    log.info("gateway on http://%s:%d/v1, models: %s", shown, port, ", ".join(_ids(config)))
+    models = ", ".join(model.id for model in config.models)
+    log.info("gateway on http://%s:%d/v1, models: %s", shown, port, models)
     server.run(sockets=[listener])
     log.info("gateway stopped")
     return EXIT_OK
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn closes its port on the first signal; this one drains before."""
+    """A server that drains first; uvicorn closes its port on the first signal."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime, drain: DrainConfig) -> None:
         super().__init__(config)
@@ -86,7 +87,7 @@ class _DrainingServer(uvicorn.Server):
             self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; True ends the serving."""
+        """Return True to stop serving; uvicorn calls it ten times a second."""
         if await super().on_tick(counter):
             return True
         if self._drain_began is None:
@@ -101,22 +102,18 @@ class _DrainingServer(uvicorn.Server):
         return True
 
 
-def _ids(config: GatewayConfig) -> list[str]:
-    return [model.id for model in config.models]
-
-
 def _listen(config: GatewayConfig) -> socket.socket:
-    """The bound socket.
+    """Return the bound socket.
 
     Raises:
-        UserError: the address or port cannot be used.
+        UserError: if the address or port cannot be used.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # With the protocol spelled out: asyncio turns Nagle's algorithm off only for sockets
-        # that say TCP, and with it on an answer in two writes takes 40 ms longer.
+        # The protocol is spelled out since asyncio turns Nagle's algorithm off only for sockets
+        # that state TCP; with it on, an answer in two writes takes 40 ms longer.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -1,4 +1,4 @@
-"""Server-sent events, as far as OpenAI-style streams use them (WHATWG HTML, section 9.2)."""
+"""Server-sent events as OpenAI-style streams use them (WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ DONE = b"[DONE]"
 
 
 class SseParser:
-    """Cuts a byte stream into the `data` of its events, whatever the chunks were.
+    """Splits a byte stream into the `data` of its events, independent of its chunks.
 
     Comments (keep-alives) and fields other than `data` are dropped.
     """
@@ -16,7 +16,7 @@ class SseParser:
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that this chunk completes, each as its data lines joined by newlines."""
+        """Return the events that a chunk completes, each as its data lines joined by newlines."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         events = []
         for ended in lines:
@@ -30,5 +30,5 @@ class SseParser:
 
 
 def event(data: bytes) -> bytes:
-    """One event on the wire; the data must hold no newline, as JSON on one line does not."""
+    """Return an event as it is sent; the data must hold no newline."""
     return b"data: " + data + b"\n\n"

@@ -1,4 +1,4 @@
-"""An upstream's stream on its way to a client: read, counted, passed on."""
+"""A stream of an upstream on its way to a client: read, counted, passed on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import httpx
 
-from tuneline.serving.gateway.attempt import Attempt
+from tuneline.serving.gateway.attempt import Attempt, Candidate
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import choices_of, without_logprobs
 from tuneline.serving.gateway.sse import DONE, SseParser, event
@@ -19,22 +19,20 @@ from tuneline.serving.gateway.sse import DONE, SseParser, event
 _END_WITHIN_S = 0.2
 
 
-class OpenStream:
+class OpenStream(Candidate):
     """A stream that has begun.
 
-    Deadlines count from the last token, not from the last byte: an engine that hangs
-    behind a web server which still sends keep-alive comments is found all the same.
+    Deadlines count from the last token, not from the last byte: an engine that hangs behind a
+    web server which still sends keep-alive comments is found all the same.
 
     Args:
-        attempt: what is seen goes there.
+        attempt: the attempt that notes what the stream brings.
         response: the open response.
-        hide_logprobs: whether log-probabilities were our wish, not the client's.
+        hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
     def __init__(self, attempt: Attempt, response: httpx.Response, *, hide_logprobs: bool) -> None:
-        self.attempt = attempt
-        self.low = False
-        self.trail = ""
+        super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
         self._chunks = response.aiter_raw()
@@ -48,10 +46,10 @@ class OpenStream:
         )
 
     async def begin(self, tokens: int) -> None:
-        """Read until so many tokens are there, or all of a shorter stream.
+        """Read a number of tokens, or all of a shorter stream.
 
         Raises:
-            UpstreamFault: it broke off before that.
+            UpstreamFault: if it broke off before that.
         """
         while max(self.attempt.chunks, len(self.attempt.logprobs)) < tokens and not self._finished:
             await self._advance()
@@ -59,10 +57,10 @@ class OpenStream:
                 raise self._fault
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """What the client gets, piece by piece, without the final `[DONE]`.
+        """Yield the bytes for the client, without the final `[DONE]`.
 
         Raises:
-            UpstreamFault: it broke off; all that came before was yielded.
+            UpstreamFault: if it broke off; all that came before was yielded.
         """
         while True:
             if self._ready:
@@ -76,19 +74,19 @@ class OpenStream:
             await self._advance()
 
     async def release(self) -> None:
-        """Close it; an upstream that is still writing notices and stops."""
+        """Close the stream; an upstream that is still writing notices and stops."""
         with suppress(httpx.HTTPError):
             await self._response.aclose()
 
     async def read_end(self) -> None:
-        """Read what follows the last event, so that the connection can serve again."""
+        """Read the rest after the last event, so that the connection can serve again."""
         with suppress(TimeoutError, httpx.HTTPError):
             async with asyncio.timeout(_END_WITHIN_S):
                 async for _ in self._chunks:
                     pass
 
     async def _advance(self) -> None:
-        """Read one chunk; a fault is kept until what came before it has been passed on."""
+        """Read one chunk; a fault is kept until everything before it has been passed on."""
         try:
             async with asyncio.timeout_at(self._deadline):
                 chunk = await anext(self._chunks)
@@ -115,7 +113,7 @@ class OpenStream:
         except ValueError:
             payload = None
         if not isinstance(payload, dict):
-            raise UpstreamFault(Outcome.BAD_RESPONSE, "an event is no JSON object")
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "an event is not a JSON object")
         choices = choices_of(payload)
         if not choices and "error" in payload:
             raise UpstreamFault(Outcome.UPSTREAM_5XX, "an error in the stream")

@@ -1,4 +1,4 @@
-"""Counting tokens where the upstream did not: aborted answers, missing usage."""
+"""Token counts where the upstream gave none: aborted answers, missing usage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PER_ANSWER = 3
 
 
 class TokenCounter:
-    """Counts by a `tokenizer.json`, or by bytes when there is none.
+    """Counts tokens by a `tokenizer.json`, or by bytes without one.
 
     Args:
         path: the tokenizer file, or None.
 
     Raises:
-        UserError: the file is missing or no tokenizer.
+        UserError: if the file is missing or not a tokenizer.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -37,12 +37,12 @@ class TokenCounter:
                 raise UserError(f"{path}: not a tokenizer.json: {error}") from None
 
     def text(self, text: str, *, chunks: int = 0) -> int:
-        """Tokens of a text.
+        """Count the tokens of a text.
 
         Args:
-            text: what was written.
-            chunks: in how many stream chunks it came. Engines send about a token a
-                chunk, which is a better guess than bytes when there is no tokenizer.
+            text: the text.
+            chunks: number of stream chunks that it came in. Engines send about one token a
+                chunk, which is a better guess than bytes without a tokenizer.
         """
         if not text:
             return 0
@@ -53,7 +53,7 @@ class TokenCounter:
         return chunks or -(-len(whole) // _BYTES_PER_TOKEN)
 
     def messages(self, messages: Iterable[Any]) -> int:
-        """Tokens of a chat prompt: its texts and about what a template adds."""
+        """Count the tokens of a chat prompt, with an estimate for the template."""
         total = _PER_ANSWER
         for message in messages:
             total += _PER_MESSAGE + self.text("\n".join(message_texts(message)))
@@ -61,7 +61,7 @@ class TokenCounter:
 
 
 def message_texts(message: Any) -> list[str]:
-    """The texts of a chat message: a string, or the text parts of a list of parts."""
+    """Return the texts of a chat message: its string, or the text parts of its list of parts."""
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, str):
         return [content]

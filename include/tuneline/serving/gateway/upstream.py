@@ -1,4 +1,4 @@
-"""Talking to one upstream: requests out, answers in, faults told apart."""
+"""One upstream: requests, answers, and the faults of either side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import ipaddress
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +28,7 @@ _BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
 class _Trace:
-    """Notes whether a request got a new connection; httpcore calls it with each event."""
+    """Notes whether a request opened a new connection; httpcore calls it at each event."""
 
     connected = False
 
@@ -39,10 +41,10 @@ class Upstream:
     """One OpenAI-compatible server.
 
     Args:
-        config: where it is and what it is asked for.
+        config: its section of the configuration.
 
     Raises:
-        UserError: its tokenizer file cannot be read.
+        UserError: if its tokenizer file cannot be read.
     """
 
     def __init__(self, config: UpstreamConfig) -> None:
@@ -58,7 +60,7 @@ class Upstream:
         def client(kept: int | None) -> httpx.AsyncClient:
             return httpx.AsyncClient(
                 headers=headers,
-                # Every wait after connecting has its own deadline where it is awaited.
+                # Every wait after connecting has a deadline where it is awaited.
                 timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
                 limits=httpx.Limits(
                     max_connections=None,
@@ -80,17 +82,12 @@ class Upstream:
             The answer, parsed and as it came.
 
         Raises:
-            UpstreamFault: there is no usable answer.
-            ClientFault: the request itself is wrong.
+            UpstreamFault: if there is no usable answer.
+            ClientFault: if the request itself is wrong.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._send("POST", self._chat_url, body)
-                await _read(response)
-        except TimeoutError:
-            raise UpstreamFault(Outcome.TIMEOUT, f"no answer within {timeout_s:g} s") from None
-        except httpx.HTTPError as error:
-            raise _transport_fault(error) from None
+        async with _within(timeout_s, "no answer"):
+            response = await self._send("POST", self._chat_url, body)
+            await _read(response)
         _check_status(response)
         payload = _json(response.content)
         if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
@@ -101,35 +98,25 @@ class Upstream:
         """Ask for a stream; the response is open and must be closed by the caller.
 
         Raises:
-            UpstreamFault: no stream began.
-            ClientFault: the request itself is wrong.
+            UpstreamFault: if no stream began.
+            ClientFault: if the request itself is wrong.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._send("POST", self._chat_url, body)
-                if response.status_code != httpx.codes.OK:
-                    await _read(response)
-        except TimeoutError:
-            raise UpstreamFault(Outcome.TIMEOUT, f"no stream within {timeout_s:g} s") from None
-        except httpx.HTTPError as error:
-            raise _transport_fault(error) from None
+        async with _within(timeout_s, "no stream"):
+            response = await self._send("POST", self._chat_url, body)
+            if response.status_code != httpx.codes.OK:
+                await _read(response)
         _check_status(response)
         return response
 
     async def listed_models(self, timeout_s: float) -> list[str]:
-        """The model ids that it says it serves.
+        """Return the ids of the models that it lists.
 
         Raises:
-            UpstreamFault: it does not say.
+            UpstreamFault: if it gives no list.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._send("GET", self.config.base_url + "/models")
-                await _read(response)
-        except TimeoutError:
-            raise UpstreamFault(Outcome.TIMEOUT, f"no list within {timeout_s:g} s") from None
-        except httpx.HTTPError as error:
-            raise _transport_fault(error) from None
+        async with _within(timeout_s, "no list"):
+            response = await self._send("GET", self.config.base_url + "/models")
+            await _read(response)
         try:
             _check_status(response)
         except ClientFault as fault:
@@ -148,10 +135,10 @@ class Upstream:
     async def _send(self, method: str, url: str, body: bytes | None = None) -> httpx.Response:
         """Send a request; the response's body is still to be read.
 
-        A server may close a kept connection at the very moment at which a request is written
-        to it: llama.cpp's does so after some hundred requests, without announcing it. When
-        not a byte of an answer came, the request is sent once more, on a new connection; what
-        breaks on a new one is the server's fault and is not tried again.
+        A server may close a kept connection just when a request is written to it: llama.cpp's
+        does so after some hundred requests, without announcing it. If not a byte of an answer
+        came, the request is sent once more, on a new connection; a request that breaks on a
+        new connection is the server's fault and is not tried again.
         """
         trace = _Trace()
         request = self._client.build_request(method, url, content=body, extensions={"trace": trace})
@@ -162,6 +149,18 @@ class Upstream:
                 raise
         again = self._unkept.build_request(method, url, content=body)
         return await self._unkept.send(again, stream=True)
+
+
+@asynccontextmanager
+async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
+    """Turn a missed deadline or a broken connection into an upstream's fault."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise UpstreamFault(Outcome.TIMEOUT, f"{missing} within {seconds:g} s") from None
+    except httpx.HTTPError as error:
+        raise _transport_fault(error) from None
 
 
 async def _read(response: httpx.Response) -> None:

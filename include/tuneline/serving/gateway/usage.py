@@ -1,4 +1,4 @@
-"""What the ledger says: usage and cost per key, totals per upstream to reconcile."""
+"""Sums of the ledger: usage and cost per key, totals per upstream to reconcile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuneline.serving.gateway.ledger import SCHEMA_VERSION
 
 @dataclass(frozen=True)
 class KeyUsage:
-    """What one API key used: its requests, and the tokens and cost of all their attempts."""
+    """Usage of one API key: its requests, and the tokens and cost of all their attempts."""
 
     key: str
     requests: int
@@ -30,13 +30,13 @@ class KeyUsage:
 
 @dataclass(frozen=True)
 class UpstreamTotals:
-    """What one upstream was asked for, to hold against its own counters.
+    """Totals of one upstream, to compare with its counters.
 
-    Reported tokens come from the upstream's usage fields and must agree with its
-    counters; estimated ones were counted by the gateway for attempts that ended
-    before usage came, and bound the difference. Pings and warm-up are included,
-    since the upstream counts them too. `cached_tokens` of the reported prompt
-    tokens were not computed again; some engines count only the computed ones.
+    Reported tokens come from the upstream's usage fields and must agree with its counters. The
+    gateway counted the estimated ones, of attempts that ended before usage came; they bound the
+    difference. Pings and warm-up are included, since the upstream counts them too.
+    `cached_tokens` of the reported prompt tokens were not computed again; some engines count
+    only the computed ones.
     """
 
     upstream: str
@@ -74,18 +74,18 @@ GROUP BY upstream, model_served, currency ORDER BY upstream, model_served, curre
 def usage_by_key(
     db: Path, since: datetime | None = None, until: datetime | None = None
 ) -> list[KeyUsage]:
-    """Usage and cost per API key, without the gateway's own pings.
+    """Read usage and cost per API key, without the gateway's own pings.
 
     Args:
         db: the ledger file; a running gateway may be writing to it.
-        since: the first moment counted, with a time zone; None counts from the start.
-        until: the first moment no longer counted; None counts to the end.
+        since: first moment that is counted, with a time zone; None counts from the start.
+        until: first moment that is no longer counted; None counts to the end.
 
     Returns:
         One row per key and currency, by name.
 
     Raises:
-        UserError: the file is missing or no ledger, or a time has no zone.
+        UserError: if the file is missing or not a ledger, or a time has no zone.
     """
     return [KeyUsage(*row) for row in _query(db, _BY_KEY, since, until)]
 
@@ -93,7 +93,7 @@ def usage_by_key(
 def totals_by_upstream(
     db: Path, since: datetime | None = None, until: datetime | None = None
 ) -> list[UpstreamTotals]:
-    """Totals per upstream and model, pings and warm-up included.
+    """Read totals per upstream and model, pings and warm-up included.
 
     Args and Raises are those of `usage_by_key`.
 

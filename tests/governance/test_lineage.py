@@ -1,0 +1,121 @@
+"""lineage: a traceable release passes, a gap in the chain of evidence does not."""
+
+import json
+
+import pytest
+from tests.governance.conftest import CLEAN_CODE, SHIPPED
+from tests.lab.runs import broken, value
+
+from tuneline.artifacts.governance import MANIFEST_REF, Manifest
+from tuneline.governance import lineage
+from tuneline.governance.release.manifest import verify
+from tuneline.store import CorruptObject
+
+
+def manifest_of(lab):
+    return json.loads((lab.root / "store/models" / "model/test/manifest.json").read_text())
+
+
+def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
+    lab = finished_lab(profile="production", name="model")
+    evidence = lab.execute("lineage")
+    assert evidence.verdict == "pass"
+    assert value(evidence, "evidences") == 24
+    reference = MANIFEST_REF.read(lab.context("promote"))
+    assert (reference.version, verify(reference.uri)) == ("test", [])
+    manifest = manifest_of(lab)
+    assert list(manifest) == [
+        "schema",
+        "created_at",
+        "name",
+        "version",
+        "run",
+        "started_by",
+        "airflow_run",
+        "reason",
+        "base_model",
+        "dataset",
+        "code",
+        "hyperparameters",
+        "engine",
+        "evidence",
+        "previous_version",
+        "files",
+    ]
+    assert manifest["schema"] == "tuneline/manifest/1"
+    assert manifest["started_by"] == "alice"
+    assert manifest["code"] == CLEAN_CODE
+    assert manifest["dataset"] == {"version": "d" * 64, "rows": 106, "source": "rows.jsonl"}
+    assert manifest["hyperparameters"]["lora"] == {"r": 16}
+    assert manifest["hyperparameters"]["plan"] == {"micro_batch": 4}
+    assert manifest["engine"] == {"engine": "llama_cpp"}
+    assert manifest["evidence"]["fallback"] == {
+        "phase": "governance",
+        "severity": "recommended",
+        "verdict": "pass",
+        "summary": "left by a test",
+        "because": "every limit holds",
+        "file": "evidence/fallback/evidence.json",
+    }
+    stated = {entry["name"]: entry["bytes"] for entry in manifest["files"]}
+    assert stated["model.gguf"] == len(SHIPPED["production_quantization"]["model.gguf"])
+    assert {"adapter/adapter_config.json", "engine/engine.json", "tokenizer.json"} <= set(stated)
+    assert {"config.json", "evidence/license_audit/evidence.json"} <= set(stated)
+
+
+def test_a_manifest_with_more_or_fewer_keys_is_readable():
+    old = '{"schema": "tuneline/manifest/1", "files": [{"name": "a", "sha256": "0", "bytes": 1}]}'
+    assert Manifest.model_validate_json(old).files[0].name == "a"
+    newer = Manifest.model_validate_json(old.replace('"files"', '"signed_by": "x", "files"'))
+    assert newer == Manifest.model_validate_json(old)
+
+
+def test_a_step_that_is_run_again_may_write_the_same(finished_lab):
+    lab = finished_lab(profile="production")
+    assert lab.execute("lineage").verdict == lab.execute("lineage").verdict == "pass"
+
+
+def test_a_file_changed_after_its_evidence_was_written_is_not_shipped(finished_lab):
+    lab = finished_lab()
+    shipped = lab.artifact("production_quantization", "model.gguf")
+    shipped.write_bytes(b"Weights")
+    with pytest.raises(CorruptObject, match=r"model\.gguf"):
+        lab.execute("lineage")
+    assert not (lab.root / "store/models").exists()
+
+
+def test_a_missing_evidence_fails(finished_lab):
+    evidence = finished_lab(without="determinism").execute("lineage")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"evidences"}
+
+
+def test_a_file_that_changes_while_it_is_written_fails(finished_lab, monkeypatch):
+    """The store loses a byte between the write and the verification."""
+    lab = finished_lab(name="model")
+    write = lineage.write_manifest
+
+    def losing(store, prefix, manifest):
+        (store.root / prefix / "adapter/adapter_config.json").write_bytes(b"{")
+        return write(store, prefix, manifest)
+
+    monkeypatch.setattr(lineage, "write_manifest", losing)
+    evidence = lab.execute("lineage")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"hashes_that_differ"}
+
+
+@pytest.mark.parametrize(("profile", "verdict"), [("production", "fail"), ("laptop", "warn")])
+def test_dirty_code_fails_in_production(finished_lab, profile, verdict):
+    code = {**CLEAN_CODE, "dirty": True, "note": "3 uncommitted changes"}
+    evidence = finished_lab(code, profile=profile).execute("lineage")
+    assert evidence.verdict == verdict
+    assert broken(evidence) == {"code_is_clean"}
+    assert "3 uncommitted changes" in evidence.summary
+
+
+def test_unversioned_code_fails_in_production(finished_lab):
+    code = {"commit": None, "dirty": None, "note": "no git history here"}
+    evidence = finished_lab(code, profile="production").execute("lineage")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"code_is_versioned", "code_is_clean"}
