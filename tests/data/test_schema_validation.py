@@ -11,7 +11,7 @@ from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.outcomes import convert, number_repeats
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.schema_validation import validate
-from tuneline.data.sources.records import RawRecord
+from tuneline.data.sources.raw_record import RawRecord
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tuneline.data.sources.records import parse_json
+from tuneline.data.sources.strict_json import parse_json
 
 _STYLES: tuple[dict[str, Any], ...] = tuple(
     {"separators": separators, "ensure_ascii": ensure_ascii}

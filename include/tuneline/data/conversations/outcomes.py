@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
-from tuneline.data.sources.records import RawRecord
+from tuneline.data.sources.raw_record import RawRecord
 from tuneline.data.tables.rows import Message
 
 NOT_SELECTED = "not_selected"
