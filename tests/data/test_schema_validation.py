@@ -111,7 +111,7 @@ def test_answers_are_held_against_a_schema(data_lab):
 
 def test_a_wrong_schema_is_the_users_error(data_lab):
     lab = data_lab(clean_rows(3), answer_schema={"type": 3})
-    with pytest.raises(UserError, match=r"data\.answer_schema is no JSON Schema"):
+    with pytest.raises(UserError, match=r"data\.answer_schema is not a JSON Schema"):
         lab.step(ITEM)
 
 

@@ -180,7 +180,7 @@ def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: 
     """
     mask = example.loss_mask
     if mask is None:
-        return "its mask trains on nothing: the answer's tokens can't be told from the prompt's"
+        return "its mask trains on nothing: the answer's first token merges with the prompt's last"
     runs = [
         [index for index, _ in run]
         for learnt, run in groupby(enumerate(mask), key=lambda entry: entry[1])

@@ -38,7 +38,7 @@ def read_csv(path: Path, name: str, mapping: CsvMapping | None) -> Iterator[RawR
         raise UserError(f"{name} can't be read: {error}; write the file again") from None
     except (StopIteration, csv.Error, UnicodeDecodeError):
         raise UserError(
-            f"{name}: its first line is no CSV header in UTF-8; name the columns there"
+            f"{name}: its first line is not a CSV header in UTF-8; name the columns there"
         ) from None
     if len(set(header)) != len(header) or not all(header):
         raise UserError(f"{name}: every column needs a name of its own, line 1 has {header}")

@@ -61,7 +61,7 @@ def _parquet_record(number: int, one: Any) -> RawRecord:
     try:
         value = one.to_pylist()[0]
     except UnicodeDecodeError:
-        return RawRecord(number, "", None, "invalid_utf8: a text column is no UTF-8")
+        return RawRecord(number, "", None, "invalid_utf8: a text column is not UTF-8")
     except (ValueError, OverflowError) as error:
         return RawRecord(number, "", None, f"broken_value: {str(error)[:80]}")
     return _as_record(number, value)
