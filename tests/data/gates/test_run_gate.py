@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from tests.lab.data_runs import clean_rows
 
+from tuneline.artifacts.data import AUDIT
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.data.gates import run_gate as gates
 from tuneline.data.gates.run_gate import run_gate
 from tuneline.data.gates.suites import Rule, Suite, among, between
-from tuneline.data.tables.rows import AUDIT
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.verdicts import status
