@@ -10,7 +10,7 @@ from tuneline.data.final_audit import (
     Format,
     dataset_version,
     leaking_rows,
-    look_at_format,
+    measure_format,
     rows_with_pii,
 )
 from tuneline.data.rendering.renderer import Renderer
@@ -171,8 +171,8 @@ def test_the_parts(base_dir):
     renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
     good = [row(1, "one two"), row(2, "three")]
     lengths = renderer.count(renderer.texts(row.messages for row in good))
-    assert look_at_format(good, renderer) == Format(lengths=lengths)
-    assert look_at_format([row(1, "")], renderer).invalid == 1
+    assert measure_format(good, renderer) == Format(lengths=lengths)
+    assert measure_format([row(1, "")], renderer).invalid == 1
     twice = [row(1, "the very same question"), row(2, "the very same question", "holdout")]
     assert leaking_rows(twice, twice, 0.8) == 1
     assert leaking_rows(good, good, 0.8) == 0

@@ -11,7 +11,7 @@ from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.outcomes import convert, number_repeats
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.schema_validation import validate
-from tuneline.data.sources.records import RawRecord
+from tuneline.data.sources.raw_record import RawRecord
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 
@@ -111,7 +111,7 @@ def test_answers_are_held_against_a_schema(data_lab):
 
 def test_a_wrong_schema_is_the_users_error(data_lab):
     lab = data_lab(clean_rows(3), answer_schema={"type": 3})
-    with pytest.raises(UserError, match=r"data\.answer_schema is no JSON Schema"):
+    with pytest.raises(UserError, match=r"data\.answer_schema is not a JSON Schema"):
         lab.step(ITEM)
 
 

@@ -112,7 +112,8 @@ class Document(Artifact, Generic[Model]):
         """Write the document of this step."""
         path = self.path(ctx)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content.model_dump_json(indent=1), encoding="utf-8")
+        text = content.model_dump_json(indent=1, by_alias=True)
+        path.write_text(text, encoding="utf-8")
 
     def _parse(self, raw: bytes, run: Run) -> Model:
         try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.phrases import (
     FORMAT_SHARE,
@@ -31,20 +32,14 @@ from tuneline.data.near_duplicates.phrases import (
 from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash
 from tuneline.data.tables.rows import (
-    AUDIT,
     HOLDOUT,
-    REJECTED,
-    ROWS,
     SPLITS,
     TRAIN,
-    UNSCRUBBED,
     VALIDATION,
     Row,
-    read_raws,
-    rejects_of,
     rows_before,
     write_audit,
-    write_rejects,
+    write_rejected,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -52,7 +47,6 @@ from tuneline.evidence import Evidence, Measurement, measure
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-ITEM = "deduplication"
 HOLDOUT_SHARE = (0.10, 0.20)
 PHRASES = "phrases.json"
 # N-grams in it: more nobody reads.
@@ -153,11 +147,9 @@ def run(ctx: StepContext) -> Evidence:
     left = [(row, reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
     (ctx.out / PHRASES).write_text(json.dumps(_phrases_of(thinned), indent=1, ensure_ascii=False))
     write_rows(ctx.out / ROWS, thinned.rows)
-    raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
-    rejects = list(rejects_of(left, ITEM, raws))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
+    write_rejected(ctx, left)
     _write_audit(ctx.out / AUDIT, rows, found, thinned.having)
-    return _conclude(ctx, rows, found, thinned, len(rejects))
+    return _conclude(ctx, rows, found, thinned, len(left))
 
 
 def _kept(rows: Sequence[Row], found: Deduplicated) -> list[Row]:

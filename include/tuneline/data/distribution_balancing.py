@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.artifacts.data import AUDIT, DATASET, REJECTED
 from tuneline.config import DataConfig
 from tuneline.data.balance.class_shares import (
     Figures,
@@ -28,27 +29,20 @@ from tuneline.data.balance.prompt_groups import group_prompts
 from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
 from tuneline.data.tables.rows import (
-    AUDIT,
-    DATASET,
     HOLDOUT,
-    REJECTED,
     TRAIN,
-    UNSCRUBBED,
     VALIDATION,
     Row,
-    read_raws,
-    rejects_of,
     rows_before,
     write_audit,
     write_dataset,
-    write_rejects,
+    write_rejected,
 )
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-ITEM = "distribution_balancing"
 PLOT = "class_shares.png"
 UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical": "ratio"}
 
@@ -201,10 +195,8 @@ def run(ctx: StepContext) -> Evidence:
     edges = _edges(rows, classes, config)
     kept = [(r, w) for r, w, reason in zip(rows, weights, reasons, strict=True) if not reason]
     left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
-    write_dataset(ctx.out / DATASET, [row for row, _ in kept], [weight for _, weight in kept])
-    raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
-    rejects = list(rejects_of(left, ITEM, raws))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
+    write_dataset(DATASET.path(ctx), [row for row, _ in kept], [weight for _, weight in kept])
+    write_rejected(ctx, left)
     columns = {
         "row_id": [row.row_id for row in rows],
         "kept": [reason is None for reason in reasons],
@@ -220,13 +212,13 @@ def run(ctx: StepContext) -> Evidence:
     general = [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", len(kept), "rows", ">=", 1),
-        measure("rows_lost", len(rows) - len(kept) - len(rejects), "rows", "==", 0),
-        measure("rows_sampled_down", len(rejects), "rows"),
+        measure("rows_lost", len(rows) - len(kept) - len(left), "rows", "==", 0),
+        measure("rows_sampled_down", len(left), "rows"),
         *(measure(f"{split}_rows", splits[split], "rows") for split in (VALIDATION, HOLDOUT)),
         measure("holdout_share", splits[HOLDOUT] / max(len(kept), 1), "share"),
         measure("train_rows", splits[TRAIN], "rows", ">=", 1),
     ]
-    sizes = {DATASET: len(kept), REJECTED: len(rejects), AUDIT: len(rows)}
+    sizes = {DATASET.name: len(kept), REJECTED: len(left), AUDIT: len(rows)}
     train = [
         TrainRow(name, reason is None, weight, edge is not None)
         for row, name, reason, weight, edge in zip(

@@ -14,6 +14,7 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.pii.canaries import Canary, leaks, make_canaries
 from tuneline.data.pii.entities import NER_ENTITIES
@@ -23,15 +24,11 @@ from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii.settings import SEED
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.tables.rows import (
-    AUDIT,
-    REJECTED,
-    ROWS,
     Row,
-    rejects_of,
     rows_before,
     scrubbed,
     write_audit,
-    write_rejects,
+    write_rejected,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -39,7 +36,6 @@ from tuneline.evidence import Evidence, Measurement, measure
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-ITEM = "pii_scrubbing"
 CANARIES = "canaries.parquet"
 
 
@@ -84,8 +80,7 @@ def run(ctx: StepContext) -> Evidence:
         else:
             kept.append(scrubbed(row, result.messages, result.surrogates))
     write_rows(ctx.out / ROWS, kept)
-    rejects = list(rejects_of(left, ITEM, {row.row_id: row.raw for row, _ in left}))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
+    write_rejected(ctx, left)
     canaries = make_canaries(
         scrubbed_entities(config.pii_profile), SEED, languages=config.languages
     )

@@ -1,10 +1,10 @@
-"""Expectations of the gates that Great Expectations does not bring along.
+"""Expectations of the gates that Great Expectations does not have.
 
-Importing this module loads Great Expectations and makes them known to it. A suite that is read back
-before that loses them without a word, which the gate notices by their number.
+Importing this module loads Great Expectations and registers them. A suite that is read back
+before that loses them without an error; the gate notices it by their number.
 """
 
-# Great Expectations reads annotations of expectations at run time, so they are no strings here.
+# No `from __future__ import annotations`: Great Expectations reads them at run time.
 from typing import Any, ClassVar
 
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
@@ -23,7 +23,7 @@ from great_expectations.render.renderer.renderer import renderer
 
 
 class RowsByFate(TableMetricProvider):
-    """How many rows of an audit table are kept and how many left with and without a reason."""
+    """Number of rows of an audit table that are kept, and that left with and without a reason."""
 
     metric_name = "table.rows_by_fate"
 
@@ -65,7 +65,7 @@ class ExpectRowsToBeConserved(BatchExpectation):
         result: ExpectationValidationResult | None = None,
         runtime_configuration: dict[Any, Any] | None = None,
     ) -> list[RenderedStringTemplateContent]:
-        """What the Data Docs say of it, in words."""
+        """Return the sentence of the Data Docs."""
         template = {
             "template": "rows in = rows kept + $stored_rejects rejects that are stored; "
             "$missing of the rows that came in are missing",

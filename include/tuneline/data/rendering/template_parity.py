@@ -1,8 +1,8 @@
-"""Hold every rendered row against what transformers makes of it, token id by token id.
+"""Compare every rendered row with transformers' own rendering, token id by token id.
 
 Ours comes from the outlined or compiled template and is encoded in pieces; theirs is
-`apply_chat_template(tokenize=True)`, which renders and encodes the row whole. Both are worked
-out at the same time, on two threads: encoding does not hold the interpreter's lock.
+`apply_chat_template(tokenize=True)`, which renders and encodes the row whole. Both run at the
+same time, on two threads: encoding does not hold the interpreter's lock.
 
 The same ids are compared with the serving engine's in deployment: `adapter_merging` tokenizes
 rows with the engine's own tokenizer and renders their prompts with its own template engine.
@@ -22,13 +22,13 @@ from tuneline.data.tables.rows import Message
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What the comparison found for one row.
+    """The comparison of one row.
 
     Attributes:
-        reason: why the row can't be trained on (`code: detail`), None when it can.
-        tokens_equal: whether both ways give the same token ids; None when nothing was rendered.
-        mask_exact: whether exactly the assistant's tokens can be marked, and there are some.
-        tokens: how many transformers makes of it, 0 when nothing was rendered.
+        reason: reason why the row can't be trained on (`code: detail`), None if it can.
+        tokens_equal: True if both ways give the same token ids; None if nothing was rendered.
+        mask_exact: True if exactly the assistant's tokens can be marked, and there are some.
+        tokens: number of tokens by transformers, 0 if nothing was rendered.
     """
 
     reason: str | None
@@ -38,7 +38,7 @@ class Parity:
 
 
 class _Batch(NamedTuple):
-    """Rows on their way: what the template refused, and both ways of the others."""
+    """A batch in work: the rows that the template refused, and both renderings of the others."""
 
     rows: Sequence[Sequence[Message]]
     refused: dict[int, str]
@@ -51,7 +51,7 @@ def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[P
 
     Args:
         rows: the turns of each row, the last one the assistant's.
-        renderer: of the target model.
+        renderer: the target model's renderer.
     """
     with ThreadPoolExecutor(2) as workers:
         ahead = None
@@ -90,9 +90,9 @@ def _start(
 
 
 def _left_out(messages: Sequence[Message], text: str) -> int | None:
-    """The first turn that a rendered text does not hold.
+    """Return the first turn that a rendered text does not hold.
 
-    Answers before the last may be shortened: templates of reasoning models drop what was thought.
+    Answers before the last may be shortened: templates of reasoning models drop the thoughts.
     """
     last = len(messages) - 1
     for index, message in enumerate(messages):
@@ -116,7 +116,7 @@ def _finish(batch: _Batch, renderer: Renderer) -> Iterator[Parity]:
 
 
 def _boundary(messages: Sequence[Message], text: str, renderer: Renderer) -> str:
-    """Why no mask covers exactly the answers."""
+    """Return the reason why no mask covers exactly the answers."""
     if text.startswith(renderer.text(messages[:-1], ask=True)):
         return "mask_boundary: the answer's first token would merge with the prompt's last"
     return "mask_boundary: the row does not start with what the template asks the model with"

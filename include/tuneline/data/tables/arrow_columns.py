@@ -1,7 +1,7 @@
-"""Columns of rows as Arrow arrays and back, turns included, without a dictionary for each row.
+"""Turn columns of rows into Arrow arrays and back, turns included, without a dictionary per row.
 
-Arrow's own `from_pylist` and `to_pylist` look at every field of every row; here each column goes
-over whole, and a list of structs as the columns of its elements.
+Arrow's own `from_pylist` and `to_pylist` look at every field of every row; here each column is
+converted whole, and a list of structs as the columns of its elements.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A part of a table is so short that its texts stay below the two gigabytes of a string array.
+# Short enough that the texts of a part stay below the two gigabytes of a string array.
 _PART_ROWS = 1 << 15
 
 
 def table_of(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    """A table of equally long columns; elements of a list column are mappings."""
+    """Make a table of equally long columns; elements of a list column are mappings."""
     import pyarrow as pa
 
     rows = len(columns[schema.names[0]])
@@ -34,7 +34,7 @@ def table_of(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Tabl
 
 
 def columns_of(table: pa.Table) -> dict[str, list[Any]]:
-    """The columns of a table as lists of Python values."""
+    """Return the columns of a table as lists of Python values."""
     return {
         name: list(chain.from_iterable(map(_values, table[name].chunks)))
         for name in table.column_names

@@ -1,18 +1,20 @@
 """The tables that data steps hand to each other, as Parquet files.
 
-`rows.parquet` holds the rows that are still in, `rejected.parquet` those a step took out (raw
-text: it lies in quarantine), `audit.parquet` one line of measures per row, without any text.
+`rows.parquet` holds the rows that are still in, `rejected.parquet` those that a step took out
+(raw text, so it lies in quarantine), `audit.parquet` one line of measures per row, without any
+text. Their names stand in `tuneline.artifacts.data`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.catalogue import DATA_ORDER, data_item_before
+from tuneline.artifacts.data import UNSCRUBBED, rejected_of, rows_of
+from tuneline.catalogue import data_item_before
 from tuneline.data.tables.arrow_columns import columns_of, table_of
 from tuneline.errors import UserError
 
@@ -25,13 +27,6 @@ Message = dict[str, str]
 
 TRAIN, VALIDATION, HOLDOUT = "train", "validation", "holdout"
 SPLITS = (TRAIN, VALIDATION, HOLDOUT)
-
-ROWS = "rows.parquet"
-AUDIT = "audit.parquet"
-REJECTED = "quarantine/rejected.parquet"
-# What schema_validation leaves is not scrubbed yet, so it lies in quarantine too.
-UNSCRUBBED = "quarantine/rows.parquet"
-DATASET = "dataset.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +48,11 @@ class Row:
             `-2`, `-3`, …, a piece of a split row `#0`, `#1`, ….
         messages: the turns, each `{"role": …, "content": …}`.
         source_file: the file as the configuration names it.
-        source_line: its line there, from 1; a CSV's header is line 1.
+        source_line: its line in that file, from 1; a CSV's header is line 1.
         label: its class, None without one.
-        own_holdout: whether it came from the dataset's own hold-out file.
-        split: where it belongs, empty before deduplication.
-        n_tokens: tokens of the rendered row, 0 where its turns changed since they were counted.
+        own_holdout: True if it comes from the dataset's own hold-out file.
+        split: train, validation or holdout; empty before deduplication.
+        n_tokens: tokens of the rendered row, 0 if its turns changed since they were counted.
         raw: the source line, only before scrubbing.
         stand_ins: surrogates in its turns.
     """
@@ -86,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that a step took out. `reason` is `code` or `code: detail`."""
+    """A row that a step took out; `reason` is `code` or `code: detail`."""
 
     row_id: str
     item: str
@@ -108,7 +103,7 @@ def _message_type() -> pa.DataType:
 
 
 def row_schema() -> pa.Schema:
-    """The columns of `rows.parquet`."""
+    """Return the columns of `rows.parquet`."""
     import pyarrow as pa
 
     stand_in = pa.struct(
@@ -131,7 +126,7 @@ def row_schema() -> pa.Schema:
 
 
 def dataset_schema() -> pa.Schema:
-    """The columns of `dataset.parquet`, as the public contract names them."""
+    """Return the columns of `dataset.parquet`, as the public contract names them."""
     import pyarrow as pa
 
     return pa.schema(
@@ -149,7 +144,7 @@ def dataset_schema() -> pa.Schema:
 
 
 def reject_schema() -> pa.Schema:
-    """The columns of `rejected.parquet`, as the public contract names them."""
+    """Return the columns of `rejected.parquet`, as the public contract names them."""
     import pyarrow as pa
 
     return pa.schema(
@@ -183,7 +178,6 @@ def _columns(entries: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[Row]:
-    """Rows from their columns; columns that are no field of a row are an error."""
     return [
         Row(**dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
@@ -207,7 +201,7 @@ def rows_before(ctx: StepContext) -> list[Row]:
     """
     step = data_item_before(ctx.step)
     assert step is not None, f"{ctx.step} is the first data item"
-    rows = read_rows(ctx.input(step, UNSCRUBBED if step == DATA_ORDER[0] else ROWS))
+    rows = read_rows(rows_of(step).fetch(ctx))
     if not rows:
         raise UserError(f"{step} kept no rows, so there is nothing for {ctx.step} to work on")
     return rows
@@ -260,39 +254,47 @@ def _read(path: Path) -> dict[str, list[Any]]:
     return columns_of(pq.read_table(path))
 
 
-def rejects_of(
-    rows: Iterable[tuple[Row, str]], item: str, raws: dict[str, str]
-) -> Iterator[Reject]:
-    """Turn rows and the reasons they leave for into rejects.
+def write_rejected(ctx: StepContext, left: Sequence[tuple[Row, str]]) -> None:
+    """Write the rows that this item takes out, with their source lines, into quarantine.
 
     Args:
-        rows: each row with its reason.
-        item: the item that takes it out.
-        raws: the source line of each row by `row_id`, from `read_raws`.
+        ctx: the item's context.
+        left: each row with the reason, `code` or `code: detail`.
     """
-    for row, reason in rows:
-        raw = raws[base_id(row.row_id)]
-        yield Reject(row.row_id, item, reason, row.source_file, row.source_line, raw)
+    raws = _raw_lines(UNSCRUBBED.fetch(ctx), {base_id(row.row_id) for row, _ in left})
+    write_rejects(
+        rejected_of(ctx.step).path(ctx),
+        (
+            Reject(
+                row.row_id,
+                ctx.step,
+                reason,
+                row.source_file,
+                row.source_line,
+                raws[base_id(row.row_id)],
+            )
+            for row, reason in left
+        ),
+    )
 
 
-def base_id(row_id: str) -> str:
-    """The id of the source row that a piece `id#k` was split from."""
-    return row_id.split("#", 1)[0]
-
-
-def read_raws(path: Path, row_ids: Iterable[str]) -> dict[str, str]:
-    """The source lines of some rows, from what schema_validation left in quarantine."""
+def _raw_lines(path: Path, row_ids: set[str]) -> dict[str, str]:
+    """Return the source lines of some rows by id, from what schema_validation left."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    wanted = pa.array({base_id(row_id) for row_id in row_ids}, pa.string())
     table = pq.read_table(path, columns=["row_id", "raw"])
-    table = table.filter(pc.is_in(table["row_id"], value_set=wanted))
+    table = table.filter(pc.is_in(table["row_id"], value_set=pa.array(row_ids, pa.string())))
     return dict(zip(table["row_id"].to_pylist(), table["raw"].to_pylist(), strict=True))
 
 
+def base_id(row_id: str) -> str:
+    """Return the id of the source row that a piece `id#k` was split from."""
+    return row_id.split("#", 1)[0]
+
+
 def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) -> Row:
-    """The row with scrubbed turns and without its source line."""
+    """Return the row with scrubbed turns and without its source line."""
     counted = row.n_tokens if messages == row.messages else 0
     return replace(row, messages=messages, stand_ins=stand_ins, n_tokens=counted, raw="")
