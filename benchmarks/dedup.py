@@ -18,8 +18,7 @@ from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
-from benchmarks.texts.dedup_trials import THRESHOLD, groups, plain
-from benchmarks.workloads.exact_jaccard import Pair, similar_pairs
+from benchmarks.texts.dedup_trials import THRESHOLD, Pair, plain
 from benchmarks.workloads.input_rows import read_texts, write_lines
 from benchmarks.workloads.near_duplicates import FEW_WORDS, SEED, make_corpus
 
@@ -137,12 +136,11 @@ def contenders() -> tuple[list[System], list[NotMeasured]]:
 
 
 def exact_pairs(texts: list[str]) -> set[Pair]:
-    """All pairs that are near-duplicates by definition."""
+    """Return all pairs that are near-duplicates, found by the exact join."""
+    from tuneline.data.near_duplicates.exact_join import similar_pairs
+
     compared = [plain(text) for text in texts]
-    found: set[Pair] = set()
-    for members, shingle in groups(compared):
-        found |= similar_pairs(compared, members, shingle, THRESHOLD)
-    return found
+    return {(i, j) for i, j, _ in similar_pairs(compared, compared, THRESHOLD) if i < j}
 
 
 def _texts(options: Options) -> tuple[list[str], dict[str, Any]]:

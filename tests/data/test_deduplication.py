@@ -178,7 +178,7 @@ def test_shared_instructions_do_not_make_rows_alike():
     assert all(reason is None for reason in deduplicate(rows, config()).reasons)
 
 
-def test_stand_ins_are_not_compared():
+def test_surrogates_are_not_compared():
     def hidden(number, name):
         user = f"my name is {name} and my parcel never came to the door"
         return row(number, user, stand_ins=(StandIn(0, 11, 11 + len(name), "PERSON"),))

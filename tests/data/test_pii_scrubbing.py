@@ -11,7 +11,8 @@ from tuneline.config import DataConfig
 from tuneline.data.pii.canaries import FORMS, leaks, make_canaries
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii.scrubber import Scrubber, Settings, make_scrubber, residual_hits
+from tuneline.data.pii.scrubber import Scrubber, make_scrubber, residual_hits
+from tuneline.data.pii.settings import Settings
 from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
 from tuneline.errors import UserError
 
@@ -52,9 +53,9 @@ def test_planted_data_is_replaced_and_counted(data_lab):
     (row,) = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 6]
     assert CARD not in json.dumps(row)
     user, assistant = (m["content"] for m in row["messages"])
-    stand_in = row["stand_ins"][0]
-    shown = user[stand_in["start"] : stand_in["end"]]
-    assert stand_in["entity"] == "CREDIT_CARD"
+    surrogate = row["stand_ins"][0]
+    shown = user[surrogate["start"] : surrogate["end"]]
+    assert surrogate["entity"] == "CREDIT_CARD"
     assert json.loads(assistant) == {"intent": "login", "reply": f"So {shown}?"}
     assert entry.verdict == "pass"
     assert lab.gate(ITEM).verdict == "pass"
@@ -142,14 +143,14 @@ def test_the_allow_list():
 def test_scrubbing_twice_changes_nothing():
     once = scrub(*chat(f"{CARD}, anna@mail.com, 212-555-0104, 203.0.113.9", "ok"))
     values = [
-        m["content"][s.start : s.end] for s in once.stand_ins for m in [once.messages[s.turn]]
+        m["content"][s.start : s.end] for s in once.surrogates for m in [once.messages[s.turn]]
     ]
     assert len(values) == 4
     assert residual_hits(once.messages, values) == 0
     assert residual_hits(once.messages, []) > 0
 
 
-def test_people_get_one_stand_in_everywhere(named):
+def test_people_get_one_surrogate_everywhere(named):
     messages = chat(
         "Hello, my name is Hannah Murphy. HANNAH MURPHY, yes.",
         answer("login", "Dear Hannah, we wrote to Hannah Murphy."),

@@ -20,7 +20,8 @@ from tuneline.data.pii.canaries import Canary, leaks, make_canaries
 from tuneline.data.pii.entities import NER_ENTITIES
 from tuneline.data.pii.models import describe_model
 from tuneline.data.pii.profiles import demanded, recognised, scrubbed_entities, uncovered_languages
-from tuneline.data.pii.scrubber import SEED, Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.settings import SEED
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.tables.rows import (
     Row,
@@ -77,7 +78,7 @@ def run(ctx: StepContext) -> Evidence:
         if reason is not None:
             left.append((row, reason))
         else:
-            kept.append(scrubbed(row, result.messages, result.stand_ins))
+            kept.append(scrubbed(row, result.messages, result.surrogates))
     write_rows(ctx.out / ROWS, kept)
     write_rejected(ctx, left)
     canaries = make_canaries(

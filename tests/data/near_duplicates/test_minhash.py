@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from tuneline.data.near_duplicates.exact_join import char_grams, word_grams
 from tuneline.data.near_duplicates.minhash import (
     BANDS_MANY,
     NUM_PERM,
@@ -20,9 +19,11 @@ from tuneline.data.near_duplicates.minhash import (
 from tuneline.data.near_duplicates.shingles import (
     LONG,
     SHORT,
+    char_grams,
     normalise,
     shingle_chars,
     shingle_words,
+    word_grams,
 )
 
 

@@ -3,7 +3,8 @@ import sys
 import pytest
 
 from tuneline.data.pii.presidio import CustomRecognisers
-from tuneline.data.pii.scrubber import Scrubber, Settings
+from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.settings import Settings
 from tuneline.errors import UserError
 
 BADGE = {

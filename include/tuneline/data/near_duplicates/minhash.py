@@ -25,10 +25,12 @@ from tuneline.data.near_duplicates.shingles import (
     Shingled,
     batches,
     chars_of,
+    distinct,
     grams_of,
     mix,
     shingle_chars,
     shingle_words,
+    text_of,
     words_of,
 )
 from tuneline.machine.threads import in_threads
@@ -46,9 +48,6 @@ MAX_BUCKET = 64
 PAIRS = BATCH_TEXTS
 # Pairs whose bitmaps are compared at once.
 CHECKED = 1 << 16
-# The number of a text in its batch takes so many bits of a sort key, the shingle hash the others.
-# Two of a text's hashes fall together in 52 bits once in 10^11 texts.
-_TEXT_BITS = (BATCH_TEXTS - 1).bit_length()
 
 
 def signatures(shingled: Shingled) -> Signatures:
@@ -180,25 +179,8 @@ def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
     return shared / (_count(left, len(a)) + _count(right, len(a)) - shared)
 
 
-def distinct(shingled: Shingled) -> Hashes:
-    """The sets of shingles of a batch of texts: the number of the text in the upper 12 bits.
-
-    Args:
-        shingled: at most `BATCH_TEXTS` texts.
-
-    Returns:
-        Sorted, each once: the text's number above the upper 52 bits of the shingle's hash.
-    """
-    numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
-    shift = np.uint64(64 - _TEXT_BITS)
-    keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(_TEXT_BITS)))
-    fresh = np.ones(len(keys), dtype=bool)
-    np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
-    return keys[fresh]
-
-
 def _count(keys: Hashes, texts: int) -> NDArray[np.int64]:
-    return np.bincount((keys >> np.uint64(64 - _TEXT_BITS)).astype(np.int64), minlength=texts)
+    return np.bincount(text_of(keys), minlength=texts)
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
@@ -245,7 +227,7 @@ def _possible(
     for batch in batches(chosen):
         count = batch.stop - batch.start
         grams = distinct(shingle(chosen[batch]))
-        text = (grams >> np.uint64(64 - _TEXT_BITS)).astype(np.int64)
+        text = text_of(grams)
         bits.append(bitmaps(grams, text, count))
         sizes.append(np.bincount(text, minlength=count))
     known = (np.concatenate(bits), np.concatenate(sizes))

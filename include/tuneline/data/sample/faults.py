@@ -14,7 +14,8 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tuneline.data.sample.similarity import char_grams, jaccard, normalise
+from tuneline.data.near_duplicates.exact_join import similarity
+from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.sample.text import MAX_TRIES, Draw, Row, Writer, typo
 
 # Planted near-duplicates keep this much similarity, in the message alone and in the whole row,
@@ -138,8 +139,8 @@ def similarities(a: Row, b: Row, system: str) -> tuple[float, float]:
     """
 
     def both(x: str, y: str) -> float:
-        raw = jaccard(char_grams(x), char_grams(y))
-        return min(raw, jaccard(char_grams(normalise(x)), char_grams(normalise(y))))
+        raw = similarity(char_grams(x), char_grams(y))
+        return min(raw, similarity(char_grams(normalise(x)), char_grams(normalise(y))))
 
     def whole(row: Row) -> str:
         return " ".join(message["content"] for message in row.messages(system))
