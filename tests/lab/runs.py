@@ -1,7 +1,8 @@
-"""A run in a store of its own, and the means to leave what earlier steps leave."""
+"""A run in its own store, what earlier steps would have left there, and what a step measured."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuneline.catalogue import is_helper
+from tuneline.artifacts.artifact import Artifact
+from tuneline.catalogue import get_step, is_helper
 from tuneline.config import build_config
 from tuneline.evidence import Verdict
 from tuneline.run import Run, StepContext
@@ -74,7 +76,7 @@ def write_dataset(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 class Lab:
-    """A run, and the means to leave what earlier steps leave."""
+    """A run whose earlier steps are stood in for by the files that a test leaves."""
 
     def __init__(self, root: Path, overrides: Mapping[str, Any]) -> None:
         self.root = root
@@ -127,7 +129,43 @@ class Lab:
         verdict = None if measurements else Verdict.NOT_APPLICABLE
         return ctx.conclude("left by a test", measurements, verdict=verdict)
 
-    def execute(self, step: str, work: Callable[[StepContext], Any]) -> Any:
-        """Run a step's function and store what it leaves."""
+    def execute(self, step: str, work: Callable[[StepContext], Any] | None = None) -> Any:
+        """Run a step and store what it leaves.
+
+        Args:
+            step: the item or helper step.
+            work: its function; by default the one that the catalogue names.
+
+        Returns:
+            The stored evidence or record.
+        """
         ctx = self.context(step)
-        return store_output(ctx, work(ctx))
+        run = work or importlib.import_module(get_step(step).module).run
+        return store_output(ctx, run(ctx))
+
+    def artifact(self, step: str, name: str) -> Path:
+        """A stored file of a step; `quarantine/…` for raw text."""
+        return self.root / "store" / Artifact(step, name).key(self.run)
+
+    def document(self, step: str, name: str) -> Any:
+        """The content of a stored JSON file."""
+        return json.loads(self.artifact(step, name).read_text())
+
+    def lines(self, step: str, name: str) -> list[Any]:
+        """The entries of a stored JSON-lines file."""
+        return [json.loads(line) for line in self.artifact(step, name).read_text().splitlines()]
+
+
+def values(entry: Any) -> dict[str, Any]:
+    """What an evidence or a record measured: value by name."""
+    return {m.name: m.value for m in entry.measurements}
+
+
+def value(entry: Any, name: str) -> Any:
+    """The value of one measurement of an evidence or a record."""
+    return values(entry)[name]
+
+
+def broken(entry: Any) -> set[str]:
+    """Names of the measurements that break their rule, of an entry or in a list."""
+    return {m.name for m in getattr(entry, "measurements", entry) if m.ok is False}
