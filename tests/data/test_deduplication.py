@@ -1,7 +1,8 @@
 import json
 from collections import Counter
 
-from tests.lab.data_runs import answer, chat, clean_rows, code, text, value, write_jsonl
+from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
+from tests.lab.runs import value
 
 from tuneline.data.near_duplicates.search import deduplicate, find_conflicts, similarity_texts
 from tuneline.data.tables.rows import Row, StandIn

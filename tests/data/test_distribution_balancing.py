@@ -1,7 +1,8 @@
 from collections import Counter
 
 import pytest
-from tests.lab.data_runs import clean_rows, code, text, value
+from tests.lab.data_runs import clean_rows, code, text
+from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.distribution_balancing import balance

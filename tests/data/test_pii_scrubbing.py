@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
 from pydantic import ValidationError
-from tests.lab.data_runs import answer, chat, clean_rows, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, text
+from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.canaries import FORMS, leaks, make_canaries

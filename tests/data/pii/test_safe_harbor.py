@@ -1,5 +1,6 @@
 import pytest
-from tests.lab.data_runs import answer, chat, clean_rows, value
+from tests.lab.data_runs import answer, chat, clean_rows
+from tests.lab.runs import value
 
 from tuneline.data.pii.canaries import make_canaries
 from tuneline.data.pii.patterns import find

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tuneline.data.tables.rows import Message
@@ -113,21 +113,26 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _messages(turns: Any) -> list[Message]:
+def _turns(turns: Any, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the turns of a field with their numbers from 1."""
     if not isinstance(turns, list) or not turns:
-        raise Malformed("wrong_type: `messages` is not a list of turns")
-    return [_message(number, turn) for number, turn in enumerate(turns, 1)]
+        raise Malformed(f"wrong_type: `{field}` is not a list of turns")
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
+        yield number, turn
 
 
-def _message(number: int, turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise Malformed(f"tool_call: turn {number} calls a tool, which only whole records can")
-    role = turn.get("role")
-    if not isinstance(role, str):
-        raise Malformed(f"unknown_role: turn {number} has the role {role!r:.40}")
-    return {"role": role, "content": text_of(turn.get("content"), f"turn {number}")}
+def _messages(turns: Any) -> list[Message]:
+    messages: list[Message] = []
+    for number, turn in _turns(turns, "messages"):
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise Malformed(f"tool_call: turn {number} calls a tool, which only whole records can")
+        role = turn.get("role")
+        if not isinstance(role, str):
+            raise Malformed(f"unknown_role: turn {number} has the role {role!r:.40}")
+        messages.append({"role": role, "content": text_of(turn.get("content"), f"turn {number}")})
+    return messages
 
 
 def text_of(content: Any, where: str) -> str:
@@ -150,15 +155,9 @@ def text_of(content: Any, where: str) -> str:
 
 
 def _sharegpt(value: dict[str, Any]) -> list[Message]:
+    messages = _system(value)
     turns = value.get("conversations", value.get("conversation"))
-    if not isinstance(turns, list) or not turns:
-        raise Malformed("wrong_type: `conversations` is not a list of turns")
-    messages: list[Message] = []
-    if value.get("system"):
-        messages.append({"role": "system", "content": text_of(value["system"], "`system`")})
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
+    for number, turn in _turns(turns, "conversations"):
         sender = turn.get("from", turn.get("role"))
         role = _SHAREGPT_ROLES.get(sender) if isinstance(sender, str) else None
         if role is None:

@@ -214,18 +214,12 @@ def _validate(
 def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
     asset = source.add_dataframe_asset(suite.name)
     batch = asset.add_batch_definition_whole_dataframe("all rows")
-    from tuneline.data.gates import expectations as gate_expectations
-
-    kinds = [
-        getattr(gate_expectations, r.kind, None) or getattr(gx.expectations, r.kind)
-        for r in suite.rules
-    ]
     expectations = [
-        kind(**rule.arguments, severity=rule.severity)
-        for kind, rule in zip(kinds, suite.rules, strict=True)
+        getattr(gx.expectations, rule.kind)(**rule.arguments, severity=rule.severity)
+        for rule in suite.rules
     ]
     context.suites.add_or_update(gx.ExpectationSuite(name=suite.name, expectations=expectations))
-    # Read back: what the suite lost on its way to disk would never be checked.
+    # Read back: an expectation lost on its way to disk would never be checked.
     stored = context.suites.get(suite.name)
     definition = context.validation_definitions.add_or_update(
         gx.ValidationDefinition(name=suite.name, data=batch, suite=stored)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """One expectation: its class (Great Expectations' or of `gate_expectations`), its arguments."""
+    """One expectation: its class in Great Expectations, and its arguments."""
 
     kind: str
     arguments: Mapping[str, Any]
@@ -108,23 +108,27 @@ def _kept_only(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def _rows(given: GateInput) -> tuple[pd.DataFrame, list[Rule]]:
     """Return the audit table and the rules of every gate: rows are conserved, with reasons."""
     frame = given.tables[AUDIT].copy()
-    kept = frame["kept"].astype(bool)
+    kept, reasoned = frame["kept"].astype(bool), frame["reason"].notna()
     frame["kept"] = kept
     frame["kept_rows"] = kept.astype(int)
-    ids = frame["row_id"].map(base_id)
-    missing = 0
+    frame["rejected_rows"] = (~kept & reasoned).astype(int)
+    frame["lost_rows"] = (~kept & ~reasoned).astype(int)
+    frame["kept_with_a_reason"] = (kept & reasoned).astype(int)
     rules = [
         Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
         Rule("ExpectColumnValuesToNotBeNull", {"column": "row_id"}),
         Rule("ExpectColumnValuesToBeUnique", {"column": "row_id"}),
         total("kept_rows", 1, None),
+        total("rejected_rows", given.stored_rejects, given.stored_rejects),
+        total("lost_rows", 0, 0),
+        total("kept_with_a_reason", 0, 0),
     ]
     if given.came_in is not None:
+        ids = frame["row_id"].map(base_id)
         frame["came_in"] = ids.isin(given.came_in)
-        missing = len(given.came_in - set(ids))
-        rules.append(among("came_in", True))
-    conserved = {"stored_rejects": given.stored_rejects, "missing": missing}
-    return frame, [*rules, Rule("ExpectRowsToBeConserved", conserved)]
+        frame["missing_rows"] = len(given.came_in - set(ids))
+        rules += [among("came_in", True), between("missing_rows", 0, 0)]
+    return frame, rules
 
 
 def _schema_validation(given: GateInput) -> list[Suite]:

@@ -103,8 +103,8 @@ class TemplateRefused(ValueError):
 class Renderer:
     """Renders and encodes rows for one tokenizer and target format.
 
-    A tokenizer's own template is compiled once, by transformers, and called without the copies
-    that `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
+    A template is compiled once, by transformers, and called without the copies that
+    `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
     nothing to convert. A template that only writes contents between markers is outlined and not
     called per row. `template_ids` is transformers' own result, for comparison.
 
@@ -136,12 +136,6 @@ class Renderer:
         Raises:
             TemplateRefused: if the template raises an error over these turns.
         """
-        if self.target == "chatml":
-            return _chatml(messages, ask)
-        if self.target == "llama3":
-            return _llama3(messages, ask, self.tokenizer.bos_token or "")
-        if self.target == "alpaca":
-            return _alpaca(messages, self.tokenizer.eos_token)
         if self._outline is not None:
             return self._outline.text(messages, ask)
         return self._by_template(messages, ask)
@@ -271,29 +265,3 @@ def render_example(
 ) -> RenderedExample:
     """Render one row; `Renderer.render` is faster for many."""
     return Renderer(tokenizer, target).render([messages])[0]
-
-
-def _chatml(messages: Sequence[Message], ask: bool) -> str:
-    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
-    return "".join(turns) + ("<|im_start|>assistant\n" if ask else "")
-
-
-def _llama3(messages: Sequence[Message], ask: bool, bos: str) -> str:
-    turns = [
-        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content'].strip()}<|eot_id|>"
-        for m in messages
-    ]
-    ending = "<|start_header_id|>assistant<|end_header_id|>\n\n" if ask else ""
-    return bos + "".join(turns) + ending
-
-
-def _alpaca(messages: Sequence[Message], eos: str) -> str:
-    parts = [ALPACA_PREAMBLE]
-    for message in messages:
-        if message["role"] == "system":
-            parts[0] = message["content"]
-        elif message["role"] == "user":
-            parts.append(f"\n\n### Instruction:\n{message['content']}\n\n### Response:\n")
-        else:
-            parts.append(message["content"] + eos)
-    return "".join(parts)

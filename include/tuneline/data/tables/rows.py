@@ -8,14 +8,13 @@ text. Their names stand in `tuneline.artifacts.data`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import UNSCRUBBED, rejected_of, rows_of
 from tuneline.catalogue import data_item_before
-from tuneline.data.tables.arrow_columns import columns_of, table_of
 from tuneline.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +26,15 @@ Message = dict[str, str]
 
 TRAIN, VALIDATION, HOLDOUT = "train", "validation", "holdout"
 SPLITS = (TRAIN, VALIDATION, HOLDOUT)
+
+ROW_COLUMNS = (
+    "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins"
+).split()
+# As the public contract names them.
+DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
+REJECT_COLUMNS = "row_id item reason source_file source_line raw".split()
+# Short enough that the texts of a part stay below the two gigabytes of a string array.
+_PART_ROWS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,85 +104,44 @@ class Reject:
         return self.reason.split(":", 1)[0]
 
 
-def _message_type() -> pa.DataType:
+def _schema(names: Iterable[str]) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    text = pa.string()
+    surrogate = [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", text)]
+    types = {
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+        "own_holdout": pa.bool_(),
+        "weight": pa.float64(),
+        "n_tokens": pa.int32(),
+        "source_line": pa.int64(),
+        "raw": pa.large_string(),
+        "stand_ins": pa.list_(pa.struct(surrogate)),
+    }
+    return pa.schema([(name, types.get(name, text)) for name in names])
 
 
-def row_schema() -> pa.Schema:
-    """Return the columns of `rows.parquet`."""
+def _write(path: Path, names: Sequence[str], entries: Sequence[Any], **more: list[Any]) -> None:
+    """Write a table of the attributes `names` of entries; `more` gives columns instead."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    stand_in = pa.struct(
-        [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", pa.string())]
-    )
-    return pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("messages", _message_type()),
-            ("label", pa.string()),
-            ("own_holdout", pa.bool_()),
-            ("split", pa.string()),
-            ("n_tokens", pa.int32()),
-            ("source_file", pa.string()),
-            ("source_line", pa.int64()),
-            ("raw", pa.large_string()),
-            ("stand_ins", pa.list_(stand_in)),
-        ]
-    )
-
-
-def dataset_schema() -> pa.Schema:
-    """Return the columns of `dataset.parquet`, as the public contract names them."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("messages", _message_type()),
-            ("split", pa.string()),
-            ("label", pa.string()),
-            ("weight", pa.float64()),
-            ("n_tokens", pa.int32()),
-            ("source_file", pa.string()),
-            ("source_line", pa.int64()),
-        ]
-    )
-
-
-def reject_schema() -> pa.Schema:
-    """Return the columns of `rejected.parquet`, as the public contract names them."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("item", pa.string()),
-            ("reason", pa.string()),
-            ("source_file", pa.string()),
-            ("source_line", pa.int64()),
-            ("raw", pa.large_string()),
-        ]
-    )
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write `rows.parquet`."""
-    rows = list(rows)
-    columns = _columns(rows, [name for name in row_schema().names if name != "stand_ins"])
-    columns["stand_ins"] = [
-        [
-            {"turn": s.turn, "start": s.start, "end": s.end, "entity": s.entity}
-            for s in row.stand_ins
-        ]
-        for row in rows
+    columns = {name: more.get(name) or list(map(attrgetter(name), entries)) for name in names}
+    parts = [
+        pa.Table.from_pydict(
+            {name: values[at : at + _PART_ROWS] for name, values in columns.items()}, _schema(names)
+        )
+        for at in range(0, max(len(entries), 1), _PART_ROWS)
     ]
-    _write(path, row_schema(), columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.concat_tables(parts), path)
 
 
-def _columns(entries: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]]:
-    return {name: list(map(attrgetter(name), entries)) for name in names}
+def _read(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[Row]:
@@ -182,6 +149,13 @@ def _rows(columns: dict[str, list[Any]]) -> list[Row]:
         Row(**dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
     ]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write `rows.parquet`."""
+    rows = list(rows)
+    stand_ins = [list(map(asdict, row.stand_ins)) for row in rows]
+    _write(path, ROW_COLUMNS, rows, stand_ins=stand_ins)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -209,9 +183,7 @@ def rows_before(ctx: StepContext) -> list[Row]:
 
 def write_dataset(path: Path, rows: Sequence[Row], weights: Sequence[float]) -> None:
     """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
-    columns = _columns(rows, [name for name in dataset_schema().names if name != "weight"])
-    columns["weight"] = list(weights)
-    _write(path, dataset_schema(), columns)
+    _write(path, DATASET_COLUMNS, rows, weight=list(weights))
 
 
 def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
@@ -223,7 +195,7 @@ def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write `rejected.parquet`."""
-    _write(path, reject_schema(), _columns(list(rejects), reject_schema().names))
+    _write(path, REJECT_COLUMNS, list(rejects))
 
 
 def read_rejects(path: Path) -> list[Reject]:
@@ -239,19 +211,6 @@ def write_audit(path: Path, columns: dict[str, Any]) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table(columns), path)
-
-
-def _write(path: Path, schema: pa.Schema, columns: dict[str, list[Any]]) -> None:
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table_of(columns, schema), path)
-
-
-def _read(path: Path) -> dict[str, list[Any]]:
-    import pyarrow.parquet as pq
-
-    return columns_of(pq.read_table(path))
 
 
 def write_rejected(ctx: StepContext, left: Sequence[tuple[Row, str]]) -> None:
