@@ -125,9 +125,9 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
         before: the rows after scrubbing, which know their surrogates.
         limit: Jaccard similarity from which two rows are near-duplicates.
     """
-    stand_ins = {row.row_id: row.stand_ins for row in before}
+    surrogates = {row.row_id: row.stand_ins for row in before}
     texts = similarity_texts(
-        [replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows], before
+        [replace(row, stand_ins=surrogates.get(row.row_id, ())) for row in rows], before
     )
     members = {
         split: [t for t, r in zip(texts, rows, strict=True) if r.split == split] for split in SPLITS
@@ -167,10 +167,10 @@ def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
 
 
 def rows_with_pii(
-    rows: Sequence[Row], stand_ins: Mapping[str, Iterable[str]], config: DataConfig
+    rows: Sequence[Row], surrogates: Mapping[str, Iterable[str]], config: DataConfig
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
-    pieces = [(row.messages, list(stand_ins.get(base_id(row.row_id), ()))) for row in rows]
+    pieces = [(row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in rows]
     chunks = [pieces[start : start + CHUNK] for start in range(0, len(pieces), CHUNK)]
     return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
 

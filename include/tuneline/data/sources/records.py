@@ -1,9 +1,8 @@
 """Read raw records from JSONL, CSV and Parquet, each with its file, line and original text.
 
 JSONL and CSV may be packed by gzip or zstd. One bad byte, line or record never stops the rest: it
-becomes a record with a fault, and so does what is lost where a file breaks off. What makes a
-whole file unusable (empty, not a table) is an error in one sentence, or, among other files, a
-record with a fault.
+becomes a record with a fault, and so does the rest of a file that breaks off. A file that is
+unusable as a whole (empty, not a table) is an error, or, among other files, a record with a fault.
 """
 
 from __future__ import annotations
