@@ -123,22 +123,20 @@ def run(ctx: StepContext) -> Evidence:
     kept, left, lengths = fit(rows, limit, renderer, config.too_long)
     write_rows(rows_of(ITEM).path(ctx), kept)
     write_rejected(ctx, left)
-    gone = {row.row_id for row, _ in left}
     longest: dict[str, int] = {}
     for row in kept:
         source_row = base_id(row.row_id)
         longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
-    write_audit(
-        audit_of(ITEM).path(ctx),
-        {
-            "row_id": [row.row_id for row in rows],
-            "kept": [row.row_id not in gone for row in rows],
-            "reason": ["too_long" if row.row_id in gone else None for row in rows],
-            "n_tokens": lengths,
-            "kept_tokens": [longest.get(row.row_id) for row in rows],
-            "over_limit": [int(length > limit) for length in lengths],
-        },
-    )
+    gone = {row.row_id for row, _ in left}
+    columns = {
+        "row_id": [row.row_id for row in rows],
+        "kept": [row.row_id not in gone for row in rows],
+        "reason": ["too_long" if row.row_id in gone else None for row in rows],
+        "n_tokens": lengths,
+        "kept_tokens": [longest.get(row.row_id) for row in rows],
+        "over_limit": [int(length > limit) for length in lengths],
+    }
+    write_audit(audit_of(ITEM).path(ctx), columns)
     plot_lengths(ctx.out / HISTOGRAM, lengths, limit)
     over = sum(length > limit for length in lengths)
     p50, p95, p99 = (float(np.percentile(lengths, q)) for q in (50, 95, 99))

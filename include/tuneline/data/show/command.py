@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from tuneline.data.rendering.renderer import TemplateRefused
+from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.show.sources import Shown, gather
 from tuneline.data.show.text import (
     Piece,
@@ -77,32 +77,34 @@ def show(
     screen = _Screen(sys.stdout)
     if mask and any(shown.messages for shown in chosen):
         screen.legend()
-    faults = []
-    for shown in chosen:
-        if shown.messages is None:
-            screen.head(shown, [shown.item])
-            screen.line(reason_pieces(shown.reason))
-            screen.line(raw_pieces(shown.raw, shown.reason))
-            if shown.reason.startswith("mask_boundary"):
-                faults.append(f"row {shown.number}: its mask trains on nothing ({shown.reason})")
-            continue
-        messages = hide(shown.messages) if shown.unscrubbed else shown.messages
-        try:
-            example = source.renderer.render([messages])[0]
-        except TemplateRefused as error:
-            raise UserError(f"row {shown.number}: the chat template refuses it: {error}") from None
-        learnt = sum(example.loss_mask or ())
-        screen.head(shown, [*shown.facts, f"{len(example.ids)} tokens, {learnt} in the loss"])
-        pieces = token_pieces(example, source.renderer)
-        if not mask:
-            pieces = [p._replace(kind=p.kind.replace("learnt", "plain")) for p in pieces]
-        screen.line(pieces)
-        fault = mask_fault(messages, example, source.renderer)
-        if fault:
-            faults.append(f"row {shown.number}: {fault}")
+    found = [(s.number, _print_row(screen, s, source.renderer, mask=mask)) for s in chosen]
+    faults = [f"row {number}: {fault}" for number, fault in found if fault]
     for fault in faults:
         print(f"tuneline: {fault}", file=sys.stderr)
     return EXIT_FAILED if faults else EXIT_OK
+
+
+def _print_row(screen: _Screen, shown: Shown, renderer: Renderer, *, mask: bool) -> str:
+    """Print a row; return the fault of its mask, empty if there is none."""
+    if shown.messages is None:
+        screen.head(shown, [shown.item])
+        screen.line(reason_pieces(shown.reason))
+        screen.line(raw_pieces(shown.raw, shown.reason))
+        if shown.reason.startswith("mask_boundary"):
+            return f"its mask trains on nothing ({shown.reason})"
+        return ""
+    messages = hide(shown.messages) if shown.unscrubbed else shown.messages
+    try:
+        example = renderer.render([messages])[0]
+    except TemplateRefused as error:
+        raise UserError(f"row {shown.number}: the chat template refuses it: {error}") from None
+    learnt = sum(example.loss_mask or ())
+    screen.head(shown, [*shown.facts, f"{len(example.ids)} tokens, {learnt} in the loss"])
+    pieces = token_pieces(example, renderer)
+    if not mask:
+        pieces = [p._replace(kind=p.kind.replace("learnt", "plain")) for p in pieces]
+    screen.line(pieces)
+    return mask_fault(messages, example, renderer)
 
 
 class _Screen:
