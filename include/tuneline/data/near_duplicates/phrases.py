@@ -1,8 +1,8 @@
 """Find phrases that many answers share, on which a model overfits, and thin them out.
 
-There are two kinds: word 5-grams in a share of all answers, and whole sentences beside other text in
-a share of the answers of a class (or of all). A sentence can be removed from an answer, since the
-rest is complete without it; a 5-gram can only be thinned by removing whole rows.
+There are two kinds: word 5-grams in a share of all answers, and whole sentences beside other text
+in a share of the answers of a class (or of all). A sentence can be removed from an answer, since
+the rest is complete without it; a 5-gram can only be thinned by removing whole rows.
 """
 
 from __future__ import annotations

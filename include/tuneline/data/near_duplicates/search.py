@@ -211,7 +211,7 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
 
 
 def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> None:
-    """Take near-duplicates across the split, which MinHash missed, out of training and validation."""
+    """Reject the near-duplicates across the split that MinHash missed; the hold-out stays."""
     for number, (index, (other, similarity)) in enumerate(_leaks(found, threshold).items(), 1):
         found.missed = number
         where = f"{rows[other].source_file} line {rows[other].source_line}"
