@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from tuneline.data.pii.checksums import luhn
+from tuneline.data.pii.checksums import check_digit, iban
 from tuneline.data.pii.languages import ENGLISH
 
 FORMS = ("plain", "lower", "upper", "spaced")
@@ -145,7 +145,7 @@ def _phone(draw: random.Random, form: str) -> str:
 def _card(draw: random.Random, form: str) -> str:
     start = draw.choice(["4", "51", "55", "37", "6011"])
     digits = start + _digits(draw, (14 if start == "37" else 15) - len(start))
-    digits += next(check for check in string.digits if luhn(digits + check))
+    digits += check_digit(digits)
     if form == "spaced":
         return draw.choice([_group(digits, 2, " "), " ".join(digits), _group(digits, 4, " - ")])
     return draw.choice([digits, _group(digits, 4, " "), _group(digits, 4, "-")])
@@ -159,11 +159,10 @@ def _iban(draw: random.Random, form: str) -> str:
             ("NL", "WXYZ" + _digits(draw, 10)),
         ]
     )
-    number = "".join(str(int(char, 36)) for char in account + country + "00")
-    iban = f"{country}{98 - int(number) % 97:02d}{account}"
+    number = iban(country, account)
     if form == "spaced":
-        return draw.choice([_group(iban, 4, " "), _group(iban, 4, "-"), _group(iban, 2, " ")])
-    return iban
+        return draw.choice([_group(number, 4, " "), _group(number, 4, "-"), _group(number, 2, " ")])
+    return number
 
 
 def _ssn(draw: random.Random, form: str) -> str:

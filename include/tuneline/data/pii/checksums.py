@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import string
 
 # Length of an IBAN by country (SWIFT IBAN registry).
 IBAN_LENGTHS = {
@@ -38,6 +39,17 @@ def luhn(digits: str) -> bool:
             value -= 9 if value > 9 else 0
         total += value
     return total % 10 == 0
+
+
+def check_digit(digits: str) -> str:
+    """Return the digit that completes digits to a number with a right Luhn check."""
+    return next(check for check in string.digits if luhn(digits + check))
+
+
+def iban(country: str, account: str) -> str:
+    """Return the IBAN of an account with its check digits (ISO 13616, modulo 97-10)."""
+    number = "".join(str(int(char, 36)) for char in account + country + "00")
+    return f"{country}{98 - int(number) % 97:02d}{account}"
 
 
 def is_card(text: str) -> bool:

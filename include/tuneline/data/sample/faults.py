@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tuneline.data.near_duplicates.exact_join import similarity
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
+from tuneline.data.pii.checksums import check_digit, iban
 from tuneline.data.sample.text import MAX_TRIES, Draw, Row, Writer, typo
 
 # Least similarity of a planted near-duplicate, in the message alone and in the whole row, raw and
@@ -38,21 +39,6 @@ class Pii:
     sentence: str
 
 
-def luhn_digit(digits: str) -> str:
-    """Return the check digit of a card number (ISO/IEC 7812-1, annex B)."""
-    total = 0
-    for position, char in enumerate(reversed(digits)):
-        value = int(char) * (2 if position % 2 == 0 else 1)
-        total += value - 9 if value > 9 else value
-    return str(-total % 10)
-
-
-def iban(country: str, account: str) -> str:
-    """Return the IBAN of an account with its check digits (ISO 13616, modulo 97-10)."""
-    number = "".join(str(int(char, 36)) for char in account + country + "00")
-    return f"{country}{98 - int(number) % 97:02d}{account}"
-
-
 def _person(draw: Draw) -> str:
     return f"{draw.pick(FIRST_NAMES.split())} {draw.pick(LAST_NAMES.split())}"
 
@@ -71,7 +57,7 @@ def _phone(draw: Draw) -> str:
 
 def _card(draw: Draw) -> str:
     digits = "4" + draw.text(string.digits, 14)
-    digits += luhn_digit(digits)
+    digits += check_digit(digits)
     return draw.pick(["", " ", "-"]).join(digits[i : i + 4] for i in range(0, 16, 4))
 
 
