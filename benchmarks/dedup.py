@@ -58,11 +58,8 @@ def run(options: Options) -> Report:
     results = speed_results(contest.measure(systems, job, runs), "docs")
     if options.input is None:
         results += _short(options, contest)
-    ratios = {}
-    for name, peer in RATIOS.items():
-        found = ratio(results, "docs_per_s", OURS, peer)
-        if found is not None:
-            ratios[name] = found
+    found = {name: ratio(results, "docs_per_s", OURS, peer) for name, peer in RATIOS.items()}
+    ratios = {name: value for name, value in found.items() if value is not None}
     return Report("dedup", machine, workload, results, ratios, missing)
 
 
@@ -106,16 +103,8 @@ def _many(options: Options) -> Report:
         seconds.append(median(sample.cpu_seconds for sample in samples[name]))
     results = speed_results(samples, "docs")
     ratios = {"cpu_seconds_vs_base_rows": round(seconds[1] / seconds[0], 3)}
-    missing = [NotMeasured(name, TOO_MANY, tuple(of)) for name, of in _ratios_of_peers().items()]
+    missing = [NotMeasured(peer, TOO_MANY, (name,)) for name, peer in RATIOS.items()]
     return Report("dedup", machine, workload, results, ratios, missing)
-
-
-def _ratios_of_peers() -> dict[str, list[str]]:
-    """Return the ratios that need each peer."""
-    found: dict[str, list[str]] = {}
-    for name, peer in RATIOS.items():
-        found.setdefault(peer, []).append(name)
-    return found
 
 
 def contenders() -> tuple[list[System], list[NotMeasured]]:

@@ -58,21 +58,9 @@ def signatures(shingled: Shingled) -> Signatures:
         shingled: at least one shingle of every text; repeats change nothing.
 
     Returns:
-        Shape (texts, 128); row i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
+        Shape (128, texts); column i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
         `update_batch` with the lower 32 bits of the hashes of text i.
     """
-    return np.ascontiguousarray(_by_permutation(shingled).T)
-
-
-@cache
-def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    from datasketch import MinHash
-
-    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
-    return a, b
-
-
-def _by_permutation(shingled: Shingled) -> Signatures:
     a, b = _permutations()
     hashed = _fmix32(shingled.hashes.astype(np.uint32))
     permuted = np.empty_like(hashed)
@@ -82,6 +70,14 @@ def _by_permutation(shingled: Shingled) -> Signatures:
         np.add(permuted, b[k], out=permuted)
         np.minimum.reduceat(permuted, shingled.offsets[:-1], out=result[k])
     return result
+
+
+@cache
+def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    from datasketch import MinHash
+
+    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
+    return a, b
 
 
 def _fmix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -117,7 +113,7 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
     """Return one hash for every band of every row.
 
     Args:
-        sigs: signatures by permutation, shape (128, rows).
+        sigs: signatures, shape (128, rows).
         bands: number of bands and their width.
 
     Returns:
@@ -257,7 +253,7 @@ def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hash
                 if not fits.all():
                     among = np.flatnonzero(fits) + batch.start
                     chosen = words_of([texts[i] for i in among.tolist()])
-                keys[at] = band_keys(_by_permutation(shingle(chosen)), bands)
+                keys[at] = band_keys(signatures(shingle(chosen)), bands)
         return words.lengths, keys[0], keys[1]
 
     # Draw the permutations once, not in each thread.

@@ -11,7 +11,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 from tuneline.data.pii.models import load_model
@@ -64,7 +63,6 @@ _ASCII_CAPITALS = string.ascii_uppercase.encode()
 _START = re.compile(r"(?:^|[.!?\n]\s*)[\"'(]*$")
 
 
-@cache
 def _words(*lists: str) -> frozenset[str]:
     """Return the words of some of the lists of `names.yaml`."""
     return frozenset(word for name in lists for word in name_lists()[name])
@@ -124,7 +122,11 @@ class Recogniser:
         self._entities = frozenset(entities)
         self._allow = frozenset(text.casefold() for text in allow)
         self._common = common
-        self._meant = everyday_words() | common | _words("not_names")
+        self._given = _words("given")
+        self._also_words = _words("also_words")
+        self._not_names = _words("not_names")
+        self._not_people = _words("not_names", "not_people")
+        self._meant = everyday_words() | common | self._not_names
         self._slips: dict[str, bool] = {}
 
     def find(self, texts: Sequence[str]) -> list[list[Hit]]:
@@ -145,7 +147,7 @@ class Recogniser:
     def _by_rules(self, text: str) -> Iterator[Hit]:
         """Yield the people that a cue introduces or whose given name is known."""
         words = set(_LETTERS.findall(text.casefold()))
-        known = not words.isdisjoint(_words("given"))
+        known = not words.isdisjoint(self._given)
         cased = not _lacks_case(text)
         if not words.isdisjoint(_CUE_WORDS):
             yield from self._introduced(text, _SURE_CUE, _always, cased)
@@ -153,7 +155,7 @@ class Recogniser:
             yield from self._introduced(text, _PERSON_CUE, self._known_or_strange, cased)
         # Most texts hold no known given name.
         if known:
-            yield from self._introduced(text, _WEAK_CUE, _words("given").__contains__, cased)
+            yield from self._introduced(text, _WEAK_CUE, self._given.__contains__, cased)
             yield from self._listed(text, cased)
 
     def _introduced(
@@ -166,13 +168,13 @@ class Recogniser:
                 yield hit
 
     def _known_or_strange(self, word: str) -> bool:
-        return word in _words("given") or self._strange(word)
+        return word in self._given or self._strange(word)
 
     def _listed(self, text: str, cased: bool) -> Iterator[Hit]:
         """Yield known given names, with the family names after them."""
         for match in _WORD.finditer(text):
             lowered = match[0].casefold()
-            if lowered not in _words("given") or lowered in _words("also_words"):
+            if lowered not in self._given or lowered in self._also_words:
                 continue
             if cased and not match[0][0].isupper():
                 continue
@@ -185,7 +187,7 @@ class Recogniser:
             if following is None:
                 break
             lowered = following[1].rstrip(".").casefold()
-            if lowered in _words("not_names", "not_people") or lowered in self._common:
+            if lowered in self._not_people or lowered in self._common:
                 break
             if not cased and not self._strange(lowered):
                 break
@@ -200,11 +202,9 @@ class Recogniser:
         for word in re.finditer(r"\S+", text[start:end]):
             bare = word[0].strip(".,'’")
             lowered = bare.casefold()
-            known = lowered in _words("given")
+            known = lowered in self._given
             stem = lowered.replace("’", "'").split("'")[0]
-            ordinary = stem in _words("not_names", "not_people") or (
-                lowered in self._common and not known
-            )
+            ordinary = stem in self._not_people or (lowered in self._common and not known)
             if not bare or ordinary or lowered in self._allow:
                 break
             if cased and not bare[0].isupper():
@@ -224,7 +224,7 @@ class Recogniser:
             len(word) > 2
             and not is_ordinary(word)
             and word not in self._common
-            and word not in _words("not_names", "not_people")
+            and word not in self._not_people
             and not self._is_slip(word)
         )
 
@@ -240,8 +240,8 @@ class Recogniser:
 
         def write(match: re.Match[str]) -> str:
             word = match[0].lower()
-            known = word in _words("given") and word not in _words("also_words")
-            plain = is_ordinary(word) or word in self._common or word in _words("not_names")
+            known = word in self._given and word not in self._also_words
+            plain = is_ordinary(word) or word in self._common or word in self._not_names
             if known or not plain or _START.search(text, 0, match.start()) or word == "i":
                 return word[0].upper() + word[1:]
             return word
@@ -255,7 +255,7 @@ class Recogniser:
             start, end = _trim(text, entity.start_char, entity.end_char)
             words = [word.casefold() for word in _LETTERS.findall(text[start:end])]
             label = _LABELS.get(entity.label_)
-            if label is None and words and words[0] in _words("given"):
+            if label is None and words and words[0] in self._given:
                 # The model often takes names that it does not know for firms.
                 label = "PERSON"
             if label not in self._entities:
@@ -264,7 +264,7 @@ class Recogniser:
                 continue
             if text[start:end].casefold() in self._allow:
                 continue
-            if not retitled and text[start:end].islower() and words[0] not in _words("given"):
+            if not retitled and text[start:end].islower() and words[0] not in self._given:
                 continue
             first = _START.search(text, 0, start) is not None
             place = label == "LOCATION"
@@ -285,18 +285,14 @@ class Recogniser:
             place: True if they are to be a place.
             placed: True if the words before them introduce a place.
         """
-        given = _words("given")
         ordinary = [
-            w in _words("not_names") or (w in self._common and w not in given) for w in words
+            word in self._not_names or (word in self._common and word not in self._given)
+            for word in words
         ]
         # "New" and "the" are parts of places, not of people.
-        if (
-            all(ordinary)
-            if place
-            else any(ordinary) or not _words("not_names", "not_people").isdisjoint(words)
-        ):
+        if all(ordinary) if place else any(ordinary) or not self._not_people.isdisjoint(words):
             return False
-        if len(words) > 1 or words[0] in given:
+        if len(words) > 1 or words[0] in self._given:
             return True
         if len(words[0]) <= SHORT_NAME and (placed or not (retitled or first)):
             # Many short names are one letter away from a word.
