@@ -57,7 +57,7 @@ def test_pairs_that_a_kernel_misses_lower_its_recall(tmp_path, monkeypatch):
     assert conduct(tuneline(job)).scores["recall"] == 0.0
 
 
-def test_with_many_rows_ours_is_held_against_itself(tmp_path, monkeypatch):
+def test_with_many_rows_ours_is_compared_with_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(dedup, "MOST_ROWS", 500)
     monkeypatch.setattr(dedup, "BASE_ROWS", 300)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=900))
@@ -87,7 +87,7 @@ def test_scores_count_what_is_missed_and_what_is_wrong():
     assert pair_scores([], truth) == {"recall": 0.0, "precision": 1.0}
 
 
-def test_rows_of_the_caller_s_own(tmp_path, monkeypatch):
+def test_rows_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
     question = "How do I reset the password of my account when I have lost my phone too?"
     rows = [question, question.replace("too", "as well"), question.upper(), "Where is my parcel?"]

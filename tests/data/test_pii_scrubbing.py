@@ -74,7 +74,7 @@ def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypat
     assert "excess_demanded" in gate.summary
 
 
-def test_what_no_profile_demands_only_warns(data_lab, monkeypatch):
+def test_a_leak_that_no_profile_forbids_only_warns(data_lab, monkeypatch):
     monkeypatch.setattr("tuneline.data.pii.patterns.is_ssn", lambda text: False)
     lab = data_lab(clean_rows(20))
     assert lab.upto(ITEM).verdict == "warn"
@@ -122,7 +122,7 @@ def test_json_answers_stay_json():
     assert "anna" not in scrubbed
 
 
-def test_numbers_in_json_are_looked_at():
+def test_numbers_in_json_are_scrubbed():
     scrubbed = scrub(*chat("hi", json.dumps({"card": 4111111111111111, "n": 5})))
     document = json.loads(scrubbed.messages[1]["content"])
     assert document["n"] == 5
@@ -192,7 +192,7 @@ def test_profiles():
     assert PROFILES["pci"] < PROFILES["gdpr"]
 
 
-def test_the_sample_every_planted_value_is_gone_and_nothing_else_touched(sample_lab):
+def test_in_the_sample_every_planted_value_is_gone_and_nothing_else_changed(sample_lab):
     planted = {f["line"]: f["detail"]["entities"] for f in sample_lab.planted if f["kind"] == "pii"}
     before = {
         r["source_line"]: r

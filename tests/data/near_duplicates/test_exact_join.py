@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneline.data.near_duplicates import exact_join, minhash, shingles
+from tuneline.data.near_duplicates import bitmaps, exact_join, minhash, shingles
 from tuneline.data.near_duplicates.exact_join import (
     cross_similarities,
     similar_pairs,
@@ -72,11 +72,11 @@ def test_nothing_in_common():
     assert cross_similarities([], ["a"], 0.5) == {}
 
 
-def test_the_witness_shares_the_definition_of_the_shingle_with_minhash_and_nothing_else():
+def test_the_witness_shares_the_shingles_and_the_bitmap_filter_with_minhash_and_nothing_else():
     def imported(module):
         tree = ast.parse(Path(module.__file__).read_text())
         names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         return {name for name in names if name.startswith("tuneline.data")}
 
-    assert imported(exact_join) & imported(minhash) == {shingles.__name__}
+    assert imported(exact_join) & imported(minhash) == {shingles.__name__, bitmaps.__name__}
     assert minhash.__name__ not in imported(exact_join)

@@ -73,7 +73,7 @@ def test_an_import_path(tmp_path, monkeypatch):
     for name in ("Badge", "badge"):
         recognisers = CustomRecognisers([f"team_pii:{name}"], ["en"], 0.4)
         assert found(recognisers, "B-12345") == {("B-12345", "BADGE")}
-    with pytest.raises(UserError, match="is no Presidio EntityRecognizer"):
+    with pytest.raises(UserError, match="is not a Presidio EntityRecognizer"):
         CustomRecognisers(["team_pii:other"], ["en"], 0.4)
     sys.modules.pop("team_pii")
 

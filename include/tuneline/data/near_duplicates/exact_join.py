@@ -1,15 +1,16 @@
 """Find all pairs of similar texts by an exact join, the witness of the MinHash search.
 
-It shares with MinHash the definition of the shingle and nothing else: no signatures, no bands, no
-estimate. Candidates come from the prefix and position filters of Xiao et al. ("Efficient similarity
-joins for near-duplicate detection", 2008) and the bitmap filter of Sandes et al. ("Bitmap filter:
-speeding up exact set similarity joins with bitwise operations", 2020). None of these rules out a
-pair at or above the threshold, and each candidate is judged by its sets of n-gram strings. The
-filters run on arrays, so that a hundred thousand rows take seconds, even where they share whole
-sentences.
+It has no signatures, no bands and no estimate. With MinHash it shares the definition of the shingle
+and the bitmap filter, which both use to save time and which is tested on its own. Candidates come
+from the prefix and position filters of Xiao et al. ("Efficient similarity joins for near-duplicate
+detection", 2008) and the bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set
+similarity joins with bitwise operations", 2020). None of these rules out a pair at or above the
+threshold, and each candidate is judged by its sets of n-gram strings. The filters run on arrays, so
+that a hundred thousand rows take seconds, even if they share whole sentences.
 
-It judges the split in `deduplication`, the training set in `final_audit`, and the recall of MinHash
-in `tuneline bench dedup`. `holdout_performance` judges it in turn by a join without any filter.
+It judges the split in `deduplication`, the dataset in `final_audit`, and the recall of MinHash in
+`tuneline bench dedup`. The witness of this join is the search of `holdout_performance`, which
+compares every pair without any filter.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Near-duplicate candidates by MinHash and LSH, verified by exact Jaccard similarity.
+"""Find near-duplicates by MinHash and LSH, each candidate verified by its exact Jaccard similarity.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are
-those of datasketch 2 (`scheme="affine32"`), computed for a whole batch with NumPy, bit by bit
-the same as `MinHash.update_batch` over the same 32-bit hashes. Functions are pure and work on
-batches, so that a distributed engine can map them. Of a text only its band keys are kept
-(`KEPT_BYTES`); the shingles of candidates are made a second time when they are verified.
+MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are those
+of datasketch 2 (`scheme="affine32"`), computed for a whole batch with NumPy and bit by bit the same
+as `MinHash.update_batch` over the same 32-bit hashes. Functions are pure and work on batches, so
+that a distributed engine can map them. Of each text only the band keys are kept; the shingles of
+candidates are made a second time when they are verified. The witness of this search, which misses
+few pairs but not none, is `exact_join`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ Signatures = NDArray[np.uint32]
 
 NUM_PERM = 128
 SEED = 1
-# Below this many rows more bands cost nothing and miss nothing.
+# Up to this many rows, more bands cost nothing and miss nothing.
 FEW_ROWS = 5_000
 BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
-# Rows whose band is equal to more rows than this are compared with their neighbours only.
+# If more rows than this have the same band, each is compared with its neighbours only.
 MAX_BUCKET = 64
 # Pairs verified at once.
 PAIRS = BATCH_TEXTS
@@ -51,27 +52,15 @@ CHECKED = 1 << 16
 
 
 def signatures(shingled: Shingled) -> Signatures:
-    """MinHash signatures.
+    """Compute MinHash signatures.
 
     Args:
-        shingled: at least one shingle for every text; repeats change nothing.
+        shingled: at least one shingle of every text; repeats change nothing.
 
     Returns:
-        Shape (texts, 128); row i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
+        Shape (128, texts); column i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
         `update_batch` with the lower 32 bits of the hashes of text i.
     """
-    return np.ascontiguousarray(_by_permutation(shingled).T)
-
-
-@cache
-def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    from datasketch import MinHash
-
-    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
-    return a, b
-
-
-def _by_permutation(shingled: Shingled) -> Signatures:
     a, b = _permutations()
     hashed = _fmix32(shingled.hashes.astype(np.uint32))
     permuted = np.empty_like(hashed)
@@ -83,19 +72,27 @@ def _by_permutation(shingled: Shingled) -> Signatures:
     return result
 
 
+@cache
+def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    from datasketch import MinHash
+
+    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
+    return a, b
+
+
 def _fmix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """MurmurHash3's 32-bit finaliser, with which datasketch mixes hashes first."""
+    """Apply MurmurHash3's 32-bit finaliser, with which datasketch mixes hashes first."""
     values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return values ^ (values >> np.uint32(16))
 
 
 def bands_for(rows: int, threshold: float) -> tuple[int, int]:
-    """Number of bands and rows in a band for a Jaccard threshold.
+    """Return the number of bands and of rows in a band for a Jaccard threshold.
 
-    datasketch's own choice for 0.8 loses 7 % of true pairs; candidates are verified afterwards,
-    so recall is what the bands are chosen for: of pairs exactly at the threshold no more than
-    one in a hundred is missed.
+    Candidates are verified afterwards, so the bands are chosen for recall: of the pairs exactly at
+    the threshold at most one in a hundred is missed. The choice of datasketch for 0.8 loses 7 % of
+    the true pairs.
     """
     if rows <= FEW_ROWS:
         bands = BANDS_FEW
@@ -113,11 +110,11 @@ def _found(bands: int, width: int, jaccard: float) -> bool:
 
 
 def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
-    """One hash for every band of every row.
+    """Return one hash for every band of every row.
 
     Args:
-        sigs: signatures by permutation, shape (128, rows).
-        bands: number of bands and width of each.
+        sigs: signatures, shape (128, rows).
+        bands: number of bands and their width.
 
     Returns:
         Shape (bands, rows).
@@ -130,10 +127,10 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
 
 
 def candidates(keys: Hashes) -> NDArray[np.int64]:
-    """Pairs of rows that agree in a whole band.
+    """Return the pairs of rows that agree in a whole band.
 
     Args:
-        keys: of `band_keys`, shape (bands, rows).
+        keys: hashes from `band_keys`, shape (bands, rows).
 
     Returns:
         Shape (pairs, 2), each pair once, the smaller row first, in order.
@@ -154,7 +151,7 @@ def candidates(keys: Hashes) -> NDArray[np.int64]:
 
 
 def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tuple[Hashes, Hashes]]:
-    """Pairs of rows with equal keys, the smaller first."""
+    """Yield the pairs of rows with equal keys, the smaller row first."""
     keys = ranked >> bits
     for distance in range(1, min(MAX_BUCKET, len(ranked))):
         same = np.flatnonzero(keys[distance:] == keys[:-distance])
@@ -164,11 +161,11 @@ def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tup
 
 
 def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
-    """Exact Jaccard similarity of the sets of shingles of pairs of texts.
+    """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
 
     Args:
-        a: at most `PAIRS` texts.
-        b: as many.
+        a: shingles of the first text of each of at most `PAIRS` pairs.
+        b: shingles of the second text of each pair.
 
     Returns:
         Shape (pairs,).
@@ -184,15 +181,15 @@ def _count(keys: Hashes, texts: int) -> NDArray[np.int64]:
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
-    """All pairs of texts that are near-duplicates.
+    """Find the pairs of texts that are near-duplicates.
 
     Args:
-        texts: as they are; they are compared as `normalise` leaves them.
+        texts: texts, normalised or not; they are compared as `normalise` returns them.
         threshold: Jaccard similarity from which a pair counts.
 
     Returns:
-        `(i, j, similarity)` with i < j, in order; the greater similarity where both kinds of
-        shingles apply.
+        `(i, j, similarity)` with i < j, in order; the greater similarity if both kinds of shingles
+        apply.
     """
     lengths, short_keys, long_keys = _keys(texts, threshold)
     best: dict[tuple[int, int], float] = {}
@@ -217,7 +214,7 @@ def _possible(
     shingle: Callable[[Sequence[str]], Shingled],
     threshold: float,
 ) -> Indices:
-    """Candidates that may be near, where so many texts meet more than once that it pays to ask."""
+    """Return the candidates that may be near; ask only if texts have more than one on average."""
     among, numbers = np.unique(pairs, return_inverse=True)
     if len(pairs) <= len(among):
         return pairs
@@ -241,7 +238,7 @@ def _possible(
 
 
 def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hashes]:
-    """Length as normalised of every text, and the band keys of the short and the long ones."""
+    """Return the normalised length of every text, and the band keys of short and of long texts."""
     bands = bands_for(len(texts), threshold)
     none = np.empty((bands[0], 0), dtype=np.uint64)
 
@@ -256,10 +253,10 @@ def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hash
                 if not fits.all():
                     among = np.flatnonzero(fits) + batch.start
                     chosen = words_of([texts[i] for i in among.tolist()])
-                keys[at] = band_keys(_by_permutation(shingle(chosen)), bands)
+                keys[at] = band_keys(signatures(shingle(chosen)), bands)
         return words.lengths, keys[0], keys[1]
 
-    # Permutations are drawn once, not by each thread.
+    # Draw the permutations once, not in each thread.
     _permutations()
     nothing = (np.empty(0, dtype=np.int64), none, none)
     lengths, short, long = zip(nothing, *in_threads(keys_of, batches(texts)), strict=True)
@@ -267,13 +264,13 @@ def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hash
 
 
 class Clusters:
-    """Union-find over row numbers; the root of a cluster is its smallest row."""
+    """A union-find over row numbers; the root of a cluster is its smallest row."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
     def root(self, row: int) -> int:
-        """The smallest row of a row's cluster."""
+        """Return the smallest row of a row's cluster."""
         while self._parent[row] != row:
             self._parent[row] = self._parent[self._parent[row]]
             row = self._parent[row]

@@ -253,6 +253,6 @@ def _windows(units: Hashes, lengths: Indices, strides: Indices, width: int) -> S
             unit = int(units[starts[index] + step]) if step < lengths[index] else 0
             value = value * _BASE + unit
         one = np.array([value & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-        # The number of units tells a short text from a longer one that begins with zeros.
+        # The number of units distinguishes a short text from a longer one that begins with zeros.
         hashes[offsets[index]] = mix(one + np.uint64(width - lengths[index]))[0]
     return Shingled(hashes, offsets)

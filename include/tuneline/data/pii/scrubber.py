@@ -263,7 +263,7 @@ class Scrubber:
 
 
 def _chunk_scrubber(settings: Settings, dataset: _Dataset) -> _Work:
-    """Make the function that scrubs chunks in a process of its own."""
+    """Make the function that scrubs chunks in a worker."""
     return partial(Scrubber(settings).scrub_chunk, dataset)
 
 

@@ -15,11 +15,11 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Settings:
-    """What to look for and what to do about it; each worker makes its own scrubber from it.
+    """The settings of a scrubber; each worker makes its own scrubber from them.
 
     Attributes:
-        names: which of `NER_ENTITIES` to find.
-        demanded: which of `DEMANDED_ONLY` to find.
+        names: types of `NER_ENTITIES` to find.
+        demanded: types of `DEMANDED_ONLY` to find.
         models: spaCy package by language; without one only cues find names.
         languages: declared languages.
         recognizers: Presidio recognisers of the user.

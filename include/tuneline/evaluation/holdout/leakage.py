@@ -3,9 +3,9 @@
 This is the independent witness of the separation. Two rows are alike by the definition of the data
 steps (the same text of a row, the same shingles, the same threshold), but the search is another on
 purpose: the data steps remove and audit near-duplicates by MinHash and by the exact join, which
-both work on hashes and skip pairs by filters; here every pair of rows is compared, by a product of
-sparse matrices over the n-gram strings. It is slower and short enough to be checked by reading, so
-a fault in either of the other two shows here.
+both work on hashes and skip pairs by filters. Here every pair of rows is compared, by a product of
+sparse matrices over the n-gram strings. It is short enough to be checked by reading, and a fault in
+either of the other two shows here.
 """
 
 from __future__ import annotations
