@@ -1,7 +1,7 @@
 """`data prepare` from raw rows to the dataset: every step, every gate, the final audit.
 
-There is no peer that does all of it, so rows per second are given for the whole and for each step.
-Personal data is looked for by patterns and checksums (tier 1); what names cost, `bench pii` tells.
+No peer does all of it, so rows per second are given for the whole and for each step. Personal
+data is found by patterns and checksums (tier 1); `bench pii` measures the cost of names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = {"pii_ner": False, "license": "Apache-2.0"}
 
 
 def run(options: Options) -> Report:
-    """Measure the whole and its steps."""
+    """Measure the whole command and its steps."""
     machine = describe()
     if options.input:
         rows = read_conversations(options.input, options.rows)
@@ -58,7 +58,7 @@ def run(options: Options) -> Report:
 
 
 def prepare_rows(job: Job) -> Trial:
-    """`data prepare` as the command runs it."""
+    """Run `data prepare` as the command does."""
     from tuneline.data.prepare import prepare
 
     out = Path(job["out"])
@@ -73,10 +73,10 @@ def prepare_rows(job: Job) -> Trial:
 
 
 def rows_kept(out: Path) -> int:
-    """Rows of the dataset that a call left.
+    """Return the number of rows of the dataset that a call left.
 
     Raises:
-        TunelineError: it left none.
+        TunelineError: if it left none.
     """
     dataset = json.loads((out / "result.json").read_text())["dataset"]
     if dataset is None:
@@ -85,7 +85,7 @@ def rows_kept(out: Path) -> int:
 
 
 def step_seconds(out: Path) -> dict[str, float]:
-    """Seconds of every step, as its evidence tells, by its name."""
+    """Return the seconds of every step by its name, from its evidence."""
     files = [*out.glob("*/evidence.json"), *out.glob("*/record.json")]
     entries = [(path.parent.name, json.loads(path.read_text())) for path in files]
     entries.sort(key=lambda entry: str(entry[1]["started_at"]))

@@ -1,10 +1,10 @@
-"""Near-duplicates: the project's kernels against datasketch and rensa, on one core.
+"""Benchmark near-duplicates: the project's MinHash against datasketch and rensa, on one core.
 
-End to end from raw texts to pairs. Recall and precision are against all pairs with an exact
-Jaccard similarity of 0.8 or more; ours verifies its candidates, the peers leave that to the
-caller. Exact duplicates are taken out before, for everyone. Ours is also asked for the pairs of
-short texts, and with more rows than the peers have memory for it is measured alone, against itself
-on fewer rows.
+The time is from raw texts to pairs. Recall and precision are against all pairs with a Jaccard
+similarity of 0.8 or more, which the exact join finds. Ours verifies its candidates, the peers leave
+that to the caller. Exact duplicates are removed beforehand for all systems. Ours also searches
+short texts; with more rows than the peers have memory for, it is measured alone and compared with
+itself on fewer rows.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
-from benchmarks.texts.dedup_trials import THRESHOLD, groups, plain
-from benchmarks.workloads.exact_jaccard import Pair, similar_pairs
+from benchmarks.texts.dedup_trials import THRESHOLD, Pair, plain
 from benchmarks.workloads.input_rows import read_texts, write_lines
 from benchmarks.workloads.near_duplicates import FEW_WORDS, SEED, make_corpus
 
 ROWS = 10_000
 RUNS = 5
 SHORT_ROWS = 20_000
-# With more rows, finding all pairs by definition and the peers' indexes take tens of gigabytes.
+# With more rows, the peers' indexes take tens of gigabytes.
 MOST_ROWS = 200_000
-# The rows that more are held against.
+# The number of rows with which a larger number is compared.
 BASE_ROWS = 115_000
 TOO_MANY = f"more than {MOST_ROWS:,} rows would need too much memory"
 OURS = "tuneline"
 MODULE = "benchmarks.texts.dedup_trials"
 TRIAL = f"{MODULE}:tuneline"
-# rensa's own benchmarks take 8 bands; 16 find nearly everything, and much that is not there.
+# rensa's own benchmarks use 8 bands; 16 find nearly all pairs, and many false ones.
 RENSA = {"rensa": 16, "rensa (8 bands)": 8}
 RATIOS = {
     "docs_per_s_vs_rensa": "rensa",
@@ -45,7 +44,7 @@ RATIOS = {
 
 
 def run(options: Options) -> Report:
-    """Measure, in turn."""
+    """Measure all systems in turn."""
     if (options.rows or 0) > MOST_ROWS and options.input is None:
         return _many(options)
     machine = describe()
@@ -59,16 +58,13 @@ def run(options: Options) -> Report:
     results = speed_results(contest.measure(systems, job, runs), "docs")
     if options.input is None:
         results += _short(options, contest)
-    ratios = {}
-    for name, peer in RATIOS.items():
-        found = ratio(results, "docs_per_s", OURS, peer)
-        if found is not None:
-            ratios[name] = found
+    found = {name: ratio(results, "docs_per_s", OURS, peer) for name, peer in RATIOS.items()}
+    ratios = {name: value for name, value in found.items() if value is not None}
     return Report("dedup", machine, workload, results, ratios, missing)
 
 
 def _job(options: Options, texts: list[str]) -> dict[str, Any]:
-    """The job over texts of which all pairs are known; `pairs` tells how many there are."""
+    """Return the job over texts whose pairs are known; `pairs` is the number of pairs."""
     truth = exact_pairs(texts)
     return {
         "texts": write_lines(options.folder / "texts.jsonl", texts),
@@ -78,7 +74,7 @@ def _job(options: Options, texts: list[str]) -> dict[str, Any]:
 
 
 def _short(options: Options, contest: Contest) -> list[Result]:
-    """Recall and precision of ours on texts as short as a message in a chat."""
+    """Measure recall and precision of ours on texts as short as a chat message."""
     texts = make_corpus(SHORT_ROWS, lengths=FEW_WORDS)
     distinct = list({plain(text): text for text in texts}.values())
     options.log(f"{len(distinct)} short texts")
@@ -90,7 +86,7 @@ def _short(options: Options, contest: Contest) -> list[Result]:
 
 
 def _many(options: Options) -> Report:
-    """Ours with many rows, against itself with `BASE_ROWS`."""
+    """Measure ours with many rows, against itself with `BASE_ROWS`."""
     machine = describe()
     runs = options.runs or RUNS
     contest = Contest(options.folder, options.log, one_core=True)
@@ -107,20 +103,12 @@ def _many(options: Options) -> Report:
         seconds.append(median(sample.cpu_seconds for sample in samples[name]))
     results = speed_results(samples, "docs")
     ratios = {"cpu_seconds_vs_base_rows": round(seconds[1] / seconds[0], 3)}
-    missing = [NotMeasured(name, TOO_MANY, tuple(of)) for name, of in _ratios_of_peers().items()]
+    missing = [NotMeasured(peer, TOO_MANY, (name,)) for name, peer in RATIOS.items()]
     return Report("dedup", machine, workload, results, ratios, missing)
 
 
-def _ratios_of_peers() -> dict[str, list[str]]:
-    """The ratios that each peer stands in."""
-    found: dict[str, list[str]] = {}
-    for name, peer in RATIOS.items():
-        found.setdefault(peer, []).append(name)
-    return found
-
-
 def contenders() -> tuple[list[System], list[NotMeasured]]:
-    """The systems that are installed, and those that are not."""
+    """Return the systems that are installed, and those that are not."""
     systems = [
         System(OURS, TRIAL),
         System("datasketch", f"{MODULE}:datasketch"),
@@ -137,12 +125,11 @@ def contenders() -> tuple[list[System], list[NotMeasured]]:
 
 
 def exact_pairs(texts: list[str]) -> set[Pair]:
-    """All pairs that are near-duplicates by definition."""
+    """Return all pairs that are near-duplicates, found by the exact join."""
+    from tuneline.data.near_duplicates.exact_join import similar_pairs
+
     compared = [plain(text) for text in texts]
-    found: set[Pair] = set()
-    for members, shingle in groups(compared):
-        found |= similar_pairs(compared, members, shingle, THRESHOLD)
-    return found
+    return {(i, j) for i, j, _ in similar_pairs(compared, compared, THRESHOLD) if i < j}
 
 
 def _texts(options: Options) -> tuple[list[str], dict[str, Any]]:

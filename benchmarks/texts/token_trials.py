@@ -1,4 +1,4 @@
-"""The systems of the token benchmark: rows in, the number of tokens of each out."""
+"""Run the systems of the token benchmark: rows in, the number of tokens of each out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH = 1000
 
 
 def audit(job: Job) -> Trial:
-    """The item's whole kernel: render every row, count, compare with the limit."""
+    """Try the whole kernel of the item: render every row, count, compare with the limit."""
     from tuneline.data.rendering.renderer import Renderer
     from tuneline.data.tables.rows import Row
     from tuneline.data.token_length_audit import fit
@@ -33,7 +33,7 @@ def audit(job: Job) -> Trial:
 
 
 def count(job: Job) -> Trial:
-    """The kernel's counting alone, on rendered texts."""
+    """Try the counting alone, on rendered texts."""
     from tuneline.data.rendering.renderer import Renderer
     from tuneline.models import load_tokenizer
 
@@ -42,7 +42,7 @@ def count(job: Job) -> Trial:
 
 
 def raw(job: Job) -> Trial:
-    """The bare tokenizer on rendered texts."""
+    """Try the bare tokenizer on rendered texts."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(job["model"]) / "tokenizer.json"))

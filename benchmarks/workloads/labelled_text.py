@@ -1,7 +1,7 @@
-"""Customer messages with personal data at known places, and how well a detector finds them.
+"""Make customer messages with labelled personal data, and score a detector on them.
 
-Values and their sentences are the project's canaries, the messages around them its sample's
-phrases (order numbers, amounts and all). Half of the messages hold no personal data.
+Values and their sentences are the project's canaries; the messages around them are phrases of the
+sample, with order numbers and amounts. Half of the messages hold no personal data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.workloads.input_rows import read_values, text_of
 from tuneline.errors import UserError
 
 SEED = 7
-# What both this project and Presidio look for by shape, and by a recogniser.
+# Types that both this project and Presidio find by their shape, and by a recogniser.
 SHAPED = (
     "EMAIL_ADDRESS",
     "PHONE_NUMBER",
@@ -28,16 +28,16 @@ SHAPED = (
 NAMED = ("PERSON", "LOCATION")
 FORMS = 4
 MOST_SENTENCES = 4
-# A value counts as found when this share of its characters is.
+# A value counts as found if this share of its characters is found.
 COVERED = 0.8
-# A hit is right when at least this share of its characters is personal data.
+# A hit is right if at least this share of its characters is personal data.
 RIGHT = 0.5
 # Names of entities in other sets of labelled texts.
 ALIASES = {"GPE": "LOCATION", "LOC": "LOCATION", "CITY": "LOCATION"}
 
 
 class Span(NamedTuple):
-    """Characters start to end hold a value of an entity type."""
+    """A span of a text, characters start to end, with a value of an entity type."""
 
     start: int
     end: int
@@ -48,12 +48,12 @@ Labelled = dict[str, Any]
 
 
 def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
-    """Messages with their spans: `{"text": …, "spans": [[start, end, entity], …]}`.
+    """Make messages with spans: `{"text": …, "spans": [[start, end, entity], …]}`.
 
     Args:
-        rows: how many; half of them with one value each, in equal parts of each type and of the
-            forms plain, lower case, capitals, and with spacing tricks.
-        seed: of the generator.
+        rows: number of messages, half of them with one value each, in equal parts of each type
+            and of the forms plain, lower case, capitals, and with spacing tricks.
+        seed: seed of the generator.
     """
     from benchmarks.workloads.support_chat import sentence
     from tuneline.data.pii.canaries import make_canaries
@@ -82,16 +82,16 @@ def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
 
 
 def read_labelled(path: Path, most: int | None) -> tuple[list[Labelled], bool]:
-    """Texts of a file, with their spans where it has them.
+    """Read the texts of a file, with their spans if it has any.
 
     Spans are `[{"start"|"start_position": …, "end"|"end_position": …, "entity"|"entity_type"|
     "label": …}]`, as presidio-research writes them.
 
     Returns:
-        The texts, and whether the file has spans at all.
+        The texts, and True if the file has spans.
 
     Raises:
-        UserError: the file can't be read, holds no text, or a span is none.
+        UserError: if the file can't be read, holds no text, or has a malformed span.
     """
     found: list[Labelled] = []
     labelled = False
@@ -125,17 +125,17 @@ def _span(span: Any, where: str) -> list[Any]:
 def detection_scores(
     rows: Sequence[Labelled], found: Sequence[Sequence[Span]], entities: Sequence[str]
 ) -> dict[str, float]:
-    """How much of the labelled data a detector found, and how much of what it found is right.
+    """Score a detector against the labels.
 
     Args:
         rows: texts with spans.
-        found: the detector's spans of each text.
-        entities: the types that it was asked for.
+        found: spans of each text that the detector found.
+        entities: types that it was to find.
 
     Returns:
-        `recall` over all values of these types (80 % of the characters are found, as any type),
+        `recall` over all values of these types (found if 80 % of the characters are, as any type),
         `recall_<entity>` for each that occurs, `recall_names_lower_case` over the people in texts
-        without a capital letter, and `precision`: the share of hits that are half personal data.
+        without a capital letter, and `precision`: the share of hits of which half is personal data.
     """
     outcomes: dict[str, list[bool]] = defaultdict(list)
     right: list[bool] = []
@@ -158,7 +158,7 @@ def detection_scores(
 
 
 def _covered(span: Span, others: Iterable[Span]) -> float:
-    """The share of a span's characters that lie in any of the others."""
+    """Return the share of a span's characters that are in any of the others."""
     places: set[int] = set()
     for other in others:
         places.update(range(max(span.start, other.start), min(span.end, other.end)))

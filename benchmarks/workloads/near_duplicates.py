@@ -1,8 +1,8 @@
-"""A corpus with planted near-duplicates, made from a seed.
+"""Make a corpus with planted near-duplicates from a seed.
 
-Invented words with the frequencies of a natural language (Zipf), in sentences. A planted text is
-a copy of another with words changed, left out or added: two thirds with a word or a few, as a
-repost or a correction would, a third with so many that it is no near-duplicate any more.
+The texts are sentences of invented words with the frequencies of a natural language (Zipf). A
+planted text is a copy of another with words changed, left out or added: two thirds of them with few
+changes, as in a repost or a correction, a third with too many to be a near-duplicate.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 SEED = 7
-# Of a text; with their short words this makes about 588 characters. Texts as short as one message
-# in a chat are compared by their characters.
+# Fewest and most words of a text, about 588 characters; texts as short as a chat message are
+# compared by their characters.
 WORDS, FEW_WORDS = (85, 135), (8, 40)
 VOCABULARY = 30_000
 SENTENCE_WORDS = (6, 18)
 PLANTED_SHARE = 0.13
-# How many words are changed, and how often; each change touches up to three word 3-grams, so that
-# up to four leave a similarity of 0.8 or more, and six or more leave less.
+# Numbers of changed words and their frequencies. Each change touches up to three word 3-grams, so
+# up to four changes leave a similarity of 0.8 or more, and six or more leave less.
 EDITS = (1, 2, 3, 4, 6, 7, 8, 9)
 EDIT_WEIGHTS = (40, 17, 7, 4, 8, 8, 8, 8)
 
@@ -29,11 +29,11 @@ _CODAS = ["", "", "", "", "", "", "n", "r", "s", "t", "l", "nd"]
 
 
 def make_corpus(rows: int, seed: int = SEED, lengths: tuple[int, int] = WORDS) -> list[str]:
-    """Texts, a share of them near-duplicates of others; the same for a seed.
+    """Make texts, a share of them near-duplicates of others; the same for the same seed.
 
     Args:
-        rows: how many texts.
-        seed: of the generator.
+        rows: number of texts.
+        seed: seed of the generator.
         lengths: fewest and most words of a text.
     """
     draw = random.Random(seed)  # noqa: S311 - reproducible on purpose
@@ -51,7 +51,7 @@ def make_corpus(rows: int, seed: int = SEED, lengths: tuple[int, int] = WORDS) -
 
 
 def _vocabulary(draw: random.Random) -> list[str]:
-    """Different words; the commonest are the shortest, as in any language."""
+    """Make different words; the commonest are the shortest, as in any language."""
     found: dict[str, None] = {}
     while len(found) < VOCABULARY:
         rank = len(found)
@@ -81,7 +81,7 @@ def _edited(
 
 
 def _sentences(words: Sequence[str], draw: random.Random) -> str:
-    """Words as sentences; where they end is drawn anew for each text, copies included."""
+    """Write words as sentences; their ends are drawn again for each text, copies included."""
     parts, at = [], 0
     while at < len(words):
         length = draw.randint(*SENTENCE_WORDS)

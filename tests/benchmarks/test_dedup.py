@@ -5,12 +5,12 @@ import pytest
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.trial import conduct
-from benchmarks.texts.dedup_trials import plain, tuneline
+from benchmarks.texts.dedup_trials import chars_of, pair_scores, plain, tuneline, words_of
 from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.near_duplicates import make_corpus
 
 from benchmarks import dedup
-from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.near_duplicates.shingles import char_grams, normalise, word_grams
 
 
 def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_pairs_that_a_kernel_misses_lower_its_recall(tmp_path, monkeypatch):
     assert conduct(tuneline(job)).scores["recall"] == 0.0
 
 
-def test_with_many_rows_ours_is_held_against_itself(tmp_path, monkeypatch):
+def test_with_many_rows_ours_is_compared_with_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(dedup, "MOST_ROWS", 500)
     monkeypatch.setattr(dedup, "BASE_ROWS", 300)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=900))
@@ -73,7 +73,21 @@ def test_all_systems_compare_the_same_form_of_a_text():
         assert plain(text) == normalise(text)
 
 
-def test_rows_of_the_caller_s_own(tmp_path, monkeypatch):
+def test_the_peers_get_the_shingles_of_the_definition():
+    for text in [*map(plain, make_corpus(5)), "", "abc", "one two", "one two three four"]:
+        assert set(chars_of(text)) == char_grams(text)
+        assert set(words_of(text)) == word_grams(text)
+
+
+def test_scores_count_what_is_missed_and_what_is_wrong():
+    truth = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert pair_scores(truth, truth) == {"recall": 1.0, "precision": 1.0}
+    assert pair_scores(truth[:3], truth) == {"recall": 0.75, "precision": 1.0}
+    assert pair_scores([*truth, (0, 7)], truth) == {"recall": 1.0, "precision": 0.8}
+    assert pair_scores([], truth) == {"recall": 0.0, "precision": 1.0}
+
+
+def test_rows_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
     question = "How do I reset the password of my account when I have lost my phone too?"
     rows = [question, question.replace("too", "as well"), question.upper(), "Where is my parcel?"]

@@ -1,7 +1,8 @@
 import json
 from collections import Counter
 
-from tests.lab.data_runs import answer, chat, clean_rows, code, text, value, write_jsonl
+from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
+from tests.lab.runs import value
 
 from tuneline.data.near_duplicates.search import deduplicate, find_conflicts, similarity_texts
 from tuneline.data.tables.rows import Row, StandIn
@@ -69,11 +70,11 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
     )
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
-    # The first search is blind; the second one takes out what it missed.
+    # MinHash is blind; the exact join takes out the rows that it missed.
     assert value(entry, "missed_by_minhash") > 5
     assert value(entry, "cross_split_near_duplicates") == 0
     assert "cross_split_duplicate" in {code(r) for r in lab.rejected(ITEM)}
-    # With both blind, the leak stays in and the final audit's look at the rows finds it.
+    # With both blind here, the leak stays in and the search of the final audit finds it.
     monkeypatch.setattr("tuneline.data.near_duplicates.search.cross_similarities", lambda *_: {})
     for name in ("deduplication", "token_length_audit", "distribution_balancing"):
         lab.step(name)
@@ -122,7 +123,7 @@ def test_clusters_not_pairs():
     found = deduplicate(rows, config())
     assert len(set(found.cluster)) == 1
     assert sum(reason is None for reason in found.reasons) == 1
-    assert found.reasons[0] is None, "the longest row of the cluster stays"
+    assert found.reasons[0] is None, "the longest row of a cluster stays"
 
 
 def test_what_is_kept_does_not_depend_on_order():
@@ -178,7 +179,7 @@ def test_shared_instructions_do_not_make_rows_alike():
     assert all(reason is None for reason in deduplicate(rows, config()).reasons)
 
 
-def test_stand_ins_are_not_compared():
+def test_surrogates_are_not_compared():
     def hidden(number, name):
         user = f"my name is {name} and my parcel never came to the door"
         return row(number, user, stand_ins=(StandIn(0, 11, 11 + len(name), "PERSON"),))
@@ -243,7 +244,7 @@ def test_phrases_are_listed_for_a_person_to_read(data_lab):
     assert listed["ngrams"][0]["share"] > 0.1
 
 
-def test_a_small_dataset_is_told_what_it_cannot_have(data_lab):
+def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):
     labels = ("billing",) * 20 + ("login", "shipping")
     lab = data_lab(clean_rows(44, labels))
     entry = lab.upto(ITEM)
@@ -276,7 +277,7 @@ def test_added_rows_take_none_from_the_holdout_to_training():
     assert len(moved) < 0.1 * len(before)
 
 
-def test_the_sample_all_duplicates_and_conflicts_and_no_other(sample_lab):
+def test_in_the_sample_all_duplicates_and_conflicts_go_and_no_other_row(sample_lab):
     of_kind = {
         kind: {f["line"]: f["detail"]["of"] for f in sample_lab.planted if f["kind"] == kind}
         for kind in ("exact_duplicate", "near_duplicate", "label_conflict")

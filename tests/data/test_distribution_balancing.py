@@ -1,7 +1,8 @@
 from collections import Counter
 
 import pytest
-from tests.lab.data_runs import clean_rows, code, text, value
+from tests.lab.data_runs import clean_rows, code, text
+from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.distribution_balancing import balance
@@ -74,7 +75,7 @@ def test_too_few_rows_of_a_class_warn_in_step_and_gate(data_lab):
     assert "smallest_class" in gate.summary
 
 
-def test_declared_shares_are_held_against_the_rows(data_lab):
+def test_the_rows_are_compared_with_declared_shares(data_lab):
     good = {"billing": 1.0, "login": 1.0, "shipping": 1.0}
     lab = data_lab(clean_rows(120), reference_shares=good)
     assert lab.upto(ITEM).verdict == "pass"
@@ -122,8 +123,8 @@ def subjects(counts):
         for n in range(count):
             row = clean_rows(1)[0]
             pick = words.split()
-            told = " ".join(pick[(n * 3 + k * (n % 5 + 1)) % len(pick)] for k in range(7))
-            question = f"{told} {n * 7919:x} {(number * 1000 + n) * 104729:x}"
+            asked = " ".join(pick[(n * 3 + k * (n % 5 + 1)) % len(pick)] for k in range(7))
+            question = f"{asked} {n * 7919:x} {(number * 1000 + n) * 104729:x}"
             row["messages"][0]["content"] = question
             row["messages"][1]["content"] = f"Noted {n * 31:x} for {number} of {n}."
             rows.append(row)
@@ -160,7 +161,7 @@ def test_groups_are_balanced_where_that_is_asked_for(data_lab):
     assert lab.gate(ITEM).agrees
 
 
-def test_the_share_of_edge_cases_is_held_against_what_is_declared(data_lab):
+def test_the_share_of_edge_cases_is_compared_with_the_declared_one(data_lab):
     rows = clean_rows(150)
     for n in range(0, 60, 4):
         rows[n]["messages"][0]["content"] += " " + text(n + 900, 60)

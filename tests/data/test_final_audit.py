@@ -1,16 +1,17 @@
-import json
 import random
 from dataclasses import replace
 
 import pytest
-from tests.lab.data_runs import answer, chat, clean_rows, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, text
+from tests.lab.runs import broken, value
 
+from tuneline.artifacts.data import AUDIT, DATASET, DATASET_VERSION
 from tuneline.config import DataConfig
 from tuneline.data.final_audit import (
     Format,
     dataset_version,
     leaking_rows,
-    look_at_format,
+    measure_format,
     rows_with_pii,
 )
 from tuneline.data.rendering.renderer import Renderer
@@ -31,30 +32,21 @@ def tamper(lab, change):
 
     `change` gives rows, or rows and weights.
     """
-    files = {}
-    for ref in lab.run.entry("distribution_balancing").artifacts:
-        if ref.name in ("dataset.parquet", "audit.parquet"):
-            files[ref.name] = lab.lab.root / f"tampered-{ref.name}"
-            lab.run.store.get_file(lab.run.store.key_of(ref.uri), files[ref.name])
-    rows, weights = read_dataset(files["dataset.parquet"])
+    step, dataset = DATASET.step, lab.lab.root / "tampered.parquet"
+    rows, weights = read_dataset(lab.lab.artifact(step, DATASET.name))
     changed = change(rows)
     rows, weights = changed if isinstance(changed, tuple) else (changed, weights)
-    write_dataset(files["dataset.parquet"], rows, weights)
-    lab.lab.leave("distribution_balancing", files)
-
-
-def broken(record):
-    return {m.name for m in record.measurements if m.ok is False}
+    write_dataset(dataset, rows, weights)
+    lab.lab.leave(step, {DATASET.name: dataset, AUDIT: lab.lab.artifact(step, AUDIT)})
 
 
 def test_clean_rows_hold(lab):
     record = lab.step("final_audit")
     assert broken(record) == set()
-    document = lab.run.store.get_bytes(lab.run.step_key("final_audit", "dataset.json"))
-    found = json.loads(document)
-    assert found["rows"] == 120
-    assert found["splits"] == {"train": 90, "validation": 12, "holdout": 18}
-    assert found["version"] == value(record, "dataset_version")
+    found = DATASET_VERSION.find(lab.run)
+    assert found.rows == 120
+    assert found.splits == {"train": 90, "validation": 12, "holdout": 18}
+    assert found.version == value(record, "dataset_version")
 
 
 @pytest.mark.parametrize(
@@ -171,8 +163,8 @@ def test_the_parts(base_dir):
     renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
     good = [row(1, "one two"), row(2, "three")]
     lengths = renderer.count(renderer.texts(row.messages for row in good))
-    assert look_at_format(good, renderer) == Format(lengths=lengths)
-    assert look_at_format([row(1, "")], renderer).invalid == 1
+    assert measure_format(good, renderer) == Format(lengths=lengths)
+    assert measure_format([row(1, "")], renderer).invalid == 1
     twice = [row(1, "the very same question"), row(2, "the very same question", "holdout")]
     assert leaking_rows(twice, twice, 0.8) == 1
     assert leaking_rows(good, good, 0.8) == 0

@@ -5,13 +5,15 @@ import pyarrow.parquet as pq
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
 from pydantic import ValidationError
-from tests.lab.data_runs import answer, chat, clean_rows, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, text
+from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.canaries import FORMS, leaks, make_canaries
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii.scrubber import Scrubber, Settings, make_scrubber, residual_hits
+from tuneline.data.pii.scrubber import Scrubber, make_scrubber, residual_hits
+from tuneline.data.pii.settings import Settings
 from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
 from tuneline.errors import UserError
 
@@ -52,9 +54,9 @@ def test_planted_data_is_replaced_and_counted(data_lab):
     (row,) = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 6]
     assert CARD not in json.dumps(row)
     user, assistant = (m["content"] for m in row["messages"])
-    stand_in = row["stand_ins"][0]
-    shown = user[stand_in["start"] : stand_in["end"]]
-    assert stand_in["entity"] == "CREDIT_CARD"
+    surrogate = row["stand_ins"][0]
+    shown = user[surrogate["start"] : surrogate["end"]]
+    assert surrogate["entity"] == "CREDIT_CARD"
     assert json.loads(assistant) == {"intent": "login", "reply": f"So {shown}?"}
     assert entry.verdict == "pass"
     assert lab.gate(ITEM).verdict == "pass"
@@ -72,7 +74,7 @@ def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypat
     assert "excess_demanded" in gate.summary
 
 
-def test_what_no_profile_demands_only_warns(data_lab, monkeypatch):
+def test_a_leak_that_no_profile_forbids_only_warns(data_lab, monkeypatch):
     monkeypatch.setattr("tuneline.data.pii.patterns.is_ssn", lambda text: False)
     lab = data_lab(clean_rows(20))
     assert lab.upto(ITEM).verdict == "warn"
@@ -120,7 +122,7 @@ def test_json_answers_stay_json():
     assert "anna" not in scrubbed
 
 
-def test_numbers_in_json_are_looked_at():
+def test_numbers_in_json_are_scrubbed():
     scrubbed = scrub(*chat("hi", json.dumps({"card": 4111111111111111, "n": 5})))
     document = json.loads(scrubbed.messages[1]["content"])
     assert document["n"] == 5
@@ -142,14 +144,14 @@ def test_the_allow_list():
 def test_scrubbing_twice_changes_nothing():
     once = scrub(*chat(f"{CARD}, anna@mail.com, 212-555-0104, 203.0.113.9", "ok"))
     values = [
-        m["content"][s.start : s.end] for s in once.stand_ins for m in [once.messages[s.turn]]
+        m["content"][s.start : s.end] for s in once.surrogates for m in [once.messages[s.turn]]
     ]
     assert len(values) == 4
     assert residual_hits(once.messages, values) == 0
     assert residual_hits(once.messages, []) > 0
 
 
-def test_people_get_one_stand_in_everywhere(named):
+def test_people_get_one_surrogate_everywhere(named):
     messages = chat(
         "Hello, my name is Hannah Murphy. HANNAH MURPHY, yes.",
         answer("login", "Dear Hannah, we wrote to Hannah Murphy."),
@@ -190,7 +192,7 @@ def test_profiles():
     assert PROFILES["pci"] < PROFILES["gdpr"]
 
 
-def test_the_sample_every_planted_value_is_gone_and_nothing_else_touched(sample_lab):
+def test_in_the_sample_every_planted_value_is_gone_and_nothing_else_changed(sample_lab):
     planted = {f["line"]: f["detail"]["entities"] for f in sample_lab.planted if f["kind"] == "pii"}
     before = {
         r["source_line"]: r

@@ -3,15 +3,16 @@ from collections import Counter
 
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
-from tests.lab.data_runs import answer, chat, clean_rows, code, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, code, text
 from tests.lab.fuzzed_rows import fuzzed_lines
+from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.outcomes import convert, number_repeats
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.schema_validation import validate
-from tuneline.data.sources.records import RawRecord
+from tuneline.data.sources.raw_record import RawRecord
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 
@@ -111,7 +112,7 @@ def test_answers_are_held_against_a_schema(data_lab):
 
 def test_a_wrong_schema_is_the_users_error(data_lab):
     lab = data_lab(clean_rows(3), answer_schema={"type": 3})
-    with pytest.raises(UserError, match=r"data\.answer_schema is no JSON Schema"):
+    with pytest.raises(UserError, match=r"data\.answer_schema is not a JSON Schema"):
         lab.step(ITEM)
 
 
@@ -138,13 +139,13 @@ def test_an_answer_that_merges_with_the_prompt_is_rejected(data_lab):
 
 
 def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
-    monkeypatch.setattr(
-        "tuneline.data.rendering.renderer._chatml",
-        lambda messages, ask: (
-            "".join(f"<|im_start|>{m['role']} {m['content']}<|im_end|>\n" for m in messages)
-            + ("<|im_start|>assistant " if ask else "")
-        ),
-    )
+    own = Renderer.text
+
+    def spaced(self, messages, *, ask=False):
+        text = own(self, messages, ask=ask)
+        return text.replace("user\n", "user ").replace("assistant\n", "assistant ")
+
+    monkeypatch.setattr(Renderer, "text", spaced)
     lab = data_lab(clean_rows(8), target_format="chatml")
     entry = lab.step(ITEM)
     assert value(entry, "token_mismatches") == 8

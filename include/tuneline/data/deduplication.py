@@ -1,21 +1,21 @@
-"""Near-duplicates are gone, none crosses the split, and answers do not contradict each other.
+"""deduplication: no near-duplicates are left, none crosses the split, no answers contradict.
 
-Rows are compared by what is asked (every turn but the last answer and the system prompt, without
-the text that nearly all prompts share, stand-ins of personal data masked): equal ones first,
-then MinHash candidates verified by exact Jaccard similarity. Clusters, not pairs: of each one
-row stays. What is held out is checked once more by an exact search that shares no code with the
-first. The hold-out is never touched: what resembles it leaves training.
+Rows are compared by their question (every turn but the last answer and the system prompt, without
+the text that nearly all prompts share, surrogates of personal data masked): equal ones first, then
+MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays. The exact
+join, which is independent of MinHash, then compares training and validation with the rows that are
+held out from them. The hold-out is never changed: near-duplicates of it leave training.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.phrases import (
     FORMAT_SHARE,
@@ -31,20 +31,14 @@ from tuneline.data.near_duplicates.phrases import (
 from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash
 from tuneline.data.tables.rows import (
-    AUDIT,
     HOLDOUT,
-    REJECTED,
-    ROWS,
     SPLITS,
     TRAIN,
-    UNSCRUBBED,
     VALIDATION,
     Row,
-    read_raws,
-    rejects_of,
     rows_before,
     write_audit,
-    write_rejects,
+    write_rejected,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -52,10 +46,9 @@ from tuneline.evidence import Evidence, Measurement, measure
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-ITEM = "deduplication"
 HOLDOUT_SHARE = (0.10, 0.20)
 PHRASES = "phrases.json"
-# N-grams in it: more nobody reads.
+# Most n-grams listed there for people to read.
 LISTED = 200
 # With fewer held-out rows a share is uncertain by more than a tenth, and the summary says so.
 FEW_HELD = 100
@@ -63,10 +56,15 @@ FEW_HELD = 100
 
 @dataclass(frozen=True)
 class Thinned:
-    """Repeated phrases before and after thinning, over training answers.
+    """Repeated phrases of training answers before and after thinning.
 
-    `having` names the rows whose answer still holds one of the `remaining` sentences, `ngrams` are
-    the phrases that are left.
+    Attributes:
+        rows: all rows, thinned.
+        repeated: sentences that were repeated before.
+        remaining: sentences that are still repeated.
+        having: ids of the rows whose answer still holds one of these.
+        ngrams: word n-grams that are still repeated.
+        changed: number of answers that lost a sentence.
     """
 
     rows: list[Row]
@@ -83,8 +81,7 @@ def thin_answers(rows: Sequence[Row], config: DataConfig) -> Thinned:
     at = [i for i, row in enumerate(rows) if row.split == TRAIN]
     answers = [rows[i].answer for i in at]
     labels = [rows[i].label for i in at]
-    texts = [prose(answer, name) for answer in answers]
-    repeated = repeated_sentences(texts, labels, share)
+    repeated = repeated_sentences([prose(answer, name) for answer in answers], labels, share)
     thinned = answers
     if config.repeated_phrases != "report":
         order = [cluster_hash(rows[i].row_id) for i in at]
@@ -95,37 +92,18 @@ def thin_answers(rows: Sequence[Row], config: DataConfig) -> Thinned:
         if before != after:
             changed += 1
             result[i] = _with_answer(rows[i], after)
-    after_texts = [prose(answer, name) for answer in thinned]
-    # What nearly all answers have is their format: reported, not held against them.
-    remaining = [
-        phrase
-        for phrase in repeated_sentences(after_texts, labels, share)
-        if phrase.share < FORMAT_SHARE
-    ]
+    texts = [prose(answer, name) for answer in thinned]
+    # A sentence of nearly all answers is their format: it is reported and breaks no limit.
+    remaining = [s for s in repeated_sentences(texts, labels, share) if s.share < FORMAT_SHARE]
     having = {
         rows[i].row_id
-        for i, text in zip(at, after_texts, strict=True)
+        for i, text in zip(at, texts, strict=True)
         if any(
-            phrase.label in (None, rows[i].label) and phrase.sentence in added_sentences(text)
-            for phrase in remaining
+            s.label in (None, rows[i].label) and s.sentence in added_sentences(text)
+            for s in remaining
         )
     }
-    ngrams = repeated_ngrams(after_texts, share)
-    return Thinned(result, repeated, remaining, having, ngrams, changed)
-
-
-def drop_crowding(rows: Sequence[Row], config: DataConfig) -> dict[str, str]:
-    """Training rows that leave so that no phrase stands in too many answers: id and reason."""
-    train = [row for row in rows if row.split == TRAIN]
-    gone = crowding(
-        [prose(row.answer, config.label_field) for row in train],
-        [cluster_hash(row.row_id) for row in train],
-        config.repeated_phrase_share,
-    )
-    return {
-        train[index].row_id: f"repeated_phrase: {phrase!r} stands in too many answers"
-        for index, phrase in gone.items()
-    }
+    return Thinned(result, repeated, remaining, having, repeated_ngrams(texts, share), changed)
 
 
 def _with_answer(row: Row, answer: str) -> Row:
@@ -133,31 +111,23 @@ def _with_answer(row: Row, answer: str) -> Row:
     return replace(
         row,
         messages=[*row.prompt, {"role": "assistant", "content": answer}],
-        stand_ins=tuple(s for s in row.stand_ins if s.turn != last),
+        stand_ins=tuple(span for span in row.stand_ins if span.turn != last),
         n_tokens=0,
     )
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Remove near-duplicates and contradictions, split, thin repeated phrases."""
-    config = ctx.config.data
-    rows = rows_before(ctx)
-    found = deduplicate(rows, config)
-    thinned = thin_answers(_kept(rows, found), config)
-    if config.repeated_phrases == "drop":
-        leaving = drop_crowding(thinned.rows, config)
-        reasons = zip(rows, found.reasons, strict=True)
-        found.reasons = [reason or leaving.get(row.row_id) for row, reason in reasons]
-        first, thinned = thinned, thin_answers(_kept(rows, found), config)
-        thinned = replace(thinned, repeated=first.repeated)
-    left = [(row, reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
-    (ctx.out / PHRASES).write_text(json.dumps(_phrases_of(thinned), indent=1, ensure_ascii=False))
-    write_rows(ctx.out / ROWS, thinned.rows)
-    raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
-    rejects = list(rejects_of(left, ITEM, raws))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
-    _write_audit(ctx.out / AUDIT, rows, found, thinned.having)
-    return _conclude(ctx, rows, found, thinned, len(rejects))
+def drop_crowding(rows: Sequence[Row], config: DataConfig) -> dict[str, str]:
+    """Choose training rows to remove so that no phrase is in too many answers: id and reason."""
+    train = [row for row in rows if row.split == TRAIN]
+    gone = crowding(
+        [prose(row.answer, config.label_field) for row in train],
+        [cluster_hash(row.row_id) for row in train],
+        config.repeated_phrase_share,
+    )
+    return {
+        train[index].row_id: f"repeated_phrase: {phrase!r} is in too many answers"
+        for index, phrase in gone.items()
+    }
 
 
 def _kept(rows: Sequence[Row], found: Deduplicated) -> list[Row]:
@@ -169,7 +139,7 @@ def _kept(rows: Sequence[Row], found: Deduplicated) -> list[Row]:
 
 
 def _phrases_of(thinned: Thinned) -> dict[str, Any]:
-    """The phrases that were found, for a person to read."""
+    """Return the repeated phrases for people to read."""
     return {
         "sentences": [
             {"sentence": s.sentence, "label": s.label, "rows": s.rows, "share": round(s.share, 4)}
@@ -184,6 +154,7 @@ def _phrases_of(thinned: Thinned) -> dict[str, Any]:
 
 def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated, having: set[str]) -> None:
     kept = [reason is None for reason in found.reasons]
+    splits = [split if k else None for split, k in zip(found.splits, kept, strict=True)]
     write_audit(
         path,
         {
@@ -193,11 +164,8 @@ def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated, having: s
             "cluster": found.cluster,
             "own_holdout": [row.own_holdout for row in rows],
             "conflict": found.conflict,
-            "split": [split if k else None for split, k in zip(found.splits, kept, strict=True)],
-            "in_holdout": [
-                int(split == HOLDOUT) if k else None
-                for split, k in zip(found.splits, kept, strict=True)
-            ],
+            "split": splits,
+            "in_holdout": [None if split is None else int(split == HOLDOUT) for split in splits],
             "cross_similarity": found.cross_similarity,
             "repeated_sentence": [int(row.row_id in having) for row in rows],
         },
@@ -205,11 +173,7 @@ def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated, having: s
 
 
 def _conclude(
-    ctx: StepContext,
-    rows: Sequence[Row],
-    found: Deduplicated,
-    thinned: Thinned,
-    rejected: int,
+    ctx: StepContext, rows: Sequence[Row], found: Deduplicated, thinned: Thinned, rejected: int
 ) -> Evidence:
     kept = thinned.rows
     splits = Counter(row.split for row in kept)
@@ -230,23 +194,25 @@ def _conclude(
         measure("missed_by_minhash", found.missed, "rows"),
         measure("cross_split_near_duplicates", leaks, "rows", "<=", 0),
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),
-        *_share(splits, own=any(row.own_holdout for row in kept)),
-        *_phrases(thinned),
-        *_small(kept),
+        *_holdout_share(splits, own=any(row.own_holdout for row in kept)),
+        *_phrase_measurements(thinned),
+        measure("classes_without_holdout", len(_unseen(kept)), "classes"),
+        measure("holdout_margin", _margin(splits[HOLDOUT]), "share"),
     ]
     duplicates = sum(count for code, count in codes.items() if code.endswith("_duplicate"))
     summary = (
         f"{duplicates} near-duplicates and {codes['label_conflict']} contradicting rows removed; "
         f"{splits[TRAIN]} training, {splits[VALIDATION]} validation and {splits[HOLDOUT]} hold-out "
         f"rows, {leaks} near-duplicates across them."
-        f"{_not_met(kept)}"
+        f"{_limitations(kept)}"
     )
     return ctx.conclude(
         summary, measurements, rows={ROWS: len(kept), REJECTED: rejected, AUDIT: len(rows)}
     )
 
 
-def _share(splits: Counter[str], *, own: bool) -> list[Measurement]:
+def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
+    """Return the share of the hold-out, with limits unless it is the dataset's own."""
     share = splits[HOLDOUT] / max(splits.total(), 1)
     if own:
         return [measure("holdout_share", share, "share")]
@@ -257,56 +223,61 @@ def _share(splits: Counter[str], *, own: bool) -> list[Measurement]:
     ]
 
 
-def _phrases(thinned: Thinned) -> list[Measurement]:
+def _phrase_measurements(thinned: Thinned) -> list[Measurement]:
     worst = max((s.share for s in thinned.repeated), default=0.0)
+    left = len(thinned.remaining)
     return [
         measure("repeated_sentences", len(thinned.repeated), "sentences"),
         measure("repeated_sentence_share", worst, "share"),
         measure("answers_thinned", thinned.changed, "rows"),
-        measure(
-            "repeated_sentences_left",
-            len(thinned.remaining),
-            "sentences",
-            "<=",
-            0,
-            on_breach="warn",
-        ),
+        measure("repeated_sentences_left", left, "sentences", "<=", 0, on_breach="warn"),
         measure("repeated_ngrams", len(thinned.ngrams.repeated), "phrases"),
         measure("repeated_ngram_share", thinned.ngrams.share, "share"),
     ]
 
 
-def _small(kept: Sequence[Row]) -> list[Measurement]:
-    """What a small hold-out can't tell."""
-    held = sum(row.split == HOLDOUT for row in kept)
-    return [
-        measure("classes_without_holdout", len(_unseen(kept)), "classes"),
-        measure("holdout_margin", _margin(held), "share"),
-    ]
-
-
 def _unseen(kept: Sequence[Row]) -> list[str]:
-    """Classes of the training rows that no held-out row has."""
+    """Return the classes of training rows that no held-out row has."""
     held = {row.label for row in kept if row.split == HOLDOUT}
     train = {row.label for row in kept if row.split == TRAIN and row.label is not None}
     return sorted(train - held)
 
 
 def _margin(rows: int) -> float:
-    """Half of the 95 % interval of a share of one half that is measured on so many rows."""
+    """Return half the 95 % interval of a share of one half that is measured on some rows."""
     return min(0.5, 0.98 / max(rows, 1) ** 0.5)
 
 
-def _not_met(kept: Sequence[Row]) -> str:
-    """In words, what the size of the dataset does not allow."""
+def _limitations(kept: Sequence[Row]) -> str:
+    """State what the size of the dataset does not allow."""
     held = sum(row.split == HOLDOUT for row in kept)
-    said = ""
+    limitations = ""
     if held < FEW_HELD:
-        said += (
+        limitations += (
             f" The dataset is small: a share measured on {held} hold-out rows is uncertain by "
             f"{_margin(held):.0%}."
         )
     unseen = _unseen(kept)
     if unseen:
-        said += f" {len(unseen)} classes have too few rows for one in the hold-out."
-    return said
+        limitations += f" {len(unseen)} classes have too few rows for one in the hold-out."
+    return limitations
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Remove near-duplicates and contradictions, split, thin repeated phrases."""
+    config = ctx.config.data
+    rows = rows_before(ctx)
+    found = deduplicate(rows, config)
+    thinned = thin_answers(_kept(rows, found), config)
+    if config.repeated_phrases == "drop":
+        leaving = drop_crowding(thinned.rows, config)
+        reasons = zip(rows, found.reasons, strict=True)
+        found.reasons = [reason or leaving.get(row.row_id) for row, reason in reasons]
+        first, thinned = thinned, thin_answers(_kept(rows, found), config)
+        thinned = replace(thinned, repeated=first.repeated)
+    left = [(row, reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
+    ctx.write_json(PHRASES, _phrases_of(thinned))
+    write_rows(ctx.out / ROWS, thinned.rows)
+    write_rejected(ctx, left)
+    _write_audit(ctx.out / AUDIT, rows, found, thinned.having)
+    return _conclude(ctx, rows, found, thinned, len(left))

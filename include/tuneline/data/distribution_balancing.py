@@ -1,10 +1,10 @@
-"""Edge cases and common queries are in proportion, and the training set is written.
+"""distribution_balancing: edge cases and common queries are in proportion in the training set.
 
-Training rows only: the hold-out keeps the shares it has. Common classes are sampled down to a
-multiple of the median class, rare ones weigh more in the loss (never copied, so that no row is
-seen twice as often and none duplicates another). A class is a label; rows without any are put into
-groups of similar prompts, which are looked at and, if so configured, balanced. Shares are held
-against declared ones where there are any.
+Only training rows are balanced, the hold-out keeps its shares. Common classes are sampled down to a
+multiple of the median class; rare ones get a greater weight in the loss and are not copied, so that
+the dataset holds no duplicates. A class is a label; rows without labels are put into groups of
+similar prompts, which are measured and, if so configured, balanced. Shares are compared with
+declared ones if there are any. The step writes the dataset that training reads.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.data import AUDIT, DATASET, REJECTED
 from tuneline.config import DataConfig
 from tuneline.data.balance.class_shares import (
     Figures,
@@ -28,38 +29,31 @@ from tuneline.data.balance.prompt_groups import group_prompts
 from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
 from tuneline.data.tables.rows import (
-    AUDIT,
-    DATASET,
     HOLDOUT,
-    REJECTED,
     TRAIN,
-    UNSCRUBBED,
     VALIDATION,
     Row,
-    read_raws,
-    rejects_of,
     rows_before,
     write_audit,
     write_dataset,
-    write_rejects,
+    write_rejected,
 )
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-ITEM = "distribution_balancing"
 PLOT = "class_shares.png"
 UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical": "ratio"}
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of every row, None without one.
+    """The class of every row, None for a row without one.
 
     Attributes:
         names: labels, or names of groups of similar prompts.
-        distances: with groups, how far each row is from the middle of its group.
+        distances: distance of each row to the middle of its group, None if classes are labels.
     """
 
     names: list[str | None]
@@ -67,12 +61,12 @@ class Classes:
 
     @property
     def grouped(self) -> bool:
-        """Whether the classes are groups."""
+        """True if the classes are groups of similar prompts."""
         return self.distances is not None
 
 
 def classes_of(rows: Sequence[Row], config: DataConfig) -> Classes:
-    """The class of every row: its label, or where no training row has one, its group."""
+    """Return the class of every row: its label, or its group if no training row has a label."""
     if any(row.label is not None for row in rows if row.split == TRAIN):
         return Classes([row.label for row in rows])
     groups = None
@@ -86,15 +80,15 @@ def classes_of(rows: Sequence[Row], config: DataConfig) -> Classes:
 def balance(
     rows: Sequence[Row], config: DataConfig, classes: Sequence[str | None] | None = None
 ) -> tuple[list[str | None], list[float]]:
-    """Decide what is sampled down and what weighs more.
+    """Decide which rows are sampled down and which get a greater weight.
 
     Args:
         rows: all rows.
-        config: what is done, and how far.
+        config: settings with the kind of balancing and its limits.
         classes: class of each row; None for its label.
 
     Returns:
-        For each row why it leaves (None when it stays), and its loss weight.
+        For each row the reason for which it leaves (None if it stays), and its loss weight.
     """
     names = [name or "" for name in classes or [row.label for row in rows]]
     members: dict[str, list[int]] = defaultdict(list)
@@ -125,10 +119,10 @@ def balance(
 def _cap_held_out(
     rows: Sequence[Row], reasons: list[str | None], train_rows: int, config: DataConfig
 ) -> None:
-    """Shrink hold-out and validation with a capped training set, so that shares stay.
+    """Shrink hold-out and validation with a capped training set, so that shares stay the same.
 
-    What is left out does not go to training: with a higher cap it would be held out again. A
-    hold-out file of the dataset's own shrinks only when `max_holdout_rows` says so.
+    The rows that are left out do not go to training: with a higher cap they would be held out
+    again. The dataset's own hold-out file shrinks only by `max_holdout_rows`.
     """
     scale = 1.0
     if config.max_train_rows is not None and train_rows:
@@ -152,7 +146,7 @@ def _cap_held_out(
 
 
 def _order(row: Row) -> str:
-    """What decides which rows stay: a hash of what is asked, whatever order rows come in."""
+    """Return the sort key by which rows stay: a hash of the turns, so the order of rows is free."""
     return cluster_hash("\n".join(message["content"] for message in row.messages)) + row.row_id
 
 
@@ -177,86 +171,22 @@ def plot_shares(path: Path, figures: Figures) -> None:
             label=name,
             color=colour,
         )
-    shown = [*map(_shown, labels), "edge cases of all classes"]
-    axes.set_yticks([row + 0.2 for row in range(len(shown))], shown, parse_math=False)
+    ticks = [*map(_printable, labels), "edge cases of all classes"]
+    axes.set_yticks([row + 0.2 for row in range(len(ticks))], ticks, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("share of training rows")
     axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def _shown(label: str) -> str:
-    """A label as the plot can show it: short, in letters that the font has."""
+def _printable(label: str) -> str:
+    """Return a label in the form for the plot: short, in letters that the font has."""
     letters = (c if c.isprintable() and ord(c) < 0x0530 else ascii(c)[1:-1] for c in label[:30])
     return "".join(letters)[:30]
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Balance the training rows and write the training set."""
-    config = ctx.config.data
-    rows = rows_before(ctx)
-    classes = classes_of(rows, config)
-    balanced = not classes.grouped or config.unlabelled == "balance"
-    reasons, weights = balance(rows, config, classes.names if balanced else [None] * len(rows))
-    edges = _edges(rows, classes, config)
-    kept = [(r, w) for r, w, reason in zip(rows, weights, reasons, strict=True) if not reason]
-    left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
-    write_dataset(ctx.out / DATASET, [row for row, _ in kept], [weight for _, weight in kept])
-    raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
-    rejects = list(rejects_of(left, ITEM, raws))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
-    columns = {
-        "row_id": [row.row_id for row in rows],
-        "kept": [reason is None for reason in reasons],
-        "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
-        "split": [row.split for row in rows],
-        "label": [row.label for row in rows],
-        "group": classes.names if classes.grouped else [None] * len(rows),
-        "edge_case": edges,
-        "weight": weights,
-    }
-    write_audit(ctx.out / AUDIT, columns)
-    splits = Counter(row.split for row, _ in kept)
-    general = [
-        measure("rows_in", len(rows), "rows"),
-        measure("rows_kept", len(kept), "rows", ">=", 1),
-        measure("rows_lost", len(rows) - len(kept) - len(rejects), "rows", "==", 0),
-        measure("rows_sampled_down", len(rejects), "rows"),
-        *(measure(f"{split}_rows", splits[split], "rows") for split in (VALIDATION, HOLDOUT)),
-        measure("holdout_share", splits[HOLDOUT] / max(len(kept), 1), "share"),
-        measure("train_rows", splits[TRAIN], "rows", ">=", 1),
-    ]
-    sizes = {DATASET: len(kept), REJECTED: len(rejects), AUDIT: len(rows)}
-    train = [
-        TrainRow(name, reason is None, weight, edge is not None)
-        for row, name, reason, weight, edge in zip(
-            rows, classes.names, reasons, weights, edges, strict=True
-        )
-        if row.split == TRAIN and name is not None
-    ]
-    if not train:
-        return ctx.conclude(
-            "The rows have no classes (no label field, no label column) and are too few, or too "
-            "unlike, to be put into groups, so there is nothing to balance.",
-            general,
-            verdict=Verdict.NOT_APPLICABLE,
-            rows=sizes,
-        )
-    figures = figures_of(train)
-    plot_shares(ctx.out / PLOT, figures)
-    measurements = [
-        *general,
-        *_of_classes(figures, config, grouped=classes.grouped),
-        *_of_edges(rows, edges),
-        measure("largest_weight", max(weights), "weight", "<=", config.max_upsampling),
-        measure("classes_from", "groups of prompts" if classes.grouped else "labels", "text"),
-        measure("reference", "declared" if config.reference_shares else "none", "text"),
-    ]
-    return ctx.conclude(_summary(figures, classes, config), measurements, rows=sizes)
-
-
 def _edges(rows: Sequence[Row], classes: Classes, config: DataConfig) -> list[str | None]:
-    """Why each row is an edge case; held-out rows are none."""
+    """Return the reason for which each row is an edge case; held-out rows are not."""
     at = [index for index, row in enumerate(rows) if row.split == TRAIN]
     distances = None
     if classes.distances is not None:
@@ -282,12 +212,12 @@ def _of_classes(figures: Figures, config: DataConfig, *, grouped: bool) -> list[
         if not held:
             measurements.append(measure(name, value, unit))
         for number, (rule, limit) in enumerate(held):
-            called = f"{name}_at_most" if number else name
-            measurements.append(measure(called, value, unit, rule, limit, on_breach="warn"))
+            full = f"{name}_at_most" if number else name
+            measurements.append(measure(full, value, unit, rule, limit, on_breach="warn"))
     return measurements
 
 
-def _of_edges(rows: Sequence[Row], edges: Sequence[str | None]) -> list[Measurement]:
+def _of_edges(edges: Sequence[str | None]) -> list[Measurement]:
     counts = Counter(edge for edge in edges if edge is not None)
     return [measure(f"edge_cases_{why}", count, "rows") for why, count in sorted(counts.items())]
 
@@ -296,11 +226,86 @@ def _summary(figures: Figures, classes: Classes, config: DataConfig) -> str:
     values = figures.values(config)
     what = "groups of similar prompts (the rows have no classes)" if classes.grouped else "classes"
     if config.reference_shares and not classes.grouped:
-        reference = "held against the declared shares"
+        reference = "compared with the declared shares"
     else:
-        reference = "no reference shares were declared, so they are held against none"
+        reference = "no reference shares were declared to compare them with"
     return (
         f"{len(figures.after)} {what}, {values['effective_classes']:.1f} effective after balancing "
         f"({values['effective_classes_before']:.1f} before); the smallest has "
         f"{values['smallest_class']} rows; {values['edge_case_share']:.1%} edge cases; {reference}."
     )
+
+
+def _audit_columns(
+    rows: Sequence[Row],
+    classes: Classes,
+    reasons: Sequence[str | None],
+    weights: Sequence[float],
+    edges: Sequence[str | None],
+) -> dict[str, Sequence[Any]]:
+    return {
+        "row_id": [row.row_id for row in rows],
+        "kept": [reason is None for reason in reasons],
+        "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
+        "split": [row.split for row in rows],
+        "label": [row.label for row in rows],
+        "group": classes.names if classes.grouped else [None] * len(rows),
+        "edge_case": edges,
+        "weight": weights,
+    }
+
+
+def _row_measurements(rows: Sequence[Row], kept: Sequence[Row], left: int) -> list[Measurement]:
+    splits = Counter(row.split for row in kept)
+    return [
+        measure("rows_in", len(rows), "rows"),
+        measure("rows_kept", len(kept), "rows", ">=", 1),
+        measure("rows_lost", len(rows) - len(kept) - left, "rows", "==", 0),
+        measure("rows_sampled_down", left, "rows"),
+        *(measure(f"{split}_rows", splits[split], "rows") for split in (VALIDATION, HOLDOUT)),
+        measure("holdout_share", splits[HOLDOUT] / max(len(kept), 1), "share"),
+        measure("train_rows", splits[TRAIN], "rows", ">=", 1),
+    ]
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Balance the training rows and write the dataset."""
+    config = ctx.config.data
+    rows = rows_before(ctx)
+    classes = classes_of(rows, config)
+    balanced = not classes.grouped or config.unlabelled == "balance"
+    reasons, weights = balance(rows, config, classes.names if balanced else [None] * len(rows))
+    edges = _edges(rows, classes, config)
+    kept = [(r, w) for r, w, reason in zip(rows, weights, reasons, strict=True) if not reason]
+    left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+    kept_rows = [row for row, _ in kept]
+    write_dataset(DATASET.path(ctx), kept_rows, [weight for _, weight in kept])
+    write_rejected(ctx, left)
+    write_audit(ctx.out / AUDIT, _audit_columns(rows, classes, reasons, weights, edges))
+    general = _row_measurements(rows, kept_rows, len(left))
+    sizes = {DATASET.name: len(kept), REJECTED: len(left), AUDIT: len(rows)}
+    columns = zip(rows, classes.names, reasons, weights, edges, strict=True)
+    train = [
+        TrainRow(name, reason is None, weight, edge is not None)
+        for row, name, reason, weight, edge in columns
+        if row.split == TRAIN and name is not None
+    ]
+    if not train:
+        return ctx.conclude(
+            "The rows have no classes (no label field, no label column), and they are too few or "
+            "too different to be put into groups, so there is nothing to balance.",
+            general,
+            verdict=Verdict.NOT_APPLICABLE,
+            rows=sizes,
+        )
+    figures = figures_of(train)
+    plot_shares(ctx.out / PLOT, figures)
+    measurements = [
+        *general,
+        *_of_classes(figures, config, grouped=classes.grouped),
+        *_of_edges(edges),
+        measure("largest_weight", max(weights), "weight", "<=", config.max_upsampling),
+        measure("classes_from", "groups of prompts" if classes.grouped else "labels", "text"),
+        measure("reference", "declared" if config.reference_shares else "none", "text"),
+    ]
+    return ctx.conclude(_summary(figures, classes, config), measurements, rows=sizes)

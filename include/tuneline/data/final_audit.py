@@ -1,9 +1,9 @@
-"""Look again at the rows that training will see, after every step has changed them.
+"""final_audit: measure the final rows again, after every step has changed them.
 
 Format, length, leakage across the split and personal data are measured on `dataset.parquet`
-itself. Each measurement carries the item it belongs to as a prefix, and counts for its verdict.
-Up-sampling is a weight, so a row that stands there twice is a fault too. The dataset gets its
-version, its description `dataset.json` and a card for people.
+itself. The name of a measurement starts with the item for whose verdict it counts. Up-sampling is
+a weight, so a repeated row is a fault too. The dataset gets its version, its description
+`dataset.json` and a card for people.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tuneline.artifacts.data import (
+    DATASET,
+    DATASET_CARD,
+    DATASET_VERSION,
+    SCRUBBED,
+    SOURCES,
+    DatasetDocument,
+    PromptFormat,
+    audit_of,
+)
+from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answer_checks import check_answers
 from tuneline.data.conversations.outcomes import Outcome
@@ -26,12 +37,7 @@ from tuneline.data.pii.workers import map_chunks, worker_count
 from tuneline.data.rendering.renderer import Renderer, chat_template
 from tuneline.data.rendering.template_parity import compare
 from tuneline.data.schema_validation import check_turns, markers_of
-from tuneline.data.sources.opened import SOURCES
 from tuneline.data.tables.dataset_card import (
-    CARD,
-    SCHEMA,
-    SETTINGS,
-    VERSION_FILE,
     card,
     count_rows,
     describe_measures,
@@ -40,10 +46,7 @@ from tuneline.data.tables.dataset_card import (
     reproduce,
 )
 from tuneline.data.tables.rows import (
-    AUDIT,
-    DATASET,
     HOLDOUT,
-    ROWS,
     SPLITS,
     TRAIN,
     VALIDATION,
@@ -53,18 +56,17 @@ from tuneline.data.tables.rows import (
     read_dataset,
     read_rows,
 )
-from tuneline.evidence import Record, measure
+from tuneline.evidence import Measurement, Record, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-
-# The turns of a row, and the stand-ins that were written into it.
+# The turns of a row, and the surrogates that were written into it.
 _Turns = tuple[list[Message], list[str]]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
-    """A content hash of a dataset: its rows' turns, split, label and weight, in any order.
+    """Hash the content of a dataset: its rows' turns, split, label and weight, in any order.
 
     File names and lines do not count, so the same rows in another order, or from other files,
     are the same version.
@@ -84,12 +86,12 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
 
 @dataclass
 class Format:
-    """What looking at the format of rows again found.
+    """The format of the final rows.
 
     Attributes:
-        invalid: rows whose turns break a rule, or that the template refuses.
-        mismatched: rows whose tokens differ from the template's.
-        unmasked: rows without an exact mask.
+        invalid: number of rows whose turns break a rule, or that the template refuses.
+        mismatched: number of rows whose tokens differ from the template's.
+        unmasked: number of rows without an exact mask.
         lengths: tokens of each row.
     """
 
@@ -99,7 +101,7 @@ class Format:
     lengths: list[int] = field(default_factory=list)
 
 
-def look_at_format(rows: Sequence[Row], renderer: Renderer) -> Format:
+def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
     """Check turns, tokens, masks and lengths of the rows as they are now."""
     markers = markers_of(renderer)
     turns = [row.messages for row in rows]
@@ -114,16 +116,18 @@ def look_at_format(rows: Sequence[Row], renderer: Renderer) -> Format:
 
 
 def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
-    """Training and validation rows that are near-duplicates of a row held further back.
+    """Count training and validation rows that are near-duplicates across the split.
+
+    Training rows are compared with validation and hold-out, validation rows with the hold-out.
 
     Args:
         rows: the dataset.
-        before: the rows after scrubbing, which know their stand-ins.
+        before: the rows after scrubbing, which know their surrogates.
         limit: Jaccard similarity from which two rows are near-duplicates.
     """
-    stand_ins = {row.row_id: row.stand_ins for row in before}
+    surrogates = {row.row_id: row.stand_ins for row in before}
     texts = similarity_texts(
-        [replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows], before
+        [replace(row, stand_ins=surrogates.get(row.row_id, ())) for row in rows], before
     )
     members = {
         split: [t for t, r in zip(texts, rows, strict=True) if r.split == split] for split in SPLITS
@@ -134,7 +138,7 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
 
 
 def torn_rows(rows: Sequence[Row]) -> int:
-    """Source rows whose pieces (`row_id#k`) lie in more than one split."""
+    """Count source rows whose pieces (`row_id#k`) lie in more than one split."""
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         splits[base_id(row.row_id)].add(row.split)
@@ -142,16 +146,16 @@ def torn_rows(rows: Sequence[Row]) -> int:
 
 
 def repeated_rows(rows: Sequence[Row]) -> int:
-    """Training and validation rows whose turns stand there already; a weight is no repetition.
+    """Count training and validation rows with the turns of another; a weight is not a repetition.
 
-    The hold-out may be a file of the dataset's own, which is taken as it is.
+    The hold-out may be the dataset's own file, which is taken as it is.
     """
     turns = [json.dumps(row.messages, sort_keys=True) for row in rows if row.split != HOLDOUT]
     return len(turns) - len(set(turns))
 
 
 def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
-    """Answers that do not satisfy the given schema any more; 0 without one."""
+    """Count answers that no longer satisfy the configured schema; 0 without one."""
     if config.answer_schema is None:
         return 0
     outcomes = [
@@ -163,10 +167,10 @@ def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
 
 
 def rows_with_pii(
-    rows: Sequence[Row], stand_ins: Mapping[str, Iterable[str]], config: DataConfig
+    rows: Sequence[Row], surrogates: Mapping[str, Iterable[str]], config: DataConfig
 ) -> int:
-    """Rows in which patterns still find personal data that is no stand-in."""
-    pieces = [(row.messages, list(stand_ins.get(base_id(row.row_id), ()))) for row in rows]
+    """Count rows in which patterns still find personal data other than surrogates."""
+    pieces = [(row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in rows]
     chunks = [pieces[start : start + CHUNK] for start in range(0, len(pieces), CHUNK)]
     return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
 
@@ -179,19 +183,57 @@ def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
 
 
 def labels_with_pii(rows: Sequence[Row], config: DataConfig) -> int:
-    """Classes that are personal data; a column of a CSV may be one that no turn shows."""
+    """Count classes that are personal data; a CSV's column of classes may stand in no turn."""
     finder = shape_finder(config)
     return sum(bool(finder(label)) for label in {row.label for row in rows if row.label})
 
 
-def _reasons(ctx: StepContext) -> dict[str, list[str | None]]:
-    """By item the reject's code of each row that came in, None for a kept one."""
+def _measurements(
+    rows: Sequence[Row],
+    weights: Sequence[float],
+    before: Sequence[Row],
+    *,
+    found: Format,
+    limit: int,
+    config: DataConfig,
+) -> list[Measurement]:
+    surrogates = {
+        row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
+        for row in before
+    }
+    stale = sum(row.n_tokens != length for row, length in zip(rows, found.lengths, strict=True))
+    leaking = leaking_rows(rows, before, config.near_duplicate_jaccard)
+    outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
+
+    def none(name: str, count: int, unit: str = "rows") -> Measurement:
+        return measure(name, count, unit, "==", 0)
+
+    return [
+        none("schema_validation.invalid_rows", found.invalid),
+        none("schema_validation.token_mismatches", found.mismatched),
+        none("schema_validation.inexact_masks", found.unmasked),
+        none("schema_validation.invalid_answers", invalid_answers(rows, config)),
+        measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
+        none("token_length_audit.stale_counts", stale),
+        measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
+        none("deduplication.rows_torn_across_splits", torn_rows(rows)),
+        measure(
+            "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
+        ),
+        none("pii_scrubbing.rows_with_pattern_hits", rows_with_pii(rows, surrogates, config)),
+        none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
+        none("distribution_balancing.weights_out_of_range", outside),
+    ]
+
+
+def _reasons(ctx: StepContext, item: str) -> list[str | None]:
+    """Return the reject's code of each row that came into an item, None for a kept one."""
     import pyarrow.parquet as pq
 
-    return {
-        item: pq.read_table(ctx.input(item, AUDIT), columns=["reason"])["reason"].to_pylist()
-        for item in SETTINGS
-    }
+    codes: list[str | None] = pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])[
+        "reason"
+    ].to_pylist()
+    return codes
 
 
 def run(ctx: StepContext) -> Record:
@@ -199,94 +241,40 @@ def run(ctx: StepContext) -> Record:
     from tuneline.models import load_tokenizer, resolve
 
     config = ctx.config.data
-    rows, weights = read_dataset(ctx.input("distribution_balancing", DATASET))
-    before = read_rows(ctx.input("pii_scrubbing", ROWS))
+    rows, weights = read_dataset(DATASET.fetch(ctx))
+    before = read_rows(SCRUBBED.fetch(ctx))
     base = resolve(ctx.config.base_model, log=ctx.log)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
-    found = look_at_format(rows, renderer)
     limit = min(config.max_tokens, base.context_length)
-    values = {
-        row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
-        for row in before
-    }
-    splits = Counter(row.split for row in rows)
+    found = measure_format(rows, renderer)
     version = dataset_version(rows, weights)
-    measurements = [
-        measure("rows", len(rows), "rows", ">=", 1),
-        measure("dataset_version", version, "sha256"),
-        measure("schema_validation.invalid_rows", found.invalid, "rows", "==", 0),
-        measure("schema_validation.token_mismatches", found.mismatched, "rows", "==", 0),
-        measure("schema_validation.inexact_masks", found.unmasked, "rows", "==", 0),
-        measure(
-            "schema_validation.invalid_answers", invalid_answers(rows, config), "rows", "==", 0
-        ),
-        measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
-        measure(
-            "token_length_audit.stale_counts",
-            sum(row.n_tokens != length for row, length in zip(rows, found.lengths, strict=True)),
-            "rows",
-            "==",
-            0,
-        ),
-        measure(
-            "deduplication.cross_split_near_duplicates",
-            leaking_rows(rows, before, config.near_duplicate_jaccard),
-            "rows",
-            "<=",
-            0,
-        ),
-        measure("deduplication.rows_torn_across_splits", torn_rows(rows), "rows", "==", 0),
-        measure(
-            "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
-        ),
-        measure(
-            "pii_scrubbing.rows_with_pattern_hits",
-            rows_with_pii(rows, values, config),
-            "rows",
-            "==",
-            0,
-        ),
-        measure(
-            "pii_scrubbing.labels_with_pattern_hits",
-            labels_with_pii(rows, config),
-            "labels",
-            "==",
-            0,
-        ),
-        measure(
-            "distribution_balancing.weights_out_of_range",
-            sum(not 0 < weight <= config.max_upsampling for weight in weights),
-            "rows",
-            "==",
-            0,
-        ),
-    ]
-    document = {
-        "schema": SCHEMA,
-        "name": ctx.config.name,
-        "version": version,
+    template = chat_template(renderer.tokenizer, config.target_format)
+    document = DatasetDocument(
+        name=ctx.config.name,
+        version=version,
         **count_rows(rows),
-        "sources": describe_sources(
-            json.loads(ctx.input("schema_validation", SOURCES).read_text()), rows, config
+        sources=describe_sources(SOURCES.read(ctx).root, rows, config),
+        removed=describe_removed({item: _reasons(ctx, item) for item in DATA_ORDER}, config),
+        pii=describe_measures(ctx.entry(SCRUBBED.step)),
+        format=PromptFormat(
+            target=config.target_format,
+            template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+            base_model=ctx.config.base_model,
+            base_digest=base.digest,
+            tokens_max=max(found.lengths),
+            limit=limit,
         ),
-        "removed": describe_removed(_reasons(ctx), config),
-        "pii": describe_measures(ctx.entry("pii_scrubbing")),
-        "format": {
-            "target": config.target_format,
-            "template_sha256": hashlib.sha256(
-                chat_template(renderer.tokenizer, config.target_format).encode()
-            ).hexdigest(),
-            "base_model": ctx.config.base_model,
-            "base_digest": base.digest,
-            "tokens_max": max(found.lengths),
-            "limit": limit,
-        },
-        "reproduce": reproduce(config, ctx.config.base_model),
-    }
-    (ctx.out / VERSION_FILE).write_text(json.dumps(document, indent=1))
-    (ctx.out / CARD).write_text(card(document))
+        reproduce=reproduce(config, ctx.config.base_model),
+    )
+    DATASET_VERSION.write(ctx, document)
+    DATASET_CARD.path(ctx).write_text(card(document))
+    splits = Counter(row.split for row in rows)
     return ctx.record(
-        f"{len(rows)} rows looked at again ({splits[TRAIN]} training, {splits[VALIDATION]} "
+        f"{len(rows)} rows measured again ({splits[TRAIN]} training, {splits[VALIDATION]} "
         f"validation, {splits[HOLDOUT]} hold-out), dataset version {version[:12]}.",
-        measurements,
+        [
+            measure("rows", len(rows), "rows", ">=", 1),
+            measure("dataset_version", version, "sha256"),
+            *_measurements(rows, weights, before, found=found, limit=limit, config=config),
+        ],
     )

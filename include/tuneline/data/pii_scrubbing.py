@@ -1,36 +1,35 @@
-"""Personal data and secrets are found and replaced by stand-ins, and what leaks is measured.
+"""pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
 Tier 1 (patterns and checksums) runs on every row, tier 2 (names) where a profile demands it.
-Inside a row the same value gets the same stand-in in every turn; a JSON answer stays valid JSON.
-A canary set of the project's own making goes through the same code in every run: the share of it
-that comes out readable is the residual leak rate, and its limit decides.
+Inside a row the same value gets the same surrogate in every turn; a JSON answer stays valid JSON.
+In every run a labelled canary set goes through the same code. The share of it that can still be
+read afterwards is the residual leak rate, and its limit decides the verdict.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.pii.canaries import Canary, leaks, make_canaries
 from tuneline.data.pii.entities import NER_ENTITIES
 from tuneline.data.pii.models import describe_model
 from tuneline.data.pii.profiles import demanded, recognised, scrubbed_entities, uncovered_languages
-from tuneline.data.pii.scrubber import SEED, Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.settings import SEED
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.tables.rows import (
-    AUDIT,
-    REJECTED,
-    ROWS,
     Row,
-    rejects_of,
     rows_before,
     scrubbed,
     write_audit,
-    write_rejects,
+    write_rejected,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -38,12 +37,26 @@ from tuneline.evidence import Evidence, Measurement, measure
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-ITEM = "pii_scrubbing"
 CANARIES = "canaries.parquet"
 
 
+@dataclass(frozen=True)
+class Trial:
+    """The canaries and, for each, whether it leaked."""
+
+    canaries: Sequence[Canary]
+    leaked: Sequence[bool]
+
+    def outcomes(self, key: Callable[[Canary], str]) -> dict[str, list[bool]]:
+        """Return the outcomes of the canaries with the same key."""
+        found: dict[str, list[bool]] = defaultdict(list)
+        for canary, leak in zip(self.canaries, self.leaked, strict=True):
+            found[key(canary)].append(leak)
+        return found
+
+
 def leaked_canaries(scrubber: Scrubber, canaries: Sequence[Canary]) -> list[bool]:
-    """Send canaries through the scrubber; which of them can still be read in a row that is kept."""
+    """Scrub canaries; return for each whether it can still be read in a row that is kept."""
     results = scrubber.scrub(
         [f"canary-{number}" for number in range(len(canaries))],
         [[{"role": "user", "content": canary.text}] for canary in canaries],
@@ -55,7 +68,7 @@ def leaked_canaries(scrubber: Scrubber, canaries: Sequence[Canary]) -> list[bool
 
 
 def reason_to_reject(result: Scrubbed) -> str | None:
-    """Why a row has to leave, None when it can stay."""
+    """Return the reason for which a row is rejected, None if it stays."""
     if result.refused:
         return f"pii_refused: it holds {', '.join(result.refused)}, see data.pii_actions"
     if result.residual:
@@ -63,42 +76,20 @@ def reason_to_reject(result: Scrubbed) -> str | None:
     return None
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Scrub every row and measure what leaks."""
-    config = ctx.config.data
-    rows = rows_before(ctx)
-    scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
-    workers = worker_count(len(rows))
-    ctx.log(f"{len(rows)} rows, {workers} workers")
-    # Equal source lines get equal stand-ins, so that they stay equal.
-    results = scrubber.scrub(
-        [row.row_id.split("-", 1)[0] for row in rows], [row.messages for row in rows], workers
-    )
-    kept: list[Row] = []
-    left: list[tuple[Row, str]] = []
-    for row, result in zip(rows, results, strict=True):
-        reason = reason_to_reject(result)
-        if reason is not None:
-            left.append((row, reason))
-        else:
-            kept.append(scrubbed(row, result.messages, result.stand_ins))
-    write_rows(ctx.out / ROWS, kept)
-    rejects = list(rejects_of(left, ITEM, {row.row_id: row.raw for row, _ in left}))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
-    canaries = make_canaries(
-        scrubbed_entities(config.pii_profile), SEED, languages=config.languages
-    )
-    leaked = leaked_canaries(scrubber, canaries)
-    _write_audits(ctx.out, rows, results, canaries, leaked)
-    return _conclude(ctx, results, canaries, leaked, scrubber.custom_entities)
+def leak_limit(group: str, config: DataConfig) -> float:
+    """Return the share of canaries that may leak of an entity, or of `entity.language`."""
+    entity = group.partition(".")[0]
+    given = config.pii_max_leak
+    if isinstance(given, dict):
+        for name in (group, entity):
+            if name in given:
+                return given[name]
+        given = float(DataConfig.model_fields["pii_max_leak"].default)
+    return config.pii_max_leak_ner if entity in NER_ENTITIES else given
 
 
 def _write_audits(
-    out: Path,
-    rows: Sequence[Row],
-    results: Sequence[Scrubbed],
-    canaries: Sequence[Canary],
-    leaked: Sequence[bool],
+    out: Path, rows: Sequence[Row], results: Sequence[Scrubbed], trial: Trial
 ) -> None:
     reasons = [reason_to_reject(result) for result in results]
     write_audit(
@@ -115,140 +106,156 @@ def _write_audits(
     write_audit(
         out / CANARIES,
         {
-            "entity": [canary.group for canary in canaries],
-            "form": [canary.form for canary in canaries],
-            "leaked": [int(leak) for leak in leaked],
+            "entity": [canary.group for canary in trial.canaries],
+            "form": [canary.form for canary in trial.canaries],
+            "leaked": [int(leak) for leak in trial.leaked],
         },
     )
 
 
-def leak_limit(group: str, config: DataConfig) -> float:
-    """The share of the canaries of an entity, or of an entity in a language, that may leak."""
-    entity = group.partition(".")[0]
-    given = config.pii_max_leak
-    if isinstance(given, dict):
-        for name in (group, entity):
-            if name in given:
-                return given[name]
-        given = float(DataConfig.model_fields["pii_max_leak"].default)
-    return config.pii_max_leak_ner if entity in NER_ENTITIES else given
-
-
-def leaks_by_form(canaries: Sequence[Canary], leaked: Sequence[bool]) -> dict[str, float]:
-    """The share that leaks of the canaries in each form of writing."""
-    outcomes: dict[str, list[bool]] = defaultdict(list)
-    for canary, leak in zip(canaries, leaked, strict=True):
-        outcomes[canary.form].append(leak)
-    return {form: sum(flags) / len(flags) for form, flags in outcomes.items()}
-
-
-def _conclude(
-    ctx: StepContext,
-    results: Sequence[Scrubbed],
-    canaries: Sequence[Canary],
-    leaked: Sequence[bool],
-    custom: Sequence[str],
-) -> Evidence:
-    config = ctx.config.data
-    hits: Counter[str] = sum((r.hits for r in results if r.hits), Counter())
-    changed = sum(bool(r.hits) for r in results)
-    staying = [r for r in results if reason_to_reject(r) is None]
-    kept = len(staying)
-    rejected = len(results) - kept
-    uncovered = uncovered_languages(config.languages, config.pii_profile, config.spacy_models)
-    foreign = Counter(r.foreign for r in results if r.foreign is not None)
-    measurements = [
+def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
+    """Return the numbers of rows and hits."""
+    hits = _hits(results)
+    staying = [result for result in results if reason_to_reject(result) is None]
+    rejected = len(results) - len(staying)
+    return [
         measure("rows_in", len(results), "rows"),
-        measure("rows_kept", kept, "rows", ">=", 1),
-        measure("rows_lost", len(results) - kept - rejected, "rows", "==", 0),
-        measure("rows_changed", changed, "rows"),
+        measure("rows_kept", len(staying), "rows", ">=", 1),
+        measure("rows_lost", len(results) - len(staying) - rejected, "rows", "==", 0),
+        measure("rows_changed", sum(bool(r.hits) for r in results), "rows"),
         measure("rows_rejected", rejected, "rows"),
         measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
-        measure(
-            "residual_pattern_hits",
-            sum(r.residual for r in staying),
-            "hits",
-            "==",
-            0,
-        ),
+        measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
+    ]
+
+
+def _hits(results: Sequence[Scrubbed]) -> Counter[str]:
+    return sum((r.hits for r in results if r.hits), Counter())
+
+
+def _coverage_measurements(config: DataConfig, results: Sequence[Scrubbed]) -> list[Measurement]:
+    """Return the profiles, languages and models in force, and the share of undeclared languages."""
+    models: list[Measurement] = []
+    if config.pii_ner and recognised(config.pii_profile):
+        packages = {code: config.spacy_models.get(code) for code in config.languages}
+        models = [
+            measure(f"model_{code}", describe_model(package), "text")
+            for code, package in packages.items()
+            if package is not None
+        ]
+    return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
-        *_model_measurements(config),
-        measure("uncovered_languages", len(uncovered), "languages", "==", 0),
+        *models,
+        measure("uncovered_languages", len(_uncovered(config)), "languages", "==", 0),
         measure(
             "undeclared_language_share",
-            foreign.total() / len(results),
+            _foreign(results).total() / len(results),
             "share",
             "<=",
             config.max_undeclared_language_share,
             on_breach="warn",
         ),
-        *(
-            measure(f"leak_in_form_{form}", share, "share")
-            for form, share in leaks_by_form(canaries, leaked).items()
-        ),
-        *_leak_measurements(config, canaries, leaked),
     ]
-    if custom:
-        measurements.append(measure("entities_without_canaries", "+".join(custom), "text"))
-    worst = max(
-        (m for m in measurements if m.name.startswith("leak_") and m.limit is not None),
-        key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9),
-    )
-    names = "+".join(sorted(config.pii_profile)).upper()
+
+
+def _uncovered(config: DataConfig) -> dict[str, str]:
+    return uncovered_languages(config.languages, config.pii_profile, config.spacy_models)
+
+
+def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
+    return Counter(r.foreign for r in results if r.foreign is not None)
+
+
+def _leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
+    """Return the leak rate of each entity, with its limit."""
+    wanted = demanded(config.pii_profile)
+    measurements = []
+    for group, flags in trial.outcomes(lambda canary: canary.group).items():
+        share = sum(flags) / len(flags)
+        measurements.append(
+            measure(
+                f"leak_{group}",
+                share,
+                "share",
+                "<=",
+                leak_limit(group, config),
+                noise=sqrt(share * (1 - share) / len(flags)),
+                # An entity that no profile demands is scrubbed too, but can't fail the item.
+                on_breach="fail" if group.partition(".")[0] in wanted else "warn",
+            )
+        )
+    return measurements
+
+
+def _summary(
+    config: DataConfig,
+    results: Sequence[Scrubbed],
+    trial: Trial,
+    leak_rates: Sequence[Measurement],
+) -> str:
+    worst = max(leak_rates, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
     summary = (
-        f"{hits.total()} pieces of personal data replaced in "
-        f"{changed} of {len(results)} rows (profile {names}); of "
-        f"{len(canaries)} canaries {sum(leaked)} leaked, worst {worst.name.removeprefix('leak_')} "
-        f"with {float(worst.value or 0):.0%}."
+        f"{_hits(results).total()} pieces of personal data replaced in "
+        f"{sum(bool(r.hits) for r in results)} of {len(results)} rows "
+        f"(profile {'+'.join(sorted(config.pii_profile)).upper()}); of {len(trial.canaries)} "
+        f"canaries {sum(trial.leaked)} leaked, worst {worst.name.removeprefix('leak_')} with "
+        f"{float(worst.value or 0):.0%}."
     )
-    for language, missing in uncovered.items():
+    for language, missing in _uncovered(config).items():
         summary += f" Not covered: {language} ({missing})."
+    foreign = _foreign(results)
     if foreign.total() > config.max_undeclared_language_share * len(results):
         (language, _), *_ = foreign.most_common(1)
         summary += (
             f" {foreign.total() / len(results):.1%} of the rows are in a language that "
-            f"data.languages does not declare (most in {language}); there PII may be missed."
+            f"data.languages does not declare (most in {language}); personal data in them may be "
+            "missed."
         )
-    return ctx.conclude(
-        summary,
-        measurements,
-        rows={ROWS: kept, REJECTED: rejected, AUDIT: len(results), CANARIES: len(canaries)},
+    return summary
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Scrub every row and measure the leak rate."""
+    config = ctx.config.data
+    rows = rows_before(ctx)
+    scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
+    workers = worker_count(len(rows))
+    ctx.log(f"{len(rows)} rows, {workers} workers")
+    # Equal source lines get equal surrogates, so that they stay equal.
+    results = scrubber.scrub(
+        [row.row_id.split("-", 1)[0] for row in rows], [row.messages for row in rows], workers
     )
-
-
-def _model_measurements(config: DataConfig) -> list[Measurement]:
-    if not (config.pii_ner and recognised(config.pii_profile)):
-        return []
-    models = {code: config.spacy_models.get(code) for code in config.languages}
-    return [
-        measure(f"model_{code}", describe_model(package), "text")
-        for code, package in models.items()
-        if package is not None
+    kept: list[Row] = []
+    left: list[tuple[Row, str]] = []
+    for row, result in zip(rows, results, strict=True):
+        reason = reason_to_reject(result)
+        if reason is not None:
+            left.append((row, reason))
+        else:
+            kept.append(scrubbed(row, result.messages, result.surrogates))
+    write_rows(ctx.out / ROWS, kept)
+    write_rejected(ctx, left)
+    entities = scrubbed_entities(config.pii_profile)
+    canaries = make_canaries(entities, SEED, languages=config.languages)
+    trial = Trial(canaries, leaked_canaries(scrubber, canaries))
+    _write_audits(ctx.out, rows, results, trial)
+    leak_rates = _leak_measurements(config, trial)
+    measurements = [
+        *_row_measurements(results),
+        *_coverage_measurements(config, results),
+        *(
+            measure(f"leak_in_form_{form}", sum(flags) / len(flags), "share")
+            for form, flags in trial.outcomes(lambda canary: canary.form).items()
+        ),
+        *leak_rates,
     ]
-
-
-def _leak_measurements(
-    config: DataConfig, canaries: Sequence[Canary], leaked: Sequence[bool]
-) -> list[Measurement]:
-    outcomes: dict[str, list[bool]] = defaultdict(list)
-    for canary, leak in zip(canaries, leaked, strict=True):
-        outcomes[canary.group].append(leak)
-    wanted = demanded(config.pii_profile)
-    measurements = []
-    for entity, flags in outcomes.items():
-        share = sum(flags) / len(flags)
-        measurements.append(
-            measure(
-                f"leak_{entity}",
-                share,
-                "share",
-                "<=",
-                leak_limit(entity, config),
-                noise=sqrt(share * (1 - share) / len(flags)),
-                # What no profile demands is scrubbed all the same, but does not fail the item.
-                on_breach="fail" if entity.partition(".")[0] in wanted else "warn",
-            )
-        )
-    return measurements
+    if scrubber.custom_entities:
+        custom = "+".join(scrubber.custom_entities)
+        measurements.append(measure("entities_without_canaries", custom, "text"))
+    return ctx.conclude(
+        _summary(config, results, trial, leak_rates),
+        measurements,
+        rows={ROWS: len(kept), REJECTED: len(left), AUDIT: len(rows), CANARIES: len(canaries)},
+    )

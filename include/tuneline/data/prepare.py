@@ -1,8 +1,8 @@
 """`tuneline data prepare`: the data phase on one machine, without Airflow.
 
-The same five steps, gates and final audit as in the DAG, run against a run in a working folder
-inside the output folder. Only when all is done are the results laid out, the dataset last, so
-that a killed call leaves nothing that looks done.
+The same five steps, gates and final audit as in the DAG work on a run in a working folder inside
+the output folder. The results are laid out after the last step, the dataset last, so that a
+killed call leaves nothing that looks complete.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from tuneline.artifacts.data import (
+    DATASET,
+    DATASET_CARD,
+    DATASET_VERSION,
+    REJECTED,
+    audit_of,
+    rejected_of,
+)
 from tuneline.catalogue import DATA_ORDER, Severity, get_item
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
 from tuneline.data.gates.run_gate import run_gate
-from tuneline.data.tables.dataset_card import CARD, VERSION_FILE
-from tuneline.data.tables.rows import AUDIT, DATASET, REJECTED, Reject, read_rejects, write_rejects
+from tuneline.data.tables.rows import Reject, read_rejects, write_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
-from tuneline.evidence import Evidence, FileRef, Verdict, dump
+from tuneline.evidence import Evidence, Verdict, dump
 from tuneline.run import Run
 from tuneline.step import execute
-from tuneline.verdicts import ItemStatus, checklist
+from tuneline.verdicts import checklist
 
 SCHEMA = "tuneline/prepared/1"
 RESULT = "result.json"
-# What the final audit says of the dataset also lies beside it.
-BESIDE = (VERSION_FILE, CARD)
+# These files of the final audit are also copied beside the dataset.
+BESIDE = (DATASET_VERSION.name, DATASET_CARD.name)
 WORK = ".work"
-AUDIT_STEP = "final_audit"
+AUDIT_STEP = DATASET_VERSION.step
 
 
 def prepare(
@@ -51,17 +58,17 @@ def prepare(
     Args:
         source: JSONL, CSV or Parquet files: a path, folder, glob, `file://`, `s3://` or
             `hf://datasets/…` address, or a list of these.
-        base_model: the base model whose tokenizer and template count.
-        out: folder for the results; what an earlier call left there is replaced.
-        config_file: YAML settings: a whole configuration or its `data` section alone.
-        as_json: print the result as one JSON object instead of lines.
+        base_model: the base model, for its tokenizer and chat template.
+        out: folder for the results; those of an earlier call are replaced.
+        config_file: YAML settings, a whole configuration or its `data` section alone.
+        as_json: True to print the result as one JSON object instead of lines.
 
     Returns:
-        0 when all critical items pass, 1 when one fails.
+        0 if all critical items pass, 1 if one fails.
 
     Raises:
-        UserError: the input or the configuration is wrong; nothing is written then.
-        RetryableError: the surroundings failed.
+        UserError: if the input or the configuration is wrong; nothing is written then.
+        RetryableError: if a server or the disk failed.
     """
     config = read_config(source, base_model, config_file)
     with _only_one(out):
@@ -81,10 +88,10 @@ def prepare(
 def read_config(
     source: str | list[str], base_model: str, config_file: Path | None
 ) -> PipelineConfig:
-    """The configuration of a call.
+    """Read the configuration of a call.
 
     Raises:
-        UserError: the file is missing, or a setting is unknown or wrong.
+        UserError: if the file is missing, or a setting is unknown or wrong.
     """
     where = str(config_file or "the configuration")
     document = read_yaml(config_file) if config_file is not None else {}
@@ -119,22 +126,24 @@ def _only_one(out: Path) -> Iterator[None]:
 
 
 def _run_steps(run: Run, out: Path) -> list[Reject]:
-    """Run the five steps with their gates and the final audit; returns all rejects.
+    """Run the five steps with their gates and the final audit; return all rejects.
 
-    When a step keeps no row, the later ones are not run.
+    If a step keeps no row, the later ones are not run.
     """
+    import pyarrow.parquet as pq
+
     rejects: list[Reject] = []
     steps = len(DATA_ORDER) + 1
     for number, item in enumerate(DATA_ORDER, 1):
         _say(f"{item} ({number} of {steps}) …")
-        entry = execute(item, run.uri)
-        assert entry is not None
+        execute(item, run.uri)
         if number == 1:
-            # The input and the base model are sound: what lies here from before is obsolete.
+            # The input and the base model are sound: the results of an earlier call are obsolete.
             _clear(out)
-        rejects += read_rejects(_local(run, _artifact(entry.artifacts, REJECTED).uri))
+        rejects += read_rejects(_local(run, rejected_of(item).key(run)))
         run_gate(run, item)
-        if not _kept(run, entry.artifacts):
+        audit = pq.read_table(_local(run, audit_of(item).key(run)), columns=["kept"])
+        if not any(audit["kept"].to_pylist()):
             _say(f"{item} kept no row; the steps after it are not run")
             return rejects
     _say(f"{AUDIT_STEP} ({steps} of {steps}) …")
@@ -142,20 +151,9 @@ def _run_steps(run: Run, out: Path) -> list[Reject]:
     return rejects
 
 
-def _kept(run: Run, artifacts: Sequence[FileRef]) -> int:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(_local(run, _artifact(artifacts, AUDIT).uri), columns=["kept"])
-    return sum(table["kept"].to_pylist())
-
-
-def _artifact(artifacts: Sequence[FileRef], name: str) -> FileRef:
-    return next(ref for ref in artifacts if ref.name == name)
-
-
-def _local(run: Run, uri: str) -> Path:
-    """Where an object of the working folder's store lies."""
-    return Path(unquote(urlparse(run.store.uri).path)) / run.store.key_of(uri)
+def _local(run: Run, key: str) -> Path:
+    """Return the path of an object in the working folder's store."""
+    return Path(unquote(urlparse(run.store.uri).path)) / key
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -168,26 +166,18 @@ def _result(run: Run) -> dict[str, Any]:
         critical = get_item(item.item).severity == Severity.CRITICAL
         fails = critical and item.verdict in (Verdict.FAIL, Verdict.NOT_RUN)
         verdict = Verdict.FAIL if fails or verdict == Verdict.FAIL else Verdict.WARN
-    dataset = None
-    key = run.step_key(AUDIT_STEP, VERSION_FILE)
-    if run.store.exists(key):
-        document = json.loads(run.store.get_bytes(key))
-        dataset = {name: document[name] for name in ("version", "rows", "splits")}
+    document = DATASET_VERSION.find(run)
     return {
         "schema": SCHEMA,
         "verdict": verdict,
-        "dataset": dataset,
-        "items": [_plain(item) for item in items],
+        "dataset": document and document.model_dump(include={"version", "rows", "splits"}),
+        "items": [{key: str(value) for key, value in asdict(item).items()} for item in items],
     }
 
 
-def _plain(item: ItemStatus) -> dict[str, str]:
-    return {key: str(value) for key, value in asdict(item).items()}
-
-
 def _clear(out: Path) -> None:
-    """Remove what an earlier call left, the dataset first."""
-    for name in (DATASET, *BESIDE, RESULT):
+    """Remove the results of an earlier call, the dataset first."""
+    for name in (DATASET.name, *BESIDE, RESULT):
         (out / name).unlink(missing_ok=True)
     for name in (*DATA_ORDER, AUDIT_STEP, "quarantine", "data_docs"):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -196,13 +186,13 @@ def _clear(out: Path) -> None:
 def _lay_out(
     run: Run, out: Path, new: Path, rejects: Sequence[Reject], result: dict[str, Any]
 ) -> None:
-    """Move the run's files to where the contract wants them, the dataset last."""
+    """Move the run's files to their places in the output folder, the dataset last."""
     moved: dict[str, str] = {}
     try:
         for key in run.store.keys(run.prefix):
             place = _place(key.removeprefix(run.prefix + "/"))
             if place is not None:
-                source = _local(run, run.store.uri_of(key))
+                source = _local(run, key)
                 target = new / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
@@ -213,7 +203,7 @@ def _lay_out(
             if (new / AUDIT_STEP / name).exists():
                 shutil.copyfile(new / AUDIT_STEP / name, new / name)
         (new / RESULT).write_text(json.dumps(result, indent=1, ensure_ascii=False))
-        entries = sorted(new.iterdir(), key=lambda path: path.name == DATASET)
+        entries = sorted(new.iterdir(), key=lambda path: path.name == DATASET.name)
         for path in entries:
             os.replace(path, out / path.name)
     except OSError as error:
@@ -223,17 +213,17 @@ def _lay_out(
 
 
 def _place(key: str) -> Path | None:
-    """Where a file of the run lies below the output folder; None for those that do not."""
+    """Return the place of a run's file below the output folder; None if it is not kept."""
     parts = Path(key).parts
     if parts[0] == "quarantine":
         return Path(key)
     if parts[0] != "data":
         return None
-    return Path(DATASET) if parts[-1] == DATASET else Path(*parts[1:])
+    return Path(DATASET.name) if parts[-1] == DATASET.name else Path(*parts[1:])
 
 
 def _point_to(new: Path, moved: dict[str, str]) -> None:
-    """Let evidence and gates point to where files lie now."""
+    """Rewrite the addresses in evidence and gates to the new places."""
     for path in (
         *new.glob("*/evidence.json"),
         *new.glob("*/record.json"),

@@ -1,18 +1,17 @@
-"""Every example follows the model's prompt format, or is rejected with its reason and line.
+"""schema_validation: every row follows the model's prompt format, or is rejected with its line.
 
 Rows are read record by record, turned into turns, checked, rendered for the target model and
-held against the tokenizer's own chat template token id by token id; the loss mask must cover
+compared with the tokenizer's own chat template token id by token id; the loss mask must cover
 exactly the assistant's tokens. Rows in = rows kept + rows rejected.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.artifacts.data import AUDIT, REJECTED, SOURCES, UNSCRUBBED, audit_of, rejected_of
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answer_checks import check_answers
 from tuneline.data.conversations.formats import Malformed
@@ -36,12 +35,9 @@ from tuneline.data.conversations.turn_checks import (
 )
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.rendering.template_parity import compare
-from tuneline.data.sources.opened import SOURCES, open_files
-from tuneline.data.sources.records import BROKEN_FILE
+from tuneline.data.sources.opened import open_files
+from tuneline.data.sources.raw_record import BROKEN_FILE
 from tuneline.data.tables.rows import (
-    AUDIT,
-    REJECTED,
-    UNSCRUBBED,
     Message,
     Reject,
     Row,
@@ -55,12 +51,12 @@ if TYPE_CHECKING:
     from tuneline.run import StepContext
 
 ITEM = "schema_validation"
-# The form of each file is told for so many files; of more, how many have each form.
+# Up to so many files the form of each is measured; of more, the number of files by form.
 MOST_FORMS = 8
 
 
 def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
-    """Why a row's turns can't be trained on, None when they can."""
+    """Return the reason why a row's turns can't be trained on, None if they can."""
     return (
         check_roles(messages)
         or check_unicode(messages)
@@ -70,7 +66,7 @@ def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | 
 
 
 def check_system(outcome: Outcome, rule: str) -> str | None:
-    """Why a row breaks the rule for system turns, None when it does not."""
+    """Return the reason why a row breaks the rule for system turns, None if it doesn't."""
     conversation = outcome.conversation
     turns = conversation.messages if conversation is not None else outcome.messages
     present = bool(turns) and turns[0]["role"] == "system"
@@ -94,7 +90,7 @@ def make_plain(outcomes: Sequence[Outcome], renderer: Renderer, markers: tuple[s
 
 
 def markers_of(renderer: Renderer) -> tuple[str, ...]:
-    """What no turn may hold: special tokens and template markers."""
+    """Return the texts that no turn may hold: special tokens and template markers."""
     special = {
         str(token) for token in renderer.tokenizer.added_tokens_decoder.values() if token.special
     }
@@ -103,7 +99,7 @@ def markers_of(renderer: Renderer) -> tuple[str, ...]:
 
 
 def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
-    """Compare rows with the tokenizer's own template, reject rows without an exact mask."""
+    """Compare rows with the tokenizer's own template; reject rows without an exact mask."""
     live = [outcome for outcome in outcomes if outcome.reason is None]
     found = compare([outcome.messages for outcome in live], renderer)
     for outcome, parity in zip(live, found, strict=True):
@@ -113,7 +109,7 @@ def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
 
 
 def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
-    """Run every check on the rows of a dataset; reasons are noted in the outcomes."""
+    """Run every check on the rows of a dataset; the outcomes take the reasons."""
     markers = markers_of(renderer)
     for outcome in outcomes:
         if outcome.reason is None:
@@ -126,10 +122,13 @@ def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig
     check_rendering(outcomes, renderer)
 
 
-def run(ctx: StepContext) -> Evidence:
-    """Read the dataset, keep what follows the format, reject the rest."""
-    from tuneline.models import load_tokenizer, resolve
+def _read(ctx: StepContext) -> tuple[list[Outcome], list[FileForm], int]:
+    """Read every file of the dataset, and note it for the dataset's card.
 
+    Returns:
+        The outcome of each record, the form of each file, and the number of records counted
+        independently of the reader.
+    """
     config = ctx.config.data
     outcomes: list[Outcome] = []
     forms = []
@@ -144,20 +143,14 @@ def run(ctx: StepContext) -> Evidence:
         outcomes += found
         forms.append(form)
         ref = ctx.inputs[opened.input_name]
-        sources.append(opened.described(ref.sha256, ref.bytes, form.form))
-    (ctx.out / SOURCES).write_text(json.dumps(sources, indent=1))
-    for held in (False, True):
-        select((o for o in outcomes if o.own_holdout == held), config.csv)
-    number_repeats(outcomes)
-    base = resolve(ctx.config.base_model, log=ctx.log)
-    validate(outcomes, Renderer(load_tokenizer(base.path), config.target_format), config)
-    _write(outcomes, ctx.out, ctx.quarantine)
-    return _conclude(ctx, outcomes, forms, in_files)
+        sources.append(opened.note(ref.sha256, ref.bytes, form.form))
+    SOURCES.write(ctx, SOURCES.model(sources))
+    return outcomes, forms, in_files
 
 
-def _write(outcomes: Sequence[Outcome], out: Path, quarantine: Path) -> None:
+def _write(ctx: StepContext, outcomes: Sequence[Outcome]) -> None:
     write_rows(
-        quarantine / Path(UNSCRUBBED).name,
+        UNSCRUBBED.path(ctx),
         (
             Row(
                 o.row_id,
@@ -174,7 +167,7 @@ def _write(outcomes: Sequence[Outcome], out: Path, quarantine: Path) -> None:
         ),
     )
     write_rejects(
-        quarantine / Path(REJECTED).name,
+        rejected_of(ITEM).path(ctx),
         (
             Reject(o.row_id, ITEM, o.reason, o.source_file, o.source_line, o.raw)
             for o in outcomes
@@ -182,7 +175,7 @@ def _write(outcomes: Sequence[Outcome], out: Path, quarantine: Path) -> None:
         ),
     )
     write_audit(
-        out / AUDIT,
+        audit_of(ITEM).path(ctx),
         {
             "row_id": [o.row_id for o in outcomes],
             "source_file": [o.source_file for o in outcomes],
@@ -201,7 +194,7 @@ def _write(outcomes: Sequence[Outcome], out: Path, quarantine: Path) -> None:
 
 
 def _last_role(messages: Sequence[Message]) -> str | None:
-    """The last turn's role; what is no role is not repeated, since it may be any text."""
+    """Return the last turn's role; an unknown one may be any text and is not repeated."""
     if not messages:
         return None
     role = messages[-1]["role"]
@@ -211,7 +204,6 @@ def _last_role(messages: Sequence[Message]) -> str | None:
 def _conclude(
     ctx: StepContext, outcomes: Sequence[Outcome], forms: Sequence[FileForm], in_files: int
 ) -> Evidence:
-    config = ctx.config.data
     kept = [o for o in outcomes if o.reason is None]
     codes = Counter(o.code for o in outcomes if o.reason is not None)
     unselected = codes.pop(NOT_SELECTED, 0)
@@ -221,51 +213,54 @@ def _conclude(
     broken = {o.source_file for o in outcomes if o.code == BROKEN_FILE}
     lines = len({(o.source_file, o.source_line) for o in outcomes})
     lost = in_files - min(lines, len(kept) + rejected + unselected)
+    mismatches = sum(not o.tokens_equal for o in kept)
     measurements = [
         measure("rows_in", in_files, "rows"),
         measure("rows_kept", len(kept), "rows", ">=", 1),
         measure("rows_rejected", rejected, "rows"),
         measure("rows_not_selected", unselected, "rows"),
         measure("rows_lost", lost, "rows", "==", 0),
-        measure("rejected_share", share, "share", "<=", config.max_rejected_share),
-        measure(
-            "token_mismatches",
-            sum(not o.tokens_equal for o in kept),
-            "rows",
-            "==",
-            0,
-        ),
+        measure("rejected_share", share, "share", "<=", ctx.config.data.max_rejected_share),
+        measure("token_mismatches", mismatches, "rows", "==", 0),
         measure("inexact_masks", sum(not o.mask_exact for o in kept), "rows", "==", 0),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
-    ]
-    measurements += [
         measure("source_files", len(forms), "files"),
         measure("broken_files", len(broken), "files", "<=", 0, on_breach="warn"),
         *_forms(forms),
     ]
-    commonest = sorted(codes.items(), key=lambda entry: (-entry[1], entry[0]))
-    why = ", ".join(f"{count} {code}" for code, count in commonest[:4])
+    return ctx.conclude(
+        _summary(ctx.config.data, outcomes, len(kept), codes),
+        measurements,
+        rows={
+            UNSCRUBBED.name: len(kept),
+            REJECTED: rejected + unselected,
+            AUDIT: len(outcomes),
+        },
+    )
+
+
+def _summary(
+    config: DataConfig, outcomes: Sequence[Outcome], kept: int, codes: Counter[str]
+) -> str:
     target = config.target_format
-    shown = "the tokenizer's chat template" if target == "tokenizer" else target
+    template = "the tokenizer's chat template" if target == "tokenizer" else target
+    rejected = codes.total()
     if kept:
-        summary = f"{len(kept)} of {selected} rows follow {shown}"
+        summary = f"{kept} of {kept + rejected} rows follow {template}"
     else:
         summary = f"No row of {', '.join(config.sources)} can be trained on"
+    commonest = sorted(codes.items(), key=lambda entry: (-entry[1], entry[0]))
+    why = ", ".join(f"{count} {code}" for code, count in commonest[:4])
     summary += f"; {rejected} rejected ({why})" if rejected else "; none rejected"
     first = next((o for o in outcomes if o.code not in ("", NOT_SELECTED)), None)
     if first is not None and not kept:
         # Its code alone: the detail may quote the row, which belongs into quarantine.
         summary += f", the first in line {first.source_line} ({first.code})"
-    summary += "."
-    return ctx.conclude(
-        summary,
-        measurements,
-        rows={UNSCRUBBED: len(kept), REJECTED: rejected + unselected, AUDIT: len(outcomes)},
-    )
+    return f"{summary}."
 
 
 def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
-    """The form of each file; of many files, how many have each form."""
+    """Return the form of each file; of many files, the number that have each form."""
     if len(forms) <= MOST_FORMS:
         return [
             measurement
@@ -280,3 +275,18 @@ def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
         *(measure(f"files_of_{form}", count, "files") for form, count in sorted(counts.items())),
         measure("form_confidence_lowest", min(form.confidence for form in forms), "share"),
     ]
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Read the dataset, keep the rows that follow the format, reject the others."""
+    from tuneline.models import load_tokenizer, resolve
+
+    config = ctx.config.data
+    outcomes, forms, in_files = _read(ctx)
+    for held in (False, True):
+        select((o for o in outcomes if o.own_holdout == held), config.csv)
+    number_repeats(outcomes)
+    base = resolve(ctx.config.base_model, log=ctx.log)
+    validate(outcomes, Renderer(load_tokenizer(base.path), config.target_format), config)
+    _write(ctx, outcomes)
+    return _conclude(ctx, outcomes, forms, in_files)

@@ -1,7 +1,8 @@
-"""No example exceeds the context used in training, counted with the target tokenizer.
+"""token_length_audit: no row exceeds the context used in training.
 
-The limit is the smaller of the training length and the model's own context. A longer row is
-rejected or, by policy, split at its user turns; it is never cut.
+Tokens are counted with the target tokenizer. The limit is the smaller of the training length and
+the model's own context. A longer row is rejected or, by policy, split at its user turns; it is
+never cut.
 """
 
 from __future__ import annotations
@@ -11,19 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, audit_of, rows_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import (
-    AUDIT,
-    REJECTED,
-    ROWS,
-    UNSCRUBBED,
     Message,
     Row,
-    read_raws,
-    rejects_of,
+    base_id,
     rows_before,
     write_audit,
-    write_rejects,
+    write_rejected,
     write_rows,
 )
 from tuneline.evidence import Evidence, measure
@@ -40,11 +37,11 @@ def split_at_turns(
 ) -> list[list[Message]] | None:
     """Split a conversation into pieces that fit.
 
-    Each piece starts with the system turn, if there is one, and holds whole exchanges, as many
+    Each piece starts with the system turn, if there is one, and holds as many whole exchanges
     as fit.
 
     Returns:
-        The pieces, or None when one exchange alone is over the limit.
+        The pieces, or None if one exchange alone is over the limit.
     """
     system = list(messages[:1]) if messages[0]["role"] == "system" else []
     rest = messages[len(system) :]
@@ -68,13 +65,13 @@ def split_at_turns(
 def fit(
     rows: Sequence[Row], limit: int, renderer: Renderer, policy: str
 ) -> tuple[list[Row], list[tuple[Row, str]], list[int]]:
-    """Count tokens and deal with rows over the limit.
+    """Count tokens, and reject or split the rows over the limit.
 
-    Rows that schema_validation counted and that nobody changed since are not counted again here;
-    the final audit counts every row.
+    A row that schema_validation counted and that no step changed since is not counted again; the
+    final audit counts every row.
 
     Returns:
-        Rows that fit with their `n_tokens`, rows that leave with the reason, and the token count
+        Rows that fit with their `n_tokens`, rejected rows with the reason, and the token count
         of every row as it came in.
     """
     uncounted = (row.messages for row in rows if not row.n_tokens)
@@ -113,7 +110,7 @@ def plot_lengths(path: Path, lengths: Sequence[int], limit: int) -> None:
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Count every row's tokens, reject or split what is too long."""
+    """Count the tokens of every row; reject or split the rows over the limit."""
     import numpy as np
 
     from tuneline.models import load_tokenizer, resolve
@@ -124,29 +121,26 @@ def run(ctx: StepContext) -> Evidence:
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     kept, left, lengths = fit(rows, limit, renderer, config.too_long)
-    write_rows(ctx.out / ROWS, kept)
-    raws = read_raws(ctx.input("schema_validation", UNSCRUBBED), [row.row_id for row, _ in left])
-    rejects = list(rejects_of(left, ITEM, raws))
-    write_rejects(ctx.quarantine / Path(REJECTED).name, rejects)
-    gone = {row.row_id for row, _ in left}
+    write_rows(rows_of(ITEM).path(ctx), kept)
+    write_rejected(ctx, left)
     longest: dict[str, int] = {}
     for row in kept:
-        base_row = row.row_id.split("#", 1)[0]
-        longest[base_row] = max(row.n_tokens, longest.get(base_row, 0))
-    write_audit(
-        ctx.out / AUDIT,
-        {
-            "row_id": [row.row_id for row in rows],
-            "kept": [row.row_id not in gone for row in rows],
-            "reason": ["too_long" if row.row_id in gone else None for row in rows],
-            "n_tokens": lengths,
-            "kept_tokens": [longest.get(row.row_id) for row in rows],
-            "over_limit": [int(length > limit) for length in lengths],
-        },
-    )
+        source_row = base_id(row.row_id)
+        longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
+    gone = {row.row_id for row, _ in left}
+    columns = {
+        "row_id": [row.row_id for row in rows],
+        "kept": [row.row_id not in gone for row in rows],
+        "reason": ["too_long" if row.row_id in gone else None for row in rows],
+        "n_tokens": lengths,
+        "kept_tokens": [longest.get(row.row_id) for row in rows],
+        "over_limit": [int(length > limit) for length in lengths],
+    }
+    write_audit(audit_of(ITEM).path(ctx), columns)
     plot_lengths(ctx.out / HISTOGRAM, lengths, limit)
     over = sum(length > limit for length in lengths)
     p50, p95, p99 = (float(np.percentile(lengths, q)) for q in (50, 95, 99))
+    tokens_max = max(longest.values(), default=None)
     measurements = [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", len(rows) - len(left), "rows", ">=", 1),
@@ -156,20 +150,15 @@ def run(ctx: StepContext) -> Evidence:
         measure("tokens_p95", p95, "tokens"),
         measure("tokens_p99", p99, "tokens"),
         measure("tokens_max_before", max(lengths), "tokens"),
-        measure(
-            "tokens_max",
-            max((row.n_tokens for row in kept), default=None),
-            "tokens",
-            "<=",
-            limit,
-        ),
+        measure("tokens_max", tokens_max, "tokens", "<=", limit),
         measure("tokens_total", sum(row.n_tokens for row in kept), "tokens"),
         measure("over_limit_share", over / len(rows), "share", "<=", config.max_too_long_share),
         measure("rows_split", over - len(left), "rows"),
     ]
     return ctx.conclude(
-        f"All rows fit into {limit} tokens (median {p50:.0f}, p99 {p99:.0f}); {over} were longer: "
-        f"{len(left)} rejected, {over - len(left)} split at turns.",
+        f"{len(rows) - over} of {len(rows)} rows fit into {limit} tokens (median {p50:.0f}, "
+        f"p99 {p99:.0f}); of the {over} longer ones {len(left)} were rejected and "
+        f"{over - len(left)} split at turns.",
         measurements,
-        rows={ROWS: len(kept), REJECTED: len(rejects), AUDIT: len(rows)},
+        rows={ROWS: len(kept), REJECTED: len(left), AUDIT: len(rows)},
     )

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from tuneline.data.near_duplicates.exact_join import char_grams, word_grams
 from tuneline.data.near_duplicates.minhash import (
     BANDS_MANY,
     NUM_PERM,
@@ -20,9 +19,11 @@ from tuneline.data.near_duplicates.minhash import (
 from tuneline.data.near_duplicates.shingles import (
     LONG,
     SHORT,
+    char_grams,
     normalise,
     shingle_chars,
     shingle_words,
+    word_grams,
 )
 
 
@@ -49,11 +50,11 @@ def test_signatures_are_datasketchs_bit_by_bit(shingle):
     texts = [normalise(t) for t in texts_of(1, 2000, 12)] + ["", "a", "ab cd", "你好", "é" * 300]
     shingled = shingle(texts)
     ours = signatures(shingled)
-    assert ours.shape == (len(texts), NUM_PERM)
+    assert ours.shape == (NUM_PERM, len(texts))
     for index in range(len(texts)):
         theirs = MinHash(num_perm=NUM_PERM, scheme="affine32", hashfunc=int)
         theirs.update_batch(shingled.of(index).astype(np.uint32).tolist())
-        assert np.array_equal(ours[index], theirs.hashvalues)
+        assert np.array_equal(ours[:, index], theirs.hashvalues)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +97,11 @@ def test_bands_for_many_rows_find_what_datasketch_finds_and_more():
     sigs = signatures(shingle_words(texts))
     count, width = BANDS_MANY
     lsh = MinHashLSH(num_perm=NUM_PERM, params=(count, width))
-    hashes = [MinHash(num_perm=NUM_PERM, hashvalues=row, scheme="affine32") for row in sigs]
+    hashes = [MinHash(num_perm=NUM_PERM, hashvalues=row, scheme="affine32") for row in sigs.T]
     for index, sketch in enumerate(hashes):
         lsh.insert(index, sketch)
     theirs = {(min(i, j), max(i, j)) for i, s in enumerate(hashes) for j in lsh.query(s) if i != j}
-    ours = {(int(i), int(j)) for i, j in candidates(band_keys(sigs.T, BANDS_MANY))}
+    ours = {(int(i), int(j)) for i, j in candidates(band_keys(sigs, BANDS_MANY))}
     assert ours == theirs
 
 

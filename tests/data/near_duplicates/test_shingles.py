@@ -1,4 +1,4 @@
-"""Shingles of whole batches are what a loop over each text would give."""
+"""Shingles of whole batches are what the definition gives for each text."""
 
 import random
 import re
@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from tuneline.data.near_duplicates import shingles
-from tuneline.data.near_duplicates.exact_join import char_grams, word_grams
 from tuneline.data.near_duplicates.shingles import (
     batches,
+    char_grams,
     normalise,
     shingle_chars,
     shingle_words,
+    word_grams,
     words_of,
 )
 
@@ -81,3 +82,10 @@ def test_batches_hold_every_text_once(monkeypatch):
     assert [text for part in cut for text in texts[part]] == texts
     assert len(cut) > 4
     assert list(batches([])) == []
+
+
+def test_grams_of_short_texts():
+    assert char_grams("abc") == {"abc"}
+    assert char_grams("abcdef") == {"abcde", "bcdef"}
+    assert word_grams("a b") == {"a b"}
+    assert word_grams("a b c d") == {"a b c", "b c d"}

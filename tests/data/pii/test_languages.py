@@ -4,7 +4,8 @@ from tuneline.data.pii.canaries import canary_groups, leaks, make_canaries, plan
 from tuneline.data.pii.languages import foreign_language, is_dni, is_nir, likeliest
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, find
 from tuneline.data.pii.profiles import uncovered_languages
-from tuneline.data.pii.scrubber import Scrubber, Settings
+from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.settings import Settings
 from tuneline.data.pii_scrubbing import leaked_canaries
 
 ORDINARY = {

@@ -2,7 +2,8 @@ import importlib
 import sys
 
 import pytest
-from tests.lab.data_runs import clean_rows, value
+from tests.lab.data_runs import clean_rows
+from tests.lab.runs import value
 
 from tuneline.data.pii import models as pii_models
 from tuneline.errors import UserError

@@ -3,7 +3,8 @@ import sys
 import pytest
 
 from tuneline.data.pii.presidio import CustomRecognisers
-from tuneline.data.pii.scrubber import Scrubber, Settings
+from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.settings import Settings
 from tuneline.errors import UserError
 
 BADGE = {
@@ -72,7 +73,7 @@ def test_an_import_path(tmp_path, monkeypatch):
     for name in ("Badge", "badge"):
         recognisers = CustomRecognisers([f"team_pii:{name}"], ["en"], 0.4)
         assert found(recognisers, "B-12345") == {("B-12345", "BADGE")}
-    with pytest.raises(UserError, match="is no Presidio EntityRecognizer"):
+    with pytest.raises(UserError, match="is not a Presidio EntityRecognizer"):
         CustomRecognisers(["team_pii:other"], ["en"], 0.4)
     sys.modules.pop("team_pii")
 

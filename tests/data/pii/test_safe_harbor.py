@@ -1,10 +1,12 @@
 import pytest
-from tests.lab.data_runs import answer, chat, clean_rows, value
+from tests.lab.data_runs import answer, chat, clean_rows
+from tests.lab.runs import value
 
 from tuneline.data.pii.canaries import make_canaries
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
-from tuneline.data.pii.scrubber import Scrubber, Settings
+from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.settings import Settings
 from tuneline.data.pii_scrubbing import leaked_canaries
 
 ORDINARY = [
@@ -30,7 +32,7 @@ def test_canaries_are_scrubbed_where_they_are_demanded(seed):
     assert all(leaked_canaries(Scrubber(Settings()), canaries))
 
 
-def test_the_year_may_stay_and_the_same_day_gets_the_same_stand_in():
+def test_the_year_may_stay_and_the_same_day_gets_the_same_surrogate():
     scrubbed = Scrubber(Settings(demanded=DEMANDED_ONLY)).scrub(
         ["row"],
         [chat("Admitted 4 May 2023, age 94, zip 02139.", "On 4 May 2023? See https://a.org/x, ok")],

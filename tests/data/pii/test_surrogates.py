@@ -1,7 +1,7 @@
 import pytest
 
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, find
-from tuneline.data.pii.surrogates import StandIns
+from tuneline.data.pii.surrogates import Surrogates
 
 VALUES = {
     "EMAIL_ADDRESS": "anna@example.com",
@@ -19,36 +19,36 @@ VALUES = {
 
 
 @pytest.mark.parametrize("entity", VALUES)
-def test_the_same_value_gets_the_same_stand_in_in_a_row(entity):
-    first = StandIns("row", 7)
+def test_the_same_value_gets_the_same_surrogate_in_a_row(entity):
+    first = Surrogates("row", 7)
     made = first.of(entity, VALUES[entity])
     assert made.casefold() == first.of(entity, VALUES[entity].upper()).casefold()
-    assert made == StandIns("row", 7).of(entity, VALUES[entity])
+    assert made == Surrogates("row", 7).of(entity, VALUES[entity])
     assert made != VALUES[entity]
 
 
-def test_rows_and_seeds_do_not_share_stand_ins():
+def test_rows_and_seeds_do_not_share_surrogates():
     made = {
-        StandIns(str(row), seed).of("CREDIT_CARD", "4111") for row in range(40) for seed in (1, 2)
+        Surrogates(str(row), seed).of("CREDIT_CARD", "4111") for row in range(40) for seed in (1, 2)
     }
     assert len(made) > 60
 
 
 def test_numbers_are_never_real():
     for row in range(200):
-        stand_ins = StandIns(str(row), 7)
+        surrogates = Surrogates(str(row), 7)
         for entity in ("CREDIT_CARD", "IBAN_CODE", "US_SSN"):
-            assert find(f"It is {stand_ins.of(entity, VALUES[entity])}.") == []
+            assert find(f"It is {surrogates.of(entity, VALUES[entity])}.") == []
 
 
 def test_every_pattern_entity_has_one():
     for entity in PATTERN_ENTITIES:
-        assert StandIns("row", 7).of(entity, "anything 1")
+        assert Surrogates("row", 7).of(entity, "anything 1")
 
 
 def test_parts_of_a_name_agree():
-    stand_ins = StandIns("row", 7)
-    first, last = stand_ins.of("PERSON", "Anna Smith").split()
-    assert stand_ins.of("PERSON", "anna") == first.lower()
-    assert stand_ins.of("PERSON", "ANNA SMITH") == f"{first} {last}".upper()
-    assert stand_ins.of("PERSON", "Bob") != first
+    surrogates = Surrogates("row", 7)
+    first, last = surrogates.of("PERSON", "Anna Smith").split()
+    assert surrogates.of("PERSON", "anna") == first.lower()
+    assert surrogates.of("PERSON", "ANNA SMITH") == f"{first} {last}".upper()
+    assert surrogates.of("PERSON", "Bob") != first

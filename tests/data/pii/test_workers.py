@@ -3,7 +3,8 @@ from functools import partial
 
 from tests.lab.data_runs import chat, text
 
-from tuneline.data.pii.scrubber import Scrubber, Settings
+from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.workers import LEAST_ROWS, map_chunks, worker_count
 
 

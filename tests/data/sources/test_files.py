@@ -57,7 +57,7 @@ def test_folders_globs_and_lists(tree):
         ("hf://datasets/squad", "write hf://datasets/owner/name"),
         ("s3:///key", "names no bucket"),
         ("", "no dataset was named"),
-        ("a\0b", "is no path"),
+        ("a\0b", "is not a path"),
     ],
 )
 def test_what_names_no_dataset(tree, address, words):

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
-from tests.lab.data_runs import clean_rows, code, value
+from tests.lab.data_runs import clean_rows, code
+from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.sources.opened import open_files

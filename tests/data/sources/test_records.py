@@ -7,7 +7,8 @@ import pytest
 
 from tuneline.config import CsvMapping
 from tuneline.data.sources.files import find_files
-from tuneline.data.sources.records import check_file, count_records, parse_json, read_records
+from tuneline.data.sources.records import check_file, count_records, read_records
+from tuneline.data.sources.strict_json import parse_json
 from tuneline.errors import UserError
 
 

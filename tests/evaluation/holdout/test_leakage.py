@@ -1,3 +1,6 @@
+import numpy as np
+
+from tuneline.data.near_duplicates import exact_join, minhash
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import Row
@@ -30,6 +33,17 @@ def test_near_duplicates_agree_with_sets():
         ("h0", "t0", "train"),
         ("h1", "t0", "train"),
     }
+
+
+def test_a_blind_minhash_and_a_blind_exact_join_do_not_blind_the_witness(monkeypatch):
+    text = "my card was charged twice for one order"
+    rows = [row("h", text, "holdout"), row("t", f"{text} please", "train")]
+    monkeypatch.setattr(minhash, "candidates", lambda keys: np.empty((0, 2), dtype=np.int64))
+    monkeypatch.setattr(exact_join, "alike", lambda *_: np.empty(0, dtype=np.int64))
+    texts = [r.messages[1]["content"] for r in rows]
+    assert minhash.near_pairs(texts, 0.8) == []
+    assert cross_similarities(texts[:1], texts[1:], 0.8) == {}
+    assert [leak.row_id for leak in near_duplicates(rows[:1], rows[1:], 0.8)] == ["h"]
 
 
 def test_the_shared_system_turn_makes_no_leak():

@@ -1,9 +1,9 @@
-"""Shares of classes: how many count, how many rows of each stay and what each row weighs.
+"""Measure the shares of classes; decide how many rows of each stay, and the weight of each row.
 
 The effective number of classes is the exponential of the entropy of their shares (Hill,
-"Diversity and evenness", 1973). An edge case is a row of a rare class, a row much longer than most,
-or, where prompts were put in groups, one far from its group; what is far is judged by the fences of
-Tukey ("Exploratory Data Analysis", 1977).
+"Diversity and evenness", 1973). An edge case is a row of a rare class, a row much longer than most
+or, with groups of prompts, a row far from its group. "Far" is beyond the fences of Tukey
+("Exploratory Data Analysis", 1977).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from statistics import median, quantiles
 from tuneline.config import DataConfig
 from tuneline.evidence import Rule
 
-# Fewer effective classes than this share of the classes there are: some hardly count.
+# With fewer effective classes than this share of all classes, some hardly count.
 MIN_EFFECTIVE_SHARE = 0.5
-# Half of the summed differences between shares and declared shares; above it a tenth of the
-# training rows would have to change their class.
+# Total variation distance from the declared shares: above this, more than a tenth of the training
+# rows would have to change their class.
 MAX_REFERENCE_DISTANCE = 0.1
-# A group of similar prompts with more of the rows than this crowds out all others. Groups are not
-# classes that anybody declared, so that nothing else about their sizes is held against the rows.
+# A group of similar prompts with a greater share of the rows crowds out all others. Nobody declared
+# these groups, so no other limit applies to their sizes.
 MAX_GROUP_SHARE = 0.6
 # A class with fewer rows than this share of the typical one is rare.
 RARE = 0.25
-# How far beyond the upper quartile, in distances between the quartiles, a value is far out; and by
-# what factor at least, for rows that are all of about a length.
+# A value is far out if it is this many interquartile ranges above the upper quartile, and at least
+# by this factor, which matters if all rows have about the same length.
 FENCE, LEAST_FACTOR = 1.5, 2.0
 
 
 def effective_classes(weights: Mapping[str, float]) -> float:
-    """Effective number of classes: exp of the Shannon entropy of their shares."""
+    """Return the effective number of classes: exp of the Shannon entropy of their shares."""
     total = sum(weights.values())
     if total <= 0:
         return 0.0
@@ -42,9 +42,9 @@ def effective_classes(weights: Mapping[str, float]) -> float:
 
 
 def typical_size(counts: Mapping[str, int], least: int) -> float:
-    """The median size of classes with at least `least` rows, of all where none has so many.
+    """Return the median size of classes with at least `least` rows, of all classes if none has.
 
-    A tail of classes with a row or two, often misspelt, must not decide how much stays.
+    A tail of classes with a row or two, often misspelt, must not decide how many rows stay.
     """
     sizes = [count for count in counts.values() if count >= least] or list(counts.values())
     return median(sizes) if sizes else 1
@@ -53,10 +53,10 @@ def typical_size(counts: Mapping[str, int], least: int) -> float:
 def caps(
     counts: Mapping[str, int], max_ratio: float | None, max_rows: int | None, least: int = 1
 ) -> dict[str, int]:
-    """How many rows of each class stay.
+    """Return the number of rows of each class that stay.
 
-    First at most `max_ratio` times the typical class (None: all of them), then `max_rows` in all,
-    drawn evenly: each class gives up to the same number, the highest that fits.
+    First at most `max_ratio` times the typical class stay (all of them if None), then `max_rows` in
+    all, drawn evenly: each class gives up to the same number, the highest that fits.
     """
     capped = dict(counts)
     if max_ratio is not None:
@@ -75,13 +75,13 @@ def caps(
 
 
 def class_weights(counts: Mapping[str, int], largest: float, least: int = 1) -> dict[str, float]:
-    """Loss weight of each class: what lifts it to the typical class, 1 to `largest`."""
+    """Return the loss weight that lifts each class to the typical class, 1 to `largest`."""
     middle = typical_size(counts, least)
     return {label: min(largest, max(1.0, middle / count)) for label, count in counts.items()}
 
 
 def reference_distance(shares: Mapping[str, float], reference: Mapping[str, float]) -> float:
-    """Total variation distance between two distributions over classes, 0 to 1."""
+    """Return the total variation distance between two distributions over classes, 0 to 1."""
     total, declared = sum(shares.values()), sum(reference.values())
     labels = {*shares, *reference}
     return 0.5 * sum(
@@ -95,13 +95,13 @@ def edge_cases(
     distances: Sequence[float] | None,
     least: int,
 ) -> list[str | None]:
-    """Why a row is an edge case, None for a common one.
+    """Return the reason for which each training row is an edge case, None for a common one.
 
     Args:
         classes: class or group of each training row.
-        n_tokens: its length.
-        distances: how far it is from the middle of its group; None without groups.
-        least: rows from which a class counts for what is typical.
+        n_tokens: length of each row, in tokens.
+        distances: distance of each row to the middle of its group; None without groups.
+        least: number of rows from which a class counts towards the typical size.
 
     Returns:
         `rare_class`, `long` or `unusual`, the first that applies.
@@ -124,7 +124,7 @@ def edge_cases(
 
 
 def _fence(values: Sequence[float], least: float) -> float:
-    """Above this a value is far from most; `least` is how far above the upper quartile it is."""
+    """Return the upper fence of values, at least `least` above their upper quartile."""
     if len(values) < 2:
         return math.inf
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -133,13 +133,13 @@ def _fence(values: Sequence[float], least: float) -> float:
 
 @dataclass(frozen=True)
 class TrainRow:
-    """What is known of a training row: nothing but measures, so that an audit table can tell it.
+    """The measures of a training row, as the audit table holds them.
 
     Attributes:
-        name: its class or group.
-        kept: whether it stays.
-        weight: in the loss.
-        edge: whether it is an edge case.
+        name: class or group of the row.
+        kept: True if the row stays.
+        weight: weight in the loss.
+        edge: True if the row is an edge case.
     """
 
     name: str
@@ -150,14 +150,14 @@ class TrainRow:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured of classes, with the limits that depend on the data.
+    """The measures of classes, with the limits that depend on the data.
 
     Attributes:
-        before: rows of each class before balancing.
-        after: the same after it.
-        weighted: summed weights of each class after it.
-        edges_before: share of edge cases among the rows before.
-        edges_after: the same after, by weight.
+        before: number of rows of each class before balancing.
+        after: number of rows of each class after balancing.
+        weighted: summed weights of each class after balancing.
+        edges_before: share of edge cases among the rows before balancing.
+        edges_after: share of edge cases after balancing, by weight.
     """
 
     before: dict[str, int]
@@ -167,7 +167,7 @@ class Figures:
     edges_after: float
 
     def values(self, config: DataConfig) -> dict[str, float]:
-        """Measured values by name; `reference_distance` only where shares were declared."""
+        """Return the measured values by name; `reference_distance` only with declared shares."""
         typical = typical_size(self.after, config.min_rows_per_class)
         total = sum(self.weighted.values())
         found = {
@@ -185,11 +185,11 @@ class Figures:
         return found
 
     def limits(self, config: DataConfig, *, grouped: bool) -> list[tuple[str, Rule, float]]:
-        """What the values are held against: name, rule, limit. All of them warn.
+        """Return the limits of the values: name, rule, limit. A breach of any of them warns.
 
         Args:
-            config: the declared limits.
-            grouped: whether the classes are groups of similar prompts.
+            config: settings with the declared limits.
+            grouped: True if the classes are groups of similar prompts.
         """
         limits: list[tuple[str, Rule, float]] = []
         if grouped:

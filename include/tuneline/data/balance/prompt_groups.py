@@ -1,10 +1,10 @@
-"""Groups of similar prompts, for rows that come without a class.
+"""Put rows without a class into groups of similar prompts.
 
-TF-IDF of words, a truncated SVD of it (latent semantic analysis: Deerwester et al., "Indexing by
-latent semantic analysis", 1990), k-means on mini-batches (Sculley, "Web-scale k-means clustering",
-2010), all from scikit-learn with a fixed seed. What is learnt is learnt from distinct texts in the
-order of their hashes, on one thread, so that neither the order of rows nor the machine's cores
-change a group.
+The method is TF-IDF of words, a truncated SVD of it (latent semantic analysis: Deerwester et al.,
+"Indexing by latent semantic analysis", 1990) and k-means on mini-batches (Sculley, "Web-scale
+k-means clustering", 2010), all from scikit-learn with a fixed seed. The models are fitted to
+distinct texts in the order of their hashes, on one thread, so that neither the order of rows nor
+the number of cores changes a group.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from tuneline.data.near_duplicates.split import cluster_hash
 
-# Fewer distinct prompts show no groups that would be found again in other rows.
+# In fewer distinct prompts, groups are chance and would not be found again in other rows.
 MIN_TEXTS = 200
-# Groups grow with the root of the number of texts, as the rule of thumb sqrt(n / 2) has it, but
-# each has some twenty texts to be learnt from, and a person can read a list of at most fifty.
+# The number of groups grows with the square root of the number of texts, as in the rule of thumb
+# sqrt(n / 2), with about twenty texts to learn each from, and at most fifty for people to read.
 TEXTS_PER_SQUARE, MAX_GROUPS = 20, 50
-# Texts that the groups are learnt from, words of each that count: the subject of a prompt stands in
-# its beginning.
+# Most texts that the groups are learnt from, and words of each that count: the subject of a prompt
+# is in its beginning.
 LEARNT_FROM, WORDS = 20_000, 100
-# A word in more of the texts says nothing about the subject, one in fewer texts is a name or slip.
+# A word in a greater share of texts is not about the subject; one in fewer texts is a name or typo.
 MAX_SHARE, MIN_USES = 0.3, 3
 FEATURES, DIMENSIONS, SEED = 1 << 14, 50, 0
 TERMS = 3
@@ -37,7 +37,7 @@ class PromptGroups:
     """Groups of texts.
 
     Attributes:
-        names: name of each text's group: its most telling words.
+        names: name of the group of each text: its most distinctive words.
         distances: cosine distance of each text to the middle of its group, 0 to 2.
     """
 
@@ -46,18 +46,18 @@ class PromptGroups:
 
 
 def group_count(texts: int) -> int:
-    """How many groups so many distinct texts are put in."""
+    """Return the number of groups for a number of distinct texts."""
     return max(2, min(MAX_GROUPS, int((texts / TEXTS_PER_SQUARE) ** 0.5)))
 
 
 def group_prompts(texts: Sequence[str]) -> PromptGroups | None:
-    """Put texts into groups by the words they have in common.
+    """Put texts into groups by the words that they have in common.
 
     Args:
         texts: normalised texts.
 
     Returns:
-        The groups; None where there are too few different texts, or no words in common.
+        The groups; None if there are too few different texts or no common words.
     """
     from threadpoolctl import threadpool_limits
 
@@ -87,7 +87,7 @@ def _grouped(texts: Sequence[str], learnt: Sequence[str], count: int) -> PromptG
     try:
         known = weigh.fit_transform(learnt)
     except ValueError:
-        # No word stands in several texts, but not in most.
+        # Every word is in too few texts or in too many.
         return None
     dimensions = min(DIMENSIONS, known.shape[1] - 1)
     if dimensions < 2:
@@ -109,7 +109,7 @@ def _unit(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _names(weights: NDArray[Any], terms: Sequence[str]) -> list[str]:
-    """The heaviest terms of each group; a number tells two apart that have the same."""
+    """Return the heaviest terms of each group, with a number if two groups have the same."""
     names: list[str] = []
     for row in weights:
         top = np.lexsort((np.arange(len(row)), -row))[:TERMS]

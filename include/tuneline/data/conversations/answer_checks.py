@@ -1,4 +1,4 @@
-"""Answers of a dataset: JSON where most are, the schema where one is given, the label in them."""
+"""Check the answers of a dataset: JSON if most are, a schema if one is given, their labels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tuneline.data.conversations.outcomes import Outcome
 from tuneline.data.conversations.turn_checks import check_unicode
 from tuneline.errors import UserError
 
-# From this share on, a dataset's answers are taken to be JSON, and those that are not for faults.
+# Above this share of JSON objects, answers of another kind are faults.
 JSON_MAJORITY = 0.5
 
 
 def check_answers(outcomes: Sequence[Outcome], config: DataConfig) -> None:
-    """Hold answers against the schema, or against what most answers are; take their labels.
+    """Check answers by the schema, or by the form of most answers; take their labels.
 
     Without a schema, answers must be JSON objects when most of the dataset's are, and have the
     label field when most of those objects have it.
@@ -44,7 +44,7 @@ def check_answers(outcomes: Sequence[Outcome], config: DataConfig) -> None:
     else:
         for outcome, value in zip(live, parsed, strict=True):
             if not isinstance(value, dict):
-                outcome.reason = "answer_not_json: most answers are JSON objects, this is none"
+                outcome.reason = "answer_not_json: most answers are JSON objects, this one is not"
     if name is None or sum(name in value for value in objects) <= JSON_MAJORITY * len(objects):
         return
     for outcome, value in zip(live, parsed, strict=True):
@@ -63,7 +63,7 @@ def _check_schema(live: Sequence[Outcome], parsed: Sequence[Any], schema: dict[s
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise UserError(f"data.answer_schema is no JSON Schema: {error.message}") from None
+        raise UserError(f"data.answer_schema is not a JSON Schema: {error.message}") from None
     validator = Draft202012Validator(schema)
     for outcome, value in zip(live, parsed, strict=True):
         if value is None:

@@ -1,11 +1,11 @@
-"""Answers that are JSON: parse them strictly, write them back in their own style."""
+"""Parse answers that are JSON strictly, and write them back in their own style."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from tuneline.data.sources.records import parse_json
+from tuneline.data.sources.strict_json import parse_json
 
 _STYLES: tuple[dict[str, Any], ...] = tuple(
     {"separators": separators, "ensure_ascii": ensure_ascii}
@@ -15,7 +15,7 @@ _STYLES: tuple[dict[str, Any], ...] = tuple(
 
 
 def parse_answer(text: str) -> Any:
-    """An answer's JSON value, None when it is not JSON."""
+    """Return an answer's JSON value, None if it is not JSON."""
     try:
         return parse_json(text)
     except (ValueError, RecursionError):
@@ -23,7 +23,7 @@ def parse_answer(text: str) -> Any:
 
 
 def answer_object(text: str) -> dict[str, Any] | None:
-    """An answer's JSON object, None when it is anything else."""
+    """Return an answer's JSON object, None if it is anything else."""
     if not text.lstrip().startswith("{"):
         return None
     value = parse_answer(text)
@@ -31,7 +31,7 @@ def answer_object(text: str) -> dict[str, Any] | None:
 
 
 def dump_like(value: Any, original: str) -> str:
-    """Write a JSON value in the style of the text that it was parsed from."""
+    """Write a JSON value in the style of the original text."""
     parsed = parse_answer(original)
     style = next((s for s in _STYLES if json.dumps(parsed, **s) == original), _STYLES[2])
     return json.dumps(value, **style)

@@ -1,15 +1,16 @@
-"""The forms that rows come in, and how each becomes turns.
+"""Detect the form of rows and turn them into turns.
 
-OpenAI messages, ShareGPT, Alpaca (Taori et al., 2023, `tatsu-lab/stanford_alpaca`), prompt and
-completion, ChatML text and Llama-3-Instruct text. The form of a file is the one that most of its
-records have; a record of another form is rejected, since a mix is more often an accident.
+The forms: OpenAI messages, ShareGPT, Alpaca (Taori et al., 2023, `tatsu-lab/stanford_alpaca`),
+prompt and completion, ChatML text and Llama-3-Instruct text. The form of a file is the one that
+most of its records have; a record of another form is rejected, since a mix is more often an
+accident.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tuneline.data.tables.rows import Message
@@ -36,7 +37,7 @@ class Malformed(ValueError):
     """A record does not have the form it should have; the message is a reject's reason."""
 
 
-# The fields that give a form away; any one set of them does.
+# The fields of each form; one of its sets is enough.
 _FIELDS: tuple[tuple[str, tuple[frozenset[str], ...]], ...] = (
     ("messages", (frozenset({"messages"}),)),
     ("sharegpt", (frozenset({"conversations"}), frozenset({"conversation"}))),
@@ -53,7 +54,7 @@ _TEXT_MARKERS = {"<|im_start|>": "chatml_text", "<|start_header_id|>": "llama3_t
 
 
 def form_of(value: Any) -> str | None:
-    """The form that a record has by its fields, None when it is none of `FORMS`."""
+    """Return the form that a record has by its fields, None if it is none of `FORMS`."""
     if not isinstance(value, dict):
         return None
     for form, sets in _FIELDS:
@@ -66,13 +67,13 @@ def form_of(value: Any) -> str | None:
 
 
 def detect(forms: Iterable[str | None]) -> tuple[str | None, float]:
-    """The form of a file.
+    """Detect the form of a file.
 
     Args:
         forms: `form_of` of each record that could be parsed.
 
     Returns:
-        The commonest form (None when no record has one) and the share of records that have it.
+        The commonest form (None if no record has one) and the share of records that have it.
     """
     counts = Counter(forms)
     known = [(counts[form], -FORMS.index(form), form) for form in FORMS if counts[form]]
@@ -86,7 +87,7 @@ def to_messages(value: Any, form: str) -> list[Message]:
     """Turn a record into turns; roles and contents are checked elsewhere.
 
     Raises:
-        Malformed: the record does not have the form.
+        Malformed: if the record does not have the form.
     """
     found = form_of(value)
     if found != form:
@@ -105,32 +106,41 @@ def to_messages(value: Any, form: str) -> list[Message]:
 
 
 def describe(value: Any) -> str:
-    """What a record without a known form is, in a few words."""
+    """Describe a record without a known form in a few words."""
     if isinstance(value, dict):
         keys = ", ".join(repr(str(key)[:30]) for key in list(value)[:6])
         return f"a record with {keys or 'no fields'}"
     return f"a {type(value).__name__}"
 
 
-def _messages(turns: Any) -> list[Message]:
+def _turns(turns: Any, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the turns of a field with their numbers from 1."""
     if not isinstance(turns, list) or not turns:
-        raise Malformed("wrong_type: `messages` is not a list of turns")
-    return [_message(number, turn) for number, turn in enumerate(turns, 1)]
+        raise Malformed(f"wrong_type: `{field}` is not a list of turns")
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
+        yield number, turn
 
 
-def _message(number: int, turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise Malformed(f"tool_call: turn {number} calls a tool, which only whole records can")
-    role = turn.get("role")
-    if not isinstance(role, str):
-        raise Malformed(f"unknown_role: turn {number} has the role {role!r:.40}")
-    return {"role": role, "content": text_of(turn.get("content"), f"turn {number}")}
+def _messages(turns: Any) -> list[Message]:
+    messages: list[Message] = []
+    for number, turn in _turns(turns, "messages"):
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise Malformed(f"tool_call: turn {number} calls a tool, which only whole records can")
+        role = turn.get("role")
+        if not isinstance(role, str):
+            raise Malformed(f"unknown_role: turn {number} has the role {role!r:.40}")
+        messages.append({"role": role, "content": text_of(turn.get("content"), f"turn {number}")})
+    return messages
 
 
 def text_of(content: Any, where: str) -> str:
-    """The text of a turn, also when it is given as a list of text parts."""
+    """Return the text of a turn, which may be given as a list of text parts.
+
+    Raises:
+        Malformed: if it is anything else.
+    """
     if isinstance(content, str):
         return content
     if isinstance(content, list) and content:
@@ -145,15 +155,9 @@ def text_of(content: Any, where: str) -> str:
 
 
 def _sharegpt(value: dict[str, Any]) -> list[Message]:
+    messages = _system(value)
     turns = value.get("conversations", value.get("conversation"))
-    if not isinstance(turns, list) or not turns:
-        raise Malformed("wrong_type: `conversations` is not a list of turns")
-    messages: list[Message] = []
-    if value.get("system"):
-        messages.append({"role": "system", "content": text_of(value["system"], "`system`")})
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise Malformed(f"wrong_type: turn {number} is a {type(turn).__name__}, not an object")
+    for number, turn in _turns(turns, "conversations"):
         sender = turn.get("from", turn.get("role"))
         role = _SHAREGPT_ROLES.get(sender) if isinstance(sender, str) else None
         if role is None:
@@ -195,7 +199,7 @@ def _exchange(user: str, assistant: str) -> list[Message]:
 
 
 def _from_text(text: str, turn: re.Pattern[str], rest: re.Pattern[str]) -> list[Message]:
-    """Cut a rendered conversation into turns; between them only `rest` may stand."""
+    """Cut a rendered conversation into turns; only `rest` may stand between them."""
     messages, at = [], 0
     for match in turn.finditer(text):
         if not rest.fullmatch(text, at, match.start()):

@@ -1,6 +1,6 @@
-"""Records on their way through schema validation: read, turned into turns, numbered.
+"""Turn the records of a file into turns, select and number them.
 
-Each record leaves one outcome, whatever becomes of it, so that none is lost.
+Each record leaves exactly one outcome, kept or rejected, so that none is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
-from tuneline.data.sources.records import RawRecord
+from tuneline.data.sources.raw_record import RawRecord
 from tuneline.data.tables.rows import Message
 
 NOT_SELECTED = "not_selected"
@@ -21,7 +21,7 @@ NOT_SELECTED = "not_selected"
 
 @dataclass
 class Outcome:
-    """What became of one record."""
+    """One record on its way through schema_validation."""
 
     row_id: str
     source_file: str
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FileForm:
-    """The form found in a file, with the share of its records that have it."""
+    """The form of a file, with the share of its records that have it."""
 
     source_file: str
     form: str | None
@@ -54,8 +54,7 @@ class FileForm:
 def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
     """Mark the rows that a CSV mapping leaves out (`keep_labels`, `max_per_label`).
 
-    Of a class with too many rows those with the lowest hashes stay, so that the order of the
-    rows does not matter.
+    In a class with too many rows those with the lowest hashes stay, whatever their order.
     """
     if mapping is None:
         return
@@ -79,7 +78,7 @@ def convert(
 ) -> tuple[list[Outcome], FileForm]:
     """Turn a file's records into turns, and detect the form that they have.
 
-    Each record is read by its own form first, so that none has to be held until the form of the
+    Each record is read by its own form first, so that no record is held until the form of the
     file is known; then those of another form are rejected.
     """
     outcomes: list[Outcome] = []
@@ -126,7 +125,7 @@ def _digest(raw: str) -> str:
 
 
 def number_repeats(outcomes: Iterable[Outcome]) -> None:
-    """Give records with equal text ids of their own: `id`, `id-2`, `id-3`."""
+    """Number the ids of records with equal text: `id`, `id-2`, `id-3`."""
     seen: Counter[str] = Counter()
     for outcome in outcomes:
         seen[outcome.row_id] += 1

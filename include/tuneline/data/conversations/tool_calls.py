@@ -1,11 +1,11 @@
-"""Conversations with tools: checked, then written as the plain turns that the template makes.
+"""Check conversations with tools, and write them as the plain turns that the template makes.
 
 A row in the OpenAI form may declare `tools`, call them (`tool_calls`) and answer the calls (role
-`tool`). How a model reads that is its template's affair: so the row is rendered by the template,
-tools included, and the text is cut back into plain turns. Those are kept when they render to the
-very same text without tools; every later step then works on text, and what is trained is what
-the engine will send. A template that has no place for tools, or none that plain turns can fill,
-is named as the reason.
+`tool`). The template decides how a model reads that: so the row is rendered by the template,
+tools included, and the text is cut back into plain turns. They are kept if they render to the
+very same text without tools. Every later step then works on text, and the model is trained on
+the prompts that the engine will send. A row is rejected if the template has no place for tools,
+or none that plain turns can fill.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from tuneline.data.conversations.formats import Malformed, form_of, text_of, to_messages
 from tuneline.data.conversations.turn_checks import check_injection, check_unicode
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
-from tuneline.data.sources.records import parse_json
+from tuneline.data.sources.strict_json import parse_json
 from tuneline.data.tables.rows import Message
 
 _TURN_FIELDS = ("tool_calls", "function_call", "tool_call_id")
@@ -29,8 +29,8 @@ class Conversation:
     """A well-formed conversation with tools.
 
     Attributes:
-        messages: the turns as templates want them: arguments are objects.
-        tools: the declared tools, None when the row declares none.
+        messages: the turns in the form for templates: arguments are objects.
+        tools: the declared tools, None if the row declares none.
     """
 
     messages: list[dict[str, Any]]
@@ -38,12 +38,12 @@ class Conversation:
 
     @property
     def ends_in_call(self) -> bool:
-        """Whether the last answer calls a tool."""
+        """True if the last answer calls a tool."""
         return bool(self.messages[-1].get("tool_calls"))
 
 
 def uses_tools(value: Any) -> bool:
-    """Whether a record in the messages form declares, calls or answers tools."""
+    """Return True if a record in the messages form declares, calls or answers tools."""
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
         return False
     return bool(value.get("tools")) or any(
@@ -57,7 +57,7 @@ def read_conversation(value: dict[str, Any]) -> Conversation:
     """Check a record with tools.
 
     Raises:
-        Malformed: a declaration, a call, its arguments or its answer is not as it has to be.
+        Malformed: if a declaration, a call, its arguments or its answer is malformed.
     """
     tools = _declared(value.get("tools"))
     known = {tool["function"]["name"]: tool["function"] for tool in tools or ()}
@@ -99,7 +99,7 @@ def read_conversation(value: dict[str, Any]) -> Conversation:
     return Conversation(messages, tools)
 
 
-# Who may have spoken before; None is the beginning.
+# Roles of the turn before; None is the beginning.
 _BEFORE: dict[str, tuple[str | None, ...]] = {
     "system": (None,),
     "user": (None, "system", "assistant"),
@@ -112,7 +112,7 @@ def _declared(tools: Any) -> list[dict[str, Any]] | None:
         return None
     if isinstance(tools, str):
         # Tables without nested columns hold them as JSON.
-        tools = _json(tools, "tool_declaration: `tools` is a text that is no JSON")
+        tools = _json(tools, "tool_declaration: `tools` is a text that is not JSON")
     if not isinstance(tools, list):
         raise Malformed("tool_declaration: `tools` is not a list")
     names: set[str] = set()
@@ -124,7 +124,9 @@ def _declared(tools: Any) -> list[dict[str, Any]] | None:
         if name in names:
             raise Malformed(f"tool_declaration: {name!r:.60} is declared twice")
         if not isinstance(function.get("parameters", {}), dict):
-            raise Malformed(f"tool_declaration: the parameters of {name!r:.60} are no JSON Schema")
+            raise Malformed(
+                f"tool_declaration: the parameters of {name!r:.60} are not a JSON Schema"
+            )
         names.add(name)
     return tools
 
@@ -155,9 +157,9 @@ def _calls(
         where = f"tool_arguments: turn {number} calls {name!r:.60} with"
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = _json(arguments, f"{where} arguments that are no JSON")
+            arguments = _json(arguments, f"{where} arguments that are not JSON")
         if not isinstance(arguments, dict):
-            raise Malformed(f"{where} arguments that are no JSON object")
+            raise Malformed(f"{where} arguments that are not a JSON object")
         if known is not None:
             _check_arguments(arguments, known[name].get("parameters"), where)
         one: dict[str, Any] = {
@@ -167,7 +169,9 @@ def _calls(
         identity = call.get("id")
         if identity is not None:
             if not isinstance(identity, str) or identity in ids:
-                raise Malformed(f"tool_call_id: turn {number} has an id twice, or one of no text")
+                raise Malformed(
+                    f"tool_call_id: turn {number} has an id twice, or one that is not text"
+                )
             ids.add(identity)
             one["id"] = identity
         found.append(one)
@@ -184,7 +188,7 @@ def _check_arguments(arguments: dict[str, Any], schema: Any, where: str) -> None
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError:
-        raise Malformed(f"{where} parameters that are no JSON Schema") from None
+        raise Malformed(f"{where} parameters that are not a JSON Schema") from None
     fault = next(Draft202012Validator(schema).iter_errors(arguments), None)
     if fault is not None:
         place = "/".join(map(str, fault.absolute_path)) or "their top level"
@@ -192,7 +196,7 @@ def _check_arguments(arguments: dict[str, Any], schema: Any, where: str) -> None
 
 
 def _answer(number: int, turn: dict[str, Any], pending: list[dict[str, Any]]) -> dict[str, Any]:
-    """A tool's answer; the call that it answers is taken off the pending ones."""
+    """Check a tool's answer; the call that it answers is removed from the pending ones."""
     if not pending:
         raise Malformed(f"tool_call_id: turn {number} answers no call")
     identity = turn.get("tool_call_id")
@@ -206,28 +210,23 @@ def _answer(number: int, turn: dict[str, Any], pending: list[dict[str, Any]]) ->
         call = pending[0]
     pending.remove(call)
     content = text_of(turn.get("content"), f"turn {number}")
-    known = {"name": call["function"]["name"]}
-    return {
-        "role": "tool",
-        "content": content,
-        **known,
-        **({"tool_call_id": identity} if identity is not None else {}),
-    }
+    answer = {"role": "tool", "content": content, "name": call["function"]["name"]}
+    return answer if identity is None else {**answer, "tool_call_id": identity}
 
 
 def plain_turns(
     conversation: Conversation, renderer: Renderer, markers: tuple[str, ...]
 ) -> list[Message]:
-    """The plain turns that render to what the template makes of a conversation with tools.
+    """Return the plain turns that render to the same text as a conversation with tools.
 
     Args:
-        conversation: what `read_conversation` gave.
-        renderer: of the target model.
-        markers: what no text may hold.
+        conversation: a conversation checked by `read_conversation`.
+        renderer: the target model's renderer.
+        markers: the texts that no turn may hold.
 
     Raises:
-        Malformed: a text holds a marker or broken characters, or the template has no way to
-            write tools that plain turns can follow.
+        Malformed: if a text holds a marker or broken characters, or if plain turns can't render
+            to the template's text.
     """
     texts = [{"role": "tool", "content": text} for text in _texts(conversation)]
     fault = check_unicode(texts) or check_injection(texts, markers)
@@ -267,7 +266,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _texts(conversation: Conversation) -> list[str]:
-    """Every text of a conversation that the row's author wrote."""
+    """Return every text of a conversation that the row's author wrote."""
     found: list[str] = list(_strings(conversation.tools or []))
     for message in conversation.messages:
         found.append(message["content"])
@@ -277,7 +276,7 @@ def _texts(conversation: Conversation) -> list[str]:
 
 
 def _must_stand(conversation: Conversation) -> Iterator[str]:
-    """What a template that knows tools writes: their names, calls with arguments, answers."""
+    """Yield the texts that a template with tools writes: names, calls, arguments, answers."""
     for tool in conversation.tools or ():
         yield tool["function"]["name"]
     for message in conversation.messages:
@@ -287,6 +286,6 @@ def _must_stand(conversation: Conversation) -> Iterator[str]:
 
 
 def added_markers(renderer: Renderer) -> tuple[str, ...]:
-    """A tokenizer's tokens that are not special but tell calls from text, as `<tool_call>`."""
+    """Return a tokenizer's tokens that are not special but mark calls, as `<tool_call>`."""
     tokens: Sequence[Any] = list(renderer.tokenizer.added_tokens_decoder.values())
     return tuple(sorted(t.content for t in tokens if not t.special and t.content[:1] in ("<", "[")))

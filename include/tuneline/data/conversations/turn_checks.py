@@ -1,7 +1,6 @@
-"""Checks of a row's turns: roles and their order, empty turns, injected tokens, broken Unicode.
+"""Check a row's turns: roles and their order, empty turns, injected tokens, broken Unicode.
 
-Each check returns why a row is rejected (`code: detail`) or None. They look at text alone, so
-that any engine can run them over batches.
+Each check returns the reason to reject a row (`code: detail`), or None.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from functools import lru_cache
 from tuneline.data.tables.rows import Message
 
 ROLES = ("system", "user", "assistant")
-# Markers of the common chat templates: no trained model's text should hold one, whatever its own
-# tokenizer knows, since rows are reused for other models.
+# Markers of the common chat templates. No row may hold one, whatever the model's own tokenizer
+# knows, since rows are reused for other models.
 TEMPLATE_MARKERS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -33,7 +32,7 @@ TEMPLATE_MARKERS = (
 )
 ALPACA_MARKERS = ("### Instruction:", "### Response:", "### Input:")
 
-# C0 but tab and line ends, delete, C1, lone surrogates, non-characters, and the replacement
+# C0 without tab and line ends, delete, C1, lone surrogates, non-characters, and the replacement
 # character that a failed decoding leaves.
 _BAD_CHARACTER = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffd\ufffe\uffff]"
@@ -41,8 +40,8 @@ _BAD_CHARACTER = re.compile(
     + "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(1, 17))
     + "]"
 )
-# What UTF-8 looks like when read as Windows-1252: a lead byte of Latin letters (Ã, Â), of
-# punctuation (â€) or of emoji (ðŸ), or two Cyrillic letters in a row (Ð, Ñ).
+# UTF-8 read as Windows-1252: a lead byte of Latin letters (Ã, Â), of punctuation (â€) or of
+# emoji (ðŸ), or two Cyrillic letters in a row (Ð, Ñ).
 _MOJIBAKE = re.compile(
     "[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
     "|â€[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]?"
@@ -52,7 +51,7 @@ _MOJIBAKE = re.compile(
 
 
 def check_roles(messages: Sequence[Message]) -> str | None:
-    """Roles are known, an optional system turn comes first, user and assistant alternate."""
+    """Check that roles are known and alternate, after an optional system turn."""
     for number, message in enumerate(messages, 1):
         if message["role"] not in ROLES:
             return f"unknown_role: turn {number} has the role {message['role'][:40]!r}"
@@ -75,7 +74,7 @@ def check_roles(messages: Sequence[Message]) -> str | None:
 
 
 def check_empty(messages: Sequence[Message]) -> str | None:
-    """No turn is empty, blank or made of invisible characters."""
+    """Check that no turn is empty, blank or made of invisible characters."""
     for number, message in enumerate(messages, 1):
         if not _visible(message["content"]):
             return f"empty_turn: turn {number} ({message['role']}) is empty"
@@ -83,7 +82,6 @@ def check_empty(messages: Sequence[Message]) -> str | None:
 
 
 def _visible(text: str) -> bool:
-    # Letters settle it for nearly every turn, without asking for Unicode categories.
     stripped = text.strip()
     if not stripped:
         return False
@@ -96,7 +94,7 @@ def _marker_pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def check_injection(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
-    """No turn holds a special token or template marker, which would forge a turn."""
+    """Check that no turn holds a special token or template marker, which would forge a turn."""
     pattern = _marker_pattern(markers)
     for number, message in enumerate(messages, 1):
         found = pattern.search(message["content"])
@@ -106,13 +104,12 @@ def check_injection(messages: Sequence[Message], markers: tuple[str, ...]) -> st
 
 
 def check_unicode(messages: Sequence[Message]) -> str | None:
-    """No lone surrogates, control characters, non-characters or mojibake."""
+    """Check for lone surrogates, control characters, non-characters and mojibake."""
     for number, message in enumerate(messages, 1):
         content = message["content"]
-        if content.isascii():
-            bad = _BAD_CHARACTER.search(content) if not content.isprintable() else None
-        else:
-            bad = _BAD_CHARACTER.search(content)
+        # Printable ASCII, which most turns are, needs no search.
+        plain = content.isascii() and content.isprintable()
+        bad = None if plain else _BAD_CHARACTER.search(content)
         if bad:
             return f"bad_character: turn {number} holds U+{ord(bad[0]):04X}"
         if not content.isascii():

@@ -1,10 +1,9 @@
 """The gates of the data phase: derive each item's verdict again from its audit table.
 
-Great Expectations 1.x over small tables of measures, without any text. A gate that disagrees
-with its step is a failure in itself. What Great Expectations takes for a success is not always
-one, so the number of expectations that really ran is checked, missing columns, empty tables and
-suites that expect nothing fail, and an expectation that raised counts as failed whatever its
-severity.
+Great Expectations 1.x checks small tables of measures, without any text. A gate that disagrees
+with its step is a failure in itself. Great Expectations reports some failures as a success, so
+the number of expectations that ran is checked; missing columns, empty tables and suites without
+rules fail; and an expectation that raised counts as failed whatever its severity.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.data import AUDIT, REJECTED
 from tuneline.catalogue import DATA_ORDER, data_item_before
 from tuneline.data.gates.suites import TABLES, GateInput, Suite
-from tuneline.data.tables.rows import AUDIT, REJECTED
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.run import Run
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "tuneline/gate/1"
 DOCS = "data_docs"
-# Fonts and animations of the docs: megabytes that nobody needs to read a table.
+# Without fonts and animations of the docs: megabytes that nobody needs to read a table.
 _DOC_ENDINGS = (".html", ".css")
 # Great Expectations keeps its context and its YAML reader once per process.
 _ONE_AT_A_TIME = threading.Lock()
@@ -39,15 +38,17 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate found.
+    """The result of a gate.
 
     Attributes:
-        verdict: what follows from the audit table; `fail` where the step disagrees.
-        step_verdict: what the step said.
-        agrees: whether both say the same.
-        expectations: how many were checked.
-        failures: each broken expectation in words.
-        docs: where the Data Docs are.
+        item: the item.
+        verdict: the verdict by the audit table; `fail` if the step disagrees.
+        step_verdict: the step's own verdict.
+        agrees: True if both are the same.
+        summary: the failures in one line, or the number of expectations that hold.
+        expectations: number of expectations checked.
+        failures: each broken expectation, as text.
+        docs: address of the Data Docs.
     """
 
     item: str
@@ -61,7 +62,7 @@ class GateResult:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """True if nothing failed."""
         return self.verdict != Verdict.FAIL
 
 
@@ -73,7 +74,7 @@ def run_gate(run: Run, item: str) -> GateResult:
         item: a data item that has been run.
 
     Raises:
-        UserError: the item is no data item, or has not been run.
+        UserError: if the item is not a data item, or has not been run.
     """
     if item not in TABLES:
         raise UserError(f"{item} has no gate; the items with one are {', '.join(DATA_ORDER)}")
@@ -120,7 +121,7 @@ def _judge(
 
 
 def _tables(run: Run, entry: Evidence, root: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Fetch the item's tables; what is missing in them."""
+    """Fetch the item's tables; return them with a list of what is missing."""
     tables, problems = {}, []
     for name, columns in TABLES[entry.item].columns.items():
         frame = _fetch(run, entry, name, root)
@@ -148,7 +149,7 @@ def _fetch(run: Run, entry: Evidence, name: str, root: Path) -> pd.DataFrame | N
 
 
 def _came_in(run: Run, item: str, root: Path) -> frozenset[str] | None:
-    """Ids of the rows that the item before kept."""
+    """Return the ids of the rows that the item before kept."""
     step = data_item_before(item)
     if step is None:
         return None
@@ -167,7 +168,7 @@ def _validate(
     """Run suites through Great Expectations.
 
     Returns:
-        The verdict, each broken expectation in words, and how many were checked.
+        The verdict, each broken expectation as text, and the number that were checked.
     """
     problems = [*problems, *(f"{s.name}: nothing is expected" for s in suites if not s.rules)]
     problems += [f"{s.name}: the table has no rows" for s in suites if not len(s.frame)]
@@ -200,7 +201,7 @@ def _validate(
                 warns = severity == "warning" and not _raised(check)
                 found = Verdict.WARN if warns else Verdict.FAIL
                 verdict = worse(verdict, found)
-                failures.append(_in_words(suite.name, check))
+                failures.append(_describe(suite.name, check))
         if len(result.results) != len(suite.rules):
             verdict = Verdict.FAIL
             failures.append(
@@ -213,18 +214,12 @@ def _validate(
 def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
     asset = source.add_dataframe_asset(suite.name)
     batch = asset.add_batch_definition_whole_dataframe("all rows")
-    from tuneline.data.gates import expectations as gate_expectations
-
-    kinds = [
-        getattr(gate_expectations, r.kind, None) or getattr(gx.expectations, r.kind)
-        for r in suite.rules
-    ]
     expectations = [
-        kind(**rule.arguments, severity=rule.severity)
-        for kind, rule in zip(kinds, suite.rules, strict=True)
+        getattr(gx.expectations, rule.kind)(**rule.arguments, severity=rule.severity)
+        for rule in suite.rules
     ]
     context.suites.add_or_update(gx.ExpectationSuite(name=suite.name, expectations=expectations))
-    # Read back: what the suite lost on its way to disk would never be checked.
+    # Read back: an expectation lost on its way to disk would never be checked.
     stored = context.suites.get(suite.name)
     definition = context.validation_definitions.add_or_update(
         gx.ValidationDefinition(name=suite.name, data=batch, suite=stored)
@@ -237,22 +232,23 @@ def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
 
 
 def _raised(check: Any) -> bool:
-    """Whether an expectation could not be computed, as one on a column that is not there."""
+    """Return True if an expectation could not be computed, as on a missing column."""
     info = check.exception_info or {}
     # Either one entry, or one for every metric that raised.
     entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
     return any(entry.get("raised_exception") for entry in entries)
 
 
-def _in_words(suite: str, check: Any) -> str:
+def _describe(suite: str, check: Any) -> str:
+    """Describe a broken expectation: its table, rule, limits and the observed value."""
     config = check.expectation_config
-    what = config.type.removeprefix("expect_").replace("_", " ")
+    rule = config.type.removeprefix("expect_").replace("_", " ")
     arguments = {
         key: value
         for key, value in config.kwargs.items()
         if key not in ("batch_id", "column") and value is not None
     }
-    shown = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    limits = ", ".join(f"{key} {value}" for key, value in arguments.items())
     column = config.kwargs.get("column")
     observed = check.result.get("observed_value")
     if observed is None and "unexpected_count" in check.result:
@@ -260,11 +256,11 @@ def _in_words(suite: str, check: Any) -> str:
     if observed is None:
         observed = "it could not be computed"
     where = f"{suite}.{column}" if column else suite
-    return f"{where}: {what} ({shown}): {observed}"
+    return f"{where}: {rule} ({limits}): {observed}"
 
 
 def _store_docs(run: Run, item: str, root: Path) -> str | None:
-    """Store the Data Docs; returns the address of their first page."""
+    """Store the Data Docs; return the address of their first page."""
     site = root / "gx" / "uncommitted" / "data_docs" / "local_site"
     if not site.is_dir():
         return None

@@ -1,9 +1,9 @@
-"""What each data gate expects of its item's audit table.
+"""The expectations of each data gate on its item's audit table.
 
 A rule names a Great Expectations class and its arguments; nothing here imports Great
-Expectations. Where a rule concerns kept rows only, the frame holds a column that is null for the
-others: the expectations pass over nulls, and a rule on the number of kept rows sees to it that
-there are some.
+Expectations. If a rule concerns kept rows only, the frame holds a column that is null for the
+others: expectations pass over nulls, and a rule on the number of kept rows makes sure that there
+are some.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
 from tuneline.data.pii.canaries import planted_groups
 from tuneline.data.pii.profiles import demanded, scrubbed_entities, uncovered_languages
 from tuneline.data.pii_scrubbing import CANARIES, leak_limit
-from tuneline.data.sources.records import BROKEN_FILE
-from tuneline.data.tables.rows import AUDIT, SPLITS, base_id
+from tuneline.data.sources.raw_record import BROKEN_FILE
+from tuneline.data.tables.rows import SPLITS, base_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """One expectation: its class (Great Expectations' or of `gate_expectations`), its arguments."""
+    """One expectation: its class in Great Expectations, and its arguments."""
 
     kind: str
     arguments: Mapping[str, Any]
@@ -36,7 +37,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Suite:
-    """A table and what is expected of it."""
+    """A table and the rules that it must satisfy."""
 
     name: str
     frame: pd.DataFrame
@@ -45,13 +46,13 @@ class Suite:
 
 @dataclass(frozen=True)
 class GateInput:
-    """What a gate looks at.
+    """The input of a gate.
 
     Attributes:
         tables: the item's tables by artifact name.
         came_in: ids of the rows that the item before kept; None for the first item.
-        stored_rejects: how many rejects the item stored.
-        measured: the step's own measurements by name, for what no table can tell.
+        stored_rejects: number of rejects that the item stored.
+        measured: the step's own measurements by name, for values that no table holds.
         config: the run's configuration.
     """
 
@@ -64,33 +65,34 @@ class GateInput:
 
 @dataclass(frozen=True)
 class Table:
-    """The columns that a gate needs of a table, and who turns it into suites."""
+    """The columns that a gate needs of each table, and the function that makes its suites."""
 
     columns: Mapping[str, Sequence[str]]
     suites: Callable[[GateInput], list[Suite]] = field(repr=False)
 
 
-def between(column: str, low: float | None, high: float | None, **more: str) -> Rule:
-    """Every value lies between two limits, inclusive."""
-    arguments = {"column": column, "min_value": low, "max_value": high}
-    return Rule("ExpectColumnValuesToBeBetween", arguments, **more)
+def _within(kind: str, column: str, low: float | None, high: float | None, severity: str) -> Rule:
+    return Rule(kind, {"column": column, "min_value": low, "max_value": high}, severity)
+
+
+def between(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
+    """Expect every value of a column between two limits, inclusive."""
+    return _within("ExpectColumnValuesToBeBetween", column, low, high, severity)
 
 
 def among(column: str, *values: Any) -> Rule:
-    """Every value is one of these."""
+    """Expect every value of a column to be one of these."""
     return Rule("ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
 
 
-def total(column: str, low: float | None, high: float | None, **more: str) -> Rule:
-    """The sum of a column lies between two limits, inclusive."""
-    arguments = {"column": column, "min_value": low, "max_value": high}
-    return Rule("ExpectColumnSumToBeBetween", arguments, **more)
+def total(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
+    """Expect the sum of a column between two limits, inclusive."""
+    return _within("ExpectColumnSumToBeBetween", column, low, high, severity)
 
 
 def mean(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
-    """The mean of a column lies between two limits, inclusive."""
-    arguments = {"column": column, "min_value": low, "max_value": high}
-    return Rule("ExpectColumnMeanToBeBetween", arguments, severity)
+    """Expect the mean of a column between two limits, inclusive."""
+    return _within("ExpectColumnMeanToBeBetween", column, low, high, severity)
 
 
 def _kept_only(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -104,25 +106,29 @@ def _kept_only(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def _rows(given: GateInput) -> tuple[pd.DataFrame, list[Rule]]:
-    """The audit table and what every gate expects of it: conservation and reasons."""
+    """Return the audit table and the rules of every gate: rows are conserved, with reasons."""
     frame = given.tables[AUDIT].copy()
-    kept = frame["kept"].astype(bool)
+    kept, reasoned = frame["kept"].astype(bool), frame["reason"].notna()
     frame["kept"] = kept
     frame["kept_rows"] = kept.astype(int)
-    ids = frame["row_id"].map(base_id)
-    missing = 0
+    frame["rejected_rows"] = (~kept & reasoned).astype(int)
+    frame["lost_rows"] = (~kept & ~reasoned).astype(int)
+    frame["kept_with_a_reason"] = (kept & reasoned).astype(int)
     rules = [
         Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
         Rule("ExpectColumnValuesToNotBeNull", {"column": "row_id"}),
         Rule("ExpectColumnValuesToBeUnique", {"column": "row_id"}),
         total("kept_rows", 1, None),
+        total("rejected_rows", given.stored_rejects, given.stored_rejects),
+        total("lost_rows", 0, 0),
+        total("kept_with_a_reason", 0, 0),
     ]
     if given.came_in is not None:
+        ids = frame["row_id"].map(base_id)
         frame["came_in"] = ids.isin(given.came_in)
-        missing = len(given.came_in - set(ids))
-        rules.append(among("came_in", True))
-    conserved = {"stored_rejects": given.stored_rejects, "missing": missing}
-    return frame, [*rules, Rule("ExpectRowsToBeConserved", conserved)]
+        frame["missing_rows"] = len(given.came_in - set(ids))
+        rules += [among("came_in", True), between("missing_rows", 0, 0)]
+    return frame, rules
 
 
 def _schema_validation(given: GateInput) -> list[Suite]:

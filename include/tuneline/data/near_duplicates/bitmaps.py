@@ -1,7 +1,7 @@
-"""Tell unlike sets apart by a few bits each, without a look at their members.
+"""Rule out pairs of dissimilar sets by a few bits of each, without comparing their members.
 
-The bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set similarity joins with
-bitwise operations", 2020): it never rules out a pair that reaches the threshold.
+This is the bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set similarity joins
+with bitwise operations", 2020). It never rules out a pair that reaches the threshold.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import numpy as np
 
 from tuneline.data.near_duplicates.shingles import Hashes, Indices
 
-# Bits of a text's bitmap. Sets of some two hundred grams that share half of them differ in over a
-# hundred bits of so many; near ones may differ in fifty.
+# Bits of a bitmap. Two sets of some two hundred grams that share half of them differ in over a
+# hundred of these bits; near-duplicates differ in up to fifty.
 BITS = 512
-# Words of a bitmap that are compared first: nearly all pairs already differ too much in these.
+# 64-bit words of a bitmap that are compared first: nearly all pairs differ too much in these.
 _FIRST_WORDS = 2
 
 
 def bitmaps(hashes: Hashes, text: Indices, texts: int) -> Hashes:
-    """The bitmap of every text of a batch.
+    """Return the bitmap of every text of a batch.
 
     Args:
-        hashes: the sets' members, each once in its text.
-        text: number of the text of each.
-        texts: how many texts there are.
+        hashes: members of the sets, each once in its text.
+        text: number of the text of each hash.
+        texts: number of texts.
 
     Returns:
-        Shape (texts, `BITS` / 64): bit b tells whether the last bits of an odd number of the text's
+        Shape (texts, `BITS` / 64): bit b is set if the last bits of an odd number of the text's
         hashes are b.
     """
     cells = text * BITS + (hashes & np.uint64(BITS - 1)).astype(np.int64)
@@ -40,19 +40,19 @@ def alike(
     pairs: tuple[Indices, Indices],
     threshold: float,
 ) -> Indices:
-    """Which pairs may reach a Jaccard similarity, as far as sizes and bitmaps tell.
+    """Return the pairs that may reach a Jaccard similarity, by their sizes and bitmaps.
 
     Sets with a similarity of at least t have a symmetric difference of at most
-    `(1 - t) / (1 + t)` of their sizes' sum, and every bit that differs stands for a member of it.
+    `(1 - t) / (1 + t)` of the sum of their sizes, and each differing bit stands for a member of it.
 
     Args:
-        left: bitmaps of texts and the sizes of their sets.
-        right: the same of the other side.
-        pairs: number of the left and of the right text of each pair.
-        threshold: the similarity.
+        left: bitmaps and set sizes of the texts of one side.
+        right: bitmaps and set sizes of the texts of the other side.
+        pairs: numbers of the left and of the right text of each pair.
+        threshold: the Jaccard similarity.
 
     Returns:
-        Numbers of the pairs that may reach it, in order.
+        Positions in `pairs` of those that may reach it, in order.
     """
     i, j = pairs
     a, b = left[1][i], right[1][j]

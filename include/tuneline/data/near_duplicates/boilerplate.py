@@ -1,7 +1,7 @@
 """Find the text that nearly all prompts share, such as an instruction before each message.
 
-It says nothing about a single row: left in, every row would be a near-duplicate of every other,
-and a name found in it would be replaced in every row.
+It belongs to no single row: left in, every row would be a near-duplicate of every other, and a name
+in it would be replaced in every row.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-# Fewer rows are no ground to call their common text boilerplate; shorter text is a coincidence
-# ("I would like to") and does no harm.
+# The common text of fewer rows may be chance; a shorter text ("I would like to") is a coincidence
+# and does no harm.
 MIN_ROWS, MIN_CHARS = 8, 20
 SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Affixes:
-    """What nearly all texts begin and end with; empty where there is nothing."""
+    """The prefix and the suffix that nearly all texts share; empty if there is none."""
 
     prefix: str = ""
     suffix: str = ""
 
     def cut(self, text: str) -> tuple[int, int]:
-        """Where the text's own part starts and ends; the whole text where nothing would be left."""
+        """Return start and end of the text's own part, of the whole text if that part is blank."""
         start = len(self.prefix) if self.prefix and text.startswith(self.prefix) else 0
         end = len(text)
         if self.suffix and text.endswith(self.suffix) and end - len(self.suffix) >= start:
@@ -32,13 +32,13 @@ class Affixes:
         return (start, end) if text[start:end].strip() else (0, len(text))
 
     def own(self, text: str) -> str:
-        """The text's own part."""
+        """Return the text's own part."""
         start, end = self.cut(text)
         return text[start:end]
 
 
 def common_affixes(texts: Sequence[str]) -> Affixes:
-    """The longest prefix and suffix that at least 80 % of distinct texts share."""
+    """Return the longest prefix and suffix that at least 80 % of the distinct texts share."""
     distinct = sorted(set(texts))
     if len(distinct) < MIN_ROWS:
         return Affixes()
@@ -48,7 +48,7 @@ def common_affixes(texts: Sequence[str]) -> Affixes:
 
 
 def _shared_prefix(ordered: Sequence[str]) -> str:
-    """The longest prefix of a share of sorted texts: they stand next to each other."""
+    """Return the longest prefix that 80 % of sorted texts share; these texts are adjacent."""
     window = ceil(SHARE * len(ordered))
     best = ""
     for start in range(len(ordered) - window + 1):
@@ -59,7 +59,7 @@ def _shared_prefix(ordered: Sequence[str]) -> str:
 
 
 def _common(a: str, b: str) -> str:
-    """The longest common prefix of two texts."""
+    """Return the longest common prefix of two texts."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

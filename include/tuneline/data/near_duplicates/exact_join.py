@@ -1,11 +1,16 @@
-"""An exact look for near-duplicates across splits.
+"""Find all pairs of similar texts by an exact join, the witness of the MinHash search.
 
-It shares shingles with the MinHash search, but neither signatures nor bands: candidates come from
-the prefix and position filters of Xiao et al. ("Efficient similarity joins for near-duplicate
+It has no signatures, no bands and no estimate. With MinHash it shares the definition of the shingle
+and the bitmap filter, which both use to save time and which is tested on its own. Candidates come
+from the prefix and position filters of Xiao et al. ("Efficient similarity joins for near-duplicate
 detection", 2008) and the bitmap filter of Sandes et al. ("Bitmap filter: speeding up exact set
-similarity joins with bitwise operations", 2020), which keep every pair at or above the threshold,
-and each pair that is left is judged by its sets of n-gram strings. The filters run on arrays, so
-that a hundred thousand rows take seconds, even where they share whole sentences.
+similarity joins with bitwise operations", 2020). None of these rules out a pair at or above the
+threshold, and each candidate is judged by its sets of n-gram strings. The filters run on arrays, so
+that a hundred thousand rows take seconds, even if they share whole sentences.
+
+It judges the split in `deduplication`, the dataset in `final_audit`, and the recall of MinHash in
+`tuneline bench dedup`. The witness of this join is the search of `holdout_performance`, which
+compares every pair without any filter.
 """
 
 from __future__ import annotations
@@ -17,49 +22,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.data.near_duplicates.bitmaps import alike, bitmaps
-from tuneline.data.near_duplicates.minhash import PAIRS, distinct, jaccard
 from tuneline.data.near_duplicates.shingles import (
-    CHARS,
     LONG,
     SHORT,
-    WORDS,
     Hashes,
     Indices,
     Shingled,
     batches,
+    char_grams,
+    distinct,
     shingle_chars,
     shingle_words,
+    text_of,
+    word_grams,
 )
 from tuneline.machine.threads import in_threads
 
-# Hashes are counted in a table of this many cells: rare and frequent is all that matters.
+# Hashes are counted in a table of this many cells: only rare or frequent matters.
 _CELLS = 1 << 20
-# A token is a gram's count and `_HASH_BITS` bits of its hash: in order of tokens, the rarest grams
-# come first. Below a token stands the number of its text's grams, as far as `_SIZE_BITS` hold it.
+# A token is the count of a gram above the lower bits of its hash, so that in the order of tokens
+# the rarest grams come first. A sort key is a token above the size of its text's set, which is cut
+# off at `_MOST_SIZE`.
 _COUNT_BITS, _HASH_BITS, _SIZE_BITS = 16, 36, 12
 _TOKEN = np.uint64((1 << (_COUNT_BITS + _HASH_BITS)) - 1)
 _MOST_SIZE = (1 << _SIZE_BITS) - 1
-# Grams in common that are held at once, of all pairs.
+# Most shared grams, over all pairs, that are in memory at once, and most pairs that are judged.
 _HELD_MATCHES = 1 << 16
+_HELD_PAIRS = 1 << 12
 
-
-def char_grams(text: str) -> frozenset[str]:
-    """The set of character 5-grams of a text, the text itself if it is shorter."""
-    return frozenset(text[i : i + CHARS] for i in range(max(1, len(text) - CHARS + 1)))
-
-
-def word_grams(text: str) -> frozenset[str]:
-    """The set of word 3-grams of a text, the text itself if it is shorter."""
-    words = text.split()
-    return frozenset(" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1)))
+_Shingle = Callable[[Sequence[str]], Shingled]
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the two ways in which texts are compared."""
+    """A kind of shingle: its sets as strings, its hashes, and the texts that it applies to."""
 
     grams: Callable[[str], frozenset[str]]
-    shingle: Callable[[Sequence[str]], Shingled]
+    shingle: _Shingle
     fits: Callable[[str], bool]
 
 
@@ -69,59 +68,70 @@ _KINDS = (
 )
 
 
+def similarity(a: frozenset[str], b: frozenset[str]) -> float:
+    """Return the Jaccard similarity of two sets that are not empty."""
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)
+
+
 def cross_similarities(
     left: Sequence[str], right: Sequence[str], threshold: float
 ) -> dict[int, tuple[int, float]]:
-    """Texts on the left that are near to a text on the right.
+    """Find the texts on the left that are similar to a text on the right.
 
     Args:
         left: normalised texts.
         right: normalised texts.
-        threshold: Jaccard similarity from which two texts are near.
+        threshold: Jaccard similarity from which two texts are near-duplicates.
 
     Returns:
-        For each left text that is near to any right one: that right text's number and the
-        similarity, the greatest there is.
+        For the number of each such left text: the number of the most similar right text, and the
+        similarity.
     """
     found: dict[int, tuple[int, float]] = {}
-    for kind in _KINDS:
-        a, b = ([i for i, text in enumerate(side) if kind.fits(text)] for side in (left, right))
-        near = _near([left[i] for i in a], [right[j] for j in b], kind, threshold)
-        for i, j, similarity in near:
-            if a[i] not in found or similarity > found[a[i]][1]:
-                found[a[i]] = (b[j], similarity)
+    for i, j, value in similar_pairs(left, right, threshold):
+        if i not in found or value > found[i][1]:
+            found[i] = (j, value)
     return found
 
 
-def _near(
-    left: Sequence[str], right: Sequence[str], kind: _Kind, threshold: float
+def similar_pairs(
+    left: Sequence[str], right: Sequence[str], threshold: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Pairs at or above the threshold, in order, each with its similarity."""
-    if not left or not right:
-        return
-    pairs = _candidates(left, right, kind.shingle, threshold)
-    for start in range(0, len(pairs), PAIRS):
-        i, j = (side.tolist() for side in pairs[start : start + PAIRS].T)
-        likely = jaccard(kind.shingle([left[n] for n in i]), kind.shingle([right[n] for n in j]))
-        # Hashes may fall together, if rarely; the strings themselves decide.
-        for at in np.flatnonzero(likely > threshold - 0.01).tolist():
-            x, y = kind.grams(left[i[at]]), kind.grams(right[j[at]])
-            similarity = len(x & y) / len(x | y)
-            if similarity >= threshold:
-                yield i[at], j[at], similarity
+    """Yield each pair of similar texts: both numbers and the similarity.
+
+    A pair to which both kinds of shingles apply may come twice. For the arguments see
+    `cross_similarities`.
+    """
+    for kind in _KINDS:
+        a, b = ([i for i, text in enumerate(side) if kind.fits(text)] for side in (left, right))
+        if a and b:
+            ours, theirs = [left[i] for i in a], [right[j] for j in b]
+            pairs = _candidates(ours, theirs, kind.shingle, threshold)
+            for i, j, value in _judged(ours, theirs, pairs, kind.grams):
+                if value >= threshold:
+                    yield a[i], b[j], value
+
+
+def _judged(
+    left: Sequence[str],
+    right: Sequence[str],
+    pairs: Indices,
+    grams: Callable[[str], frozenset[str]],
+) -> Iterator[tuple[int, int, float]]:
+    """Yield each candidate with the similarity of its sets of strings."""
+    for start in range(0, len(pairs), _HELD_PAIRS):
+        part = pairs[start : start + _HELD_PAIRS].tolist()
+        ours = {i: grams(left[i]) for i in {i for i, _ in part}}
+        theirs = {j: grams(right[j]) for j in {j for _, j in part}}
+        for i, j in part:
+            yield i, j, similarity(ours[i], theirs[j])
 
 
 def _candidates(
-    left: Sequence[str],
-    right: Sequence[str],
-    shingle: Callable[[Sequence[str]], Shingled],
-    threshold: float,
+    left: Sequence[str], right: Sequence[str], shingle: _Shingle, threshold: float
 ) -> Indices:
-    """Pairs that no filter can rule out.
-
-    Returns:
-        Shape (pairs, 2), in order, each pair once.
-    """
+    """Return the pairs that no filter rules out: shape (pairs, 2), in order, each once."""
     counts = np.zeros(_CELLS, dtype=np.int64)
     for side in (left, right):
         grams = (side[batch] for batch in batches(side))
@@ -145,14 +155,14 @@ def _cell(keys: Hashes) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _Rarest:
-    """The rarest grams of texts, so many that near texts share one of them.
+    """The rarest grams of texts, enough of them that two similar texts share at least one.
 
     Attributes:
-        tokens: of the grams.
-        texts: number of the text of each.
-        reach: of how many grams a near text may be at most, if this is the rarest gram that the
-            two share.
-        sizes: number of all grams of every text.
+        tokens: token of each gram.
+        texts: number of the text of each gram.
+        reach: size of the largest set that a similar text can have, if this gram is the rarest
+            that the two share.
+        sizes: size of the set of every text.
         bits: bitmap of every text.
     """
 
@@ -163,12 +173,12 @@ class _Rarest:
     bits: Hashes
 
     def keys(self, sizes: Indices) -> Hashes:
-        """Each token with a size below it."""
+        """Return a sort key of each gram, with a size for each."""
         low = np.minimum(sizes, _MOST_SIZE).astype(np.uint64)
         return (self.tokens << np.uint64(_SIZE_BITS)) | low
 
     def sorted(self) -> _Rarest:
-        """The same in the order of tokens, equal ones in the order of their texts' sizes."""
+        """Return the same grams in the order of tokens, then of the sizes of their texts."""
         order = np.argsort(self.keys(self.sizes[self.texts]))
         return replace(
             self, tokens=self.tokens[order], texts=self.texts[order], reach=self.reach[order]
@@ -176,12 +186,9 @@ class _Rarest:
 
 
 def _rarest(
-    texts: Sequence[str],
-    shingle: Callable[[Sequence[str]], Shingled],
-    counts: NDArray[np.int64],
-    threshold: float,
+    texts: Sequence[str], shingle: _Shingle, counts: NDArray[np.int64], threshold: float
 ) -> _Rarest:
-    """The rarest grams of every text."""
+    """Return the rarest grams of every text."""
     cut = list(batches(texts))
     parts = in_threads(
         lambda batch: _rarest_of(distinct(shingle(texts[batch])), counts, threshold), cut
@@ -196,23 +203,22 @@ def _rarest(
 
 
 def _rarest_of(keys: Hashes, counts: NDArray[np.int64], threshold: float) -> _Rarest:
-    """The rarest grams of every text of a batch.
+    """Return the rarest grams of every text of a batch.
 
-    Sets of a and b members with a Jaccard similarity of at least t share at least
-    `t / (1 + t) * (a + b)`. If the rarest that they share is at place p (from 0) of the one, they
-    share at most `a - p`, so that b is at most `(a - p) * (1 + t) / t - a`; and b is at least
-    `t * a` in any case.
+    Two sets of a and b members with a Jaccard similarity of at least t share at least
+    `t / (1 + t) * (a + b)` of them. If the rarest shared one is at place p (from 0) of the first
+    set, they share at most `a - p`, so b is at most `(a - p) * (1 + t) / t - a`. In any case b is
+    at least `t * a`.
 
     Args:
-        keys: of `distinct`.
-        counts: how often the grams of each cell are written.
+        keys: the sets of a batch, from `distinct`.
+        counts: number of occurrences of the grams of each cell.
         threshold: the Jaccard similarity.
     """
-    text_shift = np.uint64(_COUNT_BITS + _HASH_BITS)
     count = np.minimum(counts[_cell(keys)], (1 << _COUNT_BITS) - 1).astype(np.uint64)
     token = (count << np.uint64(_HASH_BITS)) | (keys & np.uint64((1 << _HASH_BITS) - 1))
     ranked = np.sort((keys & ~_TOKEN) | token)
-    text = (ranked >> text_shift).astype(np.int64)
+    text = text_of(ranked)
     sizes = np.bincount(text)
     place = np.arange(len(ranked)) - (np.cumsum(sizes) - sizes)[text]
     size = sizes[text]
@@ -228,12 +234,12 @@ def _rarest_of(keys: Hashes, counts: NDArray[np.int64], threshold: float) -> _Ra
 
 
 def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> Indices:
-    """Pairs of texts that share one of their rarest grams and that their bitmaps let pass.
+    """Return the pairs of texts that share one of their rarest grams and pass the bitmap filter.
 
     Args:
-        left: in any order.
-        right: sorted.
-        keys: of the right, with the sizes of its texts.
+        left: grams in any order.
+        right: sorted grams.
+        keys: sort keys of the right grams, with the sizes of their texts.
         threshold: Jaccard similarity that a pair must be able to reach.
     """
     least = np.ceil(threshold * left.sizes - 1e-9).astype(np.int64)

@@ -1,10 +1,11 @@
-"""Near-duplicate candidates by MinHash and LSH, verified by exact Jaccard similarity.
+"""Find near-duplicates by MinHash and LSH, each candidate verified by its exact Jaccard similarity.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are
-those of datasketch 2 (`scheme="affine32"`), computed for a whole batch with NumPy, bit by bit
-the same as `MinHash.update_batch` over the same 32-bit hashes. Functions are pure and work on
-batches, so that a distributed engine can map them. Of a text only its band keys are kept
-(`KEPT_BYTES`); the shingles of candidates are made a second time when they are verified.
+MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are those
+of datasketch 2 (`scheme="affine32"`), computed for a whole batch with NumPy and bit by bit the same
+as `MinHash.update_batch` over the same 32-bit hashes. Functions are pure and work on batches, so
+that a distributed engine can map them. Of each text only the band keys are kept; the shingles of
+candidates are made a second time when they are verified. The witness of this search, which misses
+few pairs but not none, is `exact_join`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from tuneline.data.near_duplicates.shingles import (
     Shingled,
     batches,
     chars_of,
+    distinct,
     grams_of,
     mix,
     shingle_chars,
     shingle_words,
+    text_of,
     words_of,
 )
 from tuneline.machine.threads import in_threads
@@ -37,42 +40,27 @@ Signatures = NDArray[np.uint32]
 
 NUM_PERM = 128
 SEED = 1
-# Below this many rows more bands cost nothing and miss nothing.
+# Up to this many rows, more bands cost nothing and miss nothing.
 FEW_ROWS = 5_000
 BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
-# Rows whose band is equal to more rows than this are compared with their neighbours only.
+# If more rows than this have the same band, each is compared with its neighbours only.
 MAX_BUCKET = 64
 # Pairs verified at once.
 PAIRS = BATCH_TEXTS
 # Pairs whose bitmaps are compared at once.
 CHECKED = 1 << 16
-# The number of a text in its batch takes so many bits of a sort key, the shingle hash the others.
-# Two of a text's hashes fall together in 52 bits once in 10^11 texts.
-_TEXT_BITS = (BATCH_TEXTS - 1).bit_length()
 
 
 def signatures(shingled: Shingled) -> Signatures:
-    """MinHash signatures.
+    """Compute MinHash signatures.
 
     Args:
-        shingled: at least one shingle for every text; repeats change nothing.
+        shingled: at least one shingle of every text; repeats change nothing.
 
     Returns:
-        Shape (texts, 128); row i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
+        Shape (128, texts); column i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
         `update_batch` with the lower 32 bits of the hashes of text i.
     """
-    return np.ascontiguousarray(_by_permutation(shingled).T)
-
-
-@cache
-def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    from datasketch import MinHash
-
-    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
-    return a, b
-
-
-def _by_permutation(shingled: Shingled) -> Signatures:
     a, b = _permutations()
     hashed = _fmix32(shingled.hashes.astype(np.uint32))
     permuted = np.empty_like(hashed)
@@ -84,19 +72,27 @@ def _by_permutation(shingled: Shingled) -> Signatures:
     return result
 
 
+@cache
+def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    from datasketch import MinHash
+
+    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
+    return a, b
+
+
 def _fmix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """MurmurHash3's 32-bit finaliser, with which datasketch mixes hashes first."""
+    """Apply MurmurHash3's 32-bit finaliser, with which datasketch mixes hashes first."""
     values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return values ^ (values >> np.uint32(16))
 
 
 def bands_for(rows: int, threshold: float) -> tuple[int, int]:
-    """Number of bands and rows in a band for a Jaccard threshold.
+    """Return the number of bands and of rows in a band for a Jaccard threshold.
 
-    datasketch's own choice for 0.8 loses 7 % of true pairs; candidates are verified afterwards,
-    so recall is what the bands are chosen for: of pairs exactly at the threshold no more than
-    one in a hundred is missed.
+    Candidates are verified afterwards, so the bands are chosen for recall: of the pairs exactly at
+    the threshold at most one in a hundred is missed. The choice of datasketch for 0.8 loses 7 % of
+    the true pairs.
     """
     if rows <= FEW_ROWS:
         bands = BANDS_FEW
@@ -114,11 +110,11 @@ def _found(bands: int, width: int, jaccard: float) -> bool:
 
 
 def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
-    """One hash for every band of every row.
+    """Return one hash for every band of every row.
 
     Args:
-        sigs: signatures by permutation, shape (128, rows).
-        bands: number of bands and width of each.
+        sigs: signatures, shape (128, rows).
+        bands: number of bands and their width.
 
     Returns:
         Shape (bands, rows).
@@ -131,10 +127,10 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
 
 
 def candidates(keys: Hashes) -> NDArray[np.int64]:
-    """Pairs of rows that agree in a whole band.
+    """Return the pairs of rows that agree in a whole band.
 
     Args:
-        keys: of `band_keys`, shape (bands, rows).
+        keys: hashes from `band_keys`, shape (bands, rows).
 
     Returns:
         Shape (pairs, 2), each pair once, the smaller row first, in order.
@@ -155,7 +151,7 @@ def candidates(keys: Hashes) -> NDArray[np.int64]:
 
 
 def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tuple[Hashes, Hashes]]:
-    """Pairs of rows with equal keys, the smaller first."""
+    """Yield the pairs of rows with equal keys, the smaller row first."""
     keys = ranked >> bits
     for distance in range(1, min(MAX_BUCKET, len(ranked))):
         same = np.flatnonzero(keys[distance:] == keys[:-distance])
@@ -165,11 +161,11 @@ def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tup
 
 
 def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
-    """Exact Jaccard similarity of the sets of shingles of pairs of texts.
+    """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
 
     Args:
-        a: at most `PAIRS` texts.
-        b: as many.
+        a: shingles of the first text of each of at most `PAIRS` pairs.
+        b: shingles of the second text of each pair.
 
     Returns:
         Shape (pairs,).
@@ -180,37 +176,20 @@ def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
     return shared / (_count(left, len(a)) + _count(right, len(a)) - shared)
 
 
-def distinct(shingled: Shingled) -> Hashes:
-    """The sets of shingles of a batch of texts: the number of the text in the upper 12 bits.
-
-    Args:
-        shingled: at most `BATCH_TEXTS` texts.
-
-    Returns:
-        Sorted, each once: the text's number above the upper 52 bits of the shingle's hash.
-    """
-    numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
-    shift = np.uint64(64 - _TEXT_BITS)
-    keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(_TEXT_BITS)))
-    fresh = np.ones(len(keys), dtype=bool)
-    np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
-    return keys[fresh]
-
-
 def _count(keys: Hashes, texts: int) -> NDArray[np.int64]:
-    return np.bincount((keys >> np.uint64(64 - _TEXT_BITS)).astype(np.int64), minlength=texts)
+    return np.bincount(text_of(keys), minlength=texts)
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
-    """All pairs of texts that are near-duplicates.
+    """Find the pairs of texts that are near-duplicates.
 
     Args:
-        texts: as they are; they are compared as `normalise` leaves them.
+        texts: texts, normalised or not; they are compared as `normalise` returns them.
         threshold: Jaccard similarity from which a pair counts.
 
     Returns:
-        `(i, j, similarity)` with i < j, in order; the greater similarity where both kinds of
-        shingles apply.
+        `(i, j, similarity)` with i < j, in order; the greater similarity if both kinds of shingles
+        apply.
     """
     lengths, short_keys, long_keys = _keys(texts, threshold)
     best: dict[tuple[int, int], float] = {}
@@ -235,7 +214,7 @@ def _possible(
     shingle: Callable[[Sequence[str]], Shingled],
     threshold: float,
 ) -> Indices:
-    """Candidates that may be near, where so many texts meet more than once that it pays to ask."""
+    """Return the candidates that may be near; ask only if texts have more than one on average."""
     among, numbers = np.unique(pairs, return_inverse=True)
     if len(pairs) <= len(among):
         return pairs
@@ -245,7 +224,7 @@ def _possible(
     for batch in batches(chosen):
         count = batch.stop - batch.start
         grams = distinct(shingle(chosen[batch]))
-        text = (grams >> np.uint64(64 - _TEXT_BITS)).astype(np.int64)
+        text = text_of(grams)
         bits.append(bitmaps(grams, text, count))
         sizes.append(np.bincount(text, minlength=count))
     known = (np.concatenate(bits), np.concatenate(sizes))
@@ -259,7 +238,7 @@ def _possible(
 
 
 def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hashes]:
-    """Length as normalised of every text, and the band keys of the short and the long ones."""
+    """Return the normalised length of every text, and the band keys of short and of long texts."""
     bands = bands_for(len(texts), threshold)
     none = np.empty((bands[0], 0), dtype=np.uint64)
 
@@ -274,10 +253,10 @@ def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hash
                 if not fits.all():
                     among = np.flatnonzero(fits) + batch.start
                     chosen = words_of([texts[i] for i in among.tolist()])
-                keys[at] = band_keys(_by_permutation(shingle(chosen)), bands)
+                keys[at] = band_keys(signatures(shingle(chosen)), bands)
         return words.lengths, keys[0], keys[1]
 
-    # Permutations are drawn once, not by each thread.
+    # Draw the permutations once, not in each thread.
     _permutations()
     nothing = (np.empty(0, dtype=np.int64), none, none)
     lengths, short, long = zip(nothing, *in_threads(keys_of, batches(texts)), strict=True)
@@ -285,13 +264,13 @@ def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hash
 
 
 class Clusters:
-    """Union-find over row numbers; the root of a cluster is its smallest row."""
+    """A union-find over row numbers; the root of a cluster is its smallest row."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
     def root(self, row: int) -> int:
-        """The smallest row of a row's cluster."""
+        """Return the smallest row of a row's cluster."""
         while self._parent[row] != row:
             self._parent[row] = self._parent[self._parent[row]]
             row = self._parent[row]

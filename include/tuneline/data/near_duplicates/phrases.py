@@ -1,16 +1,15 @@
-"""Phrases that stand in many answers: what a model overfits on.
+"""Find phrases that many answers share, on which a model overfits, and thin them out.
 
-Two looks: word 5-grams over a share of all answers, and whole sentences that are added to other
-text in a share of the answers of a class (or of all). Only the latter can be taken out of an answer
-without harm: what is left stands on its own. Of the answers with such a 5-gram, whole rows have to
-go.
+There are two kinds: word 5-grams in a share of all answers, and whole sentences beside other text
+in a share of the answers of a class (or of all). A sentence can be removed from an answer, since
+the rest is complete without it; a 5-gram can only be thinned by removing whole rows.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -20,9 +19,9 @@ from tuneline.data.near_duplicates.shingles import normalise
 
 NGRAM = 5
 MIN_WORDS = 4
-# A class with fewer answers says nothing about what repeats.
+# In a class with fewer answers a repeated phrase may be chance.
 MIN_ANSWERS = 40
-# What stands in nearly every answer is the format that is to be learnt, not a bad habit.
+# A phrase in nearly every answer is the format that is to be learnt, not a bad habit.
 FORMAT_SHARE = 0.9
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -39,12 +38,12 @@ class RepeatedSentence:
 
     @property
     def share(self) -> float:
-        """Share of the answers that have it."""
+        """The share of the answers that have it."""
         return self.rows / self.answers
 
 
 def prose(answer: str, label_field: str | None) -> list[str]:
-    """The running texts of an answer: itself, or the strings of a JSON object but its label."""
+    """Return the texts of an answer: itself, or the strings of a JSON object except its label."""
     value = answer_object(answer)
     if value is None:
         return [answer]
@@ -52,7 +51,7 @@ def prose(answer: str, label_field: str | None) -> list[str]:
 
 
 def added_sentences(texts: Sequence[str]) -> set[str]:
-    """Normalised sentences that stand beside other text."""
+    """Return the normalised sentences that have other text beside them."""
     found: set[str] = set()
     for text in texts:
         sentences = [normalise(part) for part in _SENTENCE_END.split(text)]
@@ -65,7 +64,7 @@ def added_sentences(texts: Sequence[str]) -> set[str]:
 def repeated_sentences(
     texts: Sequence[Sequence[str]], labels: Sequence[str | None], share: float
 ) -> list[RepeatedSentence]:
-    """Sentences added to at least a share of the answers of a class, or of all.
+    """Find the sentences in at least a share of the answers of a class, or of all.
 
     Args:
         texts: `prose` of each answer.
@@ -93,7 +92,7 @@ def repeated_sentences(
 
 @dataclass(frozen=True)
 class RepeatedNgram:
-    """Words that stand one after the other in a share of all answers."""
+    """A word n-gram of a share of all answers."""
 
     ngram: str
     rows: int
@@ -102,11 +101,11 @@ class RepeatedNgram:
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The word 5-grams that stand in at least a share of all answers.
+    """The word 5-grams of at least a share of all answers.
 
     Attributes:
-        repeated: the commonest first.
-        having: for each answer, those of them that it holds.
+        repeated: the 5-grams, the commonest first.
+        having: for each answer, the ones that it holds.
     """
 
     repeated: list[RepeatedNgram]
@@ -114,12 +113,12 @@ class Ngrams:
 
     @property
     def share(self) -> float:
-        """Share of answers that hold any of them."""
+        """The share of answers that hold any of them."""
         return sum(map(bool, self.having)) / max(len(self.having), 1)
 
 
 def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
-    """Word 5-grams that stand in at least a share of all answers, and in more than one.
+    """Find the word 5-grams of at least a share of all answers, and of more than one answer.
 
     Args:
         texts: `prose` of each answer.
@@ -141,17 +140,17 @@ def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
 
 
 def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float) -> dict[int, str]:
-    """The answers that have to go so that every 5-gram stands in less than a share of the rest.
+    """Choose the answers to remove so that every 5-gram is in less than a share of the rest.
 
-    What nearly all answers have is their format, and stays.
+    A 5-gram of nearly all answers is their format, and stays.
 
     Args:
         texts: `prose` of each answer.
-        order: what decides which answers stay; the lowest do.
-        share: the share below which a 5-gram is no phrase.
+        order: sort key of each answer; those with the lowest keys stay.
+        share: the share from which a 5-gram is a repeated phrase.
 
     Returns:
-        For the number of each answer that goes, the 5-gram that it has too many companions in.
+        For the number of each answer to remove, the 5-gram that too many answers have.
     """
     found = repeated_ngrams(texts, share)
     having: dict[str, list[int]] = defaultdict(list)
@@ -161,7 +160,7 @@ def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float)
     phrases = [p.ngram for p in found.repeated if p.share < FORMAT_SHARE]
     gone: dict[int, str] = {}
     before = -1
-    # Answers that go make the rest fewer, so that a phrase that was thin enough may be too thick.
+    # With fewer answers left, a phrase that was below its share may reach it.
     while len(gone) > before:
         before = len(gone)
         for gram in phrases:
@@ -189,18 +188,18 @@ def thin(
     share: float,
     label_field: str | None,
 ) -> list[str]:
-    """Take repeated sentences out of answers until each stands in at most a share of them.
+    """Remove repeated sentences until each is in less than a share of the answers.
 
     Args:
-        answers: answers as they are.
-        labels: their classes.
-        order: what decides which answers keep the sentence; the lowest do.
-        repeated: what `repeated_sentences` gave.
-        share: the share that may stay.
+        answers: unchanged answers.
+        labels: classes of the answers.
+        order: sort key of each answer; those with the lowest keys keep the sentence.
+        repeated: sentences from `repeated_sentences`.
+        share: the share from which a sentence is repeated.
         label_field: field of a JSON answer that is not prose.
 
     Returns:
-        The answers, those that lost a sentence changed.
+        All answers, with or without the sentences.
     """
     result = list(answers)
     for phrase in repeated:
@@ -210,31 +209,29 @@ def thin(
         having = [
             i for i in scope if phrase.sentence in added_sentences(prose(result[i], label_field))
         ]
-        # Strictly below the share from which a sentence counts as repeated.
-        keep = max(0, -int(-share * len(scope) // 1) - 1)
+        # Strictly below the share.
+        keep = max(0, ceil(share * len(scope)) - 1)
         for i in sorted(having, key=lambda i: order[i])[keep:]:
             result[i] = _without(result[i], phrase.sentence, label_field)
     return result
 
 
 def _without(answer: str, sentence: str, label_field: str | None) -> str:
-    def clean(text: str) -> str:
-        pieces = re.split(r"((?<=[.!?])\s+|\n+)", text)
-        kept: list[str] = []
-        for part, gap in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
-            if normalise(part) != sentence:
-                kept += [part, gap]
-        return "".join(kept).strip() or text
-
-    return map_prose(answer, clean, label_field)
-
-
-def map_prose(answer: str, change: Callable[[str], str], label_field: str | None) -> str:
-    """Apply a change to the running texts of an answer; JSON stays JSON in its own style."""
+    """Remove a sentence from the texts of an answer; JSON stays JSON in its own style."""
     value = answer_object(answer)
     if value is None:
-        return change(answer)
+        return _remove(sentence, answer)
     changed: dict[str, Any] = {
-        k: change(v) if isinstance(v, str) and k != label_field else v for k, v in value.items()
+        key: _remove(sentence, entry) if isinstance(entry, str) and key != label_field else entry
+        for key, entry in value.items()
     }
     return answer if changed == value else dump_like(changed, answer)
+
+
+def _remove(sentence: str, text: str) -> str:
+    pieces = re.split(rf"({_SENTENCE_END.pattern})", text)
+    kept: list[str] = []
+    for part, gap in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+        if normalise(part) != sentence:
+            kept += [part, gap]
+    return "".join(kept).strip() or text

@@ -1,7 +1,7 @@
-"""Which rows ask the same, which of them stay, and which split each belongs to.
+"""Decide which rows are duplicates or contradictions, which of them stay, and the split of each.
 
-Pure functions over rows: conflicts, clusters of near-duplicates, the row that stays of each, the
-split by cluster, and a second, exact look across the split.
+Pure functions over rows: conflicts, clusters of near-duplicates (by MinHash), the row that stays of
+each, the split by cluster, and a search by the exact join across the split.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row
 
 @dataclass
 class Deduplicated:
-    """What deduplication decided; lists run along the rows that came in.
+    """The decisions on a dataset; each list has one entry for each row that came in.
 
     Attributes:
-        texts: normalised texts that rows were compared by.
-        cluster: number of each row's cluster of near-duplicates.
-        reasons: why a row leaves, None when it stays.
-        splits: where it belongs, empty for a row that left before the split.
-        conflict: whether another row asks the same and answers otherwise.
-        cross_similarity: greatest similarity of a kept training or validation row to a row
-            that is held further back, as the second search finds it.
+        texts: normalised text by which a row is compared.
+        cluster: number of its cluster of near-duplicates.
+        reasons: reason for which it leaves, None if it stays.
+        splits: its split, empty for a row that left before the split.
+        conflict: True if another row asks the same and has another answer.
+        exact_duplicates: number of rows that left as equal to another.
+        near_pairs: number of pairs of near-duplicates with different texts.
+        near_conflicts: number of clusters of different texts with different answers.
+        missed: number of near-duplicates across the split that only the exact join found.
+        cross_similarity: greatest similarity, by the exact join, of a kept row of training or
+            validation to a row of a split that is held out from it.
     """
 
     texts: list[str]
@@ -46,11 +50,11 @@ class Deduplicated:
 
 
 def similarity_texts(rows: Sequence[Row], among: Sequence[Row] | None = None) -> list[str]:
-    """The normalised text that each row is compared by.
+    """Return the normalised text by which each row is compared.
 
     Args:
         rows: the rows.
-        among: the whole dataset, which tells what all prompts share; None for `rows` itself.
+        among: the whole dataset, whose shared text is left out; None for `rows` itself.
     """
     own = [_masked(row) for row in rows]
     affixes = common_affixes(own if among is None else [_masked(row) for row in among])
@@ -58,21 +62,21 @@ def similarity_texts(rows: Sequence[Row], among: Sequence[Row] | None = None) ->
 
 
 def _masked(row: Row) -> str:
-    """The asking turns, stand-ins of personal data replaced by their type."""
+    """Return the turns before the answer, surrogates of personal data replaced by their type."""
     texts = []
     for number, message in enumerate(row.prompt):
         if message["role"] == "system":
             continue
         text = message["content"]
-        for stand_in in sorted(row.stand_ins, key=lambda s: -s.start):
-            if stand_in.turn == number:
-                text = f"{text[: stand_in.start]}{stand_in.entity}{text[stand_in.end :]}"
+        for span in sorted(row.stand_ins, key=lambda span: -span.start):
+            if span.turn == number:
+                text = f"{text[: span.start]}{span.entity}{text[span.end :]}"
         texts.append(text)
     return "\n".join(texts)
 
 
 def find_conflicts(rows: Sequence[Row]) -> list[list[int]]:
-    """Groups of rows that ask the same and answer differently (by class where there is one)."""
+    """Return the groups of rows with one question and different answers, or different classes."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         groups["\x00".join(normalise(m["content"]) for m in row.prompt)].append(index)
@@ -80,12 +84,12 @@ def find_conflicts(rows: Sequence[Row]) -> list[list[int]]:
 
 
 def meaning(row: Row) -> str:
-    """What a row teaches: its class, or its answer where it has none."""
+    """Return the class of a row, or its normalised answer if it has none."""
     return row.label if row.label is not None else normalise(row.answer)
 
 
 def conflict_rejects(rows: Sequence[Row], group: Sequence[int], policy: str) -> list[int]:
-    """Rows of a group of contradicting ones that the policy takes out."""
+    """Return the rows that the policy takes out of a group of contradicting rows."""
     free = [index for index in group if not rows[index].own_holdout]
     if policy == "reject_all":
         return free
@@ -98,11 +102,11 @@ def conflict_rejects(rows: Sequence[Row], group: Sequence[int], policy: str) -> 
 
 
 def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], int]:
-    """Clusters of near-duplicates.
+    """Find the clusters of near-duplicates by MinHash.
 
     Returns:
-        For each text its cluster (the smallest row number in it), and the number of pairs of
-        different texts found.
+        The cluster of each text (the smallest row number in it), and the number of pairs of
+        different texts that are near-duplicates.
     """
     first: dict[str, int] = {}
     clusters = Clusters(len(texts))
@@ -116,11 +120,11 @@ def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], in
 
 
 def keep_of_cluster(rows: Sequence[Row], members: Sequence[int], policy: str) -> list[int]:
-    """The rows of a cluster that stay.
+    """Return the rows of a cluster that stay.
 
-    Rows of the dataset's own hold-out all stay, and then no other. Otherwise one does: of the
-    commonest class, the one with the longest text, then the smallest row id. With the policy
-    `keep` one of each class stays.
+    If the cluster has rows of the dataset's own hold-out, these stay and no others. Otherwise one
+    row stays: of the commonest class the one with the longest text, then the smallest row id. With
+    the policy `keep` one row of each class stays.
     """
     own = [index for index in members if rows[index].own_holdout]
     if own:
@@ -140,7 +144,7 @@ def keep_of_cluster(rows: Sequence[Row], members: Sequence[int], policy: str) ->
 
 
 def deduplicate(rows: Sequence[Row], config: DataConfig) -> Deduplicated:
-    """Find conflicts and near-duplicates, choose what stays, split it, look for leaks again."""
+    """Find conflicts and near-duplicates, choose the rows that stay, split them, drop leaks."""
     texts = similarity_texts(rows)
     reasons: list[str | None] = [None] * len(rows)
     conflict = [False] * len(rows)
@@ -189,7 +193,7 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
     for index, row in enumerate(rows):
         if found.reasons[index] is None:
             (own if row.own_holdout else free).append(index)
-    # The hash of a cluster is the smallest of its rows'.
+    # The hash of a cluster is the smallest of the hashes of its rows.
     hashes: dict[int, str] = {}
     for index in free:
         digest = cluster_hash(found.texts[index])
@@ -207,7 +211,7 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
 
 
 def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> None:
-    """Take out of training and validation what the first search missed."""
+    """Reject the near-duplicates across the split that MinHash missed; the hold-out stays."""
     for number, (index, (other, similarity)) in enumerate(_leaks(found, threshold).items(), 1):
         found.missed = number
         where = f"{rows[other].source_file} line {rows[other].source_line}"
@@ -219,7 +223,7 @@ def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> N
 
 
 def _leaks(found: Deduplicated, threshold: float) -> dict[int, tuple[int, float]]:
-    """Kept rows that are near to a row which is held further back."""
+    """Return the kept rows that are near to a row of a split that is held out from them."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, split in enumerate(found.splits):
         if found.reasons[index] is None:

@@ -1,9 +1,10 @@
-"""Shingles of texts as 64-bit hashes, for a whole batch of texts at once.
+"""Define the shingles by which texts are compared, as strings and as 64-bit hashes of a batch.
 
-Texts are compared as `normalise` leaves them: lower case, words apart by one space. ASCII text
-(most of it) is never touched one by one: lower case, words, their hashes and the windows over them
-are array operations on the joined characters. A word's hash is a difference of prefix sums (Rabin,
-"Fingerprinting by random polynomials", 1981), so that it costs the same whatever its length.
+`normalise`, `char_grams` and `word_grams` are the definition. The rest computes the same shingles
+for many texts at once: of ASCII text (most of it) the lower case, the words, their hashes and the
+windows over them are array operations on the joined characters. A word's hash is a difference of
+prefix sums (Rabin, "Fingerprinting by random polynomials", 1981), so that its cost does not depend
+on its length.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 
 CHARS, WORDS = 5, 3
-# Rows up to SHORT characters are compared by character 5-grams, rows over LONG by word 3-grams,
-# those between by both: a pair with Jaccard 0.8 or more is at most a quarter apart in length, so
-# it always shares one of the two.
+# Rows up to SHORT characters are compared by character 5-grams, rows over LONG by word 3-grams and
+# rows in between by both: the lengths of a pair with a similarity of 0.8 or more differ by at most
+# a quarter, so one of the two always applies to both texts.
 SHORT, LONG = 400, 320
-# Characters of a batch, whose arrays then stay in the processor's cache, and texts at most.
+# Most characters of a batch, so that its arrays stay in the processor's cache, and most texts.
 BATCH_CHARS, BATCH_TEXTS = 1 << 18, 1 << 12
 
 _NOT_WORD = re.compile(r"[\W_]+")
@@ -35,20 +36,31 @@ _INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 def normalise(text: str) -> str:
-    """Lower case, every run of other than letters and digits as one space."""
+    """Return the text in lower case, with one space for each run of non-letters and non-digits."""
     if text.isascii():
         return " ".join(text.translate(_ascii_words()).split())
     return _NOT_WORD.sub(" ", text.casefold()).strip()
 
 
+def char_grams(text: str) -> frozenset[str]:
+    """Return the set of character 5-grams of a text; a shorter text is its only one."""
+    return frozenset(text[i : i + CHARS] for i in range(max(1, len(text) - CHARS + 1)))
+
+
+def word_grams(text: str) -> frozenset[str]:
+    """Return the set of word 3-grams of a text; a shorter text is its only one."""
+    words = text.split()
+    return frozenset(" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1)))
+
+
 @cache
 def _ascii_words() -> dict[int, str]:
-    """ASCII to lower case, what is neither letter nor digit to a space."""
+    """Map ASCII letters to lower case, and what is neither letter nor digit to a space."""
     return {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 
 
 def mix(values: Hashes) -> Hashes:
-    """MurmurHash3's 64-bit finaliser: a bijection that spreads its input."""
+    """Apply MurmurHash3's 64-bit finaliser, a bijection that spreads its input."""
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
     return values ^ (values >> np.uint64(33))
@@ -56,9 +68,9 @@ def mix(values: Hashes) -> Hashes:
 
 @dataclass(frozen=True)
 class Shingled:
-    """Shingle hashes of texts: those of text i are `hashes[offsets[i]:offsets[i + 1]]`.
+    """The shingle hashes of texts: those of text i are `hashes[offsets[i]:offsets[i + 1]]`.
 
-    They come in the order of the text, repeats included.
+    They are in the order of the text, repeats included.
     """
 
     hashes: Hashes
@@ -68,20 +80,20 @@ class Shingled:
         return len(self.offsets) - 1
 
     def of(self, index: int) -> Hashes:
-        """The sorted, distinct shingle hashes of one text."""
+        """Return the sorted, distinct shingle hashes of one text."""
         return np.unique(self.hashes[self.offsets[index] : self.offsets[index + 1]])
 
 
 @dataclass(frozen=True)
 class Words:
-    """Texts taken apart.
+    """Texts split into words.
 
     Attributes:
-        codes: code points of all texts in lower case, 0 where no word is.
-        starts: where each word begins in `codes`.
-        ends: where it ends.
-        per_text: words of each text.
-        lengths: characters of each text as normalised.
+        codes: code points of all texts in lower case, 0 outside words.
+        starts: index in `codes` at which each word begins.
+        ends: index in `codes` at which each word ends.
+        per_text: number of words of each text.
+        lengths: number of characters of each normalised text.
     """
 
     codes: NDArray[np.uint32] | NDArray[np.uint8]
@@ -89,6 +101,33 @@ class Words:
     ends: Indices
     per_text: Indices
     lengths: Indices
+
+
+# The number of a text in its batch takes the upper bits of a key, the hash of its shingle the
+# others. Two hashes of a text are equal in 52 bits once in 10^11 texts.
+TEXT_BITS = (BATCH_TEXTS - 1).bit_length()
+
+
+def distinct(shingled: Shingled) -> Hashes:
+    """Return the sets of shingles of a batch of texts.
+
+    Args:
+        shingled: shingles of at most `BATCH_TEXTS` texts.
+
+    Returns:
+        Sorted keys, each once: the number of the text above the upper 52 bits of a hash.
+    """
+    numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
+    shift = np.uint64(64 - TEXT_BITS)
+    keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(TEXT_BITS)))
+    fresh = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
+    return keys[fresh]
+
+
+def text_of(keys: Hashes) -> Indices:
+    """Return the number of the text of each of the keys that `distinct` gives."""
+    return (keys >> np.uint64(64 - TEXT_BITS)).astype(np.int64)
 
 
 def batches(texts: Sequence[str]) -> Iterator[slice]:
@@ -113,7 +152,7 @@ def _code_of_byte() -> NDArray[np.uint8]:
 
 
 def words_of(texts: Sequence[str]) -> Words:
-    """Take texts apart into words, whatever state of normalisation they are in."""
+    """Split texts, normalised or not, into words."""
     plain = [text if text.isascii() else normalise(text) for text in texts]
     joined = "\n".join([*plain, ""])
     codes: NDArray[np.uint32] | NDArray[np.uint8]
@@ -138,17 +177,17 @@ def words_of(texts: Sequence[str]) -> Words:
 
 
 def shingle_chars(texts: Sequence[str]) -> Shingled:
-    """Character 5-grams of texts as normalised."""
+    """Return the character 5-grams of texts, which are normalised first."""
     return chars_of(words_of(texts))
 
 
 def shingle_words(texts: Sequence[str]) -> Shingled:
-    """Word 3-grams of texts as normalised."""
+    """Return the word 3-grams of texts, which are normalised first."""
     return grams_of(words_of(texts))
 
 
 def chars_of(words: Words) -> Shingled:
-    """Character 5-grams of texts taken apart."""
+    """Return the character 5-grams of texts that are split into words."""
     inside = words.codes != 0
     # One separator is kept after every word.
     kept = inside.copy()
@@ -160,7 +199,7 @@ def chars_of(words: Words) -> Shingled:
 
 
 def grams_of(words: Words) -> Shingled:
-    """Word 3-grams of texts taken apart."""
+    """Return the word 3-grams of texts that are split into words."""
     return _windows(_word_hashes(words), words.per_text, words.per_text, WORDS)
 
 
@@ -181,7 +220,7 @@ def _spread_of_byte() -> Hashes:
 
 @cache
 def _powers(count: int) -> tuple[Hashes, Hashes]:
-    """Powers of the base and of its inverse, from the zeroth on."""
+    """Return the first `count` powers of the base and of its inverse, from the zeroth on."""
     result = []
     for base in (_BASE, _INVERSE):
         powers = np.full(count, base, dtype=np.uint64)
@@ -195,9 +234,9 @@ def _windows(units: Hashes, lengths: Indices, strides: Indices, width: int) -> S
 
     Args:
         units: characters or word hashes of all texts, one text after the other.
-        lengths: units of each text.
-        strides: units from the start of each text to the start of the next.
-        width: of a window, in units.
+        lengths: number of units of each text.
+        strides: number of units from the start of each text to the start of the next.
+        width: length of a window, in units.
     """
     starts = np.cumsum(strides) - strides
     padded = np.concatenate((units, np.zeros(width, dtype=np.uint64)))
@@ -214,6 +253,6 @@ def _windows(units: Hashes, lengths: Indices, strides: Indices, width: int) -> S
             unit = int(units[starts[index] + step]) if step < lengths[index] else 0
             value = value * _BASE + unit
         one = np.array([value & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-        # The number of units tells a short text from a longer one that begins with zeros.
+        # The number of units distinguishes a short text from a longer one that begins with zeros.
         hashes[offsets[index]] = mix(one + np.uint64(width - lengths[index]))[0]
     return Shingled(hashes, offsets)

@@ -1,8 +1,8 @@
 """Split rows into training, validation and hold-out: by cluster, stratified by class, stable.
 
-Inside each class clusters stand in the order of a hash of their text, and the lowest share is
-held out. A row's hash never changes, so rows that are added later move hardly any other across
-the split.
+In each class the clusters are ordered by a hash of their text, and those with the lowest hashes are
+held out. The hash of a row never changes, so rows that are added later hardly move any other row
+across the split.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Row counts of the hold-out and of validation; the rest is for training."""
+    """The number of rows of the hold-out and of validation; the rest is for training."""
 
     holdout: int
     validation: int
 
 
 def plan(rows: int, config: DataConfig, *, own_holdout: bool) -> SplitPlan:
-    """Plan how many rows each split gets.
+    """Plan the number of rows of each split.
 
     Args:
-        rows: rows to be split (without those of the dataset's own hold-out file).
-        config: the shares.
-        own_holdout: whether the hold-out is a file of its own, so that none is split off.
+        rows: number of rows to split, without those of the dataset's own hold-out file.
+        config: settings with the shares.
+        own_holdout: True if the hold-out is a separate file, so that no rows are split off for it.
     """
     holdout = 0 if own_holdout else _at_least_one(config.holdout_share * rows, rows)
     return SplitPlan(holdout, _at_least_one(config.validation_share * rows, rows - holdout))
@@ -41,7 +41,7 @@ def _at_least_one(share: float, available: int) -> int:
 
 
 def cluster_hash(text: str) -> str:
-    """The hash that decides where a cluster goes."""
+    """Return the hash that decides the split of a cluster."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -50,15 +50,13 @@ def assign(labels: Sequence[str | None], hashes: Sequence[str], counts: SplitPla
 
     Args:
         labels: class of each row.
-        hashes: `cluster_hash` of each row's cluster; equal ones stay together.
-        counts: what `plan` gave.
+        hashes: `cluster_hash` of the cluster of each row; rows with equal hashes stay together.
+        counts: number of rows of each split, from `plan`.
 
     Returns:
         The split of each row.
     """
-    strata: dict[str, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels):
-        strata[label or ""].append(row)
+    strata = _strata(labels)
     sizes = {label: len(rows) for label, rows in strata.items()}
     holdout = quotas(sizes, counts.holdout)
     left = {label: size - holdout[label] for label, size in sizes.items()}
@@ -78,19 +76,17 @@ def assign(labels: Sequence[str | None], hashes: Sequence[str], counts: SplitPla
 
 
 def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set[int]:
-    """Draw rows in proportion to their classes, those with the lowest hashes.
+    """Draw rows in proportion to their classes, those with the lowest hashes first.
 
     Args:
         labels: class of each row.
-        hashes: what decides inside a class.
-        total: how many rows to draw.
+        hashes: hash of each row, which decides in its class.
+        total: number of rows to draw.
 
     Returns:
-        Numbers of the rows drawn.
+        The numbers of the drawn rows.
     """
-    strata: dict[str, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels):
-        strata[label or ""].append(row)
+    strata = _strata(labels)
     take = quotas({label: len(rows) for label, rows in strata.items()}, total)
     return {
         row
@@ -99,8 +95,16 @@ def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set
     }
 
 
+def _strata(labels: Sequence[str | None]) -> dict[str, list[int]]:
+    """Return the rows of each class."""
+    strata: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        strata[label or ""].append(row)
+    return strata
+
+
 def quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
-    """Share out `total` in proportion to sizes by largest remainders, never above a size."""
+    """Apportion `total` to sizes by largest remainders, at most its size to each."""
     everything = sum(sizes.values())
     if everything == 0:
         return dict.fromkeys(sizes, 0)

@@ -1,8 +1,8 @@
-"""A labelled canary set: personal data of our own making, hidden in sentences in many ways.
+"""Make canaries: artificial personal data in sentences, with labels.
 
-It goes through the very code that scrubs the rows, in every run; what comes out unscrubbed is
-the leak rate. Values are random; each is written plainly, in lower case, in capitals and with
-spacing tricks, in sentences with and without a word that gives it away.
+In every run they go through the code that scrubs the rows; the share that comes out unscrubbed is
+the leak rate. Values are random. Each is written plainly, in lower case, in capitals and with
+spacing tricks, in sentences with and without a word that introduces it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from tuneline.data.pii.checksums import luhn
+from tuneline.data.pii.checksums import check_digit, iban
 from tuneline.data.pii.languages import ENGLISH
 
 FORMS = ("plain", "lower", "upper", "spaced")
@@ -28,7 +28,7 @@ _MONTHS = {
     "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre "
     "diciembre",
 }
-# Given names from other lists than those the detector knows by heart, and some of those.
+# Given names, most of them not in the list of the detector.
 _GIVEN = (
     "Maria James Aoife Bartek Chidi Delphine Emre Fergus Gudrun Hyun Ioana Jakub Keiko Lorena "
     "Mirko Nneka Oksana Paulo Renske Sanne Tamsin Umberto Vesna Wiebke Ximena Yosef David Linda "
@@ -48,7 +48,7 @@ _STREETS = "Maple Harbour Willow Station Church Orchard Meadow Bridge Chestnut G
 
 @dataclass(frozen=True)
 class Canary:
-    """A value of an entity type, hidden in a text of a language in a form."""
+    """A value of an entity type in a text, in one of the forms and languages."""
 
     entity: str
     language: str
@@ -58,7 +58,7 @@ class Canary:
 
     @property
     def group(self) -> str:
-        """What is measured together: the entity, with its language where that is not English."""
+        """The group that is measured together: the entity, with its language unless English."""
         return _group_name(self.entity, self.language)
 
 
@@ -76,9 +76,9 @@ def _sentences() -> dict[str, dict[str, list[str]]]:
 
 
 def canary_groups(entities: Sequence[str], languages: Sequence[str]) -> list[tuple[str, str]]:
-    """The entities that are planted, each with the languages whose words matter for it.
+    """Return the planted entities, each with the languages in which it is written differently.
 
-    What is written alike in all languages is planted in the first of them that has sentences.
+    An entity that is written alike in all languages is planted in one that has sentences for it.
     """
     known = [language for language in languages if language in _sentences()] or [ENGLISH]
     return [
@@ -90,7 +90,7 @@ def canary_groups(entities: Sequence[str], languages: Sequence[str]) -> list[tup
 
 
 def planted_groups(entities: Sequence[str], languages: Sequence[str]) -> list[str]:
-    """The names of all groups that are measured together."""
+    """Return the names of all groups that are measured together."""
     return [_group_name(*group) for group in canary_groups(entities, languages)]
 
 
@@ -145,7 +145,7 @@ def _phone(draw: random.Random, form: str) -> str:
 def _card(draw: random.Random, form: str) -> str:
     start = draw.choice(["4", "51", "55", "37", "6011"])
     digits = start + _digits(draw, (14 if start == "37" else 15) - len(start))
-    digits += next(check for check in string.digits if luhn(digits + check))
+    digits += check_digit(digits)
     if form == "spaced":
         return draw.choice([_group(digits, 2, " "), " ".join(digits), _group(digits, 4, " - ")])
     return draw.choice([digits, _group(digits, 4, " "), _group(digits, 4, "-")])
@@ -159,11 +159,10 @@ def _iban(draw: random.Random, form: str) -> str:
             ("NL", "WXYZ" + _digits(draw, 10)),
         ]
     )
-    number = "".join(str(int(char, 36)) for char in account + country + "00")
-    iban = f"{country}{98 - int(number) % 97:02d}{account}"
+    number = iban(country, account)
     if form == "spaced":
-        return draw.choice([_group(iban, 4, " "), _group(iban, 4, "-"), _group(iban, 2, " ")])
-    return iban
+        return draw.choice([_group(number, 4, " "), _group(number, 4, "-"), _group(number, 2, " ")])
+    return number
 
 
 def _ssn(draw: random.Random, form: str) -> str:
@@ -295,12 +294,12 @@ _MAKERS: dict[str, Callable[[random.Random, str], str]] = {
     "PASSWORD": _password,
     "PRIVATE_KEY": _private_key,
 }
-# These are written otherwise in other languages.
+# These are written differently in other languages.
 _LOCAL_MAKERS: dict[str, Callable[[random.Random, str, str], str]] = {
     "BIRTH_DATE": _birth,
     "STREET_ADDRESS": _street,
 }
-# Changing the case of these makes another value: only the sentence around them changes.
+# In another case these would be other values, so only the sentence around them changes.
 _EXACT = frozenset({"API_KEY", "AWS_ACCESS_KEY", "PASSWORD", "PRIVATE_KEY"})
 
 
@@ -313,7 +312,7 @@ def make_canaries(
     """Make canaries: `per_form` of each form for each entity and language; the same for a seed."""
     canaries = []
     for entity, language in canary_groups(entities, languages):
-        # A generator for each, so that the others do not move when one is added.
+        # Each has its own generator, so that adding one does not change the others.
         own = f"{seed}:{entity}" if language == ENGLISH else f"{seed}:{entity}:{language}"
         draw = random.Random(own)  # noqa: S311 - reproducible, no secret
         sentences = _sentences()[language][entity]
@@ -331,9 +330,9 @@ def make_canaries(
 
 
 def leaks(canary: Canary, scrubbed: str) -> bool:
-    """Whether a canary's value can still be read in the scrubbed text.
+    """Return True if the value of a canary can still be read in the scrubbed text.
 
-    Spaces, punctuation and case make no difference; of a name, one word is enough.
+    Spaces, punctuation and case make no difference; one word of a name is enough.
     """
     if canary.entity in ("PERSON", "LOCATION"):
         words = set(re.findall(r"[^\W\d_]+", scrubbed.casefold()))

@@ -1,9 +1,10 @@
-"""Rules that tell an identifier from a number that only looks like one."""
+"""Check whether a number is an identifier or only looks like one."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import string
 
 # Length of an IBAN by country (SWIFT IBAN registry).
 IBAN_LENGTHS = {
@@ -19,17 +20,17 @@ IBAN_LENGTHS = {
 
 # First digits that networks issue cards under (ISO/IEC 7812 registrations in use).
 _ISSUERS = re.compile(r"4|5[0-9]|2[2-7]|3[0-9]|6|1800|2131")
-# Addresses that every manual names say nothing about a person.
+# Addresses that occur in every manual identify nobody.
 _COMMON_ADDRESSES = {"192.168.0.1", "192.168.1.1", "10.0.0.1", "8.8.8.8", "1.1.1.1"}
 
 
 def digits_of(text: str) -> str:
-    """The ASCII digits of a text."""
+    """Return the ASCII digits of a text."""
     return re.sub(r"[^0-9]", "", text)
 
 
 def luhn(digits: str) -> bool:
-    """Whether digits satisfy the Luhn check of card numbers (ISO/IEC 7812-1, annex B)."""
+    """Return True if digits satisfy the Luhn check of card numbers (ISO/IEC 7812-1, annex B)."""
     total = 0
     for position, char in enumerate(reversed(digits)):
         value = int(char)
@@ -40,8 +41,19 @@ def luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
+def check_digit(digits: str) -> str:
+    """Return the digit that completes digits to a number with a right Luhn check."""
+    return next(check for check in string.digits if luhn(digits + check))
+
+
+def iban(country: str, account: str) -> str:
+    """Return the IBAN of an account with its check digits (ISO 13616, modulo 97-10)."""
+    number = "".join(str(int(char, 36)) for char in account + country + "00")
+    return f"{country}{98 - int(number) % 97:02d}{account}"
+
+
 def is_card(text: str) -> bool:
-    """Whether a number is a payment card's: length, issuer and Luhn check."""
+    """Return True if a number can be a payment card's, by length, issuer and Luhn check."""
     digits = digits_of(text)
     if not 12 <= len(digits) <= 19 or len(set(digits)) == 1:
         return False
@@ -49,9 +61,9 @@ def is_card(text: str) -> bool:
 
 
 def iban_end(text: str, start: int) -> int | None:
-    """Where the IBAN that starts at a position ends; None when there is none.
+    """Return the end of the IBAN that starts at a position, None if there is none.
 
-    Single spaces and hyphens may stand between its characters; ISO 7064 modulo 97 must hold.
+    Single spaces and hyphens are allowed between its characters; ISO 7064 modulo 97 must hold.
     """
     length = IBAN_LENGTHS.get(text[start : start + 2].upper())
     if length is None:
@@ -73,7 +85,7 @@ def iban_end(text: str, start: int) -> int | None:
 
 
 def is_ssn(text: str) -> bool:
-    """Whether nine digits can be a US social security number or taxpayer number (SSA, IRS)."""
+    """Return True if nine digits can be a US social security or taxpayer number (SSA, IRS)."""
     digits = digits_of(text)
     if len(digits) != 9:
         return False
@@ -84,7 +96,7 @@ def is_ssn(text: str) -> bool:
 
 
 def is_ipv4(text: str) -> bool:
-    """Whether a dotted quad is an address that may belong to someone."""
+    """Return True if a dotted quad is an address that may belong to someone."""
     address = text.replace(" ", "")
     try:
         parsed = ipaddress.IPv4Address(address)
@@ -95,7 +107,7 @@ def is_ipv4(text: str) -> bool:
 
 
 def is_ipv6(text: str) -> bool:
-    """Whether a text is an IPv6 address, and not a time or a name in code such as `a::b`."""
+    """Return True if a text is an IPv6 address, not a time or a name in code such as `a::b`."""
     try:
         parsed = ipaddress.IPv6Address(text)
     except ValueError:
@@ -106,7 +118,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def is_phone_anywhere(text: str) -> bool:
-    """Whether a national number is valid in one of the countries most support comes from."""
+    """Return True if a national number is valid in one of the most common countries."""
     import phonenumbers
 
     for region in ("US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "AT", "CH", "AU", "IN", "FI"):

@@ -1,8 +1,8 @@
-"""Tier 2: names and places, found by what introduces them and by spaCy's entity recogniser.
+"""Find names and places by words that introduce them and by spaCy's recogniser (tier 2).
 
-Models of this kind learn from edited text and miss names in chat without capital letters; there
-the recogniser is asked about the same text in title case, and answers only count for words that
-are known given names or otherwise unusual. What is still missed is measured, not assumed.
+Models of this kind learn from edited text and miss names in chat without capital letters. There the
+recogniser gets the same text in title case, and its answers count only for words that are known
+given names or otherwise unusual. The share of names that is still missed is measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 from tuneline.data.pii.models import load_model
@@ -20,29 +19,29 @@ from tuneline.data.pii.surrogates import name_lists
 from tuneline.data.pii.words import everyday_words, is_ordinary, is_slip
 
 NER_ENTITIES = ("PERSON", "LOCATION")
-# As OntoNotes and, in most other languages, WikiNER name them.
+# The labels of OntoNotes and, in most other languages, of WikiNER.
 _LABELS = {"PERSON": "PERSON", "PER": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION"}
 BATCH = 128
-# A name in as many texts without capitals is a word; fewer may be one customer who writes often.
+# A word in this many texts without capitals is not a name; in fewer it may be one customer's name.
 LEAST_UNCASED = 20
 SHORT_NAME = 6
 
 _NAME = r"[^\W\d_][^\W\d_'’.-]*(?:['’-][^\W\d_]+)*\.?"
 _NAMES = rf"({_NAME}(?: {_NAME}){{0,3}})"
-# What comes after these is a name, however it is written.
+# After these comes a name, in any case.
 _SURE_CUE = re.compile(
     r"\b(?:my (?:full )?name(?: is|'s|’s|:)|the name(?: is|'s|’s|:)|i am called|i'm called|"
     r"name(?: is|:)|mr|mrs|ms|dr|miss|account holder(?: is|:)|cardholder(?: is|:)|"
     r"holder(?: is|:)|on behalf of|attn:?|customer:|client:)\.? " + _NAMES,
     re.IGNORECASE,
 )
-# After these it is one when it is a known given name, or a word of no dictionary.
+# After these comes a name if it is a known given name, or a word of no dictionary.
 _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|ask|calls? me|speak to|spoke to|spoke with|talked to|belongs to),?\s+" + _NAMES,
     re.IGNORECASE,
 )
-# After these only when it is a known given name: a place stands here as well.
+# After these comes a name only if it is a known given name: it may be a place, too.
 _WEAK_CUE = re.compile(r"(?:\b(?:yours|best|to|for|from|with|by),?\s+|\n)" + _NAMES, re.IGNORECASE)
 
 
@@ -64,38 +63,23 @@ _ASCII_CAPITALS = string.ascii_uppercase.encode()
 _START = re.compile(r"(?:^|[.!?\n]\s*)[\"'(]*$")
 
 
-@lru_cache(maxsize=1)
-def _also_words() -> frozenset[str]:
-    return frozenset(name_lists()["also_words"])
-
-
-@lru_cache(maxsize=1)
-def _not_names() -> frozenset[str]:
-    return frozenset(name_lists()["not_names"])
-
-
-@lru_cache(maxsize=1)
-def _not_people() -> frozenset[str]:
-    return _not_names() | frozenset(name_lists()["not_people"])
-
-
-@lru_cache(maxsize=1)
-def _given_names() -> frozenset[str]:
-    return frozenset(name_lists()["given"])
+def _words(*lists: str) -> frozenset[str]:
+    """Return the words of some of the lists of `names.yaml`."""
+    return frozenset(word for name in lists for word in name_lists()[name])
 
 
 def common_words(texts: Iterable[str]) -> frozenset[str]:
-    """Words that stand in lower case in many texts, hence are no names.
+    """Return the words that are in lower case in many texts, so they are not names.
 
-    Mostly texts that use capital letters tell: elsewhere names are in lower case too, and only a
-    word in many of them is none.
+    Texts that use capital letters count most: in others names are in lower case too, and a word
+    must be in many of them not to be a name.
     """
     cased: Counter[str] = Counter()
     uncased: Counter[str] = Counter()
     total = 0
     for text, times in Counter(texts).items():
         total += times
-        # Parts of addresses such as `anna.smith@…` are no words.
+        # Parts of addresses such as `anna.smith@…` are not words.
         words = set(filter(str.islower, _WORD.findall(text)))
         counts = uncased if text.islower() else cased
         if times == 1:
@@ -111,17 +95,17 @@ def common_words(texts: Iterable[str]) -> frozenset[str]:
 
 
 class Recogniser:
-    """Finds names, and places where they are asked for.
+    """A recogniser of names and places.
 
     Args:
-        model: an installed spaCy package; None finds only what cues introduce.
-        entities: which of `NER_ENTITIES` to find.
+        model: an installed spaCy package; with None only names after a cue are found.
+        entities: types of `NER_ENTITIES` to find.
         allow: texts that are never names.
-        common: words that are no names, from `common_words`.
-        english: whether the texts are English: cues and dictionary are.
+        common: words that are not names, from `common_words`.
+        english: True if the texts are English, as cues and dictionary are.
 
     Raises:
-        UserError: the spaCy package is not installed.
+        UserError: if the spaCy package is not installed.
     """
 
     def __init__(
@@ -138,68 +122,72 @@ class Recogniser:
         self._entities = frozenset(entities)
         self._allow = frozenset(text.casefold() for text in allow)
         self._common = common
-        self._meant = everyday_words() | common | _not_names()
+        self._given = _words("given")
+        self._also_words = _words("also_words")
+        self._not_names = _words("not_names")
+        self._not_people = _words("not_names", "not_people")
+        self._meant = everyday_words() | common | self._not_names
         self._slips: dict[str, bool] = {}
 
     def find(self, texts: Sequence[str]) -> list[list[Hit]]:
-        """Names and places of each text; hits may overlap."""
+        """Return the names and places of each text; hits may overlap."""
         found: list[list[Hit]] = [[] for _ in texts]
         if "PERSON" in self._entities and self._english:
             for hits, text in zip(found, texts, strict=True):
                 hits.extend(self._by_rules(text))
         if self._nlp is not None:
-            # In lower case or all capitals a name looks like any word.
-            shown = [self._cased(text) for text in texts] if self._english else texts
+            # In lower case or in capitals a name looks like any word.
+            cased = [self._cased(text) for text in texts] if self._english else texts
             for hits, text, doc in zip(
-                found, texts, self._nlp.pipe(shown, batch_size=BATCH), strict=True
+                found, texts, self._nlp.pipe(cased, batch_size=BATCH), strict=True
             ):
                 hits.extend(self._recognised(text, doc))
         return found
 
     def _by_rules(self, text: str) -> Iterator[Hit]:
-        """People that a cue introduces or whose given name is known."""
+        """Yield the people that a cue introduces or whose given name is known."""
         words = set(_LETTERS.findall(text.casefold()))
-        known = not words.isdisjoint(_given_names())
+        known = not words.isdisjoint(self._given)
         cased = not _lacks_case(text)
         if not words.isdisjoint(_CUE_WORDS):
             yield from self._introduced(text, _SURE_CUE, _always, cased)
         if not words.isdisjoint(_PERSON_CUE_WORDS):
             yield from self._introduced(text, _PERSON_CUE, self._known_or_strange, cased)
-        # Most texts hold no known name.
+        # Most texts hold no known given name.
         if known:
-            yield from self._introduced(text, _WEAK_CUE, _given_names().__contains__, cased)
+            yield from self._introduced(text, _WEAK_CUE, self._given.__contains__, cased)
             yield from self._listed(text, cased)
 
     def _introduced(
         self, text: str, cue: re.Pattern[str], named: Callable[[str], bool], cased: bool
     ) -> Iterator[Hit]:
-        """The names behind a cue, whose first words are `named`."""
+        """Yield the names after a cue, of which `named` accepts the first word."""
         for match in cue.finditer(text):
             hit = self._name_at(text, match.start(1), match.end(1), named, cased)
             if hit is not None:
                 yield hit
 
     def _known_or_strange(self, word: str) -> bool:
-        return word in _given_names() or self._strange(word)
+        return word in self._given or self._strange(word)
 
     def _listed(self, text: str, cased: bool) -> Iterator[Hit]:
-        """Known given names, with the family names that follow."""
+        """Yield known given names, with the family names after them."""
         for match in _WORD.finditer(text):
             lowered = match[0].casefold()
-            if lowered not in _given_names() or lowered in _also_words():
+            if lowered not in self._given or lowered in self._also_words:
                 continue
             if cased and not match[0][0].isupper():
                 continue
             yield Hit(match.start(), self._family_end(text, match.end(), cased), "PERSON")
 
     def _family_end(self, text: str, end: int, cased: bool) -> int:
-        """Where a name ends: up to two more words that are capitalised or in no dictionary."""
+        """Return the end of a name: up to two more words, capitalised or in no dictionary."""
         for _ in range(2):
             following = (_FAMILY if cased else _FAMILY_UNCASED).match(text, end)
             if following is None:
                 break
             lowered = following[1].rstrip(".").casefold()
-            if lowered in _not_people() or lowered in self._common:
+            if lowered in self._not_people or lowered in self._common:
                 break
             if not cased and not self._strange(lowered):
                 break
@@ -209,14 +197,14 @@ class Recogniser:
     def _name_at(
         self, text: str, start: int, end: int, named: Callable[[str], bool], cased: bool
     ) -> Hit | None:
-        """The name that a run of words begins with, if it does."""
+        """Return the name at the beginning of a run of words, None if there is none."""
         stop = start
         for word in re.finditer(r"\S+", text[start:end]):
             bare = word[0].strip(".,'’")
             lowered = bare.casefold()
-            known = lowered in _given_names()
+            known = lowered in self._given
             stem = lowered.replace("’", "'").split("'")[0]
-            ordinary = stem in _not_people() or (lowered in self._common and not known)
+            ordinary = stem in self._not_people or (lowered in self._common and not known)
             if not bare or ordinary or lowered in self._allow:
                 break
             if cased and not bare[0].isupper():
@@ -231,12 +219,12 @@ class Recogniser:
         return Hit(start, stop, "PERSON") if stop > start else None
 
     def _strange(self, word: str) -> bool:
-        """Whether a word in lower case is in no dictionary and no slip of the keyboard."""
+        """Return True if a lower-case word is in no dictionary and not a typing slip."""
         return (
             len(word) > 2
             and not is_ordinary(word)
             and word not in self._common
-            and word not in _not_people()
+            and word not in self._not_people
             and not self._is_slip(word)
         )
 
@@ -246,14 +234,14 @@ class Recogniser:
         return self._slips[word]
 
     def _cased(self, text: str) -> str:
-        """A text without case as an editor would write it: names with a capital, words without."""
+        """Return a text without case as an editor would write it, with capitals for names."""
         if not _lacks_case(text):
             return text
 
         def write(match: re.Match[str]) -> str:
             word = match[0].lower()
-            known = word in _given_names() and word not in _also_words()
-            plain = is_ordinary(word) or word in self._common or word in _not_names()
+            known = word in self._given and word not in self._also_words
+            plain = is_ordinary(word) or word in self._common or word in self._not_names
             if known or not plain or _START.search(text, 0, match.start()) or word == "i":
                 return word[0].upper() + word[1:]
             return word
@@ -267,8 +255,8 @@ class Recogniser:
             start, end = _trim(text, entity.start_char, entity.end_char)
             words = [word.casefold() for word in _LETTERS.findall(text[start:end])]
             label = _LABELS.get(entity.label_)
-            if label is None and words and words[0] in _given_names():
-                # Names that the model does not know it often takes for firms.
+            if label is None and words and words[0] in self._given:
+                # The model often takes names that it does not know for firms.
                 label = "PERSON"
             if label not in self._entities:
                 continue
@@ -276,7 +264,7 @@ class Recogniser:
                 continue
             if text[start:end].casefold() in self._allow:
                 continue
-            if not retitled and text[start:end].islower() and words[0] not in _given_names():
+            if not retitled and text[start:end].islower() and words[0] not in self._given:
                 continue
             first = _START.search(text, 0, start) is not None
             place = label == "LOCATION"
@@ -288,24 +276,26 @@ class Recogniser:
     def _unusual(
         self, words: Sequence[str], retitled: bool, first: bool, place: bool, placed: bool
     ) -> bool:
-        """Whether words can be a name.
+        """Return True if words can be a name.
 
         Args:
-            words: in lower case.
-            retitled: their capitals are ours.
-            first: they begin a sentence, where any word has a capital.
-            place: they are to be a place.
-            placed: what stands before them introduces one.
+            words: words in lower case.
+            retitled: True if their capitals come from `_cased`.
+            first: True if they begin a sentence, where any word has a capital.
+            place: True if they are to be a place.
+            placed: True if the words before them introduce a place.
         """
-        given = _given_names()
-        ordinary = [w in _not_names() or (w in self._common and w not in given) for w in words]
+        ordinary = [
+            word in self._not_names or (word in self._common and word not in self._given)
+            for word in words
+        ]
         # "New" and "the" are parts of places, not of people.
-        if all(ordinary) if place else any(ordinary) or not _not_people().isdisjoint(words):
+        if all(ordinary) if place else any(ordinary) or not self._not_people.isdisjoint(words):
             return False
-        if len(words) > 1 or words[0] in given:
+        if len(words) > 1 or words[0] in self._given:
             return True
         if len(words[0]) <= SHORT_NAME and (placed or not (retitled or first)):
-            # Many a short name is one letter away from a word.
+            # Many short names are one letter away from a word.
             return True
         return self._strange(words[0]) if retitled and not placed else not self._is_slip(words[0])
 
@@ -315,7 +305,7 @@ def _always(_: str) -> bool:
 
 
 def _lacks_case(text: str) -> bool:
-    """Whether a text uses no capital letters, or nothing else."""
+    """Return True if a text has no capital letters, or nearly nothing else."""
     if text.isascii():
         raw = text.encode()
         letters = len(raw) - len(raw.translate(None, _ASCII_LETTERS))
@@ -327,7 +317,7 @@ def _lacks_case(text: str) -> bool:
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    """Leave out what is not of the name: possessive, punctuation, space."""
+    """Leave out what does not belong to a name: possessive, punctuation, space."""
     piece = text[start:end]
     piece = re.sub(r"(?:['’]s)?[\W_]*$", "", piece)
     lead = len(piece) - len(piece.lstrip(" .,;:!?'\"()[]{}-\n"))

@@ -1,9 +1,9 @@
-"""What depends on the language: the words around numbers and addresses, and which language it is.
+"""Define patterns that depend on the language, and identify the language of a text.
 
-English is part of `pii_patterns` and always on; the others come in where they are declared. A
-language is told by its function words (after Grefenstette, "Comparing two language identification
-schemes", 1995) or by its script: enough to say that a share of the rows is in a language that
-nobody declared.
+English is part of `patterns` and always on; other languages are used if they are declared. A
+language is identified by its function words (after Grefenstette, "Comparing two language
+identification schemes", 1995) or by its script: enough to measure the share of rows in a language
+that nobody declared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENGLISH = "en"
 
 
 class Shape(NamedTuple):
-    """A pattern of an entity type; its first group, where it has one, is the hit."""
+    """A pattern of an entity type; its first group, if it has one, is the hit."""
 
     entity: str
     pattern: re.Pattern[str]
@@ -83,14 +83,14 @@ _DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
 
 
 def is_dni(text: str) -> bool:
-    """Whether a Spanish identity number's letter fits (Real Decreto 1553/2005, article 11)."""
+    """Return True if the letter of a Spanish identity number fits (Real Decreto 1553/2005, 11)."""
     number = text.upper().replace("-", "").replace(" ", "")
     digits = number[:-1].replace("X", "0").replace("Y", "1").replace("Z", "2")
     return digits.isdigit() and number[-1] == _DNI_LETTERS[int(digits) % 23]
 
 
 def is_nir(text: str) -> bool:
-    """Whether a French social security number's key fits (INSEE: 97 less the number modulo 97)."""
+    """Return True if the key of a French social security number fits (INSEE: 97 - number % 97)."""
     digits = digits_of(text)
     return len(digits) == 15 and 97 - int(digits[:13]) % 97 == int(digits[13:])
 
@@ -106,7 +106,7 @@ PATTERN_LANGUAGES = frozenset({ENGLISH, *_WORDS})
 
 @cache
 def shapes(language: str) -> tuple[Shape, ...]:
-    """The patterns of a language, each of which needs a digit; none for English."""
+    """Return the patterns of a language, each of which needs a digit; none for English."""
     words = _WORDS.get(language)
     if words is None:
         return ()
@@ -147,9 +147,9 @@ _SCRIPTS = {
 }
 _SCRIPT_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 _WORD = re.compile(r"[^\W\d_]+")
-# Two words may be a quotation; a language shows in more of them.
+# Two words may be a quotation; more of them show the language.
 LEAST_WORDS = 3
-# The beginning of a text tells.
+# Characters at the beginning of a text that are looked at.
 LOOKED_AT = 600
 
 
@@ -172,10 +172,10 @@ def _counts(text: str) -> dict[str, int]:
 
 
 def foreign_language(text: str, declared: Iterable[str]) -> str | None:
-    """The language or script of a text that is in none of the declared languages.
+    """Return the language or script of a text that is in none of the declared languages.
 
     Returns:
-        A language's code, a script's name, or None: declared, or nothing can be said.
+        The code of a language, the name of a script, or None if it is declared or unknown.
     """
     declared = set(declared)
     if not text.isascii():
@@ -192,7 +192,7 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
 
 
 def likeliest(text: str, languages: Sequence[str]) -> str:
-    """Which of some languages a text is in; the first where nothing can be said."""
+    """Return the most likely language of a text, the first one if it is unknown."""
     if len(languages) == 1:
         return languages[0]
     counts = _counts(text)

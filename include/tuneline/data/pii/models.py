@@ -1,7 +1,7 @@
-"""The spaCy packages that find names: loaded by name, told by a hash of their files.
+"""Load the spaCy packages that find names, identified by a hash of their files.
 
-A package of that name may be anybody's upload, so the default one is pinned by content: another
-wheel with the same name and version is refused before it sees a row.
+Anybody may upload a package of such a name, so the default one is pinned by content: another wheel
+with the same name and version is refused before it reads a row.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PINNED = {
 
 @lru_cache
 def model_digest(package: str) -> str | None:
-    """SHA-256 over the names and contents of an installed package's files; None without one.
+    """Return the SHA-256 over names and contents of an installed package's files, None without one.
 
-    What Python itself leaves there (`__pycache__`) does not count.
+    Files that Python itself writes there (`__pycache__`) do not count.
     """
     try:
         spec = find_spec(package)
@@ -43,10 +43,10 @@ def model_digest(package: str) -> str | None:
 
 
 def load_model(package: str) -> Any:
-    """Load an installed spaCy package, the entity recogniser alone.
+    """Load the entity recogniser of an installed spaCy package.
 
     Raises:
-        UserError: it is not installed, is no spaCy model, or is not the one that is pinned.
+        UserError: if it is not installed, not a spaCy model, or not the one that is pinned.
     """
     import spacy
 
@@ -71,7 +71,7 @@ def load_model(package: str) -> Any:
 
 
 def describe_model(package: str) -> str:
-    """A package's name, version and hash, for the evidence."""
+    """Return a package's name, version and hash, for the evidence."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

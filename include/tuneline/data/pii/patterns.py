@@ -1,7 +1,7 @@
-"""Tier 1: personal data and secrets that have a shape, found by patterns and checksums.
+"""Find personal data and secrets that have a shape, by patterns and checksums (tier 1).
 
-Fast enough for every row: a text without digits, `@` or a key word is passed over at once, and
-each pattern runs only where the characters it needs are there.
+This is fast enough for every row: a text without digits, `@` or a key word is passed over at once,
+and each pattern runs only if the text holds the characters that it needs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def _any_case(pattern: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Characters start to end of a text are of an entity type."""
+    """A span of a text, characters start to end, of an entity type."""
 
     start: int
     end: int
     entity: str
 
 
-# Where two hits overlap, the one further up stays.
+# If two hits overlap, the one whose type is earlier in this list stays.
 PATTERN_ENTITIES = (
     *SECRETS,
     "EMAIL_ADDRESS",
@@ -52,13 +52,13 @@ PATTERN_ENTITIES = (
     "PHONE_NUMBER",
     "STREET_ADDRESS",
 )
-# An address or number inside a URL is part of it; what is not named comes last.
+# An address or number inside a URL is part of it; other types come last.
 _RANK = {
     entity: rank
     for rank, entity in enumerate((*SECRETS, "URL", *PATTERN_ENTITIES[len(SECRETS) :], "DATE"))
 }
 
-# One character each, so that positions stay: other dashes, spaces and digits are tricks.
+# Unusual dashes, spaces and digits are replaced by one character each, so that positions stay.
 _PLAIN = {
     **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"), "-"),
     **dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u200a\u202f\u3000\u200b\u2060\u00ad"), " "),
@@ -66,7 +66,7 @@ _PLAIN = {
     ord("\uff20"): "@",
     ord("\uff0e"): ".",
 }
-# A number behind one of these words is the shop's, not a person's.
+# A number after one of these words is the shop's, not a person's.
 _BUSINESS = _any_case(
     r"(?:order|ticket|case|ref|reference|invoice|tracking|serial|sku|item|article|product|booking|"
     r"confirmation|transaction|parcel|shipment|part|model|version|isbn|ean|upc)\W{0,3}"
@@ -181,12 +181,12 @@ _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
 
 def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = ()) -> list[Hit]:
-    """Personal data and secrets of a text, without overlaps, in order.
+    """Return the personal data and secrets of a text, without overlaps, in order.
 
     Args:
         text: any text.
-        languages: those whose words count besides the English ones.
-        demanded: which of `pii_safe_harbor.DEMANDED_ONLY` to look for as well.
+        languages: languages whose patterns apply in addition to the English ones.
+        demanded: types of `safe_harbor.DEMANDED_ONLY` to look for as well.
     """
     plain = text if text.isascii() else text.translate(_PLAIN)
     hits = _all(plain, languages)
@@ -196,11 +196,11 @@ def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = (
 
 
 def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
-    """Drop hits that overlap one of a type further up, or a longer one of the same type."""
+    """Drop hits that overlap one of an earlier type, or a longer one of the same type."""
     chosen: list[Hit] = []
     ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
     for hit in ranked:
-        # Chosen hits do not overlap, so only the neighbours of the gap can be in the way.
+        # Chosen hits do not overlap each other, so only two of them can overlap this one.
         at = bisect_left(chosen, hit.start, key=lambda other: other.start)
         free_before = at == 0 or chosen[at - 1].end <= hit.start
         if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
@@ -210,7 +210,7 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
 
 def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
     lowered = text.lower()
-    # Looking for a word in a text is some hundred times faster than a pattern over it.
+    # Looking for a word in a text is about a hundred times faster than a pattern.
     for entity, hints, pattern in SECRET_SHAPES:
         for hint in hints:
             if hint in lowered:
@@ -236,7 +236,7 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
 def _hits(
     text: str, pattern: re.Pattern[str], entity: str, valid: Callable[[str], bool] | None = None
 ) -> Iterator[Hit]:
-    """Hits of a pattern; its first group, where it has one, is the hit."""
+    """Yield the hits of a pattern; its first group, if it has one, is the hit."""
     group = 1 if pattern.groups and not pattern.pattern.count(r"\1") else 0
     for match in pattern.finditer(text):
         if valid is None or valid(match[group]):

@@ -1,8 +1,8 @@
-"""Recognisers that a team already has for Presidio, used as they are.
+"""Run recognisers that a team already has for Presidio, unchanged.
 
 They come as an import path, a YAML file or written out in the configuration, in the form of
-Presidio's `recognizers` list. Presidio's analyzer runs them over tokens only: no model is loaded,
-context words count, what needs another model's entities finds nothing.
+Presidio's `recognizers` list. Presidio's analyzer runs them over tokens only: context words count,
+but no model is loaded, so a recogniser that needs the entities of a model finds nothing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ FIELD = "data.pii_recognizers"
 
 
 class CustomRecognisers:
-    """Presidio's analyzer with recognisers of the user's own.
+    """Presidio's analyzer with the recognisers of the user.
 
     Args:
         given: import paths `module:Name` of a class or an instance, paths of YAML files, or
             recognisers written out.
         languages: declared languages.
-        least_score: hits that Presidio scores lower do not count.
+        least_score: lowest Presidio score of a hit that counts.
 
     Raises:
-        UserError: one can't be loaded or serves none of the languages.
+        UserError: if a recogniser can't be loaded, or none serves a declared language.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class CustomRecognisers:
         )
 
     def find(self, text: str) -> Iterator[Hit]:
-        """What the recognisers of each language find."""
+        """Yield the hits of the recognisers of each language."""
         for language in self._languages:
             for result in self._analyzer.analyze(text, language=language):
                 yield Hit(result.start, result.end, result.entity_type)
 
 
 def _tokenizers(languages: Sequence[str]) -> Any:
-    """An NLP engine that only splits texts into words, so that context words are seen."""
+    """Make an NLP engine that only splits texts into words, so that context words are seen."""
     import spacy
     from presidio_analyzer.nlp_engine import SpacyNlpEngine
     from spacy.language import Language
@@ -116,7 +116,7 @@ def _imported(path: str) -> Any:
             "module:Name, and install the module where the steps run"
         ) from None
     if not isinstance(recogniser, EntityRecognizer):
-        raise UserError(f"{FIELD}: {path!r} is no Presidio EntityRecognizer")
+        raise UserError(f"{FIELD}: {path!r} is not a Presidio EntityRecognizer")
     return recogniser
 
 
@@ -134,7 +134,7 @@ def _read(path: str) -> list[Mapping[str, Any]]:
 
 
 def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
-    """A recogniser for each language of an entry; none when the entry is not enabled."""
+    """Make a recogniser for each language of an entry; none if the entry is not enabled."""
     from presidio_analyzer import PatternRecognizer
 
     settings = {key: value for key, value in entry.items() if key not in ("type", "enabled")}

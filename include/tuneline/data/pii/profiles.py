@@ -1,4 +1,4 @@
-"""What each compliance profile demands, and which languages are covered."""
+"""Define the entity types that each compliance profile demands, and the languages covered."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ PROFILES: dict[str, frozenset[str]] = {
 
 
 def demanded(profiles: Iterable[str]) -> frozenset[str]:
-    """The entity types that profiles demand."""
+    """Return the entity types that profiles demand."""
     return frozenset().union(*(PROFILES[name] for name in profiles))
 
 
 def recognised(profiles: Iterable[str]) -> tuple[str, ...]:
-    """The entity types that take a recogniser, among those demanded."""
+    """Return the demanded entity types that take a recogniser."""
     wanted = demanded(profiles)
     return tuple(entity for entity in NER_ENTITIES if entity in wanted)
 
 
 def demanded_only(profiles: Iterable[str]) -> tuple[str, ...]:
-    """The entity types that are looked for because a profile demands them."""
+    """Return the demanded entity types that are looked for on demand only."""
     wanted = demanded(profiles)
     return tuple(entity for entity in DEMANDED_ONLY if entity in wanted)
 
 
 def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
-    """What is scrubbed: personal data and secrets with a pattern, and what is demanded."""
+    """Return the scrubbed entity types: all that have a pattern, and the demanded ones."""
     profiles = list(profiles)
     return (*PATTERN_ENTITIES, *demanded_only(profiles), *recognised(profiles))
 
@@ -55,10 +55,10 @@ def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
 def uncovered_languages(
     languages: Iterable[str], profiles: Iterable[str], models: Mapping[str, str]
 ) -> dict[str, str]:
-    """The declared languages that are not covered, and what is missing.
+    """Return the declared languages that are not covered, each with what it lacks.
 
     Args:
-        languages: declared.
+        languages: declared languages.
         profiles: compliance profiles in force.
         models: spaCy package by language.
     """

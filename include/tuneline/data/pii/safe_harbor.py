@@ -1,8 +1,8 @@
-"""What only the safe-harbor method counts as identifying: dates, postal codes, URLs, high ages.
+"""Find the types that only the safe-harbor method counts: dates, postal codes, URLs, high ages.
 
-45 CFR 164.514(b)(2)(i) removes all elements of dates but the year, geographic units smaller than
-a state, web addresses, and ages over 89. Elsewhere these are ordinary content, so they are looked
-for where the profile demands them and nowhere else.
+45 CFR 164.514(b)(2)(i) removes all elements of dates but the year, geographic units smaller than a
+state, web addresses, and ages over 89. Elsewhere these are ordinary content, so they are looked for
+only if the profile demands them.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ _SHAPES = tuple(
 
 
 def find_demanded(text: str, entities: Collection[str]) -> Iterator[tuple[int, int, str]]:
-    """Start, end and entity of what is found.
+    """Yield start, end and entity of each hit.
 
     Args:
         text: any text.
-        entities: which of `DEMANDED_ONLY` to look for.
+        entities: the types of `DEMANDED_ONLY` to look for.
     """
     for entity, pattern in _SHAPES:
         if entity not in entities:

@@ -1,4 +1,4 @@
-"""Secrets by their shape: keys, tokens and passwords."""
+"""Define the shapes of secrets: keys, tokens and passwords."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class SecretShape(NamedTuple):
     """A shape of an entity type.
 
     Attributes:
-        entity: its type.
-        hints: a text whose lower case holds none of these holds no such secret; looking for
-            them is some hundred times faster than the pattern.
-        pattern: its first group, where it has one, is the secret.
+        entity: type of the secret.
+        hints: strings of which the lower-case text must hold one; looking for them is about a
+            hundred times faster than the pattern.
+        pattern: pattern whose first group, if it has one, is the secret.
     """
 
     entity: str
@@ -74,7 +74,7 @@ _SHAPES: tuple[tuple[str, str | tuple[str, ...], str], ...] = (
         r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,99}:([^\s/@]{3,99})@",
     ),
 )
-# Where two overlap, the one further up stays.
+# If two overlap, the earlier one in this list stays.
 SECRETS = ("PRIVATE_KEY", "API_KEY", "AWS_ACCESS_KEY", "PASSWORD")
 SECRET_SHAPES = tuple(
     SecretShape(entity, (hints,) if isinstance(hints, str) else hints, re.compile(pattern))

@@ -1,16 +1,16 @@
-"""Stand-ins for personal data: plausible, the same for the same person in a row, real for nobody.
+"""Draw surrogates for personal data: plausible, consistent within a row, and never anyone's.
 
-A stand-in is drawn by a hash of the source row and the value. Keyed by row, it can't be matched
-across rows, and nobody can test whether a name is in the dataset by computing its stand-in.
-Numbers lie in ranges that are never issued (RFC 5737, RFC 3849, RFC 2606, 555-01xx, a failing
-check digit), so that a stand-in is no personal data itself.
+A surrogate is drawn by a hash of the source row and the value. Since the row is part of the key,
+surrogates can't be matched across rows, and nobody can test whether a name is in the dataset by
+computing its surrogate. Numbers lie in ranges that are never issued (RFC 5737, RFC 3849, RFC 2606,
+555-01xx, a failing check digit), so that a surrogate is not personal data itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -28,7 +28,7 @@ _MONTHS = "January February March April May June July August September October N
 
 @cache
 def name_lists() -> dict[str, tuple[str, ...]]:
-    """The word lists of `pii_names.yaml`."""
+    """Return the word lists of `names.yaml`."""
     import yaml
 
     text = resources.files("tuneline.data.pii").joinpath("names.yaml").read_text("utf-8")
@@ -36,18 +36,18 @@ def name_lists() -> dict[str, tuple[str, ...]]:
     return {name: tuple(str(words).split()) for name, words in document.items()}
 
 
-class StandIns:
-    """Gives the stand-ins of one row.
+class Surrogates:
+    """The surrogates of one row.
 
     Args:
-        key: what belongs to the row alone, such as the hash of its source line.
-        seed: another seed gives other stand-ins.
-        known: stand-ins that are settled already, `given` of another instance.
+        key: key of the row, such as the hash of its source line.
+        seed: seed of the draws.
+        known: surrogates that are settled already, `given` of another instance.
         masked: entities that get a typed placeholder such as `[PERSON]` instead.
 
     Attributes:
-        given: stand-ins by entity and canonical value.
-        values: the stand-ins that were given out, with their entity.
+        given: surrogates by entity and canonical value.
+        values: entity of each surrogate in use.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StandIns:
         self.values: dict[str, str] = {}
 
     def of(self, entity: str, value: str) -> str:
-        """The stand-in of a value; the same one whenever the value comes again.
+        """Return the surrogate of a value, the same one each time.
 
         Upper and lower case, spaces and punctuation make no difference.
         """
@@ -85,42 +85,27 @@ class StandIns:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
     def _make(self, entity: str, value: str) -> str:
-        number = self._number(entity, value)
         if entity in _CONSTANT:
             return _CONSTANT[entity]
-        makers = {
-            "EMAIL_ADDRESS": _email,
-            "PHONE_NUMBER": _phone,
-            "CREDIT_CARD": _card,
-            "IBAN_CODE": _iban,
-            "US_SSN": _ssn,
-            "IP_ADDRESS": _ip,
-            "BIRTH_DATE": _date,
-            "ID_NUMBER": lambda n, _: f"X0000{n % 10_000:04d}",
-            "STREET_ADDRESS": _street,
-            "DATE": _same_year,
-            "URL": lambda n, _: f"https://www.example.com/{n % 100_000:05d}",
-            "POSTAL_CODE": lambda n, _: f"00000-{n % 10_000:04d}",
-            "LOCATION": lambda n, _: _pick(name_lists()["towns"], n),
-        }
-        # What a recogniser of the user's own finds gets a placeholder.
-        return makers[entity](number, value) if entity in makers else f"[{entity}]"
+        # The hits of a recogniser of the user get a placeholder.
+        maker = _MAKERS.get(entity)
+        return maker(self._number(entity, value), value) if maker else f"[{entity}]"
 
     def _person(self, value: str) -> str:
-        """A name with as many words: first words from given names, the last from family names."""
+        """Return a name of as many words: the last one a family name, the others given names."""
         words = value.split()
         made = []
         for position, word in enumerate(words):
             key = _canonical(word)
             if key not in self._names:
                 family = position == len(words) - 1 and len(words) > 1
-                names = name_lists()["stand_in_last" if family else "stand_in_first"]
+                names = name_lists()["surrogate_last" if family else "surrogate_first"]
                 self._names[key] = self._unused(names, self._number("PERSON", word))
             made.append(self._names[key])
         return _like(" ".join(made), value)
 
     def _unused(self, names: Sequence[str], number: int) -> str:
-        """A name that stands for nobody else in the row, while there is one."""
+        """Return a name that no other person of the row has, as long as one is left."""
         taken = set(self._names.values())
         free = [name for name in names if name not in taken] or list(names)
         return free[number % len(free)]
@@ -135,7 +120,7 @@ def _pick(words: Sequence[str], number: int) -> str:
 
 
 def _like(made: str, value: str) -> str:
-    """Write a name in the case of the one it stands for."""
+    """Return a surrogate name in the case of the original."""
     if value.islower():
         return made.lower()
     return made.upper() if value.isupper() and len(value) > 2 else made
@@ -143,8 +128,8 @@ def _like(made: str, value: str) -> str:
 
 def _email(number: int, _: str) -> str:
     lists = name_lists()
-    first = _pick(lists["stand_in_first"], number)
-    last = _pick(lists["stand_in_last"], number // 97)
+    first = _pick(lists["surrogate_first"], number)
+    last = _pick(lists["surrogate_last"], number // 97)
     return f"{first}.{last}{number // 9973 % 90 + 10}@mail.example".lower()
 
 
@@ -156,20 +141,20 @@ def _phone(number: int, value: str) -> str:
 
 def _card(number: int, value: str) -> str:
     digits = f"400000000000{number % 1000:03d}"
-    # Any check digit but the right one: no such card can exist.
+    # With any check digit but the right one, no such card can exist.
     digits += next(check for check in "0123456789" if not luhn(digits + check))
     separator = next((c for c in value if c in " -"), "")
     return separator.join(digits[i : i + 4] for i in range(0, 16, 4))
 
 
 def _iban(number: int, _: str) -> str:
-    # XX is no country, and no IBAN has the check digits 00.
+    # XX is not a country, and no IBAN has the check digits 00.
     return f"XX00TEST{number % 10**10:010d}"
 
 
 def _ssn(number: int, value: str) -> str:
     last = f"{number % 10_000:04d}"
-    # Numbers with the area 000 are never issued; of a partial number only the end is named.
+    # Numbers with the area 000 are never issued; a partial number is its last four digits.
     return last if len(digits_of(value)) == 4 else f"000-00-{last}"
 
 
@@ -182,7 +167,7 @@ def _date(number: int, _: str) -> str:
 
 
 def _same_year(number: int, value: str) -> str:
-    """Another day of the year that was named, which may stay."""
+    """Return another day of the same year, which may stay."""
     year = re.search(r"(?:19|20)\d{2}", value)
     day = f"{number % 28 + 1} {_pick(_MONTHS, number // 28)}"
     return f"{day} {year[0]}" if year else day
@@ -190,3 +175,20 @@ def _same_year(number: int, value: str) -> str:
 
 def _street(number: int, _: str) -> str:
     return f"{number % 90 + 10} {_pick(name_lists()['streets'], number // 90)} Street"
+
+
+_MAKERS: dict[str, Callable[[int, str], str]] = {
+    "EMAIL_ADDRESS": _email,
+    "PHONE_NUMBER": _phone,
+    "CREDIT_CARD": _card,
+    "IBAN_CODE": _iban,
+    "US_SSN": _ssn,
+    "IP_ADDRESS": _ip,
+    "BIRTH_DATE": _date,
+    "ID_NUMBER": lambda n, _: f"X0000{n % 10_000:04d}",
+    "STREET_ADDRESS": _street,
+    "DATE": _same_year,
+    "URL": lambda n, _: f"https://www.example.com/{n % 100_000:05d}",
+    "POSTAL_CODE": lambda n, _: f"00000-{n % 10_000:04d}",
+    "LOCATION": lambda n, _: _pick(name_lists()["towns"], n),
+}

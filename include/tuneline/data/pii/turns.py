@@ -1,4 +1,4 @@
-"""The running texts of a row: whole turns, and the strings inside a JSON answer."""
+"""Visit the texts of a row: whole turns, and the strings inside a JSON answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MIN_NUMBER_DIGITS = 9
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of running text in a row: a whole turn or a value of a JSON answer."""
+    """A text of a row: a whole turn or a value of a JSON answer."""
 
     turn: int
     text: str
 
 
 def segments(messages: Sequence[Message], label_field: str | None) -> list[Segment]:
-    """The running texts of a row, in the order in which `map_turn` visits them."""
+    """Return the texts of a row, in the order in which `map_turn` visits them."""
     found: list[Segment] = []
     for turn, message in enumerate(messages):
 
@@ -35,7 +35,7 @@ def segments(messages: Sequence[Message], label_field: str | None) -> list[Segme
 
 
 def map_turn(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:
-    """Apply a change to the running texts of a turn; JSON answers stay JSON, labels as they are."""
+    """Apply a change to the texts of a turn; JSON answers stay JSON, labels stay as they are."""
     content = message["content"]
     value = answer_object(content) if message["role"] == "assistant" else None
     if value is None:

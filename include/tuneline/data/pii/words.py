@@ -1,4 +1,4 @@
-"""Which words are ordinary ones, hence hardly a name: dictionaries, and slips of the keyboard."""
+"""Recognise ordinary words, which are hardly names, by dictionaries and typing slips."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import islice
 from typing import Any
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# A slip is looked for in words of this length: shorter ones are a slip of something always.
+# Length of the words in which a slip is looked for: a shorter word is a slip of some word always.
 _SLIP_CHARS = range(4, 20)
 EVERYDAY_WORDS = 2500
 
 
 @cache
 def _dictionary() -> Any:
-    # Gates know this module by its neighbours, and Airflow's environment has no dictionary.
+    # Gates import this module too, and Airflow's environment has no dictionary.
     from hunspell import Hunspell
 
     return Hunspell("en_US")
@@ -23,7 +23,7 @@ def _dictionary() -> Any:
 
 @lru_cache(maxsize=200_000)
 def is_ordinary(word: str) -> bool:
-    """Whether an English dictionary has a word in lower case; some of these are names as well."""
+    """Return True if an English dictionary has a word in lower case; some are names as well."""
     try:
         return bool(_dictionary().spell(word))
     except UnicodeEncodeError:
@@ -33,20 +33,20 @@ def is_ordinary(word: str) -> bool:
 
 @cache
 def everyday_words() -> frozenset[str]:
-    """The commonest English words that are no names."""
+    """Return the commonest English words that are not names."""
     lines = resources.files("symspellpy").joinpath("frequency_dictionary_en_82_765.txt")
     with lines.open(encoding="utf-8-sig") as file:
-        # Sorted by how often they are written; names stand among them.
+        # Sorted by frequency; there are names among them.
         commonest = [line.split()[0] for line in islice(file, EVERYDAY_WORDS)]
     return frozenset(filter(is_ordinary, commonest))
 
 
 def is_slip(word: str, words: frozenset[str]) -> bool:
-    """Whether a word is one slip of the keyboard away from one of the words ("pelase", "mondday").
+    """Return True if a word is one typing slip away from one of the words ("pelase", "mondday").
 
     Args:
-        word: in lower case.
-        words: what could be meant.
+        word: word in lower case.
+        words: words that could be meant.
     """
     if len(word) not in _SLIP_CHARS:
         return False

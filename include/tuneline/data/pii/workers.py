@@ -1,7 +1,7 @@
-"""Run a function over chunks of rows on all cores, each worker with state of its own.
+"""Run a function over chunks of rows on all cores, each worker with its own state.
 
-Workers are processes, since patterns and spaCy hold the interpreter. Chunks are cut the same way
-however many there are, so results do not depend on their number.
+Workers are processes, since patterns and spaCy hold the interpreter lock. The caller cuts the
+chunks, so results do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tuneline.machine.cores import available_cores
 from tuneline.machine.garbage import THRESHOLDS
 
-# Starting processes and loading a model there takes some seconds; fewer rows are done sooner here.
+# Starting processes and loading a model in each takes seconds; fewer rows are faster in this one.
 LEAST_ROWS = 4_000
 
 _Chunk = TypeVar("_Chunk")
@@ -22,20 +22,20 @@ _worker: list[Any] = []
 
 
 def worker_count(rows: int) -> int:
-    """How many processes a number of rows is worth; 1 means this one."""
+    """Return the number of processes for a number of rows; 1 means this one."""
     return available_cores() if rows >= LEAST_ROWS else 1
 
 
 def map_chunks(
     make: Callable[[], Callable[[_Chunk], _Result]], chunks: Sequence[_Chunk], workers: int
 ) -> Iterator[_Result]:
-    """Results in the order of the chunks.
+    """Yield the results in the order of the chunks.
 
     Args:
-        make: makes the function that does a chunk; called once in each process. It and the
+        make: maker of the function that does a chunk, called once in each process. It and the
             chunks must be picklable.
         chunks: pieces of work.
-        workers: number of processes; 1 works in this one.
+        workers: number of processes; 1 means this one.
     """
     if workers == 1:
         yield from map(make(), chunks)

@@ -1,8 +1,8 @@
-"""Render rows as the model will read them, and mark which tokens it learns.
+"""Render rows as the model will read them, and mark the tokens that it learns.
 
-The loss mask covers exactly the assistant's tokens, each turn's end-of-turn token included:
-a prompt that is rendered and encoded alone must be a prefix of the whole row's tokens,
-otherwise what is trained is not what is asked at serving time, and the row can't be used.
+The loss mask covers exactly the assistant's tokens, each turn's end-of-turn token included. A
+prompt that is rendered and encoded alone must be a prefix of the whole row's tokens; otherwise
+training and serving would see different prompts, and the row can't be used.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class RenderedExample:
     Attributes:
         text: the rendered conversation.
         ids: its token ids.
-        loss_mask: for each token whether it counts for the loss; None when the prompt's tokens
-            are not a prefix of the row's, so that no exact mask exists.
+        loss_mask: True for each token in the loss; None if the prompt's tokens are not a prefix
+            of the row's, so that no exact mask exists.
     """
 
     text: str
@@ -71,10 +71,10 @@ class RenderedExample:
 
 
 def chat_template(tokenizer: Any, target: TargetFormat) -> str:
-    """The Jinja template of a target format; it has to be saved with the tuned model.
+    """Return the Jinja template of a target format; it must be saved with the tuned model.
 
     Raises:
-        UserError: the tokenizer has no template, or lacks the format's special tokens.
+        UserError: if the tokenizer has no template, or lacks the format's special tokens.
     """
     if target == "tokenizer":
         template = tokenizer.chat_template
@@ -103,10 +103,10 @@ class TemplateRefused(ValueError):
 class Renderer:
     """Renders and encodes rows for one tokenizer and target format.
 
-    A tokenizer's own template is compiled once, by transformers, and called without the copies
-    that `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
+    A template is compiled once, by transformers, and called without the copies that
+    `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
     nothing to convert. A template that only writes contents between markers is outlined and not
-    even called. `template_ids` gives what transformers makes of a row, to compare.
+    called per row. `template_ids` is transformers' own result, for comparison.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -131,17 +131,11 @@ class Renderer:
         self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
-        """Render turns; `ask` adds what makes the model answer.
+        """Render turns; `ask` adds the prompt for the model's answer.
 
         Raises:
-            TemplateRefused: the template raised an error over these turns.
+            TemplateRefused: if the template raises an error over these turns.
         """
-        if self.target == "chatml":
-            return _chatml(messages, ask)
-        if self.target == "llama3":
-            return _llama3(messages, ask, self.tokenizer.bos_token or "")
-        if self.target == "alpaca":
-            return _alpaca(messages, self.tokenizer.eos_token)
         if self._outline is not None:
             return self._outline.text(messages, ask)
         return self._by_template(messages, ask)
@@ -152,7 +146,7 @@ class Renderer:
         """Render a conversation that declares, calls or answers tools, by transformers itself.
 
         Raises:
-            TemplateRefused: the template raised an error over it.
+            TemplateRefused: if the template raises an error over it.
         """
         from jinja2 import TemplateError
 
@@ -180,25 +174,25 @@ class Renderer:
         return text
 
     def texts(self, rows: Iterable[Sequence[Message]]) -> Iterator[str]:
-        """Render rows one by one, as `count` and `encode` ask for them."""
+        """Render rows lazily, for `count` and `encode`."""
         return (self.text(messages) for messages in rows)
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
-        """Token ids of rendered texts; no token is added, nothing is cut."""
+        """Return the token ids of rendered texts; no token is added, nothing is cut."""
         return self._pieces.encode(texts)
 
     def count(self, texts: Iterable[str]) -> list[int]:
-        """Number of tokens of rendered texts."""
+        """Count the tokens of rendered texts."""
         return self._pieces.count(texts)
 
     def template_ids(self, batch: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids as transformers' own `apply_chat_template(tokenize=True)` gives them."""
+        """Return the token ids by transformers' own `apply_chat_template(tokenize=True)`."""
         ids: list[list[int]] = self.tokenizer.apply_chat_template(
             [list(messages) for messages in batch],
             chat_template=self.template,
             tokenize=True,
             return_dict=False,
-            # Nobody asks for the masks that would be made beside the ids.
+            # Without the masks that would be made beside the ids.
             tokenizer_kwargs={"return_attention_mask": False, "return_token_type_ids": False},
         )
         return ids
@@ -215,7 +209,7 @@ class Renderer:
         texts: list[str] = []
         for messages in batch:
             texts += self._with_bounds(messages)
-        # Prompts are made of pieces of their rows, so that they are hardly encoded again.
+        # Prompts consist of pieces of their rows, so that little is encoded again.
         encoded = iter(zip(texts, self.encode(texts), strict=True))
         rendered = []
         for messages in batch:
@@ -230,7 +224,7 @@ class Renderer:
         return rendered
 
     def _with_bounds(self, messages: Sequence[Message]) -> Iterator[str]:
-        """A row's text, then for each answer the text before it and, but for the last, with it."""
+        """Yield a row's text, then the text before each answer and through each but the last."""
         yield self.text(messages)
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -246,7 +240,7 @@ class Renderer:
             start, end = len(before), len(through)
             if start >= end or ids[:start] != before or ids[:end] != through:
                 return None
-            # What follows the end-of-turn token (ChatML's line end) is the template's.
+            # Text after the end-of-turn token (ChatML's line end) belongs to the template.
             last = next(
                 (i for i in range(end - 1, start - 1, -1) if ids[i] in self.special_ids), end
             )
@@ -260,7 +254,7 @@ class Renderer:
 
 
 def _compiled(template: str) -> Any:
-    """A chat template as transformers compiles it: sandboxed, with its filters; once for each."""
+    """Compile a chat template as transformers does: sandboxed, with its filters, once for each."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(template)
@@ -269,31 +263,5 @@ def _compiled(template: str) -> Any:
 def render_example(
     messages: Sequence[Message], tokenizer: Any, target: TargetFormat
 ) -> RenderedExample:
-    """Render one row; see `Renderer.render`, which is faster for many."""
+    """Render one row; `Renderer.render` is faster for many."""
     return Renderer(tokenizer, target).render([messages])[0]
-
-
-def _chatml(messages: Sequence[Message], ask: bool) -> str:
-    turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
-    return "".join(turns) + ("<|im_start|>assistant\n" if ask else "")
-
-
-def _llama3(messages: Sequence[Message], ask: bool, bos: str) -> str:
-    turns = [
-        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content'].strip()}<|eot_id|>"
-        for m in messages
-    ]
-    ending = "<|start_header_id|>assistant<|end_header_id|>\n\n" if ask else ""
-    return bos + "".join(turns) + ending
-
-
-def _alpaca(messages: Sequence[Message], eos: str) -> str:
-    parts = [ALPACA_PREAMBLE]
-    for message in messages:
-        if message["role"] == "system":
-            parts[0] = message["content"]
-        elif message["role"] == "user":
-            parts.append(f"\n\n### Instruction:\n{message['content']}\n\n### Response:\n")
-        else:
-            parts.append(message["content"] + eos)
-    return "".join(parts)

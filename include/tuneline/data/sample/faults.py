@@ -1,9 +1,9 @@
-"""The faults planted in the sample dataset: what is wrong with a row, and how it got there.
+"""Make the faults that are planted in the sample dataset.
 
 Every fault is of a kind that real instruction data has: broken exports, copied tickets, two
 agents who disagree, customers who paste their card number. Personal data is made up: reserved
-domains, address ranges and telephone ranges where such exist, random digits with a right
-checksum elsewhere. No key stands in this file; they are put together at run time.
+domains, address ranges and telephone ranges where they exist, random digits with a correct checksum
+elsewhere. This file holds no keys; they are assembled at run time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tuneline.data.sample.similarity import char_grams, jaccard, normalise
+from tuneline.data.near_duplicates.exact_join import similarity
+from tuneline.data.near_duplicates.shingles import char_grams, normalise
+from tuneline.data.pii.checksums import check_digit, iban
 from tuneline.data.sample.text import MAX_TRIES, Draw, Row, Writer, typo
 
-# Planted near-duplicates keep this much similarity, in the message alone and in the whole row,
-# raw and normalised: near enough to 0.8 to be a test, far enough to survive a scrubbed name.
+# Least similarity of a planted near-duplicate, in the message alone and in the whole row, raw and
+# normalised: close enough to 0.8 to be a test, far enough from it to survive a scrubbed name.
 NEAR_SIMILARITY = 0.84
 # A word has at least one token in any tokenizer, so these rows are over 512 tokens in all.
 RAMBLE_WORDS = 530
@@ -37,21 +39,6 @@ class Pii:
     sentence: str
 
 
-def luhn_digit(digits: str) -> str:
-    """Return the check digit of a card number (ISO/IEC 7812-1, annex B)."""
-    total = 0
-    for position, char in enumerate(reversed(digits)):
-        value = int(char) * (2 if position % 2 == 0 else 1)
-        total += value - 9 if value > 9 else value
-    return str(-total % 10)
-
-
-def iban(country: str, account: str) -> str:
-    """Return the IBAN of an account with its check digits (ISO 13616, modulo 97-10)."""
-    number = "".join(str(int(char, 36)) for char in account + country + "00")
-    return f"{country}{98 - int(number) % 97:02d}{account}"
-
-
 def _person(draw: Draw) -> str:
     return f"{draw.pick(FIRST_NAMES.split())} {draw.pick(LAST_NAMES.split())}"
 
@@ -62,7 +49,7 @@ def _email(draw: Draw) -> str:
 
 
 def _phone(draw: Draw) -> str:
-    # 555-01xx and 020 7946 0xxx are kept for fiction by the numbering bodies.
+    # The numbering authorities reserve 555-01xx and 020 7946 0xxx for fiction.
     american = f"({draw.pick(['212', '312', '415', '617'])}) 555-01{draw.text('0123456789', 2)}"
     british = f"+44 20 7946 0{draw.text('0123456789', 3)}"
     return draw.pick([american, british])
@@ -70,7 +57,7 @@ def _phone(draw: Draw) -> str:
 
 def _card(draw: Draw) -> str:
     digits = "4" + draw.text(string.digits, 14)
-    digits += luhn_digit(digits)
+    digits += check_digit(digits)
     return draw.pick(["", " ", "-"]).join(digits[i : i + 4] for i in range(0, 16, 4))
 
 
@@ -132,14 +119,15 @@ def personal_data(entity: str, draw: Draw) -> Pii:
 
 
 def similarities(a: Row, b: Row, system: str) -> tuple[float, float]:
-    """Return the Jaccard similarity of two rows' messages and of the whole rows.
+    """Return the Jaccard similarity of the messages of two rows, and of the whole rows.
 
-    Character 5-grams; the smaller of the raw and the normalised text's similarity.
+    Sets of character 5-grams are compared, of the raw and of the normalised texts; the smaller
+    similarity counts.
     """
 
     def both(x: str, y: str) -> float:
-        raw = jaccard(char_grams(x), char_grams(y))
-        return min(raw, jaccard(char_grams(normalise(x)), char_grams(normalise(y))))
+        raw = similarity(char_grams(x), char_grams(y))
+        return min(raw, similarity(char_grams(normalise(x)), char_grams(normalise(y))))
 
     def whole(row: Row) -> str:
         return " ".join(message["content"] for message in row.messages(system))
@@ -160,13 +148,13 @@ def _edit(text: str, draw: Draw) -> str:
 
 
 def near_copy(row: Row, writer: Writer) -> tuple[Row, float, float]:
-    """Return a slightly edited copy of a row that is near to it and to no other row.
+    """Return a slightly edited copy of a row that is a near-duplicate of this row alone.
 
     Returns:
         The copy, the similarity of the messages, the similarity of the whole rows.
 
     Raises:
-        RuntimeError: no edit left the copy near enough.
+        RuntimeError: if no edit gives such a copy.
     """
     for _ in range(MAX_TRIES):
         copy = Row(row.intent, _edit(row.user, writer.draw), row.reply)
@@ -233,7 +221,7 @@ def _special_token(row: Row, writer: Writer) -> bytes:
 
 
 def _invalid_utf8(row: Row, writer: Writer) -> bytes:
-    # A message in Latin-1 inside a file of UTF-8: 0xfc is no start byte of UTF-8.
+    # A message in Latin-1 in a file of UTF-8: 0xfc does not start a character of UTF-8.
     user = row.user + " Grüße"
     line = _dumps(Row(row.intent, user, row.reply).messages(writer.system))
     return line.encode("latin-1")

@@ -1,16 +1,12 @@
-"""Makes the sample dataset: support messages of an imaginary parcel shop, faults included.
+"""Make the sample dataset: support messages of an imaginary parcel shop, with planted faults.
 
-    python -m tuneline.data.sample.make --out sample.jsonl [--seed 7] [--planted planted.json]
-
-The same seed gives the same bytes on every platform and Python version. `planted.json` names
-every fault that was put in, with its line, so that each data gate can be held against it.
+The same seed gives the same bytes on every platform and Python version. `planted.json` names every
+planted fault with its line, so that the findings of each data gate can be compared with it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +22,7 @@ DEFAULT_SEED = 7
 
 CLEAN_ROWS = 787
 PII_PER_TYPE = 3
-# Rows whose answer repeats the customer's name or address: surrogates have to agree.
+# Rows whose answer repeats the name or address of the customer: surrogates have to agree.
 PII_ECHOED = ("PERSON", "PERSON", "EMAIL_ADDRESS", "EMAIL_ADDRESS")
 MALFORMED_PER_FAULT = 3
 OVER_LONG = 6
@@ -37,7 +33,14 @@ LABEL_CONFLICTS = 8
 
 @dataclass(eq=False)
 class Entry:
-    """One line to be: its bytes, the intent that a reader would see, and what is wrong with it."""
+    """One line of the file.
+
+    Attributes:
+        data: bytes of the line.
+        intent: intent that a reader would see, None if the line is malformed.
+        faults: kind and details of each planted fault.
+        original: line of which this one is a copy.
+    """
 
     data: bytes
     intent: str | None
@@ -154,12 +157,12 @@ def make_sample(seed: int = DEFAULT_SEED) -> tuple[list[bytes], dict[str, Any]]:
     """Make the sample dataset.
 
     Args:
-        seed: every seed gives another dataset of the same make-up.
+        seed: seed of the draws; each gives another dataset of the same make-up.
 
     Returns:
-        The lines (without newlines) and what was planted: `{schema, seed, lines, intents,
-        system, counts: {kind: lines}, classes: {intent: lines}, planted: [{line, kind,
-        detail}]}`, lines from 1. `classes` counts the lines that are well formed.
+        The lines (without newlines) and the report on the planted faults: `{schema, seed, lines,
+        intents, system, counts: {kind: lines}, classes: {intent: lines}, planted: [{line, kind,
+        detail}]}`, lines from 1. `classes` counts the well-formed lines.
     """
     writer = Writer(Draw(seed))
     clean = _clean(writer)
@@ -187,7 +190,7 @@ def make_sample(seed: int = DEFAULT_SEED) -> tuple[list[bytes], dict[str, Any]]:
 
 
 def counts_table(planted: dict[str, Any]) -> str:
-    """Return a Markdown table of what the sample holds: lines per intent and per fault."""
+    """Return a Markdown table of the sample: lines by intent and by fault."""
     well_formed = sum(planted["classes"].values())
     rows = [("well-formed lines by intent", well_formed, well_formed / planted["lines"])]
     rows += [(f"`{k}`", n, n / well_formed) for k, n in planted["classes"].items()]
@@ -198,13 +201,13 @@ def counts_table(planted: dict[str, Any]) -> str:
 
 
 def write_sample(out: Path, planted: Path, seed: int = DEFAULT_SEED) -> dict[str, Any]:
-    """Write the dataset as JSONL and the list of what was planted as JSON.
+    """Write the dataset as JSONL and the report on the planted faults as JSON.
 
     Returns:
-        What was planted, as `make_sample` returns it.
+        The report of `make_sample`.
 
     Raises:
-        UserError: a file can't be written.
+        UserError: if a file can't be written.
     """
     lines, report = make_sample(seed)
     try:
@@ -220,7 +223,7 @@ def write_sample(out: Path, planted: Path, seed: int = DEFAULT_SEED) -> dict[str
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -228,27 +231,3 @@ def _write_whole(path: Path, content: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the sample and print its counts as a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tuneline.data.sample.make", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
-    parser.add_argument("--planted", type=Path, help="default: planted.json beside the JSONL file")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    args = parser.parse_args(argv)
-    planted = args.planted or args.out.with_name("planted.json")
-    try:
-        report = write_sample(args.out, planted, args.seed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(counts_table(report))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

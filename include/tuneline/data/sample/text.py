@@ -1,9 +1,9 @@
-"""The messages of the sample dataset: phrases, slots and sentence frames, drawn by seed.
+"""Write the messages of the sample dataset from phrases, slots and sentence frames, by seed.
 
-A message is a request (which alone decides the intent), with a greeting, a sentence of
-context, a denial ("I don't want my money back.") and a closing around it, each by chance, then
-typos and a careless keyboard. Contexts and denials use the words of the other intents, so that
-no single word gives an intent away.
+A message is a request (which alone decides the intent), by chance with a greeting, a sentence of
+context, a denial ("I don't want my money back.") and a closing around it, then with typos and in
+lower case. Contexts and denials use the words of the other intents, so that no single word gives an
+intent away.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tuneline.data.sample.similarity import NearIndex
 
 T = TypeVar("T")
 
-# Near-duplicates start at 0.8; rows that were not planted as such stay clear of it by a margin,
-# so that another normalisation, or scrubbing, does not make them near-duplicates.
+# Near-duplicates start at 0.8. Other rows keep a margin from it, so that another normalisation, or
+# scrubbing, does not turn them into near-duplicates.
 CLEAN_SIMILARITY = 0.72
 MAX_TRIES = 400
 TRIES_PER_ASK = 20
@@ -31,10 +31,10 @@ MESSAGE_TOKENS = (10, 28)
 
 
 class Draw:
-    """Random choices that are the same on every platform and Python version.
+    """A source of random choices that are the same on every platform and Python version.
 
-    Only `random.Random.random` is used: it is the one method whose sequence Python promises to
-    keep for a seed.
+    Only `random.Random.random` is used, the one method whose sequence for a seed Python promises
+    to keep.
     """
 
     def __init__(self, seed: int) -> None:
@@ -67,7 +67,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request with its slots still open, and what the desk may promise in answer to it."""
+    """A request with open slots, and the promises that the desk may answer it with."""
 
     text: str
     acts: tuple[str, ...]
@@ -75,7 +75,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Row:
-    """One exchange: the customer's message and the desk's answer."""
+    """One exchange: a customer's message and the desk's answer."""
 
     intent: str
     user: str
@@ -111,7 +111,7 @@ def system_prompt(intents: Sequence[str]) -> str:
 
 
 def estimated_tokens(text: str) -> int:
-    """Return about how many tokens an English message has, without a tokenizer."""
+    """Return an estimate of the number of tokens of an English message, without a tokenizer."""
     orders = len(re.findall(r"\b[A-Z]-\d{5}\b", text, re.IGNORECASE))
     plain = re.sub(r"\b[A-Za-z]-\d{5}\b", "", text)
     return len(re.findall(r"\w+|[^\w\s]", plain)) + TOKENS_PER_ORDER * orders
@@ -139,7 +139,7 @@ def typo(text: str, draw: Draw) -> str:
 
 
 class Writer:
-    """Writes rows that are unlike all rows it wrote before."""
+    """A writer of rows that are unlike all rows it wrote before."""
 
     def __init__(self, draw: Draw) -> None:
         self.draw = draw
@@ -193,7 +193,7 @@ class Writer:
         return text
 
     def reply(self, acts: Sequence[str], user: str, slots: Mapping[str, str]) -> str:
-        """Return an answer that speaks only of what the message named."""
+        """Return an answer that mentions only what the message mentioned."""
         known = []
         for act in acts:
             named = re.findall(r"\{(\w+)\}", act)
@@ -213,19 +213,19 @@ class Writer:
         return row
 
     def is_new(self, row: Row) -> bool:
-        """Return whether no row so far is similar to this one."""
+        """Return True if no row so far is similar to this one."""
         return self.index.nearest(self.masks(row)) < CLEAN_SIMILARITY
 
     def row(self, intent: str, carrier: str = "", boilerplate: bool = False) -> Row:
         """Write a row that is unlike all before.
 
         Args:
-            intent: what the customer wants.
-            carrier: a sentence to put at the end of the message.
-            boilerplate: whether the answer ends in the planted phrase.
+            intent: intent of the message.
+            carrier: a sentence for the end of the message.
+            boilerplate: True if the answer is to end in the planted phrase.
 
         Raises:
-            RuntimeError: the phrases do not yield another different message.
+            RuntimeError: if the phrases do not yield another different message.
         """
         for attempt in range(MAX_TRIES):
             if attempt % TRIES_PER_ASK == 0:

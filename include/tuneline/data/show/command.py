@@ -1,4 +1,4 @@
-"""`tuneline data show`: rows as the model will see them, and what of them it learns."""
+"""`tuneline data show`: print rows as the model will see them, with the text that it learns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from tuneline.data.rendering.renderer import TemplateRefused
+from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.show.sources import Shown, gather
 from tuneline.data.show.text import (
     Piece,
@@ -46,20 +46,20 @@ def show(
     """Print rows.
 
     Args:
-        target: what `gather` takes.
-        row: only this row: its line in a raw file, its number from 1 elsewhere.
-        mask: tell the tokens in the loss from the others.
-        rejected: rejected rows, with the place and the reason.
+        target: a target of `gather`.
+        row: the only row to show: its line in a raw file, its number from 1 elsewhere.
+        mask: True to mark the tokens in the loss.
+        rejected: True for rejected rows, with the place and the reason.
         step: the data step whose rows to show.
-        base_model: whose tokenizer and template count, for what is no run.
-        config_file: settings, for what is no run.
-        limit: how many rows at the most.
+        base_model: the base model, for targets other than a run.
+        config_file: settings, for targets other than a run.
+        limit: largest number of rows.
 
     Returns:
-        0, or 1 when a row's mask trains on nothing, or on something else than its answers.
+        0, or 1 if a row's mask trains on nothing, or on something other than its answers.
 
     Raises:
-        UserError: there is no such row.
+        UserError: if there is no such row.
     """
     source = gather(
         target,
@@ -77,36 +77,34 @@ def show(
     screen = _Screen(sys.stdout)
     if mask and any(shown.messages for shown in chosen):
         screen.legend()
-    faults = []
-    for shown in chosen:
-        if shown.messages is None:
-            screen.head(shown, [shown.item])
-            screen.line(reason_pieces(shown.reason or ""))
-            screen.line(raw_pieces(shown.raw, shown.reason or ""))
-            if (shown.reason or "").startswith("mask_boundary"):
-                faults.append(f"row {shown.number}: its mask trains on nothing ({shown.reason})")
-            continue
-        messages = hide(shown.messages) if shown.unscrubbed else shown.messages
-        try:
-            example = source.renderer.render([messages])[0]
-        except TemplateRefused as error:
-            raise UserError(f"row {shown.number}: the chat template refuses it: {error}") from None
-        learnt = sum(example.loss_mask or ())
-        screen.head(shown, [*shown.facts, f"{len(example.ids)} tokens, {learnt} in the loss"])
-        pieces = token_pieces(example, source.renderer)
-        if not mask:
-            pieces = [piece._replace(kind=_unmasked(piece.kind)) for piece in pieces]
-        screen.line(pieces)
-        fault = mask_fault(messages, example, source.renderer)
-        if fault:
-            faults.append(f"row {shown.number}: {fault}")
+    found = [(s.number, _print_row(screen, s, source.renderer, mask=mask)) for s in chosen]
+    faults = [f"row {number}: {fault}" for number, fault in found if fault]
     for fault in faults:
         print(f"tuneline: {fault}", file=sys.stderr)
     return EXIT_FAILED if faults else EXIT_OK
 
 
-def _unmasked(kind: str) -> str:
-    return "plain special" if kind.endswith("special") else "plain"
+def _print_row(screen: _Screen, shown: Shown, renderer: Renderer, *, mask: bool) -> str:
+    """Print a row; return the fault of its mask, empty if there is none."""
+    if shown.messages is None:
+        screen.head(shown, [shown.item])
+        screen.line(reason_pieces(shown.reason))
+        screen.line(raw_pieces(shown.raw, shown.reason))
+        if shown.reason.startswith("mask_boundary"):
+            return f"its mask trains on nothing ({shown.reason})"
+        return ""
+    messages = hide(shown.messages) if shown.unscrubbed else shown.messages
+    try:
+        example = renderer.render([messages])[0]
+    except TemplateRefused as error:
+        raise UserError(f"row {shown.number}: the chat template refuses it: {error}") from None
+    learnt = sum(example.loss_mask or ())
+    screen.head(shown, [*shown.facts, f"{len(example.ids)} tokens, {learnt} in the loss"])
+    pieces = token_pieces(example, renderer)
+    if not mask:
+        pieces = [p._replace(kind=p.kind.replace("learnt", "plain")) for p in pieces]
+    screen.line(pieces)
+    return mask_fault(messages, example, renderer)
 
 
 class _Screen:
@@ -117,16 +115,16 @@ class _Screen:
         self._colours = out.isatty()
 
     def legend(self) -> None:
-        """Say how what is learnt is told from what is only read."""
+        """Print how learnt text is marked."""
         if self._colours:
             self.line([Piece("green is learnt", "learnt"), Piece(", the rest is only read")])
         else:
             self.line([Piece("what is learnt stands between "), Piece(" and ", "learnt")])
 
     def head(self, shown: Shown, facts: list[str]) -> None:
-        """Say which row follows."""
-        told = " · ".join([f"row {shown.number}", shown.place, *filter(None, facts)])
-        print(f"── {visible(told)} ──", file=self._out)
+        """Print the head of a row: its number, place and facts."""
+        head = " · ".join([f"row {shown.number}", shown.place, *filter(None, facts)])
+        print(f"── {visible(head)} ──", file=self._out)
 
     def line(self, pieces: list[Piece]) -> None:
         """Print pieces and end the line."""

@@ -1,35 +1,26 @@
-"""Where `tuneline data show` finds rows: a raw file, a table of a data step, a folder, a run."""
+"""Read the rows for `tuneline data show` from a raw file, a table, a prepared folder or a run."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.data import DATASET, rejected_of, rows_of
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import PipelineConfig
 from tuneline.data.prepare import read_config
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import (
-    DATASET,
-    REJECTED,
-    ROWS,
-    UNSCRUBBED,
-    Message,
-    Reject,
-    Row,
-    read_dataset,
-    read_rejects,
-    read_rows,
-)
+from tuneline.data.tables.rows import Message, Reject, Row, read_dataset, read_rejects, read_rows
 from tuneline.errors import UserError
 from tuneline.run import Run
 
-# What a dataset's answers have in common is judged on so many rows of a raw file.
+# The form of a dataset's answers is judged on so many rows of a raw file.
 SAMPLE_ROWS = 1000
 
 
@@ -38,14 +29,14 @@ class Shown:
     """A row to print.
 
     Attributes:
-        number: what `--row` calls it.
-        place: file and line.
+        number: its number for `--row`.
+        place: its file and line.
         messages: its turns; None for a row that was rejected.
-        facts: what else is known: split, label, weight.
+        facts: split, label and weight, if known.
         item: the item that rejected it.
-        reason: why, None for a row that is in.
+        reason: the reject's reason, empty for a row that is in.
         raw: the source line of a rejected row.
-        unscrubbed: whether it may hold personal data.
+        unscrubbed: True if it may hold personal data.
     """
 
     number: int
@@ -53,18 +44,17 @@ class Shown:
     messages: list[Message] | None = None
     facts: tuple[str, ...] = ()
     item: str = ""
-    reason: str | None = None
+    reason: str = ""
     raw: str = ""
     unscrubbed: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows with what renders them; `step` is the step that they come from, empty for a file."""
+    """Rows with the renderer of their model."""
 
     rows: list[Shown]
     renderer: Renderer
-    step: str = ""
 
 
 def gather(
@@ -82,31 +72,35 @@ def gather(
         target: a run's URI or folder, a folder that `data prepare` wrote, a table of a data step,
             or anything that `data.source` may name.
         step: the data step whose rows to take; None for the last one that left some.
-        rejected: take rejected rows instead.
-        row: the row that is wanted; of a raw file no more is read than it takes.
-        base_model: for what is no run.
-        config_file: settings, for what is no run.
+        rejected: True for rejected rows instead.
+        row: the one row asked for; it bounds how far a raw file is read.
+        base_model: the base model, for targets other than a run.
+        config_file: settings, for targets other than a run.
 
     Raises:
-        UserError: there is nothing of the kind there.
+        UserError: if there are no such rows.
     """
     if step is not None and step not in DATA_ORDER:
-        raise UserError(f"--step {step}: no data step; they are {', '.join(DATA_ORDER)}")
+        raise UserError(f"--step {step} is not a data step; they are {', '.join(DATA_ORDER)}")
     path = _local(target)
     if "/runs/" in target and (path is None or (path / "config.json").is_file()):
         run = Run.open(target if path is None else path.resolve().as_uri())
-        renderer = _renderer(run.config)
-        with tempfile.TemporaryDirectory() as scratch:
-            if rejected:
-                return Source(_rejects_of_run(run, step, Path(scratch)), renderer, step or "")
-            return _rows_of_run(run, step, Path(scratch), renderer)
+        with _tables_of_run(run) as find:
+            rows = _rows_of_steps(find, target, step, rejected=rejected)
+        return Source(rows, _renderer(run.config))
     config = read_config(target, base_model, config_file)
     renderer = _renderer(config)
-    if path is not None and path.is_dir() and (path / DATASET).is_file():
-        return _of_folder(path, step, rejected, renderer)
+    if path is not None and path.is_dir() and (path / DATASET.name).is_file():
+        find = _tables_of_folder(path)
+        return Source(_rows_of_steps(find, target, step, rejected=rejected), renderer)
     if path is not None and path.suffix == ".parquet" and path.is_file():
-        table = _table(path, rejected=rejected)
+        table = _rows_of_table(path)
         if table is not None:
+            if rejected and any(shown.messages is not None for shown in table):
+                raise UserError(
+                    f"{path} holds the rows that are in; rejected ones lie in "
+                    "quarantine/rejected.parquet"
+                )
             return Source(table, renderer)
     if step is not None:
         raise UserError(f"--step {step} needs a run or a folder of `tuneline data prepare`")
@@ -127,59 +121,49 @@ def _renderer(config: PipelineConfig) -> Renderer:
     return Renderer(load_tokenizer(base.path), config.data.target_format)
 
 
-def _name_of(step: str) -> str:
-    names = {"schema_validation": UNSCRUBBED, "distribution_balancing": DATASET}
-    return names.get(step, ROWS)
+# Finds a table of a step on this machine; None if the step has not left it.
+_Find = Callable[[Artifact], Path | None]
 
 
 @contextmanager
-def _artifact(run: Run, step: str, name: str, scratch: Path) -> Iterator[Path | None]:
-    """A stored table of a step; None when the step has none."""
-    found = run.find_evidence(step)
-    ref = next((r for r in found.artifacts if r.name == name), None) if found else None
-    if ref is None:
-        yield None
-        return
-    path = scratch / step / Path(name).name
-    run.store.get_file(run.store.key_of(ref.uri), path)
-    yield path
-    path.unlink()
+def _tables_of_run(run: Run) -> Iterator[_Find]:
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def find(table: Artifact) -> Path | None:
+            entry = run.find_evidence(table.step)
+            if entry is None or all(ref.name != table.name for ref in entry.artifacts):
+                return None
+            path = Path(scratch) / table.step / table.name
+            run.store.get_file(table.key(run), path)
+            return path
+
+        yield find
 
 
-def _rows_of_run(run: Run, step: str | None, scratch: Path, renderer: Renderer) -> Source:
-    for name in [step] if step else DATA_ORDER[::-1]:
-        with _artifact(run, name, _name_of(name), scratch) as path:
-            if path is not None:
-                return Source(_table(path, rejected=False) or [], renderer, name)
-    raise UserError(f"{run.uri}: {step or 'no data step'} has left no rows yet")
+def _tables_of_folder(folder: Path) -> _Find:
+    def find(table: Artifact) -> Path | None:
+        name = Path(table.name)
+        path = folder / (name if table == DATASET else name.parent / table.step / name.name)
+        return path if path.is_file() else None
+
+    return find
 
 
-def _rejects_of_run(run: Run, step: str | None, scratch: Path) -> list[Shown]:
-    rejects: list[Reject] = []
-    for name in [step] if step else DATA_ORDER:
-        with _artifact(run, name, REJECTED, scratch) as path:
-            rejects += read_rejects(path) if path is not None else []
-    return [_reject(number, reject) for number, reject in enumerate(rejects, 1)]
-
-
-def _of_folder(folder: Path, step: str | None, rejected: bool, renderer: Renderer) -> Source:
+def _rows_of_steps(find: _Find, target: str, step: str | None, *, rejected: bool) -> list[Shown]:
+    steps = (step,) if step else DATA_ORDER
     if rejected:
-        path = folder / "quarantine" / Path(REJECTED).name
-        found = [r for r in read_rejects(path) if step in (None, r.item)] if path.exists() else []
-        return Source([_reject(n, r) for n, r in enumerate(found, 1)], renderer, step or "")
-    if step in (None, "distribution_balancing"):
-        path = folder / DATASET
-    elif step == "schema_validation":
-        path = folder / "quarantine" / step / Path(UNSCRUBBED).name
-    else:
-        path = folder / str(step) / ROWS
-    if not path.is_file():
-        raise UserError(f"{folder} holds no rows of {step}; look into the run, or at another step")
-    return Source(_table(path, rejected=False) or [], renderer, step or "distribution_balancing")
+        paths = filter(None, (find(rejected_of(name)) for name in steps))
+        rejects = [reject for path in paths for reject in read_rejects(path)]
+        return [_rejected(number, reject) for number, reject in enumerate(rejects, 1)]
+    for name in reversed(steps):
+        path = find(rows_of(name))
+        if path is not None:
+            return _rows_of_table(path) or []
+    raise UserError(f"{target}: {step or 'no data step'} has left no rows here")
 
 
-def _table(path: Path, *, rejected: bool) -> list[Shown] | None:
-    """The rows of a table that a data step wrote, None when it is another Parquet file."""
+def _rows_of_table(path: Path) -> list[Shown] | None:
+    """Read a table that a data step wrote, None if it is another Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -188,7 +172,7 @@ def _table(path: Path, *, rejected: bool) -> list[Shown] | None:
     except (pa.ArrowInvalid, OSError):
         return None
     if {"row_id", "item", "reason", "raw"} <= names:
-        return [_reject(number, reject) for number, reject in enumerate(read_rejects(path), 1)]
+        return [_rejected(number, reject) for number, reject in enumerate(read_rejects(path), 1)]
     if {"row_id", "messages", "weight"} <= names:
         rows, weights = read_dataset(path)
     elif {"row_id", "messages", "stand_ins"} <= names:
@@ -196,29 +180,19 @@ def _table(path: Path, *, rejected: bool) -> list[Shown] | None:
         weights = [1.0] * len(rows)
     else:
         return None
-    if rejected:
-        raise UserError(
-            f"{path} holds the rows that are in; rejected ones lie in quarantine/rejected.parquet"
-        )
     return [
-        _row(n, row, weight) for n, (row, weight) in enumerate(zip(rows, weights, strict=True), 1)
+        _kept(n, row, weight) for n, (row, weight) in enumerate(zip(rows, weights, strict=True), 1)
     ]
 
 
-def _row(number: int, row: Row, weight: float = 1.0) -> Shown:
-    facts = [row.split, row.label or ""]
-    if weight != 1.0:
-        facts.append(f"weight {weight:.3g}")
-    return Shown(
-        number,
-        f"{row.source_file}:{row.source_line}",
-        row.messages,
-        tuple(filter(None, facts)),
-        unscrubbed=bool(row.raw),
-    )
+def _kept(number: int, row: Row, weight: float) -> Shown:
+    facts = (row.split, row.label, f"weight {weight:.3g}" if weight != 1.0 else "")
+    place = f"{row.source_file}:{row.source_line}"
+    known = tuple(fact for fact in facts if fact)
+    return Shown(number, place, row.messages, known, unscrubbed=bool(row.raw))
 
 
-def _reject(number: int, reject: Reject) -> Shown:
+def _rejected(number: int, reject: Reject) -> Shown:
     place = f"{reject.source_file}:{reject.source_line}"
     return Shown(
         number, place, item=reject.item, reason=reject.reason, raw=reject.raw, unscrubbed=True
@@ -228,7 +202,7 @@ def _reject(number: int, reject: Reject) -> Shown:
 def _raw_rows(
     config: PipelineConfig, renderer: Renderer, *, rejected: bool, row: int | None
 ) -> list[Shown]:
-    """Rows of a raw file as schema validation takes them."""
+    """Read rows of a raw file as schema_validation does; `--row` also takes a rejected one."""
     from tuneline.data.conversations.outcomes import Outcome, convert, number_repeats, select
     from tuneline.data.schema_validation import ITEM, validate
     from tuneline.data.sources.opened import open_files
@@ -246,20 +220,13 @@ def _raw_rows(
     number_repeats(outcomes)
     validate(outcomes, renderer, data)
     shown = []
-    for outcome in outcomes:
-        place = f"{outcome.source_file}:{outcome.source_line}"
-        label = (outcome.label,) if outcome.label else ()
-        kept = Shown(outcome.source_line, place, outcome.messages, label, unscrubbed=True)
-        if outcome.reason is not None:
-            kept = Shown(
-                outcome.source_line,
-                place,
-                item=ITEM,
-                reason=outcome.reason,
-                raw=outcome.raw,
-                unscrubbed=True,
-            )
-        # A row that is asked for is shown whatever became of it.
-        if row is not None or (outcome.reason is not None) == rejected:
-            shown.append(kept)
+    for o in outcomes:
+        if row is None and (o.reason is not None) != rejected:
+            continue
+        if o.reason is not None:
+            reject = Reject(o.row_id, ITEM, o.reason, o.source_file, o.source_line, o.raw)
+            shown.append(_rejected(o.source_line, reject))
+        else:
+            kept = Row(o.row_id, o.messages, o.source_file, o.source_line, o.label, raw=o.raw)
+            shown.append(_kept(o.source_line, kept, 1.0))
     return shown

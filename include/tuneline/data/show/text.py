@@ -1,4 +1,4 @@
-"""How rows look in print: what a model learns, special tokens, faults, personal data hidden."""
+"""Mark rows for print: text that is learnt, special tokens, faults; personal data is hidden."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from tuneline.data.pii.patterns import Hit, find, resolve
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.data.tables.rows import Message
 
-# Of a rejected row so many characters around its fault are shown.
+# Characters of a rejected row that are shown around its fault.
 WINDOW = 1500
 
-_POSITION = re.compile(r" at (?:character|position) (\d+)")
-_QUOTED = re.compile(r"'((?:[^'\\]|\\.)+)'|\"((?:[^\"\\]|\\.)+)\"")
-_CODE_POINT = re.compile(r"U\+([0-9A-F]{4,6})")
+_POSITION = re.compile(r"at character (\d+)")
+_NAMED = re.compile(
+    r"byte 0x(?P<byte>[0-9a-f]{2})|U\+(?P<point>[0-9A-F]{4,6})"
+    r"|'(?P<single>(?:[^'\\]|\\.)+)'|\"(?P<double>(?:[^\"\\]|\\.)+)\""
+)
 _TURN = re.compile(r"\bturn (\d+)|the last turn")
 # A quotation mark inside a text is escaped, so that these are keys.
 _ROLE = re.compile(r'(?<!\\)"(?:role|from)"\s*:\s*("[^"]*")')
-# What would move a terminal's cursor, or is no text at all.
+# Characters that would move a terminal's cursor, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -43,12 +45,12 @@ def _names() -> Recogniser:
 
 
 def personal_data(text: str) -> list[Hit]:
-    """What patterns, checksums and introducing words find; no model is loaded."""
+    """Find personal data by patterns, checksums and introducing words, without a model."""
     return resolve([*find(text), *_names().find([text])[0]])
 
 
 def hide(messages: Sequence[Message]) -> list[Message]:
-    """Turns with placeholders for personal data."""
+    """Return turns with placeholders for personal data."""
     return [
         {**message, "content": "".join(p.text for p in _window(message["content"], None, None))}
         for message in messages
@@ -56,14 +58,14 @@ def hide(messages: Sequence[Message]) -> list[Message]:
 
 
 def reason_pieces(reason: str) -> list[Piece]:
-    """Why a row was rejected; it may quote the row."""
+    """Return a reject's reason, its quotations of the row hidden like the row itself."""
     return [piece._replace(kind="reason") for piece in _window(reason, None, None)]
 
 
 def raw_pieces(raw: str, reason: str) -> list[Piece]:
-    """A rejected row's source line: its fault marked, personal data hidden.
+    """Return a rejected row's source line, its fault marked and personal data hidden.
 
-    Of a long line what stands around the fault.
+    A long line is shortened to the surroundings of the fault.
     """
     fault = fault_place(raw, reason)
     start = max(0, (fault[0] if fault else 0) - WINDOW // 2)
@@ -79,7 +81,7 @@ def raw_pieces(raw: str, reason: str) -> list[Piece]:
 def _window(
     text: str, fault: tuple[int, int] | None, window: tuple[int, int] | None
 ) -> Iterator[Piece]:
-    """A text, or a part of it: personal data replaced whole, the fault marked."""
+    """Cut a text, or a part of it, into pieces: personal data replaced whole, the fault marked."""
     first, last = window or (0, len(text))
     low, high = fault or (0, 0)
     at = 0
@@ -96,71 +98,66 @@ def _window(
 
 
 def fault_place(raw: str, reason: str) -> tuple[int, int] | None:
-    """Where in a source line the fault is that a reason names, None when it names no place."""
+    """Find the fault that a reason names in a source line, None if it names no place there.
+
+    The tables in quarantine hold the reason and no place, so it is read from the reason: a
+    position, a text that the reason quotes, or the number of a turn.
+    """
     code, _, detail = reason.partition(": ")
-    position = _POSITION.search(f" {detail}")
-    if position is not None and code in ("broken_json", "invalid_utf8"):
-        at = int(position[1])
-        if code == "invalid_utf8":
-            # Positions count bytes; the byte itself is written out in the line.
-            before = raw.encode("utf-8", "surrogatepass")[:at].decode("utf-8", "ignore")
-            at = max(raw.find("\\x", len(before)), 0)
-            return at, at + 4
-        at = min(at, max(len(raw) - 1, 0))
+    position = _POSITION.search(detail) if code == "broken_json" else None
+    if position is not None:
+        at = min(int(position[1]), max(len(raw) - 1, 0))
         return at, at + 1
-    wanted: list[str] = []
-    point = _CODE_POINT.search(detail)
-    if point is not None:
-        character = chr(int(point[1], 16))
-        wanted += [character, f"\\u{ord(character):04x}", f"\\u{ord(character):04X}"]
-    quoted = _QUOTED.search(detail)
-    if quoted is not None:
-        text = quoted[1] or quoted[2]
-        wanted += [f'"{text}"', text, json.dumps(text)[1:-1]]
-    for text in wanted:
-        # A key that stands twice is marked where it stands again.
+    for text in _named_texts(detail):
+        # A key that is repeated is marked at its repetition.
         at = raw.rfind(text) if code == "duplicate_key" else raw.find(text)
         if at >= 0:
             return at, at + len(text)
-    return _turn_place(raw, detail)
-
-
-def _turn_place(raw: str, detail: str) -> tuple[int, int] | None:
-    """The role of the turn that a reason numbers, or of the last turn."""
-    number = _TURN.search(detail)
-    if number is None:
+    turn = _TURN.search(detail)
+    if turn is None:
         return None
     roles = [match.span(1) for match in _ROLE.finditer(raw)]
-    at = int(number[1]) - 1 if number[1] else len(roles) - 1
-    return roles[at] if 0 <= at < len(roles) else None
+    number = int(turn[1]) if turn[1] else len(roles)
+    return roles[number - 1] if 0 < number <= len(roles) else None
+
+
+def _named_texts(detail: str) -> Iterator[str]:
+    """Return the texts that a reason names, each as it may stand in a line of JSON."""
+    for match in _NAMED.finditer(detail):
+        if match["byte"]:
+            yield f"\\x{match['byte']}"
+        elif match["point"]:
+            character = chr(int(match["point"], 16))
+            yield from (character, f"\\u{ord(character):04x}", f"\\u{ord(character):04X}")
+        else:
+            text = match["single"] or match["double"]
+            yield from (f'"{text}"', text, json.dumps(text)[1:-1])
 
 
 def token_pieces(example: RenderedExample, renderer: Renderer) -> list[Piece]:
-    """A rendered row, cut where learning begins and ends and around special tokens."""
+    """Cut a rendered row where learning begins and ends, and around special tokens."""
     backend = renderer.tokenizer.backend_tokenizer
     encoding = backend.encode(example.text, add_special_tokens=False)
     mask = example.loss_mask or [False] * len(encoding.ids)
     starts = [start for start, _ in encoding.offsets]
-    # Characters that no token covers belong to the token before.
+    # Characters that no token covers go to the token before.
     ends = [*starts[1:], len(example.text)]
     special = renderer.special_ids
     kinds = [
-        ("learnt" if learnt else "plain", token in special)
+        ("learnt" if learnt else "plain") + (" special" if token in special else "")
         for token, learnt in zip(encoding.ids, mask, strict=True)
     ]
     pieces = []
     if starts and starts[0]:
         pieces.append(Piece(example.text[: starts[0]]))
-    for (kind, is_special), run in groupby(range(len(kinds)), key=kinds.__getitem__):
+    for kind, run in groupby(range(len(kinds)), key=kinds.__getitem__):
         places = list(run)
-        text = example.text[starts[places[0]] : ends[places[-1]]]
-        shown = f"{kind} special" if is_special else kind
-        pieces.append(Piece(text, shown))
+        pieces.append(Piece(example.text[starts[places[0]] : ends[places[-1]]], kind))
     return pieces
 
 
 def marked(pieces: Iterable[Piece]) -> str:
-    """Pieces in plain characters: ⟦what is learnt⟧ and ⟪the fault⟫."""
+    """Join pieces in plain characters: ⟦learnt text⟧ and ⟪the fault⟫."""
     parts = []
     for mark, run in groupby(pieces, key=lambda piece: _MARKS.get(piece.kind.split()[0])):
         text = visible("".join(piece.text for piece in run))
@@ -172,18 +169,18 @@ _MARKS = {"learnt": "⟦⟧", "fault": "⟪⟫"}
 
 
 def visible(text: str) -> str:
-    """A text in which characters that no terminal shows are written out."""
+    """Write out the characters of a text that a terminal does not show."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: Renderer) -> str:
-    """Why a row's loss mask is wrong, empty when it covers the answers and nothing else.
+    """Return the fault of a row's loss mask, empty if it covers the answers and nothing else.
 
-    It is read back from the tokens themselves: what they decode to has to stand in the answers.
+    The mask is checked by its tokens: the text that they decode to must stand in the answers.
     """
     mask = example.loss_mask
     if mask is None:
-        return "its mask trains on nothing: the answer's tokens can't be told from the prompt's"
+        return "its mask trains on nothing: the answer's first token merges with the prompt's last"
     runs = [
         [index for index, _ in run]
         for learnt, run in groupby(enumerate(mask), key=lambda entry: entry[1])

@@ -10,10 +10,10 @@ from tuneline.store import S3Store
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`.
+    """Split `s3://bucket/key` into bucket and key.
 
     Raises:
-        UserError: it names no bucket.
+        UserError: if it names no bucket.
     """
     bucket, _, key = address.removeprefix("s3://").partition("/")
     if not bucket:
@@ -22,11 +22,11 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def find_in_bucket(address: str) -> list[SourceFile]:
-    """The objects that an address names.
+    """Find the objects that an address names.
 
     Raises:
-        UserError: there are none, or the server refuses access.
-        RetryableError: the server failed.
+        UserError: if there are none, or the server refuses access.
+        RetryableError: if the server failed.
     """
     bucket, key = split_address(address)
     store = S3Store(bucket, "")

@@ -1,7 +1,7 @@
-"""Bytes of plain, gzip and zstd files in blocks and lines, in bounded memory.
+"""Read plain, gzip and zstd files in blocks and lines, in bounded memory.
 
-Compression is told by the first bytes, never by the name. A stream that breaks off gives what
-can be unpacked before it says why it broke.
+The first bytes decide on the compression, never the name. A stream that breaks off gives what
+can be unpacked before it raises an error with the reason.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# Bytes unpacked at once: what a zstd stream that breaks may lose beyond the break.
+# Bytes unpacked at once; a zstd stream that breaks may lose so many before the break.
 BLOCK = 1 << 16
-# A line longer than this is no row; it is not held in memory whole.
+# A longer line can't be a row; it is not held in memory whole.
 MAX_LINE_BYTES = 64 << 20
 GZIP, ZSTD = "gzip", "zstd"
 
 
 class BrokenStream(ValueError):
-    """A stream can't be read on; the message says why.
+    """A stream breaks off; the message gives the reason.
 
     Attributes:
-        partial: the bytes of the line in which it broke.
+        partial: the bytes of the line in which it breaks off.
     """
 
     partial: bytes = b""
 
 
 def compression_of(head: bytes) -> str | None:
-    """The compression that a file's first bytes show (RFC 1952, RFC 8878), None for none."""
+    """Return the compression that a file's first bytes show (RFC 1952, RFC 8878), or None."""
     if head.startswith(b"\x1f\x8b"):
         return GZIP
     # A zstd file may begin with a frame to be skipped, as parallel compressors write it.
@@ -38,16 +38,16 @@ def compression_of(head: bytes) -> str | None:
 
 
 def compression_of_file(path: Path) -> str | None:
-    """The compression of a file, None for none."""
+    """Return the compression of a file, None if it has none."""
     with path.open("rb") as handle:
         return compression_of(handle.read(4))
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The unpacked bytes of a file.
+    """Read the unpacked bytes of a file.
 
     Raises:
-        BrokenStream: it is cut off or damaged; what came before was given.
+        BrokenStream: if it is cut off or damaged, after all that could be unpacked.
     """
     compression = compression_of_file(path)
     if compression == GZIP:
@@ -84,7 +84,7 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
 
 
 def head_of(path: Path, size: int) -> bytes:
-    """The first unpacked bytes of a file, fewer where it ends or breaks."""
+    """Return the first unpacked bytes of a file, fewer if it ends or breaks off before."""
     found = b""
     try:
         for block in blocks(path):
@@ -97,12 +97,12 @@ def head_of(path: Path, size: int) -> bytes:
 
 
 def lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The lines of a file without their newlines, each with its true length in bytes.
+    """Read the lines of a file without their newlines, each with its true length in bytes.
 
-    A line over `MAX_LINE_BYTES` is cut there; its length tells.
+    A line over `MAX_LINE_BYTES` is cut there and so shorter than its length.
 
     Raises:
-        BrokenStream: the file can't be read on; its `partial` is the line so far.
+        BrokenStream: if the file breaks off; its `partial` is the line so far.
     """
     pending: list[bytes] = []
     size = 0
@@ -126,7 +126,7 @@ def lines(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def count_lines(path: Path) -> int:
-    """Number of lines, a break counted as one: counted without `lines`, to be held against it."""
+    """Count lines, a break as one; independent of `lines`, whose count is compared with it."""
     found, last = 0, b"\n"
     try:
         for block in blocks(path):

@@ -18,10 +18,10 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def columns_of(template: str, where: str) -> list[str]:
-    """The columns that a template names.
+    """Return the columns that a template names.
 
     Raises:
-        UserError: a brace stands alone, or a name is empty.
+        UserError: if a brace stands alone, or a name is empty.
     """
     names = []
     for piece in _PIECE.finditer(template):
@@ -55,7 +55,7 @@ def check_columns(mapping: CsvMapping, header: Sequence[str], name: str) -> None
     """Check that a file has the columns that its mapping names.
 
     Raises:
-        UserError: names every column that is missing.
+        UserError: if a column is missing; the message names each.
     """
     wanted: dict[str, None] = {}
     for field in ("system", "user", "assistant"):

@@ -1,6 +1,6 @@
-"""Which files a dataset's address names: paths, folders, globs, `s3://`, `hf://datasets/…`.
+"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`.
 
-Files come in the order of their names, each once, each with the name that its rows are told by.
+Files come in the order of their names, each once, with the name that rows and errors give.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ KINDS = "a path, a folder, a glob, a file://, s3:// or hf://datasets/… address
 
 
 def find_files(addresses: Iterable[str]) -> list[SourceFile]:
-    """The files that addresses name, each file once.
+    """Find the files that addresses name, each file once.
 
     Raises:
-        UserError: an address is malformed, or names nothing that can hold a dataset.
-        RetryableError: a server failed.
+        UserError: if an address is malformed, or names nothing that can hold a dataset.
+        RetryableError: if a server failed.
     """
     found: dict[str, SourceFile] = {}
     for address in addresses:
@@ -34,7 +34,7 @@ def find_files(addresses: Iterable[str]) -> list[SourceFile]:
 
 
 def find_here(addresses: Iterable[str]) -> list[SourceFile]:
-    """Like `find_files`, but asks no server: addresses on one are checked for their form."""
+    """Find local files; addresses on a server are only checked for their form."""
     return [file for address in addresses for file in _find(address, ask_servers=False)]
 
 
@@ -62,7 +62,7 @@ def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
 def _find_local(address: str, path: str, *, as_uri: bool) -> list[SourceFile]:
     whole = Path(path)
     if "\0" in path:
-        raise UserError(f"{address!r} is no path; give {KINDS}")
+        raise UserError(f"{address!r} is not a path; give {KINDS}")
     if whole.is_dir():
         paths = _below(whole, address)
         if not paths:
@@ -76,11 +76,11 @@ def _find_local(address: str, path: str, *, as_uri: bool) -> list[SourceFile]:
         paths = sorted(p for p in matches if p.is_file() and ending_of(p.name) in ENDINGS)
         if not paths:
             raise UserError(f"{address} matches no JSONL, CSV or Parquet file; check the pattern")
-    return [SourceFile(_shown(p, as_uri=as_uri), address, p.absolute().as_uri(), p) for p in paths]
+    return [SourceFile(_name(p, as_uri=as_uri), address, p.absolute().as_uri(), p) for p in paths]
 
 
 def _below(folder: Path, address: str) -> list[Path]:
-    """Every data file in a folder, hidden ones passed over."""
+    """Find every data file in a folder, without hidden ones."""
 
     def stop(error: OSError) -> None:
         raise UserError(f"{address}: {error.filename} can't be read: {error.strerror}")
@@ -92,8 +92,8 @@ def _below(folder: Path, address: str) -> list[Path]:
     return sorted(found)
 
 
-def _shown(path: Path, *, as_uri: bool) -> str:
+def _name(path: Path, *, as_uri: bool) -> str:
     if as_uri:
         return path.absolute().as_uri()
-    # A name that is no UTF-8 must not stop the tables that hold it.
+    # A name that is not UTF-8 must not stop the tables that hold it.
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -25,7 +25,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A dataset's repository, revision and the path in it (empty for all)."""
+    """A dataset's repository, its revision and the path in it (empty for all files)."""
 
     repository: str
     revision: str
@@ -36,12 +36,12 @@ def parse_address(address: str) -> HubAddress:
     """Take an address apart; without a revision it is `main`.
 
     Raises:
-        UserError: it names no dataset.
+        UserError: if it does not name a dataset.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(
-            f"{address} is no dataset on the hub; write "
+            f"{address} is not a dataset on the hub; write "
             "hf://datasets/owner/name@revision/path, the revision best a full commit"
         )
     # A slash in a revision is written %2F, as the hub's own addresses have it.
@@ -50,11 +50,11 @@ def parse_address(address: str) -> HubAddress:
 
 
 def find_on_hub(address: str) -> list[SourceFile]:
-    """The files of a dataset on the hub that an address names.
+    """Find the files of a dataset on the hub that an address names.
 
     Raises:
-        UserError: the hub knows no such dataset or revision, or no file there is a dataset.
-        RetryableError: the hub can't be reached.
+        UserError: if the hub knows no such dataset or revision, or has no data file there.
+        RetryableError: if the hub can't be reached.
     """
     wanted = parse_address(address)
     commit, names = call_hub(f"dataset {address!r}", lambda: _list(wanted))

@@ -1,7 +1,7 @@
 """Open the files of a dataset one after the other, its own hold-out last.
 
-A file that can't be read is told by a record with a fault and does not stop the others; when no
-file holds a record, that is the user's error.
+A file that can't be read becomes a record with a fault and does not stop the others; if no file
+holds a record, that is the user's error.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from tuneline.artifacts.data import SourceNote
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.sources.files import find_files
+from tuneline.data.sources.raw_record import BROKEN_FILE, RawRecord
 from tuneline.data.sources.records import (
-    BROKEN_FILE,
-    RawRecord,
     check_file,
     count_records,
     read_records,
@@ -25,21 +24,18 @@ from tuneline.data.sources.records import (
 from tuneline.data.sources.source_file import SourceFile
 from tuneline.errors import UserError
 
-# What schema_validation leaves for the dataset's card: every file with its hash.
-SOURCES = "sources.json"
-
 
 @dataclass
 class OpenFile:
     """A file on this machine whose records can be read once.
 
     Attributes:
-        file: where it comes from.
-        path: where it lies.
-        own_holdout: whether it belongs to the dataset's own hold-out.
-        alone: whether it is all there is of the dataset or its hold-out.
-        found: records that were read so far.
-        unusable: why none of it can be read, None when some can.
+        file: its address and name.
+        path: its path here.
+        own_holdout: True if it belongs to the dataset's own hold-out.
+        alone: True if the dataset (or its hold-out) has no other file.
+        found: number of records read so far.
+        unusable: reason why nothing of it can be read, None if something can.
     """
 
     file: SourceFile
@@ -50,10 +46,10 @@ class OpenFile:
     unusable: str | None = field(default=None, init=False)
 
     def records(self, mapping: CsvMapping | None) -> Iterator[RawRecord]:
-        """Its records, one by one.
+        """Read its records, one by one.
 
         Raises:
-            UserError: the file is unusable and there is no other.
+            UserError: if the file is unusable and there is no other.
         """
         name = self.file.name
         if self.alone:
@@ -68,48 +64,48 @@ class OpenFile:
                 self.unusable = None
             yield record
 
-    def described(self, sha256: str, size: int, form: str | None) -> dict[str, Any]:
-        """What the dataset's card says of it, once it has been read.
+    def note(self, sha256: str, size: int, form: str | None) -> SourceNote:
+        """Describe the file for the dataset's card, once it has been read.
 
         Args:
-            sha256: of its bytes.
-            size: how many these are.
-            form: the form that was found in it.
+            sha256: hash of its bytes.
+            size: its size, bytes.
+            form: the form found in it.
         """
-        return {
-            "name": self.file.name,
-            "address": self.file.address,
+        return SourceNote(
+            name=self.file.name,
+            address=self.file.address,
             # A path of this machine says nothing elsewhere; a server's address is the pinned one.
-            "origin": None if self.file.local is not None else self.file.origin,
-            "own_holdout": self.own_holdout,
-            "sha256": sha256,
-            "bytes": size,
-            "form": form,
-            "records": self.found,
-        }
+            origin=None if self.file.local is not None else self.file.origin,
+            own_holdout=self.own_holdout,
+            sha256=sha256,
+            bytes=size,
+            form=form,
+            records=self.found,
+        )
 
     @property
     def input_name(self) -> str:
-        """How evidence names it among the inputs."""
+        """Its name among the inputs of the evidence."""
         kind = "holdout" if self.own_holdout else "dataset"
         return kind if self.alone else f"{kind}/{self.file.name}"
 
     def count(self) -> int:
-        """Its records, counted without the reader where that can be done."""
+        """Count its records, without the reader where possible."""
         counted = count_records(self.path)
         return self.found if counted is None else counted
 
 
 def open_files(config: DataConfig, scratch: Path) -> Iterator[OpenFile]:
-    """Every file of the dataset, then of its own hold-out.
+    """Open every file of the dataset, then of its own hold-out.
 
-    A fetched file is gone when the next one is asked for. A file that is named as hold-out is
+    A fetched file is removed before the next one is opened. A file that is named as hold-out is
     not read as training data too.
 
     Raises:
-        UserError: an address names nothing, or no file of the dataset (or of its hold-out)
+        UserError: if an address names nothing, or no file of the dataset (or of its hold-out)
             holds a record that could be read.
-        RetryableError: a server failed.
+        RetryableError: if a server failed.
     """
     held = find_files(config.holdouts) if config.holdouts else []
     origins = {file.origin for file in held}
@@ -130,7 +126,7 @@ def open_files(config: DataConfig, scratch: Path) -> Iterator[OpenFile]:
 
 
 def _refuse_nothing(opened: list[OpenFile]) -> None:
-    """Refuse a dataset of several files when none can be read."""
+    """Refuse a dataset of several files if none can be read."""
     if not opened or any(file.found and file.unusable is None for file in opened):
         return
     reason = next((file.unusable for file in opened if file.unusable), None)

@@ -1,4 +1,4 @@
-"""One file of a dataset, and which names on a server a path or glob chooses."""
+"""One file of a dataset, and the choice of files on a server by a path or glob."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class SourceFile:
     """One file of a dataset.
 
     Attributes:
-        name: how rows and errors name it: its address, as the configuration writes it.
-        address: the entry of the configuration that it comes from.
+        name: its name in rows and errors: the address as the configuration writes it.
+        address: the entry of the configuration that names it.
         origin: its full address, a hub's revision pinned to its commit.
-        local: where it lies, None for one on a server.
-        download: brings it to a given path; None for one that lies here.
+        local: its path on this machine, None for a file on a server.
+        download: a function that brings it to a given path; None for a local file.
     """
 
     name: str
@@ -37,11 +37,11 @@ class SourceFile:
     download: Callable[[Path], None] | None = field(default=None, repr=False)
 
     def fetch(self, scratch: Path) -> Path:
-        """Bring the file to this machine; one that lies here stays where it is.
+        """Bring the file to this machine; a local file stays where it is.
 
         Raises:
-            UserError: the server refuses it.
-            RetryableError: the server failed.
+            UserError: if the server refuses it.
+            RetryableError: if the server failed.
         """
         if self.download is None:
             assert self.local is not None
@@ -53,18 +53,18 @@ class SourceFile:
 
 
 def ending_of(name: str) -> str:
-    """The ending that tells a file's form, a compression's passed over, in lower case."""
+    """Return the ending of a file's name in lower case, without that of a compression."""
     stem, ending = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] if ending in PACKED_ENDINGS else ending
 
 
 def is_data(name: str) -> bool:
-    """Whether a file found in a folder belongs to the dataset: by its ending, not hidden."""
+    """Return True if a file of a folder belongs to the dataset by its ending and isn't hidden."""
     return not name.startswith(".") and ending_of(name) in ENDINGS
 
 
 def choose(names: Sequence[str], wanted: str) -> list[str]:
-    """Of the files on a server those that a path names: itself, all below it, or a glob's.
+    """Choose the files on a server that a path names: itself, all below it, or a glob's.
 
     Args:
         names: relative POSIX paths.
@@ -88,13 +88,13 @@ def choose(names: Sequence[str], wanted: str) -> list[str]:
 
 
 def fixed_folder(pattern: str) -> str:
-    """The folder above a pattern's first wildcard, empty for the root."""
+    """Return the folder above a pattern's first wildcard, empty for the root."""
     match = _WILDCARD.search(pattern)
     return pattern[: match.start()].rpartition("/")[0] if match else pattern
 
 
 def has_wildcard(text: str) -> bool:
-    """Whether a path is a glob."""
+    """Return True if a path is a glob."""
     return _WILDCARD.search(text) is not None
 
 
@@ -113,4 +113,4 @@ def _glob_pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile("".join(parts), re.S)
     except re.error:
-        raise UserError(f"{text!r} is no pattern for files; check its brackets") from None
+        raise UserError(f"{text!r} is not a pattern for files; check its brackets") from None

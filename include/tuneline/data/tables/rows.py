@@ -1,19 +1,20 @@
 """The tables that data steps hand to each other, as Parquet files.
 
-`rows.parquet` holds the rows that are still in, `rejected.parquet` those a step took out (raw
-text: it lies in quarantine), `audit.parquet` one line of measures per row, without any text.
+`rows.parquet` holds the rows that are still in, `rejected.parquet` those that a step took out
+(raw text, so it lies in quarantine), `audit.parquet` one line of measures per row, without any
+text. Their names stand in `tuneline.artifacts.data`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.catalogue import DATA_ORDER, data_item_before
-from tuneline.data.tables.arrow_columns import columns_of, table_of
+from tuneline.artifacts.data import UNSCRUBBED, rejected_of, rows_of
+from tuneline.catalogue import data_item_before
 from tuneline.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ Message = dict[str, str]
 TRAIN, VALIDATION, HOLDOUT = "train", "validation", "holdout"
 SPLITS = (TRAIN, VALIDATION, HOLDOUT)
 
-ROWS = "rows.parquet"
-AUDIT = "audit.parquet"
-REJECTED = "quarantine/rejected.parquet"
-# What schema_validation leaves is not scrubbed yet, so it lies in quarantine too.
-UNSCRUBBED = "quarantine/rows.parquet"
-DATASET = "dataset.parquet"
+ROW_COLUMNS = (
+    "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins"
+).split()
+# As the public contract names them.
+DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
+REJECT_COLUMNS = "row_id item reason source_file source_line raw".split()
+# Short enough that the texts of a part stay below the two gigabytes of a string array.
+_PART_ROWS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,11 @@ class Row:
             `-2`, `-3`, …, a piece of a split row `#0`, `#1`, ….
         messages: the turns, each `{"role": …, "content": …}`.
         source_file: the file as the configuration names it.
-        source_line: its line there, from 1; a CSV's header is line 1.
+        source_line: its line in that file, from 1; a CSV's header is line 1.
         label: its class, None without one.
-        own_holdout: whether it came from the dataset's own hold-out file.
-        split: where it belongs, empty before deduplication.
-        n_tokens: tokens of the rendered row, 0 where its turns changed since they were counted.
+        own_holdout: True if it comes from the dataset's own hold-out file.
+        split: train, validation or holdout; empty before deduplication.
+        n_tokens: tokens of the rendered row, 0 if its turns changed since they were counted.
         raw: the source line, only before scrubbing.
         stand_ins: surrogates in its turns.
     """
@@ -86,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that a step took out. `reason` is `code` or `code: detail`."""
+    """A row that a step took out; `reason` is `code` or `code: detail`."""
 
     row_id: str
     item: str
@@ -101,93 +104,58 @@ class Reject:
         return self.reason.split(":", 1)[0]
 
 
-def _message_type() -> pa.DataType:
+def _schema(names: Iterable[str]) -> pa.Schema:
     import pyarrow as pa
 
-    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    text = pa.string()
+    surrogate = [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", text)]
+    types = {
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+        "own_holdout": pa.bool_(),
+        "weight": pa.float64(),
+        "n_tokens": pa.int32(),
+        "source_line": pa.int64(),
+        "raw": pa.large_string(),
+        "stand_ins": pa.list_(pa.struct(surrogate)),
+    }
+    return pa.schema([(name, types.get(name, text)) for name in names])
 
 
-def row_schema() -> pa.Schema:
-    """The columns of `rows.parquet`."""
+def _write(path: Path, names: Sequence[str], entries: Sequence[Any], **more: list[Any]) -> None:
+    """Write a table of the attributes `names` of entries; `more` gives columns instead."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    stand_in = pa.struct(
-        [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", pa.string())]
-    )
-    return pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("messages", _message_type()),
-            ("label", pa.string()),
-            ("own_holdout", pa.bool_()),
-            ("split", pa.string()),
-            ("n_tokens", pa.int32()),
-            ("source_file", pa.string()),
-            ("source_line", pa.int64()),
-            ("raw", pa.large_string()),
-            ("stand_ins", pa.list_(stand_in)),
-        ]
-    )
+    columns = {name: more.get(name) or list(map(attrgetter(name), entries)) for name in names}
+    parts = [
+        pa.Table.from_pydict(
+            {name: values[at : at + _PART_ROWS] for name, values in columns.items()}, _schema(names)
+        )
+        for at in range(0, max(len(entries), 1), _PART_ROWS)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.concat_tables(parts), path)
 
 
-def dataset_schema() -> pa.Schema:
-    """The columns of `dataset.parquet`, as the public contract names them."""
-    import pyarrow as pa
+def _read(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
 
-    return pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("messages", _message_type()),
-            ("split", pa.string()),
-            ("label", pa.string()),
-            ("weight", pa.float64()),
-            ("n_tokens", pa.int32()),
-            ("source_file", pa.string()),
-            ("source_line", pa.int64()),
-        ]
-    )
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
 
 
-def reject_schema() -> pa.Schema:
-    """The columns of `rejected.parquet`, as the public contract names them."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("row_id", pa.string()),
-            ("item", pa.string()),
-            ("reason", pa.string()),
-            ("source_file", pa.string()),
-            ("source_line", pa.int64()),
-            ("raw", pa.large_string()),
-        ]
-    )
+def _rows(columns: dict[str, list[Any]]) -> list[Row]:
+    return [
+        Row(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows.parquet`."""
     rows = list(rows)
-    columns = _columns(rows, [name for name in row_schema().names if name != "stand_ins"])
-    columns["stand_ins"] = [
-        [
-            {"turn": s.turn, "start": s.start, "end": s.end, "entity": s.entity}
-            for s in row.stand_ins
-        ]
-        for row in rows
-    ]
-    _write(path, row_schema(), columns)
-
-
-def _columns(entries: Sequence[Any], names: Iterable[str]) -> dict[str, list[Any]]:
-    return {name: list(map(attrgetter(name), entries)) for name in names}
-
-
-def _rows(columns: dict[str, list[Any]]) -> list[Row]:
-    """Rows from their columns; columns that are no field of a row are an error."""
-    return [
-        Row(**dict(zip(columns, values, strict=True)))
-        for values in zip(*columns.values(), strict=True)
-    ]
+    stand_ins = [list(map(asdict, row.stand_ins)) for row in rows]
+    _write(path, ROW_COLUMNS, rows, stand_ins=stand_ins)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -207,7 +175,7 @@ def rows_before(ctx: StepContext) -> list[Row]:
     """
     step = data_item_before(ctx.step)
     assert step is not None, f"{ctx.step} is the first data item"
-    rows = read_rows(ctx.input(step, UNSCRUBBED if step == DATA_ORDER[0] else ROWS))
+    rows = read_rows(rows_of(step).fetch(ctx))
     if not rows:
         raise UserError(f"{step} kept no rows, so there is nothing for {ctx.step} to work on")
     return rows
@@ -215,9 +183,7 @@ def rows_before(ctx: StepContext) -> list[Row]:
 
 def write_dataset(path: Path, rows: Sequence[Row], weights: Sequence[float]) -> None:
     """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
-    columns = _columns(rows, [name for name in dataset_schema().names if name != "weight"])
-    columns["weight"] = list(weights)
-    _write(path, dataset_schema(), columns)
+    _write(path, DATASET_COLUMNS, rows, weight=list(weights))
 
 
 def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
@@ -229,7 +195,7 @@ def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write `rejected.parquet`."""
-    _write(path, reject_schema(), _columns(list(rejects), reject_schema().names))
+    _write(path, REJECT_COLUMNS, list(rejects))
 
 
 def read_rejects(path: Path) -> list[Reject]:
@@ -247,52 +213,47 @@ def write_audit(path: Path, columns: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def _write(path: Path, schema: pa.Schema, columns: dict[str, list[Any]]) -> None:
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table_of(columns, schema), path)
-
-
-def _read(path: Path) -> dict[str, list[Any]]:
-    import pyarrow.parquet as pq
-
-    return columns_of(pq.read_table(path))
-
-
-def rejects_of(
-    rows: Iterable[tuple[Row, str]], item: str, raws: dict[str, str]
-) -> Iterator[Reject]:
-    """Turn rows and the reasons they leave for into rejects.
+def write_rejected(ctx: StepContext, left: Sequence[tuple[Row, str]]) -> None:
+    """Write the rows that this item takes out, with their source lines, into quarantine.
 
     Args:
-        rows: each row with its reason.
-        item: the item that takes it out.
-        raws: the source line of each row by `row_id`, from `read_raws`.
+        ctx: the item's context.
+        left: each row with the reason, `code` or `code: detail`.
     """
-    for row, reason in rows:
-        raw = raws[base_id(row.row_id)]
-        yield Reject(row.row_id, item, reason, row.source_file, row.source_line, raw)
+    raws = _raw_lines(UNSCRUBBED.fetch(ctx), {base_id(row.row_id) for row, _ in left})
+    write_rejects(
+        rejected_of(ctx.step).path(ctx),
+        (
+            Reject(
+                row.row_id,
+                ctx.step,
+                reason,
+                row.source_file,
+                row.source_line,
+                raws[base_id(row.row_id)],
+            )
+            for row, reason in left
+        ),
+    )
 
 
-def base_id(row_id: str) -> str:
-    """The id of the source row that a piece `id#k` was split from."""
-    return row_id.split("#", 1)[0]
-
-
-def read_raws(path: Path, row_ids: Iterable[str]) -> dict[str, str]:
-    """The source lines of some rows, from what schema_validation left in quarantine."""
+def _raw_lines(path: Path, row_ids: set[str]) -> dict[str, str]:
+    """Return the source lines of some rows by id, from what schema_validation left."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    wanted = pa.array({base_id(row_id) for row_id in row_ids}, pa.string())
     table = pq.read_table(path, columns=["row_id", "raw"])
-    table = table.filter(pc.is_in(table["row_id"], value_set=wanted))
+    table = table.filter(pc.is_in(table["row_id"], value_set=pa.array(row_ids, pa.string())))
     return dict(zip(table["row_id"].to_pylist(), table["raw"].to_pylist(), strict=True))
 
 
+def base_id(row_id: str) -> str:
+    """Return the id of the source row that a piece `id#k` was split from."""
+    return row_id.split("#", 1)[0]
+
+
 def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) -> Row:
-    """The row with scrubbed turns and without its source line."""
+    """Return the row with scrubbed turns and without its source line."""
     counted = row.n_tokens if messages == row.messages else 0
     return replace(row, messages=messages, stand_ins=stand_ins, n_tokens=counted, raw="")

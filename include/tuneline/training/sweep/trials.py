@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.data import DATASET as _DATASET
 from tuneline.config import PipelineConfig
-from tuneline.data.tables.rows import DATASET, HOLDOUT
+from tuneline.data.tables.rows import HOLDOUT
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Verdict, measure
 from tuneline.run import Run, StepContext
@@ -31,7 +32,7 @@ from tuneline.training.loop.validation_loss import Validation
 from tuneline.training.sweep.rank_choice import Trial
 
 RESULT = "trial.json"
-DATA_STEP = "distribution_balancing"
+DATA_STEP, DATASET = _DATASET.step, _DATASET.name
 
 
 def home_of(run: Run) -> Store:

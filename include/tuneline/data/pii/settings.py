@@ -1,0 +1,63 @@
+"""Settings of a scrubber, made from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneline.config import DataConfig
+from tuneline.data.pii.languages import ENGLISH
+from tuneline.data.pii.profiles import demanded_only, recognised
+
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a scrubber; each worker makes its own scrubber from them.
+
+    Attributes:
+        names: types of `NER_ENTITIES` to find.
+        demanded: types of `DEMANDED_ONLY` to find.
+        models: spaCy package by language; without one only cues find names.
+        languages: declared languages.
+        recognizers: Presidio recognisers of the user.
+        least_score: lowest Presidio score of a hit that counts.
+        common: words of the dataset that are not names.
+        label_field: field of a JSON answer that is left alone.
+        allow: texts that are never personal data, casefolded.
+        actions: action on the hits of an entity; the default is to replace them.
+        seed: seed of the surrogates.
+    """
+
+    names: tuple[str, ...] = ()
+    demanded: tuple[str, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+    languages: tuple[str, ...] = (ENGLISH,)
+    recognizers: tuple[str | Mapping[str, Any], ...] = ()
+    least_score: float = 0.4
+    common: frozenset[str] = frozenset()
+    label_field: str | None = None
+    allow: frozenset[str] = frozenset()
+    actions: Mapping[str, str] = field(default_factory=dict)
+    seed: int = SEED
+
+    def entities_with(self, action: str) -> frozenset[str]:
+        """Return the entities whose hits get an action."""
+        return frozenset(entity for entity, given in self.actions.items() if given == action)
+
+
+def settings_of(config: DataConfig) -> Settings:
+    """Return the settings that a configuration asks for."""
+    return Settings(
+        names=recognised(config.pii_profile),
+        demanded=demanded_only(config.pii_profile),
+        models=config.spacy_models if config.pii_ner else {},
+        languages=tuple(config.languages),
+        recognizers=tuple(config.pii_recognizers),
+        least_score=config.pii_recognizer_score,
+        label_field=config.label_field,
+        allow=frozenset(text.casefold() for text in config.pii_allow),
+        actions=config.pii_actions,
+    )
