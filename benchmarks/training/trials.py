@@ -92,6 +92,7 @@ def watched(job: Job) -> Trial:
 
     load_torch(job["threads"], job["seed"])
     from benchmarks.training.watched import WatchedTraining
+    from tuneline.artifacts.training import Plan
 
     window = StepWindow(job["warm_up"])
     rows = read_rows(job["rows"])
@@ -101,16 +102,16 @@ def watched(job: Job) -> Trial:
         _config(job, tracking=["mlflow"], evaluations=1, max_steps=job["steps"]),
         base=Path(job["base"]),
         lora=_lora(job),
-        plan={
-            "micro_batch": job["batch"],
-            "accumulation": 1,
-            "world_size": 1,
-            "effective_batch": job["batch"],
-            "threads": job["threads"],
-            "device": job["device"],
-            "precision": job["precision"],
-            "estimate": PLAN_ESTIMATE,
-        },
+        plan=Plan(
+            micro_batch=job["batch"],
+            accumulation=1,
+            world_size=1,
+            effective_batch=job["batch"],
+            threads=job["threads"],
+            device=job["device"],
+            precision=job["precision"],
+            estimate=PLAN_ESTIMATE,
+        ),
         rows=rows,
         validation=read_rows(job["validation"]),
     )
@@ -208,7 +209,7 @@ def _config(job: Job, **settings: Any) -> Any:
 
 
 def _lora(job: Job) -> Any:
-    from tuneline.training.loop.base_weights import LoraSettings
+    from tuneline.artifacts.training import LoraSettings
 
     return LoraSettings(
         r=job["r"],

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import LoraSettings, Plan
 from tuneline.config import TrainingConfig, build_config
 from tuneline.models import load_tokenizer
 from tuneline.run import Run, StepContext
-from tuneline.training.loop.base_weights import LoraSettings
 from tuneline.training.loop.inputs import Inputs, hyperparameters
 from tuneline.training.loop.rows import EncodedRow
 from tuneline.training.processes.group import ALONE
-from tuneline.training.tracking.description import describe
 from tuneline.training.tracking.session import Tracking, track
+from tuneline.training.tracking.tracked_run import describe
 from tuneline.training.train import train
 
 
@@ -45,7 +45,7 @@ class WatchedTraining:
         *,
         base: Path,
         lora: LoraSettings,
-        plan: Mapping[str, Any],
+        plan: Plan,
         rows: Sequence[EncodedRow],
         validation: Sequence[EncodedRow],
     ) -> None:

@@ -13,17 +13,22 @@ from tests.lab.mlflow_server import MlflowServer
 from tests.lab.training_runs import broken, value
 from tests.lab.wandb_server import KEY, WandbServer
 
+from tuneline.artifacts.training import TRAINED, TrackedRun
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.stack.ports import pick_free
 from tuneline.training import loss_monitoring, sync_tracking
-from tuneline.training.loop.loss_history import read_history
-from tuneline.training.tracking.description import Description, without_password, without_path
 from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
 from tuneline.training.tracking.mlflow_run import Place, find_place, open_mlflow
 from tuneline.training.tracking.sender import Sender
-from tuneline.training.tracking.tracked_run import TrackedRun, latest_runs, runs_of, unsynced
+from tuneline.training.tracking.tracked_run import (
+    Description,
+    latest_runs,
+    unsynced,
+    without_password,
+    without_path,
+)
 from tuneline.training.tracking.wandb_run import open_wandb
 
 SHORT = {"max_steps": 6, "evaluations": 2}
@@ -50,7 +55,7 @@ def no_key(monkeypatch):
 
 
 def tracked(run):
-    return {entry.tracker: entry for entry in runs_of(run.document("train", "run.json"))}
+    return {entry.tracker: entry for entry in TRAINED.find(run.run).tracking}
 
 
 def describe(key="key"):
@@ -62,7 +67,7 @@ def test_mlflow_has_every_step_of_a_training(lab, mlflow):
     run.train()
     found = tracked(run)["mlflow"]
     there = mlflow.client().get_run(found.run_id)
-    history = read_history(run.artifact("train", "history.jsonl"))
+    history = run.history
     for name, key in (("train/loss", "loss"), ("eval/loss", "eval_loss")):
         got = [(m.step, m.value) for m in mlflow.client().get_metric_history(found.run_id, name)]
         assert got == [(e["step"], e[key]) for e in history if key in e]
@@ -116,7 +121,7 @@ def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow, wandb_server, m
 
     run.execute("train", train.run)
     found = tracked(run)
-    assert run.document("train", "run.json")["resumed_from"] > 0
+    assert run.trained["resumed_from"] > 0
     assert found["mlflow"].run_id == before.info.run_id
     assert mlflow.steps(before.info.run_id, "train/loss") == list(range(1, 136))
     evaluated = [0, 27, 54, 81, 108, 135]
@@ -153,7 +158,7 @@ def steps_of(rows, metric):
 
 
 def logged(run, key):
-    history = read_history(run.artifact("train", "history.jsonl"))
+    history = run.history
     return [(entry["step"], entry[key]) for entry in history if key in entry]
 
 
@@ -243,7 +248,7 @@ def test_a_server_that_can_not_be_reached_is_tracked_offline(wandb_alone, monkey
 def test_an_untracked_training_warns(lab):
     run = lab(tracking=[], **SHORT)
     run.train()
-    assert run.document("train", "run.json")["tracking"] == []
+    assert run.trained["tracking"] == []
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert value(evidence, "live_tracking") == "none"
     assert "live_tracking" in broken(evidence)

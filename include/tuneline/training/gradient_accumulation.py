@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.training import LORA, PLAN, Plan
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
@@ -42,29 +44,6 @@ MODEL_ERROR = 0.10
 POWER = 3.0
 
 Probe = Callable[[Sequence[int]], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`plan.json`: how the rows of an optimiser step are fed to the processor."""
-
-    micro_batch: int
-    accumulation: int
-    world_size: int
-    effective_batch: int
-    max_length: int
-    longest_row: int
-    threads: int
-    device: str
-    precision: str
-    gradient_checkpointing: bool
-    memory_limit_bytes: int
-    memory_limit_source: str
-    predicted_peak_bytes: int
-    measured_peak_bytes: int
-    predicted_parts: dict[str, int]
-    tokens_per_second: float
-    estimate: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -248,8 +227,8 @@ def run(ctx: StepContext) -> Evidence:
     threads = max(1, training_threads(config) // ctx.config.processes_per_node)
     common = {
         "base": str(base.path),
-        "dataset": str(ctx.input("distribution_balancing", "dataset.parquet")),
-        "lora": json.loads(ctx.input("lora_selection", "lora.json").read_text()),
+        "dataset": str(DATASET.fetch(ctx)),
+        "lora": LORA.read(ctx).model_dump(),
         "training": config.model_dump(mode="json"),
         "target_format": ctx.config.data.target_format,
         "max_tokens": ctx.config.data.max_tokens,
@@ -293,9 +272,9 @@ def run(ctx: StepContext) -> Evidence:
         predicted_parts=found["predicted"]["parts"],
         tokens_per_second=expected.tokens_per_second / processes,
         estimate=asdict(expected),
+        tried=[dict(attempt.found) for attempt in tried],
     )
-    document = {**asdict(plan), "tried": [dict(attempt.found) for attempt in tried]}
-    (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))
+    PLAN.write(ctx, plan)
     MemoryNotes(ctx.run).clear()
     return ctx.conclude(
         f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "

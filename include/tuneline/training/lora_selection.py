@@ -11,16 +11,16 @@ is refused before an hour of training, not after. Where ranks were tried
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from tuneline.artifacts.training import LORA, LoraSettings
 from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
 from tuneline.serving.engines.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
-from tuneline.training.loop.base_weights import LoraSettings, linear_modules, module_kinds
+from tuneline.training.loop.base_weights import linear_modules, module_kinds
 
 USUAL_RATIO = 2.0
 ALL_LINEAR = "all-linear"
@@ -122,9 +122,9 @@ def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
 
     trials = read_trials(ctx)
     choice = choose(trials)
-    (ctx.out / "sweep.json").write_text(choice.model_dump_json(indent=1))
+    ctx.write_json("sweep.json", choice.model_dump())
     chosen = config.model_copy(update={"r": choice.r, "alpha": config.alpha_for(choice.r)})
-    return chosen, choice.told, measurements(trials, choice, holdout_accesses(ctx.run))
+    return chosen, choice.sentence, measurements(trials, choice, holdout_accesses(ctx.run))
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -142,7 +142,7 @@ def run(ctx: StepContext) -> Evidence:
     settings, layers = select(shape_model(base.path), config)
     if chosen:
         settings = settings.model_copy(update={"reason": f"{settings.reason}; {chosen}"})
-    (ctx.out / "lora.json").write_text(json.dumps(settings.model_dump(), indent=1))
+    LORA.write(ctx, settings)
     ratio = settings.alpha / settings.r
     usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
     return ctx.conclude(

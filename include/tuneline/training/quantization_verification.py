@@ -209,7 +209,7 @@ def run(ctx: StepContext) -> Evidence:
     validation = Validation.of(ctx)
     expected = linear_modules(shape_model(validation.base))
     ctx.log(f"loading the base in 4-bit, {len(expected)} linear layers expected")
-    model = validation.load(qlora=True)
+    model = validation.load()
     layers = read_layers(model, expected)
     whole = read_model(model, layers)
     quantised = validation.losses(model)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.lab.tiny_models import make_model
 
+from tuneline.artifacts.training import LoraSettings
 from tuneline.training.cpu import packed_rows
 from tuneline.training.cpu.packed_rows import ARCHITECTURES, can_pack, lay_out
-from tuneline.training.loop.base_weights import LoraSettings, attach_lora
+from tuneline.training.loop.base_weights import attach_lora
 from tuneline.training.loop.rows import EncodedRow, as_batch
 from tuneline.training.loop.token_loss import MODEL_INPUTS, add_labelled_head, weighted_sum
 

@@ -10,12 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tuneline.errors import EXIT_RETRY, RetryableError
-from tuneline.training import train
-from tuneline.training.loop.checkpoint_times import EndWhenTold, SaveInTime
-from tuneline.training.loop.loss_history import read_history
+from tuneline.training.loop.checkpoints import EndOnSignal, SaveByClock
 from tuneline.training.processes.group import ALONE
 
 
@@ -28,7 +25,7 @@ def step_end(callback, step=1, steps=10):
 
 def test_the_clock_orders_a_checkpoint_and_any_checkpoint_sets_it_back():
     now = [0.0]
-    callback = SaveInTime(10, clock=lambda: now[0])
+    callback = SaveByClock(10, clock=lambda: now[0])
     now[0] = 5000.0  # the model was loaded for long
     callback.on_train_begin(None, None, None)
     now[0] += 599
@@ -49,7 +46,7 @@ def test_the_clock_orders_a_checkpoint_and_any_checkpoint_sets_it_back():
 def test_a_signal_ends_training_after_the_step_and_not_after_the_last():
     said = []
     before = signal.getsignal(signal.SIGTERM)
-    with EndWhenTold(ALONE, said.append) as ending:
+    with EndOnSignal(ALONE, said.append) as ending:
         assert step_end(ending).should_save is False
         signal.raise_signal(signal.SIGTERM)
         assert not ending.stopped
@@ -68,7 +65,7 @@ def test_a_thread_hears_no_signals_and_trains_on():
     ended = []
 
     def thread():
-        with EndWhenTold(ALONE, print) as ending:
+        with EndOnSignal(ALONE, print) as ending:
             ended.append(step_end(ending).should_training_stop)
 
     worker = threading.Thread(target=thread)
@@ -90,10 +87,6 @@ def pointer_of(run):
     return json.loads(run.run.store.get_bytes(key))
 
 
-def adapter_of(run):
-    return load_file(run.artifact("train", "adapter/adapter_model.safetensors"))
-
-
 # One validation pass, the last step's: no checkpoint comes from it.
 LONG = {"epochs": 20, "evaluations": 1, "dropout": 0.1}
 
@@ -103,8 +96,7 @@ def test_a_training_that_is_told_to_end_loses_no_step(lab, tmp_path, monkeypatch
     """As a drained node tells it; several processes end together, with one checkpoint."""
     settings = {**LONG, "processes": processes, "effective_batch": 8}
     run = lab(name="told", **settings)
-    run.leave_lora()
-    run.leave_plan(micro_batch=2)
+    run.prepare(micro_batch=2)
     process = started(run, tmp_path, monkeypatch)
     for line in process.stderr:
         if ": loss " in line:
@@ -122,27 +114,24 @@ def test_a_training_that_is_told_to_end_loses_no_step(lab, tmp_path, monkeypatch
     again = started(run, tmp_path, monkeypatch)
     again.communicate(timeout=240)
     assert again.returncode == 0
-    document = run.document("train", "run.json")
+    document = run.trained
     assert document["resumed_from"] == told
     assert document["world_size"] == processes
     assert document["steps"] == document["steps_planned"] == 90
-    history = read_history(run.artifact("train", "history.jsonl"))
+    history = run.history
     assert [e["step"] for e in history if "loss" in e] == list(range(1, 91))
     if processes > 1:
         return
     whole = lab(name="whole", **settings)
-    whole.leave_lora()
-    whole.leave_plan(micro_batch=2)
-    whole.execute("train", train.run)
-    ours, theirs = adapter_of(run), adapter_of(whole)
+    whole.train(micro_batch=2)
+    ours, theirs = run.adapter, whole.adapter
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name], tensor, atol=1e-5), name
 
 
 def test_a_killed_training_goes_on_from_a_checkpoint_of_the_clock(lab, tmp_path, monkeypatch):
     run = lab(checkpoint_minutes=0.01, **LONG)
-    run.leave_lora()
-    run.leave_plan()
+    run.prepare()
     process = started(run, tmp_path, monkeypatch)
     while (found := pointer_of(run)) is None:
         assert process.poll() is None
@@ -150,8 +139,8 @@ def test_a_killed_training_goes_on_from_a_checkpoint_of_the_clock(lab, tmp_path,
     assert found["step"] < 90
     process.kill()
     process.communicate()
-    run.execute("train", train.run)
-    document = run.document("train", "run.json")
+    run.resume()
+    document = run.trained
     assert found["step"] <= document["resumed_from"] < document["steps"] == 90
     evaluations = run.document("train", "checkpoints.json")["evaluations"]
     assert [e["step"] for e in evaluations] == [0, 90]

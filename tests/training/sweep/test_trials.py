@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from tests.lab.training_runs import TrainingLab, broken, make_rows, value
 
+from tuneline.artifacts.training import PLAN, LoraSettings
 from tuneline.cli import main
 from tuneline.config import build_config
 from tuneline.data.tables.rows import read_dataset, write_dataset
@@ -15,9 +16,9 @@ from tuneline.evidence import Verdict, measure
 from tuneline.run import Run
 from tuneline.step import execute, store_output
 from tuneline.training import lora_selection
-from tuneline.training.loop.base_weights import LoraSettings
 from tuneline.training.loop.inputs import hyperparameters
 from tuneline.training.sweep import trials as sweep
+from tuneline.training.sweep.rank_choice import losses_of
 
 SWEEP = {"sweep_r": [2, 8], "sweep_share": 0.5, "epochs": 4, "r": 4, "rehearsal_rows": 8}
 
@@ -64,8 +65,8 @@ def test_every_rank_is_trained_briefly_by_the_steps_of_the_run(swept):
         assert trained["steps"] == trained["steps_planned"] == 9
         assert run.find_evidence("gradient_accumulation").verdict != Verdict.FAIL
         trial, _ = sweep.read_trial(swept.run, r)
-        assert trial.losses.mean < trial.loss_before - 0.1
-        assert trial.losses.standard_error > 0
+        assert losses_of(trial).mean < trial.loss_before - 0.1
+        assert losses_of(trial).standard_error > 0
         assert len(trial.sums) == 12
 
 
@@ -103,8 +104,9 @@ def test_what_trains_afterwards_is_told_the_chosen_rank(swept):
     lora = LoraSettings(
         r=8, alpha=16, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
     )
-    names = "micro_batch accumulation world_size effective_batch precision device".split()
-    inputs = SimpleNamespace(lora=lora, plan=dict.fromkeys(names, 1), train=[], validation=[])
+    swept.leave_plan()
+    plan = PLAN.find(swept.run)
+    inputs = SimpleNamespace(lora=lora, plan=plan, train=[], validation=[])
     told = hyperparameters(swept.context("train"), inputs)
     assert (told["r"], told["alpha"]) == (8, 16)
 

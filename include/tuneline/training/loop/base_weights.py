@@ -12,26 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from tuneline.artifacts.training import LoraSettings
 from tuneline.errors import UserError, first_line
 from tuneline.training.loop.compute import Precision
-
-
-class LoraSettings(BaseModel):
-    """`lora.json`: what lora_selection decided."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: list[str]
-    rslora: bool
-    dora: bool
-    trainable_parameters: int = 0
-    total_parameters: int = 0
-    reason: str = ""
 
 
 def nf4_config() -> Any:

@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median, variance
-from typing import Any, Literal
+from typing import Any
 
+from tuneline.artifacts.training import Trip
 from tuneline.config.loss_rules import LossRulesConfig
 
 FLOOR_NATS = 0.5
@@ -31,27 +32,7 @@ OVERFIT_FLOOR_NATS = 0.01  # a rise of the validation loss by less changes no an
 # A change of the training loss must be this many standard errors to be told from noise.
 SURE_ERRORS = 2.0
 
-Rule = Literal["nan", "spike", "divergence", "overfit", "plateau"]
 Point = tuple[int, float]
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A rule that tripped.
-
-    Attributes:
-        rule: which.
-        step: optimiser step at which it did.
-        value: what was measured there.
-        limit: what it was held against.
-        sentence: for a person.
-    """
-
-    rule: Rule
-    step: int
-    value: float
-    limit: float
-    sentence: str
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,26 @@ _LOGIT_SETTINGS = (
 ).split()
 
 
-def add_labelled_head(model: Any) -> None:
+def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
     """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
 
-    The call of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
+    The call is that of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
     positions with a label only; elsewhere, and for architectures that change their logits,
-    TRL's own is used (it leaves the others out by itself on a GPU).
+    TRL's own is used (on a GPU it leaves the other positions out too).
 
     Args:
-        model: a causal language model of transformers, not its PEFT wrapper.
+        model: a causal language model of transformers, with or without an adapter of PEFT.
+        cpu_kernels: True to compute shared prefixes once and LoRA's products in one step, on a
+            CPU where the model allows it: the setting `training.cpu_kernels`.
     """
-    if next(model.parameters()).device.type != "cpu" or any(
-        getattr(model.config, name, None) for name in _LOGIT_SETTINGS
-    ):
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and cpu_kernels:
+        from tuneline.training.cpu.lora_products import fuse_lora
+
+        fuse_lora(model)
+    if not on_cpu or any(getattr(model.config, name, None) for name in _LOGIT_SETTINGS):
         from trl.trainer.utils import add_fused_lm_head
 
         add_fused_lm_head(model)
@@ -57,7 +64,7 @@ def add_labelled_head(model: Any) -> None:
     )
 
     plain_forward = model.forward
-    packs = can_pack(model)
+    packs = cpu_kernels and can_pack(model)
     if packs:
         use_row_attention(model)
 

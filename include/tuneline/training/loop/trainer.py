@@ -5,8 +5,8 @@
 - The loss of the task's rows is logged beside it, without rehearsal rows.
 - The order of rows is the run's own (see `training_rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
-- On a CPU rows are laid end to end (`packed_rows`) and LoRA multiplies in one step
-  (`lora_products`).
+- On a CPU, shared prefixes of rows are computed once (`cpu/packed_rows`) and LoRA multiplies in
+  one step (`cpu/lora_products`), unless `training.cpu_kernels` is false.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -25,8 +25,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from tuneline.artifacts.training import HistoryEntry, finite_or_text
 from tuneline.config import TrainingConfig
-from tuneline.training.cpu.lora_products import fuse_lora
 from tuneline.training.loop.base_weights import trained_weights
 from tuneline.training.loop.compute import Precision
 from tuneline.training.loop.rows import EncodedRow, as_columns, collate
@@ -150,9 +150,7 @@ class LabelledTokenTrainer(SFTTrainer):
         # Our own progress lines say what this one would print.
         self.remove_callback(PrinterCallback)
         # TRL put its own head on the model; ours takes its place where it is the faster one.
-        add_labelled_head(model.get_base_model())
-        if settings.device == "cpu":
-            fuse_lora(model)
+        add_labelled_head(model, cpu_kernels=config.cpu_kernels)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
@@ -236,6 +234,10 @@ class LabelledTokenTrainer(SFTTrainer):
         rows = self.settings.micro_batch * self.settings.accumulation * self.args.world_size
         return self._tokens[min(step * rows, len(self._tokens) - 1)]
 
+    def history(self) -> list[HistoryEntry]:
+        """The losses logged so far, those before a resumed checkpoint included."""
+        return history_of(self.state.log_history)
+
     def continue_clock(self, seconds: float) -> None:
         """Count time on from where an interrupted training was."""
         self._started, self._before = time.monotonic(), seconds
@@ -248,6 +250,22 @@ class LabelledTokenTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """A checkpoint of a running training needs no model card."""
+
+
+def history_of(log: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
+    """Return the losses of the trainer's log: one entry per logged step or validation pass."""
+    entries = [e for e in log if "loss" in e or "eval_loss" in e]
+    return [
+        cast(
+            "HistoryEntry",
+            {
+                name: finite_or_text(entry[name])
+                for name in HistoryEntry.__annotations__
+                if name in entry
+            },
+        )
+        for entry in entries
+    ]
 
 
 def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:

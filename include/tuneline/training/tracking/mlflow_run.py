@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneline.artifacts.training import TrackedRun
 from tuneline.errors import UserError
 from tuneline.machine.checkout import stack_home
 from tuneline.training.tracking import local_mlflow
-from tuneline.training.tracking.description import Description, without_password
 from tuneline.training.tracking.sender import Sender, short_reason
-from tuneline.training.tracking.tracked_run import TrackedRun
+from tuneline.training.tracking.tracked_run import Description, without_password
 
 # A resumed training finds its run again by this tag.
 _KEY_TAG = "tuneline.training"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.training.tracking.description import Description
-from tuneline.training.tracking.tracked_run import TrackedRun, Tracker
+from tuneline.artifacts.training import TrackedRun
+from tuneline.training.tracking.tracked_run import Description, Tracker
 
 if TYPE_CHECKING:
     from tuneline.training.tracking.live_metrics import LogLive
@@ -41,10 +40,6 @@ class Tracking:
     def seconds(self) -> float:
         """How long training has waited for trackers."""
         return round(self._live.seconds, 4) if self._live else 0.0
-
-    def document(self) -> list[dict[str, Any]]:
-        """The runs as `run.json` holds them."""
-        return [asdict(run) for run in self.runs]
 
     def add(self, opened: tuple[TrackedRun, Tracker | None]) -> None:
         """Take in a run that was opened, or could not be."""

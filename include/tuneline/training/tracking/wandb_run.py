@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.training.tracking.description import Description
+from tuneline.artifacts.training import TrackedRun
 from tuneline.training.tracking.sender import Sender, short_reason
-from tuneline.training.tracking.tracked_run import TrackedRun
+from tuneline.training.tracking.tracked_run import Description
 
 # How long an unreachable server may hold training up, at its start and at its end, seconds.
 _INIT_SECONDS = 30.0
