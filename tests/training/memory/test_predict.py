@@ -1,8 +1,14 @@
 """The peak of a micro-batch follows from smaller ones, and the limit is what the machine leaves."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from tuneline.errors import UserError
+from tuneline.machine.checkout import project_root
+from tuneline.machine.child_environment import child_environment
 from tuneline.training.memory.limit import FREE_SHARE, cgroup_free, memory_limit, quantity
 from tuneline.training.memory.micro_batches import micro_batches
 from tuneline.training.memory.predict import GIB, Climb, Peak
@@ -56,6 +62,31 @@ def test_a_prediction_that_was_too_low_ends_the_climb():
 def test_an_allocator_that_had_room_left_predicts_no_less_than_before():
     way, _ = climb(10_000, lambda rows: 1040)
     assert way.up([1, 2]).predicted.total == 1040
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"rows": 8, "tokens": 234, "learned": 80},
+        {"rows": 8, "tokens": 234, "learned": 40, "shared": 130},
+        {"rows": 8, "tokens": 234, "learned": 80, "gradient_checkpointing": True},
+        {"rows": 8, "tokens": 234, "learned": 80, "qlora": True},
+        {"rows": 2, "tokens": 512, "learned": 200, "dropout": 0.05},
+    ],
+    ids=["plain", "shared prefix", "checkpointing", "4-bit", "dropout"],
+)
+def test_a_prediction_is_within_a_tenth_of_the_real_peak(case):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lab.memory_case", json.dumps(case)],
+        env=child_environment(project_root(), OMP_WAIT_POLICY="PASSIVE"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.9 < float(done.stdout) < 1.1
 
 
 def test_micro_batches_divide_the_effective_batch():
