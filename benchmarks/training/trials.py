@@ -48,7 +48,8 @@ def tuneline(job: Job) -> Trial:
         device=job["device"],
         scratch=Path(job["scratch"]) / "tuneline",
     )
-    trainer = setup.trainer(load_tokenizer(base), batches, window)
+    trainer = setup.trainer(setup.model(), load_tokenizer(base), batches)
+    trainer.add_callback(window)
     tokens = _tokens(batches, job["warm_up"])
     return _trial(torch, job, trainer, window, version=own_version(), tokens=tokens)
 

@@ -96,19 +96,19 @@ def tail(row: EncodedRow, share: float) -> EncodedRow:
     return replace(row, ids=row.ids[start:], learned=row.learned[start:])
 
 
-def tokens_at_once(model: Any, rows: Sequence[EncodedRow], device: str) -> int:
+def tokens_at_once(model: Any, rows: Sequence[EncodedRow]) -> int:
     """Count the tokens that the model sees for a micro-batch.
 
-    Rows are padded to the longest; on a CPU they are laid end to end where `packed_rows` can,
-    and a shared prefix counts once.
+    Rows are padded to the longest; where `packed_rows` is in use they are laid end to end, and a
+    shared prefix counts once.
     """
     import torch
 
-    from tuneline.training.cpu.packed_rows import can_pack, lay_out
+    from tuneline.training.cpu.packed_rows import lay_out, packs
     from tuneline.training.loop.rows import as_batch
 
     batch = as_batch(torch, rows, 0)
-    if device == "cpu" and can_pack(model.get_base_model()):
+    if packs(model.get_base_model()):
         return int(lay_out(batch["input_ids"], batch["attention_mask"]).ids.numel())
     return int(batch["input_ids"].numel())
 
@@ -155,7 +155,7 @@ def find_micro_batch(
         return take_step(longest_rows(rows, count))
 
     def laid(batch: Sequence[EncodedRow]) -> int:
-        return tokens_at_once(trainer.model, batch, setup.device)
+        return tokens_at_once(trainer.model, batch)
 
     longest = longest_rows(rows, 1)[0]
     first, *parts = ([tail(longest, share)] for share in PARTS)
