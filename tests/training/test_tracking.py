@@ -2,13 +2,11 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from tests.lab.forked import start_training
 from tests.lab.mlflow_server import MlflowServer
 from tests.lab.training_runs import broken, value
 from tests.lab.wandb_server import KEY, WandbServer
@@ -97,29 +95,27 @@ def run_in_mlflow(mlflow, run):
     return mlflow.client().search_runs([experiment], of_run, order_by=newest, max_results=1)[0]
 
 
-def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow, wandb_server, monkeypatch):
+def test_a_killed_training_goes_on_in_the_same_runs(
+    lab, mlflow, wandb_server, monkeypatch, tmp_path
+):
     run = lab(tracking=["mlflow", "wandb"], epochs=30, evaluations=5)
-    run.leave_lora()
-    run.leave_plan()
-    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run.prepare()
+    process = start_training(run.run.uri, tmp_path / "log")
     # Some steps after a checkpoint have to be there: they are trained again.
     pointer = run.run.key("work", "train", "latest.json")
     saved = seen = 0
     while not (0 < saved < seen):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.1)
         if run.run.store.exists(pointer):
             saved = json.loads(run.run.store.get_bytes(pointer))["step"]
             before = run_in_mlflow(mlflow, run)
             seen = max(mlflow.steps(before.info.run_id, "train/loss"), default=0)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert run_in_mlflow(mlflow, run).info.status == "RUNNING"
 
-    from tuneline.training import train
-
-    run.execute("train", train.run)
+    run.resume()
     found = tracked(run)
     assert run.trained["resumed_from"] > 0
     assert found["mlflow"].run_id == before.info.run_id

@@ -1,14 +1,11 @@
 """Training keeps the best adapter, is tracked, stops on trouble, and survives a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from tests.lab.forked import start_training
 from tests.lab.training_runs import broken, make_rows
 
 from tuneline.artifacts.training import HISTORY, read_history
@@ -141,7 +138,7 @@ def test_a_training_that_gains_nothing_stops_early_and_warns(lab, learned_base):
 
 def test_patience_switched_off_trains_to_the_end(lab, learned_base):
     run = lab(
-        base=learned_base, learning_rate=1e-6, epochs=8, evaluations=8, plateau_evaluations=None
+        base=learned_base, learning_rate=1e-6, epochs=4, evaluations=8, plateau_evaluations=None
     )
     run.train()
     document = run.trained
@@ -156,29 +153,28 @@ def test_qlora_trains_on_a_4bit_base(lab):
     assert losses[-1] < losses[0]
 
 
-def test_a_killed_training_resumes_and_ends_the_same(lab):
-    settings = {"epochs": 40, "evaluations": 12, "dropout": 0.1}
+def test_a_killed_training_resumes_and_ends_the_same(lab, tmp_path):
+    settings = {"epochs": 20, "evaluations": 12, "dropout": 0.1}
     run = lab(name="killed", **settings)
     run.prepare()
-    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
     kills = 0
     pointer = run.run.key("work", "train", "latest.json")
     for wanted in (1, 2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = start_training(run.run.uri, tmp_path / "log")
         steps = set()
-        while process.poll() is None and len(steps) < wanted:
+        while process.is_alive() and len(steps) < wanted:
             if run.run.store.exists(pointer):
                 steps.add(json.loads(run.run.store.get_bytes(pointer))["step"])
             time.sleep(0.01)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        if process.is_alive():
+            process.kill()
             kills += 1
-        process.wait()
+        process.join()
     assert kills == 2
     run.resume()
     document = run.trained
     assert document["resumed_from"] > 0
-    assert document["steps"] == document["steps_planned"] == 180
+    assert document["steps"] == document["steps_planned"] == 90
 
     whole = lab(name="whole", **settings)
     whole.train()
@@ -186,7 +182,7 @@ def test_a_killed_training_resumes_and_ends_the_same(lab):
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name], tensor, atol=1e-5), name
     interrupted = run.history
-    assert [e["step"] for e in interrupted if "loss" in e] == list(range(1, 181))
+    assert [e["step"] for e in interrupted if "loss" in e] == list(range(1, 91))
     seconds = [e["seconds"] for e in interrupted]
     assert seconds == sorted(seconds)
 

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tests.lab.forked import fork
 from tests.lab.training_runs import TrainingLab, broken, make_rows, value
 
 from tuneline.artifacts.training import PLAN, LoraSettings
@@ -15,8 +16,9 @@ from tuneline.evaluation.holdout.ledger import open_holdout
 from tuneline.evidence import Verdict, measure
 from tuneline.run import Run
 from tuneline.step import execute, store_output
-from tuneline.training import lora_selection
+from tuneline.training import gradient_accumulation, lora_selection
 from tuneline.training.loop.inputs import hyperparameters
+from tuneline.training.memory.probe import measure_step
 from tuneline.training.sweep import trials as sweep
 from tuneline.training.sweep.rank_choice import losses_of
 
@@ -46,8 +48,25 @@ def swept(tmp_path_factory, tiny_base):
     """A run whose two ranks were tried by the command line; its tests only read it."""
     lab = TrainingLab(tmp_path_factory.mktemp("swept"), tiny_base, {"training": SWEEP})
     with_holdout(lab)
-    assert main(["run", "sweep", "--run", lab.run.uri]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradient_accumulation, "in_process", forked_probe)
+        assert main(["run", "sweep", "--run", lab.run.uri]) == 0
     return lab
+
+
+def forked_probe(spec, scratch):
+    """Run the memory probe in a process that need not import torch."""
+    asked, answered = scratch / "probe.json", scratch / "probed.json"
+    asked.write_text(json.dumps(spec))
+    process = fork(write_answer, asked, answered)
+    process.join()
+    assert process.exitcode == 0
+    return json.loads(answered.read_text())
+
+
+def write_answer(asked, answered):
+    found = measure_step(json.loads(asked.read_text()), answered)
+    answered.write_text(json.dumps(found))
 
 
 def trial_run(lab, r):
