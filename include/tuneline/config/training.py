@@ -69,8 +69,8 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLim
     )
     sharding: Literal["auto", "none", "fsdp"] = Field(
         "auto",
-        description="Whether several processes each hold the whole base (none) or a part of it "
-        "(fsdp); auto shards a base that would fill most of a GPU.",
+        description="Several processes each hold the whole base (none) or a part of it (fsdp); "
+        "auto shards a base that would fill most of a GPU.",
     )
     seed: int = Field(7, ge=0, description="Seed of everything random.")
     max_perplexity_ratio: float = Field(

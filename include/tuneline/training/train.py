@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import DATASET
@@ -50,239 +49,194 @@ from tuneline.training.tracking.session import Tracking, track
 from tuneline.training.tracking.tracked_run import describe
 
 if TYPE_CHECKING:
-    from tuneline.training.budget.resources import Resources
-    from tuneline.training.loop.callbacks import KeepAdapters, StopOnTrip
-    from tuneline.training.loop.checkpoints import EndOnSignal, LiveCheckpoints, SaveLive
     from tuneline.training.loop.trainer import LabelledTokenTrainer
 
 
-# 1. Set up ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class Training:
-    """A training that is set up.
+    """One training, from the newest checkpoint of an interrupted try to the files that it leaves.
 
     Attributes:
-        trainer: TRL's trainer with our loss.
         steps: optimiser steps planned.
-        checkpoint: folder of the restored checkpoint.
-        resumed: step of the restored checkpoint; None if training starts from the beginning.
-        sharded: True if each process holds only a part of the base.
-        live: checkpoints in the store.
-        keeper: keeps the adapters of the best evaluations.
-        saver: uploads checkpoints.
-        watcher: stops on a loss rule.
-        ending: stops on SIGTERM.
-        resources: counts time, money and memory, and stops at their limits.
+        resumed: step of the checkpoint that it resumes from; None from the beginning.
+        trainer: TRL's trainer with our loss.
     """
 
-    trainer: LabelledTokenTrainer
-    steps: int
-    checkpoint: Path
-    resumed: int | None
-    sharded: bool
-    live: LiveCheckpoints
-    keeper: KeepAdapters
-    saver: SaveLive
-    watcher: StopOnTrip
-    ending: EndOnSignal
-    resources: Resources
+    # 1. Set up ------------------------------------------------------------------------------------
 
+    def __init__(
+        self, ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
+    ) -> None:
+        """Restore the checkpoint, load the model and put the trainer together."""
+        self._ctx, self._inputs, self._group = ctx, inputs, group
+        self._config, self._plan = ctx.config.training, inputs.plan
+        self.steps = total_steps(
+            len(inputs.train),
+            self._plan.effective_batch,
+            self._config.epochs,
+            self._config.max_steps,
+        )
+        self._restored = ctx.scratch / "restored"
+        events = [*self._events(), *tracking.callbacks()]
+        self.trainer = self._trainer(self._model(), events)
 
-def set_up(ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup) -> Training:
-    """Restore the newest checkpoint, load the model and put the trainer together."""
-    # These import torch, which has to be configured first (`load_torch`).
-    import torch
+    def _events(self) -> list[Any]:
+        """Restore the checkpoint, and list what happens between the steps."""
+        # Imported here, as torch has to be configured first (`load_torch`).
+        from tuneline.training.budget.resources import Resources
+        from tuneline.training.loop import callbacks, checkpoints
 
-    from tuneline.training.budget.resources import Resources
-    from tuneline.training.loop import callbacks, checkpoints
-    from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
+        ctx, config, group = self._ctx, self._config, self._group
+        key = ctx.run.key("work", "train")
+        self._live = checkpoints.LiveCheckpoints(ctx.run.store, key, self._inputs.settings)
+        # Every process must have found the same checkpoint.
+        found = self._live.restore(self._restored)
+        self.resumed = group.agree("the checkpoint that they found", found)
+        if self.resumed is not None:
+            ctx.log(f"resuming from the checkpoint of step {self.resumed} of {self.steps}")
 
-    config, plan = ctx.config.training, inputs.plan
-    steps = total_steps(len(inputs.train), plan.effective_batch, config.epochs, config.max_steps)
-
-    # An interrupted try: every process must have found the same checkpoint.
-    restored = ctx.scratch / "restored"
-    live = checkpoints.LiveCheckpoints(ctx.run.store, ctx.run.key("work", "train"), inputs.settings)
-    resumed = group.agree("the checkpoint that they found", live.restore(restored))
-    if resumed is not None:
-        ctx.log(f"resuming from the checkpoint of step {resumed} of {steps}")
-
-    # The model: every process holds the whole base, or a part of one that would fill a GPU.
-    sharded = shards_base(config, inputs.base, group, gpu_memory(torch))
-    if sharded:
-        base = load_sharded_base(inputs.base, plan.device, group)
-    else:
-        base = load_base(inputs.base, plan.device, qlora=config.qlora, precision=plan.precision)
-    model = attach_lora(base, inputs.lora)
-
-    # Between the steps: all processes evaluate, follow the same rules and end together.
-    evaluated = restored / "evaluated"
-    keeper = callbacks.KeepAdapters(evaluated, config.keep_checkpoints, ctx.config.base_model)
-    saver = checkpoints.SaveLive(live, evaluated)
-    watcher = callbacks.StopOnTrip(config, ctx.log)
-    ending = checkpoints.EndOnSignal(group, ctx.log)
-    resources = Resources(ctx, plan)
-    events: list[Any] = [
-        callbacks.EvaluateAt(callbacks.evaluation_steps(steps, config.evaluations)),
-        checkpoints.ShareRandomState(group),
-        watcher,
-        ending,
-    ]
-    if group.is_main:
-        # The first process saves and reports for all, and decides by its clock.
+        evaluated = self._restored / "evaluated"
+        self._keeper = callbacks.KeepAdapters(
+            evaluated, config.keep_checkpoints, ctx.config.base_model
+        )
+        self._saver = checkpoints.SaveLive(self._live, evaluated)
+        self._watcher = callbacks.StopOnTrip(config, ctx.log)
+        self._ending = checkpoints.EndOnSignal(group, ctx.log)
+        self._resources = Resources(ctx, self._plan)
+        everywhere = [
+            callbacks.EvaluateAt(callbacks.evaluation_steps(self.steps, config.evaluations)),
+            checkpoints.ShareRandomState(group),
+            self._watcher,
+            self._ending,
+        ]
+        if not group.is_main:
+            return everywhere
+        # The first process saves and reports for all, and its clock decides.
         by_clock = checkpoints.SaveByClock(config.checkpoint_minutes)
-        events += [keeper, saver, by_clock, resources.limit, callbacks.LogProgress(ctx.log)]
+        progress = callbacks.LogProgress(ctx.log)
+        return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, progress]
 
-    # The rows in the order of the run, which the seed fixes: a resumed run sees the rest of it.
-    lengths = [len(row.ids) for row in inputs.train]
-    marks = [row.rehearsal for row in inputs.train]
-    order = run_order(lengths, plan.effective_batch, steps, config.seed, marks)
-    trainer = LabelledTokenTrainer(
-        model=model,
-        tokenizer=inputs.tokenizer,
-        settings=TrainerSettings(
-            output=ctx.scratch / "trainer",
-            micro_batch=plan.micro_batch,
-            accumulation=plan.accumulation,
-            steps=steps,
+    def _model(self) -> Any:
+        """Load the base, whole or this process's part of it, and put a fresh adapter on it."""
+        import torch
+
+        config, plan, path = self._config, self._plan, self._inputs.base
+        self._sharded = shards_base(config, path, self._group, gpu_memory(torch))
+        if self._sharded:
+            base = load_sharded_base(path, plan.device, self._group)
+        else:
+            base = load_base(path, plan.device, qlora=config.qlora, precision=plan.precision)
+        return attach_lora(base, self._inputs.lora)
+
+    def _trainer(self, model: Any, events: list[Any]) -> LabelledTokenTrainer:
+        import torch
+
+        from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
+
+        plan, rows, seed = self._plan, self._inputs.train, self._config.seed
+        # The seed alone fixes the order of rows: a resumed run sees the rest of the same order.
+        lengths, marks = [len(row.ids) for row in rows], [row.rehearsal for row in rows]
+        order = run_order(lengths, plan.effective_batch, self.steps, seed, marks)
+        trainer = LabelledTokenTrainer(
+            model=model,
+            tokenizer=self._inputs.tokenizer,
+            settings=TrainerSettings(
+                output=self._ctx.scratch / "trainer",
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                steps=self.steps,
+                precision=plan.precision,
+                device=plan.device,
+                pad_id=pad_token(self._inputs.tokenizer),
+                eval_batch=EVAL_BATCH,
+                # The untrained adapter is a candidate too.
+                eval_on_start=self.resumed is None,
+                run_name=self._ctx.run.run_id,
+                group=self._group,
+            ),
+            config=self._config,
+            rows=[rows[i] for i in order],
+            validation=self._inputs.validation,
+            callbacks=events,
+        )
+        if not self._group.is_main:
+            # Each process draws its own dropout for its own rows.
+            torch.manual_seed(seed + self._group.rank)
+        return trainer
+
+    # 2. Loop --------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        """Train to the last step, or to the step at which a callback ends it.
+
+        Raises:
+            RetryableError: if a signal ended it; the next try resumes from its checkpoint.
+        """
+        checkpoint = None
+        if self.resumed is not None:
+            checkpoint = self._restored / "trainer"
+            log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+            self.trainer.continue_clock(max((e.get("seconds", 0.0) for e in log), default=0.0))
+        with self._ending:
+            # A step: micro-batches forward and backward, clip, step, schedule; `loop/trainer.py`
+            # has the loss.
+            self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        self._ending.check(self.trainer.state.global_step)
+
+    # 3. Keep --------------------------------------------------------------------------------------
+
+    def keep(self) -> TrainedRun | None:
+        """Leave adapters and losses in the step's output, and drop the live checkpoints.
+
+        Returns:
+            The course of the training, without its trackers; None in every process but the
+            group's first, which alone leaves files.
+        """
+        import torch
+
+        ctx, plan, group = self._ctx, self._plan, self._group
+        peak = group.largest(peak_memory(torch, plan.device))
+        if not group.is_main:
+            return None
+        history = self.trainer.history()
+        HISTORY.write(ctx, history)
+        CHECKPOINTS.write(ctx, self._keeper.leave(ctx.out))
+        self._live.clear()
+
+        trip = self._watcher.trip or self._resources.limit.trip
+        done, seconds = self.trainer.state.global_step, sum(self.trainer.clock.steps)
+        tokens = max((entry.get("tokens", 0) for entry in history), default=0)
+        of_this_try = tokens - self.trainer.tokens_through(self.resumed or 0)
+        return TrainedRun(
+            steps=done,
+            steps_planned=self.steps,
+            resumed_from=self.resumed,
+            stopped=Trip(**asdict(trip)) if trip else None,
+            seconds=max((entry["seconds"] for entry in history), default=0.0),
+            training_seconds=round(seconds, 2),
+            saving_seconds=round(self._saver.seconds, 2),
+            tokens=tokens,
+            tokens_per_second=round(of_this_try / seconds, 1) if seconds else 0.0,
+            peak_memory_bytes=peak,
+            epochs_seen=round(done * plan.effective_batch / len(self._inputs.train), 3),
             precision=plan.precision,
             device=plan.device,
-            pad_id=pad_token(inputs.tokenizer),
-            eval_batch=EVAL_BATCH,
-            # The untrained adapter is a candidate too.
-            eval_on_start=resumed is None,
-            run_name=ctx.run.run_id,
-            group=group,
-        ),
-        config=config,
-        rows=[inputs.train[i] for i in order],
-        validation=inputs.validation,
-        callbacks=[*events, *tracking.callbacks()],
-    )
-    if not group.is_main:
-        # Each process draws its own dropout for its own rows.
-        torch.manual_seed(config.seed + group.rank)
-    return Training(
-        trainer=trainer,
-        steps=steps,
-        checkpoint=restored / "trainer",
-        resumed=resumed,
-        sharded=sharded,
-        live=live,
-        keeper=keeper,
-        saver=saver,
-        watcher=watcher,
-        ending=ending,
-        resources=resources,
-    )
-
-
-# 2. Loop ------------------------------------------------------------------------------------------
-
-
-def loop(training: Training) -> None:
-    """Train to the last step, or to the step at which a callback ends it.
-
-    Raises:
-        RetryableError: if a signal ended it; the next try resumes from its checkpoint.
-    """
-    trainer, checkpoint = training.trainer, training.checkpoint
-    if training.resumed is not None:
-        log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-        trainer.continue_clock(max((entry.get("seconds", 0.0) for entry in log), default=0.0))
-    with training.ending:
-        # One step: micro-batches forward and backward, clip, step, schedule; see `loop/trainer.py`.
-        trainer.train(resume_from_checkpoint=str(checkpoint) if training.resumed else None)
-    training.ending.check(trainer.state.global_step)
-
-
-# 3. Keep ------------------------------------------------------------------------------------------
-
-
-def keep(ctx: StepContext, inputs: Inputs, training: Training, group: ProcessGroup) -> TrainedRun:
-    """Leave adapters and losses in the step's output, and drop the live checkpoints.
-
-    Returns:
-        The course of the training, without its trackers.
-    """
-    trainer, plan = training.trainer, inputs.plan
-    history = trainer.history()
-    HISTORY.write(ctx, history)
-    CHECKPOINTS.write(ctx, training.keeper.leave(ctx.out))
-    training.live.clear()
-
-    trip = training.watcher.trip or training.resources.limit.trip
-    done = trainer.state.global_step
-    tokens = max((entry.get("tokens", 0) for entry in history), default=0)
-    of_this_try = tokens - (trainer.tokens_through(training.resumed) if training.resumed else 0)
-    seconds = sum(trainer.clock.steps)
-    return TrainedRun(
-        steps=done,
-        steps_planned=training.steps,
-        resumed_from=training.resumed,
-        stopped=Trip(**asdict(trip)) if trip else None,
-        seconds=max((entry["seconds"] for entry in history), default=0.0),
-        training_seconds=round(seconds, 2),
-        saving_seconds=round(training.saver.seconds, 2),
-        tokens=tokens,
-        tokens_per_second=round(of_this_try / seconds, 1) if seconds else 0.0,
-        epochs_seen=round(done * plan.effective_batch / len(inputs.train), 3),
-        precision=plan.precision,
-        device=plan.device,
-        threads=plan.threads,
-        seed=ctx.config.training.seed,
-        world_size=group.world_size,
-        nodes=group.nodes,
-        backend=group.backend,
-        sharding="fsdp" if training.sharded else "none",
-        resources=training.resources.close(tokens),
-    )
+            threads=plan.threads,
+            seed=self._config.seed,
+            world_size=group.world_size,
+            nodes=group.nodes,
+            backend=group.backend,
+            sharding="fsdp" if self._sharded else "none",
+            resources=self._resources.close(tokens),
+        )
 
 
 def train(
     ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
 ) -> TrainedRun | None:
-    """Set up, loop and keep.
-
-    Returns:
-        The course of the training; None in every process but the group's first, which alone
-        leaves files.
-    """
-    import torch
-
-    training = set_up(ctx, inputs, tracking, group)
-    loop(training)
-    peak = group.largest(peak_memory(torch, inputs.plan.device))
-    if not group.is_main:
-        return None
-    trained = keep(ctx, inputs, training, group)
-    return trained.model_copy(update={"peak_memory_bytes": peak})
-
-
-def run(ctx: StepContext) -> Record | None:
-    """Train the adapter; writes adapter, checkpoints, losses and the course of the run.
-
-    Returns:
-        The record; None where another process records the step: in all training processes but
-        the first, and in the one that starts them.
-    """
-    plan = PLAN.read(ctx)
-    if must_launch(ctx.config):
-        node = Node.of(ctx.config)
-        # The base is fetched once, before all processes ask for it.
-        resolve(ctx.config.base_model, log=ctx.log)
-        ctx.log(f"node {node.index} of {node.nodes}: {node.processes} training processes")
-        launch(node, ctx.run.uri, ctx.scratch, plan.threads)
-        return None
-    torch = load_torch(plan.threads, ctx.config.training.seed)
-    with lost_processes_are_retryable():
-        group = ProcessGroup.join(torch)
-        _check_place(ctx, plan, torch, group)
-        record = _train_tracked(ctx, group)
-        group.leave()
-    return record
+    """Set up, loop and keep; see `Training.keep` for what it returns."""
+    training = Training(ctx, inputs, tracking, group)
+    training.loop()
+    return training.keep()
 
 
 def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) -> None:
@@ -361,3 +315,27 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
         ],
         rows={HISTORY.name: trained.steps},
     )
+
+
+def run(ctx: StepContext) -> Record | None:
+    """Train the adapter; writes adapter, checkpoints, losses and the course of the run.
+
+    Returns:
+        The record; None where another process records the step: in all training processes but
+        the first, and in the one that starts them.
+    """
+    plan = PLAN.read(ctx)
+    if must_launch(ctx.config):
+        node = Node.of(ctx.config)
+        # The base is fetched once, before all processes ask for it.
+        resolve(ctx.config.base_model, log=ctx.log)
+        ctx.log(f"node {node.index} of {node.nodes}: {node.processes} training processes")
+        launch(node, ctx.run.uri, ctx.scratch, plan.threads)
+        return None
+    torch = load_torch(plan.threads, ctx.config.training.seed)
+    with lost_processes_are_retryable():
+        group = ProcessGroup.join(torch)
+        _check_place(ctx, plan, torch, group)
+        record = _train_tracked(ctx, group)
+        group.leave()
+    return record
