@@ -179,7 +179,7 @@ class Training:
         with self._ending:
             # A step: micro-batches forward and backward, clip, step, schedule; `loop/trainer.py`
             # has the loss.
-            self.trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self._ending.check(self.trainer.state.global_step)
 
     # 3. Keep --------------------------------------------------------------------------------------
