@@ -91,10 +91,9 @@ def launch(
         TunelineError: if a process failed otherwise.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.api import Std
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and gpus < node.processes:
@@ -106,27 +105,10 @@ def launch(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     words, logs = scratch / "last-words", scratch / "logs"
     words.mkdir(parents=True, exist_ok=True)
-    settings = LaunchConfig(
-        min_nodes=node.nodes,
-        max_nodes=node.nodes,
-        nproc_per_node=node.processes,
-        run_id="train",
-        rdzv_backend="static" if node.nodes > 1 else "c10d",
-        rdzv_endpoint=node.rendezvous,
-        rdzv_configs=_rendezvous(node),
-        local_addr="127.0.0.1" if node.nodes == 1 else None,
-        # A dead process takes the state of the others along; the step is run again instead.
-        max_restarts=0,
-        # The first process of the node writes to the log at once, the others when they fail.
-        logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs),
-            redirects=dict.fromkeys(range(1, node.processes), Std.ALL),
-        ),
-    )
     worker = list(worker) or ["-m", "tuneline.training.processes.worker"]
     command = [sys.executable, *worker, run_uri, str(words)]
     try:
-        elastic_launch(settings, command[0])(*command[1:])
+        elastic_launch(_settings(node, logs), command[0])(*command[1:])
     except ChildFailedError as failed:
         raise _reason(failed, words, logs) from None
     except SignalException as stopped:
@@ -141,10 +123,31 @@ def launch(
         ) from None
 
 
-def _rendezvous(node: Node) -> dict[str, Any]:
-    if node.nodes == 1:
-        return {"timeout": _MEETING_SECONDS}
-    return {"rank": node.index, "timeout": _MEETING_SECONDS}
+def _settings(node: Node, logs: Path) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    meeting: dict[str, Any] = {"timeout": _MEETING_SECONDS}
+    if node.nodes > 1:
+        meeting["rank"] = node.index
+    return LaunchConfig(
+        min_nodes=node.nodes,
+        max_nodes=node.nodes,
+        nproc_per_node=node.processes,
+        run_id="train",
+        rdzv_backend="static" if node.nodes > 1 else "c10d",
+        rdzv_endpoint=node.rendezvous,
+        rdzv_configs=meeting,
+        local_addr="127.0.0.1" if node.nodes == 1 else None,
+        # A dead process takes the state of the others along; the step is run again instead.
+        max_restarts=0,
+        # The first process of the node writes to the log at once, the others when they fail.
+        logs_specs=DefaultLogsSpecs(
+            log_dir=str(logs),
+            redirects=dict.fromkeys(range(1, node.processes), Std.ALL),
+        ),
+    )
 
 
 def _reason(failed: Any, words: Path, logs: Path) -> TunelineError:
