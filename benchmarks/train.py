@@ -24,7 +24,7 @@ from benchmarks.training.rows import (
     computed_share,
     encode,
     sample_conversations,
-    without_common_beginning,
+    without_common_prefix,
     write_rows,
 )
 from benchmarks.workloads.input_rows import read_conversations
@@ -45,7 +45,7 @@ SAME_ORDER, OWN_GROUPING = "sequential", "group_by_length"
 # Tries of the same speed differ by some per cent; curves of the same order compare better.
 WORTH_IT = 1.03
 OURS, TRL, WATCHED, DIFFERENCE = "tuneline", "TRL", "tuneline (watched)", "tuneline − TRL"
-OWN_BEGINNINGS = "_no_shared_prefix"
+OWN_PREFIXES = "_no_shared_prefix"
 UNITS = {
     "tokens_per_s": "1/s",
     "tokens_per_cpu_s": "1/s",
@@ -112,7 +112,7 @@ def run(options: Options) -> Report:
         samples = _measure(contest, systems, work, options)
         results += _results(samples, suffix)
         ratios |= _ratios(results, suffix)
-    missing = [] if OWN_BEGINNINGS in workloads else [_no_second_workload()]
+    missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
     on_gpu = train_gpu.measure(options, contest, machine, base)
     return Report(
         "train",
@@ -161,7 +161,7 @@ def _workloads(options: Options) -> dict[str, list[Any]]:
     if rows < least:
         raise UserError(f"--rows must be {least} or more for the training benchmark, not {rows}")
     sample = sample_conversations(rows + VALIDATION_ROWS, SEED)
-    return {"": sample, OWN_BEGINNINGS: without_common_beginning(sample, SEED)}
+    return {"": sample, OWN_PREFIXES: without_common_prefix(sample, SEED)}
 
 
 def choose_trl(
@@ -275,5 +275,5 @@ def _no_second_workload() -> NotMeasured:
     return NotMeasured(
         "rows without a shared beginning",
         "--input gives one workload",
-        (f"tokens_per_s_vs_trl{OWN_BEGINNINGS}", f"memory_vs_trl{OWN_BEGINNINGS}"),
+        (f"tokens_per_s_vs_trl{OWN_PREFIXES}", f"memory_vs_trl{OWN_PREFIXES}"),
     )

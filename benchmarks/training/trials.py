@@ -18,7 +18,7 @@ from benchmarks.contest.trial import Job, Trial
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
 
-# What a plan says of time and money, which nobody asks for here.
+# The estimate of a plan, which the benchmark does not use.
 PLAN_ESTIMATE = {
     "work": {"steps": 1, "tokens": 1, "validation_tokens": 1},
     "seconds": 1.0,
