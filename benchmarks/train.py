@@ -1,9 +1,9 @@
-"""Training: our trainer against TRL's SFTTrainer, and what watching a training costs.
+"""Training: our trainer against TRL's SFTTrainer, and the cost of watching a training.
 
-On a CPU with SmolLM2-135M: the same model, rows, LoRA, effective batch and schedule for both. TRL
+On a CPU with SmolLM2-135M, both get the same model, rows, LoRA, effective batch and schedule. TRL
 first tries its settings; the fastest of them is measured. Tokens are those of the rows, without
-padding. Rows of one task mostly begin alike and our training computes a shared beginning once, so
-a second workload has the same rows without one. On a GPU see `train_gpu`.
+padding. Rows of one task mostly begin alike and our training computes a shared prefix once, so a
+second workload has the same rows without a shared prefix. On a GPU see `benchmarks/training/gpu`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.training.rows import (
     computed_share,
     encode,
     sample_conversations,
-    without_common_beginning,
+    without_common_prefix,
     write_rows,
 )
 from benchmarks.workloads.input_rows import read_conversations
@@ -45,7 +45,7 @@ SAME_ORDER, OWN_GROUPING = "sequential", "group_by_length"
 # Tries of the same speed differ by some per cent; curves of the same order compare better.
 WORTH_IT = 1.03
 OURS, TRL, WATCHED, DIFFERENCE = "tuneline", "TRL", "tuneline (watched)", "tuneline − TRL"
-OWN_BEGINNINGS = "_no_shared_prefix"
+OWN_PREFIXES = "_no_shared_prefix"
 UNITS = {
     "tokens_per_s": "1/s",
     "tokens_per_cpu_s": "1/s",
@@ -66,7 +66,7 @@ MODULE = "benchmarks.training.trials"
 
 
 def run(options: Options) -> Report:
-    """Measure, in turn."""
+    """Measure the systems in turn, on every workload."""
     from tuneline.config import TrainingConfig
     from tuneline.models import load_tokenizer, resolve
     from tuneline.training.loop.compute import choose_precision, training_threads
@@ -96,23 +96,9 @@ def run(options: Options) -> Report:
     about: dict[str, Any] = {"model": BASE, "effective_batch": BATCH, "precision": job["precision"]}
     settings: dict[str, Any] = {}
     for suffix, conversations in workloads.items():
-        train, validation = encode(
-            conversations, VALIDATION_ROWS, tokenizer, options.folder / f"rows{suffix}"
-        )
-        steps = len(train) // BATCH
-        work = {
-            **job,
-            "rows": write_rows(options.folder / f"train{suffix}.jsonl", train),
-            "validation": write_rows(options.folder / f"validation{suffix}.jsonl", validation),
-            "steps": steps,
-        }
-        about |= {
-            f"rows{suffix}": len(train),
-            f"mean_tokens{suffix}": round(fmean(len(row.ids) for row in train), 1),
-            f"computed_share{suffix}": round(
-                computed_share(batches_of(train, BATCH, steps, SEED)), 3
-            ),
-        }
+        work, described = _workload(conversations, suffix, tokenizer, options)
+        work = {**job, **work}
+        about |= described
         if not settings:
             settings, tried = choose_trl(contest, work, options)
             results += tried
@@ -126,7 +112,7 @@ def run(options: Options) -> Report:
         samples = _measure(contest, systems, work, options)
         results += _results(samples, suffix)
         ratios |= _ratios(results, suffix)
-    missing = [] if OWN_BEGINNINGS in workloads else [_no_second_workload()]
+    missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
     on_gpu = train_gpu.measure(options, contest, machine, base)
     return Report(
         "train",
@@ -138,8 +124,29 @@ def run(options: Options) -> Report:
     )
 
 
+def _workload(
+    conversations: list[Any], suffix: str, tokenizer: Any, options: Options
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tokenise a workload; return its part of a trial's job, and its description."""
+    folder = options.folder
+    train, validation = encode(conversations, VALIDATION_ROWS, tokenizer, folder / f"rows{suffix}")
+    steps = len(train) // BATCH
+    work = {
+        "rows": write_rows(folder / f"train{suffix}.jsonl", train),
+        "validation": write_rows(folder / f"validation{suffix}.jsonl", validation),
+        "steps": steps,
+    }
+    share = computed_share(batches_of(train, BATCH, steps, SEED))
+    described = {
+        f"rows{suffix}": len(train),
+        f"mean_tokens{suffix}": round(fmean(len(row.ids) for row in train), 1),
+        f"computed_share{suffix}": round(share, 3),
+    }
+    return work, described
+
+
 def _workloads(options: Options) -> dict[str, list[Any]]:
-    """Conversations by the suffix that their figures get; validation rows come last."""
+    """Return conversations by the suffix of their figures; validation rows come last."""
     least = (WARM_UP + 1) * BATCH
     if options.input:
         wanted = None if options.rows is None else options.rows + VALIDATION_ROWS
@@ -154,7 +161,7 @@ def _workloads(options: Options) -> dict[str, list[Any]]:
     if rows < least:
         raise UserError(f"--rows must be {least} or more for the training benchmark, not {rows}")
     sample = sample_conversations(rows + VALIDATION_ROWS, SEED)
-    return {"": sample, OWN_BEGINNINGS: without_common_beginning(sample, SEED)}
+    return {"": sample, OWN_PREFIXES: without_common_prefix(sample, SEED)}
 
 
 def choose_trl(
@@ -162,9 +169,9 @@ def choose_trl(
 ) -> tuple[dict[str, Any], list[Result]]:
     """Try TRL with and without bf16 and checkpointing, then the fastest with its own grouping.
 
-    At first it gets the rows in the order of ours, whose batches are of similar length too: both
-    then see the same rows at the same step. The processor's seconds decide: a try is short, and
-    other work on the machine moves them less than the clock.
+    At first it gets the rows in our order, whose batches have similar lengths too: both then see
+    the same rows at the same step. Processor seconds decide: a try is short, and other work on the
+    machine affects them less than the clock.
 
     Returns:
         The fastest settings, and the speed of each.
@@ -206,7 +213,7 @@ def _named(settings: Mapping[str, Any]) -> str:
 def _measure(
     contest: Contest, systems: Sequence[System], job: Mapping[str, Any], options: Options
 ) -> dict[str, list[Sample]]:
-    """Run the systems in turn, every round with a seed of its own."""
+    """Run the systems in turn, each round with another seed."""
     samples: dict[str, list[Sample]] = {system.name: [] for system in systems}
     rounds = options.runs or RUNS
     for number in range(rounds):
@@ -228,7 +235,7 @@ def _results(samples: Mapping[str, Sequence[Sample]], suffix: str) -> list[Resul
 
 
 def loss_results(ours: Sequence[Sample], theirs: Sequence[Sample], suffix: str) -> list[Result]:
-    """How far the losses lie apart, and how far seeds alone would set them apart.
+    """Compare the losses, and estimate how far seeds alone would set them apart.
 
     Returns:
         For the mean training loss of the last third of the steps and for the validation loss:
@@ -268,5 +275,5 @@ def _no_second_workload() -> NotMeasured:
     return NotMeasured(
         "rows without a shared beginning",
         "--input gives one workload",
-        (f"tokens_per_s_vs_trl{OWN_BEGINNINGS}", f"memory_vs_trl{OWN_BEGINNINGS}"),
+        (f"tokens_per_s_vs_trl{OWN_PREFIXES}", f"memory_vs_trl{OWN_PREFIXES}"),
     )

@@ -16,7 +16,6 @@ BENCHES = {
     "pii": "personal data against Presidio, without and with its NER",
     "tokens": "the token audit against the bare tokenizer",
     "data": "`data prepare` from raw rows to the dataset, step by step",
-    "memory": "the memory model's peaks against those of real training steps, seven shapes",
     "train": "training against TRL's SFTTrainer, and what watching it costs",
     "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
     "coldstart": "the first request to a fresh server, cold and warmed up",

@@ -1,4 +1,4 @@
-"""Rows for the training benchmark: the sample's own, and the same ones with no common beginning."""
+"""Rows for the training benchmark: those of the sample, with and without a shared prefix."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def sample_conversations(count: int, seed: int) -> list[list[Message]]:
     return [writer.row(writer.draw.pick(intents)).messages(writer.system) for _ in range(count)]
 
 
-def without_common_beginning(
+def without_common_prefix(
     conversations: Sequence[Sequence[Message]], seed: int
 ) -> list[list[Message]]:
-    """The same rows with the words of each system prompt in an order of its own.
+    """Shuffle the words of each row's system prompt.
 
-    Rows stay as long as they were; what they still begin with alike are the tokens of the chat
-    template, and the first word of some.
+    Rows keep their lengths; only the tokens of the chat template, and the first word of some, are
+    still a shared prefix.
     """
     draw = Draw(seed)
 
@@ -89,7 +89,7 @@ def encode(
 def random_rows(
     count: int, length: int, learned: int, vocabulary: range, seed: int
 ) -> list[EncodedRow]:
-    """Rows of random tokens that share no beginning, all of one shape.
+    """Rows of random tokens that share no prefix, all of one shape.
 
     Args:
         count: of rows.
@@ -132,7 +132,7 @@ def batches_of(rows: Sequence[EncodedRow], batch: int, steps: int, seed: int) ->
 
 
 def computed_share(batches: Sequence[Sequence[EncodedRow]]) -> float:
-    """Tokens that our training computes over those of the rows: shared beginnings count once."""
+    """Tokens that our training computes over those of the rows: shared prefixes count once."""
     import torch
 
     from tuneline.training.cpu.packed_rows import lay_out

@@ -18,7 +18,7 @@ from benchmarks.contest.trial import Job, Trial
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
 
-# What a plan says of time and money, which nobody asks for here.
+# The estimate of a plan, which the benchmark does not use.
 PLAN_ESTIMATE = {
     "work": {"steps": 1, "tokens": 1, "validation_tokens": 1},
     "seconds": 1.0,
@@ -48,7 +48,8 @@ def tuneline(job: Job) -> Trial:
         device=job["device"],
         scratch=Path(job["scratch"]) / "tuneline",
     )
-    trainer = setup.trainer(load_tokenizer(base), batches, window)
+    trainer = setup.trainer(setup.model(), load_tokenizer(base), batches)
+    trainer.add_callback(window)
     tokens = _tokens(batches, job["warm_up"])
     return _trial(torch, job, trainer, window, version=own_version(), tokens=tokens)
 
@@ -92,6 +93,7 @@ def watched(job: Job) -> Trial:
 
     load_torch(job["threads"], job["seed"])
     from benchmarks.training.watched import WatchedTraining
+    from tuneline.artifacts.training import Plan
 
     window = StepWindow(job["warm_up"])
     rows = read_rows(job["rows"])
@@ -101,16 +103,16 @@ def watched(job: Job) -> Trial:
         _config(job, tracking=["mlflow"], evaluations=1, max_steps=job["steps"]),
         base=Path(job["base"]),
         lora=_lora(job),
-        plan={
-            "micro_batch": job["batch"],
-            "accumulation": 1,
-            "world_size": 1,
-            "effective_batch": job["batch"],
-            "threads": job["threads"],
-            "device": job["device"],
-            "precision": job["precision"],
-            "estimate": PLAN_ESTIMATE,
-        },
+        plan=Plan(
+            micro_batch=job["batch"],
+            accumulation=1,
+            world_size=1,
+            effective_batch=job["batch"],
+            threads=job["threads"],
+            device=job["device"],
+            precision=job["precision"],
+            estimate=PLAN_ESTIMATE,
+        ),
         rows=rows,
         validation=read_rows(job["validation"]),
     )
@@ -208,7 +210,7 @@ def _config(job: Job, **settings: Any) -> Any:
 
 
 def _lora(job: Job) -> Any:
-    from tuneline.training.loop.base_weights import LoraSettings
+    from tuneline.artifacts.training import LoraSettings
 
     return LoraSettings(
         r=job["r"],

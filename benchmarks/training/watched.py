@@ -1,41 +1,29 @@
-"""A training as the step `train` carries it out, in a run and a store of its own."""
+"""A training as the step `train` runs it, in a separate run and store."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import LoraSettings, Plan
 from tuneline.config import TrainingConfig, build_config
 from tuneline.models import load_tokenizer
 from tuneline.run import Run, StepContext
-from tuneline.training.loop.base_weights import LoraSettings
 from tuneline.training.loop.inputs import Inputs, hyperparameters
 from tuneline.training.loop.rows import EncodedRow
 from tuneline.training.processes.group import ALONE
-from tuneline.training.tracking.description import describe
-from tuneline.training.tracking.session import Tracking, track
-from tuneline.training.train import train
-
-
-class _AndClock(Tracking):
-    """Trackers, and the benchmark's clock after them."""
-
-    def __init__(self, tracking: Tracking, clock: Any) -> None:
-        super().__init__()
-        self._tracking, self._clock = tracking, clock
-
-    def callbacks(self) -> list[Any]:
-        """See `Tracking`."""
-        return [*self._tracking.callbacks(), self._clock]
+from tuneline.training.tracking.session import track
+from tuneline.training.tracking.tracked_run import describe
+from tuneline.training.train import Training
 
 
 class WatchedTraining:
     """Training with trackers, loss rules, limits, kept adapters and checkpoints.
 
     Attributes:
-        waited: seconds that training has waited for trackers.
+        waited: time that training has waited for trackers, in seconds.
     """
 
     def __init__(
@@ -45,19 +33,19 @@ class WatchedTraining:
         *,
         base: Path,
         lora: LoraSettings,
-        plan: Mapping[str, Any],
+        plan: Plan,
         rows: Sequence[EncodedRow],
         validation: Sequence[EncodedRow],
     ) -> None:
         """Create the run.
 
         Args:
-            folder: for the store and the step's files.
-            config: the training section.
+            folder: folder for the store and the step's files.
+            config: settings of the training.
             base: directory of the base model.
-            lora: the adapter's settings.
-            plan: as gradient_accumulation leaves it.
-            rows: to train on.
+            lora: settings of the adapter.
+            plan: shape of the batches.
+            rows: training rows.
             validation: rows whose loss is measured.
         """
         self.waited = 0.0
@@ -87,8 +75,8 @@ class WatchedTraining:
             clock: a callback that comes after all others.
 
         Raises:
-            RuntimeError: the tracker could not be opened or lost entries, so that its cost would
-                not have been measured.
+            RuntimeError: if the tracker could not be opened or lost entries, so that its cost
+                would not have been measured.
         """
         ctx = self._ctx
         settings = hyperparameters(ctx, self._inputs)
@@ -97,7 +85,10 @@ class WatchedTraining:
         )
         trackers = ctx.config.training.tracking
         with track(trackers, described, out=ctx.out, log=_say) as tracking:
-            train(ctx, self._inputs, _AndClock(tracking, clock), ALONE)
+            training = Training(ctx, self._inputs, tracking, ALONE)
+            training.trainer.add_callback(clock)
+            training.loop()
+            training.keep()
             self.waited = tracking.seconds
         lost = [run for run in tracking.runs if run.mode == "unreachable" or run.missed]
         if lost or not tracking.runs:

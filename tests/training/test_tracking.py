@@ -2,28 +2,31 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from tests.lab.forked import start_training
 from tests.lab.mlflow_server import MlflowServer
 from tests.lab.training_runs import broken, value
 from tests.lab.wandb_server import KEY, WandbServer
 
+from tuneline.artifacts.training import TRAINED, TrackedRun
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.stack.ports import pick_free
 from tuneline.training import loss_monitoring, sync_tracking
-from tuneline.training.loop.loss_history import read_history
-from tuneline.training.tracking.description import Description, without_password, without_path
 from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
 from tuneline.training.tracking.mlflow_run import Place, find_place, open_mlflow
 from tuneline.training.tracking.sender import Sender
-from tuneline.training.tracking.tracked_run import TrackedRun, latest_runs, runs_of, unsynced
+from tuneline.training.tracking.tracked_run import (
+    Description,
+    latest_runs,
+    unsynced,
+    without_password,
+    without_path,
+)
 from tuneline.training.tracking.wandb_run import open_wandb
 
 SHORT = {"max_steps": 6, "evaluations": 2}
@@ -50,7 +53,7 @@ def no_key(monkeypatch):
 
 
 def tracked(run):
-    return {entry.tracker: entry for entry in runs_of(run.document("train", "run.json"))}
+    return {entry.tracker: entry for entry in TRAINED.find(run.run).tracking}
 
 
 def describe(key="key"):
@@ -62,7 +65,7 @@ def test_mlflow_has_every_step_of_a_training(lab, mlflow):
     run.train()
     found = tracked(run)["mlflow"]
     there = mlflow.client().get_run(found.run_id)
-    history = read_history(run.artifact("train", "history.jsonl"))
+    history = run.history
     for name, key in (("train/loss", "loss"), ("eval/loss", "eval_loss")):
         got = [(m.step, m.value) for m in mlflow.client().get_metric_history(found.run_id, name)]
         assert got == [(e["step"], e[key]) for e in history if key in e]
@@ -92,31 +95,29 @@ def run_in_mlflow(mlflow, run):
     return mlflow.client().search_runs([experiment], of_run, order_by=newest, max_results=1)[0]
 
 
-def test_a_killed_training_goes_on_in_the_same_runs(lab, mlflow, wandb_server, monkeypatch):
+def test_a_killed_training_goes_on_in_the_same_runs(
+    lab, mlflow, wandb_server, monkeypatch, tmp_path
+):
     run = lab(tracking=["mlflow", "wandb"], epochs=30, evaluations=5)
-    run.leave_lora()
-    run.leave_plan()
-    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run.prepare()
+    process = start_training(run.run.uri, tmp_path / "log")
     # Some steps after a checkpoint have to be there: they are trained again.
     pointer = run.run.key("work", "train", "latest.json")
     saved = seen = 0
     while not (0 < saved < seen):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.1)
         if run.run.store.exists(pointer):
             saved = json.loads(run.run.store.get_bytes(pointer))["step"]
             before = run_in_mlflow(mlflow, run)
             seen = max(mlflow.steps(before.info.run_id, "train/loss"), default=0)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert run_in_mlflow(mlflow, run).info.status == "RUNNING"
 
-    from tuneline.training import train
-
-    run.execute("train", train.run)
+    run.resume()
     found = tracked(run)
-    assert run.document("train", "run.json")["resumed_from"] > 0
+    assert run.trained["resumed_from"] > 0
     assert found["mlflow"].run_id == before.info.run_id
     assert mlflow.steps(before.info.run_id, "train/loss") == list(range(1, 136))
     evaluated = [0, 27, 54, 81, 108, 135]
@@ -153,7 +154,7 @@ def steps_of(rows, metric):
 
 
 def logged(run, key):
-    history = read_history(run.artifact("train", "history.jsonl"))
+    history = run.history
     return [(entry["step"], entry[key]) for entry in history if key in entry]
 
 
@@ -243,7 +244,7 @@ def test_a_server_that_can_not_be_reached_is_tracked_offline(wandb_alone, monkey
 def test_an_untracked_training_warns(lab):
     run = lab(tracking=[], **SHORT)
     run.train()
-    assert run.document("train", "run.json")["tracking"] == []
+    assert run.trained["tracking"] == []
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert value(evidence, "live_tracking") == "none"
     assert "live_tracking" in broken(evidence)

@@ -1,28 +1,25 @@
 """Training keeps the best adapter, is tracked, stops on trouble, and survives a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.lab.forked import start_training
 from tests.lab.training_runs import broken, make_rows
 
+from tuneline.artifacts.training import HISTORY, read_history
 from tuneline.data.tables.rows import write_dataset
 from tuneline.evidence import Verdict, measure
 from tuneline.store import sha256_file
-from tuneline.training import loss_monitoring, train
-from tuneline.training.loop.loss_history import history_of, read_history, write_history
+from tuneline.training import loss_monitoring
+from tuneline.training.loop.trainer import history_of
 
 
 def test_the_best_adapter_is_kept_and_everything_noted(trained):
     checkpoints = trained.document("train", "checkpoints.json")
-    run = trained.document("train", "run.json")
-    history = read_history(trained.artifact("train", "history.jsonl"))
+    run = trained.trained
+    history = trained.history
     steps = [e["step"] for e in checkpoints["evaluations"]]
     assert steps == [0, 6, 12, 18]
     best = min(checkpoints["evaluations"], key=lambda e: e["eval_loss"])
@@ -60,28 +57,17 @@ def test_training_again_gives_the_same_adapter(lab, trained):
 
 def test_accumulated_training_follows_the_same_curve(lab, trained):
     run = lab(epochs=4)
-    run.leave_lora()
-    run.leave_plan(micro_batch=2)
-    run.execute("train", train.run)
-    losses = [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
-    whole = [e["eval_loss"] for e in trained.document("train", "checkpoints.json")["evaluations"]]
+    run.train(micro_batch=2)
+    losses = run.validation_losses
+    whole = trained.validation_losses
     assert losses == pytest.approx(whole, abs=2e-3)
 
 
 def test_bf16_arithmetic_follows_the_same_curve(lab, trained):
     run = lab(epochs=4, precision="bf16")
-    run.leave_lora()
-    run.leave_plan()
-    plan = run.document("gradient_accumulation", "plan.json")
-    passed = run.run.find_evidence("gradient_accumulation").measurements
-    run.leave(
-        "gradient_accumulation",
-        {"plan.json": json.dumps({**plan, "precision": "bf16"})},
-        passed,
-    )
-    run.execute("train", train.run)
-    losses = [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
-    whole = [e["eval_loss"] for e in trained.document("train", "checkpoints.json")["evaluations"]]
+    run.train(precision="bf16")
+    losses = run.validation_losses
+    whole = trained.validation_losses
     assert losses == pytest.approx(whole, rel=0.03)
     assert losses != whole
 
@@ -90,7 +76,7 @@ def test_a_diverging_learning_rate_is_stopped_and_fails(lab, learned_base):
     settings = {"schedule": "constant", "warmup_share": 0.0, "epochs": 20}
     run = lab(base=learned_base, learning_rate=0.9, **settings)
     run.train()
-    document = run.document("train", "run.json")
+    document = run.trained
     assert document["stopped"]["rule"] in ("divergence", "nan", "spike")
     assert document["steps"] < document["steps_planned"] == 90
     checkpoints = run.document("train", "checkpoints.json")
@@ -105,7 +91,7 @@ def test_a_diverging_learning_rate_is_stopped_and_fails(lab, learned_base):
 def test_the_same_base_at_a_sane_rate_is_not_stopped(lab, learned_base):
     run = lab(base=learned_base, learning_rate=0.002, epochs=4)
     run.train()
-    assert run.document("train", "run.json")["stopped"] is None
+    assert run.trained["stopped"] is None
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert broken(evidence) == {"live_tracking"}
 
@@ -125,7 +111,7 @@ def test_a_dataset_that_is_learned_by_heart_stops_early_and_warns(lab):
     passed = [measure("rows", 20, "rows", ">", 0)]
     run.leave("distribution_balancing", {"dataset.parquet": path}, passed)
     run.train()
-    document = run.document("train", "run.json")
+    document = run.trained
     assert document["stopped"]["rule"] == "overfit"
     assert document["steps"] < document["steps_planned"]
     assert run.document("train", "checkpoints.json")["best_step"] < document["steps"]
@@ -138,7 +124,7 @@ def test_a_training_that_gains_nothing_stops_early_and_warns(lab, learned_base):
     # The base knows the task already, and the rate is too low to move anything.
     run = lab(base=learned_base, learning_rate=1e-6, epochs=8, evaluations=8)
     run.train()
-    document = run.document("train", "run.json")
+    document = run.trained
     assert document["stopped"]["rule"] == "plateau"
     assert document["steps"] < document["steps_planned"]
     checkpoints = run.document("train", "checkpoints.json")
@@ -152,10 +138,10 @@ def test_a_training_that_gains_nothing_stops_early_and_warns(lab, learned_base):
 
 def test_patience_switched_off_trains_to_the_end(lab, learned_base):
     run = lab(
-        base=learned_base, learning_rate=1e-6, epochs=8, evaluations=8, plateau_evaluations=None
+        base=learned_base, learning_rate=1e-6, epochs=4, evaluations=8, plateau_evaluations=None
     )
     run.train()
-    document = run.document("train", "run.json")
+    document = run.trained
     assert document["stopped"] is None
     assert document["steps"] == document["steps_planned"]
 
@@ -163,57 +149,53 @@ def test_patience_switched_off_trains_to_the_end(lab, learned_base):
 def test_qlora_trains_on_a_4bit_base(lab):
     run = lab(qlora=True, epochs=2)
     run.train()
-    losses = [e["eval_loss"] for e in run.document("train", "checkpoints.json")["evaluations"]]
+    losses = run.validation_losses
     assert losses[-1] < losses[0]
 
 
-def test_a_killed_training_resumes_and_ends_the_same(lab):
-    settings = {"epochs": 40, "evaluations": 12, "dropout": 0.1}
+def test_a_killed_training_resumes_and_ends_the_same(lab, tmp_path):
+    settings = {"epochs": 20, "evaluations": 12, "dropout": 0.1}
     run = lab(name="killed", **settings)
-    run.leave_lora()
-    run.leave_plan()
-    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
+    run.prepare()
     kills = 0
     pointer = run.run.key("work", "train", "latest.json")
     for wanted in (1, 2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = start_training(run.run.uri, tmp_path / "log")
         steps = set()
-        while process.poll() is None and len(steps) < wanted:
+        while process.is_alive() and len(steps) < wanted:
             if run.run.store.exists(pointer):
                 steps.add(json.loads(run.run.store.get_bytes(pointer))["step"])
             time.sleep(0.01)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        if process.is_alive():
+            process.kill()
             kills += 1
-        process.wait()
+        process.join()
     assert kills == 2
-    run.execute("train", train.run)
-    document = run.document("train", "run.json")
+    run.resume()
+    document = run.trained
     assert document["resumed_from"] > 0
-    assert document["steps"] == document["steps_planned"] == 180
+    assert document["steps"] == document["steps_planned"] == 90
 
     whole = lab(name="whole", **settings)
     whole.train()
-    ours, theirs = (
-        load_file(r.artifact("train", "adapter/adapter_model.safetensors")) for r in (run, whole)
-    )
+    ours, theirs = run.adapter, whole.adapter
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name], tensor, atol=1e-5), name
-    interrupted = read_history(run.artifact("train", "history.jsonl"))
-    assert [e["step"] for e in interrupted if "loss" in e] == list(range(1, 181))
+    interrupted = run.history
+    assert [e["step"] for e in interrupted if "loss" in e] == list(range(1, 91))
     seconds = [e["seconds"] for e in interrupted]
     assert seconds == sorted(seconds)
 
 
-def test_history_holds_what_json_can_not(tmp_path):
+def test_history_holds_what_json_can_not(lab):
     log = [
         {"loss": float("nan"), "step": 1, "epoch": 0.1},
         {"eval_loss": float("inf"), "eval_loss_error": 0.1, "step": 1},
         {"train_runtime": 3.0, "step": 1},
     ]
-    history = history_of(log)
-    write_history(tmp_path / "history.jsonl", history)
-    assert read_history(tmp_path / "history.jsonl") == [
+    ctx = lab().context("train")
+    HISTORY.write(ctx, history_of(log))
+    assert read_history(HISTORY.path(ctx)) == [
         {"step": 1, "loss": "nan"},
         {"step": 1, "eval_loss": "inf", "eval_loss_error": 0.1},
     ]

@@ -40,7 +40,7 @@ class AdapterConfig(Section):
         return 2.0 if self.alpha is None else self.alpha / self.r
 
     def alpha_for(self, r: int) -> int:
-        """The alpha of another rank: the ratio stays."""
+        """Return the alpha of another rank at the same ratio."""
         return max(1, round(self.alpha_over_r * r))
 
     @field_validator("sweep_r")

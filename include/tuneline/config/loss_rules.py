@@ -8,7 +8,7 @@ from tuneline.config.section import Section
 
 
 class LossRulesConfig(Section):
-    """When a loss curve is in trouble."""
+    """Limits from which a loss curve is in trouble."""
 
     spike_factor: float = Field(
         3.0, gt=1, description="Training loss over its running median that counts as a spike."
@@ -35,5 +35,7 @@ class LossRulesConfig(Section):
         description="Validation passes without a better loss that stop training; None goes on.",
     )
     plateau_nats: float = Field(
-        0.001, ge=0, description="A validation loss that falls by less is no better one, nats."
+        0.001,
+        ge=0,
+        description="A fall of the validation loss by less does not count, nats.",
     )

@@ -10,7 +10,7 @@ from tuneline.config.section import Section
 
 
 class TrackingConfig(Section):
-    """Where a training run can be watched while it runs."""
+    """The trackers that show a training run live."""
 
     tracking: list[Literal["mlflow", "wandb"]] = Field(
         ["mlflow"],

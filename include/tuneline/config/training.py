@@ -55,6 +55,11 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLim
         description="Minutes of training that a killed pod may lose: a checkpoint at least so "
         "often, besides those of the validation passes.",
     )
+    cpu_kernels: bool = Field(
+        True,
+        description="On a CPU, compute shared prefixes of rows once and LoRA's products in one "
+        "step, where the model allows it; false trains on the plain path, with equal results.",
+    )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
     processes: int | None = Field(
@@ -64,8 +69,8 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLim
     )
     sharding: Literal["auto", "none", "fsdp"] = Field(
         "auto",
-        description="Whether several processes each hold the whole base (none) or a part of it "
-        "(fsdp); auto shards a base that would fill most of a GPU.",
+        description="Several processes each hold the whole base (none) or a part of it (fsdp); "
+        "auto shards a base that would fill most of a GPU.",
     )
     seed: int = Field(7, ge=0, description="Seed of everything random.")
     max_perplexity_ratio: float = Field(

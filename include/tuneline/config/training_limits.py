@@ -1,4 +1,4 @@
-"""What a training may take: hours and money."""
+"""Limits of a training: hours and money."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tuneline.config.section import Section
 
 
 class TrainingLimitsConfig(Section):
-    """Limits of a training, held against the estimate before it and watched while it runs."""
+    """Limits that the estimate is compared with before training, and that are watched during it."""
 
     max_hours: float | None = Field(
         None, gt=0, description="Hours that training may take, all its tries together."

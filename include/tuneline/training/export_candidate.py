@@ -1,9 +1,8 @@
-"""Helper step export_candidate: merge the adapter and write the bytes that can be served.
+"""export_candidate: merge the adapter and write the files that can be served.
 
-The adapter is merged into the unquantised base in float32, also after QLoRA:
-merging into 4-bit weights loses quality (peft#2321, transformers#31293). The
-merged weights are rounded to f16 once; the GGUF is made from those same values,
-so that both files are one model.
+The adapter is merged into the unquantised base in float32, also after QLoRA: merging into 4-bit
+weights loses quality (peft#2321, transformers#31293). The merged weights are rounded to f16 once;
+the GGUF is made from those same values, so that both files are one model.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
 from tuneline.errors import TunelineError
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
@@ -22,11 +22,15 @@ from tuneline.training.loop.compute import load_torch, training_threads
 def merge(base: Path, adapter: Path) -> Any:
     """Merge an adapter into the unquantised base, in float32.
 
+    Args:
+        base: directory of the base model.
+        adapter: directory of the adapter.
+
     Returns:
         The plain model.
 
     Raises:
-        TunelineError: a merged weight is not a number.
+        TunelineError: if a merged weight is not a number.
     """
     tuned = load_adapter(load_unquantised(base), adapter)
     try:
@@ -42,7 +46,7 @@ def to_half(model: Any) -> float:
         The largest absolute change of a weight.
 
     Raises:
-        TunelineError: a weight lies beyond what f16 can hold.
+        TunelineError: if a weight lies beyond the range of f16.
     """
     import torch
 
@@ -61,13 +65,13 @@ def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None
     """Write a model directory that stands alone: weights, tokenizer, chat template.
 
     Args:
-        model: plain, in f16.
-        tokenizer: of the base.
-        template: the chat template that rows were rendered with.
-        folder: the directory.
+        model: plain model in f16.
+        tokenizer: tokenizer of the base.
+        template: chat template that the rows were rendered with.
+        folder: directory to write.
     """
     model.config.use_cache = True
-    # The local path it was loaded from is nobody's business.
+    # It would name a local path.
     model.config._name_or_path = ""
     model.save_pretrained(str(folder))
     tokenizer.chat_template = template
@@ -76,7 +80,7 @@ def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None
 
 def run(ctx: StepContext) -> Record:
     """Merge and export; writes `merged/`, `candidate.gguf` and `adapter.gguf`."""
-    adapter = ctx.input_dir("train", "adapter")
+    adapter = ADAPTER.fetch(ctx)
     load_torch(training_threads(ctx.config.training))
     from tuneline.data.rendering.renderer import chat_template
     from tuneline.gguf.export import export_gguf
@@ -89,12 +93,12 @@ def run(ctx: StepContext) -> Record:
     model = merge(base.path, adapter)
     rounding = to_half(model)
     tokenizer = load_tokenizer(base.path)
-    merged = ctx.out / "merged"
+    merged = MERGED.path(ctx)
     template = chat_template(tokenizer, ctx.config.data.target_format)
     save_merged(model, tokenizer, template, merged)
     del model
     ctx.log("writing the GGUF files")
-    candidate = export_gguf(merged, ctx.out / "candidate.gguf", "f16")
+    candidate = export_gguf(merged, CANDIDATE_GGUF.path(ctx), "f16")
     files = "merged/ and candidate.gguf"
     measurements = [
         measure("rounding_to_f16", rounding, "absolute"),
@@ -105,7 +109,7 @@ def run(ctx: StepContext) -> Record:
     if json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"):
         ctx.log("llama.cpp has no DoRA adapters: adapter.gguf is not written")
     else:
-        exported = export_lora_gguf(adapter, base.path, ctx.out / "adapter.gguf")
+        exported = export_lora_gguf(adapter, base.path, ADAPTER_GGUF.path(ctx))
         measurements.append(measure("adapter_bytes", exported.bytes, "bytes"))
         files += ", adapter.gguf"
     return ctx.record(

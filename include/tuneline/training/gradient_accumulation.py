@@ -1,7 +1,7 @@
 """Item gradient_accumulation: the effective batch is reached inside the memory limit.
 
-It proves three things. The micro-batch fits: its peak is predicted by a memory
-model and measured on the real model with the longest rows of the dataset. The
+It proves three things. The micro-batch fits: its peak is predicted from smaller
+micro-batches and measured on the real model with the longest rows of the dataset. The
 effective batch is exactly micro-batch × accumulation × world size. And
 accumulating changes nothing: loss and gradients equal those of one large batch
 within float tolerance, tokens weighted over the whole step and not per
@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.training import LORA, PLAN, Plan
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
@@ -36,35 +38,12 @@ from tuneline.training.memory.micro_batches import micro_batches
 from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed
 from tuneline.training.memory.predict import GIB
 
-# Prediction and measurement may differ by this share before the memory model is doubted.
+# Prediction and measurement may differ by this share before the prediction is doubted.
 MODEL_ERROR = 0.10
 # The check must see a normalisation per micro-batch this many times more clearly than rounding.
 POWER = 3.0
 
 Probe = Callable[[Sequence[int]], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`plan.json`: how the rows of an optimiser step are fed to the processor."""
-
-    micro_batch: int
-    accumulation: int
-    world_size: int
-    effective_batch: int
-    max_length: int
-    longest_row: int
-    threads: int
-    device: str
-    precision: str
-    gradient_checkpointing: bool
-    memory_limit_bytes: int
-    memory_limit_source: str
-    predicted_peak_bytes: int
-    measured_peak_bytes: int
-    predicted_parts: dict[str, int]
-    tokens_per_second: float
-    estimate: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,7 +127,8 @@ def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
     """The measurements of a plan and of its accumulation check."""
     reached = plan.micro_batch * plan.accumulation * plan.world_size
     tolerance = float(accumulation["tolerance"])
-    error = plan.predicted_peak_bytes / plan.measured_peak_bytes - 1
+    # The prediction is of training steps; the measured peak includes a validation pass.
+    error = plan.predicted_peak_bytes / plan.measured_step_bytes - 1
     limit = round(plan.memory_limit_bytes / GIB, 3)
     return [
         measure("effective_batch", reached, "rows", "==", plan.effective_batch),
@@ -248,8 +228,8 @@ def run(ctx: StepContext) -> Evidence:
     threads = max(1, training_threads(config) // ctx.config.processes_per_node)
     common = {
         "base": str(base.path),
-        "dataset": str(ctx.input("distribution_balancing", "dataset.parquet")),
-        "lora": json.loads(ctx.input("lora_selection", "lora.json").read_text()),
+        "dataset": str(DATASET.fetch(ctx)),
+        "lora": LORA.read(ctx).model_dump(),
         "training": config.model_dump(mode="json"),
         "target_format": ctx.config.data.target_format,
         "max_tokens": ctx.config.data.max_tokens,
@@ -266,8 +246,8 @@ def run(ctx: StepContext) -> Evidence:
         machine.update(in_process({**common, "sizes": list(left)}, ctx.scratch))
         for found in machine["tried"]:
             ctx.log(
-                f"micro-batch {found['micro_batch']}: {found['predicted']['total'] / GIB:.2f} GiB "
-                f"predicted, {_outcome(found)}, limit {machine['limit'] / GIB:.2f} GiB"
+                f"micro-batch {found['micro_batch']}: {_outcome(found)}, "
+                f"limit {machine['limit'] / GIB:.2f} GiB"
             )
         return dict(machine)
 
@@ -281,7 +261,7 @@ def run(ctx: StepContext) -> Evidence:
         world_size=processes,
         effective_batch=config.effective_batch,
         max_length=ctx.config.data.max_tokens,
-        longest_row=found["shape"]["tokens"],
+        longest_row=found["longest_row"],
         threads=threads,
         device=machine["device"],
         precision=machine["precision"],
@@ -290,12 +270,13 @@ def run(ctx: StepContext) -> Evidence:
         memory_limit_source=source,
         predicted_peak_bytes=taken.predicted,
         measured_peak_bytes=taken.measured,
+        measured_step_bytes=int(found["measured_step"]),
         predicted_parts=found["predicted"]["parts"],
         tokens_per_second=expected.tokens_per_second / processes,
         estimate=asdict(expected),
+        tried=[dict(attempt.found) for attempt in tried],
     )
-    document = {**asdict(plan), "tried": [dict(attempt.found) for attempt in tried]}
-    (ctx.out / "plan.json").write_text(json.dumps(document, indent=1))
+    PLAN.write(ctx, plan)
     MemoryNotes(ctx.run).clear()
     return ctx.conclude(
         f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
@@ -309,6 +290,10 @@ def run(ctx: StepContext) -> Evidence:
 
 
 def _outcome(found: Mapping[str, Any]) -> str:
+    """Describe what a micro-batch was predicted to take and what it took."""
     if "out_of_memory" in found:
         return f"out of memory ({found['out_of_memory']})"
-    return f"{found['measured'] / GIB:.2f} GiB measured" if "measured" in found else "not tried"
+    predicted = f"{found['predicted']['total'] / GIB:.2f} GiB predicted"
+    if "measured" not in found:
+        return f"{predicted}, not tried"
+    return f"{predicted}, {found['measured'] / GIB:.2f} GiB measured"

@@ -1,26 +1,25 @@
-"""Item lora_selection: the adapter's shape is chosen, counted exactly, documented, and loadable.
+"""lora_selection: prove that the adapter is chosen, counted exactly, documented and loadable.
 
-It proves that r, alpha and the target modules are what the run will train: the
-modules are resolved to the names of this very architecture, the trainable
-parameters counted on the PEFT model itself (built without weights). Alpha is
-held against the usual 2 × r (Hu et al., "LoRA", 2021, use a constant ratio;
-twice the rank is the field's custom). What the serving engine could not load
-is refused before an hour of training, not after. Where ranks were tried
-(`training.sweep_r`), it takes one by a stated rule and shows what it rests on.
+Rank, alpha and target modules are those that the run will train: the modules are resolved to the
+names of this architecture, and the trainable parameters are counted on the PEFT model itself,
+built without weights. Alpha is compared with the usual 2 × r (Hu et al., "LoRA", 2021, use a
+constant ratio; twice the rank is the field's custom). What the serving engine could not load is
+refused before training, not after. Where ranks were tried (`training.sweep_r`), one is taken by a
+stated rule, and the evidence shows its basis.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from tuneline.artifacts.training import LORA, LoraSettings
 from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
 from tuneline.serving.engines.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
-from tuneline.training.loop.base_weights import LoraSettings, linear_modules, module_kinds
+from tuneline.training.loop.base_weights import linear_modules, module_kinds
 
 USUAL_RATIO = 2.0
 ALL_LINEAR = "all-linear"
@@ -31,19 +30,19 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
 
     Args:
         wanted: `all-linear`, one name or several, as PEFT takes them.
-        linear: full names of the linear layers that an adapter can sit on.
+        linear: full names of the linear layers that can carry an adapter.
 
     Returns:
         Last parts of the names (`q_proj`, …), each once.
 
     Raises:
-        UserError: a name that no linear layer ends in, or there is no linear layer.
+        UserError: if no linear layer ends in a name, or there is no linear layer.
     """
     kinds = module_kinds(linear)
     if not kinds:
         raise UserError(
-            "training.target_modules: the base model has no linear layer that an adapter could "
-            "sit on"
+            "training.target_modules: the base model has no linear layer that could carry an "
+            "adapter"
         )
     if wanted == ALL_LINEAR:
         return kinds
@@ -59,7 +58,7 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
 
 
 def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> str:
-    """The reason for the choice, in a sentence."""
+    """State the reason for the choice in a sentence."""
     share = settings.trainable_parameters / settings.total_parameters
     scale = "alpha/√r" if settings.rslora else "alpha/r"
     ratio = settings.alpha / settings.r
@@ -80,14 +79,14 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
     """Choose the adapter for a model and count it.
 
     Args:
-        model: of `shape_model`; the adapter stays on it.
-        config: the settings asked for.
+        model: base model without weights; the adapter stays on it.
+        config: settings that are asked for.
 
     Returns:
-        The settings, and how many layers carry an adapter.
+        The settings of the adapter, and the number of layers that carry it.
 
     Raises:
-        UserError: a target module that is not there.
+        UserError: if a target module does not exist.
     """
     from tuneline.training.loop.base_weights import attach_lora
 
@@ -109,10 +108,10 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
 
 
 def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
-    """The training section with the rank that a sweep chose, if the run asks for one.
+    """Put the rank that a sweep chose into the training section, if the run asks for a sweep.
 
     Returns:
-        The section, what was chosen in a sentence, and what that rests on.
+        The section, the choice in a sentence, and its measurements.
     """
     config = ctx.config.training
     if not config.sweep_r:
@@ -122,9 +121,9 @@ def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
 
     trials = read_trials(ctx)
     choice = choose(trials)
-    (ctx.out / "sweep.json").write_text(choice.model_dump_json(indent=1))
+    ctx.write_json("sweep.json", choice.model_dump())
     chosen = config.model_copy(update={"r": choice.r, "alpha": config.alpha_for(choice.r)})
-    return chosen, choice.told, measurements(trials, choice, holdout_accesses(ctx.run))
+    return chosen, choice.sentence, measurements(trials, choice, holdout_accesses(ctx.run))
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -142,7 +141,7 @@ def run(ctx: StepContext) -> Evidence:
     settings, layers = select(shape_model(base.path), config)
     if chosen:
         settings = settings.model_copy(update={"reason": f"{settings.reason}; {chosen}"})
-    (ctx.out / "lora.json").write_text(json.dumps(settings.model_dump(), indent=1))
+    LORA.write(ctx, settings)
     ratio = settings.alpha / settings.r
     usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
     return ctx.conclude(
@@ -170,7 +169,7 @@ def run(ctx: StepContext) -> Evidence:
 
 
 def _within(r: int, limit: int | None) -> Measurement:
-    """The rank against what the engine loads."""
+    """Compare the rank with the largest that the engine loads."""
     if limit is None:
         return measure("rank_limit_of_engine", None, "rank")
     return measure("rank_for_engine", r, "rank", "<=", limit)

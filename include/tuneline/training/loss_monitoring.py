@@ -1,27 +1,32 @@
-"""Item loss_monitoring: training was tracked, and its curve says that it can be trusted.
+"""loss_monitoring: prove that training was tracked and that its curve can be trusted.
 
-It judges the logged history by the rules that watched training while it ran
-(`loss_rules`), draws the curve, and names the tracker's run. A run that nobody
-could watch live (offline, or not tracked at all) warns. A rule that tripped has
-stopped training early. Divergence, spikes in a row and a loss that is not a
-number fail: the settings are wrong. Overfitting and a plateau warn: the adapter
-kept is the best there was, so nothing is refused, but its learning rate never
+It judges the logged history by the rules that watched training while it ran (`loop/loss_rules`),
+draws the curve, and names the runs of the trackers. A run that nobody could watch live (offline,
+or not tracked at all) warns. A rule that tripped has stopped training early. Divergence, spikes
+in a row and a loss that is not a number fail: the settings are wrong. Overfitting and a plateau
+warn: the adapter kept is the best there was, so nothing is refused, but its learning rate never
 came down as planned, and fewer passes over the rows would have done.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import (
+    CHECKPOINTS,
+    HISTORY,
+    TRAINED,
+    TrackedRun,
+    TrainedRun,
+    Trip,
+)
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
-from tuneline.training.loop.loss_history import read_history
 from tuneline.training.loop.loss_rules import (
     OVERFIT_FLOOR_NATS,
     SURE_ERRORS,
@@ -34,41 +39,47 @@ from tuneline.training.loop.loss_rules import (
     spikes,
     training_rose,
 )
-from tuneline.training.tracking.judged import tracking_measurements, tracking_told
-from tuneline.training.tracking.tracked_run import runs_of
 
 
-def judge(curve: Curve, limits: LossRulesConfig, run: Mapping[str, Any]) -> list[Measurement]:
-    """The measurements of a training curve and its tracking.
+def judge(curve: Curve, limits: LossRulesConfig, trained: TrainedRun) -> list[Measurement]:
+    """Measure a training curve and its tracking.
 
     Args:
-        curve: of the history.
-        limits: from the configuration.
-        run: `run.json` of training.
+        curve: losses of the history.
+        limits: limits of the loss rules.
+        trained: course of the training.
+
+    Returns:
+        The measurements with their limits.
     """
     spiked = spikes(curve, limits.spike_factor)
     climbed, climb_limit = climb(curve, limits.divergence_share)
-    first = curve.validation[0][1] if curve.validation else math.nan
-    best = curve.best[1] if curve.best else math.nan
+    first, best = _first_and_best(curve)
     return [
-        measure("logged_steps", len(curve.optimised), "steps", ">=", run["steps"]),
+        measure("logged_steps", len(curve.optimised), "steps", ">=", trained.steps),
         measure("validation_passes", len(curve.validation), "passes", ">=", 2),
         measure("losses_not_a_number", len(not_finite(curve)), "steps", "==", 0),
         measure("climb_of_training_loss", round(climbed, 4), "nats", "<=", round(climb_limit, 4)),
         measure("spikes", len(spiked.found), "steps", "==", 0, on_breach="warn"),
         measure("spikes_in_a_row", spiked.longest, "steps", "<", limits.spike_streak),
-        measure("best_validation_loss", best, "nats", "<", first),
+        measure("best_validation_loss", best[1], "nats", "<", first),
         measure("validation_loss_before_training", first, "nats"),
         *_validation(curve, limits),
-        measure("stopped_early", bool(run["stopped"]), ""),
-        *tracking_measurements(runs_of(run)),
-        measure("tracking_seconds", run["tracking_seconds"], "s"),
-        measure("tokens_per_second", run["tokens_per_second"], "1/s"),
+        measure("stopped_early", bool(trained.stopped), ""),
+        *_tracking(trained.tracking),
+        measure("tracking_seconds", trained.tracking_seconds, "s"),
+        measure("tokens_per_second", trained.tokens_per_second, "1/s"),
     ]
 
 
+def _first_and_best(curve: Curve) -> tuple[float, tuple[int, float]]:
+    """Return the first validation loss, and step and value of the best one; NaN for none."""
+    first = curve.validation[0][1] if curve.validation else math.nan
+    return first, curve.best or (0, math.nan)
+
+
 def _validation(curve: Curve, limits: LossRulesConfig) -> list[Measurement]:
-    """What the passes say of overfitting, divergence and plateau."""
+    """Measure overfitting, divergence and plateau on the validation passes."""
     ratio = rise_of_validation(curve)
     change, error = change_since_best(curve)
     known = math.isfinite(error)
@@ -102,13 +113,50 @@ def _validation(curve: Curve, limits: LossRulesConfig) -> list[Measurement]:
     ]
 
 
-def draw(path: Path, curve: Curve, best_step: int, stopped: Mapping[str, Any] | None) -> None:
+def _tracking(runs: Sequence[TrackedRun]) -> list[Measurement]:
+    """Measure the tracked runs; a training that nobody could watch live warns."""
+    modes = {run.mode for run in runs}
+    best = next((mode for mode in ("online", "offline", "unreachable") if mode in modes), "none")
+    found = [
+        measure("live_tracking", best, "", "==", "online", on_breach="warn"),
+        measure("tracker", ", ".join(run.tracker for run in runs) or "none", ""),
+    ]
+    for run in runs:
+        name = run.tracker
+        found += [
+            measure(f"{name}_mode", run.mode, ""),
+            measure(f"{name}_run_id", run.run_id or "none", ""),
+            measure(f"{name}_link", run.url or run.directory or "none", ""),
+            measure(f"{name}_entries_missed", run.missed, "entries", "==", 0, on_breach="warn"),
+        ]
+    return found
+
+
+def _tracking_summary(runs: Sequence[TrackedRun]) -> str:
+    if not runs:
+        return "no tracker was asked for, nobody could watch it live"
+    clauses = [_tracked_clause(run) for run in runs]
+    if all(run.mode != "online" for run in runs):
+        clauses.append("nobody could watch it live")
+    return ", ".join(clauses)
+
+
+def _tracked_clause(run: TrackedRun) -> str:
+    if run.mode == "online":
+        missed = f" ({run.missed} log entries did not get there)" if run.missed else ""
+        return f"watched live at {run.url or run.title}{missed}"
+    if run.mode == "offline":
+        return f"tracked offline by {run.title} ({run.reason})"
+    return f"{run.title} could not be reached ({run.reason})"
+
+
+def draw(path: Path, curve: Curve, best_step: int, stopped: Trip | None) -> None:
     """Write the picture of a training; see `picture`."""
     picture(curve, best_step, stopped).savefig(path, dpi=110)
 
 
-def picture(curve: Curve, best_step: int, stopped: Mapping[str, Any] | None) -> Any:
-    """Training and validation loss over steps, the kept adapter, and the rule that tripped."""
+def picture(curve: Curve, best_step: int, stopped: Trip | None) -> Any:
+    """Plot the losses over steps, with the kept adapter and the rule that tripped."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5))
@@ -120,8 +168,8 @@ def picture(curve: Curve, best_step: int, stopped: Mapping[str, Any] | None) -> 
     axes.axvline(best_step, color="#2c7a4b", linestyle="--", linewidth=1, label="adapter kept")
     axes.set(xlabel="optimiser step", ylabel="loss, nats per token", title="Training")
     if stopped:
-        axes.axvline(stopped["step"], color="black", linewidth=1, label=f"stop: {stopped['rule']}")
-        axes.set_title(textwrap.fill(f"stopped: {stopped['sentence']}", 90), fontsize=9)
+        axes.axvline(stopped.step, color="black", linewidth=1, label=f"stop: {stopped.rule}")
+        axes.set_title(textwrap.fill(f"stopped: {stopped.sentence}", 90), fontsize=9)
     positive = [v for _, v in (*curve.train, *curve.validation) if math.isfinite(v) and v > 0]
     if positive and max(positive) / min(positive) > 20:
         axes.set_yscale("log")
@@ -136,30 +184,27 @@ def _points(series: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def told(curve: Curve, run: Mapping[str, Any], broken: Sequence[Measurement]) -> str:
-    """What the item says in a sentence."""
-    first = curve.validation[0][1] if curve.validation else math.nan
-    best = curve.best or (0, math.nan)
-    words = [f"validation loss {first:.4f} → {best[1]:.4f} at step {best[0]} of {run['steps']}"]
-    if run["stopped"]:
-        words.append(
-            f"training stopped early: {run['stopped']['sentence']}; the adapter of step "
-            f"{best[0]} is kept"
+def summarise(curve: Curve, trained: TrainedRun, measurements: Sequence[Measurement]) -> str:
+    """Say in a sentence what training came to, and which measurements are outside their limits."""
+    first, (step, best) = _first_and_best(curve)
+    clauses = [f"validation loss {first:.4f} → {best:.4f} at step {step} of {trained.steps}"]
+    if trained.stopped:
+        clauses.append(
+            f"training stopped early: {trained.stopped.sentence}; the adapter of step {step} is "
+            "kept"
         )
-    names = [m.name for m in broken if m.name != "live_tracking"]
-    if names:
-        words.append("outside its limit: " + ", ".join(names))
-    words.append(tracking_told(runs_of(run)))
-    return "; ".join(words)
+    # The clause on tracking says it anyway.
+    outside = [m.name for m in measurements if m.ok is False and m.name != "live_tracking"]
+    if outside:
+        clauses.append("outside its limit: " + ", ".join(outside))
+    clauses.append(_tracking_summary(trained.tracking))
+    return "; ".join(clauses)
 
 
 def run(ctx: StepContext) -> Evidence:
     """Judge the curve and its tracking; writes `loss.png`."""
-    history = read_history(ctx.input("train", "history.jsonl"))
-    trained = json.loads(ctx.input("train", "run.json").read_text())
-    best_step = json.loads(ctx.input("train", "checkpoints.json").read_text())["best_step"]
-    curve = Curve.of(history)
-    draw(ctx.out / "loss.png", curve, best_step, trained["stopped"])
+    curve = Curve.of(HISTORY.read(ctx))
+    trained, best_step = TRAINED.read(ctx), CHECKPOINTS.read(ctx).best_step
+    draw(ctx.out / "loss.png", curve, best_step, trained.stopped)
     measurements = judge(curve, ctx.config.training, trained)
-    broken = [m for m in measurements if m.ok is False]
-    return ctx.conclude(told(curve, trained, broken), measurements)
+    return ctx.conclude(summarise(curve, trained, measurements), measurements)

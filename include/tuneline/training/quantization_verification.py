@@ -1,17 +1,14 @@
-"""Item quantization_verification: with QLoRA, 4-bit NF4 is really in use, at no hidden loss.
+"""quantization_verification: prove that QLoRA trained on 4-bit NF4, at no hidden loss.
 
-It proves it on the loaded model: the base is loaded as training loaded it, and
-of every linear layer that should be 4-bit the stored type, block size, double
-quantisation and compute type are read from the layer itself; nothing beside
-them may be 4-bit. What it costs is the perplexity on the validation rows against
-the unquantised base, row by row on the same rows; what it gains is the memory
-against bf16, of these layers and of the whole model, counted from the tensors
-that hold them. Method and NF4: Dettmers et al., "QLoRA", 2023.
+The base is loaded as training loaded it, and the stored type, block size, double quantisation and
+compute type of every linear layer that should be 4-bit are read from the layer itself; nothing
+else may be 4-bit. The cost is the perplexity on the validation rows compared with the unquantised
+base, paired by row. The gain is the memory compared with bf16, of these layers and of the whole
+model, counted from the tensors. Method and NF4: Dettmers et al., "QLoRA", 2023.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,17 +25,17 @@ BLOCK_SIZE = 64
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What was read from one linear layer of the loaded model.
+    """Facts read from one linear layer of the loaded model.
 
     Attributes:
         name: full module name.
         quant_type: nf4 or fp4; the plain type of the weight when it is not quantised,
             `missing` when the model has no such layer.
-        block_size: values that share a scale; None when not quantised.
-        double: whether the scales are quantised themselves.
+        block_size: number of values that share a scale; None when not quantised.
+        double: True if the scales are quantised themselves.
         compute_type: type of the products.
-        parameters: of the weight, counted before quantisation.
-        bytes: that its weight and scales take.
+        parameters: number of parameters of the weight, before quantisation.
+        bytes: memory of its weight and scales, bytes.
     """
 
     name: str
@@ -51,7 +48,7 @@ class LayerFacts:
 
     @property
     def as_required(self) -> bool:
-        """Whether it is NF4 with double quantisation, computing in bf16."""
+        """True if the layer is NF4 with double quantisation, computing in bf16."""
         return (
             self.quant_type == QUANT_TYPE
             and self.double
@@ -86,8 +83,11 @@ def read_layers(model: Any, expected: Sequence[str]) -> list[LayerFacts]:
     """Read every layer that should be 4-bit.
 
     Args:
-        model: as loaded for training.
-        expected: names of the linear layers of the plain architecture, the head left out.
+        model: model as loaded for training.
+        expected: names of the linear layers of the plain architecture, without the head.
+
+    Returns:
+        The facts of every layer.
     """
     modules = dict(model.named_modules())
     return [
@@ -100,12 +100,12 @@ def read_layers(model: Any, expected: Sequence[str]) -> list[LayerFacts]:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What was read from the loaded model as a whole.
+    """Facts read from the loaded model as a whole.
 
     Attributes:
-        others: 4-bit modules beside those that should be: a head, an embedding.
-        bytes: that all of its weights take, scales included.
-        bytes_in_bf16: that the same weights would take in bf16.
+        others: 4-bit modules that should not be: a head, an embedding.
+        bytes: memory of all weights, scales included, bytes.
+        bytes_in_bf16: memory of the same weights in bf16, bytes.
     """
 
     others: tuple[str, ...]
@@ -114,11 +114,14 @@ class ModelFacts:
 
 
 def read_model(model: Any, layers: Sequence[LayerFacts]) -> ModelFacts:
-    """Read what is not one of the layers that should be 4-bit.
+    """Read the facts of the whole model.
 
     Args:
-        model: as loaded for training.
-        layers: of `read_layers`.
+        model: model as loaded for training.
+        layers: facts of the layers that should be 4-bit.
+
+    Returns:
+        The facts.
     """
     expected = {layer.name for layer in layers}
     others = [
@@ -148,14 +151,17 @@ def judge(
     plain: RowLosses,
     max_ratio: float,
 ) -> list[Measurement]:
-    """The measurements of a 4-bit base.
+    """Measure a 4-bit base.
 
     Args:
-        layers: of `read_layers`.
-        whole: of `read_model`.
+        layers: facts of the layers that should be 4-bit.
+        whole: facts of the whole model.
         quantised: validation losses of the 4-bit base.
-        plain: of the unquantised base on the same rows.
-        max_ratio: of perplexities, at most.
+        plain: validation losses of the unquantised base on the same rows.
+        max_ratio: largest ratio of the perplexities.
+
+    Returns:
+        The measurements with their limits.
     """
     wrong = [layer.name for layer in layers if not layer.as_required]
     held = sum(layer.bytes for layer in layers)
@@ -196,7 +202,7 @@ def _common(values: Any) -> str:
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Verify the 4-bit base, or say that QLoRA is off; writes `layers.json`."""
+    """Verify the 4-bit base, or state that QLoRA is off; writes `layers.json`."""
     if not ctx.config.training.qlora:
         return ctx.conclude(
             "QLoRA is off: the base was trained on unquantised",
@@ -209,13 +215,13 @@ def run(ctx: StepContext) -> Evidence:
     validation = Validation.of(ctx)
     expected = linear_modules(shape_model(validation.base))
     ctx.log(f"loading the base in 4-bit, {len(expected)} linear layers expected")
-    model = validation.load(qlora=True)
+    model = validation.load()
     layers = read_layers(model, expected)
     whole = read_model(model, layers)
     quantised = validation.losses(model)
     del model
     plain = validation.losses(validation.load_exact())
-    (ctx.out / "layers.json").write_text(json.dumps([asdict(layer) for layer in layers], indent=1))
+    ctx.write_json("layers.json", [asdict(layer) for layer in layers])
     limit = ctx.config.training.max_perplexity_ratio
     measurements = judge(layers, whole, quantised, plain, limit)
     wrong = sum(not layer.as_required for layer in layers)

@@ -1,330 +1,341 @@
-"""Helper step train: the adapter is trained on the learned tokens, watched, and kept by loss.
+"""train: train the adapter on the learned tokens and keep the one of the lowest validation loss.
 
-TRL's SFTTrainer on the real weights, with the adapter of lora_selection and the
-batch shape of gradient_accumulation. The row's `weight` multiplies the loss of
-its tokens. The run is evaluated before the first step and then as often as the
-configuration says; every evaluation's adapter is a candidate, the lowest
-validation loss wins. Checkpoints go to the store as training goes on, with every
-evaluation, by the clock and when the pod is told to end, so a killed pod resumes
-from the last one: optimiser, schedule, random state and position in the data
-included.
+TRL's SFTTrainer trains the adapter of lora_selection with the batch shape of
+gradient_accumulation. The order of events, and of this module:
+
+1. Set up: the checkpoint of an interrupted try, the model, the callbacks, the trainer.
+2. Loop: optimiser steps and validation passes, to the last step, a tripped rule or a signal.
+3. Keep: the best adapters, the losses step by step, and the course of the run.
+
+Every validation pass makes its adapter a candidate, the untrained one included. Checkpoints go to
+the store while training runs, so a killed pod resumes from the newest one: optimiser, schedule,
+random state and position in the data included.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.training import (
+    CHECKPOINTS,
+    HISTORY,
+    PLAN,
+    TRAINED,
+    Checkpoints,
+    Plan,
+    TrainedRun,
+    Trip,
+)
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
 from tuneline.machine.peak_memory import peak_memory
+from tuneline.models import resolve
 from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
-from tuneline.training.loop.inputs import (
-    Inputs,
-    hyperparameters,
-    ordered_rows,
-    read_inputs,
-)
-from tuneline.training.loop.live_checkpoints import LiveCheckpoints, fingerprint
-from tuneline.training.loop.loss_history import history_of, plain, write_history
-from tuneline.training.loop.rows import pad_token, total_steps
+from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
+from tuneline.training.loop.rows import pad_token, run_order, total_steps
 from tuneline.training.loop.token_loss import EVAL_BATCH
 from tuneline.training.memory.out_of_memory import noticed
 from tuneline.training.memory.predict import GIB
 from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.processes.launch import Node, launch, must_launch
 from tuneline.training.processes.sharding import gpu_memory, load_sharded_base, shards_base
-from tuneline.training.tracking.description import describe
 from tuneline.training.tracking.session import Tracking, track
+from tuneline.training.tracking.tracked_run import describe
+
+if TYPE_CHECKING:
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What training came to; `run.json` holds it beside the tracker's run."""
+class Training:
+    """One training, from the newest checkpoint of an interrupted try to the files that it leaves.
 
-    steps: int
-    steps_planned: int
-    resumed_from: int | None
-    stopped: dict[str, Any] | None
-    seconds: float
-    training_seconds: float
-    saving_seconds: float
-    tokens: int
-    tokens_per_second: float
-    peak_memory_bytes: int
-    epochs_seen: float
-    precision: str
-    device: str
-    threads: int
-    seed: int
-    world_size: int
-    nodes: int
-    backend: str | None
-    sharding: str
-    resources: dict[str, Any]
+    Attributes:
+        steps: optimiser steps planned.
+        resumed: step of the checkpoint that it resumes from; None from the beginning.
+        trainer: TRL's trainer with our loss.
+    """
+
+    # 1. Set up ------------------------------------------------------------------------------------
+
+    def __init__(
+        self, ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
+    ) -> None:
+        """Restore the checkpoint, load the model and put the trainer together."""
+        self._ctx, self._inputs, self._group = ctx, inputs, group
+        self._config, self._plan = ctx.config.training, inputs.plan
+        self.steps = total_steps(
+            len(inputs.train),
+            self._plan.effective_batch,
+            self._config.epochs,
+            self._config.max_steps,
+        )
+        self._restored = ctx.scratch / "restored"
+        events = [*self._events(), *tracking.callbacks()]
+        self.trainer = self._trainer(self._model(), events)
+
+    def _events(self) -> list[Any]:
+        """Restore the checkpoint, and list what happens between the steps."""
+        # Imported here, as torch has to be configured first (`load_torch`).
+        from tuneline.training.budget.resources import Resources
+        from tuneline.training.loop import callbacks, checkpoints
+
+        ctx, config, group = self._ctx, self._config, self._group
+        key = ctx.run.key("work", "train")
+        self._live = checkpoints.LiveCheckpoints(ctx.run.store, key, self._inputs.settings)
+        # Every process must have found the same checkpoint.
+        found = self._live.restore(self._restored)
+        self.resumed = group.agree("the checkpoint that they found", found)
+        if self.resumed is not None:
+            ctx.log(f"resuming from the checkpoint of step {self.resumed} of {self.steps}")
+
+        evaluated = self._restored / "evaluated"
+        self._keeper = callbacks.KeepAdapters(
+            evaluated, config.keep_checkpoints, ctx.config.base_model
+        )
+        self._saver = checkpoints.SaveLive(self._live, evaluated)
+        self._watcher = callbacks.StopOnTrip(config, ctx.log)
+        self._ending = checkpoints.EndOnSignal(group, ctx.log)
+        self._resources = Resources(ctx, self._plan)
+        everywhere = [
+            callbacks.EvaluateAt(callbacks.evaluation_steps(self.steps, config.evaluations)),
+            checkpoints.ShareRandomState(group),
+            self._watcher,
+            self._ending,
+        ]
+        if not group.is_main:
+            return everywhere
+        # The first process saves and reports for all, and its clock decides.
+        by_clock = checkpoints.SaveByClock(config.checkpoint_minutes)
+        progress = callbacks.LogProgress(ctx.log)
+        return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, progress]
+
+    def _model(self) -> Any:
+        """Load the base, whole or this process's part of it, and put a fresh adapter on it."""
+        import torch
+
+        config, plan, path = self._config, self._plan, self._inputs.base
+        self._sharded = shards_base(config, path, self._group, gpu_memory(torch))
+        if self._sharded:
+            base = load_sharded_base(path, plan.device, self._group)
+        else:
+            base = load_base(path, plan.device, qlora=config.qlora, precision=plan.precision)
+        return attach_lora(base, self._inputs.lora)
+
+    def _trainer(self, model: Any, events: list[Any]) -> LabelledTokenTrainer:
+        import torch
+
+        from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
+
+        plan, rows, seed = self._plan, self._inputs.train, self._config.seed
+        # The seed alone fixes the order of rows: a resumed run sees the rest of the same order.
+        lengths, marks = [len(row.ids) for row in rows], [row.rehearsal for row in rows]
+        order = run_order(lengths, plan.effective_batch, self.steps, seed, marks)
+        trainer = LabelledTokenTrainer(
+            model=model,
+            tokenizer=self._inputs.tokenizer,
+            settings=TrainerSettings(
+                output=self._ctx.scratch / "trainer",
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                steps=self.steps,
+                precision=plan.precision,
+                device=plan.device,
+                pad_id=pad_token(self._inputs.tokenizer),
+                eval_batch=EVAL_BATCH,
+                # The untrained adapter is a candidate too.
+                eval_on_start=self.resumed is None,
+                run_name=self._ctx.run.run_id,
+                group=self._group,
+            ),
+            config=self._config,
+            rows=[rows[i] for i in order],
+            validation=self._inputs.validation,
+            callbacks=events,
+        )
+        if not self._group.is_main:
+            # Each process draws its own dropout for its own rows.
+            torch.manual_seed(seed + self._group.rank)
+        return trainer
+
+    # 2. Loop --------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        """Train to the last step, or to the step at which a callback ends it.
+
+        Raises:
+            RetryableError: if a signal ended it; the next try resumes from its checkpoint.
+        """
+        checkpoint = None
+        if self.resumed is not None:
+            checkpoint = self._restored / "trainer"
+            log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+            self.trainer.continue_clock(max((e.get("seconds", 0.0) for e in log), default=0.0))
+        with self._ending:
+            # A step: micro-batches forward and backward, clip, step, schedule; `loop/trainer.py`
+            # has the loss.
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self._ending.check(self.trainer.state.global_step)
+
+    # 3. Keep --------------------------------------------------------------------------------------
+
+    def keep(self) -> TrainedRun | None:
+        """Leave adapters and losses in the step's output, and drop the live checkpoints.
+
+        Returns:
+            The course of the training, without its trackers; None in every process but the
+            group's first, which alone leaves files.
+        """
+        import torch
+
+        ctx, plan, group = self._ctx, self._plan, self._group
+        peak = group.largest(peak_memory(torch, plan.device))
+        if not group.is_main:
+            return None
+        history = self.trainer.history()
+        HISTORY.write(ctx, history)
+        CHECKPOINTS.write(ctx, self._keeper.leave(ctx.out))
+        self._live.clear()
+
+        trip = self._watcher.trip or self._resources.limit.trip
+        done, seconds = self.trainer.state.global_step, sum(self.trainer.clock.steps)
+        tokens = max((entry.get("tokens", 0) for entry in history), default=0)
+        of_this_try = tokens - self.trainer.tokens_through(self.resumed or 0)
+        return TrainedRun(
+            steps=done,
+            steps_planned=self.steps,
+            resumed_from=self.resumed,
+            stopped=Trip(**asdict(trip)) if trip else None,
+            seconds=max((entry["seconds"] for entry in history), default=0.0),
+            training_seconds=round(seconds, 2),
+            saving_seconds=round(self._saver.seconds, 2),
+            tokens=tokens,
+            tokens_per_second=round(of_this_try / seconds, 1) if seconds else 0.0,
+            peak_memory_bytes=peak,
+            epochs_seen=round(done * plan.effective_batch / len(self._inputs.train), 3),
+            precision=plan.precision,
+            device=plan.device,
+            threads=plan.threads,
+            seed=self._config.seed,
+            world_size=group.world_size,
+            nodes=group.nodes,
+            backend=group.backend,
+            sharding="fsdp" if self._sharded else "none",
+            resources=self._resources.close(tokens),
+        )
 
 
 def train(
     ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
-) -> Outcome | None:
-    """Train, and leave adapters, history and evaluations in the step's output.
+) -> TrainedRun | None:
+    """Set up, loop and keep; see `Training.keep` for what it returns."""
+    training = Training(ctx, inputs, tracking, group)
+    training.loop()
+    return training.keep()
 
-    Returns:
-        What came of it; None for a process that is not the group's first, which leaves nothing.
+
+def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) -> None:
+    """Compare this machine with the plan.
+
+    Raises:
+        UserError: if the plan is for another number of processes.
     """
-    import torch
-
-    from tuneline.training.budget.resources import Resources
-    from tuneline.training.loop.callbacks import (
-        EvaluateAt,
-        KeepAdapters,
-        SaveLive,
-        SayProgress,
-        ShareRandomState,
-        StopOnTrip,
-        evaluation_steps,
-    )
-    from tuneline.training.loop.checkpoint_times import EndWhenTold, SaveInTime
-    from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
-
-    config, plan = ctx.config.training, inputs.plan
-    steps = total_steps(len(inputs.train), plan["effective_batch"], config.epochs, config.max_steps)
-    restored = ctx.scratch / "restored"
-    live = LiveCheckpoints(ctx.run.store, ctx.run.key("work", "train"), inputs.settings)
-    resumed = group.agree("the checkpoint that they found", live.restore(restored))
-    if resumed is not None:
-        ctx.log(f"resuming from the checkpoint of step {resumed} of {steps}")
-    evaluated = restored / "evaluated"
-    keeper = KeepAdapters(evaluated, config.keep_checkpoints, ctx.config.base_model)
-    watcher = StopOnTrip(config, ctx.log)
-    saver = SaveLive(live, evaluated)
-    resources = Resources(ctx, plan)
-    ending = EndWhenTold(group, ctx.log)
-    # Rank 0 decides, evaluates and saves for all; every process sees the same losses.
-    of_main = (
-        [
-            keeper,
-            ShareRandomState(group),
-            saver,
-            SaveInTime(config.checkpoint_minutes),
-            resources.limit,
-        ]
-        if group.is_main
-        else [ShareRandomState(group)]
-    )
-    sharded = shards_base(config, inputs.base, group, gpu_memory(torch))
-    if sharded:
-        base = load_sharded_base(inputs.base, plan["device"], group)
-    else:
-        base = load_base(
-            inputs.base, plan["device"], qlora=config.qlora, precision=plan["precision"]
-        )
-    trainer = LabelledTokenTrainer(
-        model=attach_lora(base, inputs.lora),
-        tokenizer=inputs.tokenizer,
-        settings=TrainerSettings(
-            output=ctx.scratch / "trainer",
-            micro_batch=plan["micro_batch"],
-            accumulation=plan["accumulation"],
-            steps=steps,
-            precision=plan["precision"],
-            device=plan["device"],
-            pad_id=pad_token(inputs.tokenizer),
-            eval_batch=EVAL_BATCH,
-            eval_on_start=resumed is None,
-            run_name=ctx.run.run_id,
-            group=group,
-        ),
-        config=config,
-        rows=ordered_rows(inputs, steps, config.seed),
-        validation=inputs.validation,
-        callbacks=[
-            EvaluateAt(evaluation_steps(steps, config.evaluations)),
-            *of_main,
-            watcher,
-            ending,
-            *([SayProgress(ctx.log)] if group.is_main else []),
-            *tracking.callbacks(),
-        ],
-    )
-    if not group.is_main:
-        # Dropout of its own for the rows of its own.
-        torch.manual_seed(config.seed + group.rank)
-    if resumed is not None:
-        trainer.continue_clock(_seconds_at(restored / "trainer"))
-    with ending:
-        trainer.train(resume_from_checkpoint=str(restored / "trainer") if resumed else None)
-    done = trainer.state.global_step
-    ending.check(done)
-
-    peak = group.largest(peak_memory(torch, plan["device"]))
-    if not group.is_main:
-        return None
-    history = history_of(trainer.state.log_history)
-    write_history(ctx.out / "history.jsonl", history)
-    _leave_adapters(ctx.out, evaluated, keeper.evaluations)
-    live.clear()
-    trip = watcher.trip or resources.limit.trip
-    tokens = max((int(e["tokens"]) for e in history if "tokens" in e), default=0)
-    here = tokens - (trainer.tokens_through(resumed) if resumed else 0)
-    training_seconds = sum(trainer.clock.steps)
-    return Outcome(
-        steps=done,
-        steps_planned=steps,
-        resumed_from=resumed,
-        stopped=plain(asdict(trip)) if trip else None,
-        seconds=max((float(e["seconds"]) for e in history), default=0.0),
-        training_seconds=round(training_seconds, 2),
-        saving_seconds=round(saver.seconds, 2),
-        tokens=tokens,
-        tokens_per_second=round(here / training_seconds, 1) if training_seconds else 0.0,
-        peak_memory_bytes=peak,
-        epochs_seen=round(done * plan["effective_batch"] / len(inputs.train), 3),
-        precision=plan["precision"],
-        device=plan["device"],
-        threads=plan["threads"],
-        seed=config.seed,
-        world_size=group.world_size,
-        nodes=group.nodes,
-        backend=group.backend,
-        sharding="fsdp" if sharded else "none",
-        resources=resources.close(tokens),
-    )
-
-
-def _seconds_at(checkpoint: Path) -> float:
-    """Seconds that an interrupted training had taken at its checkpoint."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return max((float(entry.get("seconds", 0)) for entry in state["log_history"]), default=0.0)
-
-
-def _leave_adapters(out: Path, evaluated: Path, evaluations: Sequence[Any]) -> None:
-    """Write `adapter/` (the best), `checkpoints/` (the best few) and `checkpoints.json`."""
-    from tuneline.training.loop.callbacks import best_of
-
-    best = best_of(list(evaluations))
-    shutil.copytree(evaluated / best.folder, out / "adapter")
-    kept = [entry for entry in evaluations if entry.kept]
-    for entry in kept:
-        if entry.step != best.step:
-            shutil.copytree(evaluated / entry.folder, out / "checkpoints" / entry.folder)
-    document = {
-        "best_step": best.step,
-        "evaluations": [
-            plain(
-                {
-                    **asdict(entry),
-                    "path": "adapter"
-                    if entry.step == best.step
-                    else f"checkpoints/{entry.folder}"
-                    if entry.kept
-                    else None,
-                }
-            )
-            for entry in evaluations
-        ],
-    }
-    (out / "checkpoints.json").write_text(json.dumps(document, indent=1))
-
-
-def run(ctx: StepContext) -> Record | None:
-    """Train the adapter; writes adapter, checkpoints, history and the tracker's run.
-
-    Returns:
-        None where another process records the step: in all training processes but the first,
-        and in the one that starts them.
-    """
-    plan = json.loads(ctx.input("gradient_accumulation", "plan.json").read_text())
-    if must_launch(ctx.config):
-        _launch(ctx, plan)
-        return None
-    torch = load_torch(plan["threads"], ctx.config.training.seed)
-    with lost_processes_are_retryable():
-        group = ProcessGroup.join(torch)
-        record = _train_in(ctx, plan, torch, group)
-        group.leave()
-    return record
-
-
-def _launch(ctx: StepContext, plan: Mapping[str, Any]) -> None:
-    """Start this node's training processes and wait for them."""
-    from tuneline.models import resolve
-
-    node = Node.of(ctx.config)
-    # Once for all of them, rather than by all at once.
-    resolve(ctx.config.base_model, log=ctx.log)
-    ctx.log(f"node {node.index} of {node.nodes}: {node.processes} training processes")
-    launch(node, ctx.run.uri, ctx.scratch, plan["threads"])
-
-
-def _train_in(
-    ctx: StepContext, plan: Mapping[str, Any], torch: Any, group: ProcessGroup
-) -> Record | None:
-    if group.world_size != plan["world_size"]:
+    if group.world_size != plan.world_size:
         raise UserError(
-            f"gradient_accumulation planned for {plan['world_size']} training processes, there are "
+            f"gradient_accumulation planned for {plan.world_size} training processes, there are "
             f"{group.world_size}; run gradient_accumulation again with the same pods.nodes and "
             "training.processes"
         )
     found = device_of(torch)
-    if found != plan["device"]:
-        ctx.log(f"gradient_accumulation planned for {plan['device']}, this machine has {found}")
+    if found != plan.device:
+        ctx.log(f"gradient_accumulation planned for {plan.device}, this machine has {found}")
+
+
+def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
+    """Read, train under the trackers' eyes, and record."""
     inputs = read_inputs(ctx)
+    plan = inputs.plan
     together = f", {group.world_size} processes over {group.backend}" if group.backend else ""
     ctx.log(
         f"{len(inputs.train)} training rows, {len(inputs.validation)} validation rows, "
-        f"{plan['threads']} threads, {plan['precision']} arithmetic{together}"
+        f"{plan.threads} threads, {plan.precision} arithmetic{together}"
     )
-    from tuneline.training.budget.resources import measured, told
-
     settings = hyperparameters(ctx, inputs)
     described = describe(
         ctx.run,
         key=fingerprint(ctx.run.uri, inputs.settings),
         settings=settings,
-        dataset_sha256=ctx.inputs["distribution_balancing/dataset.parquet"].sha256,
+        dataset_sha256=ctx.inputs[f"{DATASET.step}/{DATASET.name}"].sha256,
     )
     trackers = ctx.config.training.tracking if group.is_main else []
     with (
         track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
-        noticed(ctx.run, "train", inputs.plan),
+        noticed(ctx.run, ctx.step, plan),
     ):
-        outcome = train(ctx, inputs, tracking, group)
-    if outcome is None:
+        trained = train(ctx, inputs, tracking, group)
+    if trained is None:
         return None
-    document = {
-        **asdict(outcome),
-        "tracking": tracking.document(),
-        "tracking_seconds": tracking.seconds,
-        "hyperparameters": settings,
-    }
-    (ctx.out / "run.json").write_text(json.dumps(document, indent=1))
-    checkpoints = json.loads((ctx.out / "checkpoints.json").read_text())
-    losses = {e["step"]: float(e["eval_loss"]) for e in checkpoints["evaluations"]}
-    best = checkpoints["best_step"]
-    stopped = f"; stopped early: {outcome.stopped['sentence']}" if outcome.stopped else ""
+    trained = trained.model_copy(
+        update={
+            "tracking": tracking.runs,
+            "tracking_seconds": tracking.seconds,
+            "hyperparameters": settings,
+        }
+    )
+    TRAINED.write(ctx, trained)
+    return _record(ctx, trained)
+
+
+def _record(ctx: StepContext, trained: TrainedRun) -> Record:
+    from tuneline.training.budget.resources import measured, told
+
+    checkpoints = Checkpoints.model_validate_json(CHECKPOINTS.path(ctx).read_text())
+    losses, best = checkpoints.losses, checkpoints.best_step
+    stopped = f"; stopped early: {trained.stopped.sentence}" if trained.stopped else ""
     return ctx.record(
-        f"{outcome.steps} of {outcome.steps_planned} steps, validation loss "
+        f"{trained.steps} of {trained.steps_planned} steps, validation loss "
         f"{losses.get(0, math.nan):.4f} → {losses[best]:.4f} at step {best}, "
-        f"{outcome.tokens_per_second:.0f} tokens/s{told(outcome.resources)}{stopped}",
+        f"{trained.tokens_per_second:.0f} tokens/s{told(trained.resources)}{stopped}",
         [
-            measure("steps", outcome.steps, "steps"),
+            measure("steps", trained.steps, "steps"),
             measure("best_step", best, "steps"),
             measure("best_validation_loss", losses[best], "nats"),
-            measure("world_size", outcome.world_size, "processes"),
-            measure("nodes", outcome.nodes, "nodes"),
-            measure("tokens", outcome.tokens, "tokens"),
-            measure("tokens_per_second", outcome.tokens_per_second, "1/s"),
-            measure("peak_memory", round(outcome.peak_memory_bytes / GIB, 3), "GiB"),
-            measure("saving_seconds", outcome.saving_seconds, "s"),
-            *measured(outcome.resources),
+            measure("world_size", trained.world_size, "processes"),
+            measure("nodes", trained.nodes, "nodes"),
+            measure("tokens", trained.tokens, "tokens"),
+            measure("tokens_per_second", trained.tokens_per_second, "1/s"),
+            measure("peak_memory", round(trained.peak_memory_bytes / GIB, 3), "GiB"),
+            measure("saving_seconds", trained.saving_seconds, "s"),
+            *measured(trained.resources),
         ],
-        rows={"history.jsonl": outcome.steps},
+        rows={HISTORY.name: trained.steps},
     )
+
+
+def run(ctx: StepContext) -> Record | None:
+    """Train the adapter; writes adapter, checkpoints, losses and the course of the run.
+
+    Returns:
+        The record; None where another process records the step: in all training processes but
+        the first, and in the one that starts them.
+    """
+    plan = PLAN.read(ctx)
+    if must_launch(ctx.config):
+        node = Node.of(ctx.config)
+        # The base is fetched once, before all processes ask for it.
+        resolve(ctx.config.base_model, log=ctx.log)
+        ctx.log(f"node {node.index} of {node.nodes}: {node.processes} training processes")
+        launch(node, ctx.run.uri, ctx.scratch, plan.threads)
+        return None
+    torch = load_torch(plan.threads, ctx.config.training.seed)
+    with lost_processes_are_retryable():
+        group = ProcessGroup.join(torch)
+        _check_place(ctx, plan, torch, group)
+        record = _train_tracked(ctx, group)
+        group.leave()
+    return record

@@ -3,6 +3,7 @@
 import pytest
 from tests.lab.training_runs import value
 
+from tuneline.artifacts.training import read_history
 from tuneline.config import build_config
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
@@ -16,7 +17,6 @@ from tuneline.training.budget.estimate import (
     spread_evenly,
 )
 from tuneline.training.budget.spending import Spent, StopOnLimit, reached
-from tuneline.training.loop.loss_history import read_history
 
 WORK = Work(steps=100, tokens=360_000, validation_tokens=20_000)
 SPEED = Speed(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tests.lab.tiny_models import make_model
 
+from tuneline.artifacts.training import LoraSettings
 from tuneline.training.cpu.lora_products import fuse_lora
-from tuneline.training.loop.base_weights import LoraSettings, attach_lora, cast_frozen_linears
+from tuneline.training.loop.base_weights import attach_lora, cast_frozen_linears
 
 SETTINGS = {
     "r": 4,

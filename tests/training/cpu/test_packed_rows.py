@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.lab.tiny_models import make_model
 
+from tuneline.artifacts.training import LoraSettings
 from tuneline.training.cpu import packed_rows
-from tuneline.training.cpu.packed_rows import ARCHITECTURES, can_pack, lay_out
-from tuneline.training.loop.base_weights import LoraSettings, attach_lora
+from tuneline.training.cpu.packed_rows import ARCHITECTURES, can_pack, lay_out, packs
+from tuneline.training.loop.base_weights import attach_lora
 from tuneline.training.loop.rows import EncodedRow, as_batch
 from tuneline.training.loop.token_loss import MODEL_INPUTS, add_labelled_head, weighted_sum
 
@@ -53,16 +54,15 @@ def loss_and_gradients(model, rows):
     return outputs["log_probs"].detach(), gradients
 
 
-def models(folder, kind, monkeypatch):
+def models(folder, kind):
     """The same model with an adapter, once with packed rows and once padded."""
     made = []
     for packed in (True, False):
         torch.manual_seed(5)
         options = {"sliding_window": None} if kind == "mistral" else {}
         base = make_model(folder, NAMES[kind], tie_word_embeddings=False, **options)
-        if not packed:
-            monkeypatch.setattr(packed_rows, "can_pack", lambda _: False)
-        add_labelled_head(base)
+        # The base has no adapter yet, so the switch moves nothing but the packing.
+        add_labelled_head(base, cpu_kernels=packed)
         model = attach_lora(base, LORA)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -73,9 +73,9 @@ def models(folder, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
-def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind, monkeypatch):
-    packed, padded = models(tmp_path, kind, monkeypatch)
-    assert packed.config._attn_implementation == packed_rows.ATTENTION
+def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind):
+    packed, padded = models(tmp_path, kind)
+    assert packs(packed)
     assert padded.config._attn_implementation == "sdpa"
     ours, our_gradients = loss_and_gradients(packed, rows)
     theirs, their_gradients = loss_and_gradients(padded, rows)
@@ -86,7 +86,7 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind
 
 
 def test_a_row_that_sees_its_neighbour_would_show(tmp_path, rows, monkeypatch):
-    packed, padded = models(tmp_path, "llama", monkeypatch)
+    packed, padded = models(tmp_path, "llama")
     whole = packed_rows.lay_out
 
     def leaky(input_ids, attention_mask):
@@ -96,7 +96,6 @@ def test_a_row_that_sees_its_neighbour_would_show(tmp_path, rows, monkeypatch):
         return packed_rows.Layout(layout.ids, layout.positions, segments, layout.places)
 
     # The head takes the function when it is put on.
-    monkeypatch.setattr(packed_rows, "can_pack", lambda _: True)
     monkeypatch.setattr(packed_rows, "lay_out", leaky)
     add_labelled_head(packed.get_base_model())
     ours, _ = loss_and_gradients(packed, rows)
@@ -104,7 +103,7 @@ def test_a_row_that_sees_its_neighbour_would_show(tmp_path, rows, monkeypatch):
     assert not torch.allclose(ours, theirs, atol=1e-3)
 
 
-def test_a_shared_beginning_is_there_once(rows):
+def test_a_shared_prefix_is_there_once(rows):
     batch = as_batch(torch, rows, 0)
     layout = lay_out(batch["input_ids"], batch["attention_mask"])
     total = sum(len(r.ids) for r in rows)
@@ -122,8 +121,8 @@ def test_rows_that_are_equal_keep_a_token_of_their_own():
     assert layout.ids.shape == (1, 39 + 3)
 
 
-def test_plain_calls_of_the_model_are_as_before(tmp_path, rows, monkeypatch):
-    packed, padded = models(tmp_path, "llama", monkeypatch)
+def test_plain_calls_of_the_model_are_as_before(tmp_path, rows):
+    packed, padded = models(tmp_path, "llama")
     batch = as_batch(torch, rows, 0)
     features = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, and a last one where a training is told to end."""
+"""Checkpoints by the clock, and a last one where a training is asked to end."""
 
 import json
 import signal
@@ -10,12 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from tests.lab.forked import start_training
 
 from tuneline.errors import EXIT_RETRY, RetryableError
-from tuneline.training import train
-from tuneline.training.loop.checkpoint_times import EndWhenTold, SaveInTime
-from tuneline.training.loop.loss_history import read_history
+from tuneline.training.loop.checkpoints import EndOnSignal, SaveByClock
 from tuneline.training.processes.group import ALONE
 
 
@@ -28,7 +26,7 @@ def step_end(callback, step=1, steps=10):
 
 def test_the_clock_orders_a_checkpoint_and_any_checkpoint_sets_it_back():
     now = [0.0]
-    callback = SaveInTime(10, clock=lambda: now[0])
+    callback = SaveByClock(10, clock=lambda: now[0])
     now[0] = 5000.0  # the model was loaded for long
     callback.on_train_begin(None, None, None)
     now[0] += 599
@@ -49,7 +47,7 @@ def test_the_clock_orders_a_checkpoint_and_any_checkpoint_sets_it_back():
 def test_a_signal_ends_training_after_the_step_and_not_after_the_last():
     said = []
     before = signal.getsignal(signal.SIGTERM)
-    with EndWhenTold(ALONE, said.append) as ending:
+    with EndOnSignal(ALONE, said.append) as ending:
         assert step_end(ending).should_save is False
         signal.raise_signal(signal.SIGTERM)
         assert not ending.stopped
@@ -68,19 +66,13 @@ def test_a_thread_hears_no_signals_and_trains_on():
     ended = []
 
     def thread():
-        with EndWhenTold(ALONE, print) as ending:
+        with EndOnSignal(ALONE, print) as ending:
             ended.append(step_end(ending).should_training_stop)
 
     worker = threading.Thread(target=thread)
     worker.start()
     worker.join()
     assert ended == [False]
-
-
-def started(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "last-words"))
-    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def pointer_of(run):
@@ -90,68 +82,86 @@ def pointer_of(run):
     return json.loads(run.run.store.get_bytes(key))
 
 
-def adapter_of(run):
-    return load_file(run.artifact("train", "adapter/adapter_model.safetensors"))
-
-
 # One validation pass, the last step's: no checkpoint comes from it.
-LONG = {"epochs": 20, "evaluations": 1, "dropout": 0.1}
+LONG = {"evaluations": 1, "dropout": 0.1}
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_that_is_told_to_end_loses_no_step(lab, tmp_path, monkeypatch, processes):
-    """As a drained node tells it; several processes end together, with one checkpoint."""
-    settings = {**LONG, "processes": processes, "effective_batch": 8}
-    run = lab(name="told", **settings)
-    run.leave_lora()
-    run.leave_plan(micro_batch=2)
-    process = started(run, tmp_path, monkeypatch)
-    for line in process.stderr:
-        if ": loss " in line:
-            break
-    assert pointer_of(run) is None
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == EXIT_RETRY
+def wait_for_steps(log):
+    """Wait until a training has logged a step."""
+    while not log.exists() or ": loss " not in log.read_text():
+        time.sleep(0.01)
+
+
+def look_at_the_end(code, run, tmp_path):
+    """The step of the checkpoint that a training left when it was asked to end."""
+    assert code == EXIT_RETRY
     words = (tmp_path / "last-words").read_text()
     assert words.startswith("retryable: ")
     assert "SIGTERM" in words or "signal 15" in words
-    told = pointer_of(run)["step"]
-    assert told > 0
+    left = pointer_of(run)["step"]
+    assert left > 0
+    return left
 
-    again = started(run, tmp_path, monkeypatch)
-    again.communicate(timeout=240)
-    assert again.returncode == 0
-    document = run.document("train", "run.json")
-    assert document["resumed_from"] == told
+
+def look_at_the_whole(run, resumed_from, processes):
+    document = run.trained
+    assert document["resumed_from"] == resumed_from
     assert document["world_size"] == processes
-    assert document["steps"] == document["steps_planned"] == 90
-    history = read_history(run.artifact("train", "history.jsonl"))
-    assert [e["step"] for e in history if "loss" in e] == list(range(1, 91))
-    if processes > 1:
-        return
-    whole = lab(name="whole", **settings)
-    whole.leave_lora()
-    whole.leave_plan(micro_batch=2)
-    whole.execute("train", train.run)
-    ours, theirs = adapter_of(run), adapter_of(whole)
-    for name, tensor in theirs.items():
-        assert torch.allclose(ours[name], tensor, atol=1e-5), name
+    assert document["steps"] == document["steps_planned"] == 45
+    assert [e["step"] for e in run.history if "loss" in e] == list(range(1, 46))
 
 
-def test_a_killed_training_goes_on_from_a_checkpoint_of_the_clock(lab, tmp_path, monkeypatch):
-    run = lab(checkpoint_minutes=0.01, **LONG)
-    run.leave_lora()
-    run.leave_plan()
-    process = started(run, tmp_path, monkeypatch)
+def test_a_training_that_is_asked_to_end_loses_no_step(lab, tmp_path):
+    """As a drained node asks it."""
+    run = lab("asked", epochs=10, **LONG)
+    run.prepare(micro_batch=2)
+    log = tmp_path / "log"
+    last_words = {"TERMINATION_MESSAGE_PATH": str(tmp_path / "last-words")}
+    process = start_training(run.run.uri, log, last_words)
+    wait_for_steps(log)
+    assert pointer_of(run) is None
+    process.terminate()
+    process.join(60)
+    left = look_at_the_end(process.exitcode, run, tmp_path)
+
+    run.resume()
+    look_at_the_whole(run, left, processes=1)
+    whole = lab("whole", epochs=10, **LONG)
+    whole.train(micro_batch=2)
+    for name, tensor in whole.adapter.items():
+        assert torch.allclose(run.adapter[name], tensor, atol=1e-5), name
+
+
+def test_several_processes_that_are_asked_to_end_end_together(lab, tmp_path, monkeypatch):
+    """With one checkpoint, from which several go on."""
+    run = lab(epochs=10, processes=2, effective_batch=8, **LONG)
+    run.prepare(micro_batch=2)
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "last-words"))
+    command = [sys.executable, "-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL)
+    wait_for_steps(log)
+    assert pointer_of(run) is None
+    process.terminate()
+    left = look_at_the_end(process.wait(timeout=60), run, tmp_path)
+
+    assert subprocess.run(command, capture_output=True, timeout=240, check=False).returncode == 0
+    look_at_the_whole(run, left, processes=2)
+
+
+def test_a_killed_training_goes_on_from_a_checkpoint_of_the_clock(lab, tmp_path):
+    run = lab(epochs=20, checkpoint_minutes=0.01, **LONG)
+    run.prepare()
+    process = start_training(run.run.uri, tmp_path / "log")
     while (found := pointer_of(run)) is None:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.02)
     assert found["step"] < 90
     process.kill()
-    process.communicate()
-    run.execute("train", train.run)
-    document = run.document("train", "run.json")
+    process.join()
+    run.resume()
+    document = run.trained
     assert found["step"] <= document["resumed_from"] < document["steps"] == 90
     evaluations = run.document("train", "checkpoints.json")["evaluations"]
     assert [e["step"] for e in evaluations] == [0, 90]

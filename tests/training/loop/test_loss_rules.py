@@ -11,7 +11,6 @@ from tuneline.training.loop.loss_rules import (
     Watch,
     change_since_best,
     climb,
-    first_trip,
     not_finite,
     passes_without_gain,
     rise_of_validation,
@@ -40,7 +39,7 @@ def falling(count=40, noise=0.2, seed=0):
 
 
 def rule_of(train, validation=(), limits=LIMITS):
-    trip = first_trip(history(train, validation), limits)
+    trip = Watch(limits).follow(history(train, validation))
     return trip.rule if trip else None
 
 
@@ -71,7 +70,7 @@ def test_small_losses_may_jump_by_factors():
 def test_a_loss_that_is_no_number_trips():
     bad = [3, 2, math.nan, 2]
     assert not_finite(curve(bad)) == [3]
-    trip = first_trip(history(bad), LIMITS)
+    trip = Watch(LIMITS).follow(history(bad))
     assert (trip.rule, trip.step) == ("nan", 3)
     assert rule_of([3, 2], [(2, math.inf)]) == "nan"
 
@@ -85,12 +84,12 @@ def test_a_step_that_rehearses_is_no_spike_and_breaks_no_streak():
         log.append({"step": 2 * step + 1, "loss": 0.05})
     read = Curve.of(log)
     assert len(read.optimised) == 2 * len(read.train) == 30
-    assert first_trip(log[:24], LIMITS) is None
+    assert Watch(LIMITS).follow(log[:24]) is None
     found = spikes(read, 3.0)
     assert [step for step, _, _ in found.found] == [26, 28, 30]
     assert found.longest == 3
     calm = [{"step": s, "loss": x, "task_loss": 0.4} for s, x in enumerate([2.0, 0.1] * 9)]
-    assert first_trip(calm, LIMITS) is None
+    assert Watch(LIMITS).follow(calm) is None
 
 
 def test_a_lone_spike_is_counted_and_three_in_a_row_stop():
@@ -105,13 +104,13 @@ def test_a_lone_spike_is_counted_and_three_in_a_row_stop():
     assert spikes(curve(three), 3.0).longest == 3
     # Where a climb is allowed, the streak alone stops; fewer spikes where fewer are asked for.
     lenient = LossRulesConfig(spike_streak=2)
-    trip = first_trip(history(three), lenient)
+    trip = Watch(lenient).follow(history(three))
     assert (trip.rule, trip.step) == ("spike", 14)
 
 
 def test_divergence_trips_while_it_climbs():
     climbing = [3.0, 2.5, 2.0, 1.8, 1.7, 1.9, 2.4, 2.9, 3.5, 4.0, 5.0, 5.5, 6.0]
-    trip = first_trip(history(climbing), LIMITS)
+    trip = Watch(LIMITS).follow(history(climbing))
     assert trip.rule == "divergence"
     assert trip.value > trip.limit
     assert trip.step < len(climbing)
@@ -156,7 +155,7 @@ STEADY = [1.0 + 0.02 * (i % 2) for i in range(20)]
     ],
 )
 def test_overfitting_is_told_by_both_losses(train, validation, rule):
-    trip = first_trip(history(train, validation), LIMITS)
+    trip = Watch(LIMITS).follow(history(train, validation))
     assert (trip.rule if trip else None) == rule
     if rule:
         assert trip.step == 30
@@ -188,7 +187,7 @@ def test_the_turn_of_the_validation_loss_is_measured():
 def test_a_plateau_trips_after_passes_without_a_gain(passes, rule):
     validation = [(10 * i, x) for i, x in enumerate(passes)]
     flat = [1.0 + 0.02 * (i % 2) for i in range(10 * len(passes) - 10)]
-    trip = first_trip(history(flat, validation), LIMITS)
+    trip = Watch(LIMITS).follow(history(flat, validation))
     assert (trip.rule if trip else None) == rule
     if rule:
         assert (trip.value, trip.limit) == (3, 3)
@@ -198,7 +197,7 @@ def test_a_plateau_trips_after_passes_without_a_gain(passes, rule):
 def test_a_slow_turn_while_training_falls_is_overfitting_and_no_plateau():
     passes = [(0, 3.0), (10, 0.9), (20, 0.93), (30, 0.96), (40, 0.99)]
     train = [1.5 - 0.03 * i + 0.01 * (i % 3) for i in range(40)]
-    trip = first_trip(history(train, passes), LIMITS)
+    trip = Watch(LIMITS).follow(history(train, passes))
     assert (trip.rule, trip.value, trip.limit) == ("overfit", 3, 3)
     assert "rose by 0.09 nats while the training loss fell" in trip.sentence
 
@@ -207,7 +206,7 @@ def test_patience_can_be_set_and_switched_off():
     passes = [(10 * i, x) for i, x in enumerate([3.0, 0.9, *[0.9] * 6])]
     flat = [1.0] * 70
     assert passes_without_gain(curve(flat, passes), 0.001) == 6
-    assert first_trip(history(flat, passes), LossRulesConfig(plateau_evaluations=5)).step == 60
+    assert Watch(LossRulesConfig(plateau_evaluations=5)).follow(history(flat, passes)).step == 60
     assert rule_of(flat, passes, LossRulesConfig(plateau_evaluations=None)) is None
 
 
@@ -216,7 +215,7 @@ def test_a_log_that_grows_is_followed_as_one_that_is_whole():
     watch = Watch(LIMITS)
     trips = [watch.follow(log[: n + 1]) for n in range(len(log))]
     first = next(trip for trip in trips if trip is not None)
-    assert first == first_trip(log, LIMITS)
+    assert first == Watch(LIMITS).follow(log)
     # A resumed training hands over what came before it at once.
     resumed = Watch(LIMITS)
     assert resumed.follow(log[:15]) is None

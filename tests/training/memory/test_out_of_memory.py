@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.lab.training_runs import value
 
+from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError
 from tuneline.training import train
-from tuneline.training.loop.live_checkpoints import LiveCheckpoints
+from tuneline.training.loop.checkpoints import LiveCheckpoints
 from tuneline.training.memory.out_of_memory import (
     Failure,
     MemoryNotes,
@@ -16,7 +17,16 @@ from tuneline.training.memory.out_of_memory import (
     noticed,
 )
 
-PLAN = {"micro_batch": 8, "accumulation": 2, "world_size": 1, "effective_batch": 16}
+PLAN = Plan(
+    micro_batch=8,
+    accumulation=2,
+    world_size=1,
+    effective_batch=16,
+    threads=1,
+    device="cpu",
+    precision="fp32",
+    estimate={},
+)
 
 
 def allocate_too_much():
@@ -42,12 +52,12 @@ def test_a_plan_steps_down_and_keeps_the_effective_batch():
     assert fitting(PLAN, []) == PLAN
     assert fitting(PLAN, failures(8, step="gradient_accumulation")) == PLAN
     less = fitting(PLAN, failures(8))
-    assert (less["micro_batch"], less["accumulation"], less["planned_micro_batch"]) == (4, 4, 8)
-    assert fitting(PLAN, failures(8, 4))["micro_batch"] == 2
+    assert (less.micro_batch, less.accumulation, less.planned_micro_batch) == (4, 4, 8)
+    assert fitting(PLAN, failures(8, 4)).micro_batch == 2
     # Three processes share 24 rows: 8, 4, 2, 1.
-    shared = PLAN | {"world_size": 3, "effective_batch": 24, "accumulation": 1}
+    shared = PLAN.model_copy(update={"world_size": 3, "effective_batch": 24, "accumulation": 1})
     less = fitting(shared, failures(8))
-    assert less["micro_batch"] * less["accumulation"] * 3 == 24
+    assert less.micro_batch * less.accumulation * 3 == 24
 
 
 def test_there_is_nothing_below_one_row():
@@ -67,7 +77,7 @@ def test_a_failed_allocation_is_told_noted_and_retried(lab):
     assert "can't allocate memory" in noted.how
     with (
         pytest.raises(UserError, match=r"no smaller one: set training.gradient_checkpointing"),
-        noticed(run, "train", PLAN | {"micro_batch": 1}),
+        noticed(run, "train", PLAN.model_copy(update={"micro_batch": 1})),
     ):
         allocate_too_much()
 

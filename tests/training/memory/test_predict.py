@@ -1,123 +1,98 @@
-"""The memory model counts what autograd keeps, and the limit is what the machine leaves."""
+"""The peak of a micro-batch follows from smaller ones, and the limit is what the machine leaves."""
 
-import random
+import json
+import subprocess
+import sys
 
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.training.loop.base_weights import LoraSettings
-from tuneline.training.loop.rows import EncodedRow
+from tuneline.machine.checkout import project_root
+from tuneline.machine.child_environment import child_environment
 from tuneline.training.memory.limit import FREE_SHARE, cgroup_free, memory_limit, quantity
 from tuneline.training.memory.micro_batches import micro_batches
-from tuneline.training.memory.predict import GIB, Shape, largest_shape, predict
+from tuneline.training.memory.predict import GIB, Climb, Peak
 
-LORA = LoraSettings(
-    r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "up_proj"], rslora=False, dora=False
+# A model that takes 1,000 bytes, and 10 bytes for each token of rows of 8 tokens.
+START = [Peak(2, 1020), Peak(4, 1040)]
+
+
+def climb(limit, memory=lambda rows: 1000 + 80 * rows):
+    """A climb over that model, and the micro-batches that it measures."""
+    asked = []
+
+    def measure(rows):
+        asked.append(rows)
+        return memory(rows)
+
+    return Climb(limit, lambda rows: 8 * rows, measure, list(START)), asked
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "asked", "taken"),
+    [
+        ([1, 2, 4, 8], 10_000, [1, 2, 4, 8], 8),
+        ([1, 2, 4, 8], 1400, [1, 2, 4], 4),
+        # Of the sizes within twice the last one the largest that fits is next.
+        ([1, 2, 3, 4, 6, 12], 10_000, [1, 2, 4, 6, 12], 12),
+        ([1, 2, 3, 4, 6, 12], 1250, [1, 2, 3], 3),
+        # One size alone is reached over powers of two.
+        ([12], 10_000, [1, 2, 4, 8, 12], 12),
+        # Where nothing fits the smallest is measured all the same: it is what the evidence shows.
+        ([1, 2, 4], 1050, [1], 1),
+        ([8], 1200, [1, 2, 8], 8),
+    ],
 )
+def test_a_climb_measures_what_fits(sizes, limit, asked, taken):
+    way, measured = climb(limit)
+    found = way.up(sizes)
+    assert measured == asked
+    assert found.rows == taken
+    assert found.predicted.total == pytest.approx(found.memory, abs=2) == 1000 + 80 * taken
 
 
-def rows(count, tokens=64, learned=16):
-    """Rows that share no beginning."""
-    rng = random.Random(3)
-    mask = tuple([False] * (tokens - learned) + [True] * learned)
-    return [
-        EncodedRow(f"row-{i}", tuple(rng.randrange(3, 400) for _ in range(tokens)), mask, 1.0)
-        for i in range(count)
-    ]
+def test_a_prediction_that_was_too_low_ends_the_climb():
+    way, measured = climb(1700, lambda rows: 1000 + 80 * rows + (500 if rows >= 4 else 0))
+    found = way.up([1, 2, 4, 8])
+    assert measured == [1, 2, 4]
+    assert (found.rows, found.memory, found.predicted.total) == (4, 1820, 1320)
+    assert found.memory > way.limit
 
 
-def living(parts):
-    return parts.activations + parts.logits + parts.backward
+def test_an_allocator_that_had_room_left_predicts_no_less_than_before():
+    way, _ = climb(10_000, lambda rows: 1040)
+    assert way.up([1, 2]).predicted.total == 1040
 
 
-def test_activations_grow_with_the_batch_and_weights_do_not(tiny_base):
-    small = predict(tiny_base, LORA, rows(2), precision="fp32")
-    large = predict(tiny_base, LORA, rows(4), precision="fp32")
-    assert living(large) == pytest.approx(2 * living(small), rel=0.05)
-    assert (large.weights, large.adapter) == (small.weights, small.adapter)
-    assert small.optimiser == 2 * small.adapter == 2 * 2 * 4 * (128 + 192) * 4
-    assert large.total > small.total
-
-
-def test_a_beginning_that_rows_share_is_held_once(tiny_base):
-    apart = rows(4)
-    start = apart[0].ids[:40]
-    alike = [EncodedRow(r.row_id, start + r.ids[40:], r.learned, 1.0) for r in apart]
-    shared = predict(tiny_base, LORA, alike, precision="fp32")
-    assert living(shared) < 0.7 * living(predict(tiny_base, LORA, apart, precision="fp32"))
-    # On a GPU rows are padded, so nothing is shared.
-    padded = predict(tiny_base, LORA, alike, precision="fp32", device="cuda")
-    assert living(padded) > living(shared)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_living_storages_of_the_prediction_are_those_of_the_real_step(tiny_base, checkpointing):
-    import torch
-
-    from tuneline.training.cpu.lora_products import fuse_lora
-    from tuneline.training.loop.base_weights import attach_lora, load_base
-    from tuneline.training.loop.rows import as_batch
-    from tuneline.training.loop.token_loss import add_labelled_head, weighted_sum
-    from tuneline.training.memory.step_allocations import StorageTrace
-
-    parts = predict(tiny_base, LORA, rows(4), precision="fp32", checkpointing=checkpointing)
-    base = load_base(tiny_base, "cpu", precision="fp32")
-    tuned = attach_lora(base, LORA).train()
-    add_labelled_head(tuned.get_base_model())
-    fuse_lora(tuned)
-    if checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        tuned.enable_input_require_grads()
-    batch = as_batch(torch, rows(4), 0)
-    names = ("input_ids", "attention_mask", "labels")
-    with StorageTrace([*tuned.parameters(), *tuned.buffers(), *batch.values()]) as trace:
-        inputs = {name: batch[name] for name in names}
-        outputs = tuned(**inputs, use_cache=False, fused_lm_head=True)
-        weighted_sum(outputs, batch["weight"]).backward()
-    assert trace.peak().total() == pytest.approx(living(parts), rel=0.03)
-
-
-def test_a_prediction_leaves_nothing_behind_for_a_real_step(tiny_base):
-    import torch
-
-    from tuneline.training.cpu.packed_rows import _later
-
-    predict(tiny_base, LORA, rows(2), precision="fp32")
-    assert type(_later(64, 0)) is torch.Tensor
-
-
-def test_dropout_costs_and_checkpointing_and_4bit_save(tiny_base):
-    batch = rows(4)
-    plain = predict(tiny_base, LORA, batch, precision="fp32")
-    dropout = LORA.model_copy(update={"dropout": 0.1})
-    assert living(predict(tiny_base, dropout, batch, precision="fp32")) > living(plain)
-    redone = predict(tiny_base, LORA, batch, precision="fp32", checkpointing=True)
-    assert living(redone) < 0.8 * living(plain)
-    narrow = predict(tiny_base, LORA, batch, precision="bf16")
-    four_bit = predict(tiny_base, LORA, batch, precision="bf16", qlora=True)
-    assert four_bit.weights < narrow.weights < plain.weights
-
-
-def test_a_validation_pass_counts_where_it_needs_more_than_a_step(tiny_base):
-    alone = predict(tiny_base, LORA, rows(1), precision="fp32")
-    assert alone.validation == 0
-    assert predict(tiny_base, LORA, rows(4), precision="fp32", validation=rows(2)).validation == 0
-    wide = rows(16, learned=60)
-    found = predict(tiny_base, LORA, rows(1), precision="fp32", validation=wide)
-    # Sixteen rows' logits at once, twice.
-    assert found.validation > 16 * 59 * 400 * 4
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"rows": 8, "tokens": 234, "learned": 80},
+        {"rows": 8, "tokens": 234, "learned": 40, "shared": 130},
+        {"rows": 8, "tokens": 234, "learned": 80, "gradient_checkpointing": True},
+        {"rows": 8, "tokens": 234, "learned": 80, "qlora": True},
+        {"rows": 2, "tokens": 512, "learned": 200, "dropout": 0.05},
+    ],
+    ids=["plain", "shared prefix", "checkpointing", "4-bit", "dropout"],
+)
+def test_a_prediction_is_within_a_tenth_of_the_real_peak(case):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lab.memory_case", json.dumps(case)],
+        env=child_environment(project_root(), OMP_WAIT_POLICY="PASSIVE"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.9 < float(done.stdout) < 1.1
 
 
 def test_micro_batches_divide_the_effective_batch():
     assert micro_batches(8, 1) == [8, 4, 2, 1]
     assert micro_batches(12, 2) == [6, 3, 2, 1]
     assert micro_batches(8, 3) == []
-
-
-def test_the_largest_shape_is_the_longest_rows_together():
-    assert largest_shape([5, 9, 7], [2, 3, 4], 2) == Shape(2, 9, 7)
-    # Fewer rows than asked for: the longest is repeated.
-    assert largest_shape([5, 9], [2, 3], 4) == Shape(4, 9, 2 + 3 + 3 + 3)
 
 
 def test_the_limit_is_configured_or_a_share_of_the_tightest_bound(tmp_path):

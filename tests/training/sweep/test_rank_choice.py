@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from tuneline.artifacts.training import Trial
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
-from tuneline.training.sweep.rank_choice import Trial, choose, measurements
+from tuneline.training.sweep.rank_choice import choose, losses_of, measurements
 
 TARGETS = 40
 
@@ -34,10 +35,6 @@ def rows(seed=0, count=50):
     return 1.0 + 2.0 * np.random.default_rng(seed).random(count)
 
 
-def broken(found):
-    return {m.name for m in found if m.ok is False}
-
-
 def test_the_smaller_of_equals_is_chosen():
     base = rows()
     choice = choose([trial(16, base), trial(8, base), trial(32, base)])
@@ -61,7 +58,7 @@ def test_a_difference_that_every_row_shows_takes_the_larger_rank(seed):
     better = trial(32, base)
     worse = trial(8, base + 0.02 + np.random.default_rng(seed).normal(0, 0.01, len(base)))
     # Far less than rows differ from each other: unpaired, it could not be seen.
-    assert worse.losses.mean - better.losses.mean < better.losses.standard_error
+    assert losses_of(worse).mean - losses_of(better).mean < losses_of(better).standard_error
     choice = choose([worse, better])
     assert choice.r == choice.best_r == 32
 
@@ -72,10 +69,10 @@ def test_the_table_and_the_sentence_show_every_rank():
     assert [row["r"] for row in choice.table] == [8, 16, 64]
     assert choice.table[0]["excess"] == pytest.approx(1.0)
     assert choice.table[2]["validation_loss"] is None
-    assert "r 16 chosen by the smallest r whose validation loss is within" in choice.told
-    assert "r 64: too large" in choice.told
-    assert "largest tried" not in choice.told
-    assert "it is the largest tried" in choose([trial(8, base + 1), trial(16, base)]).told
+    assert "r 16 chosen by the smallest r whose validation loss is within" in choice.sentence
+    assert "r 64: too large" in choice.sentence
+    assert "largest tried" not in choice.sentence
+    assert "it is the largest tried" in choose([trial(8, base + 1), trial(16, base)]).sentence
 
 
 def test_what_the_choice_rests_on_passes_when_all_is_well():
@@ -102,7 +99,7 @@ def test_each_fault_of_a_sweep_turns_the_verdict(change, accesses, names, verdic
     excluded = "excluded" in change
     trials = [trial(8, rows(), **({} if excluded else change)), trial(16, rows(), **change)]
     found = measurements(trials, choose(trials), accesses)
-    assert broken(found) == names
+    assert {m.name for m in found if m.ok is False} == names
     assert conclude(found) == verdict
 
 

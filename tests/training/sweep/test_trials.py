@@ -4,8 +4,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tests.lab.forked import fork
 from tests.lab.training_runs import TrainingLab, broken, make_rows, value
 
+from tuneline.artifacts.training import PLAN, LoraSettings
 from tuneline.cli import main
 from tuneline.config import build_config
 from tuneline.data.tables.rows import read_dataset, write_dataset
@@ -14,10 +16,11 @@ from tuneline.evaluation.holdout.ledger import open_holdout
 from tuneline.evidence import Verdict, measure
 from tuneline.run import Run
 from tuneline.step import execute, store_output
-from tuneline.training import lora_selection
-from tuneline.training.loop.base_weights import LoraSettings
+from tuneline.training import gradient_accumulation, lora_selection
 from tuneline.training.loop.inputs import hyperparameters
+from tuneline.training.memory.probe import measure_step
 from tuneline.training.sweep import trials as sweep
+from tuneline.training.sweep.rank_choice import losses_of
 
 SWEEP = {"sweep_r": [2, 8], "sweep_share": 0.5, "epochs": 4, "r": 4, "rehearsal_rows": 8}
 
@@ -45,8 +48,25 @@ def swept(tmp_path_factory, tiny_base):
     """A run whose two ranks were tried by the command line; its tests only read it."""
     lab = TrainingLab(tmp_path_factory.mktemp("swept"), tiny_base, {"training": SWEEP})
     with_holdout(lab)
-    assert main(["run", "sweep", "--run", lab.run.uri]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradient_accumulation, "in_process", forked_probe)
+        assert main(["run", "sweep", "--run", lab.run.uri]) == 0
     return lab
+
+
+def forked_probe(spec, scratch):
+    """Run the memory probe in a process that need not import torch."""
+    asked, answered = scratch / "probe.json", scratch / "probed.json"
+    asked.write_text(json.dumps(spec))
+    process = fork(write_answer, asked, answered)
+    process.join()
+    assert process.exitcode == 0
+    return json.loads(answered.read_text())
+
+
+def write_answer(asked, answered):
+    found = measure_step(json.loads(asked.read_text()), answered)
+    answered.write_text(json.dumps(found))
 
 
 def trial_run(lab, r):
@@ -64,8 +84,8 @@ def test_every_rank_is_trained_briefly_by_the_steps_of_the_run(swept):
         assert trained["steps"] == trained["steps_planned"] == 9
         assert run.find_evidence("gradient_accumulation").verdict != Verdict.FAIL
         trial, _ = sweep.read_trial(swept.run, r)
-        assert trial.losses.mean < trial.loss_before - 0.1
-        assert trial.losses.standard_error > 0
+        assert losses_of(trial).mean < trial.loss_before - 0.1
+        assert losses_of(trial).standard_error > 0
         assert len(trial.sums) == 12
 
 
@@ -103,8 +123,9 @@ def test_what_trains_afterwards_is_told_the_chosen_rank(swept):
     lora = LoraSettings(
         r=8, alpha=16, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
     )
-    names = "micro_batch accumulation world_size effective_batch precision device".split()
-    inputs = SimpleNamespace(lora=lora, plan=dict.fromkeys(names, 1), train=[], validation=[])
+    swept.leave_plan()
+    plan = PLAN.find(swept.run)
+    inputs = SimpleNamespace(lora=lora, plan=plan, train=[], validation=[])
     told = hyperparameters(swept.context("train"), inputs)
     assert (told["r"], told["alpha"]) == (8, 16)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from tuneline.artifacts.training import Plan
 from tuneline.evidence import Measurement, measure
 from tuneline.run import StepContext
 from tuneline.training.budget.estimate import compare
@@ -20,13 +21,13 @@ class Resources:
         limit: the callback that stops it at `max_hours` or `max_cost`.
     """
 
-    def __init__(self, ctx: StepContext, plan: Mapping[str, Any]) -> None:
+    def __init__(self, ctx: StepContext, plan: Plan) -> None:
         self._spent, self._notes, self._plan = Spent(ctx.run), MemoryNotes(ctx.run), plan
         self.limit = StopOnLimit(ctx.config, self._spent, ctx.log)
-        if "planned_micro_batch" in plan:
+        if plan.planned_micro_batch is not None:
             ctx.log(
-                f"an earlier try ran out of memory: {plan['micro_batch']} rows × "
-                f"{plan['accumulation']} accumulated instead of {plan['planned_micro_batch']}"
+                f"an earlier try ran out of memory: {plan.micro_batch} rows × "
+                f"{plan.accumulation} accumulated instead of {plan.planned_micro_batch}"
             )
 
     def close(self, tokens: int) -> dict[str, Any]:
@@ -37,11 +38,11 @@ class Resources:
         """
         document = {
             "seconds_of_all_tries": round(self._spent.seconds, 1),
-            "micro_batch": self._plan["micro_batch"],
-            "accumulation": self._plan["accumulation"],
-            "planned_micro_batch": self._plan.get("planned_micro_batch", self._plan["micro_batch"]),
+            "micro_batch": self._plan.micro_batch,
+            "accumulation": self._plan.accumulation,
+            "planned_micro_batch": self._plan.planned_micro_batch or self._plan.micro_batch,
             "out_of_memory": [asdict(failure) for failure in self._notes.failures()],
-            "estimate": compare(self._plan["estimate"], self._spent.seconds, tokens),
+            "estimate": compare(self._plan.estimate, self._spent.seconds, tokens),
         }
         self._notes.clear()
         self._spent.clear()

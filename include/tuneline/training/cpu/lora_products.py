@@ -1,9 +1,9 @@
-"""LoRA's products in one step of autograd, where PEFT takes eight.
+"""Compute LoRA's products in one step of autograd, where PEFT takes eight.
 
-What PEFT's layer does under autocast: it casts the input for the base and again for the adapter,
-keeps both, scales and adds in passes over the whole output. Here the input is cast once (layers
-that read the same tensor share the copy), the scale goes into the small matrix, and the product
-is added while it is made. The result is PEFT's, up to rounding.
+Under autocast PEFT's layer casts the input for the base and again for the adapter, keeps both,
+and scales and adds in passes over the whole output. Here the input is cast once (layers that read
+the same tensor share the copy), the scale goes into the small matrix, and the product is added
+while it is computed. The result is PEFT's, up to rounding. `training.cpu_kernels` switches it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from peft.tuners.lora import Linear
 
 
 def fuse_lora(model: Any) -> int:
-    """Let the plain LoRA layers of a PEFT model multiply in one step.
+    """Let the plain LoRA layers of a model multiply in one step.
 
-    Left as they are: 4-bit layers, DoRA and other variants, adapters with a bias or with dropout.
+    Layers in 4-bit, DoRA and other variants, and adapters with a bias or with dropout stay as
+    they are.
 
     Args:
-        model: of `attach_lora`, on a CPU.
+        model: model with an adapter, on a CPU.
 
     Returns:
-        How many layers were changed.
+        Number of layers that were changed.
     """
     shared = _SharedCast()
     changed = 0
@@ -50,7 +51,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 class _SharedCast:
-    """The last input that was cast, for the layers that read the same one."""
+    """Keeps the last input that was cast, for the layers that read the same one."""
 
     def __init__(self) -> None:
         self._source: Any = lambda: None
@@ -90,9 +91,12 @@ class _LoraProduct(torch.autograd.Function):
         """Multiply.
 
         Args:
-            ctx: of autograd.
-            inputs: x; the same cast and flat, of shape (tokens, in); the base's weight and bias,
-                which do not learn; A of shape (r, in); B of (out, r); the scale.
+            ctx: context of autograd.
+            inputs: x; the same cast and flat, of shape (tokens, in); weight and bias of the base,
+                which do not learn; A of shape (r, in); B of shape (out, r); the scale.
+
+        Returns:
+            The product, of shape (tokens, out).
         """
         x, flat, weight, bias, a, b, scale = inputs
         inner = flat @ a.to(flat.dtype).T
@@ -105,7 +109,7 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Gradients of x, A and B."""
+        """Compute the gradients of x, A and B."""
         flat, inner, weight, a, b = ctx.saved_tensors
         slope = gradients[0]
         reduced = slope @ (b * ctx.scale).to(slope.dtype)

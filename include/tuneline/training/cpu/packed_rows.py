@@ -1,14 +1,15 @@
-"""A padded batch without its padding, and with every shared beginning computed once.
+"""Compute a batch without its padding, and every shared prefix of its rows once.
 
-Rows of a dataset mostly begin alike: a system prompt, the template's own words. In a causal
-model the hidden states of a shared beginning are the same in every row, so one copy serves all
-of them, forward and backward. The rows of a micro-batch are laid end to end in one sequence,
-shared beginnings first; attention goes row by row over the beginning and the row's own tokens.
-Losses and gradients are those of the padded batch (up to the order of sums): this leaves out
-work, it does not approximate.
+Rows of a dataset mostly begin alike: a system prompt, the fixed words of the template. In a causal
+model the hidden states of a shared prefix are the same in every row, so one copy serves all of
+them, forward and backward. The rows of a micro-batch are laid end to end in one sequence, shared
+prefixes first; attention goes row by row over the prefix and the row's own tokens. Losses and
+gradients are those of the padded batch up to the order of sums: the work is left out, not
+approximated.
 
-On a CPU only: there a loop over rows costs nothing beside the products. On a GPU, TRL's packing
-with variable-length attention does the first half of this.
+On a CPU only: there a loop over rows costs nothing beside the matrix products. On a GPU, TRL's
+packing with variable-length attention does the first half of this. `training.cpu_kernels` switches
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ATTENTION = "tuneline_rows"
 # Architectures whose attention is plain causal attention, as tested here; others are padded.
 ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3"})
 
-# A shared beginning is a segment more for every layer to loop over; it must be worth that.
+# A shared prefix is one more segment for every layer to loop over; it must be worth that.
 _LEAST_SAVED = 16
 
 
@@ -48,9 +49,9 @@ class Layout:
 
     Attributes:
         ids: token ids, of shape (1, tokens).
-        positions: the position of each in its row, of shape (1, tokens).
-        segments: what attends to what.
-        places: of shape (rows, longest row): where in the sequence each row's token is.
+        positions: position of each token in its row, of shape (1, tokens).
+        segments: segments of the sequence that attend to each other.
+        places: place in the sequence of each row's tokens, of shape (rows, longest row).
     """
 
     ids: Any
@@ -63,8 +64,11 @@ def lay_out(input_ids: Any, attention_mask: Any) -> Layout:
     """Lay the rows of a right-padded batch end to end.
 
     Args:
-        input_ids: of shape (rows, longest).
-        attention_mask: of the same shape, 1 where there is a token.
+        input_ids: token ids, of shape (rows, longest).
+        attention_mask: 1 where there is a token, of the same shape.
+
+    Returns:
+        The layout.
     """
     lengths = attention_mask.sum(1).tolist()
     rows = [ids[:n] for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
@@ -92,21 +96,21 @@ def lay_out(input_ids: Any, attention_mask: Any) -> Layout:
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that two rows begin with alike; each keeps at least its last one."""
+    """Count the tokens of the prefix that two rows share; each keeps at least its last token."""
     most = min(len(one), len(other)) - 1
     return next((i for i in range(most) if one[i] != other[i]), most)
 
 
 def _groups(shared: Sequence[int], first: int, last: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """Split sorted rows `first:last` into groups that share a beginning, to save most tokens.
+    """Split sorted rows `first:last` into groups that share a prefix, to save most tokens.
 
     Args:
-        shared: what each row shares with the next in order.
-        first: row to begin with.
-        last: row to end before.
+        shared: tokens that each row shares with the next in order.
+        first: index of the first row.
+        last: index after the last row.
 
     Returns:
-        Tokens saved, and (first, last, length of the beginning) of each group.
+        Tokens saved, and (first, last, length of the prefix) of each group.
     """
     if last - first == 1:
         return 0, [(first, last, 0)]
@@ -120,7 +124,7 @@ def _groups(shared: Sequence[int], first: int, last: int) -> tuple[int, list[tup
 
 
 def can_pack(model: Any) -> bool:
-    """Whether a causal model's attention is the plain one that this module computes."""
+    """Return True if a model's attention is the plain causal one that this module computes."""
     config = model.config
     return (
         next(model.parameters()).device.type == "cpu"
@@ -131,6 +135,11 @@ def can_pack(model: Any) -> bool:
     )
 
 
+def packs(model: Any) -> bool:
+    """Return True if a model was given the attention of this module."""
+    return bool(model.config._attn_implementation == ATTENTION)
+
+
 def use_row_attention(model: Any) -> None:
     """Let a model's attention read the segments that `hidden_states` passes to it."""
     AttentionInterface.register(ATTENTION, row_attention)
@@ -139,13 +148,16 @@ def use_row_attention(model: Any) -> None:
 
 
 def hidden_states(body: Any, layout: Layout) -> Any:
-    """Last hidden states of a layout, of shape (tokens, hidden).
+    """Compute the last hidden states of a layout, of shape (tokens, hidden).
 
     Args:
-        body: the model without its head.
-        layout: of `lay_out`.
+        body: model without its head.
+        layout: layout of the rows.
+
+    Returns:
+        The hidden states.
     """
-    # A mask of four dimensions is taken as made; segments say what attends to what.
+    # transformers takes a mask of four dimensions as it is; the segments replace it.
     made = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     outputs = body(
         input_ids=layout.ids,
@@ -167,17 +179,20 @@ def row_attention(  # noqa: PLR0917 - transformers' interface
     segments: tuple[Segment, ...] | None = None,
     **options: Any,
 ) -> tuple[Any, None]:
-    """Attention of transformers' interface: by segments where there are any, else by SDPA.
+    """Compute attention for transformers: by segments where there are any, else by SDPA.
 
     Args:
-        module: the attention layer.
-        query: of shape (1, heads, tokens, size).
-        key: of shape (1, key heads, tokens, size).
-        value: like `key`.
-        attention_mask: not read where there are segments.
-        scaling: of the scores.
-        segments: of a `Layout`.
-        options: of SDPA.
+        module: attention layer.
+        query: queries, of shape (1, heads, tokens, size).
+        key: keys, of shape (1, key heads, tokens, size).
+        value: values, of the same shape as the keys.
+        attention_mask: mask for SDPA, unused where there are segments.
+        scaling: factor of the scores.
+        segments: segments of a `Layout`.
+        options: options of SDPA.
+
+    Returns:
+        The mixed values, and None for the weights, as the interface wants it.
     """
     if segments is None:
         return sdpa_attention_forward(
@@ -202,9 +217,12 @@ class _RowAttention(torch.autograd.Function):
         """Mix the values.
 
         Args:
-            ctx: of autograd.
-            inputs: query, key and value of shape (heads, tokens, size), key heads may be
-                fewer; segments; the scale of the scores.
+            ctx: context of autograd.
+            inputs: query, key and value of shape (heads, tokens, size), with fewer key heads
+                where heads share them; segments; scale of the scores.
+
+        Returns:
+            The mixed values, of the shape of the queries.
         """
         query, key, value, segments, scale = inputs
         ctx.save_for_backward(query, key, value)
@@ -218,11 +236,11 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Gradients of query, key and value."""
+        """Compute the gradients of query, key and value."""
         query, key, value = ctx.saved_tensors
         mixed = gradients[0]
         for_query = torch.empty_like(query)
-        # Beginnings gather from all of their rows, so sums are kept in float32.
+        # A prefix gathers gradients from all of its rows, so sums are kept in float32.
         for_key = torch.zeros_like(key, dtype=torch.float32)
         for_value = torch.zeros_like(value, dtype=torch.float32)
         for segment in ctx.segments:
@@ -241,12 +259,12 @@ class _RowAttention(torch.autograd.Function):
 
 
 def _of(query: Any, key: Any, segment: Segment) -> Any:
-    """A segment's own queries, those that share a key head in one matrix."""
+    """Return a segment's own queries, those that share a key head in one matrix."""
     return query[:, segment.start : segment.end].reshape(len(key), -1, query.shape[-1])
 
 
 def _seen(key: Any, segment: Segment) -> Any:
-    """Keys or values that a segment attends to: the beginning's, then its own."""
+    """Return the keys or values that a segment attends to: those of the prefix, then its own."""
     own = key[:, segment.start : segment.end]
     if segment.before == segment.until:
         return own
@@ -254,26 +272,21 @@ def _seen(key: Any, segment: Segment) -> Any:
 
 
 def _shares(asked: Any, seen: Any, segment: Segment, scale: float) -> Any:
-    """Softmax over what each query may see, in float32."""
+    """Compute the softmax over the keys that each query may see, in float32."""
     scores = (asked @ seen.mT).float().mul_(scale)
-    own, beginning = segment.end - segment.start, segment.until - segment.before
-    hidden = _later(own, beginning)
+    own, prefix = segment.end - segment.start, segment.until - segment.before
+    hidden = _later(own, prefix)
     scores.view(len(scores), -1, *hidden.shape).masked_fill_(hidden, -torch.inf)
     return scores.softmax(-1)
 
 
 @functools.lru_cache(maxsize=256)
-def _later(own: int, beginning: int) -> Any:
-    """Which keys come after which queries; every layer asks for the same ones."""
-    return torch.ones(own, beginning + own, dtype=torch.bool).triu_(beginning + 1)
-
-
-def forget_masks() -> None:
-    """Drop the masks that are kept: those made without data are of no use to a real step."""
-    _later.cache_clear()
+def _later(own: int, prefix: int) -> Any:
+    """Return the mask of keys that come after a query; every layer asks for the same ones."""
+    return torch.ones(own, prefix + own, dtype=torch.bool).triu_(prefix + 1)
 
 
 def _add(total: Any, segment: Segment, part: Any) -> None:
-    beginning = segment.until - segment.before
-    total[:, segment.before : segment.until] += part[:, :beginning]
-    total[:, segment.start : segment.end] += part[:, beginning:]
+    prefix = segment.until - segment.before
+    total[:, segment.before : segment.until] += part[:, :prefix]
+    total[:, segment.start : segment.end] += part[:, prefix:]

@@ -1,7 +1,7 @@
 """Load the base model for training, plain or in 4-bit NF4, and put the adapter on it.
 
-The one place where weights are loaded: the memory probe, training, the checks
-after it and the export all see the same model.
+Weights are loaded here alone, so that the memory probe, training, the checks after it and the
+export all see the same model.
 """
 
 from __future__ import annotations
@@ -12,30 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from tuneline.artifacts.training import LoraSettings
 from tuneline.errors import UserError, first_line
 from tuneline.training.loop.compute import Precision
 
 
-class LoraSettings(BaseModel):
-    """`lora.json`: what lora_selection decided."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: list[str]
-    rslora: bool
-    dora: bool
-    trainable_parameters: int = 0
-    total_parameters: int = 0
-    reason: str = ""
-
-
 def nf4_config() -> Any:
-    """4-bit NF4 with double quantisation, computing in bf16: QLoRA as published.
+    """Return the settings of QLoRA as published: NF4, double quantisation, computing in bf16.
 
     Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
     """
@@ -53,11 +36,12 @@ def nf4_config() -> Any:
 def load_base(path: Path, device: str, *, qlora: bool = False, precision: Precision) -> Any:
     """Load the base model for training or for measuring what was trained.
 
-    Plain on CPU: float32, and with bf16 arithmetic the frozen linear layers in bf16, which is
-    what autocast would make of them at every step. Plain on a GPU: bf16. QLoRA: NF4.
+    Without QLoRA the weights are float32 on a CPU, where bf16 arithmetic holds the frozen linear
+    layers in bf16, as autocast would round them at every step. On a GPU they are bf16. With QLoRA
+    they are NF4.
 
     Raises:
-        UserError: the weights can't be loaded as a causal language model.
+        UserError: if the weights can't be loaded as a causal language model.
     """
     import torch
 
@@ -91,8 +75,8 @@ def _load(path: Path, **options: Any) -> Any:
 def cast_frozen_linears(model: Any) -> None:
     """Hold the weights of linear layers in bf16; embeddings, norms and the head stay.
 
-    Autocast rounds them to bf16 before every product anyway, so results are the same, a
-    forward pass saves the rounding and the memory of both copies.
+    Autocast rounds these weights to bf16 before every product anyway, so the results are the
+    same; a forward pass saves the rounding and the memory of a second copy.
     """
     import torch
 
@@ -103,10 +87,10 @@ def cast_frozen_linears(model: Any) -> None:
 
 
 def shape_model(path: Path, precision: Precision = "fp32") -> Any:
-    """The base model without its weights (on torch's meta device), for counting.
+    """Build the base model without its weights (on torch's meta device), for counting.
 
     Raises:
-        UserError: its configuration is not that of a causal language model.
+        UserError: if its configuration is not that of a causal language model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -125,7 +109,7 @@ def shape_model(path: Path, precision: Precision = "fp32") -> Any:
 
 
 def linear_modules(model: Any) -> list[str]:
-    """Full names of the linear layers that an adapter can sit on: all but the head."""
+    """Return the full names of the linear layers that can carry an adapter: all but the head."""
     import torch
 
     head = model.get_output_embeddings()
@@ -157,7 +141,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """Put a trained adapter on its base, ready to be evaluated.
 
     Raises:
-        UserError: the folder holds no adapter that fits.
+        UserError: if the folder holds no adapter that fits.
     """
     from peft import PeftModel
 
@@ -169,7 +153,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def trained_weights(model: Any) -> dict[str, Any]:
-    """The weights that train, by name: the adapter, without the base around it."""
+    """Return the weights that train, by name: the adapter without the base."""
     return {
         name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad
     }
@@ -179,20 +163,20 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     """Write the adapter as PEFT does, without its model card.
 
     Args:
-        model: of `attach_lora`.
-        folder: where.
-        base_name: what its settings name as the base: the URI, never a local path.
+        model: a model with an adapter.
+        folder: folder for the files.
+        base_name: name of the base in the adapter's settings: the URI, never a local path.
     """
     weights = trained_weights(model)
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     with suppress(FileNotFoundError):
         (folder / "README.md").unlink()
-    # Named only here: PEFT looks the name up on the hub whenever it saves.
+    # The name is set only now: PEFT looks it up on the hub whenever it saves.
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"base_model_name_or_path": base_name}, indent=1))
 
 
 def module_kinds(names: Sequence[str]) -> list[str]:
-    """Last parts of module names, each once, in order of appearance."""
+    """Return the last parts of module names, each once, in order of appearance."""
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))

@@ -1,61 +1,44 @@
-"""What happens between optimiser steps: evaluate, keep adapters, save, watch, say how far it is."""
+"""Events between optimiser steps: evaluate, keep the best adapters, stop on trouble, report."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from tuneline.artifacts.training import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    Checkpoints,
+    Evaluation,
+    Trip,
+)
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.progress import LOG_SECONDS
 from tuneline.store import sha256_file
 from tuneline.training.loop.base_weights import save_adapter
-from tuneline.training.loop.live_checkpoints import LiveCheckpoints
-from tuneline.training.loop.loss_rules import Trip, Watch
-from tuneline.training.processes.group import ProcessGroup
-
-ADAPTER_FILE = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One validation pass.
-
-    Attributes:
-        step: optimiser steps done.
-        eval_loss: mean loss of a learned token, nats.
-        eval_loss_error: its standard error over the draw of rows.
-        adapter_sha256: of the adapter's weights at that step.
-        kept: whether the adapter is still there.
-    """
-
-    step: int
-    eval_loss: float
-    eval_loss_error: float
-    adapter_sha256: str
-    kept: bool
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder that holds its adapter."""
-        return f"step-{self.step:06d}"
-
-
-def best_of(evaluations: list[Evaluated]) -> Evaluated:
-    """The lowest validation loss, the earliest of equals; NaN never wins."""
-    return min(evaluations, key=lambda e: (e.eval_loss != e.eval_loss, e.eval_loss, e.step))
+from tuneline.training.loop.loss_rules import Watch
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """Steps after which to evaluate: evenly spread, the last one among them."""
+    """Return the steps after which to evaluate: evenly spread, the last one among them."""
     count = min(steps, evaluations)
     return {round(i * steps / count) for i in range(1, count + 1)}
+
+
+def folder_of(step: int) -> str:
+    """Return the name of the folder that holds the adapter of an evaluation."""
+    return f"step-{step:06d}"
+
+
+def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Sort by validation loss, the earliest of equals first and NaN last."""
+    return sorted(evaluations, key=lambda e: (e.eval_loss != e.eval_loss, e.eval_loss, e.step))
 
 
 class EvaluateAt(TrainerCallback):
@@ -72,91 +55,74 @@ class EvaluateAt(TrainerCallback):
 
 
 class KeepAdapters(TrainerCallback):
-    """Saves the adapter of every evaluation and keeps the best few."""
+    """Saves the adapter of every evaluation and keeps the best few.
+
+    Attributes:
+        evaluations: all of them, also those before the training was resumed.
+    """
 
     def __init__(self, folder: Path, keep: int, base_name: str) -> None:
-        """Keep adapters below a folder; evaluations that are noted there already count.
+        """Keep adapters below a folder; the evaluations that it already lists count.
 
         Args:
-            folder: of `evaluations.json` and one folder per kept adapter.
-            keep: how many, the best always.
-            base_name: what adapters name as their base.
+            folder: holds `evaluations.json` and one folder per kept adapter.
+            keep: number of adapters to keep, the best always among them.
+            base_name: name of the base that adapters refer to.
         """
         self.folder, self.keep, self.base_name = folder, keep, base_name
         folder.mkdir(parents=True, exist_ok=True)
-        noted = folder / "evaluations.json"
-        entries = json.loads(noted.read_text()) if noted.exists() else []
-        self.evaluations = [Evaluated(**entry) for entry in entries]
+        self._list = folder / "evaluations.json"
+        entries = json.loads(self._list.read_text()) if self._list.exists() else []
+        self.evaluations = [Evaluation.model_validate(entry) for entry in entries]
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """See `transformers.TrainerCallback`."""
-        step = state.global_step
-        target = self.folder / f"step-{step:06d}"
+        target = self.folder / folder_of(state.global_step)
         save_adapter(kwargs["model"], target, self.base_name)
-        entry = Evaluated(
-            step=step,
+        entry = Evaluation(
+            step=state.global_step,
             eval_loss=metrics["eval_loss"],
             eval_loss_error=metrics["eval_loss_error"],
-            adapter_sha256=sha256_file(target / ADAPTER_FILE),
+            adapter_sha256=sha256_file(target / ADAPTER_WEIGHTS),
             kept=True,
         )
-        self.evaluations = [*(e for e in self.evaluations if e.step != step), entry]
-        self._prune()
-        entries = [asdict(e) for e in self.evaluations]
-        (self.folder / "evaluations.json").write_text(json.dumps(entries, indent=1))
+        others = [e for e in self.evaluations if e.step != entry.step]
+        kept = best_first([e for e in (*others, entry) if e.kept])
+        dropped = {e.step for e in kept[self.keep :]}
+        for step in dropped:
+            shutil.rmtree(self.folder / folder_of(step), ignore_errors=True)
+        self.evaluations = [
+            e.model_copy(update={"kept": False}) if e.step in dropped else e
+            for e in (*others, entry)
+        ]
+        entries = [e.model_dump() for e in self.evaluations]
+        self._list.write_text(json.dumps(entries, indent=1))
 
-    def _prune(self) -> None:
-        by_loss = sorted(
-            (e for e in self.evaluations if e.kept),
-            key=lambda e: (e.eval_loss != e.eval_loss, e.eval_loss, e.step),
-        )
-        for entry in by_loss[self.keep :]:
-            shutil.rmtree(self.folder / entry.folder, ignore_errors=True)
-            at = self.evaluations.index(entry)
-            self.evaluations[at] = Evaluated(**{**asdict(entry), "kept": False})
-
-
-class ShareRandomState(TrainerCallback):
-    """Brings the random states of all processes into rank 0's checkpoint, before it is uploaded."""
-
-    def __init__(self, group: ProcessGroup) -> None:
-        self.group = group
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
-        if self.group.world_size == 1:
-            return
-        local = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        name = "rng_state_{}.pth"
-        states = self.group.gather((local / name.format(self.group.rank)).read_bytes())
-        if not self.group.is_main:
-            shutil.rmtree(local)
-            return
-        for rank, content in enumerate(states):
-            (local / name.format(rank)).write_bytes(content)
-
-
-class SaveLive(TrainerCallback):
-    """Uploads every checkpoint of the trainer, and with it the adapters kept so far."""
-
-    def __init__(self, live: LiveCheckpoints, evaluated: Path) -> None:
-        self.live, self.evaluated = live, evaluated
-        self.seconds = 0.0
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `transformers.TrainerCallback`."""
-        started = time.monotonic()
-        local = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.live.save(state.global_step, {"trainer": local, "evaluated": self.evaluated})
-        # In the store now; a disk must not fill with copies.
-        shutil.rmtree(local, ignore_errors=True)
-        self.seconds += time.monotonic() - started
+    def leave(self, out: Path) -> Checkpoints:
+        """Copy the best adapter to `adapter/` and the others kept to `checkpoints/`."""
+        best = best_first(self.evaluations)[0].step
+        listed = []
+        for entry in self.evaluations:
+            folder = folder_of(entry.step)
+            path = None
+            if entry.step == best:
+                path = ADAPTER.name
+            elif entry.kept:
+                path = f"checkpoints/{folder}"
+            if path is not None:
+                shutil.copytree(self.folder / folder, out / path)
+            listed.append(entry.model_copy(update={"path": path}))
+        return Checkpoints(best_step=best, evaluations=listed)
 
 
 class StopOnTrip(TrainerCallback):
-    """Stops training when a rule of `loss_rules` trips."""
+    """Stops training when a rule of `loss_rules` trips.
+
+    Attributes:
+        trip: the rule that tripped, None while none has.
+    """
 
     def __init__(self, limits: LossRulesConfig, log: Callable[[str], None]) -> None:
         self.watch, self.log = Watch(limits), log
@@ -172,8 +138,8 @@ class StopOnTrip(TrainerCallback):
             control.should_training_stop = True
 
 
-class SayProgress(TrainerCallback):
-    """Says every few seconds how far training is."""
+class LogProgress(TrainerCallback):
+    """Logs the progress of training every few seconds, and every validation loss."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self.log = log

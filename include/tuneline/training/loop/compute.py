@@ -1,7 +1,7 @@
 """The processor that training runs on: threads, precision, allocator.
 
-Everything here must happen before torch is imported or right after it, so the
-training modules import torch through `load_torch`.
+Some of it must be set before torch is imported, so the training modules import torch through
+`load_torch`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ _TRIM_THRESHOLD = 2**31 - 1
 
 
 def load_torch(threads: int, seed: int = 0) -> Any:
-    """Import torch, set up for a machine that it shares with others.
+    """Import torch, set up for a machine that it shares with other programs.
 
-    OpenMP workers that spin at barriers slow training tenfold as soon as anything else
-    runs on the cores, so they are told to sleep before torch loads their runtime.
+    OpenMP workers that spin at barriers slow training tenfold as soon as anything else runs on
+    the cores, so they are configured to sleep before torch loads their runtime.
 
     Args:
-        threads: CPU threads.
-        seed: of every random generator.
+        threads: number of CPU threads.
+        seed: seed of every random generator.
+
+    Returns:
+        The module torch.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Weights and rows come from the run; nothing here has to ask or tell anybody else.
+    # Weights and rows come from the run; nothing here needs the network.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # PEFT imports bitsandbytes, which warns of kernels that only its CPU inference would use.
+    # PEFT imports bitsandbytes, which warns about kernels that only its CPU inference would use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     import torch
@@ -58,10 +61,10 @@ def load_torch(threads: int, seed: int = 0) -> Any:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what a training step frees, in one heap: the next step takes it again.
+    """Let glibc keep the memory that a training step frees, in one heap, for the next step.
 
-    Returning and faulting in gigabytes at every step costs up to a tenth of the time on a CPU;
-    heaps per thread, each with its own holes, cost a tenth of the memory.
+    Returning gigabytes and faulting them in again at every step costs up to a tenth of the time
+    on a CPU; the fragmentation of one heap per thread costs a tenth of the memory.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -73,10 +76,10 @@ def _keep_freed_memory() -> None:
 
 
 def training_threads(config: TrainingConfig) -> int:
-    """CPU threads of training: configured, `$TUNELINE_THREADS`, or the cores of this pod.
+    """Return the CPU threads of training: configured, `$TUNELINE_THREADS`, or the pod's cores.
 
     Raises:
-        UserError: the variable is no positive number.
+        UserError: if the variable is not a positive number.
     """
     if config.threads is not None:
         return config.threads
@@ -89,9 +92,9 @@ def training_threads(config: TrainingConfig) -> int:
 
 
 def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX, or Arm's BF16).
+    """Return True if the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX, or Arm's BF16).
 
-    Elsewhere it is emulated and slower than float32.
+    Elsewhere bfloat16 is emulated and slower than float32.
     """
     try:
         text = cpuinfo.read_text(encoding="ascii", errors="ignore")
@@ -105,11 +108,14 @@ def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def choose_precision(config: TrainingConfig, device: str) -> Precision:
-    """The arithmetic of the forward and backward pass; weights that train stay float32.
+    """Choose the arithmetic of forward and backward pass; weights that train stay float32.
 
     Args:
-        config: `precision` auto takes bf16 wherever it is fast.
+        config: settings; `precision: auto` takes bf16 wherever it is fast.
         device: "cuda" or "cpu".
+
+    Returns:
+        The precision.
     """
     if config.qlora:
         # Its 4-bit layers compute in bf16 by definition (Dettmers et al., 2023).
@@ -120,10 +126,10 @@ def choose_precision(config: TrainingConfig, device: str) -> Precision:
 
 
 def device_of(torch: Any) -> str:
-    """The device training runs on."""
+    """Return the device that training runs on."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def autocast(torch: Any, device: str, precision: Precision) -> Any:
-    """The mixed-precision context that training and every evaluation of it share."""
+    """Return the mixed-precision context that training and every evaluation of it share."""
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")

@@ -1,13 +1,12 @@
 """Rules that watch a loss curve: the same while training runs and when it is judged.
 
-Spikes and divergence are told from noise by a running median and by a floor in
-nats, since a ratio of two small losses means nothing. Half a nat is a factor
-of 1.65 in a token's probability. What is watched is the loss of the task's rows:
-rehearsal rows lie elsewhere, and how many of them a step holds would look like
-spikes. Overfitting and plateaus are read from the validation passes: patience
-by passes is the usual stopping rule (Prechelt, "Early Stopping — But When?",
-1998, his criterion UP; its default of three passes is PyTorch Lightning's).
-docs/training.md lists every rule with its limit.
+A running median and a floor in nats separate spikes and divergence from noise, since a ratio of
+two small losses means nothing. Half a nat is a factor of 1.65 in a token's probability. The rules
+watch the loss of the task's rows: rehearsal rows have other losses, and their varying number in a
+step would look like spikes. Overfitting and plateaus are read from the validation passes: patience
+by passes is the usual stopping rule (Prechelt, "Early Stopping — But When?", 1998, his criterion
+UP; its default of three passes is PyTorch Lightning's). docs/training.md lists every rule with its
+limit.
 """
 
 from __future__ import annotations
@@ -17,41 +16,22 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median, variance
-from typing import Any, Literal
+from typing import Any
 
+from tuneline.artifacts.training import Trip
 from tuneline.config.loss_rules import LossRulesConfig
 
 FLOOR_NATS = 0.5
-SPIKE_WINDOW = 10  # logged steps whose median a spike is measured by
-# Logged steps in the running median. Batches whose loss scatters by 20 % (standard deviation)
-# set off one run of 400 steps in 400; with a window of 5 it is the same, but at 30 % three times
-# as many (8 % against 2.5 %). A longer one sees a divergence later.
+SPIKE_WINDOW = 10  # logged steps whose median a spike is compared with
+# Logged steps in the running median. If the loss of batches scatters by 20 % (standard deviation),
+# one clean run of 400 steps in 400 trips; by 30 %, 2.5 % of runs. With a window of 5 it would be
+# 8 % of runs. A longer window sees a divergence later.
 DIVERGENCE_WINDOW = 7
 OVERFIT_FLOOR_NATS = 0.01  # a rise of the validation loss by less changes no answer
-# A change of the training loss must be this many standard errors to be told from noise.
+# A change of the training loss by this many standard errors is no longer noise.
 SURE_ERRORS = 2.0
 
-Rule = Literal["nan", "spike", "divergence", "overfit", "plateau"]
 Point = tuple[int, float]
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A rule that tripped.
-
-    Attributes:
-        rule: which.
-        step: optimiser step at which it did.
-        value: what was measured there.
-        limit: what it was held against.
-        sentence: for a person.
-    """
-
-    rule: Rule
-    step: int
-    value: float
-    limit: float
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -59,9 +39,9 @@ class Curve:
     """Losses by step, in order, in nats per token.
 
     Attributes:
-        optimised: what every step minimised, over all of its rows.
-        train: of the task's rows alone; steps without one are left out.
-        validation: of every validation pass.
+        optimised: loss that every step minimised, over all of its rows.
+        train: loss of the task's rows alone; steps without such a row are left out.
+        validation: loss of every validation pass.
     """
 
     optimised: tuple[Point, ...]
@@ -79,20 +59,21 @@ class Curve:
 
     @property
     def best(self) -> Point | None:
-        """Step and value of the lowest validation loss, the earliest of equals."""
+        """Step and value of the lowest validation loss, the earliest of equals; None for none."""
         finite = [point for point in self.validation if math.isfinite(point[1])]
         return min(finite, key=lambda point: point[1]) if finite else None
 
 
 @dataclass
 class SpikeRule:
-    """Steps whose training loss leaves the running median behind.
+    """Finds the steps whose training loss jumps above the running median.
 
     Attributes:
-        factor: loss over the median of the `SPIKE_WINDOW` steps before that is a spike.
+        factor: ratio of a loss to the median of the `SPIKE_WINDOW` steps before from which it
+            is a spike.
         found: spikes so far: step, loss, limit.
-        streak: spikes up to the last step without a calm one between them.
-        longest: the longest streak so far.
+        streak: number of spikes in a row up to the last step.
+        longest: length of the longest streak so far.
     """
 
     factor: float
@@ -118,13 +99,13 @@ class SpikeRule:
 
 @dataclass
 class ClimbRule:
-    """How far the training loss has climbed from its lowest running median.
+    """Measures the climb of the training loss from its lowest running median.
 
     Attributes:
-        share: of the progress made until then, or of the lowest loss, whichever is more, that
-            a climb may take back; at least `FLOOR_NATS`.
-        before: validation loss before the first step; a first batch that happens to be an easy
-            one is no low from which to climb.
+        share: share of the progress made until then, or of the lowest loss, whichever is more,
+            that a climb may take back; at least `FLOOR_NATS`.
+        before: validation loss before the first step, so that an easy first batch is not taken
+            for a low point.
     """
 
     share: float
@@ -136,12 +117,13 @@ class ClimbRule:
     _worst: tuple[float, float] = (0.0, FLOOR_NATS)
 
     def push(self, loss: float) -> None:
-        """Take in the next step; what is no number is another rule's."""
+        """Take in the next step; a loss that is not a number belongs to another rule."""
         if not math.isfinite(loss):
             return
         self._recent.append(loss)
         self._count += 1
-        # The first step stands alone: a rate that is far too high ruins the second already.
+        # The median starts with the first step alone: a learning rate that is far too high ruins
+        # the second one already.
         if self._count == 2:
             return
         middle = median(self._recent)
@@ -155,17 +137,17 @@ class ClimbRule:
 
     @property
     def started(self) -> bool:
-        """Whether it has seen a step."""
+        """True if it has seen a step."""
         return self._count > 0
 
     @property
     def worst(self) -> tuple[float, float]:
-        """The largest climb seen so far against its limit, both in nats; none while it is short."""
+        """The largest climb and its limit, in nats; no climb before the window is full."""
         return self._worst if self._count >= DIVERGENCE_WINDOW else (0.0, FLOOR_NATS)
 
 
 def spikes(curve: Curve, factor: float) -> SpikeRule:
-    """The spikes of a whole curve."""
+    """Find the spikes of a whole curve."""
     rule = SpikeRule(factor)
     for step, loss in curve.train:
         rule.push(step, loss)
@@ -173,7 +155,7 @@ def spikes(curve: Curve, factor: float) -> SpikeRule:
 
 
 def climb(curve: Curve, share: float) -> tuple[float, float]:
-    """The largest climb of a whole curve and its limit, in nats; see `ClimbRule`."""
+    """Return the largest climb of a whole curve and its limit, in nats; see `ClimbRule`."""
     rule = ClimbRule(share)
     if curve.train and curve.validation and curve.validation[0][0] < curve.train[0][0]:
         rule.before = _number(curve.validation[0][1])
@@ -187,12 +169,12 @@ def _number(loss: float) -> float:
 
 
 def not_finite(curve: Curve) -> list[int]:
-    """Steps whose training or validation loss is not a number."""
+    """Return the steps whose training or validation loss is not a number."""
     return sorted(s for s, x in (*curve.optimised, *curve.validation) if not math.isfinite(x))
 
 
 def rise_of_validation(curve: Curve) -> float:
-    """Last over best validation loss; 1 while there is nothing to compare or too little."""
+    """Return last over best validation loss; 1 if they differ too little or can't be compared."""
     if curve.best is None or len(curve.validation) < 2 or curve.best[1] <= 0:
         return 1.0
     last, best = curve.validation[-1][1], curve.best[1]
@@ -200,11 +182,11 @@ def rise_of_validation(curve: Curve) -> float:
 
 
 def change_since_best(curve: Curve) -> tuple[float, float]:
-    """How the training loss has moved since the best validation pass.
+    """Measure the change of the training loss since the best validation pass.
 
     Returns:
-        The mean of the stretch before the last pass less that of the stretch before the best
-        one, and its standard error, in nats; the error is infinite where nothing can be told.
+        The mean loss of the steps before the last pass minus that of the steps before the best
+        pass, and its standard error, in nats; the error is infinite where there are too few steps.
     """
     if curve.best is None or not curve.validation:
         return 0.0, math.inf
@@ -214,7 +196,7 @@ def change_since_best(curve: Curve) -> tuple[float, float]:
     def stretch(number: int) -> list[float]:
         start = passes[number - 1] if number else -1
         losses = [x for s, x in curve.train if start < s <= passes[number] and math.isfinite(x)]
-        # Before the first pass nothing was trained: the first steps stand for it.
+        # Nothing was trained before the first pass, so the first steps are taken.
         return losses or [x for _, x in curve.train[:DIVERGENCE_WINDOW] if math.isfinite(x)]
 
     before, after = stretch(then), stretch(now)
@@ -225,7 +207,7 @@ def change_since_best(curve: Curve) -> tuple[float, float]:
 
 
 def passes_without_gain(curve: Curve, least: float) -> int:
-    """Validation passes since one was better by at least `least` nats than the best before it."""
+    """Count the validation passes since one was better by `least` nats than the best before it."""
     best, since = math.inf, 0
     for _, loss in curve.validation:
         if loss < best - least or best == math.inf:
@@ -236,7 +218,7 @@ def passes_without_gain(curve: Curve, least: float) -> int:
 
 
 class Watch:
-    """Follows a training as it logs; a step costs the same however long the run is."""
+    """Follows a training as it logs, at a constant cost per step."""
 
     def __init__(self, limits: LossRulesConfig) -> None:
         self.limits = limits
@@ -246,13 +228,13 @@ class Watch:
         self._climb = ClimbRule(limits.divergence_share)
 
     def follow(self, log: Sequence[Mapping[str, Any]]) -> Trip | None:
-        """Take in what is new in a log that grows.
+        """Take in the new entries of a growing log.
 
         Args:
-            log: entries as in `history.jsonl`, all from the beginning.
+            log: all entries so far, as in `history.jsonl`.
 
         Returns:
-            The first rule that says training must stop, if one does.
+            The first rule that trips, None if no rule does.
         """
         new, self._seen = log[self._seen :], len(log)
         for entry in new:
@@ -266,8 +248,7 @@ class Watch:
         for name in ("loss", "eval_loss"):
             if name in entry and not math.isfinite(float(entry[name])):
                 step = int(entry["step"])
-                said = f"the loss at step {step} is not a number"
-                return Trip("nan", step, math.nan, 0, said)
+                return Trip("nan", step, math.nan, 0, f"the loss at step {step} is not a number")
         if "task_loss" in entry:
             return self._trained(int(entry["step"]), float(entry["task_loss"]))
         if "eval_loss" in entry:
@@ -303,7 +284,7 @@ class Watch:
 
 
 def validation_trip(curve: Curve, limits: LossRulesConfig) -> Trip | None:
-    """What the validation passes say: overfitting, divergence or a plateau."""
+    """Look for overfitting, divergence or a plateau in the validation passes."""
     if curve.best is None:
         return None
     step, last = curve.validation[-1]
@@ -332,15 +313,5 @@ def validation_trip(curve: Curve, limits: LossRulesConfig) -> Trip | None:
 
 
 def training_rose(change: float, error: float) -> bool:
-    """Whether a change of the training loss is a rise that noise does not explain."""
+    """Return True if a change of the training loss is a rise that noise does not explain."""
     return change > max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error)
-
-
-def first_trip(history: Sequence[Mapping[str, Any]], limits: LossRulesConfig) -> Trip | None:
-    """The first rule that says training must stop, if one does.
-
-    Args:
-        history: entries of `history.jsonl`.
-        limits: from the configuration.
-    """
-    return Watch(limits).follow(history)

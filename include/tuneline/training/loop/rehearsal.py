@@ -1,10 +1,9 @@
 """Rehearsal: the base model's own answers to general prompts, mixed into training.
 
-A small model that is trained on one form of answer gives it to every question. A few rows
-in which it answers general prompts as it did before keep that apart from the task:
-self-synthesised rehearsal (Huang et al., "Mitigating Catastrophic Forgetting in Large
-Language Models with Self-Synthesized Rehearsal", ACL 2024). The prompts share none with
-the general questions by which forgetting is measured.
+A small model that is trained on one form of answer gives it to every question. A few rows with
+its earlier answers to general prompts prevent that: self-synthesised rehearsal (Huang et al.,
+"Mitigating Catastrophic Forgetting in Large Language Models with Self-Synthesized Rehearsal", ACL
+2024). None of the prompts is among the general questions that measure forgetting.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ Conversation = list[dict[str, str]]
 
 
 def prompts() -> list[str]:
-    """The general prompts, in order."""
+    """Return the general prompts, in order."""
     return [line for line in PROMPTS_FILE.read_text(encoding="utf-8").splitlines() if line]
 
 
 def whole_sentences(answer: str) -> str:
-    """An answer up to its last full stop; empty when it has none.
+    """Return an answer up to its last full stop; empty if it has none.
 
-    The answer was cut at its token limit. Learning to end in mid-sentence would be
-    forgetting of another kind.
+    The answer may have been cut at its token limit, and a model that learns to end in
+    mid-sentence has forgotten something too.
     """
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", answer)]
     return answer[: ends[-1]].strip() if ends else ""
 
 
 def conversations(ctx: StepContext, count: int) -> list[Conversation]:
-    """Prompts with the base model's answers, at most `count` of them.
+    """Return at most `count` prompts with the base model's answers.
 
     They are written into the run once, so that a resumed training sees the same ones.
 
     Raises:
-        UserError: more rows are asked for than there are prompts.
+        UserError: if more rows are asked for than there are prompts.
     """
     asked = prompts()
     if count > len(asked):
@@ -78,12 +77,12 @@ def _ask(ctx: StepContext, asked: list[str]) -> list[Conversation]:
 
 
 def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
-    """The run's rehearsal rows, tokenised; what is trained on goes to `rehearsal.json`."""
+    """Tokenise the rehearsal rows of the run, and list them in `rehearsal.json`."""
     count = ctx.config.training.rehearsal_rows
     if not count:
         return []
     found = conversations(ctx, count)
-    (ctx.out / "rehearsal.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    ctx.write_json("rehearsal.json", found)
     weight = ctx.config.training.rehearsal_weight
     rendered = Renderer(tokenizer, ctx.config.data.target_format).render(found)
     return [

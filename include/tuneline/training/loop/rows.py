@@ -1,8 +1,7 @@
-"""Rows of the dataset as training sees them: token ids, which of them are learned, a weight.
+"""Rows of the dataset as training sees them: token ids, a mask of learned tokens, a weight.
 
-The order in which rows are seen is fixed before training starts, from the seed
-alone, so that a resumed run sees exactly the rows that the interrupted one had
-not seen.
+The order of rows is fixed before training starts, from the seed alone, so that a resumed run sees
+exactly the rows that the interrupted one had not seen.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import read_dataset
 from tuneline.errors import UserError
 
-IGNORED = -100  # the label that torch's cross-entropy and TRL leave out
+IGNORED = -100  # the label that torch's cross-entropy and TRL ignore
 
 # Batches that are sorted by length together. More saves padding, fewer keeps the order random.
 _GROUP_BATCHES = 8
@@ -30,11 +29,11 @@ class EncodedRow:
     """One row, tokenised.
 
     Attributes:
-        row_id: of the dataset.
+        row_id: id in the dataset.
         ids: token ids of the rendered conversation.
-        learned: for each token whether it counts for the loss (the assistant's tokens).
-        weight: of the row's tokens in the loss; up-sampling is a weight, not a copy.
-        rehearsal: whether it stands beside the task, to keep what the base could do.
+        learned: True for each token that counts for the loss (the assistant's tokens).
+        weight: weight of the row's tokens in the loss; up-sampling is a weight, not a copy.
+        rehearsal: True for a row that is not of the task and preserves abilities of the base.
     """
 
     row_id: str
@@ -50,7 +49,7 @@ class EncodedRow:
 
     @property
     def targets(self) -> int:
-        """Tokens that are predicted and learned; the first token is never predicted."""
+        """The number of tokens that are predicted and learned; the first is never predicted."""
         return sum(self.learned[1:])
 
 
@@ -59,9 +58,19 @@ def encode_split(
 ) -> list[EncodedRow]:
     """Tokenise the rows of one split of `dataset.parquet`.
 
+    Args:
+        dataset: path of the file.
+        split: name of the split.
+        tokenizer: tokenizer of the base.
+        target: format in which rows are rendered.
+        max_tokens: training context, in tokens.
+
+    Returns:
+        The rows, in the order of the file.
+
     Raises:
-        UserError: no rows, a row without learned tokens, a weight that is not positive, a
-            row longer than the training context (rows are never cut).
+        UserError: if there are no rows, or one has no learned tokens, a weight that is not
+            positive, or more tokens than the training context (rows are never cut).
     """
     rows, weights = read_dataset(dataset)
     chosen = [(row, w) for row, w in zip(rows, weights, strict=True) if row.split == split]
@@ -72,7 +81,7 @@ def encode_split(
     for (row, weight), example in zip(chosen, rendered, strict=True):
         where = f"{dataset.name}, row {row.row_id} ({row.source_file} line {row.source_line})"
         if example.loss_mask is None or not any(example.loss_mask[1:]):
-            raise UserError(f"{where}: no token of an answer can be told apart; reject the row")
+            raise UserError(f"{where}: its answer has no token of its own; reject the row")
         if not (math.isfinite(weight) and weight > 0):
             raise UserError(f"{where}: weight {weight} is not positive")
         if len(example.ids) > max_tokens:
@@ -85,7 +94,7 @@ def encode_split(
 
 
 def total_steps(rows: int, effective_batch: int, epochs: float, max_steps: int | None) -> int:
-    """Optimiser steps of a run: every row is seen at least `epochs` times (rounded up)."""
+    """Count the optimiser steps of a run that sees every row at least `epochs` times."""
     steps = math.ceil(rows * epochs / effective_batch)
     return min(steps, max_steps) if max_steps else max(1, steps)
 
@@ -97,21 +106,21 @@ def run_order(
     seed: int,
     rehearsal: Sequence[bool] | None = None,
 ) -> list[int]:
-    """The order of rows over the whole run, rows of similar length together.
+    """Choose the order of rows over the whole run, rows of similar length together.
 
-    Every pass over the rows is shuffled, a few batches at a time are sorted by length and cut
-    into batches (so that padding is rare), and the batches shuffled again (so that length
-    does not follow a pattern in time). Rehearsal rows are dealt out evenly over these batches:
-    they are alike in length, and a step on nothing else would pull away from the task. The
-    longest batch of all comes first: what does not fit in memory fails at once, and the heap
-    never has to grow again.
+    Every pass over the rows is shuffled. A few batches at a time are sorted by length and cut
+    into batches, so that there is little padding, and the batches are shuffled again, so that
+    length follows no pattern in time. Rehearsal rows are dealt out evenly over these batches:
+    they have similar lengths, and a step on them alone would pull away from the task. The longest
+    batch of all comes first: a run that does not fit in memory fails at once, and the heap never
+    has to grow again.
 
     Args:
-        lengths: tokens of each row.
+        lengths: number of tokens of each row.
         effective_batch: rows per optimiser step.
         steps: optimiser steps.
-        seed: of the order.
-        rehearsal: for each row whether it is one; None if none is.
+        seed: seed of the order.
+        rehearsal: True for each row that is a rehearsal row; None if there are none.
 
     Returns:
         `steps × effective_batch` indices into `lengths`.
@@ -131,7 +140,7 @@ def run_order(
         cut = _cut(part, effective_batch, rehearsal)
         batches.extend(cut[int(index)] for index in rng.permutation(len(cut)))
     for batch in batches:
-        # Its first micro-batch is its longest.
+        # The first micro-batch of a batch is its longest.
         batch.sort(key=lambda i: (-lengths[i], i))
     longest = max(range(len(batches)), key=lambda b: sum(lengths[i] for i in batches[b]))
     batches.insert(0, batches.pop(longest))
@@ -151,9 +160,9 @@ def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str
     """Pad rows to one batch.
 
     Args:
-        torch: the module.
+        torch: the module torch.
         rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
-        pad_id: token id of the padding; masked out of attention and loss.
+        pad_id: token id of the padding, which attention and loss mask out.
 
     Returns:
         `input_ids`, `labels`, `attention_mask` of shape (rows, longest), `weight` and
@@ -176,7 +185,7 @@ def collate(torch: Any, rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str
 
 
 def as_columns(rows: Sequence[EncodedRow]) -> dict[str, list[Any]]:
-    """Rows as the columns that `collate` takes."""
+    """Return rows as the columns that `collate` takes."""
     return {
         "input_ids": [list(row.ids) for row in rows],
         "labels": [row.labels for row in rows],
@@ -186,14 +195,14 @@ def as_columns(rows: Sequence[EncodedRow]) -> dict[str, list[Any]]:
 
 
 def as_batch(torch: Any, rows: Sequence[EncodedRow], pad_id: int) -> dict[str, Any]:
-    """Rows as one padded batch; see `collate`."""
+    """Return rows as one padded batch; see `collate`."""
     columns = as_columns(rows)
     entries = [{name: columns[name][i] for name in columns} for i in range(len(rows))]
     return collate(torch, entries, pad_id)
 
 
 def pad_token(tokenizer: Any) -> int:
-    """A token id for padding; its value is masked everywhere, so any known token will do."""
+    """Return a token id for padding; it is masked everywhere, so any known token will do."""
     for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if value is not None:
             return int(value)

@@ -1,9 +1,9 @@
-"""Loss on the learned tokens alone, and its mean over rows: one path for all that measures loss.
+"""Loss on the learned tokens alone and its mean over rows: the one path that measures loss.
 
-TRL's fused LM head scores every position on a CPU. The vocabulary is where a
-small model spends its time, so here the head sees the positions with a label
-only. Loss is normalised over the tokens of the whole batch, each with its
-row's weight, never per micro-batch (transformers#35203 shows what that does).
+On a CPU, TRL's fused LM head scores every position. A small model spends most of its time on the
+vocabulary, so here the head sees only the positions with a label. The loss is normalised over the
+tokens of the whole batch, each with the weight of its row, never per micro-batch
+(transformers#35203 is that fault).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tuneline.training.loop.compute import Precision, autocast
 from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch
 from tuneline.training.processes.group import ALONE, ProcessGroup
 
-# Rows of one forward pass without gradients, during training and after it: another number pads
-# otherwise and rounds otherwise. Larger ones only pad more.
+# Rows of one forward pass without gradients, during training and after it. Another number changes
+# the padding and so the rounding; a larger one only pads more.
 EVAL_BATCH = 16
 
-# What of a batch the model is given; its weights and marks are the loss's own.
+# The part of a batch that the model gets; weights and marks are for the loss.
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 
 # Settings by which some architectures scale or cap their logits; TRL's head knows them all.
@@ -32,19 +32,26 @@ _LOGIT_SETTINGS = (
 ).split()
 
 
-def add_labelled_head(model: Any) -> None:
+def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
     """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
 
-    The call of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
+    The call is that of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
     positions with a label only; elsewhere, and for architectures that change their logits,
-    TRL's own is used (it leaves the others out by itself on a GPU).
+    TRL's own is used (on a GPU it leaves the other positions out too).
 
     Args:
-        model: a causal language model of transformers, not its PEFT wrapper.
+        model: a causal language model of transformers, with or without an adapter of PEFT.
+        cpu_kernels: True to compute shared prefixes once and LoRA's products in one step, on a
+            CPU where the model allows it: the setting `training.cpu_kernels`.
     """
-    if next(model.parameters()).device.type != "cpu" or any(
-        getattr(model.config, name, None) for name in _LOGIT_SETTINGS
-    ):
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and cpu_kernels:
+        from tuneline.training.cpu.lora_products import fuse_lora
+
+        fuse_lora(model)
+    if not on_cpu or any(getattr(model.config, name, None) for name in _LOGIT_SETTINGS):
         from trl.trainer.utils import add_fused_lm_head
 
         add_fused_lm_head(model)
@@ -57,7 +64,7 @@ def add_labelled_head(model: Any) -> None:
     )
 
     plain_forward = model.forward
-    packs = can_pack(model)
+    packs = cpu_kernels and can_pack(model)
     if packs:
         use_row_attention(model)
 
@@ -88,18 +95,21 @@ def _scored(head: Any, hidden: Any, labels: Any, mask: Any) -> dict[str, Any]:
 
 
 def weighted_sum(outputs: Any, weight: Any) -> Any:
-    """Sum of the negative log-likelihoods, each token with its row's weight, in nats.
+    """Sum the negative log-likelihoods, each token with the weight of its row.
 
     Args:
         outputs: `log_probs` of shape (rows, positions), zero where there is no label.
-        weight: of shape (rows,).
+        weight: weights of the rows, of shape (rows,).
+
+    Returns:
+        The sum, in nats.
     """
     log_probs = outputs["log_probs"]
     return -(log_probs * weight.to(log_probs)[:, None]).sum()
 
 
 def target_weight(batches: Sequence[dict[str, Any]]) -> Any:
-    """Sum of weights over the learned tokens of several batches: what the loss is divided by."""
+    """Sum the weights of the learned tokens of several batches, the divisor of their loss."""
     return sum(
         ((batch["labels"][:, 1:] != IGNORED).sum(1) * batch["weight"]).sum() for batch in batches
     )
@@ -111,8 +121,8 @@ class RowLosses:
 
     Attributes:
         sums: negative log-likelihood of each row's learned tokens, in nats.
-        targets: learned tokens of each row.
-        weights: of each row.
+        targets: number of learned tokens of each row.
+        weights: weight of each row.
     """
 
     sums: tuple[float, ...]
@@ -121,22 +131,22 @@ class RowLosses:
 
     @property
     def mean(self) -> float:
-        """Mean loss of a token, in nats, rows weighted."""
+        """The mean loss of a token over the weighted rows, in nats."""
         total = sum(w * n for w, n in zip(self.weights, self.targets, strict=True))
         return sum(w * s for w, s in zip(self.weights, self.sums, strict=True)) / total
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the mean loss."""
+        """The exponential of the mean loss."""
         return math.exp(min(self.mean, 700.0))
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over the draw of rows (ratio estimator)."""
+        """The standard error of the mean over the draw of rows (ratio estimator)."""
         return _ratio_error(self.sums, self.targets, self.weights, self.mean)
 
     def log_ratio_error(self, other: RowLosses) -> float:
-        """Standard error of the difference of means to another model on the same rows."""
+        """Return the standard error of the difference to another model's mean on the same rows."""
         differences = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
         return _ratio_error(differences, self.targets, self.weights, self.mean - other.mean)
 
@@ -144,7 +154,7 @@ class RowLosses:
 def _ratio_error(
     sums: Sequence[float], targets: Sequence[int], weights: Sequence[float], mean: float
 ) -> float:
-    """Linearised standard error of a ratio of sums (Cochran, Sampling Techniques, 6.3)."""
+    """Return the standard error of a ratio of sums (Cochran, Sampling Techniques, 6.3)."""
     count = len(sums)
     if count < 2:
         return 0.0
@@ -166,13 +176,16 @@ def row_losses(
     """Measure the loss of rows, without gradients and without dropout.
 
     Args:
-        model: with a head of `add_labelled_head`, or a PEFT model on such a one.
-        rows: measured in batches of similar length; results come in the order of `rows`.
+        model: a model with the head of `add_labelled_head`.
+        rows: rows, measured in batches of similar length.
         batch: rows per forward pass.
         pad_id: token id of the padding.
-        device: where the model is.
-        precision: of the arithmetic.
+        device: device of the model.
+        precision: arithmetic of the forward pass.
         group: processes that share the batches; all of them get all losses.
+
+    Returns:
+        The losses, in the order of `rows`.
     """
     import torch
 

@@ -3,10 +3,10 @@
 - The loss is taken on learned tokens alone, each with the weight of its row, and
   divided by the weight of the whole optimiser step's tokens.
 - The loss of the task's rows is logged beside it, without rehearsal rows.
-- The order of rows is the run's own (see `training_rows.run_order`).
+- The order of rows is that of the run (see `rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
-- On a CPU rows are laid end to end (`packed_rows`) and LoRA multiplies in one step
-  (`lora_products`).
+- On a CPU, shared prefixes of rows are computed once (`cpu/packed_rows`) and LoRA multiplies in
+  one step (`cpu/lora_products`), unless `training.cpu_kernels` is false.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -25,8 +25,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from tuneline.artifacts.training import HistoryEntry, finite_or_text
 from tuneline.config import TrainingConfig
-from tuneline.training.cpu.lora_products import fuse_lora
 from tuneline.training.loop.base_weights import trained_weights
 from tuneline.training.loop.compute import Precision
 from tuneline.training.loop.rows import EncodedRow, as_columns, collate
@@ -44,7 +44,21 @@ from tuneline.training.processes.sharding import free_gathered_weights
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What the trainer is told besides the run's training configuration."""
+    """Settings of the trainer besides the run's training configuration.
+
+    Attributes:
+        output: folder for the trainer's files.
+        micro_batch: rows of a forward pass.
+        accumulation: micro-batches of an optimiser step.
+        steps: optimiser steps.
+        precision: arithmetic of forward and backward pass.
+        device: "cpu" or "cuda".
+        pad_id: token id of the padding.
+        eval_batch: rows of a forward pass without gradients.
+        eval_on_start: True to evaluate before the first step.
+        run_name: name of the run.
+        group: processes that train together.
+    """
 
     output: Path
     micro_batch: int
@@ -55,16 +69,15 @@ class TrainerSettings:
     pad_id: int
     eval_batch: int
     eval_on_start: bool = False
-    report_to: tuple[str, ...] = ()
     run_name: str = ""
     group: ProcessGroup = ALONE
 
 
 class StepClock(TrainerCallback):
-    """Takes the time of this process's optimiser steps.
+    """Times the optimiser steps of this process.
 
     Attributes:
-        steps: seconds of each.
+        steps: time of each step, in seconds.
     """
 
     def __init__(self) -> None:
@@ -72,16 +85,16 @@ class StepClock(TrainerCallback):
         self._started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The first forward pass of a step is about to start."""
+        """See `transformers.TrainerCallback`."""
         self._started = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimiser has stepped."""
+        """See `transformers.TrainerCallback`."""
         self.steps.append(time.monotonic() - self._started)
 
 
 class TaskLoss:
-    """Mean loss of the task's tokens over the micro-batches of a step, of all processes."""
+    """Averages the loss of the task's tokens over the micro-batches of a step and all processes."""
 
     def __init__(self, group: ProcessGroup = ALONE) -> None:
         self._group = group
@@ -89,14 +102,14 @@ class TaskLoss:
         self._tokens: Any = 0.0
 
     def add(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """Count a micro-batch in; rehearsal rows are left out."""
+        """Add a micro-batch, without its rehearsal rows."""
         weight = inputs["weight"] * ~inputs["rehearsal"]
         with torch.no_grad():
             self._sum = self._sum + weighted_sum(outputs, weight)
             self._tokens = self._tokens + target_weight([{**inputs, "weight": weight}])
 
     def take(self) -> float | None:
-        """The mean in nats since the last call; None if no row of the task was seen."""
+        """Return the mean since the last call, in nats; None if no row of the task was seen."""
         total, tokens = self._group.sum([float(self._sum), float(self._tokens)])
         self._sum = self._tokens = 0.0
         return total / tokens if tokens else None
@@ -123,12 +136,12 @@ class LabelledTokenTrainer(SFTTrainer):
 
         Args:
             model: base with an adapter on it.
-            tokenizer: of the base.
+            tokenizer: tokenizer of the base.
             settings: batch shape, length and place of the run.
             config: learning rate, schedule and the like.
-            rows: in the order of the run, one entry per row seen.
+            rows: training rows in the order of the run, one entry each time a row is seen.
             validation: rows whose loss is measured.
-            callbacks: of transformers.
+            callbacks: callbacks of transformers.
         """
         self.settings = settings
         self.validation = list(validation)
@@ -147,12 +160,10 @@ class LabelledTokenTrainer(SFTTrainer):
             data_collator=functools.partial(collate, torch, pad_id=settings.pad_id),
             callbacks=[self.clock, *callbacks],
         )
-        # Our own progress lines say what this one would print.
+        # `LogProgress` logs what this one would print.
         self.remove_callback(PrinterCallback)
-        # TRL put its own head on the model; ours takes its place where it is the faster one.
-        add_labelled_head(model.get_base_model())
-        if settings.device == "cpu":
-            fuse_lora(model)
+        # TRL has put its own head on the model; ours replaces it where it is faster.
+        add_labelled_head(model, cpu_kernels=config.cpu_kernels)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
@@ -169,7 +180,7 @@ class LabelledTokenTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Weighted loss of the learned tokens over the weight of the whole step's tokens."""
+        """Return the weighted loss of the learned tokens over the weight of the step's tokens."""
         weight = inputs["weight"]
         divisor = target_weight([inputs]) if num_items_in_batch is None else num_items_in_batch
         features = {name: inputs[name] for name in MODEL_INPUTS}
@@ -186,7 +197,7 @@ class LabelledTokenTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measure the validation loss, log it and tell the callbacks."""
+        """Measure the validation loss, log it and call the callbacks."""
         started = time.monotonic()
         losses = row_losses(
             self.model,
@@ -211,7 +222,7 @@ class LabelledTokenTrainer(SFTTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the tokens seen, the speed, and the time since the run began."""
+        """Log with the tokens seen, the speed, and the time since the run began, in seconds."""
         if "loss" in logs:
             logs["tokens"] = self.tokens_through(self.state.global_step)
             fresh = logs["tokens"] - self.tokens_through(self.state.global_step - 1)
@@ -232,26 +243,46 @@ class LabelledTokenTrainer(SFTTrainer):
         [self.control.should_training_stop] = follow([self.control.should_training_stop])
 
     def tokens_through(self, step: int) -> int:
-        """Real tokens (no padding) of all rows up to and with an optimiser step."""
+        """Count the tokens (without padding) of all rows up to the end of an optimiser step."""
         rows = self.settings.micro_batch * self.settings.accumulation * self.args.world_size
         return self._tokens[min(step * rows, len(self._tokens) - 1)]
 
+    def history(self) -> list[HistoryEntry]:
+        """Return the losses logged so far, those before a resumed checkpoint included."""
+        return history_of(self.state.log_history)
+
     def continue_clock(self, seconds: float) -> None:
-        """Count time on from where an interrupted training was."""
+        """Continue the clock of an interrupted training at its seconds."""
         self._started, self._before = time.monotonic(), seconds
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save what trains; of a sharded base no process holds the whole."""
+        """Save the adapter alone; no process holds the whole of a sharded base."""
         if state_dict is None:
             state_dict = trained_weights(self.model)
         super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint of a running training needs no model card."""
+        """Write none: a checkpoint of a running training needs no model card."""
+
+
+def history_of(log: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
+    """Return the losses of the trainer's log: one entry per logged step or validation pass."""
+    entries = [e for e in log if "loss" in e or "eval_loss" in e]
+    return [
+        cast(
+            "HistoryEntry",
+            {
+                name: finite_or_text(entry[name])
+                for name in HistoryEntry.__annotations__
+                if name in entry
+            },
+        )
+        for entry in entries
+    ]
 
 
 def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
-    """The arguments of the trainer; evaluation and saving are ordered by callbacks."""
+    """Return the arguments of the trainer; callbacks order evaluation and saving."""
     arguments = SFTConfig(
         output_dir=str(settings.output),
         run_name=settings.run_name or None,
@@ -283,15 +314,16 @@ def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
         save_strategy="no",
         logging_strategy="steps",
         logging_steps=1,
-        # A loss that is not a number must be seen, not averaged away.
+        # A loss that is not a number must be visible, not averaged away.
         logging_nan_inf_filter=False,
-        report_to=list(settings.report_to) or "none",
+        # Trackers get what `tracking/live_metrics.py` chooses: TRL's own reports name paths.
+        report_to="none",
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,
         # Every weight that trains is used in every step.
         ddp_find_unused_parameters=False,
     )
-    # A process has one GPU; the trainer would spread a batch over all that it sees.
+    # A process has one GPU; the trainer would spread a batch over all GPUs that it sees.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments

@@ -1,13 +1,15 @@
-"""Measure validation loss the way training did, for the items that check training."""
+"""Measure validation loss as training does, for the items that check training."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.training import PLAN, Plan
+from tuneline.config import TrainingConfig
+from tuneline.models import load_tokenizer, resolve
 from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_base, load_unquantised
 from tuneline.training.loop.compute import device_of, load_torch
@@ -17,70 +19,58 @@ from tuneline.training.loop.token_loss import EVAL_BATCH, RowLosses, add_labelle
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation rows and all that measuring a loss on them takes.
+    """Validation rows and everything that measuring a loss on them takes.
 
     Attributes:
-        rows: tokenised.
+        rows: validation rows, tokenised.
         base: directory of the base model.
         pad_id: token id of the padding.
-        device: cpu or cuda.
-        plan: `plan.json` of gradient_accumulation.
+        device: "cpu" or "cuda".
+        plan: plan of the training.
+        config: settings of the training.
     """
 
     rows: list[EncodedRow]
     base: Path
     pad_id: int
     device: str
-    plan: Mapping[str, Any]
+    plan: Plan
+    config: TrainingConfig
 
     @classmethod
     def of(cls, ctx: StepContext) -> Validation:
         """Fetch and tokenise the validation rows of a run, and set torch up as training did."""
-        plan = json.loads(ctx.input("gradient_accumulation", "plan.json").read_text())
-        torch = load_torch(plan["threads"], ctx.config.training.seed)
-        from tuneline.models import load_tokenizer, resolve
-
+        plan, config, data = PLAN.read(ctx), ctx.config.training, ctx.config.data
+        torch = load_torch(plan.threads, config.seed)
         base = resolve(ctx.config.base_model, log=ctx.log)
         tokenizer = load_tokenizer(base.path)
-        data = ctx.config.data
-        rows = encode_split(
-            ctx.input("distribution_balancing", "dataset.parquet"),
-            "validation",
-            tokenizer,
-            data.target_format,
-            data.max_tokens,
-        )
-        return cls(rows, base.path, pad_token(tokenizer), device_of(torch), plan)
+        dataset = DATASET.fetch(ctx)
+        rows = encode_split(dataset, "validation", tokenizer, data.target_format, data.max_tokens)
+        return cls(rows, base.path, pad_token(tokenizer), device_of(torch), plan, config)
 
-    def load(self, *, qlora: bool) -> Any:
-        """The base as training held it, with the head that scores learned tokens."""
-        model = load_base(self.base, self.device, qlora=qlora, precision=self.plan["precision"])
-        add_labelled_head(model)
-        return model
+    def load(self) -> Any:
+        """Load the base as training held it."""
+        return load_base(
+            self.base, self.device, qlora=self.config.qlora, precision=self.plan.precision
+        )
 
     def load_exact(self) -> Any:
-        """The base in float32."""
-        model = load_unquantised(self.base).to(self.device)
-        add_labelled_head(model)
-        return model
+        """Load the base in float32."""
+        return load_unquantised(self.base).to(self.device)
 
     def losses(self, model: Any) -> RowLosses:
-        """Loss of every row."""
+        """Measure the loss of every row; the model gets the head that training uses."""
+        # With the same kernels as training: in bf16 another order of roundings is another loss.
+        add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
         return row_losses(
             model,
             self.rows,
             batch=EVAL_BATCH,
             pad_id=self.pad_id,
             device=self.device,
-            precision=self.plan["precision"],
+            precision=self.plan.precision,
         )
 
-    def losses_of_adapter(self, folder: Path, *, qlora: bool) -> RowLosses:
-        """Loss of every row with an adapter on a freshly loaded base."""
-        model = load_adapter(self.load(qlora=qlora), folder)
-        if self.device == "cpu":
-            from tuneline.training.cpu.lora_products import fuse_lora
-
-            # As the trainer does: in bf16 another order of roundings is another loss.
-            fuse_lora(model)
-        return self.losses(model)
+    def losses_of_adapter(self, folder: Path) -> RowLosses:
+        """Measure the loss of every row with an adapter on a freshly loaded base."""
+        return self.losses(load_adapter(self.load(), folder))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.run import Run
 from tuneline.store import NotThere
@@ -108,7 +109,7 @@ def allowed(sizes: list[int], failures: list[Failure], step: str) -> list[int]:
     return [size for size in sizes if least is None or size < least]
 
 
-def fitting(plan: Mapping[str, Any], failures: list[Failure]) -> dict[str, Any]:
+def fitting(plan: Plan, failures: list[Failure]) -> Plan:
     """A training's plan after what failures have taught.
 
     Args:
@@ -122,31 +123,30 @@ def fitting(plan: Mapping[str, Any], failures: list[Failure]) -> dict[str, Any]:
     Raises:
         UserError: there is no smaller one.
     """
-    effective, processes = int(plan["effective_batch"]), int(plan["world_size"])
-    planned = int(plan["micro_batch"])
-    sizes = [s for s in micro_batches(effective, processes) if s <= planned]
+    planned = plan.micro_batch
+    sizes = [s for s in micro_batches(plan.effective_batch, plan.world_size) if s <= planned]
     left = allowed(sizes, failures, "train")
     if left[:1] == [planned]:
-        return dict(plan)
+        return plan
     if not left:
         raise UserError(f"training runs out of memory even with a micro-batch of 1; {ADVICE}")
-    return {
-        **plan,
+    changed = {
         "micro_batch": left[0],
-        "accumulation": effective // (left[0] * processes),
+        "accumulation": plan.effective_batch // (left[0] * plan.world_size),
         "planned_micro_batch": planned,
     }
+    return plan.model_copy(update=changed)
 
 
 @contextmanager
-def noticed(run: Run, step: str, plan: Mapping[str, Any]) -> Iterator[None]:
+def noticed(run: Run, step: str, plan: Plan) -> Iterator[None]:
     """Run a block that uses a plan's micro-batch; make a sentence of running out of memory.
 
     Raises:
         RetryableError: memory ran out, and the next try takes a smaller micro-batch.
         UserError: memory ran out, and there is no smaller one.
     """
-    notes, micro_batch = MemoryNotes(run), int(plan["micro_batch"])
+    notes, micro_batch = MemoryNotes(run), plan.micro_batch
     notes.trying(step, micro_batch)
     try:
         yield
@@ -155,7 +155,7 @@ def noticed(run: Run, step: str, plan: Mapping[str, Any]) -> Iterator[None]:
             raise
         said = first_line(error)
         notes.add(Failure(step, micro_batch, said))
-        retry, sentence = _sentence(step, micro_batch, plan, "")
+        retry, sentence = _sentence(step, micro_batch, plan.effective_batch, plan.world_size)
         raise (RetryableError if retry else UserError)(sentence) from error
 
 
@@ -178,24 +178,23 @@ def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, 
         micro_batch = notes.tried(step)
         if micro_batch is not None:
             notes.add(Failure(step, micro_batch, "OOMKilled", pod))
-            shape = {
-                "effective_batch": run.config.training.effective_batch,
-                "world_size": run.config.world_size,
-            }
-            return _sentence(step, micro_batch, shape, over)
+            effective_batch = run.config.training.effective_batch
+            return _sentence(step, micro_batch, effective_batch, run.config.world_size, over)
     return True, (
         f"{step} ran out of memory{over}; the next try starts over, and if it ends the same way "
         "give pods.memory more"
     )
 
 
-def _sentence(step: str, micro_batch: int, shape: Mapping[str, Any], over: str) -> tuple[bool, str]:
-    sizes = micro_batches(shape["effective_batch"], shape["world_size"])
+def _sentence(
+    step: str, micro_batch: int, effective_batch: int, world_size: int, over: str = ""
+) -> tuple[bool, str]:
+    sizes = micro_batches(effective_batch, world_size)
     smaller = next((size for size in sizes if size < micro_batch), None)
     begin = f"{step} ran out of memory with a micro-batch of {micro_batch}{over}"
     if smaller is None:
         return False, f"{begin}; there is no smaller one: {ADVICE}"
-    accumulation = shape["effective_batch"] // (smaller * shape["world_size"])
+    accumulation = effective_batch // (smaller * world_size)
     return True, (
         f"{begin}; the next try takes {smaller} rows × {accumulation} accumulated "
         f"(to start there: training.micro_batch: {smaller})"

@@ -1,11 +1,11 @@
-"""Measure, in a process of its own, what the memory model predicted.
+"""Measure the memory and the speed of a micro-batch in a process of its own.
 
     python -m tuneline.training.memory.probe SPEC.json RESULT.json
 
-A fresh process has a clean peak. It predicts, then takes steps of the real trainer: the first on
-the longest rows of the dataset (as training does), the others on micro-batches that stand for the
-run's, to time it. A validation pass follows, then the peak is read, and accumulated gradients
-are compared with those of one large batch.
+A fresh process has a clean peak. The real model takes single steps on growing micro-batches of
+the dataset's longest rows, each predicted before it is measured (see `predict`). With the
+micro-batch that is taken, the real trainer then makes steps that stand for the run's, to time
+it, and a validation pass. Last, accumulated gradients are compared with those of one large batch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import LoraSettings
 from tuneline.config import TrainingConfig
 from tuneline.errors import first_line
 from tuneline.training.loop.compute import Precision
+from tuneline.training.loop.rows import EncodedRow
+from tuneline.training.memory.predict import Climb, Measured, Peak, Prediction
 
 # Micro-batches that are timed, after the first, which is slow: its memory is new.
 TIMED = 5
+# Shares of the longest row from which the peak of a whole one is predicted.
+PARTS = (0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -32,46 +37,36 @@ class Setup:
 
     Attributes:
         base: directory of the base model.
-        lora: `lora.json`.
-        config: of training.
-        precision: of the arithmetic.
+        lora: the adapter.
+        config: the training section of the configuration.
+        precision: arithmetic of the steps.
         device: "cpu" or "cuda".
         scratch: folder for the trainer.
     """
 
     base: Path
-    lora: Any
+    lora: LoraSettings
     config: TrainingConfig
     precision: Precision
     device: str
     scratch: Path
 
-    def predict(self, rows: Sequence[Any], validation: Sequence[Any]) -> Any:
-        """The memory model's parts for a micro-batch."""
-        from tuneline.training.memory.predict import predict
-
-        return predict(
-            self.base,
-            self.lora,
-            rows,
-            precision=self.precision,
-            device=self.device,
-            qlora=self.config.qlora,
-            checkpointing=self.config.gradient_checkpointing,
-            validation=validation,
-        )
-
-    def trainer(self, tokenizer: Any, batches: Sequence[Sequence[Any]], *callbacks: Any) -> Any:
-        """A trainer of the real model whose steps are the given micro-batches."""
+    def model(self) -> Any:
+        """Load the real model with its adapter."""
         from tuneline.training.loop.base_weights import attach_lora, load_base
+
+        qlora = self.config.qlora
+        base = load_base(self.base, self.device, qlora=qlora, precision=self.precision)
+        return attach_lora(base, self.lora)
+
+    def trainer(self, model: Any, tokenizer: Any, batches: Sequence[Sequence[EncodedRow]]) -> Any:
+        """Make a trainer whose steps are the given micro-batches."""
         from tuneline.training.loop.rows import pad_token
         from tuneline.training.loop.token_loss import EVAL_BATCH
         from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
-        config = self.config
-        model = load_base(self.base, self.device, qlora=config.qlora, precision=self.precision)
         return LabelledTokenTrainer(
-            model=attach_lora(model, self.lora),
+            model=model,
             tokenizer=tokenizer,
             settings=TrainerSettings(
                 output=self.scratch,
@@ -83,65 +78,105 @@ class Setup:
                 pad_id=pad_token(tokenizer),
                 eval_batch=EVAL_BATCH,
             ),
-            config=config,
+            config=self.config,
             rows=[row for batch in batches for row in batch],
             validation=[],
-            callbacks=callbacks,
         )
 
 
-def longest_rows(rows: Sequence[Any], count: int) -> list[Any]:
-    """The longest rows; a dataset with fewer repeats its longest."""
+def longest_rows(rows: Sequence[EncodedRow], count: int) -> list[EncodedRow]:
+    """Return the longest rows; a dataset with fewer repeats its longest."""
     ordered = sorted(rows, key=lambda r: (-len(r.ids), r.row_id))
     return (ordered + [ordered[0]] * count)[:count]
 
 
-def predict_sizes(
+def tail(row: EncodedRow, share: float) -> EncodedRow:
+    """Return the end of a row, where its learned tokens are."""
+    start = len(row.ids) - max(2, round(share * len(row.ids)))
+    return replace(row, ids=row.ids[start:], learned=row.learned[start:])
+
+
+def tokens_at_once(model: Any, rows: Sequence[EncodedRow]) -> int:
+    """Count the tokens that the model sees for a micro-batch.
+
+    Rows are padded to the longest; where `packed_rows` is in use they are laid end to end, and a
+    shared prefix counts once.
+    """
+    import torch
+
+    from tuneline.training.cpu.packed_rows import lay_out, packs
+    from tuneline.training.loop.rows import as_batch
+
+    batch = as_batch(torch, rows, 0)
+    if packs(model.get_base_model()):
+        return int(lay_out(batch["input_ids"], batch["attention_mask"]).ids.numel())
+    return int(batch["input_ids"].numel())
+
+
+def find_micro_batch(
     setup: Setup,
+    trainer: Any,
+    rows: Sequence[EncodedRow],
     sizes: Sequence[int],
-    rows: Sequence[Any],
-    validation: Sequence[Any],
     *,
-    runtime: int,
     limit: int,
-) -> list[dict[str, Any]]:
-    """What the memory model says of each size, up to the first that should fit.
+    about_to: Callable[[int], None],
+) -> tuple[Measured, Climb]:
+    """Measure growing micro-batches of the longest rows.
 
     Args:
         setup: what is trained.
-        sizes: micro-batches, largest first.
-        rows: of the dataset.
-        validation: the largest validation batch.
-        runtime: bytes that the process holds before training.
-        limit: bytes.
-    """
-    from tuneline.training.memory.predict import largest_shape
+        trainer: a trainer whose `train` was run on the first of `PARTS`.
+        rows: rows of the dataset.
+        sizes: micro-batches to choose among.
+        limit: memory that a step may take, bytes.
+        about_to: called before each step with the smallest of `sizes` that is at least as
+            large: running out of memory may end the process.
 
-    lengths, targets = [len(r.ids) for r in rows], [r.targets for r in rows]
-    tried: list[dict[str, Any]] = []
-    for size in sizes:
-        parts = setup.predict(longest_rows(rows, size), validation)
-        total = parts.total + runtime
-        predicted = {"parts": asdict(parts), "runtime": runtime, "total": total}
-        shape = asdict(largest_shape(lengths, targets, size))
-        tried.append({"micro_batch": size, "shape": shape, "predicted": predicted})
-        if total <= limit:
-            break
-    return tried
+    Returns:
+        The micro-batch that was measured last, and the way there.
+    """
+    import torch
+
+    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.training.loop.rows import as_batch
+
+    def take_step(batch: Sequence[EncodedRow]) -> int:
+        inputs = as_batch(torch, batch, trainer.settings.pad_id)
+        inputs = {name: tensor.to(setup.device) for name, tensor in inputs.items()}
+        items = trainer._get_num_items_in_batch([inputs], torch.device(setup.device))
+        trainer.training_step(trainer.model, inputs, items)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        return peak_memory(torch, setup.device)
+
+    def measure(count: int) -> int:
+        about_to(min(size for size in sizes if size >= count))
+        return take_step(longest_rows(rows, count))
+
+    def laid(batch: Sequence[EncodedRow]) -> int:
+        return tokens_at_once(trainer.model, batch)
+
+    longest = longest_rows(rows, 1)[0]
+    first, *parts = ([tail(longest, share)] for share in PARTS)
+    peaks = [Peak(laid(first), peak_memory(torch, setup.device))]
+    peaks += [Peak(laid(part), take_step(part)) for part in parts]
+    climb = Climb(limit, lambda count: laid(longest_rows(rows, count)), measure, peaks)
+    return climb.up(sizes), climb
 
 
 def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
-    """Predict micro-batches, largest first, and measure the first that should fit.
+    """Find the largest micro-batch that fits, time it, and check accumulation.
 
     Args:
         spec: `sizes` to try and what training needs; written by `gradient_accumulation.run`.
             Where no prediction fits, the smallest is measured.
-        result: where the answer goes; what is known before the measurement is left there too,
+        result: file for the answer; what is known before a measurement is left there too,
             since running out of memory may end the process.
 
     Returns:
         `device`, `precision`, `limit`, `limit_source` and `tried`: one entry per size that was
-        predicted, the last one measured, or with `out_of_memory`.
+        predicted not to fit, then the one that was measured, or that ran `out_of_memory`.
     """
     began = time.monotonic()
     from tuneline.training.loop.compute import choose_precision, device_of, load_torch
@@ -152,11 +187,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     from tuneline.machine.peak_memory import peak_memory
     from tuneline.models import load_tokenizer
     from tuneline.run import Run
-    from tuneline.training.budget.work import plan_work
-    from tuneline.training.loop.base_weights import LoraSettings
-    from tuneline.training.loop.rows import encode_split, pad_token
-    from tuneline.training.loop.token_loss import EVAL_BATCH
-    from tuneline.training.memory.accumulation_check import compare, pick_rows
+    from tuneline.training.loop.rows import encode_split
     from tuneline.training.memory.limit import memory_limit
     from tuneline.training.memory.out_of_memory import MemoryNotes, is_out_of_memory
 
@@ -181,36 +212,102 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         # Each GPU has a memory of its own; the processes of a pod without share the pod's.
         limit //= spec["processes"]
         source += f", shared by {spec['processes']} processes"
-    runtime = peak_memory(torch, device)
-    widest = longest_rows(validation, min(EVAL_BATCH, len(validation)))
-    tried = predict_sizes(setup, spec["sizes"], rows, widest, runtime=runtime, limit=limit)
-    answer = {
+    answer: dict[str, Any] = {
         "device": device,
         "precision": setup.precision,
         "limit": limit,
         "limit_source": source,
-        "tried": tried,
+        "tried": [],
     }
-    size = tried[-1]["micro_batch"]
-    result.write_text(json.dumps(answer))
-    MemoryNotes(Run.open(spec["run"])).trying("gradient_accumulation", size)
-    work, typical = plan_work(rows, validation, tokenizer, spec, micro_batch=size, samples=TIMED)
+    notes = MemoryNotes(Run.open(spec["run"]))
+    sizes = sorted(spec["sizes"])
+
+    def about_to(size: int) -> None:
+        answer["tried"] = [{"micro_batch": size}]
+        result.write_text(json.dumps(answer))
+        notes.trying("gradient_accumulation", size)
+
+    runtime = peak_memory(torch, device)
     try:
-        trainer = setup.trainer(tokenizer, [longest_rows(rows, size), *typical])
+        about_to(sizes[0])
+        model = setup.model()
         startup = time.monotonic() - began
-        trainer.train()
-        trainer.validation = widest
-        trainer.evaluate()
-        trainer.validation = validation[:: max(1, len(validation) // EVAL_BATCH)]
-        passed = trainer.evaluate()
+        first = setup.trainer(model, tokenizer, [[tail(longest_rows(rows, 1)[0], PARTS[0])]])
+        first.train()
+        taken, climb = find_micro_batch(setup, first, rows, sizes, limit=limit, about_to=about_to)
+        answer["tried"] = [
+            *(
+                {"micro_batch": size, "predicted": _described(climb.predict(size), runtime)}
+                for size in reversed(sizes)
+                if size > taken.rows
+            ),
+            {
+                "micro_batch": taken.rows,
+                "tokens": climb.peaks[-1].tokens,
+                "longest_row": max(len(row.ids) for row in rows),
+                "predicted": _described(taken.predicted, runtime),
+                "peaks": [asdict(peak) for peak in climb.peaks],
+            },
+        ]
+        result.write_text(json.dumps(answer))
+        answer["tried"][-1] |= _timed(
+            setup,
+            model,
+            tokenizer,
+            rows=rows,
+            validation=validation,
+            spec=spec,
+            size=taken.rows,
+        )
+        answer["tried"][-1]["speed"]["startup_seconds"] = startup
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        tried[-1]["out_of_memory"] = first_line(error)
-        return answer
-    measured = peak_memory(torch, device)
+        answer["tried"][-1]["out_of_memory"] = first_line(error)
+    return answer
+
+
+def _described(predicted: Prediction, runtime: int) -> dict[str, Any]:
+    """Describe a prediction, split into what the process held before training and the rest."""
+    parts = {
+        "runtime": runtime,
+        "model": predicted.fixed - runtime,
+        "micro_batch": predicted.growing,
+    }
+    return {"parts": parts, "total": predicted.total}
+
+
+def _timed(
+    setup: Setup,
+    model: Any,
+    tokenizer: Any,
+    *,
+    rows: Sequence[EncodedRow],
+    validation: Sequence[EncodedRow],
+    spec: Mapping[str, Any],
+    size: int,
+) -> dict[str, Any]:
+    """Time the trainer's steps and a validation pass; read the peak; check accumulation."""
+    import torch
+
+    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.training.budget.work import plan_work
+    from tuneline.training.loop.rows import pad_token
+    from tuneline.training.loop.token_loss import EVAL_BATCH
+    from tuneline.training.memory.accumulation_check import compare, pick_rows
+
+    work, typical = plan_work(rows, validation, tokenizer, spec, micro_batch=size, samples=TIMED)
+    trainer = setup.trainer(model, tokenizer, [longest_rows(rows, size), *typical])
+    trainer.train()
+    stepped = peak_memory(torch, setup.device)
+    trainer.validation = longest_rows(validation, min(EVAL_BATCH, len(validation)))
+    trainer.evaluate()
+    trainer.validation = validation[:: max(1, len(validation) // EVAL_BATCH)]
+    passed = trainer.evaluate()
+    measured = peak_memory(torch, setup.device)
     comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
-    tried[-1] |= {
+    return {
+        "measured_step": stepped,
         "measured": measured,
         "work": asdict(work),
         "speed": {
@@ -218,11 +315,9 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             "seconds": trainer.clock.steps[1:],
             "validation_tokens": sum(len(r.ids) for r in trainer.validation),
             "validation_seconds": passed["eval_seconds"],
-            "startup_seconds": startup,
         },
         "accumulation": asdict(comparison),
     }
-    return answer
 
 
 if __name__ == "__main__":

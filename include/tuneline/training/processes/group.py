@@ -1,8 +1,7 @@
-"""The processes that train together, as seen by one of them: who it is, what they agree on.
+"""The processes that train together, as seen by one of them.
 
-One process is a group of one: every call below then answers at once. Several are
-started by torchrun, which tells each its rank; they talk over NCCL on GPUs and over
-gloo on CPUs.
+A single process is a group of one: every call below then returns at once. Several are started by
+torchrun, which gives each its rank; they communicate over NCCL on GPUs and over gloo on CPUs.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from tuneline.errors import RetryableError, first_line
 
 T = TypeVar("T")
 
-# How long a process waits for the others: the slowest checkpoint upload lies between two steps.
+# Longest wait of a process for the others: an upload of a checkpoint may lie between two steps.
 _PATIENCE = timedelta(minutes=30)
 
-# What gloo and NCCL say when the process at the other end has gone away.
+# Errors of gloo and NCCL when the process at the other end has ended.
 _LOST = (
     "connection closed by peer",
     "connection reset by peer",
@@ -40,10 +39,10 @@ class ProcessGroup:
     """One process among those that train together.
 
     Attributes:
-        rank: of this process, from 0.
-        world_size: processes of all nodes.
-        local_rank: of this process on its node; also the number of its GPU.
-        nodes: pods or machines.
+        rank: rank of this process, from 0.
+        world_size: number of processes on all nodes.
+        local_rank: rank of this process on its node; also the number of its GPU.
+        nodes: number of pods or machines.
         backend: "gloo", "nccl", or None for a single process.
     """
 
@@ -55,7 +54,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls, torch: Any, environment: Mapping[str, str] = os.environ) -> ProcessGroup:
-        """Meet the other processes that torchrun has started; a group of one without it."""
+        """Join the other processes that torchrun has started; without it, a group of one."""
         if "RANK" not in environment:
             return cls()
         rank, world, local, nodes = (
@@ -67,7 +66,7 @@ class ProcessGroup:
             torch.cuda.set_device(local)
         with lost_processes_are_retryable():
             torch.distributed.init_process_group(
-                # What is agreed on lies in host memory.
+                # The values to agree on lie in host memory.
                 "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
                 timeout=_PATIENCE,
             )
@@ -75,29 +74,29 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that saves, tracks and reports."""
+        """True for the process that saves, tracks and reports."""
         return self.rank == 0
 
     def leave(self) -> None:
-        """Say good-bye; nothing of the group may be called afterwards."""
+        """Leave the group; none of its methods may be called afterwards."""
         if self.world_size > 1:
             import torch
 
             torch.distributed.destroy_process_group()
 
     def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
-        """This process's part of a list, as long as everyone else's.
+        """Return this process's part of a list, as long as that of every other process.
 
         Returns:
-            Items, each with whether it counts: a sharded model is computed by all processes
-            at once, so who has nothing left computes the first item again, for the others.
+            Items, each with True if it counts. All processes compute a sharded model together, so
+            a process without an item left computes the first one again, which does not count.
         """
         rounds = -(-len(items) // self.world_size)
         mine = range(self.rank, rounds * self.world_size, self.world_size)
         return [(items[i], True) if i < len(items) else (items[0], False) for i in mine]
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Element-wise sums over all processes, in float64."""
+        """Return element-wise sums over all processes, in float64."""
         if self.world_size == 1:
             return list(values)
         import torch
@@ -107,11 +106,11 @@ class ProcessGroup:
         return list(total.tolist())
 
     def largest(self, value: int) -> int:
-        """The largest of all processes' values."""
+        """Return the largest value of all processes."""
         return int(max(self.gather(value) or [value]))
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank."""
+        """Return the value of every process, by rank."""
         if self.world_size == 1:
             return [value]
         import torch
@@ -121,7 +120,7 @@ class ProcessGroup:
         return found
 
     def follow(self, flags: Sequence[bool]) -> list[bool]:
-        """What rank 0 has decided, for everyone: rules that look at a clock may differ."""
+        """Return the decisions of rank 0 everywhere: rules that look at a clock may differ."""
         if self.world_size == 1:
             return list(flags)
         import torch
@@ -134,12 +133,12 @@ class ProcessGroup:
         """Make sure that all processes have the same value.
 
         Raises:
-            RetryableError: they have not.
+            RetryableError: if they have not.
         """
         values = self.gather(value)
         if any(other != value for other in values):
-            told = ", ".join(f"process {rank}: {other}" for rank, other in enumerate(values))
-            raise RetryableError(f"the processes differ in {what} ({told}); run the step again")
+            listed = ", ".join(f"process {rank}: {other}" for rank, other in enumerate(values))
+            raise RetryableError(f"the processes differ in {what} ({listed}); run the step again")
         return value
 
 
@@ -151,7 +150,7 @@ def lost_processes_are_retryable() -> Iterator[None]:
     """Turn the error of a broken connection into one that is worth another try.
 
     Raises:
-        RetryableError: another process has gone away; why, its own log says.
+        RetryableError: if another process has ended; its log says why.
     """
     try:
         yield

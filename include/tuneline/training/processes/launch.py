@@ -1,9 +1,9 @@
-"""Start the processes of a training on several GPUs or nodes, and tell why one failed.
+"""Start the processes of a training on several GPUs or nodes, and find out why one failed.
 
-The pod's command stays `tuneline run train`: it finds that it is to be several, and
-becomes torchrun's agent of its node. On one node the processes meet on loopback. On
-several nodes each pod of an Indexed Job starts the same command; Kubernetes tells it
-its index (`JOB_COMPLETION_INDEX`), the job's maker where pod 0 is
+The command of the pod stays `tuneline run train`: where several processes are configured, it
+becomes torchrun's agent of its node. On one node the processes meet on loopback. On several nodes
+each pod of an Indexed Job starts the same command; Kubernetes sets its index
+(`JOB_COMPLETION_INDEX`), and the operator that makes the job sets the address of pod 0
 (`TUNELINE_RENDEZVOUS`, host:port).
 """
 
@@ -24,7 +24,7 @@ from tuneline.training.processes.worker import last_words
 INDEX = "JOB_COMPLETION_INDEX"
 RENDEZVOUS = "TUNELINE_RENDEZVOUS"
 
-# Nodes come one after the other; one with a GPU may have to be made first.
+# Nodes start one after the other; a cluster may have to provision one with a GPU first.
 _MEETING_SECONDS = 30 * 60
 # Lines of a failed process's log that are shown.
 _LOG_LINES = 30
@@ -35,10 +35,10 @@ class Node:
     """This node among those that train together.
 
     Attributes:
-        index: of this node, from 0.
-        nodes: how many there are.
-        processes: on each of them.
-        rendezvous: host:port of node 0; port 0 on one node takes any.
+        index: index of this node, from 0.
+        nodes: number of nodes.
+        processes: number of processes on each node.
+        rendezvous: host:port of node 0; on a single node, port 0 takes any free one.
     """
 
     index: int
@@ -48,10 +48,10 @@ class Node:
 
     @classmethod
     def of(cls, config: PipelineConfig, environment: Mapping[str, str] = os.environ) -> Node:
-        """This node, as the configuration and the job describe it.
+        """Describe this node from the configuration and the job.
 
         Raises:
-            UserError: several nodes are asked for, and nobody said which this is.
+            UserError: if several nodes are configured, and nothing says which one this is.
         """
         nodes, processes = config.pods.nodes, config.processes_per_node
         if nodes == 1:
@@ -68,7 +68,7 @@ class Node:
 
 
 def must_launch(config: PipelineConfig, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is to start the training processes, not to be one."""
+    """Return True if this process has to start the training processes and is not one of them."""
     return config.world_size > 1 and "RANK" not in environment
 
 
@@ -78,23 +78,22 @@ def launch(
     """Run this node's training processes to their end.
 
     Args:
-        node: this one.
-        run_uri: the run.
-        scratch: for logs and last words.
-        threads: CPU threads of each process.
-        worker: arguments of Python that start a worker; the module `worker` beside this one
-            if empty.
+        node: this node.
+        run_uri: URI of the run.
+        scratch: folder for logs and last words.
+        threads: number of CPU threads of each process.
+        worker: arguments of Python that start a worker; if empty, the module `worker` beside
+            this one.
 
     Raises:
-        UserError: fewer GPUs than processes, or a process found its input wrong.
-        RetryableError: a process was killed, lost another one, or the nodes did not meet.
-        TunelineError: a process failed otherwise.
+        UserError: if there are fewer GPUs than processes, or a process found its input wrong.
+        RetryableError: if a process was killed or lost another one, or the nodes did not meet.
+        TunelineError: if a process failed otherwise.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.api import Std
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and gpus < node.processes:
@@ -106,32 +105,15 @@ def launch(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     words, logs = scratch / "last-words", scratch / "logs"
     words.mkdir(parents=True, exist_ok=True)
-    settings = LaunchConfig(
-        min_nodes=node.nodes,
-        max_nodes=node.nodes,
-        nproc_per_node=node.processes,
-        run_id="train",
-        rdzv_backend="static" if node.nodes > 1 else "c10d",
-        rdzv_endpoint=node.rendezvous,
-        rdzv_configs=_rendezvous(node),
-        local_addr="127.0.0.1" if node.nodes == 1 else None,
-        # A dead process loses the others' state too: the step is run again, from its checkpoint.
-        max_restarts=0,
-        # The node's first process is heard at once, the others when they fail.
-        logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs),
-            redirects=dict.fromkeys(range(1, node.processes), Std.ALL),
-        ),
-    )
     worker = list(worker) or ["-m", "tuneline.training.processes.worker"]
     command = [sys.executable, *worker, run_uri, str(words)]
     try:
-        elastic_launch(settings, command[0])(*command[1:])
+        elastic_launch(_settings(node, logs), command[0])(*command[1:])
     except ChildFailedError as failed:
         raise _reason(failed, words, logs) from None
     except SignalException as stopped:
         raise RetryableError(
-            f"node {node.index} of {node.nodes} was told to stop (signal {stopped.sigval:d}); "
+            f"node {node.index} of {node.nodes} was asked to stop (signal {stopped.sigval:d}); "
             "training resumes from the last checkpoint"
         ) from None
     except torch.distributed.DistStoreError as error:
@@ -141,14 +123,35 @@ def launch(
         ) from None
 
 
-def _rendezvous(node: Node) -> dict[str, Any]:
-    if node.nodes == 1:
-        return {"timeout": _MEETING_SECONDS}
-    return {"rank": node.index, "timeout": _MEETING_SECONDS}
+def _settings(node: Node, logs: Path) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    meeting: dict[str, Any] = {"timeout": _MEETING_SECONDS}
+    if node.nodes > 1:
+        meeting["rank"] = node.index
+    return LaunchConfig(
+        min_nodes=node.nodes,
+        max_nodes=node.nodes,
+        nproc_per_node=node.processes,
+        run_id="train",
+        rdzv_backend="static" if node.nodes > 1 else "c10d",
+        rdzv_endpoint=node.rendezvous,
+        rdzv_configs=meeting,
+        local_addr="127.0.0.1" if node.nodes == 1 else None,
+        # A dead process takes the state of the others along; the step is run again instead.
+        max_restarts=0,
+        # The first process of the node writes to the log at once, the others when they fail.
+        logs_specs=DefaultLogsSpecs(
+            log_dir=str(logs),
+            redirects=dict.fromkeys(range(1, node.processes), Std.ALL),
+        ),
+    )
 
 
 def _reason(failed: Any, words: Path, logs: Path) -> TunelineError:
-    """The error of the process that failed by itself, among those that it took along."""
+    """Return the error of the process that failed first, not of those that it took along."""
     errors: list[TunelineError] = []
     # The agent itself ends the others by SIGTERM.
     ended = {r: f for r, f in failed.failures.items() if f.exitcode != -signal.SIGTERM}
@@ -158,7 +161,7 @@ def _reason(failed: Any, words: Path, logs: Path) -> TunelineError:
         if kind == "user_error":
             return UserError(sentence)
         if kind == "retryable":
-            # It may only have lost the one that failed: what others say comes first.
+            # It may only have lost the process that failed: the errors of others come first.
             errors.append(RetryableError(sentence))
             continue
         _show_log(rank, logs, failure.local_rank)
@@ -176,7 +179,7 @@ def _reason(failed: Any, words: Path, logs: Path) -> TunelineError:
 
 
 def _show_log(rank: int, logs: Path, local_rank: int) -> None:
-    """Show what a process said last; the node's first was heard all along."""
+    """Print the last lines of a process; those of the node's first are in the log already."""
     for log in logs.glob(f"*/attempt_0/{local_rank}/stderr.log"):
         lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         print(f"[train] the last lines of process {rank}:", file=sys.stderr)

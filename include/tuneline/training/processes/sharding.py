@@ -1,10 +1,10 @@
-"""Whether several training processes each hold the whole base, and how they hold a part of it.
+"""Decide if several training processes share the weights of the base, and load a shared base.
 
-An adapter is small, its gradients too: by default every process holds the whole base and
-the processes average gradients (DDP). A base that would fill a GPU is sharded instead
-(FSDP2: Zhao et al., 2023, and torch's `fully_shard`): each process keeps a part of every
-layer and gathers the rest when it computes it. The adapter stays whole on every process,
-so that saving, resuming and checking are the same either way.
+An adapter is small, and so are its gradients: by default every process holds the whole base and
+the processes average gradients (DDP). A base that would fill a GPU is sharded instead (FSDP2: Zhao
+et al., 2023, and torch's `fully_shard`): each process keeps a part of every layer and gathers the
+rest when it computes the layer. The adapter stays whole on every process, so that saving, resuming
+and checking are the same either way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tuneline.errors import UserError, first_line
 from tuneline.training.loop.base_weights import shape_model
 from tuneline.training.processes.group import ProcessGroup
 
-# Of a GPU's memory; what is left has to hold activations, logits and the adapter's optimiser.
+# Share of a GPU's memory; the rest has to hold activations, logits and the adapter's optimiser.
 _WHOLE_BASE_SHARE = 0.6
 _BYTES_OF_BF16 = 2
 
@@ -25,13 +25,13 @@ _BYTES_OF_BF16 = 2
 def shards_base(
     config: TrainingConfig, base: Path, group: ProcessGroup, gpu_bytes: int | None
 ) -> bool:
-    """Whether the processes share the base's weights.
+    """Return True if the processes share the weights of the base.
 
     Args:
-        config: `sharding`; auto shards what would fill most of a GPU.
+        config: settings; `sharding: auto` shards a base that would fill most of a GPU.
         base: directory of the base model.
-        group: the processes.
-        gpu_bytes: memory of one GPU; None on a CPU, where processes share one memory anyway.
+        group: processes that train together.
+        gpu_bytes: memory of one GPU, bytes; None on a CPU, where processes share one memory.
     """
     if group.world_size == 1 or config.qlora or config.sharding == "none":
         return False
@@ -44,7 +44,7 @@ def shards_base(
 
 
 def gpu_memory(torch: Any) -> int | None:
-    """Bytes of this process's GPU; None on a CPU."""
+    """Return the memory of this process's GPU, bytes; None on a CPU."""
     if not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
@@ -54,7 +54,7 @@ def load_sharded_base(path: Path, device: str, group: ProcessGroup) -> Any:
     """Load this process's part of the base; float32 on a CPU, bf16 on a GPU.
 
     Raises:
-        UserError: the architecture has no plan of what to shard, or the weights can't be loaded.
+        UserError: if the architecture has no plan for sharding, or the weights can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -75,10 +75,10 @@ def load_sharded_base(path: Path, device: str, group: ProcessGroup) -> Any:
 
 
 def free_gathered_weights(model: Any) -> None:
-    """Let a sharded model keep its own part only, as before its first forward pass.
+    """Let a sharded model keep only its part, as before its first forward pass.
 
-    A pass without gradients leaves some layers whole. Saving frees them, but on the process
-    that saves alone: the next pass would gather them there and nowhere else, and hang.
+    A pass without gradients leaves some layers whole. Saving frees them, but only on the process
+    that saves: the next pass would gather them on that process alone, and hang.
     """
     from torch.distributed.fsdp import FSDPModule
 

@@ -1,7 +1,7 @@
 """One of several training processes: `python -m tuneline.training.processes.worker RUN_URI FOLDER`.
 
-torchrun starts it. It is the step `train` itself; only the place of its last words is
-its own, so that the launcher can tell which process failed and why.
+torchrun starts it. It is the step `train` with a file of its own for its last words, so that the
+launcher can find out which process failed and why.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 def last_words(folder: Path, rank: int) -> Path:
-    """The file in which a process leaves why it failed."""
+    """Return the file in which a process leaves the reason of its failure."""
     return folder / f"rank-{rank}.txt"
 
 
 def main(run_uri: str, folder: Path) -> int:
-    """Carry out the step as one of several processes; returns its exit code."""
+    """Run the step as one of several processes and return its exit code."""
     os.environ["TERMINATION_MESSAGE_PATH"] = str(last_words(folder, int(os.environ["RANK"])))
     from tuneline.exits import guarded
     from tuneline.step import run_step

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneline.artifacts.training import Trial
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.training.loop.token_loss import RowLosses
@@ -25,52 +26,13 @@ RULE = (
 )
 
 
-class Trial(BaseModel):
-    """What one rank came to: `trial.json`.
-
-    Attributes:
-        r: rank.
-        alpha: alpha.
-        dataset_sha256: of the run's dataset; a trial on other rows does not count.
-        holdout_rows: rows of the hold-out among those the trial could read.
-        excluded: why it can't be chosen; None if it can.
-        steps: optimiser steps done.
-        loss_before: validation loss of the untrained model, nats.
-        sums: negative log-likelihood of each validation row's learned tokens, nats.
-        targets: learned tokens of each validation row.
-        weights: of each validation row.
-        trainable_share: trainable over all parameters.
-        seconds: that its steps and its measurement took.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    r: int
-    alpha: int
-    dataset_sha256: str
-    holdout_rows: int
-    excluded: str | None = None
-    steps: int = 0
-    loss_before: float | None = None
-    sums: tuple[float, ...] = ()
-    targets: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
-    trainable_share: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def losses(self) -> RowLosses:
-        """Loss of every validation row."""
-        return RowLosses(self.sums, self.targets, self.weights)
-
-    @property
-    def usable(self) -> bool:
-        """Whether it can be chosen."""
-        return self.excluded is None
+def losses_of(trial: Trial) -> RowLosses:
+    """Return the loss of every validation row of a trial."""
+    return RowLosses(trial.sums, trial.targets, trial.weights)
 
 
 class Choice(BaseModel):
-    """The rank taken, and the table it was taken from: `sweep.json`."""
+    """`sweep.json`: the rank taken, and the table that it was taken from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,9 +44,9 @@ class Choice(BaseModel):
     table: list[dict[str, Any]]
 
     @property
-    def told(self) -> str:
-        """The choice in a sentence, with the losses behind it."""
-        shown = ", ".join(
+    def sentence(self) -> str:
+        """The choice with the losses behind it, for a person."""
+        losses = ", ".join(
             f"r {row['r']}: {row['excluded']}"
             if row["excluded"]
             else f"r {row['r']}: {row['validation_loss']:.4f} ± {row['validation_loss_error']:.4f}"
@@ -92,24 +54,31 @@ class Choice(BaseModel):
         )
         largest = self.r == max(row["r"] for row in self.table)
         edge = "; it is the largest tried, and short trials favour large ranks" if largest else ""
-        return f"r {self.r} chosen by {RULE} ({shown}){edge}"
+        return f"r {self.r} chosen by {RULE} ({losses}){edge}"
 
 
 def choose(trials: Sequence[Trial]) -> Choice:
     """Choose a rank by `RULE`.
 
+    Args:
+        trials: the trials of a sweep.
+
+    Returns:
+        The choice.
+
     Raises:
-        UserError: none can be chosen.
+        UserError: if no trial can be chosen.
     """
     usable = sorted((t for t in trials if t.usable), key=lambda t: t.r)
     if not usable:
         why = "; ".join(f"r {t.r}: {t.excluded}" for t in trials)
         raise UserError(f"training.sweep_r: no rank could be tried to the end ({why})")
-    best = min(usable, key=lambda t: (t.losses.mean, t.r))
+    best = min(usable, key=lambda t: (losses_of(t).mean, t.r))
+    lowest = losses_of(best)
 
     def excess(trial: Trial) -> tuple[float, float]:
-        losses = trial.losses
-        return losses.mean - best.losses.mean, losses.log_ratio_error(best.losses)
+        losses = losses_of(trial)
+        return losses.mean - lowest.mean, losses.log_ratio_error(lowest)
 
     chosen = next(t for t in usable if excess(t)[0] <= excess(t)[1])
     table = [_row(trial, *(excess(trial) if trial.usable else (0.0, 0.0))) for trial in trials]
@@ -135,7 +104,7 @@ def _row(trial: Trial, excess: float, error: float) -> dict[str, Any]:
     }
     if not trial.usable:
         return row
-    losses = trial.losses
+    losses = losses_of(trial)
     return row | {
         "validation_loss": losses.mean,
         "validation_loss_error": losses.standard_error,
@@ -146,27 +115,29 @@ def _row(trial: Trial, excess: float, error: float) -> dict[str, Any]:
 
 
 def measurements(trials: Sequence[Trial], choice: Choice, accesses: int) -> list[Measurement]:
-    """What the choice rests on.
+    """Measure what the choice rests on.
 
     Args:
-        trials: all of them.
-        choice: of `choose`.
+        trials: all trials of the sweep.
+        choice: the choice among them.
         accesses: entries that the trials left in the ledger of the hold-out.
+
+    Returns:
+        The measurements with their limits.
     """
-    usable = [t for t in trials if t.usable]
-    best = next(t for t in usable if t.r == choice.best_r)
-    per_rank = [
-        measure(
-            f"validation_loss_r{t.r}",
-            round(t.losses.mean, 6),
-            "nats",
-            noise=round(t.losses.standard_error, 6),
-        )
-        for t in usable
-    ]
+    usable = [(t, losses_of(t)) for t in trials if t.usable]
+    best, lowest = next(pair for pair in usable if pair[0].r == choice.best_r)
     return [
         measure("ranks_tried", len(usable), "ranks", "==", len(trials), on_breach="warn"),
-        *per_rank,
+        *(
+            measure(
+                f"validation_loss_r{t.r}",
+                round(losses.mean, 6),
+                "nats",
+                noise=round(losses.standard_error, 6),
+            )
+            for t, losses in usable
+        ),
         measure(
             "validation_loss_above_best",
             choice.excess,
@@ -178,7 +149,7 @@ def measurements(trials: Sequence[Trial], choice: Choice, accesses: int) -> list
         measure("best_r", choice.best_r, "rank"),
         measure(
             "best_validation_loss_in_sweep",
-            best.losses.mean,
+            lowest.mean,
             "nats",
             "<",
             best.loss_before,

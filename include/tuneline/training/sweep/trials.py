@@ -1,16 +1,15 @@
-"""Helper step sweep: try several LoRA ranks briefly, on the validation rows, never the hold-out.
+"""sweep: try several LoRA ranks briefly, on the validation rows, never the hold-out.
 
 Every rank is tried by the run's own steps (lora_selection, gradient_accumulation, train) in a
-run of its own below the run, `<run>/work/sweep/runs/r<rank>`, with fewer epochs and without
-tracking or rehearsal; `tuneline step … --run <that>` works there as anywhere. Its dataset is a
-copy without the hold-out: what is not there can't be read. A trial that was killed goes on
-where it was, one of other data or settings is started anew.
+small run below the run, `<run>/work/sweep/runs/r<rank>`, with fewer epochs and without tracking
+or rehearsal; `tuneline step … --run <that>` works there as anywhere. The dataset of a trial is a
+copy without the hold-out: what is not there can't be read. A trial that was killed goes on where
+it was; a trial of other data or settings starts anew.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import math
 import tempfile
 import time
@@ -18,7 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.data import DATASET as _DATASET
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.training import (
+    ADAPTER,
+    CHECKPOINTS,
+    LORA,
+    TRAINED,
+    Trial,
+    trial_key,
+)
 from tuneline.config import PipelineConfig
 from tuneline.data.tables.rows import HOLDOUT
 from tuneline.errors import TunelineError, UserError
@@ -27,21 +34,17 @@ from tuneline.run import Run, StepContext
 from tuneline.serving.engines.adapter_limits import ranks_asked
 from tuneline.step import execute, store_output
 from tuneline.store import NotThere, Store, open_store
-from tuneline.training.loop.base_weights import LoraSettings
 from tuneline.training.loop.validation_loss import Validation
-from tuneline.training.sweep.rank_choice import Trial
-
-RESULT = "trial.json"
-DATA_STEP, DATASET = _DATASET.step, _DATASET.name
+from tuneline.training.sweep.rank_choice import losses_of
 
 
 def home_of(run: Run) -> Store:
-    """The store in which the trials of a run are runs."""
+    """Open the store in which the trials of a run are runs."""
     return open_store(f"{run.uri}/work/sweep")
 
 
 def trial_config(config: PipelineConfig, r: int) -> PipelineConfig:
-    """The configuration of one trial: the run's own, but short and of one rank."""
+    """Derive the configuration of a trial from the run's: short, and of one rank."""
     training = config.training
     steps = training.sweep_steps
     share = 1.0 if steps else training.sweep_share
@@ -65,10 +68,10 @@ def trial_config(config: PipelineConfig, r: int) -> PipelineConfig:
 
 
 def try_rank(run: Run, r: int) -> Trial:
-    """Train one rank briefly and measure it on the validation rows; stores its result.
+    """Train one rank briefly, measure it on the validation rows and store its result.
 
     Raises:
-        UserError: the run does not ask for this rank, or its data phase is not done.
+        UserError: if the run does not ask for this rank, or its data phase is not done.
     """
     asked = ranks_asked(run.config)
     if r not in asked:
@@ -77,41 +80,40 @@ def try_rank(run: Run, r: int) -> Trial:
         )
     with tempfile.TemporaryDirectory(prefix=f"tuneline-sweep-{r}-") as folder:
         above = _context(run, Path(folder) / "above")
-        dataset = above.input(DATA_STEP, DATASET)
-        reference = above.inputs[f"{DATA_STEP}/{DATASET}"]
+        dataset = DATASET.fetch(above)
+        reference = above.inputs[f"{DATASET.step}/{DATASET.name}"]
         trial = _open_trial(run, r, reference)
         try:
             return read_trial(run, r)[0]
         except NotThere:
             pass
-        if not _done(trial, DATA_STEP):
-            _leave_rows(_context(trial, Path(folder) / "rows", DATA_STEP), dataset, run.uri)
+        if not _done(trial, DATASET.step):
+            _leave_rows(_context(trial, Path(folder) / "rows", DATASET.step), dataset, run.uri)
         ctx = _context(trial, Path(folder) / "trial")
         result = _carry_out(ctx, r, reference)
-        trial.store.put_bytes(trial.key(RESULT), result.model_dump_json(indent=1).encode())
+        run.store.put_bytes(trial_key(run, r), result.model_dump_json(indent=1).encode())
         return result
 
 
 def read_trial(run: Run, r: int) -> tuple[Trial, FileRef]:
-    """The result of one rank, and the file that holds it.
+    """Read the result of one rank, with a reference to its file.
 
     Raises:
-        NotThere: it has not been tried.
+        NotThere: if the rank has not been tried.
     """
-    home, key = home_of(run), f"runs/r{r}/{RESULT}"
     with tempfile.TemporaryDirectory(prefix="tuneline-sweep-") as folder:
-        path = Path(folder) / RESULT
-        reference = home.get_file(key, path)
+        path = Path(folder) / "trial.json"
+        reference = run.store.get_file(trial_key(run, r), path)
         return Trial.model_validate_json(path.read_text()), reference
 
 
 def read_trials(ctx: StepContext) -> list[Trial]:
-    """The results of all ranks that the run asks for, noted among the step's inputs.
+    """Read the results of all ranks that the run asks for, noted among the step's inputs.
 
     Raises:
-        UserError: one is missing, or was tried on other rows than the run's.
+        UserError: if a rank has not been tried, or was tried on other rows than the run's.
     """
-    current = {ref.name: ref.sha256 for ref in ctx.entry(DATA_STEP).artifacts}.get(DATASET)
+    artifacts = {ref.name: ref.sha256 for ref in ctx.entry(DATASET.step).artifacts}
     trials = []
     for r in ctx.config.training.sweep_r:
         try:
@@ -121,19 +123,19 @@ def read_trials(ctx: StepContext) -> list[Trial]:
                 f"r {r} of training.sweep_r has not been tried; "
                 f"run `tuneline run sweep --run {ctx.run.uri}`"
             ) from None
-        if trial.dataset_sha256 != current:
+        if trial.dataset_sha256 != artifacts.get(DATASET.name):
             raise UserError(
                 f"r {r} was tried on another dataset than {ctx.run.uri} has now; "
                 f"run `tuneline run sweep --run {ctx.run.uri}` again"
             )
-        name = f"sweep/r{r}/{RESULT}"
+        name = f"sweep/r{r}/trial.json"
         ctx.inputs[name] = reference.model_copy(update={"name": name})
         trials.append(trial)
     return trials
 
 
 def holdout_accesses(run: Run) -> int:
-    """Entries that trials left in a ledger of the hold-out; they write to their own store's."""
+    """Count the entries of trials in a ledger of the hold-out; they write to their own store's."""
     return sum(1 for _ in home_of(run).keys("ledger/holdout"))
 
 
@@ -151,7 +153,7 @@ def _context(run: Run, folder: Path, step: str = "sweep") -> StepContext:
 
 
 def _open_trial(run: Run, r: int, dataset: FileRef) -> Run:
-    """The trial's run; one that is there for other data or settings is dropped."""
+    """Open the run of a trial; one of other data or settings is dropped first."""
     home, prefix = home_of(run), f"runs/r{r}"
     config = trial_config(run.config, r)
     try:
@@ -174,20 +176,21 @@ def _done(run: Run, step: str) -> bool:
 
 
 def _leave_rows(ctx: StepContext, dataset: Path, above: str) -> None:
-    """Leave the run's rows in its trial, the hold-out left out."""
+    """Leave the rows of a run in its trial, without the hold-out."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(dataset)
     kept = table.filter(pc.not_equal(table["split"], HOLDOUT))
-    pq.write_table(kept, ctx.out / DATASET)
+    path = DATASET.path(ctx)
+    pq.write_table(kept, path)
     evidence = ctx.conclude(
         f"training and validation rows of {above}, for choosing r; the hold-out is left out",
         [
             measure("rows", kept.num_rows, "rows", ">", 0),
-            measure("holdout_rows", _holdout_rows(ctx.out / DATASET), "rows", "==", 0),
+            measure("holdout_rows", _holdout_rows(path), "rows", "==", 0),
         ],
-        rows={DATASET: kept.num_rows},
+        rows={DATASET.name: kept.num_rows},
     )
     store_output(ctx, evidence)
 
@@ -199,8 +202,8 @@ def _holdout_rows(dataset: Path) -> int:
 
 
 def _carry_out(ctx: StepContext, r: int, dataset: FileRef) -> Trial:
-    """Run the trial's steps and measure the adapter that they leave."""
-    held = _holdout_rows(ctx.input(DATA_STEP, DATASET))
+    """Run the steps of a trial and measure the adapter that they leave."""
+    held = _holdout_rows(DATASET.fetch(ctx))
     if held:
         raise TunelineError(
             f"{held} rows of the hold-out are among the rows for choosing r; nothing was trained"
@@ -209,7 +212,7 @@ def _carry_out(ctx: StepContext, r: int, dataset: FileRef) -> Trial:
     for step in ("lora_selection", "gradient_accumulation"):
         if not _done(ctx.run, step):
             execute(step, ctx.run.uri)
-    lora = LoraSettings.model_validate_json(ctx.input("lora_selection", "lora.json").read_text())
+    lora = LORA.read(ctx)
     known: dict[str, Any] = {
         "r": r,
         "alpha": lora.alpha,
@@ -223,15 +226,11 @@ def _carry_out(ctx: StepContext, r: int, dataset: FileRef) -> Trial:
     if not _done(ctx.run, "train"):
         execute("train", ctx.run.uri)
         gc.collect()
-    checkpoints = json.loads(ctx.input("train", "checkpoints.json").read_text())
-    trained = json.loads(ctx.input("train", "run.json").read_text())
-    before = {e["step"]: float(e["eval_loss"]) for e in checkpoints["evaluations"]}.get(0)
-    known |= {"steps": trained["steps"], "loss_before": before}
-
-    validation = Validation.of(ctx)
-    losses = validation.losses_of_adapter(
-        ctx.input_dir("train", "adapter"), qlora=ctx.config.training.qlora
-    )
+    known |= {
+        "steps": TRAINED.read(ctx).steps,
+        "loss_before": CHECKPOINTS.read(ctx).losses.get(0),
+    }
+    losses = Validation.of(ctx).losses_of_adapter(ADAPTER.fetch(ctx))
     known["seconds"] = round(time.monotonic() - started, 1)
     if not math.isfinite(losses.mean):
         return Trial(**known, excluded="its validation loss is not a number")
@@ -242,11 +241,11 @@ def run_trials(run_uri: str, ranks: Sequence[int] = ()) -> list[str]:
     """Try ranks one after the other, for the command line.
 
     Args:
-        run_uri: the run.
-        ranks: which; all that the run asks for by default.
+        run_uri: URI of the run.
+        ranks: ranks to try; by default all that the run asks for.
 
     Returns:
-        A line for each.
+        A line for each rank.
     """
     run = Run.open(run_uri)
     asked = list(ranks) or ranks_asked(run.config)
@@ -258,7 +257,7 @@ def run_trials(run_uri: str, ranks: Sequence[int] = ()) -> list[str]:
 def _line(trial: Trial) -> str:
     if trial.excluded:
         return f"r {trial.r}: {trial.excluded}"
-    losses = trial.losses
+    losses = losses_of(trial)
     return (
         f"r {trial.r}: validation loss {losses.mean:.4f} ± {losses.standard_error:.4f} after "
         f"{trial.steps} steps, {trial.trainable_share:.2%} of the parameters train, "

@@ -1,7 +1,7 @@
-"""The metrics that trackers show, and the callback that hands them over as training logs them.
+"""The metrics that trackers show, and the callback that sends them as training logs them.
 
-TRL's and transformers' own integrations are not used: they log every training argument and the
-model's configuration, among them absolute paths of the machine. The trackers get the same
+The integrations of TRL and transformers are not used: they log every training argument and the
+configuration of the model, absolute paths of the machine among them. The trackers get the same
 metrics under the names that those integrations use.
 """
 
@@ -30,14 +30,14 @@ NAMES = {
 
 
 def metrics_of(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an entry of the trainer's log, or of a line of `history.jsonl`."""
+    """Return the metrics of an entry of the trainer's log or of `history.jsonl`."""
     if "loss" not in entry and "eval_loss" not in entry:
         return {}
     return {name: float(entry[key]) for key, name in NAMES.items() if key in entry}
 
 
 def memory_in_use(device: str) -> dict[str, float]:
-    """Memory of this process, GiB: of the machine, and of the GPU where there is one."""
+    """Return the memory of this process, GiB: on the machine, and on the GPU where there is one."""
     found = {"train/memory_gib": psutil.Process().memory_info().rss / GIB}
     if device == "cuda":
         import torch
@@ -47,7 +47,7 @@ def memory_in_use(device: str) -> dict[str, float]:
 
 
 def replay(tracker: Tracker, history: Sequence[Mapping[str, Any]]) -> None:
-    """Log what a tracker does not have yet of a training's history."""
+    """Log the part of a training's history that a tracker does not have."""
     trained, evaluated = tracker.steps_logged()
     for entry in history:
         had = trained if "loss" in entry else evaluated
@@ -57,13 +57,13 @@ def replay(tracker: Tracker, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 class LogLive(TrainerCallback):
-    """Hands each log entry to the trackers, at once.
+    """Sends each log entry to the trackers at once.
 
-    A resumed training logs the steps again that came after its checkpoint. A tracker gets each
-    step once, and what came before the checkpoint if it does not have that yet.
+    A resumed training logs the steps after its checkpoint again. A tracker gets each step once,
+    and the steps before the checkpoint if it does not have them.
 
     Attributes:
-        seconds: that training has waited for it.
+        seconds: time that training has waited for it, in seconds.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:

@@ -21,12 +21,12 @@ def database_uri(folder: Path) -> str:
 
 
 def note_server(folder: Path, url: str) -> None:
-    """Write down where the server of this folder's database listens."""
+    """Note the address of the server of this folder's database."""
     (folder / _SERVER).write_text(url)
 
 
 def running_server(folder: Path) -> str | None:
-    """Return the address of this folder's server, None when it does not run."""
+    """Return the address of this folder's server, None if it does not run."""
     note = folder / _SERVER
     if not note.is_file():
         return None

@@ -1,7 +1,7 @@
 """A training run in MLflow.
 
-The server is the one of `MLFLOW_TRACKING_URI`, which pods get from their stack; else the server
-of this checkout's stack where it runs; else the file that this server shows when it starts.
+The server is that of `MLFLOW_TRACKING_URI`, which pods get from their stack; otherwise the server
+of this checkout's stack if it runs, or else the file that this server shows when it starts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuneline.artifacts.training import TrackedRun
 from tuneline.errors import UserError
 from tuneline.machine.checkout import stack_home
 from tuneline.training.tracking import local_mlflow
-from tuneline.training.tracking.description import Description, without_password
 from tuneline.training.tracking.sender import Sender, short_reason
-from tuneline.training.tracking.tracked_run import TrackedRun
+from tuneline.training.tracking.tracked_run import Description, without_password
 
 # A resumed training finds its run again by this tag.
 _KEY_TAG = "tuneline.training"
@@ -39,11 +39,11 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where MLflow keeps runs.
+    """The place where MLflow keeps runs.
 
     Attributes:
-        uri: what MLflow calls the tracking URI.
-        pages: address of the server's pages, None where no server is.
+        uri: tracking URI of MLflow.
+        pages: address of the server's pages, None without a server.
     """
 
     uri: str
@@ -51,10 +51,10 @@ class Place:
 
 
 def find_place() -> Place:
-    """The server or file to log to.
+    """Return the server or file to log to.
 
     Raises:
-        UserError: no server is named, and this is no checkout that could have a file.
+        UserError: if no server is named, and there is no checkout that could have a file.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
@@ -77,12 +77,12 @@ def open_mlflow(
     """Open the run in MLflow; the same one again for a training that is resumed.
 
     Args:
-        description: of the run.
-        log: takes one line.
-        run_id: of a run that is there already, whatever its state.
+        description: description of the run.
+        log: function that takes a line.
+        run_id: id of a run that exists already, whatever its state.
 
     Returns:
-        The run and its tracker; None when MLflow can't be reached, which stops no training.
+        The run and its tracker; no tracker if MLflow can't be reached, which stops no training.
     """
     try:
         return _open(description, log, run_id)
@@ -140,7 +140,7 @@ def _experiment(client: Any, name: str) -> str:
 
 
 def _unfinished_run(client: Any, experiment: str, key: str) -> str:
-    """The run of a training that was interrupted."""
+    """Return the id of the run of an interrupted training; empty if there is none."""
     of_key = f"tags.`{_KEY_TAG}` = '{key}' and attributes.status != 'FINISHED'"
     newest = ["attributes.start_time DESC"]
     found = client.search_runs([experiment], of_key, max_results=1, order_by=newest)

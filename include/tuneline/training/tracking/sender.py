@@ -1,4 +1,4 @@
-"""Sends log entries to a server from a thread of its own, so that training never waits for it."""
+"""Send log entries to a server from a thread, so that training never waits for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Entry = TypeVar("Entry")
 SEND_SECONDS = 1.0
 # A server that is gone is asked again after 2, 4, 8, … seconds, at most after this many.
 LONGEST_PAUSE_SECONDS = 30.0
-# How long the end of training may wait for what is still to be sent.
+# Longest wait at the end of training for entries that are still to be sent.
 CLOSE_SECONDS = 15.0
 
 
@@ -33,10 +33,10 @@ class Sender(Generic[Entry]):
         """Start the thread.
 
         Args:
-            send: sends entries in order; raises when the server did not take them.
-            said: takes one line when the server is lost, and one when it is back.
-            at_once: most entries of one request.
-            pause: seconds between requests.
+            send: function that sends entries in order and raises if the server refuses them.
+            said: function that takes a line when the server is lost, and one when it is back.
+            at_once: largest number of entries in a request.
+            pause: time between requests, in seconds.
         """
         self._send, self._said = send, said
         self._at_once, self._pause = at_once, pause
@@ -53,10 +53,10 @@ class Sender(Generic[Entry]):
             self._waiting.append(entry)
 
     def close(self) -> int:
-        """Send what is left, for `CLOSE_SECONDS` at most.
+        """Send the remaining entries, for `CLOSE_SECONDS` at most.
 
         Returns:
-            How many entries could not be sent.
+            The number of entries that could not be sent.
         """
         self._deadline = time.monotonic() + CLOSE_SECONDS
         self._closing.set()
@@ -75,14 +75,14 @@ class Sender(Generic[Entry]):
                 time.sleep(self._pause)
 
     def _wait_seconds(self, failures: int) -> float:
-        # Bounded before it is a number that no float holds.
+        # The exponent is bounded, so that the power stays a float.
         return float(min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
 
     def _empty(self, failures: int) -> int:
-        """Send all that waits, until something fails.
+        """Send all waiting entries, until a request fails.
 
         Returns:
-            How often in a row sending has failed.
+            The number of failures in a row.
         """
         while True:
             with self._lock:
@@ -103,5 +103,5 @@ class Sender(Generic[Entry]):
 
 
 def short_reason(error: BaseException) -> str:
-    """What a tracker's error says, cut to what fits into a line."""
+    """Return the first line of a tracker's error, cut to 200 characters."""
     return first_line(error)[:200]

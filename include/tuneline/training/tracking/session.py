@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.training.tracking.description import Description
-from tuneline.training.tracking.tracked_run import TrackedRun, Tracker
+from tuneline.artifacts.training import TrackedRun
+from tuneline.training.tracking.tracked_run import Description, Tracker
 
 if TYPE_CHECKING:
     from tuneline.training.tracking.live_metrics import LogLive
@@ -29,7 +28,7 @@ class Tracking:
         self._live: LogLive | None = None
 
     def callbacks(self) -> list[Any]:
-        """What hands the trainer's log to the trackers: a callback, or none without trackers."""
+        """Return the callback that sends the trainer's log to the trackers, if there are any."""
         if not self.trackers:
             return []
         from tuneline.training.tracking.live_metrics import LogLive
@@ -39,15 +38,11 @@ class Tracking:
 
     @property
     def seconds(self) -> float:
-        """How long training has waited for trackers."""
+        """The time that training has waited for trackers, in seconds."""
         return round(self._live.seconds, 4) if self._live else 0.0
 
-    def document(self) -> list[dict[str, Any]]:
-        """The runs as `run.json` holds them."""
-        return [asdict(run) for run in self.runs]
-
     def add(self, opened: tuple[TrackedRun, Tracker | None]) -> None:
-        """Take in a run that was opened, or could not be."""
+        """Add a run that was opened, or could not be opened."""
         run, tracker = opened
         if tracker is not None:
             self.trackers[len(self.runs)] = tracker
@@ -66,10 +61,13 @@ def track(
     """Open the trackers' runs for the time of training.
 
     Args:
-        trackers: from the configuration; none for no tracking.
-        description: of the run.
-        out: the step's output.
-        log: takes one line.
+        trackers: trackers of the configuration; none for no tracking.
+        description: description of the run.
+        out: output folder of the step.
+        log: function that takes a line.
+
+    Yields:
+        The open trackers.
     """
     tracking = Tracking()
     if "mlflow" in trackers:

@@ -1,99 +1,93 @@
-"""A run at a tracker, as `run.json` of training and the evidence describe it."""
+"""A training run as trackers see it, and the tracked runs of a run of the pipeline."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
+from tuneline.artifacts.training import SYNCED, TRAINED, TrackedRun
 from tuneline.run import Run
-from tuneline.store import NotThere
 
-Mode = Literal["online", "offline", "unreachable"]
-
-# What people read in a sentence.
-TITLES = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
-
-# What sync_tracking leaves: the tracked runs as they are after it.
-SYNCED_FILE = "tracking.json"
+# Length of the dataset's hash in tags, as people compare it.
+_VERSION_DIGITS = 16
 
 
 @dataclass(frozen=True)
-class TrackedRun:
-    """A run at a tracker.
+class Description:
+    """What trackers show of a run besides its metrics: no secret, no path of this machine.
 
     Attributes:
-        tracker: mlflow or wandb.
-        mode: online (a server took the metrics as they came), offline (they lie in a file of
-            the tracker's own) or unreachable (nothing was tracked).
-        run_id: the tracker's id of it; empty when unreachable.
-        url: page where it can be watched; None unless online.
-        directory: of an offline run's files, relative to the step's output; else empty.
-        reason: why it is not online; else empty.
-        missed: log entries that the tracker did not get.
-        key: of the training, stable over retries.
+        project: experiment in MLflow, project in Weights & Biases.
+        name: name of the run, for people.
+        key: stable over retries, so that a resumed training goes on in the same run.
+        settings: hyperparameters.
+        tags: identity of run and dataset.
     """
 
-    tracker: str
-    mode: Mode
-    run_id: str = ""
-    url: str | None = None
-    directory: str = ""
-    reason: str = ""
-    missed: int = 0
-    key: str = ""
+    project: str
+    name: str
+    key: str
+    settings: Mapping[str, Any]
+    tags: Mapping[str, str]
 
-    @property
-    def title(self) -> str:
-        """The tracker's name as people write it."""
-        return TITLES[self.tracker]
 
-    @property
-    def can_be_synced(self) -> bool:
-        """Whether something of it could still be sent to a server."""
-        held = self.mode == "offline" and bool(self.directory)
-        return held or self.mode == "unreachable" or self.missed > 0
+def describe(
+    run: Run, *, key: str, settings: Mapping[str, Any], dataset_sha256: str
+) -> Description:
+    """Describe the training of a run to trackers."""
+    tags = {"tuneline.run_id": run.run_id, "tuneline.dataset": dataset_sha256[:_VERSION_DIGITS]}
+    if not run.uri.startswith("file:"):
+        tags["tuneline.run"] = run.uri
+    return Description(
+        project=run.config.training.tracking_project,
+        name=run.run_id,
+        key=key,
+        settings={name: without_path(value) for name, value in settings.items()},
+        tags=tags,
+    )
+
+
+def without_path(value: Any) -> Any:
+    """Return a value; of a path on this machine its last part, which names the model or file."""
+    if isinstance(value, str) and (value.startswith(("/", "~", "./", "../", "file:"))):
+        return value.rstrip("/").rsplit("/", 1)[-1]
+    return value
+
+
+def without_password(address: str) -> str:
+    """Return an address without user and password, which can be shown."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 class Tracker(Protocol):
     """An open run at a tracker. Its calls neither raise nor hold training up."""
 
     def steps_logged(self) -> tuple[int, int]:
-        """Last step whose training loss and whose validation loss it has; -1 for none."""
+        """Return the last steps whose training loss and validation loss it has; -1 for none."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of a step."""
 
     def close(self, *, failed: bool) -> TrackedRun:
-        """End the run; what became of it."""
-
-
-def runs_of(trained: Mapping[str, Any]) -> list[TrackedRun]:
-    """The tracked runs that `run.json` of training names."""
-    return [TrackedRun(**entry) for entry in trained["tracking"]]
+        """End the run and return its final state."""
 
 
 def latest_runs(run: Run) -> list[TrackedRun]:
-    """The tracked runs of a run's training as they are now, sync_tracking included.
+    """Return the tracked runs of a run's training as they are now, sync_tracking included.
 
-    It reads two small files of the store, so that a worker can ask before it starts a pod.
+    It reads two small files of the store, so that an Airflow worker can ask before it starts a
+    pod.
     """
-    trained = _document(run, "train", "run.json")
-    synced = _document(run, "sync_tracking", SYNCED_FILE)
+    trained, synced = TRAINED.find(run), SYNCED.find(run)
     if trained is None:
         return []
-    done = {(entry.tracker, entry.key): entry for entry in runs_of(synced or {"tracking": []})}
-    return [done.get((entry.tracker, entry.key), entry) for entry in runs_of(trained)]
+    done = {(entry.tracker, entry.key): entry for entry in (synced.tracking if synced else [])}
+    return [done.get((entry.tracker, entry.key), entry) for entry in trained.tracking]
 
 
 def unsynced(run: Run) -> list[TrackedRun]:
-    """Tracked runs of which something could still be sent to a server."""
+    """Return the tracked runs of which a part could still be sent to a server."""
     return [tracked for tracked in latest_runs(run) if tracked.can_be_synced]
-
-
-def _document(run: Run, step: str, name: str) -> Any:
-    try:
-        return json.loads(run.store.get_bytes(run.step_key(step, name)))
-    except NotThere:
-        return None

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.training.tracking.description import Description
+from tuneline.artifacts.training import TrackedRun
 from tuneline.training.tracking.sender import Sender, short_reason
-from tuneline.training.tracking.tracked_run import TrackedRun
+from tuneline.training.tracking.tracked_run import Description
 
-# How long an unreachable server may hold training up, at its start and at its end, seconds.
+# Longest wait for an unreachable server at the start and at the end of training, seconds.
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 
@@ -28,12 +28,12 @@ def open_wandb(
     """Open the run, the same one again for a training that is resumed.
 
     Args:
-        description: of the run.
-        out: the step's output; the run's files go below `wandb/`.
-        log: takes one line.
+        description: description of the run.
+        out: output folder of the step; the files of the run go below `wandb/`.
+        log: function that takes a line.
 
     Returns:
-        The run and its tracker; None when not even an offline run could be opened.
+        The run and its tracker; no tracker if not even an offline run could be opened.
     """
     try:
         run, reason = _open(description, out, log)

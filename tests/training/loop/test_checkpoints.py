@@ -3,7 +3,8 @@
 import pytest
 
 from tuneline.store import open_store
-from tuneline.training.loop.live_checkpoints import LiveCheckpoints, fingerprint
+from tuneline.training.loop.checkpoints import LiveCheckpoints
+from tuneline.training.loop.inputs import fingerprint
 
 
 @pytest.fixture
