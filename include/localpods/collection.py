@@ -1,4 +1,4 @@
-"""Objects of one kind, their versions, and those who watch them change."""
+"""The objects of one kind and their changes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
-from localpods.objects import Json, key_of
-from localpods.replies import ApiError, already_exists, not_found
+from localpods.objects import Json, key_of, uid_of
+from localpods.replies import already_exists, not_found
 from localpods.selectors import Selector
 
-# A watcher that is further behind gets 410 Gone and lists anew, as in Kubernetes.
-_HISTORY = 4096
+# Deleted objects that a watch can still report to a client which listed them before.
+_REMEMBERED_DELETIONS = 1000
 
 
 class Versions:
     """Resource versions: numbers that grow, also over a restart of the server."""
 
     def __init__(self) -> None:
-        # Milliseconds: far fewer than a thousand changes a second ever happen, so that the
-        # next server starts above what this one gave out.
+        # Milliseconds: fewer than a thousand changes happen per second, so that the next
+        # server starts above the last version of this one.
         self.latest = int(time.time() * 1000)
 
     def next(self) -> int:
@@ -29,25 +28,11 @@ class Versions:
         self.latest += 1
         return self.latest
 
-    def exceed(self, version: int) -> None:
-        """Make sure that all versions to come are newer, also when the clock was set back."""
-        self.latest = max(self.latest, version)
-
-
-@dataclass(frozen=True)
-class Change:
-    """An object before and after a change; `None` where it was not there."""
-
-    version: int
-    before: Json | None
-    after: Json | None
-
 
 class Collection:
     """All objects of one kind.
 
-    Objects in it are never changed in place: `put` takes a changed copy. So what a watcher was
-    given stays what it was.
+    An object in it is never changed in place: `put` takes a changed copy.
     """
 
     def __init__(
@@ -56,7 +41,7 @@ class Collection:
         api_version: str,
         plural: str,
         versions: Versions,
-        persist: Callable[[Json | None, Json | None], None],
+        persist: Callable[[Json | None, Json | None], None] = lambda before, after: None,
     ) -> None:
         self.kind = kind
         self.api_version = api_version
@@ -64,39 +49,42 @@ class Collection:
         self._versions = versions
         self._persist = persist
         self._objects: dict[tuple[str, str], Json] = {}
-        self._history: deque[Change] = deque(maxlen=_HISTORY)
-        self._forgotten = versions.latest
+        self._deleted: deque[Json] = deque(maxlen=_REMEMBERED_DELETIONS)
         self._changed = asyncio.Event()
 
-    def load(self, obj: Json) -> None:
-        """Take back an object that a former server kept."""
-        self._objects[key_of(obj)] = obj
-        self._versions.exceed(int(obj["metadata"]["resourceVersion"]))
+    @property
+    def version(self) -> str:
+        """The newest resource version of the server."""
+        return str(self._versions.latest)
 
     def all(self) -> list[Json]:
         """Return all objects, oldest first."""
         return list(self._objects.values())
 
     def find(self, namespace: str, name: str) -> Json | None:
-        """Return an object, or `None`."""
+        """Return an object, or None."""
         return self._objects.get((namespace, name))
 
     def get(self, namespace: str, name: str) -> Json:
         """Return an object.
 
         Raises:
-            ApiError: 404 when there is none.
+            ApiError: 404 if it does not exist.
         """
         obj = self.find(namespace, name)
         if obj is None:
             raise not_found(self.plural, name)
         return obj
 
+    def current(self, obj: Json) -> Json:
+        """Return the newest version of an object."""
+        return self.get(*key_of(obj))
+
     def add(self, obj: Json) -> Json:
-        """Take in a new object.
+        """Add a new object.
 
         Raises:
-            ApiError: 409 when its name is taken.
+            ApiError: 409 if its name is taken.
         """
         if key_of(obj) in self._objects:
             raise already_exists(self.plural, key_of(obj)[1])
@@ -107,85 +95,78 @@ class Collection:
         return self._change(self._objects[key_of(obj)], obj)
 
     def remove(self, obj: Json) -> None:
-        """Take an object out."""
-        self._change(self._objects[key_of(obj)], None)
+        """Remove an object."""
+        before = self._objects.pop(key_of(obj))
+        self._deleted.append(self._stamped(before))
+        self._persist(before, None)
+        self._wake()
 
     def select(self, namespace: str | None, selector: Selector) -> list[Json]:
-        """Return the objects of a namespace (`None`: of all) that a selector selects."""
+        """Return the objects of a namespace (None: of all) that match a selector."""
         return [obj for obj in self.all() if _selected(obj, namespace, selector)]
-
-    def as_list(self, namespace: str | None, selector: Selector) -> Json:
-        """Return the list object that the API answers a list request with."""
-        return {
-            "kind": f"{self.kind}List",
-            "apiVersion": self.api_version,
-            "metadata": {"resourceVersion": str(self._versions.latest)},
-            "items": self.select(namespace, selector),
-        }
 
     async def watch(
         self, namespace: str | None, selector: Selector, since: int | None
-    ) -> AsyncIterator[Json]:
-        """Yield watch events for ever.
+    ) -> AsyncIterator[tuple[str, Json]]:
+        """Yield changes without end: kubectl waits for deletions with it.
+
+        A watcher sees the newest state of an object; states between two looks may be left out.
 
         Args:
-            namespace: Only objects of this namespace; `None` for all.
-            selector: Only objects that it selects. One that is no longer selected is `DELETED`.
-            since: Changes after this version; `None` starts with what is there, as `ADDED`.
+            namespace: the namespace of the objects; None for all.
+            selector: the selector that objects must match; an object that no longer does counts
+                as deleted.
+            since: the resource version after which changes are reported; None to begin with all
+                objects that exist.
 
         Yields:
-            `{"type": "ADDED" | "MODIFIED" | "DELETED", "object": …}`.
-
-        Raises:
-            ApiError: 410 when changes after `since` are no longer known.
+            `ADDED`, `MODIFIED` or `DELETED`, and the object.
         """
-        position = self._versions.latest if since is None else since
+        known = set[str]()
+        position = since or 0
         if since is None:
+            position = self._versions.latest
             for obj in self.select(namespace, selector):
-                yield {"type": "ADDED", "object": obj}
+                known.add(uid_of(obj))
+                yield "ADDED", obj
+        else:
+            old = [obj for obj in self.all() if _version(obj) <= since]
+            seen = [*old, *(obj for obj in self._deleted if _version(obj) > since)]
+            known |= {uid_of(obj) for obj in seen if _selected(obj, namespace, selector)}
         while True:
             changed = self._changed
-            if position < self._forgotten:
-                raise ApiError(410, "Expired", f"too old resource version: {position}")
-            for change in [change for change in self._history if change.version > position]:
-                position = change.version
-                event = _event(change, namespace, selector)
-                if event is not None:
-                    yield event
+            found = [(obj, False) for obj in self.all()] + [(obj, True) for obj in self._deleted]
+            news = [(obj, gone) for obj, gone in found if _version(obj) > position]
+            for obj, gone in sorted(news, key=lambda entry: _version(entry[0])):
+                position, uid = _version(obj), uid_of(obj)
+                selected = not gone and _selected(obj, namespace, selector)
+                if selected:
+                    yield "MODIFIED" if uid in known else "ADDED", obj
+                    known.add(uid)
+                elif uid in known:
+                    known.discard(uid)
+                    yield "DELETED", obj
             await changed.wait()
 
-    def _change(self, before: Json | None, after: Json | None) -> Json:
-        version = self._versions.next()
-        subject = before if after is None else after
-        assert subject is not None
-        # Deleted objects, too, are shown to watchers under the version of the change.
-        subject = {
-            **subject,
-            "metadata": {**subject["metadata"], "resourceVersion": str(version)},
-        }
-        if after is None:
-            del self._objects[key_of(subject)]
-            change = Change(version, subject, None)
-        else:
-            self._objects[key_of(subject)] = subject
-            change = Change(version, before, subject)
-        self._persist(before, None if after is None else subject)
-        if len(self._history) == _HISTORY:
-            self._forgotten = self._history[0].version
-        self._history.append(change)
+    def _change(self, before: Json | None, after: Json) -> Json:
+        after = self._stamped(after)
+        self._objects[key_of(after)] = after
+        self._persist(before, after)
+        self._wake()
+        return after
+
+    def _stamped(self, obj: Json) -> Json:
+        version = str(self._versions.next())
+        return {**obj, "metadata": {**obj["metadata"], "resourceVersion": version}}
+
+    def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-        return subject
+
+
+def _version(obj: Json) -> int:
+    return int(obj["metadata"]["resourceVersion"])
 
 
 def _selected(obj: Json, namespace: str | None, selector: Selector) -> bool:
     return namespace in (None, obj["metadata"]["namespace"]) and selector.matches(obj)
-
-
-def _event(change: Change, namespace: str | None, selector: Selector) -> Json | None:
-    was = change.before is not None and _selected(change.before, namespace, selector)
-    if change.after is not None and _selected(change.after, namespace, selector):
-        return {"type": "MODIFIED" if was else "ADDED", "object": change.after}
-    if was:
-        return {"type": "DELETED", "object": change.after or change.before}
-    return None

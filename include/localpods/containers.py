@@ -1,233 +1,241 @@
-"""One container: the files that it and its supervisor share, and how it is started and ended.
+"""One container: its process, from the start to the end of everything that it started.
 
-The supervisor (`localpods.runner`) outlives the server. They meet in the container's directory:
-
-    runner.json   the supervisor: pid, birth. Made once; a second supervisor gives way
-    started.json  the container's process: pid, birth, started_at
-    stop.json     written by the server: end the process, with this grace
-    exit.json     exit_code, reason, message, cause, finished_at. Nothing runs any more
-    log           one line per line of output, each with its instant before it
+The server is the parent of the processes. A pod therefore outlives the Airflow worker that
+created it, but not the server: `localpods.guard` sees to that, and the next server reports the
+pod as failed, so that Airflow tries the step again and training resumes from its checkpoint.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
 import os
+import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from localpods.environment import Command
-from localpods.objects import Json, now, uid_of
-from localpods.processes import MARK, is_alive, kill_marked, kill_tree
-from localpods.state import StateDir, read_json, write_json
+import psutil
 
-# A supervisor starts in about 0.1 s; on a machine under load it may take a while.
-_START_LIMIT_S = 30.0
-# How much longer than its grace a supervisor may take before it is killed itself.
-_STOP_MARGIN_S = 5.0
+from localpods.environment import Command
+from localpods.logs import LogWriter, tail_of
+from localpods.objects import now
+from localpods.processes import MARK, family_of, kill_marked, memory_used, signal_group
+
+_MEMORY_CHECK_S = 0.25
+# The time that killed processes may take to release the output.
+_LEFTOVERS_LIMIT_S = 5.0
+# The limits of Kubernetes: of the message's file, and of the log where that stands in for it.
 _MESSAGE_LIMIT = 4096
 _LOG_MESSAGE_LIMIT = 2048
 _LOG_MESSAGE_LINES = 80
 
 
-@dataclass
+@dataclass(frozen=True)
+class Exit:
+    """The end of a container.
+
+    Attributes:
+        code: the exit code.
+        reason: a word, as Kubernetes writes it.
+        message: the reason as a sentence, where the server knows it.
+        finished_at: the time of the end.
+    """
+
+    code: int
+    reason: str
+    message: str
+    finished_at: str
+
+
+class Reaper:
+    """Collects the exit codes of all children and hands them to the containers."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, Callable[[int], None]] = {}
+
+    def reap(self) -> None:
+        """Collect what has ended. Orphans come to us too where we are process 1."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if ended := self.waiting.pop(pid, None):
+                    ended(os.waitstatus_to_exitcode(status))
+
+
 class ContainerRun:
-    """What is known of a container's run."""
+    """The run of one container; a container runs once."""
 
-    directory: Path
-    # Why it does not start, as (reason, message).
-    waiting: tuple[str, str] | None = None
-    # Do not try to start it before this instant of the monotonic clock.
-    next_try: float = 0.0
-    started: Json | None = None
-    exit: Json | None = None
-    _process: subprocess.Popen[bytes] | None = None
-    _launched_at: float = field(default_factory=time.monotonic)
-    _stop_at: float | None = None
-
-    @property
-    def log(self) -> Path:
-        """The log file."""
-        return self.directory / "log"
-
-    @property
-    def termination_message(self) -> Path:
-        """The file that the container writes its last words to."""
-        return self.directory / "termination-log"
-
-    @property
-    def launched(self) -> bool:
-        """Whether a supervisor was started, by this server or a former one."""
-        return self._process is not None or (self.directory / "runner.json").exists()
-
-    @property
-    def may_launch(self) -> bool:
-        """Whether a supervisor may be on its way that has not said so yet."""
-        return (self.directory / "runner.err").exists() and not self.launched
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the end was asked for, by this server."""
-        return self._stop_at is not None
-
-    def poll(self) -> None:
-        """Read what the supervisor has written, and settle what it cannot write any more."""
-        if self.exit is not None:
-            return
-        gone = self._supervisor_gone()
-        self.started = self.started or read_json(self.directory / "started.json")
-        if gone or self._process is None:
-            # Only now, though the file is written before: until then a child is left to reap.
-            self.exit = read_json(self.directory / "exit.json")
-        if self.exit is None and gone:
-            self._settle("ContainerStatusUnknown", "the supervisor of the container is gone")
-        if self.exit is None and self._stop_at is not None and time.monotonic() > self._stop_at:
-            self.kill()
+    def __init__(self, folder: Path, reaper: Reaper, changed: Callable[[], None]) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        self.log = folder / "log"
+        self.termination_message = folder / "termination-log"
+        # The reason and the message why it does not start.
+        self.waiting: tuple[str, str] | None = None
+        # On the monotonic clock: do not try to start it sooner.
+        self.next_try = 0.0
+        self.started_at: str | None = None
+        self.exit: Exit | None = None
+        # The reason why it was stopped: deleted, deadline or shutdown.
+        self.cause: str | None = None
+        self._reaper = reaper
+        self._changed = changed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._code: int | None = None
+        self._out_of_memory = False
+        self._output_open = False
+        self._kill_at: float | None = None
+        self._leftovers_until = 0.0
+        self._next_memory_check = 0.0
 
     def launch(
         self, command: Command, *, memory: int | None, deadline: float | None, grace: float
     ) -> None:
-        """Start a supervisor, which starts the process.
+        """Start the process.
 
         Args:
-            command: The process.
-            memory: Memory limit in bytes.
-            deadline: Seconds after which the process is ended.
-            grace: Seconds between SIGTERM and SIGKILL then.
+            command: the process.
+            memory: the memory limit, in bytes.
+            deadline: the seconds after which the process is ended.
+            grace: the seconds between SIGTERM and SIGKILL in that case.
         """
         self.waiting = None
-        self._launched_at = time.monotonic()
         self.termination_message.touch(mode=0o600)
-        package = str(Path(__file__).resolve().parent.parent)
-        with (self.directory / "runner.err").open("wb") as errors:
+        self._memory, self._grace = memory, grace
+        self._deadline = None if deadline is None else time.monotonic() + deadline
+        if not command.argv:
+            message = "no command: neither the pod nor its image has one"
+            self._finish(Exit(128, "StartError", message, now()))
+            return
+        try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "localpods.runner", str(self.directory)],
-                stdin=subprocess.PIPE,
-                stdout=errors,
-                stderr=errors,
-                cwd=self.directory,
-                env={"PYTHONPATH": package, "PATH": os.defpath, "LANG": "C.UTF-8"},
+                command.argv,
+                env={**command.env, MARK: str(self.folder)},
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._process = process
-        # Over a pipe, never a file: the environment may hold secrets.
-        launch = {
-            "argv": command.argv,
-            "env": {**command.env, MARK: str(self.directory)},
-            "cwd": command.cwd,
-            "memory": memory,
-            "deadline": deadline,
-            "grace": grace,
-        }
-        assert process.stdin is not None
-        try:
-            with process.stdin as pipe:
-                pipe.write(json.dumps(launch).encode())
-        except BrokenPipeError:
-            # The supervisor died at once; `poll` finds that out and says so.
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            message = f'exec: "{command.argv[0]}": {why}'
+            self._finish(Exit(128, "StartError", message, now()))
             return
+        self.started_at = now()
+        self._process = process
+        self._reaper.waiting[process.pid] = self._ended
+        self._writer = LogWriter(self.log)
+        assert process.stdout is not None
+        self._output = process.stdout.fileno()
+        os.set_blocking(self._output, False)
+        asyncio.get_running_loop().add_reader(self._output, self._read)
+        self._output_open = True
 
-    def emulate(self) -> None:
-        """Let the container count as running without a process."""
-        write_json(self.directory / "started.json", {"pid": None, "started_at": now()})
-        self.poll()
+    def check(self) -> None:
+        """Apply deadline, grace period and memory limit, and notice the end."""
+        if self._process is None or self.exit is not None:
+            return
+        instant = time.monotonic()
+        if self._code is not None:
+            if not self._output_open or instant > self._leftovers_until:
+                self._conclude()
+            return
+        if self._deadline is not None and instant >= self._deadline:
+            self._deadline = None
+            self.stop(self._grace, "deadline")
+        if self._memory is not None and instant >= self._next_memory_check:
+            self._next_memory_check = instant + _MEMORY_CHECK_S
+            if memory_used(family_of(self._process.pid), self._memory) > self._memory:
+                self._out_of_memory = True
+                self._kill()
+        if self._kill_at is not None and instant >= self._kill_at:
+            self._kill()
 
     def stop(self, grace: float, cause: str) -> None:
-        """Ask for the end of the process: SIGTERM, and SIGKILL after the grace.
+        """Send SIGTERM, and SIGKILL after the grace period; a second call can only hasten it.
 
         Args:
-            grace: Seconds; 0 for SIGKILL at once.
+            grace: the grace period in seconds; 0 for SIGKILL at once.
             cause: `deleted`, `deadline` or `shutdown`.
         """
-        if self.exit is not None:
+        if self._process is None or self.exit is not None:
             return
-        if self.is_emulated():
-            self.finish(0, "Completed")
-            return
-        write_json(self.directory / "stop.json", {"grace": grace, "cause": cause})
-        limit = time.monotonic() + grace + _STOP_MARGIN_S
-        self._stop_at = limit if self._stop_at is None else min(limit, self._stop_at)
+        kill_at = time.monotonic() + grace
+        self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
+        self.cause = self.cause or cause
+        if grace > 0:
+            signal_group(self._process.pid, signal.SIGTERM)
+        self.check()
 
-    def is_emulated(self) -> bool:
-        """Tell whether the container runs without a process."""
-        return self.started is not None and self.started["pid"] is None
-
-    def finish(self, exit_code: int, reason: str, message: str = "") -> None:
-        """Record the end of a container that has no supervisor to do so."""
-        self.exit = {
-            "exit_code": exit_code,
-            "reason": reason,
-            "message": message,
-            "cause": None,
-            "finished_at": now(),
-        }
-        write_json(self.directory / "exit.json", self.exit)
-
-    def kill(self) -> None:
-        """Kill the process and its supervisor, at once."""
-        runner = read_json(self.directory / "runner.json")
-        if runner is not None:
-            kill_tree(runner["pid"], runner["birth"])
-        self._settle("Error", "killed after its grace period")
+    @property
+    def running(self) -> bool:
+        """True while a process runs."""
+        return self._process is not None and self.exit is None
 
     def message(self, policy: str) -> str:
         """Return the termination message.
 
         Args:
-            policy: `File`, or `FallbackToLogsOnError`: the end of the log when the container
-                failed without a word.
+            policy: `File`, or `FallbackToLogsOnError`: the end of the log if the container
+                failed without a message.
         """
         assert self.exit is not None
-        if self.exit["message"]:
-            return str(self.exit["message"])
-        text = _tail(self.termination_message, _MESSAGE_LIMIT)
-        if not text and policy == "FallbackToLogsOnError" and self.exit["exit_code"] != 0:
-            lines = _tail(self.log, 2 * _LOG_MESSAGE_LIMIT).splitlines()[-_LOG_MESSAGE_LINES:]
-            text = "\n".join(line.partition(" ")[2] for line in lines)[-_LOG_MESSAGE_LIMIT:]
+        if self.exit.message:
+            return self.exit.message
+        with self.termination_message.open("rb") as file:
+            text = file.read(_MESSAGE_LIMIT).decode("utf-8", errors="replace")
+        if not text and policy == "FallbackToLogsOnError" and self.exit.code != 0:
+            text = tail_of(self.log, _LOG_MESSAGE_LINES)[-_LOG_MESSAGE_LIMIT:]
         return text
 
-    def _supervisor_gone(self) -> bool:
-        if self._process is not None and self._process.poll() is None:
-            claimed = (self.directory / "runner.json").exists()
-            return not claimed and time.monotonic() - self._launched_at > _START_LIMIT_S
-        runner = read_json(self.directory / "runner.json")
-        if runner is not None:
-            return not is_alive(runner["pid"], runner["birth"])
-        return self._process is not None
+    def _kill(self) -> None:
+        assert self._process is not None
+        for process in family_of(self._process.pid):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        kill_marked(self.folder)
 
-    def _settle(self, reason: str, message: str) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        # Without the supervisor nobody watches what it started: it must not go on unseen.
-        kill_marked(str(self.directory))
-        errors = _tail(self.directory / "runner.err", 1024).strip()
-        self.finish(137, reason, f"{message}: {errors}" if errors else message)
+    def _read(self) -> None:
+        data = os.read(self._output, 1 << 16)
+        if data:
+            self._writer.feed(data)
+        else:
+            self._close_output()
+            self.check()
 
+    def _close_output(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        asyncio.get_running_loop().remove_reader(self._output)
+        self._process.stdout.close()
+        self._output_open = False
 
-def load_runs(state: StateDir, pod: Json) -> dict[str, ContainerRun]:
-    """Return the runs of a pod's containers that were begun, by name, as the disk has them."""
-    directory = state.pod_dir(uid_of(pod)) / "containers"
-    runs = {path.name: ContainerRun(path) for path in directory.glob("*")}
-    for run in runs.values():
-        run.poll()
-    return runs
+    def _ended(self, code: int) -> None:
+        """Note the exit of the container's first process and kill what it has left behind."""
+        assert self._process is not None
+        self._process.returncode = code
+        # A shell's convention, which container runtimes follow.
+        self._code = 128 - code if code < 0 else code
+        self._leftovers_until = time.monotonic() + _LEFTOVERS_LIMIT_S
+        kill_marked(self.folder)
+        self.check()
 
+    def _conclude(self) -> None:
+        assert self._code is not None
+        if self._output_open:
+            self._close_output()
+        self._writer.close()
+        if self._out_of_memory:
+            self._finish(Exit(137, "OOMKilled", "", now()))
+        else:
+            self._finish(Exit(self._code, "Error" if self._code else "Completed", "", now()))
 
-def new_run(state: StateDir, pod: Json, container: str) -> ContainerRun:
-    """Return the run of a container that is begun now."""
-    directory = state.pod_dir(uid_of(pod)) / "containers" / container
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return ContainerRun(directory)
-
-
-def _tail(path: Path, limit: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - limit))
-            return file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""
+    def _finish(self, end: Exit) -> None:
+        self.exit = end
+        self._changed()

@@ -1,4 +1,9 @@
-"""What a container's process gets: arguments, environment, working directory."""
+"""The process of a container: arguments, environment, working folder.
+
+It inherits none of the server's variables. It gets PATH (the image's `path_prepend`, then the
+system's), HOME and TMPDIR (the pod's own, deleted with it), LANG, HOSTNAME, the variables of the
+image map and of the pod's specification, and the paths that replace those of a real pod.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from localpods.capacity import GPU_ANNOTATION
+from localpods.gpus import GPU_ANNOTATION
 from localpods.images import Image
-from localpods.objects import LOOPBACK, NODE_NAME, XCOM_SIDECAR, Json
+from localpods.objects import LOOPBACK, NODE_NAME, Json, uid_of
 from localpods.state import SecretError, StateDir
 
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -18,28 +23,6 @@ _MAP_FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 class ContainerConfigError(Exception):
     """A container cannot be started as its specification asks; the message says why."""
-
-
-@dataclass(frozen=True)
-class PodPaths:
-    """The directories that stand for a pod's file system."""
-
-    work: Path
-    home: Path
-    temp: Path
-    xcom: Path
-    volumes: Path
-
-    @classmethod
-    def of(cls, state: StateDir, uid: str) -> PodPaths:
-        """Return the paths of a pod."""
-        pod = state.pod_dir(uid)
-        return cls(pod / "work", pod / "home", state.temp_dir(uid), pod / "xcom", pod / "volumes")
-
-    def create(self) -> None:
-        """Create what is missing."""
-        for directory in (self.work, self.home, self.temp, self.xcom, self.volumes):
-            directory.mkdir(mode=0o700, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -57,35 +40,34 @@ def build_command(
     *,
     image: Image,
     defaults: dict[str, str],
-    paths: PodPaths,
     termination_message: Path,
     state: StateDir,
 ) -> Command:
-    """Work out the process that stands for a container.
+    """Build the process of a container.
 
-    Later sources of a variable win: the system's, the image map's for all pods, the image's,
-    the pod's `envFrom` and `env`, and last the paths that only this machine knows.
+    The last source of a variable wins: the system, the image map for all pods, the image, the
+    pod's `envFrom` and `env`, and the paths that exist on this machine only.
 
     Args:
-        pod: The pod.
-        container: One of its containers.
-        image: What stands for the container's image.
-        defaults: Variables for all pods.
-        paths: The pod's directories.
-        termination_message: File whose content becomes the container's termination message.
-        state: Where secrets are looked up.
-
-    Returns:
-        The process.
+        pod: the pod.
+        container: one of its containers.
+        image: the environment that replaces the container's image.
+        defaults: the variables for all pods.
+        termination_message: the file whose content becomes the termination message.
+        state: the state folder with the pod's folder and the secrets.
 
     Raises:
-        ContainerConfigError: A variable's source or a volume is not there.
+        ContainerConfigError: if the source of a variable or a volume does not exist.
     """
+    folder = state.pod_dir(uid_of(pod))
+    work, home = folder / "work", folder / "home"
+    for needed in (work, home):
+        needed.mkdir(mode=0o700, exist_ok=True)
     env = {
         "PATH": ":".join([*image.path_prepend, _SYSTEM_PATH]),
-        "HOME": str(paths.home),
+        "HOME": str(home),
         "LANG": "C.UTF-8",
-        "TMPDIR": str(paths.temp),
+        "TMPDIR": str(state.temp_dir(uid_of(pod))),
         "HOSTNAME": pod["spec"].get("hostname") or pod["metadata"]["name"],
         **defaults,
         **image.env,
@@ -96,23 +78,21 @@ def build_command(
         value = _value(pod, variable, env, state)
         if value is not None:
             env[variable["name"]] = _loopback(pod, value)
-    env |= _mounts(pod, container, paths)
+    env |= _mounts(pod, container, folder / "volumes")
     env["TERMINATION_MESSAGE_PATH"] = str(termination_message)
-    if any(other["name"] == XCOM_SIDECAR for other in pod["spec"]["containers"]):
-        env["AIRFLOW_XCOM_PATH"] = str(paths.xcom / "return.json")
     command = container.get("command") or list(image.entrypoint)
-    # As for an image: a command of the pod's own also drops the image's arguments.
+    # As for an image: a command in the pod also replaces the image's arguments.
     fallback = [] if container.get("command") else list(image.cmd)
     words = [*command, *(container.get("args") or fallback)]
     argv = [_loopback(pod, _expand(word, env)) for word in words]
-    return Command(argv, env, image.cwd or str(paths.work))
+    return Command(argv, env, image.cwd or str(work))
 
 
 def _devices(pod: Json) -> dict[str, str]:
     annotations = pod["metadata"].get("annotations") or {}
     if GPU_ANNOTATION not in annotations:
         return {}
-    # An empty list hides all GPUs from a pod that asked for none, as a cluster does.
+    # An empty list hides all GPUs from a pod that requests none, as a cluster does.
     return {"CUDA_VISIBLE_DEVICES": annotations[GPU_ANNOTATION]}
 
 
@@ -148,7 +128,9 @@ def _value(pod: Json, variable: Json, env: dict[str, str], state: StateDir) -> s
     kind = ", ".join(source)
     if all((reference or {}).get("optional") for reference in source.values()):
         return None
-    raise ContainerConfigError(f"variable {variable['name']}: no {kind} on this machine")
+    raise ContainerConfigError(
+        f"variable {variable['name']}: {kind} is not supported on this machine"
+    )
 
 
 def _secret(pod: Json, reference: Json, state: StateDir) -> dict[str, str] | None:
@@ -183,8 +165,8 @@ def _field(pod: Json, path: str) -> str:
     return str(values[path])
 
 
-def _mounts(pod: Json, container: Json, paths: PodPaths) -> dict[str, str]:
-    """Create the volumes and tell their real paths, as mount paths do not exist here."""
+def _mounts(pod: Json, container: Json, folder: Path) -> dict[str, str]:
+    """Create the volumes and return variables with their paths: mount paths do not exist here."""
     volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes") or []}
     env = {}
     for mount in container.get("volumeMounts") or []:
@@ -195,11 +177,11 @@ def _mounts(pod: Json, container: Json, paths: PodPaths) -> dict[str, str]:
         if "hostPath" in volume:
             directory = Path(volume["hostPath"]["path"])
         elif "emptyDir" in volume:
-            directory = paths.xcom if name == "xcom" else paths.volumes / name
-            directory.mkdir(mode=0o700, exist_ok=True)
+            directory = folder / name
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
             raise ContainerConfigError(
-                f'volume "{name}": only emptyDir and hostPath exist on this machine'
+                f'volume "{name}": only emptyDir and hostPath are supported on this machine'
             )
         variable = re.sub(r"[^A-Z0-9]", "_", name.upper())
         env[f"LOCALPODS_VOLUME_{variable}"] = str(directory / (mount.get("subPath") or ""))
@@ -207,7 +189,7 @@ def _mounts(pod: Json, container: Json, paths: PodPaths) -> dict[str, str]:
 
 
 def _expand(text: str, env: dict[str, str]) -> str:
-    """Replace `$(NAME)`; unknown names stay as they are and `$$` is a `$`, as in Kubernetes."""
+    """Replace `$(NAME)`; unknown names stay as they are and `$$` becomes `$`, as in Kubernetes."""
 
     def replaced(match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -218,7 +200,10 @@ def _expand(text: str, env: dict[str, str]) -> str:
 
 
 def _loopback(pod: Json, text: str) -> str:
-    """Replace the host name of a pod of the same Indexed Job, which no resolver knows here."""
+    """Replace the host name of a pod of the same Indexed Job, which no resolver knows here.
+
+    The pods of a distributed training meet at the name of pod 0.
+    """
     job = (pod["metadata"].get("labels") or {}).get("job-name")
     if job is None or job not in text:
         return text

@@ -1,11 +1,11 @@
-"""The image map: which environment stands for which image.
+"""The image map: the local environment that replaces each image.
 
     {"env": {"OMP_WAIT_POLICY": "PASSIVE"},
      "images": {"tuneline/ml:local": {
          "path_prepend": ["/abs/.venv-ml/bin"], "env": {}, "cwd": "/abs/dir",
          "entrypoint": ["tuneline"], "cmd": ["--help"]}}}
 
-Only `images` is needed, and of an image only `path_prepend`.
+Only `images` is required, and for an image only `path_prepend`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _IMAGE_KEYS = {"path_prepend", "env", "cwd", "entrypoint", "cmd"}
 
 
 class ImageMissing(Exception):
-    """An image cannot be run here; the message says why and what to do."""
+    """An image has no usable environment here; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """What stands for an image on this machine."""
+    """The environment that replaces an image on this machine."""
 
     path_prepend: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class _Content:
 
 
 class ImageMap:
-    """The map's file; a change of it counts at once."""
+    """The map's file; it is read again when it has changed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -54,26 +54,26 @@ class ImageMap:
 
     @property
     def env(self) -> dict[str, str]:
-        """Variables for all pods."""
+        """The variables for all pods."""
         self._refresh()
         return self._content.env
 
     def find(self, name: str) -> Image:
-        """Return what stands for an image; a missing tag means `latest`, as for a registry.
+        """Return the environment of an image; a missing tag means `latest`, as for a registry.
 
         Raises:
-            ImageMissing: Nothing does, or its directories are not there.
+            ImageMissing: if it is not in the map, or its folders do not exist.
         """
         self._refresh()
         images = self._content.images
         image = images.get(name) or images.get(_with_tag(name))
         if image is None:
             known = ", ".join(sorted(images)) or "none"
-            raise ImageMissing(f'image "{name}" is not in {self.path} (there: {known}): add it')
+            raise ImageMissing(f'image "{name}" is not in {self.path} (it has: {known}): add it')
         for directory in [*image.path_prepend, *([image.cwd] if image.cwd else [])]:
             if not Path(directory).is_dir():
                 raise ImageMissing(
-                    f'image "{name}" stands for {directory}, which is not there: build it, or '
+                    f'image "{name}" needs {directory}, which does not exist: build it, or '
                     f"correct {self.path}"
                 )
         return image
@@ -85,7 +85,7 @@ class ImageMap:
                 self._stamp = stamp
                 self._content = _read(self.path)
         except (OSError, SetupError) as error:
-            log.warning("keeping the former image map: %s", error)
+            log.warning("keeping the previous image map: %s", error)
 
 
 def _with_tag(name: str) -> str:
@@ -104,33 +104,33 @@ def _read(path: Path) -> _Content:
     images = {
         _with_tag(name): _image(path, name, entry) for name, entry in content["images"].items()
     }
-    return _Content(images, _texts(path, "env", content.get("env", {})))
+    return _Content(images, _strings(path, "env", content.get("env", {})))
 
 
 def _image(path: Path, name: str, entry: Any) -> Image:
     if not isinstance(entry, dict) or not entry.keys() <= _IMAGE_KEYS:
         raise SetupError(
-            f'the image map {path}: "{name}" must be an object with no other keys than '
+            f'the image map {path}: "{name}" must be an object with no keys but '
             f"{', '.join(sorted(_IMAGE_KEYS))}"
         )
     lists = {key: entry.get(key, []) for key in ("path_prepend", "entrypoint", "cmd")}
     for key, value in lists.items():
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise SetupError(f'the image map {path}: "{name}": {key} must be a list of texts')
+            raise SetupError(f'the image map {path}: "{name}": {key} must be a list of strings')
     cwd = entry.get("cwd")
     for directory in [*lists["path_prepend"], *([cwd] if cwd is not None else [])]:
         if not Path(directory).is_absolute():
             raise SetupError(f'the image map {path}: "{name}": {directory} must be absolute')
     return Image(
         path_prepend=tuple(lists["path_prepend"]),
-        env=_texts(path, f"{name}: env", entry.get("env", {})),
+        env=_strings(path, f"{name}: env", entry.get("env", {})),
         cwd=cwd,
         entrypoint=tuple(lists["entrypoint"]),
         cmd=tuple(lists["cmd"]),
     )
 
 
-def _texts(path: Path, where: str, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise SetupError(f"the image map {path}: {where} must map names to texts")
+def _strings(path: Path, where: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(string, str) for string in value.values()):
+        raise SetupError(f"the image map {path}: {where} must map names to strings")
     return value

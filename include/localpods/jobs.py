@@ -1,8 +1,8 @@
 """Jobs: pods that are started until enough of them have succeeded.
 
-As in a cluster, a pod carries a finalizer until its end has been counted in the job's status, so
-that a pod is counted once, also over a restart. Unlike there, a new pod after a failed one comes
-after one second (then two, four, … up to sixty), where a cluster waits ten.
+A training on several nodes is an Indexed Job. Unlike in a cluster, a new pod follows a failed one
+after one second (then two, four, … up to sixty), where a cluster waits for ten. A job does not
+outlive the server, as its pods do not: the next server reports it as failed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import time
+from dataclasses import dataclass, field
 
 from localpods.admission import admit_pod
 from localpods.collection import Collection
@@ -29,15 +31,20 @@ from localpods.objects import (
 
 log = logging.getLogger("localpods")
 
-FINALIZER = "batch.kubernetes.io/job-tracking"
 INDEX = "batch.kubernetes.io/job-completion-index"
 _BACKOFF_LIMIT_S = 60.0
-# When the last pod failed; kept in the job, so that a restart does not shorten the wait.
-_LAST_FAILURE = "localpods/last-failure"
+
+
+@dataclass
+class _Progress:
+    """The pods of a job that have been counted, and the time of the last failure."""
+
+    counted: set[str] = field(default_factory=set)
+    failed_at: float = 0.0
 
 
 class JobController:
-    """Brings every job to its end."""
+    """Takes every job to its end."""
 
     def __init__(
         self, jobs: Collection, pods: Collection, events: EventLog, kubelet: Kubelet
@@ -46,55 +53,54 @@ class JobController:
         self._pods = pods
         self._events = events
         self._kubelet = kubelet
-        kubelet.on_removal = self._on_removal
+        self._progress: dict[str, _Progress] = {}
+        kubelet.on_deletion = self._on_deletion
 
     def reconcile(self) -> None:
-        """Bring every job one step further."""
+        """Take every job one step further."""
         for job in self._jobs.all():
             try:
                 self.sync(job)
             except Exception as error:
-                # As for pods: one job fails, the server goes on.
+                # As for pods: one job fails, the server continues.
                 log.exception("job %s", "/".join(key_of(job)))
                 with contextlib.suppress(OSError):
                     why = f"{type(error).__name__}: see the server's log"
                     self._conclude(job, [], "Failed", "InternalError", why)
 
-    def delete(self, job: Json, policy: str, grace: float | None) -> Json:
-        """Delete a job.
+    def delete(self, job: Json, grace: float | None) -> Json:
+        """Delete a job with its pods; the job is removed after them.
 
         Args:
-            job: The job.
-            policy: `Background` and `Foreground` delete its pods, too, `Orphan` does not; with
-                `Foreground` the job goes after them.
-            grace: The pods' grace period in seconds; `None` for what their spec says.
+            job: the job.
+            grace: the pods' grace period in seconds; None for that of their spec.
 
         Returns:
-            The job as it is now, or was.
+            The job as it is now; it may have been removed already.
         """
         marked = copy.deepcopy(job)
         marked["metadata"].setdefault("deletionTimestamp", now())
         marked = self._jobs.put(marked)
-        if policy != "Orphan":
-            for pod in self._pods_of(job):
-                if not is_deleting(pod):
-                    self._kubelet.delete(pod, grace)
-        if policy != "Foreground" or not self._pods_of(job):
-            self._remove(marked)
+        for pod in self._pods_of(job):
+            self._kubelet.delete(pod, grace)
+        self.sync(marked)
         return marked
 
     def sync(self, job: Json) -> None:
         """Count what has ended, start what is missing, and conclude the job."""
         if is_deleting(job):
             if not self._pods_of(job):
-                self._remove(job)
+                self._jobs.remove(job)
+                self._progress.pop(uid_of(job), None)
             return
         if is_concluded(job):
-            self._expire(job)
             return
-        job = self._count_finished(job)
-        pods = self._pods_of(job)
+        for pod in self._pods_of(job):
+            if is_finished(pod):
+                self._count(job, pod)
+        job = self._jobs.current(job)
         spec, status = job["spec"], job["status"]
+        pods = self._pods_of(job)
         active = [pod for pod in pods if not is_finished(pod) and not is_deleting(pod)]
         deadline = spec.get("activeDeadlineSeconds")
         if status.get("failed", 0) > spec["backoffLimit"]:
@@ -107,53 +113,45 @@ class JobController:
             message = "Reached expected number of succeeded pods"
             self._conclude(job, active, "Complete", "CompletionsReached", message)
         else:
-            missing = self._missing(job, active)
-            for index in missing:
-                active.append(self._start(job, index))
-            self._update(job, active)
+            active += [self._start(job, index) for index in self._missing(job, active)]
+            ready = sum(phase_of(pod) == "Running" for pod in active)
+            self._update(job, {**status, "active": len(active), "ready": ready})
 
-    def _count_finished(self, job: Json) -> Json:
-        for pod in self._pods_of(job):
-            if is_finished(pod) and FINALIZER in (pod["metadata"].get("finalizers") or []):
-                self._release(pod)
-                job = self._count(job, pod, succeeded=phase_of(pod) == "Succeeded")
-        return job
-
-    def _count(self, job: Json, pod: Json, *, succeeded: bool) -> Json:
-        changed = copy.deepcopy(job)
-        status = changed["status"]
-        if not succeeded:
+    def _count(self, job: Json, pod: Json) -> None:
+        """Count a pod's end, once."""
+        progress = self._progress.setdefault(uid_of(job), _Progress())
+        if uid_of(pod) in progress.counted:
+            return
+        progress.counted.add(uid_of(pod))
+        job = self._jobs.current(job)
+        status, index = dict(job["status"]), _index_of(pod)
+        if phase_of(pod) != "Succeeded":
             status["failed"] = status.get("failed", 0) + 1
-            annotations = changed["metadata"].get("annotations") or {}
-            changed["metadata"]["annotations"] = {**annotations, _LAST_FAILURE: now()}
-        elif (index := _index_of(pod)) is None:
+            progress.failed_at = time.monotonic()
+        elif index is None:
             status["succeeded"] = status.get("succeeded", 0) + 1
         else:
             done = completed_indexes(job) | {index}
             status["completedIndexes"] = _ranges(done)
             status["succeeded"] = len(done)
-        return self._jobs.put(changed)
+        self._update(job, status)
 
-    def _release(self, pod: Json) -> None:
-        changed = copy.deepcopy(pod)
-        changed["metadata"].pop("finalizers")
-        self._pods.put(changed)
+    def _on_deletion(self, pod: Json) -> None:
+        """Count a deleted pod as failed at once, as a cluster does.
 
-    def _on_removal(self, pod: Json) -> None:
-        """Count a pod that is taken out before its end was counted."""
-        if FINALIZER not in (pod["metadata"].get("finalizers") or []):
-            return
+        If it counted only once its processes have ended, its replacement, which starts now,
+        could complete the job before that.
+        """
         for job in self._jobs.all():
             if uid_of(job) == _owner_of(pod) and not is_concluded(job) and not is_deleting(job):
-                self._count(job, pod, succeeded=phase_of(pod) == "Succeeded")
+                self._count(job, pod)
 
     def _missing(self, job: Json, active: list[Json]) -> list[int | None]:
-        """Return the completion indexes of the pods to start now (`None` without indexes)."""
+        """Return the completion indexes of the pods to start now (None without indexes)."""
         spec, status = job["spec"], job["status"]
         if failed := status.get("failed", 0):
-            last = (job["metadata"].get("annotations") or {}).get(_LAST_FAILURE)
             wait = min(_BACKOFF_LIMIT_S, 2.0 ** (failed - 1))
-            if last is not None and seconds_since(last) < wait:
+            if time.monotonic() < self._progress[uid_of(job)].failed_at + wait:
                 return []
         room = spec["parallelism"] - len(active)
         if spec["completionMode"] == "Indexed":
@@ -164,14 +162,14 @@ class JobController:
         if "completions" in spec:
             room = min(room, spec["completions"] - succeeded - len(active))
         elif succeeded:
-            # A work queue: once one has found it empty, no more are started.
+            # A work queue: once a pod has found it empty, no more are started.
             room = 0
         return [None] * max(0, room)
 
     def _start(self, job: Json, index: int | None) -> Json:
         namespace, name = key_of(job)
         template = copy.deepcopy(job["spec"]["template"])
-        given = template.get("metadata") or {}
+        given, spec = template.get("metadata") or {}, template["spec"]
         labels = {
             **(given.get("labels") or {}),
             "job-name": name,
@@ -179,21 +177,14 @@ class JobController:
             "controller-uid": uid_of(job),
             "batch.kubernetes.io/controller-uid": uid_of(job),
         }
-        annotations = dict(given.get("annotations") or {})
-        spec = template["spec"]
         stem = name
         if index is not None:
             stem = f"{name}-{index}"
-            labels[INDEX] = annotations[INDEX] = str(index)
+            labels[INDEX] = str(index)
             spec.setdefault("hostname", stem)
+            variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
             for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
-                container["env"] = [
-                    *(container.get("env") or []),
-                    {
-                        "name": "JOB_COMPLETION_INDEX",
-                        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}},
-                    },
-                ]
+                container["env"] = [*(container.get("env") or []), variable]
         owner = {
             "apiVersion": "batch/v1",
             "kind": "Job",
@@ -206,56 +197,39 @@ class JobController:
             "name": f"{stem}-{name_suffix()}",
             "generateName": f"{stem}-",
             "labels": labels,
-            "annotations": annotations,
+            "annotations": given.get("annotations") or {},
             "ownerReferences": [owner],
-            "finalizers": [FINALIZER],
         }
         pod = self._pods.add(admit_pod({"metadata": metadata, "spec": spec}, namespace))
         self._events.emit(job, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
-        return pod
+        self._kubelet.sync(pod)
+        return self._pods.current(pod)
 
     def _conclude(
         self, job: Json, active: list[Json], kind: str, reason: str, message: str
     ) -> None:
-        for pod in active:
-            self._release(pod)
-            self._kubelet.delete(self._pods.get(*key_of(pod)), None)
-        changed = copy.deepcopy(self._jobs.get(*key_of(job)))
-        status = changed["status"]
-        for field in ("active", "ready"):
-            status.pop(field, None)
+        status = {k: v for k, v in job["status"].items() if k not in ("active", "ready")}
         if kind == "Complete":
             status["completionTime"] = now()
         status["conditions"] = [job_condition(kind, reason, message)]
-        self._jobs.put(changed)
+        self._update(job, status)
+        for pod in active:
+            self._kubelet.delete(pod, None)
         log.info("job %s: %s (%s)", "/".join(key_of(job)), kind, reason)
         event = "Completed" if kind == "Complete" else reason
         self._events.emit(job, event, message, warning=kind == "Failed")
 
-    def _update(self, job: Json, active: list[Json]) -> None:
-        status = {
-            **job["status"],
-            "active": len(active),
-            "ready": sum(phase_of(pod) == "Running" for pod in active),
-        }
-        if status != job["status"]:
-            self._jobs.put({**job, "status": status})
-
-    def _expire(self, job: Json) -> None:
-        kept = job["spec"].get("ttlSecondsAfterFinished")
-        ended = job["status"]["conditions"][0]["lastTransitionTime"]
-        if kept is not None and seconds_since(ended) >= kept:
-            self.delete(job, "Background", None)
-
-    def _remove(self, job: Json) -> None:
-        self._jobs.remove(job)
+    def _update(self, job: Json, status: Json) -> None:
+        current = self._jobs.current(job)
+        if status != current["status"]:
+            self._jobs.put({**current, "status": status})
 
     def _pods_of(self, job: Json) -> list[Json]:
         return [pod for pod in self._pods.all() if _owner_of(pod) == uid_of(job)]
 
 
 def is_concluded(job: Json) -> bool:
-    """Tell whether a job has completed or failed."""
+    """Return True if a job has completed or failed."""
     return bool(job["status"].get("conditions"))
 
 

@@ -1,25 +1,33 @@
-"""A pod's status, worked out from what its containers are doing."""
+"""A pod's status, derived from the state of its containers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from localpods.containers import ContainerRun
-from localpods.objects import LOOPBACK, XCOM_SIDECAR, Json, now, uid_of
+from localpods.objects import LOOPBACK, Json, now
 
-_DEADLINE_MESSAGE = "Pod was active on the node longer than the specified deadline"
 _CONDITIONS = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+# The reason and message of a pod that was ended as a whole, by the cause.
+_ENDINGS = {
+    "deadline": (
+        "DeadlineExceeded",
+        "Pod was active on the node longer than the specified deadline",
+    ),
+    "shutdown": ("Terminated", "Pod was terminated in response to imminent node shutdown."),
+}
+_LOST = "the server that ran the pod has ended"
 
 
 def pod_status(pod: Json, runs: Mapping[str, ContainerRun]) -> Json:
     """Return a pod's status.
 
     Args:
-        pod: The pod; it has been given a place to run.
-        runs: Its containers' runs by name; one that was not begun may be missing.
+        pod: a pod that has been scheduled.
+        runs: the runs of its containers by name; a container that has not begun may be missing.
 
     Returns:
-        The status object; parts that have not changed keep their instants.
+        The status object; parts that have not changed keep their times.
     """
     old, spec = pod["status"], pod["spec"]
     init = [_container(c, runs.get(c["name"]), init=True) for c in spec.get("initContainers") or []]
@@ -40,14 +48,12 @@ def pod_status(pod: Json, runs: Mapping[str, ContainerRun]) -> Json:
     }
     if init:
         status["initContainerStatuses"] = init
-    if any(run.exit and run.exit["cause"] == "deadline" for run in runs.values()):
-        status |= fail("DeadlineExceeded", _DEADLINE_MESSAGE)
+    for run in runs.values():
+        if run.exit and run.cause in _ENDINGS:
+            status |= fail(*_ENDINGS[run.cause])
     ready = initialized and all(container["ready"] for container in main)
     truths = dict(zip(_CONDITIONS, (True, initialized, ready, ready), strict=True))
-    status["conditions"] = [
-        condition(old, kind, truth, *_why_not(kind, status["phase"], truth))
-        for kind, truth in truths.items()
-    ]
+    status["conditions"] = [condition(old, kind, truth) for kind, truth in truths.items()]
     return status
 
 
@@ -56,49 +62,51 @@ def fail(reason: str, message: str) -> Json:
     return {"phase": "Failed", "reason": reason, "message": message}
 
 
+def lost(pod: Json) -> Json:
+    """Return the status of an unfinished pod whose server has ended, by force or not."""
+    status = {**pod["status"], **fail("NodeLost", _LOST)}
+    ended = {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": _LOST}
+    for group in ("initContainerStatuses", "containerStatuses"):
+        status[group] = [
+            {
+                **container,
+                "ready": False,
+                "state": {
+                    "terminated": {
+                        "startedAt": container["state"]["running"]["startedAt"],
+                        "finishedAt": now(),
+                        **ended,
+                    }
+                },
+            }
+            if "running" in container["state"]
+            else container
+            for container in status.get(group) or []
+        ]
+    return status
+
+
 def condition(old: Json, kind: str, truth: bool, reason: str = "", message: str = "") -> Json:
-    """Return a condition; it keeps the instant of its last change.
+    """Return a condition; it keeps the time of its last change.
 
     Args:
-        old: The status before.
-        kind: The condition's type.
-        truth: Whether it holds.
-        reason: One word why.
-        message: A sentence why.
+        old: the status before.
+        kind: the condition's type.
+        truth: True if it is met.
+        reason: a word why it is not.
+        message: a sentence why it is not.
     """
     text = "True" if truth else "False"
-    for former in old.get("conditions") or []:
-        if former["type"] == kind and former["status"] == text:
-            since = former["lastTransitionTime"]
-            break
-    else:
-        since = now()
+    same = (c for c in old.get("conditions") or [] if (c["type"], c["status"]) == (kind, text))
+    since = next((former["lastTransitionTime"] for former in same), now())
     result = {"type": kind, "status": text, "lastTransitionTime": since}
-    if reason:
-        result |= {"reason": reason, "message": message}
-    return result
-
-
-def runs_process(container: Json) -> bool:
-    """Tell whether a container is a process here; Airflow's XCom sidecar only looks like one."""
-    return bool(container["name"] != XCOM_SIDECAR)
-
-
-def _why_not(kind: str, phase: str, truth: bool) -> tuple[str, str]:
-    if truth:
-        return "", ""
-    if phase in {"Succeeded", "Failed"}:
-        return f"Pod{phase.replace('Succeeded', 'Completed')}", ""
-    if kind == "Initialized":
-        return "ContainersNotInitialized", "init containers have not finished"
-    return "ContainersNotReady", "containers are not running"
+    return {**result, "reason": reason, "message": message} if reason else result
 
 
 def _container(spec: Json, run: ContainerRun | None, *, init: bool) -> Json:
     state = _state(spec, run)
-    done = _exit_of(state) == 0
     running = "running" in state
-    status = {
+    return {
         "name": spec["name"],
         "image": spec["image"],
         "imageID": "",
@@ -106,35 +114,25 @@ def _container(spec: Json, run: ContainerRun | None, *, init: bool) -> Json:
         "lastState": {},
         "state": state,
         "started": running,
-        "ready": done if init else running,
+        "ready": _exit_code({"state": state}) == 0 if init else running,
     }
-    if run is not None and (running or "terminated" in state):
-        status["containerID"] = _container_id(run)
-    return status
-
-
-def _container_id(run: ContainerRun) -> str:
-    return f"localpods://{run.directory.parent.parent.name}/{run.directory.name}"
 
 
 def _state(spec: Json, run: ContainerRun | None) -> Json:
-    if run is None:
-        return {"waiting": {"reason": "ContainerCreating"}}
-    if run.exit is not None:
-        started = run.started or {}
+    if run is not None and run.exit is not None:
         message = run.message(spec.get("terminationMessagePolicy", "File"))
         terminated = {
-            "exitCode": run.exit["exit_code"],
-            "reason": run.exit["reason"],
-            "startedAt": started.get("started_at", run.exit["finished_at"]),
-            "finishedAt": run.exit["finished_at"],
-            "containerID": _container_id(run),
+            "exitCode": run.exit.code,
+            "reason": run.exit.reason,
+            "startedAt": run.started_at or run.exit.finished_at,
+            "finishedAt": run.exit.finished_at,
         }
         return {"terminated": {**terminated, "message": message} if message else terminated}
-    if run.started is not None:
-        return {"running": {"startedAt": run.started["started_at"]}}
-    reason, message = run.waiting or ("ContainerCreating", "")
-    return {"waiting": {"reason": reason, "message": message} if message else {"reason": reason}}
+    if run is not None and run.started_at is not None:
+        return {"running": {"startedAt": run.started_at}}
+    if run is not None and run.waiting:
+        return {"waiting": dict(zip(("reason", "message"), run.waiting, strict=True))}
+    return {"waiting": {"reason": "ContainerCreating"}}
 
 
 def _phase(init: list[Json], main: list[Json]) -> str:
@@ -143,22 +141,9 @@ def _phase(init: list[Json], main: list[Json]) -> str:
     codes = [_exit_code(status) for status in main]
     if all(code is not None for code in codes):
         return "Succeeded" if all(code == 0 for code in codes) else "Failed"
-    begun = any(
-        code is not None or "running" in status["state"]
-        for code, status in zip(codes, main, strict=True)
-    )
-    return "Running" if begun else "Pending"
+    return "Pending" if all("waiting" in status["state"] for status in main) else "Running"
 
 
 def _exit_code(status: Json) -> int | None:
-    return _exit_of(status["state"])
-
-
-def _exit_of(state: Json) -> int | None:
-    terminated = state.get("terminated")
+    terminated = status["state"].get("terminated")
     return None if terminated is None else int(terminated["exitCode"])
-
-
-def describe(pod: Json) -> str:
-    """Return a pod's name for the server's own log."""
-    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']} ({uid_of(pod)[:8]})"

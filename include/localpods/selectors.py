@@ -1,7 +1,7 @@
 """Label and field selectors.
 
 Grammar: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#api. As there,
-`!=` and `notin` also select objects that lack the key.
+`!=` and `notin` also match objects without the key.
 """
 
 from __future__ import annotations
@@ -21,32 +21,23 @@ _VALUE = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _SET = re.compile(rf"(?P<key>{_KEY})\s+(?P<operator>in|notin)\s*\((?P<values>[^()]*)\)")
 _EQUALITY = re.compile(rf"(?P<key>{_KEY})\s*(?P<operator>==|=|!=)\s*(?P<value>{_VALUE})?")
 _EXISTENCE = re.compile(rf"(?P<absent>!\s*)?(?P<key>{_KEY})")
-# Commas inside parentheses separate values, the others requirements.
+# Commas inside parentheses separate values; all others separate requirements.
 _SEPARATOR = re.compile(r",(?![^(]*\))")
 
-POD_FIELDS = frozenset(
-    {
-        "metadata.name",
-        "metadata.namespace",
-        "spec.nodeName",
-        "spec.restartPolicy",
-        "status.phase",
-        "status.podIP",
-    }
-)
-EVENT_FIELDS = frozenset(
-    {
-        "metadata.name",
-        "metadata.namespace",
+_OBJECT_FIELDS = frozenset({"metadata.name", "metadata.namespace"})
+FIELDS = {
+    "Pod": _OBJECT_FIELDS | {"spec.nodeName", "spec.restartPolicy", "status.phase"},
+    "Job": _OBJECT_FIELDS,
+    "Event": _OBJECT_FIELDS
+    | {
         "involvedObject.kind",
         "involvedObject.name",
         "involvedObject.namespace",
         "involvedObject.uid",
         "reason",
         "type",
-    }
-)
-JOB_FIELDS = frozenset({"metadata.name", "metadata.namespace"})
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Requirement:
     values: frozenset[str] = frozenset()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Tell whether labels meet the condition."""
+        """Return True if labels meet the condition."""
         if self.operator == "exists":
             return self.key in labels
         if self.operator == "absent":
@@ -70,13 +61,13 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Selector:
-    """A selector on labels and fields; an empty one selects everything."""
+    """A selector on labels and fields; an empty one matches everything."""
 
     labels: tuple[Requirement, ...] = ()
     fields: tuple[Requirement, ...] = ()
 
     def matches(self, obj: Json) -> bool:
-        """Tell whether an object meets all conditions."""
+        """Return True if an object meets all conditions."""
         labels = obj["metadata"].get("labels") or {}
         return all(requirement.matches(labels) for requirement in self.labels) and all(
             requirement.matches({requirement.key: _field(obj, requirement.key)})
@@ -88,7 +79,7 @@ def parse_labels(text: str) -> tuple[Requirement, ...]:
     """Read a label selector such as `a=b,c!=d,!e,f in (g,h)`.
 
     Raises:
-        ApiError: 400 when a requirement cannot be read.
+        ApiError: 400 if a requirement cannot be read.
     """
     return tuple(_label_requirement(part.strip()) for part in _parts(text))
 
@@ -97,7 +88,7 @@ def parse_fields(text: str, supported: frozenset[str]) -> tuple[Requirement, ...
     """Read a field selector such as `status.phase!=Failed,metadata.name=x`.
 
     Raises:
-        ApiError: 400 when a requirement cannot be read or the field is not one of `supported`.
+        ApiError: 400 if a requirement cannot be read or its field is not in `supported`.
     """
     requirements = []
     for part in _parts(text):

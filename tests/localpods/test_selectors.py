@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from localpods.replies import ApiError
-from localpods.selectors import POD_FIELDS, Selector, parse_fields, parse_labels
+from localpods.selectors import FIELDS, Selector, parse_fields, parse_labels
 
 
 def selected(selector: str, labels: dict[str, str] | None) -> bool:
@@ -56,10 +56,10 @@ def test_field_selector() -> None:
         # Not set counts as empty.
         ("spec.nodeName=", True),
     ]:
-        assert Selector(fields=parse_fields(text, POD_FIELDS)).matches(pod) is expected, text
+        assert Selector(fields=parse_fields(text, FIELDS["Pod"])).matches(pod) is expected, text
 
 
 @pytest.mark.parametrize("text", ["spec.image=x", "metadata.name", "metadata.labels.a=b"])
 def test_unsupported_field_is_refused(text: str) -> None:
     with pytest.raises(ApiError):
-        parse_fields(text, POD_FIELDS)
+        parse_fields(text, FIELDS["Pod"])
