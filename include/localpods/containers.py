@@ -1,79 +1,67 @@
 """One container: its process, from the start to the end of everything that it started.
 
 The server is the parent of the processes. A pod therefore outlives the Airflow worker that
-created it, but not the server: `localpods.guard` sees to that, and the next server reports the
-pod as failed, so that Airflow tries the step again and training resumes from its checkpoint.
+created it, but not the server: the guard of `localpods.processes` sees to that. The next server
+reports the pod as failed, so that Airflow tries the step again and training resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from localpods.environment import Command
-from localpods.logs import LogWriter, tail_of
+from localpods.logs import LogWriter
 from localpods.objects import now
-from localpods.processes import MARK, family_of, kill_marked, memory_used, signal_group
+from localpods.processes import MARK, exceeds, family_of, kill_marked
 
 _MEMORY_CHECK_S = 0.25
 # The time that killed processes may take to release the output.
 _LEFTOVERS_LIMIT_S = 5.0
-# The limits of Kubernetes: of the message's file, and of the log where that stands in for it.
+# Bytes; the limit of Kubernetes.
 _MESSAGE_LIMIT = 4096
-_LOG_MESSAGE_LIMIT = 2048
-_LOG_MESSAGE_LINES = 80
 
 
 @dataclass(frozen=True)
 class Exit:
-    """The end of a container.
-
-    Attributes:
-        code: the exit code.
-        reason: a word, as Kubernetes writes it.
-        message: the reason as a sentence, where the server knows it.
-        finished_at: the time of the end.
-    """
+    """The end of a container; the message is the reason as a sentence, where it is known."""
 
     code: int
     reason: str
-    message: str
-    finished_at: str
+    message: str = ""
+    finished_at: str = field(default_factory=now)
 
 
-class Reaper:
-    """Collects the exit codes of all children and hands them to the containers."""
+# All children of the server that have not ended, by process id.
+_children: dict[int, ContainerRun] = {}
 
-    def __init__(self) -> None:
-        self.waiting: dict[int, Callable[[int], None]] = {}
 
-    def reap(self) -> None:
-        """Collect what has ended. Orphans come to us too where we are process 1."""
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if ended := self.waiting.pop(pid, None):
-                    ended(os.waitstatus_to_exitcode(status))
+def reap() -> None:
+    """Collect the exit codes of children; orphans come to us too where we are process 1."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if run := _children.pop(ended[0], None):
+                run.ended(os.waitstatus_to_exitcode(ended[1]))
 
 
 class ContainerRun:
     """The run of one container; a container runs once."""
 
-    def __init__(self, folder: Path, reaper: Reaper, changed: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, changed: Callable[[], None]) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
-        self.log = folder / "log"
         self.termination_message = folder / "termination-log"
         # The reason and the message why it does not start.
         self.waiting: tuple[str, str] | None = None
@@ -83,35 +71,19 @@ class ContainerRun:
         self.exit: Exit | None = None
         # The reason why it was stopped: deleted, deadline or shutdown.
         self.cause: str | None = None
-        self._reaper = reaper
         self._changed = changed
         self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
         self._code: int | None = None
         self._out_of_memory = False
-        self._output_open = False
-        self._kill_at: float | None = None
-        self._leftovers_until = 0.0
+        self._kill_at = self._leftovers_until = math.inf
         self._next_memory_check = 0.0
 
-    def launch(
-        self, command: Command, *, memory: int | None, deadline: float | None, grace: float
-    ) -> None:
-        """Start the process.
-
-        Args:
-            command: the process.
-            memory: the memory limit, in bytes.
-            deadline: the seconds after which the process is ended.
-            grace: the seconds between SIGTERM and SIGKILL in that case.
-        """
+    def launch(self, command: Command, memory: int | None) -> None:
+        """Start the process, with a memory limit in bytes."""
         self.waiting = None
         self.termination_message.touch(mode=0o600)
-        self._memory, self._grace = memory, grace
-        self._deadline = None if deadline is None else time.monotonic() + deadline
-        if not command.argv:
-            message = "no command: neither the pod nor its image has one"
-            self._finish(Exit(128, "StartError", message, now()))
-            return
+        self._memory = memory
         try:
             process = subprocess.Popen(
                 command.argv,
@@ -122,55 +94,49 @@ class ContainerRun:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
-            message = f'exec: "{command.argv[0]}": {why}'
-            self._finish(Exit(128, "StartError", message, now()))
+            name = next(iter(command.argv), "no command in the pod or for its image")
+            self._finish(Exit(128, "StartError", f'exec: "{name}": {why}'))
             return
         self.started_at = now()
         self._process = process
-        self._reaper.waiting[process.pid] = self._ended
-        self._writer = LogWriter(self.log)
-        assert process.stdout is not None
-        self._output = process.stdout.fileno()
-        os.set_blocking(self._output, False)
+        _children[process.pid] = self
+        self._writer = LogWriter(self.folder / "log")
+        self._output = process.stdout
+        assert self._output is not None
+        os.set_blocking(self._output.fileno(), False)
         asyncio.get_running_loop().add_reader(self._output, self._read)
-        self._output_open = True
 
     def check(self) -> None:
-        """Apply deadline, grace period and memory limit, and notice the end."""
+        """Apply grace period and memory limit, and notice the end."""
         if self._process is None or self.exit is not None:
             return
         instant = time.monotonic()
         if self._code is not None:
-            if not self._output_open or instant > self._leftovers_until:
+            if self._output is None or instant > self._leftovers_until:
                 self._conclude()
             return
-        if self._deadline is not None and instant >= self._deadline:
-            self._deadline = None
-            self.stop(self._grace, "deadline")
         if self._memory is not None and instant >= self._next_memory_check:
             self._next_memory_check = instant + _MEMORY_CHECK_S
-            if memory_used(family_of(self._process.pid), self._memory) > self._memory:
+            if exceeds(family_of(self._process.pid), self._memory):
                 self._out_of_memory = True
                 self._kill()
-        if self._kill_at is not None and instant >= self._kill_at:
+        if instant >= self._kill_at:
             self._kill()
 
     def stop(self, grace: float, cause: str) -> None:
-        """Send SIGTERM, and SIGKILL after the grace period; a second call can only hasten it.
+        """Send SIGTERM, and SIGKILL after a grace period in seconds, at once if it is 0.
 
-        Args:
-            grace: the grace period in seconds; 0 for SIGKILL at once.
-            cause: `deleted`, `deadline` or `shutdown`.
+        A second call can only hasten it.
         """
         if self._process is None or self.exit is not None:
             return
-        kill_at = time.monotonic() + grace
-        self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
+        self._kill_at = min(time.monotonic() + grace, self._kill_at)
         self.cause = self.cause or cause
         if grace > 0:
-            signal_group(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGTERM)
         self.check()
 
     @property
@@ -178,45 +144,17 @@ class ContainerRun:
         """True while a process runs."""
         return self._process is not None and self.exit is None
 
-    def message(self, policy: str) -> str:
-        """Return the termination message.
-
-        Args:
-            policy: `File`, or `FallbackToLogsOnError`: the end of the log if the container
-                failed without a message.
-        """
+    def message(self) -> str:
+        """Return the termination message."""
         assert self.exit is not None
         if self.exit.message:
             return self.exit.message
-        with self.termination_message.open("rb") as file:
-            text = file.read(_MESSAGE_LIMIT).decode("utf-8", errors="replace")
-        if not text and policy == "FallbackToLogsOnError" and self.exit.code != 0:
-            text = tail_of(self.log, _LOG_MESSAGE_LINES)[-_LOG_MESSAGE_LIMIT:]
-        return text
+        with contextlib.suppress(FileNotFoundError):
+            text = self.termination_message.read_bytes()[-_MESSAGE_LIMIT:]
+            return text.decode("utf-8", errors="replace")
+        return ""
 
-    def _kill(self) -> None:
-        assert self._process is not None
-        for process in family_of(self._process.pid):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        kill_marked(self.folder)
-
-    def _read(self) -> None:
-        data = os.read(self._output, 1 << 16)
-        if data:
-            self._writer.feed(data)
-        else:
-            self._close_output()
-            self.check()
-
-    def _close_output(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        asyncio.get_running_loop().remove_reader(self._output)
-        self._process.stdout.close()
-        self._output_open = False
-
-    def _ended(self, code: int) -> None:
+    def ended(self, code: int) -> None:
         """Note the exit of the container's first process and kill what it has left behind."""
         assert self._process is not None
         self._process.returncode = code
@@ -226,15 +164,33 @@ class ContainerRun:
         kill_marked(self.folder)
         self.check()
 
-    def _conclude(self) -> None:
-        assert self._code is not None
-        if self._output_open:
-            self._close_output()
-        self._writer.close()
-        if self._out_of_memory:
-            self._finish(Exit(137, "OOMKilled", "", now()))
+    def _kill(self) -> None:
+        assert self._process is not None
+        for process in family_of(self._process.pid):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        kill_marked(self.folder)
+
+    def _read(self) -> None:
+        assert self._output is not None
+        if data := os.read(self._output.fileno(), 1 << 16):
+            self._writer.feed(data)
         else:
-            self._finish(Exit(self._code, "Error" if self._code else "Completed", "", now()))
+            self._close_output()
+            self.check()
+
+    def _close_output(self) -> None:
+        if self._output is not None:
+            asyncio.get_running_loop().remove_reader(self._output)
+            self._output.close()
+            self._output = None
+
+    def _conclude(self) -> None:
+        self._close_output()
+        self._writer.close()
+        code = 137 if self._out_of_memory else self._code or 0
+        failure = "OOMKilled" if self._out_of_memory else "Error"
+        self._finish(Exit(code, failure if code else "Completed"))
 
     def _finish(self, end: Exit) -> None:
         self.exit = end

@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from localpods.gpus import GPU_ANNOTATION
 from localpods.images import Image
 from localpods.objects import LOOPBACK, NODE_NAME, Json, uid_of
-from localpods.state import SecretError, StateDir
+from localpods.resources import GPU_ANNOTATION
+from localpods.state import StateDir, read_json
 
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_.-][A-Za-z0-9_.-]*)\)")
@@ -35,24 +35,17 @@ class Command:
 
 
 def build_command(
-    pod: Json,
-    container: Json,
-    *,
-    image: Image,
-    defaults: dict[str, str],
-    termination_message: Path,
-    state: StateDir,
+    pod: Json, container: Json, image: Image, termination_message: Path, state: StateDir
 ) -> Command:
     """Build the process of a container.
 
-    The last source of a variable wins: the system, the image map for all pods, the image, the
-    pod's `envFrom` and `env`, and the paths that exist on this machine only.
+    The last source of a variable wins: the system, the image map, the pod's `envFrom` and `env`,
+    and the paths that exist on this machine only.
 
     Args:
         pod: the pod.
         container: one of its containers.
         image: the environment that replaces the container's image.
-        defaults: the variables for all pods.
         termination_message: the file whose content becomes the termination message.
         state: the state folder with the pod's folder and the secrets.
 
@@ -69,10 +62,12 @@ def build_command(
         "LANG": "C.UTF-8",
         "TMPDIR": str(state.temp_dir(uid_of(pod))),
         "HOSTNAME": pod["spec"].get("hostname") or pod["metadata"]["name"],
-        **defaults,
         **image.env,
-        **_devices(pod),
     }
+    gpus = (pod["metadata"].get("annotations") or {}).get(GPU_ANNOTATION)
+    if gpus is not None:
+        # An empty list hides all GPUs from a pod that requests none, as a cluster does.
+        env["CUDA_VISIBLE_DEVICES"] = gpus
     env |= _env_from(pod, container, state)
     for variable in container.get("env") or []:
         value = _value(pod, variable, env, state)
@@ -88,21 +83,12 @@ def build_command(
     return Command(argv, env, image.cwd or str(work))
 
 
-def _devices(pod: Json) -> dict[str, str]:
-    annotations = pod["metadata"].get("annotations") or {}
-    if GPU_ANNOTATION not in annotations:
-        return {}
-    # An empty list hides all GPUs from a pod that requests none, as a cluster does.
-    return {"CUDA_VISIBLE_DEVICES": annotations[GPU_ANNOTATION]}
-
-
 def _env_from(pod: Json, container: Json, state: StateDir) -> dict[str, str]:
     env: dict[str, str] = {}
     for source in container.get("envFrom") or []:
-        prefix = source.get("prefix") or ""
         if reference := source.get("secretRef"):
             found = _secret(pod, reference, state)
-            env |= {f"{prefix}{key}": value for key, value in (found or {}).items()}
+            env |= {f"{source.get('prefix') or ''}{key}": found[key] for key in found}
         elif not (source.get("configMapRef") or {}).get("optional"):
             name = (source.get("configMapRef") or {}).get("name")
             raise ContainerConfigError(f'configmap "{name}" not found')
@@ -117,49 +103,45 @@ def _value(pod: Json, variable: Json, env: dict[str, str], state: StateDir) -> s
         return _field(pod, reference["fieldPath"])
     if reference := source.get("secretKeyRef"):
         found = _secret(pod, reference, state)
-        if found is not None and reference["key"] in found:
-            return found[reference["key"]]
-        if reference.get("optional"):
-            return None
+        if reference["key"] in found or reference.get("optional"):
+            return found.get(reference["key"])
         raise ContainerConfigError(
             f"couldn't find key {reference['key']} in Secret "
             f"{pod['metadata']['namespace']}/{reference['name']} ({state.secrets_file})"
         )
-    kind = ", ".join(source)
     if all((reference or {}).get("optional") for reference in source.values()):
         return None
+    kind = ", ".join(source)
     raise ContainerConfigError(
         f"variable {variable['name']}: {kind} is not supported on this machine"
     )
 
 
-def _secret(pod: Json, reference: Json, state: StateDir) -> dict[str, str] | None:
+def _secret(pod: Json, reference: Json, state: StateDir) -> dict[str, str]:
+    """Return the keys and values of a secret, from `{"name": {"key": "value"}}`.
+
+    `"namespace/name"` takes precedence over `"name"`. No message contains a value.
+    """
+    name, path = reference["name"], state.secrets_file
     try:
-        found = state.secret(pod["metadata"]["namespace"], reference["name"])
-    except SecretError as error:
-        raise ContainerConfigError(str(error)) from None
+        if path.exists() and path.stat().st_mode & 0o077:
+            raise ContainerConfigError(f"{path} must be readable by its owner only: chmod 600")
+        content = read_json(path) or {}
+    except (ValueError, AssertionError):
+        raise ContainerConfigError(f"{path} is not a JSON object") from None
+    found = content.get(f"{pod['metadata']['namespace']}/{name}", content.get(name))
     if found is None and not reference.get("optional"):
-        raise ContainerConfigError(
-            f'secret "{reference["name"]}" not found: write it into {state.secrets_file}'
-        )
-    return found
+        raise ContainerConfigError(f'secret "{name}" not found: write it into {path}')
+    return dict(found or {})
 
 
 def _field(pod: Json, path: str) -> str:
-    metadata, spec = pod["metadata"], pod["spec"]
+    metadata = pod["metadata"]
     if match := _MAP_FIELD.fullmatch(path):
         return str((metadata.get(match[1]) or {}).get(match[2], ""))
-    values = {
-        "metadata.name": metadata["name"],
-        "metadata.namespace": metadata["namespace"],
-        "metadata.uid": metadata["uid"],
-        "spec.nodeName": NODE_NAME,
-        "spec.serviceAccountName": spec.get("serviceAccountName") or "default",
-        "status.hostIP": LOOPBACK,
-        "status.podIP": LOOPBACK,
-        "status.podIPs": LOOPBACK,
-        "status.hostIPs": LOOPBACK,
-    }
+    values = {f"metadata.{key}": metadata[key] for key in ("name", "namespace", "uid")}
+    values |= {f"status.{key}": LOOPBACK for key in ("hostIP", "podIP", "hostIPs", "podIPs")}
+    values["spec.nodeName"] = NODE_NAME
     if path not in values:
         raise ContainerConfigError(f"fieldRef {path} is not supported")
     return str(values[path])
@@ -171,8 +153,7 @@ def _mounts(pod: Json, container: Json, folder: Path) -> dict[str, str]:
     env = {}
     for mount in container.get("volumeMounts") or []:
         name = mount["name"]
-        volume = volumes.get(name)
-        if volume is None:
+        if (volume := volumes.get(name)) is None:
             raise ContainerConfigError(f'volumeMount "{name}": the pod has no such volume')
         if "hostPath" in volume:
             directory = Path(volume["hostPath"]["path"])
@@ -190,13 +171,7 @@ def _mounts(pod: Json, container: Json, folder: Path) -> dict[str, str]:
 
 def _expand(text: str, env: dict[str, str]) -> str:
     """Replace `$(NAME)`; unknown names stay as they are and `$$` becomes `$`, as in Kubernetes."""
-
-    def replaced(match: re.Match[str]) -> str:
-        if match[0] == "$$":
-            return "$"
-        return env.get(match[1], match[0])
-
-    return _REFERENCE.sub(replaced, text)
+    return _REFERENCE.sub(lambda m: "$" if m[0] == "$$" else env.get(m[1], m[0]), text)
 
 
 def _loopback(pod: Json, text: str) -> str:

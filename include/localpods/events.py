@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
-from localpods.collection import Collection, Versions
-from localpods.objects import Json, now, uid_of
+from localpods.collection import Collection
+from localpods.objects import NODE_NAME, Json, now, uid_of
 
 # The oldest are dropped beyond this number. They are not kept over a restart.
 _KEPT = 1000
-_COMPONENT = "localpods"
 
 
 class EventLog:
     """The newest events of the server."""
 
-    def __init__(self, versions: Versions) -> None:
-        self.collection = Collection("Event", "v1", "events", versions)
+    def __init__(self, next_version: Callable[[], int]) -> None:
+        self.collection = Collection("Event", next_version)
 
     def emit(self, subject: Json, reason: str, message: str, *, warning: bool = False) -> None:
-        """Record an event; a repeated one increases the count of the first.
-
-        Args:
-            subject: the pod or job.
-            reason: a word such as `Started`.
-            message: a sentence.
-            warning: True for bad news.
-        """
+        """Record an event of a pod or job; a repeated one increases the count of the first."""
         events = self.collection.all()
         for event in events:
             same = event["involvedObject"]["uid"] == uid_of(subject)
@@ -40,8 +33,9 @@ class EventLog:
 
 
 def _event(subject: Json, reason: str, message: str, *, warning: bool) -> Json:
-    metadata = subject["metadata"]
-    uid = str(uuid.uuid4())
+    metadata, uid = subject["metadata"], str(uuid.uuid4())
+    involved = {key: metadata[key] for key in ("namespace", "name", "uid")}
+    kind = {key: subject[key] for key in ("kind", "apiVersion")}
     return {
         "kind": "Event",
         "apiVersion": "v1",
@@ -51,19 +45,11 @@ def _event(subject: Json, reason: str, message: str, *, warning: bool) -> Json:
             "uid": uid,
             "creationTimestamp": now(),
         },
-        "involvedObject": {
-            "kind": subject["kind"],
-            "apiVersion": subject["apiVersion"],
-            "namespace": metadata["namespace"],
-            "name": metadata["name"],
-            "uid": metadata["uid"],
-        },
+        "involvedObject": {**kind, **involved},
         "reason": reason,
         "message": message,
         "type": "Warning" if warning else "Normal",
-        "source": {"component": _COMPONENT},
-        "reportingComponent": _COMPONENT,
-        "reportingInstance": _COMPONENT,
+        "source": {"component": NODE_NAME},
         "firstTimestamp": now(),
         "lastTimestamp": now(),
         "count": 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from localpods.events import EventLog
 from localpods.lifecycle import Kubelet
 from localpods.objects import (
     Json,
+    describe,
     is_deleting,
     is_finished,
     key_of,
@@ -37,9 +39,10 @@ _BACKOFF_LIMIT_S = 60.0
 
 @dataclass
 class _Progress:
-    """The pods of a job that have been counted, and the time of the last failure."""
+    """What has been counted of a job: pods by UID, and the indexes that have succeeded."""
 
     counted: set[str] = field(default_factory=set)
+    completed: set[int] = field(default_factory=set)
     failed_at: float = 0.0
 
 
@@ -63,20 +66,15 @@ class JobController:
                 self.sync(job)
             except Exception as error:
                 # As for pods: one job fails, the server continues.
-                log.exception("job %s", "/".join(key_of(job)))
+                log.exception("job %s", describe(job))
                 with contextlib.suppress(OSError):
                     why = f"{type(error).__name__}: see the server's log"
-                    self._conclude(job, [], "Failed", "InternalError", why)
+                    self._conclude(job, "Failed", "InternalError", why)
 
     def delete(self, job: Json, grace: float | None) -> Json:
-        """Delete a job with its pods; the job is removed after them.
+        """Delete a job with its pods, and return it; see `Kubelet.delete` for the grace period.
 
-        Args:
-            job: the job.
-            grace: the pods' grace period in seconds; None for that of their spec.
-
-        Returns:
-            The job as it is now; it may have been removed already.
+        The job is removed after its pods.
         """
         marked = copy.deepcopy(job)
         marked["metadata"].setdefault("deletionTimestamp", now())
@@ -88,31 +86,30 @@ class JobController:
 
     def sync(self, job: Json) -> None:
         """Count what has ended, start what is missing, and conclude the job."""
+        pods = self._pods_of(job)
         if is_deleting(job):
-            if not self._pods_of(job):
+            if not pods:
                 self._jobs.remove(job)
                 self._progress.pop(uid_of(job), None)
             return
         if is_concluded(job):
             return
-        for pod in self._pods_of(job):
-            if is_finished(pod):
-                self._count(job, pod)
+        for pod in filter(is_finished, pods):
+            self._count(job, pod)
         job = self._jobs.current(job)
         spec, status = job["spec"], job["status"]
-        pods = self._pods_of(job)
-        active = [pod for pod in pods if not is_finished(pod) and not is_deleting(pod)]
         deadline = spec.get("activeDeadlineSeconds")
         if status.get("failed", 0) > spec["backoffLimit"]:
             message = "Job has reached the specified backoff limit"
-            self._conclude(job, active, "Failed", "BackoffLimitExceeded", message)
+            self._conclude(job, "Failed", "BackoffLimitExceeded", message)
         elif deadline is not None and seconds_since(status["startTime"]) >= deadline:
             message = "Job was active longer than specified deadline"
-            self._conclude(job, active, "Failed", "DeadlineExceeded", message)
-        elif _is_complete(job, len(active)):
+            self._conclude(job, "Failed", "DeadlineExceeded", message)
+        elif status.get("succeeded", 0) >= spec["completions"]:
             message = "Reached expected number of succeeded pods"
-            self._conclude(job, active, "Complete", "CompletionsReached", message)
+            self._conclude(job, "Complete", "CompletionsReached", message)
         else:
+            active = [pod for pod in pods if not is_finished(pod) and not is_deleting(pod)]
             active += [self._start(job, index) for index in self._missing(job, active)]
             ready = sum(phase_of(pod) == "Running" for pod in active)
             self._update(job, {**status, "active": len(active), "ready": ready})
@@ -123,17 +120,14 @@ class JobController:
         if uid_of(pod) in progress.counted:
             return
         progress.counted.add(uid_of(pod))
-        job = self._jobs.current(job)
-        status, index = dict(job["status"]), _index_of(pod)
-        if phase_of(pod) != "Succeeded":
-            status["failed"] = status.get("failed", 0) + 1
+        status = dict(self._jobs.current(job)["status"])
+        outcome = "succeeded" if phase_of(pod) == "Succeeded" else "failed"
+        status[outcome] = status.get(outcome, 0) + 1
+        if outcome == "failed":
             progress.failed_at = time.monotonic()
-        elif index is None:
-            status["succeeded"] = status.get("succeeded", 0) + 1
-        else:
-            done = completed_indexes(job) | {index}
-            status["completedIndexes"] = _ranges(done)
-            status["succeeded"] = len(done)
+        elif (index := _index_of(pod)) is not None:
+            progress.completed.add(index)
+            status["completedIndexes"] = _ranges(progress.completed)
         self._update(job, status)
 
     def _on_deletion(self, pod: Json) -> None:
@@ -149,73 +143,57 @@ class JobController:
     def _missing(self, job: Json, active: list[Json]) -> list[int | None]:
         """Return the completion indexes of the pods to start now (None without indexes)."""
         spec, status = job["spec"], job["status"]
+        progress = self._progress.setdefault(uid_of(job), _Progress())
         if failed := status.get("failed", 0):
             wait = min(_BACKOFF_LIMIT_S, 2.0 ** (failed - 1))
-            if time.monotonic() < self._progress[uid_of(job)].failed_at + wait:
+            if time.monotonic() < progress.failed_at + wait:
                 return []
-        room = spec["parallelism"] - len(active)
+        missing: list[int | None] = []
         if spec["completionMode"] == "Indexed":
-            taken = completed_indexes(job) | {_index_of(pod) for pod in active}
-            open_indexes = [i for i in range(spec["completions"]) if i not in taken]
-            return list(open_indexes[: max(0, room)])
-        succeeded = status.get("succeeded", 0)
-        if "completions" in spec:
-            room = min(room, spec["completions"] - succeeded - len(active))
-        elif succeeded:
-            # A work queue: once a pod has found it empty, no more are started.
-            room = 0
-        return [None] * max(0, room)
+            taken = progress.completed | {_index_of(pod) for pod in active}
+            missing += [index for index in range(spec["completions"]) if index not in taken]
+        else:
+            missing += [None] * (spec["completions"] - status.get("succeeded", 0) - len(active))
+        return missing[: max(0, spec["parallelism"] - len(active))]
 
     def _start(self, job: Json, index: int | None) -> Json:
         namespace, name = key_of(job)
         template = copy.deepcopy(job["spec"]["template"])
         given, spec = template.get("metadata") or {}, template["spec"]
-        labels = {
-            **(given.get("labels") or {}),
-            "job-name": name,
-            "batch.kubernetes.io/job-name": name,
-            "controller-uid": uid_of(job),
-            "batch.kubernetes.io/controller-uid": uid_of(job),
-        }
+        labels = dict(given.get("labels") or {})
+        for prefix in ("", "batch.kubernetes.io/"):
+            labels |= {f"{prefix}job-name": name, f"{prefix}controller-uid": uid_of(job)}
         stem = name
         if index is not None:
             stem = f"{name}-{index}"
             labels[INDEX] = str(index)
             spec.setdefault("hostname", stem)
-            variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
-            for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
+            for container in spec["containers"]:
+                variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
                 container["env"] = [*(container.get("env") or []), variable]
-        owner = {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "name": name,
-            "uid": uid_of(job),
-            "controller": True,
-            "blockOwnerDeletion": True,
-        }
+        owner = {"name": name, "uid": uid_of(job), "controller": True}
         metadata = {
             "name": f"{stem}-{name_suffix()}",
             "generateName": f"{stem}-",
             "labels": labels,
             "annotations": given.get("annotations") or {},
-            "ownerReferences": [owner],
+            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", **owner}],
         }
         pod = self._pods.add(admit_pod({"metadata": metadata, "spec": spec}, namespace))
         self._events.emit(job, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
         self._kubelet.sync(pod)
         return self._pods.current(pod)
 
-    def _conclude(
-        self, job: Json, active: list[Json], kind: str, reason: str, message: str
-    ) -> None:
+    def _conclude(self, job: Json, kind: str, reason: str, message: str) -> None:
         status = {k: v for k, v in job["status"].items() if k not in ("active", "ready")}
         if kind == "Complete":
             status["completionTime"] = now()
         status["conditions"] = [job_condition(kind, reason, message)]
         self._update(job, status)
-        for pod in active:
-            self._kubelet.delete(pod, None)
-        log.info("job %s: %s (%s)", "/".join(key_of(job)), kind, reason)
+        for pod in self._pods_of(job):
+            if not is_finished(pod):
+                self._kubelet.delete(pod, None)
+        log.info("job %s: %s (%s)", describe(job), kind, reason)
         event = "Completed" if kind == "Complete" else reason
         self._events.emit(job, event, message, warning=kind == "Failed")
 
@@ -235,31 +213,8 @@ def is_concluded(job: Json) -> bool:
 
 def job_condition(kind: str, reason: str, message: str) -> Json:
     """Return the condition that concludes a job."""
-    return {
-        "type": kind,
-        "status": "True",
-        "reason": reason,
-        "message": message,
-        "lastProbeTime": now(),
-        "lastTransitionTime": now(),
-    }
-
-
-def completed_indexes(job: Json) -> set[int | None]:
-    """Return the indexes of an Indexed job that have succeeded."""
-    done: set[int | None] = set()
-    for part in filter(None, job["status"].get("completedIndexes", "").split(",")):
-        first, _, last = part.partition("-")
-        done.update(range(int(first), int(last or first) + 1))
-    return done
-
-
-def _is_complete(job: Json, active: int) -> bool:
-    succeeded = job["status"].get("succeeded", 0)
-    completions = job["spec"].get("completions")
-    if completions is None:
-        return bool(succeeded and not active)
-    return bool(succeeded >= completions)
+    texts = {"type": kind, "status": "True", "reason": reason, "message": message}
+    return {**texts, "lastProbeTime": now(), "lastTransitionTime": now()}
 
 
 def _index_of(pod: Json) -> int | None:
@@ -268,18 +223,14 @@ def _index_of(pod: Json) -> int | None:
 
 
 def _owner_of(pod: Json) -> str | None:
-    for owner in pod["metadata"].get("ownerReferences") or []:
-        if owner.get("controller"):
-            return str(owner["uid"])
-    return None
+    owners = pod["metadata"].get("ownerReferences") or []
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), None)
 
 
-def _ranges(indexes: set[int | None]) -> str:
+def _ranges(indexes: set[int]) -> str:
     """Write indexes as Kubernetes does: `0-2,4`."""
-    parts: list[list[int]] = []
-    for index in sorted(index for index in indexes if index is not None):
-        if parts and parts[-1][-1] == index - 1:
-            parts[-1] = [parts[-1][0], index]
-        else:
-            parts.append([index])
-    return ",".join("-".join(map(str, part)) for part in parts)
+    parts = []
+    for _, run in itertools.groupby(enumerate(sorted(indexes)), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        parts.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]))
+    return ",".join(parts)

@@ -11,10 +11,10 @@ import json
 
 from aiohttp import web
 
-from localpods.collection import Collection
+from localpods.collection import Collection, version_of
 from localpods.objects import Json
 from localpods.replies import bad_request, flag, whole_number
-from localpods.selectors import FIELDS, Selector, parse_fields, parse_labels
+from localpods.selectors import Selector
 from localpods.tables import as_table
 
 
@@ -26,32 +26,21 @@ def send_object(request: web.Request, collection: Collection, obj: Json) -> web.
 
 
 async def send_list_or_watch(request: web.Request, collection: Collection) -> web.StreamResponse:
-    """Reply to a list request, or to a watch.
-
-    Args:
-        request: the request; without a namespace in its path it asks for all namespaces.
-        collection: the objects.
-
-    Returns:
-        The list, or the stream of changes once it has ended.
-    """
+    """Reply to a list request or a watch; without a namespace it asks for all."""
     namespace = request.match_info.get("namespace")
-    selector = Selector(
-        parse_labels(request.query.get("labelSelector", "")),
-        parse_fields(request.query.get("fieldSelector", ""), FIELDS[collection.kind]),
-    )
+    labels, fields = (request.query.get(f"{name}Selector", "") for name in ("label", "field"))
+    selector = Selector(labels, fields, collection.kind)
     if flag(request, "watch"):
         return await _watch(request, collection, namespace, selector)
     found = collection.select(namespace, selector)
     if _wants_table(request):
         return web.json_response(as_table(collection.kind, found, collection.version))
+    # Of the API that is asked: /api/v1/… or /apis/batch/v1/….
+    version = "batch/v1" if request.path.startswith("/apis/batch/") else "v1"
+    metadata = {"resourceVersion": str(collection.version)}
+    kind = f"{collection.kind}List"
     return web.json_response(
-        {
-            "kind": f"{collection.kind}List",
-            "apiVersion": collection.api_version,
-            "metadata": {"resourceVersion": collection.version},
-            "items": found,
-        }
+        {"kind": kind, "apiVersion": version, "metadata": metadata, "items": found}
     )
 
 
@@ -65,16 +54,12 @@ async def _watch(
     since = int(text) if text not in ("", "0") else None
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
-    columns = True
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(whole_number(request, "timeoutSeconds")):
             async for change, obj in collection.watch(namespace, selector, since):
-                shown = obj
                 if _wants_table(request):
-                    version = obj["metadata"]["resourceVersion"]
-                    shown = as_table(collection.kind, [obj], version, columns=columns)
-                    columns = False
-                line = json.dumps({"type": change, "object": shown})
+                    obj = as_table(collection.kind, [obj], version_of(obj))  # noqa: PLW2901
+                line = json.dumps({"type": change, "object": obj})
                 await response.write(f"{line}\n".encode())
     return response
 

@@ -6,7 +6,6 @@ import asyncio
 import datetime
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 # Read at once; a long log must not delay the other requests.
@@ -57,72 +56,43 @@ class LogWriter:
             return
 
 
-@dataclass(frozen=True)
-class LogQuery:
-    """The part of a log that a client asks for.
-
-    Attributes:
-        follow: continue until the container has ended.
-        timestamps: send the time before each line.
-        since: the time of the first line, as `log_time` writes it.
-        tail: the number of last lines.
-        limit: the number of bytes.
-    """
-
-    follow: bool = False
-    timestamps: bool = False
-    since: str | None = None
-    tail: int | None = None
-    limit: int | None = None
-
-
-async def read_log(path: Path, query: LogQuery, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def read_log(
+    path: Path,
+    ended: Callable[[], bool],
+    *,
+    follow: bool = False,
+    timestamps: bool = False,
+    since: str = "",
+    tail: int | None = None,
+) -> AsyncIterator[bytes]:
     """Yield a log in pieces of whole lines.
 
     Args:
         path: the log file.
-        query: the part of it to send.
         ended: returns True once nothing is written any more.
-
-    Yields:
-        Bytes to send.
+        follow: True to continue until then.
+        timestamps: True to send the time before each line.
+        since: the time of the first line, as `log_time` writes it.
+        tail: the number of last lines to send; None for all.
     """
     if not path.exists():
         return
-    left = query.limit
     with path.open("rb") as file:
-        if query.tail is not None:
-            last_lines = deque(file, query.tail)
+        if tail is not None:
+            last_lines = deque(file, tail)
             file.seek(file.tell() - sum(map(len, last_lines)))
         half = b""
         while True:
             # Asked before reading: what has been written until then is still read.
-            last = ended() or not query.follow
+            last = ended() or not follow
             if data := file.read(_BLOCK):
                 *lines, half = (half + data).split(b"\n")
-                piece = b"".join(_shown(line + b"\n", query) for line in lines)
-                if left is not None:
-                    piece = piece[:left]
-                    left -= len(piece)
-                if piece:
+                lines = [line for line in lines if line[:_STAMP_LENGTH] >= since.encode()]
+                start = 0 if timestamps else _STAMP_LENGTH
+                if piece := b"".join(line[start:] + b"\n" for line in lines):
                     yield piece
-                if left == 0:
-                    return
                 await asyncio.sleep(0)
             elif last:
                 return
             else:
                 await asyncio.sleep(_POLL_S)
-
-
-def tail_of(path: Path, count: int) -> str:
-    """Return the last lines of a log, without times."""
-    with path.open("rb") as file:
-        lines = [line[_STAMP_LENGTH:] for line in deque(file, count)]
-    return b"".join(lines).decode("utf-8", errors="replace").rstrip("\n")
-
-
-def _shown(line: bytes, query: LogQuery) -> bytes:
-    if query.since is not None and line[: _STAMP_LENGTH - 1] < query.since.encode():
-        return b""
-    return line if query.timestamps else line[_STAMP_LENGTH:]

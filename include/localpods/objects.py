@@ -9,7 +9,6 @@ from typing import Any
 # A Kubernetes object as it is sent: JSON with camelCase keys.
 Json = dict[str, Any]
 
-TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 NODE_NAME = "localpods"
 LOOPBACK = "127.0.0.1"
 
@@ -50,7 +49,7 @@ def phase_of(pod: Json) -> str:
 
 def is_finished(pod: Json) -> bool:
     """Return True if a pod has succeeded or failed."""
-    return phase_of(pod) in TERMINAL_PHASES
+    return phase_of(pod) in ("Succeeded", "Failed")
 
 
 def is_deleting(obj: Json) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from localpods.containers import ContainerRun
 from localpods.objects import LOOPBACK, Json, now
 
-_CONDITIONS = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
 # The reason and message of a pod that was ended as a whole, by the cause.
 _ENDINGS = {
     "deadline": (
@@ -20,40 +19,19 @@ _LOST = "the server that ran the pod has ended"
 
 
 def pod_status(pod: Json, runs: Mapping[str, ContainerRun]) -> Json:
-    """Return a pod's status.
-
-    Args:
-        pod: a pod that has been scheduled.
-        runs: the runs of its containers by name; a container that has not begun may be missing.
-
-    Returns:
-        The status object; parts that have not changed keep their times.
-    """
-    old, spec = pod["status"], pod["spec"]
-    init = [_container(c, runs.get(c["name"]), init=True) for c in spec.get("initContainers") or []]
-    main = [_container(c, runs.get(c["name"]), init=False) for c in spec["containers"]]
-    initialized = all(_exit_code(status) == 0 for status in init)
-    if not initialized:
-        for container in main:
-            if "waiting" in container["state"]:
-                container["state"] = {"waiting": {"reason": "PodInitializing"}}
+    """Return the status of a scheduled pod from the runs of its containers, by name."""
+    containers = [_container(spec, runs.get(spec["name"])) for spec in pod["spec"]["containers"]]
     status: Json = {
-        "phase": _phase(init, main),
+        **pod["status"],
+        "phase": _phase(containers),
         "hostIP": LOOPBACK,
         "podIP": LOOPBACK,
         "podIPs": [{"ip": LOOPBACK}],
-        "startTime": old.get("startTime") or now(),
-        "containerStatuses": main,
-        "qosClass": "BestEffort",
+        "containerStatuses": containers,
     }
-    if init:
-        status["initContainerStatuses"] = init
     for run in runs.values():
         if run.exit and run.cause in _ENDINGS:
             status |= fail(*_ENDINGS[run.cause])
-    ready = initialized and all(container["ready"] for container in main)
-    truths = dict(zip(_CONDITIONS, (True, initialized, ready, ready), strict=True))
-    status["conditions"] = [condition(old, kind, truth) for kind, truth in truths.items()]
     return status
 
 
@@ -63,47 +41,25 @@ def fail(reason: str, message: str) -> Json:
 
 
 def lost(pod: Json) -> Json:
-    """Return the status of an unfinished pod whose server has ended, by force or not."""
+    """Return the status of an unfinished pod whose server has ended."""
     status = {**pod["status"], **fail("NodeLost", _LOST)}
-    ended = {"exitCode": 137, "reason": "ContainerStatusUnknown", "message": _LOST}
-    for group in ("initContainerStatuses", "containerStatuses"):
-        status[group] = [
-            {
-                **container,
-                "ready": False,
-                "state": {
-                    "terminated": {
-                        "startedAt": container["state"]["running"]["startedAt"],
-                        "finishedAt": now(),
-                        **ended,
-                    }
-                },
-            }
-            if "running" in container["state"]
-            else container
-            for container in status.get(group) or []
-        ]
+    end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "finishedAt": now()}
+    status["containerStatuses"] = [
+        {**container, "ready": False, "state": {"terminated": {**running, **end}}}
+        if (running := container["state"].get("running"))
+        else container
+        for container in status.get("containerStatuses") or []
+    ]
     return status
 
 
-def condition(old: Json, kind: str, truth: bool, reason: str = "", message: str = "") -> Json:
-    """Return a condition; it keeps the time of its last change.
-
-    Args:
-        old: the status before.
-        kind: the condition's type.
-        truth: True if it is met.
-        reason: a word why it is not.
-        message: a sentence why it is not.
-    """
-    text = "True" if truth else "False"
-    same = (c for c in old.get("conditions") or [] if (c["type"], c["status"]) == (kind, text))
-    since = next((former["lastTransitionTime"] for former in same), now())
-    result = {"type": kind, "status": text, "lastTransitionTime": since}
-    return {**result, "reason": reason, "message": message} if reason else result
+def scheduled(truth: bool, reason: str = "", message: str = "") -> Json:
+    """Return the condition that says that a pod can run, or why it cannot yet."""
+    state = {"type": "PodScheduled", "status": str(truth), "lastTransitionTime": now()}
+    return {**state, "reason": reason, "message": message} if reason else state
 
 
-def _container(spec: Json, run: ContainerRun | None, *, init: bool) -> Json:
+def _container(spec: Json, run: ContainerRun | None) -> Json:
     state = _state(spec, run)
     running = "running" in state
     return {
@@ -111,16 +67,16 @@ def _container(spec: Json, run: ContainerRun | None, *, init: bool) -> Json:
         "image": spec["image"],
         "imageID": "",
         "restartCount": 0,
-        "lastState": {},
         "state": state,
-        "started": running,
-        "ready": _exit_code({"state": state}) == 0 if init else running,
+        "ready": running,
     }
 
 
 def _state(spec: Json, run: ContainerRun | None) -> Json:
-    if run is not None and run.exit is not None:
-        message = run.message(spec.get("terminationMessagePolicy", "File"))
+    if run is None:
+        return {"waiting": {"reason": "ContainerCreating"}}
+    if run.exit is not None:
+        message = run.message()
         terminated = {
             "exitCode": run.exit.code,
             "reason": run.exit.reason,
@@ -128,22 +84,15 @@ def _state(spec: Json, run: ContainerRun | None) -> Json:
             "finishedAt": run.exit.finished_at,
         }
         return {"terminated": {**terminated, "message": message} if message else terminated}
-    if run is not None and run.started_at is not None:
+    if run.started_at is not None:
         return {"running": {"startedAt": run.started_at}}
-    if run is not None and run.waiting:
-        return {"waiting": dict(zip(("reason", "message"), run.waiting, strict=True))}
-    return {"waiting": {"reason": "ContainerCreating"}}
+    reason, message = run.waiting or ("ContainerCreating", "")
+    return {"waiting": {"reason": reason, "message": message}}
 
 
-def _phase(init: list[Json], main: list[Json]) -> str:
-    if any(_exit_code(status) not in (0, None) for status in init):
-        return "Failed"
-    codes = [_exit_code(status) for status in main]
-    if all(code is not None for code in codes):
-        return "Succeeded" if all(code == 0 for code in codes) else "Failed"
-    return "Pending" if all("waiting" in status["state"] for status in main) else "Running"
-
-
-def _exit_code(status: Json) -> int | None:
-    terminated = status["state"].get("terminated")
-    return None if terminated is None else int(terminated["exitCode"])
+def _phase(containers: list[Json]) -> str:
+    states = [container["state"] for container in containers]
+    if all("terminated" in state for state in states):
+        failed = any(state["terminated"]["exitCode"] for state in states)
+        return "Failed" if failed else "Succeeded"
+    return "Pending" if all("waiting" in state for state in states) else "Running"

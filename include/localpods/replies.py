@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
 
 from aiohttp import web
 
@@ -17,26 +16,18 @@ _PATCHABLE = ("labels", "annotations")
 class ApiError(Exception):
     """An error that the client receives as a Kubernetes `Status` object."""
 
-    def __init__(
-        self, code: int, reason: str, message: str, details: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, code: int, reason: str, message: str, details: Json | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.reason = reason
-        self.message = message
-        self.details = details
-
-    def status(self) -> Json:
-        """Return the `Status` object to send."""
-        return {
+        self.status: Json = {
             "kind": "Status",
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
-            "message": self.message,
-            "reason": self.reason,
-            "code": self.code,
-            **({"details": self.details} if self.details else {}),
+            "message": message,
+            "reason": reason,
+            "code": code,
+            "details": details or {},
         }
 
 
@@ -45,36 +36,10 @@ def bad_request(message: str) -> ApiError:
     return ApiError(400, "BadRequest", message)
 
 
-def not_found(plural: str, name: str) -> ApiError:
-    """Return the error for an object that does not exist."""
-    return ApiError(404, "NotFound", f'{plural} "{name}" not found', {"name": name, "kind": plural})
-
-
-def already_exists(plural: str, name: str) -> ApiError:
-    """Return the error for a name that is taken."""
-    return ApiError(
-        409,
-        "AlreadyExists",
-        f'{plural} "{name}" already exists',
-        {"name": name, "kind": plural},
-    )
-
-
 def invalid(kind: str, name: str, field: str, why: str) -> ApiError:
-    """Return the error for an object with an invalid field.
-
-    Args:
-        kind: the object's kind, such as `Pod`.
-        name: the object's name.
-        field: the path of the field, such as `spec.restartPolicy`.
-        why: the fault and its remedy.
-    """
-    return ApiError(
-        422,
-        "Invalid",
-        f'{kind} "{name}" is invalid: {field}: {why}',
-        {"name": name, "kind": kind, "causes": [{"field": field, "message": why}]},
-    )
+    """Return the error for an object with an invalid field, with the fault and its remedy."""
+    details = {"name": name, "kind": kind, "causes": [{"field": field, "message": why}]}
+    return ApiError(422, "Invalid", f'{kind} "{name}" is invalid: {field}: {why}', details)
 
 
 def flag(request: web.Request, name: str) -> bool:
@@ -105,22 +70,15 @@ async def read_object(request: web.Request) -> Json:
 
 
 def patched(current: Json, patch: Json) -> Json:
-    """Apply a merge patch (RFC 7386) to an object's labels and annotations.
+    """Return an object with a merge patch (RFC 7386) applied to its labels and annotations.
 
     Operators mark a pod with a label; everything else about a pod is fixed once it exists.
-
-    Returns:
-        The changed object.
 
     Raises:
         ApiError: 422 if the patch names any other field.
     """
     changes = patch.get("metadata") or {}
-    if patch.keys() - {"kind", "apiVersion", "metadata"} or changes.keys() - {
-        *_PATCHABLE,
-        "name",
-        "namespace",
-    }:
+    if patch.keys() != {"metadata"} or changes.keys() - set(_PATCHABLE):
         message = "only labels and annotations can be changed"
         raise invalid(current["kind"], current["metadata"]["name"], "patch", message)
     changed = copy.deepcopy(current)

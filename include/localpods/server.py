@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from localpods import discovery
-from localpods.collection import Collection, Versions
+from localpods.collection import Collection, resource_versions
+from localpods.containers import reap
 from localpods.events import EventLog
-from localpods.guard import start_guard
 from localpods.images import ImageMap
 from localpods.jobs import JobController, is_concluded, job_condition
 from localpods.lifecycle import Kubelet
-from localpods.objects import LOOPBACK, Json, describe, is_deleting, is_finished, uid_of
+from localpods.objects import LOOPBACK, describe, is_deleting, is_finished, uid_of
 from localpods.pod_status import lost
-from localpods.processes import kill_marked
+from localpods.processes import kill_marked, start_guard
 from localpods.replies import ApiError
 from localpods.routes import Routes
-from localpods.state import SetupError, StateDir, read_json, remove_tree, write_json
+from localpods.state import SetupError, StateDir, read_json, write_private
 from localpods.tls import server_context, write_kubeconfig
 
 log = logging.getLogger("localpods")
 
-_OPEN_PATHS = frozenset({"/readyz", "/livez", "/healthz", "/version"})
+# Replies to what kubectl asks before its first request: the API's version, groups and resources.
+# Its OpenAPI documents hold no more than kubectl needs to leave the validation of a file to the
+# server (`kubectl create -f`).
+_DOCUMENTS = json.loads(resources.files("localpods").joinpath("discovery.json").read_text())
+_OPEN_PATHS = frozenset({"/readyz", "/version"})
 _HOSTS = frozenset({LOOPBACK, "localhost"})
 _TICK_S = 0.1
 # The limit of a cluster's API server.
@@ -39,66 +43,45 @@ _BODY_LIMIT = 3 << 20
 _GUARD_LIMIT_S = 10.0
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a server.
-
-    Attributes:
-        state: the state folder.
-        images: the file with the image map.
-        port: the port; None for that of the last start, or any free one.
-        gpus: the number of GPUs to hand out.
-        grace: the seconds that pods have to end when the server ends.
-    """
-
-    state: StateDir
-    images: Path
-    port: int | None
-    gpus: int
-    grace: float
-
-
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then end all pods.
+def serve(state: StateDir, images: Path, port: int | None, gpus: int, grace: float) -> None:
+    """Serve until SIGTERM or SIGINT, then end all pods; the options are those of the command.
 
     Raises:
         SetupError: if it cannot start.
     """
-    settings.state.prepare()
-    with settings.state.locked():
+    state.prepare()
+    with state.lock():
         # Of a former server that was killed together with its guard.
-        kill_marked(settings.state.pods)
-        guard = start_guard(settings.state.pods)
+        kill_marked(state.pods)
+        guard = start_guard(state.pods)
         try:
-            asyncio.run(_serve(settings))
+            asyncio.run(_serve(state, ImageMap(images), port, gpus, grace))
         finally:
             guard.communicate(timeout=_GUARD_LIMIT_S)
 
 
-async def _serve(settings: Settings) -> None:
-    state = settings.state
-    cluster = Cluster(state, ImageMap(settings.images), settings.gpus)
+async def _serve(
+    state: StateDir, images: ImageMap, port: int | None, gpus: int, grace: float
+) -> None:
+    cluster = Cluster(state, images, gpus)
+    # A client that is gone ends its watch or log, and a server that ends does not wait.
     runner = web.AppRunner(
-        cluster.application(state.token()),
-        access_log=None,
-        # A client that is gone ends its watch or log, and a server that ends does not wait.
-        handler_cancellation=True,
-        shutdown_timeout=0.5,
+        cluster.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5
     )
     await runner.setup()
-    port = await _listen(runner, state, settings.port)
+    port = await _listen(runner, state, port)
     write_kubeconfig(state, port)
-    write_json(state.server_file, {"pid": os.getpid(), "port": port})
+    write_private(state.server_file, json.dumps({"pid": os.getpid(), "port": port}))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    loop.add_signal_handler(signal.SIGCHLD, cluster.kubelet.reaper.reap)
+    loop.add_signal_handler(signal.SIGCHLD, reap)
     log.info("serving on https://%s:%d, kubeconfig %s", LOOPBACK, port, state.kubeconfig)
     try:
         await cluster.run(stopped)
     finally:
-        await cluster.kubelet.shut_down(settings.grace)
+        await cluster.kubelet.shut_down(grace)
         await runner.cleanup()
 
 
@@ -121,28 +104,25 @@ class Cluster:
 
     def __init__(self, state: StateDir, images: ImageMap, gpus: int) -> None:
         self._state = state
-        versions = Versions()
-        self._removals: set[asyncio.Future[None]] = set()
-        self._pods = Collection("Pod", "v1", "pods", versions, self._persist_pod)
-        self._jobs = Collection("Job", "batch/v1", "jobs", versions, self._persist_job)
-        events = EventLog(versions)
+        next_version = resource_versions()
+        self._pods = Collection("Pod", next_version, state)
+        self._jobs = Collection("Job", next_version, state)
+        events = EventLog(next_version)
         self.kubelet = Kubelet(state, self._pods, events, images, gpus)
         self._controller = JobController(self._jobs, self._pods, events, self.kubelet)
-        self._routes = Routes(state, self._pods, self._jobs, events, self.kubelet, self._controller)
+        self._routes = Routes(
+            state, self._pods, self._jobs, events.collection, self.kubelet, self._controller
+        )
         self._load()
 
-    def application(self, token: str) -> web.Application:
-        """Return the HTTP application.
-
-        Args:
-            token: the bearer token that requests must carry.
-        """
+    def application(self) -> web.Application:
+        """Return the HTTP application."""
         app = web.Application(
-            middlewares=[_errors, _authentication(token)], client_max_size=_BODY_LIMIT
+            middlewares=[_errors, _authentication(self._state.token())],
+            client_max_size=_BODY_LIMIT,
         )
-        for path in ("/readyz", "/livez", "/healthz"):
-            app.router.add_get(path, _ready)
-        discovery.register(app.router)
+        for path in _DOCUMENTS:
+            app.router.add_get(path, _discovery)
         self._routes.register(app.router)
         return app
 
@@ -159,35 +139,20 @@ class Cluster:
 
     def _load(self) -> None:
         """Take over what a former server has saved; what it left unfinished has failed."""
-        for pod in self._state.load_pods():
-            if is_deleting(pod):
-                self._persist_pod(pod, None)
-                continue
-            self._state.drop_temp(uid_of(pod))
-            if not is_finished(pod):
-                log.warning("pod %s: its server has ended", describe(pod))
-                pod = {**pod, "status": lost(pod)}  # noqa: PLW2901
-            self._pods.add(pod)
-        for job in self._state.load_jobs():
-            if not is_concluded(job):
-                message = "the server that ran the job has ended"
-                job["status"]["conditions"] = [job_condition("Failed", "NodeLost", message)]
-            self._jobs.add(job)
-
-    def _persist_pod(self, before: Json | None, after: Json | None) -> None:
-        if after is not None:
-            self._state.save_pod(after)
-        elif before is not None and (folder := self._state.drop_pod(uid_of(before))):
-            # Deleting large files must not delay the other requests.
-            removal = asyncio.get_running_loop().run_in_executor(None, remove_tree, folder)
-            self._removals.add(removal)
-            removal.add_done_callback(self._removals.discard)
-
-    def _persist_job(self, before: Json | None, after: Json | None) -> None:
-        if after is not None:
-            self._state.save_job(after)
-        elif before is not None:
-            self._state.drop_job(uid_of(before))
+        for obj in self._state.load():
+            if is_deleting(obj):
+                self._state.drop(uid_of(obj))
+            elif obj["kind"] == "Job":
+                if not is_concluded(obj):
+                    message = "the server that ran the job has ended"
+                    obj["status"]["conditions"] = [job_condition("Failed", "NodeLost", message)]
+                self._jobs.add(obj)
+            else:
+                self._state.drop_temp(uid_of(obj))
+                if not is_finished(obj):
+                    log.warning("pod %s: its server has ended", describe(obj))
+                    obj["status"] = lost(obj)
+                self._pods.add(obj)
 
 
 def _authentication(token: str) -> Middleware:
@@ -218,20 +183,17 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except ApiError as caught:
         error = caught
-    except web.HTTPNotFound:
-        error = ApiError(404, "NotFound", "the server could not find the requested resource")
-    except web.HTTPMethodNotAllowed:
-        error = ApiError(405, "MethodNotAllowed", "the server does not allow this method")
-    except web.HTTPRequestEntityTooLarge:
-        error = ApiError(413, "RequestEntityTooLarge", f"at most {_BODY_LIMIT} bytes")
+    except web.HTTPException as caught:
+        # No such path or method, or too long a body.
+        error = ApiError(caught.status, caught.reason.replace(" ", ""), caught.text or "")
     except (ConnectionResetError, asyncio.CancelledError):
         # The client has disconnected in the middle of a stream.
         raise
     except Exception:
         log.exception("%s %s", request.method, request.path)
         error = ApiError(500, "InternalError", "an internal error: see the log of localpods")
-    return web.json_response(error.status(), status=error.code)
+    return web.json_response(error.status, status=error.code)
 
 
-async def _ready(request: web.Request) -> web.Response:
-    return web.Response(text="ok")
+async def _discovery(request: web.Request) -> web.Response:
+    return web.json_response(_DOCUMENTS[request.path])

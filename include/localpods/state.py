@@ -9,9 +9,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from localpods.objects import Json
 
@@ -19,14 +19,11 @@ _PRIVATE_FOLDER = 0o700
 _PRIVATE_FILE = 0o600
 # The name of macOS's temporary folder alone takes half of the length that a socket path may have.
 _SHORT_PATH = 30
+_OBJECT = "object.json"
 
 
 class SetupError(Exception):
     """The server cannot start as asked; the message says why and what to do."""
-
-
-class SecretError(Exception):
-    """A secret is missing or is not kept safely; the message never contains a value."""
 
 
 def write_private(path: Path, content: str) -> None:
@@ -36,11 +33,6 @@ def write_private(path: Path, content: str) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(content)
     temporary.replace(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that only its owner can read, completely or not at all."""
-    write_private(path, json.dumps(content))
 
 
 def read_json(path: Path) -> Json | None:
@@ -75,64 +67,35 @@ class StateDir:
         self.server_file = self.root / "server.json"
         self.pods = self.root / "pods"
         self._token_file = self.root / "token"
-        self._jobs = self.root / "jobs"
         self._trash = self.root / "trash"
 
     def prepare(self) -> None:
         """Create what is missing."""
         remove_tree(self._trash)
-        for folder in (self.root, self.pods, self._jobs, self._trash):
+        for folder in (self.root, self.pods, self._trash):
             folder.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
         self.root.chmod(_PRIVATE_FOLDER)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one server; the lock ends with the process, however it ends.
+    def lock(self) -> IO[str]:
+        """Lock the folder for one server, until the file is closed or the process has ended.
 
         Raises:
-            SetupError: if another server holds it.
+            SetupError: if another server has locked it.
         """
-        with (self.root / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                server = read_json(self.server_file) or {}
-                raise SetupError(
-                    f"{self.root} is already served by process {server.get('pid')} on port "
-                    f"{server.get('port')}: use that one, or stop it first"
-                ) from None
-            yield
+        file = (self.root / "lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = (read_json(self.server_file) or {}).get("pid")
+            why = f"{self.root} is already served by process {pid}: use that or stop it first"
+            raise SetupError(why) from None
+        return file
 
     def token(self) -> str:
         """Return the bearer token; it is created once, so that clients can reconnect."""
         if not self._token_file.exists():
             write_private(self._token_file, secrets.token_urlsafe(32))
         return self._token_file.read_text(encoding="ascii").strip()
-
-    def secret(self, namespace: str, name: str) -> dict[str, str] | None:
-        """Return the keys and values of a secret, or None if there is no such secret.
-
-        The file is `{"name": {"key": "value"}}`; `"namespace/name"` takes precedence over
-        `"name"`.
-
-        Raises:
-            SecretError: if others can read the file, or it does not have that shape.
-        """
-        if not self.secrets_file.exists():
-            return None
-        if self.secrets_file.stat().st_mode & 0o077:
-            raise SecretError(f"{self.secrets_file} must be readable by its owner only: chmod 600")
-        try:
-            content = read_json(self.secrets_file) or {}
-        except (ValueError, AssertionError):
-            # The parser's message could quote a value.
-            raise SecretError(f"{self.secrets_file} is not a JSON object") from None
-        found = content.get(f"{namespace}/{name}", content.get(name))
-        if found is not None and not (
-            isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
-        ):
-            raise SecretError(f'{self.secrets_file}: "{name}" must map keys to strings')
-        return found
 
     def pod_dir(self, uid: str) -> Path:
         """Return a pod's folder."""
@@ -163,37 +126,20 @@ class StateDir:
             remove_tree(link.readlink())
             link.unlink()
 
-    def save_pod(self, pod: Json) -> None:
-        """Save a pod."""
-        folder = self.pod_dir(pod["metadata"]["uid"])
+    def save(self, obj: Json) -> None:
+        """Save a pod or job."""
+        folder = self.pod_dir(obj["metadata"]["uid"])
         folder.mkdir(mode=_PRIVATE_FOLDER, exist_ok=True)
-        write_json(folder / "pod.json", pod)
+        write_private(folder / _OBJECT, json.dumps(obj))
 
-    def drop_pod(self, uid: str) -> Path | None:
-        """Forget a pod and return the folder that is left to delete, which may take long."""
+    def drop(self, uid: str) -> None:
+        """Forget a pod or job; its files are deleted in the background, which may take long."""
         self.drop_temp(uid)
-        try:
-            return self.pod_dir(uid).rename(self._trash / uid)
-        except FileNotFoundError:
-            return None
+        with contextlib.suppress(FileNotFoundError):
+            rubbish = self.pod_dir(uid).rename(self._trash / uid)
+            threading.Thread(target=remove_tree, args=(rubbish,)).start()
 
-    def save_job(self, job: Json) -> None:
-        """Save a job."""
-        write_json(self._jobs / f"{job['metadata']['uid']}.json", job)
-
-    def drop_job(self, uid: str) -> None:
-        """Forget a job."""
-        (self._jobs / f"{uid}.json").unlink(missing_ok=True)
-
-    def load_pods(self) -> list[Json]:
-        """Return all saved pods, oldest first."""
-        return _in_order(self.pods.glob("*/pod.json"))
-
-    def load_jobs(self) -> list[Json]:
-        """Return all saved jobs, oldest first."""
-        return _in_order(self._jobs.glob("*.json"))
-
-
-def _in_order(paths: Iterator[Path]) -> list[Json]:
-    objects = [obj for obj in map(read_json, paths) if obj is not None]
-    return sorted(objects, key=lambda obj: str(obj["metadata"]["creationTimestamp"]))
+    def load(self) -> list[Json]:
+        """Return all saved pods and jobs, oldest first."""
+        objects = [json.loads(path.read_text()) for path in self.pods.glob(f"*/{_OBJECT}")]
+        return sorted(objects, key=lambda obj: str(obj["metadata"]["creationTimestamp"]))

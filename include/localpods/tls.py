@@ -1,7 +1,7 @@
-"""The server's certificate and the kubeconfig that carries its trust to clients.
+"""The server's certificate and the kubeconfig that makes clients trust it.
 
 kubectl sends a bearer token over TLS only. The certificate is signed by an authority that is
-created with it and whose key is thrown away: clients trust this one certificate and no other. It
+created with it and whose key is discarded: clients trust this one certificate and no other. It
 is kept in the state folder, so that clients stay connected over a restart of the server.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import datetime
 import ipaddress
+import json
 import ssl
 
 from cryptography import x509
@@ -18,12 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from localpods.objects import LOOPBACK
-from localpods.state import StateDir, write_json, write_private
+from localpods.state import StateDir, write_private
 
 _VALID = datetime.timedelta(days=3650)
 # A certificate that ends sooner than this is replaced at the start of the server.
 _RENEWED_BEFORE = datetime.timedelta(days=365)
 _BEGIN = "-----BEGIN CERTIFICATE-----"
+_ISSUER = "localpods authority"
+_USAGES = (
+    "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
+    "key_cert_sign crl_sign encipher_only decipher_only"
+).split()
 
 
 def server_context(state: StateDir) -> ssl.SSLContext:
@@ -36,100 +42,72 @@ def server_context(state: StateDir) -> ssl.SSLContext:
     return context
 
 
-def authority(state: StateDir) -> str:
-    """Return the certificate that clients verify the server with, as PEM."""
-    text = state.certificate.read_text(encoding="ascii")
-    return text[text.rindex(_BEGIN) :]
-
-
 def write_kubeconfig(state: StateDir, port: int) -> None:
     """Write the kubeconfig that clients connect with; JSON is valid YAML."""
     cluster = {
         "server": f"https://{LOOPBACK}:{port}",
-        "certificate-authority-data": base64.b64encode(authority(state).encode()).decode(),
+        "certificate-authority-data": base64.b64encode(_authority(state)).decode(),
     }
     name = "localpods"
-    write_json(
-        state.kubeconfig,
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": name,
-            "clusters": [{"name": name, "cluster": cluster}],
-            "users": [{"name": name, "user": {"token": state.token()}}],
-            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        },
-    )
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": name,
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": name, "user": {"token": state.token()}}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+    }
+    write_private(state.kubeconfig, json.dumps(config))
+
+
+def _authority(state: StateDir) -> bytes:
+    text = state.certificate.read_text(encoding="ascii")
+    return text[text.rindex(_BEGIN) :].encode()
 
 
 def _is_valid(state: StateDir) -> bool:
     try:
-        certificate = x509.load_pem_x509_certificate(authority(state).encode())
+        end = x509.load_pem_x509_certificate(_authority(state)).not_valid_after_utc
     except (OSError, ValueError):
         return False
-    return certificate.not_valid_after_utc - _now() > _RENEWED_BEFORE
+    return end - datetime.datetime.now(datetime.UTC) > _RENEWED_BEFORE
 
 
 def _create() -> str:
     """Return a private key, its certificate and the certificate's authority, as PEM."""
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority_id = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
-    issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id)
     names = [x509.IPAddress(ipaddress.ip_address(LOOPBACK)), x509.DNSName("localhost")]
-    issuer = (
-        _builder("localpods authority", authority_key)
+    authority = (
+        _unsigned(_ISSUER, authority_key, "key_cert_sign", "crl_sign")
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
-    server = (
-        _builder("localpods", key)
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    certificate = (
+        _unsigned("localpods", key, "digital_signature")
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(issuer_id, critical=False)
+        .add_extension(issuer, critical=False)
         .sign(authority_key, hashes.SHA256())
     )
+    pem = serialization.Encoding.PEM
     private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    certificates = [c.public_bytes(serialization.Encoding.PEM) for c in (server, issuer)]
-    return b"".join([private, *certificates]).decode()
+    return b"".join([private, certificate.public_bytes(pem), authority.public_bytes(pem)]).decode()
 
 
-def _builder(name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    def subject(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    start = _now() - datetime.timedelta(days=1)
+def _unsigned(name: str, key: ec.EllipticCurvePrivateKey, *usages: str) -> x509.CertificateBuilder:
+    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     return (
         x509.CertificateBuilder()
-        .subject_name(subject(name))
-        .issuer_name(subject("localpods authority"))
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _ISSUER)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + _VALID)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.KeyUsage(**{u: u in usages for u in _USAGES}), critical=True)
     )
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)

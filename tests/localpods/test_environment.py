@@ -12,7 +12,12 @@ from localpods.environment import ContainerConfigError, build_command
 from localpods.images import Image
 from localpods.state import StateDir
 
-IMAGE = Image(path_prepend=("/opt/ml/bin",), entrypoint=("tuneline",), cmd=("--help",))
+IMAGE = Image(
+    path_prepend=("/opt/ml/bin",),
+    env={"A": "map", "B": "map"},
+    entrypoint=("tuneline",),
+    cmd=("--help",),
+)
 
 
 def build(state: StateDir, container: dict[str, Any], **metadata: Any) -> Any:
@@ -21,14 +26,7 @@ def build(state: StateDir, container: dict[str, Any], **metadata: Any) -> Any:
         "spec": {"containers": [{"name": "base", **container}]},
     }
     state.pod_dir("u" * 36).mkdir(exist_ok=True)
-    return build_command(
-        pod,
-        pod["spec"]["containers"][0],
-        image=IMAGE,
-        defaults={"A": "map", "B": "map"},
-        termination_message=Path("/message"),
-        state=state,
-    )
+    return build_command(pod, pod["spec"]["containers"][0], IMAGE, Path("/message"), state)
 
 
 @pytest.fixture

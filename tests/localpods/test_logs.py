@@ -6,17 +6,18 @@ import asyncio
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes import client
 from tests.lab.pods import NAMESPACE, Api, state_of
 
-from localpods.logs import LogQuery, LogWriter, log_time, read_log
+from localpods.logs import LogWriter, log_time, read_log
 
 
-def read(path: Path, **query: object) -> bytes:
+def read(path: Path, **query: Any) -> bytes:
     async def collect() -> bytes:
-        pieces = read_log(path, LogQuery(**query), lambda: True)
+        pieces = read_log(path, lambda: True, **query)
         return b"".join([piece async for piece in pieces])
 
     return asyncio.run(collect())
@@ -49,11 +50,6 @@ def test_since(log: Path) -> None:
     lines = read(log, since=log_time(10.5)).splitlines()
     assert lines[0] == b"line 90"
     assert read(log, since=log_time(10.5), tail=3).splitlines() == lines[-3:]
-
-
-def test_limit_counts_what_is_sent(log: Path) -> None:
-    assert read(log, limit=10) == b"line 0\nlin"
-    assert len(read(log, limit=10, timestamps=True)) == 10
 
 
 def test_empty_lines_and_blanks_stay(tmp_path: Path) -> None:
@@ -111,7 +107,6 @@ def test_options_of_a_request(api: Api) -> None:
     assert api.log("options") == "one\ntwo\n"
     assert api.log("options", container="base") == "one\ntwo\n"
     assert api.log("options", tail_lines=1) == "two\n"
-    assert api.log("options", limit_bytes=2) == "on"
     assert api.log("options", since_seconds=1000) == "one\ntwo\n"
     time.sleep(1.1)
     assert api.log("options", since_seconds=1) == ""

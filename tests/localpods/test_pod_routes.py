@@ -46,15 +46,6 @@ def test_exit_code_and_termination_message(api: Api) -> None:
     assert (ended.exit_code, ended.reason, ended.message) == (75, "Error", "out of luck\n")
 
 
-def test_termination_message_falls_back_to_the_log(api: Api) -> None:
-    pod = api.run(
-        "falls-back",
-        "echo last words; exit 1",
-        container_terminationMessagePolicy="FallbackToLogsOnError",
-    )
-    assert state_of(pod).terminated.message == "last words"
-
-
 def test_signal_becomes_an_exit_code(api: Api) -> None:
     assert state_of(api.run("signalled", "kill -9 $BASHPID")).terminated.exit_code == 137
 

@@ -59,7 +59,7 @@ def test_killed_server_leaves_no_processes_and_reports_its_pods_as_failed(
 def test_next_server_ends_what_a_killed_guard_has_left(own_server: Server) -> None:
     api = Api(own_server)
     api.create("unguarded", "sleep 600")
-    [guard] = [p for p in own_server.processes() if "localpods.guard" in p.cmdline()]
+    [guard] = [p for p in own_server.processes() if "localpods.processes" in p.cmdline()]
     guard.kill()
     own_server.kill()
     left = own_server.processes()
@@ -158,7 +158,7 @@ def test_port_of_the_last_time_may_be_taken(own_server: Server) -> None:
         (None, "No such file"),
         ("{", "not JSON"),
         ("[]", 'must be an object with "images"'),
-        ('{"images": {"a": {"path": []}}}', '"a" must be an object with no keys but'),
+        ('{"images": {"a": {"path": []}}}', '"a": must be an object with no keys but'),
         ('{"images": {"a": {"path_prepend": ["bin"]}}}', "bin must be absolute"),
         ('{"images": {"a": {"env": {"X": 1}}}}', "must map names to strings"),
     ],

@@ -1,4 +1,4 @@
-"""Which GPUs each pod gets.
+"""The resources of pods: quantities such as `500m`, `2Gi` or `1e9`, memory limits, and GPUs.
 
 A pod that requests GPUs waits until enough are free and sees only its own. CPUs and memory are
 not reserved: on one machine the pool sizes of Airflow decide how much runs at once.
@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from localpods.objects import Json
-from localpods.quantities import parse_quantity
 
 GPU_RESOURCE = "nvidia.com/gpu"
 # Records a pod's GPUs; it is not written on a machine without any.
 GPU_ANNOTATION = "localpods/gpus"
 _UNCOUNTED = {"cpu", "memory", "ephemeral-storage"}
+_SCALES = {
+    "": Decimal(1),
+    **{letter: Decimal(1000) ** power for letter, power in zip("num", (-3, -2, -1), strict=True)},
+    **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
+    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
+}
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:([eE][+-]?\d+)|([A-Za-z]*))")
 
 
 class Unschedulable(Exception):
     """A pod's devices are not available now; the message is the one of a cluster's scheduler."""
+
+
+def parse_quantity(value: object) -> Decimal:
+    """Return a quantity in units (CPUs, bytes, devices).
+
+    Raises:
+        ValueError: if the value is not a quantity.
+    """
+    match = _QUANTITY.fullmatch(str(value).strip())
+    if match is None or (match.group(3) or "") not in _SCALES:
+        raise ValueError(f"{value!r} is not a quantity such as 500m, 2 or 4Gi")
+    number, exponent, suffix = match.groups()
+    return Decimal(number + (exponent or "")) * _SCALES[suffix or ""]
 
 
 def count_gpus() -> int:
@@ -30,15 +50,7 @@ def count_gpus() -> int:
 
 
 def choose_gpus(pod: Json, running: Iterable[Json], total: int) -> list[str]:
-    """Choose GPUs for a pod.
-
-    Args:
-        pod: the pod to start.
-        running: the pods that hold GPUs.
-        total: the number of GPUs of this machine.
-
-    Returns:
-        The indexes of the pod's GPUs.
+    """Return the indexes of GPUs that a pod can have beside the running ones.
 
     Raises:
         Unschedulable: if too few GPUs are free, or the pod requests another kind of device.
