@@ -14,14 +14,18 @@ airflow=("$@")
 marks=()
 [[ $which == fast ]] && marks=(-m "not stack and not slow")
 
-# One test reads docker-compose.yaml with the real parser. It needs no Docker engine.
-if ! command -v docker-compose >/dev/null && command -v apt-get >/dev/null; then
+# One test reads docker-compose.yaml with the real parser, which needs no Docker engine; one talks
+# to the local pods with kubectl.
+missing=()
+command -v docker-compose >/dev/null || missing+=(docker-compose)
+command -v kubectl >/dev/null || missing+=(kubernetes-client)
+if ((${#missing[@]})) && command -v apt-get >/dev/null; then
   if ((EUID == 0)); then
-    echo "=== installing docker-compose"
-    { apt-get update -q && apt-get install -y -q --no-install-recommends docker-compose; } \
-      >/tmp/tuneline-apt.log 2>&1 || echo "docker-compose was not installed (see /tmp/tuneline-apt.log)"
+    echo "=== installing ${missing[*]}"
+    { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
+      >/tmp/tuneline-apt.log 2>&1 || echo "not installed: ${missing[*]} (see /tmp/tuneline-apt.log)"
   else
-    echo "docker-compose is missing and installing it needs root: its test will be skipped"
+    echo "${missing[*]}: missing, and installing needs root; their tests will be skipped"
   fi
 fi
 

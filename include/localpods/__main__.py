@@ -1,4 +1,4 @@
-"""The command `localpods`: serve a state directory, or stop what runs from it."""
+"""The command `localpods serve`."""
 
 from __future__ import annotations
 
@@ -6,97 +6,39 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 
-from localpods.quantities import parse_quantity
+from localpods.resources import count_gpus
+from localpods.server import serve
 from localpods.state import SetupError, StateDir
 
-_EXIT_USAGE = 2
+# A stack that stops its services waits 20 s before it kills them.
 _DEFAULT_GRACE_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        The exit code: 0, or 2 when it cannot do what was asked.
-    """
-    options = _parser().parse_args(arguments)
+    """Run the command; return 0, or 2 if the server cannot start as asked."""
+    parser = argparse.ArgumentParser(prog="localpods")
+    commands = parser.add_subparsers(required=True)
+    what = "serve until SIGTERM or SIGINT; pods end with the server"
+    add = commands.add_parser("serve", help=what).add_argument
+    add("--state", type=Path, required=True, help="folder for pods, token and kubeconfig")
+    add("--images", type=Path, required=True, help="the image map, a JSON file")
+    add("--port", type=int, help="default: the port of the last start, or any free one")
+    add("--gpus", type=int, help="GPUs to hand out; default: the NVIDIA GPUs of this machine")
+    grace = "seconds that pods have to end when the server ends; default: %(default)s"
+    add("--grace", type=float, default=_DEFAULT_GRACE_S, help=grace)
+    options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s localpods %(levelname)s %(message)s"
     )
+    gpus = count_gpus() if options.gpus is None else options.gpus
     try:
-        if options.command == "serve":
-            _serve(options)
-        else:
-            _stop(options)
+        serve(StateDir(options.state), options.images, options.port, gpus, options.grace)
     except SetupError as error:
         print(f"localpods: {error}", file=sys.stderr)
-        return _EXIT_USAGE
+        return 2
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="localpods", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="serve until SIGTERM; pods outlive the server")
-    serve.add_argument("--state", type=Path, required=True, help="directory for pods and token")
-    serve.add_argument("--images", type=Path, required=True, help="the image map, a JSON file")
-    serve.add_argument("--port", type=int, help="default: that of the last time, or any")
-    serve.add_argument(
-        "--cpus", type=_cpus, help="CPUs that running pods may request together; default: no limit"
-    )
-    serve.add_argument("--gpus", type=int, help="default: the NVIDIA GPUs of this machine")
-    serve.add_argument(
-        "--kill-pods-on-exit", action="store_true", help="end all pods when the server ends"
-    )
-    stop = commands.add_parser("stop", help="end the server and all pods")
-    stop.add_argument("--state", type=Path, required=True, help="directory of the server")
-    for command in (serve, stop):
-        command.add_argument(
-            "--grace",
-            type=float,
-            default=_DEFAULT_GRACE_S,
-            help="seconds that pods have to end when all are ended; default: %(default)s",
-        )
-    return parser
-
-
-def _serve(options: argparse.Namespace) -> None:
-    from localpods.capacity import Capacity, count_gpus
-    from localpods.server import Settings, serve
-
-    gpus = count_gpus() if options.gpus is None else options.gpus
-    serve(
-        Settings(
-            state=StateDir(options.state),
-            images=options.images,
-            port=options.port,
-            capacity=Capacity(options.cpus, gpus),
-            kill_pods_on_exit=options.kill_pods_on_exit,
-            grace=options.grace,
-        )
-    )
-
-
-def _stop(options: argparse.Namespace) -> None:
-    from localpods.shutdown import stop_pods, stop_server
-
-    state = StateDir(options.state)
-    if not state.root.is_dir():
-        raise SetupError(f"{state.root} is no state directory: nothing was served from it")
-    served = stop_server(state)
-    ended = stop_pods(state, options.grace)
-    server = "stopped the server" if served else "no server was running"
-    print(f"{server}, ended {ended} containers")
-
-
-def _cpus(text: str) -> Decimal:
-    try:
-        return parse_quantity(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

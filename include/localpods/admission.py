@@ -1,136 +1,103 @@
-"""What a new pod or job must look like, and what it gets when it comes in."""
+"""New pods and jobs: what is required of them, and the fields that they get.
+
+Only what this server would carry out wrongly is refused; a cluster checks far more.
+"""
 
 from __future__ import annotations
 
 import copy
 import re
 import uuid
-from collections.abc import Callable
 
-from localpods.capacity import check_quantities
 from localpods.objects import Json, name_suffix, now
-from localpods.replies import ApiError, bad_request, invalid
+from localpods.replies import bad_request, invalid
+from localpods.resources import parse_quantity
 
-# Makes the error to raise from a field's path and what is wrong with it.
-Reporter = Callable[[str, str], ApiError]
-
-_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
-_NAME_LIMIT = 253
-_LABEL_LIMIT = 63
+# Names of pods, containers and volumes become names of files and hosts.
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_DNS_LABEL = re.compile(_LABEL)
 _DEFAULT_GRACE_S = 30
+_UNSUPPORTED = "is not supported on this machine: leave it out"
 _UNSUPPORTED_JOB_FIELDS = (
-    "podFailurePolicy",
-    "successPolicy",
-    "backoffLimitPerIndex",
-    "maxFailedIndexes",
-    "manualSelector",
-    "suspend",
-)
+    "podFailurePolicy successPolicy backoffLimitPerIndex maxFailedIndexes manualSelector suspend "
+    "ttlSecondsAfterFinished"
+).split()
+# Airflow adds it to a pod whose task pushes an XCom, and reads the XCom by executing commands in
+# it, which this server never does.
+_XCOM_SIDECAR = "airflow-xcom-sidecar"
+
+
+class _Fault(Exception):
+    """A field that is not accepted: its path, and the fault with its remedy."""
 
 
 def admit_pod(body: Json, namespace: str) -> Json:
-    """Return a new pod as the server keeps it.
-
-    Args:
-        body: The pod as the client sent it; it stays as it is.
-        namespace: The namespace of the request.
-
-    Returns:
-        The pod with its defaults, a UID and the phase `Pending`.
+    """Return a new pod with its defaults, a UID and the phase `Pending`.
 
     Raises:
-        ApiError: 400 or 422 when something is wrong with it.
+        ApiError: 400 or 422 if it is not accepted.
     """
     pod = _admit(body, "Pod", "v1", namespace)
-    name = pod["metadata"]["name"]
-    spec = pod["spec"]
-    _check_pod_spec(spec, lambda field, why: invalid("Pod", name, f"spec.{field}", why))
+    try:
+        _check_pod_spec(pod["spec"], "spec")
+    except _Fault as fault:
+        raise invalid("Pod", pod["metadata"]["name"], *fault.args) from None
     pod["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
     return pod
 
 
 def admit_job(body: Json, namespace: str) -> Json:
-    """Return a new job as the server keeps it.
-
-    Args:
-        body: The job as the client sent it; it stays as it is.
-        namespace: The namespace of the request.
-
-    Returns:
-        The job with its defaults, a UID and the selector of its pods.
+    """Return a new job with its defaults, a UID and the selector of its pods.
 
     Raises:
-        ApiError: 400 or 422 when something is wrong with it.
+        ApiError: 400 or 422 if it is not accepted.
     """
     job = _admit(body, "Job", "batch/v1", namespace)
-    name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-    spec = job["spec"]
-
-    def report(field: str, why: str) -> ApiError:
-        return invalid("Job", name, f"spec.{field}", why)
-
-    if len(name) > _LABEL_LIMIT:
-        # Its pods carry it as a label.
-        raise invalid("Job", name, "metadata.name", f"at most {_LABEL_LIMIT} letters")
-    _default_job_spec(spec, report)
-    template = spec.get("template")
-    if not isinstance(template, dict) or not isinstance(template.get("spec"), dict):
-        raise report("template.spec", "required")
-    labels = (template.get("metadata") or {}).get("labels") or {}
-    _check_labels(labels, lambda field, why: report(f"template.metadata.{field}", why))
-    _check_pod_spec(template["spec"], lambda field, why: report(f"template.spec.{field}", why))
-    spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
+    job["spec"] = {field: value for field, value in job["spec"].items() if value is not None}
+    try:
+        _check_job_spec(job["spec"])
+    except _Fault as fault:
+        raise invalid("Job", job["metadata"]["name"], *fault.args) from None
+    uid = job["metadata"]["uid"]
+    job["spec"]["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
     job["status"] = {"startTime": now()}
     return job
 
 
-def _default_job_spec(spec: Json, report: Reporter) -> None:
+def _check_job_spec(spec: Json) -> None:
     for field in _UNSUPPORTED_JOB_FIELDS:
         if spec.get(field):
-            raise report(field, "not supported on this machine: leave it out")
-    mode = spec.setdefault("completionMode", "NonIndexed")
-    if mode not in {"NonIndexed", "Indexed"}:
-        raise report("completionMode", "must be NonIndexed or Indexed")
-    for field in [field for field, value in spec.items() if value is None]:
-        del spec[field]
-    if mode == "Indexed" and "completions" not in spec:
-        raise report("completions", "an Indexed job needs it")
-    if "parallelism" not in spec:
-        spec.setdefault("completions", 1)
+            raise _Fault(f"spec.{field}", _UNSUPPORTED)
+    if spec.setdefault("completionMode", "NonIndexed") == "Indexed" and "completions" not in spec:
+        raise _Fault("spec.completions", "an Indexed job needs it")
     spec.setdefault("parallelism", 1)
+    spec.setdefault("completions", spec["parallelism"])
     spec.setdefault("backoffLimit", 6)
-    for field in ("completions", "parallelism", "backoffLimit", "activeDeadlineSeconds"):
-        if field in spec and not _is_whole(spec[field]):
-            raise report(field, "must be a whole number, not negative")
+    _check_numbers(
+        spec, "spec", "completions", "parallelism", "backoffLimit", "activeDeadlineSeconds"
+    )
+    pod = (spec.get("template") or {}).get("spec")
+    if not isinstance(pod, dict):
+        raise _Fault("spec.template.spec", "required")
+    _check_pod_spec(pod, "spec.template.spec")
 
 
 def _admit(body: Json, kind: str, api_version: str, namespace: str) -> Json:
     obj = copy.deepcopy(body)
-    if obj.setdefault("kind", kind) != kind or obj.setdefault("apiVersion", api_version) != (
-        api_version
-    ):
-        raise bad_request(f"expected a {kind} of {api_version}")
+    kinds = (obj.setdefault("kind", kind), obj.setdefault("apiVersion", api_version))
     metadata = obj.setdefault("metadata", {})
-    if not isinstance(metadata, dict) or not isinstance(obj.get("spec"), dict):
-        raise bad_request(f"a {kind} needs metadata and spec")
-    if metadata.setdefault("namespace", namespace) != namespace:
-        raise bad_request(
-            f"the namespace of the object ({metadata['namespace']}) is not that of the "
-            f"request ({namespace})"
-        )
+    parts = isinstance(metadata, dict) and isinstance(obj.get("spec"), dict)
+    if kinds != (kind, api_version) or not parts:
+        raise bad_request(f"expected a {kind} of {api_version}, with metadata and spec")
+    if (given := metadata.setdefault("namespace", namespace)) != namespace:
+        raise bad_request(f"the object's namespace {given} is not the request's {namespace}")
     if not metadata.get("name") and metadata.get("generateName"):
         metadata["name"] = f"{metadata['generateName']}{name_suffix()}"
     name = metadata.get("name")
-    if not isinstance(name, str) or not _SUBDOMAIN.fullmatch(name) or len(name) > _NAME_LIMIT:
-        raise invalid(
-            kind, str(name), "metadata.name", "lower case letters, digits, '-' and '.' (RFC 1123)"
-        )
-    _check_labels(
-        metadata.get("labels") or {},
-        lambda field, why: invalid(kind, name, f"metadata.{field}", why),
-    )
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        why = "lower case letters, digits, '-' and '.' (RFC 1123)"
+        raise invalid(kind, str(name), "metadata.name", why)
     metadata["uid"] = str(uuid.uuid4())
     metadata["creationTimestamp"] = now()
     for field in ("resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds"):
@@ -138,58 +105,49 @@ def _admit(body: Json, kind: str, api_version: str, namespace: str) -> Json:
     return obj
 
 
-def _check_labels(labels: Json, report: Reporter) -> None:
-    for key, value in labels.items():
-        if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
-            raise report(f"labels[{key}]", f"{value!r} is no label value")
-        if len(value) > _LABEL_LIMIT:
-            raise report(f"labels[{key}]", f"at most {_LABEL_LIMIT} letters")
-
-
-def _check_pod_spec(spec: Json, report: Reporter) -> None:
+def _check_pod_spec(spec: Json, path: str) -> None:
     policy = spec.setdefault("restartPolicy", "Always")
     if policy != "Never":
-        raise report(
-            "restartPolicy",
+        raise _Fault(
+            f"{path}.restartPolicy",
             f"{policy} (Always is the default of Kubernetes) is not supported on this machine, "
             "where a container runs once: write Never",
         )
     if spec.get("terminationGracePeriodSeconds") is None:
         spec["terminationGracePeriodSeconds"] = _DEFAULT_GRACE_S
-    for field in ("terminationGracePeriodSeconds", "activeDeadlineSeconds"):
-        if spec.get(field) is not None and not _is_whole(spec[field]):
-            raise report(field, "must be a whole number, not negative")
+    _check_numbers(spec, path, "terminationGracePeriodSeconds", "activeDeadlineSeconds")
+    if spec.get("initContainers"):
+        raise _Fault(f"{path}.initContainers", _UNSUPPORTED)
     for index, volume in enumerate(spec.get("volumes") or []):
-        if not _DNS_LABEL.fullmatch(str(volume.get("name"))):
-            raise report(f"volumes[{index}].name", f"{volume.get('name')!r} (RFC 1123)")
-    if not spec.get("containers"):
-        raise report("containers", "at least one is needed")
-    seen: set[str] = set()
-    for group in ("initContainers", "containers"):
-        for index, container in enumerate(spec.get(group) or []):
-            below = _below(report, f"{group}[{index}]")
-            _check_container(container, below)
-            if container["name"] in seen:
-                raise below("name", f"{container['name']} is there twice")
-            seen.add(container["name"])
+        _check_name(volume, f"{path}.volumes[{index}]")
+    containers = spec.get("containers") or []
+    for index, container in enumerate(containers):
+        _check_container(container, f"{path}.containers[{index}]")
+    if not containers or len({container["name"] for container in containers}) < len(containers):
+        raise _Fault(f"{path}.containers", "at least one is needed, and no two of the same name")
 
 
-def _below(report: Reporter, path: str) -> Reporter:
-    return lambda field, why: report(f"{path}.{field}", why)
-
-
-def _check_container(container: Json, report: Reporter) -> None:
-    name = container.get("name")
-    if not isinstance(name, str) or not _DNS_LABEL.fullmatch(name):
-        raise report("name", f"{name!r} is no container name (RFC 1123)")
-    if container.get("restartPolicy"):
-        raise report("restartPolicy", "not supported on this machine: leave it out")
+def _check_container(container: Json, path: str) -> None:
+    _check_name(container, path)
+    if container["name"] == _XCOM_SIDECAR:
+        raise _Fault(f"{path}.name", f"an XCom {_UNSUPPORTED} (do_xcom_push=False)")
     if not container.get("image"):
-        raise report("image", "required")
-    container.setdefault("terminationMessagePath", "/dev/termination-log")
-    container.setdefault("terminationMessagePolicy", "File")
-    check_quantities(container, report)
+        raise _Fault(f"{path}.image", "required")
+    for group in ("requests", "limits"):
+        for resource, value in ((container.get("resources") or {}).get(group) or {}).items():
+            try:
+                parse_quantity(value)
+            except ValueError as error:
+                raise _Fault(f"{path}.resources.{group}[{resource}]", str(error)) from None
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _check_name(part: Json, path: str) -> None:
+    if not _DNS_LABEL.fullmatch(str(part.get("name"))):
+        raise _Fault(f"{path}.name", f"{part.get('name')!r} is not a name (RFC 1123)")
+
+
+def _check_numbers(spec: Json, path: str, *fields: str) -> None:
+    for field in fields:
+        value = spec.get(field)
+        if value is not None and not (type(value) is int and value >= 0):
+            raise _Fault(f"{path}.{field}", "must be a whole number of at least 0")

@@ -1,191 +1,137 @@
-"""Objects of one kind, their versions, and those who watch them change."""
+"""The objects of one kind and their changes."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
-from localpods.objects import Json, key_of
-from localpods.replies import ApiError, already_exists, not_found
+from localpods.objects import Json, key_of, uid_of
+from localpods.replies import ApiError
 from localpods.selectors import Selector
+from localpods.state import StateDir
 
-# A watcher that is further behind gets 410 Gone and lists anew, as in Kubernetes.
-_HISTORY = 4096
-
-
-class Versions:
-    """Resource versions: numbers that grow, also over a restart of the server."""
-
-    def __init__(self) -> None:
-        # Milliseconds: far fewer than a thousand changes a second ever happen, so that the
-        # next server starts above what this one gave out.
-        self.latest = int(time.time() * 1000)
-
-    def next(self) -> int:
-        """Return a version that is newer than all before."""
-        self.latest += 1
-        return self.latest
-
-    def exceed(self, version: int) -> None:
-        """Make sure that all versions to come are newer, also when the clock was set back."""
-        self.latest = max(self.latest, version)
+# Deleted objects that a watch can still report to a client which listed them before.
+_REMEMBERED_DELETIONS = 1000
 
 
-@dataclass(frozen=True)
-class Change:
-    """An object before and after a change; `None` where it was not there."""
+def resource_versions() -> Callable[[], int]:
+    """Return a counter that is above those of all former servers.
 
-    version: int
-    before: Json | None
-    after: Json | None
+    It starts at the clock's milliseconds: fewer than a thousand changes happen per second.
+    """
+    return itertools.count(int(time.time() * 1000)).__next__
 
 
 class Collection:
-    """All objects of one kind.
-
-    Objects in it are never changed in place: `put` takes a changed copy. So what a watcher was
-    given stays what it was.
-    """
+    """All objects of one kind; they are never changed in place: `put` takes a changed copy."""
 
     def __init__(
-        self,
-        kind: str,
-        api_version: str,
-        plural: str,
-        versions: Versions,
-        persist: Callable[[Json | None, Json | None], None],
+        self, kind: str, next_version: Callable[[], int], state: StateDir | None = None
     ) -> None:
         self.kind = kind
-        self.api_version = api_version
-        self.plural = plural
-        self._versions = versions
-        self._persist = persist
+        self.version = next_version()
+        self._next_version = next_version
+        self._state = state
         self._objects: dict[tuple[str, str], Json] = {}
-        self._history: deque[Change] = deque(maxlen=_HISTORY)
-        self._forgotten = versions.latest
+        self._deleted: deque[Json] = deque(maxlen=_REMEMBERED_DELETIONS)
         self._changed = asyncio.Event()
-
-    def load(self, obj: Json) -> None:
-        """Take back an object that a former server kept."""
-        self._objects[key_of(obj)] = obj
-        self._versions.exceed(int(obj["metadata"]["resourceVersion"]))
 
     def all(self) -> list[Json]:
         """Return all objects, oldest first."""
         return list(self._objects.values())
 
     def find(self, namespace: str, name: str) -> Json | None:
-        """Return an object, or `None`."""
+        """Return an object, or None."""
         return self._objects.get((namespace, name))
 
     def get(self, namespace: str, name: str) -> Json:
-        """Return an object.
-
-        Raises:
-            ApiError: 404 when there is none.
-        """
+        """Return an object; raise an `ApiError` 404 if it does not exist."""
         obj = self.find(namespace, name)
         if obj is None:
-            raise not_found(self.plural, name)
+            raise self._error(404, "NotFound", name, "not found")
         return obj
 
-    def add(self, obj: Json) -> Json:
-        """Take in a new object.
+    def current(self, obj: Json) -> Json:
+        """Return the newest version of an object."""
+        return self.get(*key_of(obj))
 
-        Raises:
-            ApiError: 409 when its name is taken.
-        """
+    def add(self, obj: Json) -> Json:
+        """Add a new object; raise an `ApiError` 409 if its name is taken."""
         if key_of(obj) in self._objects:
-            raise already_exists(self.plural, key_of(obj)[1])
-        return self._change(None, obj)
+            raise self._error(409, "AlreadyExists", key_of(obj)[1], "already exists")
+        return self.put(obj)
 
     def put(self, obj: Json) -> Json:
         """Replace an object by a changed copy of it."""
-        return self._change(self._objects[key_of(obj)], obj)
+        obj = self._stamped(obj)
+        self._objects[key_of(obj)] = obj
+        if self._state is not None:
+            self._state.save(obj)
+        return obj
 
     def remove(self, obj: Json) -> None:
-        """Take an object out."""
-        self._change(self._objects[key_of(obj)], None)
+        """Remove an object."""
+        self._deleted.append(self._stamped(self._objects.pop(key_of(obj))))
+        if self._state is not None:
+            self._state.drop(uid_of(obj))
 
     def select(self, namespace: str | None, selector: Selector) -> list[Json]:
-        """Return the objects of a namespace (`None`: of all) that a selector selects."""
+        """Return the objects of a namespace (None: of all) that match a selector."""
         return [obj for obj in self.all() if _selected(obj, namespace, selector)]
-
-    def as_list(self, namespace: str | None, selector: Selector) -> Json:
-        """Return the list object that the API answers a list request with."""
-        return {
-            "kind": f"{self.kind}List",
-            "apiVersion": self.api_version,
-            "metadata": {"resourceVersion": str(self._versions.latest)},
-            "items": self.select(namespace, selector),
-        }
 
     async def watch(
         self, namespace: str | None, selector: Selector, since: int | None
-    ) -> AsyncIterator[Json]:
-        """Yield watch events for ever.
+    ) -> AsyncIterator[tuple[str, Json]]:
+        """Yield changes without end: kubectl and deferred tasks wait with it.
+
+        A watcher sees the newest state of an object; states between two looks may be left out.
 
         Args:
-            namespace: Only objects of this namespace; `None` for all.
-            selector: Only objects that it selects. One that is no longer selected is `DELETED`.
-            since: Changes after this version; `None` starts with what is there, as `ADDED`.
+            namespace: the namespace of the objects; None for all.
+            selector: the selector; an object that no longer matches counts as deleted.
+            since: a resource version; None to begin with all objects that exist.
 
         Yields:
-            `{"type": "ADDED" | "MODIFIED" | "DELETED", "object": …}`.
-
-        Raises:
-            ApiError: 410 when changes after `since` are no longer known.
+            `ADDED`, `MODIFIED` or `DELETED`, and the object.
         """
-        position = self._versions.latest if since is None else since
-        if since is None:
-            for obj in self.select(namespace, selector):
-                yield {"type": "ADDED", "object": obj}
+        position = 0 if since is None else since
+        seen = [obj for obj in self.all() if version_of(obj) <= position]
+        if since is not None:
+            seen += [obj for obj in self._deleted if version_of(obj) > position]
+        known = {uid_of(obj) for obj in seen if _selected(obj, namespace, selector)}
         while True:
             changed = self._changed
-            if position < self._forgotten:
-                raise ApiError(410, "Expired", f"too old resource version: {position}")
-            for change in [change for change in self._history if change.version > position]:
-                position = change.version
-                event = _event(change, namespace, selector)
-                if event is not None:
-                    yield event
+            found = [(obj, False) for obj in self.all()] + [(obj, True) for obj in self._deleted]
+            news = [(obj, gone) for obj, gone in found if version_of(obj) > position]
+            for obj, gone in sorted(news, key=lambda entry: version_of(entry[0])):
+                position, uid = version_of(obj), uid_of(obj)
+                if not gone and _selected(obj, namespace, selector):
+                    yield "MODIFIED" if uid in known else "ADDED", obj
+                    known.add(uid)
+                elif uid in known:
+                    known.discard(uid)
+                    yield "DELETED", obj
             await changed.wait()
 
-    def _change(self, before: Json | None, after: Json | None) -> Json:
-        version = self._versions.next()
-        subject = before if after is None else after
-        assert subject is not None
-        # Deleted objects, too, are shown to watchers under the version of the change.
-        subject = {
-            **subject,
-            "metadata": {**subject["metadata"], "resourceVersion": str(version)},
-        }
-        if after is None:
-            del self._objects[key_of(subject)]
-            change = Change(version, subject, None)
-        else:
-            self._objects[key_of(subject)] = subject
-            change = Change(version, before, subject)
-        self._persist(before, None if after is None else subject)
-        if len(self._history) == _HISTORY:
-            self._forgotten = self._history[0].version
-        self._history.append(change)
+    def _error(self, code: int, reason: str, name: str, why: str) -> ApiError:
+        plural = f"{self.kind.lower()}s"
+        return ApiError(code, reason, f'{plural} "{name}" {why}', {"name": name, "kind": plural})
+
+    def _stamped(self, obj: Json) -> Json:
+        """Return an object with a new resource version, and wake its watchers."""
+        self.version = self._next_version()
         self._changed.set()
         self._changed = asyncio.Event()
-        return subject
+        return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self.version)}}
+
+
+def version_of(obj: Json) -> int:
+    """Return the resource version of an object."""
+    return int(obj["metadata"]["resourceVersion"])
 
 
 def _selected(obj: Json, namespace: str | None, selector: Selector) -> bool:
     return namespace in (None, obj["metadata"]["namespace"]) and selector.matches(obj)
-
-
-def _event(change: Change, namespace: str | None, selector: Selector) -> Json | None:
-    was = change.before is not None and _selected(change.before, namespace, selector)
-    if change.after is not None and _selected(change.after, namespace, selector):
-        return {"type": "MODIFIED" if was else "ADDED", "object": change.after}
-    if was:
-        return {"type": "DELETED", "object": change.after or change.before}
-    return None

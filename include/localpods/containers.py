@@ -1,233 +1,197 @@
-"""One container: the files that it and its supervisor share, and how it is started and ended.
+"""One container: its process, from the start to the end of everything that it started.
 
-The supervisor (`localpods.runner`) outlives the server. They meet in the container's directory:
-
-    runner.json   the supervisor: pid, birth. Made once; a second supervisor gives way
-    started.json  the container's process: pid, birth, started_at
-    stop.json     written by the server: end the process, with this grace
-    exit.json     exit_code, reason, message, cause, finished_at. Nothing runs any more
-    log           one line per line of output, each with its instant before it
+The server is the parent of the processes. A pod therefore outlives the Airflow worker that
+created it, but not the server: the guard of `localpods.processes` sees to that. The next server
+reports the pod as failed, so that Airflow tries the step again and training resumes from its
+checkpoint.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
+import math
 import os
+import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+import psutil
 
 from localpods.environment import Command
-from localpods.objects import Json, now, uid_of
-from localpods.processes import MARK, is_alive, kill_marked, kill_tree
-from localpods.state import StateDir, read_json, write_json
+from localpods.logs import LogWriter
+from localpods.objects import now
+from localpods.processes import MARK, exceeds, family_of, kill_marked
 
-# A supervisor starts in about 0.1 s; on a machine under load it may take a while.
-_START_LIMIT_S = 30.0
-# How much longer than its grace a supervisor may take before it is killed itself.
-_STOP_MARGIN_S = 5.0
+_MEMORY_CHECK_S = 0.25
+# The time that killed processes may take to release the output.
+_LEFTOVERS_LIMIT_S = 5.0
+# Bytes; the limit of Kubernetes.
 _MESSAGE_LIMIT = 4096
-_LOG_MESSAGE_LIMIT = 2048
-_LOG_MESSAGE_LINES = 80
 
 
-@dataclass
+@dataclass(frozen=True)
+class Exit:
+    """The end of a container; the message is the reason as a sentence, where it is known."""
+
+    code: int
+    reason: str
+    message: str = ""
+    finished_at: str = field(default_factory=now)
+
+
+# All children of the server that have not ended, by process id.
+_children: dict[int, ContainerRun] = {}
+
+
+def reap() -> None:
+    """Collect the exit codes of children; orphans come to us too where we are process 1."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if run := _children.pop(ended[0], None):
+                run.ended(os.waitstatus_to_exitcode(ended[1]))
+
+
 class ContainerRun:
-    """What is known of a container's run."""
+    """The run of one container; a container runs once."""
 
-    directory: Path
-    # Why it does not start, as (reason, message).
-    waiting: tuple[str, str] | None = None
-    # Do not try to start it before this instant of the monotonic clock.
-    next_try: float = 0.0
-    started: Json | None = None
-    exit: Json | None = None
-    _process: subprocess.Popen[bytes] | None = None
-    _launched_at: float = field(default_factory=time.monotonic)
-    _stop_at: float | None = None
+    def __init__(self, folder: Path, changed: Callable[[], None]) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        self.termination_message = folder / "termination-log"
+        # The reason and the message why it does not start.
+        self.waiting: tuple[str, str] | None = None
+        # On the monotonic clock: do not try to start it sooner.
+        self.next_try = 0.0
+        self.started_at: str | None = None
+        self.exit: Exit | None = None
+        # The reason why it was stopped: deleted, deadline or shutdown.
+        self.cause: str | None = None
+        self._changed = changed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+        self._code: int | None = None
+        self._out_of_memory = False
+        self._kill_at = self._leftovers_until = math.inf
+        self._next_memory_check = 0.0
 
-    @property
-    def log(self) -> Path:
-        """The log file."""
-        return self.directory / "log"
-
-    @property
-    def termination_message(self) -> Path:
-        """The file that the container writes its last words to."""
-        return self.directory / "termination-log"
-
-    @property
-    def launched(self) -> bool:
-        """Whether a supervisor was started, by this server or a former one."""
-        return self._process is not None or (self.directory / "runner.json").exists()
-
-    @property
-    def may_launch(self) -> bool:
-        """Whether a supervisor may be on its way that has not said so yet."""
-        return (self.directory / "runner.err").exists() and not self.launched
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the end was asked for, by this server."""
-        return self._stop_at is not None
-
-    def poll(self) -> None:
-        """Read what the supervisor has written, and settle what it cannot write any more."""
-        if self.exit is not None:
-            return
-        gone = self._supervisor_gone()
-        self.started = self.started or read_json(self.directory / "started.json")
-        if gone or self._process is None:
-            # Only now, though the file is written before: until then a child is left to reap.
-            self.exit = read_json(self.directory / "exit.json")
-        if self.exit is None and gone:
-            self._settle("ContainerStatusUnknown", "the supervisor of the container is gone")
-        if self.exit is None and self._stop_at is not None and time.monotonic() > self._stop_at:
-            self.kill()
-
-    def launch(
-        self, command: Command, *, memory: int | None, deadline: float | None, grace: float
-    ) -> None:
-        """Start a supervisor, which starts the process.
-
-        Args:
-            command: The process.
-            memory: Memory limit in bytes.
-            deadline: Seconds after which the process is ended.
-            grace: Seconds between SIGTERM and SIGKILL then.
-        """
+    def launch(self, command: Command, memory: int | None) -> None:
+        """Start the process, with a memory limit in bytes."""
         self.waiting = None
-        self._launched_at = time.monotonic()
         self.termination_message.touch(mode=0o600)
-        package = str(Path(__file__).resolve().parent.parent)
-        with (self.directory / "runner.err").open("wb") as errors:
+        self._memory = memory
+        try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "localpods.runner", str(self.directory)],
-                stdin=subprocess.PIPE,
-                stdout=errors,
-                stderr=errors,
-                cwd=self.directory,
-                env={"PYTHONPATH": package, "PATH": os.defpath, "LANG": "C.UTF-8"},
+                command.argv,
+                env={**command.env, MARK: str(self.folder)},
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._process = process
-        # Over a pipe, never a file: the environment may hold secrets.
-        launch = {
-            "argv": command.argv,
-            "env": {**command.env, MARK: str(self.directory)},
-            "cwd": command.cwd,
-            "memory": memory,
-            "deadline": deadline,
-            "grace": grace,
-        }
-        assert process.stdin is not None
-        try:
-            with process.stdin as pipe:
-                pipe.write(json.dumps(launch).encode())
-        except BrokenPipeError:
-            # The supervisor died at once; `poll` finds that out and says so.
+        except (OSError, ValueError, IndexError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            name = next(iter(command.argv), "no command in the pod or for its image")
+            self._finish(Exit(128, "StartError", f'exec: "{name}": {why}'))
             return
+        self.started_at = now()
+        self._process = process
+        _children[process.pid] = self
+        self._writer = LogWriter(self.folder / "log")
+        self._output = process.stdout
+        assert self._output is not None
+        os.set_blocking(self._output.fileno(), False)
+        asyncio.get_running_loop().add_reader(self._output, self._read)
 
-    def emulate(self) -> None:
-        """Let the container count as running without a process."""
-        write_json(self.directory / "started.json", {"pid": None, "started_at": now()})
-        self.poll()
+    def check(self) -> None:
+        """Apply grace period and memory limit, and notice the end."""
+        if self._process is None or self.exit is not None:
+            return
+        instant = time.monotonic()
+        if self._code is not None:
+            if self._output is None or instant > self._leftovers_until:
+                self._conclude()
+            return
+        if self._memory is not None and instant >= self._next_memory_check:
+            self._next_memory_check = instant + _MEMORY_CHECK_S
+            if exceeds(family_of(self._process.pid), self._memory):
+                self._out_of_memory = True
+                self._kill()
+        if instant >= self._kill_at:
+            self._kill()
 
     def stop(self, grace: float, cause: str) -> None:
-        """Ask for the end of the process: SIGTERM, and SIGKILL after the grace.
+        """Send SIGTERM, and SIGKILL after a grace period in seconds, at once if it is 0.
 
-        Args:
-            grace: Seconds; 0 for SIGKILL at once.
-            cause: `deleted`, `deadline` or `shutdown`.
+        A second call can only hasten it.
         """
-        if self.exit is not None:
+        if self._process is None or self.exit is not None:
             return
-        if self.is_emulated():
-            self.finish(0, "Completed")
-            return
-        write_json(self.directory / "stop.json", {"grace": grace, "cause": cause})
-        limit = time.monotonic() + grace + _STOP_MARGIN_S
-        self._stop_at = limit if self._stop_at is None else min(limit, self._stop_at)
+        self._kill_at = min(time.monotonic() + grace, self._kill_at)
+        self.cause = self.cause or cause
+        if grace > 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+        self.check()
 
-    def is_emulated(self) -> bool:
-        """Tell whether the container runs without a process."""
-        return self.started is not None and self.started["pid"] is None
+    @property
+    def running(self) -> bool:
+        """True while a process runs."""
+        return self._process is not None and self.exit is None
 
-    def finish(self, exit_code: int, reason: str, message: str = "") -> None:
-        """Record the end of a container that has no supervisor to do so."""
-        self.exit = {
-            "exit_code": exit_code,
-            "reason": reason,
-            "message": message,
-            "cause": None,
-            "finished_at": now(),
-        }
-        write_json(self.directory / "exit.json", self.exit)
-
-    def kill(self) -> None:
-        """Kill the process and its supervisor, at once."""
-        runner = read_json(self.directory / "runner.json")
-        if runner is not None:
-            kill_tree(runner["pid"], runner["birth"])
-        self._settle("Error", "killed after its grace period")
-
-    def message(self, policy: str) -> str:
-        """Return the termination message.
-
-        Args:
-            policy: `File`, or `FallbackToLogsOnError`: the end of the log when the container
-                failed without a word.
-        """
+    def message(self) -> str:
+        """Return the termination message."""
         assert self.exit is not None
-        if self.exit["message"]:
-            return str(self.exit["message"])
-        text = _tail(self.termination_message, _MESSAGE_LIMIT)
-        if not text and policy == "FallbackToLogsOnError" and self.exit["exit_code"] != 0:
-            lines = _tail(self.log, 2 * _LOG_MESSAGE_LIMIT).splitlines()[-_LOG_MESSAGE_LINES:]
-            text = "\n".join(line.partition(" ")[2] for line in lines)[-_LOG_MESSAGE_LIMIT:]
-        return text
-
-    def _supervisor_gone(self) -> bool:
-        if self._process is not None and self._process.poll() is None:
-            claimed = (self.directory / "runner.json").exists()
-            return not claimed and time.monotonic() - self._launched_at > _START_LIMIT_S
-        runner = read_json(self.directory / "runner.json")
-        if runner is not None:
-            return not is_alive(runner["pid"], runner["birth"])
-        return self._process is not None
-
-    def _settle(self, reason: str, message: str) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        # Without the supervisor nobody watches what it started: it must not go on unseen.
-        kill_marked(str(self.directory))
-        errors = _tail(self.directory / "runner.err", 1024).strip()
-        self.finish(137, reason, f"{message}: {errors}" if errors else message)
-
-
-def load_runs(state: StateDir, pod: Json) -> dict[str, ContainerRun]:
-    """Return the runs of a pod's containers that were begun, by name, as the disk has them."""
-    directory = state.pod_dir(uid_of(pod)) / "containers"
-    runs = {path.name: ContainerRun(path) for path in directory.glob("*")}
-    for run in runs.values():
-        run.poll()
-    return runs
-
-
-def new_run(state: StateDir, pod: Json, container: str) -> ContainerRun:
-    """Return the run of a container that is begun now."""
-    directory = state.pod_dir(uid_of(pod)) / "containers" / container
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return ContainerRun(directory)
-
-
-def _tail(path: Path, limit: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - limit))
-            return file.read().decode("utf-8", errors="replace")
-    except OSError:
+        if self.exit.message:
+            return self.exit.message
+        with contextlib.suppress(FileNotFoundError):
+            text = self.termination_message.read_bytes()[-_MESSAGE_LIMIT:]
+            return text.decode("utf-8", errors="replace")
         return ""
+
+    def ended(self, code: int) -> None:
+        """Note the exit of the container's first process and kill what it has left behind."""
+        assert self._process is not None
+        self._process.returncode = code
+        # A shell's convention, which container runtimes follow.
+        self._code = 128 - code if code < 0 else code
+        self._leftovers_until = time.monotonic() + _LEFTOVERS_LIMIT_S
+        kill_marked(self.folder)
+        self.check()
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        for process in family_of(self._process.pid):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        kill_marked(self.folder)
+
+    def _read(self) -> None:
+        assert self._output is not None
+        if data := os.read(self._output.fileno(), 1 << 16):
+            self._writer.feed(data)
+        else:
+            self._close_output()
+            self.check()
+
+    def _close_output(self) -> None:
+        if self._output is not None:
+            asyncio.get_running_loop().remove_reader(self._output)
+            self._output.close()
+            self._output = None
+
+    def _conclude(self) -> None:
+        self._close_output()
+        self._writer.close()
+        code = 137 if self._out_of_memory else self._code or 0
+        failure = "OOMKilled" if self._out_of_memory else "Error"
+        self._finish(Exit(code, failure if code else "Completed"))
+
+    def _finish(self, end: Exit) -> None:
+        self.exit = end
+        self._changed()

@@ -1,88 +1,41 @@
-"""Events: what happened to a pod or a job, for those who look on."""
+"""Events: what happened to a pod or a job, as `kubectl describe` and Airflow's task log show it."""
 
 from __future__ import annotations
 
-import json
-import os
 import uuid
-from pathlib import Path
+from collections.abc import Callable
 
-from localpods.collection import Collection, Versions
-from localpods.objects import Json, now, seconds_since, uid_of
+from localpods.collection import Collection
+from localpods.objects import NODE_NAME, Json, now, uid_of
 
-# As in Kubernetes, where events go after an hour.
-_KEPT_S = 3600.0
-_COMPONENT = "localpods"
+# The oldest are dropped beyond this number. They are not kept over a restart.
+_KEPT = 1000
 
 
 class EventLog:
-    """All events of the last hour; a copy on disk survives the server."""
+    """The newest events of the server."""
 
-    def __init__(self, path: Path, versions: Versions) -> None:
-        self._path = path
-        self.collection = Collection("Event", "v1", "events", versions, self._persist)
-        for event in _read(path):
-            if seconds_since(event["lastTimestamp"]) < _KEPT_S:
-                self.collection.load(event)
-        self._rewrite()
+    def __init__(self, next_version: Callable[[], int]) -> None:
+        self.collection = Collection("Event", next_version)
 
     def emit(self, subject: Json, reason: str, message: str, *, warning: bool = False) -> None:
-        """Record that something happened; the same once more only counts up.
-
-        Args:
-            subject: The pod or job.
-            reason: A word such as `Started`.
-            message: A sentence.
-            warning: Whether it is bad news.
-        """
-        for event in self.collection.all():
+        """Record an event of a pod or job; a repeated one increases the count of the first."""
+        events = self.collection.all()
+        for event in events:
             same = event["involvedObject"]["uid"] == uid_of(subject)
             if same and event["reason"] == reason and event["message"] == message:
-                again = {**event, "count": event["count"] + 1, "lastTimestamp": now()}
-                self.collection.put(again)
+                count = event["count"] + 1
+                self.collection.put({**event, "count": count, "lastTimestamp": now()})
                 return
+        if len(events) >= _KEPT:
+            self.collection.remove(events[0])
         self.collection.add(_event(subject, reason, message, warning=warning))
-
-    def expire(self) -> None:
-        """Drop old events."""
-        old = [e for e in self.collection.all() if seconds_since(e["lastTimestamp"]) >= _KEPT_S]
-        for event in old:
-            self.collection.remove(event)
-        if old:
-            self._rewrite()
-
-    def _persist(self, before: Json | None, after: Json | None) -> None:
-        if after is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(after) + "\n")
-
-    def _rewrite(self) -> None:
-        temporary = self._path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(event) + "\n" for event in self.collection.all())
-        temporary.replace(self._path)
-
-
-def _read(path: Path) -> list[Json]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    # A later line of an event replaces the earlier one; the last may be half written.
-    events: dict[str, Json] = {}
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        events[uid_of(event)] = event
-    return list(events.values())
 
 
 def _event(subject: Json, reason: str, message: str, *, warning: bool) -> Json:
-    metadata = subject["metadata"]
-    uid = str(uuid.uuid4())
+    metadata, uid = subject["metadata"], str(uuid.uuid4())
+    involved = {key: metadata[key] for key in ("namespace", "name", "uid")}
+    kind = {key: subject[key] for key in ("kind", "apiVersion")}
     return {
         "kind": "Event",
         "apiVersion": "v1",
@@ -92,19 +45,11 @@ def _event(subject: Json, reason: str, message: str, *, warning: bool) -> Json:
             "uid": uid,
             "creationTimestamp": now(),
         },
-        "involvedObject": {
-            "kind": subject["kind"],
-            "apiVersion": subject["apiVersion"],
-            "namespace": metadata["namespace"],
-            "name": metadata["name"],
-            "uid": metadata["uid"],
-        },
+        "involvedObject": {**kind, **involved},
         "reason": reason,
         "message": message,
         "type": "Warning" if warning else "Normal",
-        "source": {"component": _COMPONENT},
-        "reportingComponent": _COMPONENT,
-        "reportingInstance": _COMPONENT,
+        "source": {"component": NODE_NAME},
         "firstTimestamp": now(),
         "lastTimestamp": now(),
         "count": 1,

@@ -1,15 +1,18 @@
 """Jobs: pods that are started until enough of them have succeeded.
 
-As in a cluster, a pod carries a finalizer until its end has been counted in the job's status, so
-that a pod is counted once, also over a restart. Unlike there, a new pod after a failed one comes
-after one second (then two, four, … up to sixty), where a cluster waits ten.
+A training on several nodes is an Indexed Job. Unlike in a cluster, a new pod follows a failed one
+after one second (then two, four, … up to sixty), where a cluster waits for ten. A job does not
+outlive the server, as its pods do not: the next server reports it as failed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
+import time
+from dataclasses import dataclass, field
 
 from localpods.admission import admit_pod
 from localpods.collection import Collection
@@ -17,6 +20,7 @@ from localpods.events import EventLog
 from localpods.lifecycle import Kubelet
 from localpods.objects import (
     Json,
+    describe,
     is_deleting,
     is_finished,
     key_of,
@@ -29,15 +33,21 @@ from localpods.objects import (
 
 log = logging.getLogger("localpods")
 
-FINALIZER = "batch.kubernetes.io/job-tracking"
 INDEX = "batch.kubernetes.io/job-completion-index"
 _BACKOFF_LIMIT_S = 60.0
-# When the last pod failed; kept in the job, so that a restart does not shorten the wait.
-_LAST_FAILURE = "localpods/last-failure"
+
+
+@dataclass
+class _Progress:
+    """What has been counted of a job: pods by UID, and the indexes that have succeeded."""
+
+    counted: set[str] = field(default_factory=set)
+    completed: set[int] = field(default_factory=set)
+    failed_at: float = 0.0
 
 
 class JobController:
-    """Brings every job to its end."""
+    """Takes every job to its end."""
 
     def __init__(
         self, jobs: Collection, pods: Collection, events: EventLog, kubelet: Kubelet
@@ -46,246 +56,165 @@ class JobController:
         self._pods = pods
         self._events = events
         self._kubelet = kubelet
-        kubelet.on_removal = self._on_removal
+        self._progress: dict[str, _Progress] = {}
+        kubelet.on_deletion = self._on_deletion
 
     def reconcile(self) -> None:
-        """Bring every job one step further."""
+        """Take every job one step further."""
         for job in self._jobs.all():
             try:
                 self.sync(job)
             except Exception as error:
-                # As for pods: one job fails, the server goes on.
-                log.exception("job %s", "/".join(key_of(job)))
+                # As for pods: one job fails, the server continues.
+                log.exception("job %s", describe(job))
                 with contextlib.suppress(OSError):
                     why = f"{type(error).__name__}: see the server's log"
-                    self._conclude(job, [], "Failed", "InternalError", why)
+                    self._conclude(job, "Failed", "InternalError", why)
 
-    def delete(self, job: Json, policy: str, grace: float | None) -> Json:
-        """Delete a job.
+    def delete(self, job: Json, grace: float | None) -> Json:
+        """Delete a job with its pods, and return it; see `Kubelet.delete` for the grace period.
 
-        Args:
-            job: The job.
-            policy: `Background` and `Foreground` delete its pods, too, `Orphan` does not; with
-                `Foreground` the job goes after them.
-            grace: The pods' grace period in seconds; `None` for what their spec says.
-
-        Returns:
-            The job as it is now, or was.
+        The job is removed after its pods.
         """
         marked = copy.deepcopy(job)
         marked["metadata"].setdefault("deletionTimestamp", now())
         marked = self._jobs.put(marked)
-        if policy != "Orphan":
-            for pod in self._pods_of(job):
-                if not is_deleting(pod):
-                    self._kubelet.delete(pod, grace)
-        if policy != "Foreground" or not self._pods_of(job):
-            self._remove(marked)
+        for pod in self._pods_of(job):
+            self._kubelet.delete(pod, grace)
+        self.sync(marked)
         return marked
 
     def sync(self, job: Json) -> None:
         """Count what has ended, start what is missing, and conclude the job."""
+        pods = self._pods_of(job)
         if is_deleting(job):
-            if not self._pods_of(job):
-                self._remove(job)
+            if not pods:
+                self._jobs.remove(job)
+                self._progress.pop(uid_of(job), None)
             return
         if is_concluded(job):
-            self._expire(job)
             return
-        job = self._count_finished(job)
-        pods = self._pods_of(job)
+        for pod in filter(is_finished, pods):
+            self._count(job, pod)
+        job = self._jobs.current(job)
         spec, status = job["spec"], job["status"]
-        active = [pod for pod in pods if not is_finished(pod) and not is_deleting(pod)]
         deadline = spec.get("activeDeadlineSeconds")
         if status.get("failed", 0) > spec["backoffLimit"]:
             message = "Job has reached the specified backoff limit"
-            self._conclude(job, active, "Failed", "BackoffLimitExceeded", message)
+            self._conclude(job, "Failed", "BackoffLimitExceeded", message)
         elif deadline is not None and seconds_since(status["startTime"]) >= deadline:
             message = "Job was active longer than specified deadline"
-            self._conclude(job, active, "Failed", "DeadlineExceeded", message)
-        elif _is_complete(job, len(active)):
+            self._conclude(job, "Failed", "DeadlineExceeded", message)
+        elif status.get("succeeded", 0) >= spec["completions"]:
             message = "Reached expected number of succeeded pods"
-            self._conclude(job, active, "Complete", "CompletionsReached", message)
+            self._conclude(job, "Complete", "CompletionsReached", message)
         else:
-            missing = self._missing(job, active)
-            for index in missing:
-                active.append(self._start(job, index))
-            self._update(job, active)
+            active = [pod for pod in pods if not is_finished(pod) and not is_deleting(pod)]
+            active += [self._start(job, index) for index in self._missing(job, active)]
+            ready = sum(phase_of(pod) == "Running" for pod in active)
+            self._update(job, {**status, "active": len(active), "ready": ready})
 
-    def _count_finished(self, job: Json) -> Json:
-        for pod in self._pods_of(job):
-            if is_finished(pod) and FINALIZER in (pod["metadata"].get("finalizers") or []):
-                self._release(pod)
-                job = self._count(job, pod, succeeded=phase_of(pod) == "Succeeded")
-        return job
-
-    def _count(self, job: Json, pod: Json, *, succeeded: bool) -> Json:
-        changed = copy.deepcopy(job)
-        status = changed["status"]
-        if not succeeded:
-            status["failed"] = status.get("failed", 0) + 1
-            annotations = changed["metadata"].get("annotations") or {}
-            changed["metadata"]["annotations"] = {**annotations, _LAST_FAILURE: now()}
-        elif (index := _index_of(pod)) is None:
-            status["succeeded"] = status.get("succeeded", 0) + 1
-        else:
-            done = completed_indexes(job) | {index}
-            status["completedIndexes"] = _ranges(done)
-            status["succeeded"] = len(done)
-        return self._jobs.put(changed)
-
-    def _release(self, pod: Json) -> None:
-        changed = copy.deepcopy(pod)
-        changed["metadata"].pop("finalizers")
-        self._pods.put(changed)
-
-    def _on_removal(self, pod: Json) -> None:
-        """Count a pod that is taken out before its end was counted."""
-        if FINALIZER not in (pod["metadata"].get("finalizers") or []):
+    def _count(self, job: Json, pod: Json) -> None:
+        """Count a pod's end, once."""
+        progress = self._progress.setdefault(uid_of(job), _Progress())
+        if uid_of(pod) in progress.counted:
             return
+        progress.counted.add(uid_of(pod))
+        status = dict(self._jobs.current(job)["status"])
+        outcome = "succeeded" if phase_of(pod) == "Succeeded" else "failed"
+        status[outcome] = status.get(outcome, 0) + 1
+        if outcome == "failed":
+            progress.failed_at = time.monotonic()
+        elif (index := _index_of(pod)) is not None:
+            progress.completed.add(index)
+            status["completedIndexes"] = _ranges(progress.completed)
+        self._update(job, status)
+
+    def _on_deletion(self, pod: Json) -> None:
+        """Count a deleted pod as failed at once, as a cluster does.
+
+        If it counted only once its processes have ended, its replacement, which starts now,
+        could complete the job before that.
+        """
         for job in self._jobs.all():
             if uid_of(job) == _owner_of(pod) and not is_concluded(job) and not is_deleting(job):
-                self._count(job, pod, succeeded=phase_of(pod) == "Succeeded")
+                self._count(job, pod)
 
     def _missing(self, job: Json, active: list[Json]) -> list[int | None]:
-        """Return the completion indexes of the pods to start now (`None` without indexes)."""
+        """Return the completion indexes of the pods to start now (None without indexes)."""
         spec, status = job["spec"], job["status"]
+        progress = self._progress.setdefault(uid_of(job), _Progress())
         if failed := status.get("failed", 0):
-            last = (job["metadata"].get("annotations") or {}).get(_LAST_FAILURE)
             wait = min(_BACKOFF_LIMIT_S, 2.0 ** (failed - 1))
-            if last is not None and seconds_since(last) < wait:
+            if time.monotonic() < progress.failed_at + wait:
                 return []
-        room = spec["parallelism"] - len(active)
+        missing: list[int | None] = []
         if spec["completionMode"] == "Indexed":
-            taken = completed_indexes(job) | {_index_of(pod) for pod in active}
-            open_indexes = [i for i in range(spec["completions"]) if i not in taken]
-            return list(open_indexes[: max(0, room)])
-        succeeded = status.get("succeeded", 0)
-        if "completions" in spec:
-            room = min(room, spec["completions"] - succeeded - len(active))
-        elif succeeded:
-            # A work queue: once one has found it empty, no more are started.
-            room = 0
-        return [None] * max(0, room)
+            taken = progress.completed | {_index_of(pod) for pod in active}
+            missing += [index for index in range(spec["completions"]) if index not in taken]
+        else:
+            missing += [None] * (spec["completions"] - status.get("succeeded", 0) - len(active))
+        return missing[: max(0, spec["parallelism"] - len(active))]
 
     def _start(self, job: Json, index: int | None) -> Json:
         namespace, name = key_of(job)
         template = copy.deepcopy(job["spec"]["template"])
-        given = template.get("metadata") or {}
-        labels = {
-            **(given.get("labels") or {}),
-            "job-name": name,
-            "batch.kubernetes.io/job-name": name,
-            "controller-uid": uid_of(job),
-            "batch.kubernetes.io/controller-uid": uid_of(job),
-        }
-        annotations = dict(given.get("annotations") or {})
-        spec = template["spec"]
+        given, spec = template.get("metadata") or {}, template["spec"]
+        labels = dict(given.get("labels") or {})
+        for prefix in ("", "batch.kubernetes.io/"):
+            labels |= {f"{prefix}job-name": name, f"{prefix}controller-uid": uid_of(job)}
         stem = name
         if index is not None:
             stem = f"{name}-{index}"
-            labels[INDEX] = annotations[INDEX] = str(index)
+            labels[INDEX] = str(index)
             spec.setdefault("hostname", stem)
-            for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
-                container["env"] = [
-                    *(container.get("env") or []),
-                    {
-                        "name": "JOB_COMPLETION_INDEX",
-                        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}},
-                    },
-                ]
-        owner = {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "name": name,
-            "uid": uid_of(job),
-            "controller": True,
-            "blockOwnerDeletion": True,
-        }
+            for container in spec["containers"]:
+                variable = {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
+                container["env"] = [*(container.get("env") or []), variable]
+        owner = {"name": name, "uid": uid_of(job), "controller": True}
         metadata = {
             "name": f"{stem}-{name_suffix()}",
             "generateName": f"{stem}-",
             "labels": labels,
-            "annotations": annotations,
-            "ownerReferences": [owner],
-            "finalizers": [FINALIZER],
+            "annotations": given.get("annotations") or {},
+            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", **owner}],
         }
         pod = self._pods.add(admit_pod({"metadata": metadata, "spec": spec}, namespace))
         self._events.emit(job, "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
-        return pod
+        self._kubelet.sync(pod)
+        return self._pods.current(pod)
 
-    def _conclude(
-        self, job: Json, active: list[Json], kind: str, reason: str, message: str
-    ) -> None:
-        for pod in active:
-            self._release(pod)
-            self._kubelet.delete(self._pods.get(*key_of(pod)), None)
-        changed = copy.deepcopy(self._jobs.get(*key_of(job)))
-        status = changed["status"]
-        for field in ("active", "ready"):
-            status.pop(field, None)
+    def _conclude(self, job: Json, kind: str, reason: str, message: str) -> None:
+        status = {k: v for k, v in job["status"].items() if k not in ("active", "ready")}
         if kind == "Complete":
             status["completionTime"] = now()
         status["conditions"] = [job_condition(kind, reason, message)]
-        self._jobs.put(changed)
-        log.info("job %s: %s (%s)", "/".join(key_of(job)), kind, reason)
+        self._update(job, status)
+        for pod in self._pods_of(job):
+            if not is_finished(pod):
+                self._kubelet.delete(pod, None)
+        log.info("job %s: %s (%s)", describe(job), kind, reason)
         event = "Completed" if kind == "Complete" else reason
         self._events.emit(job, event, message, warning=kind == "Failed")
 
-    def _update(self, job: Json, active: list[Json]) -> None:
-        status = {
-            **job["status"],
-            "active": len(active),
-            "ready": sum(phase_of(pod) == "Running" for pod in active),
-        }
-        if status != job["status"]:
-            self._jobs.put({**job, "status": status})
-
-    def _expire(self, job: Json) -> None:
-        kept = job["spec"].get("ttlSecondsAfterFinished")
-        ended = job["status"]["conditions"][0]["lastTransitionTime"]
-        if kept is not None and seconds_since(ended) >= kept:
-            self.delete(job, "Background", None)
-
-    def _remove(self, job: Json) -> None:
-        self._jobs.remove(job)
+    def _update(self, job: Json, status: Json) -> None:
+        current = self._jobs.current(job)
+        if status != current["status"]:
+            self._jobs.put({**current, "status": status})
 
     def _pods_of(self, job: Json) -> list[Json]:
         return [pod for pod in self._pods.all() if _owner_of(pod) == uid_of(job)]
 
 
 def is_concluded(job: Json) -> bool:
-    """Tell whether a job has completed or failed."""
+    """Return True if a job has completed or failed."""
     return bool(job["status"].get("conditions"))
 
 
 def job_condition(kind: str, reason: str, message: str) -> Json:
     """Return the condition that concludes a job."""
-    return {
-        "type": kind,
-        "status": "True",
-        "reason": reason,
-        "message": message,
-        "lastProbeTime": now(),
-        "lastTransitionTime": now(),
-    }
-
-
-def completed_indexes(job: Json) -> set[int | None]:
-    """Return the indexes of an Indexed job that have succeeded."""
-    done: set[int | None] = set()
-    for part in filter(None, job["status"].get("completedIndexes", "").split(",")):
-        first, _, last = part.partition("-")
-        done.update(range(int(first), int(last or first) + 1))
-    return done
-
-
-def _is_complete(job: Json, active: int) -> bool:
-    succeeded = job["status"].get("succeeded", 0)
-    completions = job["spec"].get("completions")
-    if completions is None:
-        return bool(succeeded and not active)
-    return bool(succeeded >= completions)
+    texts = {"type": kind, "status": "True", "reason": reason, "message": message}
+    return {**texts, "lastProbeTime": now(), "lastTransitionTime": now()}
 
 
 def _index_of(pod: Json) -> int | None:
@@ -294,18 +223,14 @@ def _index_of(pod: Json) -> int | None:
 
 
 def _owner_of(pod: Json) -> str | None:
-    for owner in pod["metadata"].get("ownerReferences") or []:
-        if owner.get("controller"):
-            return str(owner["uid"])
-    return None
+    owners = pod["metadata"].get("ownerReferences") or []
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), None)
 
 
-def _ranges(indexes: set[int | None]) -> str:
+def _ranges(indexes: set[int]) -> str:
     """Write indexes as Kubernetes does: `0-2,4`."""
-    parts: list[list[int]] = []
-    for index in sorted(index for index in indexes if index is not None):
-        if parts and parts[-1][-1] == index - 1:
-            parts[-1] = [parts[-1][0], index]
-        else:
-            parts.append([index])
-    return ",".join("-".join(map(str, part)) for part in parts)
+    parts = []
+    for _, run in itertools.groupby(enumerate(sorted(indexes)), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        parts.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]))
+    return ",".join(parts)

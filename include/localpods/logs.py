@@ -1,115 +1,98 @@
-"""Reading a container's log: from where, how much, and on while it grows."""
+"""A container's log: one line per line of output, each after the time at which it was written."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import datetime
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from localpods.objects import log_instant
-
+# Read at once; a long log must not delay the other requests.
 _BLOCK = 1 << 18
-# How often a followed log is looked at.
+# The interval at which a followed log is read.
 _POLL_S = 0.05
-# The instant that the supervisor writes before each line, and the blank after it.
-_STAMP_LENGTH = len(log_instant()) + 1
+# A longer line is cut in two: a program that never ends a line must not fill the memory.
+_LINE_LIMIT = 1 << 20
 
 
-@dataclass(frozen=True)
-class LogQuery:
-    """Which part of a log to send.
-
-    Attributes:
-        follow: Go on until the container has ended.
-        timestamps: Send the instant before each line.
-        since: Only lines of this instant or later.
-        tail: Only this many last lines.
-        limit: Only this many bytes.
-    """
-
-    follow: bool = False
-    timestamps: bool = False
-    since: str | None = None
-    tail: int | None = None
-    limit: int | None = None
+def log_time(seconds_ago: float = 0.0) -> str:
+    """Return a time in microseconds, of a fixed width so that strings compare like times."""
+    time = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds_ago)
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-async def read_log(path: Path, query: LogQuery, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
+# The time before each line and the blank after it.
+_STAMP_LENGTH = len(log_time()) + 1
+
+
+class LogWriter:
+    """Writes output to a log."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._open_line = b""
+
+    def feed(self, data: bytes) -> None:
+        """Add output, which may end in the middle of a line."""
+        *lines, self._open_line = (self._open_line + data).split(b"\n")
+        if len(self._open_line) > _LINE_LIMIT:
+            lines.append(self._open_line)
+            self._open_line = b""
+        self._write(lines)
+
+    def close(self) -> None:
+        """Write the last line if it is incomplete, and close the file."""
+        if self._open_line:
+            self._write([self._open_line])
+        self._file.close()
+
+    def _write(self, lines: list[bytes]) -> None:
+        stamp = log_time().encode()
+        try:
+            self._file.write(b"".join(b"%s %s\n" % (stamp, line) for line in lines))
+        except OSError:
+            # A full disk costs lines of the log, not the process.
+            return
+
+
+async def read_log(
+    path: Path,
+    ended: Callable[[], bool],
+    *,
+    follow: bool = False,
+    timestamps: bool = False,
+    since: str = "",
+    tail: int | None = None,
+) -> AsyncIterator[bytes]:
     """Yield a log in pieces of whole lines.
 
     Args:
-        path: The log file, which may not be there yet.
-        query: Which part of it.
-        ended: Tells whether nothing is written any more.
-
-    Yields:
-        Bytes to send.
+        path: the log file.
+        ended: returns True once nothing is written any more.
+        follow: True to continue until then.
+        timestamps: True to send the time before each line.
+        since: the time of the first line, as `log_time` writes it.
+        tail: the number of last lines to send; None for all.
     """
-    left = query.limit
-    async for lines in _lines(path, query, ended):
-        piece = b"".join(_shown(line, query) for line in lines)
-        if left is not None:
-            piece = piece[:left]
-            left -= len(piece)
-        if piece:
-            yield piece
-        if left == 0:
-            return
-
-
-async def _lines(
-    path: Path, query: LogQuery, ended: Callable[[], bool]
-) -> AsyncIterator[list[bytes]]:
-    """Yield the lines of a file as they come, each with its end."""
-    while not path.exists():
-        if ended() or not query.follow:
-            return
-        await asyncio.sleep(_POLL_S)
+    if not path.exists():
+        return
     with path.open("rb") as file:
-        file.seek(0 if query.tail is None else _tail_offset(file, query.tail))
+        if tail is not None:
+            last_lines = deque(file, tail)
+            file.seek(file.tell() - sum(map(len, last_lines)))
         half = b""
         while True:
-            # Asked before reading: what is written until then is still read.
-            last = ended() or not query.follow
+            # Asked before reading: what has been written until then is still read.
+            last = ended() or not follow
             if data := file.read(_BLOCK):
                 *lines, half = (half + data).split(b"\n")
-                if lines:
-                    yield [line + b"\n" for line in lines]
-                # A long log must not hold up the other requests.
+                lines = [line for line in lines if line[:_STAMP_LENGTH] >= since.encode()]
+                start = 0 if timestamps else _STAMP_LENGTH
+                if piece := b"".join(line[start:] + b"\n" for line in lines):
+                    yield piece
                 await asyncio.sleep(0)
             elif last:
                 return
             else:
                 await asyncio.sleep(_POLL_S)
-
-
-def _shown(line: bytes, query: LogQuery) -> bytes:
-    if query.since is not None and line[: _STAMP_LENGTH - 1] < query.since.encode():
-        return b""
-    return line if query.timestamps else line[_STAMP_LENGTH:]
-
-
-def _tail_offset(file: IO[bytes], count: int) -> int:
-    """Return where the last lines of a file begin."""
-    end = file.seek(0, os.SEEK_END)
-    if count == 0:
-        return end
-    position = end
-    # The file's last line ends with a line break, which is not one before it.
-    wanted = count + 1
-    while position > 0:
-        start = max(0, position - _BLOCK)
-        file.seek(start)
-        block = file.read(position - start)
-        found = block.count(b"\n")
-        if found >= wanted:
-            index = len(block)
-            for _ in range(wanted):
-                index = block.rindex(b"\n", 0, index)
-            return start + index + 1
-        wanted -= found
-        position = start
-    return 0

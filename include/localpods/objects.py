@@ -1,4 +1,4 @@
-"""Shapes and instants that every part of the API shares."""
+"""Shapes and times that every part of the API shares."""
 
 from __future__ import annotations
 
@@ -6,34 +6,24 @@ import datetime
 import secrets
 from typing import Any
 
-# A Kubernetes object as it travels: JSON with camelCase keys.
+# A Kubernetes object as it is sent: JSON with camelCase keys.
 Json = dict[str, Any]
 
-TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 NODE_NAME = "localpods"
 LOOPBACK = "127.0.0.1"
 
-# Added by KubernetesPodOperator when a task pushes an XCom; emulated, never run.
-XCOM_SIDECAR = "airflow-xcom-sidecar"
-
-# The letters that Kubernetes uses for generated names: no vowels, so no words.
+# The letters that Kubernetes uses for generated names: without vowels, so they form no words.
 _NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 
 
 def now() -> str:
-    """Return the current instant as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
+    """Return the current time as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def log_instant(seconds_ago: float = 0.0) -> str:
-    """Return an instant in microseconds, of a fixed width so that texts compare like times."""
-    instant = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds_ago)
-    return instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def seconds_since(instant: str) -> float:
-    """Return the seconds that have passed since an RFC 3339 instant."""
-    then = datetime.datetime.fromisoformat(instant)
+def seconds_since(time: str) -> float:
+    """Return the seconds that have passed since an RFC 3339 time."""
+    then = datetime.datetime.fromisoformat(time)
     return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
 
 
@@ -58,10 +48,15 @@ def phase_of(pod: Json) -> str:
 
 
 def is_finished(pod: Json) -> bool:
-    """Tell whether a pod has succeeded or failed."""
-    return phase_of(pod) in TERMINAL_PHASES
+    """Return True if a pod has succeeded or failed."""
+    return phase_of(pod) in ("Succeeded", "Failed")
 
 
 def is_deleting(obj: Json) -> bool:
-    """Tell whether an object's deletion was asked for."""
+    """Return True if an object's deletion has been requested."""
     return "deletionTimestamp" in obj["metadata"]
+
+
+def describe(pod: Json) -> str:
+    """Return a pod's name for the server's log."""
+    return f"{'/'.join(key_of(pod))} ({uid_of(pod)[:8]})"

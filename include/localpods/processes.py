@@ -1,103 +1,74 @@
-"""Processes by id, safe against an id that was given to another process meanwhile."""
+"""Finding, measuring and killing the processes of containers.
+
+Run as a module, with the pods' folder as its argument, this is the guard. The server holds the
+other end of the guard's standard input. When the server ends, even by SIGKILL, the guard kills
+what its containers still run: no pod is left without a server that watches its memory, its
+deadline and its log.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
-# The variable that tells a container's processes, also those whose parents are gone.
+# Set for every process of a container, so that those without a living parent are found too.
 MARK = "LOCALPODS_CONTAINER"
+# Killed processes may have started others meanwhile.
+_ROUNDS = 5
+_PAUSE_S = 0.02
 
 
-def birth_of(pid: int) -> str | None:
-    """Return a mark that no other process of this id ever has, or `None` when there is none.
-
-    On Linux it is the boot's id and the start in clock ticks since boot: a start time in
-    seconds would move when the clock is set. A process that has ended has no mark, even if its
-    parent has not taken note of that.
-    """
-    try:
-        if sys.platform == "linux":
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            # The name stands in parentheses and may hold anything. Behind it the state comes
-            # first, field 3 of proc(5), and the start time is field 22.
-            fields = stat.rpartition(")")[2].split()
-            return None if fields[0] == "Z" else f"{_boot_id()}:{fields[19]}"
-        process = psutil.Process(pid)
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return None if ended else f"{process.create_time():.2f}"
-    except (OSError, psutil.Error):
-        return None
+def kill_marked(folder: Path) -> None:
+    """Kill all processes of the containers whose folders lie in a folder, or of that container."""
+    for _ in range(_ROUNDS):
+        found = _marked(str(folder))
+        if not found:
+            return
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(_PAUSE_S)
 
 
-def is_alive(pid: int, birth: str | None) -> bool:
-    """Tell whether the process that had this id at that birth still runs."""
-    return birth is not None and birth_of(pid) == birth
-
-
-def kill_tree(pid: int, birth: str | None) -> None:
-    """Kill a process and all its descendants, at once.
-
-    Args:
-        pid: The process's id.
-        birth: Its birth mark; nothing happens when the id belongs to another process now.
-    """
-    if not is_alive(pid, birth):
-        return
+def family_of(pid: int) -> list[psutil.Process]:
+    """Return a process and all its descendants."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        kill_all([*process.children(recursive=True), process])
+        return [process, *process.children(recursive=True)]
+    return []
 
 
-def kill_marked(mark: str) -> None:
-    """Kill the processes of a container by its mark, whoever their parents are."""
-    found = []
-    for process in psutil.process_iter():
-        # Processes of other users do not let their environment be read.
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == mark:
-                found.append(process)
-    kill_all(found)
+def exceeds(processes: Iterable[psutil.Process], limit: int) -> bool:
+    """Return True if processes use more memory than a limit in bytes.
 
-
-def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """Kill processes; psutil itself checks that their ids are still theirs."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def signal_group(leader: int, number: signal.Signals) -> None:
-    """Send a signal to the process group of a child that leads one."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, number)
-
-
-def held_memory(processes: Iterable[psutil.Process], limit: int) -> int:
-    """Return the bytes that a container's processes hold, as exactly as a limit needs it.
-
-    Resident sizes count shared pages once per process, and mapped files too, which a kernel
-    would drop before it kills a container. They are cheap, so that they come first; only above
-    the limit the proportional share of anonymous and shared memory is read, where Linux has it.
-
-    Args:
-        processes: The processes.
-        limit: Bytes.
+    Resident sizes count shared pages once per process, and also mapped files, which a kernel
+    would drop before it kills a container. They are cheap to read and come first; only above
+    the limit is the proportional share of anonymous and shared memory read, on Linux.
     """
     resident: dict[int, int] = {}
     for process in processes:
         with contextlib.suppress(psutil.Error):
             resident[process.pid] = process.memory_info().rss
-    if sum(resident.values()) <= limit:
-        return sum(resident.values())
-    return sum(_share(pid, size) for pid, size in resident.items())
+    over = sum(resident.values()) > limit
+    return over and sum(_share(pid, size) for pid, size in resident.items()) > limit
+
+
+def _marked(folder: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        # The environment of other users' processes cannot be read.
+        with contextlib.suppress(psutil.Error, OSError):
+            mark = process.environ().get(MARK, "")
+            if mark == folder or mark.startswith(f"{folder}/"):
+                found.append(process)
+    return found
 
 
 def _share(pid: int, resident: int) -> int:
@@ -105,15 +76,30 @@ def _share(pid: int, resident: int) -> int:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return resident
-    kibibytes = [
-        int(line.split()[1])
-        for line in rollup.splitlines()
-        if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
-    ]
+    lines = (line.split() for line in rollup.splitlines())
+    kibibytes = [int(words[1]) for words in lines if words[0] in ("Pss_Anon:", "Pss_Shmem:")]
     # Linux before 5.4 has no such lines.
     return 1024 * sum(kibibytes) if kibibytes else resident
 
 
-@functools.cache
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def start_guard(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a guard over the containers in a folder; it acts once its input is closed."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "localpods.processes", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        start_new_session=True,
+    )
+
+
+def _guard() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    kill_marked(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    _guard()

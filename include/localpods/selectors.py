@@ -1,7 +1,7 @@
 """Label and field selectors.
 
 Grammar: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#api. As there,
-`!=` and `notin` also select objects that lack the key.
+`!=` and `notin` also match objects without the key.
 """
 
 from __future__ import annotations
@@ -9,127 +9,79 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from localpods.objects import Json
 from localpods.replies import bad_request
 
-Operator = Literal["in", "notin", "exists", "absent"]
-
-_KEY = r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?"
-_VALUE = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
-_SET = re.compile(rf"(?P<key>{_KEY})\s+(?P<operator>in|notin)\s*\((?P<values>[^()]*)\)")
-_EQUALITY = re.compile(rf"(?P<key>{_KEY})\s*(?P<operator>==|=|!=)\s*(?P<value>{_VALUE})?")
-_EXISTENCE = re.compile(rf"(?P<absent>!\s*)?(?P<key>{_KEY})")
-# Commas inside parentheses separate values, the others requirements.
+_KEY = r"(?P<key>[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?)"
+_VALUE = r"(?P<value>([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?)"
+_LABEL = (
+    re.compile(rf"{_KEY}\s+(?P<operator>in|notin)\s*\((?P<values>[^()]*)\)"),
+    re.compile(rf"{_KEY}\s*(?P<operator>==|=|!=)\s*{_VALUE}"),
+    re.compile(rf"(?P<operator>!?)\s*{_KEY}"),
+)
+_FIELD = re.compile(r"(?P<key>[^=!]+?)\s*(?P<operator>==|=|!=)\s*(?P<value>.*)")
+# Commas inside parentheses separate values; all others separate requirements.
 _SEPARATOR = re.compile(r",(?![^(]*\))")
 
-POD_FIELDS = frozenset(
-    {
-        "metadata.name",
-        "metadata.namespace",
-        "spec.nodeName",
-        "spec.restartPolicy",
-        "status.phase",
-        "status.podIP",
-    }
-)
-EVENT_FIELDS = frozenset(
-    {
-        "metadata.name",
-        "metadata.namespace",
-        "involvedObject.kind",
-        "involvedObject.name",
-        "involvedObject.namespace",
-        "involvedObject.uid",
-        "reason",
-        "type",
-    }
-)
-JOB_FIELDS = frozenset({"metadata.name", "metadata.namespace"})
+_OBJECT_FIELDS = frozenset({"metadata.name", "metadata.namespace"})
+_SUBJECT_FIELDS = {f"involvedObject.{name}" for name in ("kind", "name", "namespace", "uid")}
+_FIELDS = {
+    "Pod": _OBJECT_FIELDS | {"spec.nodeName", "spec.restartPolicy", "status.phase"},
+    "Job": _OBJECT_FIELDS,
+    "Event": _OBJECT_FIELDS | _SUBJECT_FIELDS | {"reason", "type"},
+}
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """One condition of a selector."""
+class _Requirement:
+    """A key with one of these values (None: any); not `wanted` means that it must not match."""
 
     key: str
-    operator: Operator
-    values: frozenset[str] = frozenset()
+    values: frozenset[str] | None
+    wanted: bool
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Tell whether labels meet the condition."""
-        if self.operator == "exists":
-            return self.key in labels
-        if self.operator == "absent":
-            return self.key not in labels
-        if self.operator == "in":
-            return self.key in labels and labels[self.key] in self.values
-        return self.key not in labels or labels[self.key] not in self.values
+        found = self.key in labels and (self.values is None or labels[self.key] in self.values)
+        return found is self.wanted
 
 
-@dataclass(frozen=True)
 class Selector:
-    """A selector on labels and fields; an empty one selects everything."""
+    """A selector such as `a=b,c!=d,!e,f in (g,h)` on labels and `status.phase=Failed` on fields.
 
-    labels: tuple[Requirement, ...] = ()
-    fields: tuple[Requirement, ...] = ()
+    Raises:
+        ApiError: 400 if a requirement cannot be read, or a field of the kind is not supported.
+    """
+
+    def __init__(self, labels: str = "", fields: str = "", kind: str = "Pod") -> None:
+        self._labels = _parse(labels, *_LABEL)
+        self._fields = _parse(fields, _FIELD)
+        for requirement in self._fields:
+            if requirement.key not in _FIELDS[kind]:
+                raise bad_request(f"field label not supported: {requirement.key}")
 
     def matches(self, obj: Json) -> bool:
-        """Tell whether an object meets all conditions."""
+        """Return True if an object meets all requirements."""
         labels = obj["metadata"].get("labels") or {}
-        return all(requirement.matches(labels) for requirement in self.labels) and all(
+        return all(requirement.matches(labels) for requirement in self._labels) and all(
             requirement.matches({requirement.key: _field(obj, requirement.key)})
-            for requirement in self.fields
+            for requirement in self._fields
         )
 
 
-def parse_labels(text: str) -> tuple[Requirement, ...]:
-    """Read a label selector such as `a=b,c!=d,!e,f in (g,h)`.
-
-    Raises:
-        ApiError: 400 when a requirement cannot be read.
-    """
-    return tuple(_label_requirement(part.strip()) for part in _parts(text))
-
-
-def parse_fields(text: str, supported: frozenset[str]) -> tuple[Requirement, ...]:
-    """Read a field selector such as `status.phase!=Failed,metadata.name=x`.
-
-    Raises:
-        ApiError: 400 when a requirement cannot be read or the field is not one of `supported`.
-    """
+def _parse(text: str, *forms: re.Pattern[str]) -> list[_Requirement]:
     requirements = []
-    for part in _parts(text):
-        key, operator, value = _split_field(part.strip())
-        if key not in supported:
-            raise bad_request(f"field label not supported: {key}")
-        requirements.append(Requirement(key, operator, frozenset({value})))
-    return tuple(requirements)
-
-
-def _parts(text: str) -> list[str]:
-    return _SEPARATOR.split(text) if text.strip() else []
-
-
-def _label_requirement(part: str) -> Requirement:
-    if match := _SET.fullmatch(part):
-        values = frozenset(value.strip() for value in match["values"].split(","))
-        return Requirement(match["key"], "in" if match["operator"] == "in" else "notin", values)
-    if match := _EQUALITY.fullmatch(part):
-        value = frozenset({match["value"] or ""})
-        return Requirement(match["key"], "notin" if match["operator"] == "!=" else "in", value)
-    if match := _EXISTENCE.fullmatch(part):
-        return Requirement(match["key"], "absent" if match["absent"] else "exists")
-    raise bad_request(f"unable to parse requirement: {part!r}")
-
-
-def _split_field(part: str) -> tuple[str, Operator, str]:
-    for sign, operator in (("!=", "notin"), ("==", "in"), ("=", "in")):
-        key, found, value = part.partition(sign)
-        if found:
-            return key.strip(), "notin" if operator == "notin" else "in", value.strip()
-    raise bad_request(f"invalid field selector: {part!r}; can't understand it")
+    for part in _SEPARATOR.split(text) if text.strip() else []:
+        match = next(filter(None, (form.fullmatch(part.strip()) for form in forms)), None)
+        if match is None:
+            raise bad_request(f"unable to parse requirement: {part!r}")
+        groups = match.groupdict()
+        given = groups["values"].split(",") if "values" in groups else [groups.get("value")]
+        values = frozenset(value.strip() for value in given if value is not None)
+        exists = "value" not in groups and "values" not in groups
+        wanted = groups["operator"] not in ("!", "!=", "notin")
+        requirements.append(_Requirement(groups["key"], None if exists else values, wanted))
+    return requirements
 
 
 def _field(obj: Json, path: str) -> str:

@@ -1,109 +1,94 @@
-"""The server: it puts the parts together and answers on the loopback interface."""
+"""The server: it assembles the parts and answers on the loopback interface."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from localpods import __version__
-from localpods.capacity import Capacity
-from localpods.collection import Collection, Versions
+from localpods.collection import Collection, resource_versions
+from localpods.containers import reap
 from localpods.events import EventLog
 from localpods.images import ImageMap
-from localpods.job_routes import JobRoutes
-from localpods.jobs import JobController
+from localpods.jobs import JobController, is_concluded, job_condition
 from localpods.lifecycle import Kubelet
-from localpods.objects import LOOPBACK, Json, uid_of
-from localpods.pod_routes import PodRoutes
-from localpods.processes import birth_of
+from localpods.objects import LOOPBACK, describe, is_deleting, is_finished, uid_of
+from localpods.pod_status import lost
+from localpods.processes import kill_marked, start_guard
 from localpods.replies import ApiError
-from localpods.shutdown import stop_pods
-from localpods.state import SetupError, StateDir, read_json, remove_tree, write_json
+from localpods.routes import Routes
+from localpods.state import SetupError, StateDir, read_json, write_private
+from localpods.tls import server_context, write_kubeconfig
 
 log = logging.getLogger("localpods")
 
-_OPEN_PATHS = frozenset({"/readyz", "/livez", "/healthz", "/version"})
+# Replies to what kubectl asks before its first request: the API's version, groups and resources.
+# Its OpenAPI documents hold no more than kubectl needs to leave the validation of a file to the
+# server (`kubectl create -f`).
+_DOCUMENTS = json.loads(resources.files("localpods").joinpath("discovery.json").read_text())
+_OPEN_PATHS = frozenset({"/readyz", "/version"})
+_HOSTS = frozenset({LOOPBACK, "localhost"})
 _TICK_S = 0.1
-_EXPIRY_TICKS = 600
 # The limit of a cluster's API server.
 _BODY_LIMIT = 3 << 20
-# The version of Kubernetes whose API this is.
-_MAJOR, _MINOR = "1", "33"
+_GUARD_LIMIT_S = 10.0
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a server is started with.
-
-    Attributes:
-        state: The state directory.
-        images: The image map's file.
-        port: The port; `None` for that of the last time, or any.
-        capacity: What pods may request.
-        kill_pods_on_exit: End all pods when the server ends.
-        grace: Seconds that they have then.
-    """
-
-    state: StateDir
-    images: Path
-    port: int | None
-    capacity: Capacity
-    kill_pods_on_exit: bool
-    grace: float
-
-
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+def serve(state: StateDir, images: Path, port: int | None, gpus: int, grace: float) -> None:
+    """Serve until SIGTERM or SIGINT, then end all pods; the options are those of the command.
 
     Raises:
-        SetupError: It cannot start.
+        SetupError: if it cannot start.
     """
-    state = settings.state
     state.prepare()
-    with state.locked():
-        asyncio.run(_serve(settings))
-        if settings.kill_pods_on_exit:
-            stop_pods(state, settings.grace)
+    with state.lock():
+        # Of a former server that was killed together with its guard.
+        kill_marked(state.pods)
+        guard = start_guard(state.pods)
+        try:
+            asyncio.run(_serve(state, ImageMap(images), port, gpus, grace))
+        finally:
+            guard.communicate(timeout=_GUARD_LIMIT_S)
 
 
-async def _serve(settings: Settings) -> None:
-    state = settings.state
-    cluster = Cluster(state, ImageMap(settings.images), settings.capacity)
+async def _serve(
+    state: StateDir, images: ImageMap, port: int | None, gpus: int, grace: float
+) -> None:
+    cluster = Cluster(state, images, gpus)
+    # A client that is gone ends its watch or log, and a server that ends does not wait.
     runner = web.AppRunner(
-        cluster.application(state.token()),
-        access_log=None,
-        # A client that is gone ends its watch or log, and a server that ends does not wait.
-        handler_cancellation=True,
-        shutdown_timeout=0.5,
+        cluster.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5
     )
     await runner.setup()
-    port = await _listen(runner, state, settings.port)
-    state.write_kubeconfig(port)
-    write_json(
-        state.server_file, {"pid": os.getpid(), "birth": birth_of(os.getpid()), "port": port}
-    )
+    port = await _listen(runner, state, port)
+    write_kubeconfig(state, port)
+    write_private(state.server_file, json.dumps({"pid": os.getpid(), "port": port}))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    log.info("serving on http://%s:%d, kubeconfig %s", LOOPBACK, port, state.kubeconfig)
+    loop.add_signal_handler(signal.SIGCHLD, reap)
+    log.info("serving on https://%s:%d, kubeconfig %s", LOOPBACK, port, state.kubeconfig)
     try:
         await cluster.run(stopped)
     finally:
+        await cluster.kubelet.shut_down(grace)
         await runner.cleanup()
 
 
 async def _listen(runner: web.AppRunner, state: StateDir, port: int | None) -> int:
     last = (read_json(state.server_file) or {}).get("port", 0)
-    site = web.TCPSite(runner, LOOPBACK, last if port is None else port)
+    wanted = last if port is None else port
+    site = web.TCPSite(runner, LOOPBACK, wanted, ssl_context=server_context(state))
     try:
         await site.start()
     except OSError as error:
@@ -117,82 +102,72 @@ async def _listen(runner: web.AppRunner, state: StateDir, port: int | None) -> i
 class Cluster:
     """All parts of the one-machine cluster."""
 
-    def __init__(self, state: StateDir, images: ImageMap, capacity: Capacity) -> None:
+    def __init__(self, state: StateDir, images: ImageMap, gpus: int) -> None:
         self._state = state
-        versions = Versions()
-        self._wake = asyncio.Event()
-        self._rubbish: set[asyncio.Future[None]] = set()
-        self.pods = Collection("Pod", "v1", "pods", versions, self._persist_pod)
-        self.jobs = Collection("Job", "batch/v1", "jobs", versions, self._persist_job)
-        self.events = EventLog(state.events_file, versions)
-        for pod in state.load_pods():
-            self.pods.load(pod)
-        for job in state.load_jobs():
-            self.jobs.load(job)
-        self.kubelet = Kubelet(state, self.pods, self.events, images, capacity)
-        self.controller = JobController(self.jobs, self.pods, self.events, self.kubelet)
-
-    def application(self, token: str) -> web.Application:
-        """Return the HTTP application.
-
-        Args:
-            token: The bearer token that requests must carry.
-        """
-        app = web.Application(
-            middlewares=[_refusals, _authentication(token)], client_max_size=_BODY_LIMIT
+        next_version = resource_versions()
+        self._pods = Collection("Pod", next_version, state)
+        self._jobs = Collection("Job", next_version, state)
+        events = EventLog(next_version)
+        self.kubelet = Kubelet(state, self._pods, events, images, gpus)
+        self._controller = JobController(self._jobs, self._pods, events, self.kubelet)
+        self._routes = Routes(
+            state, self._pods, self._jobs, events.collection, self.kubelet, self._controller
         )
-        for path in ("/readyz", "/livez", "/healthz"):
-            app.router.add_get(path, _ready)
-        app.router.add_get("/version", _version)
-        PodRoutes(self._state, self.pods, self.events, self.kubelet).register(app.router)
-        JobRoutes(self.jobs, self.controller).register(app.router)
+        self._load()
+
+    def application(self) -> web.Application:
+        """Return the HTTP application."""
+        app = web.Application(
+            middlewares=[_errors, _authentication(self._state.token())],
+            client_max_size=_BODY_LIMIT,
+        )
+        for path in _DOCUMENTS:
+            app.router.add_get(path, _discovery)
+        self._routes.register(app.router)
         return app
 
     async def run(self, stopped: asyncio.Event) -> None:
-        """Look after pods and jobs until told to stop."""
-        ticks = 0
+        """Take care of pods and jobs until the event is set."""
         while not stopped.is_set():
-            self._wake.clear()
+            self.kubelet.changed.clear()
             self.kubelet.reconcile()
-            self.controller.reconcile()
-            ticks += 1
-            if ticks % _EXPIRY_TICKS == 0:
-                self.events.expire()
-            await self._pause(stopped)
+            self._controller.reconcile()
+            waits = [asyncio.ensure_future(e.wait()) for e in (stopped, self.kubelet.changed)]
+            await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
-    async def _pause(self, stopped: asyncio.Event) -> None:
-        """Wait for the next tick, or less when something was asked for."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (stopped, self._wake)]
-        await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-
-    def _persist_pod(self, before: Json | None, after: Json | None) -> None:
-        if after is not None:
-            self._state.save_pod(after)
-            if before is None:
-                self._wake.set()
-            return
-        assert before is not None
-        rubbish = self._state.drop_pod(uid_of(before))
-        if rubbish is not None:
-            loop = asyncio.get_running_loop()
-            removal = loop.run_in_executor(None, remove_tree, rubbish)
-            self._rubbish.add(removal)
-            removal.add_done_callback(self._rubbish.discard)
-
-    def _persist_job(self, before: Json | None, after: Json | None) -> None:
-        if after is not None:
-            self._state.save_job(after)
-        elif before is not None:
-            self._state.drop_job(uid_of(before))
+    def _load(self) -> None:
+        """Take over what a former server has saved; what it left unfinished has failed."""
+        for obj in self._state.load():
+            if is_deleting(obj):
+                self._state.drop(uid_of(obj))
+            elif obj["kind"] == "Job":
+                if not is_concluded(obj):
+                    message = "the server that ran the job has ended"
+                    obj["status"]["conditions"] = [job_condition("Failed", "NodeLost", message)]
+                self._jobs.add(obj)
+            else:
+                self._state.drop_temp(uid_of(obj))
+                if not is_finished(obj):
+                    log.warning("pod %s: its server has ended", describe(obj))
+                    obj["status"] = lost(obj)
+                self._pods.add(obj)
 
 
 def _authentication(token: str) -> Middleware:
+    """Return a check of each request: not from a browser, and with the token.
+
+    A web page does not know the token and its browser does not trust the certificate. Refusing
+    every `Origin`, and host names other than those of this machine, also keeps it away from the
+    paths that need no token.
+    """
     expected = f"Bearer {token}".encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if "Origin" in request.headers or urlsplit(f"//{request.host}").hostname not in _HOSTS:
+            raise ApiError(403, "Forbidden", "requests of web pages are not answered")
         given = request.headers.get("Authorization", "").encode()
         if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
             raise ApiError(401, "Unauthorized", "Unauthorized: send the kubeconfig's token")
@@ -202,42 +177,23 @@ def _authentication(token: str) -> Middleware:
 
 
 @web.middleware
-async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into a `Status` object."""
     try:
         return await handler(request)
-    except ApiError as error:
-        refusal = error
-    except web.HTTPNotFound:
-        refusal = ApiError(404, "NotFound", "the server could not find the requested resource")
-    except web.HTTPMethodNotAllowed:
-        refusal = ApiError(405, "MethodNotAllowed", "the server does not allow this method")
-    except web.HTTPRequestEntityTooLarge:
-        refusal = ApiError(413, "RequestEntityTooLarge", f"at most {_BODY_LIMIT} bytes")
+    except ApiError as caught:
+        error = caught
+    except web.HTTPException as caught:
+        # No such path or method, or too long a body.
+        error = ApiError(caught.status, caught.reason.replace(" ", ""), caught.text or "")
     except (ConnectionResetError, asyncio.CancelledError):
-        # The client went away in the middle of a stream.
+        # The client has disconnected in the middle of a stream.
         raise
     except Exception:
         log.exception("%s %s", request.method, request.path)
-        refusal = ApiError(500, "InternalError", "an internal error: see the log of localpods")
-    return web.json_response(refusal.status(), status=refusal.code)
+        error = ApiError(500, "InternalError", "an internal error: see the log of localpods")
+    return web.json_response(error.status, status=error.code)
 
 
-async def _ready(request: web.Request) -> web.Response:
-    return web.Response(text="ok")
-
-
-async def _version(request: web.Request) -> web.Response:
-    return web.json_response(
-        {
-            "major": _MAJOR,
-            "minor": _MINOR,
-            "gitVersion": f"v{_MAJOR}.{_MINOR}.0+localpods-{__version__}",
-            "gitCommit": "",
-            "gitTreeState": "clean",
-            "buildDate": "",
-            "goVersion": "",
-            "compiler": "",
-            "platform": "local",
-        }
-    )
+async def _discovery(request: web.Request) -> web.Response:
+    return web.json_response(_DOCUMENTS[request.path])

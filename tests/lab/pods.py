@@ -1,10 +1,11 @@
-"""A real server in a process of its own, and the official client to talk to it."""
+"""A real server in its own process, and the official client for it."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
-import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -16,26 +17,23 @@ from typing import Any
 import psutil
 from kubernetes import client, config
 
-from localpods.shutdown import stop_pods, stop_server
-from localpods.state import StateDir
-
 IMAGE = "tuneline/ml:local"
 NAMESPACE = "ml"
 INCLUDE = Path(__file__).resolve().parents[2] / "include"
 
 
 def wait_for(check: Callable[[], Any], seconds: float = 15.0, what: str = "it") -> Any:
-    """Return the first true value of a check."""
+    """Wait until a check returns a true value, and return that."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if found := check():
             return found
         time.sleep(0.05)
-    raise AssertionError(f"waited {seconds} s in vain for {what}")
+    raise AssertionError(f"{what} did not come within {seconds} s")
 
 
 class Server:
-    """`localpods serve` in a process of its own."""
+    """`localpods serve` in its own process; pods get 0.2 s to end with it."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.state = directory / "state"
@@ -58,26 +56,42 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "localpods", "serve", "--state", str(self.state)]
-        self.process = subprocess.Popen(
-            [*command, "--images", str(self.images), *self.options], env=self.env
-        )
+        options = ["--images", str(self.images), "--grace", "0.2", *self.options]
+        self.process = subprocess.Popen([*command, *options], env=self.env)
         wait_for(self.is_ready, what="the server")
 
     def is_ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, "the server has ended"
         try:
-            server = json.loads((self.state / "server.json").read_text())
-            url = f"http://127.0.0.1:{server['port']}/readyz"
-            with urllib.request.urlopen(url, timeout=1) as answer:
+            with self.open("/readyz", token=None) as answer:
+                server = json.loads((self.state / "server.json").read_text())
                 return server["pid"] == self.process.pid and answer.status == 200
         except OSError:
             return False
 
+    def open(self, path: str, *, token: str | None, **request: Any) -> Any:
+        """Send a request as a plain HTTP client that verifies the certificate."""
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        asked = urllib.request.Request(
+            f"{self.url}{path}", **{**request, "headers": {**headers, **request.get("headers", {})}}
+        )
+        return urllib.request.urlopen(asked, timeout=5, context=self.tls)
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """A context that trusts the authority in the kubeconfig and nothing else."""
+        authority = base64.b64decode(self._cluster["certificate-authority-data"]).decode()
+        return ssl.create_default_context(cadata=authority)
+
     @property
     def url(self) -> str:
-        port = json.loads((self.state / "server.json").read_text())["port"]
-        return f"http://127.0.0.1:{port}"
+        return self._cluster["server"]
+
+    @property
+    def _cluster(self) -> dict[str, str]:
+        config = json.loads((self.state / "kubeconfig").read_text())
+        return config["clusters"][0]["cluster"]
 
     @property
     def token(self) -> str:
@@ -90,19 +104,18 @@ class Server:
 
     def end(self) -> None:
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         assert self.process.wait(timeout=20) == 0
 
     def stop(self) -> None:
-        """End the server and all pods."""
-        state = StateDir(self.state)
-        stop_server(state)
-        stop_pods(state, 0.2)
+        """End the server with all pods, also if it has ended already."""
         if self.process is not None:
+            self.process.terminate()
             self.process.wait(timeout=20)
+            wait_for(lambda: self.processes() == [], what="the end of all processes")
 
     def processes(self) -> list[psutil.Process]:
-        """Return everything that runs because of this server: itself, supervisors, pods."""
+        """Return everything that runs because of this server: itself, its guard, pods."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
             try:
@@ -116,7 +129,7 @@ class Server:
 
 
 class Api:
-    """The official client, and a few words for what tests do often."""
+    """The official client, and shortcuts for what tests do often."""
 
     def __init__(self, server: Server) -> None:
         configuration = client.Configuration()
@@ -147,7 +160,7 @@ class Api:
         return wait_for(reached, what=f"{name} to be {phases}")
 
     def wait_waiting(self, name: str) -> client.V1ContainerStateWaiting:
-        """Wait until a pod's container says why it does not start."""
+        """Wait until a pod's container gives the reason why it does not start."""
 
         def reason() -> client.V1ContainerStateWaiting | None:
             pod = self.read(name)
@@ -181,7 +194,7 @@ class Api:
 
 
 def pod_body(name: str, script: str, **spec: Any) -> dict[str, Any]:
-    """Return a pod that runs a shell script; what begins with `container_` is for the container."""
+    """Return a pod that runs a shell script; `container_…` sets a field of the container."""
     container = {
         "name": "base",
         "image": IMAGE,

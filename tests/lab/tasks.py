@@ -1,4 +1,4 @@
-"""What an operator needs of Airflow to run without one: a connection, a context, a memory."""
+"""The parts of Airflow that an operator needs in a test: connection, context, task state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.lab.pods import NAMESPACE, Server
 
 
 class TaskStateStore:
-    """Keeps what a task remembers over its tries in a file, as it must outlive a process."""
+    """Keeps a task's state over its tries in a file, since it must outlive a process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,13 +30,13 @@ class TaskStateStore:
 
 
 def connection(server: Server, namespace: str = NAMESPACE) -> str:
-    """A server as the connection `kubernetes_default`."""
+    """Return a server as the connection `kubernetes_default`."""
     extra = {"kube_config_path": str(server.state / "kubeconfig"), "namespace": namespace}
     return json.dumps({"conn_type": "kubernetes", "extra": extra})
 
 
 def connect(server: Server, patch: pytest.MonkeyPatch, namespace: str = NAMESPACE) -> None:
-    """Put a server behind `kubernetes_default`, asked five times a second."""
+    """Put a server behind `kubernetes_default` and poll it five times a second."""
     patch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection(server, namespace))
     patch.setenv("TUNELINE_POD_POLL_SECONDS", "0.2")
 
@@ -49,14 +49,14 @@ def context_of(
     store: Any = None,
     prepared: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """As much of a task's context as the operators read.
+    """Return the part of a task's context that the operators read.
 
     Args:
-        task_id: of the task.
-        run_id: of the run of the DAG.
-        try_number: of the task.
-        store: its `TaskStateStore`; without one, as in an Airflow before 3.3.
-        prepared: what `prepare_run` has left, by key.
+        task_id: the task's id.
+        run_id: the id of the DAG's run.
+        try_number: the number of the task's try.
+        store: the task's state; None as in an Airflow before 3.3.
+        prepared: the values that `prepare_run` has pushed, by key.
     """
     pushed: dict[str, Any] = {}
     left = dict(prepared or {})
@@ -76,10 +76,10 @@ def context_of(
 
 
 def prepared_run(run_uri: str, pods: Any) -> dict[str, Any]:
-    """What `prepare_run` leaves of a run.
+    """Return the values that `prepare_run` pushes for a run.
 
     Args:
-        run_uri: of the run.
-        pods: its `PodConfig`.
+        run_uri: the URI of the run.
+        pods: the run's `PodConfig`.
     """
     return {"pods": pods.model_dump(mode="json"), "deadlines": {}, "return_value": run_uri}

@@ -1,3 +1,5 @@
+"""The process that is started for a container."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -6,11 +8,16 @@ from typing import Any
 
 import pytest
 
-from localpods.environment import ContainerConfigError, PodPaths, build_command
+from localpods.environment import ContainerConfigError, build_command
 from localpods.images import Image
 from localpods.state import StateDir
 
-IMAGE = Image(path_prepend=("/opt/ml/bin",), entrypoint=("tuneline",), cmd=("--help",))
+IMAGE = Image(
+    path_prepend=("/opt/ml/bin",),
+    env={"A": "map", "B": "map"},
+    entrypoint=("tuneline",),
+    cmd=("--help",),
+)
 
 
 def build(state: StateDir, container: dict[str, Any], **metadata: Any) -> Any:
@@ -18,16 +25,8 @@ def build(state: StateDir, container: dict[str, Any], **metadata: Any) -> Any:
         "metadata": {"name": "p", "namespace": "n", "uid": "u" * 36, **metadata},
         "spec": {"containers": [{"name": "base", **container}]},
     }
-    paths = PodPaths.of(state, "u" * 36)
-    return build_command(
-        pod,
-        pod["spec"]["containers"][0],
-        image=IMAGE,
-        defaults={"A": "map", "B": "map"},
-        paths=paths,
-        termination_message=Path("/message"),
-        state=state,
-    )
+    state.pod_dir("u" * 36).mkdir(exist_ok=True)
+    return build_command(pod, pod["spec"]["containers"][0], IMAGE, Path("/message"), state)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
     state = StateDir(tmp_path / "state")
     state.prepare()
     yield state
-    state.remove_temp()
+    state.drop_temp("u" * 36)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_hosts_of_a_job_are_this_machine(state: StateDir, text: str, expected: s
         ({"envFrom": [{"configMapRef": {"name": "c"}}]}, 'configmap "c" not found'),
         (
             {"env": [{"name": "X", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]},
-            "no resourceFieldRef on this machine",
+            "resourceFieldRef is not supported on this machine",
         ),
         (
             {"env": [{"name": "X", "valueFrom": {"fieldRef": {"fieldPath": "spec.odd"}}}]},

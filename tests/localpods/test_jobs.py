@@ -123,13 +123,13 @@ def test_deleted_job_takes_its_pods_along(api: Api, policy: str) -> None:
     wait_for(gone, what="the end of the job")
 
 
-def test_orphaned_pods_stay(api: Api) -> None:
+def test_pods_are_not_orphaned(api: Api) -> None:
     create_job(api, "orphans", "sleep 600")
-    api.batch.delete_namespaced_job("orphans", NAMESPACE, propagation_policy="Orphan")
-    pod = pods_of(api, "orphans")[0].metadata.name
-    api.wait_phase(pod, "Running")
-    api.core.delete_namespaced_pod(pod, NAMESPACE, grace_period_seconds=0)
-    wait_for(lambda: not api.exists(pod), what="the end of the pod")
+    with pytest.raises(client.ApiException) as caught:
+        api.batch.delete_namespaced_job("orphans", NAMESPACE, propagation_policy="Orphan")
+    assert caught.value.status == 400
+    api.batch.delete_namespaced_job("orphans", NAMESPACE, grace_period_seconds=0)
+    wait_for(lambda: pods_of(api, "orphans") == [], what="the end of its pods")
 
 
 def test_deleted_pod_of_a_job_counts_as_failed(api: Api, tmp_path: Any) -> None:
@@ -142,15 +142,27 @@ def test_deleted_pod_of_a_job_counts_as_failed(api: Api, tmp_path: Any) -> None:
     assert (job.status.succeeded, job.status.failed) == (1, 1)
 
 
-def test_job_goes_on_after_a_restart(own_server: Server) -> None:
+def test_deleted_pod_counts_as_failed_before_it_has_ended(api: Api, tmp_path: Any) -> None:
+    # Its replacement succeeds meanwhile, which must not conclude the job without the failure.
+    script = f"if mkdir {tmp_path}/first; then trap '' TERM; touch {tmp_path}/up; sleep 600; fi"
+    create_job(api, "slow-eviction", script)
+    pod = pods_of(api, "slow-eviction")[0].metadata.name
+    wait_for((tmp_path / "up").exists, what="its work")
+    api.core.delete_namespaced_pod(pod, NAMESPACE, grace_period_seconds=4)
+    job = wait_end(api, "slow-eviction")
+    assert api.exists(pod)
+    assert (job.status.succeeded, job.status.failed) == (1, 1)
+    api.core.delete_namespaced_pod(pod, NAMESPACE, grace_period_seconds=0)
+
+
+def test_job_of_a_killed_server_has_failed(own_server: Server) -> None:
     api = Api(own_server)
-    create_job(api, "restarted", "sleep 1", completionMode="Indexed", completions=2, parallelism=1)
-    api.wait_phase(pods_of(api, "restarted")[0].metadata.name, "Running")
+    create_job(api, "lost", "sleep 600", completionMode="Indexed", completions=2, parallelism=2)
     own_server.kill()
     own_server.start()
-    job = wait_end(api, "restarted")
-    assert (job.status.succeeded, job.status.failed) == (2, None)
-    assert len(pods_of(api, "restarted")) == 2
+    condition = wait_end(api, "lost").status.conditions[0]
+    assert (condition.type, condition.reason) == ("Failed", "NodeLost")
+    assert [pod.status.phase for pod in pods_of(api, "lost")] == ["Failed", "Failed"]
 
 
 def test_jobs_are_listed_and_patched(api: Api) -> None:
@@ -170,7 +182,7 @@ def test_jobs_are_listed_and_patched(api: Api) -> None:
         ({"backoffLimit": -1}, "spec.backoffLimit"),
         ({"podFailurePolicy": {"rules": []}}, "spec.podFailurePolicy"),
         ({"pod": {"restartPolicy": "OnFailure"}}, "spec.template.spec.restartPolicy"),
-        ({"pod": {"labels": {"a": "b c"}}}, "spec.template.metadata.labels[a]"),
+        ({"pod": {"container_name": "B"}}, "spec.template.spec.containers[0].name"),
     ],
 )
 def test_wrong_job_is_refused(api: Api, spec: dict[str, Any], field: str) -> None:

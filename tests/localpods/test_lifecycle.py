@@ -1,4 +1,4 @@
-"""What befalls pods."""
+"""Deletion, limits, images, GPUs and containers of pods."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_image_that_is_not_mapped(api: Api) -> None:
 
 def test_image_whose_environment_is_not_there(api: Api) -> None:
     api.create("not-built", container_image="gone:1")
-    assert "is not there: build it" in api.wait_waiting("not-built").message
+    assert "does not exist: build it" in api.wait_waiting("not-built").message
 
 
 def test_gpu_that_is_not_there(served: Callable[..., Server]) -> None:
@@ -139,50 +139,6 @@ def test_gpus_are_given_out(served: Callable[..., Server], tmp_path: Path) -> No
     assert logs[:2] == ["gpus:0\n", "gpus:1\n"]
     assert logs[2] in logs[:2]
     assert logs[3] == "gpus:\n"
-
-
-def test_cpu_requests_limit_what_runs_at_once(
-    served: Callable[..., Server], tmp_path: Path
-) -> None:
-    api = Api(served("--cpus", "1500m"))
-    for name in ("cpu-a", "cpu-b"):
-        api.create(name, until(tmp_path / name), container_resources={"requests": {"cpu": "1"}})
-    api.create("cpu-small", "true", container_resources={"requests": {"cpu": "250m"}})
-    api.wait_phase("cpu-small", "Succeeded")
-    waiting = api.read("cpu-b")
-    assert waiting.status.phase == "Pending"
-    assert "Insufficient cpu" in waiting.status.conditions[0].message
-    (tmp_path / "cpu-a").touch()
-    api.wait_phase("cpu-b", "Running")
-    assert api.read("cpu-a").status.phase == "Succeeded"
-
-
-def test_init_containers_run_first_and_one_by_one(api: Api, tmp_path: Path) -> None:
-    def init(name: str, script: str) -> dict[str, object]:
-        return {"name": name, "image": IMAGE, "command": ["bash", "-c", script]}
-
-    go = until(tmp_path / "go")
-    api.create(
-        "initialized",
-        "cat trail",
-        initContainers=[init("one", f"{go}; echo 1 > trail"), init("two", "echo 2 >> trail")],
-    )
-    status = wait_for(
-        lambda: (s := api.read("initialized").status).init_container_statuses and s, what="status"
-    )
-    assert status.container_statuses[0].state.waiting.reason == "PodInitializing"
-    (tmp_path / "go").touch()
-    api.wait_phase("initialized", "Succeeded")
-    assert api.log("initialized") == "1\n2\n"
-
-
-def test_failed_init_container_fails_the_pod(api: Api) -> None:
-    init = {"name": "one", "image": IMAGE, "command": ["bash", "-c", "exit 4"]}
-    pod = api.run("uninitialized", "echo never", initContainers=[init])
-    assert pod.status.phase == "Failed"
-    assert state_of(pod, "one").terminated.exit_code == 4
-    assert state_of(pod).waiting.reason == "PodInitializing"
-    assert api.log("uninitialized") == ""
 
 
 @pytest.mark.parametrize("codes", [(0, 0), (0, 3)])

@@ -1,21 +1,23 @@
+"""Logs: what is written, and which part of it is sent."""
+
 from __future__ import annotations
 
 import asyncio
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes import client
-from tests.lab.pods import NAMESPACE, Api
+from tests.lab.pods import NAMESPACE, Api, state_of
 
-from localpods.logs import LogQuery, read_log
-from localpods.objects import log_instant
+from localpods.logs import LogWriter, log_time, read_log
 
 
-def read(path: Path, **query: object) -> bytes:
+def read(path: Path, **query: Any) -> bytes:
     async def collect() -> bytes:
-        pieces = read_log(path, LogQuery(**query), lambda: True)
+        pieces = read_log(path, lambda: True, **query)
         return b"".join([piece async for piece in pieces])
 
     return asyncio.run(collect())
@@ -24,7 +26,7 @@ def read(path: Path, **query: object) -> bytes:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log"
-    lines = [(log_instant(100 - i), f"line {i}") for i in range(100)]
+    lines = [(log_time(100 - i), f"line {i}") for i in range(100)]
     path.write_text("".join(f"{stamp} {line}\n" for stamp, line in lines))
     return path
 
@@ -38,32 +40,52 @@ def test_tail(log: Path) -> None:
 
 def test_tail_over_several_blocks(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    stamp = log_instant()
+    stamp = log_time()
     path.write_text("".join(f"{stamp} {i:0100d}\n" for i in range(10_000)))
     lines = read(path, tail=5000).splitlines()
     assert [int(line) for line in lines] == list(range(5000, 10_000))
 
 
 def test_since(log: Path) -> None:
-    lines = read(log, since=log_instant(10.5)).splitlines()
+    lines = read(log, since=log_time(10.5)).splitlines()
     assert lines[0] == b"line 90"
-    assert read(log, since=log_instant(10.5), tail=3).splitlines() == lines[-3:]
-
-
-def test_limit_counts_what_is_sent(log: Path) -> None:
-    assert read(log, limit=10) == b"line 0\nlin"
-    assert len(read(log, limit=10, timestamps=True)) == 10
+    assert read(log, since=log_time(10.5), tail=3).splitlines() == lines[-3:]
 
 
 def test_empty_lines_and_blanks_stay(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    stamp = log_instant()
+    stamp = log_time()
     path.write_text(f"{stamp} \n{stamp}   indented\n")
     assert read(path) == b"\n  indented\n"
 
 
 def test_missing_file_is_an_empty_log(tmp_path: Path) -> None:
     assert read(tmp_path / "log") == b""
+
+
+def test_lines_are_stamped_and_endless_ones_cut(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "log")
+    writer.feed(b"one\ntw")
+    writer.feed(b"o\n\n")
+    writer.feed(b"x" * ((1 << 20) + 1))
+    writer.feed(b"tail")
+    writer.close()
+    lines = [line.partition(b" ")[2] for line in (tmp_path / "log").read_bytes().splitlines()]
+    assert lines[:3] == [b"one", b"two", b""]
+    assert [len(line) for line in lines[3:]] == [(1 << 20) + 1, 4]
+
+
+def test_much_output_loses_nothing(api: Api) -> None:
+    api.run("much", "seq 200000")
+    assert [int(line) for line in api.log("much").splitlines()] == list(range(1, 200_001))
+
+
+def test_process_may_close_its_output_and_go_on(api: Api) -> None:
+    began = time.monotonic()
+    pod = api.run("closes", "echo one; exec >&- 2>&-; sleep 1; exit 6")
+    assert state_of(pod).terminated.exit_code == 6
+    assert time.monotonic() - began > 1
+    assert api.log("closes") == "one\n"
 
 
 def test_follow_sends_lines_when_they_come(api: Api) -> None:
@@ -85,7 +107,6 @@ def test_options_of_a_request(api: Api) -> None:
     assert api.log("options") == "one\ntwo\n"
     assert api.log("options", container="base") == "one\ntwo\n"
     assert api.log("options", tail_lines=1) == "two\n"
-    assert api.log("options", limit_bytes=2) == "on"
     assert api.log("options", since_seconds=1000) == "one\ntwo\n"
     time.sleep(1.1)
     assert api.log("options", since_seconds=1) == ""

@@ -16,14 +16,13 @@ import pytest
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
+from kubernetes.client.exceptions import ApiException
 from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
 from tests.lab.tasks import TaskStateStore, connect, context_of
 
-WRITE_XCOM = "echo '{\"rows\": 3}' > $AIRFLOW_XCOM_PATH; echo worked"
-
 
 def remembering(task_id: str, directory: Path, try_number: int = 1) -> dict[str, Any]:
-    """The context of a task whose memory lies in a directory."""
+    """Return the context of a task whose state lies in a folder."""
     store = TaskStateStore(directory / "task-state.json")
     return context_of(task_id, try_number=try_number, store=store)
 
@@ -49,19 +48,21 @@ def pods_of(api: Api, task_id: str) -> list[Any]:
     return api.core.list_namespaced_pod(NAMESPACE, label_selector=f"task_id={task_id}").items
 
 
-def test_task_succeeds_with_an_xcom_and_logs(
+def test_task_succeeds_and_shows_the_log(
     connected: Api, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    task = pod_task("with_xcom", WRITE_XCOM, do_xcom_push=True)
-    assert task.execute(remembering("with_xcom", tmp_path)) == {"rows": 3}
+    pod_task("succeeds", "echo worked").execute(remembering("succeeds", tmp_path))
     assert "[base] worked" in capfd.readouterr().out
     # Deleted at its end, as the operator does by default.
-    wait_for(lambda: pods_of(connected, "with_xcom") == [], what="the end of the pod")
+    wait_for(lambda: pods_of(connected, "succeeds") == [], what="the end of the pod")
 
 
-def test_task_without_a_result_pushes_none(connected: Api, tmp_path: Path) -> None:
-    task = pod_task("empty_xcom", "true", do_xcom_push=True)
-    assert task.execute(remembering("empty_xcom", tmp_path)) is None
+def test_task_that_pushes_an_xcom_is_refused_with_the_remedy(
+    connected: Api, tmp_path: Path
+) -> None:
+    task = pod_task("with_xcom", "true", do_xcom_push=True)
+    with pytest.raises(ApiException, match="do_xcom_push=False"):
+        task.execute(remembering("with_xcom", tmp_path))
 
 
 def test_task_fails_with_the_pod_and_its_last_words(connected: Api, tmp_path: Path) -> None:
@@ -72,14 +73,6 @@ def test_task_fails_with_the_pod_and_its_last_words(connected: Api, tmp_path: Pa
     [pod] = pods_of(connected, "fails")
     assert pod.status.container_statuses[0].state.terminated.exit_code == 2
     assert pod.metadata.labels["already_checked"] == "True"
-
-
-def test_failed_task_still_pushes_its_xcom(connected: Api, tmp_path: Path) -> None:
-    context = remembering("fails_late", tmp_path)
-    task = pod_task("fails_late", f"{WRITE_XCOM}; exit 1", do_xcom_push=True)
-    with pytest.raises(AirflowException):
-        task.execute(context)
-    assert context["ti"].pushed["return_value"] == {"rows": 3}
 
 
 def test_task_whose_image_is_missing_fails_at_once(connected: Api, tmp_path: Path) -> None:
@@ -103,8 +96,7 @@ def test_task_waits_in_vain_for_a_gpu(connected: Api, tmp_path: Path) -> None:
 
 
 def _work(task_id: str, script: str, directory: Path) -> None:
-    task = pod_task(task_id, script, do_xcom_push=True)
-    task.execute(remembering(task_id, directory))
+    pod_task(task_id, script).execute(remembering(task_id, directory))
 
 
 @pytest.mark.parametrize("remembered", [True, False])
@@ -112,7 +104,7 @@ def test_next_try_finds_the_pod_of_a_killed_worker(
     connected: Api, tmp_path: Path, remembered: bool
 ) -> None:
     task_id = f"reattached_{remembered}".lower()
-    script = f"echo x >> {tmp_path}/runs; sleep 2; {WRITE_XCOM}"
+    script = f"echo x >> {tmp_path}/runs; sleep 2"
     worker = multiprocessing.get_context("fork").Process(
         target=_work, args=(task_id, script, tmp_path)
     )
@@ -126,9 +118,8 @@ def test_next_try_finds_the_pod_of_a_killed_worker(
         # The pod is then found by its labels.
         (tmp_path / "task-state.json").unlink()
     [pod] = pods_of(connected, task_id)
-    task = pod_task(task_id, script, do_xcom_push=True)
     context = remembering(task_id, tmp_path, try_number=2)
-    assert task.execute(context) == {"rows": 3}
+    pod_task(task_id, script).execute(context)
     assert context["ti"].pushed["pod_name"] == pod.metadata.name
     assert (tmp_path / "runs").read_text() == "x\n"
 
@@ -155,7 +146,6 @@ def test_whole_dag_with_deferred_tasks(connected: Api, server: Server, tmp_path:
         "waits": "success",
         "defers": "success",
         "fails": "failed",
-        "sum": "success",
     }
     assert pods_of(connected, "defers") == []
 
@@ -170,7 +160,7 @@ def test_killed_task_takes_its_pod_along(connected: Api, tmp_path: Path) -> None
 
 
 def test_indexed_job(connected: Api, tmp_path: Path) -> None:
-    script = 'echo "{\\"index\\": $JOB_COMPLETION_INDEX}" > $AIRFLOW_XCOM_PATH'
+    script = f"echo $JOB_COMPLETION_INDEX >> {tmp_path}/indexes"
     task = KubernetesJobOperator(
         task_id="job",
         image=IMAGE,
@@ -181,11 +171,9 @@ def test_indexed_job(connected: Api, tmp_path: Path) -> None:
         backoff_limit=0,
         wait_until_job_complete=True,
         job_poll_interval=0.2,
-        do_xcom_push=True,
-        get_logs=False,
     )
-    results = task.execute(remembering("job", tmp_path))
-    assert sorted(result["index"] for result in results) == [0, 1]
+    task.execute(remembering("job", tmp_path))
+    assert sorted((tmp_path / "indexes").read_text().split()) == ["0", "1"]
 
 
 def test_failed_job(connected: Api, tmp_path: Path) -> None:

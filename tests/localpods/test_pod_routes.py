@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
+import ssl
 import stat
 import threading
 import time
@@ -24,7 +27,7 @@ def test_pod_runs_to_its_end(api: Api) -> None:
     assert ended.finished_at >= ended.started_at
     assert pod.metadata.labels == {"a": "b"}
     assert api.log("ends") == "hello\n"
-    assert {"Scheduled", "Created", "Started"} <= api.events("ends").keys()
+    assert {"Scheduled", "Started"} <= api.events("ends").keys()
 
 
 def test_answer_to_a_create_request_waits_for_the_start(api: Api) -> None:
@@ -41,15 +44,6 @@ def test_exit_code_and_termination_message(api: Api) -> None:
     ended = state_of(pod).terminated
     assert pod.status.phase == "Failed"
     assert (ended.exit_code, ended.reason, ended.message) == (75, "Error", "out of luck\n")
-
-
-def test_termination_message_falls_back_to_the_log(api: Api) -> None:
-    pod = api.run(
-        "falls-back",
-        "echo last words; exit 1",
-        container_terminationMessagePolicy="FallbackToLogsOnError",
-    )
-    assert state_of(pod).terminated.message == "last words"
 
 
 def test_signal_becomes_an_exit_code(api: Api) -> None:
@@ -96,7 +90,8 @@ def test_what_is_not_there(api: Api) -> None:
         ({"container_name": "Base"}, "spec.containers[0].name"),
         ({"container_resources": {"limits": {"memory": "lots"}}}, "resources.limits[memory]"),
         ({"volumes": [{"name": "../x", "emptyDir": {}}]}, "spec.volumes[0].name"),
-        ({"labels": {"a": "no label value"}}, "metadata.labels[a]"),
+        ({"container_name": "airflow-xcom-sidecar"}, "do_xcom_push=False"),
+        ({"initContainers": [{"name": "a"}]}, "spec.initContainers"),
     ],
 )
 def test_wrong_pod_is_refused(api: Api, change: dict[str, object], field: str) -> None:
@@ -139,10 +134,6 @@ def test_patch_changes_labels_and_nothing_else(api: Api) -> None:
     with pytest.raises(client.ApiException) as caught:
         api.core.patch_namespaced_pod("patched", NAMESPACE, {"spec": {"nodeName": "elsewhere"}})
     assert caught.value.status == 422
-    stale = {"metadata": {"resourceVersion": "1", "labels": {"x": "y"}}}
-    with pytest.raises(client.ApiException) as caught:
-        api.core.patch_namespaced_pod("patched", NAMESPACE, stale)
-    assert caught.value.status == 409
 
 
 def test_watch_tells_a_pod_s_life(api: Api) -> None:
@@ -168,8 +159,9 @@ def test_watch_tells_a_pod_s_life(api: Api) -> None:
     api.run("watched", "sleep 0.3", labels={"watched": "yes"})
     api.core.delete_namespaced_pod("watched", NAMESPACE)
     thread.join(20)
-    assert seen[0] == ("ADDED", "Pending"), seen
-    assert ("MODIFIED", "Running") in seen
+    # Pending lasts for a moment only; a watch may leave it out.
+    assert seen[0][0] == "ADDED", seen
+    assert "Running" in [phase for _, phase in seen]
     assert ("MODIFIED", "Succeeded") in seen
     assert seen[-1] == ("DELETED", "Succeeded")
 
@@ -188,13 +180,19 @@ def test_watch_from_a_version_starts_after_it(api: Api) -> None:
     assert {event["object"].metadata.name for event in events} == {"after"}
 
 
-def test_watch_from_a_forgotten_version_is_gone(api: Api) -> None:
-    stream = watch.Watch().stream(
-        api.core.list_namespaced_pod, NAMESPACE, resource_version="1", timeout_seconds=1
+def test_watch_reports_a_deletion_that_came_before_it(api: Api) -> None:
+    # As kubectl waits: it lists, and watches from the version of the list.
+    api.run("deleted-before", "true", labels={"deleted": "yes"})
+    version = api.core.list_namespaced_pod(NAMESPACE).metadata.resource_version
+    api.core.delete_namespaced_pod("deleted-before", NAMESPACE)
+    events = watch.Watch().stream(
+        api.core.list_namespaced_pod,
+        NAMESPACE,
+        label_selector="deleted=yes",
+        resource_version=version,
+        timeout_seconds=1,
     )
-    with pytest.raises(client.ApiException) as caught:
-        next(stream)
-    assert caught.value.status == 410
+    assert [event["type"] for event in events] == ["DELETED"]
 
 
 def test_environment_is_the_pod_s_own(api: Api) -> None:
@@ -286,29 +284,60 @@ def test_optional_secret_may_be_missing(api: Api) -> None:
     assert pod.status.phase == "Succeeded"
 
 
-def test_requests_without_the_token_are_refused(server: Server) -> None:
-    def answer(path: str, token: str | None) -> int:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        request = urllib.request.Request(f"{server.url}{path}", headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=5) as response:
-                return response.status
-        except urllib.error.HTTPError as error:
-            kind = json.loads(error.read())["kind"]
-            return error.code if kind == "Status" else 0
+def answer(server: Server, path: str, token: str | None, **headers: str) -> int:
+    try:
+        with server.open(path, token=token, headers=headers) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        kind = json.loads(error.read())["kind"]
+        return error.code if kind == "Status" else 0
 
+
+def test_requests_without_the_token_are_refused(server: Server) -> None:
     pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
-    assert answer("/readyz", None) == 200
-    assert answer("/version", None) == 200
-    for path in (pods, f"{pods}/x/exec?command=sh", "/apis/batch/v1/jobs", "/nowhere"):
-        assert answer(path, None) == 401
-        assert answer(path, server.token[:-1]) == 401
-    assert answer(pods, server.token) == 200
-    assert answer("/nowhere", server.token) == 404
+    assert answer(server, "/readyz", None) == 200
+    assert answer(server, "/version", None) == 200
+    for path in (pods, f"{pods}/x/log", "/apis/batch/v1/jobs", "/nowhere"):
+        assert answer(server, path, None) == 401
+        assert answer(server, path, server.token[:-1]) == 401
+    assert answer(server, pods, server.token) == 200
+    assert answer(server, "/nowhere", server.token) == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://example.com"},
+        {"Origin": "null"},
+        # A name that its owner has bound to 127.0.0.1.
+        {"Host": "example.com"},
+        {"Host": "127.0.0.1.example.com:443"},
+    ],
+)
+def test_web_page_is_not_answered(server: Server, headers: dict[str, str]) -> None:
+    assert answer(server, "/version", None, **headers) == 403
+    assert answer(server, "/api/v1/pods", server.token, **headers) == 403
+
+
+def test_only_the_authority_in_the_kubeconfig_vouches_for_the_server(server: Server) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with (
+        pytest.raises(ssl.SSLCertVerificationError),
+        socket.create_connection(("127.0.0.1", port)) as plain,
+    ):
+        ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1")
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        server.tls.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+    ):
+        assert secured.version() == "TLSv1.3"
+    # Without TLS, nothing is answered.
+    with pytest.raises(http.client.RemoteDisconnected):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz")
 
 
 def test_state_is_private(server: Server) -> None:
-    for name in ("token", "kubeconfig", "server.json"):
+    for name in ("token", "kubeconfig", "certificate.pem", "server.json"):
         assert stat.S_IMODE((server.state / name).stat().st_mode) == 0o600
     assert stat.S_IMODE(server.state.stat().st_mode) == 0o700
 
@@ -323,15 +352,11 @@ def test_only_the_loopback_interface_is_served(server: Server) -> None:
     assert listening == ["127.0.0.1"]
 
 
-def test_body_that_is_no_object(server: Server) -> None:
+def test_body_that_is_not_an_object(server: Server) -> None:
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
     for body in (b"[]", b"{"):
-        request = urllib.request.Request(
-            f"{server.url}/api/v1/namespaces/{NAMESPACE}/pods",
-            data=body,
-            headers={"Authorization": f"Bearer {server.token}"},
-        )
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=5)
+            server.open(path, token=server.token, data=body)
         assert caught.value.code == 400
 
 

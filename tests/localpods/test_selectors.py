@@ -1,13 +1,15 @@
+"""Label and field selectors."""
+
 from __future__ import annotations
 
 import pytest
 
 from localpods.replies import ApiError
-from localpods.selectors import POD_FIELDS, Selector, parse_fields, parse_labels
+from localpods.selectors import Selector
 
 
 def selected(selector: str, labels: dict[str, str] | None) -> bool:
-    return Selector(parse_labels(selector)).matches({"metadata": {"labels": labels}})
+    return Selector(selector).matches({"metadata": {"labels": labels}})
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_empty_selector_selects_everything() -> None:
 @pytest.mark.parametrize("selector", ["a=b=c", "a in b", "=", "a b", "a,,b", "a=b,", "!=b", "a>1"])
 def test_what_cannot_be_read_is_refused(selector: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parse_labels(selector)
+        Selector(selector)
     assert caught.value.code == 400
 
 
@@ -56,10 +58,10 @@ def test_field_selector() -> None:
         # Not set counts as empty.
         ("spec.nodeName=", True),
     ]:
-        assert Selector(fields=parse_fields(text, POD_FIELDS)).matches(pod) is expected, text
+        assert Selector(fields=text).matches(pod) is expected, text
 
 
 @pytest.mark.parametrize("text", ["spec.image=x", "metadata.name", "metadata.labels.a=b"])
 def test_unsupported_field_is_refused(text: str) -> None:
     with pytest.raises(ApiError):
-        parse_fields(text, POD_FIELDS)
+        Selector(fields=text)

@@ -1,4 +1,4 @@
-"""Starting, dying, coming back, stopping."""
+"""Start, death, restart and end of the server."""
 
 from __future__ import annotations
 
@@ -23,123 +23,81 @@ def test_server_starts_in_a_second(served: Callable[..., Server]) -> None:
     assert time.monotonic() - began < 3, "a second, and as much again on a busy machine"
 
 
-def test_pods_survive_a_killed_server(own_server: Server, tmp_path: Path) -> None:
-    api = Api(own_server)
-    go = tmp_path / "go"
-    later = tmp_path / "later"
-    wait = "until [ -e {} ]; do sleep 0.1; done"
-    api.create("survives", f"echo first; {wait.format(later)}; echo second; exit 3")
-    api.create("ends-meanwhile", f"{wait.format(go)}; echo done > $TERMINATION_MESSAGE_PATH")
-    api.wait_log("survives", "first")
-    api.wait_phase("ends-meanwhile", "Running")
-    before = api.read("survives")
-    own_server.kill()
-    go.touch()
-    wait_for(lambda: list(own_server.state.glob("pods/*/containers/*/exit.json")), what="an end")
-    own_server.start()
-    # The same port and token: who was connected goes on.
-    pod = api.read("survives")
-    assert pod.metadata.uid == before.metadata.uid
-    assert pod.status.phase == "Running"
-    assert state_of(pod).running.started_at == state_of(before).running.started_at
-    assert int(pod.metadata.resource_version) >= int(before.metadata.resource_version)
-    later.touch()
-    assert api.log("survives", follow=True) == "first\nsecond\n"
-    assert state_of(api.wait_phase("survives", "Failed")).terminated.exit_code == 3
-    ended = state_of(api.wait_phase("ends-meanwhile", "Succeeded")).terminated
-    assert ended.message == "done\n"
-    assert api.events("survives")["Started"] == "Started container base"
-
-
-def test_pod_can_be_deleted_after_a_restart(own_server: Server) -> None:
-    api = Api(own_server)
-    api.create("outlives", "echo $BASHPID; sleep 600")
-    api.wait_log("outlives", "\n")
-    process = psutil.Process(int(api.log("outlives")))
-    own_server.kill()
-    own_server.start()
-    api.core.delete_namespaced_pod("outlives", NAMESPACE, grace_period_seconds=5)
-    wait_for(lambda: not api.exists("outlives"), what="the end of the pod")
-    assert not process.is_running()
-
-
-def test_pod_whose_supervisor_is_killed_fails_and_leaves_nothing(own_server: Server) -> None:
-    api = Api(own_server)
-    api.create("unwatched", "echo $BASHPID; setsid sleep 600 & sleep 600")
-    api.wait_log("unwatched", "\n")
-    process = psutil.Process(int(api.log("unwatched")))
-    family = [process, *process.children()]
-    supervisor = process.parent()
-    assert supervisor is not None
-    supervisor.kill()
-    ended = state_of(api.wait_phase("unwatched", "Failed")).terminated
-    assert (ended.exit_code, ended.reason) == (137, "ContainerStatusUnknown")
-    assert psutil.wait_procs(family, timeout=5)[1] == []
-
-
-def test_process_with_a_reused_id_is_not_taken_for_the_pod(own_server: Server) -> None:
-    api = Api(own_server)
-    pod = api.create("reused", "sleep 600")
-    api.wait_phase("reused", "Running")
-    container = own_server.state / "pods" / pod.metadata.uid / "containers" / "base"
-    own_server.kill()
-    runner = json.loads((container / "runner.json").read_text())
-    psutil.Process(runner["pid"]).kill()
-    wait_for(lambda: not psutil.pid_exists(runner["pid"]), what="the end of the supervisor")
-    # The id now belongs to somebody else, whose birth is another.
-    with subprocess.Popen(["sleep", "600"]) as innocent:
-        started = json.loads((container / "started.json").read_text())
-        for name, record in (("runner.json", runner), ("started.json", started)):
-            (container / name).write_text(json.dumps({**record, "pid": innocent.pid}))
-        own_server.start()
-        api.wait_phase("reused", "Failed")
-        assert innocent.poll() is None
-        innocent.kill()
-
-
-def test_stop_ends_everything_and_says_so(
-    own_server: Server, capsys: pytest.CaptureFixture[str]
+def test_killed_server_leaves_no_processes_and_reports_its_pods_as_failed(
+    own_server: Server, tmp_path: Path
 ) -> None:
-    stop = ["stop", "--state", str(own_server.state), "--grace", "0.5"]
+    api = Api(own_server)
+    script = "echo first; setsid bash -c 'sleep 600 & sleep 600' & trap '' TERM; sleep 600 & wait"
+    api.create("lost", script, labels={"a": "b"})
+    api.run("ended", "echo done > $TERMINATION_MESSAGE_PATH; exit 3")
+    api.create("held", container_image="unknown:1")
+    api.create("leaving", "trap '' TERM; echo up; while true; do sleep 0.1; done")
+    api.wait_log("lost", "first")
+    api.wait_log("leaving", "up")
+    api.core.delete_namespaced_pod("leaving", NAMESPACE, grace_period_seconds=600)
+    before = {name: api.read(name) for name in ("lost", "ended", "held")}
+    own_server.kill()
+    wait_for(lambda: own_server.processes() == [], what="the end of all processes")
+    own_server.start()
+    # The same port, token and certificate: connected clients continue.
+    for name in ("lost", "held"):
+        pod = api.read(name)
+        assert (pod.status.phase, pod.status.reason) == ("Failed", "NodeLost")
+        assert pod.metadata.uid == before[name].metadata.uid
+        assert int(pod.metadata.resource_version) > int(before[name].metadata.resource_version)
+    ended = state_of(api.read("lost")).terminated
+    assert (ended.exit_code, ended.reason) == (137, "ContainerStatusUnknown")
+    assert api.log("lost", follow=True) == "first\n"
+    ended = state_of(api.read("ended")).terminated
+    assert (ended.exit_code, ended.message) == (3, "done\n")
+    assert not api.exists("leaving")
+    api.core.delete_namespaced_pod("lost", NAMESPACE)
+    assert not api.exists("lost")
+    assert len(list(own_server.state.glob("pods/*"))) == 2
+
+
+def test_next_server_ends_what_a_killed_guard_has_left(own_server: Server) -> None:
+    api = Api(own_server)
+    api.create("unguarded", "sleep 600")
+    [guard] = [p for p in own_server.processes() if "localpods.processes" in p.cmdline()]
+    guard.kill()
+    own_server.kill()
+    left = own_server.processes()
+    assert [process.name() for process in left] == ["sleep"]
+    own_server.start()
+    assert psutil.wait_procs(left, timeout=5)[1] == []
+
+
+def test_ended_server_ends_its_pods(own_server: Server) -> None:
     api = Api(own_server)
     api.create("one", "sleep 600")
     api.create("two", 'trap "" TERM; while true; do sleep 0.1; done')
+    api.create("saves", "trap 'echo saved; exit 0' TERM; echo up; sleep 600 & wait")
     api.create("held", container_image="unknown:1")
-    for name in ("one", "two"):
-        api.wait_phase(name, "Running")
-    assert len(own_server.processes()) >= 5
-    temporary = json.loads((own_server.state / "temp.json").read_text())["path"]
-    assert main(stop) == 0
-    assert capsys.readouterr().out == "stopped the server, ended 2 containers\n"
+    api.wait_log("saves", "up")
+    own_server.end()
     assert own_server.processes() == []
-    assert not Path(temporary).exists()
-    assert main(stop) == 0
-    assert capsys.readouterr().out == "no server was running, ended 0 containers\n"
-    # What was ended or waited does not begin anew.
+    # What has ended or waited does not start again.
     own_server.start()
-    for name in ("one", "two", "held"):
+    for name in ("one", "two", "saves"):
         status = api.read(name).status
         assert (status.phase, status.reason) == ("Failed", "Terminated")
-    assert state_of(api.read("one")).terminated.exit_code == 143
-    assert state_of(api.read("two")).terminated.exit_code == 137
+    assert api.read("held").status.phase == "Failed"
+    codes = [state_of(api.read(n)).terminated.exit_code for n in ("one", "two", "saves")]
+    assert codes == [143, 137, 0]
+    assert api.log("saves") == "up\nsaved\n"
 
 
-def test_sigterm_leaves_the_pods(own_server: Server) -> None:
-    api = Api(own_server)
-    api.create("stays", "sleep 600")
-    api.wait_phase("stays", "Running")
+def test_certificate_is_kept_and_a_damaged_one_replaced(own_server: Server) -> None:
+    certificate = own_server.state / "certificate.pem"
+    before = certificate.read_text()
     own_server.end()
-    assert own_server.processes() != []
-
-
-def test_sigterm_can_end_the_pods_too(tmp_path: Path) -> None:
-    server = Server(tmp_path, "--kill-pods-on-exit", "--grace", "0.2")
-    server.start()
-    api = Api(server)
-    api.create("goes", "sleep 600")
-    api.wait_phase("goes", "Running")
-    server.end()
-    assert server.processes() == []
+    own_server.start()
+    assert certificate.read_text() == before
+    own_server.end()
+    certificate.write_text("damaged")
+    own_server.start()
+    Api(own_server).run("certified", "true")
 
 
 def test_deleted_pods_leave_no_files(own_server: Server, tmp_path: Path) -> None:
@@ -200,9 +158,9 @@ def test_port_of_the_last_time_may_be_taken(own_server: Server) -> None:
         (None, "No such file"),
         ("{", "not JSON"),
         ("[]", 'must be an object with "images"'),
-        ('{"images": {"a": {"path": []}}}', '"a" must be an object with no other keys'),
+        ('{"images": {"a": {"path": []}}}', '"a": must be an object with no keys but'),
         ('{"images": {"a": {"path_prepend": ["bin"]}}}', "bin must be absolute"),
-        ('{"images": {"a": {"env": {"X": 1}}}}', "must map names to texts"),
+        ('{"images": {"a": {"env": {"X": 1}}}}', "must map names to strings"),
     ],
 )
 def test_wrong_image_map_is_refused(
@@ -226,8 +184,3 @@ def test_changed_image_map_counts_at_once(own_server: Server) -> None:
     content["images"]["new:1"] = content["images"][IMAGE]
     own_server.images.write_text(json.dumps(content))
     api.wait_phase("late-image", "Succeeded")
-
-
-def test_stop_without_a_state_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["stop", "--state", str(tmp_path / "nowhere")]) == 2
-    assert "is no state directory" in capsys.readouterr().err

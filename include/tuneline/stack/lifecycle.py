@@ -137,7 +137,7 @@ class Stack:
     def stop_started(self) -> None:
         """Stop what this object started, newest first."""
         for name in reversed(self.started):
-            self._stop(name)
+            self.table.stop(name)
         self.started.clear()
 
     def down(self) -> None:
@@ -148,7 +148,7 @@ class Stack:
         airflow_last = ["scheduler", "dag-processor", "api-server"]
         order = [GATEWAY, ENGINE, *airflow_last, PODS, tracking.TRACKING]
         others = [name for name in self.table.names() if name not in order]
-        stopped = [name for name in [*others, *order] if self._stop(name)]
+        stopped = [name for name in [*others, *order] if self.table.stop(name)]
         self._say(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
     def end_active_runs(self) -> None:
@@ -176,20 +176,6 @@ class Stack:
             name: f"process {process.pid}" if (process := self.table.find(name)) else "ended"
             for name in self.table.names()
         }
-
-    def _stop(self, name: str) -> bool:
-        """Stop a service; with the pods' server go the pods, which outlive it otherwise."""
-        ran = self.table.find(name) is not None
-        if name == PODS and (self.layout.pods / "kubeconfig").exists():
-            command = [str(self.layout.airflow_python), "-m", "localpods", "stop"]
-            subprocess.run(
-                [*command, "--state", str(self.layout.pods)],
-                cwd=self.layout.project,
-                capture_output=True,
-                check=False,
-            )
-        self.table.stop(name)
-        return ran
 
     def _check_ground(self) -> None:
         for path in (self.layout.airflow_python, self.layout.ml_bin / "tuneline"):

@@ -1,10 +1,12 @@
+"""Quantities."""
+
 from __future__ import annotations
 
 from decimal import Decimal
 
 import pytest
 
-from localpods.quantities import parse_quantity
+from localpods.resources import parse_quantity
 
 
 @pytest.mark.parametrize(
