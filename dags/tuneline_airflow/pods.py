@@ -16,6 +16,7 @@ from kubernetes.client import models as k8s
 from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
+from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
@@ -72,9 +73,7 @@ class StepPod(KubernetesPodOperator):
             "automount_service_account_token": False,
             "schedule_timeout_seconds": start,
             "startup_timeout_seconds": start,
-            "startup_check_interval_seconds": float(
-                os.environ.get("TUNELINE_POD_POLL_SECONDS", "2")
-            ),
+            "startup_check_interval_seconds": seconds_from("TUNELINE_POD_POLL_SECONDS"),
             "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
             "termination_grace_period": (
                 _RESUMED_GRACE_SECONDS if task_id in _RESUMED else _GRACE_SECONDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from airflow.sdk import (
     RetryRule,
 )
 
+from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.pod_reasons import exit_code
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ HOPELESS_EXIT_CODES = (1, 2)
 
 
 def retry_delay() -> timedelta:
-    """How long a failed step waits for its next try: `TUNELINE_RETRY_SECONDS`, 20 by default."""
-    return timedelta(seconds=float(os.environ.get("TUNELINE_RETRY_SECONDS", "20")))
+    """Return the delay between a failed step and its next try (`TUNELINE_RETRY_SECONDS`)."""
+    return timedelta(seconds=seconds_from("TUNELINE_RETRY_SECONDS"))
 
 
 class StepRetryPolicy(RetryPolicy):
