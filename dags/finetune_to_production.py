@@ -45,8 +45,8 @@ TOOLTIPS = {
     Phase.GOVERNANCE: "May it ship, and as what",
 }
 
-# These steps follow a question to people, or the sweep. They go on when nobody was asked and
-# nothing had to be tried, but never when everything before them was skipped.
+# These steps follow a question to people, or the sweep. They run when that was skipped, but not
+# when everything before them was skipped.
 OPTIONAL_BEFORE = {
     "schema_validation": "approve_waivers",
     "license_audit": "approve_waivers",
@@ -88,8 +88,8 @@ with DAG(
     with groups[Phase.GOVERNANCE]:
         approval_wanted, approval = ask_approval(RUN_URI), approve_release()
 
-    # Steps that measure speed wait for each other in the catalogue, so that on a small machine
-    # nothing else runs beside them; people may take their time meanwhile.
+    # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
+    # beside them on a small machine. People may take their time meanwhile.
     for step in STEPS:
         for earlier in step.after:
             tasks[earlier].last >> tasks[step.id].first

@@ -1,4 +1,4 @@
-"""When a failed task is worth another try."""
+"""Policies that decide which failed tasks get another try."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tuneline_airflow.pod_reasons import exit_code
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the
-# operator puts that message into the exception that it raises. `StepPod` adds one in the same form
+# `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the operator
+# puts that message into the exception that it raises. `StepPod` adds a message of the same form
 # where the container could not.
 REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
 
-# Exit codes of the contract (1 is a failure of the step's own, 2 the user's error).
+# Exit codes of the contract: 1 is a failure of the step, 2 the user's error.
 HOPELESS_EXIT_CODES = (1, 2)
 
 
@@ -35,11 +35,11 @@ def retry_delay() -> timedelta:
 
 
 class StepRetryPolicy(RetryPolicy):
-    """Retry what the surroundings broke, never what the user or the step got wrong.
+    """Retry failures of the surroundings, never those of the user or the step.
 
-    The operator raises the same exception for every exit code, so the reason is read
-    from the container's termination message and, where there is none (the container was
-    killed), from the pod's last status.
+    The operator raises the same exception for every exit code. The reason is therefore read from
+    the container's termination message and, if the container was killed and left none, from the
+    pod's last status.
     """
 
     def evaluate(
@@ -70,7 +70,7 @@ class StepRetryPolicy(RetryPolicy):
         return cls()
 
 
-# For tasks that run in the worker: the store may be unreachable for a while, all else is final.
+# For tasks in the worker: only an unreachable store is worth another try.
 worker_retry_policy = ExceptionRetryPolicy(
     rules=[RetryRule(exception="tuneline.errors.RetryableError", action=RetryAction.RETRY)],
     default=RetryAction.FAIL,
