@@ -52,7 +52,7 @@ def settings_page() -> str:
         "A run starts from a preset of [config/presets](../../config/presets). A YAML file of",
         "settings (`--config`, `CONFIG=`, the field *overrides* of the trigger form) replaces",
         "parts of it, and the fields of the form or the command line replace both. An unknown",
-        "key is refused. The models are in [include/tuneline/config](../../include/tuneline/config).",
+        "key is refused. The code is in [include/tuneline/config](../../include/tuneline/config).",
         "",
         "## Top level",
         "",
