@@ -113,6 +113,25 @@ def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch):
             setup.check_ports()
 
 
+@pytest.mark.parametrize(
+    ("only", "built", "model"),
+    [
+        ([], ["airflow", "ml"], 1),
+        (["--only", "ml"], ["ml"], 1),
+        (["--only", "airflow"], ["airflow"], 0),
+    ],
+)
+def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, model):
+    names, fetched = [], []
+    monkeypatch.setattr(setup.Environment, "ready", lambda _: False)
+    monkeypatch.setattr(setup, "build", lambda missing: names.extend(e.name for e in missing))
+    monkeypatch.setattr(setup, "fetch_base_model", lambda: fetched.append(1))
+    monkeypatch.setattr(sys, "argv", ["setup.py", *only])
+    assert setup.main() == 0
+    assert names == built
+    assert len(fetched) == model
+
+
 def test_an_unsupported_python_is_named(setup, monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(setup.Refused, match=r"Python 3\.11 or 3\.12 is needed"):
