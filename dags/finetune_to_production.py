@@ -8,8 +8,8 @@ stops the run when a critical item failed. What ships is what passed.
 any setting of the configuration as YAML. Settings are validated by `prepare_run` before
 anything runs; an unknown key is refused.
 
-**Follow it**: a red square is a failed item, its sentence stands in the task's log. Evidence
-lies in the store under `runs/<run id>/<phase>/<item>/evidence.json`.
+**Follow it**: a red square is a failed item, whose reason is in the task's log. Evidence is in
+the store, under `runs/<run id>/<phase>/<item>/evidence.json`.
 
 Steps run as pods, with the same operator on a laptop and on a cluster. Steps that use the GPU
 share the pool `gpu`. People are asked only where the configuration says so: to waive a

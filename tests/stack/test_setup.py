@@ -66,9 +66,9 @@ def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, ca
     monkeypatch.setattr(setup, "fetch_base_model", lambda: None)
     monkeypatch.setattr(sys, "argv", ["setup.py"])
     assert setup.main() == 2
-    said = capsys.readouterr().err
-    assert said.startswith("setup: Not a directory: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("setup: Not a directory: ")
+    assert output.count("\n") == 1
 
 
 def test_a_taken_port_is_refused(tmp_path):
