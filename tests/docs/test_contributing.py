@@ -42,3 +42,9 @@ def test_the_example_is_in_the_files_that_name_things(title):
 def test_every_target_of_make_that_the_page_names_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z-]+)", PAGE)) <= set(targets)
+
+
+def test_the_linter_has_one_version_everywhere():
+    files = ["lint.txt", "ml.constraints.txt", "airflow.constraints.txt"]
+    texts = [(ROOT / "requirements" / name).read_text() for name in files]
+    assert len({re.search(r"^ruff==(\S+)", text, re.MULTILINE).group(1) for text in texts}) == 1
