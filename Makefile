@@ -9,14 +9,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 
 AIRFLOW := .venv-airflow/bin
 ML := .venv-ml/bin
-STACK := $(AIRFLOW)/python -m tuneline.stack
+DEV := .venv-dev
 BENCH := .venv-bench
+STACK := $(AIRFLOW)/python -m tuneline.stack
 
-ML_TESTS := $(filter-out tests/dags tests/plugins tests/localpods tests/stack,\
-	$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
-AIRFLOW_TESTS := $(wildcard tests/dags tests/plugins tests/localpods tests/stack)
-
-.PHONY: help setup demo up down status test test-fast lint bench python
+.PHONY: help setup demo up down status test test-fast lint types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -41,23 +38,38 @@ up: setup ## start the stack without a run
 down: ## stop everything that the stack started
 	@test -x $(AIRFLOW)/python || { echo "nothing was running"; exit 0; }; $(STACK) down
 
-status: ## what runs
+status: ## list the running services
 	@$(STACK) status
 
-test: setup ## the whole test suite, then lint
-	@scripts/run_tests.sh all $(ML_TESTS) -- $(AIRFLOW_TESTS)
+test: $(DEV)/tuneline-stamp ## run all tests, lint and types; T="path …" runs these tests alone
+	@PYTHON="$(PYTHON)" scripts/run_tests.sh all $(T)
 
-test-fast: setup ## the same without the full-stack tests
-	@scripts/run_tests.sh fast $(ML_TESTS) -- $(AIRFLOW_TESTS)
+test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
+	@PYTHON="$(PYTHON)" scripts/run_tests.sh fast $(T)
 
-lint: setup ## ruff and mypy on both environments
+lint: $(DEV)/tuneline-stamp ## check format, style, complexity, spelling and import directions
 	@scripts/lint.sh
 
-bench: setup $(BENCH)/tuneline-stamp ## all benchmarks; writes bench/results.json
+types: setup ## check types with mypy, in both environments
+	@scripts/types.sh
+
+format: $(DEV)/tuneline-stamp ## format the code and mend what ruff can mend
+	@scripts/lint.sh --fix
+
+docs: python ## write docs/reference from the code
+	@$(PYTHON) scripts/setup.py --only ml
+	@$(ML)/python scripts/reference.py
+
+hooks: $(DEV)/tuneline-stamp ## have git run the checks before each commit
+	@$(DEV)/bin/pre-commit install
+
+bench: setup $(BENCH)/tuneline-stamp ## run all benchmarks; writes bench/results.json
 	@$(ML)/tuneline bench all
 
-# The peers that the ML environment does not have; made for benchmarks only.
+# An environment from one file of requirements: the linters, and the peers of the benchmarks.
+$(DEV)/tuneline-stamp: requirements/lint.txt
 $(BENCH)/tuneline-stamp: requirements/bench.txt
-	@$(PYTHON) -m venv --clear $(BENCH)
-	@$(BENCH)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -r $<
+$(DEV)/tuneline-stamp $(BENCH)/tuneline-stamp: | python
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -r $<
 	@cp $< $@

@@ -1,7 +1,7 @@
-"""The pipeline: which share of the latest demo run was orchestration, not work.
+"""The pipeline: the share of the latest demo run that was orchestration, not work.
 
-Read from the `timings.json` that the demo leaves: one minus the steps' own seconds over the run's
-wall time. Steps that ran side by side count twice, so with them the share is a lower bound.
+It is one minus the work of the steps over the wall time of the run, from the `timings.json` that
+the demo writes. Steps that ran side by side count twice, so that with them it is a lower bound.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def run(options: Options) -> Report:
 
 
 def latest_timings(runs: Path) -> Path:
-    """The timings of the run that ended last.
+    """Return the file of timings of the run that ended last.
 
     Raises:
-        UserError: no run left any.
+        UserError: if no run left one.
     """
     found = list(runs.glob("*/timings.json"))
     if not found:
@@ -60,17 +60,17 @@ def latest_timings(runs: Path) -> Path:
 
 
 def read_timings(path: Path) -> dict[str, Any]:
-    """The document of a timings file.
+    """Return the content of a file of timings.
 
     Raises:
-        UserError: it is none, or of a run in which no task ran.
+        UserError: if it is another kind of file, or no task ran.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as timings of a run: {error}") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise UserError(f"{path} is no file of timings ({SCHEMA}), as `make demo` writes it")
+        raise UserError(f"{path} is not a file of timings ({SCHEMA}), as `make demo` writes it")
     if document["overhead_share"] is None:
         raise UserError(f"{path} is of a run in which no task ran; `make demo` makes another")
     return document

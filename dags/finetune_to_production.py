@@ -8,8 +8,8 @@ stops the run when a critical item failed. What ships is what passed.
 any setting of the configuration as YAML. Settings are validated by `prepare_run` before
 anything runs; an unknown key is refused.
 
-**Follow it**: a red square is a failed item, its sentence stands in the task's log. Evidence
-lies in the store under `runs/<run id>/<phase>/<item>/evidence.json`.
+**Follow it**: a red square is a failed item, whose reason is in the task's log. Evidence is in
+the store, under `runs/<run id>/<phase>/<item>/evidence.json`.
 
 Steps run as pods, with the same operator on a laptop and on a cluster. Steps that use the GPU
 share the pool `gpu`. People are asked only where the configuration says so: to waive a
@@ -45,8 +45,8 @@ TOOLTIPS = {
     Phase.GOVERNANCE: "May it ship, and as what",
 }
 
-# These steps follow a question to people, or the sweep. They go on when nobody was asked and
-# nothing had to be tried, but never when everything before them was skipped.
+# These steps follow a question to people, or the sweep. They run when that was skipped, but not
+# when everything before them was skipped.
 OPTIONAL_BEFORE = {
     "schema_validation": "approve_waivers",
     "license_audit": "approve_waivers",
@@ -88,8 +88,8 @@ with DAG(
     with groups[Phase.GOVERNANCE]:
         approval_wanted, approval = ask_approval(RUN_URI), approve_release()
 
-    # Steps that measure speed wait for each other in the catalogue, so that on a small machine
-    # nothing else runs beside them; people may take their time meanwhile.
+    # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
+    # beside them on a small machine. People may take their time meanwhile.
     for step in STEPS:
         for earlier in step.after:
             tasks[earlier].last >> tasks[step.id].first

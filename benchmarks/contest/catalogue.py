@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from benchmarks.contest.options import Options
     from benchmarks.contest.report import Report
 
-# The name, and what is compared. Each is a module of this package with a `run`.
+# Names, and what each compares. Each is a module of `benchmarks` with a function `run`.
 BENCHES = {
     "dedup": "near-duplicates against datasketch and rensa",
     "pii": "personal data against Presidio, without and with its NER",
@@ -24,6 +24,6 @@ BENCHES = {
 
 
 def load(name: str) -> Callable[[Options], Report]:
-    """The `run` of a benchmark."""
+    """Return the function `run` of a benchmark."""
     found: Callable[[Options], Report] = import_module(f"benchmarks.{name}").run
     return found

@@ -32,18 +32,18 @@ def bench(
     """Run one benchmark, or all.
 
     Args:
-        name: of the benchmark, or `all`.
-        as_json: print JSON in place of tables.
-        source: rows of the caller's own, for one benchmark.
-        runs: runs of each system.
-        rows: rows to generate or to take.
+        name: name of the benchmark, or `all`.
+        as_json: True to print JSON in place of tables.
+        source: file of rows to use in place of generated ones, for one benchmark.
+        runs: number of runs of each system.
+        rows: number of rows to generate or to take.
 
     Returns:
-        The exit code: 1 when one of all benchmarks failed.
+        Exit code: 1 if one of all benchmarks failed.
 
     Raises:
-        UserError: there is no such benchmark, or it lacks what it needs.
-        TunelineError: a system failed.
+        UserError: if there is no such benchmark, or something it needs is missing.
+        TunelineError: if a system failed.
     """
     if name not in (*BENCHES, ALL):
         raise UserError(f"there is no benchmark {name!r}; choose {', '.join(BENCHES)} or {ALL}")
@@ -51,7 +51,7 @@ def bench(
         if number is not None and number < 1:
             raise UserError(f"{what} must be 1 or more, not {number}")
     if source is not None and not source.is_file():
-        raise UserError(f"--input: {source} does not exist or is no file")
+        raise UserError(f"--input: {source} does not exist or is not a file")
     if name != ALL:
         report = _run(name, source, runs, rows)
         if as_json:
@@ -65,7 +65,7 @@ def bench(
 
 
 def _run_all(as_json: bool, runs: int | None, rows: int | None) -> int:
-    """Run all; one that can't be measured or fails is noted and the others go on."""
+    """Run all benchmarks, and go on after one that can't be measured or fails."""
     entries: list[dict[str, Any]] = []
     failed = False
     for name in BENCHES:

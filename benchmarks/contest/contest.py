@@ -1,7 +1,7 @@
-"""Measure systems in turn: A B A B …, each run in a process of its own.
+"""Measure systems in turn: A B A B …, each run in a separate process.
 
-What else the machine does meets all systems alike, and no system profits from what another left
-in memory. Single-core benchmarks pin every system to the same core.
+Other load on the machine affects all systems alike, and no system profits from what another left in
+memory. Single-core benchmarks pin every system to the same core.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ RUN_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class System:
-    """A contender.
+    """A system to measure.
 
     Attributes:
-        name: as it stands in the results.
+        name: name in the results.
         trial: `module:function`, see `worker`.
-        options: added to the job.
-        python: the interpreter that has it installed; None for this one.
+        options: settings that are added to the job.
+        python: interpreter that has it installed, None for this one.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Contest:
     """Runs systems in turn.
 
     Args:
-        folder: for jobs and samples.
-        log: takes one line after each run.
-        one_core: pin each run to one core and its libraries to one thread.
+        folder: folder for jobs and samples.
+        log: function that takes one line after each run.
+        one_core: True to pin each run to one core and its libraries to one thread.
     """
 
     def __init__(self, folder: Path, log: Log, *, one_core: bool) -> None:
@@ -64,10 +64,10 @@ class Contest:
         """Run every system `runs` times, in turn.
 
         Returns:
-            The samples of each system, by its name.
+            Samples of each system, by its name.
 
         Raises:
-            TunelineError: a run failed or gave no sample; with its last words.
+            TunelineError: if a run failed or left no sample; the message has its last line.
         """
         samples: dict[str, list[Sample]] = {system.name: [] for system in systems}
         for number in range(1, runs + 1):
@@ -78,7 +78,7 @@ class Contest:
         return samples
 
     def run(self, system: System, job: Mapping[str, Any]) -> Sample:
-        """One run of one system."""
+        """Run one system once."""
         job_file, out = self._folder / "job.json", self._folder / "sample.json"
         core = usable_cores()[-1] if self._one_core else None
         job_file.write_text(json.dumps({"core": core, **job, **(system.options or {})}))
@@ -103,7 +103,7 @@ class Contest:
             words = (done.stderr or done.stdout).strip().splitlines()
             raise TunelineError(
                 f"{system.name} failed (exit code {done.returncode}): "
-                f"{words[-1] if words else 'it said nothing'}"
+                f"{words[-1] if words else 'it printed nothing'}"
             )
         return read_sample(out)
 
@@ -118,12 +118,12 @@ class Contest:
 def speed_results(
     samples: Mapping[str, Sequence[Sample]], amount: str, total: float | None = None
 ) -> list[Result]:
-    """Speed and memory of each system, and its scores.
+    """Return speed, memory and scores of each system.
 
     Args:
-        samples: of each system.
-        amount: what is counted (`docs`): the metric is `docs_per_s`.
-        total: how much of it a run works through; None for its number of items.
+        samples: samples of each system.
+        amount: unit of work (`docs`), so that the metric is `docs_per_s`.
+        total: amount that a run works through, None for its number of items.
     """
     results = []
     for name, runs in samples.items():
@@ -141,7 +141,7 @@ def speed_results(
 
 
 def score_results(name: str, runs: Sequence[Sample]) -> list[Result]:
-    """The scores of one system, each over its runs."""
+    """Return the scores of one system, each over its runs."""
     return [
         summarise(name, runs[0].version, metric, [s.scores[metric] for s in runs], "share")
         for metric in runs[0].scores

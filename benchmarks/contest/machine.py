@@ -1,4 +1,4 @@
-"""What the measurements were taken on."""
+"""A description of the machine that measurements are taken on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def describe() -> dict[str, Any]:
-    """Processor, usable cores, accelerator, memory, and how busy the machine is right now.
+    """Describe the processor, cores, accelerator and memory of this machine, and its load.
 
     Returns:
-        `cpu`, `cores` (those this process may use), `gpu` (None without one), `memory_gib`,
-        `python`, and `load`: processes that wanted to run over the last minute. A load above the
-        cores' number means that other work took part of them.
+        `cpu`, `cores` (those that this process may use), `gpu` (None without one), `memory_gib`,
+        `python`, and `load`: the mean number of running processes over the last minute. A load
+        above the number of cores means that other work used some of them.
     """
     return {
         "cpu": _cpu(),
@@ -29,7 +29,7 @@ def describe() -> dict[str, Any]:
 
 
 def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may use."""
+    """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -50,7 +50,7 @@ def _memory_gib() -> float:
 
 
 def _gpu() -> str | None:
-    """The first accelerator as the driver's own tool names it."""
+    """Return the name of the first accelerator, by the driver's tool."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None

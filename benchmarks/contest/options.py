@@ -1,4 +1,4 @@
-"""What every benchmark is told."""
+"""The settings that every benchmark gets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Options:
     """Settings of one benchmark.
 
     Attributes:
-        folder: for its files; thrown away afterwards.
-        log: takes one line of progress.
-        input: rows of the caller's own in place of generated ones.
-        runs: runs of each system; None for the benchmark's default.
-        rows: rows to generate, or to take of the input; None for the default, or all.
+        folder: folder for its files, deleted afterwards.
+        log: function that takes one line of progress.
+        input: file of rows to use in place of generated ones.
+        runs: number of runs of each system, None for the benchmark's default.
+        rows: number of rows to generate or to take of the input, None for the default or all.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""Which peers are installed, and in which environment."""
+"""Whether the systems to compare with are installed, and in which environment."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ INSTALL = "`make bench` builds the environment of the peers"
 
 
 def bench_python() -> Path:
-    """The interpreter of the peers' environment: `$TUNELINE_BENCH_PYTHON` or `.venv-bench`."""
+    """Return the interpreter of the peers: `$TUNELINE_BENCH_PYTHON` or that of `.venv-bench`."""
     named = os.environ.get("TUNELINE_BENCH_PYTHON")
     return Path(named) if named else project_root() / ".venv-bench" / "bin" / "python"
 
 
 def why_missing(module: str, python: Path | None = None) -> str | None:
-    """Why a peer can't be measured, None when it can.
+    """Return the reason that a peer can't be measured, None if it can.
 
     Args:
-        module: the Python module that it is.
-        python: the interpreter that should have it; None for this one.
+        module: name of its Python module.
+        python: interpreter that should have it installed, None for this one.
     """
     if python is not None and not python.is_file():
         return f"there is no {python}; {INSTALL}"
@@ -39,12 +39,12 @@ def why_missing(module: str, python: Path | None = None) -> str | None:
 
 
 def own_version() -> str:
-    """The version of this package."""
+    """Return the version of this package."""
     return __version__
 
 
 def version_of(*packages: str) -> str:
-    """The versions of installed packages, as a result shows them."""
+    """Return the versions of installed packages in the form of a result."""
     if len(packages) == 1:
         return version(packages[0])
     return ", ".join(f"{package} {version(package)}" for package in packages)

@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON and as a table."""
+"""The outcome of a benchmark, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-# Columns of a table in a log, where no terminal tells.
+# Width of a table that is not printed to a terminal.
 FILE_WIDTH = 150
 
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of one system over several runs; `value` is the median."""
+    """One metric of one system; `value` is the median of its runs."""
 
     system: str
     version: str
@@ -27,7 +27,7 @@ class Result:
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """A system that was not measured, why, and the ratios that are missing for it."""
+    """A system that was not measured, the reason, and the ratios that are missing."""
 
     system: str
     reason: str
@@ -39,11 +39,11 @@ class Report:
     """A benchmark's outcome; the JSON form is part of the public contract.
 
     Attributes:
-        bench: its name.
-        machine: see `machine.describe`.
-        workload: what was worked on: sizes, seed or file.
+        bench: name of the benchmark.
+        machine: description of the machine, see `machine.describe`.
+        workload: sizes, seed or file of the workload.
         results: every metric of every system.
-        ratios: of medians, by the names that the contract gives them.
+        ratios: ratios of medians, by the names of the contract.
         not_measured: systems without results.
     """
 
@@ -55,7 +55,7 @@ class Report:
     not_measured: Sequence[NotMeasured] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types, in the order of the contract."""
+        """Return the report as plain types, in the order of the contract."""
         return {
             "bench": self.bench,
             "machine": dict(self.machine),
@@ -69,7 +69,7 @@ class Report:
         }
 
     def value(self, system: str, metric: str) -> float | None:
-        """The median of a metric, None when it was not measured."""
+        """Return the median of a metric, None if it was not measured."""
         for result in self.results:
             if (result.system, result.metric) == (system, metric):
                 return result.value
@@ -77,14 +77,14 @@ class Report:
 
 
 def summarise(system: str, version: str, metric: str, values: Sequence[float], unit: str) -> Result:
-    """One metric over the runs of a system.
+    """Return one metric over the runs of a system.
 
     Args:
-        system: who was measured.
-        version: its version.
-        metric: what was measured.
-        values: one for each run, at least one.
-        unit: of the values.
+        system: name of the system.
+        version: version of the system.
+        metric: name of the metric.
+        values: one value for each run, at least one.
+        unit: unit of the values.
     """
     return Result(
         system,
@@ -99,7 +99,7 @@ def summarise(system: str, version: str, metric: str, values: Sequence[float], u
 
 
 def ratio(results: Sequence[Result], metric: str, ours: str, theirs: str) -> float | None:
-    """Our median over theirs; None when either is missing or theirs is 0."""
+    """Return our median over theirs, None if either is missing or theirs is 0."""
     found = {result.system: result.value for result in results if result.metric == metric}
     if ours not in found or not found.get(theirs):
         return None
@@ -107,12 +107,12 @@ def ratio(results: Sequence[Result], metric: str, ours: str, theirs: str) -> flo
 
 
 def _rounded(value: float) -> float:
-    """Five significant digits: more than any of these measures hold."""
+    """Round to five significant digits, more than any of these measurements has."""
     return float(f"{value:.5g}")
 
 
 def show(report: Report) -> None:
-    """Print a report: a table of metrics by system, the ratios, what is missing."""
+    """Print a report: a table of metrics by system, the ratios, and what is missing."""
     from rich.console import Console
     from rich.table import Table
 
@@ -142,9 +142,9 @@ def show(report: Report) -> None:
 
 def _cell(result: Result) -> str:
     if result.min == result.max:
-        return _shown(result.value)
-    return f"{_shown(result.value)} ({_shown(result.min)} to {_shown(result.max)})"
+        return _number(result.value)
+    return f"{_number(result.value)} ({_number(result.min)} to {_number(result.max)})"
 
 
-def _shown(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

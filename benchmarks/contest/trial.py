@@ -1,6 +1,6 @@
-"""One run of one system: what a worker process does and says.
+"""One run of one system, in a worker process.
 
-Needs Python's own library only, since it also runs in the environment of the peers.
+It needs only Python's standard library, since it also runs in the environment of the peers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneline.machine.peak_memory import resident_peak
 
-# Items that are worked on before the clock runs: what a library does on first use is not timed.
+# Items that are processed before the clock starts, so that a library's first use is not timed.
 WARM_UP = 20
 
 Job = dict[str, Any]
@@ -22,14 +22,14 @@ Job = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """A system, ready to work.
+    """A system that is ready to work.
 
     Attributes:
-        version: of the system.
-        items: what it works on, all in memory.
-        work: is timed; takes items, returns what `score` reads.
-        score: quality of the output, by name; not timed.
-        warm_up: whether to work on the first few items before the clock runs.
+        version: version of the system.
+        items: items to process, all in memory.
+        work: timed function that takes items and returns the output.
+        score: function that returns the quality of the output, by name; not timed.
+        warm_up: True to process the first few items before the clock starts.
     """
 
     version: str
@@ -41,15 +41,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run of one system took.
+    """Time, memory and quality of one run of one system.
 
     Attributes:
-        version: of the system.
+        version: version of the system.
         items: number of items.
-        seconds: on the clock.
-        cpu_seconds: of all threads; unlike `seconds` it hardly depends on what else runs.
-        peak_mib: largest resident memory of the process up to the end of the work.
-        scores: from the trial's `score`.
+        seconds: wall-clock time, in seconds.
+        cpu_seconds: CPU time of all threads, in seconds; other load hardly changes it.
+        peak_mib: peak resident memory of the process up to the end of the work, in MiB.
+        scores: result of the trial's `score`.
     """
 
     version: str
@@ -61,7 +61,7 @@ class Sample:
 
 
 def conduct(trial: Trial) -> Sample:
-    """Warm up, work against the clock, score."""
+    """Warm a system up, time its work and score the output."""
     if trial.warm_up:
         trial.work(trial.items[:WARM_UP])
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -74,16 +74,16 @@ def conduct(trial: Trial) -> Sample:
 
 
 def read_lines(path: str) -> list[Any]:
-    """The values of a JSONL file."""
+    """Return the values of a JSONL file."""
     with Path(path).open(encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
 
 
 def write_sample(path: Path, sample: Sample) -> None:
-    """Leave a sample for the process that started this one."""
+    """Write a sample for the process that started this one."""
     path.write_text(json.dumps(asdict(sample)))
 
 
 def read_sample(path: Path) -> Sample:
-    """What `write_sample` left."""
+    """Read the file of `write_sample`."""
     return Sample(**json.loads(path.read_text()))

@@ -1,9 +1,9 @@
-"""Run one trial in a process of its own.
+"""Run one trial in a separate process.
 
     python -m benchmarks.contest.worker benchmarks.texts.dedup_trials:rensa job.json sample.json
 
-The function takes the job and returns a `Trial`; the sample is what the run took. A job may name
-the `core` that the process keeps to.
+The function takes the job and returns a `Trial`; the sample holds time and memory of the run. A job
+may name the `core` that the process is pinned to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-# Before any library loads its OpenMP runtime: spinning workers slow everything else down.
+# Set before a library loads its OpenMP runtime: spinning workers slow everything else down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     where, job_file, out = arguments
     job = json.loads(Path(job_file).read_text())
     if job.get("core") is not None and hasattr(os, "sched_setaffinity"):
-        # Before libraries count the cores to size their thread pools.
+        # Set before libraries count the cores to size their thread pools.
         os.sched_setaffinity(0, {job["core"]})
     module, function = where.split(":")
     trial: Trial = getattr(import_module(module), function)(job)

@@ -1,4 +1,4 @@
-"""Rows of the caller's own, in any form that the pipeline reads or as plain texts."""
+"""Rows of a file, in any format that the pipeline reads or as plain texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tuneline.data.sources.records import check_file, read_records
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 
-# Fields that hold a text where a row is no conversation.
+# Fields that hold the text of a row that is not a conversation.
 TEXT_FIELDS = ("text", "full_text", "prompt", "question", "instruction", "content")
 
 
 def read_values(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file (JSONL, CSV, Parquet or a JSON list); broken ones are passed over.
+    """Yield the readable records of a file (JSONL, CSV, Parquet or a JSON list).
 
     Raises:
-        UserError: the file can't be read, or has none of these forms.
+        UserError: if the file can't be read, or has none of these forms.
     """
     if path.suffix.lower() == ".json" and path.is_file():
         try:
@@ -28,7 +28,7 @@ def read_values(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}); one object a line is .jsonl") from None
         if not isinstance(values, list):
-            raise UserError(f"{path} is no list of rows; give a JSON list or .jsonl")
+            raise UserError(f"{path} is not a list of rows; give a JSON list or .jsonl")
     else:
         check_file(path, str(path))
         values = (record.value for record in read_records(path, str(path), None))
@@ -36,7 +36,7 @@ def read_values(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def conversation(value: dict[str, Any]) -> list[Message] | None:
-    """The turns of a record, None when it is no conversation."""
+    """Return the turns of a record, None if it is not a conversation."""
     form = form_of(value)
     if form is None:
         return None
@@ -47,7 +47,7 @@ def conversation(value: dict[str, Any]) -> list[Message] | None:
 
 
 def text_of(value: dict[str, Any]) -> str | None:
-    """What a record asks: the user's turns of a conversation, or its text field."""
+    """Return the prompt of a record: the user's turns of a conversation, or its text field."""
     messages = conversation(value)
     if messages is not None:
         return "\n".join(m["content"] for m in messages if m["role"] == "user") or None
@@ -56,14 +56,14 @@ def text_of(value: dict[str, Any]) -> str | None:
 
 
 def read_texts(path: Path, most: int | None) -> list[str]:
-    """The texts of a file.
+    """Return the texts of a file.
 
     Args:
-        path: the file.
-        most: how many to take at most, None for all.
+        path: file to read.
+        most: largest number of texts, None for all.
 
     Raises:
-        UserError: the file can't be read or holds no text.
+        UserError: if the file can't be read or holds no text.
     """
     found: list[str] = []
     for value in read_values(path):
@@ -81,10 +81,10 @@ def read_texts(path: Path, most: int | None) -> list[str]:
 
 
 def read_conversations(path: Path, most: int | None) -> list[list[Message]]:
-    """The conversations of a file that end with an answer.
+    """Return the conversations of a file that end with an answer.
 
     Raises:
-        UserError: the file can't be read or holds none.
+        UserError: if the file can't be read or holds none.
     """
     found: list[list[Message]] = []
     for value in read_values(path):
@@ -102,7 +102,7 @@ def read_conversations(path: Path, most: int | None) -> list[list[Message]]:
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> str:
-    """Write values as JSONL for the workers; the path as a job names it."""
+    """Write values as JSONL for the workers, and return the path for a job."""
     with path.open("w", encoding="utf-8") as handle:
         handle.writelines(json.dumps(value) + "\n" for value in values)
     return str(path)

@@ -1,4 +1,4 @@
-"""A Llama of any shape with random weights, on disk as a published model lies there.
+"""A Llama of any shape with random weights, on disk in the form of a published model.
 
 Speed and memory of training depend on the shape of a model, not on what it has learned.
 """
@@ -31,9 +31,9 @@ LLAMA_8B: dict[str, Any] = {
     },
     "tie_word_embeddings": False,
 }
-# All that LoRA is put on, in any Llama; SmolLM2 is one.
+# The layers of any Llama that get LoRA matrices; SmolLM2 is a Llama.
 LINEAR_LAYERS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-# Bytes of a file of weights: what is held in memory at once.
+# Size of a file of weights, which is held in memory as a whole, bytes.
 SHARD_BYTES = 2 << 30
 DEVIATION = 0.02
 
@@ -44,11 +44,11 @@ def write_random_llama(
     """Write configuration, weights in bfloat16 and a tokenizer, file by file.
 
     Args:
-        folder: where; made.
+        folder: folder to create.
         shape: settings of transformers' `LlamaConfig`.
         tokenizer: directory of a model whose tokenizer files are copied; rows of random ids need
-            no more of it than its padding.
-        shard_bytes: largest size of a file of weights.
+            only its padding.
+        shard_bytes: largest size of a file of weights, in bytes.
     """
     import torch
     from safetensors.torch import save_file
@@ -66,7 +66,7 @@ def write_random_llama(
     shard: dict[str, Any] = {}
     held = total = 0
 
-    def leave() -> None:
+    def write_shard() -> None:
         name = f"model-{len(set(places.values())) + 1:05d}.safetensors"
         save_file(shard, folder / name, metadata={"format": "pt"})
         places.update(dict.fromkeys(shard, name))
@@ -77,27 +77,27 @@ def write_random_llama(
         if "norm" not in name:
             weight.normal_(0, DEVIATION, generator=generator)
         if shard and held + weight.nbytes > shard_bytes:
-            leave()
+            write_shard()
             held = 0
         shard[name] = weight
         held, total = held + weight.nbytes, total + weight.nbytes
-    leave()
+    write_shard()
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 
 def lora_flops(shape: Mapping[str, Any], r: int, row: int, learned: float) -> float:
-    """Operations that training LoRA on a token takes, forward and backward.
+    """Return the operations of a training step with LoRA for one token, forward and backward.
 
-    A frozen weight takes a product forward and one for the gradient of its input: 4 operations a
-    weight, where a weight that trains takes 6. What checkpointing computes again is not counted,
-    so that the share of the card's rate is of useful work alone (PaLM, 2022, appendix B).
+    A frozen weight takes 4 operations, for the product forward and the gradient of its input; a
+    weight that is trained takes 6. Work that checkpointing repeats is not counted, so that the
+    share of the card's rate is of useful work alone (PaLM, 2022, appendix B).
 
     Args:
-        shape: of the model.
+        shape: shape of the model.
         r: LoRA rank, on all linear layers but the head.
-        row: tokens of a row.
+        row: length of a row, in tokens.
         learned: share of the tokens whose logits are computed.
     """
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
@@ -105,7 +105,7 @@ def lora_flops(shape: Mapping[str, Any], r: int, row: int, learned: float) -> fl
     sides = [(hidden, hidden)] * 2 + [(hidden, keys)] * 2 + [(hidden, inner)] * 3
     frozen = sum(a * b for a, b in sides)
     adapter = sum(r * (a + b) for a, b in sides)
-    # Scores and mixed values over half a row on average: 2 × 2 × row / 2 × hidden, thrice.
+    # Scores and values over half a row on average: 2 × 2 × row / 2 × hidden, three times.
     attention = 6 * row * hidden
     layer = 4 * frozen + 6 * adapter + attention
     return float(shape["num_hidden_layers"] * layer + 4 * learned * hidden * shape["vocab_size"])

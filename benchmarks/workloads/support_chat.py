@@ -1,6 +1,6 @@
-"""Conversations for a workload: the sample's phrases, combined by a seed.
+"""Conversations for a workload: the sample's phrases, combined at random with a seed.
 
-Unlike the sample itself, nothing is planted and rows may be alike: they are there to be counted.
+Unlike in the sample, nothing is planted and rows may be alike: they are only counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_SENTENCES = 8
 
 
 def sentence(phrases: dict[str, Any], draw: Draw) -> str:
-    """A sentence of a customer that names nobody."""
+    """Return a sentence of a customer that names nobody."""
     intent = phrases["intents"][draw.pick(list(phrases["intents"]))]
     asks = [ask for topic in intent["topics"] for ask in topic["asks"]]
     chosen = draw.pick(draw.pick([phrases["openings"], intent["contexts"], asks]))
@@ -24,11 +24,11 @@ def sentence(phrases: dict[str, Any], draw: Draw) -> str:
 
 
 def make_conversations(rows: int, seed: int = SEED) -> list[list[Message]]:
-    """Rows with a system prompt, a message of some sentences and an answer.
+    """Make rows of a system prompt, a message of some sentences and an answer.
 
     Args:
-        rows: how many.
-        seed: of the generator.
+        rows: number of rows.
+        seed: seed of the generator.
     """
     draw, phrases = Draw(seed), load_phrases()
     system = system_prompt(list(phrases["intents"]))
@@ -41,14 +41,14 @@ def make_conversations(rows: int, seed: int = SEED) -> list[list[Message]]:
 
     def row() -> list[Message]:
         asked = [sentence(phrases, draw) for _ in range(1 + draw.below(MOST_SENTENCES))]
-        told = [
+        answered = [
             f"{draw.pick(phrases['leads'])} {draw.pick(acts)}.".format(**_slots(phrases, draw))
             for _ in range(1 + draw.below(MOST_SENTENCES))
         ]
         return [
             {"role": "system", "content": system},
             {"role": "user", "content": " ".join(asked)},
-            {"role": "assistant", "content": " ".join(told)},
+            {"role": "assistant", "content": " ".join(answered)},
         ]
 
     return [row() for _ in range(rows)]

@@ -1,1 +1,1 @@
-"""What the DAG files are made of: pods for steps, checks, human tasks, retry policies."""
+"""The parts of the DAG files: pods for steps, checks, tasks for people, retry policies."""

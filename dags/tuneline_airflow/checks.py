@@ -1,4 +1,4 @@
-"""Tasks that read an item's evidence and stop the run where a critical item failed."""
+"""Tasks that read an item's evidence and stop the run if a critical item failed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SETTINGS: dict[str, Any] = {"retries": 2, "retry_policy": worker_retry_policy}
 
 
 def check_task(item_id: str) -> Any:
-    """`check_<item>`: red when the item is critical and failed or left no evidence."""
+    """Make `check_<item>`, which fails if a critical item failed or left no evidence."""
     return task(task_id=f"check_{item_id}", **_SETTINGS)(_check)(RUN_URI, [item_id])
 
 
 def gate_task(item_id: str) -> Any:
-    """`gate_<item>`: derive the verdict again from the audit table, then check the item."""
+    """Make `gate_<item>`, which derives the verdict from the audit table, then checks the item."""
     return task(task_id=f"gate_{item_id}", **_SETTINGS)(_gate)(RUN_URI, item_id)
 
 
 def audit_check(helper: str, item_ids: Sequence[str]) -> Any:
-    """`check_<helper>`: check items again after a step that had a second look at them."""
+    """Make `check_<helper>`, which checks items again after a step that measured them again."""
     return task(task_id=f"check_{helper}", **_SETTINGS)(_check)(RUN_URI, list(item_ids))
 
 

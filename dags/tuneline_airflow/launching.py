@@ -1,4 +1,4 @@
-"""The trigger form and the task that turns what it says into a run."""
+"""The trigger form, and the task that turns it into a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuneline_airflow.retries import worker_retry_policy
 
 
 def form() -> dict[str, Param]:
-    """The trigger form, one `Param` a field."""
+    """Return the trigger form, one `Param` for each field."""
     params = {}
     for name, spec in form_fields().items():
         schema = {key: value for key, value in spec.items() if key != "default"}
@@ -24,12 +24,12 @@ def form() -> dict[str, Param]:
 
 @task(retries=2, retry_policy=worker_retry_policy)
 def prepare_run() -> str:
-    """Validate the form, create the run, note who started it; returns the run's URI."""
+    """Validate the form, create the run, record its starter, and return its URI."""
     from tuneline.human_answers import record_waivers
 
     context: Any = get_current_context()
     dag_run = context["dag_run"]
-    # Keys of the conf that no Param declares arrive here too: `create_run` refuses them.
+    # Keys of the conf that no Param declares arrive here too, and `create_run` refuses them.
     fields = {**dict(context["params"]), **(dag_run.conf or {})}
     started_by = dag_run.triggering_user_name
     bundle = getattr(context["ti"], "bundle_instance", None)

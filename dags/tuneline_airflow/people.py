@@ -1,4 +1,4 @@
-"""Tasks in which a person decides; what they answer goes into the run."""
+"""Tasks in which a person decides; the answers go into the run."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ _SKIP = "Skip the review"
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
 def ask_waivers(run_uri: str) -> bool:
-    """Whether the run waives a critical item, which needs a person's approval."""
+    """Return True if the run waives a critical item, which needs a person's approval."""
     return bool(human_answers.critical_waivers(Run.open(run_uri)))
 
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
 def ask_review(run_uri: str) -> bool:
-    """Whether the run wants a blind review by people."""
+    """Return True if the run asks for a blind review."""
     return Run.open(run_uri).config.evaluation.review
 
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
 def ask_approval(run_uri: str) -> bool:
-    """Whether the run wants a person's approval before the release."""
+    """Return True if the run asks for approval before the release."""
     return Run.open(run_uri).config.approval
 
 
 class RunApproval(ApprovalOperator):
-    """An approval whose answer is written into the run; a rejection fails the task."""
+    """An approval whose answer is recorded in the run; a rejection fails the task."""
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Record who answered what, then go on or fail."""
+        """Record the answer and its author, then go on or fail."""
         if "error" not in event:
             run = _run(context)
             decision, user = event["chosen_options"][0], _name(event)
@@ -54,17 +54,17 @@ class RunApproval(ApprovalOperator):
 
 
 class ReviewPairs(HITLOperator):
-    """Shows the blind pairs and takes one reviewer's votes."""
+    """A task that shows the blind pairs and takes one reviewer's votes."""
 
     def execute(self, context: Context) -> Any:
-        """Ask, for as long as the run's configuration says."""
+        """Ask, and wait for the time that the run's configuration gives."""
         run = _run(context)
         self.body = human_answers.review_sheet(run)
         self.response_timeout = timedelta(hours=run.config.evaluation.review_hours)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Store the votes under the name of the user that Airflow recorded."""
+        """Store the votes with the name of the user that Airflow recorded."""
         answer = super().execute_complete(context, event)
         if _VOTE in event["chosen_options"]:
             votes = str((event["params_input"] or {}).get("votes") or "")
@@ -76,7 +76,7 @@ class ReviewPairs(HITLOperator):
 
 
 def review_pairs() -> ReviewPairs:
-    """Ask for votes on the blind pairs."""
+    """Make the task that asks for votes on the blind pairs."""
     votes = Param(
         "",
         type=["string", "null"],
@@ -88,7 +88,7 @@ def review_pairs() -> ReviewPairs:
         task_id="review_pairs",
         subject="Blind review: which answer is better?",
         options=[_VOTE, _SKIP],
-        # Nobody answering in time is an outcome that human_review states, not a failure.
+        # A review without an answer is an outcome that human_review states, not a failure.
         defaults=_SKIP,
         params={"votes": votes},
         # Unreadable votes fail the task; the next try asks again.
@@ -98,7 +98,7 @@ def review_pairs() -> ReviewPairs:
 
 
 def approve_waivers() -> RunApproval:
-    """Ask for approval of critical items whose failure the run accepts."""
+    """Make the task that asks whether failures of critical items may be accepted."""
     return RunApproval(
         task_id="approve_waivers",
         fail_on_reject=True,
@@ -109,7 +109,7 @@ def approve_waivers() -> RunApproval:
 
 
 def approve_release() -> RunApproval:
-    """Ask for approval of the release, all evidence being there."""
+    """Make the task that asks for approval of the release, when all evidence is there."""
     return RunApproval(
         task_id="approve_release",
         fail_on_reject=True,

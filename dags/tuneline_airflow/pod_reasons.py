@@ -1,21 +1,21 @@
-"""Why a pod does not start, and why it ended, in a sentence that says what to do."""
+"""Sentences that explain why a pod does not start or why it ended, and what to do."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# What a container waits for on its way up; none of it is trouble.
-_ON_ITS_WAY = {None, "", "ContainerCreating", "PodInitializing"}
+# A container waits for these while it starts; none of them is a problem.
+_STARTING = {None, "", "ContainerCreating", "PodInitializing"}
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError"}
 
 
 def pending_reason(pod: Any) -> str | None:
-    """Why a pod is not running yet; None while nothing stands in its way.
+    """Return the reason that a pod is not running yet, None if there is none.
 
     Args:
-        pod: a `V1Pod` as the API server gives it.
+        pod: `V1Pod` as the API server returns it.
     """
     status = pod.status
     for condition in status.conditions or []:
@@ -23,42 +23,43 @@ def pending_reason(pod: Any) -> str | None:
             return _unscheduled(pod, condition.message or condition.reason or "no reason given")
     for container in [*(status.init_container_statuses or []), *(status.container_statuses or [])]:
         waiting = container.state.waiting if container.state else None
-        if waiting is None or waiting.reason in _ON_ITS_WAY:
+        if waiting is None or waiting.reason in _STARTING:
             continue
-        said = f"{waiting.reason}: {_one_line(waiting.message)}"
+        reason = f"{waiting.reason}: {_one_line(waiting.message)}"
         if waiting.reason in _IMAGE_REASONS:
             return (
-                f"the image {container.image} can't be pulled ({said}); check its name "
+                f"the image {container.image} can't be pulled ({reason}); check its name "
                 "(pods.image, pods.gpu_image, TUNELINE_IMAGE) and the cluster's pull secret"
             )
         if waiting.reason in _CONFIG_REASONS:
-            return f"the container can't be made ({said}); check TUNELINE_POD_SECRETS"
-        return f"the container waits ({said})"
+            return f"the container can't be made ({reason}); check TUNELINE_POD_SECRETS"
+        return f"the container waits ({reason})"
     return None
 
 
 def _unscheduled(pod: Any, message: str) -> str:
-    said = _one_line(message)
+    reason = _one_line(message)
     limits = _limits(pod)
     gpus = next((n for name, n in limits.items() if name.endswith("/gpu")), None)
-    if gpus is not None and re.search(r"nvidia|gpu", said, re.IGNORECASE):
+    if gpus is not None and re.search(r"nvidia|gpu", reason, re.IGNORECASE):
+        plural = "" if str(gpus) == "1" else "s"
         return (
-            f"no node has {gpus} free GPU{'' if str(gpus) == '1' else 's'} ({said}); wait for one, "
-            "add a GPU node or lower pods.gpus"
+            f"no node has {gpus} free GPU{plural} ({reason}); wait for one, add a GPU node or "
+            "lower pods.gpus"
         )
-    if "memory" in said.lower():
+    if "memory" in reason.lower():
         return (
-            f"no node has {limits.get('memory')} of free memory ({said}); add a node or lower "
+            f"no node has {limits.get('memory')} of free memory ({reason}); add a node or lower "
             "pods.memory"
         )
-    return f"no node takes the pod ({said})"
+    return f"no node takes the pod ({reason})"
 
 
 def ending_reason(pod: Any) -> str | None:
-    """`<kind>: <sentence>` for a pod that the cluster ended; None for one that ended by itself.
+    """Return `<kind>: <sentence>` for a pod that the cluster ended, None for any other pod.
 
     Args:
-        pod: a `V1Pod` as it was last seen.
+        pod: `V1Pod` as it was last seen.
     """
     status = getattr(pod, "status", None)
     reason = getattr(status, "reason", None)
@@ -68,28 +69,28 @@ def ending_reason(pod: Any) -> str | None:
             "training.max_hours)"
         )
     if reason:
-        said = _one_line(getattr(status, "message", None))
-        return f"retryable: the cluster ended the pod ({reason}: {said})"
+        message = _one_line(getattr(status, "message", None))
+        return f"retryable: the cluster ended the pod ({reason}: {message})"
     return None
 
 
 def out_of_memory(pod: Any) -> bool:
-    """Whether a container of the pod was killed for its memory."""
+    """Return True if a container of the pod was killed for its memory."""
     return any(ended.reason == "OOMKilled" for ended in _ended(pod))
 
 
 def exit_code(pod: Any) -> int | None:
-    """Exit code of the pod's first container that ended."""
+    """Return the exit code of the pod's first container that ended."""
     return next((int(ended.exit_code) for ended in _ended(pod)), None)
 
 
 def last_words(pod: Any) -> str:
-    """What the pod's first container that ended left as its termination message."""
+    """Return the termination message of the pod's first container that ended."""
     return next((ended.message or "" for ended in _ended(pod)), "")
 
 
 def memory_limit(pod: Any) -> str:
-    """The memory limit of the pod's container, as a quantity."""
+    """Return the memory limit of the pod's container, as a quantity."""
     return str(_limits(pod).get("memory", "unknown"))
 
 

@@ -1,4 +1,4 @@
-"""Pods that carry out the steps of a run."""
+"""The pods that carry out the steps of a run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kubernetes.client import models as k8s
 from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
+from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
 GPU_POOL = "gpu"
 
-# A node may have to be made first; one with a GPU takes up to half an hour.
+# The cluster may have to add a node first; one with a GPU takes up to half an hour.
 _CPU_START_SECONDS = 10 * 60
 _GPU_START_SECONDS = 30 * 60
 
 _DEFAULTS = PodConfig()
 
-# A step that goes on from its last checkpoint loses little with a try: many are worth it.
+# A step that resumes from its last checkpoint loses little with a try, so many are worth it.
 _RESUMED = {"train"}
 _RETRIES, _RESUMED_RETRIES = 2, 8
 # Between SIGTERM and SIGKILL: training ends its step and uploads a checkpoint first.
@@ -46,9 +47,9 @@ class StepPod(KubernetesPodOperator):
     """A `KubernetesPodOperator` for one step, sized by the `pods` section of its run.
 
     Args:
-        task_id: the step's id, also its task id.
-        command: the command line in the image, without ``--run``.
-        gpus: whether the step uses the GPUs that the run asks for.
+        task_id: id of the step and of the task.
+        command: command line in the image, without ``--run``.
+        gpus: True if the step uses the GPUs that the run asks for.
     """
 
     def __init__(
@@ -72,9 +73,7 @@ class StepPod(KubernetesPodOperator):
             "automount_service_account_token": False,
             "schedule_timeout_seconds": start,
             "startup_timeout_seconds": start,
-            "startup_check_interval_seconds": float(
-                os.environ.get("TUNELINE_POD_POLL_SECONDS", "2")
-            ),
+            "startup_check_interval_seconds": seconds_from("TUNELINE_POD_POLL_SECONDS"),
             "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
             "termination_grace_period": (
                 _RESUMED_GRACE_SECONDS if task_id in _RESUMED else _GRACE_SECONDS
@@ -89,7 +88,7 @@ class StepPod(KubernetesPodOperator):
         self.not_started = ""
 
     def execute(self, context: Context) -> Any:
-        """Size the pod for its run, then run it."""
+        """Size the pod for its run and run it to its end."""
         ti = context["ti"]
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
         pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods"))
@@ -97,30 +96,30 @@ class StepPod(KubernetesPodOperator):
         return self.carry_out(context, pods)
 
     def carry_out(self, context: Context, pods: PodConfig) -> Any:
-        """Name the pod, which is sized by now, and run it to its end."""
+        """Name the pod, which has its size by now, and run it to its end."""
         ti = context["ti"]
         self.name = pod_name(run_uri_of(context), self.task_id, ti.try_number, ti.map_index)
         return super().execute(context)
 
     @cached_property
     def pod_manager(self) -> WatchfulPodManager:
-        """Talks to the API server about this pod."""
+        """The client that asks the API server about this pod."""
         return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
-        """Find the pod of a worker that died, or make one.
+        """Return the pod of a worker that died, or make one.
 
-        The operator goes on with a pod that still runs, but does again what one has finished
-        that nobody watched any more: here its work counts.
+        The operator by itself resumes a pod that still runs, but repeats the work of one that
+        finished while nothing watched it. Here that work counts.
         """
         found = self.find_pod(pod_request_obj.metadata.namespace, context)
         if found is not None and found.status.phase == PodPhase.SUCCEEDED:
-            self.log.info("Pod %s of a worker before has finished", found.metadata.name)
+            self.log.info("Pod %s of an earlier worker has finished", found.metadata.name)
             return found
         return super().get_or_create_pod(pod_request_obj, context)
 
     def await_pod_start(self, pod: k8s.V1Pod) -> None:
-        """Wait for the pod to start; remember what stood in its way."""
+        """Wait for the pod to start, and remember the reason if it does not."""
         try:
             super().await_pod_start(pod)
         except AirflowException as error:
@@ -135,20 +134,20 @@ class StepPod(KubernetesPodOperator):
         xcom_result: dict[str, Any] | None = None,
         context: Context | None = None,
     ) -> None:
-        """Delete the pod; where it failed, say why in one sentence that the retry policy reads."""
+        """Delete the pod; if it failed, raise one sentence that the retry policy reads."""
         try:
             super().cleanup(pod, remote_pod, xcom_result, context)
         except AirflowSkipException:
             raise
         except AirflowException as error:
-            told = None if REASON.search(str(error)) else self.why_failed(remote_pod, context)
-            if told is None:
+            why = None if REASON.search(str(error)) else self.why_failed(remote_pod, context)
+            if why is None:
                 raise
-            # What the operator said first is less than this.
-            raise AirflowException(f"Pod {remote_pod.metadata.name} failed.\n{told}") from None
+            # The operator's own message has less in it.
+            raise AirflowException(f"Pod {remote_pod.metadata.name} failed.\n{why}") from None
 
     def why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
-        """`<kind>: <sentence>`, as steps leave it; None when nothing is known."""
+        """Return `<kind>: <sentence>` in the form that steps leave, None if nothing is known."""
         if self.not_started:
             return f"retryable: {self.not_started}"
         if out_of_memory(pod) and context is not None:
@@ -160,7 +159,10 @@ class StepPod(KubernetesPodOperator):
                     pod=pod.metadata.name,
                 )
             except TunelineError as error:
-                again, sentence = True, f"the pod ran out of memory; it can't be noted: {error}"
+                again, sentence = (
+                    True,
+                    f"the pod ran out of memory, which could not be recorded: {error}",
+                )
             return f"{'retryable' if again else 'user_error'}: {sentence}"
         return ending_reason(pod)
 
@@ -168,12 +170,12 @@ class StepPod(KubernetesPodOperator):
         """Take image, namespace, deadline and resources from a run's configuration.
 
         Args:
-            pods: the run's.
-            deadline_hours: of this step, where it has one of its own.
+            pods: section `pods` of the configuration.
+            deadline_hours: deadline of this step if it differs from that of the others, in hours.
         """
         gpu = self.uses_gpus and pods.gpus > 0
         image = pods.gpu_image if gpu else pods.image
-        # The configuration's own default yields to the image of this deployment.
+        # The default of the configuration yields to the image of this deployment.
         if image != _DEFAULTS.image:
             self.image = image
         self.namespace = pods.namespace
@@ -193,13 +195,13 @@ def pod_name(
     map_index: int | None = None,
     longest: int = 63,
 ) -> str:
-    """A pod name that a run, a step (of a mapped one each index) and a try share with no other.
+    """Return a pod name that is unique to a run, a step, a map index and a try.
 
-    With a fixed name, a worker that lost its pod between making it and noting it can't
-    make a second one; the try keeps a new pod apart from one that is still going away.
+    With a fixed name, a worker that lost its pod between creating and recording it can't
+    create a second one. The try keeps a new pod apart from one that is still being deleted.
 
     Returns:
-        A DNS label of at most `longest` characters.
+        DNS label of at most `longest` characters.
     """
     digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
     run_id = _label(run_uri.rsplit("/", 1)[-1])
@@ -213,7 +215,7 @@ def _label(text: str) -> str:
 
 
 def run_uri_of(context: Context) -> str:
-    """The run that `prepare_run` has made for this run of the DAG."""
+    """Return the URI of the run that `prepare_run` made for this run of the DAG."""
     return str(context["ti"].xcom_pull(task_ids="prepare_run"))
 
 
@@ -233,9 +235,9 @@ def _environment() -> list[k8s.V1EnvVar]:
 
 
 def _secrets() -> list[k8s.V1EnvFromSource]:
-    """Credentials by reference: `TUNELINE_POD_SECRETS` names Kubernetes secrets, with commas.
+    """Return references to the Kubernetes secrets of `TUNELINE_POD_SECRETS`.
 
-    Airflow shows rendered templates to whoever may read a DAG, so no value goes through them.
+    Airflow shows rendered templates to everyone who may read a DAG, so no value is in them.
     """
     names = os.environ.get("TUNELINE_POD_SECRETS", "")
     return [

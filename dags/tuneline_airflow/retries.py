@@ -1,8 +1,7 @@
-"""When a failed task is worth another try."""
+"""Policies that decide which failed tasks get another try."""
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,31 +14,32 @@ from airflow.sdk import (
     RetryRule,
 )
 
+from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.pod_reasons import exit_code
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the
-# operator puts that message into the exception that it raises. `StepPod` adds one in the same form
+# `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the operator
+# puts that message into the exception that it raises. `StepPod` adds a message of the same form
 # where the container could not.
 REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
 
-# Exit codes of the contract (1 is a failure of the step's own, 2 the user's error).
+# Exit codes of the contract: 1 is a failure of the step, 2 the user's error.
 HOPELESS_EXIT_CODES = (1, 2)
 
 
 def retry_delay() -> timedelta:
-    """How long a failed step waits for its next try: `TUNELINE_RETRY_SECONDS`, 20 by default."""
-    return timedelta(seconds=float(os.environ.get("TUNELINE_RETRY_SECONDS", "20")))
+    """Return the delay between a failed step and its next try (`TUNELINE_RETRY_SECONDS`)."""
+    return timedelta(seconds=seconds_from("TUNELINE_RETRY_SECONDS"))
 
 
 class StepRetryPolicy(RetryPolicy):
-    """Retry what the surroundings broke, never what the user or the step got wrong.
+    """Retry failures of the surroundings, never those of the user or the step.
 
-    The operator raises the same exception for every exit code, so the reason is read
-    from the container's termination message and, where there is none (the container was
-    killed), from the pod's last status.
+    The operator raises the same exception for every exit code. The reason is therefore read from
+    the container's termination message and, if the container was killed and left none, from the
+    pod's last status.
     """
 
     def evaluate(
@@ -70,7 +70,7 @@ class StepRetryPolicy(RetryPolicy):
         return cls()
 
 
-# For tasks that run in the worker: the store may be unreachable for a while, all else is final.
+# For tasks in the worker: only an unreachable store is worth another try.
 worker_retry_policy = ExceptionRetryPolicy(
     rules=[RetryRule(exception="tuneline.errors.RetryableError", action=RetryAction.RETRY)],
     default=RetryAction.FAIL,

@@ -1,4 +1,4 @@
-"""The tasks of a step: its pod, and the check that reads what it left."""
+"""The tasks of a step: its pod, and the check that reads its evidence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuneline_airflow.pods import StepPod
 from tuneline_airflow.tracking import SyncPod
 from tuneline_airflow.training_job import TrainingPods
 
-# Steps whose pod is of a kind of its own; the others are a plain `StepPod`.
+# Steps with a special kind of pod; the others have a `StepPod`.
 _PODS: dict[str, type[StepPod]] = {"train": TrainingPods, "sync_tracking": SyncPod}
 
 
@@ -28,12 +28,12 @@ class StepTasks:
 def tasks_of(step: Item | Helper, trigger_rule: TriggerRule | None = None) -> StepTasks:
     """Make the tasks of a step in the current DAG and group.
 
-    Every item is followed by its check, a data item by its gate. What a helper made is judged
-    by items; only the final audit, which looks at the data items again, has a check.
+    Every item is followed by its check, a data item by its gate. Items judge what helper steps
+    make; only the final audit, which measures the data items again, has a check.
 
     Args:
-        step: the step, of the catalogue.
-        trigger_rule: rule of its pod; Airflow's default where it is None.
+        step: step of the catalogue.
+        trigger_rule: trigger rule of its pod, None for Airflow's default.
     """
     pod = pod_of(step, **({"trigger_rule": trigger_rule} if trigger_rule else {}))
     check = _check_of(step)

@@ -11,8 +11,8 @@ from tuneline.errors import UserError
 from tuneline_airflow.pods import GPU_POOL, RUN_URI, StepPod
 from tuneline_airflow.retries import StepRetryPolicy, retry_delay, worker_retry_policy
 
-# What the scheduler reads before a mapped task's operator exists, so that the operator's own
-# defaults come too late.
+# The scheduler reads these before a mapped task's operator exists, when the operator's own
+# defaults are not there yet.
 _SCHEDULED: dict[str, Any] = {
     "pool": GPU_POOL,
     "retries": 2,
@@ -24,7 +24,7 @@ _SCHEDULED: dict[str, Any] = {
 
 @task(retries=2, retry_policy=worker_retry_policy)
 def ask_sweep(run_uri: str) -> list[list[str]]:
-    """The command of each rank's pod; with none the sweep is skipped, without a pod."""
+    """Return the command of each rank's pod; without any, the sweep is skipped."""
     from tuneline.run import Run
     from tuneline.serving.engines.adapter_limits import ranks_asked
 
@@ -36,11 +36,11 @@ def ask_sweep(run_uri: str) -> list[list[str]]:
 
 
 def try_ranks(commands: Any) -> Any:
-    """One pod a command, in the pool of the GPU: trials share it, or the cores, one by one."""
+    """Make one pod for each command, in the GPU's pool, so that trials run one by one."""
     return StepPod.partial(task_id="sweep", gpus=True, **_SCHEDULED).expand(command=commands)
 
 
 def sweep() -> tuple[Any, Any]:
-    """The question which ranks to try, and the pods that try them."""
+    """Make the task that lists the ranks to try and the pods that try them."""
     asked = ask_sweep(RUN_URI)
     return asked, try_ranks(asked)

@@ -1,4 +1,4 @@
-"""The task that sends offline runs to their trackers; it fails no run."""
+"""The task that sends offline runs to their trackers and never fails a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class SyncPod(StepPod):
-    """A pod that is started only when a run was not tracked live, and skipped otherwise.
+    """A pod that is started only if a run was not tracked live.
 
-    Whether a key is there is for the pod to find out: workers never see one. No task waits for
-    this one, and what goes wrong skips it, since a release does not hang on a tracker.
+    The pod finds out whether there is a key, since workers never see one. No task waits for this
+    one, and an error skips it, since a release does not depend on a tracker.
     """
 
     def execute(self, context: Context) -> Any:
-        """Skip, or run the pod."""
+        """Run the pod, or skip the task."""
         run_uri = run_uri_of(context)
         try:
             waiting = unsynced(Run.open(run_uri))

@@ -1,7 +1,7 @@
-"""Training on one node or on several: a pod, or an Indexed Job of pods that meet each other.
+"""Training on one node, as a pod, or on several nodes, as an Indexed Job.
 
-Which of the two a run's configuration says (`pods.nodes`); the task is the same. Several
-pods find each other by pod 0's name in the headless Service `tuneline-training`
+The run's configuration (`pods.nodes`) decides; the task is the same. The pods of a job find each
+other by pod 0's name in the headless Service `tuneline-training`
 (`deploy/training-service.yaml`).
 """
 
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 SERVICE = "tuneline-training"
-# What the Service selects its pods by.
+# The label by which the Service selects its pods.
 PART = {"tuneline.io/part": "training"}
 _TASK = "tuneline.io/task"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 # A pod's host name, `<job>-<index>`, is a DNS label too.
 _LONGEST_NAME = 63 - len(JOB_NAME_PREFIX) - len("-999")
-# Below the ports that Linux hands out by itself. Each try has its own: pods of the one before
-# may still be going away, and on one machine all pods share the ports.
+# Below the ports that Linux hands out. Each try uses another port, since pods of the try before may
+# still be ending, and on one machine all pods share the ports.
 _PORTS = range(20000, 30000)
 
-# Who decides whether another try is worth it, where several pods have failed: what one was told
-# by its user, the one that was killed, the one that broke, the one that lost another.
+# If several pods have failed, the first of these kinds decides whether another try is worth it: the
+# user's error, a killed pod, a pod that broke, a pod that lost another one.
 _BLAME = ("user_error", "killed", "error", "retryable")
 
 
 class TrainingPods(StepPod):
-    """The pod of a training step, or an Indexed Job of several when the run asks for nodes."""
+    """The pod of a training step, or an Indexed Job if the run asks for several nodes."""
 
     job: TrainingJob | None = None
 
     def carry_out(self, context: Context, pods: PodConfig) -> Any:
-        """Run one pod as any other step's, or several as a Job."""
+        """Run one pod like any other step, or several as a Job."""
         if pods.nodes == 1:
             return super().carry_out(context, pods)
         self.job = TrainingJob(
@@ -67,13 +67,13 @@ class TrainingPods(StepPod):
         """Take the run's configuration; see `StepPod.apply`."""
         super().apply(pods, deadline_hours)
         if self.uses_gpus and pods.gpus > 1:
-            # NCCL passes gradients between the GPUs of a node through it; a container gets 64 MiB.
+            # NCCL passes gradients between GPUs of a node through it; a container has only 64 MiB.
             memory = k8s.V1EmptyDirVolumeSource(medium="Memory")
             self.volumes = [k8s.V1Volume(name="shared-memory", empty_dir=memory)]
             self.volume_mounts = [k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm")]  # noqa: S108 - the pod's own
 
     def on_kill(self) -> None:
-        """Take the pods along."""
+        """End the pods together with the task."""
         if self.job is None:
             super().on_kill()
         else:
@@ -81,7 +81,7 @@ class TrainingPods(StepPod):
 
 
 class TrainingJob(KubernetesJobOperator):
-    """The Indexed Job that stands for a step's pod, one pod a node."""
+    """The Indexed Job that takes the place of a step's pod, with one pod for each node."""
 
     def __init__(
         self,
@@ -93,15 +93,15 @@ class TrainingJob(KubernetesJobOperator):
         try_number: int,
         **kwargs: Any,
     ) -> None:
-        """Describe the job of a step that is sized and whose templates are rendered.
+        """Describe the job of a step whose size is set and whose templates are rendered.
 
         Args:
-            task_id: of the step.
-            step: what the pods are made like.
-            nodes: how many.
-            run_uri: the run.
-            try_number: of the task.
-            kwargs: what Airflow adds.
+            task_id: id of the step.
+            step: pod that the job's pods are copies of.
+            nodes: number of pods.
+            run_uri: URI of the run.
+            try_number: number of the task's try.
+            kwargs: arguments that Airflow adds.
         """
         name = pod_name(run_uri, task_id, try_number, longest=_LONGEST_NAME)
         super().__init__(
@@ -140,15 +140,15 @@ class TrainingJob(KubernetesJobOperator):
 
     @cached_property
     def pod_manager(self) -> WatchfulPodManager:
-        """Talks to the API server about the pods."""
+        """The client that asks the API server about the pods."""
         return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
 
     def run_to_its_end(self, context: Context) -> None:
-        """Make the job, or find the one that a lost worker has made; follow it, delete it.
+        """Create the job or find that of a lost worker, follow it to its end and delete it.
 
         Raises:
-            AirflowException: it failed; says which pod and why, in a form that the retry policy
-                reads.
+            AirflowException: if the job failed; the message names the pod and the reason, in the
+                form that the retry policy reads.
         """
         self.job_request_obj = self.build_job_request_obj(context)
         namespace = self.job_request_obj.metadata.namespace
@@ -156,7 +156,7 @@ class TrainingJob(KubernetesJobOperator):
         if self.job is None:
             self.job = self.create_job(self.job_request_obj)
         else:
-            self.log.info("Found the job %s of a worker before", self.job.metadata.name)
+            self.log.info("Found the job %s of an earlier worker", self.job.metadata.name)
         name = self.job.metadata.name
         try:
             self._await_pods(name, namespace)
@@ -164,7 +164,7 @@ class TrainingJob(KubernetesJobOperator):
         except ApiException as error:
             if error.status != 404:
                 raise
-            self.log.info("A pod of %s went away", name)
+            self.log.info("A pod of %s was deleted", name)
         done = self.hook.wait_until_job_complete(name, namespace, self.job_poll_interval)
         try:
             if reason := self.hook.is_job_failed(done):
@@ -173,7 +173,7 @@ class TrainingJob(KubernetesJobOperator):
             self._delete(name, namespace)
 
     def _find(self, namespace: str) -> k8s.V1Job | None:
-        """The job of an earlier try that runs or has completed; one that failed is deleted."""
+        """Return the job of an earlier try that runs or has completed; delete a failed one."""
         label = f"{_TASK}={self.labels[_TASK]}"
         for job in self.job_client.list_namespaced_job(namespace, label_selector=label).items:
             if job.metadata.deletion_timestamp is not None:
@@ -188,7 +188,7 @@ class TrainingJob(KubernetesJobOperator):
         return sorted(found, key=_index)
 
     def _await_pods(self, name: str, namespace: str) -> None:
-        """Wait for the pods to start; while one does not, its reason is in the log."""
+        """Wait for the pods to start, and log the reason while one does not."""
         limit = time.monotonic() + self.schedule_timeout_seconds
         while len(pods := self._pods(name, namespace)) < self._nodes:
             if self._has_ended(name, namespace):
@@ -214,7 +214,7 @@ class TrainingJob(KubernetesJobOperator):
                 ) from None
 
     def _show_log(self, name: str, namespace: str) -> None:
-        """Show the log of pod 0, which tells of the training, until its end."""
+        """Show the log of pod 0, which reports on the training, until its end."""
         if pods := self._pods(name, namespace):
             self.pod_manager.fetch_container_logs(
                 pods[0], container_name=self.base_container_name, follow=True
@@ -224,7 +224,7 @@ class TrainingJob(KubernetesJobOperator):
         return bool(self.hook.is_job_complete(self.hook.get_job_status(name, namespace)))
 
     def _why_failed(self, reason: str, name: str, namespace: str, context: Context) -> str:
-        """`<kind>: <sentence>` of the pod that failed by itself, as the retry policy reads it."""
+        """Return `<kind>: <sentence>` of the pod whose failure is the cause of the others."""
         if reason == "DeadlineExceeded":
             return (
                 f"Job {name} failed.\nuser_error: training ran past its deadline; raise "
@@ -249,8 +249,8 @@ class TrainingJob(KubernetesJobOperator):
     def _step_reason(self, pod: k8s.V1Pod, context: Context) -> tuple[str, str]:
         if found := REASON.search(last_words(pod)):
             return found.group(1), found.group(2)
-        if told := REASON.search(self._step.why_failed(pod, context) or ""):
-            return ("killed" if told.group(1) == "retryable" else told.group(1)), told.group(2)
+        if known := REASON.search(self._step.why_failed(pod, context) or ""):
+            return ("killed" if known.group(1) == "retryable" else known.group(1)), known.group(2)
         code = exit_code(pod)
         if code in HOPELESS_EXIT_CODES:
             return "error", f"it ended with exit code {code}; see its log"
@@ -275,7 +275,7 @@ def _service() -> str:
 
 
 def _rendezvous(name: str) -> k8s.V1EnvVar:
-    """Where pod 0 is: its name in the Service, and a port of this job's own."""
+    """Return the address of pod 0: its name in the Service and a port of this job."""
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
     port = _PORTS[number % len(_PORTS)]
     host = f"{JOB_NAME_PREFIX}{name}-0.{_service()}"

@@ -24,7 +24,7 @@ class Phase(StrEnum):
 
 
 class Severity(StrEnum):
-    """What a failed verdict does: critical stops the release, the others mark it."""
+    """The effect of a failed verdict: critical stops the release, the others mark it."""
 
     CRITICAL = "critical"
     RECOMMENDED = "recommended"
@@ -37,9 +37,9 @@ class Step:
 
     Attributes:
         id: task id in the DAG, module name below `tuneline.<phase>`, folder in the run.
-        phase: the phase it belongs to.
+        phase: phase that it belongs to.
         title: one line for a person.
-        waits_for: ids of the steps whose output and verdict it waits for, with spaces.
+        waits_for: ids of the steps that it waits for, separated by spaces.
         gpu: True if it uses the GPUs that a run asks for.
     """
 
@@ -51,21 +51,21 @@ class Step:
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The steps that it waits for."""
+        """Ids of the steps that it waits for."""
         return tuple(self.waits_for.split())
 
     @property
     def module(self) -> str:
-        """The module whose `run(ctx)` carries the step out."""
+        """Name of the module whose `run(ctx)` carries out the step."""
         return f"tuneline.{self.phase}.{self.id}"
 
 
 @dataclass(frozen=True)
 class Item(Step):
-    """One item of the checklist; it leaves evidence.
+    """One item of the checklist, which leaves evidence.
 
     Attributes:
-        severity: what a failed verdict does.
+        severity: effect of a failed verdict.
     """
 
     severity: Severity
@@ -78,10 +78,10 @@ class Item(Step):
 
 @dataclass(frozen=True)
 class Helper(Step):
-    """A step that makes what items judge; it leaves a record.
+    """A step that makes what items judge, and leaves a record.
 
     Attributes:
-        action: its name in `tuneline run <action>`.
+        action: name in `tuneline run <action>`.
     """
 
     action: str
@@ -305,7 +305,7 @@ _ITEMS_BY_ID = {item.id: item for item in ITEMS}
 _HELPERS_BY_ID = {helper.id: helper for helper in HELPERS}
 
 _GRAPH = {step.id: step.after for step in STEPS}
-# The items of the data phase as they follow each other; each reads what the one before kept.
+# The items of the data phase in their order; each reads the rows that the one before kept.
 DATA_ORDER = tuple(
     step_id
     for step_id in TopologicalSorter(_GRAPH).static_order()
@@ -317,7 +317,7 @@ def get_step(step_id: str) -> Item | Helper:
     """Look a step up by its id.
 
     Raises:
-        UserError: there is no such step.
+        UserError: if there is no such step.
     """
     if step_id in _HELPERS_BY_ID:
         return _HELPERS_BY_ID[step_id]
@@ -328,7 +328,7 @@ def get_item(item_id: str) -> Item:
     """Look an item of the checklist up by its id.
 
     Raises:
-        UserError: there is no such item.
+        UserError: if there is no such item.
     """
     try:
         return _ITEMS_BY_ID[item_id]

@@ -32,12 +32,12 @@ td.no { color: #cf222e; font-weight: 600; }
 
 
 def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence | None]) -> str:
-    """The page of a run.
+    """Return the page of a run.
 
     Args:
-        run: the run.
+        run: run whose checklist is shown.
         rows: the 25 rows of its checklist.
-        evidence: each item's evidence, None where it was not run.
+        evidence: evidence of each item, None for an item that was not run.
     """
     tally = Counter(row.verdict.value for row in rows)
     counts = "".join(
@@ -66,7 +66,7 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
 
 
 def error_page(run_id: str, message: str) -> str:
-    """The page of a run that can't be shown."""
+    """Return the page of a run that can't be shown."""
     return _document(f"<h1>Release checklist: {escape(run_id)}</h1><p>{escape(message)}</p>")
 
 
@@ -79,14 +79,14 @@ def _document(body: str) -> str:
 
 def _row(row: ItemStatus, evidence: Evidence | None) -> str:
     title = get_item(row.item).title
-    said = row.because if evidence is None else row.summary
+    sentence = row.because if evidence is None else row.summary
     detail = f'<p class="why">{escape(row.because)}</p>'
     if evidence is not None:
         detail += _measurements(evidence.measurements) + _artifacts(evidence)
     return (
         f'<details><summary><span class="badge {escape(row.verdict)}">{escape(row.verdict)}</span>'
         f"<b>{escape(title)}</b> <code>{escape(row.item)}</code> "
-        f'<span class="note">{escape(row.severity)}</span><br>{escape(said)}</summary>'
+        f'<span class="note">{escape(row.severity)}</span><br>{escape(sentence)}</summary>'
         f"{detail}</details>"
     )
 
@@ -95,8 +95,8 @@ def _measurements(measurements: Sequence[Measurement]) -> str:
     if not measurements:
         return ""
     lines = "".join(
-        f"<tr><td>{escape(m.name)}</td><td>{_shown(m.value)}</td><td>{escape(m.unit)}</td>"
-        f"<td>{escape(m.rule or '')} {_shown(m.limit) if m.rule else ''}</td>"
+        f"<tr><td>{escape(m.name)}</td><td>{_cell(m.value)}</td><td>{escape(m.unit)}</td>"
+        f"<td>{escape(m.rule or '')} {_cell(m.limit) if m.rule else ''}</td>"
         f"<td>{'' if m.noise is None else f'±{m.noise:.3g}'}</td>"
         f'<td class="{"no" if m.ok is False else ""}">'
         f"{ {True: 'holds', False: 'broken', None: ''}[m.ok] }</td></tr>"
@@ -119,7 +119,7 @@ def _artifacts(evidence: Evidence) -> str:
     return f"<table><tr><th>artifact</th><th>size</th><th>SHA-256</th></tr>{lines}</table>"
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return escape(str(value))

@@ -1,8 +1,8 @@
 """The Airflow plugin: a tab on the DAG run, behind Airflow's own permission check.
 
-A FastAPI app of a plugin is open to everyone unless each route asks for a permission.
-The imports that do so are internal to Airflow; they stand here alone and a test holds
-them to it.
+A FastAPI app of a plugin is open to everyone unless each route asks for a permission. The
+imports for that are internal to Airflow; they are in this module alone, and a test checks that
+they still exist.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tuneline.verdicts import checklist
 
 app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_url=None)
 
-# Whoever may not read a DAG's runs may not read their evidence.
+# Users who may not read the runs of a DAG may not read their evidence either.
 _MAY_READ_RUN = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
 
 
 def open_run(run_id: str) -> Run:
-    """The run that belongs to a DAG run.
+    """Open the run that belongs to a DAG run.
 
     Raises:
-        UserError: the store is not configured, or the run was not created yet.
+        UserError: if the store is not configured, or the run was not created yet.
     """
     store = os.environ.get("TUNELINE_STORE")
     if not store:
@@ -43,7 +43,7 @@ def open_run(run_id: str) -> Run:
 # The handlers are plain functions, so that FastAPI reads the store in a worker thread.
 @app.get("/page/{dag_id}/{run_id}", response_class=HTMLResponse, dependencies=_MAY_READ_RUN)
 def page(dag_id: str, run_id: str) -> HTMLResponse:
-    """The tab: 25 rows, each with its verdict, sentence, measurements and artifacts."""
+    """Return the tab: 25 rows, each with its verdict, sentence, measurements and artifacts."""
     try:
         run = open_run(run_id)
         rows = checklist(run)
@@ -55,7 +55,7 @@ def page(dag_id: str, run_id: str) -> HTMLResponse:
 
 @app.get("/api/{dag_id}/{run_id}", dependencies=_MAY_READ_RUN)
 def as_json(dag_id: str, run_id: str) -> list[dict[str, Any]]:
-    """The 25 rows as JSON, the same as `tuneline checklist --json`."""
+    """Return the 25 rows as JSON, the same as `tuneline checklist --json`."""
     try:
         return [row.as_dict() for row in checklist(open_run(run_id))]
     except TunelineError as error:
@@ -63,7 +63,7 @@ def as_json(dag_id: str, run_id: str) -> list[dict[str, Any]]:
 
 
 class ReleaseChecklistPlugin(AirflowPlugin):
-    """Registers the app and the tab."""
+    """The plugin that registers the app and the tab."""
 
     name = "release_checklist"
     fastapi_apps = [  # noqa: RUF012 - the form that Airflow reads

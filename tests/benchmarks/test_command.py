@@ -40,9 +40,9 @@ def test_every_benchmark_of_the_catalogue_can_be_loaded():
 
 def test_json_stands_alone_on_stdout(benches, capsys):
     assert main(["bench", "toy", "--json", "--rows", "5", "--runs", "2"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["workload"]["rows"] == 5
-    assert "measuring" in said.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["workload"]["rows"] == 5
+    assert "measuring" in output.err
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_json_stands_alone_on_stdout(benches, capsys):
 )
 def test_a_user_s_mistake_is_one_sentence_and_exit_code_2(benches, capsys, arguments):
     assert main(["bench", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert not said.out
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert not output.out
 
 
 def test_all_goes_on_past_one_that_can_t_be_measured(benches, tmp_path, capsys):

@@ -22,11 +22,11 @@ def test_systems_run_in_turn_each_in_a_process_of_its_own(contest, tmp_path):
     journal = tmp_path / "journal"
     systems = [System(name, f"{TOYS}:squares", {"name": name}) for name in ("a", "b")]
     samples = contest.measure(systems, {"journal": str(journal)}, 2)
-    told = [line.split() for line in journal.read_text().splitlines()]
-    assert [(name, int(count)) for name, _, count in told] == [
+    runs = [line.split() for line in journal.read_text().splitlines()]
+    assert [(name, int(count)) for name, _, count in runs] == [
         (name, count) for name in "abab" for count in (WARM_UP, 30)
     ]
-    assert len({pid for _, pid, _ in told}) == 4
+    assert len({pid for _, pid, _ in runs}) == 4
     assert [s.scores for s in samples["a"]] == [{"right": 1.0}] * 2
     assert all(s.seconds > 0 and s.items == 30 for s in samples["b"])
     assert len(contest.lines) == 4

@@ -40,6 +40,6 @@ def test_ratios_are_of_medians_and_missing_without_a_peer():
 
 def test_the_table_names_what_was_not_measured_and_why(capsys):
     show(report([NotMeasured("rensa", "not installed", ("docs_per_s_vs_rensa",))]))
-    said = capsys.readouterr().out
-    assert "20 (10 to 30)" in said
-    assert "rensa: not installed (no docs_per_s_vs_rensa)" in said
+    output = capsys.readouterr().out
+    assert "20 (10 to 30)" in output
+    assert "rensa: not installed (no docs_per_s_vs_rensa)" in output

@@ -85,11 +85,11 @@ def test_the_next_worker_finds_the_pod_of_one_that_died(
         target=train, args=(tmp_path, 2, "true"), kwargs={"remembers": remembers}
     )
     worker.start()
-    said = []
+    output = []
 
     def follows() -> bool:
-        said.append(capfd.readouterr().out)
-        return "Reusing existing pod" in "".join(said)
+        output.append(capfd.readouterr().out)
+        return "Reusing existing pod" in "".join(output)
 
     wait_for(follows, seconds=60, what="the second try at the pod")
     [second] = pods_of(api)

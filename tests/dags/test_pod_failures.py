@@ -63,13 +63,15 @@ def failure(pod, context):
 def test_a_pod_that_waits_for_a_gpu_says_so_while_it_waits_and_at_the_end(connected, run, capfd):
     pod = step("train", "true", gpus=True, schedule_timeout_seconds=2)
     error, decision = failure(pod, context_of(run, "train", gpus=64, gpu_image=IMAGE))
-    said = capfd.readouterr().out.splitlines()
-    first = next(i for i, line in enumerate(said) if "pending for 0 s: no node has 64 free" in line)
-    assert "Insufficient nvidia.com/gpu" in said[first]
+    output = capfd.readouterr().out.splitlines()
+    first = next(
+        i for i, line in enumerate(output) if "pending for 0 s: no node has 64 free" in line
+    )
+    assert "Insufficient nvidia.com/gpu" in output[first]
     # The UI folds what the provider logs until its group is closed.
-    assert "::endgroup::" in said[first - 1]
+    assert "::endgroup::" in output[first - 1]
     # It went on waiting after that.
-    assert any("::endgroup::" in line for line in said[first + 1 :])
+    assert any("::endgroup::" in line for line in output[first + 1 :])
     assert "the pod did not start: no node has 64 free GPUs" in error
     assert decision.action == RetryAction.RETRY
     assert decision.reason.startswith("the pod did not start: no node has 64 free GPUs")

@@ -49,7 +49,7 @@ def waiting(reason, message=None):
 
 
 @pytest.mark.parametrize(
-    ("message", "limits", "told"),
+    ("message", "limits", "reason"),
     [
         (
             "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
@@ -60,21 +60,21 @@ def waiting(reason, message=None):
         ("0/3 nodes: 3 had untolerated taint.", {"memory": "8Gi"}, r"no node takes the pod \(0/3"),
     ],
 )
-def test_a_pod_without_a_node_says_what_is_missing(message, limits, told):
-    assert re.match(told, pending_reason(unscheduled(message, **limits)))
+def test_a_pod_without_a_node_says_what_is_missing(message, limits, reason):
+    assert re.match(reason, pending_reason(unscheduled(message, **limits)))
 
 
 def test_an_image_that_cannot_be_pulled_names_itself_and_the_settings():
-    told = pending_reason(waiting("ImagePullBackOff", "Back-off pulling\nimage"))
-    assert told.startswith("the image tuneline/ml:9 can't be pulled (ImagePullBackOff: Back-off")
-    assert "pods.image" in told
-    assert "\n" not in told
+    reason = pending_reason(waiting("ImagePullBackOff", "Back-off pulling\nimage"))
+    assert reason.startswith("the image tuneline/ml:9 can't be pulled (ImagePullBackOff: Back-off")
+    assert "pods.image" in reason
+    assert "\n" not in reason
 
 
-def test_a_missing_secret_and_unknown_reasons_are_told():
-    told = pending_reason(waiting("CreateContainerConfigError", 'secret "s3" not found'))
-    assert 'secret "s3" not found' in told
-    assert "TUNELINE_POD_SECRETS" in told
+def test_a_missing_secret_and_unknown_reasons_are_named():
+    reason = pending_reason(waiting("CreateContainerConfigError", 'secret "s3" not found'))
+    assert 'secret "s3" not found' in reason
+    assert "TUNELINE_POD_SECRETS" in reason
     assert pending_reason(waiting("Odd")) == "the container waits (Odd: no message)"
 
 
@@ -93,7 +93,7 @@ def ended(code, why, **status):
     return pod
 
 
-def test_a_kill_for_memory_is_told_from_any_other():
+def test_a_kill_for_memory_differs_from_any_other():
     assert out_of_memory(ended(137, "OOMKilled"))
     assert memory_limit(ended(137, "OOMKilled")) == "3Gi"
     assert not out_of_memory(ended(137, "Error"))
@@ -102,7 +102,7 @@ def test_a_kill_for_memory_is_told_from_any_other():
     assert not out_of_memory(SimpleNamespace(status=None))
 
 
-def test_what_the_cluster_did_to_a_pod_is_told():
+def test_a_pod_that_the_cluster_ended_has_its_reason():
     late = ending_reason(ended(143, "Error", reason="DeadlineExceeded"))
     assert late.startswith("user_error: the pod ran past its deadline")
     gone = ending_reason(ended(137, "Error", reason="Evicted", message="node low on memory"))

@@ -63,6 +63,18 @@ def test_tries_are_as_far_apart_as_the_deployment_says(monkeypatch):
     assert step_pod("train").retry_delay.total_seconds() == 1.5
 
 
+@pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf"])
+def test_a_delay_that_is_not_a_number_is_logged_and_does_not_hide_the_dag(
+    monkeypatch, caplog, value
+):
+    monkeypatch.setenv("TUNELINE_RETRY_SECONDS", value)
+    monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", value)
+    train = step_pod("train")
+    assert train.retry_delay.total_seconds() == 20
+    assert train.startup_check_interval_seconds == 2
+    assert f"TUNELINE_RETRY_SECONDS is {value!r}, not a positive number" in caplog.text
+
+
 def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
     with_gpus = PodConfig(gpus=2, gpu_image="registry/ml-cuda:1", image="registry/ml:1")
     train, lora = step_pod("train"), step_pod("lora_selection")

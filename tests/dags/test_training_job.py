@@ -79,10 +79,10 @@ def decision(pods: TrainingPods, error: BaseException) -> Any:
 
 def test_every_pod_knows_itself_and_pod_0(api: Api, tmp_path: Path) -> None:
     run_script(f"echo $TUNELINE_RENDEZVOUS > {tmp_path}/$JOB_COMPLETION_INDEX", "knows", nodes=3)
-    told = [(tmp_path / str(index)).read_text().strip() for index in range(3)]
-    assert len(set(told)) == 1
+    addresses = [(tmp_path / str(index)).read_text().strip() for index in range(3)]
+    assert len(set(addresses)) == 1
     # On this machine the pods share the loopback device.
-    host, port = told[0].split(":")
+    host, port = addresses[0].split(":")
     assert host == "127.0.0.1"
     assert 20000 <= int(port) < 30000
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")
@@ -158,7 +158,7 @@ LOST = failed_pod(0, "retryable: lost the connection to another one", 75)
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "reason"),
     [
         (failed_pod(1, None, 137), "retryable: pod 1 of 2: it was killed"),
         (failed_pod(1, "error: a bug", 1), "error: pod 1 of 2: a bug"),
@@ -166,11 +166,11 @@ LOST = failed_pod(0, "retryable: lost the connection to another one", 75)
         (failed_pod(1, None, 1), "error: pod 1 of 2: it ended with exit code 1"),
     ],
 )
-def test_the_pod_that_lost_another_is_not_blamed(other: Any, told: str) -> None:
+def test_the_pod_that_lost_another_is_not_blamed(other: Any, reason: str) -> None:
     step = training("true")
     job = TrainingJob(task_id="train", step=step, nodes=2, run_uri=URI, try_number=1)
     job._pods = lambda name, namespace: [LOST, other]
-    assert told in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
+    assert reason in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
     assert step.remote_pod is other
 
 

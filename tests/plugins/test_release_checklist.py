@@ -1,4 +1,4 @@
-"""The Release checklist tab: behind a permission, everything escaped, errors in words.
+"""The Release checklist tab: behind a permission, everything escaped, errors as sentences.
 
 Who gets in is tried against a running Airflow in tests/stack.
 """

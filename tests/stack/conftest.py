@@ -1,4 +1,4 @@
-"""A stack of its own for the tests: temporary home, free ports."""
+"""A separate stack for the tests: temporary home, free ports."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ ELSEWHERE = ("TUNELINE_STORE", "TUNELINE_KUBECONFIG", "MLFLOW_TRACKING_URI")
 
 
 class Commands:
-    """Runs `python -m tuneline.stack …` against a home of its own."""
+    """Runs `python -m tuneline.stack …` against a separate home."""
 
     def __init__(self, home: Path) -> None:
         self.env = {
@@ -69,10 +69,10 @@ class Commands:
 
 
 def interrupt(process, timeout=60):
-    """Ctrl-C, and what the command said until it ended."""
+    """Send Ctrl-C and return the output up to the end."""
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=timeout)
-    return said
+    output, _ = process.communicate(timeout=timeout)
+    return output
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The real thing: Airflow, local pods and all 25 items on a small slice of the sample."""
+"""The whole stack: Airflow, local pods and all 25 items on a small slice of the sample."""
 
 import json
 import time
@@ -19,38 +19,62 @@ from tuneline.verdicts import checklist
 
 pytestmark = [pytest.mark.stack, pytest.mark.model, pytest.mark.timeout(1500)]
 
-# As little work as every item bears; what a few steps of training reach is not judged.
+# As little work as every item bears, with all limits as shipped.
 TINY = {
     "data": {"max_train_rows": 48, "max_holdout_rows": 24, "license": "Apache-2.0"},
-    # Trained for less, the model answers some questions with nothing at all; rehearsal among
-    # so few steps makes the loss jump between two kinds of rows.
+    # Rehearsal among so few steps would make the loss jump between two kinds of rows.
     "training": {
         "r": 8,
         "alpha": 16,
-        "max_steps": 12,
+        "max_steps": 18,
         "effective_batch": 4,
         "evaluations": 2,
         "rehearsal_rows": 0,
     },
     "evaluation": {
-        "min_gain": -1.0,
-        "max_regression": 1.0,
         "regression_questions": 20,
         "max_new_tokens": 16,
         "determinism_prompts": 2,
         "determinism_repeats": 2,
         "latency_requests": 2,
-        "max_ttft_seconds": 60,
-        "max_tpot_seconds": 10,
     },
-    "deployment": {"quality_rows": 4, "parallel": 2, "max_metric_drop": 1.0, "max_kl": 10.0},
+    "deployment": {"quality_rows": 8, "parallel": 2},
 }
+# A task that so few steps teach: three classes, and an answer that is the class alone.
+INTENTS = ("track", "refund", "cancel")
+
+# Verdicts other than pass, and a part of the reason that the checklist gives.
+NOT_PASSED = {
+    "quantization_verification": ("not_applicable", "every limit holds"),
+    # Of 20 questions, one or two more or fewer are chance.
+    "base_regression": ("warn", "detectable_drop is"),
+    "human_review": ("warn", "votes is 0, must be >= 1"),
+    # 48 training rows have too few validation rows beside them to try the detector on.
+    "drift_detection": ("warn", "smallest_window is"),
+}
+
+
+def short_rows(lines):
+    """Rows of a few classes, with the class as their whole answer, and all malformed rows."""
+    for line in lines:
+        try:
+            row = json.loads(line)
+            answer = row["messages"][-1]
+            intent = json.loads(answer["content"])["intent"]
+        except (ValueError, LookupError, TypeError):
+            yield line
+            continue
+        if intent in INTENTS:
+            answer["content"] = json.dumps({"intent": intent})
+            yield json.dumps(row).encode() + b"\n"
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
-    write_sample(folder / "sample.jsonl", folder / "planted.json", 7)
+    write_sample(folder / "all.jsonl", folder / "planted.json", 7)
+    lines = (folder / "all.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "sample.jsonl").write_bytes(b"".join(short_rows(lines)))
     return folder / "sample.jsonl"
 
 
@@ -98,7 +122,23 @@ def test_every_item_leaves_valid_evidence_of_its_own_task(released):
         assert evidence.airflow["dag_id"] == "finetune_to_production"
         assert evidence.airflow["run_id"] == "whole"
         assert evidence.airflow["task_id"] == item.id
-    assert not [row for row in checklist(run) if row.stops_release]
+
+
+def test_every_verdict_is_the_expected_one_for_the_expected_reason(released):
+    run, _, _ = released
+    expected = {item.id: ("pass", "every limit holds") for item in ITEMS} | NOT_PASSED
+    if run.meta["code"]["dirty"] is not False:
+        # A checkout with changes, or none at all, is what the manifest has to warn of.
+        expected["lineage"] = ("warn", "code_is_clean is")
+    rows = {row.item: row for row in checklist(run)}
+    found = {
+        name: (
+            row.verdict.value,
+            expected[name][1] if expected[name][1] in row.because else row.because,
+        )
+        for name, row in rows.items()
+    }
+    assert found == expected, {n: (r.verdict, r.summary, r.because) for n, r in rows.items()}
 
 
 def test_data_items_have_a_gate_of_their_own(released):

@@ -115,18 +115,21 @@ def test_training_whose_worker_and_pods_are_killed_ends_as_if_they_had_not_been(
     for _ in range(KILLS):
         kills.append(training.kill_pod(kills[-1], pause=draw.uniform(0, 1)))
     task = training.await_end(600)
-    told = f"killed after checkpoints of steps {kills[1:]} (seed {seed})"
-    assert task["state"] == "success", told
-    assert task["try_number"] == 2 + KILLS, told
+    context = f"killed after checkpoints of steps {kills[1:]} (seed {seed})"
+    assert task["state"] == "success", context
+    assert task["try_number"] == 2 + KILLS, context
 
     run = training.opened()
     document = json.loads(run.store.get_bytes(run.step_key("train", "run.json")))
-    assert document["steps"] == document["steps_planned"], told
+    assert document["steps"] == document["steps_planned"], context
     # The first try of the pod began at the beginning, the second only followed it.
     resumed = [training.resumed(number) for number in range(3, 3 + KILLS)]
-    assert all(a < b for a, b in zip([0, *resumed], resumed, strict=False)), (resumed, told)
+    assert all(a < b for a, b in zip([0, *resumed], resumed, strict=False)), (resumed, context)
     # From the newest checkpoint: that of the kill, or one that was just being written.
-    assert all(step >= kill for step, kill in zip(resumed, kills[1:], strict=True)), (resumed, told)
+    assert all(step >= kill for step, kill in zip(resumed, kills[1:], strict=True)), (
+        resumed,
+        context,
+    )
     assert document["resumed_from"] == resumed[-1]
 
     training.stop()
@@ -136,4 +139,4 @@ def test_training_whose_worker_and_pods_are_killed_ends_as_if_they_had_not_been(
     train_again(run)
     document = json.loads(run.store.get_bytes(run.step_key("train", "run.json")))
     assert document["resumed_from"] is None
-    assert float(ml("-c", LARGEST_DIFFERENCE, str(ours), str(theirs))) < 1e-4, told
+    assert float(ml("-c", LARGEST_DIFFERENCE, str(ours), str(theirs))) < 1e-4, context

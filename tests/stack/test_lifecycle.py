@@ -144,9 +144,9 @@ def test_interrupting_a_demo_stops_only_what_it_started(commands, data):
     demo = commands.begin("demo", "--data", str(data))
     line = next(line for line in demo.stdout if "started; follow it at" in line)
     run_id = line.split("run ", 1)[1].split()[0]
-    said = interrupt(demo)
+    output = interrupt(demo)
     assert demo.returncode == 130
-    assert "stopping what this call started" in said
+    assert "stopping what this call started" in output
     assert processes(commands) == before
     client = Airflow(commands.layout())
     assert DagRun(client, run_id).state() == "failed"

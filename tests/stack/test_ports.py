@@ -19,10 +19,10 @@ def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):
     assert not is_free(taken)
     with pytest.raises(UserError) as refusal:
         require_free(taken, "the gateway", "TUNELINE_GATEWAY_PORT")
-    said = str(refusal.value)
-    assert f"port {taken} for the gateway is taken by" in said
-    assert f"process {os.getpid()}" in said
-    assert "TUNELINE_GATEWAY_PORT=" in said
+    message = str(refusal.value)
+    assert f"port {taken} for the gateway is taken by" in message
+    assert f"process {os.getpid()}" in message
+    assert "TUNELINE_GATEWAY_PORT=" in message
 
 
 def test_a_picked_port_is_free():

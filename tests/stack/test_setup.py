@@ -66,9 +66,9 @@ def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, ca
     monkeypatch.setattr(setup, "fetch_base_model", lambda: None)
     monkeypatch.setattr(sys, "argv", ["setup.py"])
     assert setup.main() == 2
-    said = capsys.readouterr().err
-    assert said.startswith("setup: Not a directory: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("setup: Not a directory: ")
+    assert output.count("\n") == 1
 
 
 def test_a_taken_port_is_refused(tmp_path):
@@ -111,6 +111,25 @@ def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch):
         (services / "api-server.json").write_text(json.dumps({"pid": 2**22 + 1}))
         with pytest.raises(setup.Refused):
             setup.check_ports()
+
+
+@pytest.mark.parametrize(
+    ("only", "built", "model"),
+    [
+        ([], ["airflow", "ml"], 1),
+        (["--only", "ml"], ["ml"], 1),
+        (["--only", "airflow"], ["airflow"], 0),
+    ],
+)
+def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, model):
+    names, fetched = [], []
+    monkeypatch.setattr(setup.Environment, "ready", lambda _: False)
+    monkeypatch.setattr(setup, "build", lambda missing: names.extend(e.name for e in missing))
+    monkeypatch.setattr(setup, "fetch_base_model", lambda: fetched.append(1))
+    monkeypatch.setattr(sys, "argv", ["setup.py", *only])
+    assert setup.main() == 0
+    assert names == built
+    assert len(fetched) == model
 
 
 def test_an_unsupported_python_is_named(setup, monkeypatch):

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from tuneline.catalogue import Phase
 from tuneline.config import build_config
 from tuneline.evidence import Record, dump
-from tuneline.run import Phase, Run
+from tuneline.run import Run
 from tuneline.stack import timings
 
 

@@ -36,7 +36,7 @@ def test_the_server_is_small_private_and_quiet(layout, monkeypatch):
 def test_pods_log_to_it(layout):
     assert tracking.wanted(layout)
     assert image_map(layout)["env"]["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:15000"
-    assert tracking.shown(layout) == "http://127.0.0.1:15000"
+    assert tracking.address(layout) == "http://127.0.0.1:15000"
 
 
 def test_a_server_that_the_user_names_takes_its_place(layout, monkeypatch):
@@ -48,7 +48,7 @@ def test_a_server_that_the_user_names_takes_its_place(layout, monkeypatch):
     assert "hunter2" not in json.dumps(images)
     secret = pod_secrets()["tuneline-credentials"]
     assert secret["MLFLOW_TRACKING_PASSWORD"] == "hunter2-hunter2"
-    assert tracking.shown(layout) == "https://mlflow.example.com"
+    assert tracking.address(layout) == "https://mlflow.example.com"
 
 
 def test_a_password_in_its_address_is_refused(layout, monkeypatch):
@@ -61,4 +61,4 @@ def test_a_password_in_its_address_is_refused(layout, monkeypatch):
 def test_pods_of_a_cluster_could_not_reach_it(layout, tmp_path):
     cluster = Layout(ROOT, layout.home, 1, 2, "file:///store", tmp_path / "kind.yaml")
     assert not tracking.wanted(cluster)
-    assert "MLFLOW_TRACKING_URI" in tracking.shown(cluster)
+    assert "MLFLOW_TRACKING_URI" in tracking.address(cluster)

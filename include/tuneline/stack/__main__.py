@@ -14,7 +14,7 @@ from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo
 from tuneline.stack.layout import find_layout
 from tuneline.stack.lifecycle import Stack
-from tuneline.stack.tracking import shown
+from tuneline.stack.tracking import address
 from tuneline.store import open_store
 
 _INTERRUPTED = 130
@@ -22,13 +22,13 @@ _began = time.monotonic()
 
 
 def main() -> int:
-    """Run a command; errors become one sentence and the exit code of their kind."""
+    """Run a command and turn errors into one sentence and their exit code."""
     parser = argparse.ArgumentParser(prog="tuneline.stack", description=__doc__)
     parser.add_argument("command", choices=["up", "down", "demo", "status"])
     parser.add_argument("--data", default="", help="dataset of the demo; a sample without it")
     parser.add_argument("--config", default="", help="YAML file of settings for the demo")
     arguments = parser.parse_args()
-    # Being told to end, or losing the terminal, stops what Ctrl-C stops.
+    # A request to end, or the loss of the terminal, does what Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def say(text: str) -> None:
-    """Print a progress line with the seconds since the start."""
+    """Print a progress line that starts with the seconds since the start."""
     print(f"[{time.monotonic() - _began:6.1f} s] {text}", flush=True)
 
 
@@ -69,7 +69,7 @@ def _up(arguments: argparse.Namespace) -> int:
             stack.stop_started()
             raise
     print(f"Airflow UI: {stack.layout.ui_url}  user {USER}, password {password(stack.layout)}")
-    print(f"MLflow:     {shown(stack.layout)}")
+    print(f"MLflow:     {address(stack.layout)}")
     return EXIT_OK
 
 

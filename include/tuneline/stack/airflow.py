@@ -15,8 +15,8 @@ USER = "admin"
 POD_SECRET = "tuneline-credentials"  # noqa: S105 - its name
 COMPONENTS = ("api-server", "scheduler", "dag-processor")
 
-# Workers are forked from the scheduler, so what it has loaded, each task has: without this
-# every pod task spends its first seconds importing the Kubernetes client.
+# Workers are forked from the scheduler, so each task has the modules that it has loaded. Without
+# this, every pod task spends its first seconds importing the Kubernetes client.
 _LOCAL_SETTINGS = '''\
 """Written by the stack: loads what tasks need before workers are forked."""
 
@@ -32,14 +32,14 @@ if "scheduler" in sys.argv:
 
 
 def prepare(layout: Layout) -> None:
-    """Write what Airflow reads at its start: secrets, the password, local settings."""
+    """Write the files that Airflow reads when it starts: secrets, password, local settings."""
     config = layout.airflow_home / "config"
     config.mkdir(parents=True, exist_ok=True)
     layout.airflow_home.chmod(0o700)
     (config / "airflow_local_settings.py").write_text(_LOCAL_SETTINGS)
     path = _secrets_file(layout)
     if not path.exists():
-        # 64 bytes is what the signature of a token wants of its key.
+        # The signature of a token needs a key of 64 bytes.
         made = {name: secrets.token_hex(64) for name in ("jwt", "api")}
         made["password"] = secrets.token_urlsafe(12)
         write_private(path, json.dumps(made))
@@ -47,12 +47,12 @@ def prepare(layout: Layout) -> None:
 
 
 def password(layout: Layout) -> str:
-    """The password of the UI's user."""
+    """Return the password of the UI's user."""
     return str(json.loads(_secrets_file(layout).read_text())["password"])
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read."""
+    """Write a file that only its owner can read and write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as handle:
@@ -61,7 +61,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def environment(layout: Layout) -> dict[str, str]:
-    """The environment of every Airflow process; settings of the user's own Airflow stay out."""
+    """Return the environment of Airflow's processes, without settings of another Airflow."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "_AIRFLOW"))}
     made = json.loads(_secrets_file(layout).read_text())
     kubeconfig = layout.kubeconfig or layout.pods / "kubeconfig"
@@ -72,7 +72,7 @@ def environment(layout: Layout) -> dict[str, str]:
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(layout.project / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        # Most tasks wait for a pod; more at once would only crowd two cores.
+        # Most tasks only wait for a pod; more of them at once would crowd two cores.
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{LOOPBACK}:{layout.ui_port}/execution/",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
@@ -85,9 +85,9 @@ def environment(layout: Layout) -> dict[str, str]:
         "AIRFLOW__API_AUTH__JWT_SECRET": made["jwt"],
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(layout.airflow_home / "logs"),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
-        # The supervisor of a task looks for its end this often where it missed the signal.
+        # A supervisor that missed the signal of its task's end looks this often.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        # Tasks whose scheduler a crash took are taken over after this long; they find their pods.
+        # Tasks of a scheduler that crashed are taken over after this long; they find their pods.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
@@ -111,12 +111,15 @@ def environment(layout: Layout) -> dict[str, str]:
 
 
 def components(layout: Layout) -> list[Service]:
-    """Airflow's processes. HITL tasks park in the database, so no triggerer is needed."""
+    """Return Airflow's services.
+
+    Tasks that ask people wait in the database, so no triggerer is needed.
+    """
     env = environment(layout)
     airflow = str(layout.airflow_python.with_name("airflow"))
     commands = {
         "api-server": [airflow, "api-server"],
-        # Task logs lie on this disk; the log server would listen on every address.
+        # The API server reads task logs from disk; a log server would listen on every address.
         "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
         "dag-processor": [airflow, "dag-processor"],
     }
@@ -127,13 +130,13 @@ def components(layout: Layout) -> list[Service]:
 
 
 def migration_due(layout: Layout) -> bool:
-    """Whether the database is missing or belongs to another version of Airflow."""
+    """Return True if the database is missing or belongs to another version of Airflow."""
     stamp = _stamp(layout)
     return not stamp.exists() or stamp.read_text() != metadata.version("apache-airflow")
 
 
 def migrated(layout: Layout) -> None:
-    """Note that the database fits this version."""
+    """Record that the database fits this version of Airflow."""
     _stamp(layout).write_text(metadata.version("apache-airflow"))
 
 

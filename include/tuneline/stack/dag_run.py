@@ -1,4 +1,4 @@
-"""One run of the DAG, by Airflow's API: started, looked at, ended."""
+"""One run of the DAG, started, watched and ended through Airflow's API."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import httpx
 from tuneline.stack.layout import DAG_ID
 from tuneline.stack.rest import Airflow
 
-# How the operator marks a line of the pod's log.
+# The operator writes this before each line of a pod's log.
 _POD_LOG = "[base] "
-# A run that was ended counts as ended when it was seen so this often in a row.
-_STAYS, _STOP_TRIES, _LOOK_AGAIN_SECONDS = 3, 20, 0.5
+# A run counts as ended after it was seen in that state this many times in a row.
+_SEEN_ENDED, _STOP_TRIES, _LOOK_AGAIN_SECONDS = 3, 20, 0.5
 
 Task = dict[str, Any]
 
@@ -28,7 +28,7 @@ class DagRun:
         self._path = f"/dags/{DAG_ID}/dagRuns/{run_id}"
 
     def trigger(self, fields: Mapping[str, Any]) -> None:
-        """Start it with a filled form."""
+        """Start the run with a filled form."""
         self._client.call(
             "POST",
             f"/dags/{DAG_ID}/dagRuns",
@@ -38,22 +38,22 @@ class DagRun:
         )
 
     def state(self) -> str:
-        """Airflow's word for how it stands."""
+        """Return the run's state in Airflow's terms."""
         return str(self._client.call("GET", self._path).json()["state"])
 
     def tasks(self) -> list[Task]:
-        """Its task instances."""
+        """Return the task instances of the run."""
         answer = self._client.call("GET", f"{self._path}/taskInstances?limit=500")
         return list(answer.json()["task_instances"])
 
     def run_uri(self) -> str | None:
-        """URI of the run in the store, None before `prepare_run` has made it."""
+        """Return the URI of the run in the store, None before `prepare_run` has made it."""
         path = f"{self._path}/taskInstances/prepare_run/xcomEntries/return_value"
         answer = self._client.call("GET", path, ok=(404,))
         return str(answer.json()["value"]) if answer.is_success else None
 
     def failure(self, task: Task) -> str:
-        """The sentence with which a task failed, from its log."""
+        """Return the sentence with which a task failed, taken from its log."""
         path = f"{self._path}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
         answer = self._client.call("GET", f"{path}?full_content=true", ok=(404,))
         entries = answer.json().get("content", []) if answer.is_success else []
@@ -65,28 +65,28 @@ class DagRun:
         lines = str(details[-1][0]["exc_value"]).splitlines()
         if not lines[0].startswith("Pod "):
             return lines[0]
-        # A pod's failure names the pod first, then the reason that it left.
+        # The failure of a pod is its name on the first line, then the reason that it left.
         if len(lines) > 1:
             return lines[1]
-        # A step that broke without a reason said its last words in its log.
+        # A step that broke without leaving a reason has it on the last line of its log.
         events = [str(entry.get("event", "")) for entry in entries]
-        said = [event.removeprefix(_POD_LOG) for event in events if event.startswith(_POD_LOG)]
-        return said[-1].strip() if said else lines[0]
+        output = [event.removeprefix(_POD_LOG) for event in events if event.startswith(_POD_LOG)]
+        return output[-1].strip() if output else lines[0]
 
     def stop(self) -> None:
-        """End it: its tasks are killed and their pods deleted.
+        """End the run: Airflow kills its tasks, which deletes their pods.
 
-        Airflow marks tasks that have not begun as skipped. A scheduler that is looking at the
-        run at that moment may take it for one that succeeded, since nothing in it failed, so
-        the state is set until it stays.
+        Airflow marks tasks that have not begun as skipped. A scheduler that reads the run at that
+        moment may conclude that it succeeded, since nothing in it failed. The state is therefore
+        set until it stays.
         """
-        stayed = 0
+        seen_ended = 0
         for _ in range(_STOP_TRIES):
-            if stayed == 0:
+            if seen_ended == 0:
                 answer = self._client.call("PATCH", self._path, ok=(404, 409), state="failed")
                 if answer.status_code == httpx.codes.NOT_FOUND:
                     return
             time.sleep(_LOOK_AGAIN_SECONDS)
-            stayed = stayed + 1 if self.state() == "failed" else 0
-            if stayed == _STAYS:
+            seen_ended = seen_ended + 1 if self.state() == "failed" else 0
+            if seen_ended == _SEEN_ENDED:
                 return

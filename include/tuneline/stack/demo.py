@@ -37,8 +37,8 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         0, or 1 when a critical item failed or the run broke.
 
     Raises:
-        UserError: a file or a setting is wrong, a port is taken, a demo runs already.
-        TunelineError: a service did not start.
+        UserError: if a file or a setting is wrong, a port is taken or a demo runs already.
+        TunelineError: if a service did not start.
     """
     with locks.held(layout.home / "demo.lock", "a demo"):
         stack = Stack(layout, say)
@@ -52,7 +52,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
             run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
             run.trigger(fields)
             say(f"run {run.run_id} started; follow it at {layout.ui_url} ({_login(layout)})")
-            say(f"watch it train at {tracking.shown(layout)}")
+            say(f"watch it train at {tracking.address(layout)}")
             state = follow(run, say)
             return _finish(stack, run, state, started_in, say)
         except KeyboardInterrupt:
@@ -77,14 +77,14 @@ def _start(stack: Stack) -> None:
 
 def _stop(stack: Stack, run: DagRun | None) -> None:
     if run is not None:
-        # When Airflow goes down as well, its pods go with it.
+        # If Airflow is stopped as well, its pods end with it.
         with contextlib.suppress(TunelineError):
             run.stop()
     stack.stop_started()
 
 
 def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
-    """The filled form, validated before anything is started."""
+    """Fill the form and validate it before anything is started."""
     where = config or "the demo's settings"
     settings = read_yaml(Path(config).expanduser()) if config else {}
     check_sections(settings, where)
@@ -119,7 +119,7 @@ def _sample(layout: Layout, say: Say) -> Path:
 
 
 def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) -> int:
-    """Say what came out; serve the model when it was released."""
+    """Print the outcome, and serve the model if it was released."""
     layout = stack.layout
     uri = run.run_uri()
     found = Run.open(uri) if uri else None
@@ -143,10 +143,10 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
 
 
 def _chat(stack: Stack, run: Run, say: Say) -> None:
-    """Serve the released model and ask it something it was not trained on."""
+    """Serve the released model and ask it a question from the hold-out."""
     newest = newest_release(open_store(stack.layout.store))
     if newest is None:
-        raise TunelineError("the run ended well, but the store holds no released model")
+        raise TunelineError("the run succeeded, but the store holds no released model")
     with stack.changing():
         release.serve(stack, newest, say)
     question = _question(run)
@@ -162,7 +162,7 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
 
 
 def _question(run: Run) -> list[dict[str, str]]:
-    """A held-out conversation up to its last answer."""
+    """Return a conversation of the hold-out without its last answer."""
     import tempfile
 
     import pyarrow.parquet as pq
@@ -178,7 +178,7 @@ def _question(run: Run) -> list[dict[str, str]]:
 
 def _show_ui(layout: Layout) -> None:
     print(f"\nAirflow UI: {layout.ui_url}  {_login(layout)}")
-    print(f"MLflow:     {tracking.shown(layout)}", flush=True)
+    print(f"MLflow:     {tracking.address(layout)}", flush=True)
 
 
 def _login(layout: Layout) -> str:

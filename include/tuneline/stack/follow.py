@@ -1,4 +1,4 @@
-"""Follow a run over Airflow's API, a line for each task that ends."""
+"""Follow a run through Airflow's API and print a line for each task that ends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tuneline.verdicts import check_item
 _FINAL = {"success", "failed"}
 _ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
 _POLL_SECONDS = 1.0
-# A task that takes long shall not look like one that hangs.
+# A long task must not look like one that hangs.
 _STILL_SECONDS = 60.0
-# Of "[ 123.4 s] ", which comes before every line.
+# Characters of "[ 123.4 s] ", which stands before every line.
 _STAMP_WIDTH = 11
 _NO_TERMINAL = 1 << 20
 
@@ -30,36 +30,41 @@ def follow(run: DagRun, say: Say) -> str:
     Returns:
         Its final state.
     """
-    told: set[tuple[str, int]] = set()
-    last_said = time.monotonic()
+    printed: set[tuple[str, int]] = set()
+    last_line = time.monotonic()
     while True:
         state = run.state()
         tasks = {task["task_id"]: task for task in run.tasks()}
         for name, task in tasks.items():
             mark = (name, int(task["try_number"]))
-            if mark in told or task["state"] not in _ENDED | {"up_for_retry"}:
+            if mark in printed or task["state"] not in _ENDED | {"up_for_retry"}:
                 continue
-            told.add(mark)
+            printed.add(mark)
             if line := _line(run, task, tasks):
                 say(line)
-                last_said = time.monotonic()
+                last_line = time.monotonic()
         if state in _FINAL:
             return state
-        if time.monotonic() - last_said > _STILL_SECONDS:
-            last_said = time.monotonic()
-            running = [name for name, task in tasks.items() if task["state"] == "running"]
-            waiting = [name for name, task in tasks.items() if task["state"] == "awaiting_input"]
-            if waiting:
-                say(f"waiting for a person: {', '.join(waiting)} (Required Actions in the UI)")
-            elif running:
-                say(f"still running: {', '.join(running)}")
-            elif state == "queued":
-                say("queued: another run of this DAG is active")
+        if time.monotonic() - last_line > _STILL_SECONDS:
+            last_line = time.monotonic()
+            if line := _waiting_line(state, tasks):
+                say(line)
         time.sleep(_POLL_SECONDS)
 
 
+def _waiting_line(state: str, tasks: Mapping[str, Task]) -> str | None:
+    """Return what a run is waiting for, None when nothing runs."""
+    running = [name for name, task in tasks.items() if task["state"] == "running"]
+    waiting = [name for name, task in tasks.items() if task["state"] == "awaiting_input"]
+    if waiting:
+        return f"waiting for a person: {', '.join(waiting)} (Required Actions in the UI)"
+    if running:
+        return f"still running: {', '.join(running)}"
+    return "queued: another run of this DAG is active" if state == "queued" else None
+
+
 def _line(run: DagRun, task: Task, tasks: Mapping[str, Task]) -> str | None:
-    """What to say of a task that ended; None for one that says nothing new."""
+    """Return the line of a task that ended, None if it adds nothing."""
     name, state = str(task["task_id"]), str(task["state"])
     item = name.removeprefix("check_").removeprefix("gate_")
     checks = item != name
@@ -71,7 +76,7 @@ def _line(run: DagRun, task: Task, tasks: Mapping[str, Task]) -> str | None:
         return _item_line(run, item, tasks.get(item, task), task)
     if state == "failed":
         return f"{name:<26} FAILED: {run.failure(task)}"
-    # The pod of an item is told of with its check.
+    # The line of an item comes with its check.
     return None if name in _ITEM_IDS else f"{name:<26} done {task['duration'] or 0:8.1f} s"
 
 
@@ -91,6 +96,6 @@ def _item_line(run: DagRun, item: str, pod: Task, check: Task) -> str:
 
 
 def _fit(line: str) -> str:
-    """Cut a line to the terminal; the table at the end has all of it."""
+    """Cut a line to the width of the terminal; the table at the end has all of it."""
     width = shutil.get_terminal_size((_NO_TERMINAL, 0)).columns - _STAMP_WIDTH
     return line if len(line) <= width else line[: max(width - 1, 40)] + "…"

@@ -1,4 +1,4 @@
-"""Where the stack keeps its files, and the ports it listens on."""
+"""The folders of the stack and the ports that it listens on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Layout:
 
     Attributes:
         project: the checkout.
-        home: everything the stack writes (`.tuneline`).
+        home: folder of everything that the stack writes (`.tuneline`).
         ui_port: port of the Airflow UI and API.
         gateway_port: port of the gateway.
         store: URI of the store.
-        kubeconfig: a cluster to use in place of local pods.
+        kubeconfig: kubeconfig of a cluster to use in place of local pods.
         tracking_port: port of MLflow.
     """
 
@@ -40,27 +40,27 @@ class Layout:
 
     @property
     def airflow_home(self) -> Path:
-        """Airflow's own folder: database, secrets, task logs."""
+        """Airflow's folder: database, secrets, task logs."""
         return self.home / "airflow"
 
     @property
     def logs(self) -> Path:
-        """Output of the services."""
+        """Folder of the services' output."""
         return self.home / "logs"
 
     @property
     def services(self) -> Path:
-        """A file for each service that was started."""
+        """Folder with a file for each service that was started."""
         return self.home / "services"
 
     @property
     def pods(self) -> Path:
-        """State of the local pods."""
+        """Folder of the local pods' state."""
         return self.home / "localpods"
 
     @property
     def mlflow(self) -> Path:
-        """MLflow's own folder: the database of runs."""
+        """MLflow's folder: the database of runs."""
         return self.home / local_mlflow.FOLDER
 
     @property
@@ -70,7 +70,7 @@ class Layout:
 
     @property
     def ml_bin(self) -> Path:
-        """Commands of the ML environment."""
+        """Folder of the ML environment's commands."""
         return self.project / ".venv-ml" / "bin"
 
     @property
@@ -89,18 +89,18 @@ class Layout:
         return f"http://{LOOPBACK}:{self.tracking_port}"
 
     def log_of(self, service: str) -> Path:
-        """The log of a service."""
+        """Return the path of a service's log."""
         return self.logs / f"{service}.log"
 
 
 def find_layout() -> Layout:
-    """The stack of this checkout, as the environment adjusts it.
+    """Return the layout of this checkout's stack, adjusted by environment variables.
 
     `TUNELINE_HOME`, `TUNELINE_UI_PORT`, `TUNELINE_GATEWAY_PORT`, `TUNELINE_TRACKING_PORT`,
     `TUNELINE_STORE` and `TUNELINE_KUBECONFIG` replace the defaults.
 
     Raises:
-        UserError: a port is not a number, or the project lies elsewhere.
+        UserError: if a port is not a number, or this code does not run from a checkout.
     """
     home = stack_home()
     kubeconfig = os.environ.get("TUNELINE_KUBECONFIG")

@@ -32,7 +32,7 @@ _START_SECONDS = 240
 _NEEDED_GIB = 3
 _GIB = 1 << 30
 
-# Settings and credentials of the user's shell that steps understand.
+# Settings and credentials of the user's shell that steps read.
 _PASSED_ON = (
     "AWS_ENDPOINT_URL AWS_REGION AWS_DEFAULT_REGION TUNELINE_PRESETS WANDB_BASE_URL WANDB_MODE "
     "HF_ENDPOINT HTTPS_PROXY NO_PROXY SSL_CERT_FILE REQUESTS_CA_BUNDLE"
@@ -50,7 +50,7 @@ class Stack:
 
     Attributes:
         layout: folders and ports.
-        table: what was started.
+        table: the services that were started.
         started: names of the services that this object started, in order.
     """
 
@@ -62,18 +62,18 @@ class Stack:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold off other commands that start or stop services."""
+        """Keep other commands from starting or stopping services meanwhile."""
         with locks.held(self.layout.home / "stack.lock", "starting or stopping the stack"):
             yield
 
     def up(self) -> None:
-        """Start what does not run yet: MLflow and pods, then Airflow.
+        """Start the services that do not run yet: MLflow and pods, then Airflow.
 
-        MLflow is not waited for; it is there long before a run trains.
+        MLflow is not waited for; it is ready long before a run trains.
 
         Raises:
-            UserError: a port is taken, the disk is full, an environment is missing.
-            TunelineError: a service did not start; the message names its log.
+            UserError: if a port is taken, the disk is full or an environment is missing.
+            TunelineError: if a service did not start; the message names its log.
         """
         running = [name for name in airflow.COMPONENTS if self.table.find(name)]
         port = self.table.notes("api-server").get("port")
@@ -103,17 +103,17 @@ class Stack:
         self._say(f"Airflow is up after {time.monotonic() - began:.0f} s: {self.layout.ui_url}")
 
     def await_tracking(self) -> None:
-        """Wait until MLflow answers, where this stack has one.
+        """Wait until MLflow answers, if this stack has one.
 
         Raises:
-            TunelineError: it ended, or took too long.
+            TunelineError: if it ended or took too long.
         """
         if tracking.wanted(self.layout):
             port = self.layout.tracking_port
             self.await_ready(tracking.TRACKING, lambda: _listens(port), _START_SECONDS)
 
     def start(self, service: Service) -> None:
-        """Start a service and remember that it was us."""
+        """Start a service and remember that this object did."""
         self.table.stop(service.name)
         self.table.start(service)
         self.started.append(service.name)
@@ -122,7 +122,7 @@ class Stack:
         """Wait until a service answers.
 
         Raises:
-            TunelineError: it ended, or took too long; the message names its log.
+            TunelineError: if it ended or took too long; the message names its log.
         """
         deadline = time.monotonic() + seconds
         while not ready():
@@ -135,14 +135,14 @@ class Stack:
             time.sleep(0.3)
 
     def stop_started(self) -> None:
-        """Stop what this object started, newest first."""
+        """Stop the services that this object started, newest first."""
         for name in reversed(self.started):
             self.table.stop(name)
         self.started.clear()
 
     def down(self) -> None:
-        """End active runs, then stop every service: those in front first, pods after Airflow."""
-        # An Airflow that answers no more is stopped all the same.
+        """End active runs, then stop all services: gateway and engine first, pods after Airflow."""
+        # An Airflow that no longer answers is stopped all the same.
         with contextlib.suppress(TunelineError):
             self.end_active_runs()
         airflow_last = ["scheduler", "dag-processor", "api-server"]
@@ -152,9 +152,9 @@ class Stack:
         self._say(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")
 
     def end_active_runs(self) -> None:
-        """End runs that Airflow still counts as active: their tasks are killed, pods deleted.
+        """End runs that Airflow still counts as active, with their tasks and pods.
 
-        A run whose processes a crash took would otherwise go on, and hold up the next one.
+        A run that was active during a crash would otherwise go on and hold up the next one.
         """
         if self.table.find("api-server") is None:
             return
@@ -171,7 +171,7 @@ class Stack:
             client.close()
 
     def status(self) -> dict[str, str]:
-        """What runs, by name: its process and what it is doing."""
+        """Return the state of each service, by name."""
         return {
             name: f"process {process.pid}" if (process := self.table.find(name)) else "ended"
             for name in self.table.names()
@@ -253,7 +253,7 @@ class Stack:
         client = Airflow(self.layout)
         try:
             self.await_ready("api-server", lambda: bool(client.health()), _START_SECONDS)
-            # One step of a laptop run uses all there is, as one GPU would.
+            # On one machine a single step uses all cores, as it would use one GPU.
             pool = {"name": "gpu", "slots": 1, "include_deferred": True}
             client.call("POST", "/pools", ok=(409,), description="Steps that need the GPU", **pool)
             for name in ("scheduler", "dag-processor"):
@@ -267,11 +267,11 @@ class Stack:
     def _last_words(self, name: str) -> str:
         log = self.layout.log_of(name)
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1].strip() if lines else 'it said nothing'} (log: {log})"
+        return f"{lines[-1].strip() if lines else 'it printed nothing'} (log: {log})"
 
 
 def image_map(layout: Layout) -> dict[str, object]:
-    """What stands for the images on this machine: the ML environment, for all of them."""
+    """Return the image map of the local pods: the ML environment stands for every image."""
     environment = {"path_prepend": [str(layout.ml_bin)]}
     names = ("tuneline/ml:local", "tuneline/ml-cuda:local")
     cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
@@ -282,9 +282,9 @@ def image_map(layout: Layout) -> dict[str, object]:
 
 
 def pod_secrets() -> dict[str, dict[str, str]]:
-    """The secret of the local pods: credentials of whoever starts the stack.
+    """Return the secret of the local pods: the credentials in the environment.
 
-    They reach pods by reference, so Airflow never sees their values.
+    They reach pods by reference, so that Airflow never sees their values.
     """
     found = {name: os.environ[name] for name in _CREDENTIALS if os.environ.get(name)}
     return {airflow.POD_SECRET: found} if found else {}

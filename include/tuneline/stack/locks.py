@@ -1,4 +1,4 @@
-"""One command at a time: file locks that end with the process that holds them."""
+"""File locks that let one command run at a time and end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tuneline.errors import UserError
 
 @contextlib.contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock, or say who does.
+    """Hold a lock for the length of a block.
 
     Args:
         path: the lock file.
-        what: what holding it means, for the message ("a demo").
+        what: the activity that the lock stands for, for the message ("a demo").
 
     Raises:
-        UserError: another process holds it.
+        UserError: if another process holds it; the message names the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as handle:

@@ -1,4 +1,4 @@
-"""Free ports, and who holds one that is taken."""
+"""Free ports, and the process that holds a taken one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tuneline.stack.layout import LOOPBACK
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of the loopback address."""
+    """Return True if a server can listen on this port of the loopback address."""
     with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT counts as free.
+        # Servers set this option, so that a port in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -23,22 +23,22 @@ def is_free(port: int) -> bool:
 
 
 def pick_free() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def require_free(port: int, what: str, setting: str) -> None:
-    """Refuse to go on when somebody else has the port.
+    """Raise an error if another program has the port.
 
     Args:
-        port: the port.
-        what: what wants to listen there.
-        setting: the environment variable that chooses another.
+        port: port to listen on.
+        what: service that wants to listen there, for the message.
+        setting: environment variable that chooses another port.
 
     Raises:
-        UserError: naming the holder where the system shows it.
+        UserError: if it is taken; the message names the program where the system shows it.
     """
     if not is_free(port):
         raise UserError(

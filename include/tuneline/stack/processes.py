@@ -1,4 +1,4 @@
-"""Services: processes in a group of their own that outlive the command that started them."""
+"""Services: processes in separate groups that outlive the command that started them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-# A process id is used again some day; the start time tells two of them apart. The
-# clock of the kernel ticks a hundred times a second.
+# Process ids are used again, so the start time identifies a process as well. The kernel's clock
+# ticks a hundred times a second.
 _SAME_START_SECONDS = 0.05
 
 
@@ -26,12 +26,12 @@ class Service:
     """A process to start.
 
     Attributes:
-        name: names its files.
+        name: name of the service and of its files.
         argv: the command line.
-        env: its whole environment.
-        cwd: its working folder.
-        notes: what others need to know of it (its port, say).
-        stop_seconds: how long it may take to stop when asked.
+        env: complete environment.
+        cwd: working folder.
+        notes: facts for other commands, such as its port.
+        stop_seconds: time that it may take to stop, in seconds.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Service:
 
 
 class ServiceTable:
-    """The services that were started, one file each."""
+    """The services that were started, with one file for each."""
 
     def __init__(self, folder: Path, logs: Path) -> None:
         self.folder = folder
         self.logs = logs
 
     def start(self, service: Service) -> None:
-        """Start a service; its output goes to its log, which starts anew."""
+        """Start a service and write its output to a new log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / f"{service.name}.log").open("wb") as log:
@@ -75,11 +75,11 @@ class ServiceTable:
         staged.replace(path)
 
     def names(self) -> list[str]:
-        """Names of all services that were started and not stopped."""
+        """Return the names of all services that were started and not stopped."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
     def find(self, name: str) -> psutil.Process | None:
-        """The process of a service, None when it does not run (any more)."""
+        """Return the process of a service, None if it does not run."""
         entry = self._entry(name)
         if entry is None:
             return None
@@ -92,22 +92,22 @@ class ServiceTable:
         return process if same and alive else None
 
     def started_at(self, name: str) -> datetime:
-        """When a service was started; long ago for one that was not."""
+        """Return the time at which a service was started, 1970 for one that was not."""
         entry = self._entry(name)
         return datetime.fromtimestamp(entry["created"] if entry else 0, UTC)
 
     def notes(self, name: str) -> dict[str, Any]:
-        """The notes of a service."""
+        """Return the notes of a service."""
         entry = self._entry(name)
         return dict(entry["notes"]) if entry else {}
 
     def stop(self, name: str) -> bool:
-        """Stop a service with all that it started.
+        """Stop a service and all processes that it started.
 
-        SIGINT first (Airflow's components end cleanly on it), then SIGTERM, then SIGKILL.
+        It sends SIGINT, on which Airflow's components end cleanly, then SIGTERM, then SIGKILL.
 
         Returns:
-            Whether it ran.
+            True if it ran.
         """
         process, entry = self.find(name), self._entry(name)
         if process is not None and entry is not None:
@@ -117,7 +117,7 @@ class ServiceTable:
                 (signal.SIGTERM, 5.0),
                 (signal.SIGKILL, 5.0),
             ):
-                # The leader passes SIGINT on in its own way; what it leaves is told directly.
+                # The leader passes SIGINT on in its own way; later signals go to each process.
                 targets = [process] if how == signal.SIGINT else family
                 for target in targets:
                     _send(target, how)
@@ -151,7 +151,7 @@ def _send(process: psutil.Process, how: signal.Signals) -> None:
 
 
 def _left(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to end; those that did not."""
+    """Wait for processes to end, and return those that did not."""
     deadline = time.monotonic() + seconds
     left = family
     while left and time.monotonic() < deadline:
@@ -162,7 +162,7 @@ def _left(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
 
 def _alive(process: psutil.Process) -> bool:
     with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
-        # Our own child stays a zombie until it is waited for.
+        # A child of this process stays a zombie until it is waited for.
         os.waitpid(process.pid, os.WNOHANG)
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

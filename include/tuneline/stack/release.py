@@ -1,4 +1,4 @@
-"""Serve the released model on this machine: an engine, and the gateway in front of it."""
+"""Serve the released model on this machine: an engine and the gateway in front of it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tuneline.stack.processes import Service
 from tuneline.store import open_store
 
 _KEY_NAME = "demo"
-# A laptop's model is up in seconds; a large one reads gigabytes first.
+# A small model loads in seconds; a large one reads gigabytes first.
 _ENGINE_SECONDS = 600
 _PARALLEL = 2
 
 
 def serve(stack: Stack, release: Release, say: Say) -> None:
-    """Start engine and gateway on a release; what serves it already is left alone.
+    """Start engine and gateway on a release, unless they serve it already.
 
     Raises:
-        UserError: the gateway's port is taken.
-        TunelineError: the release has no weights for this machine, or a process did not start.
+        UserError: if the gateway's port is taken.
+        TunelineError: if the release has no weights for this machine, or a process did not start.
     """
     layout = stack.layout
     if _serves(stack, release):
@@ -48,10 +48,12 @@ def serve(stack: Stack, release: Release, say: Say) -> None:
 
 
 def check_port(stack: Stack) -> None:
-    """Refuse when somebody else has the gateway's port, before a run is made for nothing.
+    """Raise an error if another program has the gateway's port.
+
+    It is called before a run starts, so that the run is not made in vain.
 
     Raises:
-        UserError: naming the holder where the system shows it.
+        UserError: if the port is taken; the message names the program where the system shows it.
     """
     port = stack.layout.gateway_port
     ours = stack.table.find(GATEWAY) and stack.table.notes(GATEWAY).get("port") == port
@@ -60,7 +62,7 @@ def check_port(stack: Stack) -> None:
 
 
 def api_key(layout: Layout) -> str:
-    """The key that the stack made for its user; made when there is none."""
+    """Return the stack's API key for its user, and make it when there is none."""
     path = _folder(layout) / "api-key"
     if not path.exists():
         _keys_file(layout).unlink(missing_ok=True)
@@ -72,10 +74,10 @@ def ask(layout: Layout, body: dict[str, Any]) -> str:
     """Send a chat request through the gateway.
 
     Returns:
-        The answer's text.
+        Text of the answer.
 
     Raises:
-        TunelineError: the gateway refused it or did not answer.
+        TunelineError: if the gateway refused the request or did not answer.
     """
     url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/chat/completions"
     headers = {"Authorization": f"Bearer {api_key(layout)}"}
@@ -89,7 +91,7 @@ def ask(layout: Layout, body: dict[str, Any]) -> str:
 
 
 def curl_line(layout: Layout, body: dict[str, Any]) -> str:
-    """A command that sends this request; its body goes into a file."""
+    """Write a request into a file and return the `curl` command that sends it."""
     path = _folder(layout) / "request.json"
     path.write_text(json.dumps(body, indent=1, ensure_ascii=False))
     shown = os.path.relpath(path, layout.project) if layout.project in path.parents else path
@@ -134,10 +136,10 @@ def _start_gateway(stack: Stack, release: Release, engine_port: int) -> None:
 
 
 def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[str, Any]:
-    """The gateway's configuration in front of an engine that serves a release.
+    """Return the configuration of a gateway in front of an engine that serves a release.
 
-    Tokens are counted and priced as the release says, where it does: answers that broke off
-    have no usage of the engine's.
+    The release's tokenizer counts the tokens of answers that broke off, for which the engine
+    states no usage. The release's price applies where it states one.
     """
     store = open_store(layout.store)
     upstream: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The little of Airflow's REST API that the stack needs."""
+"""A client for the part of Airflow's REST API that the stack needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Airflow:
         self._http.close()
 
     def health(self) -> dict[str, dict[str, Any]]:
-        """What Airflow says of each component; empty while the API does not answer."""
+        """Return the health of each component, nothing while the API does not answer."""
         try:
             answer = self._http.get("/api/v2/monitor/health")
         except httpx.HTTPError:
@@ -36,9 +36,9 @@ class Airflow:
         return {name: entry for name, entry in answer.json().items() if entry}
 
     def beats_since(self, component: str, moment: datetime) -> bool:
-        """Whether a component is healthy and has been heard of after a moment.
+        """Return True if a component is healthy and has sent a heartbeat after a moment.
 
-        The last heartbeat of a process that crashed counts as healthy for half a minute.
+        Airflow counts a crashed process as healthy for half a minute after its last heartbeat.
         """
         name = component.replace("-", "_")
         entry = self.health().get(name, {})
@@ -57,11 +57,11 @@ class Airflow:
         Args:
             method: HTTP method.
             path: path below ``/api/v2``.
-            ok: statuses besides success that are fine.
-            json_body: the body's fields.
+            ok: status codes that are accepted in addition to success.
+            json_body: fields of the body.
 
         Raises:
-            TunelineError: the API refused or did not answer; the message says why.
+            TunelineError: if the API refused or did not answer; the message says why.
         """
         try:
             answer = self._request(method, path, json_body)
@@ -85,7 +85,7 @@ class Airflow:
         answer = self._http.post("/auth/token", json=login)
         if not answer.is_success:
             raise TunelineError(
-                f"Airflow at {self._http.base_url} refuses our login ({answer.status_code}); "
+                f"Airflow at {self._http.base_url} refuses the login ({answer.status_code}); "
                 "is it another Airflow?"
             )
         self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

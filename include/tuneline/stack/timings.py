@@ -1,4 +1,4 @@
-"""Where the time of a run went: set-up, Airflow, pods, and the work itself."""
+"""The time of a run, split into set-up, Airflow, pods and the work itself."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tuneline.store import NotThere
 SCHEMA = "tuneline/timings/1"
 
 _STEPS = {step.id for step in STEPS}
-# How the DAG names the pods of its sweep.
+# The DAG gives the pods of its sweep these names.
 _SWEEP, _RANK = "sweep", re.compile(r"r = (\d+)")
 
 
 def breakdown(
     tasks: Sequence[dict[str, Any]], run: Run | None, *, setup: float, start: float
 ) -> dict[str, Any]:
-    """Split the time of every task that ran.
+    """Split the time of each task that ran.
 
     Args:
         tasks: task instances as Airflow's API gives them.
-        run: the run, whose evidence says how long the work took; None when there is none.
-        setup: seconds that building the environments took.
-        start: seconds that starting Airflow took.
+        run: run whose evidence states the time of the work, None when there is none.
+        setup: time to build the environments, in seconds.
+        start: time to start Airflow, in seconds.
 
     Returns:
-        The document that `timings.json` holds; all times in seconds.
+        Content of `timings.json`, all times in seconds.
     """
-    # Tasks that were skipped or not reached have dates as well, but no process ever ran them.
+    # Tasks that were skipped or not reached have dates as well, but no process ran them.
     ran = [t for t in tasks if t["state"] in ("success", "failed") and t["start_date"]]
     rows = [_row(task, run) for task in ran]
     rows.sort(key=lambda row: str(row["start"]))
@@ -63,7 +63,7 @@ def breakdown(
 
 
 def summary(document: dict[str, Any]) -> str:
-    """The breakdown in one line."""
+    """Return the breakdown in one line."""
     ran = len(document["tasks"])
     overhead = document["pod_seconds"] + document["queued_seconds"]
     overhead += document["worker_task_seconds"]
@@ -78,7 +78,7 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def write(document: dict[str, Any], folder: Path) -> Path:
-    """Write `timings.json` into a folder."""
+    """Write `timings.json` into a folder and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "timings.json"
     path.write_text(json.dumps(document, indent=1))
@@ -105,7 +105,7 @@ def _row(task: dict[str, Any], run: Run | None) -> dict[str, Any]:
 
 
 def _work(task_id: str, run: Run | None) -> float | None:
-    """Seconds that a step says it worked; None for a task that is no step."""
+    """Return the time that a step worked, in seconds; None for other tasks."""
     if run is None or task_id not in _STEPS:
         return None
     try:
@@ -115,7 +115,7 @@ def _work(task_id: str, run: Run | None) -> float | None:
 
 
 def _trial(task: dict[str, Any], run: Run | None) -> float | None:
-    """Seconds that the trial of a rank says it worked; None where it left no result."""
+    """Return the time that the trial of a rank worked, in seconds; None without a result."""
     rank = _RANK.fullmatch(task.get("rendered_map_index") or "")
     if run is None or rank is None:
         return None

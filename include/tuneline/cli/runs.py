@@ -1,0 +1,181 @@
+"""Commands on a run: its items, its steps, its verdicts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneline.catalogue import HELPERS, ITEMS
+from tuneline.cli.groups import (
+    Commands,
+    add_json_argument,
+    add_run_argument,
+    add_store_argument,
+    store_uri,
+)
+from tuneline.errors import EXIT_FAILED, EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tuneline.verdicts import ItemStatus
+
+# Wider than any table; a table takes only what its longest line needs.
+_WITHOUT_EDGE = 100_000
+
+_VERDICT_STYLES = {
+    "pass": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+    "waived": "magenta",
+    "not_run": "red",
+    "not_applicable": "dim",
+}
+
+
+def add_items(commands: Commands) -> None:
+    """Add `tuneline items`."""
+    items = commands.add_parser("items", help="list the 25 items of the checklist")
+    add_json_argument(items)
+    items.set_defaults(command=_items)
+
+
+def add_step(commands: Commands) -> None:
+    """Add `tuneline step`."""
+    step = commands.add_parser("step", help="carry out one item of a run")
+    step.add_argument("item", help="id of the item; `tuneline items` lists them")
+    add_run_argument(step)
+    step.set_defaults(command=_step)
+
+
+def add_checklist(commands: Commands) -> None:
+    """Add `tuneline checklist`."""
+    checklist = commands.add_parser("checklist", help="show the verdicts of a run")
+    checklist.add_argument("run", metavar="RUN_URI", help="the run")
+    add_json_argument(checklist)
+    checklist.set_defaults(command=_checklist)
+
+
+def add_verify(commands: Commands) -> None:
+    """Add `tuneline verify`."""
+    verify = commands.add_parser("verify", help="recompute every hash of a released model")
+    verify.add_argument("manifest", metavar="MANIFEST_URI", help="manifest of the release")
+    verify.set_defaults(command=_verify)
+
+
+def add_run(commands: Commands) -> None:
+    """Add `tuneline run`: create a run, and an action for each helper step."""
+    run = commands.add_parser("run", help="create a run, or carry out a helper step of one")
+    actions = run.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a run from settings")
+    add_store_argument(create)
+    create.add_argument("--run-id", help="name of the run; made from the clock by default")
+    create.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
+    create.add_argument("--data", help="dataset")
+    create.add_argument("--base-model", help="base model")
+    create.add_argument("--config", type=Path, help="YAML file of settings, above the preset's")
+    create.add_argument("--reason", default="", help="why the run is started")
+    create.set_defaults(command=_create)
+    for helper in HELPERS:
+        action = actions.add_parser(helper.action, help=helper.title)
+        add_run_argument(action)
+        action.set_defaults(command=_step, item=helper.id)
+    sweep = actions.add_parser("sweep", help="try the ranks of training.sweep_r")
+    add_run_argument(sweep)
+    sweep.add_argument("--r", type=int, metavar="N", help="try this rank alone")
+    sweep.set_defaults(command=_sweep)
+
+
+def _items(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        rows = [
+            {"id": i.id, "phase": i.phase, "severity": i.severity, "title": i.title} for i in ITEMS
+        ]
+        print(json.dumps(rows, indent=1))
+        return EXIT_OK
+    for item in ITEMS:
+        print(f"{item.phase:<11} {item.id:<26} {item.severity:<12} {item.title}")
+    return EXIT_OK
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    from tuneline.step import run_step
+
+    return run_step(arguments.item, arguments.run)
+
+
+def _checklist(arguments: argparse.Namespace) -> int:
+    from tuneline.run import Run
+    from tuneline.verdicts import checklist
+
+    rows = checklist(Run.open(arguments.run))
+    if arguments.json:
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
+    else:
+        _print_table(arguments.run, rows)
+    return EXIT_FAILED if any(row.stops_release for row in rows) else EXIT_OK
+
+
+def _print_table(run_uri: str, rows: Sequence[ItemStatus]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Release checklist of {run_uri}", title_justify="left")
+    for heading in ("phase", "item", "verdict", "what was found"):
+        table.add_column(heading)
+    for row in rows:
+        style = _VERDICT_STYLES[row.verdict]
+        sentence = row.because if row.verdict == "not_run" else row.summary
+        # As text: an interval in square brackets is not markup.
+        table.add_row(row.phase, row.item, Text(row.verdict, style), Text(sentence))
+    # A pipe or a log has no edge at which to break lines.
+    width = None if sys.stdout.isatty() else _WITHOUT_EDGE
+    Console(width=width).print(table)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.release.manifest import verify
+
+    differences = verify(arguments.manifest)
+    for difference in differences:
+        print(f"tuneline: {difference}", file=sys.stderr)
+    if not differences:
+        print(f"{arguments.manifest}: every hash agrees")
+    return EXIT_FAILED if differences else EXIT_OK
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from tuneline.config import read_yaml
+    from tuneline.launch import create_run, new_run_id
+
+    store = store_uri(arguments)
+    where = str(arguments.config or "the run's settings")
+    overrides = yaml.safe_dump(read_yaml(arguments.config)) if arguments.config else ""
+    data = arguments.data or ""
+    if data and "://" not in data:
+        # Steps may run in another folder than this command.
+        data = str(Path(data).expanduser().absolute())
+    fields = {
+        "data": data,
+        "base_model": arguments.base_model,
+        "preset": arguments.preset,
+        "reason": arguments.reason,
+        "overrides": overrides,
+    }
+    run = create_run(fields, store, arguments.run_id or new_run_id(), where=where)
+    print(run.uri)
+    return EXIT_OK
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from tuneline.training.sweep.trials import run_trials
+
+    for line in run_trials(arguments.run, [arguments.r] if arguments.r else []):
+        print(line)
+    return EXIT_OK

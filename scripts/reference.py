@@ -1,0 +1,285 @@
+"""Write docs/reference from the code: settings, environment variables, CLI and evidence.
+
+`make docs` runs it in the ML environment. With `--check` it writes nothing and ends with 1
+when a page is not current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tuneline.cli import parser
+from tuneline.config import PipelineConfig
+from tuneline.evidence import Evidence, Record
+from tuneline.machine.environment_variables import VARIABLES, Variable
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+_MADE = "*Written by `make docs` from the code; don't edit it by hand.*"
+# argparse breaks lines at the width of the terminal, which is not the reader's.
+_HELP_WIDTH = 100
+
+_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "anything"}
+_CONTAINERS = {list: "list of", dict: "map to", tuple: "pair of"}
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page, by its file name."""
+    return {
+        "settings.md": settings_page(),
+        "environment.md": environment_page(),
+        "cli.md": cli_page(),
+        "evidence.md": evidence_page(),
+    }
+
+
+def settings_page() -> str:
+    """Return a table of every setting of a run, one for each section."""
+    lines = [
+        "# Settings",
+        "",
+        _MADE,
+        "",
+        "A run starts from a preset of [config/presets](../../config/presets). A YAML file of",
+        "settings (`--config`, `CONFIG=`, the field *overrides* of the trigger form) replaces",
+        "parts of it, and the fields of the form or the command line replace both. An unknown",
+        "key is refused. The code is in [include/tuneline/config](../../include/tuneline/config).",
+        "",
+        "## Top level",
+        "",
+    ]
+    sections = {
+        name: field.annotation
+        for name, field in PipelineConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    lines += _table(
+        (name, field) for name, field in PipelineConfig.model_fields.items() if name not in sections
+    )
+    for name, model in sections.items():
+        lines += ["", f"## {name}", "", _first_sentence(model), ""]
+        lines += _table(model.model_fields.items())
+        for key, nested in _nested(model):
+            lines += ["", f"### {name}.{key}", "", _first_sentence(nested), ""]
+            lines += _table(nested.model_fields.items())
+    for key, nested in _nested(PipelineConfig):
+        if key not in sections:
+            lines += ["", f"## {key}, each entry", "", _first_sentence(nested), ""]
+            lines += _table(nested.model_fields.items())
+    return "\n".join(lines) + "\n"
+
+
+def environment_page() -> str:
+    """Return the tables of environment variables."""
+
+    def table(variables: list[Variable]) -> list[str]:
+        rows = [
+            f"| `{v.name}` | {', '.join(v.readers)} | {v.default} | {_cell(v.purpose)} |"
+            for v in variables
+        ]
+        return ["| variable | read by | default | purpose |", "|---|---|---|---|", *rows]
+
+    compose = [v for v in VARIABLES if v.readers == ("docker-compose.yaml",)]
+    internal = [v for v in VARIABLES if v.internal]
+    yours = [v for v in VARIABLES if v not in compose and v not in internal]
+    lines = ["# Environment variables", "", _MADE, "", "## To set", "", *table(yours), ""]
+    lines += ["## Of docker-compose.yaml", "", *table(compose), ""]
+    lines += ["## Set by the project itself", "", *table(internal), ""]
+    lines += [
+        "## Of other software",
+        "",
+        "These keep their usual meaning. `make up` hands them on to local pods, credentials as a",
+        "secret; on a cluster, put them into a secret that `TUNELINE_POD_SECRETS` names.",
+        "",
+        "| variables | of |",
+        "|---|---|",
+        "| `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
+        "`AWS_SESSION_TOKEN` | the store |",
+        "| `HF_ENDPOINT`, `HF_TOKEN` | the Hugging Face hub |",
+        "| `MLFLOW_TRACKING_URI`, `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`, "
+        "`MLFLOW_TRACKING_TOKEN` | [MLflow](../tracking.md) |",
+        "| `WANDB_API_KEY`, `WANDB_BASE_URL`, `WANDB_MODE` | [Weights & Biases](../tracking.md) |",
+        "| `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE` | connections |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
+    """Return the help of every command."""
+    lines = ["# Command line", "", _MADE, "", "`.venv-ml/bin/tuneline` after `make setup`.", ""]
+    lines += [
+        "| exit code | meaning |",
+        "|---|---|",
+        "| 0 | the command did its work; for `tuneline step` and `tuneline run`, a verdict was "
+        "reached |",
+        "| 1 | a critical item failed, or the step broke |",
+        "| 2 | the input or a setting is wrong; trying again does not help |",
+        "| 75 | the store, a server or the disk was not available; worth another try |",
+        "",
+    ]
+    for command in _commands(parser()):
+        lines += [f"## {command.prog}", "", "```text", _help(command), "```", ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def evidence_page() -> str:
+    """Return the fields of `evidence.json` and `record.json`."""
+    lines = [
+        "# Evidence",
+        "",
+        _MADE,
+        "",
+        "Every item leaves `<run>/<phase>/<item>/evidence.json`. Every helper step leaves",
+        "`record.json`, which has no severity and no verdict. The JSON Schema is",
+        "[evidence.schema.json](../../include/tuneline/evidence.schema.json); a file that does not",
+        "fit it is refused.",
+    ]
+    schema = Evidence.model_json_schema(by_alias=True)
+    lines += ["", "## evidence.json", "", *_schema_table(schema)]
+    lines += ["", "## record.json", "", *_schema_table(Record.model_json_schema(by_alias=True))]
+    for name, definition in schema["$defs"].items():
+        described = " ".join(definition.get("description", "").split())
+        lines += ["", f"## {name}", "", described, ""]
+        if "enum" in definition:
+            lines.append(f"One of {', '.join(f'`{value}`' for value in definition['enum'])}.")
+        else:
+            lines += _schema_table(definition)
+    return "\n".join(lines) + "\n"
+
+
+def _table(fields: Any) -> list[str]:
+    lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields:
+        lines.append(
+            f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} "
+            f"| {_cell(field.description or '')} |"
+        )
+    return lines
+
+
+def _nested(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the models that stand below fields of a section."""
+    for name, field in model.model_fields.items():
+        for part in _parts(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield name, part
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    arguments = get_args(annotation)
+    if not arguments or get_origin(annotation) is Literal:
+        yield annotation
+    for argument in arguments:
+        yield from _parts(argument)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(part) for part in arguments if part is not NoneType)
+    if origin in _CONTAINERS:
+        return f"{_CONTAINERS[origin]} {_type(arguments[-1])}"
+    return _NAMES.get(annotation, "a section")
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
+    found = []
+    for mark in field.metadata:
+        if type(mark) in signs:
+            sign, name = signs[type(mark)]
+            found.append(f"{sign} {getattr(mark, name)}")
+        elif isinstance(mark, MinLen):
+            found.append(f"at least {mark.min_length}")
+        elif isinstance(mark, MaxLen):
+            found.append(f"at most {mark.max_length}")
+    return f", {' and '.join(found)}" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    return f"`{json.dumps(field.default)}`" if field.default is not None else "none"
+
+
+def _first_sentence(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+def _commands(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield a command and those below it; of a command of commands, only those below."""
+    below = [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
+    if not below:
+        yield command
+    for action in below:
+        for sub in action.choices.values():
+            yield from _commands(sub)
+
+
+def _help(command: argparse.ArgumentParser) -> str:
+    command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=_HELP_WIDTH)
+    return command.format_help().rstrip()
+
+
+def _schema_table(schema: dict[str, Any]) -> list[str]:
+    required = set(schema.get("required", ()))
+    lines = ["| field | type | always there |", "|---|---|---|"]
+    for name, entry in schema["properties"].items():
+        there = "yes" if name in required or "const" in entry else "no"
+        lines.append(f"| `{name}` | {_schema_type(entry)} | {there} |")
+    return lines
+
+
+def _schema_type(entry: dict[str, Any]) -> str:
+    if "anyOf" in entry:
+        return " or ".join(_schema_type(part) for part in entry["anyOf"])
+    if "$ref" in entry:
+        name = entry["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "enum" in entry:
+        return ", ".join(f"`{value}`" for value in entry["enum"])
+    if entry.get("type") == "array":
+        return f"list of {_schema_type(entry['items'])}"
+    return str(entry.get("type", "anything"))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
+    check = arguments.parse_args().check
+    stale = []
+    for name, text in pages().items():
+        path = FOLDER / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{'not current' if check else 'written'}: {', '.join(stale)}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
