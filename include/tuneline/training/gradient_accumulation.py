@@ -1,13 +1,12 @@
-"""Item gradient_accumulation: the effective batch is reached inside the memory limit.
+"""gradient_accumulation: the effective batch is reached inside the memory limit.
 
-It proves three things. The micro-batch fits: its peak is predicted from smaller
-micro-batches and measured on the real model with the longest rows of the dataset. The
-effective batch is exactly micro-batch × accumulation × world size. And
-accumulating changes nothing: loss and gradients equal those of one large batch
-within float tolerance, tokens weighted over the whole step and not per
-micro-batch (the fault of transformers#35203 and axolotl#1100). The same probe
-times the run's own micro-batches: hours and cost are estimated, and an estimate
-above `training.max_hours` or `training.max_cost` fails before training starts.
+Three things are shown. The micro-batch fits: its peak is predicted from smaller micro-batches
+and measured on the real model with the longest rows of the dataset. The effective batch is
+exactly micro-batch × accumulation × world size. Accumulation changes nothing: loss and gradients
+equal those of one large batch within float tolerance, with tokens weighted over the whole step
+and not per micro-batch (the fault of transformers#35203 and axolotl#1100). The same probe times
+micro-batches of the run, so hours and cost are estimated, and an estimate above
+`training.max_hours` or `training.max_cost` fails before training starts.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from tuneline.training.memory.predict import GIB
 
 # Prediction and measurement may differ by this share before the prediction is doubted.
 MODEL_ERROR = 0.10
-# The check must see a normalisation per micro-batch this many times more clearly than rounding.
+# A normalisation per micro-batch must show this many times more clearly than rounding.
 POWER = 3.0
 
 Probe = Callable[[Sequence[int]], Mapping[str, Any]]
@@ -48,7 +47,7 @@ Probe = Callable[[Sequence[int]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One micro-batch that was tried, and what the probe found."""
+    """One micro-batch that was tried, with the answer of the probe."""
 
     micro_batch: int
     found: Mapping[str, Any]
@@ -61,20 +60,20 @@ class Attempt:
 
     @property
     def measured(self) -> int | None:
-        """Measured peak, bytes; None when the prediction ruled it out or memory ran out."""
+        """Measured peak, bytes; None if the prediction ruled it out or memory ran out."""
         return int(self.found["measured"]) if "measured" in self.found else None
 
     @property
     def fits(self) -> bool:
-        """Whether it was measured and stays within the limit."""
+        """True if it was measured within the limit."""
         return self.measured is not None and self.measured <= self.limit
 
 
 def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -> list[int]:
-    """Micro-batches to try, largest first; one when the configuration names it.
+    """Return the micro-batches to try, largest first; one if the configuration names it.
 
     Raises:
-        UserError: the effective batch can't be reached exactly.
+        UserError: if the effective batch can't be reached exactly.
     """
     sizes = micro_batches(effective_batch, world_size)
     if not sizes:
@@ -94,17 +93,17 @@ def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -
 
 
 def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Attempt]]:
-    """Try micro-batches, largest first, until one is measured within the limit.
+    """Probe micro-batches until one is measured within the limit.
 
     Args:
-        sizes: to try.
-        probe: predicts sizes until one should fit, and measures that one; see `memory_probe`.
+        sizes: micro-batches to choose among.
+        probe: climbs to the largest micro-batch that fits, see `memory.probe`.
 
     Returns:
-        The one taken (the smallest, when none fits) and all that were tried.
+        The micro-batch that is taken (the smallest if none fits) and all that were tried.
 
     Raises:
-        UserError: memory ran out with the smallest.
+        UserError: if memory ran out with the smallest one.
     """
     tried: list[Attempt] = []
     left = list(sizes)
@@ -124,7 +123,7 @@ def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Atte
 
 
 def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
-    """The measurements of a plan and of its accumulation check."""
+    """Return the measurements of a plan and of its accumulation check."""
     reached = plan.micro_batch * plan.accumulation * plan.world_size
     tolerance = float(accumulation["tolerance"])
     # The prediction is of training steps; the measured peak includes a validation pass.
@@ -162,12 +161,12 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
     """Run the memory probe in a fresh process.
 
     Returns:
-        Its answer. Where the kernel killed it, what it knew before, the last size marked
-        `out_of_memory`.
+        Its answer. If the kernel killed it, the answer that it left before, with its last size
+        marked `out_of_memory`.
 
     Raises:
-        RetryableError: the process was killed by something else.
-        UserError: it refused its input.
+        RetryableError: if another signal killed the process.
+        UserError: if it refused its input.
     """
     asked, answered = scratch / "probe.json", scratch / "probed.json"
     asked.write_text(json.dumps(dict(spec)))
@@ -197,10 +196,10 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
 
 
 def sizes_left(ctx: StepContext) -> list[int]:
-    """The micro-batches to try: without those with which an earlier try ran out of memory.
+    """Return the micro-batches below those with which an earlier try ran out of memory.
 
     Raises:
-        UserError: none is left.
+        UserError: if none is left.
     """
     config = ctx.config.training
     sizes = candidates(config.effective_batch, ctx.config.world_size, config.micro_batch)
@@ -216,8 +215,18 @@ def sizes_left(ctx: StepContext) -> list[int]:
     return left
 
 
+def _outcome(found: Mapping[str, Any]) -> str:
+    """Describe what a micro-batch was predicted to take and what it took."""
+    if "out_of_memory" in found:
+        return f"out of memory ({found['out_of_memory']})"
+    predicted = f"{found['predicted']['total'] / GIB:.2f} GiB predicted"
+    if "measured" not in found:
+        return f"{predicted}, not tried"
+    return f"{predicted}, {found['measured'] / GIB:.2f} GiB measured"
+
+
 def run(ctx: StepContext) -> Evidence:
-    """Find the largest safe micro-batch and prove the accumulation; writes `plan.json`."""
+    """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
     from tuneline.models import resolve
     from tuneline.training.loop.compute import training_threads
 
@@ -284,16 +293,6 @@ def run(ctx: StepContext) -> Evidence:
         f"measured, {plan.predicted_peak_bytes / GIB:.2f} predicted, limit {limit / GIB:.2f} "
         f"({source}){'' if taken.fits else f': {ADVICE}'}; accumulated gradients differ from one "
         f"large batch by {found['accumulation']['gradient_difference']:.1e}; "
-        f"{expected.told()}{advice(expected, ctx.config)}",
+        f"{expected.sentence()}{advice(expected, ctx.config)}",
         [*judge(plan, found["accumulation"]), *judge_estimate(expected, ctx.config)],
     )
-
-
-def _outcome(found: Mapping[str, Any]) -> str:
-    """Describe what a micro-batch was predicted to take and what it took."""
-    if "out_of_memory" in found:
-        return f"out of memory ({found['out_of_memory']})"
-    predicted = f"{found['predicted']['total'] / GIB:.2f} GiB predicted"
-    if "measured" not in found:
-        return f"{predicted}, not tried"
-    return f"{predicted}, {found['measured'] / GIB:.2f} GiB measured"

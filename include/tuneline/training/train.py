@@ -292,7 +292,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
 
 
 def _record(ctx: StepContext, trained: TrainedRun) -> Record:
-    from tuneline.training.budget.resources import measured, told
+    from tuneline.training.budget.resources import measured, memory_note
 
     checkpoints = Checkpoints.model_validate_json(CHECKPOINTS.path(ctx).read_text())
     losses, best = checkpoints.losses, checkpoints.best_step
@@ -300,7 +300,7 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
     return ctx.record(
         f"{trained.steps} of {trained.steps_planned} steps, validation loss "
         f"{losses.get(0, math.nan):.4f} → {losses[best]:.4f} at step {best}, "
-        f"{trained.tokens_per_second:.0f} tokens/s{told(trained.resources)}{stopped}",
+        f"{trained.tokens_per_second:.0f} tokens/s{memory_note(trained.resources)}{stopped}",
         [
             measure("steps", trained.steps, "steps"),
             measure("best_step", best, "steps"),

@@ -119,7 +119,7 @@ def test_quantities_are_read_as_kubernetes_reads_them(text, value):
 
 
 def test_what_is_no_quantity_is_refused():
-    with pytest.raises(UserError, match=r"pods\.memory 'much' is no quantity"):
+    with pytest.raises(UserError, match=r"pods\.memory 'much' is not a quantity"):
         quantity("much")
 
 

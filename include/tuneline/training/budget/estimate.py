@@ -1,4 +1,4 @@
-"""What a training will take: hours, device hours and money, before its first step.
+"""Estimate the hours, device hours and cost of a training before its first step.
 
 The probe that measures the memory also times a few micro-batches of the run itself, drawn
 evenly over their sizes, and a validation pass. The run's order of rows is known before it
@@ -15,21 +15,21 @@ from typing import Any
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Measurement, measure
 
-# Speed from one minute to the next on a machine that others use too; no probe of seconds sees it.
+# Drift of the speed of a shared machine from minute to minute, which a probe of seconds can't see.
 DRIFT = 0.1
 HOUR = 3600.0
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the probe timed, on one process.
+    """The times that the probe measured on one process.
 
     Attributes:
         tokens: real tokens (no padding) of each timed micro-batch.
-        seconds: that each took.
-        validation_tokens: of the timed validation pass.
-        validation_seconds: that it took.
-        startup_seconds: from the start of the process to its first step.
+        seconds: time of each timed micro-batch, seconds.
+        validation_tokens: real tokens of the timed validation pass.
+        validation_seconds: time of that pass, seconds.
+        startup_seconds: time from the start of the process to its first step, seconds.
     """
 
     tokens: tuple[int, ...]
@@ -40,12 +40,12 @@ class Speed:
 
     @property
     def tokens_per_second(self) -> float:
-        """Training, over all timed micro-batches."""
+        """Training speed over all timed micro-batches."""
         return sum(self.tokens) / sum(self.seconds)
 
     @property
     def relative_error(self) -> float:
-        """Standard error of that ratio, as a share of it (Cochran, Sampling Techniques, 6.3)."""
+        """Standard error of the speed, as a share of it (Cochran, Sampling Techniques, 6.3)."""
         count = len(self.tokens)
         if count < 2:
             return 1.0
@@ -56,12 +56,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """What the run has to do.
+    """The work of a run.
 
     Attributes:
         steps: optimiser steps.
-        tokens: real tokens of all rows that they see.
-        validation_tokens: of all validation passes.
+        tokens: real tokens of all rows of these steps.
+        validation_tokens: real tokens of all validation passes.
     """
 
     steps: int
@@ -71,18 +71,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What training will take.
+    """The time and cost that training will take.
 
     Attributes:
-        work: what was counted.
-        tokens_per_second: training, all processes together.
-        seconds: on the clock, from loading the model to the last validation pass.
-        validation_seconds: of that, in validation passes.
-        uncertainty: the range that holds it in 19 of 20 cases, as a share of `seconds`.
-        devices: that work at once.
+        work: steps and tokens of the run.
+        tokens_per_second: training speed of all processes together.
+        seconds: wall-clock time from loading the model to the last validation pass, seconds.
+        validation_seconds: the part of it in validation passes, seconds.
+        uncertainty: half-width of the 95 % range, as a share of `seconds`.
+        devices: number of devices in use at once.
         device_hours: devices × hours.
-        cost: in `currency`.
-        price: of a device, in `currency` an hour.
+        cost: cost in `currency`.
+        price: price of a device in `currency` per hour.
         currency: ISO 4217 code.
     """
 
@@ -99,11 +99,11 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """On the clock."""
+        """Wall-clock time, hours."""
         return self.seconds / HOUR
 
-    def told(self) -> str:
-        """For a person."""
+    def sentence(self) -> str:
+        """Return the estimate as a sentence."""
         return (
             f"training will take {duration(self.seconds)} ± {self.uncertainty:.0%} "
             f"({self.work.steps} steps, {self.work.tokens:,} tokens at "
@@ -113,7 +113,7 @@ class Estimate:
 
 
 def duration(seconds: float) -> str:
-    """A span of time for a person."""
+    """Return a time span as text."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 2 * HOUR:
@@ -122,23 +122,23 @@ def duration(seconds: float) -> str:
 
 
 def money(amount: float, currency: str) -> str:
-    """An amount of money for a person."""
+    """Return an amount of money as text."""
     return f"{amount:.2f} {currency}" if amount >= 0.1 else f"{amount:.2g} {currency}"
 
 
 def price_of(config: PipelineConfig) -> float:
-    """Price of one training device an hour."""
+    """Return the price of one training device per hour."""
     own = config.training.device_cost_per_hour
     return config.governance.machine_cost_per_hour if own is None else own
 
 
 def devices_of(config: PipelineConfig) -> int:
-    """Devices that training occupies: its GPUs, or its machines where there are none."""
+    """Return the number of devices that training occupies: GPUs, or machines without GPUs."""
     return config.pods.nodes * max(1, config.pods.gpus)
 
 
 def estimate(work: Work, speed: Speed, config: PipelineConfig) -> Estimate:
-    """Estimate a training from what the probe timed."""
+    """Estimate a training from the times that the probe measured."""
     processes = config.world_size
     pace = speed.tokens_per_second * processes
     validation = work.validation_tokens * speed.validation_seconds / speed.validation_tokens
@@ -161,7 +161,7 @@ def estimate(work: Work, speed: Speed, config: PipelineConfig) -> Estimate:
 
 
 def judge(found: Estimate, config: PipelineConfig) -> list[Measurement]:
-    """The estimate's measurements, against the run's limits."""
+    """Return the measurements of an estimate with the run's limits."""
     limits = config.training
     spread = found.uncertainty / 2
     return [
@@ -182,7 +182,7 @@ def _within(name: str, value: float, unit: str, limit: float | None, noise: floa
 
 
 def advice(found: Estimate, config: PipelineConfig) -> str:
-    """What to do about an estimate above a limit; empty when it is within."""
+    """Return the advice for an estimate above a limit, an empty text if it is within."""
     over = []
     limits = config.training
     if limits.max_hours is not None and found.hours > limits.max_hours:
@@ -198,12 +198,12 @@ def advice(found: Estimate, config: PipelineConfig) -> str:
 
 
 def compare(planned: Mapping[str, Any], seconds: float, tokens: int) -> dict[str, Any]:
-    """The estimate of a plan against what a training took.
+    """Compare the estimate of a plan with the time that training took.
 
     Args:
-        planned: `estimate` of `plan.json`.
-        seconds: that the training took.
-        tokens: that it saw; fewer than planned when it was stopped early.
+        planned: the `estimate` of `plan.json`.
+        seconds: wall-clock time of the training, seconds.
+        tokens: real tokens of its steps; fewer than planned if it stopped early.
     """
     share = min(1.0, tokens / planned["work"]["tokens"])
     expected = float(planned["seconds"]) * share
@@ -220,7 +220,7 @@ def compare(planned: Mapping[str, Any], seconds: float, tokens: int) -> dict[str
 
 
 def spread_evenly(sizes: Sequence[int], count: int) -> list[int]:
-    """Indices of micro-batches that stand for all: the middles of equal parts, by size."""
+    """Return indices of representative micro-batches: the middles of equal parts by size."""
     order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
     count = min(count, len(order))
     return [order[(2 * part + 1) * len(order) // (2 * count)] for part in range(count)]

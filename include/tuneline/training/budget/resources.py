@@ -1,4 +1,4 @@
-"""Time, money and memory of one training: watched while it runs, told when it has ended."""
+"""Watch the time, cost and memory of one training, and report them at its end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tuneline.training.memory.out_of_memory import MemoryNotes
 
 
 class Resources:
-    """What a training takes.
+    """The time, cost and memory of a training.
 
     Attributes:
-        limit: the callback that stops it at `max_hours` or `max_cost`.
+        limit: the callback that stops training at `max_hours` or `max_cost`.
     """
 
     def __init__(self, ctx: StepContext, plan: Plan) -> None:
@@ -31,10 +31,10 @@ class Resources:
             )
 
     def close(self, tokens: int) -> dict[str, Any]:
-        """Say what the training took, for `run.json`, and drop its notes.
+        """Return the resources that training took, for `run.json`, and delete its notes.
 
         Args:
-            tokens: that it saw.
+            tokens: real tokens of all steps.
         """
         document = {
             "seconds_of_all_tries": round(self._spent.seconds, 1),
@@ -50,7 +50,7 @@ class Resources:
 
 
 def measured(document: Mapping[str, Any]) -> list[Measurement]:
-    """Measurements of what `Resources.close` said."""
+    """Return the measurements of a document of `Resources.close`."""
     estimate = document["estimate"]
     return [
         measure("micro_batch", document["micro_batch"], "rows"),
@@ -63,8 +63,8 @@ def measured(document: Mapping[str, Any]) -> list[Measurement]:
     ]
 
 
-def told(document: Mapping[str, Any]) -> str:
-    """What a person should know of it; empty where all went as planned."""
+def memory_note(document: Mapping[str, Any]) -> str:
+    """Return the part of the summary on memory, an empty text if all went as planned."""
     if not document["out_of_memory"]:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""A training that reaches its limit of hours or money stops and keeps its best adapter."""
+"""Stop a training that reaches its limit of hours or money; its best adapter is kept."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tuneline.run import Run
 from tuneline.store import NotThere
 from tuneline.training.budget.estimate import HOUR, devices_of, duration, money, price_of
 
-# How often the time spent is noted: what a killed try loses of it at the most.
+# Interval at which the time spent is stored: a killed try loses no more than this.
 NOTE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class LimitReached:
-    """A limit that training reached; the form of a loss rule's `Trip`.
+    """A limit that training reached, with the fields of a loss rule's `Trip`.
 
     Attributes:
         rule: `max_hours` or `max_cost`.
-        step: optimiser step at which it did.
-        value: what was spent.
-        limit: what may be.
-        sentence: for a person.
+        step: the optimiser step.
+        value: hours or money spent.
+        limit: hours or money allowed.
+        sentence: the reason for a person.
     """
 
     rule: str
@@ -39,10 +39,10 @@ class LimitReached:
 
 
 class Spent:
-    """Seconds that a training has taken, all of its tries together, noted in the run."""
+    """The seconds that all tries of a training have taken, stored in the run."""
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin a try; what earlier ones have taken counts."""
+        """Begin a try; the time of earlier tries counts."""
         self._store, self._folder = run.store, run.key("work", "spending")
         self._clock, self._started, self._noted = clock, clock(), 0.0
         try:
@@ -53,11 +53,11 @@ class Spent:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds so far."""
         return self._before + self._clock() - self._started
 
     def note(self) -> None:
-        """Note it, if that is due."""
+        """Store the time if an interval has passed."""
         seconds = self.seconds
         if seconds - self._noted >= NOTE_SECONDS:
             self._noted = seconds
@@ -65,7 +65,7 @@ class Spent:
             self._store.put_bytes(f"{self._folder}/spent.json", document)
 
     def clear(self) -> None:
-        """Forget it: the training is done."""
+        """Delete the stored time when training is done."""
         self._store.delete_prefix(self._folder)
 
 
@@ -73,7 +73,7 @@ class StopOnLimit(TrainerCallback):
     """Stops training before it passes `max_hours` or `max_cost`.
 
     Attributes:
-        trip: the limit that was reached.
+        trip: the limit that was reached, None before.
     """
 
     def __init__(self, config: PipelineConfig, spent: Spent, log: Callable[[str], None]) -> None:
@@ -106,7 +106,7 @@ class StopOnLimit(TrainerCallback):
 
 
 def reached(config: PipelineConfig, seconds: float, step: int) -> LimitReached | None:
-    """The limit that a training of these seconds has reached, if it has."""
+    """Return the limit that a training has reached after some seconds, None if it has not."""
     limits, hours = config.training, seconds / HOUR
     if limits.max_hours is not None and hours >= limits.max_hours:
         return LimitReached(

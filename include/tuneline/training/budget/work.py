@@ -1,4 +1,4 @@
-"""Counts what a training run has to do, and draws micro-batches that stand for all of them."""
+"""Count the work of a training run and draw representative micro-batches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def plan_work(
     micro_batch: int,
     samples: int,
 ) -> tuple[Work, list[list[EncodedRow]]]:
-    """The work of a run, and some of its micro-batches, evenly over their sizes.
+    """Count the work of a run and draw some of its micro-batches, evenly over their sizes.
 
     Args:
-        rows: for training, without rehearsal rows, whose answers are not written yet.
+        rows: training rows without rehearsal rows, whose answers are not written yet.
         validation: rows of each validation pass.
-        tokenizer: of the base.
-        spec: of the memory probe.
+        tokenizer: tokenizer of the base.
+        spec: specification of the memory probe.
         micro_batch: rows of a micro-batch.
-        samples: micro-batches to draw.
+        samples: number of micro-batches to draw.
     """
     config = TrainingConfig.model_validate(spec["training"])
     rehearsed = rehearsal_lengths(config.rehearsal_rows, tokenizer, spec["target_format"])
@@ -52,14 +52,14 @@ def plan_work(
 
 
 def _row(rows: Sequence[EncodedRow], lengths: Sequence[int], index: int) -> EncodedRow:
-    """A row of the run; for a rehearsal row, one of the dataset that is as long."""
+    """Return a row of the run; for a rehearsal row, a dataset row of a similar length."""
     if index < len(rows):
         return rows[index]
     return min(rows, key=lambda row: abs(len(row.ids) - lengths[index]))
 
 
 def rehearsal_lengths(count: int, tokenizer: Any, target_format: Any) -> list[int]:
-    """Tokens of the rehearsal rows, their answers taken as long as they may be."""
+    """Return the tokens of each rehearsal row, with the longest answer allowed."""
     if not count:
         return []
     short = [

@@ -1,11 +1,10 @@
-"""Gradients of accumulated micro-batches against those of one large batch.
+"""Compare gradients of accumulated micro-batches with those of one large batch.
 
-The reference shares nothing with the trainer but the model: full logits of one
-padded batch, torch's own cross-entropy, one backward pass. So it also proves
-the loss on learned tokens alone and the weights of rows. How far off a loss
-that is normalised per micro-batch would be is measured beside it
-(transformers#35203, axolotl#1100): a check that could not see that fault
-would prove nothing.
+The reference shares only the model with the trainer: full logits of one padded batch, torch's
+own cross-entropy, one backward pass. So it also checks the loss on learned tokens and the
+weights of rows. The error of a loss that is normalised per micro-batch is measured as well
+(transformers#35203, axolotl#1100), since a check that could not see that fault would prove
+nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +25,16 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Comparison:
-    """How accumulation compares with one large batch.
+    """The differences between accumulation and one large batch.
 
     Attributes:
-        rows: compared, each a micro-batch of its own.
-        loss: of the large batch, nats per token.
-        loss_difference: relative.
-        gradient_difference: norm of the difference of all gradients over the norm of theirs.
-        naive_difference: the same of gradients of a loss normalised per micro-batch.
-        tolerance: relative, for the first two.
+        rows: number of rows; each is one micro-batch.
+        loss: loss of the large batch, nats per token.
+        loss_difference: relative difference of the losses.
+        gradient_difference: norm of the difference of all gradients over the norm of the
+            reference.
+        naive_difference: the same for a loss that is normalised per micro-batch.
+        tolerance: largest relative difference allowed for loss and gradients.
     """
 
     rows: int
@@ -46,7 +46,7 @@ class Comparison:
 
 
 def pick_rows(rows: Sequence[EncodedRow], count: int = ROWS) -> list[EncodedRow]:
-    """Rows whose numbers of learned tokens differ most: there wrong normalisation shows."""
+    """Return the rows whose learned tokens differ most, where wrong normalisation shows."""
     short = [r for r in rows if len(r.ids) <= MAX_TOKENS] or sorted(rows, key=lambda r: len(r.ids))
     ordered = sorted(short, key=lambda r: (r.targets, r.row_id))
     if len(ordered) <= count:
@@ -58,13 +58,13 @@ def pick_rows(rows: Sequence[EncodedRow], count: int = ROWS) -> list[EncodedRow]
 def compare(trainer: Any, rows: Sequence[EncodedRow], pad_id: int) -> Comparison:
     """Compare the trainer's accumulated step with one large batch on the same rows.
 
-    Changes the model: the adapter is randomised (a fresh one has no gradient in half of its
-    matrices), dropout switched off, weights and arithmetic made float32, 4-bit weights alone
-    left as they are.
+    The model is changed: the adapter is randomised (a fresh one has no gradient in half of its
+    matrices), dropout is switched off, and weights and arithmetic become float32, except 4-bit
+    weights.
 
     Args:
-        trainer: of `LabelledTokenTrainer` or a subclass.
-        rows: one micro-batch each.
+        trainer: a `LabelledTokenTrainer`.
+        rows: rows, each of them one micro-batch.
         pad_id: token id of the padding.
     """
     import torch
@@ -110,7 +110,7 @@ def _to(batch: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def _reference(torch: Any, model: Any, batch: dict[str, Any]) -> Any:
-    """Loss of each token of one batch, by the plain forward pass; zero without a label."""
+    """Return the loss of each token of one batch by the plain forward pass; 0 without label."""
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     ).logits[:, :-1]
@@ -126,7 +126,7 @@ def _reference(torch: Any, model: Any, batch: dict[str, Any]) -> Any:
 
 
 def _widen(torch: Any, model: Any) -> None:
-    """Make weights and products float32; packed 4-bit weights stay, they are no floats."""
+    """Make weights and products float32; packed 4-bit weights are not floats and stay."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()
@@ -145,7 +145,7 @@ def _randomise(torch: Any, model: Any) -> None:
 
 @contextlib.contextmanager
 def _exact(model: Any) -> Iterator[None]:
-    """Switch dropout off and autocast's rounding with it; the training mode stays."""
+    """Switch off dropout and the rounding of autocast; the training mode stays."""
     import torch
 
     dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
@@ -164,7 +164,7 @@ def _exact(model: Any) -> Iterator[None]:
 
 
 def _gradients(torch: Any, model: Any) -> Any:
-    """All gradients of the adapter as one vector, in float64."""
+    """Return all gradients of the adapter as one float64 vector."""
     return torch.cat(
         [
             p.grad.detach().double().flatten().cpu()

@@ -1,4 +1,4 @@
-"""How much memory training may take: configured, or a share of what the machine has free."""
+"""The memory that training may take: configured, or a share of the free memory."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from tuneline.errors import UserError
 from tuneline.training.memory.predict import GIB
 
-# What is left is for the caches of the kernel and for whoever else works on the machine.
+# The rest is for the caches of the kernel and for other processes.
 FREE_SHARE = 0.6
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def cgroup_free(root: Path = CGROUP) -> int | None:
-    """Bytes that the container may still take; None without a limit.
+    """Return the bytes that the container may still take; None without a limit.
 
-    Reads cgroup v2 (`memory.max`, `memory.current`) or v1. Cached files that nobody reads
-    give way, so they count as free, as they do for Kubernetes.
+    Reads cgroup v2 (`memory.max`, `memory.current`) or v1. Inactive cached files count as free,
+    as they do for Kubernetes.
     """
     for limit_name, used_name, stat_name in (
         ("memory.max", "memory.current", "memory.stat"),
@@ -46,14 +46,14 @@ def _inactive_files(stat: Path) -> int:
 
 
 def quantity(text: str) -> int:
-    """Bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`).
+    """Return the bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`).
 
     Raises:
-        UserError: it is none.
+        UserError: if the text is not a quantity.
     """
     match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([KMGT]i?|k)?", text.strip())
     if match is None:
-        raise UserError(f"pods.memory {text!r} is no quantity; write it like 8Gi")
+        raise UserError(f"pods.memory {text!r} is not a quantity; write it like 8Gi")
     unit = match.group(2) or ""
     base = 1024 if unit.endswith("i") else 1000
     power = "kmgt".index(unit[0].lower()) + 1 if unit else 0
@@ -61,12 +61,12 @@ def quantity(text: str) -> int:
 
 
 def free_memory(torch: Any, pod_memory: str, root: Path = CGROUP) -> tuple[int, str]:
-    """Bytes that this process may come to hold, and what bounds them.
+    """Return the bytes that this process may take, and the bound that applies.
 
     Args:
         torch: the module.
-        pod_memory: limit of the step's pod; host memory, so it binds on a CPU only.
-        root: where cgroups are mounted.
+        pod_memory: memory limit of the step's pod; host memory, so it applies on a CPU only.
+        root: mount point of cgroups.
     """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0]), "of the GPU's free memory"
@@ -85,7 +85,7 @@ def free_memory(torch: Any, pod_memory: str, root: Path = CGROUP) -> tuple[int, 
 def memory_limit(
     torch: Any, configured_gib: float | None, pod_memory: str, root: Path = CGROUP
 ) -> tuple[int, str]:
-    """The limit of training in bytes, and where it comes from; see `free_memory`."""
+    """Return the limit of training in bytes, and its source; see `free_memory`."""
     if configured_gib is not None:
         return int(configured_gib * GIB), "training.memory_limit_gib"
     free, bound = free_memory(torch, pod_memory, root)

@@ -1,9 +1,9 @@
-"""Training that runs out of memory goes on with a smaller micro-batch.
+"""Continue a training that ran out of memory with a smaller micro-batch.
 
-Whoever sees the memory run out notes it in the run, under `work/`: the step itself where
-an allocation fails, the task that watches the pod where the kernel kills it. The next try
-reads the notes and takes the next smaller divisor of the effective batch. Accumulation
-rises, so that every optimiser step sees the same rows; checkpoints stay good.
+The event is noted in the run, under `work/`: by the step itself if an allocation fails, by the
+task that watches the pod if the kernel kills it. The next try reads the notes and takes the
+next smaller divisor of the effective batch. Accumulation rises, so that every optimiser step
+sees the same rows and checkpoints stay valid.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _SIGNS = (
 
 @dataclass(frozen=True)
 class Failure:
-    """One time that the memory ran out.
+    """One event of running out of memory.
 
     Attributes:
-        step: in which it did.
-        micro_batch: with which it did.
-        how: in words.
-        pod: name of the pod that was killed; empty where the step noticed by itself.
+        step: the step.
+        micro_batch: rows of its micro-batch.
+        how: the error or the reason of the kernel.
+        pod: name of the pod that was killed; empty if the step noticed by itself.
     """
 
     step: str
@@ -55,33 +55,33 @@ class Failure:
 
 
 class MemoryNotes:
-    """What is noted in a run about micro-batches that did not fit."""
+    """The notes in a run about micro-batches that did not fit."""
 
     def __init__(self, run: Run) -> None:
         self._store, self._key = run.store, run.key("work", "memory", "notes.json")
 
     def trying(self, step: str, micro_batch: int) -> None:
-        """Note the micro-batch that a step is about to use: a killed process can't say it."""
+        """Note the micro-batch that a step is about to use, since a killed process can't."""
         self._write({**self._read(), "trying": {"step": step, "micro_batch": micro_batch}})
 
     def tried(self, step: str) -> int | None:
-        """The micro-batch that a step used last."""
+        """Return the micro-batch that a step used last, None if it noted none."""
         found = self._read()["trying"]
         return int(found["micro_batch"]) if found and found["step"] == step else None
 
     def add(self, failure: Failure) -> None:
-        """Note a failure; a pod's is noted once."""
+        """Note a failure, once for each pod."""
         noted = self.failures()
         if failure not in noted:
             document = {**self._read(), "failures": [asdict(f) for f in (*noted, failure)]}
             self._write(document)
 
     def failures(self) -> list[Failure]:
-        """Everything noted so far, in order."""
+        """Return all failures so far, in order."""
         return [Failure(**entry) for entry in self._read()["failures"]]
 
     def clear(self) -> None:
-        """Forget everything: the training is done."""
+        """Delete all notes when training is done."""
         self._store.delete_prefix(self._key.rsplit("/", 1)[0])
 
     def _read(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class MemoryNotes:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a CPU or a GPU."""
+    """Return True if an error says that memory ran out, on a CPU or a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     said = str(error).lower()
@@ -104,24 +104,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def allowed(sizes: list[int], failures: list[Failure], step: str) -> list[int]:
-    """The micro-batches below all that ran out of memory in a step."""
+    """Return the micro-batches below all that ran out of memory in a step."""
     least = min((f.micro_batch for f in failures if f.step == step), default=None)
     return [size for size in sizes if least is None or size < least]
 
 
 def fitting(plan: Plan, failures: list[Failure]) -> Plan:
-    """A training's plan after what failures have taught.
+    """Adapt a plan to the failures of earlier tries.
 
     Args:
-        plan: `plan.json` of gradient_accumulation.
-        failures: of `MemoryNotes`.
+        plan: plan of gradient_accumulation.
+        failures: failures from `MemoryNotes`.
 
     Returns:
-        The plan, its micro-batch smaller and its accumulation larger where memory ran out;
-        `planned_micro_batch` is then what it was.
+        The plan, with a smaller micro-batch and a larger accumulation if memory ran out;
+        `planned_micro_batch` is then the micro-batch of the original plan.
 
     Raises:
-        UserError: there is no smaller one.
+        UserError: if there is no smaller micro-batch.
     """
     planned = plan.micro_batch
     sizes = [s for s in micro_batches(plan.effective_batch, plan.world_size) if s <= planned]
@@ -140,11 +140,11 @@ def fitting(plan: Plan, failures: list[Failure]) -> Plan:
 
 @contextmanager
 def noticed(run: Run, step: str, plan: Plan) -> Iterator[None]:
-    """Run a block that uses a plan's micro-batch; make a sentence of running out of memory.
+    """Run a block that uses a plan's micro-batch; turn running out of memory into a sentence.
 
     Raises:
-        RetryableError: memory ran out, and the next try takes a smaller micro-batch.
-        UserError: memory ran out, and there is no smaller one.
+        RetryableError: if memory ran out, and the next try takes a smaller micro-batch.
+        UserError: if memory ran out, and there is no smaller one.
     """
     notes, micro_batch = MemoryNotes(run), plan.micro_batch
     notes.trying(step, micro_batch)
@@ -163,13 +163,13 @@ def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, 
     """Note that a step's pod was killed for its memory.
 
     Args:
-        run_uri: of the run.
-        step: item or helper.
-        limit: of the pod's memory, as a Kubernetes quantity.
-        pod: its name.
+        run_uri: URI of the run.
+        step: id of the step.
+        limit: memory limit of the pod, a Kubernetes quantity.
+        pod: name of the pod.
 
     Returns:
-        Whether another try can help, and a sentence for a person.
+        True if another try can help, and a sentence for a person.
     """
     over = f", the pod's limit of {limit} was reached"
     if step in STEPS:
