@@ -273,7 +273,7 @@ def _ratios(results: Sequence[Result], suffix: str) -> dict[str, float]:
 
 def _no_second_workload() -> NotMeasured:
     return NotMeasured(
-        "rows without a shared beginning",
+        "rows without a shared prefix",
         "--input gives one workload",
         (f"tokens_per_s_vs_trl{OWN_PREFIXES}", f"memory_vs_trl{OWN_PREFIXES}"),
     )

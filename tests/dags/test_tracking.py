@@ -38,7 +38,7 @@ def started(monkeypatch):
 
 
 def leave(run, *tracked):
-    document = json.dumps({"tracking": list(tracked)}).encode()
+    document = json.dumps({"steps": 1, "tracking": list(tracked)}).encode()
     run.store.put_bytes(run.step_key("train", "run.json"), document)
 
 

@@ -130,5 +130,5 @@ def test_all_linear_means_the_layers_of_the_architecture(architecture, kinds):
 
 
 def test_a_model_without_linear_layers_is_refused():
-    with pytest.raises(UserError, match="has no linear layer that an adapter could sit on"):
+    with pytest.raises(UserError, match="has no linear layer that could carry an adapter"):
         resolve_targets("all-linear", [])
