@@ -39,7 +39,7 @@ _BACKOFF_LIMIT_S = 60.0
 
 @dataclass
 class _Progress:
-    """What has been counted of a job: pods by UID, and the indexes that have succeeded."""
+    """The counted pods of a job by UID, the completed indexes, and the last failure's time."""
 
     counted: set[str] = field(default_factory=set)
     completed: set[int] = field(default_factory=set)

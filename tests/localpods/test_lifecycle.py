@@ -45,7 +45,7 @@ def test_second_deletion_without_grace_hastens_the_first(api: Api) -> None:
 
 
 def test_what_a_container_leaves_behind_ends_with_it(api: Api) -> None:
-    # Also what has a session of its own and no parent any more.
+    # Also a process in another session whose parent has ended.
     api.run("leaves", "setsid sleep 600 & setsid bash -c 'sleep 600 & echo $!' & sleep 0.3")
     pid = int(api.log("leaves"))
     wait_for(lambda: not psutil.pid_exists(pid), what="the end of the orphan")
