@@ -72,10 +72,7 @@ class JobController:
                     self._conclude(job, "Failed", "InternalError", why)
 
     def delete(self, job: Json, grace: float | None) -> Json:
-        """Delete a job with its pods, and return it; see `Kubelet.delete` for the grace period.
-
-        The job is removed after its pods.
-        """
+        """Delete a job's pods and then the job, and return it; see `Kubelet.delete`."""
         marked = copy.deepcopy(job)
         marked["metadata"].setdefault("deletionTimestamp", now())
         marked = self._jobs.put(marked)

@@ -88,6 +88,13 @@ def test_deadline(api: Api) -> None:
     assert state_of(pod).terminated.exit_code == 143
 
 
+def test_deadline_leaves_the_grace_period(api: Api) -> None:
+    script = 'trap "sleep 0.5; exit 7" TERM; sleep 60 & wait'
+    pod = api.run("late-but-tidy", script, activeDeadlineSeconds=1)
+    assert pod.status.reason == "DeadlineExceeded"
+    assert state_of(pod).terminated.exit_code == 7
+
+
 def test_deadline_of_a_pod_that_never_starts(api: Api) -> None:
     pod = api.run("never", "true", container_image="unknown:1", activeDeadlineSeconds=1)
     assert pod.status.reason == "DeadlineExceeded"
