@@ -1,4 +1,4 @@
-"""New pods and jobs: what is required of them, and the fields that they get.
+"""New pods and jobs: their required fields and their defaults.
 
 Only what this server would carry out wrongly is refused; a cluster checks far more.
 """

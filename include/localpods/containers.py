@@ -134,7 +134,7 @@ class ContainerRun:
             return
         self._kill_at = min(time.monotonic() + grace, self._kill_at)
         self.cause = self.cause or cause
-        if grace > 0:
+        if grace > 0 and self._code is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGTERM)
         self.check()

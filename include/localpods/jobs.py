@@ -39,7 +39,7 @@ _BACKOFF_LIMIT_S = 60.0
 
 @dataclass
 class _Progress:
-    """What has been counted of a job: pods by UID, and the indexes that have succeeded."""
+    """The counted pods of a job by UID, the completed indexes, and the last failure's time."""
 
     counted: set[str] = field(default_factory=set)
     completed: set[int] = field(default_factory=set)
@@ -72,10 +72,7 @@ class JobController:
                     self._conclude(job, "Failed", "InternalError", why)
 
     def delete(self, job: Json, grace: float | None) -> Json:
-        """Delete a job with its pods, and return it; see `Kubelet.delete` for the grace period.
-
-        The job is removed after its pods.
-        """
+        """Delete a job's pods and then the job, and return it; see `Kubelet.delete`."""
         marked = copy.deepcopy(job)
         marked["metadata"].setdefault("deletionTimestamp", now())
         marked = self._jobs.put(marked)

@@ -26,7 +26,6 @@ def pod_status(pod: Json, runs: Mapping[str, ContainerRun]) -> Json:
         "phase": _phase(containers),
         "hostIP": LOOPBACK,
         "podIP": LOOPBACK,
-        "podIPs": [{"ip": LOOPBACK}],
         "containerStatuses": containers,
     }
     for run in runs.values():

@@ -60,6 +60,8 @@ def whole_number(request: web.Request, name: str) -> int | None:
 async def read_object(request: web.Request) -> Json:
     """Read a request's body, a JSON object; an empty body counts as an empty object."""
     raw = await request.read()
+    if raw.startswith(b"k8s\x00"):
+        raise bad_request("protobuf is not supported, only JSON: use `kubectl create -f`")
     try:
         body = json.loads(raw) if raw.strip() else {}
     except ValueError as error:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.lab.pods import IMAGE, Api, Server, wait_for
+from tests.lab.pods import IMAGE, Server
 
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None,
@@ -103,7 +103,7 @@ def test_log_is_followed(kubectl: Kubectl) -> None:
     assert kubectl("logs", "talks", "--since", "1h") == "1\n2\n3\n"
 
 
-def test_failure_says_why(kubectl: Kubectl, api: Api) -> None:
+def test_failure_says_why(kubectl: Kubectl) -> None:
     kubectl.start("breaks", "exit 3")
     waited = kubectl("wait", "--for", "jsonpath={.status.phase}=Failed", "pod/breaks")
     assert waited == "pod/breaks condition met\n"
@@ -127,7 +127,7 @@ def test_job_from_a_file(kubectl: Kubectl, tmp_path: Path) -> None:
     assert table(kubectl("get", "pods", "-l", "job-name=counts")) == []
 
 
-def test_changes_are_watched(kubectl: Kubectl, api: Api) -> None:
+def test_changes_are_watched(kubectl: Kubectl) -> None:
     watching = subprocess.Popen(
         ["kubectl", *kubectl._options, "get", "pods", "-w", "-l", "run=watched"],
         env=kubectl._env,
@@ -143,4 +143,3 @@ def test_changes_are_watched(kubectl: Kubectl, api: Api) -> None:
         watching.wait()
     assert lines[0][0] == "NAME"
     assert [line[2] for line in lines[1:]] == ["Running", "Completed"]
-    wait_for(lambda: api.read("watched").status.phase == "Succeeded", what="the end of the pod")

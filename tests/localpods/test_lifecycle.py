@@ -45,7 +45,7 @@ def test_second_deletion_without_grace_hastens_the_first(api: Api) -> None:
 
 
 def test_what_a_container_leaves_behind_ends_with_it(api: Api) -> None:
-    # Also what has a session of its own and no parent any more.
+    # Also a process in another session whose parent has ended.
     api.run("leaves", "setsid sleep 600 & setsid bash -c 'sleep 600 & echo $!' & sleep 0.3")
     pid = int(api.log("leaves"))
     wait_for(lambda: not psutil.pid_exists(pid), what="the end of the orphan")
@@ -86,6 +86,13 @@ def test_deadline(api: Api) -> None:
     pod = api.run("late", "sleep 60", activeDeadlineSeconds=1)
     assert (pod.status.phase, pod.status.reason) == ("Failed", "DeadlineExceeded")
     assert state_of(pod).terminated.exit_code == 143
+
+
+def test_deadline_leaves_the_grace_period(api: Api) -> None:
+    script = 'trap "sleep 0.5; exit 7" TERM; sleep 60 & wait'
+    pod = api.run("late-but-tidy", script, activeDeadlineSeconds=1)
+    assert pod.status.reason == "DeadlineExceeded"
+    assert state_of(pod).terminated.exit_code == 7
 
 
 def test_deadline_of_a_pod_that_never_starts(api: Api) -> None:

@@ -64,7 +64,7 @@ def test_name_that_is_taken(api: Api) -> None:
         api.create("twice")
     assert caught.value.status == 409
     assert json.loads(caught.value.body)["reason"] == "AlreadyExists"
-    # Another namespace has names of its own.
+    # Each namespace has its own names.
     api.core.create_namespaced_pod("other", pod_body("twice", "true"))
 
 
@@ -354,7 +354,7 @@ def test_only_the_loopback_interface_is_served(server: Server) -> None:
 
 def test_body_that_is_not_an_object(server: Server) -> None:
     path = f"/api/v1/namespaces/{NAMESPACE}/pods"
-    for body in (b"[]", b"{"):
+    for body in (b"[]", b"{", b"k8s\x00\n\x80"):
         with pytest.raises(urllib.error.HTTPError) as caught:
             server.open(path, token=server.token, data=body)
         assert caught.value.code == 400
