@@ -29,7 +29,7 @@ TINY = {
         "alpha": 16,
         "max_steps": 20,
         "effective_batch": 4,
-        "evaluations": 2,
+        "evaluations": 1,
         "rehearsal_rows": 16,
     },
     "evaluation": {
