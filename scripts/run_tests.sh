@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run_tests.sh all|fast [PATH...]
+# run_tests.sh all|fast|long [PATH...]
 # Runs tests in the environments that they need, all of them even when one fails. Without a
 # path it runs the whole suite, lint and types; with paths, these tests alone.
 set -uo pipefail
@@ -25,8 +25,9 @@ for path in "${@:-tests}"; do
     *) ml+=("$path") ;;
   esac
 done
-marks=()
-[[ $which == fast ]] && marks=(-m "not stack and not slow")
+marks=(-m "not long")
+[[ $which == fast ]] && marks=(-m "not stack and not slow and not long")
+[[ $which == long ]] && marks=(-m long)
 
 needed=()
 ((${#ml[@]})) || needed=(--only airflow)

@@ -92,7 +92,7 @@ def test_a_missing_base_model_is_refused_before_anything_starts(commands, data, 
     config.write_text("base_model: /no/such")
     done = commands.run("demo", "--data", str(data), "--config", str(config))
     assert done.returncode == 2
-    assert "base model '/no/such' is no directory" in done.stderr
+    assert "base model '/no/such': there is no directory of that name" in done.stderr
     assert processes(commands) == {}
 
 

@@ -54,7 +54,7 @@ def test_a_path_of_the_ml_environment_builds_that_one_alone(run):
     ignored = " ".join(f"--ignore=tests/{d}" for d in ("dags", "plugins", "localpods", "stack"))
     assert lines(done) == [
         "setup --only ml",
-        f"ml -m pytest -q {ignored} tests/data",
+        f"ml -m pytest -q -m not long {ignored} tests/data",
         "all passed",
     ]
 
@@ -63,7 +63,7 @@ def test_a_path_of_the_airflow_environment_builds_that_one_alone(run):
     done = run("fast", "tests/dags")
     assert lines(done) == [
         "setup --only airflow",
-        "airflow -m pytest -q -m not stack and not slow tests/dags",
+        "airflow -m pytest -q -m not stack and not slow and not long tests/dags",
         "all passed",
     ]
 
@@ -77,9 +77,12 @@ def test_paths_of_both_environments_run_in_both(run):
 def test_without_a_path_everything_runs_and_lint_and_types(run):
     done = run("all")
     assert lines(done)[-3:] == ["lint", "types", "all passed"]
-    assert (
-        "airflow -m pytest -q tests/dags tests/plugins tests/localpods tests/stack" in done.stdout
-    )
+    folders = "tests/dags tests/plugins tests/localpods tests/stack"
+    assert f"airflow -m pytest -q -m not long {folders}" in done.stdout
+
+
+def test_the_long_tests_run_alone(run):
+    assert lines(run("long", "tests/training"))[1].startswith("ml -m pytest -q -m long ")
 
 
 def test_a_path_that_is_not_there_is_named(run):

@@ -64,7 +64,7 @@ def test_an_allocator_that_had_room_left_predicts_no_less_than_before():
     assert way.up([1, 2]).predicted.total == 1040
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.model
 @pytest.mark.parametrize(
     "case",
