@@ -82,7 +82,7 @@ def test_without_a_path_everything_runs_and_lint_and_types(run):
 
 
 def test_the_long_tests_run_alone(run):
-    assert lines(run("long", "tests/training"))[1].startswith("ml -m pytest -q -m long ")
+    assert lines(run("long", "tests/data"))[1].startswith("ml -m pytest -q -m long ")
 
 
 def test_a_path_that_is_not_there_is_named(run):
