@@ -36,7 +36,7 @@ def predicted_over_measured(
     """Climb to a micro-batch, then train two real steps of it and read the peak."""
     torch = load_torch(2, 7)
     import tuneline.training.loop.trainer  # noqa: F401  # its libraries belong to the runtime
-    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.machine.peak_memory import peak_memory, restart_peak
     from tuneline.models import load_tokenizer, resolve
     from tuneline.training.loop.base_weights import LoraSettings
 
@@ -54,6 +54,8 @@ def predicted_over_measured(
     taken, _ = find_micro_batch(
         setup, first, data, [rows], limit=1 << 40, about_to=lambda size: None
     )
+    del first
+    restart_peak(torch, "cpu")
     setup.trainer(model, tokenizer, [longest_rows(data, rows)] * 2).train()
     return taken.predicted.total / peak_memory(torch, "cpu")
 

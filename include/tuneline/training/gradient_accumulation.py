@@ -289,8 +289,9 @@ def run(ctx: StepContext) -> Evidence:
     MemoryNotes(ctx.run).clear()
     return ctx.conclude(
         f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
-        f"{plan.effective_batch} rows a step; peak {plan.measured_peak_bytes / GIB:.2f} GiB "
-        f"measured, {plan.predicted_peak_bytes / GIB:.2f} predicted, limit {limit / GIB:.2f} "
+        f"{plan.effective_batch} rows a step; peak {plan.measured_step_bytes / GIB:.2f} GiB in "
+        f"training ({plan.predicted_peak_bytes / GIB:.2f} predicted), "
+        f"{plan.measured_peak_bytes / GIB:.2f} with validation, limit {limit / GIB:.2f} "
         f"({source}){'' if taken.fits else f': {ADVICE}'}; accumulated gradients differ from one "
         f"large batch by {found['accumulation']['gradient_difference']:.1e}; "
         f"{expected.sentence()}{advice(expected, ctx.config)}",

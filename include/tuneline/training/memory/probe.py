@@ -126,7 +126,7 @@ def find_micro_batch(
 
     Args:
         setup: what is trained.
-        trainer: a trainer whose `train` was run on the first of `PARTS`.
+        trainer: a trainer whose `train` was run for one step, so that it has an optimiser.
         rows: rows of the dataset.
         sizes: micro-batches to choose among.
         limit: memory that a step may take, bytes.
@@ -138,12 +138,14 @@ def find_micro_batch(
     """
     import torch
 
-    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.machine.peak_memory import peak_memory, restart_peak
     from tuneline.training.loop.rows import as_batch
 
     def take_step(batch: Sequence[EncodedRow]) -> int:
         inputs = as_batch(torch, batch, trainer.settings.pad_id)
         inputs = {name: tensor.to(setup.device) for name, tensor in inputs.items()}
+        # What loading the model took, and what the step before left, would hide a small step.
+        restart_peak(torch, setup.device)
         items = trainer._get_num_items_in_batch([inputs], torch.device(setup.device))
         trainer.training_step(trainer.model, inputs, items)
         trainer.optimizer.step()
@@ -158,9 +160,8 @@ def find_micro_batch(
         return tokens_at_once(trainer.model, batch)
 
     longest = longest_rows(rows, 1)[0]
-    first, *parts = ([tail(longest, share)] for share in PARTS)
-    peaks = [Peak(laid(first), peak_memory(torch, setup.device))]
-    peaks += [Peak(laid(part), take_step(part)) for part in parts]
+    parts = [[tail(longest, share)] for share in PARTS]
+    peaks = [Peak(laid(part), take_step(part)) for part in parts]
     climb = Climb(limit, lambda count: laid(longest_rows(rows, count)), measure, peaks)
     return climb.up(sizes), climb
 
@@ -232,6 +233,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         about_to(sizes[0])
         model = setup.model()
         startup = time.monotonic() - began
+        loaded = peak_memory(torch, device)
         first = setup.trainer(model, tokenizer, [[tail(longest_rows(rows, 1)[0], PARTS[0])]])
         first.train()
         taken, climb = find_micro_batch(setup, first, rows, sizes, limit=limit, about_to=about_to)
@@ -250,6 +252,8 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             },
         ]
         result.write_text(json.dumps(answer))
+        # The optimiser of this trainer must not count beside that of the next one.
+        del first, climb
         answer["tried"][-1] |= _timed(
             setup,
             model,
@@ -260,6 +264,8 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             size=taken.rows,
         )
         answer["tried"][-1]["speed"]["startup_seconds"] = startup
+        highest = max(loaded, taken.memory, answer["tried"][-1]["measured"])
+        answer["tried"][-1]["measured"] = highest
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -290,7 +296,7 @@ def _timed(
     """Time the trainer's steps and a validation pass; read the peak; check accumulation."""
     import torch
 
-    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.machine.peak_memory import peak_memory, restart_peak
     from tuneline.training.budget.work import plan_work
     from tuneline.training.loop.rows import pad_token
     from tuneline.training.loop.token_loss import EVAL_BATCH
@@ -298,6 +304,7 @@ def _timed(
 
     work, typical = plan_work(rows, validation, tokenizer, spec, micro_batch=size, samples=TIMED)
     trainer = setup.trainer(model, tokenizer, [longest_rows(rows, size), *typical])
+    restart_peak(torch, setup.device)
     trainer.train()
     stepped = peak_memory(torch, setup.device)
     trainer.validation = longest_rows(validation, min(EVAL_BATCH, len(validation)))
