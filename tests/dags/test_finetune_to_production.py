@@ -240,19 +240,23 @@ def test_no_secret_reaches_a_template(monkeypatch):
 IMPORT_COST = """
 import sys, time
 from airflow.dag_processing.dagbag import DagBag
+began = time.process_time()
 import airflow.sdk
-before = time.process_time()
+from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.standard.operators.hitl import HITLOperator
+operators = time.process_time() - began
 bag = DagBag(sys.argv[1])
-cost = time.process_time() - before
+cost = time.process_time() - began - operators
 assert not bag.import_errors, bag.import_errors
 heavy = {"torch", "transformers", "great_expectations", "pandas", "matplotlib"} & set(sys.modules)
-print(cost, ",".join(sorted(heavy)) or "-")
+print(cost / operators, ",".join(sorted(heavy)) or "-")
 """
 
 
 def test_importing_the_dag_is_cheap():
-    """Under a second above Airflow's own, and none of the heavy libraries."""
-    costs = []
+    """The DAG costs less than half of its operators, and loads no heavy library."""
+    shares = []
     for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-c", IMPORT_COST, str(ROOT / "dags")],
@@ -261,9 +265,9 @@ def test_importing_the_dag_is_cheap():
             check=True,
             env={**os.environ, "PYTHONPATH": str(ROOT / "dags")},
         )
-        cost, heavy = done.stdout.splitlines()[-1].split()
+        share, heavy = done.stdout.splitlines()[-1].split()
         assert heavy == "-"
-        costs.append(float(cost))
-        if costs[-1] < 1.0:
+        shares.append(float(share))
+        if shares[-1] < 0.5:
             return
-    pytest.fail(f"the import cost {min(costs):.2f} s of CPU time at best")
+    pytest.fail(f"importing the DAG costs {min(shares):.2f} of importing its operators")
