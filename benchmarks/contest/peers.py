@@ -1,4 +1,4 @@
-"""Whether the systems to compare with are installed, and in which environment."""
+"""Find the systems to compare with, and the environment that each is installed in."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ MODULE = "benchmarks.training.trials"
 
 @dataclass(frozen=True)
 class GpuFindings:
-    """What the GPU part adds to the report."""
+    """The results that the GPU part adds to the report."""
 
     about: dict[str, Any] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
@@ -56,7 +56,7 @@ class GpuFindings:
 
 
 def why_not(machine: Mapping[str, Any]) -> str | None:
-    """Why there is no GPU to measure on, None when there is one."""
+    """Return the reason why no GPU can be measured, None if one can."""
     if machine["gpu"] is None:
         return "this machine has no NVIDIA GPU (nvidia-smi names none)"
     import torch
@@ -93,7 +93,7 @@ def measure(
 def gpu_job(
     folder: Path, base: Path, shape: Mapping[str, Any], row: int, device: str
 ) -> dict[str, Any]:
-    """What the trials are told.
+    """Return the job of the trials.
 
     Args:
         folder: for rows and scratch files.

@@ -114,7 +114,7 @@ def write_rows(path: Path, rows: Sequence[EncodedRow]) -> str:
 
 
 def read_rows(path: str) -> list[EncodedRow]:
-    """What `write_rows` left."""
+    """The files that `write_rows` left."""
     from tuneline.training.loop.rows import EncodedRow
 
     return [

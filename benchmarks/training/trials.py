@@ -236,7 +236,7 @@ def _peft_config(job: Job) -> Any:
 
 
 def _trl_arguments(torch: Any, job: Job) -> Any:
-    """What TRL is told; what is not named here keeps TRL's own value."""
+    """Return the settings of TRL; all others keep TRL's own value."""
     from trl.trainer.sft_config import SFTConfig
 
     from tuneline.training.loop.base_weights import nf4_config

@@ -36,7 +36,7 @@ _GPU_START_SECONDS = 30 * 60
 
 _DEFAULTS = PodConfig()
 
-# A step that resumes from its last checkpoint loses little with a try, so many are worth it.
+# A step that resumes from its last checkpoint loses little when a try fails: it gets more tries.
 _RESUMED = {"train"}
 _RETRIES, _RESUMED_RETRIES = 2, 8
 # Between SIGTERM and SIGKILL: training ends its step and uploads a checkpoint first.

@@ -1,4 +1,4 @@
-"""What the governance phase leaves: the manifest of a model version and the release pointer."""
+"""Files of the governance phase: the manifest of a model version and the release pointer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Governed(BaseModel):
 
 
 class ManifestRef(_Governed):
-    """Where the manifest of a run's model version lies: `manifest_ref.json`.
+    """The place of the manifest of a run's model version: `manifest_ref.json`.
 
     Attributes:
         uri: address of `manifest.json`.

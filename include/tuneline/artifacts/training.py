@@ -1,4 +1,4 @@
-"""What the training phase leaves."""
+"""Files that the training phase leaves for other steps, with their models."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SourceFormat = Literal[
 
 
 class CsvMapping(Section):
-    """How the columns of a CSV file become turns."""
+    """The columns of a CSV file that become turns."""
 
     user: str = Field(description="Template of the user turn; {column} is replaced.")
     assistant: str = Field(
@@ -36,7 +36,7 @@ class CsvMapping(Section):
 
 
 class SourcesConfig(Section):
-    """Where rows come from, the form that they have and the prompt format that they get."""
+    """The sources of the rows, their form, and the prompt format that they get."""
 
     source: str | list[str] = Field(
         description="Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of "
@@ -241,4 +241,4 @@ class DataConfig(
     SchemaValidationConfig,
     SourcesConfig,
 ):
-    """Where rows come from and what the five data items demand of them."""
+    """The sources of the rows and the settings of the five data items."""

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from tuneline.run import StepContext
 
 ITEM = "schema_validation"
-# Up to so many files the form of each is measured; of more, the number of files by form.
+# Up to this number of files each form is a measurement; above it, the files are counted by form.
 MOST_FORMS = 8
 
 

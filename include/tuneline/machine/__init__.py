@@ -1,1 +1,1 @@
-"""What this machine has and how processes share it: cores, memory, threads, environment."""
+"""The resources of this machine and their use by processes: cores, memory, threads, environment."""

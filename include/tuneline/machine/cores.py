@@ -1,4 +1,4 @@
-"""How many threads a CPU engine should take."""
+"""The number of threads that a CPU engine should take."""
 
 from __future__ import annotations
 

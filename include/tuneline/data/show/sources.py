@@ -20,7 +20,7 @@ from tuneline.data.tables.rows import Message, Reject, Row, read_dataset, read_r
 from tuneline.errors import UserError
 from tuneline.run import Run
 
-# The form of a dataset's answers is judged on so many rows of a raw file.
+# Rows of a raw file from which the form of a dataset's answers is judged.
 SAMPLE_ROWS = 1000
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-# Bytes unpacked at once; a zstd stream that breaks may lose so many before the break.
+# Bytes unpacked at once; a broken zstd stream may lose up to this number before the break.
 BLOCK = 1 << 16
 # A longer line can't be a row; it is not held in memory whole.
 MAX_LINE_BYTES = 64 << 20

@@ -95,7 +95,7 @@ class UpstreamConfig(Section):
 
 
 class LowConfidenceConfig(Section):
-    """When an answer is too improbable to trust (natural logarithms, so 0 is certainty)."""
+    """The limits below which an answer is not trusted (natural logarithms; 0 is certainty)."""
 
     min_mean_logprob: float = Field(
         lt=0,

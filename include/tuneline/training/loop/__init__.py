@@ -1,1 +1,1 @@
-"""What the training loop is made of: rows, losses, trainer, callbacks, checkpoints."""
+"""The parts of the training loop: rows, losses, trainer, callbacks, checkpoints."""

@@ -1,4 +1,4 @@
-"""What the step train reads: the base, the settings of the adapter, the plan and the rows."""
+"""The inputs of the step train: the base, the settings of the adapter, the plan and the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuneline.training.memory.out_of_memory import MemoryNotes, fitting
 
 @dataclass(frozen=True)
 class Inputs:
-    """What training reads.
+    """The inputs of a training.
 
     Attributes:
         base: directory of the base model.

@@ -33,7 +33,7 @@ PARTS = (0.25, 0.5)
 
 @dataclass(frozen=True)
 class Setup:
-    """What a micro-batch is tried on.
+    """The model and settings that a micro-batch is tried with.
 
     Attributes:
         base: directory of the base model.

@@ -16,7 +16,7 @@ _VERSION_DIGITS = 16
 
 @dataclass(frozen=True)
 class Description:
-    """What trackers show of a run besides its metrics: no secret, no path of this machine.
+    """The description of a run that trackers show: no secret, no path of this machine.
 
     Attributes:
         project: experiment in MLflow, project in Weights & Biases.
