@@ -57,13 +57,52 @@ part() { # name, command...
   "$@" || failed+=("$name")
 }
 
-if ((${#ml[@]})); then
-  part "tests of the ML environment" .venv-ml/bin/python -m pytest -q "${marks[@]}" \
-    "${airflow_folders[@]/#/--ignore=}" "${ml[@]}"
-fi
-if ((${#airflow[@]})); then
-  part "tests of the Airflow environment" \
-    .venv-airflow/bin/python -m pytest -q "${marks[@]}" "${airflow[@]}"
+ml_tests() {
+  .venv-ml/bin/python -m pytest -q "${marks[@]}" "${airflow_folders[@]/#/--ignore=}" "${ml[@]}"
+}
+airflow_tests() {
+  .venv-airflow/bin/python -m pytest -q "${marks[@]}" "${airflow[@]}"
+}
+ended() { # the exit code of a process of ours; a signal that we hear meanwhile is not its end
+  local code
+  while wait "$1"; code=$?; kill -0 "$1" 2>/dev/null; do :; done
+  return "$code"
+}
+side_by_side() { # the output of each is shown whole, at its end
+  local logs name ticking interrupted=0
+  local -A running=()
+  logs=$(mktemp -d)
+  # After Ctrl-C the tests stop what they have started, which takes a while.
+  trap 'interrupted=1' INT
+  for name in ml airflow; do
+    # A shell has what it starts in the background ignore Ctrl-C.
+    (trap - INT && "${name}_tests") >"$logs/$name" 2>&1 </dev/null &
+    running[$name]=$!
+  done
+  while sleep 60 &>/dev/null; do
+    for name in ml airflow; do
+      printf '%s %s  ' "$name" "$(grep -o '[0-9]*%]$' "$logs/$name" | tail -n 1 | tr -d ']')"
+    done
+    echo
+  done &
+  ticking=$!
+  for name in ml airflow; do
+    ended "${running[$name]}" || failed+=("tests of the $name environment")
+    echo "=== tests of the $name environment"
+    cat "$logs/$name"
+  done
+  kill "$ticking" 2>/dev/null
+  rm -r "$logs"
+  trap - INT
+  ((interrupted == 0)) || exit 130
+}
+
+if (($# == 0 && $(nproc) > 1)); then
+  echo "=== tests of both environments, side by side"
+  side_by_side
+else
+  ((${#ml[@]} == 0)) || part "tests of the ml environment" ml_tests
+  ((${#airflow[@]} == 0)) || part "tests of the airflow environment" airflow_tests
 fi
 if (($# == 0)); then
   part "lint" scripts/lint.sh

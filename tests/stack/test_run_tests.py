@@ -23,15 +23,17 @@ def run(tmp_path):
     for name in ("ml", "airflow"):
         python = tmp_path / f".venv-{name}" / "bin" / "python"
         python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        python.write_text(f'#!/bin/sh\necho {name} "$@"\nsh tests.sh {name}\n')
         python.chmod(0o755)
     for folder in ("data", "dags", "stack", "localpods", "plugins"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
-    # Found, so that the script does not install it.
-    (tmp_path / "docker-compose").write_text("")
-    (tmp_path / "docker-compose").chmod(0o755)
 
-    def start(*arguments):
+    def start(*arguments, tests="", cores=2):
+        (tmp_path / "tests.sh").write_text(tests)
+        # What the script would install is there.
+        for name in ("docker-compose", "kubectl", "nproc"):
+            (tmp_path / name).write_text(f"#!/bin/sh\necho {cores}\n")
+            (tmp_path / name).chmod(0o755)
         return subprocess.run(
             ["scripts/run_tests.sh", *arguments],
             cwd=tmp_path,
@@ -79,6 +81,41 @@ def test_without_a_path_everything_runs_and_lint_and_types(run):
     assert lines(done)[-3:] == ["lint", "types", "all passed"]
     folders = "tests/dags tests/plugins tests/localpods tests/stack"
     assert f"airflow -m pytest -q -m not long {folders}" in done.stdout
+
+
+# Begins only when the other environment has begun, or gives up.
+MEET = """
+touch began-$1
+for _ in $(seq 100); do [ -e began-ml ] && [ -e began-airflow ] && break; sleep 0.05; done
+[ -e began-ml ] && [ -e began-airflow ] && echo "$1 met the other"
+"""
+
+
+def test_two_cores_run_both_environments_side_by_side_and_keep_their_output_apart(run):
+    done = run("all", tests=MEET)
+    assert done.returncode == 0
+    assert [line.split(" -m ")[0] for line in lines(done)[1:5]] == [
+        "ml",
+        "ml met the other",
+        "airflow",
+        "airflow met the other",
+    ]
+
+
+ALONE = "[ -e running ] && echo together; touch running; sleep 0.2; rm running"
+
+
+def test_one_core_runs_one_after_the_other(run):
+    done = run("all", tests=ALONE, cores=1)
+    assert [line.split()[0] for line in lines(done)[1:3]] == ["ml", "airflow"]
+    assert "together" not in done.stdout
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_environment_that_fails_is_named_and_stops_nothing(run, cores):
+    done = run("all", tests='test "$1" = airflow', cores=cores)
+    assert done.returncode == 1
+    assert lines(done)[-3:] == ["lint", "types", "FAILED: tests of the ml environment"]
 
 
 def test_the_long_tests_run_alone(run):
