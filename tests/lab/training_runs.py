@@ -183,21 +183,3 @@ class TrainingLab(Lab):
 
         weights: dict[str, Any] = load_file(self.artifact("train", f"adapter/{ADAPTER_WEIGHTS}"))
         return weights
-
-    def artifact(self, step: str, name: str) -> Path:
-        """A stored artifact of a step."""
-        return self.root / "store" / self.run.step_key(step, name)
-
-    def document(self, step: str, name: str) -> Any:
-        """A stored JSON artifact."""
-        return json.loads(self.artifact(step, name).read_text())
-
-
-def value(entry: Any, name: str) -> Any:
-    """The value of a measurement."""
-    return next(m.value for m in entry.measurements if m.name == name)
-
-
-def broken(entry: Any) -> set[str]:
-    """Names of the measurements that break their rule."""
-    return {m.name for m in entry.measurements if m.ok is False}

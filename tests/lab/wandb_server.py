@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.lab.http_server import Handler, serving
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -26,37 +26,28 @@ class WandbServer:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.files: list[str] = []
         self.said: list[bytes] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._serving = serving(self._handler())
+        self.url = self._serving.__enter__()
 
     def close(self) -> None:
         """Stop it."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._serving.__exit__(None, None, None)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Wandb(Handler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *words: Any) -> None:
-                pass
-
-            def _answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            def do_POST(self) -> None:
+                body = self.body()
                 server.said.append(body)
                 answer = json.dumps(server._reply(self.path, body)).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                self.answer(answer, headers={"Content-Type": "application/json"})
 
-            do_GET = do_POST = do_PUT = _answer
+            do_GET = do_PUT = do_POST
 
-        return Handler
+        return Wandb
 
     def _reply(self, path: str, body: bytes) -> dict[str, Any]:
         if path.endswith("/graphql"):

@@ -1,99 +1,28 @@
 """Base models from a hub: the real client against a small server that speaks its routes."""
 
-import json
-import os
-import subprocess
-import sys
-import threading
-from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
-from tests.lab.tiny_models import make_model
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny") / "model"
-    make_model(directory)
-    (directory / "README.md").write_text("---\nlicense: mit\n---\n")
-    (directory / "pytorch_model.bin").write_bytes(b"pickle")
-    return directory
+from tests.lab.hub_server import COMMIT, in_a_process
+from tests.lab.hub_server import hub as hub_of
 
 
 @pytest.fixture
 def hub(tiny):
-    """Serves one repository, org/tiny, at one commit that the branch main names."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def do_GET(self):
-            path = self.path.split("?")[0]
-            if path.startswith("/api/models/org/tiny/"):
-                known = path.split("/revision/")[-1].split("/")[0] in ("main", COMMIT)
-                if "/tree/" in path:
-                    files = [
-                        {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40}
-                        for p in tiny.iterdir()
-                    ]
-                    self.answer(200, json.dumps(files).encode())
-                elif known:
-                    siblings = [{"rfilename": p.name} for p in tiny.iterdir()]
-                    body = {"id": "org/tiny", "sha": COMMIT, "siblings": siblings, "tags": []}
-                    self.answer(200, json.dumps(body).encode())
-                else:
-                    self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
-                data = (tiny / path.rsplit("/", 1)[-1]).read_bytes()
-                headers = {"ETag": f'"{sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-                self.answer(200, data, headers)
-            else:
-                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-        def answer(self, status, data, headers=()):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in dict(headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    """The URL of a hub that has the tiny model as org/tiny."""
+    files = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    card = {"README.md": b"---\nlicense: mit\n---\n", "pytorch_model.bin": b"pickle"}
+    with hub_of("models", "org/tiny", files | card) as url:
+        yield url
 
 
 def resolve(uri, cache, **environment):
-    """Resolve in a process of its own: the client reads its settings when imported."""
-    code = (
-        "import json, sys\n"
-        "from pathlib import Path\n"
-        "from tuneline.errors import TunelineError\n"
-        "from tuneline.models import resolve\n"
-        "try:\n"
-        "    found = resolve(sys.argv[1], Path(sys.argv[2]), lambda line: None).to_dict()\n"
-        "except TunelineError as error:\n"
-        "    found = {'kind': type(error).__name__, 'error': str(error)}\n"
-        "print(json.dumps(found))\n"
+    return in_a_process(
+        "from tuneline.models import resolve",
+        "resolve(sys.argv[1], Path(sys.argv[2]), lambda line: None).to_dict()",
+        uri,
+        str(cache),
+        home=cache / "hf",
+        **environment,
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, uri, str(cache)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": "include", "HF_HOME": str(cache / "hf"), **environment},
-    )
-    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def test_a_branch_is_recorded_as_its_commit(hub, tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.lab.training_runs import broken, value
+from tests.lab.runs import broken, value
 
 from tuneline.artifacts.training import Checkpoints, Evaluation
 from tuneline.errors import UserError

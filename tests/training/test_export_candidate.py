@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from tests.lab.training_runs import make_rows, value
+from tests.lab.runs import value
+from tests.lab.training_runs import make_rows
 
 from tuneline.errors import TunelineError
 from tuneline.training import export_candidate

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.lab.training_runs import MAX_TOKENS, broken, make_rows, value
+from tests.lab.runs import broken, value
+from tests.lab.training_runs import MAX_TOKENS, make_rows
 
 from tuneline.config import TrainingConfig
 from tuneline.data.tables.rows import write_dataset

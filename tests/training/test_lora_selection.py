@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from tests.lab.training_runs import broken, value
+from tests.lab.runs import broken, value
 
 from tuneline.artifacts.training import LoraSettings
 from tuneline.config import build_config

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.lab.training_runs import broken, value
+from tests.lab.runs import broken, value
 
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude

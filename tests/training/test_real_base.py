@@ -1,7 +1,8 @@
 """The whole phase once on the real base model, a few steps of it."""
 
 import pytest
-from tests.lab.training_runs import TrainingLab, value
+from tests.lab.runs import value
+from tests.lab.training_runs import TrainingLab
 
 from tuneline.evidence import Verdict
 from tuneline.training import checkpointing, loss_monitoring

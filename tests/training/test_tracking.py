@@ -8,7 +8,7 @@ import time
 import pytest
 from tests.lab.forked import start_training
 from tests.lab.mlflow_server import MlflowServer
-from tests.lab.training_runs import broken, value
+from tests.lab.runs import broken, value
 from tests.lab.wandb_server import KEY, WandbServer
 
 from tuneline.artifacts.training import TRAINED, TrackedRun

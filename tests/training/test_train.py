@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 from tests.lab.forked import start_training
-from tests.lab.training_runs import broken, make_rows
+from tests.lab.runs import broken
+from tests.lab.training_runs import make_rows
 
 from tuneline.artifacts.training import HISTORY, read_history
 from tuneline.data.tables.rows import write_dataset

@@ -2,20 +2,14 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
-import threading
-from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
 
 import pytest
 from tests.lab.data_runs import clean_rows
+from tests.lab.hub_server import COMMIT, in_a_process
+from tests.lab.hub_server import hub as hub_of
 
 from tuneline.data.sources.hub import parse_address
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROWS = b"".join(json.dumps(row).encode() + b"\n" for row in clean_rows(5))
 FILES = {
     "README.md": b"# data",
@@ -27,77 +21,23 @@ FILES = {
 
 @pytest.fixture
 def hub():
-    """Serves one dataset, org/chats, at one commit that two branches name."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def do_GET(self):
-            path = unquote(self.path.split("?")[0])
-            start = f"/datasets/org/chats/resolve/{COMMIT}/"
-            if path.startswith("/api/datasets/org/chats"):
-                if path.rpartition("/revision/")[2] in ("main", "refs/pr/1", COMMIT):
-                    siblings = [{"rfilename": name} for name in FILES]
-                    body = {"id": "org/chats", "sha": COMMIT, "siblings": siblings, "tags": []}
-                    self.answer(200, json.dumps(body).encode())
-                else:
-                    self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            elif path.startswith(start) and path.removeprefix(start) in FILES:
-                data = FILES[path.removeprefix(start)]
-                headers = {"ETag": f'"{sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-                self.answer(200, data, headers)
-            else:
-                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-        def answer(self, status, data, headers=()):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            for name, value in dict(headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    """The URL of a hub that has one dataset, org/chats."""
+    with hub_of("datasets", "org/chats", FILES) as url:
+        yield url
 
 
 def read(address, tmp_path, **environment):
-    """Read a dataset in a process of its own: the client reads its settings when imported."""
-    script = (
-        "import json, sys\n"
-        "from pathlib import Path\n"
+    """Name and origin of each file of a dataset, and its records."""
+    return in_a_process(
         "from tuneline.config import DataConfig\n"
-        "from tuneline.data.sources.opened import open_files\n"
-        "from tuneline.errors import TunelineError\n"
-        "try:\n"
-        "    found = [[o.file.name, o.file.origin, len(list(o.records(None)))]\n"
-        "             for o in open_files(DataConfig(source=sys.argv[1]), Path(sys.argv[2]))]\n"
-        "except TunelineError as error:\n"
-        "    found = {'kind': type(error).__name__, 'error': str(error)}\n"
-        "print(json.dumps(found))\n"
+        "from tuneline.data.sources.opened import open_files",
+        "[[o.file.name, o.file.origin, len(list(o.records(None)))]"
+        " for o in open_files(DataConfig(source=sys.argv[1]), Path(sys.argv[2]))]",
+        address,
+        str(tmp_path / "scratch"),
+        home=tmp_path / "hf",
+        **environment,
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", script, address, str(tmp_path / "scratch")],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": "include",
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **environment,
-        },
-    )
-    return json.loads(answer.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tests.lab.http_server import Handler, serving
 
 from tuneline.serving.client.chat_protocol import (
     ContextOverflow,
@@ -100,38 +99,29 @@ def test_nobody_listens():
             client.metrics()
 
 
+class Broken(Handler):
+    """Answers each path in its own wrong way."""
+
+    def do_POST(self):
+        self.body()
+        kind = self.path.split("/")[1]
+        if kind == "slow":
+            time.sleep(1.0)
+        answer = {
+            "loading": json.dumps({"error": {"message": "Loading model"}}),
+            "text": "<html>",
+            "empty": json.dumps({"choices": []}),
+            "cut": 'data: {"choices":[{"delta":{"content":"half"}}]}\n\n',
+            "error": 'data: {"error":{"message":"out of memory"}}\n\n',
+            "slow": "{}",
+        }[kind]
+        self.answer(answer.encode(), 503 if kind == "loading" else 200)
+
+
 @pytest.fixture
 def broken():
-    """A server that answers each path in its own wrong way."""
-
-    class Broken(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            kind = self.path.split("/")[1]
-            if kind == "slow":
-                time.sleep(1.0)
-            status = 503 if kind == "loading" else 200
-            body = {
-                "loading": json.dumps({"error": {"message": "Loading model"}}),
-                "text": "<html>",
-                "empty": json.dumps({"choices": []}),
-                "cut": 'data: {"choices":[{"delta":{"content":"half"}}]}\n\n',
-                "error": 'data: {"error":{"message":"out of memory"}}\n\n',
-                "slow": "{}",
-            }[kind].encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Broken) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """The probes against planted faults: servers that answer their health route and nothing else."""
 
 import json
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tests.lab.http_server import Handler, serving
 
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.probes import engine_probe
@@ -17,41 +15,26 @@ METRICS = (
 )
 
 
-@contextmanager
 def server(*, busy=0, moves=False, hangs=False, status=200):
     """A server with a healthy health route; what else is wrong is asked for."""
     steps = iter(range(10, 1000))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Engine(Handler):
         def do_GET(self):
             if self.path == "/metrics":
-                self.reply(METRICS.format(next(steps) if moves else 10, busy).encode())
+                self.answer(METRICS.format(next(steps) if moves else 10, busy).encode())
             elif self.path == "/v1/models":
-                self.reply(json.dumps({"data": [{"id": "m"}]}).encode())
+                self.answer(json.dumps({"data": [{"id": "m"}]}).encode())
             else:
-                self.reply(b"{}")
+                self.answer(b"{}")
 
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.body()
             if hangs:
                 time.sleep(3)
-            answer = {"usage": {"completion_tokens": 1}}
-            self.reply(json.dumps(answer).encode(), status)
+            self.answer(json.dumps({"usage": {"completion_tokens": 1}}).encode(), status)
 
-        def reply(self, body, status=200):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
+    return serving(Engine)
 
 
 def test_an_engine_that_makes_tokens_is_live_and_ready():

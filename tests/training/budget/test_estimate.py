@@ -1,7 +1,7 @@
 """Work is counted, speed is timed, and limits refuse before or stop during a training."""
 
 import pytest
-from tests.lab.training_runs import value
+from tests.lab.runs import value
 
 from tuneline.artifacts.training import read_history
 from tuneline.config import build_config

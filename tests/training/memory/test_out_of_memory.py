@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.lab.training_runs import value
+from tests.lab.runs import value
 
 from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 from tests.lab.forked import fork
-from tests.lab.training_runs import TrainingLab, broken, make_rows, value
+from tests.lab.runs import broken, value
+from tests.lab.training_runs import TrainingLab, make_rows
 
 from tuneline.artifacts.training import PLAN, LoraSettings
 from tuneline.cli import main
