@@ -14,3 +14,22 @@ def tiny_models(tmp_path_factory):
     from tests.lab.tiny_task import TinyModels
 
     return TinyModels(tmp_path_factory.mktemp("tiny-models"))
+
+
+@pytest.fixture
+def tiny_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
+    """Make a run of the tiny models whose dataset and shipped bytes are there."""
+    from tests.lab.runs import Lab
+    from tests.lab.tiny_task import task_rows
+
+    # One cache for all tests, so that the tiny base is exported and asked once.
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path_factory.getbasetemp() / "tiny-cache"))
+    monkeypatch.setenv("TUNELINE_THREADS", "1")
+
+    def make(rows=None, model=None, **overrides):
+        lab = Lab(tmp_path, {"base_model": str(tiny_models.base), **overrides})
+        lab.leave_dataset(rows or task_rows({"train": 60, "validation": 30, "holdout": 16}))
+        lab.leave_shipped(model or tiny_models.candidate_gguf)
+        return lab
+
+    return make

@@ -88,29 +88,3 @@ def test_the_files_it_mounts_and_builds_from_exist(resolved):
             assert (ROOT / build["dockerfile"]).is_file()
     for name in ("init.sh", "pods.sh", "gateway.sh", "settings/init.sh"):
         assert (ROOT / "docker/compose" / name).is_file()
-
-
-@pytest.mark.parametrize(
-    ("package", "file"),
-    [
-        ("apache-airflow", "requirements.txt"),
-        ("great-expectations", "requirements.txt"),
-        ("boto3", "requirements.txt"),
-        *(
-            (name, "requirements/ml.txt")
-            for name in (
-                "transformers",
-                "peft",
-                "trl",
-                "bitsandbytes",
-                "datasketch",
-                "mlflow",
-                "wandb",
-            )
-        ),
-        ("tensorrt-llm", "requirements/tensorrt-llm.txt"),
-    ],
-)
-def test_each_named_package_stands_where_it_is_used(package, file):
-    lines = (ROOT / file).read_text().splitlines()
-    assert any(line.split(";")[0].strip().startswith(package) for line in lines)

@@ -1,6 +1,7 @@
 """A throw-away Airflow home; no test here needs its database."""
 
 import atexit
+import json
 import os
 import shutil
 import sys
@@ -8,6 +9,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tests.lab.ml_environment import ML_PYTHON
+from tests.lab.pods import Api, Server
+from tests.lab.tasks import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,3 +32,23 @@ def dag():
     bag = DagBag(str(ROOT / "dags"))
     assert bag.import_errors == {}
     return bag.dags["finetune_to_production"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A pod API whose second image is the ML environment."""
+    made = Server(tmp_path_factory.mktemp("localpods"))
+    images = json.loads(made.images.read_text())
+    images["env"]["PYTHONPATH"] = str(ROOT / "include")
+    images["images"]["ml:test"] = {"path_prepend": [str(ML_PYTHON.parent)]}
+    made.images.write_text(json.dumps(images))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def api(server, monkeypatch):
+    """A client of the server that stands behind `kubernetes_default`."""
+    connect(server, monkeypatch)
+    return Api(server)

@@ -1,7 +1,6 @@
 """Run in the ML environment: a training that takes 3 GB with one micro-batch and little else.
 
-python greedy_training.py prepare FOLDER    # makes a run whose plan is done, prints its URI
-python greedy_training.py train URI
+python greedy_training.py URI    # of a run that is planned with a micro-batch of 4
 """
 
 import sys
@@ -10,19 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "include")]
 PLANNED = 4
-
-
-def prepare(folder):
-    from tests.lab.training_runs import TrainingLab, make_base
-
-    from tuneline.training.loop.compute import load_torch
-
-    load_torch(1, 0)
-    (folder / "run").mkdir(parents=True)
-    lab = TrainingLab(folder / "run", make_base(folder / "base"), {"training": {"epochs": 2}})
-    lab.leave_lora()
-    lab.leave_plan(micro_batch=PLANNED)
-    print(lab.run.uri)
 
 
 def train(uri):
@@ -47,4 +33,4 @@ def train(uri):
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[2])) if sys.argv[1] == "prepare" else train(sys.argv[2])
+    train(sys.argv[1])

@@ -1,19 +1,17 @@
 """A worker that dies leaves its pod; the next try goes on with that one, also when it has ended."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
-from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
-from tests.lab.tasks import TaskStateStore, connect, context_of, prepared_run
+from tests.lab.pods import IMAGE, NAMESPACE, Api
+from tests.lab.tasks import TaskStateStore, context_of, prepared_run
+from tests.lab.waiting import wait_for
 
 from tuneline.config import PodConfig
 from tuneline_airflow.retries import StepRetryPolicy
@@ -21,20 +19,6 @@ from tuneline_airflow.training_job import TrainingPods
 
 # Says when it begins, and goes on for as long as the file is not there.
 SCRIPT = "echo began >> {folder}/log; until [ -e {folder}/end ]; do sleep 0.1; done; {then}"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("lost-workers"))
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def api(server: Server, monkeypatch: pytest.MonkeyPatch) -> Api:
-    connect(server, monkeypatch)
-    return Api(server)
 
 
 def train(folder: Path, try_number: int, then: str, *, remembers: bool) -> TrainingPods:

@@ -1,16 +1,15 @@
 """Pods that don't start or are killed, on a real server: what the task's log and error say."""
 
 import json
-import os
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from tests.lab import tasks as task_lab
-from tests.lab.pods import IMAGE, Server
+from tests.lab.ml_environment import ML_PYTHON, planned_runs
+from tests.lab.pods import IMAGE
 from tests.lab.tasks import connect, prepared_run
 
 from tuneline.config import PodConfig, build_config
@@ -18,16 +17,6 @@ from tuneline.run import Run
 from tuneline.training.memory.out_of_memory import MemoryNotes
 from tuneline_airflow.pods import StepPod
 from tuneline_airflow.retries import StepRetryPolicy
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("localpods"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -110,16 +99,9 @@ def test_training_that_is_killed_with_the_smallest_micro_batch_is_not_tried_agai
 def test_real_training_goes_on_with_a_smaller_micro_batch(connected, tmp_path):
     """The pod's limit is real; the kill comes in the middle, the next try resumes and ends."""
     script = Path(__file__).with_name("greedy_training.py")
-    python = [str(ROOT / ".venv-ml" / "bin" / "python"), str(script)]
-    made = subprocess.run(
-        [*python, "prepare", str(tmp_path / "lab")],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    run = Run.open(made.stdout.split()[-1])
-    train = shlex.join([*python, "train", run.uri])
+    [uri] = planned_runs(tmp_path, {"training": {"epochs": 2}}, micro_batch=4)
+    run = Run.open(uri)
+    train = shlex.join([str(ML_PYTHON), str(script), run.uri])
     context = context_of(run, "train", memory="2Gi")
     error, decision = failure(step("train", train), context)
     assert decision.action == RetryAction.RETRY, error

@@ -1,14 +1,10 @@
 """The sweep of the DAG on real pods: one for each rank, none where no sweep was asked for."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.lab.dag_runs import run_dag
 from tests.lab.pods import IMAGE, Server
 from tests.lab.tasks import connection
 
@@ -47,24 +43,15 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
         "pods": {"memory": "64Mi"},
     }
     run = Run.create((tmp_path / "store").as_uri(), "run-1", build_config(settings), {})
-    env = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
-        "AIRFLOW_HOME": str(tmp_path / "airflow"),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW_CONN_KUBERNETES_DEFAULT": connection(pods, "default"),
-        "RUN_URI": run.uri,
-        "TUNELINE_POD_POLL_SECONDS": "1",
-    }
-    airflow = str(Path(sys.executable).with_name("airflow"))
-    for command in (
-        [airflow, "db", "migrate"],
-        [sys.executable, str(Path(__file__).parent / "dags" / "sweep_dag.py")],
-    ):
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    states = [tuple(entry) for entry in json.loads(done.stdout.splitlines()[-1])]
+    printed = run_dag(
+        Path(__file__).parent / "dags" / "sweep_dag.py",
+        tmp_path / "airflow",
+        PYTHONPATH=f"{ROOT / 'include'}:{ROOT / 'dags'}",
+        AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(pods, "default"),
+        RUN_URI=run.uri,
+        TUNELINE_POD_POLL_SECONDS="1",
+    )
+    states = [tuple(entry) for entry in printed]
     assert ("lora_selection", -1, "success", None) in states
     calls = tmp_path / "calls"
     if ranks:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from tests.lab.tasks import context_of, prepared_run
 
 from tuneline.catalogue import get_step
 from tuneline.config import PipelineConfig
@@ -13,14 +14,6 @@ from tuneline_airflow.steps import pod_of
 
 OFFLINE = {"tracker": "wandb", "mode": "offline", "run_id": "x", "directory": "wandb/offline-x"}
 ONLINE = {"tracker": "mlflow", "mode": "online", "run_id": "x", "url": "http://t/#/x"}
-
-
-class TaskInstance:
-    def __init__(self, run):
-        self.uri = run.uri
-
-    def xcom_pull(self, task_ids, key="return_value"):
-        return self.uri
 
 
 @pytest.fixture
@@ -37,6 +30,12 @@ def started(monkeypatch):
     return found
 
 
+def sync(run):
+    """Carry the task out."""
+    prepared = prepared_run(run.uri, run.config.pods)
+    pod_of(get_step("sync_tracking")).execute(context_of("sync_tracking", prepared=prepared))
+
+
 def leave(run, *tracked):
     document = json.dumps({"steps": 1, "tracking": list(tracked)}).encode()
     run.store.put_bytes(run.step_key("train", "run.json"), document)
@@ -44,7 +43,7 @@ def leave(run, *tracked):
 
 def test_an_offline_run_is_synced(run, started):
     leave(run, ONLINE, OFFLINE)
-    pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
+    sync(run)
     assert len(started) == 1
 
 
@@ -52,13 +51,13 @@ def test_an_offline_run_is_synced(run, started):
 def test_without_one_no_pod_is_started(run, started, tracked):
     leave(run, *tracked)
     with pytest.raises(AirflowSkipException, match="nothing to sync"):
-        pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
+        sync(run)
     assert started == []
 
 
 def test_a_training_that_left_nothing_is_no_failure(run, started):
     with pytest.raises(AirflowSkipException, match="nothing to sync"):
-        pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
+        sync(run)
 
 
 def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
@@ -68,7 +67,7 @@ def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
     monkeypatch.setattr(StepPod, "execute", fail)
     leave(run, OFFLINE)
     with pytest.raises(AirflowSkipException, match=f"sync-tracking --run {run.uri}` does it later"):
-        pod_of(get_step("sync_tracking")).execute({"ti": TaskInstance(run)})
+        sync(run)
 
 
 def test_nothing_waits_for_it(dag):

@@ -1,12 +1,7 @@
 """Training on several nodes: an Indexed Job whose pods know each other, and why it failed."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,36 +12,17 @@ from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from tests.lab import tasks as task_lab
-from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
-from tests.lab.tasks import connect, prepared_run
+from tests.lab.ml_environment import ROOT, ml, planned_runs
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server
+from tests.lab.tasks import prepared_run
+from tests.lab.waiting import wait_for
 
 from tuneline.config import PodConfig
 from tuneline_airflow.retries import StepRetryPolicy
 from tuneline_airflow.training_job import PART, SERVICE, TrainingJob, TrainingPods
 
-ROOT = Path(__file__).parents[2]
-ML_PYTHON = ROOT / ".venv-ml" / "bin" / "python"
 INDEX = "batch.kubernetes.io/job-completion-index"
 URI = "file:///x/runs/manual__2026-10-18T00:31:53.123456+00:00" + "z" * 60
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose second image is the ML environment."""
-    made = Server(tmp_path_factory.mktemp("training-job"))
-    images = json.loads(made.images.read_text())
-    images["env"]["PYTHONPATH"] = str(ROOT / "include")
-    images["images"]["ml:test"] = {"path_prepend": [str(ML_PYTHON.parent)]}
-    made.images.write_text(json.dumps(images))
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def api(server: Server, monkeypatch: pytest.MonkeyPatch) -> Api:
-    connect(server, monkeypatch)
-    return Api(server)
 
 
 def context_of(run_uri: str, nodes: int, try_number: int = 1) -> dict[str, Any]:
@@ -228,35 +204,11 @@ def test_a_killed_task_takes_its_pods_along(api: Api, tmp_path: Path) -> None:
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")
 
 
-# A run of the tiny model, ready to be trained; prints its URI.
-MAKE_RUN = """
-import sys
-from pathlib import Path
-from tests.lab.training_runs import TrainingLab, make_base
-from tuneline.training.loop.compute import load_torch
-load_torch(1, 0)
-root, base = Path(sys.argv[1]), Path(sys.argv[2])
-base.exists() or make_base(base)
-settings = {
-    "training": {"epochs": float(sys.argv[3]), "evaluations": int(sys.argv[4])},
-    "pods": {"nodes": int(sys.argv[5])},
-}
-root.mkdir()
-lab = TrainingLab(root, base, settings)
-lab.leave_lora()
-lab.leave_plan(micro_batch=2)
-print(lab.run.uri)
-"""
-
-
-def ml(*arguments: str) -> str:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'include'}:{ROOT}", "OMP_WAIT_POLICY": "PASSIVE"}
-    env.pop("AIRFLOW_HOME", None)
-    done = subprocess.run(
-        [str(ML_PYTHON), *arguments], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip().splitlines()[-1]
+def planned(folder: Path, *nodes: int, epochs: float, evaluations: int) -> list[str]:
+    """URIs of runs that differ in their number of nodes."""
+    training = {"epochs": epochs, "evaluations": evaluations}
+    sections = [{"training": training, "pods": {"nodes": number}} for number in nodes]
+    return planned_runs(folder, *sections, micro_batch=2)
 
 
 def left_by(run_uri: str, name: str) -> Any:
@@ -270,9 +222,7 @@ def losses(run_uri: str) -> list[float]:
 
 @pytest.mark.stack
 def test_two_pods_train_like_one_process(api: Api, tmp_path: Path) -> None:
-    base = str(tmp_path / "base")
-    one = ml("-c", MAKE_RUN, str(tmp_path / "one"), base, "2", "3", "1")
-    two = ml("-c", MAKE_RUN, str(tmp_path / "two"), base, "2", "3", "2")
+    one, two = planned(tmp_path, 1, 2, epochs=2, evaluations=3)
     ml("-m", "tuneline.cli", "run", "train", "--run", one)
     training("tuneline", "run", "train", "--run", two, image="ml:test").execute(context_of(two, 2))
     ours, theirs = left_by(two, "run.json"), left_by(one, "run.json")
@@ -287,7 +237,7 @@ def test_two_pods_train_like_one_process(api: Api, tmp_path: Path) -> None:
 def test_a_killed_pod_fails_the_job_and_the_retry_resumes(
     api: Api, server: Server, tmp_path: Path
 ) -> None:
-    uri = ml("-c", MAKE_RUN, str(tmp_path / "run"), str(tmp_path / "base"), "20", "10", "2")
+    [uri] = planned(tmp_path, 2, epochs=20, evaluations=10)
     pointer = Path(uri.removeprefix("file://")) / "work" / "train" / "latest.json"
 
     def kill_pod_1() -> None:

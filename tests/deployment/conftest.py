@@ -1,14 +1,12 @@
 """Fixtures of the deployment items' tests: a run that export_candidate has finished."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.lab.runs import Lab
-from tests.lab.tiny_task import TinyModels, task_rows
+from tests.lab.tiny_task import TinyModels
 
 
 def files_below(folder: Path, name: str) -> dict[str, Path]:
@@ -17,19 +15,11 @@ def files_below(folder: Path, name: str) -> dict[str, Path]:
 
 
 @pytest.fixture
-def exported_lab(
-    tiny_models: TinyModels,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Lab]:
+def exported_lab(tiny_lab: Callable[..., Lab], tiny_models: TinyModels) -> Callable[..., Lab]:
     """Make a run of the tiny models; files of a step may be replaced by name."""
-    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path_factory.getbasetemp() / "tiny-cache"))
-    monkeypatch.setenv("TUNELINE_THREADS", "1")
 
     def make(replaced: dict[str, Path] | None = None, **overrides: Any) -> Lab:
-        lab = Lab(tmp_path, {"base_model": str(tiny_models.base), **overrides})
-        lab.leave_dataset(task_rows({"train": 60, "validation": 30, "holdout": 16}))
+        lab = tiny_lab(**overrides)
         lab.leave("train", files_below(tiny_models.adapter, "adapter"))
         exported = {
             **files_below(tiny_models.merged, "merged"),
@@ -37,7 +27,6 @@ def exported_lab(
             "adapter.gguf": tiny_models.adapter_gguf,
         }
         lab.leave("export_candidate", {**exported, **(replaced or {})})
-        lab.leave_shipped(tiny_models.candidate_gguf)
         return lab
 
     return make

@@ -1,7 +1,5 @@
 """Fixtures of the evaluation items' tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,33 +22,10 @@ def lab(tmp_path: Path) -> Callable[..., Lab]:
     return make
 
 
-@pytest.fixture(scope="session")
-def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all tests, so that the tiny base is exported and asked once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def scored_lab(
-    lab: Callable[..., Lab],
-    tiny_models: Any,
-    model_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Callable[..., Lab]:
-    """Make a run whose dataset and shipped bytes are there already."""
-    monkeypatch.setenv("TUNELINE_CACHE", str(model_cache))
-    monkeypatch.setenv("TUNELINE_THREADS", "1")
-
-    def make(
-        rows: list[dict[str, Any]] | None = None, model: Path | None = None, **overrides: Any
-    ) -> Lab:
-        bench = lab(**{"base_model": str(tiny_models.base), **overrides})
-        bench.leave_dataset(rows or task_rows(SPLITS))
-        bench.leave_shipped(model or tiny_models.candidate_gguf)
-        return bench
-
-    return make
+def scored_lab(tiny_lab: Callable[..., Lab]) -> Callable[..., Lab]:
+    """Make a run of the tiny models with enough rows for narrow intervals."""
+    return lambda rows=None, **options: tiny_lab(rows or task_rows(SPLITS), **options)
 
 
 @pytest.fixture(scope="session")

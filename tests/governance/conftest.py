@@ -1,7 +1,5 @@
 """Fixtures of the governance tests: runs with what the earlier steps leave."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +8,10 @@ from typing import Any
 import pytest
 from tests.lab.runs import Lab
 from tests.lab.tiny_models import make_model
-from tests.lab.tiny_task import TinyModels, task_rows
 
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
 
-SPLITS = {"train": 60, "validation": 30, "holdout": 16}
 CLEAN_CODE = {"commit": "c0ffee" * 6, "dirty": False, "note": "a clean checkout"}
 HOLDS = measure("limit_holds", True, "flag", "==", True)
 BROKEN = measure("limit_holds", False, "flag", "==", True)
@@ -41,21 +37,11 @@ def make_lab(tmp_path: Path) -> Callable[..., Lab]:
 
 
 @pytest.fixture
-def served_lab(
-    make_lab: Callable[..., Lab],
-    tiny_models: TinyModels,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Lab]:
-    """Make a run of the tiny models whose dataset, shipped bytes and throughput are there."""
-    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path_factory.getbasetemp() / "tiny-cache"))
-    monkeypatch.setenv("TUNELINE_THREADS", "1")
+def served_lab(tiny_lab: Callable[..., Lab]) -> Callable[..., Lab]:
+    """Make a run of the tiny models whose throughput was measured."""
 
     def make(**overrides: Any) -> Lab:
-        small = {"base_model": str(tiny_models.base), "deployment": {"context_tokens": 256}}
-        lab = make_lab({**small, **overrides})
-        lab.leave_dataset(task_rows(SPLITS))
-        lab.leave_shipped(tiny_models.candidate_gguf)
+        lab = tiny_lab(**{"deployment": {"context_tokens": 256}, **overrides})
         speed = measure("peak_tokens_per_s", 100.0, "tokens/s", ">", 0)
         lab.leave("latency_benchmark", {}, [speed])
         return lab

@@ -1,7 +1,5 @@
 """The general-purpose questions: well formed, short, and judged by rules that can say no."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

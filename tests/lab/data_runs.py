@@ -1,7 +1,5 @@
 """A dataset file, a base model with a real tokenizer, and a run of the data steps over them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Processes that start with torch imported already, which saves each of them seconds."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """Lines of every kind of damage, with good ones between them."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Small HTTP servers on a free port, for clients that tests look at."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A small server that speaks a hub's routes, and what its real client makes of them."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

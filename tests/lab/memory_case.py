@@ -1,7 +1,5 @@
 """Predict and measure the peak of a micro-batch of SmolLM2-135M, in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import random
 import sys

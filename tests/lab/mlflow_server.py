@@ -1,7 +1,5 @@
 """A real MLflow server on a free port, started as the stack starts its own."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

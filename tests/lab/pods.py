@@ -1,35 +1,22 @@
 """A real server in its own process, and the official client for it."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 from kubernetes import client, config
+from tests.lab.waiting import wait_for
 
 IMAGE = "tuneline/ml:local"
 NAMESPACE = "ml"
 INCLUDE = Path(__file__).resolve().parents[2] / "include"
-
-
-def wait_for(check: Callable[[], Any], seconds: float = 15.0, what: str = "it") -> Any:
-    """Wait until a check returns a true value, and return that."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if found := check():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not come within {seconds} s")
 
 
 class Server:

@@ -1,7 +1,5 @@
 """A run in its own store, what earlier steps would have left there, and what a step measured."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence

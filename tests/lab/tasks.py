@@ -1,7 +1,5 @@
 """The parts of Airflow that an operator needs in a test: connection, context, task state."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Small random models with real tokenizers, and the real base model, for tests of the ML side."""
 
-from __future__ import annotations
-
 import atexit
 import random
 import shutil

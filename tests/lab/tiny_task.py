@@ -5,8 +5,6 @@ the JSON of that keyword's intent. Everything about it is real (tokenizer, chat
 template, checkpoint, GGUF) but its size.
 """
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

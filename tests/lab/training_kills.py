@@ -1,7 +1,5 @@
 """What kills training in a real stack, and what its tries have said of it."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

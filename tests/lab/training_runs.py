@@ -1,7 +1,5 @@
 """Runs that train a tiny model in seconds."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping
@@ -112,9 +110,13 @@ class TrainingLab(Lab):
         }
         super().__init__(root, merge(settings, overrides))
         self.base = base
-        path = root / "dataset.parquet"
-        write_dataset(path, *make_rows())
-        passed = [measure("rows", 48, "rows", ">", 0)]
+        self.leave_rows(*make_rows())
+
+    def leave_rows(self, rows: list[Row], weights: list[float]) -> None:
+        """Leave a dataset as the data phase does."""
+        path = self.root / "rows.parquet"
+        write_dataset(path, rows, weights)
+        passed = [measure("rows", len(rows), "rows", ">", 0)]
         self.leave("distribution_balancing", {"dataset.parquet": path}, passed)
 
     def leave_lora(self) -> None:

@@ -1,7 +1,5 @@
 """A small OpenAI-compatible server on a real port, with the faults that real engines show."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket
@@ -213,20 +211,3 @@ def _event(*, delta: dict, finish_reason: str | None = None, **extra: object) ->
         + json.dumps({"object": "chat.completion.chunk", "choices": [choice]}).encode()
         + b"\n\n"
     )
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(condition, seconds: float = 10.0):
-    """The condition's first true value."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("the condition did not come true in time")

@@ -1,7 +1,5 @@
 """A small server that speaks the part of Weights & Biases' protocol that a run needs."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Fixtures of the localpods tests."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The process that is started for a container."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

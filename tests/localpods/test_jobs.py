@@ -1,13 +1,12 @@
 """Jobs (batch/v1)."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 import pytest
 from kubernetes import client
-from tests.lab.pods import NAMESPACE, Api, Server, pod_body, wait_for
+from tests.lab.pods import NAMESPACE, Api, Server, pod_body
+from tests.lab.waiting import wait_for
 
 
 def create_job(api: Api, name: str, script: str, *, pod: dict[str, Any] | None = None, **spec: Any):

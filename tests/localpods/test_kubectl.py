@@ -1,7 +1,5 @@
 """kubectl itself, with the server's kubeconfig and nothing else."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

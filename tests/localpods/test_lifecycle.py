@@ -1,14 +1,13 @@
 """Deletion, limits, images, GPUs and containers of pods."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of, wait_for
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of
+from tests.lab.waiting import wait_for
 
 
 def test_deletion_sends_sigterm_and_waits(api: Api) -> None:

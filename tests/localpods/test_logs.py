@@ -1,7 +1,5 @@
 """Logs: what is written, and which part of it is sent."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import time

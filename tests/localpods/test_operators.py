@@ -1,13 +1,8 @@
-"""Airflow's own operators, unmodified, against a real server."""
+"""Airflow's own operators, unmodified, against a real server.
 
-from __future__ import annotations
+Those of the DAG, which add little to them, wait, fail and are killed on one in tests/dags.
+"""
 
-import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +12,16 @@ from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperato
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client.exceptions import ApiException
-from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, wait_for
+from tests.lab.dag_runs import run_dag
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server
 from tests.lab.tasks import TaskStateStore, connect, context_of
+from tests.lab.waiting import wait_for
 
 
-def remembering(task_id: str, directory: Path, try_number: int = 1) -> dict[str, Any]:
+def remembering(task_id: str, directory: Path) -> dict[str, Any]:
     """Return the context of a task whose state lies in a folder."""
     store = TaskStateStore(directory / "task-state.json")
-    return context_of(task_id, try_number=try_number, store=store)
+    return context_of(task_id, store=store)
 
 
 def pod_task(task_id: str, script: str, **options: Any) -> KubernetesPodOperator:
@@ -75,78 +72,15 @@ def test_task_fails_with_the_pod_and_its_last_words(connected: Api, tmp_path: Pa
     assert pod.metadata.labels["already_checked"] == "True"
 
 
-def test_task_whose_image_is_missing_fails_at_once(connected: Api, tmp_path: Path) -> None:
-    task = KubernetesPodOperator(task_id="no_image", image="unknown:1", cmds=["true"])
-    with pytest.raises(AirflowException) as caught:
-        task.execute(remembering("no_image", tmp_path))
-    # The operator's cleaning up raises once more.
-    assert 'image "unknown:1" is not in' in str(caught.value.__context__)
-
-
-def test_task_waits_in_vain_for_a_gpu(connected: Api, tmp_path: Path) -> None:
-    task = pod_task(
-        "no_gpu",
-        "true",
-        container_resources={"limits": {"nvidia.com/gpu": "64"}},
-        schedule_timeout_seconds=1,
-    )
-    with pytest.raises(AirflowException) as caught:
-        task.execute(remembering("no_gpu", tmp_path))
-    assert "too long to be scheduled" in str(caught.value.__context__)
-
-
-def _work(task_id: str, script: str, directory: Path) -> None:
-    pod_task(task_id, script).execute(remembering(task_id, directory))
-
-
-@pytest.mark.parametrize("remembered", [True, False])
-def test_next_try_finds_the_pod_of_a_killed_worker(
-    connected: Api, tmp_path: Path, remembered: bool
-) -> None:
-    task_id = f"reattached_{remembered}".lower()
-    script = f"echo x >> {tmp_path}/runs; sleep 2"
-    worker = multiprocessing.get_context("fork").Process(
-        target=_work, args=(task_id, script, tmp_path)
-    )
-    worker.start()
-    for name in ("runs", "task-state.json"):
-        wait_for((tmp_path / name).exists, what="the pod's work")
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
-    if not remembered:
-        # The pod is then found by its labels.
-        (tmp_path / "task-state.json").unlink()
-    [pod] = pods_of(connected, task_id)
-    context = remembering(task_id, tmp_path, try_number=2)
-    pod_task(task_id, script).execute(context)
-    assert context["ti"].pushed["pod_name"] == pod.metadata.name
-    assert (tmp_path / "runs").read_text() == "x\n"
-
-
 @pytest.mark.stack
 def test_whole_dag_with_deferred_tasks(connected: Api, server: Server, tmp_path: Path) -> None:
-    env = {
-        **server.env,
-        "AIRFLOW_HOME": str(tmp_path),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(Path(__file__).parent / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW_CONN_KUBERNETES_DEFAULT": os.environ["AIRFLOW_CONN_KUBERNETES_DEFAULT"],
-        "IMAGE": IMAGE,
-    }
-    airflow = str(Path(sys.executable).with_name("airflow"))
-    for command in (
-        [airflow, "db", "migrate"],
-        [sys.executable, str(Path(__file__).parent / "dags" / "pods_dag.py")],
-    ):
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    states = json.loads(done.stdout.splitlines()[-1])
-    assert states == {
-        "waits": "success",
-        "defers": "success",
-        "fails": "failed",
-    }
+    states = run_dag(
+        Path(__file__).parent / "dags" / "pods_dag.py",
+        tmp_path / "airflow",
+        PYTHONPATH=server.env["PYTHONPATH"],
+        IMAGE=IMAGE,
+    )
+    assert states == {"waits": "success", "defers": "success", "fails": "failed"}
     assert pods_of(connected, "defers") == []
 
 

@@ -1,7 +1,5 @@
 """The API as the official client sees it."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import socket
@@ -16,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 from kubernetes import client, watch
-from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, pod_body, state_of, wait_for
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, pod_body, state_of
+from tests.lab.waiting import wait_for
 
 
 def test_pod_runs_to_its_end(api: Api) -> None:

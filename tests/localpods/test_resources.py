@@ -1,7 +1,5 @@
 """Quantities."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 
 import pytest

@@ -1,7 +1,5 @@
 """Label and field selectors."""
 
-from __future__ import annotations
-
 import pytest
 
 from localpods.replies import ApiError

@@ -1,7 +1,5 @@
 """Start, death, restart and end of the server."""
 
-from __future__ import annotations
-
 import json
 import socket
 import subprocess
@@ -12,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of, wait_for
+from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of
+from tests.lab.waiting import wait_for
 
 from localpods.__main__ import main
 

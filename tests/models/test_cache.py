@@ -4,6 +4,7 @@ import multiprocessing
 import time
 
 import pytest
+from tests.lab.waiting import wait_for
 
 from tuneline.errors import RetryableError
 from tuneline.models.cache import CorruptModel, cache_root, cached_model
@@ -82,10 +83,7 @@ def _killed(root):
 def test_what_a_killed_process_left_is_cleared(tmp_path):
     worker = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path,))
     worker.start()
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.glob("models/.m-*/half")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: list(tmp_path.glob("models/.m-*/half")), what="half a file")
     worker.kill()
     worker.join()
     entry, _ = get(tmp_path)

@@ -1,17 +1,14 @@
 """A run in real Airflow whose training is killed again and again: it ends as if it had not been."""
 
-from __future__ import annotations
-
 import json
-import os
 import random
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.lab.ml_environment import ml
 from tests.lab.training_kills import Training
 
 from tuneline.data.sample.make import write_sample
@@ -19,10 +16,8 @@ from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.rest import Airflow
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).parents[2]
-ML_PYTHON = ROOT / ".venv-ml" / "bin" / "python"
 KILLS = 5
 
 # A minute or less of steps; validation only at the end, so every checkpoint is of the clock.
@@ -69,16 +64,6 @@ ours, theirs = (load_file(path) for path in sys.argv[1:])
 assert ours.keys() == theirs.keys()
 print(max(float((ours[name] - theirs[name]).abs().max()) for name in ours))
 """
-
-
-def ml(*arguments: str) -> str:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'include'}:{ROOT}", "OMP_WAIT_POLICY": "PASSIVE"}
-    env.pop("AIRFLOW_HOME", None)
-    done = subprocess.run(
-        [str(ML_PYTHON), *arguments], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture

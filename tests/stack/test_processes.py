@@ -2,11 +2,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.lab.waiting import wait_for
 
 from tuneline.stack.processes import Service, ServiceTable
 
@@ -31,13 +31,6 @@ def table(tmp_path):
 def service(code, name="thing", **more):
     argv = [sys.executable, "-c", code]
     return Service(name, argv, dict(os.environ), Path.cwd(), **more)
-
-
-def wait_for(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_a_service_is_found_with_its_notes_and_its_log(table, tmp_path):

@@ -1,7 +1,5 @@
 """Fixtures of the training tests: the tiny model is made once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@
 Each process divides by its own tokens, so that a token beside short rows counts for more.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

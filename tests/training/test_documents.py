@@ -7,7 +7,6 @@ from tuneline.artifacts.training import (
     TRAINED,
     Checkpoints,
     Evaluation,
-    Plan,
     TrackedRun,
     TrainedRun,
     Trip,
@@ -33,18 +32,3 @@ def test_rules_and_trackers_come_back_as_they_were():
 def test_fields_of_another_version_are_left_aside():
     old = '{"steps": 4, "stopped": null, "tracking": [], "a_field_of_another_version": 1}'
     assert TRAINED.model.model_validate_json(old).steps == 4
-
-
-def test_the_planned_micro_batch_is_not_in_the_file():
-    plan = Plan(
-        micro_batch=2,
-        accumulation=4,
-        world_size=1,
-        effective_batch=8,
-        threads=1,
-        device="cpu",
-        precision="fp32",
-        estimate={},
-        planned_micro_batch=4,
-    )
-    assert "planned" not in plan.model_dump_json()

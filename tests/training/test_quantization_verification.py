@@ -77,6 +77,7 @@ def test_another_4bit_type_fails(qlora, monkeypatch, setting, value_of_it, shown
     assert evidence.verdict == Verdict.FAIL
     assert "layers_not_as_required" in broken(evidence)
     assert value(evidence, "layers_not_as_required") == 14
+    assert "14 of 14 linear layers are not" in evidence.summary
     name, wrong = shown
     assert value(evidence, name) == wrong
 
@@ -98,25 +99,30 @@ def test_a_base_that_was_not_quantised_at_all_fails(qlora, monkeypatch):
     }
 
 
-def test_a_quantised_head_and_a_missing_layer_fail(tiny_base):
+@pytest.fixture(scope="module")
+def quantised(tiny_base):
+    """Names of the linear layers, and the base in 4 bits."""
     names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
-    model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
+    return names, base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
+
+
+def test_a_quantised_head_and_a_missing_layer_fail(quantised):
+    names, model = quantised
     # One layer that should not be 4-bit, and one that should and is not there.
     layers = read_layers(model, [*names[1:], "model.layers.9.mlp.up_proj"])
     whole = read_model(model, layers)
     assert whole.others == (names[0],)
     found = judge(layers, whole, losses(20, 21, 22, 19), losses(20, 21, 22, 19), 1.5)
-    assert {m.name for m in found if m.ok is False} >= {"4bit_besides", "layers_not_as_required"}
+    assert broken(found) >= {"4bit_besides", "layers_not_as_required"}
     assert conclude(found) == Verdict.FAIL
     by_name = {m.name: m.value for m in found}
     assert by_name["first_layer_not_as_required"] == "model.layers.9.mlp.up_proj"
 
 
-def test_memory_is_counted_from_the_tensors(tiny_base):
-    names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
-    quantised = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
-    layers = read_layers(quantised, names)
-    whole = read_model(quantised, layers)
+def test_memory_is_counted_from_the_tensors(quantised, tiny_base):
+    names, model = quantised
+    layers = read_layers(model, names)
+    whole = read_model(model, layers)
     plain = base_weights.load_unquantised(tiny_base)
     parameters = sum(p.numel() for p in plain.parameters())
     assert whole.bytes_in_bf16 == 2 * parameters
@@ -129,29 +135,21 @@ def losses(*sums):
     return RowLosses(tuple(map(float, sums)), (10,) * len(sums), (1.0,) * len(sums))
 
 
-def test_a_visible_loss_of_precision_fails(tiny_base):
-    names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
-    model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
+def test_a_visible_loss_of_precision_fails(quantised):
+    names, model = quantised
     layers = read_layers(model, names)
     whole = read_model(model, layers)
     plain = losses(20, 21, 22, 19)
     assert conclude(judge(layers, whole, losses(21, 22, 23, 20), plain, 1.5)) == Verdict.PASS
     worse = judge(layers, whole, losses(26, 27, 28, 25), plain, 1.5)
-    assert {m.name for m in worse if m.ok is False} == {"perplexity_ratio"}
+    assert broken(worse) == {"perplexity_ratio"}
     assert conclude(worse) == Verdict.FAIL
 
 
-def test_a_limit_tighter_than_the_noise_is_refused(tiny_base):
-    model = base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
+def test_a_limit_tighter_than_the_noise_is_refused(quantised):
+    _, model = quantised
     layers = read_layers(model, ["model.layers.0.mlp.up_proj"])
     with pytest.raises(UserError, match="tighter than the measured noise"):
         judge(
             layers, read_model(model, layers), losses(10, 30, 25, 12), losses(20, 18, 22, 19), 1.01
         )
-
-
-def test_what_breaks_is_named(qlora, monkeypatch):
-    monkeypatch.setattr(quantization_verification, "COMPUTE_TYPE", "float32")
-    evidence = qlora.execute("quantization_verification", quantization_verification.run)
-    assert "layers_not_as_required" in broken(evidence)
-    assert "14 of 14 linear layers are not" in evidence.summary

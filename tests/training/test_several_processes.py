@@ -1,7 +1,5 @@
 """Several processes train as one does: the same losses, the same adapter."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

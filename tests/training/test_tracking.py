@@ -9,6 +9,7 @@ import pytest
 from tests.lab.forked import start_training
 from tests.lab.mlflow_server import MlflowServer
 from tests.lab.runs import broken, value
+from tests.lab.waiting import wait_for
 from tests.lab.wandb_server import KEY, WandbServer
 
 from tuneline.artifacts.training import TRAINED, TrackedRun
@@ -285,9 +286,7 @@ def test_a_server_that_is_lost_on_the_way_misses_entries_and_gets_them_later(mlf
     said = []
     opened, tracker = open_mlflow(describe("lost"), said.append)
     tracker.log(1, {"train/loss": 2.0})
-    deadline = time.monotonic() + 30
-    while not mlflow.steps(opened.run_id, "train/loss") and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: mlflow.steps(opened.run_id, "train/loss"), 30, what="the first step")
     mlflow.stop()
     tracker.log(2, {"train/loss": float("nan")})
     closed = tracker.close(failed=False)

@@ -1,7 +1,5 @@
 """The sweep of the main DAG between what comes before it and what follows it, on real pods."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """A DAG of pods for the test with Airflow's scheduler code: awaited, deferred, and failing."""
 
-from __future__ import annotations
-
 import json
 import os
 

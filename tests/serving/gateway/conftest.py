@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -9,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from tests.lab.upstream_server import ServerThread, UpstreamServer, wait_for
+from tests.lab.upstream_server import ServerThread, UpstreamServer
+from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config

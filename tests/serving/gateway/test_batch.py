@@ -1,7 +1,5 @@
-from __future__ import annotations
-
 import pytest
-from tests.lab.upstream_server import wait_for
+from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.batch import BatchWriter
 

@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from tests.lab.upstream_server import wait_for
+from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.usage import totals_by_upstream
 

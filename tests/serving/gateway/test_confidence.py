@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from tuneline.serving.gateway.confidence import is_low, mean_logprob, token_logprobs

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from tuneline.serving.gateway.metrics import Metrics
 
 

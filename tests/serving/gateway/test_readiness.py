@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 import sqlite3
 
 import httpx
 import pytest
-from tests.lab.upstream_server import wait_for
+from tests.lab.waiting import wait_for
 
 from .conftest import upstream_entry
 
@@ -51,11 +49,12 @@ def test_live_says_only_that_the_gateway_lives(start, small):
     assert ready(gateway).status_code == 503
 
 
-def test_a_hung_engine_is_not_ready_and_comes_back(start, small):
+@pytest.mark.parametrize(("mode", "word"), [("hang", "no token for"), ("error", "HTTP 500")])
+def test_a_broken_engine_is_not_ready_and_comes_back(start, small, mode, word):
     gateway = start(small)
     gateway.wait_ready()
-    small.mode = "hang"
-    wait_not_ready(gateway, "no token for")
+    small.mode = mode
+    wait_not_ready(gateway, word)
     small.mode = "ok"
     gateway.wait_ready()
 
@@ -90,13 +89,6 @@ def test_another_model_on_the_same_port_is_not_ready(start, small):
     assert "somebody" not in str(body)
     small.models = ["small-model"]
     gateway.wait_ready()
-
-
-def test_an_engine_that_answers_errors_is_not_ready(start, small):
-    gateway = start(small)
-    gateway.wait_ready()
-    small.mode = "error"
-    wait_not_ready(gateway, "HTTP 500")
 
 
 def test_pings_rest_while_tokens_flow(start, small):

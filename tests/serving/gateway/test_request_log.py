@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 import json
 import stat
 
 import pytest
-from tests.lab.upstream_server import wait_for
+from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.request_log import load_redaction

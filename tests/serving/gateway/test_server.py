@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.lab.upstream_server import wait_for
+from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.keys import add_key

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from tuneline.serving.gateway.sse import SseParser, event

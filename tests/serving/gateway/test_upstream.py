@@ -1,7 +1,5 @@
 """Kept connections that the server drops: a request on one is sent again, and only then."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tests.lab.runs import broken
 
 from tuneline.artifacts.training import Trial
 from tuneline.errors import UserError
@@ -99,7 +100,7 @@ def test_each_fault_of_a_sweep_turns_the_verdict(change, accesses, names, verdic
     excluded = "excluded" in change
     trials = [trial(8, rows(), **({} if excluded else change)), trial(16, rows(), **change)]
     found = measurements(trials, choose(trials), accesses)
-    assert {m.name for m in found if m.ok is False} == names
+    assert broken(found) == names
     assert conclude(found) == verdict
 
 

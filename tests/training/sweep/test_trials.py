@@ -1,6 +1,7 @@
 """Ranks are tried by the run's own steps, on validation rows, and the hold-out is out of reach."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from tests.lab.training_runs import TrainingLab, make_rows
 from tuneline.artifacts.training import PLAN, LoraSettings
 from tuneline.cli import main
 from tuneline.config import build_config
-from tuneline.data.tables.rows import read_dataset, write_dataset
+from tuneline.data.tables.rows import read_dataset
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation.holdout.ledger import open_holdout
 from tuneline.evidence import Verdict, measure
@@ -29,19 +30,9 @@ SWEEP = {"sweep_r": [2, 8], "sweep_share": 0.5, "epochs": 4, "r": 4, "rehearsal_
 def with_holdout(lab):
     """Give a run a dataset that has a hold-out."""
     rows, weights = make_rows(train=36, validation=20)
-    rows = [
-        row if number < 48 else type(row)(**{**as_dict(row), "split": "holdout"})
-        for number, row in enumerate(rows)
-    ]
-    path = lab.root / "with-holdout.parquet"
-    write_dataset(path, rows, weights)
-    passed = [measure("rows", 56, "rows", ">", 0)]
-    lab.leave("distribution_balancing", {"dataset.parquet": path}, passed)
+    held = [replace(row, split="holdout") for row in rows[48:]]
+    lab.leave_rows(rows[:48] + held, weights)
     return lab
-
-
-def as_dict(row):
-    return {name: getattr(row, name) for name in row.__slots__}
 
 
 @pytest.fixture(scope="module")

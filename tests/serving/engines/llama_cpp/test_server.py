@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import pytest
+from tests.lab.waiting import wait_for
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
@@ -61,10 +61,10 @@ def test_it_listens_on_loopback_and_lets_no_page_read(engine):
 
 
 def wait_until_busy(server):
-    deadline = time.monotonic() + 20
-    while not any(s["is_processing"] for s in httpx.get(f"{server.base_url}/slots").json()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    def busy():
+        return any(s["is_processing"] for s in httpx.get(f"{server.base_url}/slots").json())
+
+    wait_for(busy, what="work")
 
 
 def test_a_term_signal_lets_requests_finish(tiny_gguf):
@@ -105,22 +105,7 @@ def test_it_ends_with_the_process_that_started_it(tiny_gguf):
         check=False,
     )
     pid = int(answer.stdout)
-    deadline = time.monotonic() + 20
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{pid}")
-
-
-def test_stop_ends_a_hung_server(tiny_gguf, monkeypatch):
-    monkeypatch.setattr(LlamaServer, "stop_seconds", 0.5)
-    server = LlamaServer(tiny_gguf)
-    server.start()
-    pid = server.pid
-    server.signal(signal.SIGSTOP)
-    server.stop()
-    assert not os.path.exists(f"/proc/{pid}")
-    with pytest.raises(TunelineError, match="not running"):
-        _ = server.pid
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="its end")
 
 
 def test_many_starts(tiny_gguf):

@@ -1,0 +1,15 @@
+"""Wait for what another process or thread does."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def wait_for(check: Callable[[], Any], seconds: float = 15.0, what: str = "it") -> Any:
+    """Wait until a check returns a true value, and return that."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if found := check():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come within {seconds} s")
