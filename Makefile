@@ -45,7 +45,7 @@ test: $(DEV)/tuneline-stamp ## run all tests, lint and types; T="path …" runs 
 	@PYTHON="$(PYTHON)" scripts/run_tests.sh all $(T)
 
 test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out since they take long
-	@PYTHON="$(PYTHON)" scripts/run_tests.sh long $(or $(T),tests/training/memory)
+	@PYTHON="$(PYTHON)" scripts/run_tests.sh long $(or $(T),tests)
 
 test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
 	@PYTHON="$(PYTHON)" scripts/run_tests.sh fast $(T)

@@ -9,6 +9,7 @@ from benchmarks.contest.contest import Contest
 from benchmarks.contest.options import Options
 from benchmarks.contest.trial import Sample, conduct
 from benchmarks.training import gpu as train_gpu
+from benchmarks.training import trials as train_trials
 from benchmarks.training.rows import (
     batches_of,
     computed_share,
@@ -24,6 +25,7 @@ from tests.lab.tiny_models import make_model
 
 from benchmarks import train
 from tuneline.errors import UserError
+from tuneline.models import load_tokenizer
 
 STEPS, WARM_UP = 4, 1
 TINY = {
@@ -46,8 +48,6 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(base, tmp_path_factory):
-    from tuneline.models import load_tokenizer
-
     folder = tmp_path_factory.mktemp("train-rows")
     return encode(sample_conversations(24, 7), 4, load_tokenizer(base), folder)
 
@@ -79,8 +79,6 @@ def told(**settings):
 
 
 def test_the_second_workload_has_the_same_rows_without_their_beginning(base, tmp_path):
-    from tuneline.models import load_tokenizer
-
     sample = sample_conversations(16, 7)
     changed = without_common_prefix(sample, 7)
     assert len({row[0]["content"] for row in sample}) == 1
@@ -96,8 +94,6 @@ def test_the_second_workload_has_the_same_rows_without_their_beginning(base, tmp
 
 
 def test_both_sides_train_the_same_curve_and_count_the_same_tokens(job, rows):
-    from benchmarks.training import trials as train_trials
-
     ours = conduct(train_trials.tuneline(job))
     theirs = conduct(train_trials.trl({**job, **told()}))
     assert set(ours.scores) == set(theirs.scores)
@@ -113,8 +109,6 @@ def test_both_sides_train_the_same_curve_and_count_the_same_tokens(job, rows):
 
 
 def test_tokens_of_both_sides_leave_padding_and_warm_up_out(job, rows):
-    from benchmarks.training import trials as train_trials
-
     timed = batches_of(rows[0], 4, STEPS, 7)[WARM_UP:]
     expected = sum(len(row.ids) for batch in timed for row in batch)
     padded = sum(max(len(row.ids) for row in batch) * len(batch) for batch in timed)
@@ -134,8 +128,6 @@ def test_tokens_of_both_sides_leave_padding_and_warm_up_out(job, rows):
 
 
 def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
-    from benchmarks.training import trials as train_trials
-
     from tuneline.training.loop.base_weights import attach_lora, load_unquantised
     from tuneline.training.loop.token_loss import add_labelled_head, row_losses
 
@@ -146,7 +138,6 @@ def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
 
 
 def test_the_watched_training_is_tracked_and_keeps_checkpoints(job, tmp_path):
-    from benchmarks.training import trials as train_trials
     from mlflow.tracking import MlflowClient
 
     sample = conduct(train_trials.watched(job))
@@ -160,8 +151,6 @@ def test_the_watched_training_is_tracked_and_keeps_checkpoints(job, tmp_path):
 
 
 def test_a_training_that_is_not_tracked_does_not_count_as_watched(job):
-    from benchmarks.training import trials as train_trials
-
     trial = train_trials.watched({**job, "tracking": "nowhere://at-all"})
     with pytest.raises(RuntimeError, match="not tracked"):
         conduct(trial)
@@ -346,7 +335,6 @@ def test_random_weights_load_as_the_products_base(base, tmp_path):
 def test_operations_are_counted_as_by_the_model_itself():
     """On a model with its adapter, by torch's own counter."""
     import torch
-    from benchmarks.training.trials import _lora
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -354,7 +342,7 @@ def test_operations_are_counted_as_by_the_model_itself():
 
     rows, length, r = 2, 32, 4
     config = LlamaConfig(**TINY, attn_implementation="eager")
-    model = attach_lora(LlamaForCausalLM(config), _lora({**train.LORA, "r": r}))
+    model = attach_lora(LlamaForCausalLM(config), train_trials._lora({**train.LORA, "r": r}))
     model.enable_input_require_grads()
     ids = torch.randint(512, (rows, length))
     with FlopCounterMode(display=False) as counter:

@@ -124,16 +124,13 @@ def test_clear_preference_for_the_tuned_model_passes(review):
     assert "review_votes.json" in {ref.name for ref in evidence.inputs}
 
 
-def test_clear_preference_for_the_base_fails(review):
+@pytest.mark.parametrize(
+    ("choose", "verdict"), [(side_of("base"), "fail"), (lambda entry: "A", "warn")]
+)
+def test_a_preference_for_the_base_fails_and_an_even_vote_warns(review, choose, verdict):
     bench, _, _, key = review
-    vote(bench, key, side_of("base"))
-    assert bench.execute("human_review").verdict == "fail"
-
-
-def test_an_even_vote_warns(review):
-    bench, _, _, key = review
-    vote(bench, key, lambda entry: "A")
-    assert bench.execute("human_review").verdict == "warn"
+    vote(bench, key, choose)
+    assert bench.execute("human_review").verdict == verdict
 
 
 @pytest.mark.parametrize("cast", [None, ReviewVotes(votes=[])])

@@ -6,7 +6,7 @@ from tests.lab.tiny_task import task_rows
 
 from tuneline.harness.served_models import base_gguf
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.long]
 
 
 @pytest.fixture

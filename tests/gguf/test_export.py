@@ -182,6 +182,7 @@ PROMPTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_greedy_text_of_the_base_model_equals_transformers_in_float32():
     from transformers import AutoModelForCausalLM

@@ -118,6 +118,7 @@ def test_an_adapter_on_the_embedding_is_refused(tmp_path):
         export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "a.gguf")
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_adapter_equals_merged_on_the_base_model(tmp_path):
     from transformers import AutoModelForCausalLM

@@ -1,5 +1,6 @@
 """Processes that start with torch imported already, which saves each of them seconds."""
 
+import json
 import multiprocessing
 import os
 import sys
@@ -47,3 +48,19 @@ def _train(run_uri: str, log: str, environment: Mapping[str, str]) -> int:
     from tuneline.cli import main
 
     return main(["run", "train", "--run", run_uri])
+
+
+def forked_probe(spec: Mapping[str, Any], scratch: Path) -> Any:
+    """Do what `gradient_accumulation.in_process` does, without its import of torch."""
+    asked, answered = scratch / "probe.json", scratch / "probed.json"
+    asked.write_text(json.dumps(spec))
+    process = fork(_probe, asked, answered)
+    process.join()
+    assert process.exitcode == 0
+    return json.loads(answered.read_text())
+
+
+def _probe(asked: Path, answered: Path) -> None:
+    from tuneline.training.memory.probe import measure_step
+
+    answered.write_text(json.dumps(measure_step(json.loads(asked.read_text()), answered)))

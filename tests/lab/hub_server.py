@@ -59,10 +59,11 @@ def hub(kind: str, repository: str, files: Mapping[str, bytes]) -> Iterator[str]
         yield url
 
 
-# The client reads its settings when it is imported.
+# The client reads its settings when it is imported, and waits between its tries.
 _SCRIPT = """
-import json, sys
+import json, sys, time
 from pathlib import Path
+time.sleep = lambda seconds: None
 from tuneline.errors import TunelineError
 {imports}
 try:

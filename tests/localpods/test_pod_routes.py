@@ -9,7 +9,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -119,9 +121,8 @@ def test_list_by_selectors(api: Api) -> None:
     everywhere = api.core.list_pod_for_all_namespaces(label_selector="set=x")
     assert len(everywhere.items) == 2
     assert api.core.list_namespaced_pod("other", label_selector="set=x").items == []
-    with pytest.raises(client.ApiException) as caught:
+    with pytest.raises(client.ApiException, match=r"^\(400\)"):
         names("role in a")
-    assert caught.value.status == 400
 
 
 def test_patch_changes_labels_and_nothing_else(api: Api) -> None:
@@ -130,9 +131,19 @@ def test_patch_changes_labels_and_nothing_else(api: Api) -> None:
     after = api.core.patch_namespaced_pod("patched", NAMESPACE, patch)
     assert after.metadata.labels == {"c": "d", "already_checked": "True"}
     assert int(after.metadata.resource_version) > int(before.metadata.resource_version)
-    with pytest.raises(client.ApiException) as caught:
+    with pytest.raises(client.ApiException, match=r"^\(422\)"):
         api.core.patch_namespaced_pod("patched", NAMESPACE, {"spec": {"nodeName": "elsewhere"}})
-    assert caught.value.status == 422
+
+
+def watched(api: Api, selector: str, version: str, seconds: int = 1) -> Iterator[dict[str, Any]]:
+    """Events of the pods that a selector names, from a version on."""
+    return watch.Watch().stream(
+        api.core.list_namespaced_pod,
+        NAMESPACE,
+        label_selector=selector,
+        resource_version=version,
+        timeout_seconds=seconds,
+    )
 
 
 def test_watch_tells_a_pod_s_life(api: Api) -> None:
@@ -140,14 +151,7 @@ def test_watch_tells_a_pod_s_life(api: Api) -> None:
     version = api.core.list_namespaced_pod(NAMESPACE).metadata.resource_version
 
     def look() -> None:
-        stream = watch.Watch().stream(
-            api.core.list_namespaced_pod,
-            NAMESPACE,
-            label_selector="watched=yes",
-            resource_version=version,
-            timeout_seconds=20,
-        )
-        for event in stream:
+        for event in watched(api, "watched=yes", version, seconds=20):
             seen.append((event["type"], event["object"].status.phase))
             if event["type"] == "DELETED":
                 return
@@ -169,13 +173,7 @@ def test_watch_from_a_version_starts_after_it(api: Api) -> None:
     api.run("before", "true", labels={"since": "yes"})
     version = api.core.list_namespaced_pod(NAMESPACE).metadata.resource_version
     api.create("after", labels={"since": "yes"})
-    events = watch.Watch().stream(
-        api.core.list_namespaced_pod,
-        NAMESPACE,
-        label_selector="since=yes",
-        resource_version=version,
-        timeout_seconds=1,
-    )
+    events = watched(api, "since=yes", version)
     assert {event["object"].metadata.name for event in events} == {"after"}
 
 
@@ -184,13 +182,7 @@ def test_watch_reports_a_deletion_that_came_before_it(api: Api) -> None:
     api.run("deleted-before", "true", labels={"deleted": "yes"})
     version = api.core.list_namespaced_pod(NAMESPACE).metadata.resource_version
     api.core.delete_namespaced_pod("deleted-before", NAMESPACE)
-    events = watch.Watch().stream(
-        api.core.list_namespaced_pod,
-        NAMESPACE,
-        label_selector="deleted=yes",
-        resource_version=version,
-        timeout_seconds=1,
-    )
+    events = watched(api, "deleted=yes", version)
     assert [event["type"] for event in events] == ["DELETED"]
 
 

@@ -126,6 +126,7 @@ def test_the_laptop_model():
     assert found.digest == "cf7cb748f530f3079401cfbd4b33a32777c322fa7beabcfce4d0fb712479be7f"
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_the_laptop_model_equals_transformers_own_conversion(tmp_path):
     import zipfile

@@ -36,28 +36,22 @@ def processes(commands):
 
 
 @pytest.mark.parametrize(
-    ("setting", "what"),
-    [("TUNELINE_UI_PORT", "the Airflow UI"), ("TUNELINE_TRACKING_PORT", "MLflow")],
+    ("command", "setting", "what"),
+    [
+        ("up", "TUNELINE_UI_PORT", "the Airflow UI"),
+        ("up", "TUNELINE_TRACKING_PORT", "MLflow"),
+        # Else its model could not be served in the end.
+        ("demo", "TUNELINE_GATEWAY_PORT", "the gateway"),
+    ],
 )
-def test_a_taken_port_stops_everything_before_it_starts(commands, setting, what):
+def test_a_taken_port_stops_everything_before_it_starts(commands, data, command, setting, what):
     with socket.socket() as server:
         server.bind(("127.0.0.1", int(commands.env[setting])))
         server.listen()
-        done = commands.run("up")
+        done = commands.run(command, *(["--data", str(data)] if command == "demo" else []))
     assert done.returncode == 2
     assert f"for {what} is taken by" in done.stderr
     assert f"with {setting}=" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert processes(commands) == {}
-
-
-def test_a_demo_whose_model_could_not_be_served_is_refused_at_once(commands, data):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", int(commands.env["TUNELINE_GATEWAY_PORT"])))
-        server.listen()
-        done = commands.run("demo", "--data", str(data))
-    assert done.returncode == 2
-    assert "for the gateway is taken by" in done.stderr
     assert done.stderr.count("\n") == 1
     assert processes(commands) == {}
 
@@ -75,6 +69,7 @@ def test_a_second_demo_is_refused(commands, data):
         ("training: {epochs: many}", "training.epochs"),
         ("trainign: {epochs: 1}", "trainign: there is no such setting"),
         ("training: [", "line"),
+        ("base_model: /no/such", "base model '/no/such': there is no directory of that name"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(commands, data, tmp_path, settings, why):
@@ -84,15 +79,6 @@ def test_wrong_settings_are_refused_in_one_sentence(commands, data, tmp_path, se
     assert done.returncode == 2
     assert why in done.stderr
     assert done.stderr.count("\n") == 1
-    assert processes(commands) == {}
-
-
-def test_a_missing_base_model_is_refused_before_anything_starts(commands, data, tmp_path):
-    config = tmp_path / "settings.yaml"
-    config.write_text("base_model: /no/such")
-    done = commands.run("demo", "--data", str(data), "--config", str(config))
-    assert done.returncode == 2
-    assert "base model '/no/such': there is no directory of that name" in done.stderr
     assert processes(commands) == {}
 
 

@@ -71,46 +71,44 @@ def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, ca
     assert output.count("\n") == 1
 
 
-def test_a_taken_port_is_refused(tmp_path):
+@pytest.fixture
+def taken():
+    """A port that somebody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        port = server.getsockname()[1]
-        done = run("--ports", TUNELINE_UI_PORT=str(port), TUNELINE_HOME=str(tmp_path))
+        yield server.getsockname()[1]
+
+
+def test_a_taken_port_is_refused(taken, tmp_path):
+    done = run("--ports", TUNELINE_UI_PORT=str(taken), TUNELINE_HOME=str(tmp_path))
     assert done.returncode == 2
-    assert f"port {port} for the Airflow UI is taken" in done.stderr
+    assert f"port {taken} for the Airflow UI is taken" in done.stderr
 
 
-def test_the_port_of_mlflow_is_looked_at_unless_the_stack_has_none(setup, monkeypatch):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        port = server.getsockname()[1]
-        monkeypatch.setenv("TUNELINE_TRACKING_PORT", str(port))
-        for name in ("TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT"):
-            monkeypatch.setenv(name, "1")
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        monkeypatch.delenv("TUNELINE_KUBECONFIG", raising=False)
-        with pytest.raises(setup.Refused, match=f"port {port} for MLflow is taken"):
-            setup.check_ports()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
+def test_the_port_of_mlflow_is_looked_at_unless_the_stack_has_none(setup, monkeypatch, taken):
+    monkeypatch.setenv("TUNELINE_TRACKING_PORT", str(taken))
+    for name in ("TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("TUNELINE_KUBECONFIG", raising=False)
+    with pytest.raises(setup.Refused, match=f"port {taken} for MLflow is taken"):
         setup.check_ports()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
+    setup.check_ports()
 
 
-def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch):
+def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch, taken):
     services = setup.HOME / "services"
     services.mkdir(parents=True)
     (services / "api-server.json").write_text(json.dumps({"pid": os.getpid()}))
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        monkeypatch.setenv("TUNELINE_UI_PORT", str(server.getsockname()[1]))
-        monkeypatch.setenv("TUNELINE_GATEWAY_PORT", "1")
-        monkeypatch.setenv("TUNELINE_TRACKING_PORT", "1")
+    monkeypatch.setenv("TUNELINE_UI_PORT", str(taken))
+    monkeypatch.setenv("TUNELINE_GATEWAY_PORT", "1")
+    monkeypatch.setenv("TUNELINE_TRACKING_PORT", "1")
+    setup.check_ports()
+    (services / "api-server.json").write_text(json.dumps({"pid": 2**22 + 1}))
+    with pytest.raises(setup.Refused):
         setup.check_ports()
-        (services / "api-server.json").write_text(json.dumps({"pid": 2**22 + 1}))
-        with pytest.raises(setup.Refused):
-            setup.check_ports()
 
 
 @pytest.mark.parametrize(

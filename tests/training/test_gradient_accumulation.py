@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
 from tests.lab.training_runs import MAX_TOKENS, make_rows
 
@@ -235,7 +236,13 @@ def test_a_run_measures_plans_and_estimates(lab):
     assert not list(run.run.store.keys(run.run.key("work")))
 
 
-def test_an_estimate_above_a_limit_fails_before_training(lab):
+@pytest.fixture
+def quick_probe(monkeypatch):
+    """A probe that starts in no time."""
+    monkeypatch.setattr(gradient_accumulation, "in_process", forked_probe)
+
+
+def test_an_estimate_above_a_limit_fails_before_training(lab, quick_probe):
     run = lab(max_hours=1e-5, max_cost=1e-9)
     run.leave_lora()
     evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
@@ -245,7 +252,7 @@ def test_an_estimate_above_a_limit_fails_before_training(lab):
     assert "lower training.epochs" in evidence.summary
 
 
-def test_a_limit_below_any_micro_batch_fails_with_advice(lab):
+def test_a_limit_below_any_micro_batch_fails_with_advice(lab, quick_probe):
     run = lab(memory_limit_gib=0.05)
     run.leave_lora()
     evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
@@ -255,7 +262,7 @@ def test_a_limit_below_any_micro_batch_fails_with_advice(lab):
     assert len(run.document("gradient_accumulation", "plan.json")["tried"]) == 4
 
 
-def test_what_ran_out_of_memory_before_is_not_tried_again(lab):
+def test_what_ran_out_of_memory_before_is_not_tried_again(lab, quick_probe):
     run = lab()
     run.leave_lora()
     MemoryNotes(run.run).add(Failure("gradient_accumulation", 4, "OOMKilled", "pod-1"))

@@ -7,7 +7,7 @@ from tests.lab.training_runs import TrainingLab
 from tuneline.evidence import Verdict
 from tuneline.training import checkpointing, loss_monitoring
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.long]
 
 
 def test_smollm2_learns_in_a_few_steps(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from tests.lab.forked import fork
+from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
 from tests.lab.training_runs import TrainingLab, make_rows
 
@@ -20,7 +20,6 @@ from tuneline.run import Run
 from tuneline.step import execute, store_output
 from tuneline.training import gradient_accumulation, lora_selection
 from tuneline.training.loop.inputs import hyperparameters
-from tuneline.training.memory.probe import measure_step
 from tuneline.training.sweep import trials as sweep
 from tuneline.training.sweep.rank_choice import losses_of
 
@@ -44,21 +43,6 @@ def swept(tmp_path_factory, tiny_base):
         patched.setattr(gradient_accumulation, "in_process", forked_probe)
         assert main(["run", "sweep", "--run", lab.run.uri]) == 0
     return lab
-
-
-def forked_probe(spec, scratch):
-    """Run the memory probe in a process that need not import torch."""
-    asked, answered = scratch / "probe.json", scratch / "probed.json"
-    asked.write_text(json.dumps(spec))
-    process = fork(write_answer, asked, answered)
-    process.join()
-    assert process.exitcode == 0
-    return json.loads(answered.read_text())
-
-
-def write_answer(asked, answered):
-    found = measure_step(json.loads(asked.read_text()), answered)
-    answered.write_text(json.dumps(found))
 
 
 def trial_run(lab, r):
