@@ -96,27 +96,22 @@ def test_no_store_is_said(capsys, monkeypatch):
     assert "set TUNELINE_STORE" in capsys.readouterr().err
 
 
-def test_run_create_prints_the_uri(tmp_path, capsys):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("{}\n")
-    store = (tmp_path / "store").as_uri()
-    assert main(["run", "create", "--store", store, "--data", str(data), "--run-id", "r1"]) == 0
-    assert capsys.readouterr().out.strip() == f"{store}/runs/r1"
-
-
-def test_run_create_names_the_settings_file_and_keeps_an_absolute_path(
+def test_run_create_prints_the_uri_names_the_settings_file_and_keeps_an_absolute_path(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text("{}\n")
-    create = ["run", "create", "--store", (tmp_path / "store").as_uri(), "--data", "rows.jsonl"]
+    store = (tmp_path / "store").as_uri()
+    create = ["run", "create", "--store", store, "--data", "rows.jsonl", "--run-id", "r1"]
     Path("wrong.yaml").write_text("training: {epochs: many}")
     assert main([*create, "--config", "wrong.yaml"]) == 2
     assert "wrong.yaml: training.epochs: " in capsys.readouterr().err
     assert not Path("store").exists()
     Path("right.yaml").write_text("training: {epochs: 1}")
     assert main([*create, "--config", "right.yaml"]) == 0
-    run = Run.open(capsys.readouterr().out.strip())
+    uri = capsys.readouterr().out.strip()
+    assert uri == f"{store}/runs/r1"
+    run = Run.open(uri)
     assert run.config.data.source == str(tmp_path / "rows.jsonl")
     assert run.config.training.epochs == 1
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from pathlib import Path
 
 import boto3
 import pytest
@@ -131,19 +132,14 @@ def test_crash_between_the_renames_leaves_an_object_that_verifies(tmp_path, monk
     store = open_store(tmp_path.as_uri())
     store.put_bytes("k", b"old")
 
-    def crash(self, target):
-        raise KeyboardInterrupt
-
-    from pathlib import Path
-
     real = Path.replace
-    monkeypatch.setattr(
-        Path,
-        "replace",
-        lambda self, target: (
-            crash(self, target) if Path(target).name == "k" else real(self, target)
-        ),
-    )
+
+    def crash(self, target):
+        if Path(target).name == "k":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         store.put_bytes("k", b"new")
     monkeypatch.undo()

@@ -96,6 +96,7 @@ def test_training_that_is_killed_with_the_smallest_micro_batch_is_not_tried_agai
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_real_training_goes_on_with_a_smaller_micro_batch(connected, tmp_path):
     """The pod's limit is real; the kill comes in the middle, the next try resumes and ends."""
     script = Path(__file__).with_name("greedy_training.py")

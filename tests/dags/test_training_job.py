@@ -25,10 +25,12 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 URI = "file:///x/runs/manual__2026-10-18T00:31:53.123456+00:00" + "z" * 60
 
 
-def context_of(run_uri: str, nodes: int, try_number: int = 1) -> dict[str, Any]:
-    prepared = prepared_run(run_uri, PodConfig(namespace=NAMESPACE, nodes=nodes, memory="6Gi"))
+def context_of(run_uri: str, nodes: int, try_number: int = 1, **pods: Any) -> dict[str, Any]:
+    config = PodConfig(**{"namespace": NAMESPACE, "nodes": nodes, "memory": "6Gi", **pods})
     forgetful = SimpleNamespace(get=lambda key: None, set=lambda key, value: None)
-    return task_lab.context_of("train", try_number=try_number, store=forgetful, prepared=prepared)
+    return task_lab.context_of(
+        "train", try_number=try_number, store=forgetful, prepared=prepared_run(run_uri, config)
+    )
 
 
 def training(*command: str, image: str = IMAGE) -> TrainingPods:
@@ -163,11 +165,7 @@ def test_a_pod_that_does_not_start_says_why(api: Api) -> None:
     pods = training("true")
     pods.schedule_timeout_seconds = 1
     pods.uses_gpus = True
-    context = context_of("file:///x/runs/pending", 2)
-    asked = PodConfig(namespace=NAMESPACE, nodes=2, gpus=64, gpu_image=IMAGE)
-    context["ti"].xcom_pull = lambda task_ids, key="return_value": (
-        asked.model_dump(mode="json") if key == "pods" else {} if key == "deadlines" else "f/runs/p"
-    )
+    context = context_of("file:///x/runs/pending", 2, gpus=64, gpu_image=IMAGE)
     with pytest.raises(AirflowException, match=r"retryable: training pod 0 .* 64 free GPUs"):
         pods.execute(context)
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")

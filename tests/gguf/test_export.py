@@ -140,12 +140,6 @@ def test_what_can_not_be_exported_is_refused(changes, sentence, tmp_path):
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_an_unknown_pre_tokenizer_is_refused(tmp_path):
-    make_model(tmp_path / "hf", tokenizer="unknown")
-    with pytest.raises(UserError, match=r"no llama\.cpp pre-tokenizer is known"):
-        export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
-
-
 def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path):
     model = make_model(tmp_path / "hf")
     with torch.no_grad():

@@ -6,44 +6,9 @@ from contextlib import closing
 import pytest
 from tests.lab.runs import broken, value
 
-from tuneline.evidence import conclude
 from tuneline.governance import cost_tracking
-from tuneline.governance.cost_tracking import REQUESTS, Tokens, Trial, reconcile
+from tuneline.governance.cost_tracking import REQUESTS
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.gateway.usage import KeyUsage, UpstreamTotals
-
-REPORTED = {"a": Tokens(100, 10), "b": Tokens(50, 5)}
-
-
-def _keys(a=(100, 10), b=(50, 5)):
-    return [
-        KeyUsage(name, 4, 4, prompt, completion, 0, 0.0, "USD")
-        for name, (prompt, completion) in (("a", a), ("b", b))
-    ]
-
-
-def _totals(prompt=150, cached=30, completion=15, estimated=0):
-    return UpstreamTotals("p", "m", 8, prompt, cached, completion, estimated, 0, 0, 0, 0.0, "USD")
-
-
-def test_a_ledger_that_agrees_passes():
-    assert conclude(reconcile(Trial(REPORTED, _keys(), _totals(), Tokens(120, 15)))) == "pass"
-
-
-@pytest.mark.parametrize(
-    ("keys", "totals", "prompt", "completion", "names"),
-    [
-        (_keys(a=(50, 5), b=(100, 10)), _totals(), 120, 15, {"keys_that_differ_from_clients"}),
-        (_keys()[:1], _totals(), 120, 15, {"requests", "keys_that_differ_from_clients"}),
-        (_keys(), _totals(), 120, 16, {"completion_tokens_off_engine"}),
-        (_keys(), _totals(), 150, 15, {"prompt_tokens_off_engine"}),
-        (_keys(), _totals(estimated=1), 120, 15, {"estimated_attempts"}),
-    ],
-)
-def test_each_way_to_be_wrong_is_caught(keys, totals, prompt, completion, names):
-    checks = reconcile(Trial(REPORTED, keys, totals, Tokens(prompt, completion)))
-    assert conclude(checks) == "fail"
-    assert broken(checks) == names
 
 
 def test_real_requests_are_reconciled_and_priced(served_lab):
@@ -71,28 +36,17 @@ _COLUMNS = (
 )
 
 
+_COUNTS = {"requests", "keys_that_differ_from_clients", "completion_tokens_off_engine"}
+
+
 @pytest.mark.parametrize(
     ("fault", "names"),
     [
-        pytest.param(
-            f"DELETE FROM usage WHERE {_ONE}",
-            {
-                "requests",
-                "keys_that_differ_from_clients",
-                "completion_tokens_off_engine",
-                "prompt_tokens_off_engine",
-            },
-            id="a request is lost",
-        ),
+        pytest.param(f"DELETE FROM usage WHERE {_ONE}", _COUNTS, id="a request is lost"),
         pytest.param(
             f"INSERT INTO usage (request_id, {_COLUMNS}) "
             f"SELECT 'again', {_COLUMNS} FROM usage WHERE {_ONE}",
-            {
-                "requests",
-                "keys_that_differ_from_clients",
-                "completion_tokens_off_engine",
-                "prompt_tokens_off_engine",
-            },
+            _COUNTS,
             id="a request is doubled",
         ),
         pytest.param(
@@ -104,6 +58,11 @@ _COLUMNS = (
             f"UPDATE usage SET key = 'team-b' WHERE {_ONE}",
             {"keys_that_differ_from_clients"},
             id="the other key is billed",
+        ),
+        pytest.param(
+            f"UPDATE usage SET estimated = 1 WHERE {_ONE}",
+            {"estimated_attempts"},
+            id="a count is a guess",
         ),
     ],
 )
@@ -118,7 +77,7 @@ def test_a_ledger_that_was_tampered_with_fails(served_lab, monkeypatch, fault, n
     evidence = served_lab().execute("cost_tracking")
     assert evidence.verdict == "fail"
     # Prompts that the engine had cached are not computed again, so it may count none of them.
-    assert broken(evidence) - {"prompt_tokens_off_engine"} == names - {"prompt_tokens_off_engine"}
+    assert broken(evidence) - {"prompt_tokens_off_engine"} == names
     assert "the ledger does not add up" in evidence.summary
     assert "counted alike" not in evidence.summary
 

@@ -115,30 +115,26 @@ def test_deleted_pods_leave_no_files(own_server: Server, tmp_path: Path) -> None
     assert kept.stat().st_mode & 0o777 == 0o755
 
 
-def test_second_server_on_the_same_state_is_refused(own_server: Server) -> None:
-    command = [sys.executable, "-m", "localpods", "serve", "--state", str(own_server.state)]
+def refusal(server: Server, state: Path, *options: str) -> str:
+    """What a second server says that is refused as the user's error."""
+    command = [sys.executable, "-m", "localpods", "serve", "--state", str(state)]
     second = subprocess.run(
-        [*command, "--images", str(own_server.images)],
-        env=own_server.env,
-        capture_output=True,
-        check=False,
-    )
-    assert second.returncode == 2
-    assert f"already served by process {own_server.process.pid}" in second.stderr.decode()
-
-
-def test_port_that_is_taken_is_named(served: Callable[..., Server], tmp_path: Path) -> None:
-    server = served()
-    port = server.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "localpods", "serve", "--state", str(tmp_path / "second")]
-    second = subprocess.run(
-        [*command, "--images", str(server.images), "--port", port],
+        [*command, "--images", str(server.images), *options],
         env=server.env,
         capture_output=True,
+        text=True,
         check=False,
     )
     assert second.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in second.stderr.decode()
+    return second.stderr
+
+
+def test_second_server_is_refused(own_server: Server, tmp_path: Path) -> None:
+    said = refusal(own_server, own_server.state)
+    assert f"already served by process {own_server.process.pid}" in said
+    port = own_server.url.rpartition(":")[2]
+    said = refusal(own_server, tmp_path / "second", "--port", port)
+    assert f"cannot listen on 127.0.0.1:{port}" in said
 
 
 def test_port_of_the_last_time_may_be_taken(own_server: Server) -> None:

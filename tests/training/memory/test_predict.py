@@ -10,7 +10,6 @@ from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
 from tuneline.training.memory.limit import FREE_SHARE, cgroup_free, memory_limit, quantity
-from tuneline.training.memory.micro_batches import micro_batches
 from tuneline.training.memory.predict import GIB, Climb, Peak
 
 # A model that takes 1,000 bytes, and 10 bytes for each token of rows of 8 tokens.
@@ -87,12 +86,6 @@ def test_a_prediction_is_within_a_tenth_of_the_real_peak(case):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 0.9 < float(done.stdout) < 1.1
-
-
-def test_micro_batches_divide_the_effective_batch():
-    assert micro_batches(8, 1) == [8, 4, 2, 1]
-    assert micro_batches(12, 2) == [6, 3, 2, 1]
-    assert micro_batches(8, 3) == []
 
 
 def test_the_limit_is_configured_or_a_share_of_the_tightest_bound(tmp_path):
