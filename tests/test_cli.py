@@ -2,13 +2,13 @@
 
 import errno
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.lab.commands import call
 from tests.lab.runs import Lab
 
 from tuneline.catalogue import ITEMS
@@ -50,12 +50,8 @@ def test_the_table_is_whole_when_it_is_piped(tmp_path):
     summary = f"{'word ' * 60}[bold]between [0.1, 0.2]"
     ctx = lab.context("deduplication")
     store_output(ctx, ctx.conclude(summary, [OK]))
-    done = subprocess.run(
-        [sys.executable, "-m", "tuneline.cli", "checklist", lab.run.uri],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"},
-    )
+    command = [sys.executable, "-m", "tuneline.cli", "checklist", lab.run.uri]
+    done = call(*command, COLUMNS="80", PYTHONIOENCODING="utf-8")
     row = next(line for line in done.stdout.splitlines() if " deduplication " in line)
     assert summary in row
 

@@ -1,7 +1,5 @@
 """The main DAG: 25 items, each followed by its check, in the order that the data flows."""
 
-import os
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
+from tests.lab.commands import call
 
 from tuneline.catalogue import ITEMS, STEPS, Phase
 from tuneline.config import build_config
@@ -240,13 +239,8 @@ def test_importing_the_dag_is_cheap():
     """The DAG costs less than half of its operators, and loads no heavy library."""
     shares = []
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", IMPORT_COST, str(ROOT / "dags")],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "dags")},
-        )
+        dags = str(ROOT / "dags")
+        done = call(sys.executable, "-c", IMPORT_COST, dags, check=True, PYTHONPATH=dags)
         share, heavy = done.stdout.splitlines()[-1].split()
         assert heavy == "-"
         shares.append(float(share))

@@ -40,20 +40,21 @@ def test_without_a_message_the_exit_code_of_a_broken_step_is_final(code):
     assert str(code) in decision.reason
 
 
-@pytest.mark.parametrize("code", [75, 137, 143, None])
-def test_a_killed_container_is_tried_again(code):
-    decision = decide("Pod tl-1 returned a failure.", pod(code))
-    assert decision.action == RetryAction.DEFAULT
+@pytest.mark.parametrize(
+    ("message", "ended"),
+    [
+        *(("Pod tl-1 returned a failure.", pod(code)) for code in (75, 137, 143, None)),
+        # In the middle of a line it is no reason.
+        ("Pod tl-1 returned a failure.\nsaid user_error: once", pod(137)),
+        ("Pod took too long to start", None),
+    ],
+)
+def test_what_was_killed_or_never_started_is_tried_again(message, ended):
+    assert decide(message, ended).action == RetryAction.DEFAULT
 
 
-def test_a_pod_that_never_started_is_tried_again():
-    assert decide("Pod took too long to start").action == RetryAction.DEFAULT
-    policy = StepRetryPolicy()
-    assert policy.evaluate(ConnectionError("no route"), 1, 2).action == RetryAction.DEFAULT
-
-
-def test_a_message_in_the_middle_of_a_line_is_no_reason():
-    decision = decide("Pod tl-1 returned a failure.\nsaid user_error: once", pod(137))
+def test_what_is_no_error_of_a_pod_is_tried_again():
+    decision = StepRetryPolicy().evaluate(ConnectionError("no route"), 1, 2)
     assert decision.action == RetryAction.DEFAULT
 
 

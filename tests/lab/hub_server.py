@@ -1,8 +1,6 @@
 """A small server that speaks a hub's routes, and what its real client makes of them."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tests.lab.commands import call
 from tests.lab.http_server import Handler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -86,17 +85,8 @@ def in_a_process(
         home: folder of the hub's client.
         environment: more variables of the process.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT.format(imports=imports, expression=expression), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": "include",
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **environment,
-        },
-    )
+    script = _SCRIPT.format(imports=imports, expression=expression)
+    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": "include"}
+    command = [sys.executable, "-c", script, *arguments]
+    done = call(*command, check=True, **settings, **environment)
     return json.loads(done.stdout.splitlines()[-1])

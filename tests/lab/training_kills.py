@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+from tests.lab.waiting import wait_for
 
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
@@ -36,21 +37,21 @@ class Training:
 
     def await_start(self, seconds: float) -> None:
         """Wait until the task runs; what comes before it has to go well."""
-        limit = time.monotonic() + seconds
-        while self.task()["state"] != "running":
+
+        def running() -> bool:
             tasks = self._run.tasks()
-            failures = {t["task_id"]: self._run.failure(t) for t in tasks if t["state"] == "failed"}
-            assert not failures
-            assert time.monotonic() < limit, {t["task_id"]: t["state"] for t in tasks}
-            time.sleep(0.5)
+            assert not {t["task_id"]: self._run.failure(t) for t in tasks if t["state"] == "failed"}
+            return self.task()["state"] == "running"
+
+        wait_for(running, seconds, "the beginning of train", pause=0.5)
 
     def await_end(self, seconds: float) -> dict[str, Any]:
         """Wait until the task has no further try; the task."""
-        limit = time.monotonic() + seconds
-        while (task := self.task())["state"] not in ("success", "failed"):
-            assert time.monotonic() < limit, task["state"]
-            time.sleep(0.5)
-        return task
+        wait_for(self._has_ended, seconds, "the end of train", pause=0.5)
+        return self.task()
+
+    def _has_ended(self) -> bool:
+        return self.task()["state"] in ("success", "failed")
 
     def stop(self) -> None:
         """End the run of the DAG."""
@@ -86,13 +87,13 @@ class Training:
 
     def wait(self, check: Callable[[], Any], what: str, seconds: float = 300) -> Any:
         """The first true value of a check while training has not ended."""
-        limit = time.monotonic() + seconds
-        while not (found := check()):
-            state = self.task()["state"]
-            assert state not in ("success", "failed"), f"train is {state}: waited for {what}"
-            assert time.monotonic() < limit, f"waited {seconds:.0f} s in vain for {what}"
-            time.sleep(0.2)
-        return found
+
+        def look() -> Any:
+            found = check()
+            assert found or not self._has_ended(), f"train has ended: waited for {what}"
+            return found
+
+        return wait_for(look, seconds, what, pause=0.2)
 
     def kill_pod(self, after_step: int, pause: float) -> int:
         """`kill -9` of the pod's process, some time after a checkpoint newer than a step.

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_for(check: Callable[[], Any], seconds: float = 15.0, what: str = "it") -> Any:
-    """Wait until a check returns a true value, and return that."""
+def wait_for(
+    check: Callable[[], Any], seconds: float = 15.0, what: str = "it", pause: float = 0.02
+) -> Any:
+    """Wait until a check returns a true value, and return that; between two checks is a pause."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if found := check():
             return found
-        time.sleep(0.02)
+        time.sleep(pause)
     raise AssertionError(f"{what} did not come within {seconds} s")

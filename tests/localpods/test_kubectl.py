@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.lab.commands import call
 from tests.lab.pods import IMAGE, Server
 
 pytestmark = pytest.mark.skipif(
@@ -47,14 +48,7 @@ class Kubectl:
         self._options = ["--kubeconfig", str(server.state / "kubeconfig")]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["kubectl", *self._options, *arguments],
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return call("kubectl", *self._options, *arguments, timeout=60, **self._env)
 
     def __call__(self, *arguments: str) -> str:
         done = self.run(*arguments)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kubernetes.client import V1Pod
 from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of
 from tests.lab.waiting import wait_for
 
@@ -50,14 +51,14 @@ def test_what_a_container_leaves_behind_ends_with_it(api: Api) -> None:
     wait_for(lambda: not psutil.pid_exists(pid), what="the end of the orphan")
 
 
+def run_limited(api: Api, name: str, script: str) -> V1Pod:
+    """Run a Python script in 100 MiB."""
+    limits = {"limits": {"memory": "100Mi"}}
+    return api.run(name, "", container_command=["python", "-c", script], container_resources=limits)
+
+
 def test_memory_limit(api: Api) -> None:
-    script = "import time; a = bytearray(200 << 20); time.sleep(60)"
-    pod = api.run(
-        "hungry",
-        "",
-        container_command=["python", "-c", script],
-        container_resources={"limits": {"memory": "100Mi"}},
-    )
+    pod = run_limited(api, "hungry", "import time; a = bytearray(200 << 20); time.sleep(60)")
     ended = state_of(pod).terminated
     assert pod.status.phase == "Failed"
     assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
@@ -72,26 +73,21 @@ def test_mapped_files_do_not_count_against_the_memory_limit(api: Api) -> None:
         "m = mmap.mmap(os.open('weights', os.O_RDONLY), 0, prot=mmap.PROT_READ)\n"
         "print(sum(m[i] for i in range(0, len(m), 4096)) > 0); time.sleep(1)"
     )
-    pod = api.run(
-        "mapped",
-        "",
-        container_command=["python", "-c", script],
-        container_resources={"limits": {"memory": "100Mi"}},
-    )
-    assert pod.status.phase == "Succeeded"
+    assert run_limited(api, "mapped", script).status.phase == "Succeeded"
 
 
-def test_deadline(api: Api) -> None:
-    pod = api.run("late", "sleep 60", activeDeadlineSeconds=1)
+@pytest.mark.parametrize(
+    ("name", "script", "code"),
+    [
+        ("late", "sleep 60", 143),
+        # It leaves the grace period.
+        ("late-but-tidy", 'trap "sleep 0.5; exit 7" TERM; sleep 60 & wait', 7),
+    ],
+)
+def test_deadline(api: Api, name: str, script: str, code: int) -> None:
+    pod = api.run(name, script, activeDeadlineSeconds=1)
     assert (pod.status.phase, pod.status.reason) == ("Failed", "DeadlineExceeded")
-    assert state_of(pod).terminated.exit_code == 143
-
-
-def test_deadline_leaves_the_grace_period(api: Api) -> None:
-    script = 'trap "sleep 0.5; exit 7" TERM; sleep 60 & wait'
-    pod = api.run("late-but-tidy", script, activeDeadlineSeconds=1)
-    assert pod.status.reason == "DeadlineExceeded"
-    assert state_of(pod).terminated.exit_code == 7
+    assert state_of(pod).terminated.exit_code == code
 
 
 def test_deadline_of_a_pod_that_never_starts(api: Api) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.lab.commands import call
 from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of
 from tests.lab.waiting import wait_for
 
@@ -118,13 +118,7 @@ def test_deleted_pods_leave_no_files(own_server: Server, tmp_path: Path) -> None
 def refusal(server: Server, state: Path, *options: str) -> str:
     """What a second server says that is refused as the user's error."""
     command = [sys.executable, "-m", "localpods", "serve", "--state", str(state)]
-    second = subprocess.run(
-        [*command, "--images", str(server.images), *options],
-        env=server.env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    second = call(*command, "--images", server.images, *options, **server.env)
     assert second.returncode == 2
     return second.stderr
 

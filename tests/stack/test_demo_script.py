@@ -1,12 +1,11 @@
 """The demo's exit code: the script gives it, make only names it."""
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.lab.commands import call
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,15 +24,9 @@ def checkout(tmp_path):
     python.chmod(0o755)
 
     def run(*command, **env):
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            # A suite that make runs must not look like a make inside of it.
-            env={**os.environ, "MAKEFLAGS": "", "MAKELEVEL": "0", "PYTHON": sys.executable, **env},
-            check=False,
-        )
+        # A suite that make runs must not look like a make inside of it.
+        apart = {"MAKEFLAGS": "", "MAKELEVEL": "0", "PYTHON": sys.executable}
+        return call(*command, cwd=tmp_path, **apart, **env)
 
     return run
 

@@ -2,6 +2,8 @@ import json
 import stat
 
 import pytest
+from tests.lab.releases import point
+from tests.lab.releases import release as make_release
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.config import GatewayConfig
@@ -20,11 +22,6 @@ def layout(tmp_path):
     return Layout(ROOT, tmp_path / "home", 18080, 18000, (tmp_path / "store").as_uri())
 
 
-def point(store, name, version, at):
-    pointer = {"name": name, "version": version, "released_at": at}
-    store.put_bytes(f"models/{name}/production.json", json.dumps(pointer).encode())
-
-
 def test_the_newest_release_is_found(layout):
     store = open_store(layout.store)
     assert newest_release(store) is None
@@ -37,22 +34,14 @@ def test_the_newest_release_is_found(layout):
 
 
 def test_a_release_without_local_weights_is_refused(layout):
-    store = open_store(layout.store)
-    point(store, "a", "1", "2026-10-02T00:00:00Z")
-    store.put_bytes("models/a/1/manifest.json", json.dumps({"files": []}).encode())
+    found = leave_release(layout, {})
     with pytest.raises(TunelineError, match=r"holds no model\.gguf"):
-        release.serve(Stack(layout, print), newest_release(store), print)
+        release.serve(Stack(layout, print), found, print)
 
 
 def leave_release(layout, files):
-    """A released version whose manifest names these files."""
     store = open_store(layout.store)
-    point(store, "a", "1", "2026-10-02T00:00:00Z")
-    stated = []
-    for name, content in files.items():
-        ref = store.put_bytes(f"models/a/1/{name}", content)
-        stated.append({"name": name, "sha256": ref.sha256})
-    store.put_bytes("models/a/1/manifest.json", json.dumps({"files": stated}).encode())
+    make_release(store, files)
     return newest_release(store)
 
 

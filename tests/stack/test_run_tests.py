@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.lab.commands import call
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,14 +34,8 @@ def run(tmp_path):
         for name in ("docker-compose", "kubectl", "nproc"):
             (tmp_path / name).write_text(f"#!/bin/sh\necho {cores}\n")
             (tmp_path / name).chmod(0o755)
-        return subprocess.run(
-            ["scripts/run_tests.sh", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return call("scripts/run_tests.sh", *arguments, cwd=tmp_path, PATH=path)
 
     return start
 

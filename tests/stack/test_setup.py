@@ -4,11 +4,11 @@ import importlib.util
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.lab.commands import call
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "setup.py"
@@ -25,13 +25,7 @@ def setup(tmp_path, monkeypatch):
 
 
 def run(*arguments, **env):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-        check=False,
-    )
+    return call(sys.executable, SCRIPT, *arguments, **env)
 
 
 def test_a_missing_dataset_is_refused_before_the_long_work(tmp_path):

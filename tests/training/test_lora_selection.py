@@ -38,17 +38,18 @@ def test_alpha_equal_to_r_warns(lab):
     assert "1 × r where 2 × r is usual" in evidence.summary
 
 
-def test_named_modules_are_taken_as_named(lab):
-    run = lab(target_modules=["q_proj", "v_proj"])
+@pytest.mark.parametrize(
+    ("engine", "training", "parameters"),
+    [
+        ("llama_cpp", {"target_modules": ["q_proj", "v_proj"]}, 4 * (SIZES["q"] + SIZES["v"])),
+        # DoRA adds a magnitude per output; only TensorRT-LLM's engine loads it.
+        ("tensorrt_llm", {"target_modules": ["q_proj"], "dora": True}, 4 * SIZES["q"] + 64),
+    ],
+)
+def test_named_modules_and_magnitudes_are_counted(lab, engine, training, parameters):
+    run = lab(deployment={"engine": engine}, **training)
     evidence = run.execute("lora_selection", lora_selection.run)
-    assert value(evidence, "trainable_parameters") == 2 * 4 * (SIZES["q"] + SIZES["v"])
-
-
-def test_dora_counts_its_magnitudes(lab):
-    # DoRA adds a magnitude per output; only TensorRT-LLM's engine loads it.
-    run = lab(dora=True, target_modules=["q_proj"], deployment={"engine": "tensorrt_llm"})
-    evidence = run.execute("lora_selection", lora_selection.run)
-    assert value(evidence, "trainable_parameters") == 2 * (4 * SIZES["q"] + 64)
+    assert value(evidence, "trainable_parameters") == 2 * parameters
 
 
 @pytest.mark.parametrize(

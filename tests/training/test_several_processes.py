@@ -1,6 +1,5 @@
 """Several processes train as one does: the same losses, the same adapter."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.lab.commands import call
 
 from tuneline.config import TrainingConfig, build_config
 from tuneline.errors import RetryableError, TunelineError, UserError
@@ -36,13 +36,7 @@ def run_two(lab, *command: str, **settings):
     run.prepare(micro_batch=2)
     arguments = command or ("-m", "tuneline.cli", "run", "train", "--run")
     scratch = [str(run.root / "scratch")] if command else []
-    done = subprocess.run(
-        [sys.executable, *arguments, run.run.uri, *scratch],
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = call(sys.executable, *arguments, run.run.uri, *scratch, OMP_WAIT_POLICY="PASSIVE")
     assert done.returncode == 0, done.stderr[-3000:]
     return run
 

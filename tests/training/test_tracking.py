@@ -324,13 +324,13 @@ def test_a_sender_keeps_what_a_lost_server_did_not_take():
 
 
 def test_a_finished_training_is_not_logged_over(mlflow):
-    first, tracker = open_mlflow(describe("again"), print)
-    tracker.close(failed=False)
-    second, tracker = open_mlflow(describe("again"), print)
-    tracker.close(failed=True)
-    third, tracker = open_mlflow(describe("again"), print)
-    tracker.close(failed=False)
-    assert first.run_id != second.run_id == third.run_id
+    runs = []
+    for failed in (False, True, False):
+        opened, tracker = open_mlflow(describe("again"), print)
+        tracker.close(failed=failed)
+        runs.append(opened.run_id)
+    first, second, third = runs
+    assert first != second == third
 
 
 def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypatch):

@@ -1,8 +1,7 @@
 """`tuneline engine`: the released weights, checked, become the model of a llama.cpp server."""
 
-import json
-
 import pytest
+from tests.lab.releases import release
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.engines.llama_cpp.server import build_parser
@@ -28,15 +27,8 @@ def store(tmp_path, monkeypatch):
     return open_store((tmp_path / "store").as_uri())
 
 
-def release(store, files=("model.gguf",)):
-    stated = [{"name": n, "sha256": store.put_bytes(f"models/a/1/{n}", b"w").sha256} for n in files]
-    store.put_bytes("models/a/1/manifest.json", json.dumps({"files": stated}).encode())
-    pointer = {"name": "a", "version": "1", "released_at": "2026-10-02T00:00:00Z"}
-    store.put_bytes("models/a/production.json", json.dumps(pointer).encode())
-
-
 def test_the_released_weights_are_served(store, tmp_path):
-    release(store)
+    release(store, {"model.gguf": b"w"})
     with pytest.raises(Replaced) as replaced:
         serve.run_engine(store.uri, **OPTIONS)
     (command,) = replaced.value.args
@@ -48,7 +40,7 @@ def test_the_released_weights_are_served(store, tmp_path):
 
 
 def test_other_bytes_than_the_released_ones_are_refused(store):
-    release(store)
+    release(store, {"model.gguf": b"w"})
     store.put_bytes("models/a/1/model.gguf", b"other")
     with pytest.raises(CorruptObject):
         serve.run_engine(store.uri, **OPTIONS)
@@ -57,6 +49,6 @@ def test_other_bytes_than_the_released_ones_are_refused(store):
 def test_nothing_to_serve(store):
     with pytest.raises(UserError, match="holds no released model"):
         serve.run_engine(store.uri, **OPTIONS)
-    release(store, files=())
+    release(store, {})
     with pytest.raises(TunelineError, match=r"holds no model\.gguf"):
         serve.run_engine(store.uri, **OPTIONS)

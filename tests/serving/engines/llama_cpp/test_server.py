@@ -2,12 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
 import httpx
 import pytest
+from tests.lab.commands import call
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import TunelineError, UserError
@@ -16,22 +16,12 @@ from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 STORY = [{"role": "user", "content": "tell a story"}]
 
 
-def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "tuneline.serving.engines.llama_cpp.server", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": "include"},
-        check=False,
-        **options,
-    )
-
-
 def test_a_missing_file_is_the_users_error(tmp_path):
-    answer = run("--model", tmp_path / "none.gguf")
+    missing = tmp_path / "none.gguf"
+    server = "tuneline.serving.engines.llama_cpp.server"
+    answer = call(sys.executable, "-m", server, "--model", missing, PYTHONPATH="include")
     assert answer.returncode == 2
-    assert answer.stderr == f"error: {tmp_path}/none.gguf does not exist\n"
+    assert answer.stderr == f"error: {missing} does not exist\n"
 
 
 def test_start_errors_name_the_cause(tmp_path, tiny_gguf, engine):
@@ -96,14 +86,7 @@ def test_it_ends_with_the_process_that_started_it(tiny_gguf):
         "print(server.pid, flush=True)\n"
         "os._exit(1)\n"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_gguf)],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": "include"},
-        check=False,
-    )
+    answer = call(sys.executable, "-c", code, tiny_gguf, PYTHONPATH="include")
     pid = int(answer.stdout)
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="its end")
 
