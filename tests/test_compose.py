@@ -8,18 +8,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVICES = {
-    "postgres",
-    "s3",
-    "airflow-init",
-    "airflow-api-server",
-    "airflow-scheduler",
-    "airflow-dag-processor",
-    "pods",
-    "tracking",
-    "engine",
-    "gateway",
-}
+SERVICES = set(
+    "postgres s3 airflow-init airflow-api-server airflow-scheduler airflow-dag-processor pods "
+    "tracking engine gateway".split()
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from tuneline.launch import form_fields
 from tuneline.run import Run
 
 ROOT = Path(__file__).parents[2]
+RUN = ["--run", "{{ ti.xcom_pull(task_ids='prepare_run') }}"]
 
 
 def check_of(item):
@@ -46,12 +47,7 @@ def test_every_item_and_helper_is_a_pod_with_its_command(dag):
     }
     for step in STEPS:
         command = ["run", actions[step.id]] if step.id in actions else ["step", step.id]
-        assert dag.get_task(step.id).cmds == [
-            "tuneline",
-            *command,
-            "--run",
-            "{{ ti.xcom_pull(task_ids='prepare_run') }}",
-        ]
+        assert dag.get_task(step.id).cmds == ["tuneline", *command, *RUN]
 
 
 def test_every_item_is_followed_by_its_check_and_nothing_else(dag):
@@ -119,17 +115,10 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
     # What the scheduler reads of a mapped task: the operator is made only in the worker.
     assert (mapped.pool, mapped.retries, mapped.trigger_rule) == ("gpu", 2, "all_success")
     assert type(mapped.retry_policy).__name__ == "StepRetryPolicy"
-    pod = mapped.unmap({"command": ["tuneline", "run", "sweep", "--r", "8"]})
+    command = ["tuneline", "run", "sweep", "--r", "8"]
+    pod = mapped.unmap({"command": command})
     assert pod.uses_gpus
-    assert pod.cmds == [
-        "tuneline",
-        "run",
-        "sweep",
-        "--r",
-        "8",
-        "--run",
-        "{{ ti.xcom_pull(task_ids='prepare_run') }}",
-    ]
+    assert pod.cmds == [*command, *RUN]
     assert pod.startup_timeout_seconds >= 30 * 60
     assert pod.durable is True
 
@@ -141,7 +130,7 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
         (
             {"sweep_r": [8, 16]},
             "llama_cpp",
-            [["tuneline", "run", "sweep", "--r", r] for r in ("8", "16")],
+            [f"tuneline run sweep --r {r}".split() for r in (8, 16)],
         ),
         ({"sweep_r": [8, 128]}, "tensorrt_llm", "rank 128 is above 64"),
     ],

@@ -66,16 +66,10 @@ def test_a_finished_run_is_released(ready_lab):
     record = lab.execute("promote")
     assert record.summary == "model test is released"
     pointer = json.loads(pointer_file(lab).read_text())
-    assert list(pointer) == [
-        "schema",
-        "name",
-        "version",
-        "manifest",
-        "manifest_sha256",
-        "release_sha256",
-        "previous_version",
-        "released_at",
-    ]
+    keys = (
+        "schema name version manifest manifest_sha256 release_sha256 previous_version released_at"
+    )
+    assert list(pointer) == keys.split()
     assert (pointer["version"], pointer["previous_version"]) == ("test", "before")
     assert verify(pointer["manifest"]) == []
     (line,) = log_lines(lab)
@@ -84,16 +78,32 @@ def test_a_finished_run_is_released(ready_lab):
     assert line["previous_sha256"] == pointer["manifest_sha256"]
 
 
-def test_a_critical_failure_refuses(ready_lab):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (
+            lambda lab: lab.leave("holdout_performance", {}, [BROKEN]),
+            "holdout_performance (fail: limit_holds is False, must be == True",
+        ),
+        (
+            lambda lab: lab.run.store.delete_prefix(lab.run.step_key("deduplication")),
+            "deduplication (not_run: ",
+        ),
+        (
+            lambda lab: (lab.root / "store/models/model/test/model.gguf").write_bytes(b"Weights"),
+            "model.gguf is corrupt",
+        ),
+        (
+            lambda lab: lab.leave("build_engine", {"not_built.json": "{}"}, [HOLDS]),
+            "the engine llama_cpp was not built: left by a test",
+        ),
+    ],
+    ids=["critical failure", "critical item not run", "altered file", "no engine"],
+)
+def test_each_fault_refuses(ready_lab, fault, reason):
     lab = ready_lab()
-    lab.leave("holdout_performance", {}, [BROKEN])
-    assert "holdout_performance (fail: limit_holds is False, must be == True" in refused(lab)
-
-
-def test_a_critical_item_that_was_not_run_refuses(ready_lab):
-    lab = ready_lab()
-    lab.run.store.delete_prefix(lab.run.step_key("deduplication"))
-    assert "deduplication (not_run: " in refused(lab)
+    fault(lab)
+    assert reason in refused(lab)
 
 
 def test_a_failure_of_a_recommended_item_does_not_refuse(ready_lab):
@@ -101,18 +111,6 @@ def test_a_failure_of_a_recommended_item_does_not_refuse(ready_lab):
     lab.leave("determinism", {}, [BROKEN])
     lab.execute("promote")
     assert read_release(lab.run.store, "model").version == "test"
-
-
-def test_an_altered_file_refuses(ready_lab):
-    lab = ready_lab()
-    (lab.root / "store/models/model/test/model.gguf").write_bytes(b"Weights")
-    assert "model.gguf is corrupt" in refused(lab)
-
-
-def test_an_engine_without_identity_refuses(ready_lab):
-    lab = ready_lab()
-    lab.leave("build_engine", {"not_built.json": "{}"}, [HOLDS])
-    assert "the engine llama_cpp was not built: left by a test" in refused(lab)
 
 
 def test_a_run_that_asks_for_approval_is_refused_without_one(ready_lab):
