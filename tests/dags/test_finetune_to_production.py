@@ -15,6 +15,7 @@ from tuneline.launch import form_fields
 from tuneline.run import Run
 
 ROOT = Path(__file__).parents[2]
+SWEEP = "tuneline run sweep --r".split()
 RUN = ["--run", "{{ ti.xcom_pull(task_ids='prepare_run') }}"]
 
 
@@ -115,7 +116,7 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
     # What the scheduler reads of a mapped task: the operator is made only in the worker.
     assert (mapped.pool, mapped.retries, mapped.trigger_rule) == ("gpu", 2, "all_success")
     assert type(mapped.retry_policy).__name__ == "StepRetryPolicy"
-    command = ["tuneline", "run", "sweep", "--r", "8"]
+    command = [*SWEEP, "8"]
     pod = mapped.unmap({"command": command})
     assert pod.uses_gpus
     assert pod.cmds == [*command, *RUN]
@@ -127,11 +128,7 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
     ("training", "engine", "commands"),
     [
         ({}, "llama_cpp", []),
-        (
-            {"sweep_r": [8, 16]},
-            "llama_cpp",
-            [f"tuneline run sweep --r {r}".split() for r in (8, 16)],
-        ),
+        ({"sweep_r": [8, 16]}, "llama_cpp", [[*SWEEP, "8"], [*SWEEP, "16"]]),
         ({"sweep_r": [8, 128]}, "tensorrt_llm", "rank 128 is above 64"),
     ],
 )

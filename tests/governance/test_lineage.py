@@ -24,10 +24,8 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     reference = MANIFEST_REF.read(lab.context("promote"))
     assert (reference.version, verify(reference.uri)) == ("test", [])
     manifest = manifest_of(lab)
-    keys = (
-        "schema created_at name version run started_by airflow_run reason base_model dataset code"
-    )
-    keys += " hyperparameters engine evidence previous_version files"
+    keys = "schema created_at name version run started_by airflow_run reason base_model dataset"
+    keys += " code hyperparameters engine evidence previous_version files"
     assert list(manifest) == keys.split()
     assert manifest["schema"] == "tuneline/manifest/1"
     assert manifest["started_by"] == "alice"
