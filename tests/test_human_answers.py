@@ -3,18 +3,16 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.lab.runs import Lab
 
 from tuneline import human_answers
 from tuneline.artifacts.evaluation import REVIEW_PAIRS
-from tuneline.config import build_config
 from tuneline.errors import UserError
-from tuneline.run import Run
 from tuneline.verdicts import valid_waivers
 
 
 def make_run(tmp_path, waivers=()):
-    settings = {"data": {"source": "x.jsonl"}, "waivers": list(waivers)}
-    return Run.create(tmp_path.as_uri(), "run-1", build_config(settings), {})
+    return Lab(tmp_path, {"waivers": list(waivers)}).run
 
 
 CRITICAL = {"item": "pii_scrubbing", "reason": "synthetic data only"}

@@ -8,11 +8,10 @@ import pytest
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.commands import call
+from tests.lab.runs import Lab
 
 from tuneline.catalogue import ITEMS, STEPS, Phase
-from tuneline.config import build_config
 from tuneline.launch import form_fields
-from tuneline.run import Run
 
 ROOT = Path(__file__).parents[2]
 SWEEP = "tuneline run sweep --r".split()
@@ -134,12 +133,7 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
 )
 def test_the_question_for_a_sweep(dag, tmp_path, training, engine, commands):
     """Not asked for: an empty list, over which Airflow skips the mapped task without a pod."""
-    settings = {
-        "data": {"source": "x.jsonl"},
-        "training": training,
-        "deployment": {"engine": engine},
-    }
-    run = Run.create(tmp_path.as_uri(), "run-1", build_config(settings), {})
+    run = Lab(tmp_path, {"training": training, "deployment": {"engine": engine}}).run
     ask = dag.get_task("ask_sweep").python_callable
     if isinstance(commands, str):
         with pytest.raises(AirflowFailException, match=commands):

@@ -10,9 +10,10 @@ from airflow.sdk.exceptions import AirflowException
 from tests.lab import tasks as task_lab
 from tests.lab.ml_environment import ML_PYTHON, planned_runs
 from tests.lab.pods import IMAGE
+from tests.lab.runs import Lab
 from tests.lab.tasks import connect, prepared_run
 
-from tuneline.config import PodConfig, build_config
+from tuneline.config import PodConfig
 from tuneline.run import Run
 from tuneline.training.memory.out_of_memory import MemoryNotes
 from tuneline_airflow.pods import StepPod
@@ -26,8 +27,7 @@ def connected(server, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    config = build_config({"data": {"source": "rows.jsonl"}}, {"training": {"effective_batch": 8}})
-    return Run.create((tmp_path / "store").as_uri(), "test", config, {})
+    return Lab(tmp_path, {"training": {"effective_batch": 8}}).run
 
 
 def context_of(run, task_id, **pods):

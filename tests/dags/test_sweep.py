@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from tests.lab.dag_runs import run_dag
 from tests.lab.pods import IMAGE, Server
+from tests.lab.runs import Lab
 from tests.lab.tasks import connection
-
-from tuneline.config import build_config
-from tuneline.run import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,12 +35,7 @@ def pods(tmp_path):
 @pytest.mark.stack
 @pytest.mark.parametrize("ranks", [[8, 16], []])
 def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, ranks):
-    settings = {
-        "data": {"source": "x.jsonl"},
-        "training": {"sweep_r": ranks},
-        "pods": {"memory": "64Mi"},
-    }
-    run = Run.create((tmp_path / "store").as_uri(), "run-1", build_config(settings), {})
+    run = Lab(tmp_path, {"training": {"sweep_r": ranks}, "pods": {"memory": "64Mi"}}).run
     printed = run_dag(
         Path(__file__).parent / "dags" / "sweep_dag.py",
         tmp_path / "airflow",

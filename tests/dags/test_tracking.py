@@ -4,11 +4,10 @@ import json
 
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from tests.lab.runs import Lab
 from tests.lab.tasks import context_of, prepared_run
 
 from tuneline.catalogue import get_step
-from tuneline.config import PipelineConfig
-from tuneline.run import Run
 from tuneline_airflow.pods import StepPod
 from tuneline_airflow.steps import pod_of
 
@@ -18,8 +17,7 @@ ONLINE = {"tracker": "mlflow", "mode": "online", "run_id": "x", "url": "http://t
 
 @pytest.fixture
 def run(tmp_path):
-    config = PipelineConfig.model_validate({"data": {"source": "x"}})
-    return Run.create(tmp_path.as_uri(), "a", config, {})
+    return Lab(tmp_path, {}).run
 
 
 @pytest.fixture

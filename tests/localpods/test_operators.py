@@ -1,6 +1,6 @@
 """Airflow's own operators, unmodified, against a real server.
 
-Those of the DAG, which add little to them, wait, fail and are killed on one in tests/dags.
+Those of the DAG, which add little to them, wait, fail and make jobs on one in tests/dags.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client.exceptions import ApiException
@@ -91,34 +90,3 @@ def test_killed_task_takes_its_pod_along(connected: Api, tmp_path: Path) -> None
     )
     task.on_kill()
     wait_for(lambda: pods_of(connected, "killed") == [], what="the end of the pod")
-
-
-def test_indexed_job(connected: Api, tmp_path: Path) -> None:
-    script = f"echo $JOB_COMPLETION_INDEX >> {tmp_path}/indexes"
-    task = KubernetesJobOperator(
-        task_id="job",
-        image=IMAGE,
-        cmds=["bash", "-c", script],
-        completion_mode="Indexed",
-        completions=2,
-        parallelism=2,
-        backoff_limit=0,
-        wait_until_job_complete=True,
-        job_poll_interval=0.2,
-    )
-    task.execute(remembering("job", tmp_path))
-    assert sorted((tmp_path / "indexes").read_text().split()) == ["0", "1"]
-
-
-def test_failed_job(connected: Api, tmp_path: Path) -> None:
-    task = KubernetesJobOperator(
-        task_id="failed_job",
-        image=IMAGE,
-        cmds=["bash", "-c", "exit 1"],
-        parallelism=1,
-        backoff_limit=0,
-        wait_until_job_complete=True,
-        job_poll_interval=0.2,
-    )
-    with pytest.raises(AirflowException, match="BackoffLimitExceeded"):
-        task.execute(remembering("failed_job", tmp_path))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneline.stack.layout import find_layout
+from tuneline.stack.layout import Layout, find_layout
 from tuneline.stack.ports import pick_free
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +91,12 @@ def running(tmp_path_factory):
     yield made
     down = made.run("down")
     assert down.returncode == 0, down.stderr
+
+
+@pytest.fixture
+def layout(tmp_path, monkeypatch):
+    """Where a stack of this checkout would have its things."""
+    for name in (*ELSEWHERE, "TUNELINE_TRACKING_URL"):
+        monkeypatch.delenv(name, raising=False)
+    store = (tmp_path / "store").as_uri()
+    return Layout(ROOT, tmp_path / "home", 18080, 18000, store, tracking_port=15000)

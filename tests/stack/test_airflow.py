@@ -1,18 +1,9 @@
 import json
 import stat
-
-import pytest
+from dataclasses import replace
 
 from tuneline.stack import airflow
-from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import image_map, pod_secrets
-
-ROOT = airflow.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(ROOT, tmp_path / "home", 18080, 18000, "file:///store")
 
 
 def test_the_password_is_private_and_stays(layout):
@@ -51,7 +42,7 @@ def test_a_cluster_replaces_the_local_pods(layout, tmp_path):
     airflow.prepare(layout)
     local = json.loads(airflow.environment(layout)["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
     assert local["extra"]["kube_config_path"] == str(layout.pods / "kubeconfig")
-    other = Layout(ROOT, layout.home, 18080, 18000, "file:///store", tmp_path / "kind.yaml")
+    other = replace(layout, kubeconfig=tmp_path / "kind.yaml")
     given = json.loads(airflow.environment(other)["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
     assert given["extra"]["kube_config_path"] == str(tmp_path / "kind.yaml")
 

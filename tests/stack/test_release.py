@@ -10,16 +10,8 @@ from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.keys import KeyRing
 from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
-from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import Stack
 from tuneline.store import CorruptObject, open_store
-
-ROOT = release.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def layout(tmp_path):
-    return Layout(ROOT, tmp_path / "home", 18080, 18000, (tmp_path / "store").as_uri())
 
 
 def test_the_newest_release_is_found(layout):

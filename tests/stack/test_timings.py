@@ -1,11 +1,10 @@
 import json
 
 import pytest
+from tests.lab.runs import Lab
 
 from tuneline.catalogue import Phase
-from tuneline.config import build_config
 from tuneline.evidence import Record, dump
-from tuneline.run import Run
 from tuneline.stack import timings
 
 
@@ -23,8 +22,7 @@ def task(name, start, end, state="success", ready=None):
 
 @pytest.fixture
 def run(tmp_path):
-    config = build_config({"data": {"source": "x.jsonl"}})
-    made = Run.create(tmp_path.as_uri(), "run-1", config, {})
+    made = Lab(tmp_path, {}).run
     record = Record(
         step="train",
         phase=Phase.TRAINING,

@@ -1,23 +1,13 @@
 """The stack's MLflow: one small server on loopback, or the one that the user names."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from tuneline.errors import UserError
 from tuneline.stack import tracking
-from tuneline.stack.layout import Layout
 from tuneline.stack.lifecycle import image_map, pod_secrets
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def layout(tmp_path, monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "TUNELINE_TRACKING_URL"):
-        monkeypatch.delenv(name, raising=False)
-    return Layout(ROOT, tmp_path / "home", 18080, 18000, "file:///store", tracking_port=15000)
 
 
 def test_the_server_is_small_private_and_quiet(layout, monkeypatch):
@@ -59,6 +49,6 @@ def test_a_password_in_its_address_is_refused(layout, monkeypatch):
 
 
 def test_pods_of_a_cluster_could_not_reach_it(layout, tmp_path):
-    cluster = Layout(ROOT, layout.home, 1, 2, "file:///store", tmp_path / "kind.yaml")
+    cluster = replace(layout, kubeconfig=tmp_path / "kind.yaml")
     assert not tracking.wanted(cluster)
     assert "MLFLOW_TRACKING_URI" in tracking.address(cluster)
