@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,12 @@ def layout(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     store = (tmp_path / "store").as_uri()
     return Layout(ROOT, tmp_path / "home", 18080, 18000, store, tracking_port=15000)
+
+
+@pytest.fixture
+def taken():
+    """A port that this process listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]

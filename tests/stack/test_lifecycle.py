@@ -1,7 +1,6 @@
 """What `up`, `down` and `demo` refuse, and what they leave running."""
 
 import signal
-import socket
 import time
 import urllib.request
 
@@ -44,11 +43,11 @@ def processes(commands):
         ("demo", "TUNELINE_GATEWAY_PORT", "the gateway"),
     ],
 )
-def test_a_taken_port_stops_everything_before_it_starts(commands, data, command, setting, what):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", int(commands.env[setting])))
-        server.listen()
-        done = commands.run(command, *(["--data", str(data)] if command == "demo" else []))
+def test_a_taken_port_stops_everything_before_it_starts(
+    commands, data, taken, command, setting, what
+):
+    options = ["--data", str(data)] if command == "demo" else []
+    done = commands.run(command, *options, **{setting: str(taken)})
     assert done.returncode == 2
     assert f"for {what} is taken by" in done.stderr
     assert f"with {setting}=" in done.stderr

@@ -1,18 +1,9 @@
 import os
-import socket
 
 import pytest
 
 from tuneline.errors import UserError
 from tuneline.stack.ports import is_free, pick_free, require_free
-
-
-@pytest.fixture
-def taken():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        yield server.getsockname()[1]
 
 
 def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):

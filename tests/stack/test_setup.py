@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -63,15 +62,6 @@ def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, ca
     output = capsys.readouterr().err
     assert output.startswith("setup: Not a directory: ")
     assert output.count("\n") == 1
-
-
-@pytest.fixture
-def taken():
-    """A port that somebody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        yield server.getsockname()[1]
 
 
 def test_a_taken_port_is_refused(taken, tmp_path):
