@@ -158,7 +158,7 @@ def contend(
     systems.append(System(MATMUL, f"{__name__}:matmul", {"qlora": False}))
     samples = contest.measure(systems, job, options.runs or RUNS)
     units = {"tokens_per_s": "1/s", "peak_memory": "MiB", "training_loss": "nats"}
-    units |= {"tokens_per_cpu_s": "1/s", "between_steps": "share"}
+    units |= {"tokens_per_cpu_s": "1/s"}
     units["matmul_rate"] = "TFLOP/s"
     results = [
         replace(result, metric=f"gpu_{result.metric}", unit=units[result.metric])

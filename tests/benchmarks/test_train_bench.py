@@ -1,6 +1,5 @@
 """The training benchmark trains the same rows on both sides, and its figures show what differs."""
 
-import json
 from pathlib import Path
 from statistics import fmean
 
@@ -57,7 +56,6 @@ def job(base, rows, tmp_path):
     return {
         "base": str(base),
         "scratch": str(tmp_path),
-        "tracking": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "rows": write_rows(tmp_path / "train.jsonl", rows[0]),
         "validation": write_rows(tmp_path / "validation.jsonl", rows[1]),
         "threads": 1,
@@ -145,48 +143,21 @@ def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
     assert train_trials.validation_loss(model, job) == pytest.approx(expected.mean, rel=1e-4)
 
 
-def test_the_watched_training_is_tracked_and_keeps_checkpoints(job, tmp_path):
-    from benchmarks.training import trials as train_trials
-    from mlflow.tracking import MlflowClient
-
-    sample = conduct(train_trials.watched(job))
-    assert sample.scores["tokens_per_s"] > 0
-    client = MlflowClient(tracking_uri=job["tracking"])
-    experiment = client.get_experiment_by_name("tuneline").experiment_id
-    [run] = client.search_runs([experiment])
-    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == STEPS
-    checkpoints = json.loads(next(tmp_path.glob("watched/run-0/out/checkpoints.json")).read_text())
-    assert [entry["step"] for entry in checkpoints["evaluations"]] == [0, STEPS]
-
-
-def test_a_training_that_is_not_tracked_does_not_count_as_watched(job):
-    from benchmarks.training import trials as train_trials
-
-    trial = train_trials.watched({**job, "tracking": "nowhere://at-all"})
-    with pytest.raises(RuntimeError, match="not tracked"):
-        conduct(trial)
-
-
 class State:
     def __init__(self, step):
         self.global_step = step
 
 
-def test_the_window_leaves_warm_up_and_validation_out(monkeypatch):
+def test_the_window_leaves_warm_up_out(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("benchmarks.training.step_window.time.perf_counter", lambda: clock[0])
     window = StepWindow(1)
     for step in range(3):
         window.on_step_begin(None, State(step), None)
         clock[0] += 100.0 if step == 0 else 2.0
-        window.on_step_end(None, State(step + 1), None)
         clock[0] += 0.5
-        if step == 1:
-            clock[0] += 30.0
-            window.on_evaluate(None, State(step + 1), None, metrics={"eval_seconds": 30.0})
     window.on_train_end(None, State(3), None)
     assert window.seconds == pytest.approx(5.0)
-    assert window.in_steps == pytest.approx(4.0)
 
 
 def test_a_training_that_ends_within_the_warm_up_has_no_time():
@@ -248,19 +219,15 @@ def test_a_worse_curve_shows_against_the_noise_of_seeds():
 
 def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, monkeypatch):
     def scores(system, settings):
-        ours = system.name.startswith(train.OURS)
+        ours = system.name == train.OURS
         own = train.OWN_PREFIXES in settings["rows"]
-        watched = system.name == train.WATCHED
-        found = {
+        return {
             "tokens_per_s": (200.0 if own else 300.0) if ours else 100.0,
             "tokens_per_cpu_s": 50.0,
-            "between_steps": 0.03 if watched else 0.01,
+            "peak_memory": 1000.0 if ours else 1500.0,
+            "training_loss": 1.0,
+            "validation_loss": 1.1,
         }
-        if watched:
-            del found["tokens_per_cpu_s"]
-            return {**found, "tokens_per_s": 294.0, "tracker_wait": 0.001}
-        peak = 1000.0 if ours else 1500.0
-        return {**found, "peak_memory": peak, "training_loss": 1.0, "validation_loss": 1.1}
 
     contest = FakeContest(scores)
     monkeypatch.setattr(train, "Contest", lambda *a, **k: contest)
@@ -271,8 +238,6 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
         "tokens_per_s_vs_trl": 3.0,
         "memory_vs_trl": 1.5,
         "tokens_per_cpu_s_vs_trl": 1.0,
-        "tokens_per_s_watched_vs_unwatched": 0.98,
-        "watching_share": 0.02,
         "tokens_per_s_vs_trl_no_shared_prefix": 2.0,
         "memory_vs_trl_no_shared_prefix": 1.5,
         "tokens_per_cpu_s_vs_trl_no_shared_prefix": 1.0,
