@@ -27,6 +27,7 @@ from benchmarks.training.rows import (
     without_common_prefix,
     write_rows,
 )
+from benchmarks.training.trials import UNITS
 from benchmarks.workloads.input_rows import read_conversations
 from benchmarks.workloads.random_llama import LINEAR_LAYERS
 from tuneline.errors import UserError
@@ -46,13 +47,6 @@ SAME_ORDER, OWN_GROUPING = "sequential", "group_by_length"
 WORTH_IT = 1.03
 OURS, TRL, DIFFERENCE = "tuneline", "TRL", "tuneline − TRL"
 OWN_PREFIXES = "_no_shared_prefix"
-UNITS = {
-    "tokens_per_s": "1/s",
-    "tokens_per_cpu_s": "1/s",
-    "peak_memory": "MiB",
-    "training_loss": "nats",
-    "validation_loss": "nats",
-}
 # As the laptop preset trains.
 LORA = {
     "r": 16,

@@ -17,6 +17,15 @@ from benchmarks.contest.trial import Job, Trial
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
 
+# Units of what a trial scores.
+UNITS = {
+    "tokens_per_s": "1/s",
+    "tokens_per_cpu_s": "1/s",
+    "peak_memory": "MiB",
+    "training_loss": "nats",
+    "validation_loss": "nats",
+}
+
 
 def tuneline(job: Job) -> Trial:
     """Our trainer by the product's own code, without callbacks that watch it."""
