@@ -17,8 +17,8 @@ from benchmarks.contest.options import Options
 from benchmarks.contest.peers import own_version
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import Job, Sample, Trial
-from benchmarks.workloads.input_rows import read_conversations, write_lines
-from benchmarks.workloads.support_chat import SEED, make_conversations
+from benchmarks.workloads.input_rows import write_lines
+from benchmarks.workloads.support_chat import conversations
 from tuneline.errors import TunelineError
 
 ROWS = 5_000
@@ -31,12 +31,7 @@ SETTINGS = {"pii_ner": False, "license": "Apache-2.0"}
 def run(options: Options) -> Report:
     """Measure the whole command and its steps."""
     machine = describe()
-    if options.input:
-        rows = read_conversations(options.input, options.rows)
-        source: dict[str, Any] = {"input": options.input.name}
-    else:
-        rows = make_conversations(options.rows or ROWS)
-        source = {"seed": SEED}
+    rows, source = conversations(options, ROWS)
     settings = options.folder / "settings.json"
     settings.write_text(json.dumps(SETTINGS))
     job = {

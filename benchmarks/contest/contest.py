@@ -7,6 +7,7 @@ memory. Single-core benchmarks pin every system to the same core.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.machine import usable_cores
 from benchmarks.contest.report import Result, summarise
 from benchmarks.contest.trial import Sample, read_sample
 from tuneline.errors import TunelineError
@@ -80,7 +80,7 @@ class Contest:
     def run(self, system: System, job: Mapping[str, Any]) -> Sample:
         """Run one system once."""
         job_file, out = self._folder / "job.json", self._folder / "sample.json"
-        core = usable_cores()[-1] if self._one_core else None
+        core = max(os.sched_getaffinity(0)) if self._one_core else None
         job_file.write_text(json.dumps({"core": core, **job, **(system.options or {})}))
         out.unlink(missing_ok=True)
         python = str(system.python or sys.executable)

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
 
     where, job_file, out = arguments
     job = json.loads(Path(job_file).read_text())
-    if job.get("core") is not None and hasattr(os, "sched_setaffinity"):
+    if job.get("core") is not None:
         # Set before libraries count the cores to size their thread pools.
         os.sched_setaffinity(0, {job["core"]})
     module, function = where.split(":")

@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System, score_results
-from benchmarks.contest.machine import usable_cores
 from benchmarks.contest.options import Options
 from benchmarks.contest.report import NotMeasured, Result, ratio
 from benchmarks.training.rows import random_rows, write_rows
 from benchmarks.training.trials import UNITS
-from benchmarks.workloads.random_llama import (
-    LINEAR_LAYERS,
-    LLAMA_8B,
-    write_random_llama,
-)
+from benchmarks.workloads.random_llama import LINEAR_LAYERS, LLAMA_8B, write_random_llama
+from tuneline.machine.cores import available_cores
 
 ROW, BATCH = 2048, 2
 WARM_UP, STEPS = 3, 10
@@ -102,7 +98,7 @@ def gpu_job(
         "rows": write_rows(folder / "gpu-rows.jsonl", rows),
         "validation": "",
         "row": row,
-        "threads": len(usable_cores()),
+        "threads": available_cores(),
         "device": device,
         "precision": "bf16",
         "checkpointing": True,
