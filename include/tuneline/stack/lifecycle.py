@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from tuneline.errors import TunelineError, UserError
+from tuneline.serving.server_process import free_port
 from tuneline.stack import airflow, locks, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import DAG_ID, LOOPBACK, Layout
-from tuneline.stack.ports import pick_free, require_free
+from tuneline.stack.ports import require_free
 from tuneline.stack.processes import Service, ServiceTable
 from tuneline.stack.rest import Airflow
 
@@ -220,7 +221,7 @@ class Stack:
         images = folder / "images.json"
         images.write_text(json.dumps(image_map(self.layout), indent=1))
         airflow.write_private(folder / "secrets.json", json.dumps(pod_secrets()))
-        port = pick_free()
+        port = free_port()
         command = [str(self.layout.airflow_python), "-m", "localpods", "serve"]
         options = ["--state", str(folder), "--port", str(port), "--images", str(images)]
         kubeconfig = folder / "kubeconfig"
