@@ -80,11 +80,14 @@ def resolve(uri, cache, **environment):
         "from pathlib import Path\n"
         "from tuneline.errors import TunelineError\n"
         "from tuneline.models import resolve\n"
+        "from dataclasses import asdict\n"
         "try:\n"
-        "    found = resolve(sys.argv[1], Path(sys.argv[2]), lambda line: None).to_dict()\n"
+        "    found = resolve(sys.argv[1], Path(sys.argv[2]), lambda line: None)\n"
         "except TunelineError as error:\n"
         "    found = {'kind': type(error).__name__, 'error': str(error)}\n"
-        "print(json.dumps(found))\n"
+        "    print(json.dumps(found))\n"
+        "else:\n"
+        "    print(json.dumps(asdict(found), default=str))\n"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code, uri, str(cache)],

@@ -112,7 +112,7 @@ def cached_gguf(base: BaseModel, log: Log) -> ModelFile:
         export_gguf(base.path, folder / "base-f16.gguf")
 
     key = f"{base.digest} gguf {version('gguf')}"
-    folder, files = cached_model(cache_root(), "gguf", key, fill, verify=False, log=log)
+    folder, files = cached_model(cache_root(), "gguf", key, fill, log=log)
     return ModelFile(folder / "base-f16.gguf", files["base-f16.gguf"])
 
 

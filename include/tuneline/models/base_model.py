@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,6 @@ class BaseModel:
     context_length: int
     vocab_size: int
     files: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return {**asdict(self), "path": str(self.path), "files": dict(self.files)}
 
 
 def read_json(path: Path) -> dict[str, Any]:

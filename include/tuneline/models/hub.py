@@ -18,7 +18,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
+def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
     """Resolve `hf://org/name@revision`.
 
     A full commit is fixed content and needs no network once cached. A branch or tag is
@@ -46,7 +46,7 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> B
 
     name = "hf-" + repository.replace("/", "--")
     key = f"{repository} {commit}"
-    directory, files = cached_model(root, name, key, fill, verify=verify, log=log)
+    directory, files = cached_model(root, name, key, fill, log=log)
     return describe(uri, directory, files, revision=commit, pinned=pinned)
 
 
