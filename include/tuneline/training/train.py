@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import DATASET
@@ -28,7 +27,6 @@ from tuneline.artifacts.training import (
     Checkpoints,
     Plan,
     TrainedRun,
-    Trip,
 )
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
@@ -82,7 +80,7 @@ class Training:
     def _events(self) -> list[Any]:
         """Restore the checkpoint, and list what happens between the steps."""
         # Imported here, as torch has to be configured first (`load_torch`).
-        from tuneline.training.budget.resources import Resources
+        from tuneline.training.budget.spending import Resources
         from tuneline.training.loop import callbacks, checkpoints
 
         ctx, config, group = self._ctx, self._config, self._group
@@ -202,7 +200,6 @@ class Training:
         CHECKPOINTS.write(ctx, self._keeper.leave(ctx.out))
         self._live.clear()
 
-        trip = self._watcher.trip or self._resources.limit.trip
         done, seconds = self.trainer.state.global_step, sum(self.trainer.clock.steps)
         tokens = max((entry.get("tokens", 0) for entry in history), default=0)
         of_this_try = tokens - self.trainer.tokens_through(self.resumed or 0)
@@ -210,7 +207,7 @@ class Training:
             steps=done,
             steps_planned=self.steps,
             resumed_from=self.resumed,
-            stopped=Trip(**asdict(trip)) if trip else None,
+            stopped=self._watcher.trip or self._resources.limit.trip,
             seconds=max((entry["seconds"] for entry in history), default=0.0),
             training_seconds=round(seconds, 2),
             saving_seconds=round(self._saver.seconds, 2),
@@ -292,7 +289,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
 
 
 def _record(ctx: StepContext, trained: TrainedRun) -> Record:
-    from tuneline.training.budget.resources import measured, memory_note
+    from tuneline.training.budget.spending import measured, memory_note
 
     checkpoints = Checkpoints.model_validate_json(CHECKPOINTS.path(ctx).read_text())
     losses, best = checkpoints.losses, checkpoints.best_step
