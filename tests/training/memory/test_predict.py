@@ -10,7 +10,7 @@ from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
 from tuneline.training.memory.limit import FREE_SHARE, cgroup_free, memory_limit, quantity
-from tuneline.training.memory.micro_batches import micro_batches
+from tuneline.training.memory.out_of_memory import micro_batches
 from tuneline.training.memory.predict import GIB, Climb, Peak
 
 # A model that takes 1,000 bytes, and 10 bytes for each token of rows of 8 tokens.

@@ -32,7 +32,6 @@ from tuneline.training.loop.compute import Precision
 from tuneline.training.loop.rows import EncodedRow, as_columns, collate
 from tuneline.training.loop.token_loss import (
     MODEL_INPUTS,
-    RowLosses,
     add_labelled_head,
     row_losses,
     target_weight,
@@ -145,7 +144,6 @@ class LabelledTokenTrainer(SFTTrainer):
         """
         self.settings = settings
         self.validation = list(validation)
-        self.last_losses: RowLosses | None = None
         self.clock = StepClock()
         self._task_loss = TaskLoss(settings.group)
         self._started, self._before = time.monotonic(), 0.0
@@ -209,7 +207,6 @@ class LabelledTokenTrainer(SFTTrainer):
             group=self.settings.group,
         )
         free_gathered_weights(self.model)
-        self.last_losses = losses
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             f"{metric_key_prefix}_loss_error": losses.standard_error,

@@ -45,14 +45,13 @@ class Comparison:
     tolerance: float = TOLERANCE
 
 
-def pick_rows(rows: Sequence[EncodedRow], count: int = ROWS) -> list[EncodedRow]:
+def pick_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
     """Return the rows whose learned tokens differ most, where wrong normalisation shows."""
     short = [r for r in rows if len(r.ids) <= MAX_TOKENS] or sorted(rows, key=lambda r: len(r.ids))
     ordered = sorted(short, key=lambda r: (r.targets, r.row_id))
-    if len(ordered) <= count:
+    if len(ordered) <= ROWS:
         return ordered
-    few = count // 2
-    return ordered[:few] + ordered[-(count - few) :]
+    return ordered[: ROWS // 2] + ordered[-ROWS // 2 :]
 
 
 def compare(trainer: Any, rows: Sequence[EncodedRow], pad_id: int) -> Comparison:
