@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import own_version
 from benchmarks.contest.report import Report, Result, summarise
@@ -30,7 +29,6 @@ SETTINGS = {"pii_ner": False, "license": "Apache-2.0"}
 
 def run(options: Options) -> Report:
     """Measure the whole command and its steps."""
-    machine = describe()
     rows, source = conversations(options, ROWS)
     settings = options.folder / "settings.json"
     settings.write_text(json.dumps(SETTINGS))
@@ -49,7 +47,7 @@ def run(options: Options) -> Report:
         "base_model": BASE_MODEL,
         **source,
     }
-    return Report("data", machine, workload, _results(samples), {})
+    return Report(workload, _results(samples), {})
 
 
 def prepare_rows(job: Job) -> Trial:

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.contest.contest import Contest, System
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, own_version, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
@@ -38,7 +37,6 @@ def run(options: Options) -> Report:
     """Measure the systems in turn."""
     from tuneline.serving.gateway.process import GatewayProcess
 
-    machine = describe()
     text = read_texts(options.input, 1)[0] if options.input else make_corpus(1)[0]
     missing: list[NotMeasured] = []
     with ExitStack() as stack:
@@ -67,7 +65,7 @@ def run(options: Options) -> Report:
         **({"input": options.input.name} if options.input else {"seed": SEED}),
     }
     results = request_results(samples)
-    return Report("gateway", machine, workload, results, _ratios(results), missing)
+    return Report(workload, results, _ratios(results), missing)
 
 
 def request_results(samples: Mapping[str, Sequence[Sample]]) -> list[Result]:

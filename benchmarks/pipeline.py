@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import own_version
 from benchmarks.contest.report import Report, summarise
@@ -44,7 +43,7 @@ def run(options: Options) -> Report:
         "tasks": len(tasks),
         "failed_tasks": sum(task["state"] == "failed" for task in tasks),
     }
-    return Report("pipeline", describe(), workload, results, {"overhead_share": share})
+    return Report(workload, results, {"overhead_share": share})
 
 
 def latest_timings(runs: Path) -> Path:

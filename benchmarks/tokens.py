@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.contest.contest import Contest, System, speed_results
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.report import Report, ratio
 from benchmarks.workloads.input_rows import write_lines
@@ -31,7 +30,6 @@ def run(options: Options) -> Report:
     """Measure the systems in turn."""
     from tuneline.models import resolve
 
-    machine = describe()
     rows, source = conversations(options, ROWS)
     model = resolve(BASE_MODEL, log=options.log)
     texts, reference = _reference(model.path, rows)
@@ -61,7 +59,7 @@ def run(options: Options) -> Report:
     }
     found = {name: ratio(results, "tokens_per_s", ours, RAW) for name, ours in RATIOS.items()}
     ratios = {name: value for name, value in found.items() if value is not None}
-    return Report("tokens", machine, workload, results, ratios)
+    return Report(workload, results, ratios)
 
 
 def _reference(model: Path, rows: list[list[dict[str, str]]]) -> tuple[list[str], list[int]]:

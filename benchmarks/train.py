@@ -63,7 +63,6 @@ def run(options: Options) -> Report:
     from tuneline.models import load_tokenizer, resolve
     from tuneline.training.loop.compute import choose_precision, training_threads
 
-    machine = describe()
     base = resolve(BASE, log=options.log).path
     tokenizer = load_tokenizer(base)
     config = TrainingConfig()
@@ -102,10 +101,8 @@ def run(options: Options) -> Report:
         results += _results(samples, suffix)
         ratios |= _ratios(results, suffix)
     missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
-    on_gpu = train_gpu.measure(options, contest, machine, base)
+    on_gpu = train_gpu.measure(options, contest, describe(), base)
     return Report(
-        "train",
-        machine,
         {**about, "seed": SEED, **on_gpu.about},
         [*results, *on_gpu.results],
         {**ratios, **on_gpu.ratios},
