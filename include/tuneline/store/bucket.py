@@ -48,7 +48,8 @@ def call_s3(subject: str, action: Callable[[], T]) -> T:
         if code in ("404", "NoSuchKey", "NotFound"):
             raise NotThere(f"{subject} does not exist") from None
         if code == "NoSuchBucket":
-            raise UserError(f"{subject}: the bucket does not exist; create it") from None
+            bucket = error.response["Error"].get("BucketName", "that it names")
+            raise UserError(f"{subject}: the bucket {bucket} does not exist; create it") from None
         if code in ("PreconditionFailed", "ConditionalRequestConflict") or status == 412:
             raise AlreadyThere(f"{subject} is written once and exists already") from None
         if status in (401, 403):
