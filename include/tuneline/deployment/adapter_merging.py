@@ -25,9 +25,9 @@ from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import dataset_rows, validation_rows
-from tuneline.harness.served_models import base_gguf, base_model, scoring_threads, serve
+from tuneline.harness.served_models import base_gguf, scoring_threads, serve
 from tuneline.models.base_model import BaseModel, read_json
-from tuneline.models.resolver import load_tokenizer
+from tuneline.models.resolver import load_tokenizer, resolve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
@@ -185,7 +185,11 @@ def with_adapter(
 def run(ctx: StepContext) -> Evidence:
     """Compare merged and adapter, in transformers and in the engine, and decide."""
     rows, asked = dataset_rows(ctx), validation_rows(ctx, ENGINE_ROWS)
-    candidate, base, threads = CANDIDATE_GGUF.fetch(ctx), base_model(ctx), scoring_threads()
+    candidate, base, threads = (
+        CANDIDATE_GGUF.fetch(ctx),
+        resolve(ctx.config.base_model, log=ctx.log),
+        scoring_threads(),
+    )
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
     checkpoints = in_transformers(ctx, base, renderer, asked, threads)
     ctx.log("comparing merged and adapter in the engine")

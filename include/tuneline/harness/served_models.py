@@ -87,14 +87,9 @@ def candidate(ctx: StepContext) -> Candidate:
     return Candidate(ModelFile(path, digest), choice.variant, frozenset(choice.judged_on))
 
 
-def base_model(ctx: StepContext) -> BaseModel:
-    """Return the run's base model as a directory."""
-    return resolve(ctx.config.base_model, log=ctx.log)
-
-
 def base_gguf(ctx: StepContext, base: BaseModel | None = None) -> ModelFile:
     """Return the base model as f16 GGUF from the cache, and note it among the inputs."""
-    found = cached_gguf(base or base_model(ctx), ctx.log)
+    found = cached_gguf(base or resolve(ctx.config.base_model, log=ctx.log), ctx.log)
     ctx.note_input(found.path.name, found.path.as_uri(), found.path)
     return found
 

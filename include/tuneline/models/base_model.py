@@ -145,12 +145,6 @@ def model_files(directory: Path) -> list[Path]:
     )
 
 
-def digest_of(files: Mapping[str, str]) -> str:
-    """Return one SHA-256 over the hashes of all files, in the order of their names."""
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def describe(
     uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None, pinned: bool
 ) -> BaseModel:
@@ -179,7 +173,8 @@ def describe(
             raise UserError(f"{where}: {field} must be a positive number, not {value!r}")
         sizes[field] = value
     license_id, license_source = read_license(directory, config)
-    digest = digest_of(files)
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
+    digest = hashlib.sha256(lines.encode()).hexdigest()
     return BaseModel(
         uri=uri,
         path=directory,

