@@ -36,8 +36,7 @@ from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
-from tuneline.training.loop.rows import pad_token, run_order, total_steps
-from tuneline.training.loop.token_loss import EVAL_BATCH
+from tuneline.training.loop.rows import run_order, total_steps
 from tuneline.training.memory.out_of_memory import noticed
 from tuneline.training.memory.predict import GIB
 from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
@@ -144,11 +143,8 @@ class Training:
                 steps=self.steps,
                 precision=plan.precision,
                 device=plan.device,
-                pad_id=pad_token(self._inputs.tokenizer),
-                eval_batch=EVAL_BATCH,
                 # The untrained adapter is a candidate too.
                 eval_on_start=self.resumed is None,
-                run_name=self._ctx.run.run_id,
                 group=self._group,
             ),
             config=self._config,
@@ -227,15 +223,6 @@ class Training:
         )
 
 
-def train(
-    ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
-) -> TrainedRun | None:
-    """Set up, loop and keep; see `Training.keep` for what it returns."""
-    training = Training(ctx, inputs, tracking, group)
-    training.loop()
-    return training.keep()
-
-
 def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) -> None:
     """Compare this machine with the plan.
 
@@ -274,7 +261,9 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
         track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
         noticed(ctx.run, ctx.step, plan),
     ):
-        trained = train(ctx, inputs, tracking, group)
+        training = Training(ctx, inputs, tracking, group)
+        training.loop()
+        trained = training.keep()
     if trained is None:
         return None
     trained = trained.model_copy(
