@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.report import Result, summarise
-from benchmarks.contest.trial import Sample, read_sample
+from benchmarks.contest.trial import Sample
 from tuneline.errors import TunelineError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
@@ -105,7 +105,7 @@ class Contest:
                 f"{system.name} failed (exit code {done.returncode}): "
                 f"{words[-1] if words else 'it printed nothing'}"
             )
-        return read_sample(out)
+        return Sample(**json.loads(out.read_text()))
 
     def _environment(self) -> dict[str, str]:
         environment = child_environment(project_root(), OMP_WAIT_POLICY="PASSIVE")

@@ -91,7 +91,7 @@ def gpu_job(
         row: tokens of a row.
         device: "cuda", or "cpu" to try everything but the device.
     """
-    rows = random_rows((WARM_UP + STEPS) * BATCH, row, row, range(shape["vocab_size"]), SEED)
+    rows = random_rows((WARM_UP + STEPS) * BATCH, row, range(shape["vocab_size"]), SEED)
     return {
         "base": str(base),
         "scratch": str(folder),
