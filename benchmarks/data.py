@@ -13,11 +13,11 @@ from typing import Any
 
 from benchmarks.contest.contest import Contest, System
 from benchmarks.contest.options import Options
-from benchmarks.contest.peers import own_version
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import Job, Sample, Trial
 from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.support_chat import conversations
+from tuneline import __version__
 from tuneline.errors import TunelineError
 
 ROWS = 5_000
@@ -62,7 +62,7 @@ def prepare_rows(job: Job) -> Trial:
     def score(_: int) -> dict[str, float]:
         return {"rows_kept": rows_kept(out) / job["rows"], **step_seconds(out)}
 
-    return Trial(own_version(), range(job["rows"]), work, score, warm_up=False)
+    return Trial(__version__, range(job["rows"]), work, score, warm_up=False)
 
 
 def rows_kept(out: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.contest.contest import Contest, System
 from benchmarks.contest.options import Options
-from benchmarks.contest.peers import bench_python, own_version, why_missing
+from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
 from benchmarks.serving.litellm_proxy import KEY, LitellmProxy
@@ -23,6 +23,7 @@ from benchmarks.serving.mock_upstream import MODEL
 from benchmarks.serving.request_trials import CONNECTIONS
 from benchmarks.workloads.input_rows import read_texts
 from benchmarks.workloads.near_duplicates import SEED, make_corpus
+from tuneline import __version__
 from tuneline.errors import TunelineError
 
 REQUESTS = 2_000
@@ -49,8 +50,8 @@ def run(options: Options) -> Report:
             )
         )
         systems = [
-            _system(DIRECT, upstream, "none", own_version()),
-            _system(OURS, gateway.base_url, gateway.keys["trial"], own_version()),
+            _system(DIRECT, upstream, "none", __version__),
+            _system(OURS, gateway.base_url, gateway.keys["trial"], __version__),
         ]
         peer, reason = _litellm(stack, upstream, options.folder)
         systems += [peer] if peer else []

@@ -12,10 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.contest.peers import own_version, version_of
+from benchmarks.contest.peers import version_of
 from benchmarks.contest.trial import Job, Trial
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
+from tuneline import __version__
 
 # Units of what a trial scores.
 UNITS = {
@@ -49,7 +50,7 @@ def tuneline(job: Job) -> Trial:
     trainer = setup.trainer(setup.model(), load_tokenizer(base), batches)
     trainer.add_callback(window)
     tokens = _tokens(batches, job["warm_up"])
-    return _trial(torch, job, trainer, window, version=own_version(), tokens=tokens)
+    return _trial(torch, job, trainer, window, version=__version__, tokens=tokens)
 
 
 def trl(job: Job) -> Trial:
