@@ -103,7 +103,7 @@ def run(options: Options) -> Report:
     missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
     on_gpu = train_gpu.measure(options, contest, describe(), base)
     return Report(
-        {**about, "seed": SEED, **on_gpu.about},
+        {**about, "seed": SEED, **on_gpu.workload},
         [*results, *on_gpu.results],
         {**ratios, **on_gpu.ratios},
         [*missing, *on_gpu.not_measured],

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System, score_results
 from benchmarks.contest.options import Options
-from benchmarks.contest.report import NotMeasured, Result, ratio
+from benchmarks.contest.report import NotMeasured, Report, Result, ratio
 from benchmarks.training.rows import random_rows, write_rows
 from benchmarks.training.trials import UNITS
 from benchmarks.workloads.random_llama import LINEAR_LAYERS, LLAMA_8B, write_random_llama
@@ -34,16 +34,6 @@ RATIOS = (
 MODULE = "benchmarks.training.trials"
 
 
-@dataclass(frozen=True)
-class GpuFindings:
-    """The results that the GPU part adds to the report."""
-
-    about: dict[str, Any] = field(default_factory=dict)
-    results: list[Result] = field(default_factory=list)
-    ratios: dict[str, float] = field(default_factory=dict)
-    not_measured: list[NotMeasured] = field(default_factory=list)
-
-
 def why_not(machine: Mapping[str, Any]) -> str | None:
     """Return the reason why no GPU can be measured, None if one can."""
     if machine["gpu"] is None:
@@ -60,7 +50,7 @@ def why_not(machine: Mapping[str, Any]) -> str | None:
 
 def measure(
     options: Options, contest: Contest, machine: Mapping[str, Any], tokenizer: Path
-) -> GpuFindings:
+) -> Report:
     """Measure on the GPU, or say why not.
 
     Args:
@@ -72,7 +62,7 @@ def measure(
     reason = why_not(machine)
     if reason is not None:
         missing = NotMeasured("GPU: Llama-3.1-8B shape, LoRA and QLoRA", reason, RATIOS)
-        return GpuFindings(not_measured=[missing])
+        return Report({}, [], {}, [missing])
     options.log("GPU: writing a random model of the shape of Llama-3.1-8B (16 GB)")
     base = write_random_llama(options.folder / "llama-8b", LLAMA_8B, tokenizer)
     job = gpu_job(options.folder, base, LLAMA_8B, ROW, "cuda")
@@ -134,7 +124,7 @@ def trl_settings(row: int, find: Any = importlib.util.find_spec) -> dict[str, An
     }
 
 
-def contend(options: Options, contest: Contest, job: Mapping[str, Any]) -> GpuFindings:
+def contend(options: Options, contest: Contest, job: Mapping[str, Any]) -> Report:
     """Measure both systems with both methods, in turn."""
     told = trl_settings(job["row"])
     systems = [
@@ -153,7 +143,7 @@ def contend(options: Options, contest: Contest, job: Mapping[str, Any]) -> GpuFi
         "gpu_rows": f"{BATCH} × {job['row']} tokens",
         "gpu_trl": ", ".join(f"{name} {value}" for name, value in told.items()),
     }
-    return GpuFindings(about, results, _ratios(results))
+    return Report(about, results, _ratios(results))
 
 
 def _ratios(results: Sequence[Result]) -> dict[str, float]:
