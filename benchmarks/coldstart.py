@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import version_of
 from benchmarks.contest.report import Report, Result, summarise
@@ -29,7 +28,6 @@ def run(options: Options) -> Report:
     from tuneline.harness.served_models import cached_gguf
     from tuneline.models import resolve
 
-    machine = describe()
     rows = read_conversations(options.input, 2) if options.input else make_conversations(2)
     starter = Starter(
         cached_gguf(resolve(BASE_MODEL, log=options.log), options.log).path,
@@ -54,7 +52,7 @@ def run(options: Options) -> Report:
         "context_tokens": CONTEXT_TOKENS,
         **({"input": options.input.name} if options.input else {"seed": SEED}),
     }
-    return Report("coldstart", machine, workload, results, ratios)
+    return Report(workload, results, ratios)
 
 
 def start_results(cold: Sequence[Start], warm: Sequence[WarmStart], version: str) -> list[Result]:

@@ -12,13 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
-from benchmarks.contest.peers import own_version
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import Job, Sample, Trial
-from benchmarks.workloads.input_rows import read_conversations, write_lines
-from benchmarks.workloads.support_chat import SEED, make_conversations
+from benchmarks.workloads.input_rows import write_lines
+from benchmarks.workloads.support_chat import conversations
+from tuneline import __version__
 from tuneline.errors import TunelineError
 
 ROWS = 5_000
@@ -30,13 +29,7 @@ SETTINGS = {"pii_ner": False, "license": "Apache-2.0"}
 
 def run(options: Options) -> Report:
     """Measure the whole command and its steps."""
-    machine = describe()
-    if options.input:
-        rows = read_conversations(options.input, options.rows)
-        source: dict[str, Any] = {"input": options.input.name}
-    else:
-        rows = make_conversations(options.rows or ROWS)
-        source = {"seed": SEED}
+    rows, source = conversations(options, ROWS)
     settings = options.folder / "settings.json"
     settings.write_text(json.dumps(SETTINGS))
     job = {
@@ -54,7 +47,7 @@ def run(options: Options) -> Report:
         "base_model": BASE_MODEL,
         **source,
     }
-    return Report("data", machine, workload, _results(samples), {})
+    return Report(workload, _results(samples), {})
 
 
 def prepare_rows(job: Job) -> Trial:
@@ -69,7 +62,7 @@ def prepare_rows(job: Job) -> Trial:
     def score(_: int) -> dict[str, float]:
         return {"rows_kept": rows_kept(out) / job["rows"], **step_seconds(out)}
 
-    return Trial(own_version(), range(job["rows"]), work, score, warm_up=False)
+    return Trial(__version__, range(job["rows"]), work, score, warm_up=False)
 
 
 def rows_kept(out: Path) -> int:

@@ -13,7 +13,6 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System, speed_results
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
@@ -47,7 +46,6 @@ def run(options: Options) -> Report:
     """Measure all systems in turn."""
     if (options.rows or 0) > MOST_ROWS and options.input is None:
         return _many(options)
-    machine = describe()
     runs = options.runs or RUNS
     texts, workload = _texts(options)
     contest = Contest(options.folder, options.log, one_core=True)
@@ -60,7 +58,7 @@ def run(options: Options) -> Report:
         results += _short(options, contest)
     found = {name: ratio(results, "docs_per_s", OURS, peer) for name, peer in RATIOS.items()}
     ratios = {name: value for name, value in found.items() if value is not None}
-    return Report("dedup", machine, workload, results, ratios, missing)
+    return Report(workload, results, ratios, missing)
 
 
 def _job(options: Options, texts: list[str]) -> dict[str, Any]:
@@ -87,7 +85,6 @@ def _short(options: Options, contest: Contest) -> list[Result]:
 
 def _many(options: Options) -> Report:
     """Measure ours with many rows, against itself with `BASE_ROWS`."""
-    machine = describe()
     runs = options.runs or RUNS
     contest = Contest(options.folder, options.log, one_core=True)
     seconds: list[float] = []
@@ -104,7 +101,7 @@ def _many(options: Options) -> Report:
     results = speed_results(samples, "docs")
     ratios = {"cpu_seconds_vs_base_rows": round(seconds[1] / seconds[0], 3)}
     missing = [NotMeasured(peer, TOO_MANY, (name,)) for name, peer in RATIOS.items()]
-    return Report("dedup", machine, workload, results, ratios, missing)
+    return Report(workload, results, ratios, missing)
 
 
 def contenders() -> tuple[list[System], list[NotMeasured]]:

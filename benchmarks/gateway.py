@@ -14,9 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.contest.contest import Contest, System
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
-from benchmarks.contest.peers import bench_python, own_version, why_missing
+from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
 from benchmarks.serving.litellm_proxy import KEY, LitellmProxy
@@ -24,6 +23,7 @@ from benchmarks.serving.mock_upstream import MODEL
 from benchmarks.serving.request_trials import CONNECTIONS
 from benchmarks.workloads.input_rows import read_texts
 from benchmarks.workloads.near_duplicates import SEED, make_corpus
+from tuneline import __version__
 from tuneline.errors import TunelineError
 
 REQUESTS = 2_000
@@ -38,7 +38,6 @@ def run(options: Options) -> Report:
     """Measure the systems in turn."""
     from tuneline.serving.gateway.process import GatewayProcess
 
-    machine = describe()
     text = read_texts(options.input, 1)[0] if options.input else make_corpus(1)[0]
     missing: list[NotMeasured] = []
     with ExitStack() as stack:
@@ -51,8 +50,8 @@ def run(options: Options) -> Report:
             )
         )
         systems = [
-            _system(DIRECT, upstream, "none", own_version()),
-            _system(OURS, gateway.base_url, gateway.keys["trial"], own_version()),
+            _system(DIRECT, upstream, "none", __version__),
+            _system(OURS, gateway.base_url, gateway.keys["trial"], __version__),
         ]
         peer, reason = _litellm(stack, upstream, options.folder)
         systems += [peer] if peer else []
@@ -67,7 +66,7 @@ def run(options: Options) -> Report:
         **({"input": options.input.name} if options.input else {"seed": SEED}),
     }
     results = request_results(samples)
-    return Report("gateway", machine, workload, results, _ratios(results), missing)
+    return Report(workload, results, _ratios(results), missing)
 
 
 def request_results(samples: Mapping[str, Sequence[Sample]]) -> list[Result]:

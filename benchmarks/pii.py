@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System, speed_results
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio
@@ -44,7 +43,6 @@ SYSTEMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def run(options: Options) -> Report:
     """Measure both tiers, each with its peer in turn."""
-    machine = describe()
     if options.input:
         rows, labelled = read_labelled(options.input, options.rows)
         source: dict[str, Any] = {"input": options.input.name}
@@ -76,7 +74,7 @@ def run(options: Options) -> Report:
         missing.append(NotMeasured("recall and precision", "the rows have no spans"))
     found = {name: ratio(results, "docs_per_s", *pair) for name, pair in RATIOS.items()}
     ratios = {name: value for name, value in found.items() if value is not None}
-    return Report("pii", machine, workload, results, ratios, missing)
+    return Report(workload, results, ratios, missing)
 
 
 def contenders(names: Sequence[str]) -> tuple[list[System], list[NotMeasured]]:

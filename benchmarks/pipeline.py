@@ -10,10 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
-from benchmarks.contest.peers import own_version
 from benchmarks.contest.report import Report, summarise
+from tuneline import __version__
 from tuneline.errors import UserError
 from tuneline.stack.layout import find_layout
 from tuneline.stack.timings import SCHEMA
@@ -34,7 +33,7 @@ def run(options: Options) -> Report:
     """Read the timings of the latest run, or of the file given as input."""
     path = options.input or latest_timings(find_layout().home / "runs")
     document = read_timings(path)
-    version = own_version()
+    version = __version__
     share = float(document["overhead_share"])
     results = [summarise(OURS, version, "overhead_share", [share], "share")]
     results += [summarise(OURS, version, name, [float(document[name])], "s") for name in SECONDS]
@@ -44,7 +43,7 @@ def run(options: Options) -> Report:
         "tasks": len(tasks),
         "failed_tasks": sum(task["state"] == "failed" for task in tasks),
     }
-    return Report("pipeline", describe(), workload, results, {"overhead_share": share})
+    return Report(workload, results, {"overhead_share": share})
 
 
 def latest_timings(runs: Path) -> Path:

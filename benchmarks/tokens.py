@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from benchmarks.contest.contest import Contest, System, speed_results
-from benchmarks.contest.machine import describe
 from benchmarks.contest.options import Options
 from benchmarks.contest.report import Report, ratio
-from benchmarks.workloads.input_rows import read_conversations, write_lines
-from benchmarks.workloads.support_chat import SEED, make_conversations
+from benchmarks.workloads.input_rows import write_lines
+from benchmarks.workloads.support_chat import conversations
 
 ROWS = 20_000
 RUNS = 5
@@ -32,13 +30,7 @@ def run(options: Options) -> Report:
     """Measure the systems in turn."""
     from tuneline.models import resolve
 
-    machine = describe()
-    if options.input:
-        rows = read_conversations(options.input, options.rows)
-        source: dict[str, Any] = {"input": options.input.name}
-    else:
-        rows = make_conversations(options.rows or ROWS)
-        source = {"seed": SEED}
+    rows, source = conversations(options, ROWS)
     model = resolve(BASE_MODEL, log=options.log)
     texts, reference = _reference(model.path, rows)
     job = {
@@ -67,7 +59,7 @@ def run(options: Options) -> Report:
     }
     found = {name: ratio(results, "tokens_per_s", ours, RAW) for name, ours in RATIOS.items()}
     ratios = {name: value for name, value in found.items() if value is not None}
-    return Report("tokens", machine, workload, results, ratios)
+    return Report(workload, results, ratios)
 
 
 def _reference(model: Path, rows: list[list[dict[str, str]]]) -> tuple[list[str], list[int]]:

@@ -1,4 +1,4 @@
-"""Training: our trainer against TRL's SFTTrainer, and the cost of watching a training.
+"""Training: our trainer against TRL's SFTTrainer.
 
 On a CPU with SmolLM2-135M, both get the same model, rows, LoRA, effective batch and schedule. TRL
 first tries its settings; the fastest of them is measured. Tokens are those of the rows, without
@@ -27,6 +27,7 @@ from benchmarks.training.rows import (
     without_common_prefix,
     write_rows,
 )
+from benchmarks.training.trials import UNITS
 from benchmarks.workloads.input_rows import read_conversations
 from benchmarks.workloads.random_llama import LINEAR_LAYERS
 from tuneline.errors import UserError
@@ -44,17 +45,8 @@ TRIED_STEPS = 2
 SAME_ORDER, OWN_GROUPING = "sequential", "group_by_length"
 # Tries of the same speed differ by some per cent; curves of the same order compare better.
 WORTH_IT = 1.03
-OURS, TRL, WATCHED, DIFFERENCE = "tuneline", "TRL", "tuneline (watched)", "tuneline − TRL"
+OURS, TRL, DIFFERENCE = "tuneline", "TRL", "tuneline − TRL"
 OWN_PREFIXES = "_no_shared_prefix"
-UNITS = {
-    "tokens_per_s": "1/s",
-    "tokens_per_cpu_s": "1/s",
-    "between_steps": "share",
-    "peak_memory": "MiB",
-    "training_loss": "nats",
-    "validation_loss": "nats",
-    "tracker_wait": "share",
-}
 # As the laptop preset trains.
 LORA = {
     "r": 16,
@@ -71,14 +63,12 @@ def run(options: Options) -> Report:
     from tuneline.models import load_tokenizer, resolve
     from tuneline.training.loop.compute import choose_precision, training_threads
 
-    machine = describe()
     base = resolve(BASE, log=options.log).path
     tokenizer = load_tokenizer(base)
     config = TrainingConfig()
     job = {
         "base": str(base),
         "scratch": str(options.folder),
-        "tracking": f"sqlite:///{options.folder / 'mlflow.db'}",
         "threads": training_threads(config),
         "device": "cpu",
         "precision": choose_precision(config, "cpu"),
@@ -107,17 +97,13 @@ def run(options: Options) -> Report:
             System(OURS, f"{MODULE}:tuneline"),
             System(TRL, f"{MODULE}:trl", settings),
         ]
-        if not suffix:
-            systems.append(System(WATCHED, f"{MODULE}:watched"))
         samples = _measure(contest, systems, work, options)
         results += _results(samples, suffix)
         ratios |= _ratios(results, suffix)
     missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
-    on_gpu = train_gpu.measure(options, contest, machine, base)
+    on_gpu = train_gpu.measure(options, contest, describe(), base)
     return Report(
-        "train",
-        machine,
-        {**about, "seed": SEED, **on_gpu.about},
+        {**about, "seed": SEED, **on_gpu.workload},
         [*results, *on_gpu.results],
         {**ratios, **on_gpu.ratios},
         [*missing, *on_gpu.not_measured],
@@ -257,17 +243,13 @@ def loss_results(ours: Sequence[Sample], theirs: Sequence[Sample], suffix: str) 
 
 
 def _ratios(results: Sequence[Result], suffix: str) -> dict[str, float]:
+    cpu = f"tokens_per_cpu_s{suffix}"
     found = {
         f"tokens_per_s_vs_trl{suffix}": ratio(results, f"tokens_per_s{suffix}", OURS, TRL),
         # More is better in every ratio: how often our memory goes into TRL's.
         f"memory_vs_trl{suffix}": ratio(results, f"peak_memory{suffix}", TRL, OURS),
+        f"tokens_per_cpu_s_vs_trl{suffix}": ratio(results, cpu, OURS, TRL),
     }
-    cpu = f"tokens_per_cpu_s{suffix}"
-    found[f"tokens_per_cpu_s_vs_trl{suffix}"] = ratio(results, cpu, OURS, TRL)
-    if not suffix:
-        found["tokens_per_s_watched_vs_unwatched"] = ratio(results, "tokens_per_s", WATCHED, OURS)
-        between = {r.system: r.value for r in results if r.metric == "between_steps"}
-        found["watching_share"] = round(between[WATCHED] - between[OURS], 5)
     return {name: value for name, value in found.items() if value is not None}
 
 

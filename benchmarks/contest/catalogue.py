@@ -16,7 +16,7 @@ BENCHES = {
     "pii": "personal data against Presidio, without and with its NER",
     "tokens": "the token audit against the bare tokenizer",
     "data": "`data prepare` from raw rows to the dataset, step by step",
-    "train": "training against TRL's SFTTrainer, and what watching it costs",
+    "train": "training against TRL's SFTTrainer",
     "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
     "coldstart": "the first request to a fresh server, cold and warmed up",
     "pipeline": "the orchestration's share of the latest demo run",

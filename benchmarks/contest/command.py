@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,5 +101,6 @@ def _run(name: str, source: Path | None, runs: int | None, rows: int | None) -> 
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory(prefix=f"tuneline-bench-{name}-") as folder:
-        options = Options(Path(folder), log, source, runs, rows)
-        return load(name)(options)
+        machine = describe()
+        report = load(name)(Options(Path(folder), log, source, runs, rows))
+        return replace(report, bench=name, machine=machine)

@@ -7,6 +7,7 @@ memory. Single-core benchmarks pin every system to the same core.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.machine import usable_cores
 from benchmarks.contest.report import Result, summarise
-from benchmarks.contest.trial import Sample, read_sample
+from benchmarks.contest.trial import Sample
 from tuneline.errors import TunelineError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
@@ -80,7 +80,7 @@ class Contest:
     def run(self, system: System, job: Mapping[str, Any]) -> Sample:
         """Run one system once."""
         job_file, out = self._folder / "job.json", self._folder / "sample.json"
-        core = usable_cores()[-1] if self._one_core else None
+        core = max(os.sched_getaffinity(0)) if self._one_core else None
         job_file.write_text(json.dumps({"core": core, **job, **(system.options or {})}))
         out.unlink(missing_ok=True)
         python = str(system.python or sys.executable)
@@ -105,7 +105,7 @@ class Contest:
                 f"{system.name} failed (exit code {done.returncode}): "
                 f"{words[-1] if words else 'it printed nothing'}"
             )
-        return read_sample(out)
+        return Sample(**json.loads(out.read_text()))
 
     def _environment(self) -> dict[str, str]:
         environment = child_environment(project_root(), OMP_WAIT_POLICY="PASSIVE")

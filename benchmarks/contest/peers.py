@@ -8,7 +8,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from tuneline import __version__
 from tuneline.machine.checkout import project_root
 
 INSTALL = "`make bench` builds the environment of the peers"
@@ -36,11 +35,6 @@ def why_missing(module: str, python: Path | None = None) -> str | None:
         return None
     where = f"the environment of {python}" if python else "this environment"
     return f"{module} is not installed in {where}"
-
-
-def own_version() -> str:
-    """Return the version of this package."""
-    return __version__
 
 
 def version_of(*packages: str) -> str:

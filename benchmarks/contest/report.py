@@ -39,20 +39,20 @@ class Report:
     """A benchmark's outcome; the JSON form is part of the public contract.
 
     Attributes:
-        bench: name of the benchmark.
-        machine: description of the machine, see `machine.describe`.
         workload: sizes, seed or file of the workload.
         results: every metric of every system.
         ratios: ratios of medians, by the names of the contract.
         not_measured: systems without results.
+        bench: name of the benchmark.
+        machine: description of the machine as the benchmark began, see `machine.describe`.
     """
 
-    bench: str
-    machine: Mapping[str, Any]
     workload: Mapping[str, Any]
     results: Sequence[Result]
     ratios: Mapping[str, float]
-    not_measured: Sequence[NotMeasured] = field(default=())
+    not_measured: Sequence[NotMeasured] = ()
+    bench: str = ""
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain types, in the order of the contract."""

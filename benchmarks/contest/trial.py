@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,3 @@ def read_lines(path: str) -> list[Any]:
     """Return the values of a JSONL file."""
     with Path(path).open(encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
-
-
-def write_sample(path: Path, sample: Sample) -> None:
-    """Write a sample for the process that started this one."""
-    path.write_text(json.dumps(asdict(sample)))
-
-
-def read_sample(path: Path) -> Sample:
-    """Read the file of `write_sample`."""
-    return Sample(**json.loads(path.read_text()))

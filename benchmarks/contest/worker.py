@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -20,16 +21,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def main(arguments: list[str]) -> int:
     """Run the trial that the arguments name."""
-    from benchmarks.contest.trial import Trial, conduct, write_sample
+    from benchmarks.contest.trial import Trial, conduct
 
     where, job_file, out = arguments
     job = json.loads(Path(job_file).read_text())
-    if job.get("core") is not None and hasattr(os, "sched_setaffinity"):
+    if job.get("core") is not None:
         # Set before libraries count the cores to size their thread pools.
         os.sched_setaffinity(0, {job["core"]})
     module, function = where.split(":")
     trial: Trial = getattr(import_module(module), function)(job)
-    write_sample(Path(out), conduct(trial))
+    Path(out).write_text(json.dumps(asdict(conduct(trial))))
     return 0
 
 

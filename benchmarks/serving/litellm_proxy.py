@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
+
+import httpx
 
 from tuneline.errors import TunelineError
 from tuneline.serving.server_process import ServerProcess
@@ -72,16 +72,12 @@ class LitellmProxy(ServerProcess):
 
     def waiting_for(self) -> str | None:
         """Return what it lacks until it is live."""
-        return None if self._is_live() else "it did not listen"
+        try:
+            live = httpx.get(f"{self.url}/health/liveliness", timeout=2, trust_env=False).is_success
+        except httpx.HTTPError:
+            live = False
+        return None if live else "it did not listen"
 
     def start_error(self, code: int | None, lacking: str) -> TunelineError:
         """Return an error with the last line that it wrote."""
         return TunelineError(f"LiteLLM did not start: {self.last_words()}")
-
-    def _is_live(self) -> bool:
-        try:
-            address = f"{self.url}/health/liveliness"
-            with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False

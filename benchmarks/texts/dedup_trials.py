@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.contest.peers import own_version, version_of
+from benchmarks.contest.peers import version_of
 from benchmarks.contest.trial import Job, Trial, read_lines
+from tuneline import __version__
 
 THRESHOLD = 0.8
 NUM_PERM = 128
@@ -72,7 +73,7 @@ def tuneline(job: Job) -> Trial:
     def work(texts: Texts) -> list[Pair]:
         return [(i, j) for i, j, _ in near_pairs(texts, THRESHOLD)]
 
-    return _trial(job, own_version(), work)
+    return _trial(job, __version__, work)
 
 
 def datasketch(job: Job) -> Trial:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.contest.peers import own_version, version_of
+from benchmarks.contest.peers import version_of
 from benchmarks.contest.trial import Job, Trial, read_lines
 from benchmarks.workloads.labelled_text import NAMED, SHAPED, Span, detection_scores
+from tuneline import __version__
 
 LANGUAGE = "en"
 
@@ -22,7 +23,7 @@ def tuneline_patterns(job: Job) -> Trial:
     def work(texts: Sequence[str]) -> Found:
         return [[Span(h.start, h.end, h.entity) for h in find(text)] for text in texts]
 
-    return _trial(job, own_version(), work, SHAPED)
+    return _trial(job, __version__, work, SHAPED)
 
 
 def tuneline_recogniser(job: Job) -> Trial:
@@ -42,7 +43,7 @@ def tuneline_recogniser(job: Job) -> Trial:
             for text, hits in zip(texts, named, strict=True)
         ]
 
-    version = f"{own_version()}, {version_of('spacy')}"
+    version = f"{__version__}, {version_of('spacy')}"
     return _trial(job, version, work, (*SHAPED, *NAMED))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.peers import own_version, version_of
+from benchmarks.contest.peers import version_of
 from benchmarks.contest.trial import Job, Trial, read_lines
+from tuneline import __version__
 
 # A batch of 1,000 is the fastest for the bare tokenizer as well.
 BATCH = 1000
@@ -29,7 +30,7 @@ def audit(job: Job) -> Trial:
     def work(rows: Sequence[Row]) -> list[int]:
         return fit(rows, job["limit"], renderer, "reject")[2]
 
-    return _trial(job, own_version(), rows, work)
+    return _trial(job, __version__, rows, work)
 
 
 def count(job: Job) -> Trial:
@@ -38,7 +39,7 @@ def count(job: Job) -> Trial:
     from tuneline.models import load_tokenizer
 
     renderer = Renderer(load_tokenizer(Path(job["model"])), job["target"])
-    return _trial(job, own_version(), read_lines(job["texts"]), renderer.count)
+    return _trial(job, __version__, read_lines(job["texts"]), renderer.count)
 
 
 def raw(job: Job) -> Trial:

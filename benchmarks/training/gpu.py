@@ -7,52 +7,31 @@ length have: neither side has anything left to pad or to pack.
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.contest import Contest, System, score_results
-from benchmarks.contest.machine import usable_cores
 from benchmarks.contest.options import Options
-from benchmarks.contest.report import NotMeasured, Result, ratio, summarise
-from benchmarks.contest.trial import Job, Trial
+from benchmarks.contest.report import NotMeasured, Report, Result, ratio
 from benchmarks.training.rows import random_rows, write_rows
-from benchmarks.workloads.random_llama import (
-    LINEAR_LAYERS,
-    LLAMA_8B,
-    lora_flops,
-    write_random_llama,
-)
+from benchmarks.training.trials import UNITS
+from benchmarks.workloads.random_llama import LINEAR_LAYERS, LLAMA_8B, write_random_llama
+from tuneline.machine.cores import available_cores
 
-GIB_IN_MIB = 1024
 ROW, BATCH = 2048, 2
 WARM_UP, STEPS = 3, 10
 RUNS = 3
 SEED = 7
-# A product of these sides takes a card about a millisecond or more: its launch does not show.
-MATMUL_SIDE, MATMUL_TIMES = 8192, 30
 METHODS = {"LoRA": False, "QLoRA": True}
 RATIOS = (
     "gpu_lora_tokens_per_s_vs_trl",
     "gpu_lora_memory_vs_trl",
     "gpu_qlora_tokens_per_s_vs_trl",
     "gpu_qlora_memory_vs_trl",
-    "gpu_lora_share_of_matmul_rate",
 )
-MATMUL = "torch.matmul, bf16"
 MODULE = "benchmarks.training.trials"
-
-
-@dataclass(frozen=True)
-class GpuFindings:
-    """The results that the GPU part adds to the report."""
-
-    about: dict[str, Any] = field(default_factory=dict)
-    results: list[Result] = field(default_factory=list)
-    ratios: dict[str, float] = field(default_factory=dict)
-    not_measured: list[NotMeasured] = field(default_factory=list)
 
 
 def why_not(machine: Mapping[str, Any]) -> str | None:
@@ -71,7 +50,7 @@ def why_not(machine: Mapping[str, Any]) -> str | None:
 
 def measure(
     options: Options, contest: Contest, machine: Mapping[str, Any], tokenizer: Path
-) -> GpuFindings:
+) -> Report:
     """Measure on the GPU, or say why not.
 
     Args:
@@ -83,11 +62,11 @@ def measure(
     reason = why_not(machine)
     if reason is not None:
         missing = NotMeasured("GPU: Llama-3.1-8B shape, LoRA and QLoRA", reason, RATIOS)
-        return GpuFindings(not_measured=[missing])
+        return Report({}, [], {}, [missing])
     options.log("GPU: writing a random model of the shape of Llama-3.1-8B (16 GB)")
     base = write_random_llama(options.folder / "llama-8b", LLAMA_8B, tokenizer)
     job = gpu_job(options.folder, base, LLAMA_8B, ROW, "cuda")
-    return contend(options, contest, job, LLAMA_8B)
+    return contend(options, contest, job)
 
 
 def gpu_job(
@@ -102,14 +81,14 @@ def gpu_job(
         row: tokens of a row.
         device: "cuda", or "cpu" to try everything but the device.
     """
-    rows = random_rows((WARM_UP + STEPS) * BATCH, row, row, range(shape["vocab_size"]), SEED)
+    rows = random_rows((WARM_UP + STEPS) * BATCH, row, range(shape["vocab_size"]), SEED)
     return {
         "base": str(base),
         "scratch": str(folder),
         "rows": write_rows(folder / "gpu-rows.jsonl", rows),
         "validation": "",
         "row": row,
-        "threads": len(usable_cores()),
+        "threads": available_cores(),
         "device": device,
         "precision": "bf16",
         "checkpointing": True,
@@ -145,89 +124,33 @@ def trl_settings(row: int, find: Any = importlib.util.find_spec) -> dict[str, An
     }
 
 
-def contend(
-    options: Options, contest: Contest, job: Mapping[str, Any], shape: Mapping[str, Any]
-) -> GpuFindings:
-    """Measure the card's rate, then both systems with both methods, in turn."""
+def contend(options: Options, contest: Contest, job: Mapping[str, Any]) -> Report:
+    """Measure both systems with both methods, in turn."""
     told = trl_settings(job["row"])
     systems = [
         System(f"{who}, {method}", f"{MODULE}:{trial}", {"qlora": quantised, **settings})
         for method, quantised in METHODS.items()
         for who, trial, settings in (("tuneline", "tuneline", {}), ("TRL", "trl", told))
     ]
-    systems.append(System(MATMUL, f"{__name__}:matmul", {"qlora": False}))
     samples = contest.measure(systems, job, options.runs or RUNS)
-    units = {"tokens_per_s": "1/s", "peak_memory": "MiB", "training_loss": "nats"}
-    units |= {"tokens_per_cpu_s": "1/s", "between_steps": "share"}
-    units["matmul_rate"] = "TFLOP/s"
     results = [
-        replace(result, metric=f"gpu_{result.metric}", unit=units[result.metric])
+        replace(result, metric=f"gpu_{result.metric}", unit=UNITS[result.metric])
         for name, runs in samples.items()
         for result in score_results(name, runs)
     ]
-    peaks = [
-        summarise(
-            name,
-            runs[0].version,
-            "gpu_peak_memory_gib",
-            [sample.scores["peak_memory"] / GIB_IN_MIB for sample in runs],
-            "GiB",
-        )
-        for name, runs in samples.items()
-        if "peak_memory" in runs[0].scores
-    ]
-    results = [result for result in results if result.metric != "gpu_peak_memory"] + peaks
     about = {
         "gpu_model": "Llama-3.1-8B shape, random weights",
         "gpu_rows": f"{BATCH} × {job['row']} tokens",
         "gpu_trl": ", ".join(f"{name} {value}" for name, value in told.items()),
     }
-    return GpuFindings(about, results, _ratios(results, job, shape))
+    return Report(about, results, _ratios(results))
 
 
-def _ratios(
-    results: Sequence[Result], job: Mapping[str, Any], shape: Mapping[str, Any]
-) -> dict[str, float]:
+def _ratios(results: Sequence[Result]) -> dict[str, float]:
     found: dict[str, float | None] = {}
     for method in METHODS:
         ours, theirs = f"tuneline, {method}", f"TRL, {method}"
         name = f"gpu_{method.lower()}"
         found[f"{name}_tokens_per_s_vs_trl"] = ratio(results, "gpu_tokens_per_s", ours, theirs)
-        found[f"{name}_memory_vs_trl"] = ratio(results, "gpu_peak_memory_gib", theirs, ours)
-    value = {(r.system, r.metric): r.value for r in results}
-    work = (
-        lora_flops(shape, job["r"], job["row"], 1.0) * value["tuneline, LoRA", "gpu_tokens_per_s"]
-    )
-    rate = value[MATMUL, "gpu_matmul_rate"] * 1e12
-    found["gpu_lora_share_of_matmul_rate"] = float(f"{work / rate:.3g}")
+        found[f"{name}_memory_vs_trl"] = ratio(results, "gpu_peak_memory", theirs, ours)
     return {name: number for name, number in found.items() if number is not None}
-
-
-def matmul(job: Job) -> Trial:
-    """The card's rate on a large bf16 product, which is what training can reach at the most."""
-    import torch
-
-    device = job["device"]
-    side = MATMUL_SIDE if device == "cuda" else 64
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def work(_: Sequence[Any]) -> float:
-        best = 0.0
-        for _round in range(3):
-            wait()
-            started = time.perf_counter()
-            for _time in range(MATMUL_TIMES):
-                torch.matmul(a, b)
-            wait()
-            seconds = time.perf_counter() - started
-            best = max(best, 2 * side**3 * MATMUL_TIMES / seconds / 1e12)
-        return best
-
-    def score(rate: float) -> dict[str, float]:
-        return {"matmul_rate": rate}
-
-    return Trial(str(torch.__version__), range(MATMUL_TIMES), work, score, warm_up=True)

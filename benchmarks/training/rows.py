@@ -86,26 +86,20 @@ def encode(
     return train, held
 
 
-def random_rows(
-    count: int, length: int, learned: int, vocabulary: range, seed: int
-) -> list[EncodedRow]:
-    """Rows of random tokens that share no prefix, all of one shape.
+def random_rows(count: int, length: int, vocabulary: range, seed: int) -> list[EncodedRow]:
+    """Rows of random tokens that share no prefix, all of one length and all in the loss.
 
     Args:
         count: of rows.
         length: tokens of each.
-        learned: how many of them, at the end, are in the loss.
         vocabulary: token ids to draw from.
         seed: of the draw.
     """
     from tuneline.training.loop.rows import EncodedRow
 
     rng = random.Random(seed)  # noqa: S311 - a workload, no secret
-    mask = (False,) * (length - learned) + (True,) * learned
-    return [
-        EncodedRow(f"row-{number}", tuple(rng.choice(vocabulary) for _ in range(length)), mask, 1.0)
-        for number in range(count)
-    ]
+    drawn = [tuple(rng.choice(vocabulary) for _ in range(length)) for _ in range(count)]
+    return [EncodedRow(f"row-{i}", ids, (True,) * length, 1.0) for i, ids in enumerate(drawn)]
 
 
 def write_rows(path: Path, rows: Sequence[EncodedRow]) -> str:

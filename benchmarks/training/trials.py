@@ -1,4 +1,4 @@
-"""The systems of the training benchmark: our trainer, TRL's, and ours with all that watches it.
+"""The systems of the training benchmark: our trainer and TRL's.
 
 Each takes the same optimiser steps on the same rows. The first few are not timed; the clock then
 runs from the beginning of a step to the end of training, all that lies between steps included.
@@ -6,26 +6,25 @@ runs from the beginning of a step to the end of training, all that lies between 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.contest.peers import own_version, version_of
+from benchmarks.contest.peers import version_of
 from benchmarks.contest.trial import Job, Trial
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
+from tuneline import __version__
 
-# The estimate of a plan, which the benchmark does not use.
-PLAN_ESTIMATE = {
-    "work": {"steps": 1, "tokens": 1, "validation_tokens": 1},
-    "seconds": 1.0,
-    "uncertainty": 0.0,
-    "devices": 1,
-    "price": 0.0,
-    "currency": "USD",
+# Units of what a trial scores.
+UNITS = {
+    "tokens_per_s": "1/s",
+    "tokens_per_cpu_s": "1/s",
+    "peak_memory": "MiB",
+    "training_loss": "nats",
+    "validation_loss": "nats",
 }
 
 
@@ -51,7 +50,7 @@ def tuneline(job: Job) -> Trial:
     trainer = setup.trainer(setup.model(), load_tokenizer(base), batches)
     trainer.add_callback(window)
     tokens = _tokens(batches, job["warm_up"])
-    return _trial(torch, job, trainer, window, version=own_version(), tokens=tokens)
+    return _trial(torch, job, trainer, window, version=__version__, tokens=tokens)
 
 
 def trl(job: Job) -> Trial:
@@ -85,50 +84,6 @@ def trl(job: Job) -> Trial:
     )
     version = version_of("trl", "transformers", "torch")
     return _trial(torch, job, trainer, window, version=version, tokens=None)
-
-
-def watched(job: Job) -> Trial:
-    """The product's whole training: trackers, adapters kept, checkpoints in a store, loss rules."""
-    from tuneline.training.loop.compute import load_torch
-
-    load_torch(job["threads"], job["seed"])
-    from benchmarks.training.watched import WatchedTraining
-    from tuneline.artifacts.training import Plan
-
-    window = StepWindow(job["warm_up"])
-    rows = read_rows(job["rows"])
-    os.environ["MLFLOW_TRACKING_URI"] = job["tracking"]
-    training = WatchedTraining(
-        Path(job["scratch"]) / "watched",
-        _config(job, tracking=["mlflow"], evaluations=1, max_steps=job["steps"]),
-        base=Path(job["base"]),
-        lora=_lora(job),
-        plan=Plan(
-            micro_batch=job["batch"],
-            accumulation=1,
-            world_size=1,
-            effective_batch=job["batch"],
-            threads=job["threads"],
-            device=job["device"],
-            precision=job["precision"],
-            estimate=PLAN_ESTIMATE,
-        ),
-        rows=rows,
-        validation=read_rows(job["validation"]),
-    )
-    batches = batches_of(rows, job["batch"], job["steps"], job["seed"])
-    tokens = _tokens(batches, job["warm_up"])
-
-    def work(_: Sequence[Any]) -> None:
-        training.train(window)
-
-    def score(_: None) -> dict[str, float]:
-        speeds = _speeds(window, tokens)
-        # The processor's seconds hold the validation pass too.
-        del speeds["tokens_per_cpu_s"]
-        return {**speeds, "tracker_wait": training.waited / window.seconds}
-
-    return Trial(own_version(), batches, work, score, warm_up=False)
 
 
 def _trial(
@@ -184,7 +139,6 @@ def _speeds(window: StepWindow, tokens: float) -> dict[str, float]:
     return {
         "tokens_per_s": tokens / window.seconds,
         "tokens_per_cpu_s": tokens / window.cpu_seconds,
-        "between_steps": 1 - window.in_steps / window.seconds,
     }
 
 
@@ -193,7 +147,7 @@ def _tokens(batches: Sequence[Sequence[Any]], warm_up: int) -> int:
     return sum(len(row.ids) for batch in batches[warm_up:] for row in batch)
 
 
-def _config(job: Job, **settings: Any) -> Any:
+def _config(job: Job) -> Any:
     from tuneline.config import TrainingConfig
 
     return TrainingConfig(
@@ -205,7 +159,6 @@ def _config(job: Job, **settings: Any) -> Any:
         gradient_checkpointing=job["checkpointing"],
         qlora=job["qlora"],
         seed=job["seed"],
-        **settings,
     )
 
 

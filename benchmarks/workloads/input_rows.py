@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,13 +66,7 @@ def read_texts(path: Path, most: int | None) -> list[str]:
     Raises:
         UserError: if the file can't be read or holds no text.
     """
-    found: list[str] = []
-    for value in read_values(path):
-        if len(found) == most:
-            break
-        text = text_of(value)
-        if text is not None:
-            found.append(text)
+    found = list(itertools.islice(filter(None, map(text_of, read_values(path))), most))
     if not found:
         raise UserError(
             f"{path} holds no text to work on; rows need messages or one of the fields "
@@ -86,13 +81,9 @@ def read_conversations(path: Path, most: int | None) -> list[list[Message]]:
     Raises:
         UserError: if the file can't be read or holds none.
     """
-    found: list[list[Message]] = []
-    for value in read_values(path):
-        if len(found) == most:
-            break
-        messages = conversation(value)
-        if messages and messages[-1]["role"] == "assistant":
-            found.append(messages)
+    turns = filter(None, map(conversation, read_values(path)))
+    answered = (messages for messages in turns if messages[-1]["role"] == "assistant")
+    found = list(itertools.islice(answered, most))
     if not found:
         raise UserError(
             f"{path} holds no conversation with an answer; rows need messages, conversations, "

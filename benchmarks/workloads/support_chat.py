@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.contest.options import Options
+from benchmarks.workloads.input_rows import read_conversations
 from tuneline.data.sample.text import Draw, load_phrases, system_prompt
 from tuneline.data.tables.rows import Message
 
@@ -52,6 +54,18 @@ def make_conversations(rows: int, seed: int = SEED) -> list[list[Message]]:
         ]
 
     return [row() for _ in range(rows)]
+
+
+def conversations(options: Options, rows: int) -> tuple[list[list[Message]], dict[str, Any]]:
+    """Return the conversations of `--input`, or generated ones, and what the report says of them.
+
+    Args:
+        options: of the benchmark.
+        rows: rows to generate where `--rows` names no number.
+    """
+    if options.input:
+        return read_conversations(options.input, options.rows), {"input": options.input.name}
+    return make_conversations(options.rows or rows), {"seed": SEED}
 
 
 def _slots(phrases: dict[str, Any], draw: Draw) -> dict[str, str]:

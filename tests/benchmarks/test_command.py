@@ -13,7 +13,7 @@ def toy(options):
     options.log("measuring")
     speed = summarise("tuneline", "1", "docs_per_s", [2.0], "1/s")
     workload = {"rows": options.rows, "runs": options.runs, "input": str(options.input)}
-    return Report("toy", {"cpu": "x", "cores": 1, "gpu": None}, workload, [speed], {"r": 1.0})
+    return Report(workload, [speed], {"r": 1.0})
 
 
 def no_data(options):

@@ -9,7 +9,7 @@ def report(missing=()):
         summarise("tuneline", "1", "docs_per_s", [10.0, 30.0, 20.0], "1/s"),
         summarise("peer", "2", "docs_per_s", [8.0], "1/s"),
     ]
-    return Report("dedup", describe(), {"rows": 3, "seed": 7}, results, {"r": 2.5}, missing)
+    return Report({"rows": 3, "seed": 7}, results, {"r": 2.5}, missing, "dedup", describe())
 
 
 def test_json_has_the_form_of_the_contract():

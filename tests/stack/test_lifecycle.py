@@ -115,7 +115,7 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
     assert f"MLflow runs on port {commands.layout().tracking_port}, not 1" in moved.stderr
     moved = commands.run("up", TUNELINE_UI_PORT="1")
     assert moved.returncode == 2
-    assert f"the stack runs on port {commands.layout().ui_port}, not 1" in moved.stderr
+    assert f"the Airflow UI runs on port {commands.layout().ui_port}, not 1" in moved.stderr
     assert commands.run("down").returncode == 0
     assert processes(commands) == {}
     assert not any(psutil.pid_exists(pid) and _alive(pid) for pid in first.values())

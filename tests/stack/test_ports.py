@@ -3,7 +3,8 @@ import os
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.stack.ports import is_free, pick_free, require_free
+from tuneline.serving.server_process import free_port
+from tuneline.stack.ports import is_free, require_free
 
 
 def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):
@@ -17,6 +18,6 @@ def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):
 
 
 def test_a_picked_port_is_free():
-    port = pick_free()
+    port = free_port()
     assert is_free(port)
     require_free(port, "a test", "X")

@@ -146,8 +146,6 @@ def trainers(tiny_base, tmp_path_factory):
             steps=1,
             precision=precision,
             device="cpu",
-            pad_id=0,
-            eval_batch=4,
         )
         trainer = kind(
             model=attach_lora(base, lora),
@@ -166,7 +164,7 @@ def compared(trainers, kind, **options):
     from tuneline.training.memory.accumulation_check import compare, pick_rows
 
     trainer, rows = trainers(kind, **options)
-    return compare(trainer, pick_rows(rows), 0)
+    return compare(trainer, pick_rows(rows))
 
 
 def test_accumulated_gradients_equal_one_large_batch(trainers):

@@ -11,7 +11,7 @@ from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
 from tuneline.training.loop.loss_rules import Curve
-from tuneline.training.loss_monitoring import draw, judge
+from tuneline.training.loss_monitoring import judge
 
 LIMITS = LossRulesConfig()
 WITHOUT_PATIENCE = LossRulesConfig(plateau_evaluations=None)
@@ -107,9 +107,9 @@ def test_limits_of_the_configuration_are_the_limits_of_the_evidence():
 
 def test_the_picture_shows_the_rule_that_tripped(tmp_path):
     curve = history(GOOD, FALLING)
-    draw(tmp_path / "calm.png", curve, 12, None)
+    loss_monitoring.picture(curve, 12, None).savefig(tmp_path / "calm.png")
     stopped = Trip("overfit", 9, 1.3, 1.2, "the validation loss has risen")
-    draw(tmp_path / "tripped.png", curve, 12, stopped)
+    loss_monitoring.picture(curve, 12, stopped).savefig(tmp_path / "tripped.png")
     calm, tripped = ((tmp_path / f"{n}.png").read_bytes() for n in ("calm", "tripped"))
     assert calm != tripped
     shown = drawn_texts(curve, stopped)
@@ -147,5 +147,5 @@ def trained_run(trained, lab):
 def test_a_curve_with_holes_is_drawn(tmp_path):
     curve = history([3.0, math.nan, 2.0], [(0, 3.0), (3, math.inf)])
     stopped = Trip("nan", 2, math.nan, 0, "the loss at step 2 is not a number")
-    draw(tmp_path / "loss.png", curve, 0, stopped)
+    loss_monitoring.picture(curve, 0, stopped).savefig(tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 5000

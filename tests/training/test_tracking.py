@@ -16,7 +16,7 @@ from tuneline.artifacts.training import TRAINED, TrackedRun
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
-from tuneline.stack.ports import pick_free
+from tuneline.serving.server_process import free_port
 from tuneline.training import loss_monitoring, sync_tracking
 from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
 from tuneline.training.tracking.mlflow_run import Place, find_place, open_mlflow
@@ -231,7 +231,7 @@ def test_a_resumed_online_run_has_each_step_once(wandb_server, monkeypatch, tmp_
 def test_a_server_that_can_not_be_reached_is_tracked_offline(wandb_alone, monkeypatch, tmp_path):
     monkeypatch.setattr("tuneline.training.tracking.wandb_run._INIT_SECONDS", 2.0)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{pick_free()}")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
     said = []
     found, tracker = open_wandb(describe(), tmp_path, said.append)
     tracker.log(1, {"train/loss": 1.0})
@@ -256,7 +256,7 @@ def test_an_untracked_training_warns(lab):
 def test_a_server_out_of_reach_stops_no_training_and_gets_the_curve_later(
     lab, server, monkeypatch, capsys
 ):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{pick_free()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     run = lab(tracking=["mlflow"], **SHORT)
     run.train()
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
@@ -357,7 +357,7 @@ def test_a_training_started_by_hand_finds_the_server_of_the_stack(server, tmp_pa
     assert find_place() == Place(server.url, server.url)
     dead = tmp_path / "mlflow"
     dead.mkdir()
-    note_server(dead, f"http://127.0.0.1:{pick_free()}")
+    note_server(dead, f"http://127.0.0.1:{free_port()}")
     assert running_server(dead) is None
 
 

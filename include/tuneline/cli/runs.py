@@ -36,40 +36,28 @@ _VERDICT_STYLES = {
 }
 
 
-def add_items(commands: Commands) -> None:
-    """Add `tuneline items`."""
+def add_runs(commands: Commands) -> None:
+    """Add `tuneline items`, `step`, `checklist`, `verify` and `run`."""
     items = commands.add_parser("items", help="list the 25 items of the checklist")
     add_json_argument(items)
     items.set_defaults(command=_items)
-
-
-def add_step(commands: Commands) -> None:
-    """Add `tuneline step`."""
     step = commands.add_parser("step", help="carry out one item of a run")
     step.add_argument("item", help="id of the item; `tuneline items` lists them")
     add_run_argument(step)
     step.set_defaults(command=_step)
-
-
-def add_checklist(commands: Commands) -> None:
-    """Add `tuneline checklist`."""
     checklist = commands.add_parser("checklist", help="show the verdicts of a run")
     checklist.add_argument("run", metavar="RUN_URI", help="the run")
     add_json_argument(checklist)
     checklist.set_defaults(command=_checklist)
-
-
-def add_verify(commands: Commands) -> None:
-    """Add `tuneline verify`."""
     verify = commands.add_parser("verify", help="recompute every hash of a released model")
     verify.add_argument("manifest", metavar="MANIFEST_URI", help="manifest of the release")
     verify.set_defaults(command=_verify)
-
-
-def add_run(commands: Commands) -> None:
-    """Add `tuneline run`: create a run, and an action for each helper step."""
     run = commands.add_parser("run", help="create a run, or carry out a helper step of one")
-    actions = run.add_subparsers(required=True, metavar="ACTION")
+    _add_actions(run.add_subparsers(required=True, metavar="ACTION"))
+
+
+def _add_actions(actions: Commands) -> None:
+    """Add the actions of `tuneline run`: create a run, and one for each helper step."""
     create = actions.add_parser("create", help="create a run from settings")
     add_store_argument(create)
     create.add_argument("--run-id", help="name of the run; made from the clock by default")

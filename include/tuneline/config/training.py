@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.adapter import AdapterConfig
 from tuneline.config.loss_rules import LossRulesConfig
-from tuneline.config.tracking import TrackingConfig
-from tuneline.config.training_limits import TrainingLimitsConfig
 
 
-class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLimitsConfig):
+class TrainingConfig(AdapterConfig, LossRulesConfig):
     """LoRA fine-tuning."""
 
+    max_hours: float | None = Field(
+        None, gt=0, description="Hours that training may take, all its tries together."
+    )
+    max_cost: float | None = Field(
+        None, gt=0, description="What training may cost, in governance.currency."
+    )
+    device_cost_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="Price of a training GPU (of the machine, where there is none), in "
+        "governance.currency an hour; None takes governance.machine_cost_per_hour.",
+    )
+    tracking: list[Literal["mlflow", "wandb"]] = Field(
+        ["mlflow"],
+        description="Experiment trackers, any of mlflow and wandb; [] for none. "
+        "docs/tracking.md says where each logs to.",
+    )
+    tracking_project: str = Field(
+        "tuneline", min_length=1, description="Experiment in MLflow, project in Weights & Biases."
+    )
     qlora: bool = Field(False, description="Load the base in 4-bit NF4 for training.")
     epochs: float = Field(1.0, gt=0, le=100, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps.")
@@ -76,6 +94,13 @@ class TrainingConfig(AdapterConfig, LossRulesConfig, TrackingConfig, TrainingLim
     max_perplexity_ratio: float = Field(
         1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
     )
+
+    @field_validator("tracking")
+    @classmethod
+    def _each_once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("name each tracker once")
+        return trackers
 
     @model_validator(mode="after")
     def _sharded_weights_have_16_bits(self) -> TrainingConfig:

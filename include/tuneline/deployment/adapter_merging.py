@@ -14,7 +14,7 @@ the distributions of the checkpoints and the answers of the merged file still de
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import dataset_rows, validation_rows
-from tuneline.harness.served_models import base_gguf, base_model, scoring_threads, serve
-from tuneline.models.base_model import read_json
-from tuneline.models.resolver import load_tokenizer
+from tuneline.harness.served_models import base_gguf, scoring_threads, serve
+from tuneline.models.base_model import BaseModel, read_json
+from tuneline.models.resolver import load_tokenizer, resolve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
@@ -135,155 +135,105 @@ def decide(multi_tenant: bool, merged: float, apart: float | None) -> tuple[str,
     return "merge", f"one adapter and one model: the merged file leaves nothing to apply ({speeds})"
 
 
-def judge(
-    checkpoints: LogitParity, merged: Served, apart: Served | None, transformers: Sequence[str]
-) -> list[Measurement]:
+def judge(checkpoints: LogitParity, merged: Served, apart: Served | None) -> Iterator[Measurement]:
     """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
-    as_transformers = same_share(merged.texts[: len(transformers)], transformers)
-    return [
-        measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL),
-        measure("checkpoint_max_logit_change", checkpoints.max_change, "logits"),
-        measure("checkpoint_same_top_token", checkpoints.same_top_token, "share"),
-        *_in_engine(merged, apart),
-        _same_answers("engine_as_transformers", as_transformers),
-    ]
-
-
-def _in_engine(merged: Served, apart: Served | None) -> list[Measurement]:
-    """Compare the merged file with base plus adapter, both in the engine."""
+    yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
+    yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
+    yield measure("checkpoint_same_top_token", checkpoints.same_top_token, "share")
     if apart is None:
-        return [measure("adapter_in_engine", NO_DORA, "")]
-    change = round(logprob_change(merged.results, apart.results), 5)
-    return [
-        _same_answers("engine_same_answers", same_share(merged.texts, apart.texts)),
-        measure("engine_logprob_change", change, "nats", "<=", MAX_LOGPROB_CHANGE),
-    ]
+        yield measure("adapter_in_engine", NO_DORA, "")
+    else:
+        change = round(logprob_change(merged.results, apart.results), 5)
+        yield _same_answers("engine_same_answers", merged.texts, apart.texts)
+        yield measure("engine_logprob_change", change, "nats", "<=", MAX_LOGPROB_CHANGE)
+    greedy = checkpoints.greedy
+    yield _same_answers("engine_as_transformers", merged.texts[: len(greedy)], greedy)
 
 
-def _same_answers(name: str, share: float) -> Measurement:
-    return measure(name, round(share, 4), "share", ">=", MIN_SAME_ANSWERS)
+def _same_answers(name: str, first: Sequence[str], second: Sequence[str]) -> Measurement:
+    return measure(name, round(same_share(first, second), 4), "share", ">=", MIN_SAME_ANSWERS)
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Everything that was measured of the merged model and of base plus adapter.
-
-    Attributes:
-        asked: the rows that the engine answered.
-        checkpoints: the checkpoints' distributions, compared in transformers.
-        merged: answers of the merged file in the engine.
-        apart: answers of base plus adapter in the engine; None for a DoRA adapter.
-        tokenised_otherwise: ids of rows with other token ids in the engine.
-        rendered_otherwise: ids of rows whose prompt the engine renders differently.
-        rows: number of rows whose token ids were compared.
-    """
-
-    asked: Sequence[Row]
-    checkpoints: LogitParity
-    merged: Served
-    apart: Served | None
-    tokenised_otherwise: Sequence[str]
-    rendered_otherwise: Sequence[str]
-    rows: int
-
-
-def compare(ctx: StepContext, rows: Sequence[Row], asked: Sequence[Row]) -> Findings:
-    """Compare merged and adapter, in transformers and in the engine.
-
-    Args:
-        ctx: the step.
-        rows: rows whose token ids are compared.
-        asked: rows that are answered; transformers answers the first of them.
-    """
-    merged_dir, adapter_dir = MERGED.fetch(ctx), ADAPTER.fetch(ctx)
-    candidate = CANDIDATE_GGUF.fetch(ctx)
-    base = base_model(ctx)
-    renderer = Renderer(load_tokenizer(merged_dir), ctx.config.data.target_format)
-    threads = scoring_threads()
+def in_transformers(
+    ctx: StepContext, base: BaseModel, renderer: Renderer, rows: Sequence[Row], threads: int
+) -> LogitParity:
+    """Compare the checkpoints in float32, on the first of the rows."""
     ctx.log("comparing checkpoints in float32")
-    checkpoints = compare_checkpoints(
+    return compare_checkpoints(
         base.path,
-        adapter_dir,
-        merged_dir,
-        texts=[renderer.text(row.messages) for row in asked[:CHECKPOINT_ROWS]],
-        prompts=[renderer.text(row.prompt, ask=True) for row in asked[:CHECKPOINT_ROWS]],
+        ADAPTER.fetch(ctx),
+        MERGED.fetch(ctx),
+        texts=[renderer.text(row.messages) for row in rows[:CHECKPOINT_ROWS]],
+        prompts=[renderer.text(row.prompt, ask=True) for row in rows[:CHECKPOINT_ROWS]],
         max_tokens=MAX_TOKENS,
         threads=threads,
     )
-    ctx.log("comparing merged and adapter in the engine")
-    with serve(candidate, ctx.config, threads=threads, parallel=1) as server:
-        rendered_otherwise = differing_prompts(renderer, asked, server)
-        merged = ask_server(server, asked)
-    apart = None
-    if read_json(adapter_dir / "adapter_config.json").get("use_dora"):
+
+
+def with_adapter(
+    ctx: StepContext, base: BaseModel, rows: Sequence[Row], threads: int
+) -> Served | None:
+    """Return the answers of base plus adapter in the engine; None for a DoRA adapter."""
+    if read_json(ADAPTER.fetch(ctx) / "adapter_config.json").get("use_dora"):
         ctx.log(f"base plus adapter in the engine: {NO_DORA}")
-    else:
-        loras, file = [ADAPTER_GGUF.fetch(ctx)], base_gguf(ctx, base).path
-        with serve(file, ctx.config, loras=loras, threads=threads, parallel=1) as server:
-            apart = ask_server(server, asked, ADAPTER_ON)
-    return Findings(
-        asked,
-        checkpoints,
-        merged,
-        apart,
-        differing_rows(renderer, rows, candidate),
-        rendered_otherwise,
-        len(rows),
-    )
-
-
-def decision_document(found: Findings, decision: str, reason: str) -> dict[str, Any]:
-    """Return the content of `decision.json`."""
-    apart = found.apart.texts if found.apart else [None] * len(found.asked)
-    return {
-        "decision": decision,
-        "reason": reason,
-        "answers": [
-            {"row_id": row.row_id, "merged": a, "apart": b}
-            for row, a, b in zip(found.asked, found.merged.texts, apart, strict=True)
-        ],
-        "transformers": list(found.checkpoints.greedy),
-        "rows_tokenised_otherwise": list(found.tokenised_otherwise),
-        "prompts_rendered_otherwise": list(found.rendered_otherwise),
-    }
-
-
-def measurements_of(found: Findings, decision: str) -> list[Measurement]:
-    """Return the measurements of the evidence."""
-    apart = round(found.apart.tokens_per_s, 1) if found.apart else None
-    tokenised, rendered = len(found.tokenised_otherwise), len(found.rendered_otherwise)
-    return [
-        *judge(found.checkpoints, found.merged, found.apart, found.checkpoints.greedy),
-        measure("rows_tokenised_otherwise", tokenised, "rows", "<=", 0),
-        measure("prompts_rendered_otherwise", rendered, "rows", "<=", 0),
-        measure("rows_compared", found.rows, "rows"),
-        measure("decision", decision, "decision"),
-        # This pipeline ships the merged file; a base with adapters is set up by hand.
-        measure("ships_as_decided", decision == "merge", "flag", "==", True, on_breach="warn"),
-        measure("merged_tokens_per_s", round(found.merged.tokens_per_s, 1), "tokens/s"),
-        measure("apart_tokens_per_s", apart, "tokens/s"),
-    ]
+        return None
+    loras, file = [ADAPTER_GGUF.fetch(ctx)], base_gguf(ctx, base).path
+    with serve(file, ctx.config, loras=loras, threads=threads, parallel=1) as server:
+        return ask_server(server, rows, ADAPTER_ON)
 
 
 def run(ctx: StepContext) -> Evidence:
     """Compare merged and adapter, in transformers and in the engine, and decide."""
-    found = compare(ctx, dataset_rows(ctx), validation_rows(ctx, ENGINE_ROWS))
-    decision, reason = decide(
-        ctx.config.deployment.multi_tenant,
-        found.merged.tokens_per_s,
-        found.apart.tokens_per_s if found.apart else None,
+    rows, asked = dataset_rows(ctx), validation_rows(ctx, ENGINE_ROWS)
+    candidate, base, threads = (
+        CANDIDATE_GGUF.fetch(ctx),
+        resolve(ctx.config.base_model, log=ctx.log),
+        scoring_threads(),
     )
-    ctx.write_json("decision.json", decision_document(found, decision, reason))
-    measurements = measurements_of(found, decision)
+    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
+    checkpoints = in_transformers(ctx, base, renderer, asked, threads)
+    ctx.log("comparing merged and adapter in the engine")
+    with serve(candidate, ctx.config, threads=threads, parallel=1) as server:
+        rendered = differing_prompts(renderer, asked, server)
+        merged = ask_server(server, asked)
+    apart = with_adapter(ctx, base, asked, threads)
+    tokenised = differing_rows(renderer, rows, candidate)
+    apart_speed = apart.tokens_per_s if apart else None
+    decision, reason = decide(ctx.config.deployment.multi_tenant, merged.tokens_per_s, apart_speed)
+    answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
+    document = {
+        "decision": decision,
+        "reason": reason,
+        "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
+        "transformers": list(checkpoints.greedy),
+        "rows_tokenised_otherwise": tokenised,
+        "prompts_rendered_otherwise": rendered,
+    }
+    ctx.write_json("decision.json", document)
+    measurements = [
+        *judge(checkpoints, merged, apart),
+        measure("rows_tokenised_otherwise", len(tokenised), "rows", "<=", 0),
+        measure("prompts_rendered_otherwise", len(rendered), "rows", "<=", 0),
+        measure("rows_compared", len(rows), "rows"),
+        measure("decision", decision, "decision"),
+        # This pipeline ships the merged file; a base with adapters is set up by hand.
+        measure("ships_as_decided", decision == "merge", "flag", "==", True, on_breach="warn"),
+        measure("merged_tokens_per_s", round(merged.tokens_per_s, 1), "tokens/s"),
+        measure(
+            "apart_tokens_per_s",
+            None if apart is None else round(apart.tokens_per_s, 1),
+            "tokens/s",
+        ),
+    ]
     values = {m.name: m.value for m in measurements}
     in_engine = (
         f"{values['engine_same_answers']:.0%} of the answers are the same in the engine"
-        if found.apart
+        if apart
         else f"merged against adapter in the engine: {NO_DORA}"
     )
     return ctx.conclude(
-        f"{decision}: {reason}; KL {found.checkpoints.mean_kl:.1e} nats; {in_engine}; "
+        f"{decision}: {reason}; KL {checkpoints.mean_kl:.1e} nats; {in_engine}; "
         f"{values['engine_as_transformers']:.0%} equal those of transformers; "
-        f"{len(found.tokenised_otherwise)} of {found.rows} rows have other token ids",
+        f"{len(tokenised)} of {len(rows)} rows have other token ids",
         measurements,
     )

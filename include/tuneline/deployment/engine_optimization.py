@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT
+from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT, EngineIdentity
 from tuneline.artifacts.training import MERGED
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive, errors_of
@@ -109,27 +108,20 @@ def measure_llama_cpp(ctx: StepContext) -> tuple[Throughput, str]:
     return result, shipped.file.sha256
 
 
-def build_result(ctx: StepContext) -> tuple[bool, dict[str, Any], str]:
-    """Return whether the engine was built, its identity or report, and a clause on it."""
-    engine = ctx.config.deployment.engine
-    if ENGINE_IDENTITY.exists(ctx):
-        return True, ENGINE_IDENTITY.read(ctx).model_dump(), f"{engine} is built"
-    report = NOT_BUILT.read(ctx)
-    return False, report.model_dump(), f"{engine} {report.reason}"
-
-
 def run(ctx: StepContext) -> Evidence:
     """Ask every engine, measure the one that runs here, name the one that was built."""
     facts = read_facts(MERGED.fetch(ctx))
     table = [engine.check(facts) for engine in all_engines()]
     measured, digest = measure_llama_cpp(ctx)
     engine = ctx.config.deployment.engine
-    built, identity, clause = build_result(ctx)
+    built = ENGINE_IDENTITY.exists(ctx)
+    outcome = ENGINE_IDENTITY.read(ctx) if built else NOT_BUILT.read(ctx)
+    clause = f"{engine} {'is built' if isinstance(outcome, EngineIdentity) else outcome.reason}"
     document = {
         "architecture": facts.architecture,
         "engines": [entry.to_dict() for entry in table],
         "measured": {**vars(measured), "speedup": round(measured.speedup, 3)},
-        "shipping_engine": {"name": engine, "built": built, "identity": identity},
+        "shipping_engine": {"name": engine, "built": built, "identity": outcome.model_dump()},
     }
     ctx.write_json("engines.json", document)
     able = ", ".join(entry.engine for entry in table if entry.compatible)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tuneline.artifacts.deployment import CHOICE, MODEL, Choice
 from tuneline.artifacts.training import CANDIDATE_GGUF, MERGED
@@ -34,15 +35,6 @@ from tuneline.store import sha256_file
 REFERENCE = "f16"
 # Standard errors by which the task metric may drop by chance.
 NOISE_FACTOR = 2.0
-
-
-@dataclass(frozen=True)
-class Served:
-    """A variant's answers to the quality rows through the server, with speed and memory."""
-
-    answers: tuple[str, ...]
-    tokens_per_s: float
-    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -103,8 +95,10 @@ def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | N
     )
 
 
-def ask_variant(ctx: StepContext, path: Path, rows: Sequence[Row], threads: int) -> Served:
-    """Have a server of the variant answer the rows; measure its speed and memory."""
+def ask_variant(
+    ctx: StepContext, path: Path, rows: Sequence[Row], threads: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Have a server of the variant answer the rows; return its answers, speed and memory."""
     with serve(path, ctx.config, threads=threads) as server, server.client() as client:
         start = time.perf_counter()
         results = client.complete_batch(
@@ -114,8 +108,9 @@ def ask_variant(ctx: StepContext, path: Path, rows: Sequence[Row], threads: int)
         )
         seconds = time.perf_counter() - start
         memory = server.memory_bytes()
-    tokens = sum(result.usage.completion_tokens for result in results)
-    return Served(tuple(result.text for result in results), tokens / seconds, memory)
+    speed = sum(result.usage.completion_tokens for result in results) / seconds
+    answers = [result.text for result in results]
+    return answers, {"tokens_per_s": round(speed, 2), "memory_bytes": memory}
 
 
 def scored_tokens(renderer: Renderer, rows: Sequence[Row]) -> tuple[list[list[int]], list[int]]:
@@ -173,22 +168,17 @@ def judge(
         measure("chosen", chosen.name, "variant"),
         measure("chosen_bytes", chosen.bytes, "bytes"),
     ]
+    kl, max_kl = round(chosen.mean_kl, 5), limits.max_kl
     if chosen.name == REFERENCE:
-        return [*found, measure("chosen_mean_kl", 0.0, "nats", "<=", limits.max_kl)]
-    allowed = chosen.allowed_drop(limits.max_metric_drop)
+        return [*found, measure("chosen_mean_kl", kl, "nats", "<=", max_kl)]
+    noise = round(chosen.mean_kl_error, 6)
+    drop, allowed = round(chosen.metric_drop, 4), chosen.allowed_drop(limits.max_metric_drop)
     return [
         *found,
-        measure(
-            "chosen_mean_kl",
-            round(chosen.mean_kl, 5),
-            "nats",
-            "<=",
-            limits.max_kl,
-            noise=round(chosen.mean_kl_error, 6),
-        ),
+        measure("chosen_mean_kl", kl, "nats", "<=", max_kl, noise=noise),
         measure(
             "chosen_metric_drop",
-            round(chosen.metric_drop, 4),
+            drop,
             "share",
             "<=",
             round(allowed, 4),
@@ -219,38 +209,32 @@ def measure_variants(
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), config.data.target_format)
     sequences, starts = scored_tokens(renderer, rows)
     threads = scoring_threads()
-    served = {}
+    right, costs = {}, {}
     for name, path in files.items():
         ctx.log(f"asking {name}")
-        served[name] = ask_variant(ctx, path, rows, threads)
-    right = {name: scores(task, entry.answers, expected) for name, entry in served.items()}
+        answers, costs[name] = ask_variant(ctx, path, rows, threads)
+        right[name] = scores(task, answers, expected)
     ctx.log("comparing distributions token by token")
     distances = measure_distances(files, sequences, starts, threads)
-    return [
-        _variant(name, path, served[name], distances[name], (right[name], right[REFERENCE]))
-        for name, path in files.items()
-    ]
-
-
-def _variant(
-    name: str, path: Path, served: Served, distance: Divergence, right: Sequence[Sequence[bool]]
-) -> Variant:
-    """Combine a variant's measures; `right` holds its right answers and the reference's."""
-    change = paired(right[1], right[0]).difference
-    return Variant(
-        name=name,
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
-        memory_bytes=served.memory_bytes,
-        tokens_per_s=round(served.tokens_per_s, 2),
-        perplexity=round(distance.perplexity, 4),
-        mean_kl=distance.mean_kl,
-        mean_kl_error=distance.mean_kl_error,
-        same_top_token=round(distance.same_top_token, 4),
-        metric=round(sum(right[0]) / len(right[0]), 4),
-        metric_drop=round(0.0 - change.value, 4),
-        metric_noise=change.error,
-    )
+    variants = []
+    for name, path in files.items():
+        distance, change = distances[name], paired(right[REFERENCE], right[name]).difference
+        variants.append(
+            Variant(
+                name=name,
+                bytes=path.stat().st_size,
+                sha256=sha256_file(path),
+                **costs[name],
+                perplexity=round(distance.perplexity, 4),
+                mean_kl=distance.mean_kl,
+                mean_kl_error=distance.mean_kl_error,
+                same_top_token=round(distance.same_top_token, 4),
+                metric=round(sum(right[name]) / len(rows), 4),
+                metric_drop=round(0.0 - change.value, 4),
+                metric_noise=change.error,
+            )
+        )
+    return variants
 
 
 def _reason(chosen: Variant, variants: Sequence[Variant], limits: DeploymentConfig) -> str:

@@ -11,6 +11,7 @@ only warn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from tuneline.evaluation.latency.table import (
     DecodeCounters,
@@ -116,7 +117,7 @@ def run(ctx: StepContext) -> Evidence:
         where = "cpu"
     line = hardware_line(measured, machine.text(), goal)
     report = {
-        "machine": machine.to_dict(),
+        "machine": asdict(machine),
         "engine": {"name": "llama_cpp", "threads": threads, "slots": deployment.parallel},
         "objective": vars(goal),
         "max_tokens": MAX_TOKENS,

@@ -49,18 +49,14 @@ class Written:
         bytes: its size, in bytes.
         types: number of tensors of each GGML type.
         parameters: number of values; tied weights count once.
-        bits_per_weight: bits of all tensors per value, norms and scales included.
         rounded_values: number of values that their type can't hold exactly; 0 is lossless.
-        max_error: largest absolute difference between a value and its stored form.
     """
 
     path: Path
     bytes: int
     types: dict[str, int]
     parameters: int
-    bits_per_weight: float
     rounded_values: int
-    max_error: float
 
 
 def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> Written:
@@ -78,8 +74,8 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
     import gguf
 
     types = {tensor.name: gguf.GGMLQuantizationType[tensor.type_name] for tensor in tensors}
-    tensor_bytes = _announce(writer, tensors, types)
-    rounded, worst = 0, 0.0
+    _announce(writer, tensors, types)
+    rounded = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     os.close(handle)
@@ -90,9 +86,7 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
         writer.write_ti_data_to_file()
         for tensor, data, values in _encoded(tensors, types):
             back = gguf.quants.dequantize(data, types[tensor.name]).reshape(values.shape)
-            error = np.abs(back - values)
-            rounded += int(np.count_nonzero(error))
-            worst = max(worst, float(error.max(initial=0.0)))
+            rounded += int(np.count_nonzero(back != values))
             writer.write_tensor_data(data)
         writer.close()
         staged.chmod(0o644)
@@ -103,23 +97,19 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
         raise RetryableError(f"can't write {out}: {error.strerror}; free some space") from error
     finally:
         staged.unlink(missing_ok=True)
-    parameters = sum(tensor.elements for tensor in tensors)
     return Written(
         path=out,
         bytes=out.stat().st_size,
         types=dict(Counter(tensor.type_name for tensor in tensors)),
-        parameters=parameters,
-        bits_per_weight=tensor_bytes * 8 / parameters,
+        parameters=sum(tensor.elements for tensor in tensors),
         rounded_values=rounded,
-        max_error=worst,
     )
 
 
-def _announce(writer: Any, tensors: Sequence[PlannedTensor], types: dict[str, Any]) -> int:
-    """Add the tensors' names, shapes and types to the header; return the bytes of all tensors."""
+def _announce(writer: Any, tensors: Sequence[PlannedTensor], types: dict[str, Any]) -> None:
+    """Add the tensors' names, shapes and types to the header."""
     import gguf
 
-    total = 0
     for tensor in tensors:
         kind = types[tensor.name]
         block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -127,8 +117,6 @@ def _announce(writer: Any, tensors: Sequence[PlannedTensor], types: dict[str, An
         writer.add_tensor_info(
             tensor.name, tensor.shape, np.dtype(np.float32), stored, raw_dtype=kind
         )
-        total += stored
-    return total
 
 
 def _encoded(

@@ -23,7 +23,7 @@ _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
-    """Export an adapter that PEFT's `save_pretrained` wrote.
+    """Export an adapter that `train` wrote; DoRA is out of llama.cpp's reach.
 
     Args:
         adapter_dir: folder with adapter_config.json and adapter_model.safetensors.
@@ -31,13 +31,11 @@ def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
         out: the file to write; its values are float32, since an adapter is small.
 
     Raises:
-        UserError: if llama.cpp's adapters can't express it (DoRA, biases, whole modules, ranks
-            or alphas that differ by layer, embeddings).
+        UserError: if it is on another layer than an attention or MLP projection.
     """
     import gguf
 
     settings = read_json(adapter_dir / "adapter_config.json")
-    _refuse_unfaithful(settings, adapter_dir)
     config = read_json(base_dir / "config.json")
     architecture = gguf_architecture(config, base_dir)
     heads = permuted_heads(config, architecture)
@@ -45,7 +43,6 @@ def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
         _planned(stored, heads, adapter_dir)
         for stored in read_header(adapter_dir / "adapter_model.safetensors")
     ]
-    _check_pairs([tensor.name for tensor in tensors], adapter_dir)
 
     writer = gguf.GGUFWriter(None, architecture)
     writer.add_type("adapter")
@@ -61,24 +58,6 @@ def effective_alpha(settings: Mapping[str, Any]) -> float:
     """
     alpha, rank = float(settings["lora_alpha"]), int(settings["r"])
     return float(alpha * rank**0.5) if settings.get("use_rslora") else alpha
-
-
-def _refuse_unfaithful(settings: Mapping[str, Any], where: Path) -> None:
-    reasons = {
-        f"peft_type {settings.get('peft_type')!r}": settings.get("peft_type") != "LORA",
-        "DoRA": settings.get("use_dora"),
-        "trained biases": settings.get("bias", "none") != "none",
-        "whole modules (modules_to_save)": settings.get("modules_to_save"),
-        "ranks by layer (rank_pattern)": settings.get("rank_pattern"),
-        "alphas by layer (alpha_pattern)": settings.get("alpha_pattern"),
-        "fan_in_fan_out": settings.get("fan_in_fan_out"),
-    }
-    for reason, present in reasons.items():
-        if present:
-            raise UserError(
-                f"{where}: llama.cpp's adapters can't express {reason}; merge the adapter into "
-                "its base and export that"
-            )
 
 
 def _planned(stored: StoredTensor, heads: Mapping[str, int], where: Path) -> PlannedTensor:
@@ -99,10 +78,3 @@ def _planned(stored: StoredTensor, heads: Mapping[str, int], where: Path) -> Pla
         return rows if count is None else interleave_heads(rows, count)
 
     return PlannedTensor(name, stored.shape, "F32", values)
-
-
-def _check_pairs(names: list[str], where: Path) -> None:
-    have = set(names)
-    unpaired = [n for n in names if n[:-1] + ("b" if n.endswith("a") else "a") not in have]
-    if unpaired or not names:
-        raise UserError(f"{where}: the adapter is incomplete ({', '.join(unpaired) or 'empty'})")

@@ -14,10 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
-
-from tuneline.errors import UserError
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w])")
 CheckFunction = Callable[[str, Mapping[str, Any]], bool]
@@ -119,59 +116,7 @@ def check_answer(question: Question, answer: str) -> bool:
     return CHECKS[question.check["kind"]](answer, question.check)
 
 
-def _question(record: Any, where: str) -> Question:
-    """Return the question of one JSON record.
-
-    Raises:
-        UserError: if a field is missing or a check is of an unknown kind.
-    """
-    try:
-        question = Question(
-            id=str(record["id"]),
-            category=str(record["category"]),
-            prompt=str(record["prompt"]),
-            check=dict(record["check"]),
-            max_tokens=int(record["max_tokens"]),
-        )
-        # A check that lacks a field shows here, not in the middle of an evaluation.
-        check_answer(question, "1")
-    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
-        raise UserError(
-            f"{where}: not a question ({type(error).__name__}: {error}); a line needs id, "
-            f"category, prompt, max_tokens and a check ({', '.join(CHECKS)})."
-        ) from error
-    return question
-
-
-def load_questions(path: Path | None = None) -> list[Question]:
-    """Read questions, one JSON object a line.
-
-    Args:
-        path: a JSONL file; None for the set that ships with the package.
-
-    Returns:
-        The questions in the order of the file.
-
-    Raises:
-        UserError: if the file can't be read, a line is not a question, or an id appears twice.
-    """
-    name = str(path) if path else "general_questions.jsonl"
-    try:
-        source = path or resources.files("tuneline.harness").joinpath(name)
-        lines = source.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: the questions can't be read ({error}).") from error
-    questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{name}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error}); write one object a line.") from error
-        question = _question(record, where)
-        if question.id in questions:
-            raise UserError(f"{where}: the id {question.id!r} appears twice; make it unique.")
-        questions[question.id] = question
-    if not questions:
-        raise UserError(f"{name}: there is no question in it; write one JSON object a line.")
-    return list(questions.values())
+def load_questions() -> list[Question]:
+    """Return the questions that ship with the package, in the order of their file."""
+    source = resources.files("tuneline.harness").joinpath("general_questions.jsonl")
+    return [Question(**json.loads(line)) for line in source.read_text("utf-8").splitlines()]

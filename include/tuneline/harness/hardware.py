@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tuneline.machine.cores import available_cores
 from tuneline.serving.engines.identity import query_gpus
@@ -24,10 +23,6 @@ class Machine:
         """Return the machine in one line."""
         gpus = f", {', '.join(self.gpus)}" if self.gpus else ", no GPU"
         return f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB{gpus}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the machine for JSON."""
-        return asdict(self)
 
 
 def this_machine() -> Machine:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 
 from tuneline.artifacts.data import DATASET
-from tuneline.data.tables.rows import SPLITS, VALIDATION, Message, Row, read_dataset
+from tuneline.data.tables.rows import VALIDATION, Message, Row, read_dataset
 from tuneline.errors import UserError
 from tuneline.run import StepContext
 
 
 def dataset_rows(ctx: StepContext) -> list[Row]:
-    """Read the rows of the run's dataset; see `read_rows`."""
-    return read_rows(DATASET.fetch(ctx))
+    """Read the rows of the run's dataset."""
+    rows, _ = read_dataset(DATASET.fetch(ctx))
+    return rows
 
 
 def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1) -> list[Row]:
@@ -47,21 +47,6 @@ def trial_prompts(ctx: StepContext, count: int) -> list[list[Message]]:
     """
     rows = validation_rows(ctx, count)
     return [rows[number % len(rows)].prompt for number in range(count)]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read `dataset.parquet`.
-
-    Raises:
-        UserError: if a split is unknown, or a row does not end in an answer.
-    """
-    rows, _ = read_dataset(path)
-    for row in rows:
-        if row.split not in SPLITS:
-            raise UserError(f"{path.name}, row {row.row_id}: unknown split {row.split!r}")
-        if len(row.messages) < 2 or row.messages[-1]["role"] != "assistant":
-            raise UserError(f"{path.name}, row {row.row_id}: its last turn is not an answer")
-    return rows
 
 
 def asked(row: Row) -> str:

@@ -87,14 +87,9 @@ def candidate(ctx: StepContext) -> Candidate:
     return Candidate(ModelFile(path, digest), choice.variant, frozenset(choice.judged_on))
 
 
-def base_model(ctx: StepContext) -> BaseModel:
-    """Return the run's base model as a directory."""
-    return resolve(ctx.config.base_model, log=ctx.log)
-
-
 def base_gguf(ctx: StepContext, base: BaseModel | None = None) -> ModelFile:
     """Return the base model as f16 GGUF from the cache, and note it among the inputs."""
-    found = cached_gguf(base or base_model(ctx), ctx.log)
+    found = cached_gguf(base or resolve(ctx.config.base_model, log=ctx.log), ctx.log)
     ctx.note_input(found.path.name, found.path.as_uri(), found.path)
     return found
 
@@ -112,7 +107,7 @@ def cached_gguf(base: BaseModel, log: Log) -> ModelFile:
         export_gguf(base.path, folder / "base-f16.gguf")
 
     key = f"{base.digest} gguf {version('gguf')}"
-    folder, files = cached_model(cache_root(), "gguf", key, fill, verify=False, log=log)
+    folder, files = cached_model(cache_root(), "gguf", key, fill, log=log)
     return ModelFile(folder / "base-f16.gguf", files["base-f16.gguf"])
 
 

@@ -23,18 +23,24 @@ def available_cores() -> int:
     return max(1, min(cores, int(quota) // int(period)))
 
 
+def configured_threads() -> int | None:
+    """`$TUNELINE_THREADS`, None if it is not set.
+
+    Raises:
+        UserError: if it is no positive number.
+    """
+    configured = os.environ.get("TUNELINE_THREADS")
+    if not configured:
+        return None
+    if not configured.isdigit() or int(configured) < 1:
+        raise UserError(f"TUNELINE_THREADS is {configured!r}; set a positive number or unset it")
+    return int(configured)
+
+
 def default_threads() -> int:
     """`$TUNELINE_THREADS`, or all cores but one.
 
     One is left for whatever else runs: an engine whose threads outnumber the free cores
     loses a factor of ten, since its threads wait for each other at every layer.
-
-    Raises:
-        UserError: The variable is no positive number.
     """
-    configured = os.environ.get("TUNELINE_THREADS")
-    if not configured:
-        return max(1, available_cores() - 1)
-    if not configured.isdigit() or int(configured) < 1:
-        raise UserError(f"TUNELINE_THREADS is {configured!r}; set a positive number or unset it")
-    return int(configured)
+    return configured_threads() or max(1, available_cores() - 1)

@@ -1,17 +1,15 @@
 """Base models: `resolve` turns a URI into a checked directory with a known licence and hash."""
 
 from tuneline.models.base_model import BaseModel, check_directory, weight_files
-from tuneline.models.cache import CorruptModel, cache_root
-from tuneline.models.resolver import check_address, load_tokenizer, pull, resolve
+from tuneline.models.cache import cache_root
+from tuneline.models.resolver import check_address, load_tokenizer, resolve
 
 __all__ = [
     "BaseModel",
-    "CorruptModel",
     "cache_root",
     "check_address",
     "check_directory",
     "load_tokenizer",
-    "pull",
     "resolve",
     "weight_files",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class BaseModel:
         license: SPDX identifier (`LicenseRef-…` for licences without one), or None.
         license_source: place of the licence, or the places that were searched without success.
         revision: identifier of the content at its source: package version, commit or digest.
-        pinned: whether `uri` alone fixes the content; a branch or a directory does not.
         architecture: first entry of `architectures`, for example LlamaForCausalLM.
         context_length: context from the configuration, in tokens.
         vocab_size: rows of the embedding.
@@ -58,15 +57,10 @@ class BaseModel:
     license: str | None
     license_source: str
     revision: str
-    pinned: bool
     architecture: str
     context_length: int
     vocab_size: int
     files: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return {**asdict(self), "path": str(self.path), "files": dict(self.files)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,14 +143,8 @@ def model_files(directory: Path) -> list[Path]:
     )
 
 
-def digest_of(files: Mapping[str, str]) -> str:
-    """Return one SHA-256 over the hashes of all files, in the order of their names."""
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def describe(
-    uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None, pinned: bool
+    uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None = None
 ) -> BaseModel:
     """Describe a model directory whose files are hashed already.
 
@@ -165,7 +153,6 @@ def describe(
         directory: the model's directory.
         files: SHA-256 by file name.
         revision: revision at the source; None takes the digest.
-        pinned: whether the URI alone fixes the content.
 
     Raises:
         UserError: if the directory is incomplete or its configuration unusable.
@@ -183,7 +170,8 @@ def describe(
             raise UserError(f"{where}: {field} must be a positive number, not {value!r}")
         sizes[field] = value
     license_id, license_source = read_license(directory, config)
-    digest = digest_of(files)
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
+    digest = hashlib.sha256(lines.encode()).hexdigest()
     return BaseModel(
         uri=uri,
         path=directory,
@@ -191,7 +179,6 @@ def describe(
         license=license_id,
         license_source=license_source,
         revision=revision or digest,
-        pinned=pinned,
         architecture=str(architectures[0]),
         context_length=sizes["max_position_embeddings"],
         vocab_size=sizes["vocab_size"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
 from tuneline.models.cache import Log, cached_model
+from tuneline.store.bucket import call_s3
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class _Object:
     etag: str
 
 
-def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
+def resolve_bucket(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
     """Resolve `s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
 
     The listing (names, sizes, ETags) is the cache key: a changed object is fetched again, an
@@ -31,12 +33,15 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -
             complete model.
         RetryableError: if the server can't be reached or fails.
     """
+    import boto3
+
     bucket, _, prefix = rest.partition("/")
     if not bucket or not prefix.strip("/"):
         raise UserError(f"base model {uri!r}: write s3://bucket/prefix")
     prefix = prefix.strip("/") + "/"
-    client = _client()
-    objects = _call(uri, lambda: _list(client, bucket, prefix))
+    # A new session: the default one keeps the first credentials that it saw.
+    client = boto3.session.Session().client("s3")
+    objects = call_s3(f"base model {uri!r}", lambda: _list(client, bucket, prefix))
     if not objects:
         raise UserError(f"base model {uri!r}: there is no model file under that prefix")
     key = "\n".join(f"{entry.key} {entry.size} {entry.etag}" for entry in objects)
@@ -46,7 +51,10 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -
         log(f"fetching {len(objects)} files ({total / 1e6:.0f} MB) from {uri}")
         for entry in objects:
             target = directory / entry.name
-            _call(uri, lambda e=entry, t=target: client.download_file(bucket, e.key, str(t)))
+            call_s3(
+                f"base model {uri!r}",
+                partial(client.download_file, bucket, entry.key, str(target)),
+            )
             found = target.stat().st_size
             if found != entry.size:
                 raise RetryableError(
@@ -54,15 +62,8 @@ def resolve_bucket(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -
                 )
         check_directory(directory)
 
-    directory, files = cached_model(root, f"s3-{bucket}", key, fill, verify=verify, log=log)
-    return describe(uri, directory, files, revision=None, pinned=False)
-
-
-def _client() -> Any:
-    import boto3
-
-    # A new session: the default one keeps the first credentials that it saw.
-    return boto3.session.Session().client("s3")
+    directory, files = cached_model(root, f"s3-{bucket}", key, fill, log=log)
+    return describe(uri, directory, files)
 
 
 def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
@@ -79,30 +80,3 @@ def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
                     _Object(entry["Key"], name, int(entry["Size"]), entry["ETag"].strip('"'))
                 )
     return sorted(found, key=lambda entry: entry.name)
-
-
-def _call(uri: str, action: Any) -> Any:
-    """Run a boto3 call and translate its errors."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-    )
-
-    try:
-        return action()
-    except (NoCredentialsError, PartialCredentialsError):
-        raise UserError(
-            f"base model {uri!r}: no S3 credentials; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your own)"
-        ) from None
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status in (400, 401, 403, 404):
-            raise UserError(f"base model {uri!r}: the S3 server refuses it ({code})") from None
-        raise RetryableError(f"base model {uri!r}: the S3 server failed ({code})") from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise RetryableError(f"base model {uri!r}: S3 failed: {error}") from error

@@ -1,4 +1,4 @@
-"""The cache of base models: each entry appears whole and is checked when it is used.
+"""The cache of base models: each entry appears whole, and its sizes are checked when it is used.
 
 An entry is filled in a temporary directory and renamed under a file lock, so two pods that start
 together fetch a model once, and no reader sees an incomplete one.
@@ -18,15 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tuneline.errors import RetryableError, TunelineError
+from tuneline.errors import RetryableError
 from tuneline.models.base_model import FILES_FILE, model_files
 from tuneline.store import sha256_file
 
 Log = Callable[[str], object]
-
-
-class CorruptModel(TunelineError):
-    """A cached file differs from the one that was stored."""
 
 
 def cache_root(cache: Path | None = None) -> Path:
@@ -43,7 +39,6 @@ def cached_model(
     key: str,
     fill: Callable[[Path], None],
     *,
-    verify: bool,
     log: Log,
 ) -> tuple[Path, dict[str, str]]:
     """Return the directory of a cached model; fetch it if it is not there.
@@ -53,7 +48,6 @@ def cached_model(
         name: readable part of the entry's name.
         key: identifier of the content (hash, commit, listing of a bucket).
         fill: function that puts the model's files into an empty directory.
-        verify: whether to recompute every hash; otherwise names and sizes are compared.
         log: function that takes one line of progress.
 
     Returns:
@@ -61,14 +55,13 @@ def cached_model(
 
     Raises:
         RetryableError: if the disk is full or not writable.
-        CorruptModel: if `verify` found a file that differs; the entry is removed.
     """
     entry = root / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    files = _known_files(entry, verify=verify)
+    files = _known_files(entry)
     if files is not None:
         return entry, files
     with _disk_errors(entry), _lock(root / "locks" / f"{entry.name}.lock", log):
-        files = _known_files(entry, verify=False)
+        files = _known_files(entry)
         if files is None:
             shutil.rmtree(entry, ignore_errors=True)
             files = _install(entry, fill)
@@ -83,10 +76,10 @@ def _install(entry: Path, fill: Callable[[Path], None]) -> dict[str, str]:
     staged = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
         fill(staged)
-        files = hash_files(model_files(staged))
+        files = {path.name: sha256_file(path) for path in model_files(staged)}
         stored = {
-            path.name: {"sha256": files[path.name], "bytes": path.stat().st_size}
-            for path in model_files(staged)
+            name: {"sha256": sha256, "bytes": (staged / name).stat().st_size}
+            for name, sha256 in files.items()
         }
         document = {"schema": "tuneline/model-files/1", "files": stored}
         (staged / FILES_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -102,7 +95,7 @@ def _install(entry: Path, fill: Callable[[Path], None]) -> dict[str, str]:
     return files
 
 
-def _known_files(entry: Path, *, verify: bool) -> dict[str, str] | None:
+def _known_files(entry: Path) -> dict[str, str] | None:
     """Hashes of an entry's files as stored; None when it is absent or visibly damaged."""
     listing = entry / FILES_FILE
     if not listing.is_file():
@@ -112,27 +105,12 @@ def _known_files(entry: Path, *, verify: bool) -> dict[str, str] | None:
         sizes = {path.name: path.stat().st_size for path in model_files(entry)}
         if sizes != {name: about["bytes"] for name, about in stored.items()}:
             return None
-        files = {name: str(about["sha256"]) for name, about in stored.items()}
+        return {name: str(about["sha256"]) for name, about in stored.items()}
     except (ValueError, KeyError, TypeError, OSError):
         return None
-    if verify:
-        for name, sha256 in files.items():
-            found = sha256_file(entry / name)
-            if found != sha256:
-                shutil.rmtree(entry, ignore_errors=True)
-                raise CorruptModel(
-                    f"{entry / name} is corrupt: its SHA-256 is {found}, stored was {sha256}; "
-                    "the cached model was removed, run again to fetch it anew"
-                )
-    return files
 
 
-def hash_files(paths: list[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name."""
-    return {path.name: sha256_file(path) for path in paths}
-
-
-def hash_directory(root: Path, directory: Path, *, verify: bool) -> dict[str, str]:
+def hash_directory(root: Path, directory: Path) -> dict[str, str]:
     """Return the SHA-256 of a user's model files, remembered by size and modification time.
 
     The hashes are remembered in the cache; nothing is written to the directory itself.
@@ -140,12 +118,11 @@ def hash_directory(root: Path, directory: Path, *, verify: bool) -> dict[str, st
     Args:
         root: cache directory.
         directory: the model's directory.
-        verify: whether to hash again files whose hash is remembered.
     """
     key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
     memory = root / "hashes" / f"{key}.json"
     known: Mapping[str, Any] = {}
-    if memory.is_file() and not verify:
+    if memory.is_file():
         try:
             known = json.loads(memory.read_text(encoding="utf-8"))
         except ValueError:

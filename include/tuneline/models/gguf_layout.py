@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.errors import UserError
@@ -106,23 +105,3 @@ def split_heads(rows: Array, heads: int) -> Array:
     """Undo `interleave_heads`."""
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def to_float32(raw: Array, dtype: str) -> NDArray[np.float32]:
-    """Widen a stored array to float32 without rounding.
-
-    Args:
-        raw: values as stored; bfloat16 as uint16 bit patterns, since NumPy has no bfloat16.
-        dtype: safetensors type name; F64 is refused, F32, F16 and BF16 are exact.
-
-    Raises:
-        UserError: if float32 can't hold the type exactly.
-    """
-    if dtype == "BF16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    if dtype in ("F16", "F32"):
-        return raw.astype(np.float32, copy=False)
-    raise UserError(
-        f"weights of type {dtype} can't be exported to GGUF; save the model in float16, "
-        "bfloat16 or float32 (a quantised checkpoint must be dequantised first)"
-    )

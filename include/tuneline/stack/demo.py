@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import yaml
 
+from tuneline.artifacts.data import DATASET
 from tuneline.config import check_sections, merge, read_yaml
+from tuneline.data.tables.rows import HOLDOUT, Message, read_dataset
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
@@ -161,19 +164,13 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
     print(f"Ask it yourself:\n  {release.curl_line(stack.layout, body)}\n", flush=True)
 
 
-def _question(run: Run) -> list[dict[str, str]]:
+def _question(run: Run) -> list[Message]:
     """Return a conversation of the hold-out without its last answer."""
-    import tempfile
-
-    import pyarrow.parquet as pq
-
-    key = run.step_key("distribution_balancing", "dataset.parquet")
     with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
-        path = Path(folder) / "dataset.parquet"
-        run.store.get_file(key, path)
-        rows = pq.read_table(path, columns=["messages", "split"]).to_pylist()
-    held_out = next(row for row in rows if row["split"] == "holdout")
-    return [{"role": m["role"], "content": m["content"]} for m in held_out["messages"][:-1]]
+        path = Path(folder) / DATASET.name
+        run.store.get_file(run.step_key(DATASET.step, DATASET.name), path)
+        rows, _ = read_dataset(path)
+    return next(row.prompt for row in rows if row.split == HOLDOUT)
 
 
 def _show_ui(layout: Layout) -> None:

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from tuneline.errors import TunelineError, UserError
+from tuneline.serving.server_process import free_port
 from tuneline.stack import airflow, locks, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import DAG_ID, LOOPBACK, Layout
-from tuneline.stack.ports import pick_free, require_free
+from tuneline.stack.ports import require_free
 from tuneline.stack.processes import Service, ServiceTable
 from tuneline.stack.rest import Airflow
 
@@ -76,19 +77,15 @@ class Stack:
             TunelineError: if a service did not start; the message names its log.
         """
         running = [name for name in airflow.COMPONENTS if self.table.find(name)]
-        port = self.table.notes("api-server").get("port")
-        if "api-server" in running and port != self.layout.ui_port:
-            raise UserError(
-                f"the stack runs on port {port}, not {self.layout.ui_port}; `make down` stops it"
-            )
-        self._check_tracking()
+        self._check_port("api-server", self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
+        if tracking.wanted(self.layout):
+            mlflow, setting = tracking.TRACKING, tracking.PORT_SETTING
+            self._check_port(mlflow, self.layout.tracking_port, "MLflow", setting)
         if len(running) == len(airflow.COMPONENTS) and self._pods_run():
             self._start_tracking()
             self._say(f"Airflow runs already at {self.layout.ui_url}")
             return
         self._check_ground()
-        if "api-server" not in running:
-            require_free(self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
         began = time.monotonic()
         self._start_tracking()
         self._start_pods()
@@ -189,16 +186,11 @@ class Stack:
                 f"{_NEEDED_GIB} GiB; free some, or set TUNELINE_HOME to a folder elsewhere"
             )
 
-    def _check_tracking(self) -> None:
-        if not tracking.wanted(self.layout):
-            return
-        wanted = self.layout.tracking_port
-        if self.table.find(tracking.TRACKING) is None:
-            require_free(wanted, "MLflow", tracking.PORT_SETTING)
-            return
-        port = self.table.notes(tracking.TRACKING).get("port")
-        if port != wanted:
-            raise UserError(f"MLflow runs on port {port}, not {wanted}; `make down` stops it")
+    def _check_port(self, name: str, port: int, what: str, setting: str) -> None:
+        if self.table.find(name) is None:
+            require_free(port, what, setting)
+        elif (held := self.table.notes(name).get("port")) != port:
+            raise UserError(f"{what} runs on port {held}, not {port}; `make down` stops it")
 
     def _start_tracking(self) -> None:
         if tracking.wanted(self.layout) and self.table.find(tracking.TRACKING) is None:
@@ -220,7 +212,7 @@ class Stack:
         images = folder / "images.json"
         images.write_text(json.dumps(image_map(self.layout), indent=1))
         airflow.write_private(folder / "secrets.json", json.dumps(pod_secrets()))
-        port = pick_free()
+        port = free_port()
         command = [str(self.layout.airflow_python), "-m", "localpods", "serve"]
         options = ["--state", str(folder), "--port", str(port), "--images", str(images)]
         kubeconfig = folder / "kubeconfig"

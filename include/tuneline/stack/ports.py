@@ -1,4 +1,4 @@
-"""Free ports, and the process that holds a taken one."""
+"""Whether a port is free, and the process that holds a taken one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def pick_free() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def require_free(port: int, what: str, setting: str) -> None:

@@ -13,10 +13,11 @@ import yaml
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import add_key
 from tuneline.serving.release.released import Release, fetch_tokenizer, fetch_weights, price
+from tuneline.serving.server_process import free_port
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.lifecycle import ENGINE, GATEWAY, Say, Stack
-from tuneline.stack.ports import pick_free, require_free
+from tuneline.stack.ports import require_free
 from tuneline.stack.processes import Service
 from tuneline.store import open_store
 
@@ -107,7 +108,7 @@ def _serves(stack: Stack, release: Release) -> bool:
 
 
 def _start_engine(stack: Stack, release: Release, weights: Path) -> int:
-    port = pick_free()
+    port = free_port()
     python = str(stack.layout.ml_bin / "python")
     options = {"--model": str(weights), "--port": str(port), "--alias": release.name}
     options |= {"--parallel": str(_PARALLEL)}

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.training import trial_key
 from tuneline.catalogue import STEPS
 from tuneline.errors import TunelineError
 from tuneline.run import Run
@@ -119,9 +120,9 @@ def _trial(task: dict[str, Any], run: Run | None) -> float | None:
     rank = _RANK.fullmatch(task.get("rendered_map_index") or "")
     if run is None or rank is None:
         return None
-    key = run.key("work", "sweep", "runs", f"r{rank.group(1)}", "trial.json")
     try:
-        return float(json.loads(run.store.get_bytes(key))["seconds"])
+        stored = run.store.get_bytes(trial_key(run, int(rank.group(1))))
+        return float(json.loads(stored)["seconds"])
     except NotThere:
         return None
 

@@ -4,12 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef
 from tuneline.store.base import AlreadyThere, NotThere, Store
 from tuneline.store.whole_files import BLOCK, settle, sha256_file, stage_beside
+
+T = TypeVar("T")
+
+
+def call_s3(subject: str, action: Callable[[], T]) -> T:
+    """Run an S3 call and translate its errors.
+
+    Args:
+        subject: the requested object, with which messages begin.
+        action: the call.
+
+    Raises:
+        NotThere: if there is no such object.
+        AlreadyThere: if a conditional write found one.
+        UserError: if there is no such bucket, or the server refuses the call.
+        RetryableError: if the server can't be reached or failed.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
+
+    try:
+        return action()
+    except (NoCredentialsError, PartialCredentialsError):
+        raise UserError(
+            f"{subject}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
+            "AWS_ENDPOINT_URL for a server of your own)"
+        ) from None
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code in ("404", "NoSuchKey", "NotFound"):
+            raise NotThere(f"{subject} does not exist") from None
+        if code == "NoSuchBucket":
+            bucket = error.response["Error"].get("BucketName", "that it names")
+            raise UserError(f"{subject}: the bucket {bucket} does not exist; create it") from None
+        if code in ("PreconditionFailed", "ConditionalRequestConflict") or status == 412:
+            raise AlreadyThere(f"{subject} is written once and exists already") from None
+        if status in (401, 403):
+            raise UserError(f"{subject}: access denied ({code}); check the credentials") from None
+        raise RetryableError(f"{subject}: the S3 server answered {code or status}") from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise RetryableError(f"{subject}: S3 failed: {error}") from error
 
 
 class S3Store(Store):
@@ -36,31 +83,8 @@ class S3Store(Store):
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _call(self, key: str, action: Callable[[], Any]) -> Any:
-        """Run an S3 call and translate its errors."""
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-        uri = self.uri_of(key)
-        try:
-            return action()
-        except NoCredentialsError:
-            raise UserError(
-                f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from None
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if code in ("404", "NoSuchKey", "NotFound"):
-                raise NotThere(f"{uri} does not exist") from None
-            if code == "NoSuchBucket":
-                raise UserError(f"the bucket {self.bucket} does not exist; create it") from None
-            if code in ("PreconditionFailed", "ConditionalRequestConflict") or status == 412:
-                raise AlreadyThere(f"{uri} is written once and exists already") from None
-            if status in (401, 403):
-                raise UserError(f"{uri}: access denied ({code}); check the credentials") from None
-            raise RetryableError(f"{uri}: the S3 server answered {code or status}") from error
-        except BotoCoreError as error:
-            raise RetryableError(f"{uri}: {error}") from error
+    def _call(self, key: str, action: Callable[[], T]) -> T:
+        return call_s3(self.uri_of(key), action)
 
     def put_file(self, key: str, path: Path, *, once: bool = False) -> FileRef:
         """See `Store.put_file`."""

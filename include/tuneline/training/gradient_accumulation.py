@@ -26,15 +26,9 @@ from tuneline.artifacts.training import LORA, PLAN, Plan
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
-from tuneline.training.budget.estimate import (
-    Speed,
-    Work,
-    advice,
-    estimate,
-)
+from tuneline.training.budget.estimate import Speed, Work, advice, estimate
 from tuneline.training.budget.estimate import judge as judge_estimate
-from tuneline.training.memory.micro_batches import micro_batches
-from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed
+from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed, micro_batches
 from tuneline.training.memory.predict import GIB
 
 # Prediction and measurement may differ by this share before the prediction is doubted.

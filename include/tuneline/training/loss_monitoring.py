@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.training import (
@@ -150,11 +149,6 @@ def _tracked_clause(run: TrackedRun) -> str:
     return f"{run.title} could not be reached ({run.reason})"
 
 
-def draw(path: Path, curve: Curve, best_step: int, stopped: Trip | None) -> None:
-    """Write the picture of a training; see `picture`."""
-    picture(curve, best_step, stopped).savefig(path, dpi=110)
-
-
 def picture(curve: Curve, best_step: int, stopped: Trip | None) -> Any:
     """Plot the losses over steps, with the kept adapter and the rule that tripped."""
     from matplotlib.figure import Figure
@@ -205,6 +199,6 @@ def run(ctx: StepContext) -> Evidence:
     """Judge the curve and its tracking; writes `loss.png`."""
     curve = Curve.of(HISTORY.read(ctx))
     trained, best_step = TRAINED.read(ctx), CHECKPOINTS.read(ctx).best_step
-    draw(ctx.out / "loss.png", curve, best_step, trained.stopped)
+    picture(curve, best_step, trained.stopped).savefig(ctx.out / "loss.png", dpi=110)
     measurements = judge(curve, ctx.config.training, trained)
     return ctx.conclude(summarise(curve, trained, measurements), measurements)

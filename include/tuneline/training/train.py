@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import DATASET
@@ -28,7 +27,6 @@ from tuneline.artifacts.training import (
     Checkpoints,
     Plan,
     TrainedRun,
-    Trip,
 )
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
@@ -38,8 +36,7 @@ from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
-from tuneline.training.loop.rows import pad_token, run_order, total_steps
-from tuneline.training.loop.token_loss import EVAL_BATCH
+from tuneline.training.loop.rows import run_order, total_steps
 from tuneline.training.memory.out_of_memory import noticed
 from tuneline.training.memory.predict import GIB
 from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
@@ -82,7 +79,7 @@ class Training:
     def _events(self) -> list[Any]:
         """Restore the checkpoint, and list what happens between the steps."""
         # Imported here, as torch has to be configured first (`load_torch`).
-        from tuneline.training.budget.resources import Resources
+        from tuneline.training.budget.spending import Resources
         from tuneline.training.loop import callbacks, checkpoints
 
         ctx, config, group = self._ctx, self._config, self._group
@@ -146,11 +143,8 @@ class Training:
                 steps=self.steps,
                 precision=plan.precision,
                 device=plan.device,
-                pad_id=pad_token(self._inputs.tokenizer),
-                eval_batch=EVAL_BATCH,
                 # The untrained adapter is a candidate too.
                 eval_on_start=self.resumed is None,
-                run_name=self._ctx.run.run_id,
                 group=self._group,
             ),
             config=self._config,
@@ -202,7 +196,6 @@ class Training:
         CHECKPOINTS.write(ctx, self._keeper.leave(ctx.out))
         self._live.clear()
 
-        trip = self._watcher.trip or self._resources.limit.trip
         done, seconds = self.trainer.state.global_step, sum(self.trainer.clock.steps)
         tokens = max((entry.get("tokens", 0) for entry in history), default=0)
         of_this_try = tokens - self.trainer.tokens_through(self.resumed or 0)
@@ -210,7 +203,7 @@ class Training:
             steps=done,
             steps_planned=self.steps,
             resumed_from=self.resumed,
-            stopped=Trip(**asdict(trip)) if trip else None,
+            stopped=self._watcher.trip or self._resources.limit.trip,
             seconds=max((entry["seconds"] for entry in history), default=0.0),
             training_seconds=round(seconds, 2),
             saving_seconds=round(self._saver.seconds, 2),
@@ -228,15 +221,6 @@ class Training:
             sharding="fsdp" if self._sharded else "none",
             resources=self._resources.close(tokens),
         )
-
-
-def train(
-    ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
-) -> TrainedRun | None:
-    """Set up, loop and keep; see `Training.keep` for what it returns."""
-    training = Training(ctx, inputs, tracking, group)
-    training.loop()
-    return training.keep()
 
 
 def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) -> None:
@@ -277,7 +261,9 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
         track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
         noticed(ctx.run, ctx.step, plan),
     ):
-        trained = train(ctx, inputs, tracking, group)
+        training = Training(ctx, inputs, tracking, group)
+        training.loop()
+        trained = training.keep()
     if trained is None:
         return None
     trained = trained.model_copy(
@@ -292,7 +278,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
 
 
 def _record(ctx: StepContext, trained: TrainedRun) -> Record:
-    from tuneline.training.budget.resources import measured, memory_note
+    from tuneline.training.budget.spending import measured, memory_note
 
     checkpoints = Checkpoints.model_validate_json(CHECKPOINTS.path(ctx).read_text())
     losses, best = checkpoints.losses, checkpoints.best_step

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tuneline.errors import UserError
 from tuneline.harness.load_client import Timing, errors_of
 
@@ -67,14 +69,8 @@ class Level:
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """Return a percentile with linear interpolation, `q` from 0 to 100; NaN of no values."""
-    if not values:
-        return math.nan
-    ordered = sorted(values)
-    at = (len(ordered) - 1) * q / 100
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+    """Return a percentile, `q` from 0 to 100; NaN of no values."""
+    return float(np.percentile(values, q)) if values else math.nan
 
 
 def summarise(

@@ -162,33 +162,32 @@ def estimate(work: Work, speed: Speed, config: PipelineConfig) -> Estimate:
 
 def judge(found: Estimate, config: PipelineConfig) -> list[Measurement]:
     """Return the measurements of an estimate with the run's limits."""
+
+    def within(name: str, value: float, unit: str, limit: float | None) -> Measurement:
+        noise = round(value * found.uncertainty / 2, 4)
+        return measure(
+            name, round(value, 4), unit, None if limit is None else "<=", limit, noise=noise
+        )
+
     limits = config.training
-    spread = found.uncertainty / 2
     return [
         measure("estimated_steps", found.work.steps, "steps"),
         measure("estimated_tokens", found.work.tokens, "tokens"),
-        _within("estimated_hours", found.hours, "h", limits.max_hours, spread),
+        within("estimated_hours", found.hours, "h", limits.max_hours),
         measure("estimated_device_hours", round(found.device_hours, 4), "h"),
-        _within("estimated_cost", found.cost, found.currency, limits.max_cost, spread),
+        within("estimated_cost", found.cost, found.currency, limits.max_cost),
         measure("estimate_uncertainty", round(found.uncertainty, 3), "share"),
     ]
 
 
-def _within(name: str, value: float, unit: str, limit: float | None, noise: float) -> Measurement:
-    spread = round(value * noise, 4)
-    if limit is None:
-        return measure(name, round(value, 4), unit, noise=spread)
-    return measure(name, round(value, 4), unit, "<=", limit, noise=spread)
-
-
 def advice(found: Estimate, config: PipelineConfig) -> str:
     """Return the advice for an estimate above a limit, an empty text if it is within."""
+    hours, cost = config.training.max_hours, config.training.max_cost
     over = []
-    limits = config.training
-    if limits.max_hours is not None and found.hours > limits.max_hours:
-        over.append(f"training.max_hours {limits.max_hours:g}")
-    if limits.max_cost is not None and found.cost > limits.max_cost:
-        over.append(f"training.max_cost {limits.max_cost:g} {found.currency}")
+    if hours is not None and found.hours > hours:
+        over.append(f"training.max_hours {hours:g}")
+    if cost is not None and found.cost > cost:
+        over.append(f"training.max_cost {cost:g} {found.currency}")
     if not over:
         return ""
     return (

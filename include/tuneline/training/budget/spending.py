@@ -1,41 +1,35 @@
-"""Stop a training that reaches its limit of hours or money; its best adapter is kept."""
+"""The time, cost and memory of a training: limited while it runs, reported at its end.
+
+A training that reaches its limit of hours or money stops, and its best adapter is kept.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainerCallback
 
+from tuneline.artifacts.training import Plan, Trip
 from tuneline.config import PipelineConfig
-from tuneline.run import Run
+from tuneline.evidence import Measurement, measure
+from tuneline.run import Run, StepContext
 from tuneline.store import NotThere
-from tuneline.training.budget.estimate import HOUR, devices_of, duration, money, price_of
+from tuneline.training.budget.estimate import (
+    HOUR,
+    compare,
+    devices_of,
+    duration,
+    money,
+    price_of,
+)
+from tuneline.training.memory.out_of_memory import MemoryNotes
 
 # Interval at which the time spent is stored: a killed try loses no more than this.
 NOTE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class LimitReached:
-    """A limit that training reached, with the fields of a loss rule's `Trip`.
-
-    Attributes:
-        rule: `max_hours` or `max_cost`.
-        step: the optimiser step.
-        value: hours or money spent.
-        limit: hours or money allowed.
-        sentence: the reason for a person.
-    """
-
-    rule: str
-    step: int
-    value: float
-    limit: float
-    sentence: str
 
 
 class Spent:
@@ -77,7 +71,7 @@ class StopOnLimit(TrainerCallback):
     """
 
     def __init__(self, config: PipelineConfig, spent: Spent, log: Callable[[str], None]) -> None:
-        self.trip: LimitReached | None = None
+        self.trip: Trip | None = None
         self._config, self._spent, self._log = config, spent, log
         # The last validation pass must fit in as well.
         self._validation_seconds = 0.0
@@ -105,27 +99,76 @@ class StopOnLimit(TrainerCallback):
             control.should_training_stop = True
 
 
-def reached(config: PipelineConfig, seconds: float, step: int) -> LimitReached | None:
+def reached(config: PipelineConfig, seconds: float, step: int) -> Trip | None:
     """Return the limit that a training has reached after some seconds, None if it has not."""
-    limits, hours = config.training, seconds / HOUR
-    if limits.max_hours is not None and hours >= limits.max_hours:
-        return LimitReached(
-            "max_hours",
-            step,
-            round(hours, 4),
-            limits.max_hours,
-            f"at step {step} training has taken {duration(seconds)}, training.max_hours allows "
-            f"{limits.max_hours:g} h",
-        )
+    limits, currency, hours = config.training, config.governance.currency, seconds / HOUR
     cost = hours * devices_of(config) * price_of(config)
-    currency = config.governance.currency
+    spent = f"at step {step} training has"
+    if limits.max_hours is not None and hours >= limits.max_hours:
+        allowed = f"training.max_hours allows {limits.max_hours:g} h"
+        said = f"{spent} taken {duration(seconds)}, {allowed}"
+        return Trip("max_hours", step, round(hours, 4), limits.max_hours, said)
     if limits.max_cost is not None and cost >= limits.max_cost:
-        return LimitReached(
-            "max_cost",
-            step,
-            round(cost, 4),
-            limits.max_cost,
-            f"at step {step} training has cost {money(cost, currency)}, training.max_cost allows "
-            f"{money(limits.max_cost, currency)}",
-        )
+        allowed = f"training.max_cost allows {money(limits.max_cost, currency)}"
+        said = f"{spent} cost {money(cost, currency)}, {allowed}"
+        return Trip("max_cost", step, round(cost, 4), limits.max_cost, said)
     return None
+
+
+class Resources:
+    """The time, cost and memory of a training.
+
+    Attributes:
+        limit: the callback that stops training at `max_hours` or `max_cost`.
+    """
+
+    def __init__(self, ctx: StepContext, plan: Plan) -> None:
+        self._spent, self._notes, self._plan = Spent(ctx.run), MemoryNotes(ctx.run), plan
+        self.limit = StopOnLimit(ctx.config, self._spent, ctx.log)
+        if plan.planned_micro_batch is not None:
+            ctx.log(
+                f"an earlier try ran out of memory: {plan.micro_batch} rows × "
+                f"{plan.accumulation} accumulated instead of {plan.planned_micro_batch}"
+            )
+
+    def close(self, tokens: int) -> dict[str, Any]:
+        """Return the resources that training took, for `run.json`, and delete its notes.
+
+        Args:
+            tokens: real tokens of all steps.
+        """
+        document = {
+            "seconds_of_all_tries": round(self._spent.seconds, 1),
+            "micro_batch": self._plan.micro_batch,
+            "accumulation": self._plan.accumulation,
+            "planned_micro_batch": self._plan.planned_micro_batch or self._plan.micro_batch,
+            "out_of_memory": [asdict(failure) for failure in self._notes.failures()],
+            "estimate": compare(self._plan.estimate, self._spent.seconds, tokens),
+        }
+        self._notes.clear()
+        self._spent.clear()
+        return document
+
+
+def measured(document: Mapping[str, Any]) -> list[Measurement]:
+    """Return the measurements of a document of `Resources.close`."""
+    estimate = document["estimate"]
+    return [
+        measure("micro_batch", document["micro_batch"], "rows"),
+        measure("accumulation", document["accumulation"], "micro-batches"),
+        measure("out_of_memory", len(document["out_of_memory"]), "tries"),
+        measure("seconds_of_all_tries", document["seconds_of_all_tries"], "s"),
+        measure("actual_over_estimated_time", estimate["actual_over_estimated"], "ratio"),
+        measure("device_hours", estimate["device_hours"], "h"),
+        measure("cost", estimate["cost"], estimate["currency"]),
+    ]
+
+
+def memory_note(document: Mapping[str, Any]) -> str:
+    """Return the part of the summary on memory, an empty text if all went as planned."""
+    if not document["out_of_memory"]:
+        return ""
+    return (
+        f"; ran out of memory with a micro-batch of {document['planned_micro_batch']}, went on "
+        f"with {document['micro_batch']} × {document['accumulation']} accumulated"
+    )

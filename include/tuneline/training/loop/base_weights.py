@@ -86,7 +86,7 @@ def cast_frozen_linears(model: Any) -> None:
             module.to(torch.bfloat16)
 
 
-def shape_model(path: Path, precision: Precision = "fp32") -> Any:
+def shape_model(path: Path) -> Any:
     """Build the base model without its weights (on torch's meta device), for counting.
 
     Raises:
@@ -103,8 +103,6 @@ def shape_model(path: Path, precision: Precision = "fp32") -> Any:
         reason = first_line(error)
         raise UserError(f"the base model in {path} can't be built: {reason}") from None
     model.config.use_cache = False
-    if precision == "bf16":
-        cast_frozen_linears(model)
     return model
 
 

@@ -47,32 +47,27 @@ class LiveCheckpoints:
     def _pointer(self) -> str:
         return f"{self.prefix}/latest.json"
 
-    def save(self, step: int, folders: Mapping[str, Path]) -> int:
+    def save(self, step: int, folders: Mapping[str, Path]) -> None:
         """Upload folders as the checkpoint of a step, then drop the one before.
 
         Args:
             step: optimiser step.
             folders: local folders, by their names in the checkpoint.
-
-        Returns:
-            Bytes written.
         """
         name = f"step-{step:06d}"
         # An interrupted upload may have left a part of it.
         self.store.delete_prefix(f"{self.prefix}/{name}")
-        files, written = {}, 0
+        files = {}
         for label, folder in folders.items():
             for path in sorted(p for p in folder.rglob("*") if p.is_file()):
                 relative = f"{label}/{path.relative_to(folder).as_posix()}"
                 ref = self.store.put_file(f"{self.prefix}/{name}/{relative}", path)
                 files[relative] = ref.sha256
-                written += ref.bytes
         before = self._latest()
         pointer = {"settings": self.settings, "step": step, "name": name, "files": files}
         self.store.put_bytes(self._pointer, json.dumps(pointer).encode())
         if before is not None and before["name"] != name:
             self.store.delete_prefix(f"{self.prefix}/{before['name']}")
-        return written
 
     def restore(self, target: Path) -> int | None:
         """Download the newest checkpoint of these settings, if there is one.

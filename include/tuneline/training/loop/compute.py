@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.config import TrainingConfig
-from tuneline.errors import UserError
-from tuneline.machine.cores import available_cores
+from tuneline.machine.cores import available_cores, configured_threads
 
 Precision = Literal["fp32", "bf16"]
 
@@ -76,19 +75,8 @@ def _keep_freed_memory() -> None:
 
 
 def training_threads(config: TrainingConfig) -> int:
-    """Return the CPU threads of training: configured, `$TUNELINE_THREADS`, or the pod's cores.
-
-    Raises:
-        UserError: if the variable is not a positive number.
-    """
-    if config.threads is not None:
-        return config.threads
-    named = os.environ.get("TUNELINE_THREADS")
-    if not named:
-        return available_cores()
-    if not named.isdigit() or int(named) < 1:
-        raise UserError(f"TUNELINE_THREADS is {named!r}; set a positive number or unset it")
-    return int(named)
+    """Return the CPU threads of training: configured, `$TUNELINE_THREADS`, or the pod's cores."""
+    return config.threads or configured_threads() or available_cores()
 
 
 def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -167,7 +167,7 @@ def row_losses(
     model: Any,
     rows: Sequence[EncodedRow],
     *,
-    batch: int,
+    batch: int = EVAL_BATCH,
     pad_id: int,
     device: str,
     precision: Precision,

@@ -29,10 +29,9 @@ from tuneline.artifacts.training import HistoryEntry, finite_or_text
 from tuneline.config import TrainingConfig
 from tuneline.training.loop.base_weights import trained_weights
 from tuneline.training.loop.compute import Precision
-from tuneline.training.loop.rows import EncodedRow, as_columns, collate
+from tuneline.training.loop.rows import EncodedRow, as_columns, collate, pad_token
 from tuneline.training.loop.token_loss import (
     MODEL_INPUTS,
-    RowLosses,
     add_labelled_head,
     row_losses,
     target_weight,
@@ -53,10 +52,7 @@ class TrainerSettings:
         steps: optimiser steps.
         precision: arithmetic of forward and backward pass.
         device: "cpu" or "cuda".
-        pad_id: token id of the padding.
-        eval_batch: rows of a forward pass without gradients.
         eval_on_start: True to evaluate before the first step.
-        run_name: name of the run.
         group: processes that train together.
     """
 
@@ -66,10 +62,7 @@ class TrainerSettings:
     steps: int
     precision: Precision
     device: str
-    pad_id: int
-    eval_batch: int
     eval_on_start: bool = False
-    run_name: str = ""
     group: ProcessGroup = ALONE
 
 
@@ -144,8 +137,8 @@ class LabelledTokenTrainer(SFTTrainer):
             callbacks: callbacks of transformers.
         """
         self.settings = settings
+        self.pad_id = pad_token(tokenizer)
         self.validation = list(validation)
-        self.last_losses: RowLosses | None = None
         self.clock = StepClock()
         self._task_loss = TaskLoss(settings.group)
         self._started, self._before = time.monotonic(), 0.0
@@ -157,7 +150,7 @@ class LabelledTokenTrainer(SFTTrainer):
             args=sft_config(settings, config),
             train_dataset=dataset,
             processing_class=tokenizer,
-            data_collator=functools.partial(collate, torch, pad_id=settings.pad_id),
+            data_collator=functools.partial(collate, torch, pad_id=self.pad_id),
             callbacks=[self.clock, *callbacks],
         )
         # `LogProgress` logs what this one would print.
@@ -202,14 +195,12 @@ class LabelledTokenTrainer(SFTTrainer):
         losses = row_losses(
             self.model,
             self.validation,
-            batch=self.settings.eval_batch,
-            pad_id=self.settings.pad_id,
+            pad_id=self.pad_id,
             device=self.settings.device,
             precision=self.settings.precision,
             group=self.settings.group,
         )
         free_gathered_weights(self.model)
-        self.last_losses = losses
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             f"{metric_key_prefix}_loss_error": losses.standard_error,
@@ -285,7 +276,6 @@ def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
     """Return the arguments of the trainer; callbacks order evaluation and saving."""
     arguments = SFTConfig(
         output_dir=str(settings.output),
-        run_name=settings.run_name or None,
         per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=settings.accumulation,
         max_steps=settings.steps,

@@ -14,7 +14,7 @@ from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_base, load_unquantised
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.rows import EncodedRow, encode_split, pad_token
-from tuneline.training.loop.token_loss import EVAL_BATCH, RowLosses, add_labelled_head, row_losses
+from tuneline.training.loop.token_loss import RowLosses, add_labelled_head, row_losses
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class Validation:
         return row_losses(
             model,
             self.rows,
-            batch=EVAL_BATCH,
             pad_id=self.pad_id,
             device=self.device,
             precision=self.plan.precision,

@@ -45,17 +45,16 @@ class Comparison:
     tolerance: float = TOLERANCE
 
 
-def pick_rows(rows: Sequence[EncodedRow], count: int = ROWS) -> list[EncodedRow]:
+def pick_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
     """Return the rows whose learned tokens differ most, where wrong normalisation shows."""
     short = [r for r in rows if len(r.ids) <= MAX_TOKENS] or sorted(rows, key=lambda r: len(r.ids))
     ordered = sorted(short, key=lambda r: (r.targets, r.row_id))
-    if len(ordered) <= count:
+    if len(ordered) <= ROWS:
         return ordered
-    few = count // 2
-    return ordered[:few] + ordered[-(count - few) :]
+    return ordered[: ROWS // 2] + ordered[-ROWS // 2 :]
 
 
-def compare(trainer: Any, rows: Sequence[EncodedRow], pad_id: int) -> Comparison:
+def compare(trainer: Any, rows: Sequence[EncodedRow]) -> Comparison:
     """Compare the trainer's accumulated step with one large batch on the same rows.
 
     The model is changed: the adapter is randomised (a fresh one has no gradient in half of its
@@ -65,7 +64,6 @@ def compare(trainer: Any, rows: Sequence[EncodedRow], pad_id: int) -> Comparison
     Args:
         trainer: a `LabelledTokenTrainer`.
         rows: rows, each of them one micro-batch.
-        pad_id: token id of the padding.
     """
     import torch
 
@@ -73,8 +71,8 @@ def compare(trainer: Any, rows: Sequence[EncodedRow], pad_id: int) -> Comparison
     _widen(torch, model)
     _randomise(torch, model)
     device = trainer.settings.device
-    batches = [_to(as_batch(torch, [row], pad_id), device) for row in rows]
-    large = _to(as_batch(torch, rows, pad_id), device)
+    batches = [_to(as_batch(torch, [row], trainer.pad_id), device) for row in rows]
+    large = _to(as_batch(torch, rows, trainer.pad_id), device)
 
     with _exact(model):
         model.zero_grad()

@@ -60,33 +60,30 @@ def quantity(text: str) -> int:
     return int(float(match.group(1)) * base**power)
 
 
-def free_memory(torch: Any, pod_memory: str, root: Path = CGROUP) -> tuple[int, str]:
-    """Return the bytes that this process may take, and the bound that applies.
-
-    Args:
-        torch: the module.
-        pod_memory: memory limit of the step's pod; host memory, so it applies on a CPU only.
-        root: mount point of cgroups.
-    """
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0]), "of the GPU's free memory"
-    import psutil
-
-    bounds = [
-        (int(psutil.virtual_memory().available), "of the machine's free memory"),
-        (quantity(pod_memory), "of pods.memory"),
-    ]
-    container = cgroup_free(root)
-    if container is not None:
-        bounds.append((container, "of the container's free memory"))
-    return min(bounds)
-
-
 def memory_limit(
     torch: Any, configured_gib: float | None, pod_memory: str, root: Path = CGROUP
 ) -> tuple[int, str]:
-    """Return the limit of training in bytes, and its source; see `free_memory`."""
+    """Return the limit of training in bytes, and its source.
+
+    Args:
+        torch: the module.
+        configured_gib: `training.memory_limit_gib`; None takes a share of what is free.
+        pod_memory: memory limit of the step's pod; host memory, so it applies on a CPU only.
+        root: mount point of cgroups.
+    """
     if configured_gib is not None:
         return int(configured_gib * GIB), "training.memory_limit_gib"
-    free, bound = free_memory(torch, pod_memory, root)
+    if torch.cuda.is_available():
+        bounds = [(int(torch.cuda.mem_get_info()[0]), "of the GPU's free memory")]
+    else:
+        import psutil
+
+        bounds = [
+            (int(psutil.virtual_memory().available), "of the machine's free memory"),
+            (quantity(pod_memory), "of pods.memory"),
+        ]
+        container = cgroup_free(root)
+        if container is not None:
+            bounds.append((container, "of the container's free memory"))
+    free, bound = min(bounds)
     return int(FREE_SHARE * free), f"{FREE_SHARE:.0%} {bound}"

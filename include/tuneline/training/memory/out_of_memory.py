@@ -18,7 +18,6 @@ from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.run import Run
 from tuneline.store import NotThere
-from tuneline.training.memory.micro_batches import micro_batches
 
 # Steps whose memory follows from the micro-batch.
 STEPS = ("gradient_accumulation", "train")
@@ -101,6 +100,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign.lower() in said for sign in _SIGNS)
+
+
+def micro_batches(effective_batch: int, world_size: int) -> list[int]:
+    """Return the micro-batches that divide the effective batch exactly, largest first."""
+    share = effective_batch // world_size
+    if share * world_size != effective_batch:
+        return []
+    return [size for size in range(share, 0, -1) if share % size == 0]
 
 
 def allowed(sizes: list[int], failures: list[Failure], step: str) -> list[int]:

@@ -61,8 +61,6 @@ class Setup:
 
     def trainer(self, model: Any, tokenizer: Any, batches: Sequence[Sequence[EncodedRow]]) -> Any:
         """Make a trainer whose steps are the given micro-batches."""
-        from tuneline.training.loop.rows import pad_token
-        from tuneline.training.loop.token_loss import EVAL_BATCH
         from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
         return LabelledTokenTrainer(
@@ -75,8 +73,6 @@ class Setup:
                 steps=len(batches),
                 precision=self.precision,
                 device=self.device,
-                pad_id=pad_token(tokenizer),
-                eval_batch=EVAL_BATCH,
             ),
             config=self.config,
             rows=[row for batch in batches for row in batch],
@@ -142,7 +138,7 @@ def find_micro_batch(
     from tuneline.training.loop.rows import as_batch
 
     def take_step(batch: Sequence[EncodedRow]) -> int:
-        inputs = as_batch(torch, batch, trainer.settings.pad_id)
+        inputs = as_batch(torch, batch, trainer.pad_id)
         inputs = {name: tensor.to(setup.device) for name, tensor in inputs.items()}
         # What loading the model took, and what the step before left, would hide a small step.
         restart_peak(torch, setup.device)
@@ -298,7 +294,6 @@ def _timed(
 
     from tuneline.machine.peak_memory import peak_memory, restart_peak
     from tuneline.training.budget.work import plan_work
-    from tuneline.training.loop.rows import pad_token
     from tuneline.training.loop.token_loss import EVAL_BATCH
     from tuneline.training.memory.accumulation_check import compare, pick_rows
 
@@ -312,7 +307,7 @@ def _timed(
     trainer.validation = validation[:: max(1, len(validation) // EVAL_BATCH)]
     passed = trainer.evaluate()
     measured = peak_memory(torch, setup.device)
-    comparison = compare(trainer, pick_rows(rows), pad_token(tokenizer))
+    comparison = compare(trainer, pick_rows(rows))
     return {
         "measured_step": stepped,
         "measured": measured,

@@ -69,48 +69,36 @@ def choose(trials: Sequence[Trial]) -> Choice:
     Raises:
         UserError: if no trial can be chosen.
     """
-    usable = sorted((t for t in trials if t.usable), key=lambda t: t.r)
-    if not usable:
+    losses = {t.r: losses_of(t) for t in trials if t.usable}
+    if not losses:
         why = "; ".join(f"r {t.r}: {t.excluded}" for t in trials)
         raise UserError(f"training.sweep_r: no rank could be tried to the end ({why})")
-    best = min(usable, key=lambda t: (losses_of(t).mean, t.r))
-    lowest = losses_of(best)
-
-    def excess(trial: Trial) -> tuple[float, float]:
-        losses = losses_of(trial)
-        return losses.mean - lowest.mean, losses.log_ratio_error(lowest)
-
-    chosen = next(t for t in usable if excess(t)[0] <= excess(t)[1])
-    table = [_row(trial, *(excess(trial) if trial.usable else (0.0, 0.0))) for trial in trials]
-    above, error = excess(chosen)
-    return Choice(
-        r=chosen.r, rule=RULE, best_r=best.r, excess=above, excess_error=error, table=table
-    )
+    best_r = min(losses, key=lambda r: (losses[r].mean, r))
+    lowest = losses[best_r]
+    excess = {
+        r: (found.mean - lowest.mean, found.log_ratio_error(lowest)) for r, found in losses.items()
+    }
+    chosen = min(r for r, (above, error) in excess.items() if above <= error)
+    above, error = excess[chosen]
+    table = [_row(t, losses.get(t.r), *excess.get(t.r, (None, None))) for t in trials]
+    return Choice(r=chosen, rule=RULE, best_r=best_r, excess=above, excess_error=error, table=table)
 
 
-def _row(trial: Trial, excess: float, error: float) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _row(
+    trial: Trial, losses: RowLosses | None, excess: float | None, error: float | None
+) -> dict[str, Any]:
+    return {
         "r": trial.r,
         "alpha": trial.alpha,
         "excluded": trial.excluded,
-        "validation_loss": None,
-        "validation_loss_error": None,
-        "excess": None,
-        "excess_error": None,
-        "loss_before": None,
+        "validation_loss": losses.mean if losses else None,
+        "validation_loss_error": losses.standard_error if losses else None,
+        "excess": excess,
+        "excess_error": error,
+        "loss_before": trial.loss_before if losses else None,
         "trainable_share": trial.trainable_share,
         "steps": trial.steps,
         "seconds": trial.seconds,
-    }
-    if not trial.usable:
-        return row
-    losses = losses_of(trial)
-    return row | {
-        "validation_loss": losses.mean,
-        "validation_loss_error": losses.standard_error,
-        "excess": excess,
-        "excess_error": error,
-        "loss_before": trial.loss_before,
     }
 
 

@@ -10,8 +10,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from tuneline.artifacts.training import TrackedRun
 from tuneline.errors import UserError
@@ -22,9 +22,8 @@ from tuneline.training.tracking.tracked_run import Description, without_password
 
 # A resumed training finds its run again by this tag.
 _KEY_TAG = "tuneline.training"
-# MLflow takes 1,000 metrics in a request and 100 parameters; a step has about ten metrics.
+# MLflow takes 1,000 metrics in a request; a step has about ten.
 _STEPS_AT_ONCE = 90
-_PARAMS_AT_ONCE = 100
 
 # MLflow's own defaults hold a training up for minutes when the server is away. What the
 # environment says counts more.
@@ -37,14 +36,8 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place where MLflow keeps runs.
-
-    Attributes:
-        uri: tracking URI of MLflow.
-        pages: address of the server's pages, None without a server.
-    """
+class Place(NamedTuple):
+    """MLflow's tracking URI, and the address of the server's pages; None without a server."""
 
     uri: str
     pages: str | None
@@ -156,8 +149,7 @@ def _create(client: Any, experiment: str, description: Description) -> str:
         tags={**description.tags, _KEY_TAG: description.key},
     )
     params = [Param(name, str(value)) for name, value in description.settings.items()]
-    for first in range(0, len(params), _PARAMS_AT_ONCE):
-        client.log_batch(made.info.run_id, params=params[first : first + _PARAMS_AT_ONCE])
+    client.log_batch(made.info.run_id, params=params)
     return str(made.info.run_id)
 
 
