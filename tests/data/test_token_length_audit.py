@@ -129,7 +129,7 @@ def test_rows_that_changed_since_they_were_counted_are_counted_again(data_lab, r
     changed = [r for r in lab.table("pii_scrubbing", "rows.parquet") if not r["n_tokens"]]
     assert len(changed) == value(lab.run.entry("pii_scrubbing"), "rows_changed") == 1
     kept = lab.table(ITEM, "rows.parquet")
-    counts = renderer.count(renderer.texts(r["messages"] for r in kept))
+    counts = renderer.count(renderer.text(r["messages"]) for r in kept)
     assert [r["n_tokens"] for r in kept] == counts
     assert value(entry, "tokens_total") == sum(counts)
 

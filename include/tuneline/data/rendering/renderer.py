@@ -173,10 +173,6 @@ class Renderer:
             raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
         return text
 
-    def texts(self, rows: Iterable[Sequence[Message]]) -> Iterator[str]:
-        """Render rows lazily, for `count` and `encode`."""
-        return (self.text(messages) for messages in rows)
-
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of rendered texts; no token is added, nothing is cut."""
         return self._pieces.encode(texts)
@@ -258,10 +254,3 @@ def _compiled(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(template)
-
-
-def render_example(
-    messages: Sequence[Message], tokenizer: Any, target: TargetFormat
-) -> RenderedExample:
-    """Render one row; `Renderer.render` is faster for many."""
-    return Renderer(tokenizer, target).render([messages])[0]
