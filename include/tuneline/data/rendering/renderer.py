@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneline.config import TargetFormat
 from tuneline.data.rendering.piecewise import PieceEncoder
-from tuneline.data.rendering.template_outline import Outline, contents_are_opaque
+from tuneline.data.rendering.template_outline import Outline, shows_every_use
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 
@@ -126,8 +126,8 @@ class Renderer:
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._compiled = _compiled(self.template)
-        opaque = contents_are_opaque(self.template, self._compiled.environment)
-        self._outline = Outline(self._by_template) if opaque else None
+        outlined = shows_every_use(self.template, self._compiled.environment)
+        self._outline = Outline(self._by_template) if outlined else None
         self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
