@@ -203,8 +203,10 @@ def test_repeated_sentences_are_thinned_or_reported(data_lab):
     lab = data_lab(rows, repeated_phrases="report")
     assert lab.upto(ITEM).verdict == "warn"
     gate = lab.gate(ITEM)
-    assert gate.verdict == "warn"
-    assert gate.agrees
+    assert (gate.verdict, gate.agrees) == ("warn", True)
+    listed = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
+    assert listed["sentences"][0]["sentence"] == "we value you as a customer"
+    assert listed["ngrams"][0]["share"] > 0.1
 
 
 def test_phrases_that_are_no_sentences_are_thinned_out_by_rows(data_lab):
@@ -230,18 +232,6 @@ def test_phrases_that_are_no_sentences_are_thinned_out_by_rows(data_lab):
     assert gate.agrees, gate.summary
     phrases = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
     assert phrases["ngrams"] == []
-
-
-def test_phrases_are_listed_for_a_person_to_read(data_lab):
-    rows = clean_rows(150)
-    for n in range(0, 90, 3):
-        reply = f"Fine {text(n, 3)}. We value you as a customer."
-        rows[n]["messages"][1]["content"] = answer("billing", reply)
-    lab = data_lab(rows, repeated_phrases="report")
-    lab.upto(ITEM)
-    listed = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
-    assert listed["sentences"][0]["sentence"] == "we value you as a customer"
-    assert listed["ngrams"][0]["share"] > 0.1
 
 
 def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):

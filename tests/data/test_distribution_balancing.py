@@ -30,16 +30,6 @@ def test_balanced_rows_stay(data_lab):
     entry = lab.upto(ITEM)
     assert entry.verdict == "pass"
     dataset = lab.table(ITEM, "dataset.parquet")
-    assert list(dataset[0]) == [
-        "row_id",
-        "messages",
-        "split",
-        "label",
-        "weight",
-        "n_tokens",
-        "source_file",
-        "source_line",
-    ]
     assert len(dataset) == 120
     assert {r["weight"] for r in dataset} == {1.0}
     assert value(entry, "effective_classes") == pytest.approx(3, abs=0.01)

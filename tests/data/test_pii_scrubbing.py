@@ -15,6 +15,7 @@ from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
 from tuneline.data.pii.scrubber import Scrubber, make_scrubber, residual_hits
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
+from tuneline.data.sample.faults import PII_KINDS
 from tuneline.errors import UserError
 
 ITEM = "pii_scrubbing"
@@ -201,8 +202,13 @@ def test_in_the_sample_every_planted_value_is_gone_and_nothing_else_changed(samp
     after = {r["source_line"]: r for r in sample_lab.table(ITEM, "rows.parquet")}
     for line, entities in planted.items():
         shown = json.dumps(after[line]["messages"], ensure_ascii=False).casefold()
+        said = {turn["role"]: turn["content"] for turn in before[line]["messages"]}
         for entity in entities:
+            assert all(entity["text"] in said[role] for role in entity["turns"])
             assert entity["text"].casefold() not in shown
+    kinds = Counter(entity["type"] for entities in planted.values() for entity in entities)
+    assert kinds.keys() == PII_KINDS.keys()
+    assert min(kinds.values()) >= 3
     changed = {line for line, row in after.items() if row["messages"] != before[line]["messages"]}
     assert changed == set(planted)
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"

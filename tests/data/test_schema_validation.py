@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
-from tests.lab.data_runs import answer, chat, clean_rows, code, text
+from tests.lab.data_runs import answer, chat, clean_rows, code, in_form, text
 from tests.lab.fuzzed_rows import fuzzed_lines
 from tests.lab.runs import value
 
@@ -11,6 +11,8 @@ from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.outcomes import convert, number_repeats
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.sample.faults import MALFORMED
+from tuneline.data.sample.make import MALFORMED_PER_FAULT
 from tuneline.data.schema_validation import validate
 from tuneline.data.sources.raw_record import RawRecord
 from tuneline.errors import UserError
@@ -202,11 +204,17 @@ def test_equal_lines_get_ids_of_their_own(data_lab):
 
 
 def test_the_sample_all_malformed_rows_and_no_other(sample_lab):
-    expected = {
+    codes = {
+        "wrong_role_order": "role_order",
+        "empty_assistant": "empty_turn",
+        "missing_assistant": "no_answer",
+    }
+    faults = {
         f["line"]: f["detail"]["fault"] for f in sample_lab.planted if f["kind"] == "malformed"
     }
     rejects = {r["source_line"]: code(r) for r in sample_lab.rejected(ITEM)}
-    assert rejects.keys() == expected.keys()
+    assert rejects == {line: codes.get(fault, fault) for line, fault in faults.items()}
+    assert Counter(faults.values()) == dict.fromkeys(MALFORMED, MALFORMED_PER_FAULT)
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
     assert sample_lab.gate(ITEM).verdict == "pass"
 
@@ -274,24 +282,3 @@ def test_no_false_alarm_on_clean_rows_of_twenty_seeds(base_dir):
         assert [o.reason for o in outcomes if o.reason is not None] == []
         assert all(o.tokens_equal and o.mask_exact for o in outcomes)
         assert [o.messages for o in outcomes] == chats
-
-
-def in_form(turns, form):
-    """An exchange with a system turn, written in one of the input forms."""
-    system, user, told = (turn["content"] for turn in turns)
-    senders = {"system": "system", "user": "human", "assistant": "gpt"}
-    header = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
-    return {
-        "messages": {"messages": turns},
-        "sharegpt": {
-            "conversations": [{"from": senders[t["role"]], "value": t["content"]} for t in turns]
-        },
-        "alpaca": {"system": system, "instruction": user, "input": "", "output": told},
-        "prompt_completion": {"system": system, "prompt": user, "completion": told},
-        "chatml_text": {
-            "text": "".join("<|im_start|>{role}\n{content}<|im_end|>\n".format(**t) for t in turns)
-        },
-        "llama3_text": {
-            "text": "<|begin_of_text|>" + "".join(header.format(**turn) for turn in turns)
-        },
-    }[form]
