@@ -47,15 +47,13 @@ def planted():
 def test_clean_rows_pass(data_lab):
     lab = data_lab(clean_rows(60))
     entry = lab.step(ITEM)
-    assert entry.verdict == "pass"
     assert value(entry, "rows_kept") == 60
     assert lab.rejected(ITEM) == []
     kept = lab.table(ITEM, "quarantine/rows.parquet")
     assert kept[3]["messages"] == clean_rows(60)[3]["messages"]
     assert Counter(row["label"] for row in kept) == {"billing": 20, "login": 20, "shipping": 20}
     assert [row["source_line"] for row in kept] == list(range(1, 61))
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    gate = lab.agree(ITEM, "pass")
     assert gate.expectations > 8
 
 
@@ -67,29 +65,24 @@ def test_every_fault_is_rejected_with_its_reason_and_line(data_lab):
     assert [code(reject) for reject in rejects] == list(faults)
     assert [reject["source_line"] for reject in rejects] == list(range(61, 61 + len(faults)))
     assert rejects[0]["raw"] == '{"messages": ['
-    assert entry.verdict == "pass"
     assert value(entry, "rows_rejected") == len(faults)
     assert value(entry, "rows_lost") == 0
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_too_many_faults_fail_step_and_gate(data_lab):
     lab = data_lab([*clean_rows(10), *planted().values()])
     entry = lab.step(ITEM)
-    assert entry.verdict == "fail"
     assert "10 of 24 rows" in entry.summary
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
-    assert gate.agrees
+    gate = lab.agree(ITEM, "fail")
     assert "malformed" in gate.summary
 
 
 def test_all_rejected_says_so(data_lab):
     lab = data_lab([b"{", b"nonsense"])
     entry = lab.step(ITEM)
-    assert entry.verdict == "fail"
     assert entry.summary.startswith("No row of ")
-    assert lab.gate(ITEM).verdict == "fail"
+    lab.agree(ITEM, "fail")
 
 
 def test_answers_are_held_against_a_schema(data_lab):
@@ -151,10 +144,7 @@ def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
     lab = data_lab(clean_rows(8), target_format="chatml")
     entry = lab.step(ITEM)
     assert value(entry, "token_mismatches") == 8
-    assert entry.verdict == "fail"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
-    assert gate.agrees
+    lab.agree(ITEM, "fail")
 
 
 def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
@@ -170,7 +160,6 @@ def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
     }
     lab = data_lab([], source=str(path), csv=mapping)
     entry = lab.step(ITEM)
-    assert entry.verdict == "pass"
     assert value(entry, "rows_kept") == 8
     assert value(entry, "rows_not_selected") == 22
     assert {code(r) for r in lab.rejected(ITEM)} == {"not_selected"}
@@ -182,8 +171,7 @@ def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
     again.step(ITEM)
     kept = again.table(ITEM, "quarantine/rows.parquet")
     assert {row["messages"][0]["content"] for row in kept} == chosen
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    lab.agree(ITEM, "pass")
 
 
 def test_a_wrong_name_of_the_base_model(data_lab, tmp_path):

@@ -119,6 +119,13 @@ class DataLab:
         """Run an item's gate."""
         return run_gate(self.run, item)
 
+    def agree(self, item: str, verdict: str) -> GateResult:
+        """Assert that an item, which was run, and its gate both reach a verdict."""
+        gate = self.gate(item)
+        found = (self.run.find_evidence(item).verdict, gate.verdict, gate.agrees)
+        assert found == (verdict, verdict, True), gate.summary
+        return gate
+
     def table(self, step: str, name: str) -> list[dict[str, Any]]:
         """Return the rows of a stored table."""
         return pq.read_table(self.lab.artifact(step, name)).to_pylist()
