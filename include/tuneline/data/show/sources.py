@@ -204,7 +204,7 @@ def _raw_rows(
 ) -> list[Shown]:
     """Read rows of a raw file as schema_validation does; `--row` also takes a rejected one."""
     from tuneline.data.conversations.outcomes import Outcome, convert, number_repeats, select
-    from tuneline.data.schema_validation import ITEM, validate
+    from tuneline.data.schema_validation import validate
     from tuneline.data.sources.opened import open_files
 
     data = config.data
@@ -224,9 +224,7 @@ def _raw_rows(
         if row is None and (o.reason is not None) != rejected:
             continue
         if o.reason is not None:
-            reject = Reject(o.row_id, ITEM, o.reason, o.source_file, o.source_line, o.raw)
-            shown.append(_rejected(o.source_line, reject))
+            shown.append(_rejected(o.source_line, o.reject()))
         else:
-            kept = Row(o.row_id, o.messages, o.source_file, o.source_line, o.label, raw=o.raw)
-            shown.append(_kept(o.source_line, kept, 1.0))
+            shown.append(_kept(o.source_line, o.row(), 1.0))
     return shown
