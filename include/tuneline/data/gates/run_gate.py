@@ -61,11 +61,6 @@ class GateResult:
     failures: list[str] = field(default_factory=list)
     docs: str | None = None
 
-    @property
-    def passed(self) -> bool:
-        """True if nothing failed."""
-        return self.verdict != Verdict.FAIL
-
 
 def run_gate(run: Run, item: str) -> GateResult:
     """Check a data item's output and write `gate.json` and the Data Docs beside it.
