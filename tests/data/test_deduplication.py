@@ -28,14 +28,12 @@ def near(number):
 def test_clean_rows_lose_none(data_lab):
     lab = data_lab(clean_rows(120))
     entry = lab.upto(ITEM)
-    assert entry.verdict == "pass", entry.measurements
     assert lab.rejected(ITEM) == []
     assert value(entry, "near_duplicate_pairs") == 0
     assert value(entry, "holdout_share") == 0.15
     splits = Counter(r["split"] for r in lab.table(ITEM, "rows.parquet"))
     assert splits == {"train": 90, "holdout": 18, "validation": 12}
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    lab.agree(ITEM, "pass")
 
 
 def test_planted_duplicates_and_conflicts_go(data_lab):
@@ -55,8 +53,7 @@ def test_planted_duplicates_and_conflicts_go(data_lab):
     assert sorted(rejects.values()).count("exact_duplicate") == 1
     assert sorted(rejects.values()).count("near_duplicate") == 1
     assert value(entry, "label_conflicts") == 2
-    assert entry.verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
@@ -86,11 +83,8 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
 
 def test_a_share_outside_its_limits_fails(data_lab):
     lab = data_lab(clean_rows(60), holdout_share=0.3)
-    entry = lab.upto(ITEM)
-    assert entry.verdict == "fail"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
-    assert gate.agrees
+    lab.upto(ITEM)
+    gate = lab.agree(ITEM, "fail")
     assert "holdout" in gate.summary
 
 
@@ -102,7 +96,7 @@ def test_own_holdout_stays_whole_and_its_likes_leave_training(data_lab, tmp_path
     ]
     holdout = write_jsonl(tmp_path / "holdout.jsonl", [*own, own[0]])
     lab = data_lab(rows, holdout=str(holdout))
-    entry = lab.upto(ITEM)
+    lab.upto(ITEM)
     kept = lab.table(ITEM, "rows.parquet")
     held = [r for r in kept if r["split"] == "holdout"]
     assert len(held) == 11
@@ -111,9 +105,7 @@ def test_own_holdout_stays_whole_and_its_likes_leave_training(data_lab, tmp_path
     assert {r["source_line"] for r in gone} == set(range(1, 11))
     assert {code(r) for r in gone} == {"holdout_near_duplicate"}
     assert all(r["source_file"].endswith("rows.jsonl") for r in gone)
-    assert entry.verdict == "pass"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    lab.agree(ITEM, "pass")
 
 
 def test_clusters_not_pairs():
@@ -198,13 +190,13 @@ def test_repeated_sentences_are_thinned_or_reported(data_lab):
     assert value(entry, "repeated_sentences") >= 1
     assert value(entry, "repeated_sentences_left") == 0
     assert value(entry, "answers_thinned") > 5
-    assert entry.verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
     lab = data_lab(rows, repeated_phrases="report")
-    assert lab.upto(ITEM).verdict == "warn"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "warn"
-    assert gate.agrees
+    lab.upto(ITEM)
+    lab.agree(ITEM, "warn")
+    listed = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
+    assert listed["sentences"][0]["sentence"] == "we value you as a customer"
+    assert listed["ngrams"][0]["share"] > 0.1
 
 
 def test_phrases_that_are_no_sentences_are_thinned_out_by_rows(data_lab):
@@ -230,18 +222,6 @@ def test_phrases_that_are_no_sentences_are_thinned_out_by_rows(data_lab):
     assert gate.agrees, gate.summary
     phrases = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
     assert phrases["ngrams"] == []
-
-
-def test_phrases_are_listed_for_a_person_to_read(data_lab):
-    rows = clean_rows(150)
-    for n in range(0, 90, 3):
-        reply = f"Fine {text(n, 3)}. We value you as a customer."
-        rows[n]["messages"][1]["content"] = answer("billing", reply)
-    lab = data_lab(rows, repeated_phrases="report")
-    lab.upto(ITEM)
-    listed = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
-    assert listed["sentences"][0]["sentence"] == "we value you as a customer"
-    assert listed["ngrams"][0]["share"] > 0.1
 
 
 def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):

@@ -28,24 +28,13 @@ def labelled(counts, split="train"):
 def test_balanced_rows_stay(data_lab):
     lab = data_lab(clean_rows(120))
     entry = lab.upto(ITEM)
-    assert entry.verdict == "pass"
     dataset = lab.table(ITEM, "dataset.parquet")
-    assert list(dataset[0]) == [
-        "row_id",
-        "messages",
-        "split",
-        "label",
-        "weight",
-        "n_tokens",
-        "source_file",
-        "source_line",
-    ]
     assert len(dataset) == 120
     assert {r["weight"] for r in dataset} == {1.0}
     assert value(entry, "effective_classes") == pytest.approx(3, abs=0.01)
     assert value(entry, "reference") == "none"
     assert "no reference shares were declared" in entry.summary
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_skewed_classes_are_capped_and_weighted(data_lab):
@@ -69,38 +58,35 @@ def test_skewed_classes_are_capped_and_weighted(data_lab):
 
 def test_too_few_rows_of_a_class_warn_in_step_and_gate(data_lab):
     lab = data_lab(clean_rows(150, SKEWED), min_rows_per_class=30)
-    assert lab.upto(ITEM).verdict == "warn"
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("warn", True)
+    lab.upto(ITEM)
+    gate = lab.agree(ITEM, "warn")
     assert "smallest_class" in gate.summary
 
 
 def test_the_rows_are_compared_with_declared_shares(data_lab):
     good = {"billing": 1.0, "login": 1.0, "shipping": 1.0}
     lab = data_lab(clean_rows(120), reference_shares=good)
-    assert lab.upto(ITEM).verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.upto(ITEM)
+    lab.agree(ITEM, "pass")
     lab = data_lab(clean_rows(120), reference_shares={**good, "billing": 8.0})
-    assert lab.upto(ITEM).verdict == "warn"
-    assert lab.gate(ITEM).verdict == "warn"
+    lab.upto(ITEM)
+    lab.agree(ITEM, "warn")
 
 
 def test_one_class_with_most_rows_and_no_cap_warns(data_lab):
     labels = ("billing",) * 6 + ("login", "shipping", "returns", "stock")
     lab = data_lab(clean_rows(400, labels), balancing="report")
     entry = lab.upto(ITEM)
-    assert entry.verdict == "warn"
     assert value(entry, "largest_over_typical") == pytest.approx(6, abs=0.5)
     assert value(entry, "largest_share") == pytest.approx(0.6, abs=0.02)
     assert lab.rejected(ITEM) == []
     assert {r["weight"] for r in lab.table(ITEM, "dataset.parquet")} == {1.0}
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("warn", True)
+    gate = lab.agree(ITEM, "warn")
     assert "largest_over_typical" in gate.summary
     # With the cap the same rows pass.
     lab = data_lab(clean_rows(400, labels))
-    assert lab.upto(ITEM).verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.upto(ITEM)
+    lab.agree(ITEM, "pass")
 
 
 def test_sampling_and_weights_one_by_one():
@@ -139,7 +125,6 @@ LOGIN = "password login username email reset locked browser session token accoun
 def test_rows_without_classes_are_put_into_groups(data_lab):
     lab = data_lab(subjects({PARCELS: 200, MONEY: 200, LOGIN: 200}), label_field=None)
     entry = lab.upto(ITEM)
-    assert entry.verdict == "pass", entry.measurements
     assert value(entry, "classes_from") == "groups of prompts"
     assert lab.rejected(ITEM) == []
     audit = lab.table(ITEM, "audit.parquet")
@@ -148,8 +133,7 @@ def test_rows_without_classes_are_put_into_groups(data_lab):
     assert any(word in names for word in MONEY.split())
     assert {r["weight"] for r in lab.table(ITEM, "dataset.parquet")} == {1.0}
     assert {r["label"] for r in lab.table(ITEM, "dataset.parquet")} == {None}
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("pass", True)
+    lab.agree(ITEM, "pass")
 
 
 def test_groups_are_balanced_where_that_is_asked_for(data_lab):
@@ -170,13 +154,12 @@ def test_the_share_of_edge_cases_is_compared_with_the_declared_one(data_lab):
     assert 5 < value(entry, "edge_cases_long") <= 15
     assert entry.verdict == "pass"
     lab = data_lab(rows, edge_case_share=[0.2, 0.5])
-    assert lab.upto(ITEM).verdict == "warn"
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("warn", True)
+    lab.upto(ITEM)
+    gate = lab.agree(ITEM, "warn")
     assert "edge_case_share" in gate.summary
     lab = data_lab(rows, edge_case_share=[0.05, 0.2])
-    assert lab.upto(ITEM).verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.upto(ITEM)
+    lab.agree(ITEM, "pass")
 
 
 def test_a_few_rows_without_classes(data_lab):

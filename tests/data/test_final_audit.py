@@ -162,7 +162,7 @@ def test_version_does_not_depend_on_order_or_place():
 def test_the_parts(base_dir):
     renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
     good = [row(1, "one two"), row(2, "three")]
-    lengths = renderer.count(renderer.texts(row.messages for row in good))
+    lengths = renderer.count(renderer.text(row.messages) for row in good)
     assert measure_format(good, renderer) == Format(lengths=lengths)
     assert measure_format([row(1, "")], renderer).invalid == 1
     twice = [row(1, "the very same question"), row(2, "the very same question", "holdout")]

@@ -15,6 +15,7 @@ from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
 from tuneline.data.pii.scrubber import Scrubber, make_scrubber, residual_hits
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
+from tuneline.data.sample.faults import PII_KINDS
 from tuneline.errors import UserError
 
 ITEM = "pii_scrubbing"
@@ -34,14 +35,12 @@ def named():
 def test_clean_rows_stay_as_they_are(data_lab):
     lab = data_lab(clean_rows(40))
     entry = lab.upto(ITEM)
-    assert entry.verdict == "pass"
     assert value(entry, "rows_changed") == 0
     before = lab.table("schema_validation", "quarantine/rows.parquet")
     after = lab.table(ITEM, "rows.parquet")
     assert [r["messages"] for r in after] == [r["messages"] for r in before]
     assert all(r["raw"] == "" for r in after), "no unscrubbed text outside quarantine"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    lab.agree(ITEM, "pass")
 
 
 def test_planted_data_is_replaced_and_counted(data_lab):
@@ -58,8 +57,7 @@ def test_planted_data_is_replaced_and_counted(data_lab):
     shown = user[surrogate["start"] : surrogate["end"]]
     assert surrogate["entity"] == "CREDIT_CARD"
     assert json.loads(assistant) == {"intent": "login", "reply": f"So {shown}?"}
-    assert entry.verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypatch):
@@ -67,36 +65,29 @@ def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypat
     lab = data_lab(clean_rows(20))
     entry = lab.upto(ITEM)
     assert value(entry, "leak_CREDIT_CARD") > 0.5
-    assert entry.verdict == "fail"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
-    assert gate.agrees
+    gate = lab.agree(ITEM, "fail")
     assert "excess_demanded" in gate.summary
 
 
 def test_a_leak_that_no_profile_forbids_only_warns(data_lab, monkeypatch):
     monkeypatch.setattr("tuneline.data.pii.patterns.is_ssn", lambda text: False)
     lab = data_lab(clean_rows(20))
-    assert lab.upto(ITEM).verdict == "warn"
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("warn", True)
+    lab.upto(ITEM)
+    lab.agree(ITEM, "warn")
 
 
 def test_names_are_demanded_by_gdpr_and_missed_without_a_recogniser(data_lab):
     lab = data_lab(clean_rows(20), pii_profile=["gdpr"], pii_max_leak_ner=0.05)
     entry = lab.upto(ITEM)
     assert value(entry, "leak_PERSON") > 0.05
-    assert entry.verdict == "fail"
-    assert lab.gate(ITEM).verdict == "fail"
+    lab.agree(ITEM, "fail")
 
 
 def test_an_uncovered_language_fails(data_lab):
     lab = data_lab(clean_rows(20), languages=["en", "fi"])
     entry = lab.upto(ITEM)
-    assert entry.verdict == "fail"
     assert "Not covered: fi" in entry.summary
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("fail", True)
+    lab.agree(ITEM, "fail")
     assert uncovered_languages(["en"], ["gdpr"], {"en": "a_model"}) == {}
 
 
@@ -201,8 +192,13 @@ def test_in_the_sample_every_planted_value_is_gone_and_nothing_else_changed(samp
     after = {r["source_line"]: r for r in sample_lab.table(ITEM, "rows.parquet")}
     for line, entities in planted.items():
         shown = json.dumps(after[line]["messages"], ensure_ascii=False).casefold()
+        said = {turn["role"]: turn["content"] for turn in before[line]["messages"]}
         for entity in entities:
+            assert all(entity["text"] in said[role] for role in entity["turns"])
             assert entity["text"].casefold() not in shown
+    kinds = Counter(entity["type"] for entities in planted.values() for entity in entities)
+    assert kinds.keys() == PII_KINDS.keys()
+    assert min(kinds.values()) >= 3
     changed = {line for line, row in after.items() if row["messages"] != before[line]["messages"]}
     assert changed == set(planted)
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
@@ -223,8 +219,7 @@ def test_masks_are_typed_and_rows_can_be_refused(data_lab):
     assert reject["source_line"] == 5
     assert reject["reason"].startswith("pii_refused: it holds CREDIT_CARD")
     assert value(entry, "rows_refused") == 1
-    assert entry.verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_an_action_for_an_unknown_entity_is_the_users_error():
@@ -255,8 +250,7 @@ def test_a_pattern_that_is_off_turns_the_verdict(data_lab, monkeypatch, entity, 
     lab = data_lab(clean_rows(20))
     entry = lab.upto(ITEM)
     assert value(entry, f"leak_{entity}") > 0.3
-    assert entry.verdict == verdict
-    assert lab.gate(ITEM).verdict == verdict
+    lab.agree(ITEM, verdict)
 
 
 def test_leak_limits_by_entity():
@@ -279,10 +273,8 @@ def test_rows_in_a_language_that_is_not_declared_are_warned_of(data_lab):
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
     assert value(entry, "undeclared_language_share") == pytest.approx(5 / 30)
-    assert entry.verdict == "warn"
     assert "16.7% of the rows are in a language that data.languages does not" in entry.summary
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("warn", True)
+    lab.agree(ITEM, "warn")
     declared = data_lab(rows, languages=["en", "de"])
     assert declared.upto(ITEM).verdict == "pass"
     assert declared.gate(ITEM).verdict == "pass"

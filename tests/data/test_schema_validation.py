@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
-from tests.lab.data_runs import answer, chat, clean_rows, code, text
+from tests.lab.data_runs import answer, chat, clean_rows, code, in_form, text
 from tests.lab.fuzzed_rows import fuzzed_lines
 from tests.lab.runs import value
 
@@ -11,6 +11,8 @@ from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
 from tuneline.data.conversations.outcomes import convert, number_repeats
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.sample.faults import MALFORMED
+from tuneline.data.sample.make import MALFORMED_PER_FAULT
 from tuneline.data.schema_validation import validate
 from tuneline.data.sources.raw_record import RawRecord
 from tuneline.errors import UserError
@@ -45,15 +47,13 @@ def planted():
 def test_clean_rows_pass(data_lab):
     lab = data_lab(clean_rows(60))
     entry = lab.step(ITEM)
-    assert entry.verdict == "pass"
     assert value(entry, "rows_kept") == 60
     assert lab.rejected(ITEM) == []
     kept = lab.table(ITEM, "quarantine/rows.parquet")
     assert kept[3]["messages"] == clean_rows(60)[3]["messages"]
     assert Counter(row["label"] for row in kept) == {"billing": 20, "login": 20, "shipping": 20}
     assert [row["source_line"] for row in kept] == list(range(1, 61))
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    gate = lab.agree(ITEM, "pass")
     assert gate.expectations > 8
 
 
@@ -65,29 +65,24 @@ def test_every_fault_is_rejected_with_its_reason_and_line(data_lab):
     assert [code(reject) for reject in rejects] == list(faults)
     assert [reject["source_line"] for reject in rejects] == list(range(61, 61 + len(faults)))
     assert rejects[0]["raw"] == '{"messages": ['
-    assert entry.verdict == "pass"
     assert value(entry, "rows_rejected") == len(faults)
     assert value(entry, "rows_lost") == 0
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_too_many_faults_fail_step_and_gate(data_lab):
     lab = data_lab([*clean_rows(10), *planted().values()])
     entry = lab.step(ITEM)
-    assert entry.verdict == "fail"
     assert "10 of 24 rows" in entry.summary
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
-    assert gate.agrees
+    gate = lab.agree(ITEM, "fail")
     assert "malformed" in gate.summary
 
 
 def test_all_rejected_says_so(data_lab):
     lab = data_lab([b"{", b"nonsense"])
     entry = lab.step(ITEM)
-    assert entry.verdict == "fail"
     assert entry.summary.startswith("No row of ")
-    assert lab.gate(ITEM).verdict == "fail"
+    lab.agree(ITEM, "fail")
 
 
 def test_answers_are_held_against_a_schema(data_lab):
@@ -149,10 +144,7 @@ def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
     lab = data_lab(clean_rows(8), target_format="chatml")
     entry = lab.step(ITEM)
     assert value(entry, "token_mismatches") == 8
-    assert entry.verdict == "fail"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
-    assert gate.agrees
+    lab.agree(ITEM, "fail")
 
 
 def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
@@ -168,7 +160,6 @@ def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
     }
     lab = data_lab([], source=str(path), csv=mapping)
     entry = lab.step(ITEM)
-    assert entry.verdict == "pass"
     assert value(entry, "rows_kept") == 8
     assert value(entry, "rows_not_selected") == 22
     assert {code(r) for r in lab.rejected(ITEM)} == {"not_selected"}
@@ -180,8 +171,7 @@ def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
     again.step(ITEM)
     kept = again.table(ITEM, "quarantine/rows.parquet")
     assert {row["messages"][0]["content"] for row in kept} == chosen
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
+    lab.agree(ITEM, "pass")
 
 
 def test_a_wrong_name_of_the_base_model(data_lab, tmp_path):
@@ -202,11 +192,17 @@ def test_equal_lines_get_ids_of_their_own(data_lab):
 
 
 def test_the_sample_all_malformed_rows_and_no_other(sample_lab):
-    expected = {
+    codes = {
+        "wrong_role_order": "role_order",
+        "empty_assistant": "empty_turn",
+        "missing_assistant": "no_answer",
+    }
+    faults = {
         f["line"]: f["detail"]["fault"] for f in sample_lab.planted if f["kind"] == "malformed"
     }
     rejects = {r["source_line"]: code(r) for r in sample_lab.rejected(ITEM)}
-    assert rejects.keys() == expected.keys()
+    assert rejects == {line: codes.get(fault, fault) for line, fault in faults.items()}
+    assert Counter(faults.values()) == dict.fromkeys(MALFORMED, MALFORMED_PER_FAULT)
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
     assert sample_lab.gate(ITEM).verdict == "pass"
 
@@ -274,24 +270,3 @@ def test_no_false_alarm_on_clean_rows_of_twenty_seeds(base_dir):
         assert [o.reason for o in outcomes if o.reason is not None] == []
         assert all(o.tokens_equal and o.mask_exact for o in outcomes)
         assert [o.messages for o in outcomes] == chats
-
-
-def in_form(turns, form):
-    """An exchange with a system turn, written in one of the input forms."""
-    system, user, told = (turn["content"] for turn in turns)
-    senders = {"system": "system", "user": "human", "assistant": "gpt"}
-    header = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
-    return {
-        "messages": {"messages": turns},
-        "sharegpt": {
-            "conversations": [{"from": senders[t["role"]], "value": t["content"]} for t in turns]
-        },
-        "alpaca": {"system": system, "instruction": user, "input": "", "output": told},
-        "prompt_completion": {"system": system, "prompt": user, "completion": told},
-        "chatml_text": {
-            "text": "".join("<|im_start|>{role}\n{content}<|im_end|>\n".format(**t) for t in turns)
-        },
-        "llama3_text": {
-            "text": "<|begin_of_text|>" + "".join(header.format(**turn) for turn in turns)
-        },
-    }[form]

@@ -24,13 +24,12 @@ def long_row(words=400):
 def test_clean_rows_fit(data_lab):
     lab = data_lab(clean_rows(120))
     entry = lab.upto(ITEM)
-    assert entry.verdict == "pass"
     assert lab.rejected(ITEM) == []
     rows = lab.table(ITEM, "rows.parquet")
     assert max(r["n_tokens"] for r in rows) == value(entry, "tokens_max")
     assert sum(r["n_tokens"] for r in rows) == value(entry, "tokens_total")
     assert any(ref.name == "token_lengths.png" for ref in entry.artifacts)
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_long_rows_are_rejected_never_cut(data_lab):
@@ -40,17 +39,14 @@ def test_long_rows_are_rejected_never_cut(data_lab):
     assert code(reject) == "too_long"
     assert reject["source_line"] == 121
     assert value(entry, "tokens_max") <= 400 < value(entry, "tokens_max_before")
-    assert entry.verdict == "pass"
-    assert lab.gate(ITEM).verdict == "pass"
+    lab.agree(ITEM, "pass")
 
 
 def test_too_many_long_rows_fail_step_and_gate(data_lab):
     lab = data_lab(clean_rows(120), max_tokens=100)
     entry = lab.upto(ITEM)
     assert value(entry, "over_limit_share") > 0.05
-    assert entry.verdict == "fail"
-    gate = lab.gate(ITEM)
-    assert (gate.verdict, gate.agrees) == ("fail", True)
+    lab.agree(ITEM, "fail")
 
 
 def test_the_models_own_context_is_a_limit_too(data_lab):
@@ -67,9 +63,8 @@ def test_a_miscounted_row_is_seen_by_the_gate(data_lab, monkeypatch):
 
     monkeypatch.setattr("tuneline.data.token_length_audit.fit", blind)
     lab = data_lab([*clean_rows(120), long_row()], max_tokens=400)
-    assert lab.upto(ITEM).verdict == "fail"
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "fail"
+    lab.upto(ITEM)
+    gate = lab.agree(ITEM, "fail")
     assert "kept_length" in gate.summary
 
 
@@ -129,7 +124,7 @@ def test_rows_that_changed_since_they_were_counted_are_counted_again(data_lab, r
     changed = [r for r in lab.table("pii_scrubbing", "rows.parquet") if not r["n_tokens"]]
     assert len(changed) == value(lab.run.entry("pii_scrubbing"), "rows_changed") == 1
     kept = lab.table(ITEM, "rows.parquet")
-    counts = renderer.count(renderer.texts(r["messages"] for r in kept))
+    counts = renderer.count(renderer.text(r["messages"]) for r in kept)
     assert [r["n_tokens"] for r in kept] == counts
     assert value(entry, "tokens_total") == sum(counts)
 

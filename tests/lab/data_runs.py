@@ -55,6 +55,27 @@ def answer(intent: str, reply: str) -> str:
     return json.dumps({"intent": intent, "reply": reply})
 
 
+def in_form(turns: list[dict[str, str]], form: str) -> dict[str, Any]:
+    """Return an exchange with a system turn in one of the input forms."""
+    system, user, told = (turn["content"] for turn in turns)
+    senders = {"system": "system", "user": "human", "assistant": "gpt"}
+    header = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
+    return {
+        "messages": {"messages": turns},
+        "sharegpt": {
+            "conversations": [{"from": senders[t["role"]], "value": t["content"]} for t in turns]
+        },
+        "alpaca": {"system": system, "instruction": user, "input": "", "output": told},
+        "prompt_completion": {"system": system, "prompt": user, "completion": told},
+        "chatml_text": {
+            "text": "".join("<|im_start|>{role}\n{content}<|im_end|>\n".format(**t) for t in turns)
+        },
+        "llama3_text": {
+            "text": "<|begin_of_text|>" + "".join(header.format(**turn) for turn in turns)
+        },
+    }[form]
+
+
 def clean_rows(count: int, labels: tuple[str, ...] = ("billing", "login", "shipping")) -> list[Any]:
     """Return rows without a fault, in the messages form."""
     return [
@@ -97,6 +118,13 @@ class DataLab:
     def gate(self, item: str) -> GateResult:
         """Run an item's gate."""
         return run_gate(self.run, item)
+
+    def agree(self, item: str, verdict: str) -> GateResult:
+        """Assert that an item, which was run, and its gate both reach a verdict."""
+        gate = self.gate(item)
+        found = (self.run.find_evidence(item).verdict, gate.verdict, gate.agrees)
+        assert found == (verdict, verdict, True), gate.summary
+        return gate
 
     def table(self, step: str, name: str) -> list[dict[str, Any]]:
         """Return the rows of a stored table."""

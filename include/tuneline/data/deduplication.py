@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
@@ -37,8 +36,7 @@ from tuneline.data.tables.rows import (
     VALIDATION,
     Row,
     rows_before,
-    write_audit,
-    write_rejected,
+    write_decisions,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -152,26 +150,6 @@ def _phrases_of(thinned: Thinned) -> dict[str, Any]:
     }
 
 
-def _write_audit(path: Path, rows: Sequence[Row], found: Deduplicated, having: set[str]) -> None:
-    kept = [reason is None for reason in found.reasons]
-    splits = [split if k else None for split, k in zip(found.splits, kept, strict=True)]
-    write_audit(
-        path,
-        {
-            "row_id": [row.row_id for row in rows],
-            "kept": kept,
-            "reason": [(reason or "").split(":", 1)[0] or None for reason in found.reasons],
-            "cluster": found.cluster,
-            "own_holdout": [row.own_holdout for row in rows],
-            "conflict": found.conflict,
-            "split": splits,
-            "in_holdout": [None if split is None else int(split == HOLDOUT) for split in splits],
-            "cross_similarity": found.cross_similarity,
-            "repeated_sentence": [int(row.row_id in having) for row in rows],
-        },
-    )
-
-
 def _conclude(
     ctx: StepContext, rows: Sequence[Row], found: Deduplicated, thinned: Thinned, rejected: int
 ) -> Evidence:
@@ -275,9 +253,22 @@ def run(ctx: StepContext) -> Evidence:
         found.reasons = [reason or leaving.get(row.row_id) for row, reason in reasons]
         first, thinned = thinned, thin_answers(_kept(rows, found), config)
         thinned = replace(thinned, repeated=first.repeated)
-    left = [(row, reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
     ctx.write_json(PHRASES, _phrases_of(thinned))
     write_rows(ctx.out / ROWS, thinned.rows)
-    write_rejected(ctx, left)
-    _write_audit(ctx.out / AUDIT, rows, found, thinned.having)
-    return _conclude(ctx, rows, found, thinned, len(left))
+    splits = [
+        split if why is None else None
+        for split, why in zip(found.splits, found.reasons, strict=True)
+    ]
+    left = write_decisions(
+        ctx,
+        rows,
+        found.reasons,
+        cluster=found.cluster,
+        own_holdout=[row.own_holdout for row in rows],
+        conflict=found.conflict,
+        split=splits,
+        in_holdout=[None if split is None else int(split == HOLDOUT) for split in splits],
+        cross_similarity=found.cross_similarity,
+        repeated_sentence=[int(row.row_id in thinned.having) for row in rows],
+    )
+    return _conclude(ctx, rows, found, thinned, left)

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, DATASET, REJECTED
 from tuneline.config import DataConfig
@@ -34,9 +34,8 @@ from tuneline.data.tables.rows import (
     VALIDATION,
     Row,
     rows_before,
-    write_audit,
     write_dataset,
-    write_rejected,
+    write_decisions,
 )
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 
@@ -236,25 +235,6 @@ def _summary(figures: Figures, classes: Classes, config: DataConfig) -> str:
     )
 
 
-def _audit_columns(
-    rows: Sequence[Row],
-    classes: Classes,
-    reasons: Sequence[str | None],
-    weights: Sequence[float],
-    edges: Sequence[str | None],
-) -> dict[str, Sequence[Any]]:
-    return {
-        "row_id": [row.row_id for row in rows],
-        "kept": [reason is None for reason in reasons],
-        "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
-        "split": [row.split for row in rows],
-        "label": [row.label for row in rows],
-        "group": classes.names if classes.grouped else [None] * len(rows),
-        "edge_case": edges,
-        "weight": weights,
-    }
-
-
 def _row_measurements(rows: Sequence[Row], kept: Sequence[Row], left: int) -> list[Measurement]:
     splits = Counter(row.split for row in kept)
     return [
@@ -277,13 +257,20 @@ def run(ctx: StepContext) -> Evidence:
     reasons, weights = balance(rows, config, classes.names if balanced else [None] * len(rows))
     edges = _edges(rows, classes, config)
     kept = [(r, w) for r, w, reason in zip(rows, weights, reasons, strict=True) if not reason]
-    left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     kept_rows = [row for row, _ in kept]
     write_dataset(DATASET.path(ctx), kept_rows, [weight for _, weight in kept])
-    write_rejected(ctx, left)
-    write_audit(ctx.out / AUDIT, _audit_columns(rows, classes, reasons, weights, edges))
-    general = _row_measurements(rows, kept_rows, len(left))
-    sizes = {DATASET.name: len(kept), REJECTED: len(left), AUDIT: len(rows)}
+    left = write_decisions(
+        ctx,
+        rows,
+        reasons,
+        split=[row.split for row in rows],
+        label=[row.label for row in rows],
+        group=classes.names if classes.grouped else [None] * len(rows),
+        edge_case=edges,
+        weight=weights,
+    )
+    general = _row_measurements(rows, kept_rows, left)
+    sizes = {DATASET.name: len(kept), REJECTED: left, AUDIT: len(rows)}
     columns = zip(rows, classes.names, reasons, weights, edges, strict=True)
     train = [
         TrainRow(name, reason is None, weight, edge is not None)

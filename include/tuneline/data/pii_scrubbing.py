@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
@@ -25,11 +24,10 @@ from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii.settings import SEED
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.tables.rows import (
-    Row,
     rows_before,
     scrubbed,
     write_audit,
-    write_rejected,
+    write_decisions,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -86,31 +84,6 @@ def leak_limit(group: str, config: DataConfig) -> float:
                 return given[name]
         given = float(DataConfig.model_fields["pii_max_leak"].default)
     return config.pii_max_leak_ner if entity in NER_ENTITIES else given
-
-
-def _write_audits(
-    out: Path, rows: Sequence[Row], results: Sequence[Scrubbed], trial: Trial
-) -> None:
-    reasons = [reason_to_reject(result) for result in results]
-    write_audit(
-        out / AUDIT,
-        {
-            "row_id": [row.row_id for row in rows],
-            "kept": [reason is None for reason in reasons],
-            "reason": [reason and reason.split(":")[0] for reason in reasons],
-            "hits": [result.hits.total() for result in results],
-            "residual_hits": [result.residual for result in results],
-            "undeclared_language": [int(result.foreign is not None) for result in results],
-        },
-    )
-    write_audit(
-        out / CANARIES,
-        {
-            "entity": [canary.group for canary in trial.canaries],
-            "form": [canary.form for canary in trial.canaries],
-            "leaked": [int(leak) for leak in trial.leaked],
-        },
-    )
 
 
 def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
@@ -227,20 +200,30 @@ def run(ctx: StepContext) -> Evidence:
     results = scrubber.scrub(
         [row.row_id.split("-", 1)[0] for row in rows], [row.messages for row in rows], workers
     )
-    kept: list[Row] = []
-    left: list[tuple[Row, str]] = []
-    for row, result in zip(rows, results, strict=True):
-        reason = reason_to_reject(result)
-        if reason is not None:
-            left.append((row, reason))
-        else:
-            kept.append(scrubbed(row, result.messages, result.surrogates))
+    reasons = [reason_to_reject(result) for result in results]
+    kept = [
+        scrubbed(row, result.messages, result.surrogates)
+        for row, result, reason in zip(rows, results, reasons, strict=True)
+        if reason is None
+    ]
     write_rows(ctx.out / ROWS, kept)
-    write_rejected(ctx, left)
+    left = write_decisions(
+        ctx,
+        rows,
+        reasons,
+        hits=[result.hits.total() for result in results],
+        residual_hits=[result.residual for result in results],
+        undeclared_language=[int(result.foreign is not None) for result in results],
+    )
     entities = scrubbed_entities(config.pii_profile)
     canaries = make_canaries(entities, SEED, languages=config.languages)
     trial = Trial(canaries, leaked_canaries(scrubber, canaries))
-    _write_audits(ctx.out, rows, results, trial)
+    columns = {
+        "entity": [canary.group for canary in canaries],
+        "form": [canary.form for canary in canaries],
+        "leaked": [int(leak) for leak in trial.leaked],
+    }
+    write_audit(ctx.out / CANARIES, columns)
     leak_rates = _leak_measurements(config, trial)
     measurements = [
         *_row_measurements(results),
@@ -257,5 +240,5 @@ def run(ctx: StepContext) -> Evidence:
     return ctx.conclude(
         _summary(config, results, trial, leak_rates),
         measurements,
-        rows={ROWS: len(kept), REJECTED: len(left), AUDIT: len(rows), CANARIES: len(canaries)},
+        rows={ROWS: len(kept), REJECTED: left, AUDIT: len(rows), CANARIES: len(canaries)},
     )

@@ -37,14 +37,7 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.rendering.template_parity import compare
 from tuneline.data.sources.opened import open_files
 from tuneline.data.sources.raw_record import BROKEN_FILE
-from tuneline.data.tables.rows import (
-    Message,
-    Reject,
-    Row,
-    write_audit,
-    write_rejects,
-    write_rows,
-)
+from tuneline.data.tables.rows import Message, write_audit, write_rejects, write_rows
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
@@ -149,31 +142,8 @@ def _read(ctx: StepContext) -> tuple[list[Outcome], list[FileForm], int]:
 
 
 def _write(ctx: StepContext, outcomes: Sequence[Outcome]) -> None:
-    write_rows(
-        UNSCRUBBED.path(ctx),
-        (
-            Row(
-                o.row_id,
-                o.messages,
-                o.source_file,
-                o.source_line,
-                label=o.label,
-                own_holdout=o.own_holdout,
-                n_tokens=o.n_tokens,
-                raw=o.raw,
-            )
-            for o in outcomes
-            if o.reason is None
-        ),
-    )
-    write_rejects(
-        rejected_of(ITEM).path(ctx),
-        (
-            Reject(o.row_id, ITEM, o.reason, o.source_file, o.source_line, o.raw)
-            for o in outcomes
-            if o.reason is not None
-        ),
-    )
+    write_rows(UNSCRUBBED.path(ctx), (o.row() for o in outcomes if o.reason is None))
+    write_rejects(rejected_of(ITEM).path(ctx), (o.reject() for o in outcomes if o.reason))
     write_audit(
         audit_of(ITEM).path(ctx),
         {

@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, audit_of, rows_of
+from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import (
     Message,
     Row,
     base_id,
     rows_before,
-    write_audit,
-    write_rejected,
+    write_decisions,
     write_rows,
 )
 from tuneline.evidence import Evidence, measure
@@ -74,8 +73,8 @@ def fit(
         Rows that fit with their `n_tokens`, rejected rows with the reason, and the token count
         of every row as it came in.
     """
-    uncounted = (row.messages for row in rows if not row.n_tokens)
-    fresh = iter(renderer.count(renderer.texts(uncounted)))
+    uncounted = (renderer.text(row.messages) for row in rows if not row.n_tokens)
+    fresh = iter(renderer.count(uncounted))
     lengths = [row.n_tokens or next(fresh) for row in rows]
     kept: list[Row] = []
     left: list[tuple[Row, str]] = []
@@ -122,21 +121,19 @@ def run(ctx: StepContext) -> Evidence:
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     kept, left, lengths = fit(rows, limit, renderer, config.too_long)
     write_rows(rows_of(ITEM).path(ctx), kept)
-    write_rejected(ctx, left)
     longest: dict[str, int] = {}
     for row in kept:
         source_row = base_id(row.row_id)
         longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
-    gone = {row.row_id for row, _ in left}
-    columns = {
-        "row_id": [row.row_id for row in rows],
-        "kept": [row.row_id not in gone for row in rows],
-        "reason": ["too_long" if row.row_id in gone else None for row in rows],
-        "n_tokens": lengths,
-        "kept_tokens": [longest.get(row.row_id) for row in rows],
-        "over_limit": [int(length > limit) for length in lengths],
-    }
-    write_audit(audit_of(ITEM).path(ctx), columns)
+    why = {row.row_id: reason for row, reason in left}
+    write_decisions(
+        ctx,
+        rows,
+        [why.get(row.row_id) for row in rows],
+        n_tokens=lengths,
+        kept_tokens=[longest.get(row.row_id) for row in rows],
+        over_limit=[int(length > limit) for length in lengths],
+    )
     plot_lengths(ctx.out / HISTOGRAM, lengths, limit)
     over = sum(length > limit for length in lengths)
     p50, p95, p99 = (float(np.percentile(lengths, q)) for q in (50, 95, 99))

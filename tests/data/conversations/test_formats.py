@@ -1,39 +1,20 @@
 import pytest
+from tests.lab.data_runs import in_form
 
-from tuneline.data.conversations.formats import Malformed, detect, form_of, to_messages
+from tuneline.data.conversations.formats import FORMS, Malformed, detect, form_of, to_messages
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "ho"},
 ]
-FORMS = {
-    "messages": {"messages": TURNS},
-    "sharegpt": {
-        "conversations": [
-            {"from": "system", "value": "Be brief."},
-            {"from": "human", "value": "hi"},
-            {"from": "gpt", "value": "ho"},
-        ]
-    },
-    "alpaca": {"system": "Be brief.", "instruction": "hi", "input": "", "output": "ho"},
-    "prompt_completion": {"prompt": TURNS[:2], "completion": TURNS[2:]},
-    "chatml_text": {
-        "text": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
-        "<|im_start|>assistant\nho<|im_end|>\n"
-    },
-    "llama3_text": {
-        "text": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nho<|eot_id|>"
-    },
-}
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_known_and_becomes_turns(form):
-    assert form_of(FORMS[form]) == form
-    assert to_messages(FORMS[form], form) == TURNS
+    value = in_form(TURNS, form)
+    assert form_of(value) == form
+    assert to_messages(value, form) == TURNS
 
 
 def test_alpaca_input_joins_the_instruction():
@@ -44,6 +25,8 @@ def test_alpaca_input_joins_the_instruction():
 def test_plain_prompt_and_text_parts():
     row = {"prompt": "hi", "completion": "ho"}
     assert to_messages(row, "prompt_completion") == TURNS[1:]
+    row = {"prompt": TURNS[:2], "completion": TURNS[2:]}
+    assert to_messages(row, "prompt_completion") == TURNS
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     row = {"messages": [{"role": "user", "content": parts}, TURNS[2]]}
     assert to_messages(row, "messages") == TURNS[1:]
@@ -58,7 +41,7 @@ def test_the_commonest_form_is_the_files():
     ("form", "row", "code"),
     [
         ("messages", {"question": "a"}, "unknown_format"),
-        ("messages", FORMS["alpaca"], "unknown_format"),
+        ("messages", in_form(TURNS, "alpaca"), "unknown_format"),
         ("messages", [1], "unknown_format"),
         ("messages", {"messages": "hi"}, "wrong_type"),
         ("messages", {"messages": ["hi"]}, "wrong_type"),

@@ -62,7 +62,7 @@ def test_only_data_items_that_were_run(lab):
     ("change", "words"),
     [
         (lambda t: t.iloc[:0], "has no rows"),
-        (lambda t: t.drop(columns=["tokens_equal"]), "lacks the columns tokens_equal"),
+        (lambda t: t.drop(columns=["tokens_equal"]), "lack the column tokens_equal"),
         (lambda t: t.iloc[1:], "row count to equal"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "unique"),
         (lambda t: t.assign(kept=[False, *t["kept"][1:]]), "lost_rows"),

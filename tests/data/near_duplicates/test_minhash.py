@@ -8,7 +8,6 @@ from datasketch import MinHash, MinHashLSH
 from tuneline.data.near_duplicates.minhash import (
     BANDS_MANY,
     NUM_PERM,
-    Clusters,
     band_keys,
     bands_for,
     candidates,
@@ -124,10 +123,3 @@ def test_nothing_to_compare():
     assert near_pairs([], 0.8) == []
     assert near_pairs(["one text"], 0.8) == []
     assert near_pairs(["", "other"], 0.8) == []
-
-
-def test_clusters_join_through_a_third():
-    clusters = Clusters(5)
-    clusters.join(3, 4)
-    clusters.join(4, 1)
-    assert [clusters.root(i) for i in range(5)] == [0, 1, 2, 1, 1]

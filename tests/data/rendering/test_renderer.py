@@ -2,7 +2,7 @@ import pytest
 from tests.lab.data_runs import chat
 from tests.lab.tiny_models import make_tokenizer
 
-from tuneline.data.rendering.renderer import Renderer, render_example
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 
@@ -26,6 +26,10 @@ def llama(tmp_path_factory):
         {"bos_token": names[0], "eos_token": names[3], "additional_special_tokens": names[1:3]}
     )
     return tokenizer
+
+
+def render(messages, tokenizer, target):
+    return Renderer(tokenizer, target).render([messages])[0]
 
 
 def learnt(tokenizer, example):
@@ -69,7 +73,7 @@ def test_mask_covers_answers_and_their_end(tokenizer):
 
 
 def test_alpaca_ends_with_the_end_of_sequence(tokenizer):
-    example = render_example(CONVERSATIONS[0], tokenizer, "alpaca")
+    example = render(CONVERSATIONS[0], tokenizer, "alpaca")
     assert "### Instruction:\nhi there\n\n### Response:\nho" in example.text
     assert learnt(tokenizer, example) == ["ho<|im_end|>"]
 
@@ -78,7 +82,7 @@ def test_an_answer_that_merges_with_the_prompt_has_no_mask(tokenizer):
     # "\n" of the template and "\n" of the answer may become one token "\n\n".
     ids = tokenizer("\n\n\n", add_special_tokens=False)["input_ids"]
     assert len(ids) < 3, "the tokenizer of this test must merge line ends"
-    example = render_example(chat("hi", "\n\nho"), tokenizer, "tokenizer")
+    example = render(chat("hi", "\n\nho"), tokenizer, "tokenizer")
     assert example.loss_mask is None
 
 
@@ -92,7 +96,7 @@ def test_default_system_prompt_of_a_template_is_kept(tokenizer):
         "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    example = render_example(CONVERSATIONS[0], other, "tokenizer")
+    example = render(CONVERSATIONS[0], other, "tokenizer")
     assert example.text.startswith("<|im_start|>system\nBe nice.")
     assert learnt(other, example) == ["ho<|im_end|>"]
 

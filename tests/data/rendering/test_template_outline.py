@@ -3,8 +3,7 @@ from tests.lab.data_runs import chat
 from tests.lab.tiny_models import TEMPLATE, make_tokenizer
 
 from tuneline.data.rendering import renderer as rendering
-from tuneline.data.rendering.renderer import Renderer, TemplateRefused, _compiled
-from tuneline.data.rendering.template_outline import contents_are_opaque
+from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 
 SMOLLM = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -18,7 +17,10 @@ OPAQUE = {
     "chatml": rendering.CHATML_TEMPLATE,
     "alpaca": rendering.ALPACA_TEMPLATE,
     "twice": "{% for m in messages %}{{ m.content }}-{{ m.content ~ m.role }}{% endfor %}",
+    "alternates": "{% for m in messages %}{{ loop.index0 % 2 }}{{ m.content }}{% endfor %}",
     "never": "{% for m in messages %}{{ m.role }}{% endfor %}",
+    "any key": "{% for m in messages %}{{ m[add_generation_prompt] }}{% endfor %}",
+    "stand-in": "{% for m in messages %}{{ '\ue0f0' + m.content }}{% endfor %}",
 }
 LOOKING = {
     "trims": rendering.LLAMA3_TEMPLATE,
@@ -30,13 +32,19 @@ LOOKING = {
     "dumps the turn": "{% for m in messages %}{{ m | tojson }}{% endfor %}",
     "dumps all": "{{ messages | tojson }}",
     "compares turns": "{% for m in messages %}{{ m == messages[0] }}{% endfor %}",
-    "any key": "{% for m in messages %}{{ m[add_generation_prompt] }}{% endfor %}",
     "multiplies": "{% for m in messages %}{{ m.content * 2 }}{% endfor %}",
     "filters loops": "{% for m in messages if m.content %}{{ m.role }}{% endfor %}",
     "goes through pairs": "{% for k, v in messages[0].items() %}{{ v }}{% endfor %}",
     "macro": "{% macro f(m) %}{{ m.content }}{% endmacro %}{{ f(messages[0]) }}",
+    "joins and compares": "{% for m in messages %}{{ m.content ~ '' == 'x' }}{% endfor %}",
+    "joins and trims": "{% for m in messages %}{{ ('-' + m.content) | trim }}{% endfor %}",
+    "adds and compares": "{% for m in messages %}{{ '-' + m.content == '-x' }}{% endfor %}",
+    "formats a turn": "{% for m in messages %}{{ '%(content)s' % m == 'x' }}{% endfor %}",
+    "formats": "{% for m in messages %}{{ 'x%s' % m.content == 'xx' }}{% endfor %}",
+    "is among": "{% for m in messages %}{{ m.content in ['x', 'user'] }}{% endfor %}",
+    "in lower case": "{% for m in messages %}{{ m.content is lower }}{% endfor %}",
+    "counts": "{% for m in messages %}{{ m.content | length }}{% endfor %}",
     "clock": "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}",
-    "stand-in": "{% for m in messages %}{{ '\ue0f0' + m.content }}{% endfor %}",
 }
 DIFFICULT = [
     "x", "", " ", "\n\nboth sides  ", "</think>", "<|im_end|>", "{{ 1 }}", "{% raw %}",
@@ -61,7 +69,7 @@ def conversations():
 def test_an_outlined_template_writes_what_the_template_writes(tokenizer, name):
     tokenizer.chat_template = OPAQUE[name]
     renderer = Renderer(tokenizer, "tokenizer")
-    assert renderer._outline is not None
+    assert renderer._outline._outline(("user", "assistant"), False) is not None
     for messages in conversations():
         for ask, turns in ((False, messages), (True, messages[:-1])):
             expected = tokenizer.apply_chat_template(
@@ -72,10 +80,10 @@ def test_an_outlined_template_writes_what_the_template_writes(tokenizer, name):
 
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_template_that_looks_at_contents_is_called(tokenizer, name):
-    template = LOOKING[name]
-    assert not contents_are_opaque(template, _compiled(template).environment)
-    tokenizer.chat_template = template
+    tokenizer.chat_template = LOOKING[name]
     renderer = Renderer(tokenizer, "tokenizer")
+    roles = ("user", "assistant") * 2
+    assert renderer._outline is None or renderer._outline._outline(roles, False) is None
     for messages in conversations():
         assert renderer.text(messages) == tokenizer.apply_chat_template(messages, tokenize=False)
 

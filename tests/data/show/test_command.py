@@ -67,20 +67,6 @@ def test_a_row_of_a_raw_file_is_its_line(show, faulty):
     assert "no row 99" in err
 
 
-@pytest.mark.parametrize("form", ["sharegpt", "alpaca", "prompt_completion"])
-def test_other_forms(show, tmp_path, form):
-    row = {
-        "sharegpt": {
-            "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "w"}]
-        },
-        "alpaca": {"instruction": "q", "output": "w"},
-        "prompt_completion": {"prompt": "q", "completion": "w"},
-    }[form]
-    code, out, _ = show(write_jsonl(tmp_path / "r.jsonl", [row]), "--mask")
-    assert code == EXIT_OK
-    assert "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦w<|im_end|>⟧" in out
-
-
 def test_a_mask_that_trains_on_nothing_fails(show, tmp_path):
     rows = [{"messages": chat("a", "\n\nb")}]
     code, _, err = show(write_jsonl(tmp_path / "r.jsonl", rows), "--row", "1", "--mask")

@@ -57,6 +57,7 @@ def test_folders_globs_and_lists(tree):
         ("hf://datasets/squad", "write hf://datasets/owner/name"),
         ("s3:///key", "names no bucket"),
         ("", "no dataset was named"),
+        (" ", "no dataset was named"),
         ("a\0b", "is not a path"),
     ],
 )

@@ -148,14 +148,10 @@ def test_what_is_no_dataset(tmp_path):
         with pytest.raises(UserError, match=match):
             read_all(str(uri))
 
-    refuse("does not exist", tmp_path / "none.jsonl")
-    refuse("is a folder without", tmp_path)
-    refuse("unknown kind of address", "ftp://host/rows.jsonl")
     (tmp_path / "empty.jsonl").touch()
     refuse("is empty", tmp_path / "empty.jsonl")
     (tmp_path / "blank.jsonl").write_bytes(b"\n  \n")
     refuse("blank lines only", tmp_path / "blank.jsonl")
-    refuse("no dataset was named", " ")
     (tmp_path / "utf16.jsonl").write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
     refuse("is a binary file", tmp_path / "utf16.jsonl")
     (tmp_path / "list.json").write_bytes(b"[{}]")

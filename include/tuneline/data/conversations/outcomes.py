@@ -14,7 +14,7 @@ from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
 from tuneline.data.sources.raw_record import RawRecord
-from tuneline.data.tables.rows import Message
+from tuneline.data.tables.rows import Message, Reject, Row
 
 NOT_SELECTED = "not_selected"
 
@@ -40,6 +40,25 @@ class Outcome:
     def code(self) -> str:
         """The reason without its detail, empty for a row that is kept."""
         return (self.reason or "").split(":", 1)[0]
+
+    def row(self) -> Row:
+        """Return the row of a record that is kept."""
+        return Row(
+            self.row_id,
+            self.messages,
+            self.source_file,
+            self.source_line,
+            label=self.label,
+            own_holdout=self.own_holdout,
+            n_tokens=self.n_tokens,
+            raw=self.raw,
+        )
+
+    def reject(self) -> Reject:
+        """Return the reject of a record that is not kept."""
+        assert self.reason is not None
+        place = (self.source_file, self.source_line)
+        return Reject(self.row_id, "schema_validation", self.reason, *place, self.raw)
 
 
 @dataclass(frozen=True)

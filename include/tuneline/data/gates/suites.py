@@ -9,7 +9,7 @@ are some.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT
@@ -61,14 +61,6 @@ class GateInput:
     stored_rejects: int
     measured: Mapping[str, Any]
     config: PipelineConfig
-
-
-@dataclass(frozen=True)
-class Table:
-    """The columns that a gate needs of each table, and the function that makes its suites."""
-
-    columns: Mapping[str, Sequence[str]]
-    suites: Callable[[GateInput], list[Suite]] = field(repr=False)
 
 
 def _within(kind: str, column: str, low: float | None, high: float | None, severity: str) -> Rule:
@@ -263,49 +255,10 @@ def _distribution_balancing(given: GateInput) -> list[Suite]:
     return suites
 
 
-_COMMON = ("row_id", "kept", "reason")
-TABLES: dict[str, Table] = {
-    "schema_validation": Table(
-        {
-            AUDIT: (
-                *_COMMON,
-                "source_file",
-                "source_line",
-                "malformed",
-                "selected",
-                "last_role",
-                "tokens_equal",
-                "mask_exact",
-            )
-        },
-        _schema_validation,
-    ),
-    "pii_scrubbing": Table(
-        {
-            AUDIT: (*_COMMON, "hits", "residual_hits", "undeclared_language"),
-            CANARIES: ("entity", "form", "leaked"),
-        },
-        _pii_scrubbing,
-    ),
-    "deduplication": Table(
-        {
-            AUDIT: (
-                *_COMMON,
-                "cluster",
-                "own_holdout",
-                "split",
-                "in_holdout",
-                "cross_similarity",
-                "repeated_sentence",
-            )
-        },
-        _deduplication,
-    ),
-    "token_length_audit": Table(
-        {AUDIT: (*_COMMON, "n_tokens", "kept_tokens", "over_limit")}, _token_length_audit
-    ),
-    "distribution_balancing": Table(
-        {AUDIT: (*_COMMON, "split", "label", "group", "edge_case", "weight")},
-        _distribution_balancing,
-    ),
+SUITES: dict[str, Callable[[GateInput], list[Suite]]] = {
+    "schema_validation": _schema_validation,
+    "pii_scrubbing": _pii_scrubbing,
+    "deduplication": _deduplication,
+    "token_length_audit": _token_length_audit,
+    "distribution_balancing": _distribution_balancing,
 }

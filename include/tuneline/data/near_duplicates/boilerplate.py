@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from os.path import commonprefix
 
 # The common text of fewer rows may be chance; a shorter text ("I would like to") is a coincidence
 # and does no harm.
@@ -51,20 +52,7 @@ def _shared_prefix(ordered: Sequence[str]) -> str:
     """Return the longest prefix that 80 % of sorted texts share; these texts are adjacent."""
     window = ceil(SHARE * len(ordered))
     best = ""
-    for start in range(len(ordered) - window + 1):
-        shared = _common(ordered[start], ordered[start + window - 1])
-        if len(shared) > len(best):
-            best = shared
+    for first, last in zip(ordered, ordered[window - 1 :], strict=False):
+        if last.startswith(first[: len(best) + 1]):
+            best = max(best, commonprefix([first, last]), key=len)  # noqa: RUF071 - no paths
     return best if len(best) >= MIN_CHARS else ""
-
-
-def _common(a: str, b: str) -> str:
-    """Return the longest common prefix of two texts."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[:middle] == b[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return a[:low]

@@ -261,22 +261,3 @@ def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hash
     nothing = (np.empty(0, dtype=np.int64), none, none)
     lengths, short, long = zip(nothing, *in_threads(keys_of, batches(texts)), strict=True)
     return np.concatenate(lengths), np.concatenate(short, axis=1), np.concatenate(long, axis=1)
-
-
-class Clusters:
-    """A union-find over row numbers; the root of a cluster is its smallest row."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def root(self, row: int) -> int:
-        """Return the smallest row of a row's cluster."""
-        while self._parent[row] != row:
-            self._parent[row] = self._parent[self._parent[row]]
-            row = self._parent[row]
-        return row
-
-    def join(self, a: int, b: int) -> None:
-        """Put two rows into one cluster."""
-        low, high = sorted((self.root(a), self.root(b)))
-        self._parent[high] = low

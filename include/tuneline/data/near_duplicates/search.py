@@ -10,10 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.boilerplate import common_affixes
 from tuneline.data.near_duplicates.exact_join import cross_similarities
-from tuneline.data.near_duplicates.minhash import Clusters, near_pairs
+from tuneline.data.near_duplicates.minhash import near_pairs
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import assign, cluster_hash, plan
 from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row
@@ -108,15 +110,18 @@ def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], in
         The cluster of each text (the smallest row number in it), and the number of pairs of
         different texts that are near-duplicates.
     """
-    first: dict[str, int] = {}
-    clusters = Clusters(len(texts))
-    for index, text in enumerate(texts):
-        clusters.join(first.setdefault(text, index), index)
-    distinct = list(first)
-    pairs = near_pairs(distinct, threshold)
-    for i, j, _ in pairs:
-        clusters.join(first[distinct[i]], first[distinct[j]])
-    return [clusters.root(index) for index in range(len(texts))], len(pairs)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers: dict[str, int] = {}
+    distinct = [numbers.setdefault(text, len(numbers)) for text in texts]
+    pairs = near_pairs(list(numbers), threshold)
+    ends = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2).T
+    shape = (len(numbers), len(numbers))
+    near = coo_array((np.ones(len(pairs)), (ends[0], ends[1])), shape)
+    labels = connected_components(near, directed=False)[1][distinct]
+    _, first, cluster = np.unique(labels, return_index=True, return_inverse=True)
+    return first[cluster].tolist(), len(pairs)
 
 
 def keep_of_cluster(rows: Sequence[Row], members: Sequence[int], policy: str) -> list[int]:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
+from os.path import commonprefix
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -146,13 +147,6 @@ def cutting_points(backend: Any) -> tuple[re.Pattern[str], frozenset[str]] | Non
         return None
     contents = sorted((t.content for t in tokens), key=lambda content: (-len(content), content))
     # A pattern that starts with a literal is searched much faster.
-    shared = _common_start(min(contents), max(contents))
+    shared = commonprefix(contents)  # noqa: RUF071 - no paths
     rest = "|".join(re.escape(content[len(shared) :]) for content in contents)
     return re.compile(f"{re.escape(shared)}(?:{rest})"), frozenset(cut)
-
-
-def _common_start(first: str, second: str) -> str:
-    length = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first)
-    )
-    return first[:length]

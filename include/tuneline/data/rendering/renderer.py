@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneline.config import TargetFormat
 from tuneline.data.rendering.piecewise import PieceEncoder
-from tuneline.data.rendering.template_outline import Outline, contents_are_opaque
+from tuneline.data.rendering.template_outline import Outline, shows_every_use
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 
@@ -126,8 +126,8 @@ class Renderer:
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._compiled = _compiled(self.template)
-        opaque = contents_are_opaque(self.template, self._compiled.environment)
-        self._outline = Outline(self._by_template) if opaque else None
+        outlined = shows_every_use(self.template, self._compiled.environment)
+        self._outline = Outline(self._by_template) if outlined else None
         self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
@@ -172,10 +172,6 @@ class Renderer:
         except (TemplateError, TypeError) as error:
             raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
         return text
-
-    def texts(self, rows: Iterable[Sequence[Message]]) -> Iterator[str]:
-        """Render rows lazily, for `count` and `encode`."""
-        return (self.text(messages) for messages in rows)
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of rendered texts; no token is added, nothing is cut."""
@@ -258,10 +254,3 @@ def _compiled(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(template)
-
-
-def render_example(
-    messages: Sequence[Message], tokenizer: Any, target: TargetFormat
-) -> RenderedExample:
-    """Render one row; `Renderer.render` is faster for many."""
-    return Renderer(tokenizer, target).render([messages])[0]

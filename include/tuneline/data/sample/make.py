@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneline.data.near_duplicates.split import quotas
 from tuneline.data.sample import faults
 from tuneline.data.sample.text import Draw, Row, Writer
 from tuneline.errors import UserError
@@ -53,24 +54,20 @@ def row_line(row: Row, system: str) -> bytes:
     return json.dumps({"messages": row.messages(system)}, ensure_ascii=False).encode()
 
 
-def quotas(shares: dict[str, float], total: int) -> dict[str, int]:
-    """Return whole numbers in proportion to the shares that add up to the total."""
-    counts = {name: int(share * total) for name, share in shares.items()}
-    rest = sorted(shares, key=lambda name: (counts[name] - shares[name] * total, name))
-    for name in rest[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
+def _counts(writer: Writer, total: int) -> dict[str, int]:
+    """Return the number of rows of each intent, in the intended shares."""
+    return quotas({name: round(1000 * share) for name, share in writer.shares().items()}, total)
 
 
 def _plan(writer: Writer, total: int) -> list[str]:
     """Return the intents of `total` rows in random order, in the intended shares."""
-    counts = quotas(writer.shares(), total)
+    counts = _counts(writer, total)
     return writer.draw.shuffled([name for name in writer.intents for _ in range(counts[name])])
 
 
 def _clean(writer: Writer) -> list[tuple[Row, Entry]]:
     spec = writer.phrases["boilerplate"]
-    wanted = round(spec["share"] * quotas(writer.shares(), CLEAN_ROWS)[spec["intent"]])
+    wanted = round(spec["share"] * _counts(writer, CLEAN_ROWS)[spec["intent"]])
     pairs = []
     for intent in _plan(writer, CLEAN_ROWS):
         phrase = intent == spec["intent"] and wanted > 0

@@ -86,12 +86,13 @@ def show(
 
 def _print_row(screen: _Screen, shown: Shown, renderer: Renderer, *, mask: bool) -> str:
     """Print a row; return the fault of its mask, empty if there is none."""
-    if shown.messages is None:
-        screen.head(shown, [shown.item])
-        screen.line(reason_pieces(shown.reason))
-        screen.line(raw_pieces(shown.raw, shown.reason))
-        if shown.reason.startswith("mask_boundary"):
-            return f"its mask trains on nothing ({shown.reason})"
+    reject = shown.reject
+    if reject is not None:
+        screen.head(shown, [reject.item])
+        screen.line(reason_pieces(reject.reason))
+        screen.line(raw_pieces(reject.raw, reject.reason))
+        if reject.code == "mask_boundary":
+            return f"its mask trains on nothing ({reject.reason})"
         return ""
     messages = hide(shown.messages) if shown.unscrubbed else shown.messages
     try:

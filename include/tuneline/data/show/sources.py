@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -31,21 +31,17 @@ class Shown:
     Attributes:
         number: its number for `--row`.
         place: its file and line.
-        messages: its turns; None for a row that was rejected.
+        messages: its turns, none for a row that was rejected.
         facts: split, label and weight, if known.
-        item: the item that rejected it.
-        reason: the reject's reason, empty for a row that is in.
-        raw: the source line of a rejected row.
-        unscrubbed: True if it may hold personal data.
+        reject: what is known of a rejected row.
+        unscrubbed: True if its turns may hold personal data.
     """
 
     number: int
     place: str
-    messages: list[Message] | None = None
+    messages: list[Message] = field(default_factory=list)
     facts: tuple[str, ...] = ()
-    item: str = ""
-    reason: str = ""
-    raw: str = ""
+    reject: Reject | None = None
     unscrubbed: bool = False
 
 
@@ -96,7 +92,7 @@ def gather(
     if path is not None and path.suffix == ".parquet" and path.is_file():
         table = _rows_of_table(path)
         if table is not None:
-            if rejected and any(shown.messages is not None for shown in table):
+            if rejected and any(shown.reject is None for shown in table):
                 raise UserError(
                     f"{path} holds the rows that are in; rejected ones lie in "
                     "quarantine/rejected.parquet"
@@ -193,10 +189,7 @@ def _kept(number: int, row: Row, weight: float) -> Shown:
 
 
 def _rejected(number: int, reject: Reject) -> Shown:
-    place = f"{reject.source_file}:{reject.source_line}"
-    return Shown(
-        number, place, item=reject.item, reason=reject.reason, raw=reject.raw, unscrubbed=True
-    )
+    return Shown(number, f"{reject.source_file}:{reject.source_line}", reject=reject)
 
 
 def _raw_rows(
@@ -204,7 +197,7 @@ def _raw_rows(
 ) -> list[Shown]:
     """Read rows of a raw file as schema_validation does; `--row` also takes a rejected one."""
     from tuneline.data.conversations.outcomes import Outcome, convert, number_repeats, select
-    from tuneline.data.schema_validation import ITEM, validate
+    from tuneline.data.schema_validation import validate
     from tuneline.data.sources.opened import open_files
 
     data = config.data
@@ -224,9 +217,7 @@ def _raw_rows(
         if row is None and (o.reason is not None) != rejected:
             continue
         if o.reason is not None:
-            reject = Reject(o.row_id, ITEM, o.reason, o.source_file, o.source_line, o.raw)
-            shown.append(_rejected(o.source_line, reject))
+            shown.append(_rejected(o.source_line, o.reject()))
         else:
-            kept = Row(o.row_id, o.messages, o.source_file, o.source_line, o.label, raw=o.raw)
-            shown.append(_kept(o.source_line, kept, 1.0))
+            shown.append(_kept(o.source_line, o.row(), 1.0))
     return shown

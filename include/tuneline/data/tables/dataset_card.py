@@ -17,7 +17,6 @@ import yaml
 
 from tuneline.artifacts.data import (
     DatasetDocument,
-    PromptFormat,
     Removed,
     Reproduce,
     SourceKept,
@@ -137,94 +136,33 @@ def reproduce(config: DataConfig, base_model: str) -> Reproduce:
 
 def card(document: DatasetDocument) -> str:
     """Write the card for people, in Markdown."""
-    assert document.format is not None
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # In a table nothing may break out of its cell, so every value is escaped that isn't verbatim.
+    environment = Environment(  # noqa: S701 - Markdown, escaped by finalize
+        loader=PackageLoader("tuneline.data.tables", ""),
+        finalize=_cell,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"verbatim": _Verbatim, "printed": _printed}
     assert document.reproduce is not None
-    parts = [
-        f"# Dataset {document.name}",
-        f"Version `{document.version}`: a hash over the turns, split, class and weight of "
-        f"all {document.rows} rows, in any order.",
-        "## Rows",
-        _rows_table(document),
-        "## Sources",
-        _sources_table(document.sources),
-        "## What was taken out, and why",
-        *_removed(document.removed),
-        "## Personal data",
-        _pii(document.pii),
-        "## Format",
-        _format(document.format),
-        "## Make it again",
-        _reproduce(document.reproduce),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _rows_table(document: DatasetDocument) -> str:
-    classes = sorted({label for counts in document.classes.values() for label in counts})
-    lines: list[list[Any]] = [["class", *SPLITS]]
-    lines += [[c, *(document.classes[s].get(c, 0) for s in SPLITS)] for c in classes]
-    lines.append(["all", *(document.splits[s] for s in SPLITS)])
-    return _table(lines)
-
-
-def _sources_table(sources: Sequence[SourceKept]) -> str:
-    if len(sources) <= MOST_FILES:
-        lines: list[list[Any]] = [
-            ["file", "licence", "SHA-256", "form", "records", "in the dataset"]
-        ]
-        for s in sources:
-            shown = [s.origin or s.name, s.license or UNDECLARED, s.sha256, s.form or "unknown"]
-            lines.append([*shown, s.records, s.records_kept])
-        return _table(lines)
-    summed: list[list[Any]] = [["source", "licence", "files", "records", "in the dataset"]]
-    for address in dict.fromkeys(s.address for s in sources):
-        files = [s for s in sources if s.address == address]
-        sums = [sum(s.records for s in files), sum(s.records_kept for s in files)]
-        summed.append([address, files[0].license or UNDECLARED, len(files), *sums])
-    return _table(summed) + "\n\n`dataset.json` lists every file with its SHA-256."
-
-
-def _removed(removed: Sequence[Removed]) -> list[str]:
-    lines: list[list[Any]] = [["step", "reason", "rows"]]
-    limits: list[list[Any]] = [["step", "settings"]]
-    for step in removed:
-        lines += [[step.item, reason, rows] for reason, rows in step.reasons.items()]
-        if not step.reasons:
-            lines.append([step.item, "nothing", 0])
-        shown = ", ".join(f"{name} {_printed(value)}" for name, value in step.settings.items())
-        limits.append([step.item, shown])
-    return [
-        _table(lines),
-        "Every rejected row lies in quarantine with its reason, file and line.",
-        _table(limits),
-    ]
-
-
-def _pii(measures: Sequence[Mapping[str, Any]]) -> str:
-    lines = [["measure", "value", "limit"]]
-    for m in measures:
-        limit = f"{m['rule']} {_printed(m['limit'])}" if "rule" in m else ""
-        lines.append([m["name"], f"{_printed(m.get('value'))} {m['unit']}", limit])
-    return _table(lines)
-
-
-def _format(form: PromptFormat) -> str:
-    return _table(
-        [
-            ["", ""],
-            ["prompt format", form.target],
-            ["SHA-256 of the chat template", form.template_sha256],
-            ["base model", form.base_model],
-            ["its digest", form.base_digest],
-            ["longest row, tokens", form.tokens_max],
-            ["limit, tokens", form.limit],
-        ]
+    settings = yaml.safe_dump(document.reproduce.settings, sort_keys=False, allow_unicode=True)
+    return environment.get_template("dataset_card.jinja").render(
+        d=document,
+        classes=sorted({label for counts in document.classes.values() for label in counts}),
+        summed=len(document.sources) > MOST_FILES,
+        undeclared=UNDECLARED,
+        settings=settings.rstrip(),
     )
 
 
-def _reproduce(given: Reproduce) -> str:
-    settings = yaml.safe_dump(given.settings, sort_keys=False, allow_unicode=True).rstrip()
-    return f"```\n{given.command}\n```\n\n`data.yaml`:\n\n```yaml\n{settings}\n```"
+class _Verbatim(str):
+    """A text that is written as it is."""
+
+    __slots__ = ()
 
 
 def _printed(value: Any) -> str:
@@ -235,14 +173,10 @@ def _printed(value: Any) -> str:
     return str(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _table(lines: Sequence[Sequence[Any]]) -> str:
-    head, *body = ([_cell(value) for value in line] for line in lines)
-    rows = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def _cell(value: Any) -> str:
     """Escape a text so that it can't break out of its cell."""
+    if isinstance(value, _Verbatim):
+        return value
     text = "".join(c if c.isprintable() else " " for c in str(value))
     for character in "\\`|*<[]":
         text = text.replace(character, f"\\{character}")

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.artifacts.data import UNSCRUBBED, rejected_of, rows_of
+from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of, rows_of
 from tuneline.catalogue import data_item_before
 from tuneline.errors import UserError
 
@@ -213,13 +213,21 @@ def write_audit(path: Path, columns: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def write_rejected(ctx: StepContext, left: Sequence[tuple[Row, str]]) -> None:
-    """Write the rows that this item takes out, with their source lines, into quarantine.
+def write_decisions(
+    ctx: StepContext, rows: Sequence[Row], reasons: Sequence[str | None], **measures: Sequence[Any]
+) -> int:
+    """Write the rows that an item takes out into quarantine, and its audit table.
 
     Args:
         ctx: the item's context.
-        left: each row with the reason, `code` or `code: detail`.
+        rows: every row that came in.
+        reasons: why each row leaves, `code` or `code: detail`; None for a row that stays.
+        measures: further columns of the audit table.
+
+    Returns:
+        The number of rows that leave.
     """
+    left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     raws = _raw_lines(UNSCRUBBED.fetch(ctx), {base_id(row.row_id) for row, _ in left})
     write_rejects(
         rejected_of(ctx.step).path(ctx),
@@ -235,6 +243,13 @@ def write_rejected(ctx: StepContext, left: Sequence[tuple[Row, str]]) -> None:
             for row, reason in left
         ),
     )
+    columns = {
+        "row_id": [row.row_id for row in rows],
+        "kept": [reason is None for reason in reasons],
+        "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
+    }
+    write_audit(audit_of(ctx.step).path(ctx), {**columns, **measures})
+    return len(left)
 
 
 def _raw_lines(path: Path, row_ids: set[str]) -> dict[str, str]:
