@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.stack.ports import pick_free
+from tuneline.serving.server_process import free_port
 
 from .conftest import text_of, upstream_entry
 
@@ -9,7 +9,7 @@ FAST = {"answer_timeout_s": 0.3, "first_token_timeout_s": 0.3, "idle_timeout_s":
 
 
 def dead(**fields: object) -> dict:
-    url = f"http://127.0.0.1:{pick_free()}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     return {"name": "dead", "base_url": url, "model": "dead-model", **fields}
 
 
