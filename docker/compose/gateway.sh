@@ -21,4 +21,12 @@ models:
   - id: $TUNELINE_MODEL
     chain: [engine]
 YAML
+if [[ $TUNELINE_LOG_SAMPLE_RATE != 0 ]]; then
+  cat >> "$home/gateway.yaml" <<YAML
+production_log:
+  store: $TUNELINE_STORE
+  spool: $home/spool
+  sample_rate: $TUNELINE_LOG_SAMPLE_RATE
+YAML
+fi
 exec tuneline gateway --config "$home/gateway.yaml"

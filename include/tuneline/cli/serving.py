@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import Commands, add_store_argument, store_uri
 from tuneline.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from tuneline.data.pii.placeholders import PlaceholderScrubber
 
 
 def add_serving(commands: Commands) -> None:
@@ -32,6 +37,7 @@ def add_serving(commands: Commands) -> None:
     key = commands.add_parser("gateway-key", help="make an API key for the gateway")
     key.add_argument("name", help="name of the key's owner")
     key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
+    key.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
     key.set_defaults(command=_gateway_key)
 
 
@@ -46,7 +52,14 @@ def _pull(arguments: argparse.Namespace) -> int:
 def _gateway(arguments: argparse.Namespace) -> int:
     from tuneline.serving.gateway.server import run_gateway
 
-    return run_gateway(arguments.config)
+    return run_gateway(arguments.config, _scrubber_for)
+
+
+def _scrubber_for(languages: Sequence[str]) -> PlaceholderScrubber:
+    """Make the scrubber of the production log, which the gateway's own floor does not have."""
+    from tuneline.data.pii.placeholders import PlaceholderScrubber
+
+    return PlaceholderScrubber(languages)
 
 
 def _engine(arguments: argparse.Namespace) -> int:
@@ -65,5 +78,5 @@ def _engine(arguments: argparse.Namespace) -> int:
 def _gateway_key(arguments: argparse.Namespace) -> int:
     from tuneline.serving.gateway.keys import add_key
 
-    print(add_key(arguments.keys, arguments.name))
+    print(add_key(arguments.keys, arguments.name, logged=not arguments.no_log))
     return EXIT_OK

@@ -100,3 +100,23 @@ def test_the_same_name_twice_in_a_file_is_refused(tmp_path):
 def test_a_missing_file_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="gateway-key"):
         KeyRing(tmp_path / "keys.json")
+
+
+def test_a_key_can_be_left_out_of_the_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuneline.serving.gateway.keys._RELOAD_AFTER_S", 0.0)
+    path = tmp_path / "keys.json"
+    alice = add_key(path, "alice", logged=False)
+    add_key(path, "bob")
+    ring = KeyRing(path)
+    assert (ring.is_logged("alice"), ring.is_logged("bob")) == (False, True)
+    document = json.loads(path.read_text())
+    # The other key did not cost the first its entry.
+    assert [entry.get("log") for entry in document["keys"]] == [False, None]
+    del document["keys"][0]["log"]
+    path.write_text(json.dumps(document))
+    assert ring.name_of(alice) == "alice"
+    assert ring.is_logged("alice")
+    document["keys"][0]["log"] = "no"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"keys\[0\]\.log must be true or false"):
+        KeyRing(path)

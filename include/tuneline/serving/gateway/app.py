@@ -17,18 +17,22 @@ from tuneline.serving.gateway.chat import ChatEndpoint, authenticate
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.metrics import CONTENT_TYPE
 from tuneline.serving.gateway.protocol import ApiError
-from tuneline.serving.gateway.runtime import Runtime
+from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 
 log = logging.getLogger("tuneline.gateway")
 
 
-def create_app(config: GatewayConfig) -> Starlette:
+def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> Starlette:
     """Build the application; its `state.runtime` is the `Runtime`.
+
+    Args:
+        config: the configuration.
+        scrubber_for: see `Runtime`.
 
     Raises:
         UserError: see `Runtime`.
     """
-    runtime = Runtime(config)
+    runtime = Runtime(config, scrubber_for)
     answers = _Answers(runtime)
 
     @asynccontextmanager

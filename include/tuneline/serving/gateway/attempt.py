@@ -27,13 +27,20 @@ log = logging.getLogger("tuneline.gateway")
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way through a chain."""
+    """A request on its way through a chain.
+
+    Attributes:
+        arrived: Unix time of its admission.
+        clock: the same on the clock that measures durations.
+    """
 
     request_id: str
     kind: str
     key: str
     model: str
     request: ChatRequest
+    arrived: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.perf_counter)
 
 
 @dataclass
@@ -58,11 +65,12 @@ class Attempt:
     chunks: int = 0
     logprobs: list[float] = field(default_factory=list)
     first_token_s: float | None = None
+    finish_reason: str | None = None
     outcome: Outcome | None = None
     served: bool = False
     latency_s: float = 0.0
     began: float = field(default_factory=time.time)
-    _clock: float = field(default_factory=time.perf_counter)
+    clock: float = field(default_factory=time.perf_counter)
 
     def saw(self, payload: dict[str, Any], part: str) -> None:
         """Note a whole answer (`part` is `message`) or a chunk of one (`delta`)."""
@@ -72,15 +80,17 @@ class Attempt:
                 self.texts.append(text)
                 self.chunks += part == "delta"
                 if part == "delta" and self.first_token_s is None:
-                    self.first_token_s = time.perf_counter() - self._clock
+                    self.first_token_s = time.perf_counter() - self.clock
                 self.upstream.health.proved()
+            if isinstance(reason := choice.get("finish_reason"), str):
+                self.finish_reason = reason
             self.logprobs += token_logprobs(choice)
 
     def end(self, outcome: Outcome) -> None:
         """End the attempt; only the first end counts."""
         if self.outcome is None:
             self.outcome = outcome
-            self.latency_s = time.perf_counter() - self._clock
+            self.latency_s = time.perf_counter() - self.clock
 
     @cached_property
     def row(self) -> UsageRow:

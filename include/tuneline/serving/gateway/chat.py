@@ -143,16 +143,21 @@ class _Exchange:
         try:
             yield
         except AllFailed as failed:
-            self._log_request(call, None)
+            last = failed.attempts[-1].outcome
+            self._runtime.log_request(call, None, last or Outcome.BAD_RESPONSE)
             raise _nobody_answered(failed) from None
         except ClientFault as fault:
+            self._runtime.log_request(call, None, Outcome.CLIENT_ERROR)
             raise _refused(fault) from None
+        except asyncio.CancelledError:
+            self._runtime.log_request(call, None, Outcome.CLIENT_ABORTED)
+            raise
 
     async def _serve_whole(self, call: Call) -> None:
         chain = self._runtime.chains[call.model]
         with self._failures_answered(call):
             answer = await chain.answer(call)
-        self._log_request(call, answer.attempt)
+        self._log(call, answer.attempt)
         headers = self._headers(answer.attempt, answer.trail)
         await self._respond(
             Response(answer.content, media_type="application/json", headers=headers)
@@ -188,7 +193,7 @@ class _Exchange:
         finally:
             # An attempt without an end was cut off: the client left, or the gateway stops.
             chain.recorder.record(attempt, served=True)
-            self._log_request(call, attempt)
+            self._log(call, attempt)
             await stream.release()
 
     def _headers(self, attempt: Attempt, trail: str) -> dict[str, str]:
@@ -223,9 +228,8 @@ class _Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def _log_request(self, call: Call, attempt: Attempt | None) -> None:
-        if self._runtime.request_log:
-            self._runtime.request_log.note(call, attempt)
+    def _log(self, call: Call, attempt: Attempt) -> None:
+        self._runtime.log_request(call, attempt, attempt.outcome or Outcome.OK)
 
     def _note(self) -> None:
         seconds = time.perf_counter() - self._began

@@ -74,6 +74,12 @@ class UpstreamConfig(Section):
     idle_timeout_s: Seconds = Field(
         60.0, description="Longest silence inside a stream that has begun."
     )
+    version: str | None = Field(
+        None,
+        min_length=1,
+        description="Version of the model that it serves, such as the release's run id; the "
+        "production log states it.",
+    )
     price: PriceConfig | None = Field(
         None, description="What its tokens cost; without it they cost nothing."
     )
@@ -162,6 +168,41 @@ class RequestLogConfig(Section):
         return self
 
 
+class ProductionLogConfig(Section):
+    """Scrubbed requests and answers, kept in the store; nothing is kept without this section."""
+
+    store: str = Field(
+        description="Root of the store, `file:///dir` or `s3://bucket/prefix`; rows go to "
+        "`logs/<model>/<day>/` below it."
+    )
+    spool: FilePath = Field(
+        description="Folder of this gateway alone, for rows that the store does not have yet."
+    )
+    sample_rate: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that is logged, drawn by request id."
+    )
+    languages: tuple[str, ...] = Field(
+        ("en",),
+        description="Languages whose patterns of personal data apply, beside the English ones.",
+    )
+    flush_interval_s: Seconds = Field(
+        1.0, description="Time between two writes to the spool; a kill loses no more than that."
+    )
+    part_seconds: Seconds = Field(60.0, description="Age at which rows are uploaded.")
+    part_rows: int = Field(
+        5_000, ge=1, le=1_000_000, description="Number of rows that are uploaded sooner."
+    )
+    queue_limit: int = Field(
+        10_000, ge=1, description="Requests that may wait for the spool; more are dropped."
+    )
+    queue_bytes: int = Field(
+        64 << 20, ge=1, description="Bytes of requests and answers that may wait in memory."
+    )
+    spool_bytes: int = Field(
+        1 << 30, ge=1, description="Bytes that the spool may hold; more are dropped."
+    )
+
+
 class ReadinessConfig(Section):
     """The conditions under which `/v1/health/ready` answers 200."""
 
@@ -218,6 +259,9 @@ class GatewayConfig(Section):
     drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
     request_log: RequestLogConfig | None = Field(
         None, description="Opt-in log for drift detection."
+    )
+    production_log: ProductionLogConfig | None = Field(
+        None, description="Scrubbed requests in the store, one partition a day."
     )
     max_body_bytes: int = Field(
         1_000_000, ge=1_000, description="Largest request body; more gets 413."

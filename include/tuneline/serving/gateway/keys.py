@@ -17,7 +17,7 @@ import secrets
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from tuneline.errors import TunelineError, UserError
 
@@ -31,18 +31,20 @@ _RELOAD_AFTER_S = 1.0
 
 
 class KeyRecord(TypedDict):
-    """A key as the keys file stores it."""
+    """A key as the keys file stores it; requests of one with `"log": false` are not logged."""
 
     name: str
     sha256: str
     created_at: str
+    log: NotRequired[bool]
 
 
-def new_key(name: str) -> tuple[str, KeyRecord]:
+def new_key(name: str, *, logged: bool = True) -> tuple[str, KeyRecord]:
     """Make a key.
 
     Args:
         name: its name in the ledger and the log.
+        logged: False to keep its requests out of the request log and the production log.
 
     Returns:
         The key itself, to be shown once, and the record to store.
@@ -57,10 +59,11 @@ def new_key(name: str) -> tuple[str, KeyRecord]:
         )
     plain = _PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return plain, {"name": name, "sha256": _digest(plain), "created_at": created}
+    record: KeyRecord = {"name": name, "sha256": _digest(plain), "created_at": created}
+    return plain, record if logged else {**record, "log": False}
 
 
-def add_key(path: Path, name: str) -> str:
+def add_key(path: Path, name: str, *, logged: bool = True) -> str:
     """Make a key and add its record to a keys file (made with mode 0600 if it is missing).
 
     Returns:
@@ -70,7 +73,7 @@ def add_key(path: Path, name: str) -> str:
         UserError: if the name is taken or unfit, or the file is not a keys file.
         TunelineError: if the file cannot be written.
     """
-    plain, record = new_key(name)
+    plain, record = new_key(name, logged=logged)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that add a key at once must not lose one of them.
@@ -116,8 +119,13 @@ def read_keys(path: Path) -> list[KeyRecord]:
             raise UserError(f"{path}: keys[{number}].sha256 must be 64 lower-case hex digits")
         if any(known["name"] == name for known in records):
             raise UserError(f"{path}: keys[{number}] has the same name as an earlier key: {name}")
-        created = fields.get("created_at")
-        records.append({"name": name, "sha256": digest, "created_at": str(created or "")})
+        logged = fields.get("log", True)
+        if not isinstance(logged, bool):
+            raise UserError(f"{path}: keys[{number}].log must be true or false")
+        created = str(fields.get("created_at") or "")
+        record: KeyRecord = {"name": name, "sha256": digest, "created_at": created}
+        # The entry stays as it is when another key is added.
+        records.append(record if logged else {**record, "log": False})
     return records
 
 
@@ -130,7 +138,7 @@ class KeyRing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keys = _digests(read_keys(path))
+        self._take(read_keys(path))
         self._stamp = _stamp(path)
         self._looked = time.monotonic()
 
@@ -148,6 +156,14 @@ class KeyRing:
                 found = name
         return found
 
+    def is_logged(self, name: str) -> bool:
+        """Return True if the requests of a key may be logged."""
+        return name not in self._unlogged
+
+    def _take(self, records: list[KeyRecord]) -> None:
+        self._keys = _digests(records)
+        self._unlogged = frozenset(r["name"] for r in records if not r.get("log", True))
+
     def _follow_file(self) -> None:
         now = time.monotonic()
         if now - self._looked < _RELOAD_AFTER_S:
@@ -158,7 +174,7 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            self._keys = _digests(read_keys(self._path))
+            self._take(read_keys(self._path))
             log.info("keys file read again: %d keys", len(self._keys))
         except UserError as error:
             log.error("the keys stay as they were: %s", error)

@@ -74,13 +74,19 @@ class Usage:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request; `body` is the client's, without the fields that the gateway sets."""
+    """A checked request.
+
+    Attributes:
+        body: the client's body, without the fields that the gateway sets.
+        size: bytes of the body as it came.
+    """
 
     model: str
     body: dict[str, Any]
     stream: bool
     wants_usage: bool
     wants_logprobs: bool
+    size: int = 0
 
 
 def parse_chat(raw: bytes) -> ChatRequest:
@@ -111,6 +117,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
     return ChatRequest(
         model=model,
         body={name: value for name, value in body.items() if name not in NOT_FROM_CLIENTS},
+        size=len(raw),
         stream=bool(stream),
         wants_usage=options.get("include_usage") is True,
         wants_logprobs=body.get("logprobs") is True,

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from tuneline.serving.gateway.attempt import Recorder
+from tuneline.errors import UserError
+from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
 from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.keys import KeyRing
 from tuneline.serving.gateway.ledger import Ledger, UsageRow
 from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.readiness import Prober
 from tuneline.serving.gateway.request_log import DROPPED, RequestLog
 from tuneline.serving.gateway.upstream import Upstream
+
+if TYPE_CHECKING:
+    from tuneline.serving.gateway.production_log import ProductionLog, Scrub
+
+# Makes the scrubber of the production log for some languages. It comes from the data phase, which
+# is on this floor and therefore not imported here.
+ScrubberFor: TypeAlias = "Callable[[Sequence[str]], Scrub]"
 
 _COUNTERS = {
     "tuneline_gateway_requests_total": "Chat requests, by model asked for and HTTP status.",
@@ -33,12 +43,16 @@ _HISTOGRAMS = {
 class Runtime:
     """The parts of a gateway, started and stopped with the application.
 
+    Args:
+        config: the configuration.
+        scrubber_for: function that makes the scrubber of the production log.
+
     Raises:
-        UserError: if the keys file, the ledger, a tokenizer or the redaction function cannot
-            be used.
+        UserError: if the keys file, the ledger, a tokenizer, the redaction function, the spool
+            or the store's address cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> None:
         self.config = config
         # Draining: the readiness probe fails. Closed: new requests are refused as well.
         self.draining = False
@@ -50,6 +64,7 @@ class Runtime:
         self.request_log = (
             RequestLog(config.request_log, self.metrics) if config.request_log else None
         )
+        self.production_log = self._make_production_log(scrubber_for)
         self._upstreams = {entry.name: Upstream(entry) for entry in config.upstreams}
         self.ledger = Ledger(
             config.ledger.path,
@@ -73,6 +88,8 @@ class Runtime:
         self.ledger.start()
         if self.request_log:
             self.request_log.start()
+        if self.production_log:
+            self.production_log.start()
         self.prober.start()
 
     async def stop(self) -> None:
@@ -82,7 +99,26 @@ class Runtime:
             await upstream.aclose()
         if self.request_log:
             await asyncio.to_thread(self.request_log.close)
+        if self.production_log:
+            await asyncio.to_thread(self.production_log.close)
         await asyncio.to_thread(self.ledger.close)
+
+    def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
+        """Hand a request that has ended to the logs, unless its key is not logged.
+
+        Args:
+            call: the request.
+            attempt: the attempt that served it, None if none did.
+            status: how it ended.
+        """
+        logged = self.keys.is_logged(call.key)
+        if self.request_log and logged:
+            self.request_log.note(call, attempt)
+        if self.production_log:
+            if logged:
+                self.production_log.note(call, attempt, status)
+            else:
+                self.production_log.note_unlogged()
 
     def why_not_ready(self) -> str | None:
         """Return why the gateway should get no traffic, None if it is ready."""
@@ -91,6 +127,19 @@ class Runtime:
         if self.ledger.error is not None:
             return "the usage ledger cannot be written"
         return self.prober.why_not_ready()
+
+    def _make_production_log(self, scrubber_for: ScrubberFor | None) -> ProductionLog | None:
+        config = self.config.production_log
+        if config is None:
+            return None
+        if scrubber_for is None:
+            raise UserError(
+                "`production_log`: there is no scrubber, and nothing is logged without one; "
+                "start the gateway with `tuneline gateway`"
+            )
+        from tuneline.serving.gateway.production_log import ProductionLog
+
+        return ProductionLog(config, scrubber_for(config.languages), self.metrics)
 
     def _count_written(self, rows: list[UsageRow]) -> None:
         for row in rows:

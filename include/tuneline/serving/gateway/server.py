@@ -15,7 +15,7 @@ import uvicorn
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import DrainConfig, GatewayConfig, load_config
-from tuneline.serving.gateway.runtime import Runtime
+from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -24,12 +24,16 @@ _CUT_OFF_S = 1
 _BACKLOG = 2048
 
 
-def run_gateway(config_path: Path) -> int:
+def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then drain.
 
     After the first signal the readiness probe answers 503 while requests are still served for
     `drain.delay_s`; then new ones are refused and those under way finish, for at most
     `drain.timeout_s`. A second signal stops at once.
+
+    Args:
+        config_path: the configuration file.
+        scrubber_for: see `Runtime`.
 
     Returns:
         0 after a stop by signal.
@@ -38,7 +42,7 @@ def run_gateway(config_path: Path) -> int:
         UserError: if the configuration or a file it names is wrong, or the port is taken.
     """
     config = load_config(config_path)
-    app = create_app(config)
+    app = create_app(config, scrubber_for)
     listener = _listen(config)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tuneline.errors import TunelineError
 from tuneline.store import NotThere, Store
@@ -102,7 +103,7 @@ def price(store: Store, release: Release) -> Price | None:
     """
     prefix = _prefix(release)
     try:
-        settings = json.loads(store.get_bytes(f"{prefix}/config.json"))["governance"]
+        settings = _settings(store, release)["governance"]
         evidence = json.loads(store.get_bytes(f"{prefix}/{_LATENCY}"))
     except NotThere:
         return None
@@ -112,6 +113,19 @@ def price(store: Store, release: Release) -> Price | None:
         return None
     hourly = float(settings["machine_cost_per_hour"])
     return Price(hourly, float(throughput), str(settings["currency"]))
+
+
+def languages(store: Store, release: Release) -> list[str] | None:
+    """Return the languages of the data of a release; None if the release has no settings."""
+    try:
+        return [str(code) for code in _settings(store, release)["data"]["languages"]]
+    except (NotThere, KeyError):
+        return None
+
+
+def _settings(store: Store, release: Release) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(store.get_bytes(f"{_prefix(release)}/config.json"))
+    return settings
 
 
 def _prefix(release: Release) -> str:

@@ -1,0 +1,160 @@
+"""The partitions of a store's production logs: `logs/<model>/<day>/<part>.parquet`.
+
+A part is written whole and never changed, so a reader needs no lock. Parts may overlap if a
+gateway was killed; readers see each request once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from tuneline.store import Store
+
+PREFIX = "logs"
+_SUFFIX = ".parquet"
+
+SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("time", pa.timestamp("ms", "UTC")),
+        ("key", pa.string()),
+        ("model", pa.string()),
+        ("model_version", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("answer", pa.string()),
+        ("latency_ms", pa.float64()),
+        ("ttft_ms", pa.float64()),
+        ("confidence", pa.float64()),
+        ("served_by", pa.string()),
+        ("fallback_reason", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("status", pa.string()),
+        ("sample_rate", pa.float64()),
+        ("redactions", pa.list_(pa.struct([("type", pa.string()), ("count", pa.int64())]))),
+    ]
+)
+
+# The same columns with 64-bit offsets: the texts of a busy day are more than 2 GiB.
+_LARGE = pa.large_string()
+_DAY = SCHEMA.set(
+    SCHEMA.get_field_index("messages"),
+    pa.field("messages", pa.large_list(pa.struct([("role", _LARGE), ("content", _LARGE)]))),
+).set(SCHEMA.get_field_index("answer"), pa.field("answer", _LARGE))
+
+
+def folder_name(model: str) -> str:
+    """Return the name of a model's folder; a slash in the model's name must not make a folder."""
+    return quote(model, safe="")
+
+
+def table_of(lines: bytes) -> tuple[pa.Table, int]:
+    """Read the JSON lines of a spool.
+
+    Args:
+        lines: lines of `LoggedRequest.line`; the last one may be cut off.
+
+    Returns:
+        A table of `SCHEMA`, and the number of lines that are no such line.
+    """
+    if not lines:
+        return SCHEMA.empty_table(), 0
+    try:
+        return _parsed(lines), 0
+    except pa.ArrowInvalid:
+        # A crash of the machine can leave a torn line; the others are not lost for it.
+        return _parsed_one_by_one(lines)
+
+
+def part_key(folder: str, day: str, part: str) -> str:
+    """Return the key of a part.
+
+    Args:
+        folder: the model's `folder_name`.
+        day: the day, YYYY-MM-DD.
+        part: name of the part, unique over all gateways.
+    """
+    return f"{PREFIX}/{folder}/{day}/{part}{_SUFFIX}"
+
+
+def write_part(store: Store, key: str, table: pa.Table, scratch: Path) -> None:
+    """Write a part whole; one of the same key is replaced.
+
+    Args:
+        store: the store.
+        key: its key, see `part_key`.
+        table: its rows.
+        scratch: a local file that may be overwritten; it is deleted afterwards.
+
+    Raises:
+        TunelineError: see `Store.put_file`.
+    """
+    try:
+        pq.write_table(table, scratch, compression="zstd")
+        store.put_file(key, scratch)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def days(store: Store, model: str) -> list[date]:
+    """Return the days of which a model has logged requests, the earliest first."""
+    prefix = f"{PREFIX}/{folder_name(model)}"
+    names = {key.removeprefix(f"{prefix}/").split("/", 1)[0] for key in _parts(store, prefix)}
+    return sorted(date.fromisoformat(name) for name in names)
+
+
+def read_day(store: Store, model: str, day: date) -> pa.Table:
+    """Read the logged requests of a model and a day.
+
+    Returns:
+        A table with the columns of `SCHEMA`, ordered by time, with one row for each request id;
+        without rows if nothing was logged.
+
+    Raises:
+        CorruptObject: if the bytes of a part are not those that were written.
+        TunelineError: see `Store.get_file`.
+    """
+    tables = [_DAY.empty_table()]
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
+        path = Path(scratch) / "part"
+        for key in _parts(store, f"{PREFIX}/{folder_name(model)}/{day.isoformat()}"):
+            store.get_file(key, path)
+            tables.append(pq.read_table(path, schema=_DAY, memory_map=False))
+    table = pa.concat_tables(tables)
+    numbered = table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    firsts = numbered.group_by("request_id").aggregate([("row", "min")])["row_min"]
+    return table.take(firsts).sort_by([("time", "ascending"), ("request_id", "ascending")])
+
+
+def _parts(store: Store, prefix: str) -> Iterator[str]:
+    return (key for key in store.keys(prefix) if key.endswith(_SUFFIX))
+
+
+def _parsed(lines: bytes) -> pa.Table:
+    return pj.read_json(
+        pa.BufferReader(lines),
+        # One block: a line may be as long as a prompt.
+        read_options=pj.ReadOptions(block_size=len(lines) + 1, use_threads=False),
+        parse_options=pj.ParseOptions(
+            explicit_schema=SCHEMA, unexpected_field_behavior="error", newlines_in_values=False
+        ),
+    )
+
+
+def _parsed_one_by_one(lines: bytes) -> tuple[pa.Table, int]:
+    tables, torn = [SCHEMA.empty_table()], 0
+    for line in lines.splitlines():
+        try:
+            tables.append(_parsed(line))
+        except pa.ArrowInvalid:
+            torn += 1
+    return pa.concat_tables(tables), torn

@@ -1,0 +1,278 @@
+"""The production log: requests and answers, scrubbed, for the store's partitions.
+
+The event loop only takes the request; a thread scrubs it and appends it to the spool, so that
+nothing that was not scrubbed touches a disk. Another thread uploads what the spool has gathered.
+Neither can hold up or fail a request: what finds no room is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TypeAlias
+
+from tuneline.production_logs.partition import folder_name
+from tuneline.production_logs.request import LoggedMessage, LoggedRequest, Redactions
+from tuneline.serving.gateway.attempt import Attempt, Call
+from tuneline.serving.gateway.batch import BatchWriter
+from tuneline.serving.gateway.config import ProductionLogConfig
+from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.spool import Spool, SpoolFull
+from tuneline.serving.gateway.tokens import message_texts
+from tuneline.serving.gateway.uploads import (
+    DROPPED,
+    FAILURES,
+    UPLOADED_PARTS,
+    UPLOADED_ROWS,
+    Uploader,
+)
+from tuneline.store import open_store
+
+log = logging.getLogger("tuneline.gateway")
+
+# Function from a conversation to itself without personal data, and the number of removed values
+# by type. The data phase has it; the command line hands it to the gateway.
+Scrub: TypeAlias = Callable[
+    [Sequence[dict[str, str]]], tuple[Sequence[dict[str, str]], Mapping[str, int]]
+]
+
+_ROWS = "tuneline_gateway_production_log_rows_total"
+_SKIPPED = "tuneline_gateway_production_log_skipped_total"
+_REDACTIONS = "tuneline_gateway_production_log_redactions_total"
+_UNSCRUBBED = "tuneline_gateway_production_log_scrub_failures_total"
+_COUNTERS = {
+    _ROWS: "Requests written to the spool of the production log.",
+    _SKIPPED: "Requests left out of the production log, by sampling or by their key.",
+    _REDACTIONS: "Values removed before a request was logged, by type.",
+    _UNSCRUBBED: "Requests logged without text, since scrubbing failed.",
+    DROPPED: "Requests that the production log lost, by reason.",
+    UPLOADED_ROWS: "Requests uploaded to the store.",
+    UPLOADED_PARTS: "Parts uploaded to the store.",
+    FAILURES: "Uploads that failed and are tried again.",
+}
+
+_WRITE_TIMEOUT_S = 5.0
+_UPLOAD_TIMEOUT_S = 5.0
+# After so much work the event loop gets the interpreter back. Without the pause it would wait
+# for a switch (5 ms) at each of its own steps while a batch is scrubbed.
+_STRETCH_S = 0.0005
+_PAUSE_S = 0.0001
+# A reason for drops that lasts is logged this often.
+_TELL_AGAIN_S = 600.0
+# A role is the client's own string; others than these could hold anything.
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
+
+
+@dataclass(frozen=True)
+class _Entry:
+    call: Call
+    attempt: Attempt | None
+    status: Outcome
+    latency_s: float
+    size: int
+
+
+class ProductionLog(BatchWriter[_Entry]):
+    """The log of the requests that reached a model's chain.
+
+    Args:
+        config: its section of the configuration.
+        scrub: function that removes personal data from a conversation.
+        metrics: its counters.
+
+    Raises:
+        UserError: if the spool or the store's address can't be used.
+    """
+
+    def __init__(self, config: ProductionLogConfig, scrub: Scrub, metrics: Metrics) -> None:
+        self._config = config
+        self._scrub = scrub
+        self._metrics = metrics
+        store = open_store(config.store)
+        self._spool = Spool(
+            config.spool,
+            limit_bytes=config.spool_bytes,
+            part_rows=config.part_rows,
+            part_seconds=config.part_seconds,
+        )
+        self._uploader = Uploader(self._spool, store, metrics)
+        # Each counter has one thread that writes it, so neither needs a lock.
+        self._bytes_taken = 0
+        self._bytes_done = 0
+        self._told: dict[str, float] = {}
+        self._declare_metrics()
+        super().__init__(
+            "production log",
+            self._append,
+            limit=config.queue_limit,
+            interval_s=config.flush_interval_s,
+        )
+
+    def start(self) -> None:
+        """Start to write and to upload."""
+        super().start()
+        self._uploader.start()
+
+    def note(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
+        """Take a request that has ended.
+
+        Args:
+            call: the request.
+            attempt: the attempt that served it, None if none did.
+            status: how it ended.
+        """
+        if not is_sampled(call.request_id, self._config.sample_rate):
+            self._metrics.add(_SKIPPED, reason="sample")
+            return
+        size = call.request.size + (sum(map(len, attempt.texts)) if attempt else 0)
+        if self.full or self._bytes_waiting + size > self._config.queue_bytes:
+            self._drop("memory", 1, "the queue is full")
+            return
+        self._bytes_taken += size
+        latency_s = time.perf_counter() - call.clock
+        self.put(_Entry(call, attempt, status, latency_s, size))
+
+    def note_unlogged(self) -> None:
+        """Count a request whose key is not logged."""
+        self._metrics.add(_SKIPPED, reason="key")
+
+    def close(self, timeout_s: float = _WRITE_TIMEOUT_S) -> list[_Entry]:
+        """Write the waiting requests, try to upload them and stop."""
+        if left := super().close(timeout_s):
+            self._drop("shutdown", len(left), "the spool could not be written")
+        self._uploader.close(_UPLOAD_TIMEOUT_S)
+        self._spool.close()
+        return left
+
+    @property
+    def _bytes_waiting(self) -> int:
+        return self._bytes_taken - self._bytes_done
+
+    def _append(self, entries: list[_Entry]) -> None:
+        rows: defaultdict[tuple[str, date], list[LoggedRequest]] = defaultdict(list)
+        lines: dict[str, bytes] = {}
+        began = time.perf_counter()
+        for entry in entries:
+            try:
+                row = self._row(entry)
+                lines[row.request_id] = row.line()
+            except Exception as error:  # one row that can't be made must not hold up the others
+                self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
+            else:
+                rows[row.model, row.day].append(row)
+            if time.perf_counter() - began > _STRETCH_S:
+                time.sleep(_PAUSE_S)
+                began = time.perf_counter()
+        for (model, day), some in rows.items():
+            try:
+                self._spool.append(folder_name(model), day, [lines[row.request_id] for row in some])
+            except SpoolFull:
+                self._drop("disk", len(some), "the spool is full")
+                continue
+            self._metrics.add(_ROWS, len(some), model=model)
+            for row in some:
+                for found in row.redactions or []:
+                    self._metrics.add(_REDACTIONS, found["count"], type=found["type"])
+        self._bytes_done += sum(entry.size for entry in entries)
+
+    def _row(self, entry: _Entry) -> LoggedRequest:
+        call, attempt = entry.call, entry.attempt
+        usage = attempt.row if attempt else None
+        messages, answer, redactions = self._texts(entry)
+        began = attempt.clock - call.clock if attempt else 0.0
+        ttft_s = attempt.first_token_s if attempt else None
+        return LoggedRequest(
+            request_id=call.request_id,
+            time=datetime.fromtimestamp(call.arrived, UTC),
+            key=call.key,
+            model=call.model,
+            model_version=attempt.upstream.config.version if attempt else None,
+            messages=messages,
+            answer=answer,
+            latency_ms=round(entry.latency_s * 1e3, 3),
+            ttft_ms=None if ttft_s is None else round((began + ttft_s) * 1e3, 3),
+            confidence=_finite(usage.mean_logprob) if usage else None,
+            served_by=usage.upstream if usage else None,
+            fallback_reason=usage.fallback_reason if usage else None,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            finish_reason=_known(attempt.finish_reason, _FINISH_REASONS) if attempt else None,
+            status=str(entry.status),
+            sample_rate=self._config.sample_rate,
+            redactions=redactions,
+        )
+
+    def _texts(
+        self, entry: _Entry
+    ) -> tuple[list[LoggedMessage] | None, str | None, list[Redactions] | None]:
+        """Return the scrubbed prompt and answer, without images and the prompt's tool calls."""
+        turns = [
+            {
+                "role": _known(message["role"], _ROLES) or "",
+                "content": _valid("\n".join(message_texts(message))),
+            }
+            for message in entry.call.request.body["messages"]
+        ]
+        written = _valid("".join(entry.attempt.texts)) if entry.attempt else None
+        answer = [] if written is None else [{"role": "assistant", "content": written}]
+        try:
+            scrubbed, counts = self._scrub([*turns, *answer])
+        except Exception as error:  # whatever it raises, the text must not be written
+            self._metrics.add(_UNSCRUBBED)
+            log.error("scrubbing %s failed: %s", entry.call.request_id, type(error).__name__)
+            return None, None, None
+        texts: list[LoggedMessage] = [
+            {"role": turn["role"], "content": turn["content"]} for turn in scrubbed
+        ]
+        found: list[Redactions] = [
+            {"type": name, "count": count} for name, count in sorted(Counter(counts).items())
+        ]
+        return texts[: len(turns)], texts[-1]["content"] if answer else None, found
+
+    def _drop(self, reason: str, count: int, why: str) -> None:
+        self._metrics.add(DROPPED, count, reason=reason)
+        now = time.monotonic()
+        if now - self._told.get(reason, -math.inf) > _TELL_AGAIN_S:
+            self._told[reason] = now
+            log.error("production log: requests are dropped: %s; %s counts them", why, DROPPED)
+
+    def _declare_metrics(self) -> None:
+        for name, text in _COUNTERS.items():
+            self._metrics.counter(name, text)
+        self._metrics.gauge(
+            "tuneline_gateway_production_log_pending",
+            "Requests that wait for the spool.",
+            lambda: {(): float(self.pending)},
+        )
+        self._metrics.gauge(
+            "tuneline_gateway_production_log_spool_bytes",
+            "Bytes in the spool, which the store does not have yet.",
+            lambda: {(): float(self._spool.size)},
+        )
+
+
+def is_sampled(request_id: str, rate: float) -> bool:
+    """Return True if a request is in a sample; every gateway decides alike."""
+    digest = hashlib.sha256(request_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < rate * 2**64
+
+
+def _known(text: str | None, known: frozenset[str]) -> str | None:
+    return text if text is None or text in known else "other"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _valid(text: str) -> str:
+    """Return a text without lone surrogates, which JSON can state and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
