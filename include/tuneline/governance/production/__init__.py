@@ -1,0 +1,1 @@
+"""Production requests as data: curated day by day, reviewed by people, handed to training."""

@@ -1,0 +1,179 @@
+"""Reviewed rows as training examples, and how far the review of a model is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from tuneline.config import Model
+from tuneline.data.tables.rows import Message
+from tuneline.governance.production.curated_day import check_model, curated_days, open_day
+from tuneline.governance.production.labels import Label, open_rows, read_labels
+from tuneline.governance.production.review_rows import review_rows
+from tuneline.governance.production.vocabulary import Decision
+from tuneline.production_logs.partition import days, folder_name
+from tuneline.store import AlreadyThere, Store
+
+
+@dataclass(frozen=True)
+class ReviewedRow:
+    """A training example that a person stands for.
+
+    Attributes:
+        request_id: the request that it comes from.
+        day: its day, YYYY-MM-DD.
+        labeller: the person.
+        decision: accept or correct.
+        messages: its turns, the last one the accepted or corrected answer.
+    """
+
+    request_id: str
+    day: str
+    labeller: str
+    decision: Decision
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """The reviewed rows of a model.
+
+    Attributes:
+        rows: accepted and corrected rows, ordered by day and request id.
+        version: hash of their ids and turns; equal sets have equal versions.
+        rejected: number of rows that a person rejected.
+        conflicts: number of rows with labels that disagree.
+        skipped: the error of each labels file that could not be read.
+    """
+
+    rows: list[ReviewedRow]
+    version: str
+    rejected: int = 0
+    conflicts: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    def between(self, first: date, last: date) -> list[ReviewedRow]:
+        """Return the rows of the days from `first` to `last`."""
+        return [row for row in self.rows if str(first) <= row.day <= str(last)]
+
+    def jsonl(self) -> str:
+        """Return the rows in the form `messages`, one JSON object a line."""
+        return "".join(
+            json.dumps(
+                {
+                    "messages": row.messages,
+                    "request_id": row.request_id,
+                    "day": row.day,
+                    "labeller": row.labeller,
+                    "decision": row.decision,
+                },
+                ensure_ascii=False,
+            )
+            + "\n"
+            for row in self.rows
+        )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a model is trained on next.
+
+    Attributes:
+        addresses: the dataset of its file, and the reviewed rows if there are any.
+        overrides: the settings of a run that say so.
+    """
+
+    addresses: list[str]
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReviewStatus:
+    """How far a model's requests have come.
+
+    Attributes:
+        days_logged: days with logged requests.
+        days_curated: days that are curated.
+        rows_curated: rows of these days.
+        in_review: rows that wait for a label.
+        labelled: rows with a label.
+        reviewed: rows that were accepted or corrected.
+        conflicts: rows with labels that disagree.
+        skipped: the error of each labels file that could not be read.
+        version: the version of the reviewed rows.
+    """
+
+    days_logged: list[str]
+    days_curated: list[str]
+    rows_curated: int
+    in_review: int
+    labelled: int
+    reviewed: int
+    conflicts: int
+    skipped: list[str]
+    version: str
+
+
+def reviewed_rows(store: Store, model: str) -> Reviewed:
+    """Return the rows of a model that people accepted or corrected."""
+    check_model(model)
+    labels = read_labels(store, model)
+    used = [label for label in labels.latest.values() if label.decision != Decision.REJECT]
+    rows = sorted(map(_row, used), key=lambda row: (row.day, row.request_id))
+    digest = hashlib.sha256()
+    for row in rows:
+        line = json.dumps([row.request_id, row.messages], separators=(",", ":"))
+        digest.update(f"{line}\n".encode())
+    return Reviewed(
+        rows,
+        digest.hexdigest(),
+        len(labels.latest) - len(used),
+        labels.conflicts,
+        labels.skipped,
+    )
+
+
+def _row(label: Label) -> ReviewedRow:
+    answer = label.answer if label.answer_corrected is None else label.answer_corrected
+    turns = [*label.messages, {"role": "assistant", "content": answer}]
+    return ReviewedRow(label.request_id, label.day, label.by, label.decision, turns)
+
+
+def review_status(store: Store, model: str) -> ReviewStatus:
+    """Return how far a model's requests have come."""
+    reviewed = reviewed_rows(store, model)
+    curated = [(day, open_day(store, model, day)) for day in curated_days(store, model)]
+    waiting = open_rows(review_rows(store, model), read_labels(store, model))
+    return ReviewStatus(
+        days_logged=[day.isoformat() for day in days(store, model)],
+        days_curated=[day.isoformat() for day, _ in curated],
+        rows_curated=sum(found.evidence.rows_kept for _, found in curated if found is not None),
+        in_review=len(waiting),
+        labelled=len(reviewed.rows) + reviewed.rejected,
+        reviewed=len(reviewed.rows),
+        conflicts=reviewed.conflicts,
+        skipped=reviewed.skipped,
+        version=reviewed.version,
+    )
+
+
+def write_reviewed(store: Store, model: Model, reviewed: Reviewed) -> Sources:
+    """Write the reviewed rows as a dataset, `reviewed/<model>/<version>.jsonl`.
+
+    Raises:
+        UserError: if the model's file names no data.
+    """
+    config = model.config()
+    addresses = list(config.data.sources)
+    if not reviewed.rows:
+        return Sources(addresses, {})
+    key = f"reviewed/{folder_name(model.name)}/{reviewed.version}.jsonl"
+    raw = reviewed.jsonl().encode()
+    with suppress(AlreadyThere):
+        store.put_bytes(key, raw, once=True)
+    addresses.append(store.uri_of(key))
+    return Sources(addresses, {"data": {"source": addresses}})

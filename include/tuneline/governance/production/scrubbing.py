@@ -1,0 +1,222 @@
+"""Scrub a day's usable requests by the scrubber of the data phase, block by block.
+
+The log was scrubbed by patterns alone, since the gateway can't wait for a model of names. A block
+is what is in memory as Python objects, and the dataset whose shared texts the scrubber spares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.workers import worker_count
+from tuneline.data.pii_scrubbing import reason_to_reject
+from tuneline.data.rendering.renderer import Renderer, TemplateRefused
+from tuneline.data.tables.rows import Message, Row
+from tuneline.governance.production.settings import CurationSettings
+from tuneline.governance.production.tables import (
+    SCRUBBED,
+    STRIDE,
+    Rejected,
+    compared_row,
+    weight_of,
+)
+from tuneline.governance.production.usable import Refusal, conversation, refusal
+from tuneline.governance.production.vocabulary import Reason
+from tuneline.progress import track
+
+# Each block starts its own workers, which load a model each, so it must be large.
+BLOCK = 1 << 16
+# Texts to know ordinary words and the text that prompts share by, evenly spread over the day.
+SAMPLED = 4_096
+_COPIED = (
+    "request_id time model_version confidence served_by fallback_reason status prompt_tokens "
+    "completion_tokens sample_rate"
+).split()
+
+
+@dataclass
+class ScrubbedDay:
+    """The outcome of a day's scrubbing.
+
+    Attributes:
+        digest: hash over the logged requests, however they are spread over parts.
+        bytes: size of what was hashed.
+        rows: number of rows in the table of scrubbed requests.
+        rejected: the requests that are not in it.
+        sample: some of the rows, for the text that prompts share.
+        logged: number of values that the gateway had removed, by type.
+        found: number of values that this scrubbing replaced, by type.
+        foreign: number of scrubbed requests in a language that is not declared.
+    """
+
+    digest: Any = field(default_factory=hashlib.sha256)
+    bytes: int = 0
+    rows: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    sample: list[Row] = field(default_factory=list)
+    logged: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    foreign: int = 0
+
+
+def scrub_day(
+    log: pa.Table, settings: CurationSettings, renderer: Renderer | None, path: Path
+) -> ScrubbedDay:
+    """Write a table of a day's usable requests, scrubbed.
+
+    Args:
+        log: the logged requests, from `read_day`.
+        settings: the settings.
+        renderer: renderer of the base model, to count tokens; None to count none.
+        path: the table to write, of `SCRUBBED`.
+
+    Raises:
+        UserError: if a model of names or a recogniser can't be loaded.
+    """
+    scrubber = make_scrubber(settings.data, _sampled_texts(log))
+    day = ScrubbedDay()
+    blocks = max(1, math.ceil(log.num_rows / BLOCK))
+    # Blocks of one size: in a small last one a shared text would not be seen as shared.
+    size = math.ceil(log.num_rows / blocks)
+    every = max(1, log.num_rows // SAMPLED)
+    with pq.ParquetWriter(path, SCRUBBED, compression="zstd") as writer:
+        for number in track(range(blocks), blocks, "scrubbing"):
+            for some in _scrubbed(
+                log.slice(number * size, size), scrubber, renderer, settings, day
+            ):
+                writer.write_table(pa.Table.from_pylist(some, SCRUBBED))
+                day.sample += [
+                    compared_row(entry) for n, entry in enumerate(some, day.rows) if n % every == 0
+                ]
+                day.rows += len(some)
+    return day
+
+
+def _sampled_texts(log: pa.Table) -> Iterator[str]:
+    """Yield the texts of some requests."""
+    every = max(1, log.num_rows // SAMPLED)
+    numbers = pa.array(range(0, log.num_rows, every), pa.int64())
+    for row in log.select(["messages", "answer"]).take(numbers).to_pylist():
+        yield from (turn["content"] for turn in row["messages"] or () if turn["content"])
+        if row["answer"]:
+            yield row["answer"]
+
+
+def _scrubbed(
+    block: pa.Table,
+    scrubber: Scrubber,
+    renderer: Renderer | None,
+    settings: CurationSettings,
+    day: ScrubbedDay,
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a block, some at a time; note everything else in `day`."""
+    usable: list[dict[str, Any]] = []
+    for row in _rows(block):
+        line = json.dumps(row, default=str, separators=(",", ":")).encode()
+        day.digest.update(line)
+        day.bytes += len(line)
+        day.logged.update({entry["type"]: entry["count"] for entry in row["redactions"] or ()})
+        refused = refusal(row)
+        if refused is None:
+            usable.append(row)
+        else:
+            _reject(day, row, refused)
+    turns = [conversation(row) for row in usable]
+    results = scrubber.scrub(
+        [_prompt_key(messages) for messages in turns], turns, worker_count(len(turns))
+    )
+    for start in range(0, len(usable), STRIDE):
+        part = slice(start, start + STRIDE)
+        yield _entries(usable[part], results[part], renderer, settings, day)
+
+
+def _rows(block: pa.Table) -> Iterator[dict[str, Any]]:
+    for start in range(0, block.num_rows, STRIDE):
+        yield from block.slice(start, STRIDE).to_pylist()
+
+
+def _reject(day: ScrubbedDay, row: Mapping[str, Any], refused: Refusal) -> None:
+    reason, detail = refused
+    day.rejected.append(
+        Rejected(row["request_id"], reason, weight_of(row["sample_rate"]), detail=detail)
+    )
+
+
+def _prompt_key(messages: Sequence[Message]) -> str:
+    """Return the key of a row's surrogates: equal prompts stay equal."""
+    digest = hashlib.sha256()
+    for message in messages[:-1]:
+        digest.update(f"{message['role']}\0{message['content']}\0".encode())
+    return digest.hexdigest()
+
+
+def _entries(
+    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[Scrubbed],
+    renderer: Renderer | None,
+    settings: CurationSettings,
+    day: ScrubbedDay,
+) -> list[dict[str, Any]]:
+    """Return the rows that stay after scrubbing and, with a base model, fit its context."""
+    counts = _token_counts(renderer, [result.messages for result in results])
+    entries = []
+    for row, result, n_tokens in zip(rows, results, counts, strict=True):
+        refused = _refusal_after(result, n_tokens, settings)
+        if refused is not None:
+            _reject(day, row, refused)
+            continue
+        day.found.update(result.hits)
+        day.foreign += result.foreign is not None
+        entries.append(
+            {
+                **{name: row[name] for name in _COPIED},
+                "messages": result.messages[:-1],
+                "answer": result.messages[-1]["content"],
+                "stand_ins": [asdict(place) for place in result.surrogates],
+                "n_tokens": n_tokens if isinstance(n_tokens, int) else None,
+            }
+        )
+    return entries
+
+
+def _token_counts(
+    renderer: Renderer | None, rows: Iterable[Sequence[Message]]
+) -> list[int | Refusal | None]:
+    """Count the tokens of rendered rows; a refusal stands for a row that can't be rendered."""
+    rows = list(rows)
+    if renderer is None:
+        return [None] * len(rows)
+    counts: list[int | Refusal | None] = []
+    texts: list[str] = []
+    for messages in rows:
+        try:
+            texts.append(renderer.text(messages))
+            counts.append(0)
+        except TemplateRefused:
+            counts.append((Reason.TEMPLATE_REFUSED, None))
+    counted = iter(renderer.count(texts))
+    return [entry if isinstance(entry, tuple) else next(counted) for entry in counts]
+
+
+def _refusal_after(
+    result: Scrubbed, n_tokens: int | Refusal | None, settings: CurationSettings
+) -> Refusal | None:
+    reason = reason_to_reject(result)
+    if reason is not None:
+        return Reason(reason.partition(":")[0]), "+".join(result.refused) or None
+    if isinstance(n_tokens, tuple):
+        return n_tokens
+    if n_tokens is not None and n_tokens > settings.data.max_tokens:
+        return Reason.TOO_LONG, f"{n_tokens} tokens"
+    return None

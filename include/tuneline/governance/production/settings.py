@@ -1,0 +1,144 @@
+"""Settings of a curation: those of a run's data phase, and its own section `curation`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuneline.config import (
+    CurationConfig,
+    DataConfig,
+    GovernanceConfig,
+    Model,
+    PipelineConfig,
+    build_config,
+    check_sections,
+    merge,
+    parse_yaml,
+    presets_dir,
+    read_yaml,
+)
+from tuneline.errors import UserError
+from tuneline.production_logs.partition import folder_name
+from tuneline.store import Store, open_store
+
+# The settings need a dataset; this one is never opened.
+_NO_SOURCE = "production"
+
+
+@dataclass(frozen=True)
+class CurationSettings:
+    """What a curation depends on besides the logs and the earlier days.
+
+    Attributes:
+        data: settings of the data phase.
+        curation: the section `curation`.
+        governance: settings of governance: when an answer is doubtful, false alarms of drift.
+        base_model: address of the base model; None to count no tokens.
+        reference: address of a dataset; None to compare with none.
+        sample_rate: share of every stratum to review; None for the quotas of `curation`.
+    """
+
+    data: DataConfig
+    curation: CurationConfig
+    governance: GovernanceConfig
+    base_model: str | None = None
+    reference: str | None = None
+    sample_rate: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the settings for the evidence."""
+        return {
+            "data": self.data.model_dump(mode="json"),
+            "curation": self.curation.model_dump(mode="json"),
+            "min_confidence": self.governance.min_confidence,
+            "base_model": self.base_model,
+            "reference": self.reference,
+            "sample_rate": self.sample_rate,
+        }
+
+
+def read_settings(
+    config_file: str | Path | None = None,
+    *,
+    base_model: str | None = None,
+    reference: str | None = None,
+    sample_rate: float | None = None,
+) -> CurationSettings:
+    """Read the settings of a curation.
+
+    Args:
+        config_file: YAML file (a path, or an address in a store) of settings of a run, of `data`
+            alone, or with a section `curation` besides; None for the defaults.
+        base_model: see `CurationSettings`.
+        reference: likewise.
+        sample_rate: likewise.
+
+    Raises:
+        UserError: if the file is missing, or a setting is unknown or wrong.
+    """
+    if sample_rate is not None and not 0 < sample_rate <= 1:
+        raise UserError(f"--sample {sample_rate:g}: give a share above 0 and up to 1")
+    where = str(config_file or "the configuration")
+    document = _document(config_file) if config_file is not None else {}
+    own = document.pop("curation", {})
+    if document and document.keys() <= DataConfig.model_fields.keys():
+        document = {"data": document}
+    check_sections(document, where)
+    config: PipelineConfig = build_config(document, {"data": {"source": _NO_SOURCE}}, where=where)
+    return CurationSettings(
+        config.data,
+        _curation(own, where),
+        config.governance,
+        base_model,
+        reference,
+        sample_rate,
+    )
+
+
+def write_settings(store: Store, model: Model) -> str:
+    """Write the settings of a model's file into the store, where a pod reads them.
+
+    Returns:
+        Their address, for `--config`; equal settings have the same one.
+
+    Raises:
+        UserError: if the preset is missing.
+    """
+    preset = read_yaml(presets_dir() / f"{model.file.preset}.yaml")
+    document = {
+        **merge(preset, model.settings),
+        "curation": model.file.curation.model_dump(mode="json"),
+    }
+    raw = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    key = f"settings/{folder_name(model.name)}/{hashlib.sha256(raw).hexdigest()[:16]}.json"
+    store.put_bytes(key, raw)
+    return store.uri_of(key)
+
+
+def _document(config_file: str | Path) -> dict[str, Any]:
+    if "://" not in (address := str(config_file)):
+        return read_yaml(Path(config_file))
+    folder, _, name = address.rpartition("/")
+    return parse_yaml(open_store(folder).get_bytes(name).decode(), address)
+
+
+def _curation(own: Any, where: str) -> CurationConfig:
+    try:
+        return CurationConfig.model_validate(own)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, ('curation', *entry['loc'])))}: {entry['msg']}"
+            for entry in error.errors()
+        )
+        raise UserError(f"{where}: {problems}") from None
+
+
+def data_settings(document: dict[str, Any]) -> DataConfig:
+    """Return the settings of the data phase that an evidence states."""
+    return DataConfig.model_validate(document["data"])

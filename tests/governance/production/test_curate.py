@@ -1,0 +1,303 @@
+"""A day of logged requests becomes a curated day; nothing is lost, and no name is left."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.lab.data_runs import make_base, text
+from tests.lab.logged import DAY, MODEL, logged, put
+
+from tuneline.cli import main
+from tuneline.errors import TunelineError
+from tuneline.evidence import Verdict
+from tuneline.governance.production import curate as module
+from tuneline.governance.production.curate import curate
+from tuneline.governance.production.curated_day import CURATED, REJECTED, REVIEW, open_day
+from tuneline.governance.production.settings import read_settings
+from tuneline.governance.production.vocabulary import Reason
+from tuneline.production_logs.partition import folder_name
+
+
+def table(day, name, tmp_path):
+    assert day.fetch(name, tmp_path / name)
+    return pq.read_table(tmp_path / name).to_pylist()
+
+
+def reasons(day, tmp_path):
+    return {row["request_id"]: row["reason"] for row in table(day, REJECTED, tmp_path)}
+
+
+def reviewed(day, tmp_path):
+    return {row["request_id"] for row in table(day, CURATED, tmp_path) if row["in_review"]}
+
+
+def objects(store, prefix="curated"):
+    return {key: store.get_bytes(key) for key in store.keys(prefix)}
+
+
+def test_a_clean_day_is_kept_whole(any_store, curated, tmp_path):
+    day = curated(any_store, [logged(n, text(n)) for n in range(30)])
+    rows = table(day, CURATED, tmp_path)
+    assert [row["request_id"] for row in rows] == [f"req-04-{n:06d}" for n in range(30)]
+    assert [row["messages"][0]["content"] for row in rows] == [text(n) for n in range(30)]
+    assert {(row["seen"], row["weight"]) for row in rows} == {(1, 1.0)}
+    assert day.evidence.verdict == Verdict.PASS
+    assert (day.evidence.requests_in, day.evidence.rows_kept) == (30, 30)
+    assert table(day, REJECTED, tmp_path) == []
+    assert open_day(any_store, MODEL, DAY) == day
+
+
+UNUSABLE = [
+    ({"status": "timeout", "answer": None}, Reason.ERROR_STATUS),
+    ({"status": "client_error", "answer": None, "served_by": None}, Reason.ERROR_STATUS),
+    ({"status": "died_midstream", "answer": "It is on"}, Reason.BROKEN_STREAM),
+    ({"status": "client_aborted", "answer": "It is on"}, Reason.BROKEN_STREAM),
+    ({"messages": None, "answer": None, "redactions": None}, Reason.NO_TEXT),
+    ({"messages": [{"role": "user", "content": "  "}]}, Reason.NO_TEXT),
+    ({"answer": " \n"}, Reason.EMPTY_ANSWER),
+    ({"answer": "", "finish_reason": "tool_calls"}, Reason.TOOL_USE),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]},
+     Reason.TOOL_USE),
+    ({"finish_reason": "length"}, Reason.CUT_OFF),
+    ({"finish_reason": "content_filter"}, Reason.FILTERED),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
+     Reason.MALFORMED),
+    ({"answer": "Yes.<|im_end|>"}, Reason.MALFORMED),
+]  # fmt: skip
+
+
+def test_each_request_that_cannot_be_used_has_its_reason(store, curated, tmp_path):
+    broken = [logged(n, text(n), **other) for n, (other, _) in enumerate(UNUSABLE)]
+    day = curated(store, [*broken, *(logged(n, text(n)) for n in range(50, 60))])
+    expected = [reason for _, reason in UNUSABLE]
+    found = reasons(day, tmp_path)
+    assert [found[row.request_id] for row in broken] == expected
+    assert day.evidence.rows_kept == 10
+    assert sum(day.evidence.rejected.values()) == len(broken)
+
+
+def test_answers_of_another_upstream_and_doubtful_ones_stay(store, curated, tmp_path):
+    rows = [
+        logged(1, text(1), fallback_reason="timeout", served_by="large"),
+        logged(2, text(2), status="low_confidence", confidence=-0.9),
+        logged(3, text(3), confidence=-1.6),
+        logged(4, text(4), messages=[{"role": "developer", "content": "Be brief."},
+                                     {"role": "user", "content": text(4)}]),
+    ]  # fmt: skip
+    kept = table(curated(store, rows), CURATED, tmp_path)
+    strata = ["fallback", "low_confidence", "low_confidence", "random"]
+    assert [row["stratum"] for row in kept] == strata
+    assert kept[3]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_rows_that_the_settings_refuse(store, curated, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text(
+        "data: {pii_ner: false, max_tokens: 60, pii_actions: {EMAIL_ADDRESS: reject_row}}\n"
+    )
+    rows = [
+        logged(1, "My address is jane.roe@mail-host.org, please use it."),
+        logged(2, text(2, words=200)),
+        logged(3, "Where is my parcel?"),
+    ]
+    base = make_base(tmp_path / "base")
+    day = curated(store, rows, config=config, base_model=str(base))
+    found = reasons(day, tmp_path)
+    assert list(found.values()) == [Reason.PII_REFUSED, Reason.TOO_LONG]
+    (kept,) = table(day, CURATED, tmp_path)
+    assert 0 < kept["n_tokens"] <= 60
+
+
+def test_repeated_questions_keep_their_frequency(store, curated, tmp_path):
+    rows = [
+        logged(1, text(1), fallback_reason="timeout"),
+        logged(2, text(1), sample_rate=0.5),
+        logged(3, f"{text(1)} please", sample_rate=0.25),
+        logged(4, text(4)),
+    ]
+    day = curated(store, rows)
+    kept = {row["request_id"]: row for row in table(day, CURATED, tmp_path)}
+    # The model's own answer stays, not the earlier one of another upstream.
+    assert list(kept) == ["req-04-000002", "req-04-000004"]
+    assert (kept["req-04-000002"]["seen"], kept["req-04-000002"]["weight"]) == (3, 7.0)
+    assert reasons(day, tmp_path) == {
+        "req-04-000001": Reason.DUPLICATE,
+        "req-04-000003": Reason.NEAR_DUPLICATE,
+    }
+
+
+def test_a_question_of_an_earlier_day_is_seen_before(store, curated, tmp_path):
+    before = DAY - timedelta(days=2)
+    curated(store, [logged(n, text(n), day=before) for n in range(3)])
+    rows = [logged(9, text(1)), logged(10, text(1)), logged(11, text(20))]
+    day = curated(store, rows)
+    gone = {row["request_id"]: row for row in table(day, REJECTED, tmp_path)}
+    assert gone["req-04-000009"]["reason"] == Reason.SEEN_BEFORE
+    assert gone["req-04-000009"]["of"] == "req-02-000001"
+    assert gone["req-04-000009"]["of_day"] == "2026-03-02"
+    assert (gone["req-04-000009"]["seen"], gone["req-04-000009"]["weight"]) == (2, 2.0)
+    assert gone["req-04-000010"]["of"] == "req-04-000009"
+    assert [ref.name for ref in day.evidence.inputs] == ["logs", "curated/2026-03-02"]
+    config = tmp_path / "short.yaml"
+    config.write_text("data: {pii_ner: false}\ncuration: {lookback_days: 1}\n")
+    assert curated(store, rows, config=config).evidence.rows_kept == 2
+
+
+def test_names_and_addresses_are_gone_from_everything_written(store, curated, tmp_path):
+    rows = [
+        logged(1, "My name is Margaret Thornbury and I live at 14 Elm Street. Where is it?",
+               "Dear Margaret Thornbury, it goes to 14 Elm Street."),
+        logged(2, "Call Margaret Thornbury.", answer=None, status="timeout"),
+        *(logged(n, text(n)) for n in range(10, 20)),
+    ]  # fmt: skip
+    day = curated(store, rows, config=None, sample_rate=1.0)
+    kept = table(day, CURATED, tmp_path)
+    for written in [*objects(store).values(), json.dumps(kept, default=str).encode()]:
+        assert b"Thornbury" not in written
+        assert b"14 Elm" not in written
+    assert kept[0]["messages"][0]["content"].startswith("My name is ")
+    found = day.evidence.redactions["curation"]
+    assert found["PERSON"] >= 2
+    assert found["STREET_ADDRESS"] >= 2
+
+
+def test_removals_of_the_gateway_are_counted(store, curated):
+    rows = [
+        logged(1, "[EMAIL_ADDRESS] is mine", redactions=[{"type": "EMAIL_ADDRESS", "count": 2}]),
+        logged(2, text(2), redactions=[{"type": "EMAIL_ADDRESS", "count": 1}]),
+    ]
+    assert curated(store, rows).evidence.redactions["gateway"] == {"EMAIL_ADDRESS": 3}
+
+
+def dataset(path, rows):
+    columns = {
+        "row_id": [row_id for row_id, _, _ in rows],
+        "messages": [
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Yes."}]
+            for _, _, prompt in rows
+        ],
+        "split": [split for _, split, _ in rows],
+    }
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(store, curated, tmp_path):
+    known = [(f"t{n}", "train", text(n)) for n in range(20, 40)]
+    address = dataset(tmp_path / "dataset.parquet", [*known, ("h1", "holdout", text(1))])
+    rows = [
+        logged(1, text(1)),
+        logged(2, text(25)),
+        logged(3, "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."),
+    ]
+    day = curated(store, rows, reference=address, sample_rate=1.0)
+    kept = table(day, CURATED, tmp_path)
+    assert [row["resembles"] for row in kept] == ["holdout", "train", None]
+    assert [row["resembles_row"] for row in kept] == ["h1", "t25", None]
+    assert [row["stratum"] for row in kept] == [None, "random", "novel"]
+    assert [row["in_review"] for row in kept] == [False, True, True]
+    assert kept[1]["novelty"] == 0
+    assert kept[2]["novelty"] > 0.9
+
+
+def test_the_review_sample_has_known_probabilities(store, curated, tmp_path):
+    config = tmp_path / "quotas.yaml"
+    config.write_text("data: {pii_ner: false}\ncuration: {review_random: 5, review_fallback: 2}\n")
+    rows = [logged(n, text(n)) for n in range(20)]
+    rows += [logged(n, text(n), fallback_reason="timeout") for n in range(30, 38)]
+    day = curated(store, rows, config=config)
+    assert day.evidence.strata["random"].model_dump() == {
+        "rows": 20, "in_review": 5, "inclusion_probability": 0.25}  # fmt: skip
+    assert day.evidence.strata["fallback"].inclusion_probability == 0.25
+    first = reviewed(day, tmp_path)
+    assert len(first) == 7
+    # A request that comes later moves at most one other one out.
+    day = curated(store, [*rows, logged(99, text(99))], config=config)
+    assert len(first - reviewed(day, tmp_path)) <= 1
+    full = curated(store, rows, config=config, sample_rate=1.0)
+    assert full.rows(REVIEW) == 28
+
+
+def test_the_same_input_gives_the_same_bytes(any_store, curated, tmp_path, without_names):
+    rows = [logged(n, text(n % 25)) for n in range(30)]
+    first = curated(any_store, rows)
+    before = objects(any_store)
+    assert curated(any_store, rows) == first
+    assert objects(any_store) == before
+    other = curated(any_store, rows, sample_rate=0.5)
+    assert other.evidence != first.evidence
+    again = curated(any_store, rows)
+    assert again.evidence.dump() == first.evidence.dump()
+    assert again.uri != first.uri
+    # In other parts and order the requests are the same.
+    any_store.delete_prefix("logs")
+    put(any_store, rows[20:], tmp_path, "part-a")
+    put(any_store, rows[:20], tmp_path, "part-b")
+    put(any_store, rows[5:9], tmp_path, "part-c")
+    assert curate(any_store, MODEL, DAY, read_settings(without_names)) == again
+
+
+def test_a_day_without_logs_says_so(any_store, curated, capsys):
+    argv = ["logs", "curate", "--store", any_store.uri, "--model", MODEL, "--day", str(DAY)]
+    assert main([*argv, "--json"]) == 0
+    evidence = json.loads(capsys.readouterr().out)
+    assert evidence["verdict"] == "not_applicable"
+    assert evidence["requests_in"] == 0
+    assert open_day(any_store, MODEL, DAY).evidence.files == []
+
+
+def test_a_curated_day_outlives_its_logs(store, curated, capsys):
+    day = curated(store, [logged(1, text(1))])
+    store.delete_prefix(f"logs/{folder_name(MODEL)}")
+    assert curate(store, MODEL, DAY, read_settings()) == day
+    assert "are gone; the curated day stays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--day", str((datetime.now(UTC) + timedelta(days=2)).date())], "is in the future"),
+        (["--day", "4.3.2026"], "is not a day; write it as YYYY-MM-DD"),
+        (["--day", "20260304"], "is not a day"),
+        (["--day", "2026-03-04", "--model", "../etc/ "], "is not the name of a model"),
+        (["--day", "2026-03-04", "--model", ".."], "is not the name of a model"),
+        (["--day", "2026-03-04", "--sample", "0"], "--sample 0: give a share"),
+        (["--day", "2026-03-04", "--reference", "/no/d.parquet"], "/no/d.parquet does not exist"),
+        (["--day", "2026-03-04", "--reference", __file__], "is not a dataset"),
+        (["--day", "2026-03-04", "--config", "/no.yaml"], "/no.yaml does not exist"),
+    ],
+)
+def test_wrong_use_is_one_sentence(argv, message, store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "message"))
+    put(store, [logged(1, text(1))], tmp_path)
+    assert main(["logs", "curate", "--store", store.uri, "--model", MODEL, *argv]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+    assert list(store.keys("curated")) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("curation: {lookback_days: -1}", "curation.lookback_days"),
+        ("curation: {reviews: 1}", "curation.reviews"),
+        ("data: {pii_profil: [gdpr]}", "did you mean pii_profile"),
+    ],
+)
+def test_wrong_settings_are_named(section, message, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(section)
+    with pytest.raises(TunelineError, match=message):
+        read_settings(path)
+
+
+def test_a_lost_request_stops_the_day(store, curated, monkeypatch):
+    before = curated(store, [logged(n, text(n)) for n in range(5)])
+    write = module.write_rejected
+    monkeypatch.setattr(module, "write_rejected", lambda path, gone: write(path, gone[1:]))
+    rows = [logged(1, text(1)), logged(2, text(2), status="timeout"), logged(3, text(3))]
+    with pytest.raises(TunelineError, match=r"does not add up.*requests_lost is 1"):
+        curated(store, rows)
+    assert open_day(store, MODEL, DAY) == before

@@ -1,0 +1,133 @@
+"""A day in the store is the old one or the new one, whatever is killed or runs beside it."""
+
+import hashlib
+import threading
+
+import pytest
+from tests.lab.data_runs import text
+from tests.lab.logged import DAY, MODEL, logged
+
+from tuneline.evidence import Verdict
+from tuneline.governance.production.curated_day import (
+    CURATED,
+    CurationEvidence,
+    StoredFile,
+    curated_days,
+    open_day,
+    publish,
+)
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+def content(folder, word):
+    """A day's files and evidence; `word` decides all bytes."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for name in (CURATED, "rejected.parquet", "review.jsonl"):
+        raw = f"{name} {word}".encode() * 50
+        (folder / name).write_bytes(raw)
+        digest = hashlib.sha256(raw).hexdigest()
+        files.append(StoredFile(name=name, sha256=digest, bytes=len(raw), rows=1))
+    return CurationEvidence(
+        model=MODEL,
+        day=str(DAY),
+        verdict=Verdict.PASS,
+        summary=word,
+        requests_in=1,
+        rows_kept=1,
+        files=files,
+    )
+
+
+def put_day(store, folder, word):
+    return publish(store, MODEL, DAY, content(folder / word, word), folder / word)
+
+
+def check_whole(store, tmp_path):
+    """The day in force, every file verified."""
+    day = open_day(store, MODEL, DAY)
+    for file in day.evidence.files:
+        assert day.fetch(file.name, tmp_path / "fetched")
+        assert (tmp_path / "fetched").read_bytes().endswith(day.evidence.summary.encode())
+    return day
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_kill_between_files_leaves_the_old_day_or_the_new_one(
+    any_store, tmp_path, monkeypatch, writes
+):
+    put_day(any_store, tmp_path, "old")
+    put = type(any_store).put_file
+    done = []
+
+    def dying(self, key, path, **options):
+        if len(done) == writes:
+            raise Killed
+        done.append(key)
+        return put(self, key, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(any_store), "put_file", dying)
+        if writes < 5:
+            with pytest.raises(Killed):
+                put_day(any_store, tmp_path, "new")
+        else:
+            put_day(any_store, tmp_path, "new")
+    assert check_whole(any_store, tmp_path).evidence.summary == ("new" if writes == 5 else "old")
+    put_day(any_store, tmp_path, "new")
+    assert check_whole(any_store, tmp_path).evidence.summary == "new"
+
+
+def test_only_the_day_before_is_left_beside_the_one_in_force(any_store, tmp_path):
+    for word in ("one", "two", "one", "three", "four"):
+        day = put_day(any_store, tmp_path, word)
+    folders = {key.split("/")[3] for key in any_store.keys("curated") if key.count("/") == 4}
+    assert len(folders) == 2
+    assert day.prefix.rpartition("/")[2] in folders
+    assert curated_days(any_store, MODEL) == [DAY]
+
+
+def test_a_reader_who_began_before_the_switch_can_finish(any_store, tmp_path):
+    day = put_day(any_store, tmp_path, "one")
+    put_day(any_store, tmp_path, "two")
+    assert day.fetch(CURATED, tmp_path / "fetched")
+
+
+def test_runs_at_the_same_time_leave_one_whole_day(store, tmp_path):
+    words = [f"word{n}" for n in range(6)] * 2
+    start = threading.Barrier(len(words))
+    errors = []
+
+    def run(number, word):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        evidence = content(folder, word)
+        start.wait()
+        try:
+            for _ in range(3):
+                publish(store, MODEL, DAY, evidence, folder)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(words)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    check_whole(store, tmp_path)
+
+
+def test_a_file_that_was_deleted_is_put_back(store, tmp_path):
+    day = put_day(store, tmp_path, "one")
+    (store.root / day.prefix / CURATED).unlink()
+    put_day(store, tmp_path, "one")
+    check_whole(store, tmp_path)
+
+
+def test_days_of_models_with_a_slash_are_kept_apart(store, curated):
+    curated(store, [logged(1, text(1))])
+    assert curated_days(store, "support/2") == []

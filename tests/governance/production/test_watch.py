@@ -1,0 +1,139 @@
+"""A look at production: whole days, each once, by the text that training saw."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from tests.lab.logged import DAY, MODEL, logged, put
+from tests.lab.releases import bare_release
+from tests.lab.runs import Lab, dataset_rows, exchange
+
+from tuneline.cli import main
+from tuneline.config import GovernanceConfig
+from tuneline.errors import UserError
+from tuneline.governance.production.curate import curate
+from tuneline.governance.production.settings import read_settings
+from tuneline.governance.production.watch import look_at, read_look
+
+THINGS = ("parcel", "invoice", "refund", "password", "order", "voucher", "address", "card")
+ASKS = ("where is my", "please change the", "i cannot find the", "what happened to my")
+# Another team's users found the endpoint.
+FOREIGN = (
+    "write a haiku about {0} volcanoes", "integrate x^{0} from zero to one",
+    "which {0} rivers flow through mongolia", "explain {0} quantum chromodynamics to a child",
+)  # fmt: skip
+
+
+def question(number):
+    words = f"{ASKS[number % 4]} {THINGS[number // 4 % 8]}"
+    return f"{words} from week {number % 50} with code {number % 90}"
+
+
+def foreign(number):
+    return FOREIGN[number % 4].format(number)
+
+
+def asked(number):
+    intent = THINGS[number // 4 % 8]
+    return exchange(question(number), intent), intent
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A released model, trained on questions about orders."""
+    lab = Lab(tmp_path, {})
+    sizes = {"train": 600, "validation": 150, "holdout": 30}
+    lab.leave_dataset(dataset_rows(sizes, asked))
+    bare_release(lab.run, MODEL, at=f"{DAY}T00:00:00Z")
+    return lab
+
+
+def log_day(lab, offset, foreign_share=0.0, rows=120):
+    """Log and curate a day."""
+    day = DAY + timedelta(days=offset)
+    step = round(1 / foreign_share) if foreign_share else 0
+    prompts = [
+        foreign(n + 1000 * offset) if step and n % step == 0 else question(n * 7 + offset * 13)
+        for n in range(rows)
+    ]
+    answers = [exchange("", THINGS[n % 8])[-1]["content"] for n in range(rows)]
+    pairs = enumerate(zip(prompts, answers, strict=True))
+    put(lab.run.store, [logged(n, p, a, day=day) for n, (p, a) in pairs], lab.root)
+    settings = lab.root / "settings.yaml"
+    settings.write_text("data: {pii_ner: false}\n")
+    curate(lab.run.store, MODEL, day, read_settings(str(settings)))
+    return day
+
+
+def look(lab, day):
+    return look_at(lab.run.store, MODEL, day, GovernanceConfig())
+
+
+def test_without_a_release_there_is_nothing_to_compare_with(tmp_path):
+    lab = Lab(tmp_path, {})
+    found = look(lab, DAY)
+    assert not found.drifted
+    assert "no version of support is released" in found.summary
+
+
+def test_ordinary_days_are_no_drift(served):
+    for offset in range(3):
+        day = log_day(served, offset)
+    found = look(served, day)
+    assert not found.drifted
+    assert "360 requests of 3 days look like the training data of support test" in found.summary
+
+
+def test_planted_days_are_found_and_dated(served):
+    for offset, share in enumerate((0, 0, 0, 0.5, 0.5)):
+        day = log_day(served, offset, share)
+    found = look(served, day)
+    assert found.drifted
+    assert found.since == DAY + timedelta(days=3)
+    assert found.version == "test"
+    report = json.loads(served.run.store.get_bytes(served.run.store.key_of(found.report)))
+    shown = [d["text"] for prompts in report["drivers"].values() for d in prompts if d["text"]]
+    assert any("volcanoes" in text or "chromodynamics" in text for text in shown)
+    assert served.run.store.exists(f"drift/{MODEL}/looks/{day}/drift.png")
+    assert read_look(served.run.store, MODEL, day) == found
+
+
+def test_each_day_is_one_bet_however_often_it_is_looked_at(served):
+    day = log_day(served, 0)
+    first = look(served, day)
+    state = served.run.store.get_bytes(f"drift/{MODEL}/test/state.json")
+    assert look(served, day) == first
+    assert served.run.store.get_bytes(f"drift/{MODEL}/test/state.json") == state
+
+
+def test_days_before_the_release_do_not_count(served):
+    log_day(served, -1, 0.5)
+    day = log_day(served, 0)
+    assert not look(served, day).drifted
+
+
+def test_a_question_that_was_asked_before_keeps_its_frequency(served):
+    """Curation drops all of them as seen before; the look counts each all the same."""
+    log_day(served, 0)
+    day = DAY + timedelta(days=1)
+    put(served.run.store, [logged(n, question(7), day=day) for n in range(90)], served.root)
+    settings = served.root / "settings.yaml"
+    curated = curate(served.run.store, MODEL, day, read_settings(str(settings)))
+    assert curated.evidence.rows_kept == 0
+    report = json.loads(
+        served.run.store.get_bytes(served.run.store.key_of(look(served, day).report))
+    )
+    assert report["days"][str(day)] == 90
+    assert report["without_text"] == 0
+
+
+def test_the_command_prints_the_look_and_where_it_is(served, capsys):
+    day = log_day(served, 0)
+    store = served.run.store.uri
+    assert main(["logs", "drift", "--store", store, "--model", MODEL, "--until", str(day)]) == 0
+    assert "no drift: 120 requests of 1 days" in capsys.readouterr().out
+
+
+def test_a_day_that_was_not_compared_is_said(served):
+    with pytest.raises(UserError, match="nothing compared 2026-03-04"):
+        read_look(served.run.store, MODEL, DAY)

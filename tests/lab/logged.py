@@ -1,0 +1,51 @@
+"""Logged requests of production, put into a store as the gateway does."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tuneline.production_logs.partition import folder_name, part_key, table_of, write_part
+from tuneline.production_logs.request import LoggedRequest
+from tuneline.store import Store
+
+MODEL = "support"
+DAY = date(2026, 3, 4)
+
+
+def logged(number: int, prompt: str, answer: str | None = "It is on its way.", **other: Any):
+    """A request of the day, answered well unless `other` says otherwise."""
+    day = other.pop("day", DAY)
+    time = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(seconds=number)
+    values: dict[str, Any] = {
+        "request_id": f"req-{day:%d}-{number:06d}",
+        "time": time,
+        "key": "shop",
+        "model": MODEL,
+        "model_version": "v1",
+        "messages": [{"role": "user", "content": prompt}],
+        "answer": answer,
+        "latency_ms": 12.0,
+        "ttft_ms": None,
+        "confidence": -0.2,
+        "served_by": "small",
+        "fallback_reason": None,
+        "prompt_tokens": 9,
+        "completion_tokens": 5,
+        "finish_reason": "stop",
+        "status": "ok",
+        "sample_rate": 1.0,
+        "redactions": [],
+    }
+    return LoggedRequest(**{**values, **other})
+
+
+def put(
+    store: Store, rows: list[LoggedRequest], tmp: Path, part: str = "part-1", model: str = MODEL
+) -> None:
+    """Write requests of one day and model as a part."""
+    table, torn = table_of(b"".join(row.line() for row in rows))
+    assert not torn
+    key = part_key(folder_name(model), rows[0].day.isoformat(), part)
+    write_part(store, key, table, tmp / "part.parquet")
