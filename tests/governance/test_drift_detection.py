@@ -1,14 +1,21 @@
 """drift_detection: a detector that tells foreign prompts from its own passes; others are caught."""
 
+import json
+import random
+
+import numpy as np
 import pytest
-from tests.lab.runs import broken, dataset_rows, exchange, value
+from tests.lab.runs import broken, dataset_rows, exchange, value, write_dataset
 from tests.lab.tiny_task import conversation, task_rows
 
+from tuneline.errors import UserError
 from tuneline.governance import drift_detection
-from tuneline.governance.drift import measures
+from tuneline.governance.drift import watch
+from tuneline.governance.drift.signals import Look
+from tuneline.governance.drift_detection import compare_files
 from tuneline.harness.general_questions import Question
 
-SPLITS = {"train": 240, "validation": 40, "holdout": 40}
+SPLITS = {"train": 600, "validation": 80, "holdout": 40}
 
 
 @pytest.fixture
@@ -23,6 +30,16 @@ def drift_lab(make_lab):
     return make
 
 
+def see(p_value):
+    """A detector that sees the same in every night."""
+
+    def look(reference, night, first):
+        tally, test = np.array([1, 1]), lambda _: np.array(p_value)
+        return {"novelty_share": Look(0.5, np.zeros(3), tally, test, [])}
+
+    return look
+
+
 def test_a_detector_that_sees_foreign_prompts_only_passes(drift_lab):
     lab = drift_lab()
     evidence = lab.execute("drift_detection")
@@ -30,22 +47,38 @@ def test_a_detector_that_sees_foreign_prompts_only_passes(drift_lab):
     assert "validation prompts are not called drift" in evidence.summary
     assert "foreign prompts are called drift" in evidence.summary
     assert value(evidence, "foreign_novelty_share_p") < 0.01
+    assert value(evidence, "planted_topic_share_called") <= 0.4
+    assert value(evidence, "planted_labels_share_called") <= 0.6
     baseline = lab.document("drift_detection", "baseline.json")
     assert baseline["schema"] == "tuneline/drift-baseline/1"
-    assert {split: len(prompts) for split, prompts in baseline["prompts"].items()} == SPLITS
+    assert {split: len(prompts) for split, prompts in baseline["prompts"].items()} == {
+        "train": 600,
+        "validation": 80,
+    }
     trial = lab.document("drift_detection", "trial.json")
-    assert [m["drifted"] for m in trial["validation"]] == [False] * 3
+    assert not any(m["drifted"] for m in trial["validation"])
     assert any(m["drifted"] for m in trial["foreign"])
+    assert {attempt["plant"] for attempt in trial["planted"]} == {"topic", "labels"}
 
 
 def test_a_blind_detector_fails(drift_lab, monkeypatch):
-    """Every measure sees nothing, whatever the prompts are."""
-    for name in ("novelty", "mmd_test", "psi_test"):
-        monkeypatch.setattr(measures, name, lambda *_: (0.0, 1.0))
+    monkeypatch.setattr(watch, "look", see(1.0))
     evidence = drift_lab().execute("drift_detection")
     assert evidence.verdict == "fail"
-    assert broken(evidence) == {"foreign_called_drift"}
+    assert broken(evidence) == {
+        "foreign_called_drift",
+        "planted_topic_share_called",
+        "planted_labels_share_called",
+    }
     assert "foreign prompts are not called drift" in evidence.summary
+
+
+def test_a_detector_that_always_calls_fails(drift_lab, monkeypatch):
+    monkeypatch.setattr(watch, "look", see(1e-12))
+    evidence = drift_lab().execute("drift_detection")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"validation_called_drift"}
+    assert "called drift (a false alarm)" in evidence.summary
 
 
 def test_prompts_of_the_same_distribution_are_not_foreign(drift_lab, monkeypatch):
@@ -59,25 +92,17 @@ def test_prompts_of_the_same_distribution_are_not_foreign(drift_lab, monkeypatch
     assert broken(evidence) == {"foreign_called_drift"}
 
 
-@pytest.mark.parametrize("measure", ["novelty", "mmd_test", "psi_test"])
-def test_a_false_alarm_of_any_measure_fails(drift_lab, monkeypatch, measure):
-    monkeypatch.setattr(measures, measure, lambda *_: (1.0, 0.0))
-    evidence = drift_lab().execute("drift_detection")
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {"validation_called_drift"}
-    assert "called drift (a false alarm)" in evidence.summary
-
-
-def test_a_validation_split_of_other_questions_fails(drift_lab):
-    """Real drift between the splits: the detector is right, the dataset is not one distribution."""
+def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
+    """Real drift within a split: the detector is right, the dataset is not one distribution."""
     other = dataset_rows(
         {"validation": 40},
         lambda n: (exchange(f"Who painted the {n}th ceiling of the chapel, and when?", "x"), "x"),
     )
-    rows = [row for row in task_rows(SPLITS) if row["split"] != "validation"] + other
-    evidence = drift_lab(rows).execute("drift_detection")
+    evidence = drift_lab([*task_rows({"train": 600, "validation": 40}), *other]).execute(
+        "drift_detection"
+    )
     assert evidence.verdict == "fail"
-    assert broken(evidence) == {"validation_called_drift"}
+    assert "validation_called_drift" in broken(evidence)
 
 
 def test_too_few_prompts_warn(drift_lab):
@@ -87,3 +112,64 @@ def test_too_few_prompts_warn(drift_lab):
     assert broken(evidence) == {"smallest_window"}
     assert value(evidence, "smallest_window") == 10
     assert lab.artifact("drift_detection", "baseline.json").is_file()
+
+
+def _question(rng):
+    return conversation(rng.randrange(10_000, 99_999))[0][1]["content"]
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))
+
+
+def _logs(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_command_names_the_day_since_when(reference, tmp_path):
+    rng = random.Random(4)
+    rows = [
+        {
+            "timestamp": f"2026-01-{day:02d}T10:00:00Z",
+            "prompt": _question(rng) if day < 6 or n % 3 else f"How do I boil egg number {n}?",
+        }
+        for day in range(1, 9)
+        for n in range(60)
+    ]
+    state, plot = tmp_path / "state.json", tmp_path / "watch.svg"
+    report = compare_files(
+        str(reference), _logs(tmp_path / "log.jsonl", rows), state=state, plot=plot
+    )
+    assert report["drifted"]
+    assert report["since"] == "2026-01-06"
+    assert {"name", "value", "p_value", "limit", "drifted"} <= set(report["measures"][0])
+    assert all("egg" in d["text"] for d in report["drivers"]["novelty_share"])
+    assert "<svg" in plot.read_text()
+    assert len(json.loads(state.read_text())["history"]) == 8
+    later = [{"timestamp": "2026-01-09T10:00:00Z", "prompt": _question(rng)} for _ in range(30)]
+    again = compare_files(str(reference), _logs(tmp_path / "later.jsonl", later), state=state)
+    assert again["since"] == "2026-01-06"
+    assert len(again["nights"]) == 9
+
+
+def test_the_command_sees_no_drift_in_messages_of_the_same_kind(reference, tmp_path):
+    rng = random.Random(5)
+    rows = [{"messages": [{"role": "user", "content": _question(rng)}]} for _ in range(60)]
+    rows += [{"request_id": "r", "redaction_failed": True}] * 3
+    report = compare_files(reference.as_uri(), _logs(tmp_path / "log.jsonl", rows))
+    assert report["drifted"] is False
+    assert report["since"] is None
+    assert (report["prompts"], report["without_text"]) == (63, 3)
+
+
+def test_missing_and_broken_files_are_named(tmp_path, reference):
+    with pytest.raises(UserError, match="does not exist"):
+        compare_files(str(tmp_path / "no.parquet"), tmp_path / "x")
+    with pytest.raises(UserError, match="does not exist"):
+        compare_files(str(reference), tmp_path / "x")
+    state = tmp_path / "state.json"
+    state.write_text("[]")
+    with pytest.raises(UserError, match="can't be read as the state"):
+        compare_files(str(reference), tmp_path / "x", state=state)

@@ -1,15 +1,16 @@
 """drift_detection: production prompts can be compared with the training distribution.
 
-The baseline for that comparison is stored, and the detector is tried on it: validation prompts
-of the dataset must not be called drift (a false alarm), and general questions that the model was
-not trained for must be. `tuneline.governance.drift.measures` has the measures and their sources.
+The baseline for that comparison is stored, and the detector is tried on it. Validation prompts of
+the dataset must not be called drift (a false alarm). A topic of the dataset's own that was held
+back, a label that rises, and general questions that the model was not trained for must be.
+`tuneline.governance.drift` has the detector and its sources.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -17,186 +18,167 @@ from urllib.parse import unquote, urlparse
 from tuneline.artifacts.data import DATASET
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.drift.measures import Baseline, Measure, compare
+from tuneline.governance.drift.prompts import (
+    MIN_WINDOW,
+    UNDATED,
+    Prompt,
+    read_logs,
+    read_reference,
+)
+from tuneline.governance.drift.reference import DEFAULT_ALARMS, Reference, texts_of
+from tuneline.governance.drift.rehearsal import (
+    Attempt,
+    divide,
+    rehearse,
+    smallest_called,
+)
+from tuneline.governance.drift.watch import DriftReport, WatchState, compare
 from tuneline.harness.general_questions import load_questions
 from tuneline.run import StepContext
 
-# Fewer prompts than this say nothing about a distribution.
-MIN_WINDOW = 20
 BASELINE_SCHEMA = "tuneline/drift-baseline/1"
+# Part of a night at which a plant must be called. A label may have a third of all rows already.
+PLANTS = {"topic": 0.4, "labels": 0.6}
+# Prompts of a night in which it must; fewer only warn, since no detector sees much in them.
+ENOUGH = 200
 
 
-def any_drifted(measures: Sequence[Measure]) -> bool:
-    """Return True if any of the measures calls drift."""
-    return any(m.drifted for m in measures)
-
-
-def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the prompt of a conversation, its last user turn; None if it has none."""
-    turns = [m["content"] for m in messages if m.get("role") == "user"]
-    return str(turns[-1]) if turns else None
-
-
-def read_reference(path: Path) -> dict[str, list[str]]:
-    """Read the prompts of a dataset, by split.
+def compare_files(
+    reference: str,
+    logs: Path,
+    alarms: float = DEFAULT_ALARMS,
+    *,
+    state: Path | None = None,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """Compare a log file with a dataset by path or URI, as `tuneline drift` does.
 
     Args:
-        path: a `dataset.parquet` of the data phase.
-
-    Raises:
-        UserError: if the file lacks the columns of a dataset.
-    """
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=["messages", "split"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a dataset of `tuneline data prepare` (columns messages, split): {error}"
-        ) from None
-    prompts: dict[str, list[str]] = {"train": [], "validation": [], "holdout": []}
-    for row in table.to_pylist():
-        prompt = last_user_turn(row["messages"])
-        if prompt is not None:
-            prompts.setdefault(row["split"], []).append(prompt)
-    return prompts
-
-
-def read_logs(path: Path) -> list[tuple[str | None, str]]:
-    """Read the timestamp and the prompt of each line of a production log.
-
-    Raises:
-        UserError: if the file is missing or has too few prompts, or a line has none; the
-            message names the line.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a JSONL file of production prompts")
-    found: list[tuple[str | None, str]] = []
-    with path.open(encoding="utf-8", errors="replace") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                prompt = row.get("prompt") or last_user_turn(row.get("messages") or [])
-            except (json.JSONDecodeError, AttributeError, TypeError, KeyError):
-                prompt = None
-            if not isinstance(prompt, str):
-                raise UserError(
-                    f"{path}, line {number}: expected a JSON object with `messages` or `prompt`"
-                )
-            found.append((row.get("timestamp"), prompt))
-    if len(found) < MIN_WINDOW:
-        raise UserError(
-            f"{path} has {len(found)} prompts; at least {MIN_WINDOW} are needed to speak of drift"
-        )
-    return found
-
-
-def detect(
-    reference: Mapping[str, list[str]],
-    logs: Sequence[tuple[str | None, str]],
-    p_value: float = 0.01,
-) -> dict[str, Any]:
-    """Compare logs with a reference, overall and, on drift, day by day.
-
-    Returns:
-        `drifted`; `since`, the first day that drifts by itself (RFC 3339 date) or the first
-        day of the log where none does; `measures`.
-    """
-    held_out = [*reference["validation"], *reference["holdout"]]
-    baseline = Baseline(reference["train"], held_out)
-    measures = compare(baseline, [prompt for _, prompt in logs], p_value)
-    drifted = any_drifted(measures)
-    return {
-        "drifted": drifted,
-        "since": _since(baseline, logs, p_value) if drifted else None,
-        "measures": [m.as_dict() for m in measures],
-    }
-
-
-def _since(
-    baseline: Baseline, logs: Sequence[tuple[str | None, str]], p_value: float
-) -> str | None:
-    days: dict[str, list[str]] = {}
-    for timestamp, prompt in logs:
-        if timestamp:
-            days.setdefault(str(timestamp)[:10], []).append(prompt)
-    for day in sorted(days):
-        enough = len(days[day]) >= MIN_WINDOW
-        if enough and any_drifted(compare(baseline, days[day], p_value / len(days))):
-            return day
-    return min(days) if days else None
-
-
-def compare_files(reference: str, logs: Path, p_value: float = 0.01) -> dict[str, Any]:
-    """Compare a log file with a dataset by path or URI, as `tuneline drift` does.
+        reference: a `dataset.parquet`.
+        logs: a log; each of its days is one look.
+        alarms: probability of a false alarm in a year of days.
+        state: file of the state of a watch, read if it exists and written anew.
+        plot: file to draw the watch in.
 
     Raises:
         UserError: if a file is missing or malformed.
     """
-    parsed = urlparse(reference)
+    before = None
+    if state is not None and state.is_file():
+        try:
+            before = WatchState.from_dict(json.loads(state.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{state} can't be read as the state of a watch: {error}") from None
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        if parsed.scheme == "s3":
-            from tuneline.store import open_store
+        prompts = read_reference(_fetched(reference, Path(scratch)))
+    known = {p.label for split in prompts.values() for p in split if p.label is not None}
+    days = read_logs(logs, sorted(known))
+    fitted = Reference.fit(prompts["train"], prompts["validation"], alarms=alarms)
+    report = compare(fitted, days, before)
+    if state is not None:
+        state.write_text(json.dumps(report.state.as_dict()), encoding="utf-8")
+    if plot is not None:
+        from tuneline.governance.drift.plot import draw
 
-            folder, _, name = reference.rpartition("/")
-            path = Path(scratch) / name
-            open_store(folder).get_file(name, path)
-        else:
-            path = Path(unquote(parsed.path) if parsed.scheme == "file" else reference)
-        if not path.is_file():
-            raise UserError(f"{reference} does not exist; name a dataset.parquet")
-        return detect(read_reference(path), read_logs(logs), p_value)
+        draw(report, plot)
+    return report.as_dict()
+
+
+def _fetched(reference: str, scratch: Path) -> Path:
+    parsed = urlparse(reference)
+    if parsed.scheme == "s3":
+        from tuneline.store import open_store
+
+        folder, _, name = reference.rpartition("/")
+        path = scratch / name
+        open_store(folder).get_file(name, path)
+    else:
+        path = Path(unquote(parsed.path) if parsed.scheme == "file" else reference)
+    if not path.is_file():
+        raise UserError(f"{reference} does not exist; name a dataset.parquet")
+    return path
 
 
 def judge(
-    baseline: Baseline, calm: Sequence[Measure], alarmed: Sequence[Measure]
+    baseline: int, calm: DriftReport, alarmed: DriftReport, attempts: Sequence[Attempt]
 ) -> list[Measurement]:
     """Judge the detector by what it called drift.
 
     Args:
-        baseline: the stored baseline.
-        calm: measures of prompts of the training distribution.
-        alarmed: measures of foreign prompts.
+        baseline: training prompts of the baseline.
+        calm: report on prompts of the training distribution.
+        alarmed: report on foreign prompts.
+        attempts: nights with planted rows of the dataset.
     """
+    planted = {plant: smallest_called(attempts, plant) for plant in PLANTS}
+    largest = {attempt.plant: attempt.prompts for attempt in attempts}
     return [
-        measure("baseline_prompts", len(baseline.train), "prompts", ">=", MIN_WINDOW),
-        measure("validation_called_drift", any_drifted(calm), "flag", "==", False),
-        measure("foreign_called_drift", any_drifted(alarmed), "flag", "==", True),
-        *(measure(f"validation_{m.name}", m.value, "score") for m in calm),
-        *(measure(f"validation_{m.name}_p", m.p_value, "probability") for m in calm),
-        *(measure(f"foreign_{m.name}_p", m.p_value, "probability") for m in alarmed),
+        measure("baseline_prompts", baseline, "prompts", ">=", MIN_WINDOW),
+        measure("validation_called_drift", calm.drifted, "flag", "==", False),
+        measure("foreign_called_drift", alarmed.drifted, "flag", "==", True),
+        *(
+            measure(
+                f"planted_{plant}_share_called",
+                share,
+                "share",
+                "<=",
+                PLANTS[plant],
+                on_breach="fail" if largest[plant] >= ENOUGH else "warn",
+            )
+            for plant, share in planted.items()
+            if share is not None
+        ),
+        *(measure(f"validation_{m.name}", m.value, "score") for m in calm.measures),
+        *(measure(f"validation_{m.name}_p", m.p_value, "probability") for m in calm.measures),
+        *(measure(f"foreign_{m.name}_p", m.p_value, "probability") for m in alarmed.measures),
     ]
 
 
 def run(ctx: StepContext) -> Evidence:
     """Store the baseline and try the detector on prompts whose answer is known."""
-    p_value = ctx.config.governance.drift_p_value
-    reference = read_reference(DATASET.fetch(ctx))
-    ctx.write_json("baseline.json", {"schema": BASELINE_SCHEMA, "prompts": reference})
-    # The clean window must not be part of the null that it is compared with.
-    clean = reference["validation"]
-    baseline = Baseline(reference["train"], reference["holdout"])
-    smallest = min(len(clean), len(baseline.held_out))
+    settings = ctx.config.governance
+    prompts = read_reference(DATASET.fetch(ctx))
+    stored = {split: texts_of(rows) for split, rows in prompts.items()}
+    ctx.write_json("baseline.json", {"schema": BASELINE_SCHEMA, "prompts": stored})
+    smallest = len(prompts["validation"])
     window = measure("smallest_window", smallest, "prompts", ">=", MIN_WINDOW, on_breach="warn")
     if not window.ok:
         return ctx.conclude(
-            f"the baseline is stored, but {len(clean)} validation and {len(baseline.held_out)} "
-            f"hold-out prompts are too few to try the detector (at least {MIN_WINDOW} each)",
+            f"the baseline is stored, but {smallest} validation prompts are too few to try the "
+            f"detector (at least {MIN_WINDOW})",
             [window],
         )
-    foreign = [question.prompt for question in load_questions()]
-    calm = compare(baseline, clean, p_value)
-    alarmed = compare(baseline, foreign, p_value)
+    # The validation prompts of the clean night must not take part in its calibration.
+    middle = smallest // 2
+    calibrating, clean = prompts["validation"][:middle], prompts["validation"][middle:]
+    reference = Reference.fit(prompts["train"], calibrating, alarms=settings.drift_p_value)
+    calm = compare(reference, {UNDATED: clean})
+    foreign = [Prompt(n, question.prompt) for n, question in enumerate(load_questions(), 1)]
+    alarmed = compare(reference, {UNDATED: foreign})
+    attempts = rehearse(divide(prompts), settings.drift_p_value)
     ctx.write_json(
         "trial.json",
-        {"validation": [m.as_dict() for m in calm], "foreign": [m.as_dict() for m in alarmed]},
+        {
+            "validation": [m.as_dict() for m in calm.measures],
+            "foreign": [m.as_dict() for m in alarmed.measures],
+            "planted": [attempt.as_dict() for attempt in attempts],
+        },
     )
-    validation = "called drift (a false alarm)" if any_drifted(calm) else "not called drift"
-    seen = "called drift" if any_drifted(alarmed) else "not called drift"
+    validation = "called drift (a false alarm)" if calm.drifted else "not called drift"
+    seen = "called drift" if alarmed.drifted else "not called drift"
     return ctx.conclude(
-        f"baseline of {len(baseline.train)} prompts stored; validation prompts are {validation}, "
-        f"{len(foreign)} foreign prompts are {seen}",
-        judge(baseline, calm, alarmed),
+        f"baseline of {len(prompts['train'])} prompts stored; validation prompts are {validation}, "
+        f"{len(foreign)} foreign prompts are {seen}{_planted(attempts)}",
+        judge(len(prompts["train"]), calm, alarmed, attempts),
     )
+
+
+def _planted(attempts: Sequence[Attempt]) -> str:
+    words = {"topic": "a topic that was held back", "labels": "a label that rises"}
+    found = ""
+    for plant in PLANTS:
+        share = smallest_called(attempts, plant)
+        if share is not None:
+            called = f"at {share:.0%} of a night" if share < 1 else "at no share"
+            found += f", {words[plant]} is called {called}"
+    return found

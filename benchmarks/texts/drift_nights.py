@@ -1,0 +1,250 @@
+"""Nights of production, drawn from prompts that are embedded and scored once.
+
+A year is simulated from these scores: each of its nights is a new draw of prompts. The witness of
+the MMD is learned anew each night, which is too slow for years of nights; there the looks of the
+null windows are drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.governance.drift import signals
+from tuneline.governance.drift.budget import (
+    BLOCKS,
+    FIRST_NIGHT,
+    SINGLE,
+    SLOW,
+    block_money,
+    night_money,
+)
+from tuneline.governance.drift.prompts import Prompt
+from tuneline.governance.drift.reference import Night, Reference, lengths_of
+from tuneline.governance.drift.signals import Look
+from tuneline.governance.drift.tails import share_test
+from tuneline.governance.drift.watch import look
+
+Floats = NDArray[np.float64]
+Draws = NDArray[np.int64]
+Test = Callable[[Draws], Floats]
+
+# Rates of unsure and of fallback answers in a simulated year.
+RATES = {"low_confidence_rate": 0.02, "fallback_rate": 0.01}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Prompts to draw nights from, with their scores."""
+
+    prompts: Sequence[Prompt]
+    night: Night
+
+    @classmethod
+    def of(cls, reference: Reference, prompts: Sequence[Prompt]) -> Pool:
+        """Embed and score prompts."""
+        return cls(prompts, reference.night("", prompts))
+
+    def draw(self, rng: np.random.Generator, count: int) -> Draws:
+        """Return the places of prompts, without any twice."""
+        return rng.choice(len(self.prompts), count, replace=False)
+
+
+def window_looks(reference: Reference, parts: Sequence[tuple[Pool, Draws]]) -> dict[str, Look]:
+    """Look at one night that is drawn from several pools."""
+    from scipy import sparse
+
+    prompts = [pool.prompts[int(at)] for pool, drawn in parts for at in drawn]
+    matrix = sparse.vstack([pool.night.matrix[drawn] for pool, drawn in parts], format="csr")
+    distances = np.concatenate([pool.night.distances[drawn] for pool, drawn in parts])
+    # The two halves that the MMD makes must be alike.
+    order = np.random.default_rng(len(prompts)).permutation(len(prompts))
+    prompts = [prompts[int(at)] for at in order]
+    night = Night("", prompts, prompts, matrix[order], distances[order])
+    return look(reference, night, {})
+
+
+def called(reference: Reference, looks: dict[str, Look], night: int) -> bool:
+    """Return True if a night is called drift, when all the nights before it gave no evidence.
+
+    Args:
+        reference: the reference.
+        looks: what was seen.
+        night: number of the night in its year, from 0.
+    """
+    return any(
+        float(Years(1, night).p_values(found.log_e[None], found.tally[None], found.test)[0])
+        < reference.limit(name)
+        for name, found in looks.items()
+    )
+
+
+class Years:
+    """`budget.Wealth` for many years at once.
+
+    Args:
+        years: number of years.
+        first: number of the first night, from 0; the money of earlier nights is lost.
+    """
+
+    def __init__(self, years: int, first: int = 0) -> None:
+        self._first = self._night = first
+        self._log_wealth: Floats | None = None
+        self._least = np.ones(years)
+        self._blocks: dict[int, Any] = dict.fromkeys(BLOCKS, 0)
+
+    def p_values(self, log_e: Floats, tally: Draws, test: Test) -> Floats:
+        """Take a night and return the p-values so far, shape (years,).
+
+        Args:
+            log_e: shape (years, alternatives).
+            tally: shape (years, counts).
+            test: the test of a tally.
+        """
+        money = night_money(self._night)
+        before = np.full_like(log_e, -np.inf) if self._log_wealth is None else self._log_wealth
+        self._log_wealth = np.logaddexp(before, np.log(money)) + log_e
+        self._night += 1
+        waiting = 1 - FIRST_NIGHT - (self._night - 1) * night_money(1)
+        wealth = np.exp(np.minimum(self._log_wealth, 700)).mean(axis=1) + max(waiting, 0)
+        found = [self._least, 1 / np.maximum(wealth, 1) / SLOW, test(tally) / (SINGLE * money)]
+        for size in BLOCKS:
+            self._blocks[size] = self._blocks[size] + tally
+            if self._night % size == 0:
+                if self._night - self._first >= size:
+                    found.append(test(self._blocks[size]) / block_money(size))
+                self._blocks[size] = 0
+        self._least = np.min(found, axis=0)
+        return self._least
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What is planted in simulated years: a share of each night from a night on."""
+
+    pool: Pool
+    share: float
+    night: int
+
+
+def simulate(
+    reference: Reference,
+    usual: Pool,
+    null_looks: Sequence[dict[str, Look]],
+    *,
+    years: int,
+    window: int,
+    rng: np.random.Generator,
+    drift: Drift | None = None,
+    nights: int,
+) -> NDArray[np.int64]:
+    """Return the night of the first alarm of each year, from 0; `nights` if there was none.
+
+    Args:
+        reference: the reference.
+        usual: prompts without drift; nights are drawn with replacement.
+        null_looks: looks of null windows, for the MMD.
+        years: years to simulate.
+        window: prompts of a night.
+        rng: source of chance.
+        drift: what is planted, None for null years.
+        nights: nights of a year to simulate.
+    """
+    purses = {name: Years(years) for name in ("novelty_share", "length_psi", "label_mix", "mmd2")}
+    bets = cache(partial(signals.rate_bets, reference))
+    rates = {name: (Years(years), _first_counts(rng, rate, years)) for name, rate in RATES.items()}
+    first = np.full(years, nights)
+    for night in range(nights):
+        seen = _night(
+            reference,
+            usual,
+            drift if drift and night >= drift.night else None,
+            null_looks,
+            years=years,
+            window=window,
+            rng=rng,
+        )
+        alarmed = np.zeros(years, dtype=bool)
+        for name, log_e, tally, test in seen:
+            alarmed |= purses[name].p_values(log_e, tally, test) < reference.limit(name)
+        for name, (purse, counts) in rates.items():
+            if night >= _burn_in(window):
+                log_e, tally, test = _rate_night(bets, name, counts, window, rng)
+                alarmed |= purse.p_values(log_e, tally, test) < reference.limit(name)
+        first[alarmed & (first == nights)] = night
+    return first
+
+
+def _night(
+    reference: Reference,
+    usual: Pool,
+    drift: Drift | None,
+    null_looks: Sequence[dict[str, Look]],
+    *,
+    years: int,
+    window: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, Floats, Draws, Test]]:
+    planted = round(window * drift.share) if drift else 0
+    drawn = rng.integers(len(usual.prompts), size=(years, window - planted))
+    lengths = lengths_of(usual.prompts)[drawn]
+    distances = usual.night.distances[drawn]
+    if drift:
+        extra = rng.integers(len(drift.pool.prompts), size=(years, planted))
+        lengths = np.hstack([lengths, lengths_of(drift.pool.prompts)[extra]])
+        distances = np.hstack([distances, drift.pool.night.distances[extra]])
+    novelty = reference.novelty
+    yield "novelty_share", novelty.log_e(distances), novelty.tally(distances), novelty.test
+    long, short = reference.long, reference.short
+    log_e = np.hstack([long.log_e(lengths), short.log_e(-lengths)])
+    tallies = [long.tally(lengths), short.tally(-lengths)]
+    tally, test = signals.two_tails((long, short), tallies)
+    yield "length_psi", log_e, tally, test
+    for name in ("mmd2", "label_mix"):
+        if name in null_looks[0]:
+            picks = rng.integers(len(null_looks), size=years)
+            looks = [null_looks[int(at)][name] for at in picks]
+            tally = np.array([found.tally for found in looks])
+            # Each night has a witness of its own, but all have the same shares beyond it.
+            yield name, np.array([found.log_e for found in looks]), tally, looks[0].test
+
+
+def _burn_in(window: int) -> int:
+    return -(-signals.FIRST_ANSWERS // window)
+
+
+def _first_counts(rng: np.random.Generator, rate: float, years: int) -> Draws:
+    return rng.binomial(signals.FIRST_ANSWERS, rate, years)
+
+
+def _rate_night(
+    rate_bets: Callable[..., tuple[Floats, float]],
+    name: str,
+    counts: Draws,
+    window: int,
+    rng: np.random.Generator,
+) -> tuple[Floats, Draws, Test]:
+    """Return the bets of a night of each year on a rate that does not change."""
+    seen = rng.binomial(window, RATES[name], len(counts))
+    looks = [
+        rate_bets(name, (int(first), signals.FIRST_ANSWERS), int(count), window)
+        for first, count in zip(counts, seen, strict=True)
+    ]
+    shares = np.array([share for _, share in looks])
+    tally = np.stack([seen, np.full(len(seen), window)], axis=-1)
+
+    def test(tally: Draws) -> Floats:
+        # Each year has a rate of its own. Many years have the same one.
+        found = np.empty(len(tally))
+        for share in np.unique(shares):
+            alike = shares == share
+            one = np.array([share])
+            found[alike] = share_test(tally[alike], one, signals.FIRST_ANSWERS)
+        return found
+
+    return np.array([log_e for log_e, _ in looks]), tally, test

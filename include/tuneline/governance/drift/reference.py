@@ -1,0 +1,177 @@
+"""What production is compared with: the training prompts, calibrated once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.governance.drift.prompts import Prompt
+from tuneline.governance.drift.similarity import MOST_CHARS, Embedding, strangeness
+from tuneline.governance.drift.tails import Tail, calibrate
+
+Floats = NDArray[np.float64]
+
+# Shares of the false alarms of a year. New topics are what a fine-tune meets most often; the rates
+# of the answers are counts, which need little evidence.
+SHARES = {
+    "novelty_share": 0.3,
+    "mmd2": 0.2,
+    "length_psi": 0.15,
+    "label_mix": 0.15,
+    "low_confidence_rate": 0.1,
+    "fallback_rate": 0.1,
+}
+# The part of a signal's share that pays for bounds of the reference which may be too low.
+CALIBRATION = 0.1
+DEFAULT_ALARMS = 0.05
+DEFAULT_MIN_CONFIDENCE = -1.5
+# Training prompts are drawn up to this number of characters. Beyond, a night takes too long and
+# the nearest ten hardly come closer.
+MOST_TRAINING_CHARS = 2_000_000
+# Training prompts whose distance to the others calibrates novelty.
+MOST_CALIBRATED = 6000
+# A tail of the length may gain this share of all prompts: another mix of the same questions does
+# as much, and the mix has signals of its own.
+LENGTH_TOLERANCE = 0.03
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Night:
+    """The requests of one day, embedded once.
+
+    Attributes:
+        day: its date.
+        prompts: all requests.
+        with_text: those whose text is known.
+        matrix: a row of unit length for each of `with_text`.
+        distances: distance of each of `with_text` to its nearest training prompts.
+    """
+
+    day: str
+    prompts: Sequence[Prompt]
+    with_text: Sequence[Prompt]
+    matrix: Any
+    distances: Floats
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Training prompts and what follows from them.
+
+    Attributes:
+        alarms: probability of a false alarm in a year of nights, over all signals.
+        embedding: embedding of prompts.
+        train: embedded training prompts, at random.
+        validation: embedded validation prompts.
+        novelty: tail of the distance to the nearest training prompts.
+        long: tail of the number of characters.
+        short: tail of its negative.
+        lengths: numbers of characters of the training prompts.
+        labels: rows by label.
+        min_confidence: mean log-probability below which an answer is unsure.
+        rates: events and answers by signal that are known before production, as of an evaluation.
+    """
+
+    alarms: float
+    embedding: Embedding
+    train: Any
+    validation: Any
+    novelty: Tail
+    long: Tail
+    short: Tail
+    lengths: Floats
+    labels: Mapping[str, int]
+    min_confidence: float = DEFAULT_MIN_CONFIDENCE
+    rates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        train: Sequence[Prompt],
+        validation: Sequence[Prompt] = (),
+        *,
+        alarms: float = DEFAULT_ALARMS,
+        min_confidence: float = DEFAULT_MIN_CONFIDENCE,
+        rates: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Reference:
+        """Calibrate a reference.
+
+        Args:
+            train: training prompts with a text.
+            validation: prompts of the same source that were not trained on; they show how far the
+                split moves prompts from their neighbours.
+            alarms: probability of a false alarm in a year.
+            min_confidence: mean log-probability below which an answer is unsure.
+            rates: `low_confidence_rate` and `fallback_rate` as (events, answers), if they are
+                known; otherwise the first nights of production are their reference.
+        """
+        rng = np.random.default_rng(SEED)
+        taken = _draw(train, rng)
+        texts = texts_of(taken)
+        embedding = Embedding.fit(texts)
+        rows, checked = embedding(texts), embedding(texts_of(validation))
+        # The order is random: the first rows are a sample.
+        own = np.arange(min(len(taken), MOST_CALIBRATED))
+        lengths, checked_lengths = lengths_of(taken), lengths_of(validation)
+
+        def error(name: str) -> float:
+            return alarms * SHARES[name] * CALIBRATION
+
+        def length(sign: int) -> Tail:
+            scores, of_checked = sign * lengths, sign * checked_lengths
+            return calibrate(scores, of_checked, error("length_psi") / 2, LENGTH_TOLERANCE)
+
+        return cls(
+            alarms,
+            embedding,
+            rows,
+            checked,
+            calibrate(
+                strangeness(rows[own], rows, own),
+                strangeness(checked, rows),
+                error("novelty_share"),
+            ),
+            length(1),
+            length(-1),
+            lengths,
+            dict(Counter(p.label for p in [*train, *validation] if p.label is not None)),
+            min_confidence,
+            rates or {},
+        )
+
+    def calibration_error(self, name: str) -> float:
+        """Return the probability that a signal's bounds may be too low."""
+        return self.alarms * SHARES[name] * CALIBRATION
+
+    def limit(self, name: str) -> float:
+        """Return the limit of a signal's p-value."""
+        return self.alarms * SHARES[name] * (1 - CALIBRATION)
+
+    def night(self, day: str, prompts: Sequence[Prompt]) -> Night:
+        """Return the requests of a day, ready to be looked at."""
+        with_text = [prompt for prompt in prompts if prompt.text is not None]
+        matrix = self.embedding(texts_of(with_text))
+        return Night(day, prompts, with_text, matrix, strangeness(matrix, self.train))
+
+
+def texts_of(prompts: Sequence[Prompt]) -> list[str]:
+    """Return the texts of prompts, an empty one where there is none."""
+    return [prompt.text or "" for prompt in prompts]
+
+
+def lengths_of(prompts: Sequence[Prompt]) -> Floats:
+    """Return the numbers of characters of prompts."""
+    return np.array([len(text) for text in texts_of(prompts)], dtype=float)
+
+
+def _draw(prompts: Sequence[Prompt], rng: np.random.Generator) -> list[Prompt]:
+    """Return prompts in random order, up to a number of characters."""
+    order = [prompts[int(at)] for at in rng.permutation(len(prompts))]
+    ends = np.cumsum(np.minimum(lengths_of(order), MOST_CHARS))
+    return order[: max(1, int(np.searchsorted(ends, MOST_TRAINING_CHARS, side="right")))]

@@ -1,0 +1,253 @@
+"""Compare days of production with a reference, night after night.
+
+    state = WatchState()
+    report = compare(reference, {"2026-11-25": prompts}, state)   # report.state is for tomorrow
+
+The state is small and plain JSON. It belongs to one released model: a new model has a new reference
+and starts with a new state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tuneline.errors import UserError
+from tuneline.governance.drift import signals
+from tuneline.governance.drift.budget import YEAR, Wealth
+from tuneline.governance.drift.prompts import UNDATED, Days
+from tuneline.governance.drift.reference import SHARES, Night, Reference
+from tuneline.governance.drift.signals import MOST_DRIVERS, Driver, Look
+
+STATE_SCHEMA = "tuneline/drift-state/1"
+# Characters of a prompt that a report shows.
+_EXCERPT = 160
+
+
+@dataclass(frozen=True)
+class NightEntry:
+    """One night in the history of a watch.
+
+    Attributes:
+        day: its date.
+        prompts: requests.
+        without_text: requests whose text was not logged.
+        values: value by signal.
+        p_values: anytime-valid p-value by signal, up to this night.
+    """
+
+    day: str
+    prompts: int
+    without_text: int
+    values: dict[str, float]
+    p_values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class WatchState:
+    """What one night hands to the next.
+
+    Attributes:
+        wealth: bets by signal.
+        first: events and answers of the first nights, by rate.
+        history: the last nights, up to a year.
+    """
+
+    wealth: Mapping[str, Wealth] = field(default_factory=dict)
+    first: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    history: tuple[NightEntry, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as plain types."""
+        return {
+            "schema": STATE_SCHEMA,
+            "wealth": {name: wealth.as_dict() for name, wealth in self.wealth.items()},
+            "first": {name: list(counts) for name, counts in self.first.items()},
+            "history": [asdict(entry) for entry in self.history],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> WatchState:
+        """Return the state of `as_dict`.
+
+        Raises:
+            UserError: if the document is something else.
+        """
+        if document.get("schema") != STATE_SCHEMA:
+            raise UserError(
+                f"this is not the state of a drift watch ({STATE_SCHEMA}); leave it out to start "
+                "a new watch"
+            )
+        return cls(
+            {name: Wealth.from_dict(entry) for name, entry in document["wealth"].items()},
+            {name: (int(c[0]), int(c[1])) for name, c in document["first"].items()},
+            tuple(NightEntry(**entry) for entry in document["history"]),
+        )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One signal against its limit.
+
+    Attributes:
+        name: its name.
+        value: its value in the last night that it was looked at.
+        p_value: anytime-valid p-value, the smallest of the year.
+        limit: its share of the false alarms of a year.
+        since: day on which the drift began by the change-point estimate, None without drift.
+    """
+
+    name: str
+    value: float
+    p_value: float
+    limit: float
+    since: str | None
+
+    @property
+    def drifted(self) -> bool:
+        """True if the measure calls drift."""
+        return self.p_value < self.limit
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the measure as `tuneline drift --json` prints it."""
+        return {
+            "name": self.name,
+            "value": round(self.value, 6),
+            "p_value": float(f"{self.p_value:.4g}"),
+            "limit": float(f"{self.limit:.4g}"),
+            "drifted": self.drifted,
+            "since": self.since,
+        }
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """The outcome of a comparison.
+
+    Attributes:
+        measures: signals that were looked at.
+        drivers: prompts of these days that drive each signal that drifted.
+        prompts: requests of these days.
+        without_text: those whose text was not logged.
+        state: what the next night needs.
+    """
+
+    measures: tuple[Measure, ...]
+    drivers: Mapping[str, list[Driver]]
+    prompts: int
+    without_text: int
+    state: WatchState
+
+    @property
+    def drifted(self) -> bool:
+        """True if any measure calls drift."""
+        return any(measure.drifted for measure in self.measures)
+
+    @property
+    def since(self) -> str | None:
+        """The day on which drift began, None if nothing drifted or days are not known."""
+        days = [m.since for m in self.measures if m.drifted and m.since]
+        return min(days) if days else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as `tuneline drift --json` prints it."""
+        return {
+            "drifted": self.drifted,
+            "since": self.since,
+            "measures": [measure.as_dict() for measure in self.measures],
+            "prompts": self.prompts,
+            "without_text": self.without_text,
+            "drivers": {
+                name: [{**asdict(d), "text": d.text and d.text[:_EXCERPT]} for d in found]
+                for name, found in self.drivers.items()
+            },
+            "nights": [asdict(entry) for entry in self.state.history],
+        }
+
+
+def compare(reference: Reference, days: Days, state: WatchState | None = None) -> DriftReport:
+    """Compare days of production with the reference.
+
+    Args:
+        reference: the calibrated training prompts.
+        days: requests by date; each day is one look.
+        state: the state after earlier days, None to start a watch.
+
+    Returns:
+        The report, with the state after these days. Looking again at a day that the state has
+        would count it twice; the caller passes new days only.
+    """
+    before = state or WatchState()
+    wealth = {name: Wealth.from_dict(entry.as_dict()) for name, entry in before.wealth.items()}
+    first, history = dict(before.first), list(before.history)
+    seen: list[dict[str, Look]] = []
+    for day, prompts in sorted(days.items()):
+        looks = look(reference, reference.night(day, prompts), first)
+        for name, found in looks.items():
+            wealth.setdefault(name, Wealth()).bet(found.log_e, found.tally, found.test, day)
+        seen.append(looks)
+        history.append(_entry(day, prompts, looks, wealth))
+    requests = [prompt for prompts in days.values() for prompt in prompts]
+    measures = tuple(
+        _measure(reference, name, wealth[name], history) for name in SHARES if name in wealth
+    )
+    return DriftReport(
+        measures,
+        {m.name: _drivers(seen, m) for m in measures if m.drifted},
+        len(requests),
+        _without_text(requests),
+        WatchState(wealth, first, tuple(history[-YEAR:])),
+    )
+
+
+def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) -> dict[str, Look]:
+    """Look at one night by every signal that it has data for.
+
+    Args:
+        reference: the reference.
+        night: the night.
+        first: counts of the first nights by rate; tonight's are added while they are needed.
+    """
+    found = {name: see(reference, night) for name, see in signals.TEXT_SIGNALS.items()}
+    for name in signals.RATE_SIGNALS:
+        found[name], counts = signals.rate(reference, night, name, first.get(name))
+        if counts is not None:
+            first[name] = counts
+    return {name: seen for name, seen in found.items() if seen is not None}
+
+
+def _entry(
+    day: str, prompts: Any, looks: Mapping[str, Look], wealth: Mapping[str, Wealth]
+) -> NightEntry:
+    return NightEntry(
+        day,
+        len(prompts),
+        _without_text(prompts),
+        {name: round(found.value, 6) for name, found in looks.items()},
+        {name: float(f"{wealth[name].p_value:.4g}") for name in looks},
+    )
+
+
+def _measure(reference: Reference, name: str, wealth: Wealth, history: list[NightEntry]) -> Measure:
+    value = next((e.values[name] for e in reversed(history) if name in e.values), 0.0)
+    limit = reference.limit(name)
+    since = wealth.since if wealth.p_value < limit else None
+    return Measure(name, value, wealth.p_value, limit, None if since == UNDATED else since)
+
+
+def _drivers(seen: list[dict[str, Look]], measure: Measure) -> list[Driver]:
+    """Return the strongest drivers since the drift began, the days in turn."""
+    found = [looks[measure.name].drivers for looks in seen if measure.name in looks]
+    late = [
+        [d for d in drivers if measure.since is None or d.day >= measure.since] for drivers in found
+    ]
+    ranked = sorted(
+        ((place, driver) for drivers in late for place, driver in enumerate(drivers)),
+        key=lambda entry: entry[0],
+    )
+    return [driver for _, driver in ranked[:MOST_DRIVERS]]
+
+
+def _without_text(prompts: Any) -> int:
+    return sum(1 for prompt in prompts if prompt.text is None)

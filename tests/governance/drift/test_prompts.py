@@ -1,0 +1,81 @@
+"""Logs and datasets: read by day and by split, hold-out left alone, bad lines named."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tuneline.errors import UserError
+from tuneline.governance.drift.prompts import UNDATED, read_logs, read_reference
+
+
+def write_logs(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}\n", "line 1: expected a JSON object"),
+        ('{"prompt": "a"}\n[1]\n', "line 2: expected"),
+        ('{"prompt": 7}\n', "line 1: expected"),
+        ("nonsense\n", "line 1"),
+        ('{"prompt": "a"}\n', "has 1 prompts; at least 20"),
+    ],
+)
+def test_bad_logs_are_named(tmp_path, text, message):
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_logs(path)
+
+
+def test_lines_of_the_gateway_without_text_are_kept(tmp_path):
+    redacted = {"timestamp": "2026-01-02T10:00:00Z", "request_id": "r", "redaction_failed": True}
+    days = read_logs(write_logs(tmp_path / "log.jsonl", [{"prompt": "hello"}] * 20 + [redacted]))
+    assert [len(days[day]) for day in (UNDATED, "2026-01-02")] == [20, 1]
+    assert days["2026-01-02"][0].text is None
+    assert days["2026-01-02"][0].line == 21
+
+
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        ({"label": "billing"}, "billing"),
+        ({"completion": " login "}, "login"),
+        ({"completion": json.dumps({"intent": "login", "reply": "We look."})}, "login"),
+        ({"completion": "We look at your login."}, None),
+        ({}, None),
+    ],
+)
+def test_the_label_of_an_answer(tmp_path, row, label):
+    rows = [{"prompt": "hello", "mean_logprob": -0.5, "fallback_reason": None, **row}] * 20
+    days = read_logs(write_logs(tmp_path / "log.jsonl", rows), ["billing", "login"])
+    prompt = days[UNDATED][0]
+    assert (prompt.label, prompt.logprob, prompt.fallback) == (label, -0.5, False)
+
+
+def test_hold_out_rows_are_not_read(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": split}], "split": split, "label": None}
+        for split in ["train"] * 20 + ["validation"] * 3 + ["holdout"] * 9
+    ]
+    path = tmp_path / "dataset.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = read_reference(path)
+    assert {split: len(prompts) for split, prompts in found.items()} == {
+        "train": 20,
+        "validation": 3,
+    }
+    assert "holdout" not in {p.text for prompts in found.values() for p in prompts}
+
+
+def test_other_files_are_refused(tmp_path):
+    wrong = tmp_path / "wrong.parquet"
+    pq.write_table(pa.table({"a": [1]}), wrong)
+    with pytest.raises(UserError, match="not a dataset"):
+        read_reference(wrong)
+    with pytest.raises(UserError, match="does not exist"):
+        read_logs(tmp_path / "none.jsonl")

@@ -1,0 +1,148 @@
+"""A watch: no alarm without drift, an alarm with it, its first day, its drivers, its state."""
+
+import json
+import random
+
+import pytest
+
+from tuneline.errors import UserError
+from tuneline.governance.drift.plot import draw
+from tuneline.governance.drift.prompts import Prompt
+from tuneline.governance.drift.reference import SHARES, Reference
+from tuneline.governance.drift.watch import WatchState, compare
+
+VERBS = "track cancel return refund find change delay lose damage send open pay".split()
+THINGS = "parcel order invoice card address account voucher box label receipt".split()
+TIMES = "today yesterday on monday last week this morning since friday at noon".split()
+OTHER = "boil roast quantum galaxy violin mountain tiger sonata glacier orchid lava comet".split()
+
+
+def usual(rng):
+    return (
+        f"can you {rng.choice(VERBS)} my {rng.choice(THINGS)} and the {rng.choice(THINGS)} "
+        f"{rng.choice(TIMES)} because i {rng.choice(VERBS)} it?"
+    )
+
+
+def foreign(rng):
+    return "how do i " + " ".join(rng.choice(OTHER) for _ in range(8))
+
+
+def prompts(rng, count, make=usual, first=1, **fields):
+    return [Prompt(first + n, make(rng), **fields) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    rng = random.Random(0)
+    train = [Prompt(n, usual(rng), rng.choice("abcd")) for n in range(1200)]
+    return Reference.fit(train, prompts(rng, 200))
+
+
+def days(rng, count, size=100, **fields):
+    return {f"2026-01-{d:02d}": prompts(rng, size, **fields) for d in range(1, count + 1)}
+
+
+def test_the_budget_is_spent_once():
+    assert sum(SHARES.values()) == pytest.approx(1)
+
+
+def test_four_weeks_without_drift_are_quiet(reference):
+    for seed in range(2):
+        assert not compare(reference, days(random.Random(seed), 28)).drifted
+
+
+def test_a_few_foreign_prompts_are_called_and_named_with_their_day(reference):
+    rng = random.Random(4)
+    log = days(rng, 8)
+    for day in ("2026-01-06", "2026-01-07", "2026-01-08"):
+        log[day] = prompts(rng, 85) + prompts(rng, 15, foreign, first=86)
+    report = compare(reference, log)
+    assert report.drifted
+    assert report.since == "2026-01-06"
+    drivers = report.drivers["novelty_share"]
+    assert len(drivers) == 10
+    assert all(d.line >= 86 and d.day >= "2026-01-06" for d in drivers)
+
+
+def test_longer_prompts_of_the_same_words_are_drift(reference):
+    rng = random.Random(2)
+    window = [Prompt(n, f"{usual(rng)} {usual(rng)}") for n in range(80)]
+    found = {m.name: m for m in compare(reference, {"": window}).measures}
+    assert found["length_psi"].drifted
+
+
+def test_one_question_over_and_over_is_seen_by_the_mmd(reference):
+    rng = random.Random(3)
+    again = usual(rng)
+    window = prompts(rng, 200) + [Prompt(n, again) for n in range(80)]
+    rng.shuffle(window)
+    found = {m.name: m for m in compare(reference, {"": window}).measures}
+    assert found["mmd2"].drifted
+    assert not found["novelty_share"].drifted
+
+
+def test_a_label_that_rises_is_called_and_named(reference):
+    rng = random.Random(5)
+    window = [Prompt(n, None, "a" if n % 2 else rng.choice("abcd")) for n in range(300)]
+    report = compare(reference, {"2026-01-01": window})
+    assert [m.name for m in report.measures if m.drifted] == ["label_mix"]
+    assert {d.why for d in report.drivers["label_mix"]} == {"label a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "normal"),
+    [
+        ("low_confidence_rate", {"logprob": -3.0}, {"logprob": -0.2}),
+        ("fallback_rate", {"fallback": True}, {"fallback": False}),
+    ],
+)
+def test_answers_that_get_worse_are_called_after_the_first_nights(reference, name, event, normal):
+    def night(bad):
+        return [Prompt(n, None, **(event if n < bad else normal)) for n in range(500)]
+
+    log = {f"2026-02-{d:02d}": night(5) for d in range(1, 7)}
+    calm = compare(reference, log)
+    assert not calm.drifted
+    assert {m.name for m in calm.measures} == {name}
+    report = compare(reference, {"2026-02-07": night(60)}, calm.state)
+    assert report.since == "2026-02-07"
+    assert [m.name for m in report.measures if m.drifted] == [name]
+
+
+def test_prompts_without_text_are_counted(reference):
+    rng = random.Random(6)
+    window = prompts(rng, 50) + [Prompt(n, None) for n in range(30)]
+    report = compare(reference, {"": window})
+    assert (report.prompts, report.without_text) == (80, 30)
+    assert not report.drifted
+
+
+def test_night_by_night_through_json_is_the_same_as_at_once(reference):
+    rng = random.Random(7)
+    log = days(rng, 9)
+    log["2026-01-09"] = prompts(rng, 60) + prompts(rng, 40, foreign)
+    at_once = compare(reference, log)
+    state = WatchState()
+    for day, rows in log.items():
+        report = compare(reference, {day: rows}, state)
+        state = WatchState.from_dict(json.loads(json.dumps(report.state.as_dict())))
+    assert report.drifted
+    assert report.since == at_once.since == "2026-01-09"
+    for one, other in zip(report.measures, at_once.measures, strict=True):
+        assert one.p_value == pytest.approx(other.p_value, rel=1e-3)
+
+
+def test_the_state_of_something_else_is_refused():
+    with pytest.raises(UserError, match="not the state of a drift watch"):
+        WatchState.from_dict({"schema": "tuneline/evidence/1"})
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_a_watch_is_drawn(reference, tmp_path, ending):
+    rng = random.Random(8)
+    log = {**days(rng, 2), "2026-01-03": prompts(rng, 100, foreign)}
+    path = tmp_path / f"watch.{ending}"
+    draw(compare(reference, log), path)
+    start = path.read_bytes()[:400]
+    assert b"<svg" in start or start.startswith(b"\x89PNG")
