@@ -22,8 +22,10 @@ ARG COMMIT=
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     OMP_WAIT_POLICY=PASSIVE \
     TUNELINE_CACHE=/var/cache/tuneline
-RUN mkdir -p /var/cache/tuneline /var/lib/tuneline /run/tuneline \
+RUN mkdir -p /var/cache/tuneline /var/lib/tuneline/bases /run/tuneline \
  && chown -R tuneline /var/cache/tuneline /var/lib/tuneline /run/tuneline
-USER tuneline
+# As a number, by which a cluster sees that it is not root. Pods may write below /tmp,
+# /home/tuneline and /var/cache/tuneline alone.
+USER 50000
 ENTRYPOINT []
 CMD ["tuneline", "--help"]

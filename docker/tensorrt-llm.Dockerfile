@@ -15,4 +15,10 @@ RUN pip install --no-cache-dir --no-deps -e .
 
 ARG COMMIT=
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT
+# The user and the folders that pods run with, as in ml.Dockerfile.
+ENV TUNELINE_CACHE=/var/cache/tuneline
+RUN useradd --create-home --uid 50000 tuneline \
+ && mkdir -p /var/cache/tuneline /var/lib/tuneline/bases \
+ && chown -R tuneline /var/cache/tuneline /var/lib/tuneline
+USER 50000
 CMD ["tuneline", "--help"]

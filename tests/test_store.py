@@ -4,36 +4,16 @@ import hashlib
 import threading
 from pathlib import Path
 
-import boto3
 import pytest
+from tests.lab.s3_server import s3
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.store import AlreadyThere, CorruptObject, NotThere, S3Store, open_store
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["file", "s3"])
-def store(request, tmp_path, monkeypatch):
-    if request.param == "file":
-        return open_store((tmp_path / "store").as_uri())
-    endpoint = request.getfixturevalue("s3_server")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = "b" + hashlib.md5(str(tmp_path).encode()).hexdigest()
-    boto3.client("s3").create_bucket(Bucket=bucket)
-    return open_store(f"s3://{bucket}/team")
+@pytest.fixture
+def store(any_store):
+    return any_store
 
 
 def _overwrite_behind_its_back(store, key, data):
@@ -54,6 +34,24 @@ def test_what_is_written_is_read_back_with_its_hash(store, tmp_path):
     assert store.get_bytes("runs/a/x.bin") == b"hello"
     assert store.get_file("runs/a/x.bin", tmp_path / "got").sha256 == ref.sha256
     assert store.key_of(ref.uri) == "runs/a/x.bin"
+
+
+def test_an_object_is_found_with_its_size_and_hash(store):
+    assert store.find("k") is None
+    written = store.put_bytes("k", b"hello")
+    assert store.find("k") == written
+
+
+def test_a_file_that_nobody_changes_may_be_linked(store, tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"hello")
+    store.put_file("k", path, link=True)
+    path.unlink()
+    assert store.get_bytes("k") == b"hello"
+    path.write_bytes(b"other")
+    with pytest.raises(AlreadyThere):
+        store.put_file("k", path, once=True, link=True)
+    assert store.get_bytes("k") == b"hello"
 
 
 def test_replaced_object_reads_as_the_new_one(store):
@@ -173,9 +171,7 @@ def test_keys_cannot_leave_the_store(tmp_path, key):
         open_store(tmp_path.as_uri()).put_bytes(key, b"x")
 
 
-def test_unknown_bucket_is_the_users_error(s3_server, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    with pytest.raises(UserError, match="bucket nobody-made-it does not exist"):
+def test_unknown_bucket_is_the_users_error(monkeypatch):
+    unknown = pytest.raises(UserError, match="bucket nobody-made-it does not exist")
+    with s3(monkeypatch), unknown:
         open_store("s3://nobody-made-it/x").put_bytes("k", b"x")

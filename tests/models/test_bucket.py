@@ -1,11 +1,9 @@
 """Base models in a bucket, on a real S3-speaking server."""
 
 import shutil
-import urllib.request
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from tests.lab import s3_server
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.models import resolve
@@ -13,19 +11,8 @@ from tuneline.models import resolve
 
 @pytest.fixture
 def s3(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # The server keeps its state in the process, over all its instances.
-    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
-    client = boto3.session.Session().client("s3")
-    client.create_bucket(Bucket="models")
-    yield client, server
-    server.stop()
+    with s3_server.s3(monkeypatch, "models") as served:
+        yield served
 
 
 def upload(client, directory, prefix="team/tiny"):

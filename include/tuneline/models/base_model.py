@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from tuneline.models.license import ORIGIN_FILE, read_license
 # Names and hashes of the files of a model that was fetched.
 FILES_FILE = "tuneline_files.json"
 _OURS = {ORIGIN_FILE, FILES_FILE}
+_INDEX = "model.safetensors.index.json"
 
 # Files that belong to a model. Pickled weights (*.bin, *.pt) are left out on purpose: loading
 # them runs code.
-MODEL_PATTERNS = (
+_MODEL_PATTERNS = (
     "*.json",
     "*.safetensors",
     "*.jinja",
@@ -86,22 +88,43 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         UserError: if the index names a shard that is missing.
     """
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in shards if not (directory / name).is_file()]
-        if missing or not shards:
-            raise UserError(
-                f"{directory} lacks {', '.join(missing) or 'the shards'} that "
-                f"{index.name} names; copy the model again, whole"
-            )
+    if (directory / _INDEX).is_file():
+        shards = _shards(directory, {path.name for path in model_files(directory)})
         return [directory / name for name in shards]
     single = directory / "model.safetensors"
     return [single] if single.is_file() else []
 
 
-def check_directory(directory: Path) -> dict[str, Any]:
-    """Check that a directory holds everything that fine-tuning needs.
+def _shards(directory: Path, present: Collection[str]) -> list[str]:
+    """Return the shards that the index names.
+
+    Raises:
+        UserError: if one of them is not among the files that are present.
+    """
+    shards = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
+    missing = [name for name in shards if name not in present]
+    if missing or not shards:
+        raise UserError(
+            f"{directory} lacks {', '.join(missing) or 'the shards'} that {_INDEX} names; copy the "
+            "model again, whole"
+        )
+    return shards
+
+
+def is_weights(name: str) -> bool:
+    """Return True for a file of weights, whose size may be many gigabytes."""
+    return name.endswith(".safetensors")
+
+
+def check_directory(
+    directory: Path, names: Collection[str] | None = None, title: str = ""
+) -> dict[str, Any]:
+    """Check that a model has everything that fine-tuning needs.
+
+    Args:
+        directory: the model's files, or all but its weights.
+        names: names of all its files, where the weights are elsewhere.
+        title: the model's name in an error; that of the directory by default.
 
     Returns:
         Its config.json.
@@ -109,22 +132,28 @@ def check_directory(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: if something is missing; the message names all of it.
     """
-    missing = []
-    if not (directory / "config.json").is_file():
-        missing.append("config.json")
-    if not weight_files(directory):
+    present = {path.name for path in model_files(directory)} if names is None else set(names)
+    missing = [] if "config.json" in present else ["config.json"]
+    if not _weights_listed(directory, present):
         missing.append("model.safetensors (or model.safetensors.index.json with its shards)")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (directory / name).is_file():
-            missing.append(name)
+    missing += [name for name in ("tokenizer.json", "tokenizer_config.json") if name not in present]
     if not _has_chat_template(directory):
-        missing.append("a chat template (chat_template.jinja, or in tokenizer_config.json)")
+        missing.append(
+            "a chat template (chat_template.jinja, or in tokenizer_config.json; the instruct or "
+            "chat variant of a model has one)"
+        )
     if missing:
         raise UserError(
-            f"{directory} is not a complete base model: it lacks {'; '.join(missing)}. "
+            f"{title or directory} is not a complete base model: it lacks {'; '.join(missing)}. "
             "Save it with save_pretrained of the model and of the tokenizer"
         )
     return read_json(directory / "config.json")
+
+
+def _weights_listed(directory: Path, present: Collection[str]) -> bool:
+    if _INDEX not in present:
+        return "model.safetensors" in present
+    return bool(_shards(directory, present))
 
 
 def _has_chat_template(directory: Path) -> bool:
@@ -132,6 +161,14 @@ def _has_chat_template(directory: Path) -> bool:
         return True
     config = directory / "tokenizer_config.json"
     return config.is_file() and bool(read_json(config).get("chat_template"))
+
+
+def is_model_file(name: str) -> bool:
+    """Return True for the name of a file that belongs to a model.
+
+    Files in sub-folders usually hold other formats of the same model.
+    """
+    return "/" not in name and any(fnmatch.fnmatchcase(name, p) for p in _MODEL_PATTERNS)
 
 
 def model_files(directory: Path) -> list[Path]:
@@ -143,6 +180,14 @@ def model_files(directory: Path) -> list[Path]:
     )
 
 
+def digest_of(files: Mapping[str, str]) -> str:
+    """Return one SHA-256 over the hashes of the model's files, in the order of their names."""
+    lines = "".join(
+        f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()) if name not in _OURS
+    )
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def describe(
     uri: str, directory: Path, files: Mapping[str, str], *, revision: str | None = None
 ) -> BaseModel:
@@ -150,14 +195,14 @@ def describe(
 
     Args:
         uri: the address that was requested.
-        directory: the model's directory.
-        files: SHA-256 by file name.
+        directory: the model's files, or all but its weights.
+        files: SHA-256 of all its files by name.
         revision: revision at the source; None takes the digest.
 
     Raises:
         UserError: if the directory is incomplete or its configuration unusable.
     """
-    config = check_directory(directory)
+    config = check_directory(directory, files)
     text_config = config.get("text_config", config)
     architectures = config.get("architectures") or []
     where = directory / "config.json"
@@ -170,8 +215,7 @@ def describe(
             raise UserError(f"{where}: {field} must be a positive number, not {value!r}")
         sizes[field] = value
     license_id, license_source = read_license(directory, config)
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
-    digest = hashlib.sha256(lines.encode()).hexdigest()
+    digest = digest_of(files)
     return BaseModel(
         uri=uri,
         path=directory,

@@ -2,81 +2,72 @@
 
 from __future__ import annotations
 
-import fnmatch
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
-from tuneline.models.cache import Log, cached_model
+from tuneline.models.base_model import is_model_file
+from tuneline.models.cache import Log
+from tuneline.models.source import ListedSource
 from tuneline.store.bucket import call_s3
 
 
-@dataclass(frozen=True)
-class _Object:
-    key: str
-    name: str
-    size: int
-    etag: str
+class BucketSource(ListedSource):
+    """`s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
 
-
-def resolve_bucket(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
-    """Resolve `s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
-
-    The listing (names, sizes, ETags) is the cache key: a changed object is fetched again, an
+    The listing (names, sizes, ETags) is the key: a changed object makes another entry, an
     unchanged prefix costs one request.
-
-    Raises:
-        UserError: if the bucket does not exist, access is denied, or the prefix holds no
-            complete model.
-        RetryableError: if the server can't be reached or fails.
     """
-    import boto3
 
-    bucket, _, prefix = rest.partition("/")
-    if not bucket or not prefix.strip("/"):
-        raise UserError(f"base model {uri!r}: write s3://bucket/prefix")
-    prefix = prefix.strip("/") + "/"
-    # A new session: the default one keeps the first credentials that it saw.
-    client = boto3.session.Session().client("s3")
-    objects = call_s3(f"base model {uri!r}", lambda: _list(client, bucket, prefix))
-    if not objects:
-        raise UserError(f"base model {uri!r}: there is no model file under that prefix")
-    key = "\n".join(f"{entry.key} {entry.size} {entry.etag}" for entry in objects)
+    def __init__(self, uri: str, rest: str, _log: Log) -> None:
+        """List the prefix.
 
-    def fill(directory: Path) -> None:
-        total = sum(entry.size for entry in objects)
-        log(f"fetching {len(objects)} files ({total / 1e6:.0f} MB) from {uri}")
-        for entry in objects:
-            target = directory / entry.name
-            call_s3(
-                f"base model {uri!r}",
-                partial(client.download_file, bucket, entry.key, str(target)),
+        Raises:
+            UserError: if the bucket does not exist, access is denied, or the prefix holds no
+                file of a model.
+            RetryableError: if the server can't be reached or fails.
+        """
+        import boto3
+
+        self._bucket, _, prefix = rest.partition("/")
+        if not self._bucket or not prefix.strip("/"):
+            raise UserError(f"base model {uri!r}: write s3://bucket/prefix")
+        self._prefix = prefix.strip("/") + "/"
+        # A new session: the default one keeps the first credentials that it saw.
+        self._client = boto3.session.Session().client("s3")
+        self._objects: dict[str, Any] = call_s3(f"base model {uri!r}", self._list)
+        if not self._objects:
+            raise UserError(f"base model {uri!r}: there is no model file under that prefix")
+        key = "\n".join(
+            " ".join((entry["Key"], str(entry["Size"]), entry["ETag"].strip('"')))
+            for entry in self._objects.values()
+        )
+        super().__init__(uri, name=f"s3-{self._bucket}", key=key, revision=None)
+
+    def sizes(self) -> dict[str, int]:
+        """See `ListedSource.sizes`."""
+        return {name: int(entry["Size"]) for name, entry in self._objects.items()}
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """See `ListedSource.fetch`."""
+        entry, target = self._objects[name], folder / name
+        call_s3(
+            f"base model {self.uri!r}",
+            lambda: self._client.download_file(self._bucket, entry["Key"], str(target)),
+        )
+        found = target.stat().st_size
+        if found != entry["Size"]:
+            raise RetryableError(
+                f"s3://{self._bucket}/{entry['Key']}: got {found} of {entry['Size']} bytes"
             )
-            found = target.stat().st_size
-            if found != entry.size:
-                raise RetryableError(
-                    f"s3://{bucket}/{entry.key}: got {found} of {entry.size} bytes"
-                )
-        check_directory(directory)
 
-    directory, files = cached_model(root, f"s3-{bucket}", key, fill, log=log)
-    return describe(uri, directory, files)
-
-
-def _list(client: Any, bucket: str, prefix: str) -> list[_Object]:
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    found = []
-    for page in pages:
-        for entry in page.get("Contents", []):
-            name = entry["Key"].removeprefix(prefix)
-            # Sub-folders usually hold other formats of the same model.
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_PATTERNS) and (
-                "/" not in name
-            ):
-                found.append(
-                    _Object(entry["Key"], name, int(entry["Size"]), entry["ETag"].strip('"'))
-                )
-    return sorted(found, key=lambda entry: entry.name)
+    def _list(self) -> dict[str, Any]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix
+        )
+        found = {
+            entry["Key"].removeprefix(self._prefix): entry
+            for page in pages
+            for entry in page.get("Contents", [])
+        }
+        return {name: found[name] for name in sorted(found) if is_model_file(name)}

@@ -37,7 +37,7 @@ def cached_model(
     root: Path,
     name: str,
     key: str,
-    fill: Callable[[Path], None],
+    fill: Callable[[Path], dict[str, str] | None],
     *,
     log: Log,
 ) -> tuple[Path, dict[str, str]]:
@@ -47,7 +47,8 @@ def cached_model(
         root: cache directory.
         name: readable part of the entry's name.
         key: identifier of the content (hash, commit, listing of a bucket).
-        fill: function that puts the model's files into an empty directory.
+        fill: function that puts the model's files into an empty directory, and returns their
+            hashes where it knows them.
         log: function that takes one line of progress.
 
     Returns:
@@ -56,7 +57,7 @@ def cached_model(
     Raises:
         RetryableError: if the disk is full or not writable.
     """
-    entry = root / "models" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    entry = root / "models" / entry_name(name, key)
     files = _known_files(entry)
     if files is not None:
         return entry, files
@@ -68,18 +69,47 @@ def cached_model(
     return entry, files
 
 
-def _install(entry: Path, fill: Callable[[Path], None]) -> dict[str, str]:
+def entry_name(name: str, key: str) -> str:
+    """Return the name of the entry of some content, in a cache or a store."""
+    return f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def find_cached(root: Path, entry: str) -> Path | None:
+    """Return the directory of a model that is in the cache, None if it is not."""
+    directory = root / "models" / entry
+    return None if _known_files(directory) is None else directory
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse to fill a disk.
+
+    Args:
+        folder: where files shall be written.
+        needed: their size, in bytes.
+
+    Raises:
+        RetryableError: if fewer bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RetryableError(
+            f"the base model needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB "
+            "are free; free some, point TUNELINE_CACHE at another disk, or have pods share a "
+            "volume (pods.model_cache)"
+        )
+
+
+def _install(entry: Path, fill: Callable[[Path], dict[str, str] | None]) -> dict[str, str]:
     entry.parent.mkdir(parents=True, exist_ok=True)
     # A killed process leaves an incomplete entry; we hold the lock, so it no longer runs.
     for left in entry.parent.glob(f".{entry.name}.*"):
         shutil.rmtree(left, ignore_errors=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
-        fill(staged)
-        files = {path.name: sha256_file(path) for path in model_files(staged)}
+        files = fill(staged) or {path.name: sha256_file(path) for path in model_files(staged)}
         stored = {
-            name: {"sha256": sha256, "bytes": (staged / name).stat().st_size}
-            for name, sha256 in files.items()
+            path.name: {"sha256": files[path.name], "bytes": path.stat().st_size}
+            for path in model_files(staged)
         }
         document = {"schema": "tuneline/model-files/1", "files": stored}
         (staged / FILES_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError, first_line
-from tuneline.models.base_model import MODEL_PATTERNS, BaseModel, check_directory, describe
-from tuneline.models.cache import Log, cached_model
+from tuneline.models.base_model import is_model_file
+from tuneline.models.cache import Log
+from tuneline.models.source import ListedSource
+from tuneline.store import sha256_file
 
 T = TypeVar("T")
 
@@ -18,42 +21,79 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolve_hub(uri: str, rest: str, root: Path, log: Log) -> BaseModel:
-    """Resolve `hf://org/name@revision`.
+class HubSource(ListedSource):
+    """`hf://org/name@revision`.
 
-    A full commit is fixed content and needs no network once cached. A branch or tag is
-    looked up each time; its commit is recorded.
-
-    Raises:
-        UserError: if the address is malformed, or the model unknown, gated or incomplete.
-        RetryableError: if the hub can't be reached.
+    A full commit is fixed content and needs no network once it is cached or stored. A branch or
+    tag is looked up each time; its commit is recorded.
     """
-    from huggingface_hub import HfApi, snapshot_download
 
-    repository, revision = repository_of(uri, rest)
-    subject = f"base model {uri!r}"
-    commit = revision
-    if not _COMMIT.fullmatch(revision):
-        log(f"{uri}: {revision} is not a commit and may move; use the recorded one to pin it")
-        info = call_hub(subject, lambda: HfApi().model_info(repository, revision=revision))
-        commit = str(info.sha)
+    def __init__(self, uri: str, rest: str, log: Log) -> None:
+        """Look the commit up.
 
-    def fill(directory: Path) -> None:
-        log(f"fetching {repository} at {commit[:12]} from the hub")
-        patterns = list(MODEL_PATTERNS)
-        call_hub(
-            subject,
-            lambda: snapshot_download(
-                repository, revision=commit, local_dir=directory, allow_patterns=patterns
+        Raises:
+            UserError: if the address is malformed, or the model unknown or gated.
+            RetryableError: if the hub can't be reached.
+        """
+        self._subject = f"base model {uri!r}"
+        self._repository, self._revision = repository_of(uri, rest)
+        pinned = _COMMIT.fullmatch(self._revision)
+        if not pinned:
+            log(f"{uri}: {self._revision} is not a commit and may move; use the recorded one")
+        commit = self._revision if pinned else str(self._info.sha)
+        super().__init__(
+            uri,
+            name="hf-" + self._repository.replace("/", "--"),
+            key=f"{self._repository} {commit}",
+            revision=commit,
+        )
+
+    @cached_property
+    def _info(self) -> Any:
+        from huggingface_hub import HfApi
+
+        return call_hub(
+            self._subject,
+            lambda: HfApi().model_info(
+                self._repository, revision=self._revision, files_metadata=True
             ),
         )
-        shutil.rmtree(directory / ".cache", ignore_errors=True)
-        check_directory(directory)
 
-    name = "hf-" + repository.replace("/", "--")
-    key = f"{repository} {commit}"
-    directory, files = cached_model(root, name, key, fill, log=log)
-    return describe(uri, directory, files, revision=commit)
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        large = (entry for entry in self._info.siblings or [] if entry.lfs)
+        return {entry.rfilename: entry.lfs.sha256 for entry in large}
+
+    def sizes(self) -> dict[str, int]:
+        """See `ListedSource.sizes`."""
+        found = {entry.rfilename: entry.size or 0 for entry in self._info.siblings or []}
+        return {name: size for name, size in sorted(found.items()) if is_model_file(name)}
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """See `ListedSource.fetch`; the client goes on with a transfer that was interrupted.
+
+        Raises:
+            RetryableError: if the hub failed, or its file has another hash than it states.
+        """
+        from huggingface_hub import hf_hub_download
+
+        call_hub(
+            self._subject,
+            lambda: hf_hub_download(
+                self._repository, name, revision=self.revision, local_dir=folder
+            ),
+        )
+        # The hub states the hash of large files, the client compares their size alone.
+        stated = self._hashes.get(name)
+        if stated and sha256_file(folder / name) != stated:
+            (folder / name).unlink()
+            raise RetryableError(f"{self._subject}: {name} has other bytes than the hub states")
+
+    def fill(self, directory: Path, log: Log) -> None:
+        """See `Source.fill`."""
+        super().fill(directory, log)
+        # Notes of the client.
+        shutil.rmtree(directory / ".cache", ignore_errors=True)
 
 
 def repository_of(uri: str, rest: str) -> tuple[str, str]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, check_directory, describe
-from tuneline.models.bucket import resolve_bucket
-from tuneline.models.cache import Log, cache_root, hash_directory
-from tuneline.models.hub import repository_of, resolve_hub
-from tuneline.models.wheel import WHEELS, resolve_wheel, wheel_of
+from tuneline.models.bucket import BucketSource
+from tuneline.models.cache import Log, cache_root, cached_model, hash_directory
+from tuneline.models.hub import HubSource, repository_of
+from tuneline.models.source import Source
+from tuneline.models.wheel import WHEELS, WheelSource, wheel_of
 
+_SOURCES: dict[str, Callable[[str, str, Log], Source]] = {
+    "pypi": WheelSource,
+    "s3": BucketSource,
+    "hf": HubSource,
+}
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.S)
 
 
@@ -30,17 +37,41 @@ def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
         RetryableError: if network, server or disk failed.
     """
     root = cache_root(cache)
+    origin = origin_of(uri, log)
+    if isinstance(origin, Path):
+        files = hash_directory(root, origin)
+        return describe(uri, origin.resolve(), files)
+    directory, files = fetch_cached(origin, root, log)
+    return describe(uri, directory, files, revision=origin.revision)
+
+
+def origin_of(uri: str, log: Log) -> Path | Source:
+    """Return the directory that an address names, or the source of the model's files.
+
+    Raises:
+        UserError: if the model or scheme is unknown, or the directory incomplete.
+        RetryableError: if network or server failed.
+    """
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
-        directory = Path(rest).expanduser()
-        _check_directory(uri, directory)
-        files = hash_directory(root, directory)
-        return describe(uri, directory.resolve(), files)
-    if scheme == "pypi":
-        return resolve_wheel(uri, rest, root, log)
-    if scheme == "s3":
-        return resolve_bucket(uri, rest, root, log)
-    return resolve_hub(uri, rest, root, log)
+        return _checked_directory(uri, rest)
+    return _SOURCES[scheme](uri, rest, log)
+
+
+def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, str]]:
+    """Return the cached directory of a source's model and the hashes of its files; fetch it once.
+
+    Raises:
+        UserError: if it is no complete model.
+        RetryableError: if network, server or disk failed.
+    """
+    return cached_model(
+        root,
+        source.name,
+        source.key,
+        lambda directory: source.fill(directory, log),
+        log=log,
+    )
 
 
 def check_address(uri: str) -> None:
@@ -52,7 +83,7 @@ def check_address(uri: str) -> None:
     """
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
-        _check_directory(uri, Path(rest).expanduser())
+        _checked_directory(uri, rest)
     elif scheme == "pypi":
         wheel_of(uri, rest)
     elif scheme == "hf":
@@ -69,7 +100,7 @@ def _split(uri: str) -> tuple[str, str]:
         raise UserError(f"no base model was named; {_forms()}")
     match = _SCHEME.fullmatch(uri.strip())
     scheme, rest = (match.group(1).lower(), match.group(2)) if match else ("", uri.strip())
-    if scheme not in ("", "file", "pypi", "s3", "hf"):
+    if scheme not in ("", "file", *_SOURCES):
         raise UserError(f"base model {uri!r}: unknown scheme {scheme}://; {_forms()}")
     return scheme, rest
 
@@ -93,10 +124,12 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _check_directory(uri: str, directory: Path) -> None:
+def _checked_directory(uri: str, path: str) -> Path:
+    directory = Path(path).expanduser()
     if not directory.is_dir():
         raise UserError(f"base model {uri!r}: there is no directory of that name; {_forms()}")
     check_directory(directory)
+    return directory
 
 
 def _forms() -> str:

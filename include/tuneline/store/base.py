@@ -43,8 +43,15 @@ class Store(ABC):
         return uri[len(self.uri) + 1 :]
 
     @abstractmethod
-    def put_file(self, key: str, path: Path, *, once: bool = False) -> FileRef:
+    def put_file(self, key: str, path: Path, *, once: bool = False, link: bool = False) -> FileRef:
         """Write a file as one object.
+
+        Args:
+            key: the object's key.
+            path: the local file.
+            once: whether an object that exists is kept.
+            link: whether a directory may link the file instead of copying it, since nobody
+                changes it any more.
 
         Raises:
             AlreadyThere: if `once` is set and the object exists.
@@ -66,8 +73,12 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def find(self, key: str) -> FileRef | None:
+        """Return an object's size and the hash it was written with, None without an object."""
+
     def exists(self, key: str) -> bool:
         """Return True if the object exists."""
+        return self.find(key) is not None
 
     @abstractmethod
     def keys(self, prefix: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,9 @@ from tuneline.store.base import AlreadyThere, NotThere, Store
 from tuneline.store.whole_files import BLOCK, settle, sha256_file, stage_beside
 
 T = TypeVar("T")
+
+# Stands for the hash of an object that another program wrote.
+_UNKNOWN = "unknown (no sha256 metadata)"
 
 
 def call_s3(subject: str, action: Callable[[], T]) -> T:
@@ -86,7 +90,7 @@ class S3Store(Store):
     def _call(self, key: str, action: Callable[[], T]) -> T:
         return call_s3(self.uri_of(key), action)
 
-    def put_file(self, key: str, path: Path, *, once: bool = False) -> FileRef:
+    def put_file(self, key: str, path: Path, *, once: bool = False, link: bool = False) -> FileRef:
         """See `Store.put_file`."""
         digest, size = sha256_file(path), path.stat().st_size
         condition = {"IfNoneMatch": "*"} if once else {}
@@ -148,7 +152,7 @@ class S3Store(Store):
         def fetch(staged: Path) -> None:
             nonlocal stored
             answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
-            stored = answer["Metadata"].get("sha256", "unknown (no sha256 metadata)")
+            stored = answer["Metadata"].get("sha256", _UNKNOWN)
             with staged.open("wb") as handle:
                 for block in answer["Body"].iter_chunks(BLOCK):
                     handle.write(block)
@@ -157,13 +161,28 @@ class S3Store(Store):
         staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
         return staged, stored
 
-    def exists(self, key: str) -> bool:
-        """See `Store.exists`."""
+    def etag(self, key: str) -> str:
+        """Return the server's tag of an object, which changes with its bytes.
+
+        Raises:
+            NotThere: if there is no such object.
+        """
+        head = partial(self._s3.head_object, Bucket=self.bucket, Key=self._name(key))
+        return str(self._call(key, head)["ETag"]).strip('"')
+
+    def find(self, key: str) -> FileRef | None:
+        """See `Store.find`."""
+        where = {"Bucket": self.bucket, "Key": self._name(key)}
         try:
-            self._call(key, lambda: self._s3.head_object(Bucket=self.bucket, Key=self._name(key)))
+            answer = self._call(key, lambda: self._s3.head_object(**where))
         except NotThere:
-            return False
-        return True
+            return None
+        return FileRef(
+            name=Path(key).name,
+            uri=self.uri_of(key),
+            sha256=answer["Metadata"].get("sha256", _UNKNOWN),
+            bytes=answer["ContentLength"],
+        )
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `Store.keys`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class FileStore(Store):
     def _sidecar(path: Path) -> Path:
         return path.with_name(f".{path.name}.sha256")
 
-    def put_file(self, key: str, path: Path, *, once: bool = False) -> FileRef:
+    def put_file(self, key: str, path: Path, *, once: bool = False, link: bool = False) -> FileRef:
         """See `Store.put_file`."""
         target = self._path(key)
         sidecar = self._sidecar(target)
@@ -51,7 +52,8 @@ class FileStore(Store):
             target.parent.mkdir(parents=True, exist_ok=True)
             if once and target.exists():
                 raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
-            staged = stage_beside(target, lambda staged: shutil.copyfile(path, staged))
+            place = _link_or_copy if link else shutil.copyfile
+            staged = stage_beside(target, lambda staged: place(path, staged))
             digest = sha256_file(staged)
             with self._lock():
                 if once and target.exists():
@@ -87,6 +89,15 @@ class FileStore(Store):
         expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
         return settle(staged, destination, self.uri_of(key), expected or ["unknown (no hash file)"])
 
+    def find(self, key: str) -> FileRef | None:
+        """See `Store.find`."""
+        path = self._path(key)
+        hashes = _hashes(self._sidecar(path))
+        if not path.is_file() or not hashes:
+            return None
+        size = path.stat().st_size
+        return FileRef(name=path.name, uri=self.uri_of(key), sha256=hashes[-1], bytes=size)
+
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
         return self._path(key).is_file()
@@ -101,6 +112,15 @@ class FileStore(Store):
     def delete_prefix(self, prefix: str) -> None:
         """See `Store.delete_prefix`."""
         shutil.rmtree(self._path(prefix.rstrip("/")), ignore_errors=True)
+
+
+def _link_or_copy(path: Path, staged: Path) -> None:
+    staged.unlink()
+    try:
+        os.link(path, staged)
+    except OSError:
+        # On another disk, or on one without links.
+        shutil.copyfile(path, staged)
 
 
 def _hashes(sidecar: Path) -> list[str]:

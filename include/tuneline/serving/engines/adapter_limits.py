@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneline.config import DeploymentConfig, PipelineConfig, TrainingConfig
+from tuneline.artifacts.releases import released
+from tuneline.config import DeploymentConfig, TrainingConfig
 from tuneline.errors import UserError
+from tuneline.run import Run
 
 # The largest rank that an engine's server takes.
 # vLLM: `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 and 512 (`MaxLoRARanks` in
@@ -41,15 +43,23 @@ def rank_limit(deployment: DeploymentConfig) -> int | None:
     return deployment.max_lora_rank
 
 
-def ranks_asked(config: PipelineConfig) -> list[int]:
-    """Return the ranks that a run tries; an empty list without a sweep.
+def ranks_asked(run: Run) -> list[int]:
+    """Return the ranks that a run tries.
+
+    Returns:
+        The ranks; none without a sweep, or if training starts from a released adapter, whose
+        rank is kept.
 
     Raises:
         UserError: if the serving engine can't load one of them.
     """
-    if config.training.sweep_r:
-        refuse_unservable(config.training, config.deployment)
-    return list(config.training.sweep_r)
+    training = run.config.training
+    if not training.sweep_r:
+        return []
+    refuse_unservable(training, run.config.deployment)
+    if training.warm_start == "released" and released(run) is not None:
+        return []
+    return list(training.sweep_r)
 
 
 def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) -> None:
