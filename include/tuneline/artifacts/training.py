@@ -32,8 +32,26 @@ class _Content(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class StartedFrom(_Content):
+    """The released adapter that a training starts from.
+
+    Attributes:
+        version: the released version.
+        manifest: URI of its manifest.
+        uri: URI of the adapter's weights.
+        sha256: hash of the adapter's weights.
+        bytes: size of the adapter's weights.
+    """
+
+    version: str
+    manifest: str
+    uri: str
+    sha256: str
+    bytes: int
+
+
 class LoraSettings(_Content):
-    """`lora.json`: the adapter that lora_selection chose."""
+    """`lora.json`: the adapter that lora_selection chose; `started_from` is None for a new one."""
 
     r: int
     alpha: int
@@ -44,6 +62,7 @@ class LoraSettings(_Content):
     trainable_parameters: int = 0
     total_parameters: int = 0
     reason: str = ""
+    started_from: StartedFrom | None = None
 
 
 class Plan(_Content):
@@ -179,6 +198,7 @@ class TrainedRun(_Content):
     steps: int
     steps_planned: int = 0
     resumed_from: int | None = None
+    started_from: StartedFrom | None = None
     stopped: Trip | None = None
     seconds: float = 0.0
     training_seconds: float = 0.0

@@ -4,7 +4,8 @@ Method: base and candidate answer the same general questions, whose answers can 
 rule, through the same server. The drop is a paired difference (Agresti and Min, 2005). Unless
 a limit is configured, the drop may be two standard errors of that difference: a model that
 lost nothing then fails about one time in forty. A configured limit tighter than the noise
-would decide by chance and is refused.
+would decide by chance and is refused. The base is that of the first release of the model
+(`forgetting/origin.py`): what many nights lose together counts, not what the last one lost.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
+from tuneline.evaluation.forgetting.origin import find_origin
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.general_questions import Question, check_answer, load_questions
 from tuneline.harness.intervals import Paired, paired, share
-from tuneline.harness.served_models import ask_both, candidate
+from tuneline.harness.served_models import ask, ask_base, base_gguf, candidate
 from tuneline.run import StepContext
 
 # Standard errors that a drop may have by chance.
@@ -106,7 +108,9 @@ def judge(result: Paired, max_regression: float | None) -> list[Measurement]:
     ]
 
 
-def summarise(drop: Measurement, table: Sequence[CategoryRow], base: str, tuned: str) -> str:
+def summarise(
+    drop: Measurement, table: Sequence[CategoryRow], base: str, tuned: str, against: str
+) -> str:
     """Say in one sentence whether general ability was kept.
 
     Args:
@@ -114,12 +118,13 @@ def summarise(drop: Measurement, table: Sequence[CategoryRow], base: str, tuned:
         table: the categories, at least one.
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
+        against: the base, as text.
     """
     questions = sum(row.questions for row in table)
     worst = min(table, key=lambda row: row.change)
     judged = "within" if drop.ok else "more than"
     return (
-        f"of {questions} general questions the tuned model answers {tuned} right and the base "
+        f"of {questions} general questions the tuned model answers {tuned} right and {against} "
         f"{base}; the drop of {drop.value} is {judged} the allowed {drop.limit}; "
         f"the weakest category is {worst.category} ({worst.change:+.2f})"
     )
@@ -130,11 +135,13 @@ def run(ctx: StepContext) -> Evidence:
     settings = ctx.config.evaluation
     questions = choose_questions(load_questions(), settings.regression_questions)
     prompts = [[{"role": "user", "content": question.prompt}] for question in questions]
-    chosen = candidate(ctx)
-    answers = ask_both(ctx, chosen, prompts, [question.max_tokens for question in questions])
+    limits = [question.max_tokens for question in questions]
+    chosen, origin = candidate(ctx), find_origin(ctx)
+    of_tuned = ask(ctx, chosen.file.path, prompts, limits, "tuned model")
+    of_base, cached = ask_base(ctx, base_gguf(ctx, origin.base), prompts, limits, "base model")
     base, tuned = (
         [check_answer(q, text) for q, text in zip(questions, texts, strict=True)]
-        for texts in (answers.base, answers.tuned)
+        for texts in (of_base, of_tuned)
     )
     table = by_category(questions, base, tuned)
     ctx.write_json("categories.json", [{**vars(r), "change": round(r.change, 4)} for r in table])
@@ -143,22 +150,23 @@ def run(ctx: StepContext) -> Evidence:
             entry = {
                 "id": question.id,
                 "category": question.category,
-                "base": answers.base[n],
+                "base": of_base[n],
                 "base_right": base[n],
-                "tuned": answers.tuned[n],
+                "tuned": of_tuned[n],
                 "tuned_right": tuned[n],
             }
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
     base_share, tuned_share = share(base), share(tuned)
-    limits = judge(paired(base, tuned), settings.max_regression)
+    judged = judge(paired(base, tuned), settings.max_regression)
     return ctx.conclude(
-        summarise(limits[0], table, base_share.text(), tuned_share.text()),
+        summarise(judged[0], table, base_share.text(), tuned_share.text(), origin.name),
         [
-            *limits,
+            *judged,
+            *origin.measurements(),
             measure("questions", len(questions), "questions"),
             measure("base_share", round(base_share.value, 4), "share"),
             measure("tuned_share", round(tuned_share.value, 4), "share"),
-            measure("base_answers_from_cache", answers.base_cached, "flag"),
+            measure("base_answers_from_cache", cached, "flag"),
             measure("candidate_sha256", chosen.file.sha256, "sha256"),
         ],
     )

@@ -1,10 +1,14 @@
-"""holdout_performance: the candidate does the task better than the base on untouched rows.
+"""holdout_performance: the candidate beats the base, and is not worse than what is released.
 
 Method: both models answer the same hold-out rows through a real server, on the bytes that
 ship. The metric of each has a 95 % interval (Wilson), and so has the paired gain (Agresti and
 Min, 2005), whose lower end decides. The hold-out itself is checked too: its share of the rows,
 that no row of it or near-duplicate was in training or validation (an exact comparison,
-independent of deduplication), and that no access in its ledger chose anything.
+independent of deduplication), and that no access in its ledger chose anything. A candidate that
+started from released weights is not asked what those were trained on.
+
+If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
+margin at most, by the lower end of Tango's interval (`holdout/non_inferiority.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, AnswerPair
+from tuneline.artifacts.training import LORA
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import HOLDOUT, Row
 from tuneline.errors import UserError
+from tuneline.evaluation.holdout.against_released import compare_with_released
 from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
 from tuneline.evaluation.holdout.ledger import Access, choosing, ledger_prefix, open_holdout
+from tuneline.evaluation.holdout.trained_rows import seen_by
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import Task, choose_task, scores
 from tuneline.harness.intervals import Interval, Paired, paired, share
@@ -128,6 +135,33 @@ def form_measurements(
         yield measure(f"{who}_right_ignoring_form", round(loose / len(texts), 4), "share")
 
 
+def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Measurement]]:
+    """Leave out the hold-out rows that the weights which training started from have seen.
+
+    Returns:
+        The other rows, and the measurements of what was left out; none without a warm start.
+
+    Raises:
+        UserError: if no row is left.
+    """
+    lora = LORA.find(ctx.run)
+    if lora is None or lora.started_from is None:
+        return list(held), []
+    seen = seen_by(ctx, lora.started_from.version, held)
+    rows = [row for row in held if row.row_id not in seen.ids]
+    if not rows:
+        raise UserError(
+            f"training started from {lora.started_from.uri}, which was trained on every row of "
+            "this hold-out; give the run new rows, or set training.warm_start: none"
+        )
+    return rows, [
+        measure("rows_seen_through_warm_start", len(seen.ids), "rows"),
+        measure(
+            "warm_starts_without_rows", len(seen.unknown), "versions", "==", 0, on_breach="warn"
+        ),
+    ]
+
+
 def run(ctx: StepContext) -> Evidence:
     """Score base and candidate on the hold-out, once, and check the hold-out itself."""
     settings, data = ctx.config.evaluation, ctx.config.data
@@ -140,18 +174,20 @@ def run(ctx: StepContext) -> Evidence:
         )
     seen = [row for row in rows if row.split != HOLDOUT]
     leak_limits, leaks = leak_measurements(held, seen, data.near_duplicate_jaccard)
-    expected = [row.answer for row in held]
+    asked, left_out = untouched(ctx, held)
+    expected = [row.answer for row in asked]
     task = choose_task(settings.metric, data.label_field, expected)
-    limits = [settings.max_new_tokens] * len(held)
-    answers = ask_both(ctx, chosen, [row.prompt for row in held], limits)
+    limits = [settings.max_new_tokens] * len(asked)
+    answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits)
     base, tuned = (scores(task, texts, expected) for texts in (answers.base, answers.tuned))
     gain = paired(base, tuned)
+    against = compare_with_released(ctx, asked, task, tuned)
 
     HOLDOUT_ANSWERS.write(
         ctx,
         (
             AnswerPair(row_id=row.row_id, expected=row.answer, base=of_base, tuned=of_tuned)
-            for row, of_base, of_tuned in zip(held, answers.base, answers.tuned, strict=True)
+            for row, of_base, of_tuned in zip(asked, answers.base, answers.tuned, strict=True)
         ),
     )
     ctx.write_json("leaks.json", leaks)
@@ -160,18 +196,20 @@ def run(ctx: StepContext) -> Evidence:
     lower = gain.difference.lower
     compared = "is more than" if lower > settings.min_gain else "must be more than"
     return ctx.conclude(
-        f"{task.name} on {len(held)} hold-out rows: tuned {share(tuned).text()}, base "
+        f"{task.name} on {len(asked)} hold-out rows: tuned {share(tuned).text()}, base "
         f"{share(base).text()}; the lower end of the gain, {lower:.3f}, {compared} "
-        f"{settings.min_gain:g}; {len(leaks)} of the rows were seen before",
+        f"{settings.min_gain:g}; {len(leaks)} of the rows were seen before; {against.sentence}",
         [
             *score_measurements(share(base), share(tuned), gain, settings.min_gain),
             *share_measurements(len(held), len(rows), own_file=data.holdout is not None),
             *leak_limits,
+            *left_out,
+            *against.measurements,
             *ledger_measurements(earlier, chosen, held),
             *form_measurements(task, {"base": answers.base, "tuned": answers.tuned}, expected),
             measure("base_answers_from_cache", answers.base_cached, "flag"),
             measure("candidate_sha256", chosen.file.sha256, "sha256"),
             measure("holdout_sha256", identity, "sha256"),
         ],
-        rows={HOLDOUT_ANSWERS.name: len(held)},
+        rows={HOLDOUT_ANSWERS.name: len(asked)},
     )

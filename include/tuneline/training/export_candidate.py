@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
+from tuneline.bases import base_of
 from tuneline.errors import TunelineError
 from tuneline.evidence import Record, measure
 from tuneline.run import StepContext
@@ -85,9 +86,9 @@ def run(ctx: StepContext) -> Record:
     from tuneline.data.rendering.renderer import chat_template
     from tuneline.gguf.export import export_gguf
     from tuneline.gguf.lora import export_lora_gguf
-    from tuneline.models import load_tokenizer, resolve
+    from tuneline.models import load_tokenizer
 
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
     ctx.log("merging the adapter into the unquantised base in float32")
     model = merge(base.path, adapter)

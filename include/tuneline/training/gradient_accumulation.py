@@ -23,6 +23,7 @@ from typing import Any
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import LORA, PLAN, Plan
+from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
@@ -221,13 +222,12 @@ def _outcome(found: Mapping[str, Any]) -> str:
 
 def run(ctx: StepContext) -> Evidence:
     """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
-    from tuneline.models import resolve
     from tuneline.training.loop.compute import training_threads
 
     config = ctx.config.training
     processes = ctx.config.world_size
     sizes = sizes_left(ctx)
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx)
     threads = max(1, training_threads(config) // ctx.config.processes_per_node)
     common = {
         "base": str(base.path),

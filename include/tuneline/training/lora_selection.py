@@ -5,7 +5,8 @@ names of this architecture, and the trainable parameters are counted on the PEFT
 built without weights. Alpha is compared with the usual 2 × r (Hu et al., "LoRA", 2021, use a
 constant ratio; twice the rank is the field's custom). What the serving engine could not load is
 refused before training, not after. Where ranks were tried (`training.sweep_r`), one is taken by a
-stated rule, and the evidence shows its basis.
+stated rule, and the evidence shows its basis. With a warm start the adapter is the released one's
+shape, and a released adapter that does not fit is refused.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneline.artifacts.training import LORA, LoraSettings
+from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.run import StepContext
 from tuneline.serving.engines.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
 from tuneline.training.loop.base_weights import linear_modules, module_kinds
+from tuneline.training.loop.warm_start import WarmStart, find_warm_start
 
 USUAL_RATIO = 2.0
 ALL_LINEAR = "all-linear"
@@ -126,19 +129,36 @@ def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
     return chosen, choice.sentence, measurements(trials, choice, holdout_accesses(ctx.run))
 
 
+def followed(start: WarmStart, ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
+    """Take the rank of the released adapter; see `swept` for what is returned."""
+    config, begun = ctx.config.training, start.started_from
+    instead = ", whose rank is kept: none was tried" if config.sweep_r else ""
+    return (
+        start.follow(config),
+        f"it starts from the weights of the released version {begun.version}{instead}",
+        [
+            measure("started_from", begun.uri, ""),
+            measure("started_from_sha256", begun.sha256, "sha256"),
+        ],
+    )
+
+
 def run(ctx: StepContext) -> Evidence:
     """Choose, count and document the adapter; writes `lora.json`, after a sweep `sweep.json`."""
     refuse_unservable(ctx.config.training, ctx.config.deployment)
-    config, chosen, choice = swept(ctx)
+    start = find_warm_start(ctx)
+    config, chosen, choice = swept(ctx) if start is None else followed(start, ctx)
 
-    from tuneline.models import resolve
     from tuneline.training.loop.base_weights import shape_model
     from tuneline.training.loop.compute import load_torch, training_threads
 
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx, weights=False)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
     load_torch(training_threads(config))
     settings, layers = select(shape_model(base.path), config)
+    if start is not None:
+        start.check(base, settings, ctx.scratch)
+        settings = settings.model_copy(update={"started_from": start.started_from})
     if chosen:
         settings = settings.model_copy(update={"reason": f"{settings.reason}; {chosen}"})
     LORA.write(ctx, settings)

@@ -28,15 +28,16 @@ from tuneline.artifacts.training import (
     Plan,
     TrainedRun,
 )
+from tuneline.bases import base_of
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
 from tuneline.machine.peak_memory import peak_memory
-from tuneline.models import resolve
 from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
 from tuneline.training.loop.rows import run_order, total_steps
+from tuneline.training.loop.warm_start import load_start
 from tuneline.training.memory.out_of_memory import noticed
 from tuneline.training.memory.predict import GIB
 from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
@@ -113,7 +114,7 @@ class Training:
         return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, progress]
 
     def _model(self) -> Any:
-        """Load the base, whole or this process's part of it, and put a fresh adapter on it."""
+        """Load the base, whole or this process's part of it, and put the adapter on it."""
         import torch
 
         config, plan, path = self._config, self._plan, self._inputs.base
@@ -122,7 +123,11 @@ class Training:
             base = load_sharded_base(path, plan.device, self._group)
         else:
             base = load_base(path, plan.device, qlora=config.qlora, precision=plan.precision)
-        return attach_lora(base, self._inputs.lora)
+        model = attach_lora(base, self._inputs.lora)
+        # The weights of a checkpoint come later and are further on.
+        if self._inputs.lora.started_from is not None and self.resumed is None:
+            load_start(self._ctx, model, self._inputs.lora.started_from)
+        return model
 
     def _trainer(self, model: Any, events: list[Any]) -> LabelledTokenTrainer:
         import torch
@@ -203,6 +208,7 @@ class Training:
             steps=done,
             steps_planned=self.steps,
             resumed_from=self.resumed,
+            started_from=self._inputs.lora.started_from,
             stopped=self._watcher.trip or self._resources.limit.trip,
             seconds=max((entry["seconds"] for entry in history), default=0.0),
             training_seconds=round(seconds, 2),
@@ -283,8 +289,14 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
     checkpoints = Checkpoints.model_validate_json(CHECKPOINTS.path(ctx).read_text())
     losses, best = checkpoints.losses, checkpoints.best_step
     stopped = f"; stopped early: {trained.stopped.sentence}" if trained.stopped else ""
+    begun = trained.started_from
+    start = f" from the released version {begun.version}" if begun else ""
+    started = [
+        measure("started_from", begun.uri if begun else "new weights", ""),
+        measure("started_from_sha256", begun.sha256 if begun else None, "sha256"),
+    ]
     return ctx.record(
-        f"{trained.steps} of {trained.steps_planned} steps, validation loss "
+        f"{trained.steps} of {trained.steps_planned} steps{start}, validation loss "
         f"{losses.get(0, math.nan):.4f} → {losses[best]:.4f} at step {best}, "
         f"{trained.tokens_per_second:.0f} tokens/s{memory_note(trained.resources)}{stopped}",
         [
@@ -297,6 +309,7 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
             measure("tokens_per_second", trained.tokens_per_second, "1/s"),
             measure("peak_memory", round(trained.peak_memory_bytes / GIB, 3), "GiB"),
             measure("saving_seconds", trained.saving_seconds, "s"),
+            *started,
             *measured(trained.resources),
         ],
         rows={HISTORY.name: trained.steps},
@@ -314,7 +327,7 @@ def run(ctx: StepContext) -> Record | None:
     if must_launch(ctx.config):
         node = Node.of(ctx.config)
         # The base is fetched once, before all processes ask for it.
-        resolve(ctx.config.base_model, log=ctx.log)
+        base_of(ctx)
         ctx.log(f"node {node.index} of {node.nodes}: {node.processes} training processes")
         launch(node, ctx.run.uri, ctx.scratch, plan.threads)
         return None

@@ -1,1 +1,1 @@
-"""The hold-out: proof that training never saw it, and a ledger of every access."""
+"""The hold-out: proof that training never saw it, its ledger, and the released model on it."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import LORA, PLAN, LoraSettings, Plan
-from tuneline.models import load_tokenizer, resolve
+from tuneline.bases import base_of
+from tuneline.models import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.training.loop.rehearsal import rehearsal_rows
 from tuneline.training.loop.rows import EncodedRow, encode_split
@@ -50,7 +51,7 @@ def read_inputs(ctx: StepContext) -> Inputs:
     lora, dataset = LORA.read(ctx), DATASET.fetch(ctx)
     # A smaller micro-batch than planned where an earlier try ran out of memory.
     plan = fitting(PLAN.read(ctx), MemoryNotes(ctx.run).failures())
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
     tokenizer = load_tokenizer(base.path)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import PLAN, Plan
+from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
-from tuneline.models import load_tokenizer, resolve
+from tuneline.models import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_base, load_unquantised
 from tuneline.training.loop.compute import device_of, load_torch
@@ -42,7 +43,7 @@ class Validation:
         """Fetch and tokenise the validation rows of a run, and set torch up as training did."""
         plan, config, data = PLAN.read(ctx), ctx.config.training, ctx.config.data
         torch = load_torch(plan.threads, config.seed)
-        base = resolve(ctx.config.base_model, log=ctx.log)
+        base = base_of(ctx)
         tokenizer = load_tokenizer(base.path)
         dataset = DATASET.fetch(ctx)
         rows = encode_split(dataset, "validation", tokenizer, data.target_format, data.max_tokens)

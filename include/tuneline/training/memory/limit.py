@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from tuneline.errors import UserError
+from tuneline.machine.quantity import quantity
 from tuneline.training.memory.predict import GIB
 
 # The rest is for the caches of the kernel and for other processes.
@@ -43,21 +42,6 @@ def _inactive_files(stat: Path) -> int:
         return 0
     counts = dict(line.split() for line in lines if line)
     return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
-
-
-def quantity(text: str) -> int:
-    """Return the bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`).
-
-    Raises:
-        UserError: if the text is not a quantity.
-    """
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([KMGT]i?|k)?", text.strip())
-    if match is None:
-        raise UserError(f"pods.memory {text!r} is not a quantity; write it like 8Gi")
-    unit = match.group(2) or ""
-    base = 1024 if unit.endswith("i") else 1000
-    power = "kmgt".index(unit[0].lower()) + 1 if unit else 0
-    return int(float(match.group(1)) * base**power)
 
 
 def memory_limit(

@@ -55,6 +55,7 @@ def trial_config(config: PipelineConfig, r: int) -> PipelineConfig:
             "r": r,
             "alpha": training.alpha_for(r),
             "sweep_r": [],
+            "warm_start": "none",
             "epochs": training.epochs * share,
             "max_steps": steps,
             "evaluations": 1,
@@ -73,7 +74,7 @@ def try_rank(run: Run, r: int) -> Trial:
     Raises:
         UserError: if the run does not ask for this rank, or its data phase is not done.
     """
-    asked = ranks_asked(run.config)
+    asked = ranks_asked(run)
     if r not in asked:
         raise UserError(
             f"training.sweep_r of {run.uri} asks for {asked or 'no sweep'}, not for r {r}"
@@ -248,7 +249,7 @@ def run_trials(run_uri: str, ranks: Sequence[int] = ()) -> list[str]:
         A line for each rank.
     """
     run = Run.open(run_uri)
-    asked = list(ranks) or ranks_asked(run.config)
+    asked = list(ranks) or ranks_asked(run)
     if not asked:
         return ["training.sweep_r asks for no sweep: r is taken as it is"]
     return [_line(try_rank(run, r)) for r in asked]

@@ -1,0 +1,46 @@
+"""What fetch_base leaves: the base model of a run, pinned, and the place of its files."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from tuneline.artifacts.artifact import Document
+
+
+class StoredFile(BaseModel):
+    """One file of a base model.
+
+    Attributes:
+        sha256: hash of its bytes.
+        bytes: its size, bytes.
+        mtime_ns: its time of modification when it was hashed, for a file in a directory.
+    """
+
+    sha256: str
+    bytes: int
+    mtime_ns: int | None = None
+
+
+class StoredBase(BaseModel):
+    """`base.json`: a base model where every pod finds it, described as `models.BaseModel` is.
+
+    Attributes:
+        place: URI of the folder that holds its files.
+        files: its files by name.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    uri: str
+    place: str
+    digest: str
+    license: str | None
+    license_source: str
+    revision: str
+    architecture: str
+    context_length: int
+    vocab_size: int
+    files: dict[str, StoredFile]
+
+
+BASE = Document("fetch_base", "base.json", StoredBase)

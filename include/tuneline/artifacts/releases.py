@@ -1,0 +1,161 @@
+"""The released version of a model and those before it, as their manifests state them.
+
+`models/<name>/production.json` names the released version and the hash of its manifest. The
+manifest states the files of the version by hash and names the version that was released before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuneline.artifacts.governance import Manifest, ReleasePointer
+from tuneline.errors import UserError
+from tuneline.evidence import FileRef
+from tuneline.run import Run
+from tuneline.store import CorruptObject, NotThere, Store
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version of a model that was released.
+
+    Attributes:
+        store: the store that holds it.
+        manifest: what it consists of, and what it was made from.
+    """
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def version(self) -> str:
+        """The version, which is the id of the run that made it."""
+        return self.manifest.version
+
+    @property
+    def uri(self) -> str:
+        """URI of its manifest."""
+        return self.store.uri_of(_manifest_key(self.manifest.name, self.version))
+
+    def run(self) -> Run:
+        """Open the run that made it.
+
+        Raises:
+            UserError: if it is no longer in the store, or was made for another contract version.
+        """
+        return Run.open(self.store.uri_of(f"runs/{self.version}"))
+
+    def find(self, name: str) -> FileRef | None:
+        """Return the address and hash of one of its files, None if it has no such file."""
+        key = f"models/{self.manifest.name}/{self.version}/{name}"
+        for file in self.manifest.files:
+            if file.name == name:
+                uri = self.store.uri_of(key)
+                return FileRef(name=name, uri=uri, sha256=file.sha256, bytes=file.bytes)
+        return None
+
+    def artifacts(self, step: str) -> list[FileRef]:
+        """Return the artifacts that a step of its run left.
+
+        Raises:
+            UserError: if the run or the step is no longer there.
+        """
+        return self.run().entry(step).artifacts
+
+    def fetch(self, ref: FileRef, target: Path) -> Path:
+        """Fetch a file of the version or of its run, verified against its hash.
+
+        Raises:
+            UserError: if it is missing.
+            CorruptObject: if its bytes are others.
+        """
+        try:
+            self.store.get_file(self.store.key_of(ref.uri), target, sha256=ref.sha256)
+        except NotThere as error:
+            raise UserError(
+                f"the release {self.version} of {self.manifest.name} is incomplete: {error}; "
+                "restore the file"
+            ) from None
+        return target
+
+
+def released(run: Run) -> Release | None:
+    """Return the release that a run would replace, None if nothing is released under its name.
+
+    A step that is run again after the run itself was released is given the release before it.
+
+    Raises:
+        UserError: if the released version has no manifest.
+        CorruptObject: if the manifest is not the one that was released.
+    """
+    store, name = run.store, run.config.name
+    try:
+        pointer = ReleasePointer.model_validate_json(store.get_bytes(_pointer_key(name)))
+    except NotThere:
+        return None
+    if pointer.version == run.run_id:
+        previous = pointer.previous_version
+        return find_version(store, name, previous) if previous else None
+    found = find_version(store, name, pointer.version, pointer.manifest_sha256)
+    if found is None:
+        raise UserError(
+            f"{store.uri_of(_pointer_key(name))} names version {pointer.version}, which has no "
+            f"{store.uri_of(_manifest_key(name, pointer.version))}; restore it"
+        )
+    return found
+
+
+def find_version(
+    store: Store, name: str, version: str, sha256: str | None = None
+) -> Release | None:
+    """Return a version of a model, None if the store has no manifest of it.
+
+    Args:
+        store: the store.
+        name: name of the model.
+        version: the version.
+        sha256: hash that the bytes of the manifest must have; None takes them as they are.
+
+    Raises:
+        CorruptObject: if the manifest has another hash, or is none.
+    """
+    key = _manifest_key(name, version)
+    try:
+        raw = store.get_bytes(key)
+    except NotThere:
+        return None
+    digest = hashlib.sha256(raw).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise CorruptObject(
+            f"{store.uri_of(key)} has SHA-256 {digest}, the release pointer says {sha256}"
+        )
+    try:
+        return Release(store, Manifest.model_validate_json(raw))
+    except ValidationError as error:
+        raise CorruptObject(
+            f"{store.uri_of(key)} is not a manifest: {error.errors()[0]['msg']}"
+        ) from None
+
+
+def ancestry(release: Release) -> Iterator[Release]:
+    """Yield a release and those before it, newest first, as far as their manifests are there."""
+    seen: set[str] = set()
+    current: Release | None = release
+    while current is not None and current.version not in seen:
+        yield current
+        seen.add(current.version)
+        before = current.manifest.previous_version
+        current = find_version(release.store, release.manifest.name, before) if before else None
+
+
+def _pointer_key(name: str) -> str:
+    return f"models/{name}/production.json"
+
+
+def _manifest_key(name: str, version: str) -> str:
+    return f"models/{name}/{version}/manifest.json"

@@ -1,0 +1,185 @@
+"""Compare the candidate with the released model: the bytes that serve now, on the same rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneline.artifacts.deployment import MODEL
+from tuneline.artifacts.releases import Release, released
+from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError
+from tuneline.evaluation.holdout.non_inferiority import NonInferiority, non_inferiority
+from tuneline.evaluation.holdout.trained_rows import Seen, seen_by
+from tuneline.evidence import Breach, Measurement, measure
+from tuneline.harness.answers import Task, scores
+from tuneline.harness.intervals import share
+from tuneline.harness.served_models import ModelFile, ask_base
+from tuneline.run import StepContext
+
+ANSWERS = "released_answers.jsonl"
+_WORSE = "worse_than_released_by"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The measurements of the comparison, and what they say in a part of a sentence."""
+
+    measurements: list[Measurement]
+    sentence: str
+
+
+def compare_with_released(
+    ctx: StepContext, rows: Sequence[Row], task: Task, tuned: Sequence[bool]
+) -> Comparison:
+    """Ask the released model the rows that it has not been trained on, and compare.
+
+    Args:
+        ctx: the step.
+        rows: the hold-out rows that the candidate answered.
+        task: the rule by which an answer is right.
+        tuned: whether the candidate's answer to each row is right.
+
+    Raises:
+        UserError: if the release states no `model.gguf`.
+    """
+    settings = ctx.config.evaluation.against_released
+    if not settings.enabled:
+        return _not_applicable("evaluation.against_released is switched off")
+    release = released(ctx.run)
+    if release is None:
+        return _not_applicable("nothing is released yet")
+    seen = seen_by(ctx, release.version, rows)
+    asked = [row for row in rows if row.row_id not in seen.ids]
+    known = [*_identity(release), *_rows_measured(seen, len(asked))]
+    if not asked:
+        undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
+        return Comparison(
+            [*known, undecided],
+            f"the released version {release.version} was trained on every hold-out row, so that "
+            "nothing compares the two",
+        )
+    answers, cached = _answers(ctx, release, asked)
+    old = scores(task, answers, [row.answer for row in asked])
+    new = [right for row, right in zip(rows, tuned, strict=True) if row.row_id not in seen.ids]
+    _write_answers(ctx, asked, answers)
+    found = non_inferiority(old, new, settings.margin)
+    return Comparison(
+        [
+            *known,
+            measure("released_answers_from_cache", cached, "flag"),
+            measure("released_metric", round(share(old).value, 4), "share"),
+            *difference_measurements(found, surely_unseen=not seen.unknown),
+        ],
+        _sentence(release.version, found) + _doubt(seen),
+    )
+
+
+def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> list[Measurement]:
+    """State the difference, whose lower end decides.
+
+    Args:
+        found: the comparison.
+        surely_unseen: True if the released model has seen none of the rows. If it may have, that
+            speaks for it, so a candidate that is not worse passes, but none fails by it.
+    """
+    difference = found.difference
+    noise = round(difference.error, 4)
+    proven = found.decision == "worse" and surely_unseen
+    breach: Breach = "fail" if proven else "inconclusive"
+    stated = [
+        measure("difference_to_released", round(difference.value, 4), "share", noise=noise),
+        measure("difference_to_released_lower", round(difference.lower, 4), "share"),
+        measure("difference_to_released_upper", round(difference.upper, 4), "share"),
+        # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
+        measure(
+            _WORSE,
+            round(0.0 - difference.lower, 4),
+            "share",
+            "<=",
+            found.margin,
+            noise=noise,
+            on_breach=breach,
+        ),
+        measure("only_released_right", found.lost, "rows"),
+        measure("only_candidate_right", found.gained, "rows"),
+    ]
+    if found.decision == "undecided":
+        stated.append(measure("rows_needed_to_decide", found.rows_needed, "rows"))
+    return stated
+
+
+def _sentence(version: str, found: NonInferiority) -> str:
+    value, lower, margin = found.difference.value, found.difference.lower, found.margin
+    against = (
+        f"against the released version {version} on {found.rows} rows: {value:+.3f}, at the lower "
+        f"end {lower:+.3f}"
+    )
+    if found.decision == "not worse":
+        return f"{against}, which the margin of {margin:g} allows"
+    if found.decision == "worse":
+        return f"{against}: worse than what serves now, beyond chance and the margin of {margin:g}"
+    return (
+        f"{against}, beyond the margin of {margin:g}, yet it may be chance: about "
+        f"{found.rows_needed} rows would decide"
+    )
+
+
+def _doubt(seen: Seen) -> str:
+    if not seen.unknown:
+        return ""
+    return f" (it may have seen some of them: the rows of {', '.join(seen.unknown)} are gone)"
+
+
+def _not_applicable(why: str) -> Comparison:
+    return Comparison(
+        [measure("compared_with_released", f"not applicable: {why}", "")],
+        f"not compared with a released model: {why}",
+    )
+
+
+def _identity(release: Release) -> list[Measurement]:
+    engine = release.manifest.engine or {}
+    served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
+    return [
+        measure("compared_with_released", release.version, "version"),
+        measure("released_engine", served or None, ""),
+    ]
+
+
+def _rows_measured(seen: Seen, compared: int) -> list[Measurement]:
+    return [
+        measure("rows_released_model_saw", len(seen.ids), "rows"),
+        measure("rows_compared_with_released", compared, "rows"),
+        measure(
+            "earlier_trainings_without_rows",
+            len(seen.unknown),
+            "versions",
+            "==",
+            0,
+            on_breach="warn",
+        ),
+    ]
+
+
+def _answers(ctx: StepContext, release: Release, rows: Sequence[Row]) -> tuple[list[str], bool]:
+    """Serve the released bytes, or take what they answered to the very same prompts before."""
+    ref = release.find(MODEL.name)
+    if ref is None:
+        raise UserError(
+            f"{release.uri} states no {MODEL.name}, so the release can't be compared with; set "
+            "evaluation.against_released.enabled: false, or release a version that has one"
+        )
+    path = release.fetch(ref, ctx.scratch / "released" / MODEL.name)
+    ctx.note_input(f"released/{MODEL.name}", ref.uri, path)
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    prompts = [row.prompt for row in rows]
+    return ask_base(ctx, ModelFile(path, ref.sha256), prompts, limits, "released model")
+
+
+def _write_answers(ctx: StepContext, rows: Sequence[Row], answers: Sequence[str]) -> None:
+    with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
+        for row, answer in zip(rows, answers, strict=True):
+            entry = {"row_id": row.row_id, "expected": row.answer, "released": answer}
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")

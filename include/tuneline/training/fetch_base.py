@@ -1,0 +1,86 @@
+"""fetch_base: pin the base model, check that the run can use it, and fetch it once for all pods.
+
+Configuration, tokenizer and licence come first, a few megabytes: a model that the run could not
+export, serve or release is refused before its weights are fetched. Then each file goes to the
+shelf of base models (`bases.shelf`), from which every later pod takes it. A directory stays where
+it is. Other runs with the same revision find it on the shelf and fetch nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuneline.artifacts.base_model import BASE, StoredBase
+from tuneline.bases.of_run import local_copy
+from tuneline.bases.shelf import Shelf, in_place
+from tuneline.evidence import Record, measure
+from tuneline.models.cache import cache_root, hash_directory
+from tuneline.models.preview import Preview, sizes_of, small_files
+from tuneline.models.resolver import fetch_cached, origin_of
+from tuneline.models.source import Source
+from tuneline.run import Run, StepContext
+from tuneline.serving.engines.base_limits import refuse_unfit
+
+
+def address_of(run: Run) -> str:
+    """Return the base model's address, with the commit that an earlier try of this run pinned."""
+    uri = run.config.base_model
+    earlier = BASE.find(run)
+    if earlier is None or not uri.startswith("hf://"):
+        return uri
+    return f"{uri.partition('@')[0]}@{earlier.revision}"
+
+
+def fetch(ctx: StepContext) -> StoredBase:
+    """Check the base model and put it on the shelf.
+
+    Raises:
+        UserError: if the run can't use the model.
+        RetryableError: if network, server or disk failed.
+    """
+    origin = origin_of(address_of(ctx.run), ctx.log)
+    if isinstance(origin, Path):
+        directory = origin.resolve()
+        refuse_unfit(directory, sizes_of(directory), ctx.config)
+        hashes = hash_directory(cache_root(), directory)
+        return in_place(ctx.config.base_model, directory, hashes)
+    shelf = Shelf(ctx.run)
+    stored = shelf.find(origin.entry)
+    if stored is not None:
+        ctx.log(f"{origin.uri} lies at {stored.place}")
+        here = local_copy(stored, ctx.scratch, ctx.log, weights=False)
+        refuse_unfit(here, {name: file.bytes for name, file in stored.files.items()}, ctx.config)
+        return stored
+    here, sizes = _here(ctx, origin)
+    refuse_unfit(here, sizes, ctx.config)
+    ctx.log(f"putting {sum(sizes.values()) / 1e6:.0f} MB of {origin.uri} into the store")
+    return shelf.put(origin, here, sizes, ctx.scratch)
+
+
+def _here(ctx: StepContext, source: Source) -> Preview:
+    """Return a folder with all files of a model but perhaps its weights, and all their sizes."""
+    folder = ctx.scratch / "base"
+    folder.mkdir()
+    if found := small_files(source, folder):
+        return found
+    directory = fetch_cached(source, cache_root(), ctx.log)[0]
+    return directory, sizes_of(directory)
+
+
+def run(ctx: StepContext) -> Record:
+    """Fetch the base model; writes `base.json`."""
+    stored = fetch(ctx).model_copy(update={"uri": ctx.config.base_model})
+    BASE.write(ctx, stored)
+    size = sum(file.bytes for file in stored.files.values())
+    return ctx.record(
+        f"{stored.architecture} at {stored.revision[:40]}, licence "
+        f"{stored.license or 'not stated'}, {len(stored.files)} files ({size / 1e6:.0f} MB) "
+        f"at {stored.place}",
+        [
+            measure("revision", stored.revision, "revision"),
+            measure("digest", stored.digest, "SHA-256"),
+            measure("license", stored.license, "SPDX"),
+            measure("files", len(stored.files), "files"),
+            measure("bytes", size, "bytes"),
+        ],
+    )
