@@ -20,11 +20,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pendulum
 from airflow.sdk import DAG, TaskGroup, TriggerRule
+from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.catalogue import STEPS, Phase
+from tuneline.config import Model
+from tuneline_airflow.family import MAIN, dags_of, settings_of
 from tuneline_airflow.launching import form, prepare_run
+from tuneline_airflow.notify import announcers
 from tuneline_airflow.people import (
     approve_release,
     approve_waivers,
@@ -55,22 +58,25 @@ OPTIONAL_BEFORE = {
     "promote": "approve_release",
 }
 
-with DAG(
-    dag_id="finetune_to_production",
-    dag_display_name="Fine-tune to production",
-    description="Raw instruction data to a served, fine-tuned model, with evidence for 25 items",
-    doc_md=__doc__,
-    schedule=None,
-    start_date=pendulum.datetime(2025, 1, 1, tz="UTC"),
-    catchup=False,
-    max_active_runs=1,
-    dagrun_timeout=timedelta(days=7),
-    params=form(),
-    default_args={"owner": "ml-platform"},
-    tags=["tuneline", "llm", "release"],
-) as dag:
-    run = prepare_run()
-    waivers = approve_waivers()
+
+def build(model: Model) -> DAG:
+    """Make the main DAG of a model."""
+    with DAG(
+        description="Raw instruction data to a served model, with evidence for 25 items",
+        schedule=None,
+        dagrun_timeout=timedelta(days=7),
+        **settings_of(MAIN, model, "Fine-tune to production", __doc__),
+    ) as dag:
+        _wire(model)
+    # Each operator made in a DAG with params copies them, which would take most of the parse.
+    dag.params = ParamsDict(form(model))
+    return dag
+
+
+def _wire(model: Model) -> None:
+    """Make the tasks in the current DAG, and the order in which they run."""
+    run = prepare_run(model.name)
+    waivers = approve_waivers(model)
     waivers_wanted = ask_waivers(RUN_URI)
     groups = {
         phase: TaskGroup(phase.value, prefix_group_id=False, tooltip=TOOLTIPS[phase])
@@ -81,12 +87,13 @@ with DAG(
         with groups[step.phase]:
             rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
             tasks[step.id] = tasks_of(step, rule)
+    tasks["promote"].last.on_success_callback = announcers("release", model)
     with groups[Phase.TRAINING]:
         sweep_wanted, trials = sweep()
     with groups[Phase.EVALUATION]:
-        review_wanted, answers = ask_review(RUN_URI), review_pairs()
+        review_wanted, answers = ask_review(RUN_URI), review_pairs(model)
     with groups[Phase.GOVERNANCE]:
-        approval_wanted, approval = ask_approval(RUN_URI), approve_release()
+        approval_wanted, approval = ask_approval(RUN_URI), approve_release(model)
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
     # beside them on a small machine. People may take their time meanwhile.
@@ -104,3 +111,6 @@ with DAG(
         tasks[earlier].last >> trials
     tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first >> answers
     tasks["lineage"].last >> approval_wanted >> approval
+
+
+globals().update(dags_of(MAIN, build))

@@ -3,55 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import task
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.errors import UserError
 from tuneline_airflow.pods import RUN_URI
 from tuneline_airflow.retries import worker_retry_policy
 
-_SETTINGS: dict[str, Any] = {"retries": 2, "retry_policy": worker_retry_policy}
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 
-def check_task(item_id: str) -> Any:
+class EvidenceCheck(BaseOperator):
+    """A task that fails if a critical item failed or left no evidence.
+
+    Args:
+        task_id: id of the task.
+        item_ids: the items whose verdicts are read.
+        gate: a data item whose verdict is derived from its audit table first.
+    """
+
+    template_fields = ("run_uri",)
+
+    def __init__(
+        self, *, task_id: str, item_ids: Sequence[str], gate: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(task_id=task_id, retries=2, retry_policy=worker_retry_policy, **kwargs)
+        self.run_uri = RUN_URI
+        self.item_ids = list(item_ids)
+        self.gate = gate
+
+    def execute(self, context: Context) -> None:
+        """Derive the gate's verdict where there is one, and read those of the items."""
+        try:
+            if self.gate:
+                _derive(self.run_uri, self.gate)
+            stops = _stops(self.run_uri, self.item_ids)
+        except UserError as error:
+            raise AirflowFailException(str(error)) from None
+        if stops:
+            raise AirflowFailException("; ".join(stops))
+
+
+def check_task(item_id: str) -> EvidenceCheck:
     """Make `check_<item>`, which fails if a critical item failed or left no evidence."""
-    return task(task_id=f"check_{item_id}", **_SETTINGS)(_check)(RUN_URI, [item_id])
+    return EvidenceCheck(task_id=f"check_{item_id}", item_ids=[item_id])
 
 
-def gate_task(item_id: str) -> Any:
+def gate_task(item_id: str) -> EvidenceCheck:
     """Make `gate_<item>`, which derives the verdict from the audit table, then checks the item."""
-    return task(task_id=f"gate_{item_id}", **_SETTINGS)(_gate)(RUN_URI, item_id)
+    return EvidenceCheck(task_id=f"gate_{item_id}", item_ids=[item_id], gate=item_id)
 
 
-def audit_check(helper: str, item_ids: Sequence[str]) -> Any:
+def audit_check(helper: str, item_ids: Sequence[str]) -> EvidenceCheck:
     """Make `check_<helper>`, which checks items again after a step that measured them again."""
-    return task(task_id=f"check_{helper}", **_SETTINGS)(_check)(RUN_URI, list(item_ids))
+    return EvidenceCheck(task_id=f"check_{helper}", item_ids=item_ids)
 
 
-def _gate(run_uri: str, item_id: str) -> None:
+def _derive(run_uri: str, item_id: str) -> None:
     from tuneline.data.gates.run_gate import run_gate
     from tuneline.run import Run
 
-    try:
-        run_gate(Run.open(run_uri), item_id)
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
-    _check(run_uri, [item_id])
+    run_gate(Run.open(run_uri), item_id)
 
 
-def _check(run_uri: str, item_ids: Sequence[str]) -> None:
+def _stops(run_uri: str, item_ids: Sequence[str]) -> list[str]:
+    """Return a sentence for each item that stops the release; print all verdicts."""
     from tuneline.verdicts import check_item
 
     stops = []
     for item_id in item_ids:
-        try:
-            status = check_item(run_uri, item_id)
-        except UserError as error:
-            raise AirflowFailException(str(error)) from None
+        status = check_item(run_uri, item_id)
         print(f"{item_id}: {status.verdict}: {status.summary} ({status.because})")
         if status.stops_release:
             stops.append(f"{item_id} (critical): {status.verdict}: {status.because}")
-    if stops:
-        raise AirflowFailException("; ".join(stops))
+    return stops

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.config import Model, find_model
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
 from tuneline_airflow.retries import worker_retry_policy
 
 
-def form() -> dict[str, Param]:
-    """Return the trigger form, one `Param` for each field."""
+def form(model: Model) -> dict[str, Param]:
+    """Return the trigger form of a model, one `Param` for each field.
+
+    Fields that its file answers show that answer; None in the others leaves its settings alone.
+    """
+    known = {"preset": model.file.preset}
+    if isinstance(model.source, str):
+        known["data"] = model.source
     params = {}
     for name, spec in form_fields().items():
         schema = {key: value for key, value in spec.items() if key != "default"}
-        params[name] = Param(spec["default"], **schema)
+        params[name] = Param(known.get(name, spec["default"]), **schema)
     return params
 
 
+def store_uri() -> str:
+    """Return the store of the workers.
+
+    Raises:
+        UserError: if none is set.
+    """
+    store = os.environ.get("TUNELINE_STORE")
+    if not store:
+        raise UserError("TUNELINE_STORE is not set for the workers (file:// or s3://)")
+    return store
+
+
+def conf_of(
+    reason: str, trigger: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the conf of a run that a DAG starts, in the fields of the form.
+
+    Args:
+        reason: why it is started.
+        trigger: what started it; kept in `run.json`.
+        overrides: settings above the model's file.
+    """
+    # The form takes YAML, of which JSON is a part.
+    text = json.dumps(overrides, ensure_ascii=False) if overrides else ""
+    return {"reason": reason, "trigger": dict(trigger), "overrides": text}
+
+
 @task(retries=2, retry_policy=worker_retry_policy)
-def prepare_run() -> str:
+def prepare_run(model_name: str) -> str:
     """Validate the form, create the run, record its starter, and return its URI."""
     from tuneline.human_answers import record_waivers
 
@@ -31,7 +67,8 @@ def prepare_run() -> str:
     dag_run = context["dag_run"]
     # Keys of the conf that no Param declares arrive here too, and `create_run` refuses them.
     fields = {**dict(context["params"]), **(dag_run.conf or {})}
-    started_by = dag_run.triggering_user_name
+    # A run that a DAG starts bears the name of the API's user, who stands for no waiver.
+    started_by = None if fields.get("trigger") else dag_run.triggering_user_name
     bundle = getattr(context["ti"], "bundle_instance", None)
     meta = {
         "started_by": started_by,
@@ -42,11 +79,9 @@ def prepare_run() -> str:
             "bundle_version": getattr(bundle, "version", None),
         },
     }
-    store = os.environ.get("TUNELINE_STORE")
-    if not store:
-        raise AirflowFailException("TUNELINE_STORE is not set for the workers (file:// or s3://)")
     try:
-        run = create_run(fields, store, dag_run.run_id, meta)
+        model = find_model(model_name)
+        run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
         record_waivers(run, started_by)
     except UserError as error:
         raise AirflowFailException(str(error)) from None

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param, task
 from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
+from tuneline.config import Model
 from tuneline.errors import UserError
 from tuneline.run import Run
+from tuneline_airflow.notify import announcers
 from tuneline_airflow.pods import RUN_URI, run_uri_of
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ class RunApproval(ApprovalOperator):
         """Record the answer and its author, then go on or fail."""
         if "error" not in event:
             run = _run(context)
-            decision, user = event["chosen_options"][0], _name(event)
+            decision, user = event["chosen_options"][0], answerer(event)
             human_answers.record_approval(run, self.task_id, decision, user)
             if self.task_id == "approve_waivers" and decision == self.APPROVE:
                 human_answers.record_waivers(run, run.meta.get("started_by"), user)
@@ -69,13 +72,20 @@ class ReviewPairs(HITLOperator):
         if _VOTE in event["chosen_options"]:
             votes = str((event["params_input"] or {}).get("votes") or "")
             try:
-                human_answers.record_votes(_run(context), votes, _name(event))
+                human_answers.record_votes(_run(context), votes, answerer(event))
             except UserError as error:
                 raise AirflowException(str(error)) from None
         return answer
 
 
-def review_pairs() -> ReviewPairs:
+def asked(model: Model) -> dict[str, Any]:
+    """Return who may answer a question about a model, and who is told that it waits."""
+    users = [HITLUser(id=name, name=name) for name in model.file.approvers]
+    # None: everyone who may edit the DAG.
+    return {"assigned_users": users or None, "notifiers": announcers("question", model)}
+
+
+def review_pairs(model: Model) -> ReviewPairs:
     """Make the task that asks for votes on the blind pairs."""
     votes = Param(
         "",
@@ -86,6 +96,7 @@ def review_pairs() -> ReviewPairs:
     )
     return ReviewPairs(
         task_id="review_pairs",
+        **asked(model),
         subject="Blind review: which answer is better?",
         options=[_VOTE, _SKIP],
         # A review without an answer is an outcome that human_review states, not a failure.
@@ -97,10 +108,11 @@ def review_pairs() -> ReviewPairs:
     )
 
 
-def approve_waivers() -> RunApproval:
+def approve_waivers(model: Model) -> RunApproval:
     """Make the task that asks whether failures of critical items may be accepted."""
     return RunApproval(
         task_id="approve_waivers",
+        **asked(model),
         fail_on_reject=True,
         subject="Accept the failure of critical items?",
         body="The run waives critical items; `waivers` in its configuration says which and why.\n\n"
@@ -108,10 +120,11 @@ def approve_waivers() -> RunApproval:
     )
 
 
-def approve_release() -> RunApproval:
+def approve_release(model: Model) -> RunApproval:
     """Make the task that asks for approval of the release, when all evidence is there."""
     return RunApproval(
         task_id="approve_release",
+        **asked(model),
         fail_on_reject=True,
         subject="Release this model?",
         body=f"Every check has passed. Evidence and manifest: {RUN_URI}",
@@ -122,6 +135,7 @@ def _run(context: Context) -> Run:
     return Run.open(run_uri_of(context))
 
 
-def _name(event: dict[str, Any]) -> str:
+def answerer(event: dict[str, Any]) -> str:
+    """Return the name of the user who answered, as Airflow recorded it."""
     user = event["responded_by_user"] or {}
     return str(user.get("name") or user.get("id") or "unknown")

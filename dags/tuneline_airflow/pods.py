@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -43,6 +43,12 @@ _RETRIES, _RESUMED_RETRIES = 2, 8
 _GRACE_SECONDS, _RESUMED_GRACE_SECONDS = 30, 120
 
 
+# Where pods may write; all else of an image is read-only to them.
+_WRITABLE = {"tmp": "/tmp", "home": "/home/tuneline", "cache": "/var/cache/tuneline"}  # noqa: S108 - the pod's own
+# The volume of base models, which fetch_base alone writes.
+_BASES, _BASES_PATH, _BASES_WRITER = "bases", "/var/lib/tuneline/bases", "fetch_base"
+
+
 class StepPod(KubernetesPodOperator):
     """A `KubernetesPodOperator` for one step, sized by the `pods` section of its run.
 
@@ -50,15 +56,22 @@ class StepPod(KubernetesPodOperator):
         task_id: id of the step and of the task.
         command: command line in the image, without ``--run``.
         gpus: True if the step uses the GPUs that the run asks for.
+        arguments: what follows the command.
     """
 
     def __init__(
-        self, *, task_id: str, command: Sequence[str], gpus: bool = False, **kwargs: Any
+        self,
+        *,
+        task_id: str,
+        command: Sequence[str],
+        gpus: bool = False,
+        arguments: Sequence[str] = ("--run", RUN_URI),
+        **kwargs: Any,
     ) -> None:
         start = _GPU_START_SECONDS if gpus else _CPU_START_SECONDS
         settings: dict[str, Any] = {
             "image": os.environ.get("TUNELINE_IMAGE", _DEFAULTS.image),
-            "cmds": [*command, "--run", RUN_URI],
+            "cmds": [*command, *arguments],
             "env_vars": _environment(),
             "env_from": _secrets(),
             "pod_template_file": os.environ.get("TUNELINE_POD_TEMPLATE") or None,
@@ -74,6 +87,7 @@ class StepPod(KubernetesPodOperator):
             "schedule_timeout_seconds": start,
             "startup_timeout_seconds": start,
             "startup_check_interval_seconds": seconds_from("TUNELINE_POD_POLL_SECONDS"),
+            "base_container_status_polling_interval": seconds_from("TUNELINE_POD_POLL_SECONDS"),
             "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
             "termination_grace_period": (
                 _RESUMED_GRACE_SECONDS if task_id in _RESUMED else _GRACE_SECONDS
@@ -167,7 +181,7 @@ class StepPod(KubernetesPodOperator):
         return ending_reason(pod)
 
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
-        """Take image, namespace, deadline and resources from a run's configuration.
+        """Take image, namespace, deadline, resources, user and volumes from a configuration.
 
         Args:
             pods: section `pods` of the configuration.
@@ -180,12 +194,31 @@ class StepPod(KubernetesPodOperator):
             self.image = image
         self.namespace = pods.namespace
         self.active_deadline_seconds = _seconds(deadline_hours or pods.deadline_hours)
-        limits = {"memory": pods.memory}
-        if gpu:
-            limits["nvidia.com/gpu"] = str(pods.gpus)
-        self.container_resources = k8s.V1ResourceRequirements(
-            requests={"memory": pods.memory}, limits=limits
+        size = {"memory": pods.memory, "cpu": pods.cpu}
+        gpus = {"nvidia.com/gpu": str(pods.gpus)} if gpu else {}
+        self.container_resources = k8s.V1ResourceRequirements(requests=size, limits=size | gpus)
+        self.security_context = _pod_security(pods.user)
+        self.container_security_context = _container_security()
+        self.volumes = [
+            k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource()) for name in _WRITABLE
+        ]
+        self.volume_mounts = [
+            k8s.V1VolumeMount(name=name, mount_path=path) for name, path in _WRITABLE.items()
+        ]
+        if pods.model_cache is not None:
+            self._mount_bases(pods.model_cache)
+
+    def _mount_bases(self, claim: str) -> None:
+        """Mount the volume of base models and tell the step where."""
+        source = k8s.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
+        self.volumes.append(k8s.V1Volume(name=_BASES, persistent_volume_claim=source))
+        self.volume_mounts.append(
+            k8s.V1VolumeMount(
+                name=_BASES, mount_path=_BASES_PATH, read_only=self.task_id != _BASES_WRITER
+            )
         )
+        told = k8s.V1EnvVar(name="TUNELINE_BASES", value=_BASES_PATH)
+        self.env_vars = [*(entry for entry in self.env_vars if entry != told), told]
 
 
 def pod_name(
@@ -223,7 +256,31 @@ def _seconds(hours: float) -> int:
     return int(hours * 3600)
 
 
+def _pod_security(user: int) -> k8s.V1PodSecurityContext:
+    """Return what the Pod Security Standard `restricted` asks of a pod."""
+    return k8s.V1PodSecurityContext(
+        run_as_non_root=True,
+        run_as_user=user,
+        run_as_group=user,
+        # Volumes belong to this group, so that the user can write them.
+        fs_group=user,
+        fs_group_change_policy="OnRootMismatch",
+        seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
+    )
+
+
+def _container_security() -> k8s.V1SecurityContext:
+    """Return what the Pod Security Standard `restricted` asks of a container, and more."""
+    return k8s.V1SecurityContext(
+        allow_privilege_escalation=False,
+        capabilities=k8s.V1Capabilities(drop=["ALL"]),
+        read_only_root_filesystem=True,
+    )
+
+
+@cache
 def _environment() -> list[k8s.V1EnvVar]:
+    """Return the variables of every pod; one list for all, since making it takes milliseconds."""
     values = {
         "TUNELINE_CONTRACT": CONTRACT_VERSION,
         "TUNELINE_AIRFLOW_DAG_ID": "{{ dag.dag_id }}",

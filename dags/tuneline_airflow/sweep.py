@@ -29,7 +29,7 @@ def ask_sweep(run_uri: str) -> list[list[str]]:
     from tuneline.serving.engines.adapter_limits import ranks_asked
 
     try:
-        ranks = ranks_asked(Run.open(run_uri).config)
+        ranks = ranks_asked(Run.open(run_uri))
     except UserError as error:
         raise AirflowFailException(str(error)) from None
     return [["tuneline", "run", "sweep", "--r", str(r)] for r in ranks]

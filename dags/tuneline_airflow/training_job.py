@@ -69,8 +69,10 @@ class TrainingPods(StepPod):
         if self.uses_gpus and pods.gpus > 1:
             # NCCL passes gradients between GPUs of a node through it; a container has only 64 MiB.
             memory = k8s.V1EmptyDirVolumeSource(medium="Memory")
-            self.volumes = [k8s.V1Volume(name="shared-memory", empty_dir=memory)]
-            self.volume_mounts = [k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm")]  # noqa: S108 - the pod's own
+            self.volumes.append(k8s.V1Volume(name="shared-memory", empty_dir=memory))
+            self.volume_mounts.append(
+                k8s.V1VolumeMount(name="shared-memory", mount_path="/dev/shm")  # noqa: S108 - the pod's own
+            )
 
     def on_kill(self) -> None:
         """End the pods together with the task."""
@@ -117,6 +119,8 @@ class TrainingJob(KubernetesJobOperator):
             volume_mounts=step.volume_mounts,
             pod_template_file=step.pod_template_file,
             container_resources=step.container_resources,
+            security_context=step.security_context,
+            container_security_context=step.container_security_context,
             labels={**PART, _TASK: pod_name(run_uri, task_id, 0)},
             subdomain=_service(),
             automount_service_account_token=False,

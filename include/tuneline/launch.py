@@ -10,6 +10,7 @@ from typing import Any, get_args
 from tuneline.code_identity import code_identity
 from tuneline.config import (
     DeploymentConfig,
+    Model,
     PipelineConfig,
     build_config,
     check_sections,
@@ -19,7 +20,7 @@ from tuneline.config import (
 )
 from tuneline.data.sources.files import find_here
 from tuneline.data.sources.records import check_file
-from tuneline.errors import UserError
+from tuneline.errors import TunelineError, UserError
 from tuneline.run import Run
 
 # Where each field of the form goes in the configuration.
@@ -104,6 +105,12 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "title": "Reason",
             "description": "Why this run is started; kept in the manifest.",
         },
+        "trigger": {
+            "type": ["object", "null"],
+            "default": None,
+            "title": "Trigger",
+            "description": "Filled in by the DAG that starts a run by itself; kept in run.json.",
+        },
         "overrides": {
             "type": ["string", "null"],
             "default": "",
@@ -115,13 +122,16 @@ def form_fields() -> dict[str, dict[str, Any]]:
 
 
 def config_from_fields(
-    fields: Mapping[str, Any], where: str = "the run's settings"
+    fields: Mapping[str, Any],
+    where: str = "the run's settings",
+    settings: Mapping[str, Any] | None = None,
 ) -> PipelineConfig:
     """Build the configuration that a filled form describes.
 
     Args:
         fields: values of `form_fields()`; a missing one takes its default.
         where: the place of a wrong setting, for an error.
+        settings: those of the model's file, between the preset and the form.
 
     Raises:
         UserError: if a field is unknown, no dataset is named, or a setting is refused.
@@ -145,10 +155,10 @@ def config_from_fields(
         layer = merge(layer, {"training": {"tracking": _TRACKERS[values["tracking"]]}})
     overrides = parse_yaml(str(values["overrides"] or ""), "overrides")
     check_sections(overrides, where)
-    source = merge(layer, overrides).get("data", {}).get("source")
-    if not source:
+    merged = merge(settings or {}, layer, overrides)
+    if not merged.get("data", {}).get("source"):
         raise UserError("data: name a dataset (a path, file:// or s3:// URI)")
-    return build_config(layer, overrides, preset=values["preset"], where=where)
+    return build_config(merged, preset=values["preset"], where=where)
 
 
 def create_run(
@@ -157,6 +167,8 @@ def create_run(
     run_id: str,
     meta: Mapping[str, Any] | None = None,
     where: str = "the run's settings",
+    *,
+    model: Model | None = None,
 ) -> Run:
     """Validate a filled form and create the run in the store.
 
@@ -166,33 +178,58 @@ def create_run(
         run_id: name of the run; characters that a path or S3 key can't hold are replaced.
         meta: further fields of `run.json` (the Airflow run, the user).
         where: the place of a wrong setting, for an error.
+        model: the model whose file lies below the form; None for a run without one.
 
     Raises:
         UserError: if the form is wrong, dataset or base model can't be used, or the run id is
             taken by a run with another configuration.
     """
-    config = config_from_fields(fields, where)
+    config = config_from_fields(fields, where, model.settings if model else None)
+    if model and model.file_name and config.name != model.name:
+        raise UserError(
+            f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "
+            "a file of its own in config/models"
+        )
     check_inputs(config)
     described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
+    described["dataset_version"] = _dataset_version(config)
+    if fields.get("trigger"):
+        described["trigger"] = fields["trigger"]
     return Run.create(store, safe_run_id(run_id), config, described)
 
 
-def check_inputs(config: PipelineConfig) -> None:
-    """Refuse a dataset or base model that can't be one, or an adapter that no engine loads.
+def _dataset_version(config: PipelineConfig) -> dict[str, str] | None:
+    """Return the fingerprints of the source files, None if a server does not give them now."""
+    from tuneline.data.sources.dataset_version import dataset_version
 
-    It runs before anything starts, so it fetches nothing and checks only what this machine
-    can see.
+    try:
+        return dataset_version(config.data.sources).files
+    except TunelineError:
+        # The pods may reach what this machine does not; they say what is wrong with it.
+        return None
+
+
+def check_inputs(config: PipelineConfig) -> None:
+    """Refuse a dataset or base model that the run can't use, or an adapter that no engine loads.
+
+    It runs before anything starts, so it checks only what this machine can see, and fetches no
+    weights. fetch_base checks a base model that this machine can't see.
 
     Raises:
         UserError: if one of them is refused.
     """
     from tuneline.models import check_address
+    from tuneline.models.preview import preview
     from tuneline.serving.engines.adapter_limits import refuse_unservable
+    from tuneline.serving.engines.base_limits import refuse_unfit
 
     refuse_unservable(config.training, config.deployment)
     for addresses in (config.data.sources, config.data.holdouts):
         check_source(addresses)
     check_address(config.base_model)
+    with preview(config.base_model) as seen:
+        if seen is not None:
+            refuse_unfit(*seen, config)
 
 
 def check_source(addresses: Sequence[str]) -> None:

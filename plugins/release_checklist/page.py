@@ -22,6 +22,7 @@ summary code { font-size: .95em; } .why { margin: .2rem 0 .2rem 1.2rem; opacity:
 .badge { display: inline-block; min-width: 5.4rem; text-align: center; border-radius: .6rem;
   padding: 0 .5rem; margin-right: .5rem; font-weight: 600; color: #fff; }
 .pass { background: #1a7f37; } .warn { background: #9a6700; } .fail { background: #cf222e; }
+.inconclusive { background: #bc4c00; }
 .waived { background: #8250df; } .not_run { background: #57606a; }
 .not_applicable { background: #8c959f; }
 table { border-collapse: collapse; margin: .4rem 0 .4rem 1.2rem; }
@@ -58,7 +59,7 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
         + "".join(_row(row, evidence.get(row.item)) for row in group)
         for phase, group in phases.items()
     )
-    return _document(
+    return document(
         f"<h1>Release checklist: {escape(run.config.name)}</h1>"
         f'<p class="note">{escape(run.uri)}</p><p class="tally">{counts}</p>'
         f"<p>{release}</p>{body}"
@@ -67,10 +68,11 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
 
 def error_page(run_id: str, message: str) -> str:
     """Return the page of a run that can't be shown."""
-    return _document(f"<h1>Release checklist: {escape(run_id)}</h1><p>{escape(message)}</p>")
+    return document(f"<h1>Release checklist: {escape(run_id)}</h1><p>{escape(message)}</p>")
 
 
-def _document(body: str) -> str:
+def document(body: str) -> str:
+    """Return a whole page around a body of HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>Release checklist</title><style>{_STYLE}</style></head><body>{body}</body></html>"

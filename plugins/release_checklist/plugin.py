@@ -7,6 +7,7 @@ they still exist.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -16,10 +17,13 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 
+from release_checklist.outcome_page import render_outcome
 from release_checklist.page import error_page, render
 from tuneline.errors import TunelineError, UserError
+from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.launch import safe_run_id
 from tuneline.run import Run
+from tuneline.store import open_store
 from tuneline.verdicts import checklist
 
 app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_url=None)
@@ -28,23 +32,53 @@ app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_
 _MAY_READ_RUN = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
 
 
+def store_uri() -> str:
+    """Return the store of the API server.
+
+    Raises:
+        UserError: if none is set.
+    """
+    store = os.environ.get("TUNELINE_STORE")
+    if not store:
+        raise UserError("TUNELINE_STORE is not set for the API server; it names the store")
+    return store.rstrip("/")
+
+
 def open_run(run_id: str) -> Run:
     """Open the run that belongs to a DAG run.
 
     Raises:
         UserError: if the store is not configured, or the run was not created yet.
     """
-    store = os.environ.get("TUNELINE_STORE")
-    if not store:
-        raise UserError("TUNELINE_STORE is not set for the API server; it names the store")
-    return Run.open(f"{store.rstrip('/')}/runs/{safe_run_id(run_id)}")
+    return Run.open(f"{store_uri()}/runs/{safe_run_id(run_id)}")
+
+
+def find_outcome(dag_id: str, run_id: str) -> str | None:
+    """Return the page of a run of another DAG, None if the store has none."""
+    store = open_store(store_uri())
+    outcome = read_outcome(store, dag_id, run_id)
+    if outcome is None:
+        return None
+    report, plot = None, None
+    if outcome.report is not None:
+        key = store.key_of(outcome.report)
+        report = json.loads(store.get_bytes(key))
+        picture = f"{key.rpartition('/')[0]}/drift.png"
+        plot = store.get_bytes(picture) if store.exists(picture) else None
+    return render_outcome(dag_id, outcome, report, plot)
 
 
 # The handlers are plain functions, so that FastAPI reads the store in a worker thread.
 @app.get("/page/{dag_id}/{run_id}", response_class=HTMLResponse, dependencies=_MAY_READ_RUN)
 def page(dag_id: str, run_id: str) -> HTMLResponse:
-    """Return the tab: 25 rows, each with its verdict, sentence, measurements and artifacts."""
+    """Return the tab: 25 rows, each with its verdict, sentence, measurements and artifacts.
+
+    A run of another DAG has what it did and why, with the report that it rests on.
+    """
     try:
+        outcome = find_outcome(dag_id, run_id)
+        if outcome is not None:
+            return HTMLResponse(outcome)
         run = open_run(run_id)
         rows = checklist(run)
         evidence = {row.item: run.find_evidence(row.item) for row in rows}

@@ -37,6 +37,7 @@ def test_the_dags_folder_holds_this_dag_and_imports_cleanly(dag):
 
 def test_every_item_and_helper_is_a_pod_with_its_command(dag):
     actions = {
+        "fetch_base": "fetch-base",
         "final_audit": "audit",
         "train": "train",
         "sync_tracking": "sync-tracking",
@@ -70,6 +71,8 @@ def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
 
 # What comes later waits for the check of what comes earlier, or for the task where it has none.
 CHAINS = (
+    "prepare_run fetch_base schema_validation",
+    "fetch_base license_audit",
     "approve_waivers schema_validation pii_scrubbing deduplication token_length_audit",
     "token_length_audit distribution_balancing final_audit lora_selection gradient_accumulation",
     "gradient_accumulation train loss_monitoring export_candidate production_quantization",

@@ -26,8 +26,8 @@ def test_a_pod_takes_its_size_from_the_run():
     container = made.spec.containers[0]
     assert made.metadata.namespace == "ml"
     assert made.spec.active_deadline_seconds == 1800
-    assert container.resources.limits == {"memory": "3Gi"}
-    assert container.resources.requests == {"memory": "3Gi"}
+    assert container.resources.limits == {"memory": "3Gi", "cpu": "2"}
+    assert container.resources.requests == {"memory": "3Gi", "cpu": "2"}
     assert made.spec.automount_service_account_token is False
 
 
@@ -66,7 +66,7 @@ def test_a_delay_that_is_not_a_number_is_logged_and_does_not_hide_the_dag(
     monkeypatch.setenv("TUNELINE_POD_POLL_SECONDS", value)
     train = step_pod("train")
     assert train.retry_delay.total_seconds() == 20
-    assert train.startup_check_interval_seconds == 2
+    assert train.startup_check_interval_seconds == 5
     assert f"TUNELINE_RETRY_SECONDS is {value!r}, not a positive number" in caplog.text
 
 

@@ -85,8 +85,13 @@ def test_what_the_job_asks_of_a_cluster(api: Api) -> None:
     assert len(f"{made.metadata.name}-1") <= 63
     assert template.spec.restart_policy == "Never"
     [container] = template.spec.containers
-    assert container.resources.limits == {"memory": "64Gi", "nvidia.com/gpu": "8"}
-    assert [m.mount_path for m in container.volume_mounts] == ["/dev/shm"]
+    assert container.resources.limits == {"memory": "64Gi", "cpu": "2", "nvidia.com/gpu": "8"}
+    # Each pod is isolated like the one of a training on one node.
+    assert template.spec.security_context == step.security_context
+    assert template.spec.security_context.run_as_non_root is True
+    assert container.security_context == step.container_security_context
+    assert container.security_context.read_only_root_filesystem is True
+    assert "/dev/shm" in [m.mount_path for m in container.volume_mounts]
     # The Service of the manifest selects these pods and gives their host names a domain.
     service = yaml.safe_load((ROOT / "deploy" / "training-service.yaml").read_text())
     assert service["metadata"]["name"] == template.spec.subdomain == SERVICE

@@ -11,7 +11,7 @@ from tuneline.governance.license_audit import (
     package_license,
     shipped_packages,
 )
-from tuneline.governance.licenses.rules import judge, normalise
+from tuneline.models.license_rules import judge, normalise
 
 
 class Package:

@@ -76,11 +76,17 @@ def write_dataset(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 class Lab:
     """A run whose earlier steps are stood in for by the files that a test leaves."""
 
-    def __init__(self, root: Path, overrides: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        overrides: Mapping[str, Any],
+        run_id: str = "test",
+        *,
+        store: str | None = None,
+    ) -> None:
         self.root = root
-        store = (root / "store").as_uri()
         config = build_config({"data": {"source": "rows.jsonl"}}, overrides)
-        self.run = Run.create(store, "test", config, {})
+        self.run = Run.create(store or (root / "store").as_uri(), run_id, config, {})
 
     def context(self, step: str) -> StepContext:
         base = self.root / "steps" / f"{step}-{len(list(self.root.glob('steps/*')))}"

@@ -12,7 +12,7 @@ from tests.lab.waiting import wait_for
 
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
-from tuneline.stack.layout import DAG_ID, Layout
+from tuneline.stack.layout import Layout, main_dag_id
 from tuneline.stack.rest import Airflow
 from tuneline.store import NotThere
 
@@ -24,7 +24,7 @@ class Training:
 
     def __init__(self, client: Airflow, layout: Layout, run: DagRun) -> None:
         self._client, self._layout, self._run = client, layout, run
-        self._path = f"/dags/{DAG_ID}/dagRuns/{run.run_id}/taskInstances/train"
+        self._path = f"/dags/{main_dag_id()}/dagRuns/{run.run_id}/taskInstances/train"
 
     def task(self) -> dict[str, Any]:
         """The task instance, as Airflow's API gives it."""

@@ -93,7 +93,9 @@ def make_learned_base(folder: Path) -> Path:
 class TrainingLab(Lab):
     """A run on the tiny model whose data phase is done."""
 
-    def __init__(self, root: Path, base: Path | str, overrides: Mapping[str, Any]) -> None:
+    def __init__(
+        self, root: Path, base: Path | str, overrides: Mapping[str, Any], run_id: str = "test"
+    ) -> None:
         settings: dict[str, Any] = {
             "base_model": str(base),
             "data": {"max_tokens": MAX_TOKENS},
@@ -108,7 +110,7 @@ class TrainingLab(Lab):
                 "tracking": [],
             },
         }
-        super().__init__(root, merge(settings, overrides))
+        super().__init__(root, merge(settings, overrides), run_id)
         self.base = base
         self.leave_rows(*make_rows())
 

@@ -3,11 +3,15 @@
 Who gets in is tried against a running Airflow in tests/stack.
 """
 
+import base64
+import json
+
 import pytest
 from fastapi.testclient import TestClient
 from tests.lab.runs import Lab
 
 from tuneline.evidence import measure
+from tuneline.governance.retraining.outcome import write_outcome
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +90,30 @@ def test_json_is_the_checklist(lab, client):
     rows = client.get("/api/finetune_to_production/test").json()
     assert len(rows) == 25
     assert set(rows[0]) == {"item", "phase", "severity", "verdict", "summary", "because"}
+
+
+def test_a_watch_shows_what_it_did_and_the_report_behind_it(lab, client):
+    store = lab.run.store
+    report = {
+        "measures": [
+            {"name": "novelty_share", "value": 0.4, "p_value": 0.0001, "limit": 0.0135,
+             "drifted": True, "since": "2026-03-04"},
+        ],
+        "drivers": {"novelty_share": [{"day": "2026-03-04", "text": "a <b>poem</b>"}]},
+    }  # fmt: skip
+    prefix = "drift/support/looks/2026-03-04"
+    ref = store.put_bytes(f"{prefix}/report.json", json.dumps(report).encode())
+    store.put_bytes(f"{prefix}/drift.png", b"picture")
+    write_outcome(store, "drift_watch", "look-1", "drift since 2026-03-04", ref.uri)
+    write_outcome(store, "drift_watch", "look-1", "started run <x>")
+    page = client.get("/page/drift_watch/look-1").text
+    assert "started run &lt;x&gt;" in page
+    assert "novelty_share" in page
+    assert "drifted" in page
+    assert "a &lt;b&gt;poem" in page
+    assert base64.b64encode(b"picture").decode() in page
+
+
+def test_a_night_shows_why_it_trained_nothing(lab, client):
+    write_outcome(lab.run.store, "nightly_retraining__faq", "night-1", "not trained: no new data")
+    assert "not trained: no new data" in client.get("/page/nightly_retraining__faq/night-1").text

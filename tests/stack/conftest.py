@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.lab.whole_runs import short_rows
 
+from tuneline.data.sample.make import write_sample
 from tuneline.serving.server_process import free_port
 from tuneline.stack.layout import Layout, find_layout
 
@@ -76,6 +78,12 @@ def interrupt(process, timeout=60):
     return output
 
 
+@pytest.fixture(scope="session")
+def make_commands():
+    """Make commands against a home of one's own."""
+    return Commands
+
+
 @pytest.fixture
 def commands(tmp_path):
     made = Commands(tmp_path / "home")
@@ -110,3 +118,12 @@ def taken():
         server.bind(("127.0.0.1", 0))
         server.listen()
         yield server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder / "all.jsonl", folder / "planted.json", 7)
+    lines = (folder / "all.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "sample.jsonl").write_bytes(b"".join(short_rows(lines)))
+    return folder / "sample.jsonl"

@@ -6,7 +6,8 @@ from tuneline.stack.layout import find_layout
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    for name in ("HOME", "UI_PORT", "GATEWAY_PORT", "TRACKING_PORT", "STORE", "KUBECONFIG"):
+    names = "HOME UI_PORT GATEWAY_PORT TRACKING_PORT STORE KUBECONFIG LOG_SAMPLE_RATE"
+    for name in names.split():
         monkeypatch.delenv(f"TUNELINE_{name}", raising=False)
 
 
@@ -34,3 +35,13 @@ def test_a_port_is_a_number(monkeypatch, port):
     monkeypatch.setenv("TUNELINE_GATEWAY_PORT", port)
     with pytest.raises(UserError, match=r"TUNELINE_GATEWAY_PORT must be a port number"):
         find_layout()
+
+
+def test_the_share_of_logged_requests_is_a_share(monkeypatch):
+    assert find_layout().log_sample_rate == 1.0
+    monkeypatch.setenv("TUNELINE_LOG_SAMPLE_RATE", "0.25")
+    assert find_layout().log_sample_rate == 0.25
+    for wrong in ("half", "-0.1", "1.1", "nan"):
+        monkeypatch.setenv("TUNELINE_LOG_SAMPLE_RATE", wrong)
+        with pytest.raises(UserError, match=r"TUNELINE_LOG_SAMPLE_RATE must be a share"):
+            find_layout()

@@ -1,5 +1,6 @@
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 from tests.lab.releases import point
@@ -38,7 +39,10 @@ def leave_release(layout, files):
 
 
 def test_the_gateway_counts_and_prices_as_the_release_says(layout):
-    settings = {"governance": {"machine_cost_per_hour": 0.36, "currency": "EUR"}}
+    settings = {
+        "governance": {"machine_cost_per_hour": 0.36, "currency": "EUR"},
+        "data": {"languages": ["en", "de"]},
+    }
     latency = {"measurements": [{"name": "peak_tokens_per_s", "value": 50.0}]}
     found = leave_release(
         layout,
@@ -55,6 +59,20 @@ def test_the_gateway_counts_and_prices_as_the_release_says(layout):
     assert upstream.price.rates().cost(1000, 1000) == pytest.approx(0.002)
     assert config.currency == "EUR"
     assert upstream.base_url == "http://127.0.0.1:4711/v1"
+    assert upstream.version == "1"
+    assert config.production_log.store == layout.store
+    assert config.production_log.spool == layout.home / "serving" / "spool"
+    assert config.production_log.languages == ("en", "de")
+    assert config.production_log.sample_rate == 1.0
+
+
+def test_requests_are_logged_as_the_user_says(layout):
+    found = leave_release(layout, {})
+    section = release.gateway_config(replace(layout, log_sample_rate=0.1), found, 1)
+    assert section["production_log"]["sample_rate"] == 0.1
+    assert "production_log" not in release.gateway_config(
+        replace(layout, log_sample_rate=0.0), found, 1
+    )
 
 
 def test_a_tokenizer_that_was_changed_is_refused(layout):

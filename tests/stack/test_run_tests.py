@@ -25,7 +25,7 @@ def run(tmp_path):
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/sh\necho {name} "$@"\nsh tests.sh {name}\n')
         python.chmod(0o755)
-    for folder in ("data", "dags", "stack", "localpods", "plugins"):
+    for folder in ("data", "dags", "stack", "localpods", "plugins", "cluster"):
         (tmp_path / "tests" / folder).mkdir(parents=True)
 
     def start(*arguments, tests="", cores=2):
@@ -47,7 +47,8 @@ def lines(done):
 def test_a_path_of_the_ml_environment_builds_that_one_alone(run):
     done = run("all", "tests/data/")
     assert done.returncode == 0, done.stderr
-    ignored = " ".join(f"--ignore=tests/{d}" for d in ("dags", "plugins", "localpods", "stack"))
+    airflow = ("dags", "plugins", "localpods", "stack", "cluster")
+    ignored = " ".join(f"--ignore=tests/{d}" for d in airflow)
     assert lines(done) == [
         "setup --only ml",
         f"ml -m pytest -q -m not long {ignored} tests/data",
@@ -73,7 +74,7 @@ def test_paths_of_both_environments_run_in_both(run):
 def test_without_a_path_everything_runs_and_lint_and_types(run):
     done = run("all")
     assert lines(done)[-3:] == ["lint", "types", "all passed"]
-    folders = "tests/dags tests/plugins tests/localpods tests/stack"
+    folders = "tests/dags tests/plugins tests/localpods tests/stack tests/cluster"
     assert f"airflow -m pytest -q -m not long {folders}" in done.stdout
 
 

@@ -6,6 +6,7 @@ the trigger form, the YAML overrides.
 
 from __future__ import annotations
 
+from tuneline.config.curation import CurationConfig
 from tuneline.config.data import CsvMapping, DataConfig, SourceFormat, TargetFormat
 from tuneline.config.deployment import DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
@@ -19,15 +20,19 @@ from tuneline.config.layers import (
     read_yaml,
     validate_config,
 )
+from tuneline.config.model_file import Model, ModelFile, find_model, models
 from tuneline.config.pipeline import PipelineConfig, PodConfig
 from tuneline.config.training import TrainingConfig
 
 __all__ = [
     "CsvMapping",
+    "CurationConfig",
     "DataConfig",
     "DeploymentConfig",
     "EvaluationConfig",
     "GovernanceConfig",
+    "Model",
+    "ModelFile",
     "PipelineConfig",
     "PodConfig",
     "SourceFormat",
@@ -36,7 +41,9 @@ __all__ = [
     "Waiver",
     "build_config",
     "check_sections",
+    "find_model",
     "merge",
+    "models",
     "parse_yaml",
     "presets_dir",
     "read_yaml",

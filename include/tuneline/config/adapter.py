@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,10 +22,17 @@ class AdapterConfig(Section):
     )
     rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (rank-stabilised LoRA).")
     dora: bool = Field(False, description="Weight-decomposed LoRA.")
+    warm_start: Literal["none", "released"] = Field(
+        "none",
+        description="Weights that the adapter starts from: new ones (none), or those of the "
+        "released adapter, which must have the same base, modules, rank and alpha. While nothing "
+        "is released, training starts from new ones.",
+    )
     sweep_r: list[int] = Field(
         [],
         description="Ranks to try on the validation rows before training; [] takes r as it is. "
-        "Alpha keeps its ratio to r.",
+        "Alpha keeps its ratio to r. With a warm start the rank is that of the released adapter, "
+        "and no rank is tried.",
     )
     sweep_share: float = Field(
         0.25, gt=0, le=1, description="Share of the run's epochs that each rank is tried for."

@@ -9,6 +9,21 @@ from pydantic import Field
 from tuneline.config.section import Section
 
 
+class AgainstReleasedConfig(Section):
+    """The comparison with the released model, on the hold-out rows of the run."""
+
+    enabled: bool = Field(
+        True, description="Compare with the released model, if there is one under the same name."
+    )
+    margin: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="Share of the hold-out rows by which the candidate may be worse than the "
+        "released model; the lower end of the difference must not lie below it.",
+    )
+
+
 class EvaluationConfig(Section):
     """Metrics, limits and the review of the candidate."""
 
@@ -19,6 +34,7 @@ class EvaluationConfig(Section):
     min_gain: float = Field(
         0.0, ge=-1, le=1, description="The lower end of the gain over the base must exceed it."
     )
+    against_released: AgainstReleasedConfig = AgainstReleasedConfig()
     max_regression: float | None = Field(
         None, gt=0, le=1, description="Allowed drop on general questions; None takes 2 × noise."
     )

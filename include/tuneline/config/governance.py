@@ -22,7 +22,9 @@ class GovernanceConfig(Section):
     min_confidence: float = Field(
         -1.5, lt=0, description="Mean token log-probability below which an answer falls back."
     )
-    drift_p_value: float = Field(0.01, gt=0, lt=1, description="Drift is called below this.")
+    drift_p_value: float = Field(
+        0.05, gt=0, lt=1, description="Probability of a false alarm of drift in a year of nights."
+    )
 
 
 class Waiver(Section):

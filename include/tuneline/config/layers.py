@@ -15,6 +15,10 @@ from tuneline.config.pipeline import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 
+# The parser in C, where libyaml is there: a folder of model files is read at every parse of the
+# DAGs, and the one in Python takes ten times as long.
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def presets_dir() -> Path:
     """Return the folder of presets: `$TUNELINE_PRESETS`, or `config/presets` of the project."""
@@ -47,7 +51,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         UserError: if it is not YAML or not a mapping.
     """
     try:
-        document = yaml.safe_load(text)
+        document = _loaded(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -58,6 +62,14 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{where}: expected `key: value` lines, got a {type(document).__name__}")
     return document
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_SafeLoader)  # noqa: S506 - it is the safe one
+    except yaml.YAMLError:
+        # The parser in Python names the line at which a person has to look.
+        return yaml.safe_load(text)
 
 
 def check_sections(document: Mapping[str, Any], where: str) -> None:
@@ -122,14 +134,20 @@ def validate_config(document: Mapping[str, Any], where: str) -> PipelineConfig:
     try:
         return PipelineConfig.model_validate(document)
     except ValidationError as error:
-        problems = "; ".join(_explain(entry) for entry in error.errors())
+        problems = "; ".join(explain(entry) for entry in error.errors())
         raise UserError(f"{where}: {problems}") from None
 
 
-def _explain(entry: Any) -> str:
+def explain(entry: Any, root: type[BaseModel] = PipelineConfig) -> str:
+    """Return one sentence for an error of pydantic: the setting, and why it is refused.
+
+    Args:
+        entry: an entry of `ValidationError.errors()`.
+        root: the section that was validated.
+    """
     field = ".".join(str(part) for part in entry["loc"]) or "configuration"
     if entry["type"] == "extra_forbidden":
-        return f"{field}: there is no such setting{_nearest(entry['loc'])}"
+        return f"{field}: there is no such setting{_nearest(entry['loc'], root)}"
     if entry["type"] == "missing":
         return f"{field}: is required"
     shown = repr(entry["input"])
@@ -138,9 +156,9 @@ def _explain(entry: Any) -> str:
     return f"{field}: {entry['msg'].removeprefix('Value error, ')}{got}"
 
 
-def _nearest(place: Sequence[str | int]) -> str:
+def _nearest(place: Sequence[str | int], root: type[BaseModel]) -> str:
     """Return a question that names the settings spelled most like an unknown one, or ''."""
-    section: type[BaseModel] | None = PipelineConfig
+    section: type[BaseModel] | None = root
     for part in place[:-1]:
         field = section.model_fields.get(str(part)) if section else None
         section = _section_of(field.annotation) if field else None

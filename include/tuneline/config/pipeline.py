@@ -17,6 +17,8 @@ from tuneline.config.training import TrainingConfig
 # Beyond training.max_hours: the last validation and upload, and the time before the clock starts.
 _DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5
 
+_QUANTITY = r"^[0-9.]+(e[0-9]+|[KMGTkm]i?)?$"
+
 
 class PodConfig(Section):
     """The pods of a run."""
@@ -28,7 +30,24 @@ class PodConfig(Section):
     nodes: int = Field(
         1, ge=1, description="Pods that train together, each on its own node if it has GPUs."
     )
-    memory: str = Field("8Gi", description="Memory limit of a step's pod.")
+    memory: str = Field(
+        "8Gi",
+        pattern=_QUANTITY,
+        description="Memory of a step's pod, requested and its limit.",
+    )
+    cpu: str = Field(
+        "2", pattern=_QUANTITY, description="CPUs of a step's pod, requested and its limit."
+    )
+    user: int = Field(
+        50000,
+        ge=1,
+        description="Numeric user that pods run as; the images of docker/ are made for 50000.",
+    )
+    model_cache: str | None = Field(
+        None,
+        description="PersistentVolumeClaim that holds base models and is mounted into every pod; "
+        "None takes them from the store.",
+    )
     deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
 
 

@@ -2,7 +2,7 @@
 
 It runs before training, since a model that may not be used need not be trained. The licence of
 the base is read from the model, those of packages from their metadata (PEP 639 expression first,
-then the licence field, then trove classifiers). The table in `licenses.rules` judges each.
+then the licence field, then trove classifiers). The table in `models.license_rules` judges each.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import astuple, dataclass, fields
 from importlib import metadata
 from typing import Literal
 
+from tuneline.bases import base_of
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.licenses.rules import RULES, Use, judge, normalise
-from tuneline.models import resolve
+from tuneline.models.license_rules import RULES, Use, judge, normalise
 from tuneline.run import StepContext
 
 # Packages that a serving image needs at run time; their requirements ship with them.
@@ -142,7 +142,7 @@ def run(ctx: StepContext) -> Evidence:
     """Audit the run's licences; `licenses.csv` has the table."""
     config = ctx.config
     use = config.governance.intended_use
-    base = resolve(config.base_model)
+    base = base_of(ctx, weights=False)
     addresses = dict.fromkeys([*config.data.sources, *config.data.holdouts])
     findings = audit(
         (config.base_model, base.license, base.license_source),

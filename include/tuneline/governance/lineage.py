@@ -22,6 +22,7 @@ from tuneline.artifacts.governance import (
     ManifestRef,
 )
 from tuneline.artifacts.training import ADAPTER, LORA, MERGED, PLAN
+from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.release.manifest import (
@@ -31,7 +32,6 @@ from tuneline.governance.release.manifest import (
     verify,
     write_manifest,
 )
-from tuneline.models import resolve
 from tuneline.run import StepContext
 from tuneline.store import sha256_file
 from tuneline.verdicts import status
@@ -127,7 +127,7 @@ def describe(
 ) -> Manifest:
     """Return the manifest of the run's model version."""
     config, meta = ctx.config, ctx.run.meta
-    base = resolve(config.base_model)
+    base = base_of(ctx, weights=False)
     previous = read_release(ctx.run.store, config.name)
     return Manifest(
         name=config.name,

@@ -66,6 +66,12 @@ def environment(layout: Layout) -> dict[str, str]:
     made = json.loads(_secrets_file(layout).read_text())
     kubeconfig = layout.kubeconfig or layout.pods / "kubeconfig"
     cluster = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(kubeconfig)}}
+    api = {
+        "conn_type": "http",
+        "host": f"http://{LOOPBACK}:{layout.ui_port}",
+        "login": USER,
+        "password": made["password"],
+    }
     core = {
         "AIRFLOW_HOME": str(layout.airflow_home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(layout.project / "dags"),
@@ -94,15 +100,19 @@ def environment(layout: Layout) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(cluster),
+        "AIRFLOW_CONN_TUNELINE_API": json.dumps(api),
     }
     if layout.kubeconfig is None and (layout.pods / "secrets.json").exists():
         secrets_file = json.loads((layout.pods / "secrets.json").read_text())
         core["TUNELINE_POD_SECRETS"] = ",".join(secrets_file)
+    if layout.kubeconfig is None:
+        # Nobody else asks the local pods; a cluster is asked as rarely as by default.
+        core["TUNELINE_POD_POLL_SECONDS"] = "0.2"
     return {
         **kept,
         **core,
         "TUNELINE_STORE": layout.store,
-        "TUNELINE_POD_POLL_SECONDS": "0.2",
+        "TUNELINE_WAIT_SECONDS": "5",
         # Threads that spin while they wait slow everything else on a small machine.
         "OMP_WAIT_POLICY": "PASSIVE",
         "NO_PROXY": ",".join(filter(None, ["localhost", LOOPBACK, kept.get("NO_PROXY")])),

@@ -1,4 +1,4 @@
-"""One run of the DAG, started, watched and ended through Airflow's API."""
+"""One run of the main DAG, started, watched and ended through Airflow's API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tuneline.stack.layout import DAG_ID
+from tuneline.stack.layout import main_dag_id
 from tuneline.stack.rest import Airflow
 
 # The operator writes this before each line of a pod's log.
@@ -20,18 +20,19 @@ Task = dict[str, Any]
 
 
 class DagRun:
-    """One run of the DAG."""
+    """One run of the main DAG."""
 
     def __init__(self, client: Airflow, run_id: str) -> None:
         self.run_id = run_id
         self._client = client
-        self._path = f"/dags/{DAG_ID}/dagRuns/{run_id}"
+        self._runs = f"/dags/{main_dag_id()}/dagRuns"
+        self._path = f"{self._runs}/{run_id}"
 
     def trigger(self, fields: Mapping[str, Any]) -> None:
         """Start the run with a filled form."""
         self._client.call(
             "POST",
-            f"/dags/{DAG_ID}/dagRuns",
+            self._runs,
             dag_run_id=self.run_id,
             logical_date=None,
             conf=dict(fields),

@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneline.config import PipelineConfig, models
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root, stack_home
 from tuneline.training.tracking import local_mlflow
 
 LOOPBACK = "127.0.0.1"
-DAG_ID = "finetune_to_production"
 
+_MAIN_DAG = "finetune_to_production"
 _HIGHEST_PORT = 65535
 
 
@@ -28,6 +29,7 @@ class Layout:
         store: URI of the store.
         kubeconfig: kubeconfig of a cluster to use in place of local pods.
         tracking_port: port of MLflow.
+        log_sample_rate: share of the gateway's requests that is logged in the store.
     """
 
     project: Path
@@ -37,6 +39,7 @@ class Layout:
     store: str
     kubeconfig: Path | None = None
     tracking_port: int = 5000
+    log_sample_rate: float = 1.0
 
     @property
     def airflow_home(self) -> Path:
@@ -93,14 +96,25 @@ class Layout:
         return self.logs / f"{service}.log"
 
 
+def main_dag_id() -> str:
+    """Return the id of the main DAG that the stack starts runs of.
+
+    With several model files it is that of the model of the default name, or of the first one.
+    """
+    known = {model.name: model.suffix for model in models()}
+    default = PipelineConfig.model_fields["name"].default
+    return _MAIN_DAG + known.get(default, next(iter(known.values())))
+
+
 def find_layout() -> Layout:
     """Return the layout of this checkout's stack, adjusted by environment variables.
 
     `TUNELINE_HOME`, `TUNELINE_UI_PORT`, `TUNELINE_GATEWAY_PORT`, `TUNELINE_TRACKING_PORT`,
-    `TUNELINE_STORE` and `TUNELINE_KUBECONFIG` replace the defaults.
+    `TUNELINE_STORE`, `TUNELINE_KUBECONFIG` and `TUNELINE_LOG_SAMPLE_RATE` replace the defaults.
 
     Raises:
-        UserError: if a port is not a number, or this code does not run from a checkout.
+        UserError: if a port or the rate is not a number in its range, or this code does not run
+            from a checkout.
     """
     home = stack_home()
     kubeconfig = os.environ.get("TUNELINE_KUBECONFIG")
@@ -112,6 +126,7 @@ def find_layout() -> Layout:
         store=os.environ.get("TUNELINE_STORE") or home.as_uri(),
         kubeconfig=Path(kubeconfig).absolute() if kubeconfig else None,
         tracking_port=_port("TUNELINE_TRACKING_PORT", 5000),
+        log_sample_rate=_share("TUNELINE_LOG_SAMPLE_RATE", 1.0),
     )
 
 
@@ -120,3 +135,14 @@ def _port(name: str, default: int) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _HIGHEST_PORT:
         raise UserError(f"{name} must be a port number (1 to {_HIGHEST_PORT}), not {text!r}")
     return int(text)
+
+
+def _share(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{name} must be a share from 0 (log nothing) to 1, not {text!r}")
+    return share

@@ -18,7 +18,7 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.serving.server_process import free_port
 from tuneline.stack import airflow, locks, tracking
 from tuneline.stack.dag_run import DagRun
-from tuneline.stack.layout import DAG_ID, LOOPBACK, Layout
+from tuneline.stack.layout import LOOPBACK, Layout, main_dag_id
 from tuneline.stack.ports import require_free
 from tuneline.stack.processes import Service, ServiceTable
 from tuneline.stack.rest import Airflow
@@ -159,7 +159,7 @@ class Stack:
         try:
             if not client.health():
                 return
-            path = f"/dags/{DAG_ID}/dagRuns"
+            path = f"/dags/{main_dag_id()}/dagRuns"
             active = client.call("GET", f"{path}?state=running&state=queued", ok=(404,))
             for run in active.json().get("dag_runs", []):
                 self._say(f"ending the run {run['dag_run_id']}")
@@ -252,7 +252,8 @@ class Stack:
                 beats = partial(client.beats_since, name, self.table.started_at(name))
                 self.await_ready(name, beats, _START_SECONDS)
             self.await_ready("dag-processor", lambda: _dag_is_there(client), _START_SECONDS)
-            client.call("PATCH", f"/dags/{DAG_ID}", is_paused=False)
+            # All of them: a backfill or a nightly run needs the other DAGs of its model.
+            client.call("PATCH", "/dags?dag_id_pattern=~&tags=tuneline", is_paused=False)
         finally:
             client.close()
 
@@ -288,4 +289,4 @@ def _listens(port: int) -> bool:
 
 
 def _dag_is_there(client: Airflow) -> bool:
-    return client.call("GET", f"/dags/{DAG_ID}", ok=(404,)).is_success
+    return client.call("GET", f"/dags/{main_dag_id()}", ok=(404,)).is_success

@@ -12,7 +12,13 @@ import yaml
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.release.released import Release, fetch_tokenizer, fetch_weights, price
+from tuneline.serving.release.released import (
+    Release,
+    fetch_tokenizer,
+    fetch_weights,
+    languages,
+    price,
+)
 from tuneline.serving.server_process import free_port
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
@@ -140,13 +146,15 @@ def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[s
     """Return the configuration of a gateway in front of an engine that serves a release.
 
     The release's tokenizer counts the tokens of answers that broke off, for which the engine
-    states no usage. The release's price applies where it states one.
+    states no usage. The release's price applies where it states one. Requests are logged in the
+    store, without the personal data that has a pattern in the languages of the release's data.
     """
     store = open_store(layout.store)
     upstream: dict[str, Any] = {
         "name": f"{release.name}-{release.version}",
         "base_url": f"http://{LOOPBACK}:{engine_port}/v1",
         "model": release.name,
+        "version": release.version,
     }
     if tokenizer := fetch_tokenizer(store, release, _folder(layout)):
         upstream["tokenizer"] = str(tokenizer)
@@ -158,6 +166,14 @@ def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[s
         "upstreams": [upstream],
         "models": [{"id": release.name, "chain": [upstream["name"]]}],
     }
+    if layout.log_sample_rate:
+        config["production_log"] = {
+            "store": layout.store,
+            "spool": str(_folder(layout) / "spool"),
+            "sample_rate": layout.log_sample_rate,
+        }
+        if spoken := languages(store, release):
+            config["production_log"]["languages"] = spoken
     if cost := price(store, release):
         upstream["price"] = {
             "hourly_cost": cost.hourly_cost,

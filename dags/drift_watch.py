@@ -1,0 +1,255 @@
+"""### Does production still look like the training data?
+
+Runs whenever a day of logs was curated (or by *Trigger*), and compares the last days with the data
+that the released model was trained on. The test is made for being asked every night: its false
+alarms are limited for a whole year, not for each look.
+
+On drift it
+
+1. backfills `production_logs` over the drifted days, every request of them (dry run first; one
+   backfill at a time),
+2. counts the reviewed rows of these days and, if there are too few, asks people for more,
+3. starts `finetune_to_production` with the reason, the days and the report,
+4. waits with the next one until the cool-down is over: one drift starts one retraining.
+
+The run's note says what was done and why. A day that a backfill curated starts no look.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowFailException
+
+from tuneline.config import Model, find_model
+from tuneline.errors import UserError
+from tuneline_airflow.family import (
+    DRIFT,
+    LOGS,
+    MAIN,
+    curated_asset,
+    dag_id,
+    dags_of,
+    settings_of,
+)
+from tuneline_airflow.launching import conf_of, store_uri
+from tuneline_airflow.log_review import label_rows
+from tuneline_airflow.model_pod import ModelPod
+from tuneline_airflow.notify import Announce
+from tuneline_airflow.rest import AirflowApi, leave_note
+from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.waiting import BackfillDays
+
+_CHOSEN = "ti.xcom_pull(task_ids='choose_days')"
+# A backfill of many days on a small machine.
+_BACKFILL_HOURS = 24
+
+
+def build(model: Model) -> DAG:
+    """Make the DAG of a model."""
+    with DAG(
+        description="Compare production with the training data; backfill and retrain on drift",
+        schedule=[curated_asset(model)],
+        **settings_of(DRIFT, model, "Drift watch", __doc__),
+    ) as dag:
+        chosen = choose_days(model.name)
+        compare = ModelPod(
+            task_id="compare",
+            model=model,
+            command=["tuneline", "logs", "drift", "--model", model.name],
+            arguments=[
+                "--store",
+                f"{{{{ {_CHOSEN}['store'] }}}}",
+                "--until",
+                f"{{{{ {_CHOSEN}['until'] }}}}",
+                "--config",
+                f"{{{{ {_CHOSEN}['config'] }}}}",
+            ],
+        )
+        decided = decide(model.name)
+        backfill = BackfillDays(
+            task_id="backfill",
+            target=dag_id(LOGS, model),
+            days="{{ ti.xcom_pull(task_ids='decide')['days'] }}",
+            conf={"sample": 1.0},
+            hours=_BACKFILL_HOURS,
+        )
+        asked = ask_for_labels(model.name)
+        labels = label_rows(model)
+        keep = ModelPod(
+            task_id="keep_labels",
+            model=model,
+            command=["tuneline", "logs", "answers", "--model", model.name],
+            arguments=["--store", f"{{{{ {_CHOSEN}['store'] }}}}", "--name", "{{ run_id }}"],
+        )
+        retrain = start_retraining(model.name, dag_id(MAIN, model))
+        (
+            chosen
+            >> compare
+            >> decided
+            >> go_on("{{ ti.xcom_pull(task_ids='decide')['days'] }}")
+            >> backfill
+        )
+        backfill >> asked >> labels >> keep >> retrain
+        asked >> retrain
+    dag.params = ParamsDict(_form())
+    return dag
+
+
+def _form() -> dict[str, Param]:
+    return {
+        "until": Param(
+            None,
+            type=["string", "null"],
+            format="date",
+            title="Until",
+            description="Last day that is compared (UTC); empty: the day just curated, or "
+            "yesterday.",
+        )
+    }
+
+
+@task.short_circuit(retries=3, retry_policy=worker_retry_policy)
+def choose_days(model_name: str) -> dict[str, Any] | None:
+    """Choose the last day that is compared; None, which skips the rest, after a backfill."""
+    from tuneline.governance.production.settings import write_settings
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    until = context["params"]["until"]
+    events = [
+        event.extra
+        for of_asset in (context["triggering_asset_events"] or {}).values()
+        for event in of_asset
+    ]
+    if not until and events:
+        scheduled = [extra["day"] for extra in events if not extra.get("asked_by")]
+        if not scheduled:
+            leave_note(context, "no look: these days were curated by a backfill that drift started")
+            return None
+        until = max(scheduled)
+    until = until or (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+    try:
+        config = write_settings(open_store(store_uri()), find_model(model_name))
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+    return {"store": store_uri(), "until": until, "config": config}
+
+
+@task(retries=3, retry_policy=worker_retry_policy)
+def decide(model_name: str) -> dict[str, str]:
+    """Decide what the look starts, and say so in the run's note."""
+    from tuneline.governance.production.watch import read_look
+    from tuneline.governance.retraining import drift
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    chosen = context["ti"].xcom_pull(task_ids="choose_days")
+    model = find_model(model_name)
+    settings = model.file.drift
+    try:
+        store = open_store(chosen["store"])
+        look = read_look(store, model_name, date.fromisoformat(chosen["until"]))
+        decision = drift.decide(
+            look,
+            drift.last_retraining(store, model_name),
+            retrain=settings.retrain,
+            window_days=settings.window_days,
+            cool_down_days=settings.cool_down_days,
+        )
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+    said = f"{decision.why} (report: {look.report})"
+    leave_note(context, said, look.report)
+    if look.drifted:
+        Announce("drift", model, said).notify(context)
+    return {"days": decision.days, "why": decision.why, "report": look.report}
+
+
+@task.short_circuit
+def go_on(days: str) -> bool:
+    """Skip the rest if there is nothing to backfill."""
+    return bool(days)
+
+
+@task.branch(retries=3, retry_policy=worker_retry_policy)
+def ask_for_labels(model_name: str) -> str:
+    """Ask people if too few rows of the drifted days are reviewed."""
+    from tuneline.governance.production.reviewed import reviewed_rows
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    first, last = _days(context)
+    wanted = find_model(model_name).file.drift.min_reviewed
+    rows = reviewed_rows(open_store(store_uri()), model_name).between(first, last)
+    print(f"{len(rows)} rows of {first} to {last} are reviewed; a retraining needs {wanted}")
+    return "start_retraining" if len(rows) >= wanted else "label_rows"
+
+
+@task(
+    trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+    retries=3,
+    retry_policy=worker_retry_policy,
+)
+def start_retraining(model_name: str, main: str) -> str | None:
+    """Start the main DAG once for this drift; None, with a note, if too few rows are reviewed."""
+    from tuneline.data.sources.dataset_version import dataset_version
+    from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
+    from tuneline.governance.production.watch import read_look
+    from tuneline.governance.retraining.drift import note_retraining
+    from tuneline.governance.retraining.nightly import note_tried
+    from tuneline.governance.retraining.spending import over_budget
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    first, last = _days(context)
+    model, store = find_model(model_name), open_store(store_uri())
+    decided = context["ti"].xcom_pull(task_ids="decide")
+    reviewed = reviewed_rows(store, model_name)
+    rows, wanted = reviewed.between(first, last), model.file.drift.min_reviewed
+    if len(rows) < wanted:
+        leave_note(
+            context,
+            f"{decided['why']}. No retraining: only {len(rows)} of their rows are reviewed, "
+            f"{wanted} are needed; the next drifted day asks again",
+        )
+        return None
+    today = datetime.now(UTC).date()
+    broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
+    if broke:
+        leave_note(context, f"{decided['why']}. No retraining: {broke}")
+        Announce("budget", model, broke).notify(context)
+        return None
+    run_id = f"drift__{last}"
+    reason = f"drift of {first} to {last}: {decided['why']}"
+    trigger = {
+        "dag_id": context["dag_run"].dag_id,
+        "run_id": context["dag_run"].run_id,
+        "first_day": str(first),
+        "last_day": str(last),
+        "report": decided["report"],
+        "reviewed_rows": len(rows),
+    }
+    try:
+        sources = write_reviewed(store, model, reviewed)
+        conf = conf_of(reason, trigger, sources.overrides)
+        api = AirflowApi()
+        api.trigger(main, run_id, conf)
+        note_retraining(store, model_name, read_look(store, model_name, last), run_id)
+        # The night after need not try the same data again.
+        note_tried(store, model_name, dataset_version(sources.addresses), run_id)
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+    leave_note(context, f"{decided['why']}. Started {main} {run_id} with {len(rows)} reviewed rows")
+    return run_id
+
+
+def _days(context: Any) -> tuple[date, date]:
+    first, last = context["ti"].xcom_pull(task_ids="decide")["days"].split("..")
+    return date.fromisoformat(first), date.fromisoformat(last)
+
+
+globals().update(dags_of(DRIFT, build))

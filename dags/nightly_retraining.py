@@ -1,0 +1,146 @@
+"""### Retrain at night, if there is something new to learn
+
+Compares the model's data (its source files and the reviewed rows of its production logs) with
+those of the released model. Without a change the run ends there, and its note says so. With one it
+starts `finetune_to_production`, waits for its end and notes whether it was released.
+
+The new model has to pass the whole checklist. In it, hold-out performance compares it with the
+released model row by row: if it is worse by more than the stated margin, the old one stays.
+What was forgotten is counted from the first base model on, however many nights lie between.
+
+*Trigger* it with `force` to train although nothing changed. Data that were tried and gave no
+release are not tried again every night.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import DAG, CronTriggerTimetable, Param, TriggerRule, get_current_context, task
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowFailException
+
+from tuneline.config import Model, find_model, merge
+from tuneline.errors import UserError
+from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of
+from tuneline_airflow.launching import conf_of, store_uri
+from tuneline_airflow.notify import Announce
+from tuneline_airflow.rest import AirflowApi, leave_note
+from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.waiting import RunEnds
+
+
+def build(model: Model) -> DAG:
+    """Make the DAG of a model."""
+    nightly, main = model.file.nightly, dag_id(MAIN, model)
+    with DAG(
+        description="Retrain when the data changed since the released model",
+        schedule=CronTriggerTimetable(nightly.schedule, timezone="UTC")
+        if nightly.schedule
+        else None,
+        **settings_of(NIGHTLY, model, "Nightly retraining", __doc__),
+    ) as dag:
+        decided = compare_data(model.name)
+        started = start_run(model.name, main)
+        ended = RunEnds(
+            task_id="await_run",
+            target=main,
+            run_id="{{ ti.xcom_pull(task_ids='start_run') }}",
+            hours=nightly.hours,
+        )
+        decided >> started >> ended >> say_outcome(model.name, main)
+    dag.params = ParamsDict(_form())
+    return dag
+
+
+def _form() -> dict[str, Param]:
+    return {
+        "force": Param(
+            False,
+            type="boolean",
+            title="Force",
+            description="Train although the data are those of the released model.",
+        )
+    }
+
+
+@task.short_circuit(retries=3, retry_policy=worker_retry_policy)
+def compare_data(model_name: str) -> dict[str, Any] | None:
+    """Compare tonight's data with the released model's; None, which skips the rest, if equal."""
+    from tuneline.data.sources.dataset_version import dataset_version
+    from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
+    from tuneline.governance.retraining import nightly
+    from tuneline.governance.retraining.spending import over_budget
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    try:
+        model, store = find_model(model_name), open_store(store_uri())
+        model.config()
+        sources = write_reviewed(store, model, reviewed_rows(store, model_name))
+        version = dataset_version(sources.addresses)
+        today = datetime.now(UTC).date()
+        broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
+        force = context["params"]["force"]
+        night = nightly.decide(store, model_name, version, force=force, over_budget=broke)
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+    leave_note(context, night.why)
+    if broke and broke in night.why:
+        Announce("budget", model, night.why).notify(context)
+    if not night.train:
+        return None
+    warm = {"training": {"warm_start": "released"}} if model.file.nightly.warm_start else {}
+    overrides = merge(sources.overrides, warm)
+    return {"why": night.why, "overrides": overrides, "files": version.files}
+
+
+@task(retries=3, retry_policy=worker_retry_policy)
+def start_run(model_name: str, main: str) -> str:
+    """Start the main DAG once for this night, and return the id of its run."""
+    from tuneline.data.sources.dataset_version import DatasetVersion
+    from tuneline.governance.retraining.nightly import note_tried
+    from tuneline.launch import safe_run_id
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    decided = context["ti"].xcom_pull(task_ids="compare_data")
+    run = context["dag_run"]
+    run_id = safe_run_id(f"nightly__{run.run_after:%Y-%m-%dT%H-%M-%S}")
+    conf = conf_of(
+        f"nightly retraining: {decided['why']}",
+        {"dag_id": run.dag_id, "run_id": run.run_id},
+        decided["overrides"],
+    )
+    try:
+        AirflowApi().trigger(main, run_id, conf)
+        version = DatasetVersion(files=decided["files"])
+        note_tried(open_store(store_uri()), model_name, version, run_id)
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+    leave_note(context, f"{decided['why']}. Started {main} {run_id}")
+    return run_id
+
+
+@task(trigger_rule=TriggerRule.NONE_FAILED, retries=3, retry_policy=worker_retry_policy)
+def say_outcome(model_name: str, main: str) -> None:
+    """Note whether the night's model was released, or why the old one stays."""
+    from tuneline.governance.release.manifest import read_release
+    from tuneline.governance.retraining.nightly import why_kept
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    run_id = context["ti"].xcom_pull(task_ids="start_run")
+    if not run_id:
+        return
+    store = open_store(store_uri())
+    release = read_release(store, model_name)
+    if release is not None and release.version == run_id:
+        leave_note(context, f"{model_name} {run_id} is released")
+        return
+    stays = f"{release.version} stays" if release else "nothing is released"
+    leave_note(context, f"{main} {run_id} was not released; {stays}: {why_kept(store, run_id)}")
+
+
+globals().update(dags_of(NIGHTLY, build))

@@ -1,0 +1,151 @@
+"""### A day of production logs, curated
+
+Reads the requests that the gateway logged on one day (UTC), removes personal data and secrets with
+the full scrubber, removes near-duplicates, draws rows for review, and writes the curated day with
+its evidence: requests in = rows kept + rows rejected, each with its reason.
+
+**A run for a day replaces that day whole**, so any day can be run again: *Trigger* with `day`, a
+backfill from the UI, or `airflow backfill create --dag-id production_logs --from-date … --to-date …
+--reprocess-behavior completed`. `drift_watch` starts such backfills by itself.
+
+Curated rows become training data only after review: `tuneline logs review` writes the open rows,
+`tuneline logs label` takes the labels, and so does the folder `labels/<model>/` of the store.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import (
+    DAG,
+    Asset,
+    CronDataIntervalTimetable,
+    Metadata,
+    Param,
+    get_current_context,
+    task,
+)
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowFailException
+
+from tuneline.config import Model, find_model
+from tuneline.errors import UserError
+from tuneline.evidence import Verdict
+from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of
+from tuneline_airflow.launching import store_uri
+from tuneline_airflow.model_pod import ModelPod
+from tuneline_airflow.rest import leave_note
+from tuneline_airflow.retries import worker_retry_policy
+
+_CHOSEN = "ti.xcom_pull(task_ids='choose_day')"
+
+
+def build(model: Model) -> DAG:
+    """Make the DAG of a model."""
+    cron = model.file.logs.schedule
+    asset = curated_asset(model)
+    with DAG(
+        description="Collect, scrub and deduplicate a day of production requests",
+        schedule=CronDataIntervalTimetable(cron, timezone="UTC") if cron else None,
+        **settings_of(LOGS, model, "Production logs", __doc__),
+    ) as dag:
+        chosen = choose_day(model.name)
+        curate = ModelPod(
+            task_id="curate",
+            model=model,
+            command=["tuneline", "logs", "curate", "--model", model.name],
+            arguments=[
+                "--store",
+                f"{{{{ {_CHOSEN}['store'] }}}}",
+                "--day",
+                f"{{{{ {_CHOSEN}['day'] }}}}",
+                # Rendered empty, an argument is left out.
+                f"{{{{ '--sample=' ~ {_CHOSEN}['sample'] if {_CHOSEN}['sample'] else '' }}}}",
+                "--config",
+                f"{{{{ {_CHOSEN}['config'] }}}}",
+            ],
+        )
+        chosen >> curate >> check_day(model.name, asset)
+    dag.params = ParamsDict(_form())
+    return dag
+
+
+def _form() -> dict[str, Param]:
+    return {
+        "day": Param(
+            None,
+            type=["string", "null"],
+            format="date",
+            title="Day",
+            description="Day (UTC); empty: that of a scheduled or backfilled run, else yesterday.",
+        ),
+        "sample": Param(
+            None,
+            type=["number", "null"],
+            exclusiveMinimum=0,
+            maximum=1,
+            title="Review sample",
+            description="Share of the rows that is proposed for review, 1 for all; empty: as the "
+            "model's file says.",
+        ),
+        "asked_by": Param(
+            None,
+            type=["string", "null"],
+            title="Asked by",
+            description="Filled in by drift_watch: its run.",
+        ),
+    }
+
+
+@task(retries=2, retry_policy=worker_retry_policy)
+def choose_day(model_name: str) -> dict[str, Any]:
+    """Choose the day, and write the settings of the model where the pod reads them."""
+    from tuneline.governance.production.settings import write_settings
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    run, params = context["dag_run"], context["params"]
+    interval = run.data_interval_start
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    day = params["day"] or (interval.date() if interval else yesterday).isoformat()
+    try:
+        date.fromisoformat(day)
+        config = write_settings(open_store(store_uri()), find_model(model_name))
+    except ValueError:
+        raise AirflowFailException(f"day: {day!r} is not a date (YYYY-MM-DD)") from None
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+    return {
+        "store": store_uri(),
+        "day": day,
+        "sample": params["sample"],
+        "config": config,
+        "asked_by": params["asked_by"],
+    }
+
+
+def check_day(model_name: str, asset: Asset) -> Any:
+    """Make the task that reads the evidence of the day and announces the day as curated."""
+
+    @task(task_id="check_day", outlets=[asset], retries=2, retry_policy=worker_retry_policy)
+    def check() -> Any:
+        from tuneline.governance.production.curated_day import open_day
+        from tuneline.store import open_store
+
+        context: Any = get_current_context()
+        chosen = context["ti"].xcom_pull(task_ids="choose_day")
+        day = chosen["day"]
+        curated = open_day(open_store(chosen["store"]), model_name, date.fromisoformat(day))
+        if curated is None:
+            raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
+        evidence = curated.evidence
+        leave_note(context, f"{day}: {evidence.summary}")
+        if evidence.verdict == Verdict.FAIL:
+            raise AirflowFailException(f"{day}: {evidence.summary}")
+        yield Metadata(asset, {"day": day, "asked_by": chosen["asked_by"]})
+
+    return check()
+
+
+globals().update(dags_of(LOGS, build))

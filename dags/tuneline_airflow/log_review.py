@@ -1,0 +1,87 @@
+"""The question that asks people to label rows of the production logs."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowException
+
+from tuneline.config import Model
+from tuneline.errors import UserError
+from tuneline_airflow.launching import store_uri
+from tuneline_airflow.people import answerer, asked
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_SEND, _LATER = "Send labels", "Go on without"
+
+
+class LabelRows(HITLOperator):
+    """A task that shows rows of some days and takes one person's labels.
+
+    Args:
+        model_name: the model.
+        days: template of the days, `YYYY-MM-DD..YYYY-MM-DD`.
+    """
+
+    template_fields = (*HITLOperator.template_fields, "days")
+
+    def __init__(self, *, model_name: str, days: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.days = days
+
+    def execute(self, context: Context) -> Any:
+        """Show the open rows, and wait."""
+        from tuneline.governance.production.sheet import review_sheet
+        from tuneline.store import open_store
+
+        first, last = (date.fromisoformat(day) for day in self.days.split(".."))
+        days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+        self.body = review_sheet(open_store(store_uri()), self.model_name, days)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Put the labels aside with the name of the user that Airflow recorded."""
+        from tuneline.governance.production.sheet import put_answers
+        from tuneline.store import open_store
+
+        answer = super().execute_complete(context, event)
+        if _SEND in event["chosen_options"]:
+            text = str((event["params_input"] or {}).get("labels") or "")
+            store, run = open_store(store_uri()), context["dag_run"]
+            try:
+                put_answers(store, self.model_name, run.run_id, text, answerer(event))
+            except UserError as error:
+                raise AirflowException(str(error)) from None
+        return answer
+
+
+def label_rows(model: Model) -> LabelRows:
+    """Make the task that asks for labels of the drifted days."""
+    labels = Param(
+        "",
+        type=["string", "null"],
+        format="multiline",
+        title="Labels",
+        description="One line for each row: its number and accept, reject or "
+        "`correct: <the right answer>` (`3 accept`).",
+    )
+    return LabelRows(
+        task_id="label_rows",
+        model_name=model.name,
+        days="{{ ti.xcom_pull(task_ids='decide')['days'] }}",
+        subject="Production drifted: which of these answers are right?",
+        options=[_SEND, _LATER],
+        defaults=_LATER,
+        params={"labels": labels},
+        **asked(model),
+        response_timeout=timedelta(hours=model.file.drift.review_hours),
+        # Unreadable labels fail the task; the next try asks again.
+        retries=5,
+        retry_delay=timedelta(seconds=1),
+    )

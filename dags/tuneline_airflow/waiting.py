@@ -1,0 +1,155 @@
+"""Tasks that wait for a backfill or for another run, and hold no worker meanwhile.
+
+They look, and if it is not yet time they leave their slot until the next look (`reschedule`).
+Whatever they wait for is found again by what it was named, so a worker that dies between two
+looks, or between asking and hearing the answer, starts nothing twice.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from tuneline.errors import UserError
+from tuneline.machine.environment_variables import seconds_from
+from tuneline_airflow.rest import AirflowApi
+from tuneline_airflow.retries import worker_retry_policy
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_ENDED = ("success", "failed")
+
+
+class _Waiting(BaseSensorOperator):
+    def __init__(self, *, task_id: str, hours: float, **kwargs: Any) -> None:
+        super().__init__(
+            task_id=task_id,
+            mode="reschedule",
+            poke_interval=seconds_from("TUNELINE_WAIT_SECONDS"),
+            timeout=timedelta(hours=hours).total_seconds(),
+            retries=3,
+            retry_policy=worker_retry_policy,
+            **kwargs,
+        )
+
+    def poke(self, context: Context) -> bool:
+        """Return True if what the task waits for has ended."""
+        try:
+            return self.look(context)
+        except UserError as error:
+            raise AirflowFailException(str(error)) from None
+
+    def look(self, context: Context) -> bool:
+        """Return True if what the task waits for has ended."""
+        raise NotImplementedError
+
+
+class BackfillDays(_Waiting):
+    """Start a backfill of another DAG over some days, and wait for its end.
+
+    One backfill of a DAG runs at a time, so it first waits for another one.
+
+    Args:
+        task_id: id of the task.
+        target: the DAG that is backfilled.
+        days: template of the first and the last day, `YYYY-MM-DD..YYYY-MM-DD`; empty for none.
+        conf: conf of each of its runs.
+        hours: the longest wait, hours.
+    """
+
+    template_fields = ("days",)
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        target: str,
+        days: str,
+        conf: dict[str, Any],
+        hours: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(task_id=task_id, hours=hours, **kwargs)
+        self.backfilled = target
+        self.days = days
+        self.conf = conf
+
+    def look(self, context: Context) -> bool:
+        """Start the backfill if it is its turn; return True if it has ended."""
+        if not self.days:
+            raise AirflowSkipException("no days to backfill")
+        first, last = (date.fromisoformat(day) for day in self.days.split(".."))
+        # By this name the backfill is found again after a crash.
+        asked_by = f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
+        api = AirflowApi()
+        known = api.backfills(self.backfilled)
+        own = [b for b in known if (b["dag_run_conf"] or {}).get("asked_by") == asked_by]
+        if not own:
+            return self._start(api, known, first, last, asked_by)
+        if own[0]["completed_at"] is None:
+            return False
+        failed = api.failed_days(self.backfilled, first, last)
+        if failed:
+            raise AirflowException(
+                f"retryable: the backfill of {self.backfilled} ended with failed days: "
+                f"{', '.join(failed)}; clear their runs, then this task"
+            )
+        print(f"backfill {own[0]['id']} of {self.backfilled} over {self.days} has ended")
+        return True
+
+    def _start(
+        self, api: AirflowApi, known: list[dict[str, Any]], first: date, last: date, asked_by: str
+    ) -> bool:
+        active = [b["id"] for b in known if b["completed_at"] is None]
+        if active:
+            print(f"backfill {active[0]} of {self.backfilled} is still running; waiting for it")
+            return False
+        if api.unpause(self.backfilled):
+            print(f"{self.backfilled} was paused; it runs now, since its days are needed")
+        request = {
+            "dag_id": self.backfilled,
+            "from_date": f"{first}T00:00:00Z",
+            "to_date": f"{last}T23:59:59Z",
+            "dag_run_conf": {**self.conf, "asked_by": asked_by},
+            "reprocess_behavior": "completed",
+            # A day is deduplicated against the days before it.
+            "max_active_runs": 1,
+        }
+        days = [moment[:10] for moment in api.dry_run(request)]
+        if not days:
+            raise AirflowSkipException(f"{self.backfilled} has no runs in {self.days}")
+        print(f"backfilling {self.backfilled} over {', '.join(days)}")
+        api.backfill(request)
+        return False
+
+
+class RunEnds(_Waiting):
+    """Wait for the end of a run of another DAG; its failure is not this task's.
+
+    Args:
+        task_id: id of the task.
+        target: the DAG of the run.
+        run_id: template of the run's id; empty skips the task.
+        hours: the longest wait, hours.
+    """
+
+    template_fields = ("run_id",)
+
+    def __init__(
+        self, *, task_id: str, target: str, run_id: str, hours: float, **kwargs: Any
+    ) -> None:
+        super().__init__(task_id=task_id, hours=hours, **kwargs)
+        self.awaited = target
+        self.run_id = run_id
+
+    def look(self, context: Context) -> bool:
+        """Return True if the run has ended."""
+        if not self.run_id:
+            raise AirflowSkipException("no run was started")
+        state = AirflowApi().state(self.awaited, self.run_id)
+        print(f"{self.awaited} {self.run_id}: {state}")
+        return state in _ENDED

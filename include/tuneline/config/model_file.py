@@ -1,0 +1,257 @@
+"""Model files (`config/models/<name>.yaml`): what a team keeps in production, and when it works.
+
+Each file gives a family of four DAGs. Its `settings` are a layer between the preset and the
+trigger form, so whatever a run can be told stands here once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from tuneline.config.curation import CurationConfig
+from tuneline.config.layers import (
+    build_config,
+    check_sections,
+    explain,
+    merge,
+    parse_yaml,
+    presets_dir,
+    read_yaml,
+)
+from tuneline.config.pipeline import PipelineConfig, PodConfig
+from tuneline.config.section import Section
+from tuneline.errors import UserError
+from tuneline.machine.checkout import project_root
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_CRON_FIELDS = 5
+
+
+def _cron(text: str) -> str:
+    fields = text.split()
+    if len(fields) != _CRON_FIELDS or not all(re.fullmatch(r"[\w*/,\-#]+", f) for f in fields):
+        raise ValueError("expected a cron expression of five fields, e.g. `0 2 * * *`")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+
+class LogsConfig(Section):
+    """Production logs: when a day is curated."""
+
+    schedule: Cron | None = Field(
+        "15 0 * * *",
+        description="Time (UTC) at which the day before is curated; null: by hand only.",
+    )
+
+
+class DriftConfig(Section):
+    """Drift watch: what it looks at and what it may start."""
+
+    window_days: int = Field(
+        7, ge=1, description="Days before the first drifted day that are backfilled too, at most."
+    )
+    cool_down_days: int = Field(
+        7, ge=0, description="Days after a retraining in which drift starts no other."
+    )
+    min_reviewed: int = Field(
+        20,
+        ge=0,
+        description="Reviewed rows of the drifted days that a retraining needs; with fewer, "
+        "people are asked.",
+    )
+    review_hours: float = Field(
+        72, gt=0, description="The question for reviews stays open for this long."
+    )
+    retrain: bool = Field(True, description="Start a retraining on drift; false only reports.")
+
+
+class NightlyConfig(Section):
+    """Nightly retraining."""
+
+    schedule: Cron | None = Field(
+        None, description="Cron of the nightly run (UTC), e.g. `0 2 * * *`; null: by hand only."
+    )
+    warm_start: bool = Field(
+        False, description="Start from the released adapter, not from the base model."
+    )
+    hours: float = Field(24, gt=0, description="The night's run is waited for this long.")
+
+
+class NotifyConfig(Section):
+    """Where messages go: failed tasks, waiting questions, drift, releases, a spent budget."""
+
+    slack: str | None = Field(
+        None, description="Airflow connection of a Slack incoming webhook (type slackwebhook)."
+    )
+    email: list[str] = Field([], description="Addresses; sent over Airflow's SMTP connection.")
+    email_connection: str = Field("smtp_default", description="Airflow connection of type smtp.")
+    webhook: str | None = Field(
+        None, description="Airflow connection of type http; it gets a POST of one JSON object."
+    )
+    events: list[Literal["failure", "question", "drift", "release", "budget"]] = Field(
+        ["failure", "question", "drift", "release", "budget"],
+        description="What is worth a message.",
+    )
+
+
+class BudgetConfig(Section):
+    """What trainings that no person started may cost."""
+
+    training_per_month: float | None = Field(
+        None,
+        gt=0,
+        description="Cost of a calendar month's nightly and drift-started trainings, in "
+        "governance.currency; when it is spent, none is started. null: no limit.",
+    )
+
+
+class ModelFile(Section):
+    """One model in production: its data, its people, its schedules."""
+
+    description: str = Field("", description="One line for the list of DAGs.")
+    owners: list[str] = Field(["ml-platform"], min_length=1, description="Owners of the DAGs.")
+    approvers: list[str] = Field(
+        [], description="Users who may answer its questions; empty: everyone who may edit its DAGs."
+    )
+    preset: str = Field("laptop", description="Preset that its runs start from.")
+    settings: dict[str, Any] = Field(
+        {}, description="Settings of its runs, above the preset; data.source names its data."
+    )
+    logs: LogsConfig = LogsConfig()
+    curation: CurationConfig = CurationConfig()
+    drift: DriftConfig = DriftConfig()
+    nightly: NightlyConfig = NightlyConfig()
+    notify: NotifyConfig = NotifyConfig()
+    budget: BudgetConfig = BudgetConfig()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that DAGs are made for.
+
+    Attributes:
+        name: the name that it is released under.
+        suffix: end of its DAGs' ids, `__<name>`; empty if there is one model alone.
+        file: its configuration.
+        file_name: the name of its file; None for the model of a project without one.
+        problem: why its file can't be used, one sentence; None if it can.
+    """
+
+    name: str
+    suffix: str
+    file: ModelFile
+    file_name: str | None = None
+    problem: str | None = None
+
+    def config(self) -> PipelineConfig:
+        """Return the configuration of a run that nobody changed in the form.
+
+        Raises:
+            UserError: if a setting is refused, or no data is named.
+        """
+        where = f"{models_dir() / (self.file_name or self.name + '.yaml')}: settings"
+        if not self.source:
+            raise UserError(f"{where}: name the data (data: {{source: …}})")
+        return build_config(self.settings, preset=self.file.preset, where=where)
+
+    @property
+    def pods(self) -> PodConfig:
+        """The pods of what is done for the model outside of runs."""
+        preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")
+        layers = (preset.get("pods") or {}, self.file.settings.get("pods") or {})
+        return PodConfig.model_validate(merge(*layers))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its runs: those of its file and its name."""
+        return merge(self.file.settings, {"name": self.name})
+
+    @property
+    def source(self) -> Any:
+        """The dataset that its file names, None if it names none."""
+        return (self.file.settings.get("data") or {}).get("source")
+
+
+def models_dir() -> Path:
+    """Return the folder of model files: `$TUNELINE_MODELS`, or `config/models` of the project."""
+    return Path(os.environ.get("TUNELINE_MODELS") or project_root() / "config" / "models")
+
+
+def models() -> list[Model]:
+    """Return the models that DAGs are made for, by name.
+
+    Without a file there is one model, of the default name and without schedules. A file that
+    can't be used gives a model with a problem, so that it does not take the others down.
+    """
+    paths = sorted(models_dir().glob("*.yaml"))
+    if not paths:
+        unscheduled = LogsConfig(schedule=None)
+        name = PipelineConfig.model_fields["name"].default
+        return [Model(name, "", ModelFile(logs=unscheduled))]
+    alone = len(paths) == 1
+    return [_read(path, path.stat().st_mtime_ns, alone=alone) for path in paths]
+
+
+def find_model(name: str) -> Model:
+    """Return a model by its name.
+
+    Raises:
+        UserError: if there is no such model, or its file can't be used.
+    """
+    known = {model.name: model for model in models()}
+    if name not in known:
+        raise UserError(f"there is no model {name!r} in {models_dir()}; it has {', '.join(known)}")
+    if known[name].problem:
+        raise UserError(str(known[name].problem))
+    return known[name]
+
+
+@cache
+def _read(path: Path, changed_at: int, *, alone: bool) -> Model:
+    """Read a model's file; four DAG files ask for it in one parse, so it is kept until changed."""
+    name = path.stem
+    suffix = "" if alone else f"__{name}"
+    try:
+        made = Model(name, suffix, _validated(path), path.name)
+        if made.source:
+            made.config()
+        return made
+    except UserError as error:
+        # Airflow allows fewer characters in an id than a file name has.
+        safe = re.sub(r"[^A-Za-z0-9._-]", "-", suffix)
+        return Model(name, safe, ModelFile(), path.name, str(error))
+
+
+def _validated(path: Path) -> ModelFile:
+    if not _NAME.fullmatch(path.stem):
+        raise UserError(
+            f"{path}: a model is named by its file, in lower-case letters, digits, `.`, `_`, `-`"
+        )
+    document = _document(path)
+    try:
+        made = ModelFile.model_validate(document)
+    except ValidationError as error:
+        problems = "; ".join(explain(entry, ModelFile) for entry in error.errors())
+        raise UserError(f"{path}: {problems}") from None
+    check_sections(made.settings, f"{path}: settings")
+    if made.settings.get("name", path.stem) != path.stem:
+        raise UserError(f"{path}: settings.name: the file's name is the model's; leave it out")
+    if not (presets_dir() / f"{made.preset}.yaml").is_file():
+        raise UserError(f"{path}: preset: there is no preset {made.preset!r} in {presets_dir()}")
+    return made
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None

@@ -1,0 +1,151 @@
+"""Whether a night trains: only if the data changed since the released model, or on demand.
+
+Data that were tried once and did not give a release are not tried again every night: what was
+tried is noted in the store, below `retraining/<model>/tried/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tuneline.artifacts.governance import Manifest
+from tuneline.data.sources.dataset_version import DatasetVersion, difference
+from tuneline.errors import TunelineError
+from tuneline.governance.release.manifest import read_release
+from tuneline.run import Run, now
+from tuneline.store import NotThere, Store
+from tuneline.verdicts import checklist
+
+_SHORT = 12
+
+
+class Tried(BaseModel):
+    """A run that was started for a version of the data.
+
+    Attributes:
+        run: id of the run, in Airflow and in the store.
+        at: RFC 3339.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Night:
+    """The decision of one night.
+
+    Attributes:
+        train: True if a run is started.
+        why: one sentence for the run's note.
+        released: version of the released model, None without a release.
+    """
+
+    train: bool
+    why: str
+    released: str | None
+
+
+def decide(
+    store: Store,
+    name: str,
+    version: DatasetVersion,
+    *,
+    force: bool = False,
+    over_budget: str | None = None,
+) -> Night:
+    """Decide whether tonight's data are worth a training.
+
+    Args:
+        store: the store.
+        name: the model.
+        version: the version of its data tonight.
+        force: True if somebody asked for a training whatever the data.
+        over_budget: why the month's budget allows none, None if it does.
+    """
+    release = read_release(store, name)
+    released = release.version if release else None
+    known = version_of_release(store, release.manifest) if release else None
+    tried = _tried(store, name, version)
+    if force:
+        return Night(True, "a training was asked for, whatever the data", released)
+    if release and known == version:
+        return Night(
+            False,
+            f"not trained: no new data since {name} {release.version}, released "
+            f"{release.released_at[:10]} (dataset version {version.digest[:_SHORT]})",
+            released,
+        )
+    if tried:
+        return Night(False, f"not trained: {_outcome(store, tried)}", released)
+    if over_budget:
+        return Night(False, f"not trained: {over_budget}", released)
+    if release is None:
+        why = f"{name} has no release yet"
+    elif known is None:
+        why = f"{name} {released} does not say which data it saw"
+    else:
+        changed = difference(known.files, version.files)
+        why = f"the data changed since {name} {released}: {changed}"
+    return Night(True, why, released)
+
+
+def version_of_release(store: Store, manifest_uri: str) -> DatasetVersion | None:
+    """Return the version of the data that a released model was made from; None if unknown."""
+    manifest = Manifest.model_validate_json(store.get_bytes(store.key_of(manifest_uri)))
+    return version_of_run(store, str(manifest.run.get("uri", "")))
+
+
+def version_of_run(store: Store, run_uri: str) -> DatasetVersion | None:
+    """Return the version of the data that a run was made for; None if it does not say."""
+    try:
+        meta: dict[str, Any] = Run.open(run_uri).meta
+    except TunelineError:
+        # The run's folder may have been cleaned up; the release stays.
+        return None
+    files = meta.get("dataset_version")
+    return DatasetVersion(files=files) if isinstance(files, dict) else None
+
+
+def note_tried(store: Store, name: str, version: DatasetVersion, run_id: str) -> None:
+    """Note that a run was started for a version of the data."""
+    key = _tried_key(name, version)
+    store.put_bytes(key, Tried(run=run_id, at=now()).model_dump_json(indent=1).encode())
+
+
+def _tried(store: Store, name: str, version: DatasetVersion) -> Tried | None:
+    try:
+        return Tried.model_validate_json(store.get_bytes(_tried_key(name, version)))
+    except NotThere:
+        return None
+
+
+def _tried_key(name: str, version: DatasetVersion) -> str:
+    return f"retraining/{name}/tried/{version.digest}.json"
+
+
+def _outcome(store: Store, tried: Tried) -> str:
+    return (
+        f"the same data were tried on {tried.at[:10]} by {tried.run}, which was not released "
+        f"({why_kept(store, tried.run)}); start it with `force` to try again"
+    )
+
+
+def why_kept(store: Store, run_id: str) -> str:
+    """Return why a run was not released, as part of a sentence."""
+    try:
+        rows = checklist(Run.open(store.uri_of(f"runs/{run_id}")))
+    except TunelineError as error:
+        return str(error)
+    stopping = [row for row in rows if row.stops_release]
+    failed = [row for row in stopping if row.verdict == "fail"]
+    if failed:
+        return "; ".join(f"{row.item} failed: {row.because}" for row in failed)
+    if stopping:
+        return f"{stopping[0].item}: {stopping[0].because}"
+    return "it ended before the release, or nobody approved it"

@@ -1,0 +1,145 @@
+"""Four DAGs for each model file: their ids, owners, schedules, and what a broken file does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("finetune_to_production", "nightly_retraining", "production_logs", "drift_watch")
+FILE = """
+owners: [support-ml]
+approvers: [alice]
+settings: {{data: {{source: s3://bucket/{name}.jsonl}}}}
+nightly: {{schedule: "0 2 * * *"}}
+"""
+
+
+@pytest.fixture
+def parsed(tmp_path, monkeypatch):
+    """Parse the DAGs for some model files."""
+
+    def parse(**files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        monkeypatch.setenv("TUNELINE_MODELS", str(tmp_path))
+        bag = DagBag(str(ROOT / "dags"))
+        assert bag.import_errors == {}
+        return bag.dags
+
+    return parse
+
+
+def test_without_files_each_dag_is_there_once_and_starts_by_hand_alone(parsed):
+    dags = parsed()
+    assert set(dags) == set(KINDS)
+    for kind in ("nightly_retraining", "production_logs", "finetune_to_production"):
+        assert dags[kind].schedule is None
+
+
+def test_each_model_has_its_own_four(parsed):
+    dags = parsed(faq=FILE.format(name="faq"), billing=FILE.format(name="billing"))
+    assert set(dags) == {f"{kind}__{name}" for kind in KINDS for name in ("billing", "faq")}
+    main = dags["finetune_to_production__faq"]
+    assert {task.owner for task in main.tasks} == {"support-ml"}
+    # One release of a model at a time; another model's runs are another DAG's.
+    assert main.max_active_runs == 1
+    assert main.params["data"] == "s3://bucket/faq.jsonl"
+    assert main.get_task("prepare_run").op_args == ("faq",)
+    for name in ("approve_waivers", "approve_release", "review_pairs"):
+        assert [user["id"] for user in main.get_task(name).assigned_users] == ["alice"]
+
+
+def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):
+    dags = parsed(faq=FILE.format(name="faq"), bad="owner: [x]")
+    assert len(dags["finetune_to_production__faq"].tasks) > 60
+    for kind in KINDS:
+        broken = dags[f"{kind}__bad"]
+        assert "did you mean owners?" in broken.description
+        assert "broken" in broken.tags
+        assert len(broken.tasks) == 1
+
+
+def test_the_days_logs_update_an_asset_that_drift_waits_for(parsed):
+    dags = parsed(faq=FILE.format(name="faq"))
+    (asset,) = dags["production_logs"].get_task("check_day").outlets
+    assert asset.name == "curated_logs"
+    (awaited,) = dags["drift_watch"].schedule
+    assert awaited == asset
+
+
+def test_a_backfill_is_possible_since_the_logs_have_a_cron(parsed):
+    from airflow.sdk import CronDataIntervalTimetable
+
+    dags = parsed(faq=FILE.format(name="faq"))
+    assert isinstance(dags["production_logs"].schedule, CronDataIntervalTimetable)
+    assert not dags["production_logs"].catchup
+
+
+def test_waiting_holds_no_worker(parsed):
+    """People's answers, backfills and other runs are waited for outside of any slot."""
+    from airflow.providers.standard.operators.hitl import HITLOperator
+
+    dags = parsed()
+    waiting = [
+        dags["drift_watch"].get_task("backfill"),
+        dags["nightly_retraining"].get_task("await_run"),
+    ]
+    assert all(task.mode == "reschedule" for task in waiting)
+    asking = [t for dag in dags.values() for t in dag.tasks if isinstance(t, HITLOperator)]
+    assert len(asking) == 4
+    assert {task.pool for task in asking} == {"default_pool"}
+
+
+def test_the_conf_of_a_run_that_a_dag_starts_fits_the_form(parsed):
+    from tuneline.launch import config_from_fields
+    from tuneline_airflow.launching import conf_of
+
+    settings = {"data": {"source": ["a.jsonl", "file:///s/reviewed.jsonl"]}}
+    for overrides in (settings, {}):
+        conf = conf_of("drift of a day", {"dag_id": "drift_watch"}, overrides)
+        main = parsed(faq=FILE.format(name="faq"))["finetune_to_production"]
+        for name, value in conf.items():
+            main.params.get_param(name).resolve(value)
+    conf = conf_of("drift of a day", {}, settings)
+    assert config_from_fields(conf).data.sources == settings["data"]["source"]
+
+
+def test_a_task_parses_the_dag_of_its_own_alone(parsed, monkeypatch):
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "drift_watch__faq")
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", "compare")
+    dags = parsed(faq=FILE.format(name="faq"), billing=FILE.format(name="billing"))
+    assert set(dags) == {"drift_watch__faq"}
+
+
+COST = """
+import sys, time
+from airflow.dag_processing.dagbag import DagBag
+import airflow.sdk
+from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.standard.operators.hitl import HITLOperator
+before = time.process_time()
+bag = DagBag(sys.argv[1])
+assert not bag.import_errors and len(bag.dags) == 200, bag.import_errors
+print((time.process_time() - before) / before)
+"""
+
+
+def test_fifty_models_cost_less_than_importing_airflow(tmp_path):
+    """200 DAGs take about a third of the import of Airflow and its operators."""
+    for number in range(50):
+        (tmp_path / f"m-{number}.yaml").write_text(FILE.format(name=f"m-{number}"))
+    path = f"{ROOT / 'dags'}:{ROOT / 'include'}"
+    env = {**os.environ, "TUNELINE_MODELS": str(tmp_path), "PYTHONPATH": path}
+    command = [sys.executable, "-c", COST, str(ROOT / "dags")]
+    shares = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+        shares.append(float(done.stdout.splitlines()[-1]))
+        if shares[-1] < 0.8:
+            return
+    pytest.fail(f"the DAGs of fifty models cost {min(shares):.2f} of importing Airflow")

@@ -1,0 +1,117 @@
+"""A night trains on new data or on demand, and never twice on the same data."""
+
+import json
+
+import pytest
+from tests.lab.releases import bare_release
+
+from tuneline.config import build_config
+from tuneline.data.sources.dataset_version import dataset_version
+from tuneline.governance.retraining.nightly import decide, note_tried
+from tuneline.launch import create_run
+from tuneline.run import Run
+from tuneline.store import open_store
+
+
+class Nights:
+    """A store with a dataset of two files, and runs and releases of one model."""
+
+    def __init__(self, folder):
+        self.data = folder / "data"
+        self.data.mkdir()
+        self.write("a.jsonl", "one")
+        self.write("b.jsonl", "two")
+        self.uri = (folder / "store").as_uri()
+        self.store = open_store(self.uri)
+
+    def write(self, name, text):
+        row = {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
+        }
+        (self.data / name).write_text(json.dumps(row) + "\n")
+
+    @property
+    def version(self):
+        return dataset_version([str(self.data)])
+
+    def run(self, run_id):
+        return create_run({"data": str(self.data)}, self.uri, run_id)
+
+    def decide(self, **asked):
+        return decide(self.store, "support-intents", self.version, **asked)
+
+
+@pytest.fixture
+def nights(tmp_path):
+    return Nights(tmp_path)
+
+
+def test_without_a_release_the_first_night_trains(nights):
+    night = nights.decide()
+    assert night.train
+    assert "no release yet" in night.why
+
+
+def test_thirty_nights_without_new_data_are_thirty_skips(nights):
+    bare_release(nights.run("first"))
+    found = [nights.decide() for _ in range(30)]
+    assert not any(night.train for night in found)
+    assert all("no new data since support-intents first" in night.why for night in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n: n.write("c.jsonl", "three"), "new: c.jsonl"),
+        (lambda n: n.write("a.jsonl", "other"), "changed: a.jsonl"),
+        (lambda n: (n.data / "b.jsonl").unlink(), "gone: b.jsonl"),
+    ],
+)
+def test_one_night_with_other_data_trains_once(nights, change, said):
+    bare_release(nights.run("first"))
+    change(nights)
+    night = nights.decide()
+    assert night.train
+    assert said in night.why
+    nights.run("second")
+    note_tried(nights.store, "support-intents", nights.version, "second")
+    again = nights.decide()
+    assert not again.train
+    assert "were tried" in again.why
+    assert "second" in again.why
+
+
+def test_a_file_written_again_with_the_same_bytes_is_no_change(nights):
+    bare_release(nights.run("first"))
+    nights.write("a.jsonl", "one")
+    assert not nights.decide().train
+
+
+def test_data_that_were_released_after_a_failure_are_no_longer_tried(nights):
+    bare_release(nights.run("first"))
+    nights.write("a.jsonl", "other")
+    note_tried(nights.store, "support-intents", nights.version, "second")
+    bare_release(nights.run("third"))
+    assert "no new data since support-intents third" in nights.decide().why
+
+
+def test_force_trains_whatever_the_data(nights):
+    bare_release(nights.run("first"))
+    assert nights.decide(force=True).train
+
+
+def test_a_release_that_does_not_say_its_data_is_trained_anew(nights):
+    run = Run.create(nights.uri, "old", build_config({"data": {"source": str(nights.data)}}), {})
+    bare_release(run)
+    night = nights.decide()
+    assert night.train
+    assert "does not say which data it saw" in night.why
+
+
+def test_a_spent_budget_trains_nothing_even_on_new_data(nights):
+    bare_release(nights.run("first"))
+    nights.write("c.jsonl", "three")
+    night = nights.decide(over_budget="the budget of March is spent")
+    assert not night.train
+    assert "the budget of March is spent" in night.why
+    assert nights.decide(over_budget="the budget of March is spent", force=True).train

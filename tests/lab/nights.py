@@ -1,0 +1,67 @@
+"""Releases of a run, written as lineage and promote write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.lab.runs import Lab
+
+from tuneline.artifacts.governance import Manifest, ManifestFile, ReleasePointer
+from tuneline.governance.release.manifest import (
+    model_prefix,
+    put_once,
+    write_manifest,
+    write_release,
+)
+from tuneline.models import resolve
+from tuneline.store import sha256_file
+
+
+def release(
+    lab: Lab,
+    files: Mapping[str, Path],
+    *,
+    lora: Mapping[str, Any] | None = None,
+    previous: str | None = None,
+    base: Path | None = None,
+) -> ReleasePointer:
+    """Release the version of a run.
+
+    Args:
+        lab: the run.
+        files: what ships, by its name in the version's folder.
+        lora: content of `lora.json`.
+        previous: the version that was released before it.
+        base: directory of the base; by default the run's.
+    """
+    store, config, version = lab.run.store, lab.run.config, lab.run.run_id
+    prefix = model_prefix(config.name, version)
+    stated = []
+    for name, path in files.items():
+        digest = sha256_file(path)
+        put_once(store, f"{prefix}/{name}", path, digest)
+        stated.append(ManifestFile(name=name, sha256=digest, bytes=path.stat().st_size))
+    model = resolve(str(base or config.base_model), log=lambda _: None)
+    manifest = Manifest(
+        name=config.name,
+        version=version,
+        run={"uri": lab.run.uri},
+        base_model={"uri": model.uri, "digest": model.digest},
+        hyperparameters={"lora": lora},
+        engine={"engine": "llama_cpp", "version": "xllamacpp 0"},
+        previous_version=previous,
+        files=stated,
+    )
+    pointer = ReleasePointer(
+        name=config.name,
+        version=version,
+        manifest=store.uri_of(f"{prefix}/manifest.json"),
+        manifest_sha256=write_manifest(store, prefix, manifest),
+        release_sha256="0" * 64,
+        previous_version=previous,
+        released_at="2026-01-01T00:00:00.000Z",
+    )
+    write_release(store, pointer)
+    return pointer
