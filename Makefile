@@ -13,7 +13,7 @@ DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 
-.PHONY: help setup demo up down status test test-fast test-long lint types format docs hooks bench python
+.PHONY: help setup demo up down status test test-fast test-long test-cluster lint types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,6 +46,9 @@ test: $(DEV)/tuneline-stamp ## run all tests, lint and types; T="path …" runs 
 
 test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out since they take long
 	@PYTHON="$(PYTHON)" scripts/run_tests.sh long $(or $(T),tests)
+
+test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes cluster and an S3 store
+	@PYTHON="$(PYTHON)" scripts/run_tests.sh cluster $(or $(T),tests/cluster)
 
 test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
 	@PYTHON="$(PYTHON)" scripts/run_tests.sh fast $(T)

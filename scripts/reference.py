@@ -1,4 +1,4 @@
-"""Write docs/reference from the code: settings, environment variables, CLI and evidence.
+"""Write docs/reference from the code: settings, model files, environment, CLI and evidence.
 
 `make docs` runs it in the ML environment. With `--check` it writes nothing and ends with 1
 when a page is not current.
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tuneline.cli import parser
-from tuneline.config import PipelineConfig
+from tuneline.config import ModelFile, PipelineConfig
 from tuneline.evidence import Evidence, Record
 from tuneline.machine.environment_variables import VARIABLES, Variable
 
@@ -36,6 +36,7 @@ def pages() -> dict[str, str]:
     """Return the text of each page, by its file name."""
     return {
         "settings.md": settings_page(),
+        "model-files.md": model_files_page(),
         "environment.md": environment_page(),
         "cli.md": cli_page(),
         "evidence.md": evidence_page(),
@@ -75,6 +76,25 @@ def settings_page() -> str:
         if key not in sections:
             lines += ["", f"## {key}, each entry", "", _first_sentence(nested), ""]
             lines += _table(nested.model_fields.items())
+    return "\n".join(lines) + "\n"
+
+
+def model_files_page() -> str:
+    """Return a table of every field of a model's file, one for each section."""
+    lines = [
+        "# Model files",
+        "",
+        _MADE,
+        "",
+        "`config/models/<name>.yaml`, one for each model in production; see",
+        "[config/models](../../config/models/README.md) and [Operations](../operations.md).",
+        "",
+    ]
+    nested = dict(_nested(ModelFile))
+    lines += _table(item for item in ModelFile.model_fields.items() if item[0] not in nested)
+    for name, section in nested.items():
+        lines += ["", f"## {name}", "", _first_sentence(section), ""]
+        lines += _table(section.model_fields.items())
     return "\n".join(lines) + "\n"
 
 

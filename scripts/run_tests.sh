@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run_tests.sh all|fast|long [PATH...]
+# run_tests.sh all|fast|long|cluster [PATH...]
 # Runs tests in the environments that they need, all of them even when one fails. Without a
 # path it runs the whole suite, lint and types; with paths, these tests alone.
 set -uo pipefail
@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=PASSIVE
 
 # These run in the Airflow environment, all others in the ML environment.
-airflow_folders=(tests/dags tests/plugins tests/localpods tests/stack)
+airflow_folders=(tests/dags tests/plugins tests/localpods tests/stack tests/cluster)
 
 which=$1
 shift
@@ -21,13 +21,14 @@ for path in "${@:-tests}"; do
   fi
   case /$place/ in
     /tests/) ml+=(tests) airflow+=("${airflow_folders[@]}") ;;
-    /tests/dags/* | /tests/plugins/* | /tests/localpods/* | /tests/stack/*) airflow+=("$path") ;;
+    /tests/dags/* | /tests/plugins/* | /tests/localpods/* | /tests/stack/* | /tests/cluster/*) airflow+=("$path") ;;
     *) ml+=("$path") ;;
   esac
 done
 marks=(-m "not long")
 [[ $which == fast ]] && marks=(-m "not stack and not slow and not long")
 [[ $which == long ]] && marks=(-m long)
+[[ $which == cluster ]] && marks=(-m cluster)
 
 needed=()
 ((${#ml[@]})) || needed=(--only airflow)

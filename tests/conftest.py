@@ -33,3 +33,17 @@ def tiny_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
         return lab
 
     return make
+
+
+@pytest.fixture(params=["file", "s3"])
+def any_store(request, tmp_path, monkeypatch):
+    """A store on a directory, then one on an S3 server over HTTP."""
+    from tests.lab.s3_server import s3
+
+    from tuneline.store import open_store
+
+    if request.param == "file":
+        yield open_store((tmp_path / "store").as_uri())
+        return
+    with s3(monkeypatch, "shared"):
+        yield open_store("s3://shared/team")

@@ -1,11 +1,14 @@
 """docker-compose.yaml: the real parser takes it, and nothing in it is open or secret."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tuneline.serving.gateway.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = set(
@@ -80,3 +83,37 @@ def test_the_files_it_mounts_and_builds_from_exist(resolved):
             assert (ROOT / build["dockerfile"]).is_file()
     for name in ("init.sh", "pods.sh", "gateway.sh", "settings/init.sh"):
         assert (ROOT / "docker/compose" / name).is_file()
+
+
+@pytest.mark.parametrize("rate", ["0", "0.5", "1"])
+def test_the_gateway_logs_to_the_store_unless_told_otherwise(tmp_path, rate):
+    script = (ROOT / "docker/compose/gateway.sh").read_text()
+    program = tmp_path / "tuneline"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", script.replace("/var/lib/tuneline", str(tmp_path))],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "TUNELINE_MODEL": "support",
+            "TUNELINE_STORE": "s3://tuneline/main",
+            "TUNELINE_LOG_SAMPLE_RATE": rate,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "keys.json").write_text('{"keys": []}')
+    log = load_config(tmp_path / "gateway.yaml").production_log
+    if rate == "0":
+        assert log is None
+    else:
+        assert (log.store, log.sample_rate) == ("s3://tuneline/main", float(rate))
+        assert log.spool == tmp_path / "spool"
+
+
+def test_the_gateway_reaches_the_store_and_has_time_to_end(resolved):
+    gateway = resolved["services"]["gateway"]
+    assert gateway["environment"]["TUNELINE_STORE"] == "s3://tuneline/main"
+    assert gateway["environment"]["AWS_ENDPOINT_URL"] == "http://s3:8333"
+    assert gateway["stop_grace_period"] == "45s"

@@ -49,6 +49,29 @@ def test_recommended_failure_is_carried_and_stops_nothing(lab):
     assert not row.stops_release
 
 
+UNDECIDED = measure("m", 3, "rows", "<=", 0, on_breach="inconclusive")
+
+
+def test_an_undecided_limit_stops_a_critical_item_in_production_alone(lab, tmp_path):
+    strict = Lab(tmp_path / "strict", {"profile": "production"})
+    for bench, stops in ((lab, False), (strict, True)):
+        bench.leave("deduplication", {}, [OK, UNDECIDED])
+        bench.leave("determinism", {}, [UNDECIDED])
+        row = status(bench.run, "deduplication")
+        assert (row.verdict, row.stops_release) == ("inconclusive", stops)
+        assert "m is 3" in row.because
+        assert set(row.as_dict()) == {"item", "phase", "severity", "verdict", "summary", "because"}
+        assert not status(bench.run, "determinism").stops_release
+
+
+def test_an_undecided_limit_lies_between_a_warning_and_a_failure(lab):
+    warning = measure("w", 3, "rows", "<=", 0, on_breach="warn")
+    lab.leave("deduplication", {}, [warning, UNDECIDED])
+    assert status(lab.run, "deduplication").verdict == "inconclusive"
+    lab.leave("deduplication", {}, [UNDECIDED, BAD])
+    assert status(lab.run, "deduplication").verdict == "fail"
+
+
 def test_the_gate_can_only_make_it_worse(lab):
     lab.leave("deduplication", {}, [OK])
     _gate(lab, "deduplication", "fail", "2 rows are missing")

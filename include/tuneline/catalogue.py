@@ -96,7 +96,14 @@ _D, _T, _E, _S, _G = Phase
 _CRIT, _REC, _OPT = Severity
 
 STEPS: tuple[Item | Helper, ...] = (
-    Item("schema_validation", _D, "Every example follows the model's prompt format", _CRIT),
+    Helper("fetch_base", _T, "Check the base model and fetch it once for all pods", "fetch-base"),
+    Item(
+        "schema_validation",
+        _D,
+        "Every example follows the model's prompt format",
+        _CRIT,
+        waits_for="fetch_base",
+    ),
     Item(
         "deduplication",
         _D,
@@ -288,7 +295,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _OPT,
         waits_for="cold_start",
     ),
-    Item("license_audit", _G, "Licences allow the intended use", _CRIT),
+    Item("license_audit", _G, "Licences allow the intended use", _CRIT, waits_for="fetch_base"),
     Item(
         "fallback",
         _G,

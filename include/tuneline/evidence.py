@@ -1,7 +1,7 @@
 """Evidence: the measurements of a step and the verdict that follows from them.
 
 A verdict without a measurement does not exist: `Evidence` refuses to be built
-as a pass, warn or fail unless at least one measurement has a rule.
+as a pass, warn, fail or inconclusive unless at least one measurement has a rule.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ SCHEMA_FILE = Path(__file__).with_name("evidence.schema.json")
 
 Scalar = bool | int | float | str | None
 Rule = Literal["<=", ">=", "<", ">", "==", "!=", "in"]
+# `inconclusive`: the sample is too small to say that the limit holds or that it is broken.
+Breach = Literal["fail", "inconclusive", "warn"]
 
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -37,6 +39,7 @@ class Verdict(StrEnum):
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     WARN = "warn"
     FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
     NOT_APPLICABLE = "not_applicable"
     NOT_RUN = "not_run"
     WAIVED = "waived"
@@ -48,8 +51,9 @@ _RANK = {
     Verdict.PASS: 1,
     Verdict.WAIVED: 2,
     Verdict.WARN: 3,
-    Verdict.NOT_RUN: 4,
-    Verdict.FAIL: 5,
+    Verdict.INCONCLUSIVE: 4,
+    Verdict.NOT_RUN: 5,
+    Verdict.FAIL: 6,
 }
 
 
@@ -76,7 +80,7 @@ class Measurement(_Strict):
     limit: Scalar | list[Scalar] = None
     noise: float | None = None
     ok: bool | None = None
-    on_breach: Literal["fail", "warn"] = "fail"
+    on_breach: Breach = "fail"
 
 
 class FileRef(_Strict):
@@ -126,7 +130,12 @@ class Evidence(_Findings, _OfItem):
 
     @model_validator(mode="after")
     def _verdict_rests_on_a_measurement(self) -> Evidence:
-        decided = self.verdict in (Verdict.PASS, Verdict.WARN, Verdict.FAIL)
+        decided = self.verdict in (
+            Verdict.PASS,
+            Verdict.WARN,
+            Verdict.FAIL,
+            Verdict.INCONCLUSIVE,
+        )
         if decided and not any(m.rule is not None for m in self.measurements):
             raise ValueError(
                 f"{self.item}: verdict {self.verdict} without a measurement that has a limit"
@@ -160,7 +169,7 @@ def measure(
     *,
     noise: float | None = None,
     tolerance: float | None = None,
-    on_breach: Literal["fail", "warn"] = "fail",
+    on_breach: Breach = "fail",
 ) -> Measurement:
     """State a measurement and, with a rule, whether it holds.
 
@@ -207,10 +216,8 @@ def _for_json(value: Any) -> Scalar:
 
 def conclude(measurements: Sequence[Measurement]) -> Verdict:
     """Return the verdict of measurements: the worst that a broken rule asks for."""
-    broken = [m for m in measurements if m.ok is False]
-    if any(m.on_breach == "fail" for m in broken):
-        return Verdict.FAIL
-    return Verdict.WARN if broken else Verdict.PASS
+    broken = (Verdict(m.on_breach) for m in measurements if m.ok is False)
+    return max(broken, key=_RANK.__getitem__, default=Verdict.PASS)
 
 
 @cache

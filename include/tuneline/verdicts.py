@@ -1,6 +1,7 @@
 """The verdict of an item: the worst that its step, its gate and the final audit say, then waivers.
 
-A critical item that fails or was not run stops the release.
+A critical item that fails or was not run stops the release. One whose sample is too small to decide
+stops it in production and warns on a laptop.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Verdict, conclude, worse
 from tuneline.run import Run
 
+# What a broken limit makes of an item.
+_BROKEN = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN)
+
 
 @dataclass(frozen=True)
 class ItemStatus:
@@ -27,6 +31,7 @@ class ItemStatus:
         verdict: the verdict after gate, audit and waivers.
         summary: one sentence from the item's evidence.
         because: the broken limits, or why it was waived or not run.
+        production: True if the run's profile is production.
     """
 
     item: str
@@ -35,18 +40,21 @@ class ItemStatus:
     verdict: Verdict
     summary: str
     because: str
+    production: bool = False
 
     @property
     def stops_release(self) -> bool:
         """True if this verdict refuses promotion."""
-        return self.severity == Severity.CRITICAL and self.verdict in (
-            Verdict.FAIL,
-            Verdict.NOT_RUN,
-        )
+        stopping = {Verdict.FAIL, Verdict.NOT_RUN}
+        if self.production:
+            stopping.add(Verdict.INCONCLUSIVE)
+        return self.severity == Severity.CRITICAL and self.verdict in stopping
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row of `tuneline checklist --json`."""
-        return asdict(self)
+        row = asdict(self)
+        del row["production"]
+        return row
 
 
 class _Gate(BaseModel):
@@ -74,20 +82,20 @@ def status(run: Run, item_id: str) -> ItemStatus:
     item = get_item(item_id)
     evidence = run.find_evidence(item.id)
     if evidence is None:
-        return _status(item, Verdict.NOT_RUN, "not run", "the step left no evidence")
+        return _status(run, item, Verdict.NOT_RUN, "not run", "the step left no evidence")
     verdict, summary = evidence.verdict, evidence.summary
     reasons = _broken(evidence.measurements)
     for opinion in _second_opinions(run, item):
         if worse(verdict, opinion.verdict) != verdict:
             verdict = opinion.verdict
             summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
-        if opinion.verdict in (Verdict.FAIL, Verdict.WARN):
+        if opinion.verdict in _BROKEN:
             reasons.append(f"{opinion.source}: {opinion.why}")
     waiver = valid_waivers(run).get(item.id)
-    if waiver and verdict in (Verdict.FAIL, Verdict.WARN):
+    if waiver and verdict in _BROKEN:
         because = f"waived by {waiver.by}: {waiver.reason} (would be {verdict})"
-        return _status(item, Verdict.WAIVED, summary, because)
-    return _status(item, verdict, summary, "; ".join(reasons) or "every limit holds")
+        return _status(run, item, Verdict.WAIVED, summary, because)
+    return _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
 
 
 def checklist(run: Run) -> list[ItemStatus]:
@@ -123,8 +131,9 @@ def valid_waivers(run: Run) -> dict[str, RecordedWaiver]:
     }
 
 
-def _status(item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:
-    return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because)
+def _status(run: Run, item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:
+    production = run.config.profile == "production"
+    return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because, production)
 
 
 def _broken(measurements: Sequence[Measurement]) -> list[str]:

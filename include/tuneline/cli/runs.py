@@ -29,6 +29,7 @@ _WITHOUT_EDGE = 100_000
 _VERDICT_STYLES = {
     "pass": "green",
     "warn": "yellow",
+    "inconclusive": "yellow",
     "fail": "bold red",
     "waived": "magenta",
     "not_run": "red",

@@ -26,6 +26,7 @@ from tuneline.artifacts.data import (
     PromptFormat,
     audit_of,
 )
+from tuneline.bases import base_of
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answer_checks import check_answers
@@ -238,12 +239,12 @@ def _reasons(ctx: StepContext, item: str) -> list[str | None]:
 
 def run(ctx: StepContext) -> Record:
     """Measure format, length, leakage and personal data again; name the dataset's version."""
-    from tuneline.models import load_tokenizer, resolve
+    from tuneline.models import load_tokenizer
 
     config = ctx.config.data
     rows, weights = read_dataset(DATASET.fetch(ctx))
     before = read_rows(SCRUBBED.fetch(ctx))
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx, weights=False)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     limit = min(config.max_tokens, base.context_length)
     found = measure_format(rows, renderer)

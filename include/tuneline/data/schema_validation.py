@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, SOURCES, UNSCRUBBED, audit_of, rejected_of
+from tuneline.bases import base_of
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answer_checks import check_answers
 from tuneline.data.conversations.formats import Malformed
@@ -249,14 +250,14 @@ def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
 
 def run(ctx: StepContext) -> Evidence:
     """Read the dataset, keep the rows that follow the format, reject the others."""
-    from tuneline.models import load_tokenizer, resolve
+    from tuneline.models import load_tokenizer
 
     config = ctx.config.data
     outcomes, forms, in_files = _read(ctx)
     for held in (False, True):
         select((o for o in outcomes if o.own_holdout == held), config.csv)
     number_repeats(outcomes)
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx, weights=False)
     validate(outcomes, Renderer(load_tokenizer(base.path), config.target_format), config)
     _write(ctx, outcomes)
     return _conclude(ctx, outcomes, forms, in_files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
+from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import (
     Message,
@@ -112,11 +113,11 @@ def run(ctx: StepContext) -> Evidence:
     """Count the tokens of every row; reject or split the rows over the limit."""
     import numpy as np
 
-    from tuneline.models import load_tokenizer, resolve
+    from tuneline.models import load_tokenizer
 
     config = ctx.config.data
     rows = rows_before(ctx)
-    base = resolve(ctx.config.base_model, log=ctx.log)
+    base = base_of(ctx, weights=False)
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     kept, left, lengths = fit(rows, limit, renderer, config.too_long)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
+from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
@@ -27,7 +28,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import base_gguf, scoring_threads, serve
 from tuneline.models.base_model import BaseModel, read_json
-from tuneline.models.resolver import load_tokenizer, resolve
+from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
@@ -187,7 +188,7 @@ def run(ctx: StepContext) -> Evidence:
     rows, asked = dataset_rows(ctx), validation_rows(ctx, ENGINE_ROWS)
     candidate, base, threads = (
         CANDIDATE_GGUF.fetch(ctx),
-        resolve(ctx.config.base_model, log=ctx.log),
+        base_of(ctx),
         scoring_threads(),
     )
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)

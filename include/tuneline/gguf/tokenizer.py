@@ -67,12 +67,8 @@ def read_tokenizer(directory: Path, vocab_size: int) -> TokenizerFacts:
 
     document = read_json(directory / "tokenizer.json")
     settings = read_json(directory / "tokenizer_config.json")
-    model = document.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise UserError(
-            f"{directory / 'tokenizer.json'}: only byte-level BPE tokenizers can be exported to "
-            f"GGUF, this one is {model.get('type')!r}"
-        )
+    pre = refuse_foreign(document, directory)
+    model = document["model"]
     by_id = {index: token for token, index in model["vocab"].items()}
     kinds = dict.fromkeys(by_id, TokenType.NORMAL)
     for added in document.get("added_tokens", []):
@@ -98,7 +94,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> TokenizerFacts:
     if turn_ends:
         special["eot"] = special["eos"] if special["eos"] in turn_ends else turn_ends[0]
     return TokenizerFacts(
-        pre=pre_tokenizer_name(document, directory),
+        pre=pre,
         tokens=[by_id[index] for index in range(vocab_size)],
         types=[int(kinds[index]) for index in range(vocab_size)],
         merges=[m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
@@ -106,6 +102,26 @@ def read_tokenizer(directory: Path, vocab_size: int) -> TokenizerFacts:
         add_bos=_adds_bos(directory, special.get("bos")),
         chat_template=read_chat_template(directory, settings),
     )
+
+
+def refuse_foreign(document: dict[str, Any], directory: Path) -> str:
+    """Refuse a tokenizer that has no form in GGUF; return the name of its pre-tokenizer.
+
+    Args:
+        document: content of its tokenizer.json.
+        directory: the model's directory, for an error.
+
+    Raises:
+        UserError: if it is another kind of tokenizer, or llama.cpp's name for its rules is not
+            known.
+    """
+    model = document.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise UserError(
+            f"{directory / 'tokenizer.json'}: only byte-level BPE tokenizers can be exported to "
+            f"GGUF, this one is {model.get('type')!r}"
+        )
+    return pre_tokenizer_name(document, directory)
 
 
 def write_tokenizer(writer: Any, facts: TokenizerFacts) -> None:

@@ -17,13 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tuneline.artifacts.deployment import CHOICE, MODEL
+from tuneline.bases import base_of
 from tuneline.config import PipelineConfig
 from tuneline.errors import TunelineError
 from tuneline.gguf.export import export_gguf
 from tuneline.machine.cores import available_cores, default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
-from tuneline.models.resolver import resolve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
@@ -89,7 +89,7 @@ def candidate(ctx: StepContext) -> Candidate:
 
 def base_gguf(ctx: StepContext, base: BaseModel | None = None) -> ModelFile:
     """Return the base model as f16 GGUF from the cache, and note it among the inputs."""
-    found = cached_gguf(base or resolve(ctx.config.base_model, log=ctx.log), ctx.log)
+    found = cached_gguf(base or base_of(ctx), ctx.log)
     ctx.note_input(found.path.name, found.path.as_uri(), found.path)
     return found
 

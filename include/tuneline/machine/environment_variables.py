@@ -62,6 +62,12 @@ VARIABLES = (
         "Folder of presets.",
     ),
     Variable(
+        "TUNELINE_MODELS",
+        ("Airflow",),
+        "`config/models` in the checkout",
+        "Folder of model files, one for each model that DAGs are made for.",
+    ),
+    Variable(
         "TUNELINE_UI_PORT", ("the stack",), "`8080`", "Port of the Airflow UI and its REST API."
     ),
     Variable("TUNELINE_GATEWAY_PORT", ("the stack",), "`8000`", "Port of the gateway."),
@@ -71,6 +77,12 @@ VARIABLES = (
         ("the stack", "steps"),
         "the address of the MLflow server",
         "Address under which browsers find MLflow, where it differs from the one that steps use.",
+    ),
+    Variable(
+        "TUNELINE_LOG_SAMPLE_RATE",
+        ("the stack", "docker-compose.yaml"),
+        "`1`",
+        "Share of the gateway's requests that is logged in the store, scrubbed; `0` logs none.",
     ),
     Variable(
         "TUNELINE_KUBECONFIG",
@@ -100,8 +112,14 @@ VARIABLES = (
     Variable(
         "TUNELINE_POD_POLL_SECONDS",
         ("Airflow",),
-        "`2`",
-        "Seconds between two looks at a pod or job.",
+        "`5`",
+        "Seconds between two looks at a pod or job; the stack looks more often at local pods.",
+    ),
+    Variable(
+        "TUNELINE_WAIT_SECONDS",
+        ("Airflow",),
+        "`60`",
+        "Seconds between two looks at a backfill or a run that another DAG waits for.",
     ),
     Variable(
         "TUNELINE_RETRY_SECONDS",
@@ -120,6 +138,12 @@ VARIABLES = (
         ("steps", "the CLI"),
         "all cores for training, all but one for engines",
         "CPU threads of training and of engines.",
+    ),
+    Variable(
+        "TUNELINE_BENCH_DATA",
+        ("benchmarks",),
+        "`bench/data`",
+        "Folder of the public data sets that `tuneline bench drift` measures with.",
     ),
     Variable(
         "TUNELINE_BENCH_PYTHON",
@@ -148,6 +172,13 @@ VARIABLES = (
             ("TASK_ID", "The task"),
             ("TRY_NUMBER", "The try of the task"),
         )
+    ),
+    Variable(
+        "TUNELINE_BASES",
+        ("steps",),
+        "none: base models lie in the store",
+        "Folder of base models on a volume that pods share (`pods.model_cache`).",
+        internal=True,
     ),
     Variable(
         "TUNELINE_RENDEZVOUS",

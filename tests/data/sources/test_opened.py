@@ -7,9 +7,9 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from tests.lab.data_runs import clean_rows, code
 from tests.lab.runs import value
+from tests.lab.s3_server import s3
 
 from tuneline.config import DataConfig
 from tuneline.data.sources.opened import open_files
@@ -168,22 +168,8 @@ def test_a_big_file_is_read_in_bounded_memory(tmp_path):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    import boto3
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, setting in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, setting)
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="data")
-    yield s3
-    server.stop()
+    with s3(monkeypatch, "data") as (client, _):
+        yield client
 
 
 def test_objects_prefixes_and_globs_of_a_bucket(bucket, tmp_path):

@@ -43,4 +43,6 @@ def find_in_bucket(address: str) -> list[SourceFile]:
 
 def _file(store: S3Store, address: str, key: str) -> SourceFile:
     uri = store.uri_of(key)
-    return SourceFile(uri, address, uri, download=partial(store.get_foreign, key))
+    return SourceFile(
+        uri, address, uri, download=partial(store.get_foreign, key), tag=partial(store.etag, key)
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneline.errors import UserError
+from tuneline.store import sha256_file
 
 JSONL_ENDINGS = (".jsonl", ".ndjson")
 CSV_ENDINGS = (".csv",)
@@ -28,6 +29,8 @@ class SourceFile:
         origin: its full address, a hub's revision pinned to its commit.
         local: its path on this machine, None for a file on a server.
         download: a function that brings it to a given path; None for a local file.
+        tag: a function that asks the server for a tag of its bytes; None for a local file, and
+            where `origin` names a commit.
     """
 
     name: str
@@ -35,6 +38,18 @@ class SourceFile:
     origin: str
     local: Path | None = None
     download: Callable[[Path], None] | None = field(default=None, repr=False)
+    tag: Callable[[], str] | None = field(default=None, repr=False)
+
+    def fingerprint(self) -> str:
+        """Return a text that changes when the file's bytes do, without fetching them.
+
+        Raises:
+            UserError: if the file is gone, or the server refuses it.
+            RetryableError: if the server failed.
+        """
+        if self.local is not None:
+            return f"sha256:{sha256_file(self.local)}"
+        return f"etag:{self.tag()}" if self.tag else "commit"
 
     def fetch(self, scratch: Path) -> Path:
         """Bring the file to this machine; a local file stays where it is.
