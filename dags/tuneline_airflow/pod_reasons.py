@@ -8,6 +8,8 @@ from typing import Any
 # A container waits for these while it starts; none of them is a problem.
 _STARTING = {None, "", "ContainerCreating", "PodInitializing"}
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+# Phases of a pod that has not ended; one that is gone was last seen in one of them.
+_UNENDED = {"Pending", "Running", "Unknown"}
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError"}
 
 
@@ -71,6 +73,8 @@ def ending_reason(pod: Any) -> str | None:
     if reason:
         message = _one_line(getattr(status, "message", None))
         return f"retryable: the cluster ended the pod ({reason}: {message})"
+    if getattr(status, "phase", None) in _UNENDED and not _ended(pod):
+        return "retryable: the pod was deleted while it was at work"
     return None
 
 

@@ -108,3 +108,14 @@ def test_a_pod_that_the_cluster_ended_has_its_reason():
     gone = ending_reason(ended(137, "Error", reason="Evicted", message="node low on memory"))
     assert gone == "retryable: the cluster ended the pod (Evicted: node low on memory)"
     assert ending_reason(ended(1, "Error")) is None
+
+
+def test_a_pod_that_was_deleted_at_work_is_worth_another_try():
+    """Nothing of it is left but what was seen last."""
+    last_seen = k8s.V1Pod(
+        status=k8s.V1PodStatus(
+            phase="Running", container_statuses=[container(running=k8s.V1ContainerStateRunning())]
+        )
+    )
+    assert ending_reason(last_seen) == "retryable: the pod was deleted while it was at work"
+    assert ending_reason(ended(1, "Error")) is None
