@@ -58,6 +58,11 @@ def test_killed_server_leaves_no_processes_and_reports_its_pods_as_failed(
 def test_next_server_ends_what_a_killed_guard_has_left(own_server: Server) -> None:
     api = Api(own_server)
     api.create("unguarded", "sleep 600")
+    # The process is a copy of the server's until it runs the command.
+    wait_for(
+        lambda: any(process.name() == "sleep" for process in own_server.processes()),
+        what="the command",
+    )
     [guard] = [p for p in own_server.processes() if "localpods.processes" in p.cmdline()]
     guard.kill()
     own_server.kill()
