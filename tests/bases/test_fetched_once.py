@@ -9,6 +9,7 @@ import pytest
 from tuneline.artifacts.base_model import BASE
 from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
+from tuneline.evaluation.forgetting.origin import find_origin
 from tuneline.models import load_tokenizer, resolve
 from tuneline.models.bucket import BucketSource
 from tuneline.store import CorruptObject
@@ -43,6 +44,17 @@ def test_later_pods_take_the_model_from_the_store_when_its_origin_is_gone(
         assert (base.license, base.uri) == ("Apache-2.0", ORIGIN)
         assert (base.path / "NOTICE").read_text() == "Made by a test.\n"
     assert len(fetched) == len(list(tiny.iterdir()))
+
+
+def test_forgetting_is_measured_on_the_copy_in_the_store(
+    s3, fetched, lab_of, tmp_path, monkeypatch
+):
+    lab = lab_of(ORIGIN, store=STORE)
+    lab.execute("fetch_base")
+    empty_origin(s3)
+    new_pod(monkeypatch, tmp_path)
+    ctx = lab.context("base_regression")
+    assert find_origin(ctx).base == base_of(ctx)
 
 
 def test_a_step_that_reads_no_weights_copies_none(s3, fetched, lab_of, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.releases import Release, ancestry, released
 from tuneline.artifacts.training import MERGED
+from tuneline.bases import base_of
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.models import BaseModel, resolve
@@ -61,7 +62,7 @@ def find_origin(ctx: StepContext) -> Origin:
     Raises:
         UserError: if that base can't be fetched, or is another model at its address now.
     """
-    own = resolve(ctx.config.base_model, log=ctx.log)
+    own = base_of(ctx)
     latest = released(ctx.run)
     if latest is None:
         return Origin(own, 0)
