@@ -126,7 +126,7 @@ def start_run(model_name: str, main: str) -> str:
 @task(trigger_rule=TriggerRule.NONE_FAILED, retries=3, retry_policy=worker_retry_policy)
 def say_outcome(model_name: str, main: str) -> None:
     """Note whether the night's model was released, or why the old one stays."""
-    from tuneline.governance.release.manifest import read_release
+    from tuneline.artifacts.releases import read_release
     from tuneline.governance.retraining.nightly import why_kept
     from tuneline.store import open_store
 

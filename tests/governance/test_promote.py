@@ -6,9 +6,10 @@ import pytest
 from tests.governance.conftest import BROKEN, HOLDS
 
 from tuneline import human_answers
+from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.governance import promote
-from tuneline.governance.release.manifest import read_release, verify
+from tuneline.governance.release.manifest import verify
 
 
 @pytest.fixture

@@ -9,12 +9,8 @@ from typing import Any
 from tests.lab.runs import Lab
 
 from tuneline.artifacts.governance import Manifest, ManifestFile, ReleasePointer
-from tuneline.governance.release.manifest import (
-    model_prefix,
-    put_once,
-    write_manifest,
-    write_release,
-)
+from tuneline.artifacts.releases import model_prefix
+from tuneline.governance.release.manifest import put_once, write_manifest, write_release
 from tuneline.models import resolve
 from tuneline.store import sha256_file
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuneline.artifacts.governance import Manifest, ReleasePointer
-from tuneline.governance.release.manifest import model_prefix, write_manifest, write_release
+from tuneline.artifacts.releases import model_prefix
+from tuneline.governance.release.manifest import write_manifest, write_release
 from tuneline.run import Run
 
 

@@ -15,9 +15,10 @@ from tests.lab.logged import logged, put
 from tests.lab.whole_runs import TINY, finish, trigger
 
 from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import read_release
 from tuneline.config import merge
 from tuneline.data.tables.rows import read_dataset
-from tuneline.governance.release.manifest import read_release, write_release
+from tuneline.governance.release.manifest import write_release
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.processes import ServiceTable

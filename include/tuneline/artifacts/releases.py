@@ -52,7 +52,7 @@ class Release:
 
     def find(self, name: str) -> FileRef | None:
         """Return the address and hash of one of its files, None if it has no such file."""
-        key = f"models/{self.manifest.name}/{self.version}/{name}"
+        key = f"{model_prefix(self.manifest.name, self.version)}/{name}"
         for file in self.manifest.files:
             if file.name == name:
                 uri = self.store.uri_of(key)
@@ -66,6 +66,14 @@ class Release:
             UserError: if the run or the step is no longer there.
         """
         return self.run().entry(step).artifacts
+
+    def artifact(self, step: str, name: str) -> FileRef | None:
+        """Return an artifact of its run; None if the run, the step or the artifact is gone."""
+        try:
+            artifacts = self.artifacts(step)
+        except UserError:
+            return None
+        return next((ref for ref in artifacts if ref.name == name), None)
 
     def fetch(self, ref: FileRef, target: Path) -> Path:
         """Fetch a file of the version or of its run, verified against its hash.
@@ -84,6 +92,14 @@ class Release:
         return target
 
 
+def read_release(store: Store, name: str) -> ReleasePointer | None:
+    """Return the pointer to a model's released version, None when nothing was released."""
+    try:
+        return ReleasePointer.model_validate_json(store.get_bytes(pointer_key(name)))
+    except NotThere:
+        return None
+
+
 def released(run: Run) -> Release | None:
     """Return the release that a run would replace, None if nothing is released under its name.
 
@@ -93,19 +109,28 @@ def released(run: Run) -> Release | None:
         UserError: if the released version has no manifest.
         CorruptObject: if the manifest is not the one that was released.
     """
-    store, name = run.store, run.config.name
-    try:
-        pointer = ReleasePointer.model_validate_json(store.get_bytes(_pointer_key(name)))
-    except NotThere:
+    pointer = read_release(run.store, run.config.name)
+    if pointer is None:
         return None
     if pointer.version == run.run_id:
         previous = pointer.previous_version
-        return find_version(store, name, previous) if previous else None
-    found = find_version(store, name, pointer.version, pointer.manifest_sha256)
+        return find_version(run.store, pointer.name, previous) if previous else None
+    return open_release(run.store, pointer)
+
+
+def open_release(store: Store, pointer: ReleasePointer) -> Release:
+    """Return the version that a pointer names.
+
+    Raises:
+        UserError: if it has no manifest.
+        CorruptObject: if the manifest is not the one that was released.
+    """
+    name, version = pointer.name, pointer.version
+    found = find_version(store, name, version, pointer.manifest_sha256)
     if found is None:
         raise UserError(
-            f"{store.uri_of(_pointer_key(name))} names version {pointer.version}, which has no "
-            f"{store.uri_of(_manifest_key(name, pointer.version))}; restore it"
+            f"{store.uri_of(pointer_key(name))} names version {version}, which has no "
+            f"{store.uri_of(_manifest_key(name, version))}; restore it"
         )
     return found
 
@@ -153,9 +178,15 @@ def ancestry(release: Release) -> Iterator[Release]:
         current = find_version(release.store, release.manifest.name, before) if before else None
 
 
-def _pointer_key(name: str) -> str:
+def model_prefix(name: str, version: str) -> str:
+    """Return the key of a model version's folder."""
+    return f"models/{name}/{version}"
+
+
+def pointer_key(name: str) -> str:
+    """Return the key of the pointer to a model's released version."""
     return f"models/{name}/production.json"
 
 
 def _manifest_key(name: str, version: str) -> str:
-    return f"models/{name}/{version}/manifest.json"
+    return f"{model_prefix(name, version)}/manifest.json"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.deployment import MODEL
+from tuneline.artifacts.releases import model_prefix, read_release
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.release.manifest import model_prefix, read_release
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import base_gguf
 from tuneline.run import StepContext

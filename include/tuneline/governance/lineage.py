@@ -21,17 +21,12 @@ from tuneline.artifacts.governance import (
     ManifestFile,
     ManifestRef,
 )
+from tuneline.artifacts.releases import model_prefix, read_release
 from tuneline.artifacts.training import ADAPTER, LORA, MERGED, PLAN
 from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.release.manifest import (
-    model_prefix,
-    put_once,
-    read_release,
-    verify,
-    write_manifest,
-)
+from tuneline.governance.release.manifest import put_once, verify, write_manifest
 from tuneline.run import StepContext
 from tuneline.store import sha256_file
 from tuneline.verdicts import status

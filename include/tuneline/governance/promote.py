@@ -11,15 +11,10 @@ from typing import Any
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.artifacts.governance import MANIFEST_REF, ReleasePointer
 from tuneline.artifacts.people import APPROVALS, Approvals
+from tuneline.artifacts.releases import model_prefix, read_release
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
-from tuneline.governance.release.manifest import (
-    append_release,
-    model_prefix,
-    read_release,
-    verify,
-    write_release,
-)
+from tuneline.governance.release.manifest import append_release, verify, write_release
 from tuneline.run import Run, StepContext, now
 from tuneline.verdicts import checklist
 

@@ -6,16 +6,11 @@ from pathlib import Path
 import pytest
 
 from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.evidence import conclude
 from tuneline.governance.lineage import code_measurements, collect_files
-from tuneline.governance.release.manifest import (
-    append_release,
-    put_once,
-    read_release,
-    verify,
-    write_manifest,
-)
+from tuneline.governance.release.manifest import append_release, put_once, verify, write_manifest
 from tuneline.store import open_store, sha256_file
 
 PREFIX = "models/m/v1"

@@ -75,10 +75,11 @@ def _weights_behind(ctx: StepContext, version: str) -> list[tuple[str, Release |
 
 def _trained_on(release: Release, folder: Path) -> list[Row] | None:
     """Return the training and validation rows of a release; None if they are gone."""
+    ref = release.artifact(DATASET.step, DATASET.name)
+    if ref is None:
+        return None
     try:
-        artifacts = release.artifacts(DATASET.step)
-        ref = next(ref for ref in artifacts if ref.name == DATASET.name)
         rows, _ = read_dataset(release.fetch(ref, folder / DATASET.name))
-    except (UserError, StopIteration):
+    except UserError:
         return None
     return [row for row in rows if row.split != HOLDOUT]

@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tuneline.artifacts.data import DATASET
-from tuneline.artifacts.governance import Manifest, ReleasePointer
+from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.releases import open_release, read_release
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
 from tuneline.governance.drift.prompts import (
@@ -40,10 +41,8 @@ from tuneline.governance.production.curated_day import (
     curated_days,
     open_day,
 )
-from tuneline.governance.release.manifest import read_release
 from tuneline.governance.retraining.drift import Look
 from tuneline.production_logs.partition import folder_name, read_day
-from tuneline.run import Run
 from tuneline.store import NotThere, Store
 
 REPORT_SCHEMA = "tuneline/drift-look/1"
@@ -63,13 +62,13 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
     Raises:
         UserError: if the released model's dataset can't be read.
     """
-    release = read_release(store, model)
-    if release is None:
+    pointer = read_release(store, model)
+    if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
         return _keep(store, model, until, {"drifted": False, "since": None, "summary": why})
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         return _compare(
-            store, model, until, settings=settings, release=release, scratch=Path(scratch)
+            store, model, until, settings=settings, pointer=pointer, scratch=Path(scratch)
         )
 
 
@@ -93,15 +92,18 @@ def _compare(
     until: date,
     *,
     settings: GovernanceConfig,
-    release: ReleasePointer,
+    pointer: ReleasePointer,
     scratch: Path,
 ) -> Look:
-    manifest = Manifest.model_validate_json(store.get_bytes(store.key_of(release.manifest)))
-    run = Run.open(str(manifest.run["uri"]))
-    prompts = read_reference(_dataset(run, scratch))
+    release = open_release(store, pointer)
+    run = release.run()
+    dataset = release.artifact(DATASET.step, DATASET.name)
+    if dataset is None:
+        raise UserError(f"{run.uri} has no dataset to compare with")
+    prompts = read_reference(release.fetch(dataset, scratch / DATASET.name))
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
     state, last = _state(store, model, release.version)
-    after = max(last, date.fromisoformat(release.released_at[:10]))
+    after = max(last, date.fromisoformat(pointer.released_at[:10]))
     fresh = [
         day
         for day in curated_days(store, model)
@@ -247,15 +249,6 @@ class _Texts:
         rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
         path.unlink()
         return rows
-
-
-def _dataset(run: Run, scratch: Path) -> Path:
-    for ref in run.entry(DATASET.step).artifacts:
-        if ref.name == DATASET.name:
-            path = scratch / "dataset.parquet"
-            run.store.get_file(run.store.key_of(ref.uri), path, sha256=ref.sha256)
-            return path
-    raise UserError(f"{run.uri} has no dataset to compare with")
 
 
 def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, date]:

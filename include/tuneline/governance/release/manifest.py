@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.governance import Manifest, ManifestFile, ReleasePointer
+from tuneline.artifacts.releases import pointer_key
 from tuneline.errors import TunelineError, UserError
 from tuneline.run import now
 from tuneline.store import AlreadyThere, CorruptObject, NotThere, Store, open_store
@@ -22,11 +23,6 @@ from tuneline.store import AlreadyThere, CorruptObject, NotThere, Store, open_st
 RELEASE_SCHEMA = "tuneline/release/1"
 # What every line of the release log has beside its event.
 _LINE_FIELDS = ("schema", "at", "previous_sha256")
-
-
-def model_prefix(name: str, version: str) -> str:
-    """Return the key of a model version's folder."""
-    return f"models/{name}/{version}"
 
 
 def write_manifest(store: Store, prefix: str, manifest: Manifest) -> str:
@@ -175,19 +171,7 @@ def _line_hash(line: str) -> str:
     return hashlib.sha256(line.encode()).hexdigest()
 
 
-def read_release(store: Store, name: str) -> ReleasePointer | None:
-    """Return the pointer to a model's released version, None when nothing was released."""
-    try:
-        return ReleasePointer.model_validate_json(store.get_bytes(_pointer_key(name)))
-    except NotThere:
-        return None
-
-
 def write_release(store: Store, pointer: ReleasePointer) -> None:
     """Point a model's release at the pointer's version."""
     document = pointer.model_dump(mode="json", by_alias=True)
-    store.put_bytes(_pointer_key(pointer.name), json.dumps(document, indent=1).encode())
-
-
-def _pointer_key(name: str) -> str:
-    return f"models/{name}/production.json"
+    store.put_bytes(pointer_key(pointer.name), json.dumps(document, indent=1).encode())

@@ -11,10 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.releases import Release, open_release, read_release
 from tuneline.data.sources.dataset_version import DatasetVersion, difference
 from tuneline.errors import TunelineError
-from tuneline.governance.release.manifest import read_release
 from tuneline.run import Run, now
 from tuneline.store import NotThere, Store
 from tuneline.verdicts import checklist
@@ -70,7 +69,7 @@ def decide(
     """
     release = read_release(store, name)
     released = release.version if release else None
-    known = version_of_release(store, release.manifest) if release else None
+    known = version_of_release(open_release(store, release)) if release else None
     tried = _tried(store, name, version)
     if force:
         return Night(True, "a training was asked for, whatever the data", released)
@@ -95,16 +94,10 @@ def decide(
     return Night(True, why, released)
 
 
-def version_of_release(store: Store, manifest_uri: str) -> DatasetVersion | None:
+def version_of_release(release: Release) -> DatasetVersion | None:
     """Return the version of the data that a released model was made from; None if unknown."""
-    manifest = Manifest.model_validate_json(store.get_bytes(store.key_of(manifest_uri)))
-    return version_of_run(store, str(manifest.run.get("uri", "")))
-
-
-def version_of_run(store: Store, run_uri: str) -> DatasetVersion | None:
-    """Return the version of the data that a run was made for; None if it does not say."""
     try:
-        meta: dict[str, Any] = Run.open(run_uri).meta
+        meta: dict[str, Any] = release.run().meta
     except TunelineError:
         # The run's folder may have been cleaned up; the release stays.
         return None

@@ -111,21 +111,13 @@ def find_warm_start(ctx: StepContext) -> WarmStart | None:
         )
         return None
     settings = release.manifest.hyperparameters.get("lora")
-    weights = release.find(_WEIGHTS) or _artifact_of_run(release)
+    weights = release.find(_WEIGHTS) or release.artifact(ADAPTER.step, _WEIGHTS)
     if not settings or weights is None:
         raise UserError(
             f"training.warm_start: {release.uri} states no adapter, and its run left none; release "
             f"a model that has one first, {_OR_COLD}"
         )
     return WarmStart(release, LoraSettings.model_validate(settings), weights)
-
-
-def _artifact_of_run(release: Release) -> FileRef | None:
-    try:
-        artifacts = release.artifacts(ADAPTER.step)
-    except UserError:
-        return None
-    return next((ref for ref in artifacts if ref.name == _WEIGHTS), None)
 
 
 def settings_that_differ(was: LoraSettings, wanted: LoraSettings) -> list[str]:
