@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from tuneline.artifacts.data import DATASET
+from tuneline.data.tables.rows import fetch_dataset
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.drift.prompts import (
@@ -70,7 +70,7 @@ def compare_files(
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{state} can't be read as the state of a watch: {error}") from None
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        prompts = read_reference(_fetched(reference, Path(scratch)))
+        prompts = read_reference(fetch_dataset(reference, Path(scratch)))
     known = {p.label for split in prompts.values() for p in split if p.label is not None}
     days = read_logs(logs, sorted(known))
     fitted = Reference.fit(prompts["train"], prompts["validation"], alarms=alarms)
@@ -82,21 +82,6 @@ def compare_files(
 
         draw(report, plot)
     return report.as_dict()
-
-
-def _fetched(reference: str, scratch: Path) -> Path:
-    parsed = urlparse(reference)
-    if parsed.scheme == "s3":
-        from tuneline.store import open_store
-
-        folder, _, name = reference.rpartition("/")
-        path = scratch / name
-        open_store(folder).get_file(name, path)
-    else:
-        path = Path(unquote(parsed.path) if parsed.scheme == "file" else reference)
-    if not path.is_file():
-        raise UserError(f"{reference} does not exist; name a dataset.parquet")
-    return path
 
 
 def judge(

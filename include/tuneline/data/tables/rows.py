@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
 from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of, rows_of
 from tuneline.catalogue import data_item_before
 from tuneline.errors import UserError
+from tuneline.store import open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -272,3 +274,28 @@ def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) 
     """Return the row with scrubbed turns and without its source line."""
     counted = row.n_tokens if messages == row.messages else 0
     return replace(row, messages=messages, stand_ins=stand_ins, n_tokens=counted, raw="")
+
+
+def fetch_dataset(address: str, scratch: Path, title: str = "") -> Path:
+    """Bring a `dataset.parquet` to this machine; a local file stays where it is.
+
+    Args:
+        address: path, `file://` or `s3://` address.
+        scratch: folder for a file from a bucket.
+        title: what an error calls it; the address by default.
+
+    Raises:
+        UserError: if it does not exist.
+        CorruptObject: if its bytes are not those that were written.
+        RetryableError: if the server failed.
+    """
+    parsed = urlparse(address)
+    if parsed.scheme == "s3":
+        folder, _, name = address.rpartition("/")
+        path = scratch / name
+        open_store(folder).get_file(name, path)
+        return path
+    path = Path(unquote(parsed.path) if parsed.scheme == "file" else address)
+    if not path.is_file():
+        raise UserError(f"{title or address} does not exist; name a dataset.parquet")
+    return path

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +23,19 @@ from tuneline.data.near_duplicates.shingles import (
     text_of,
 )
 from tuneline.data.pii.scrubber import Find, shape_finder
-from tuneline.data.tables.rows import HOLDOUT, SPLITS, TRAIN, VALIDATION, Row, StandIn
+from tuneline.data.tables.rows import (
+    HOLDOUT,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Row,
+    StandIn,
+    fetch_dataset,
+)
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
 from tuneline.governance.production.tables import STRIDE
-from tuneline.store import open_store, sha256_file
+from tuneline.store import sha256_file
 
 # The split that a row resembles is the first of these: held out is what must not be trained on.
 _FIRST = (HOLDOUT, VALIDATION, TRAIN)
@@ -65,7 +72,7 @@ def read_reference(address: str, config: DataConfig, sample: Sequence[Row]) -> R
         UserError: if it does not exist or is no dataset.
     """
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        path = _fetched(address, Path(scratch))
+        path = fetch_dataset(address, Path(scratch), f"--reference {address}")
         find = shape_finder(config)
         try:
             with pq.ParquetFile(path) as table:
@@ -85,19 +92,6 @@ def read_reference(address: str, config: DataConfig, sample: Sequence[Row]) -> R
                 "the columns row_id, messages and split)"
             ) from None
     return found
-
-
-def _fetched(address: str, scratch: Path) -> Path:
-    parsed = urlparse(address)
-    if parsed.scheme == "s3":
-        folder, _, name = address.rpartition("/")
-        path = scratch / "reference"
-        open_store(folder).get_file(name, path)
-        return path
-    path = Path(unquote(parsed.path) if parsed.scheme == "file" else address)
-    if not path.is_file():
-        raise UserError(f"--reference {address} does not exist; name a dataset.parquet")
-    return path
 
 
 def _add(found: Reference, batch: pa.RecordBatch, find: Find, sample: Sequence[Row]) -> None:
