@@ -22,10 +22,8 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model
-from tuneline.errors import UserError
 from tuneline_airflow.family import (
     DRIFT,
     LOGS,
@@ -40,10 +38,9 @@ from tuneline_airflow.log_review import label_rows
 from tuneline_airflow.model_pod import ModelPod
 from tuneline_airflow.notify import Announce
 from tuneline_airflow.rest import AirflowApi, leave_note
-from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import BackfillDays
 
-_CHOSEN = "ti.xcom_pull(task_ids='choose_days')"
 # A backfill of many days on a small machine.
 _BACKFILL_HOURS = 24
 
@@ -59,15 +56,9 @@ def build(model: Model) -> DAG:
         compare = ModelPod(
             task_id="compare",
             model=model,
-            command=["tuneline", "logs", "drift", "--model", model.name],
-            arguments=[
-                "--store",
-                f"{{{{ {_CHOSEN}['store'] }}}}",
-                "--until",
-                f"{{{{ {_CHOSEN}['until'] }}}}",
-                "--config",
-                f"{{{{ {_CHOSEN}['config'] }}}}",
-            ],
+            action="drift",
+            chosen="choose_days",
+            options=["until", "config"],
         )
         decided = decide(model.name)
         backfill = BackfillDays(
@@ -82,18 +73,12 @@ def build(model: Model) -> DAG:
         keep = ModelPod(
             task_id="keep_labels",
             model=model,
-            command=["tuneline", "logs", "answers", "--model", model.name],
-            arguments=["--store", f"{{{{ {_CHOSEN}['store'] }}}}", "--name", "{{ run_id }}"],
+            action="answers",
+            chosen="choose_days",
+            arguments=["--name", "{{ run_id }}"],
         )
         retrain = start_retraining(model.name, dag_id(MAIN, model))
-        (
-            chosen
-            >> compare
-            >> decided
-            >> go_on("{{ ti.xcom_pull(task_ids='decide')['days'] }}")
-            >> backfill
-        )
-        backfill >> asked >> labels >> keep >> retrain
+        chosen >> compare >> decided >> backfill >> asked >> labels >> keep >> retrain
         asked >> retrain
     dag.params = ParamsDict(_form())
     return dag
@@ -113,6 +98,7 @@ def _form() -> dict[str, Param]:
 
 
 @task.short_circuit(retries=3, retry_policy=worker_retry_policy)
+@fail_plainly()
 def choose_days(model_name: str) -> dict[str, Any] | None:
     """Choose the last day that is compared; None, which skips the rest, after a backfill."""
     from tuneline.governance.production.settings import write_settings
@@ -132,14 +118,12 @@ def choose_days(model_name: str) -> dict[str, Any] | None:
             return None
         until = max(scheduled)
     until = until or (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
-    try:
-        config = write_settings(open_store(store_uri()), find_model(model_name))
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    config = write_settings(open_store(store_uri()), find_model(model_name))
     return {"store": store_uri(), "until": until, "config": config}
 
 
 @task(retries=3, retry_policy=worker_retry_policy)
+@fail_plainly()
 def decide(model_name: str) -> dict[str, str]:
     """Decide what the look starts, and say so in the run's note."""
     from tuneline.governance.production.watch import read_look
@@ -150,29 +134,20 @@ def decide(model_name: str) -> dict[str, str]:
     chosen = context["ti"].xcom_pull(task_ids="choose_days")
     model = find_model(model_name)
     settings = model.file.drift
-    try:
-        store = open_store(chosen["store"])
-        look = read_look(store, model_name, date.fromisoformat(chosen["until"]))
-        decision = drift.decide(
-            look,
-            drift.last_retraining(store, model_name),
-            retrain=settings.retrain,
-            window_days=settings.window_days,
-            cool_down_days=settings.cool_down_days,
-        )
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    store = open_store(chosen["store"])
+    look = read_look(store, model_name, date.fromisoformat(chosen["until"]))
+    decision = drift.decide(
+        look,
+        drift.last_retraining(store, model_name),
+        retrain=settings.retrain,
+        window_days=settings.window_days,
+        cool_down_days=settings.cool_down_days,
+    )
     said = f"{decision.why} (report: {look.report})"
     leave_note(context, said, look.report)
     if look.drifted:
         Announce("drift", model, said).notify(context)
     return {"days": decision.days, "why": decision.why, "report": look.report}
-
-
-@task.short_circuit
-def go_on(days: str) -> bool:
-    """Skip the rest if there is nothing to backfill."""
-    return bool(days)
 
 
 @task.branch(retries=3, retry_policy=worker_retry_policy)
@@ -194,6 +169,7 @@ def ask_for_labels(model_name: str) -> str:
     retries=3,
     retry_policy=worker_retry_policy,
 )
+@fail_plainly()
 def start_retraining(model_name: str, main: str) -> str | None:
     """Start the main DAG once for this drift; None, with a note, if too few rows are reviewed."""
     from tuneline.data.sources.dataset_version import dataset_version
@@ -233,16 +209,13 @@ def start_retraining(model_name: str, main: str) -> str | None:
         "report": decided["report"],
         "reviewed_rows": len(rows),
     }
-    try:
-        sources = write_reviewed(store, model, reviewed)
-        conf = conf_of(reason, trigger, sources.overrides)
-        api = AirflowApi()
-        api.trigger(main, run_id, conf)
-        note_retraining(store, model_name, read_look(store, model_name, last), run_id)
-        # The night after need not try the same data again.
-        note_tried(store, model_name, dataset_version(sources.addresses), run_id)
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    sources = write_reviewed(store, model, reviewed)
+    conf = conf_of(reason, trigger, sources.overrides)
+    api = AirflowApi()
+    api.trigger(main, run_id, conf)
+    note_retraining(store, model_name, read_look(store, model_name, last), run_id)
+    # The night after need not try the same data again.
+    note_tried(store, model_name, dataset_version(sources.addresses), run_id)
     leave_note(context, f"{decided['why']}. Started {main} {run_id} with {len(rows)} reviewed rows")
     return run_id
 

@@ -70,6 +70,7 @@ def build(model: Model) -> DAG:
         _wire(model)
     # Each operator made in a DAG with params copies them, which would take most of the parse.
     dag.params = ParamsDict(form(model))
+    dag.tags.add("release")
     return dag
 
 

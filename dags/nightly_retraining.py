@@ -17,17 +17,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import DAG, CronTriggerTimetable, Param, TriggerRule, get_current_context, task
+from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model, merge
-from tuneline.errors import UserError
 from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of
 from tuneline_airflow.launching import conf_of, store_uri
 from tuneline_airflow.notify import Announce
 from tuneline_airflow.rest import AirflowApi, leave_note
-from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import RunEnds
 
 
@@ -66,6 +64,7 @@ def _form() -> dict[str, Param]:
 
 
 @task.short_circuit(retries=3, retry_policy=worker_retry_policy)
+@fail_plainly()
 def compare_data(model_name: str) -> dict[str, Any] | None:
     """Compare tonight's data with the released model's; None, which skips the rest, if equal."""
     from tuneline.data.sources.dataset_version import dataset_version
@@ -75,17 +74,14 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
     from tuneline.store import open_store
 
     context: Any = get_current_context()
-    try:
-        model, store = find_model(model_name), open_store(store_uri())
-        model.config()
-        sources = write_reviewed(store, model, reviewed_rows(store, model_name))
-        version = dataset_version(sources.addresses)
-        today = datetime.now(UTC).date()
-        broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
-        force = context["params"]["force"]
-        night = nightly.decide(store, model_name, version, force=force, over_budget=broke)
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    model, store = find_model(model_name), open_store(store_uri())
+    model.config()
+    sources = write_reviewed(store, model, reviewed_rows(store, model_name))
+    version = dataset_version(sources.addresses)
+    today = datetime.now(UTC).date()
+    broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
+    force = context["params"]["force"]
+    night = nightly.decide(store, model_name, version, force=force, over_budget=broke)
     leave_note(context, night.why)
     if broke and broke in night.why:
         Announce("budget", model, night.why).notify(context)
@@ -97,6 +93,7 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
 
 
 @task(retries=3, retry_policy=worker_retry_policy)
+@fail_plainly()
 def start_run(model_name: str, main: str) -> str:
     """Start the main DAG once for this night, and return the id of its run."""
     from tuneline.data.sources.dataset_version import DatasetVersion
@@ -113,17 +110,14 @@ def start_run(model_name: str, main: str) -> str:
         {"dag_id": run.dag_id, "run_id": run.run_id},
         decided["overrides"],
     )
-    try:
-        AirflowApi().trigger(main, run_id, conf)
-        version = DatasetVersion(files=decided["files"])
-        note_tried(open_store(store_uri()), model_name, version, run_id)
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    AirflowApi().trigger(main, run_id, conf)
+    version = DatasetVersion(files=decided["files"])
+    note_tried(open_store(store_uri()), model_name, version, run_id)
     leave_note(context, f"{decided['why']}. Started {main} {run_id}")
     return run_id
 
 
-@task(trigger_rule=TriggerRule.NONE_FAILED, retries=3, retry_policy=worker_retry_policy)
+@task(retries=3, retry_policy=worker_retry_policy)
 def say_outcome(model_name: str, main: str) -> None:
     """Note whether the night's model was released, or why the old one stays."""
     from tuneline.artifacts.releases import read_release
@@ -132,8 +126,6 @@ def say_outcome(model_name: str, main: str) -> None:
 
     context: Any = get_current_context()
     run_id = context["ti"].xcom_pull(task_ids="start_run")
-    if not run_id:
-        return
     store = open_store(store_uri())
     release = read_release(store, model_name)
     if release is not None and release.version == run_id:

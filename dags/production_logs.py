@@ -30,15 +30,12 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model
-from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of
 from tuneline_airflow.launching import store_uri
 from tuneline_airflow.model_pod import ModelPod
 from tuneline_airflow.rest import leave_note
-from tuneline_airflow.retries import worker_retry_policy
-
-_CHOSEN = "ti.xcom_pull(task_ids='choose_day')"
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 
 def build(model: Model) -> DAG:
@@ -54,17 +51,9 @@ def build(model: Model) -> DAG:
         curate = ModelPod(
             task_id="curate",
             model=model,
-            command=["tuneline", "logs", "curate", "--model", model.name],
-            arguments=[
-                "--store",
-                f"{{{{ {_CHOSEN}['store'] }}}}",
-                "--day",
-                f"{{{{ {_CHOSEN}['day'] }}}}",
-                # Rendered empty, an argument is left out.
-                f"{{{{ '--sample=' ~ {_CHOSEN}['sample'] if {_CHOSEN}['sample'] else '' }}}}",
-                "--config",
-                f"{{{{ {_CHOSEN}['config'] }}}}",
-            ],
+            action="curate",
+            chosen="choose_day",
+            options=["day", "sample", "config"],
         )
         chosen >> curate >> check_day(model.name, asset)
     dag.params = ParamsDict(_form())
@@ -99,6 +88,7 @@ def _form() -> dict[str, Param]:
 
 
 @task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
 def choose_day(model_name: str) -> dict[str, Any]:
     """Choose the day, and write the settings of the model where the pod reads them."""
     from tuneline.governance.production.settings import write_settings
@@ -111,11 +101,9 @@ def choose_day(model_name: str) -> dict[str, Any]:
     day = params["day"] or (interval.date() if interval else yesterday).isoformat()
     try:
         date.fromisoformat(day)
-        config = write_settings(open_store(store_uri()), find_model(model_name))
     except ValueError:
         raise AirflowFailException(f"day: {day!r} is not a date (YYYY-MM-DD)") from None
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    config = write_settings(open_store(store_uri()), find_model(model_name))
     return {
         "store": store_uri(),
         "day": day,

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from tuneline.errors import UserError
 from tuneline_airflow.pods import RUN_URI
-from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -37,12 +36,10 @@ class EvidenceCheck(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Derive the gate's verdict where there is one, and read those of the items."""
-        try:
+        with fail_plainly():
             if self.gate:
                 _derive(self.run_uri, self.gate)
             stops = _stops(self.run_uri, self.item_ids)
-        except UserError as error:
-            raise AirflowFailException(str(error)) from None
         if stops:
             raise AirflowFailException("; ".join(stops))
 

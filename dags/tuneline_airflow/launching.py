@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import Param, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
-from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 
 def form(model: Model) -> dict[str, Param]:
@@ -59,6 +58,7 @@ def conf_of(
 
 
 @task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
 def prepare_run(model_name: str) -> str:
     """Validate the form, create the run, record its starter, and return its URI."""
     from tuneline.human_answers import record_waivers
@@ -79,12 +79,9 @@ def prepare_run(model_name: str) -> str:
             "bundle_version": getattr(bundle, "version", None),
         },
     }
-    try:
-        model = find_model(model_name)
-        run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
-        record_waivers(run, started_by)
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    model = find_model(model_name)
+    run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
+    record_waivers(run, started_by)
     context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
     context["ti"].xcom_push(key="deadlines", value=run.config.deadlines)
     return run.uri

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 class ModelPod(StepPod):
-    """A `StepPod` without a run, sized by the `pods` section of its model's file.
+    """The pod of `tuneline logs <action>` for a model, sized by the `pods` section of its file.
 
     Args:
         task_id: id of the task.
         model: the model.
-        command: command line in the image.
-        arguments: what follows it; may hold templates. One that renders empty is left out.
+        action: the action.
+        chosen: id of the task that chose the store and the options, and returned them by name.
+        options: names of the options that it chose; one that is empty is left out.
+        arguments: what follows them; may hold templates.
     """
 
     def __init__(
@@ -32,11 +34,19 @@ class ModelPod(StepPod):
         *,
         task_id: str,
         model: Model,
-        command: Sequence[str],
+        action: str,
+        chosen: str,
+        options: Sequence[str] = (),
         arguments: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(task_id=task_id, command=command, arguments=arguments, **kwargs)
+        values = f"ti.xcom_pull(task_ids='{chosen}')"
+        given = [
+            f"{{{{ '--{name}=' ~ {values}['{name}'] if {values}['{name}'] else '' }}}}"
+            for name in ("store", *options)
+        ]
+        command = ["tuneline", "logs", action, "--model", model.name]
+        super().__init__(task_id=task_id, command=command, arguments=[*given, *arguments], **kwargs)
         self.model = model
 
     def execute(self, context: Context) -> Any:

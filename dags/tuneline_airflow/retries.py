@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ from airflow.sdk import (
     RetryPolicy,
     RetryRule,
 )
+from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.errors import UserError
 from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.pod_reasons import exit_code
 
@@ -68,6 +72,15 @@ class StepRetryPolicy(RetryPolicy):
     def deserialize(cls, data: dict[str, Any]) -> StepRetryPolicy:
         """Rebuild the policy; it has no settings."""
         return cls()
+
+
+@contextmanager
+def fail_plainly() -> Iterator[None]:
+    """Fail a task for good with one sentence if the user's error comes up; also a decorator."""
+    try:
+        yield
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
 
 
 # For tasks in the worker: only an unreachable store is worth another try.

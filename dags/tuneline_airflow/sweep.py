@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowFailException
 
-from tuneline.errors import UserError
 from tuneline_airflow.pods import GPU_POOL, RUN_URI, StepPod
-from tuneline_airflow.retries import StepRetryPolicy, retry_delay, worker_retry_policy
+from tuneline_airflow.retries import (
+    StepRetryPolicy,
+    fail_plainly,
+    retry_delay,
+    worker_retry_policy,
+)
 
 # The scheduler reads these before a mapped task's operator exists, when the operator's own
 # defaults are not there yet.
@@ -23,15 +26,13 @@ _SCHEDULED: dict[str, Any] = {
 
 
 @task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
 def ask_sweep(run_uri: str) -> list[list[str]]:
     """Return the command of each rank's pod; without any, the sweep is skipped."""
     from tuneline.run import Run
     from tuneline.serving.engines.adapter_limits import ranks_asked
 
-    try:
-        ranks = ranks_asked(Run.open(run_uri))
-    except UserError as error:
-        raise AirflowFailException(str(error)) from None
+    ranks = ranks_asked(Run.open(run_uri))
     return [["tuneline", "run", "sweep", "--r", str(r)] for r in ranks]
 
 

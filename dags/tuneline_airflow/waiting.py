@@ -11,12 +11,11 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from tuneline.errors import UserError
 from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.rest import AirflowApi
-from tuneline_airflow.retries import worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,6 +24,8 @@ _ENDED = ("success", "failed")
 
 
 class _Waiting(BaseSensorOperator):
+    """A sensor that leaves its slot between two looks."""
+
     def __init__(self, *, task_id: str, hours: float, **kwargs: Any) -> None:
         super().__init__(
             task_id=task_id,
@@ -36,17 +37,6 @@ class _Waiting(BaseSensorOperator):
             **kwargs,
         )
 
-    def poke(self, context: Context) -> bool:
-        """Return True if what the task waits for has ended."""
-        try:
-            return self.look(context)
-        except UserError as error:
-            raise AirflowFailException(str(error)) from None
-
-    def look(self, context: Context) -> bool:
-        """Return True if what the task waits for has ended."""
-        raise NotImplementedError
-
 
 class BackfillDays(_Waiting):
     """Start a backfill of another DAG over some days, and wait for its end.
@@ -56,7 +46,8 @@ class BackfillDays(_Waiting):
     Args:
         task_id: id of the task.
         target: the DAG that is backfilled.
-        days: template of the first and the last day, `YYYY-MM-DD..YYYY-MM-DD`; empty for none.
+        days: template of the first and the last day, `YYYY-MM-DD..YYYY-MM-DD`; empty
+            skips the task.
         conf: conf of each of its runs.
         hours: the longest wait, hours.
     """
@@ -78,7 +69,8 @@ class BackfillDays(_Waiting):
         self.days = days
         self.conf = conf
 
-    def look(self, context: Context) -> bool:
+    @fail_plainly()
+    def poke(self, context: Context) -> bool:
         """Start the backfill if it is its turn; return True if it has ended."""
         if not self.days:
             raise AirflowSkipException("no days to backfill")
@@ -95,7 +87,7 @@ class BackfillDays(_Waiting):
         failed = api.failed_days(self.backfilled, first, last)
         if failed:
             raise AirflowException(
-                f"retryable: the backfill of {self.backfilled} ended with failed days: "
+                f"the backfill of {self.backfilled} ended with failed days: "
                 f"{', '.join(failed)}; clear their runs, then this task"
             )
         print(f"backfill {own[0]['id']} of {self.backfilled} over {self.days} has ended")
@@ -133,7 +125,7 @@ class RunEnds(_Waiting):
     Args:
         task_id: id of the task.
         target: the DAG of the run.
-        run_id: template of the run's id; empty skips the task.
+        run_id: template of the run's id.
         hours: the longest wait, hours.
     """
 
@@ -146,10 +138,9 @@ class RunEnds(_Waiting):
         self.awaited = target
         self.run_id = run_id
 
-    def look(self, context: Context) -> bool:
+    @fail_plainly()
+    def poke(self, context: Context) -> bool:
         """Return True if the run has ended."""
-        if not self.run_id:
-            raise AirflowSkipException("no run was started")
         state = AirflowApi().state(self.awaited, self.run_id)
         print(f"{self.awaited} {self.run_id}: {state}")
         return state in _ENDED
