@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import Param, get_current_context, task
 
 from tuneline.config import Model, find_model
-from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
+from tuneline.store import store_of
 from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 
@@ -36,10 +35,7 @@ def store_uri() -> str:
     Raises:
         UserError: if none is set.
     """
-    store = os.environ.get("TUNELINE_STORE")
-    if not store:
-        raise UserError("TUNELINE_STORE is not set for the workers (file:// or s3://)")
-    return store
+    return store_of("the workers")
 
 
 def conf_of(

@@ -87,7 +87,7 @@ def _notifiers(wanted: NotifyConfig, message: dict[str, str]) -> Iterator[tuple[
     if wanted.slack:
         from airflow.providers.slack.notifications.slack_webhook import SlackWebhookNotifier
 
-        # Slack reads these three characters as marks of its own.
+        # Slack treats &, < and > as control characters.
         safe = [html.escape(part, quote=False) for part in parts]
         text = "\n".join(filter(None, (f"*{safe[0]}*", *safe[1:])))
         yield (

@@ -79,7 +79,7 @@ class ReviewPairs(HITLOperator):
 
 
 def asked(model: Model) -> dict[str, Any]:
-    """Return who may answer a question about a model, and who is told that it waits."""
+    """Return the users and the notifiers of a question, as arguments of its operator."""
     users = [HITLUser(id=name, name=name) for name in model.file.approvers]
     # None: everyone who may edit the DAG.
     return {"assigned_users": users or None, "notifiers": announcers("question", model)}

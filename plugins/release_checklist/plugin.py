@@ -8,7 +8,6 @@ they still exist.
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -19,29 +18,19 @@ from fastapi.responses import HTMLResponse
 
 from release_checklist.outcome_page import render_outcome
 from release_checklist.page import error_page, render
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import TunelineError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.launch import safe_run_id
 from tuneline.run import Run
-from tuneline.store import open_store
+from tuneline.store import open_store, store_of
 from tuneline.verdicts import checklist
 
 app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_url=None)
 
+_PROCESS = "the API server"
+
 # Users who may not read the runs of a DAG may not read their evidence either.
 _MAY_READ_RUN = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
-
-
-def store_uri() -> str:
-    """Return the store of the API server.
-
-    Raises:
-        UserError: if none is set.
-    """
-    store = os.environ.get("TUNELINE_STORE")
-    if not store:
-        raise UserError("TUNELINE_STORE is not set for the API server; it names the store")
-    return store.rstrip("/")
 
 
 def open_run(run_id: str) -> Run:
@@ -50,12 +39,12 @@ def open_run(run_id: str) -> Run:
     Raises:
         UserError: if the store is not configured, or the run was not created yet.
     """
-    return Run.open(f"{store_uri()}/runs/{safe_run_id(run_id)}")
+    return Run.open(f"{store_of(_PROCESS)}/runs/{safe_run_id(run_id)}")
 
 
 def find_outcome(dag_id: str, run_id: str) -> str | None:
     """Return the page of a run of another DAG, None if the store has none."""
-    store = open_store(store_uri())
+    store = open_store(store_of(_PROCESS))
     outcome = read_outcome(store, dag_id, run_id)
     if outcome is None:
         return None

@@ -6,6 +6,7 @@ every read recomputes it, and `once=True` refuses to replace an object.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -24,6 +25,7 @@ __all__ = [
     "Store",
     "open_store",
     "sha256_file",
+    "store_of",
 ]
 
 
@@ -42,3 +44,20 @@ def open_store(uri: str) -> Store:
     if parsed.scheme == "s3" and parsed.netloc:
         return S3Store(parsed.netloc, parsed.path)
     raise UserError(f"{uri!r} is not a store; use file:///absolute/directory or s3://bucket/prefix")
+
+
+def store_of(process: str) -> str:
+    """Return the URI of the store that the environment of a process names.
+
+    Args:
+        process: what the process is, for an error.
+
+    Raises:
+        UserError: if `TUNELINE_STORE` is not set.
+    """
+    store = os.environ.get("TUNELINE_STORE")
+    if not store:
+        raise UserError(
+            f"TUNELINE_STORE is not set for {process}; it names the store (file:// or s3://)"
+        )
+    return store.rstrip("/")
