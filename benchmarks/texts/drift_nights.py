@@ -125,7 +125,7 @@ class Years:
 
 @dataclass(frozen=True)
 class Drift:
-    """What is planted in simulated years: a share of each night from a night on."""
+    """A drift in simulated years: a share of every night, from a given night on."""
 
     pool: Pool
     share: float
@@ -210,7 +210,7 @@ def _night(
             picks = rng.integers(len(null_looks), size=years)
             looks = [null_looks[int(at)][name] for at in picks]
             tally = np.array([found.tally for found in looks])
-            # Each night has a witness of its own, but all have the same shares beyond it.
+            # The nights differ in their sample; the test of the shares is the same for all.
             yield name, np.array([found.log_e for found in looks]), tally, looks[0].test
 
 
@@ -239,7 +239,7 @@ def _rate_night(
     tally = np.stack([seen, np.full(len(seen), window)], axis=-1)
 
     def test(tally: Draws) -> Floats:
-        # Each year has a rate of its own. Many years have the same one.
+        # The reference rate belongs to a year; years with equal rates are tested together.
         found = np.empty(len(tally))
         for share in np.unique(shares):
             alike = shares == share

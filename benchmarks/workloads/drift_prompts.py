@@ -57,7 +57,7 @@ class Case:
 
 
 def data_folder(source: Path | None) -> Path | None:
-    """Return the folder of the public sets, None if `source` has rows of its own.
+    """Return the folder of the public sets, None if `source` is a file of the user.
 
     Args:
         source: file given by `--input`; `banking77/train.csv` names the folder as well.

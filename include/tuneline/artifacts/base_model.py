@@ -1,4 +1,4 @@
-"""What fetch_base leaves: the base model of a run, pinned, and the place of its files."""
+"""The artifact of fetch_base: the pinned base model of a run and the location of its files."""
 
 from __future__ import annotations
 

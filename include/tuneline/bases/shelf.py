@@ -45,8 +45,8 @@ class Shelf:
             return None
         except ValidationError as error:
             raise CorruptObject(
-                f"{self._store.uri_of(key)} is no listing of a base model ({error.errors()[0]}); "
-                "delete it and fetch the model again"
+                f"{self._store.uri_of(key)} is not a valid listing of a base model "
+                f"({error.errors()[0]}); delete it and fetch the model again"
             ) from None
 
     def put(

@@ -54,7 +54,7 @@ class LogsConfig(Section):
 
 
 class DriftConfig(Section):
-    """Drift watch: what it looks at and what it may start."""
+    """Drift watch: the days it covers, and when it starts a retraining."""
 
     window_days: int = Field(
         7, ge=1, description="Days before the first drifted day that are backfilled too, at most."
@@ -87,7 +87,7 @@ class NightlyConfig(Section):
 
 
 class NotifyConfig(Section):
-    """Where messages go: failed tasks, waiting questions, drift, releases, a spent budget."""
+    """The destinations of messages, and the events that are sent."""
 
     slack: str | None = Field(
         None, description="Airflow connection of a Slack incoming webhook (type slackwebhook)."
@@ -104,7 +104,7 @@ class NotifyConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What trainings that no person started may cost."""
+    """The limit on the cost of automatic trainings."""
 
     training_per_month: float | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""What the trainings that no person started have cost in a month."""
+"""The cost of a month's automatic trainings, those that no person started."""
 
 from __future__ import annotations
 

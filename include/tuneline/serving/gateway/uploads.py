@@ -90,8 +90,8 @@ class Uploader:
     def _failed(self, error: Exception) -> None:
         self._metrics.add(FAILURES)
         # Half of the wait is drawn, so that gateways don't come back all at once.
-        longest = min(_LONGEST_WAIT_S, 2.0**self._failures)
-        self._not_before = time.monotonic() + longest * random.uniform(0.5, 1.0)  # noqa: S311
+        wait = min(_LONGEST_WAIT_S, 2.0**self._failures) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._not_before = time.monotonic() + wait
         if not self._failures:
             log.error("production log: no upload, will be tried again: %s", first_line(error))
         self._failures = min(self._failures + 1, 10)

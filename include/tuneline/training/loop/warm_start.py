@@ -154,7 +154,8 @@ def _shapes_of_file(path: Path) -> Shapes:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())  # the file itself can't be iterated over
+            return {name: file.get_slice(name).get_shape() for name in names}
     except SafetensorError as error:
         raise UserError(f"{path.name} of the release is no safetensors file: {error}") from None
 
