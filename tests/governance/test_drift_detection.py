@@ -8,6 +8,7 @@ import pytest
 from tests.lab.runs import broken, dataset_rows, exchange, value, write_dataset
 from tests.lab.tiny_task import conversation, task_rows
 
+from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance import drift_detection
 from tuneline.governance.drift import watch
@@ -152,6 +153,25 @@ def test_the_command_names_the_day_since_when(reference, tmp_path):
     again = compare_files(str(reference), _logs(tmp_path / "later.jsonl", later), state=state)
     assert again["since"] == "2026-01-06"
     assert len(again["nights"]) == 9
+    # A day that was seen is not looked at again.
+    with pytest.raises(UserError, match="has seen every day"):
+        compare_files(str(reference), tmp_path / "later.jsonl", state=state)
+
+
+def test_the_commands_flags(reference, tmp_path, capsys):
+    rng = random.Random(6)
+    rows = [{"timestamp": "2026-01-09T10:00:00Z", "prompt": _question(rng)} for _ in range(60)]
+    log, state, plot = _logs(tmp_path / "a.jsonl", rows), tmp_path / "s.json", tmp_path / "p.png"
+    files = ["drift", "--reference", str(reference), "--logs", str(log)]
+    assert main([*files, "--state", str(state), "--plot", str(plot), "--alarms", "0.01"]) == 0
+    assert capsys.readouterr().out.startswith("no drift\n")
+    assert state.is_file()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*files, "--alarms", "2"]) == 2
+    assert main([*files, "--plot", "watch.pdf"]) == 2
+    told = capsys.readouterr().err
+    assert "between 0 and 1" in told
+    assert "must end in .svg or .png" in told
 
 
 def test_the_command_sees_no_drift_in_messages_of_the_same_kind(reference, tmp_path):

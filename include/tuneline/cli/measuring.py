@@ -17,6 +17,20 @@ def add_drift(commands: Commands) -> None:
     drift = commands.add_parser("drift", help="compare production prompts with training data")
     drift.add_argument("--reference", required=True, metavar="DATASET", help="training dataset")
     drift.add_argument("--logs", required=True, type=Path, metavar="FILE", help="JSONL of prompts")
+    drift.add_argument(
+        "--alarms",
+        type=float,
+        metavar="P",
+        help="probability of a false alarm in a year of days (that of a run by default)",
+    )
+    drift.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="what earlier calls have seen: read if it is there, and written anew; its days are "
+        "left out",
+    )
+    drift.add_argument("--plot", type=Path, metavar="FILE", help="draw the days (.svg or .png)")
     add_json_argument(drift)
     drift.set_defaults(command=_drift)
 
@@ -33,9 +47,21 @@ def add_bench(commands: Commands) -> None:
 
 
 def _drift(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.drift.reference import DEFAULT_ALARMS
     from tuneline.governance.drift_detection import compare_files
 
-    report = compare_files(arguments.reference, arguments.logs)
+    alarms = DEFAULT_ALARMS if arguments.alarms is None else arguments.alarms
+    if not 0 < alarms < 1:
+        raise UserError(f"--alarms {alarms:g}: give a probability between 0 and 1")
+    if arguments.plot and arguments.plot.suffix not in (".svg", ".png"):
+        raise UserError(f"--plot {arguments.plot}: the name must end in .svg or .png")
+    report = compare_files(
+        arguments.reference,
+        arguments.logs,
+        alarms,
+        state=arguments.state,
+        plot=arguments.plot,
+    )
     if arguments.json:
         print(json.dumps(report, indent=1))
         return EXIT_OK

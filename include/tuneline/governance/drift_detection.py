@@ -57,11 +57,12 @@ def compare_files(
         reference: a `dataset.parquet`.
         logs: a log; each of its days is one look.
         alarms: probability of a false alarm in a year of days.
-        state: file of the state of a watch, read if it exists and written anew.
+        state: file of the state of a watch, read if it exists and written anew; days that it
+            has seen are left out.
         plot: file to draw the watch in.
 
     Raises:
-        UserError: if a file is missing or malformed.
+        UserError: if a file is missing or malformed, or the state has seen every day.
     """
     before = None
     if state is not None and state.is_file():
@@ -73,6 +74,11 @@ def compare_files(
         prompts = read_reference(fetch_dataset(reference, Path(scratch)))
     known = {p.label for split in prompts.values() for p in split if p.label is not None}
     days = read_logs(logs, sorted(known))
+    if before is not None:
+        seen = {entry.day for entry in before.history}
+        days = {day: asked for day, asked in days.items() if day == UNDATED or day not in seen}
+        if not days:
+            raise UserError(f"{state} has seen every day of {logs}; give the log of newer days")
     fitted = Reference.fit(prompts["train"], prompts["validation"], alarms=alarms)
     report = compare(fitted, days, before)
     if state is not None:
