@@ -102,23 +102,26 @@ def _form() -> dict[str, Param]:
 def choose_days(model_name: str) -> dict[str, Any] | None:
     """Choose the last day that is compared; None, which skips the rest, after a backfill."""
     from tuneline.governance.production.settings import write_settings
+    from tuneline.governance.production.watch import last_day
     from tuneline.store import open_store
 
     context: Any = get_current_context()
-    until = context["params"]["until"]
+    until, store = context["params"]["until"], open_store(store_uri())
     events = [
         event.extra
         for of_asset in (context["triggering_asset_events"] or {}).values()
         for event in of_asset
     ]
     if not until and events:
-        scheduled = [extra["day"] for extra in events if not extra.get("asked_by")]
+        scheduled = [
+            date.fromisoformat(extra["day"]) for extra in events if not extra.get("asked_by")
+        ]
         if not scheduled:
             leave_note(context, "no look: these days were curated by a backfill that drift started")
             return None
-        until = max(scheduled)
+        until = last_day(store, model_name, scheduled).isoformat()
     until = until or (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
-    config = write_settings(open_store(store_uri()), find_model(model_name))
+    config = write_settings(store, find_model(model_name))
     return {"store": store_uri(), "until": until, "config": config}
 
 

@@ -70,7 +70,13 @@ class Production:
             "max_active_runs": 1,
             "dag_run_conf": conf,
         }
-        self.client.call("POST", "/backfills", **body)
+        self.until(lambda: self._started(body), "a database that is not locked")
+
+    def _started(self, body):
+        """Start a backfill; Airflow asks to try again where SQLite is busy."""
+        answer = self.client.call("POST", "/backfills", ok=(503,), **body)
+        assert answer.is_success or "locked" in answer.text, answer.text
+        return answer.is_success
 
     def backfills(self):
         answer = self.client.call("GET", "/backfills?dag_id=production_logs&order_by=id&limit=50")
@@ -114,7 +120,7 @@ class Production:
     def until(self, condition, what, seconds=600):
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+            assert time.monotonic() < deadline, f"waited {seconds} s for {what}: {self.told()}"
             time.sleep(2)
 
     def crash(self, name):

@@ -13,7 +13,7 @@ from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
 from tuneline.governance.production.curate import curate
 from tuneline.governance.production.settings import read_settings
-from tuneline.governance.production.watch import look_at, read_look
+from tuneline.governance.production.watch import last_day, look_at, read_look
 
 THINGS = ("parcel", "invoice", "refund", "password", "order", "voucher", "address", "card")
 ASKS = ("where is my", "please change the", "i cannot find the", "what happened to my")
@@ -137,3 +137,16 @@ def test_the_command_prints_the_look_and_where_it_is(served, capsys):
 def test_a_day_that_was_not_compared_is_said(served):
     with pytest.raises(UserError, match="nothing compared 2026-03-04"):
         read_look(served.run.store, MODEL, DAY)
+
+
+def test_a_day_whose_event_was_lost_is_looked_at(served):
+    """Three days are curated before Airflow makes the run, which is told of the first alone."""
+    store = served.run.store
+    days = [DAY + timedelta(days=offset) for offset in (1, 2, 3)]
+    for offset in (1, 2, 3):
+        log_day(served, offset)
+    assert last_day(store, MODEL, days[:1]) == days[2]
+    look_at(store, MODEL, days[2], GovernanceConfig())
+    # Days that were seen start nothing again.
+    assert last_day(store, MODEL, days[:1]) == days[0]
+    assert last_day(store, "unreleased", days[:1]) == days[0]

@@ -72,6 +72,26 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
         )
 
 
+def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
+    """Return the last day of a look that curated days have started.
+
+    Airflow keeps one entry for events that come before it has made the run, and hands the run
+    the first of them alone. So a day that was curated meanwhile and that no look has seen counts
+    as well; it would otherwise wait for the next day.
+
+    Args:
+        store: the store.
+        model: the model that clients ask for.
+        curated: the days that the run was told of, at least one.
+    """
+    told = max(curated)
+    pointer = read_release(store, model)
+    if pointer is None:
+        return told
+    _, seen = _state(store, model, pointer.version)
+    return max([told, *(day for day in curated_days(store, model) if day > max(seen, told))])
+
+
 def read_look(store: Store, model: str, day: date) -> Look:
     """Return what the look at a day found.
 
