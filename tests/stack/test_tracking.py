@@ -52,3 +52,5 @@ def test_pods_of_a_cluster_could_not_reach_it(layout, tmp_path):
     cluster = replace(layout, kubeconfig=tmp_path / "kind.yaml")
     assert not tracking.wanted(cluster)
     assert "MLFLOW_TRACKING_URI" in tracking.address(cluster)
+    # What the shell sets reaches local pods alone; those of a cluster read their secrets.
+    assert "TUNELINE_POD_SECRETS" in tracking.address(cluster)

@@ -361,6 +361,15 @@ def test_a_training_started_by_hand_finds_the_server_of_the_stack(server, tmp_pa
     assert running_server(dead) is None
 
 
+def test_a_pod_that_no_secret_tells_of_a_server_says_which_variable_is_missing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("tuneline.machine.checkout.project_root", lambda: tmp_path)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is not set"):
+        find_place()
+
+
 def test_pages_of_a_server_behind_another_name(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@tracking:5000")
     assert find_place().pages == "http://tracking:5000"

@@ -55,7 +55,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
             run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
             run.trigger(fields)
             say(f"run {run.run_id} started; follow it at {layout.ui_url} ({_login(layout)})")
-            say(f"watch it train at {tracking.address(layout)}")
+            say(f"live metrics in MLflow: {tracking.address(layout)}")
             state = follow(run, say)
             return _finish(stack, run, state, started_in, say)
         except KeyboardInterrupt:

@@ -81,4 +81,7 @@ def address(layout: Layout) -> str:
         return pages
     if wanted(layout):
         return layout.tracking_url
-    return "none; set MLFLOW_TRACKING_URI to a server that the cluster's pods can reach"
+    return (
+        "none; put MLFLOW_TRACKING_URI, a server that the cluster's pods can reach, into a secret "
+        "that TUNELINE_POD_SECRETS names"
+    )

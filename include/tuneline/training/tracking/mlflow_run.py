@@ -56,7 +56,7 @@ def find_place() -> Place:
     try:
         folder = stack_home() / local_mlflow.FOLDER
     except UserError:
-        raise UserError("MLFLOW_TRACKING_URI names no server") from None
+        raise UserError("MLFLOW_TRACKING_URI is not set") from None
     url = local_mlflow.running_server(folder)
     if url:
         return Place(url, url)
