@@ -150,3 +150,15 @@ def test_a_day_whose_event_was_lost_is_looked_at(served):
     # Days that were seen start nothing again.
     assert last_day(store, MODEL, days[:1]) == days[0]
     assert last_day(store, "unreleased", days[:1]) == days[0]
+
+
+def test_a_day_that_is_curated_after_a_later_one_is_still_looked_at(served):
+    log_day(served, 4)
+    look_at(served.run.store, MODEL, DAY + timedelta(days=4), GovernanceConfig())
+    log_day(served, 2)
+    late = DAY + timedelta(days=2)
+    assert last_day(served.run.store, MODEL, [late]) == late
+    look = look_at(served.run.store, MODEL, late, GovernanceConfig())
+    assert "120 requests of 1 days" in look.summary
+    again = look_at(served.run.store, MODEL, DAY + timedelta(days=5), GovernanceConfig())
+    assert "no curated day" in again.summary

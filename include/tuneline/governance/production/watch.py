@@ -89,7 +89,7 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     if pointer is None:
         return told
     _, seen = _state(store, model, pointer.version)
-    return max([told, *(day for day in curated_days(store, model) if day > max(seen, told))])
+    return max([told, *_unseen(store, model, pointer, seen)])
 
 
 def read_look(store: Store, model: str, day: date) -> Look:
@@ -122,13 +122,8 @@ def _compare(
         raise UserError(f"{run.uri} has no dataset to compare with")
     prompts = read_reference(release.fetch(dataset, scratch / DATASET.name))
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
-    state, last = _state(store, model, release.version)
-    after = max(last, date.fromisoformat(pointer.released_at[:10]))
-    fresh = [
-        day
-        for day in curated_days(store, model)
-        if day <= until and (day > last if last > date.min else day >= after)
-    ]
+    state, seen = _state(store, model, release.version)
+    fresh = [day for day in _unseen(store, model, pointer, seen) if day <= until]
     texts = _Texts(store, model, scratch)
     days = {str(day): texts.requests(day, labels) for day in fresh}
     told = {day: found for day, found in days.items() if len(found) >= MIN_WINDOW}
@@ -148,7 +143,7 @@ def _compare(
     }
     look = _keep(store, model, until, document, report=report, scratch=scratch)
     if fresh:
-        kept = {"last": str(fresh[-1]), "state": report.state.as_dict()}
+        kept = {"seen": sorted(map(str, {*seen, *fresh})), "state": report.state.as_dict()}
         store.put_bytes(_state_key(model, release.version), json.dumps(kept).encode())
     return look
 
@@ -271,11 +266,19 @@ class _Texts:
         return rows
 
 
-def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, date]:
+def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, set[date]]:
+    """Return the state after the looks at a version's production, and the days that they saw."""
     with suppress(NotThere):
         document = json.loads(store.get_bytes(_state_key(model, version)))
-        return WatchState.from_dict(document["state"]), date.fromisoformat(document["last"])
-    return None, date.min
+        seen = set(map(date.fromisoformat, document["seen"]))
+        return WatchState.from_dict(document["state"]), seen
+    return None, set()
+
+
+def _unseen(store: Store, model: str, pointer: ReleasePointer, seen: set[date]) -> list[date]:
+    """Return the curated days of a release that no look has seen, whenever they were curated."""
+    since = date.fromisoformat(pointer.released_at[:10])
+    return [day for day in curated_days(store, model) if day >= since and day not in seen]
 
 
 def _state_key(model: str, version: str) -> str:
