@@ -1,7 +1,11 @@
+import socket
+
+import pytest
 from tests.lab.runs import broken, values
 
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge
+from tuneline.errors import RetryableError
 from tuneline.serving.gateway.process import GatewayProcess
 
 COLD = [Start(1.0, 0.5, 0.1, 0)] * 3
@@ -46,3 +50,35 @@ def test_a_gateway_that_skips_the_warm_up_fails(exported_lab, monkeypatch):
     evidence = exported_lab().execute("cold_start", cold_start.run)
     assert evidence.verdict == "fail"
     assert "before their warm-up" in evidence.summary
+
+
+def starter(tiny_models, tmp_path, **options):
+    prompts = [[{"role": "user", "content": "ping"}]]
+    settings = {"parallel": 1, "ctx": 256, "prompts": prompts, "folder": tmp_path, **options}
+    return cold_start.Starter(tiny_models.candidate_gguf, **settings)
+
+
+@pytest.mark.parametrize("kind", ["cold", "warmed"])
+def test_an_engine_whose_port_was_taken_meanwhile_is_not_waited_for(
+    kind, tiny_models, tmp_path, monkeypatch
+):
+    started = starter(tiny_models, tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(cold_start, "free_port", lambda: other.getsockname()[1])
+        with pytest.raises(RetryableError, match="the engine ended with exit code 1: .+"):
+            started.cold() if kind == "cold" else started.warmed(0)
+
+
+def test_a_server_that_never_gets_warm_says_what_it_lacks(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(cold_start, "WAIT_SECONDS", 10.0)
+    monkeypatch.setattr(cold_start, "ALIAS", "expected")
+    launch = cold_start.Starter._launch
+
+    def under_another_name(self, port):
+        self._options["alias"] = "other"
+        return launch(self, port)
+
+    monkeypatch.setattr(cold_start.Starter, "_launch", under_another_name)
+    with pytest.raises(RetryableError, match=r"no ready server within 10 s: .*not listed"):
+        starter(tiny_models, tmp_path).warmed(0)

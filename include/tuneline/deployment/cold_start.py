@@ -9,7 +9,7 @@ ready the engine's own counters show that they were read.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -108,9 +108,7 @@ class Starter:
         url = f"http://127.0.0.1:{port}"
         server = self._launch(port)
         try:
-            loaded = wait_for(lambda: engine_probe.listens(url, 2.0), WAIT_SECONDS)
-            if loaded > WAIT_SECONDS:
-                raise RetryableError(f"the engine did not listen within {WAIT_SECONDS:.0f} s")
+            loaded = _await(server, lambda: engine_probe.listens(url, 2.0), server.last_words)
             with EngineClient(url, model=ALIAS) as client:
                 first, later = self._ask(client, 0), self._ask(client, 1)
         finally:
@@ -127,14 +125,15 @@ class Starter:
         def is_ready() -> bool:
             return gateway.get("/v1/health/ready").status_code == 200
 
+        def why_not() -> str:
+            return str(gateway.get("/v1/health/ready").json()["message"])
+
         # The gateway runs first, so that readiness is watched from before the load.
         with gateway:
             seen_unready = not is_ready()
             server = self._launch(port)
             try:
-                waited = wait_for(is_ready, WAIT_SECONDS)
-                if waited > WAIT_SECONDS:
-                    raise RetryableError(f"no warmed server within {WAIT_SECONDS:.0f} s")
+                waited = _await(server, is_ready, why_not)
                 with EngineClient(url, model=ALIAS) as client:
                     read = client.metrics().get(_READ, 0.0)
                     first = self._ask(client, 0)
@@ -167,6 +166,22 @@ class Starter:
         prompt = self.prompts[number % len(self.prompts)]
         timings, _ = drive(client, [prompt], 1, MAX_TOKENS)
         return timings[0]
+
+
+def _await(server: LlamaServer, ready: Callable[[], bool], why_not: Callable[[], str]) -> float:
+    """Wait for a starting server; return the seconds that it took.
+
+    Raises:
+        RetryableError: if it ended, for instance since its port was taken meanwhile, or was not
+            ready in time; the message says why.
+    """
+    waited = wait_for(lambda: server.ended() is not None or ready(), WAIT_SECONDS)
+    end = server.ended()
+    if end is not None:
+        raise RetryableError(f"the engine {end}")
+    if waited > WAIT_SECONDS:
+        raise RetryableError(f"no ready server within {WAIT_SECONDS:.0f} s: {why_not()}")
+    return waited
 
 
 def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> list[Measurement]:

@@ -110,6 +110,11 @@ class ServerProcess(ABC):
             raise TunelineError("the server has no log yet; start it first")
         return path
 
+    def ended(self) -> str | None:
+        """Return how it ended by itself, with its last words; None while it runs."""
+        code = self._running().poll()
+        return None if code is None else f"ended with exit code {code}: {self.last_words()}"
+
     def read_log(self) -> str:
         """Return its output so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
