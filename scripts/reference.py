@@ -122,7 +122,7 @@ def environment_page() -> str:
         "",
         "| variables | of |",
         "|---|---|",
-        "| `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
+        "| `AWS_ENDPOINT_URL`, `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
         "`AWS_SESSION_TOKEN` | the store |",
         "| `HF_ENDPOINT`, `HF_TOKEN` | the Hugging Face hub |",
         "| `MLFLOW_TRACKING_URI`, `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`, "
