@@ -1,48 +1,60 @@
 """The exported file computes what the checkpoint does: llama.cpp against transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from safetensors.torch import save_file
+from tests.lab.engine_logits import distance
+from tests.lab.engines import llama_server
+from tests.lab.families import FAMILIES, GEMMA, LLAMA3_POSITIONS, LONGROPE, make_family
 from tests.lab.tiny_models import base_gguf, base_model, make_model, varied_texts
 
 import gguf
 from tuneline.errors import RetryableError, UserError
 from tuneline.gguf import export as gguf_export
+from tuneline.gguf import families
 from tuneline.gguf.export import export_gguf
 from tuneline.models import load_tokenizer
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary
 from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
 
 TOKENS = [7, 300, 41, 2, 99, 480, 12, 12, 65, 200, 31, 8] * 4
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
+PLAIN_POSITIONS = {"rope_type": "default", "rope_theta": 5000.0}
 CASES = {
     "llama": ("Llama", {}),
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
     "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, wide heads": ("Llama", {"head_dim": 32}),
     "llama, all heads": ("Llama", {"num_key_value_heads": 4}),
-    "llama 3.1 positions": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama 3.1 positions": ("Llama", {"rope_parameters": LLAMA3_POSITIONS}),
     "linear positions": (
         "Llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     ),
-    "mistral": ("Mistral", {"sliding_window": None}),
-    "qwen2": ("Qwen2", {}),
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "gemma 3, stretched": (
+        "Gemma3",
+        {
+            **GEMMA,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
+    "phi-3, part of each head": (
+        "Phi3",
+        {"rope_parameters": {**PLAIN_POSITIONS, "partial_rotary_factor": 0.5}},
+    ),
 }
+# The engine keeps its key-value cache in float16; 4e-6 nats are what that leaves here.
+SAME = 3e-5
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +64,7 @@ def library() -> LlamaLibrary:
 
 def divergence(library: LlamaLibrary, path: Path, model) -> float:
     """Mean KL divergence per token from transformers to the engine, nats."""
-    with LlamaModel(library, path, context=64) as engine:
-        ours = torch.tensor(engine.logits(TOKENS)).log_softmax(-1)
-    with torch.no_grad():
-        theirs = model(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
-    return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+    return distance(library, path, model, TOKENS).kl
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,8 +76,19 @@ def test_logits_equal_those_of_transformers(case, tmp_path, library):
     assert report.parameters == sum(p.numel() for p in model.parameters()) + (
         8 if "3.1" in case else 0  # the rotary divisors are a tensor of their own
     )
-    # The engine keeps its key-value cache in float16; 5e-6 is what that leaves here.
-    assert divergence(library, tmp_path / "m.gguf", model) < 3e-5
+    assert divergence(library, tmp_path / "m.gguf", model) < SAME
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_of_each_family_equal_those_of_transformers(name, tmp_path, library):
+    model = make_family(tmp_path / "hf", name)
+    report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    assert report.rounded_values == 0
+    found = distance(library, tmp_path / "m.gguf", model, TOKENS)
+    assert found.kl < SAME
+    # 0.02 are measured, of logits from -7 to 8.
+    assert found.largest < 0.05
+    assert found.same_top > 0.97
 
 
 @pytest.mark.parametrize("fault", ["heads", "rope"])
@@ -81,6 +100,57 @@ def test_the_comparison_sees_the_silent_faults(fault, tmp_path, library, monkeyp
         config = json.loads((tmp_path / "hf" / "config.json").read_text())
         del config["rope_parameters"]
         (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    assert divergence(library, tmp_path / "m.gguf", model) > 1e-2
+
+
+GLOBAL_ONLY = {"rope_type": "default", "rope_theta": 1_000_000.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gemma 2", {"attn_logit_softcapping": 50.0}),
+        ("gemma 2", {"final_logit_softcapping": 30.0}),
+        ("gemma 2", {"sliding_window": 64}),
+        ("gemma 3", {"sliding_window": 64}),
+        (
+            "gemma 3",
+            {
+                "rope_parameters": dict.fromkeys(
+                    ("full_attention", "sliding_attention"), GLOBAL_ONLY
+                )
+            },
+        ),
+        (
+            "phi-4-mini",
+            {
+                "rope_parameters": {
+                    **LONGROPE,
+                    "partial_rotary_factor": 1.0,
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [1.0] * 8,
+                }
+            },
+        ),
+        ("phi-4-mini", {"rope_parameters": {**LONGROPE, "short_factor": LONGROPE["long_factor"]}}),
+        ("phi-4-mini", {"rope_parameters": {**LONGROPE, "attention_factor": 1.0}}),
+        ("phi-4-mini", {"original_max_position_embeddings": 2048}),
+        ("qwen3", {"rms_norm_eps": 1e-1}),
+    ],
+)
+def test_the_comparison_sees_a_wrong_setting(name, changes, tmp_path, library):
+    """The settings of each family bear on the logits of its tiny model."""
+    model = make_family(tmp_path / "hf", name)
+    edit(tmp_path / "hf", **changes)
+    export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
+    assert divergence(library, tmp_path / "m.gguf", model) > 10 * SAME
+
+
+def test_the_comparison_sees_norms_without_their_offset(tmp_path, library, monkeypatch):
+    model = make_family(tmp_path / "hf", "gemma 3")
+    bare = replace(families.FAMILIES["Gemma3ForCausalLM"], norm_offset=0.0)
+    monkeypatch.setitem(families.FAMILIES, "Gemma3ForCausalLM", bare)
     export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
     assert divergence(library, tmp_path / "m.gguf", model) > 1e-2
 
@@ -129,7 +199,6 @@ def edit(directory: Path, **changes) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' can't be exported"),
         ({"hidden_act": "gelu"}, "no gelu"),
         ({"vocab_size": 400}, "resize the embedding"),
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "sliding window of 64"),
     ],
 )
 def test_what_can_not_be_exported_is_refused(changes, sentence, tmp_path):
@@ -138,6 +207,14 @@ def test_what_can_not_be_exported_is_refused(changes, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         export_gguf(tmp_path / "hf", tmp_path / "out" / "m.gguf")
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_tensor_without_a_place_is_refused(tmp_path):
+    model = make_family(tmp_path / "hf", "qwen3")
+    weights = dict(model.named_parameters()) | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
+    save_file(weights, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(UserError, match=r"sinks' has no place in a GGUF file .* qwen3"):
+        export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
 
 
 def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path):
@@ -185,7 +262,7 @@ def test_greedy_text_of_the_base_model_equals_transformers_in_float32():
     tokenizer = load_tokenizer(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     identical = 0
-    with LlamaServer(base_gguf(), ctx=512) as server, server.client() as client:
+    with llama_server(base_gguf(), ctx=512) as server, server.client() as client:
         for prompt in PROMPTS:
             messages = [{"role": "user", "content": prompt}]
             inputs = tokenizer.apply_chat_template(
@@ -217,7 +294,7 @@ def test_token_ids_of_the_base_model_equal_llama_cpp():
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert tokenize_texts(base_gguf(), texts) == expected
     # The server's own route gives the same.
-    with LlamaServer(base_gguf(), ctx=64) as server:
+    with llama_server(base_gguf(), ctx=64) as server:
         for text, ids in zip(texts[:50], expected[:50], strict=True):
             asked = {"content": text, "add_special": False, "parse_special": True}
             answer = httpx.post(f"{server.base_url}/tokenize", json=asked)

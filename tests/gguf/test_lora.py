@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from tests.lab.engines import llama_server
+from tests.lab.families import make_family
 from tests.lab.tiny_models import base_model, make_model
 
 from tuneline.errors import UserError
 from tuneline.gguf import lora as gguf_lora
 from tuneline.gguf.export import export_gguf
 from tuneline.gguf.lora import effective_alpha, export_lora_gguf
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 ON = {"lora": [{"id": 0, "scale": 1.0}]}
 OFF = {"lora": []}
 
@@ -32,17 +34,28 @@ def add_lora(model, directory, *, seed=5, scale=1.0, **settings):
     return adapted
 
 
-def chat(server, prompt, extra):
+def ask(server, prompt, extra):
+    messages = [{"role": "user", "content": prompt}]
     with server.client() as client:
-        return client.chat([{"role": "user", "content": prompt}], max_tokens=24, extra=extra).text
+        return client.chat(messages, max_tokens=24, logprobs=True, extra=extra)
+
+
+def chat(server, prompt, extra):
+    return ask(server, prompt, extra).text
+
+
+def gap(first, second):
+    """Largest difference of the log-probabilities of the first tokens of answers, nats."""
+    pairs = zip(first, second, strict=True)
+    return max(abs(a.logprobs[0].logprob - b.logprobs[0].logprob) for a, b in pairs)
 
 
 @pytest.fixture
 def exported(tmp_path):
-    """Base, adapter and merged model as GGUF, of a tiny model."""
+    """Base, adapter and merged model as GGUF, of a tiny model of a family."""
 
-    def make(architecture="Llama", **settings):
-        model = make_model(tmp_path / "hf", architecture)
+    def make(family="smollm", **settings):
+        model = make_family(tmp_path / "hf", family)
         export_gguf(tmp_path / "hf", tmp_path / "base.gguf", dtype="f32")
         adapted = add_lora(model, tmp_path / "adapter", scale=0.2, **settings)
         export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "adapter.gguf")
@@ -58,30 +71,45 @@ PROMPTS = ["the dog", "order 42", "12 34"]
 
 
 @pytest.mark.parametrize(
-    ("architecture", "settings"),
-    [("Llama", {}), ("Llama", {"use_rslora": True}), ("Qwen2", {"target_modules": TARGETS[:2]})],
+    ("family", "settings"),
+    [
+        ("smollm", {}),
+        ("smollm", {"use_rslora": True}),
+        ("qwen2", {"target_modules": TARGETS[:2]}),
+        ("mistral", {}),
+        ("qwen3", {}),
+        ("gemma 2", {}),
+        ("gemma 3", {}),
+        ("phi-3", {"target_modules": FUSED}),
+        ("phi-4-mini", {"target_modules": ["qkv_proj"]}),
+    ],
 )
-def test_adapter_equals_merged(architecture, settings, exported):
-    base, adapter, merged = exported(architecture, **settings)
-    with LlamaServer(base, loras=[adapter], ctx=256) as server:
-        on = [chat(server, prompt, ON) for prompt in PROMPTS]
-        off = [chat(server, prompt, OFF) for prompt in PROMPTS]
-        unsaid = [chat(server, prompt, {}) for prompt in PROMPTS]
-    with LlamaServer(merged, ctx=256) as server:
-        assert [chat(server, prompt, {}) for prompt in PROMPTS] == on
-    with LlamaServer(base, ctx=256) as server:
-        plain = [chat(server, prompt, {}) for prompt in PROMPTS]
+def test_adapter_equals_merged(family, settings, exported):
+    base, adapter, merged = exported(family, **settings)
+    with llama_server(base, loras=[adapter], ctx=256) as server:
+        on = [ask(server, prompt, ON) for prompt in PROMPTS]
+        off = [ask(server, prompt, OFF) for prompt in PROMPTS]
+        unsaid = [ask(server, prompt, {}) for prompt in PROMPTS]
+    with llama_server(merged, ctx=256) as server:
+        together = [ask(server, prompt, {}) for prompt in PROMPTS]
+    with llama_server(base, ctx=256) as server:
+        plain = [ask(server, prompt, {}) for prompt in PROMPTS]
+    assert [answer.text for answer in together] == [answer.text for answer in on]
+    # Probabilities too: random models of Gemma's shape repeat one token, with any adapter.
+    assert gap(together, on) < 0.02
     # Loaded adapters are off until a request names them.
-    assert off == unsaid == plain
-    assert plain != on
+    texts = [[answer.text for answer in answers] for answers in (off, unsaid, plain)]
+    assert texts[0] == texts[1] == texts[2]
+    assert gap(off, plain) == gap(unsaid, plain) == 0
+    assert gap(plain, on) > 0.1
 
 
 def test_the_comparison_sees_rows_in_the_wrong_order(exported, monkeypatch):
     monkeypatch.setattr(gguf_lora, "interleave_heads", lambda rows, _: rows)
     base, adapter, merged = exported()
-    with LlamaServer(base, loras=[adapter], ctx=256) as server:
+    with llama_server(base, loras=[adapter], ctx=256) as server:
         on = [chat(server, prompt, ON) for prompt in PROMPTS]
-    with LlamaServer(merged, ctx=256) as server:
+    with llama_server(merged, ctx=256) as server:
         assert [chat(server, prompt, {}) for prompt in PROMPTS] != on
 
 
@@ -115,9 +143,9 @@ def test_adapter_equals_merged_on_the_base_model(tmp_path):
     export_gguf(tmp_path / "merged", tmp_path / "merged.gguf", dtype="f32")
     export_gguf(base_model().path, tmp_path / "base.gguf", dtype="f32")
     prompts = ["What is the capital of France?", "My order is late.", "Count to five."]
-    with LlamaServer(tmp_path / "base.gguf", loras=[tmp_path / "adapter.gguf"], ctx=256) as server:
+    with llama_server(tmp_path / "base.gguf", loras=[tmp_path / "adapter.gguf"], ctx=256) as server:
         on = [chat(server, prompt, ON) for prompt in prompts]
         off = [chat(server, prompt, OFF) for prompt in prompts]
-    with LlamaServer(tmp_path / "merged.gguf", ctx=256) as server:
+    with llama_server(tmp_path / "merged.gguf", ctx=256) as server:
         assert [chat(server, prompt, {}) for prompt in prompts] == on
     assert on != off

@@ -8,16 +8,18 @@ and changes the wrong rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.gguf.checkpoint_tensors import StoredTensor, read_header
-from tuneline.gguf.export import gguf_architecture, permuted_heads
+from tuneline.gguf.export import rotated_heads
 from tuneline.gguf.file import PlannedTensor, Written, write_tensors
+from tuneline.gguf.settings import read_settings
+from tuneline.gguf.tensor_names import tensor_names
 from tuneline.models.base_model import read_json
-from tuneline.models.gguf_layout import PER_BLOCK, Array, interleave_heads, to_gguf_name
+from tuneline.models.gguf_layout import Array, interleave_heads
 
 _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -36,15 +38,14 @@ def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
     import gguf
 
     settings = read_json(adapter_dir / "adapter_config.json")
-    config = read_json(base_dir / "config.json")
-    architecture = gguf_architecture(config, base_dir)
-    heads = permuted_heads(config, architecture)
+    base = read_settings(read_json(base_dir / "config.json"), base_dir)
+    heads, name_of = rotated_heads(base), tensor_names(base)
     tensors = [
-        _planned(stored, heads, adapter_dir)
+        _planned(stored, heads, name_of, adapter_dir)
         for stored in read_header(adapter_dir / "adapter_model.safetensors")
     ]
 
-    writer = gguf.GGUFWriter(None, architecture)
+    writer = gguf.GGUFWriter(None, base.family.gguf)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", effective_alpha(settings))
@@ -60,18 +61,19 @@ def effective_alpha(settings: Mapping[str, Any]) -> float:
     return float(alpha * rank**0.5) if settings.get("use_rslora") else alpha
 
 
-def _planned(stored: StoredTensor, heads: Mapping[str, int], where: Path) -> PlannedTensor:
+def _planned(
+    stored: StoredTensor, heads: Mapping[str, int], name_of: Callable[[str], str], where: Path
+) -> PlannedTensor:
     match = _LORA_NAME.fullmatch(stored.name)
-    module = match.group(1) if match else ""
-    known = any(module.endswith(f".{name}") for name in PER_BLOCK if name.endswith("_proj"))
-    if match is None or not known:
+    base = name_of(f"{match.group(1)}.weight") if match else ""
+    if match is None or not base.startswith("blk."):
         raise UserError(
             f"{where}: {stored.name} is not a LoRA of an attention or MLP projection; merge the "
             "adapter into its base and export that"
         )
-    side = match.group(2)
+    module, side = match.groups()
     count = heads.get(module.rsplit(".", 1)[-1]) if side == "B" else None
-    name = f"{to_gguf_name(f'{module}.weight')}.lora_{side.lower()}"
+    name = f"{base}.lora_{side.lower()}"
 
     def values() -> Array:
         rows = stored.float32()

@@ -3,15 +3,14 @@
 GGUF renames every tensor and, for the `llama` architecture, reorders the rows of the
 query and key projections: Hugging Face rotates the two halves of a head, llama.cpp
 rotates neighbouring pairs. A file without that reordering loads, answers fluently and is
-wrong, so the exporter and the importer share one mapping.
-Source of the method: `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py; the
-names agree with `gguf.get_tensor_name_map` (a test compares them).
+wrong, so the exporter and the importer share one reordering.
+Source of the method: `LlamaModel.permute` in llama.cpp's conversion/llama.py; the names are those
+of `gguf.get_tensor_name_map`, with which the exporter works (a test compares them).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -38,53 +37,23 @@ PER_BLOCK = {
 }
 _BLOCK_TO_HF = {gguf: hf for hf, gguf in PER_BLOCK.items()}
 _TOP_TO_HF = {gguf: hf for hf, gguf in TOP_LEVEL.items()}
-_HF_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 
 
-def to_gguf_name(name: str) -> str:
-    """Return GGUF's name of a Hugging Face tensor.
-
-    Args:
-        name: Hugging Face name, for example `model.layers.0.self_attn.q_proj.weight`.
-
-    Raises:
-        UserError: if the tensor has no place in a Llama-type GGUF file.
-    """
-    found = _renamed(name, _HF_BLOCK, "blk", PER_BLOCK, TOP_LEVEL)
-    if found is None:
-        raise UserError(
-            f"tensor {name!r} has no place in a Llama-type GGUF file; "
-            "export this model with an engine that reads Hugging Face checkpoints"
-        )
-    return found
-
-
 def to_hf_name(name: str) -> str:
-    """Return the Hugging Face name of a GGUF tensor; the inverse of `to_gguf_name`.
+    """Return the Hugging Face name of a GGUF tensor.
 
     Raises:
         UserError: if a Llama-type model has no such tensor.
     """
-    found = _renamed(name, _GGUF_BLOCK, "model.layers", _BLOCK_TO_HF, _TOP_TO_HF)
-    if found is None:
-        raise UserError(f"GGUF tensor {name!r} does not belong to a Llama-type model")
-    return found
-
-
-def _renamed(
-    name: str,
-    in_block: re.Pattern[str],
-    blocks: str,
-    per_block: Mapping[str, str],
-    top_level: Mapping[str, str],
-) -> str | None:
-    if match := in_block.fullmatch(name):
+    if match := _GGUF_BLOCK.fullmatch(name):
         block, module, kind = match.groups()
-        if module in per_block:
-            return f"{blocks}.{block}.{per_block[module]}.{kind}"
+        if module in _BLOCK_TO_HF:
+            return f"model.layers.{block}.{_BLOCK_TO_HF[module]}.{kind}"
     module, _, kind = name.rpartition(".")
-    return f"{top_level[module]}.{kind}" if module in top_level else None
+    if module in _TOP_TO_HF:
+        return f"{_TOP_TO_HF[module]}.{kind}"
+    raise UserError(f"GGUF tensor {name!r} does not belong to a Llama-type model")
 
 
 def interleave_heads(rows: Array, heads: int) -> Array:

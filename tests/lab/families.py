@@ -1,0 +1,82 @@
+"""A tiny random model of each family that can be exported, with its family's kind of tokenizer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.lab.tiny_models import make_model
+
+LLAMA3_POSITIONS = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+# Sixteen values a head, of which twelve are rotated.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [1.5 + i for i in range(6)],
+}
+# Windows of 16 tokens, so that short texts reach beyond them, and soft caps that bend the logits.
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "rope_parameters": None}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The shape of a tiny model.
+
+    Attributes:
+        architecture: its name in transformers, without ForCausalLM.
+        tokenizer: kind of its tokenizer.
+        config: settings beyond those of every tiny model.
+    """
+
+    architecture: str
+    tokenizer: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "llama 3": Tiny("Llama", "llama-bpe", {"rope_parameters": LLAMA3_POSITIONS}),
+    "smollm": Tiny("Llama", "smollm", {"tie_word_embeddings": True}),
+    "mistral": Tiny("Mistral", "mistral", {"sliding_window": 1024}),
+    "mistral nemo": Tiny("Mistral", "tekken", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": Tiny("Qwen2", "qwen2", {"tie_word_embeddings": True}),
+    "qwen3": Tiny("Qwen3", "qwen2", {"head_dim": 32, "tie_word_embeddings": True}),
+    "gemma 2": Tiny(
+        "Gemma2",
+        "gemma",
+        {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0},
+    ),
+    # Seven layers: the sixth sees the whole context.
+    "gemma 3": Tiny("Gemma3", "gemma", {**GEMMA, "num_hidden_layers": 7}),
+    "phi-3": Tiny("Phi3", "phi-3", {"sliding_window": 1024}),
+    "phi-4": Tiny("Phi3", "dbrx"),
+    "phi-4-mini": Tiny(
+        "Phi3",
+        "gpt-4o",
+        {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+def make_family(directory: Path, name: str, **config: Any) -> Any:
+    """Save a tiny model of a family; returns it, in evaluation mode.
+
+    Args:
+        directory: where model and tokenizer are saved.
+        name: one of `FAMILIES`.
+        config: settings that replace the family's.
+    """
+    tiny = FAMILIES[name]
+    sizes = {"max_position_embeddings": 2048, **tiny.config, **config}
+    return make_model(directory, tiny.architecture, tokenizer=tiny.tokenizer, **sizes)
