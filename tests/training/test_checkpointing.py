@@ -8,6 +8,7 @@ from tests.lab.runs import broken, value
 from tuneline.artifacts.training import Checkpoints, Evaluation
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
+from tuneline.harness.row_losses import RowLosses
 from tuneline.training import checkpointing
 from tuneline.training.checkpointing import lowest
 
@@ -37,6 +38,16 @@ def test_the_best_adapter_passes(trained, lab):
     assert evidence.verdict == Verdict.PASS
     assert value(evidence, "loss_difference") < 1e-5
     assert value(evidence, "evaluations") == 3
+
+
+def test_the_losses_of_the_kept_adapter_are_left_row_by_row(trained, lab):
+    run = copy_of(trained, lab)
+    evidence = run.execute("checkpointing", checkpointing.run)
+    left = run.document("checkpointing", "losses.json")
+    assert len(left["row_ids"]) == len(set(left["row_ids"])) == 12
+    found = RowLosses(left["sums"], left["targets"], left["weights"])
+    assert found.mean == pytest.approx(value(evidence, "loss_measured_again"))
+    assert left["adapter_sha256"] == value(evidence, "kept_adapter_sha256")
 
 
 def test_bf16_is_measured_again_to_the_last_digit(lab):

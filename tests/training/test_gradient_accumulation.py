@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
 from tests.lab.training_runs import MAX_TOKENS, make_rows
 
+from tuneline.artifacts.training import Packing
 from tuneline.config import TrainingConfig
 from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import RetryableError, UserError
@@ -125,6 +127,7 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
 def trainers(tiny_base, tmp_path_factory):
     """Make trainers of a class on the tiny model and real rows of it."""
     from tuneline.training.loop.base_weights import LoraSettings, attach_lora, load_base
+    from tuneline.training.loop.packs import pack_run
     from tuneline.training.loop.rows import encode_split
     from tuneline.training.loop.trainer import TrainerSettings
 
@@ -136,7 +139,7 @@ def trainers(tiny_base, tmp_path_factory):
         r=4, alpha=8, dropout=0.2, target_modules=["q_proj"], rslora=False, dora=False
     )
 
-    def make(kind, *, qlora=False):
+    def make(kind, *, qlora=False, packed=False):
         precision = "bf16" if qlora else "fp32"
         base = load_base(tiny_base, "cpu", qlora=qlora, precision=precision)
         settings = TrainerSettings(
@@ -146,6 +149,7 @@ def trainers(tiny_base, tmp_path_factory):
             steps=1,
             precision=precision,
             device="cpu",
+            packing=Packing(packed=packed, attention="sdpa", padded_attention="sdpa"),
         )
         trainer = kind(
             model=attach_lora(base, lora),
@@ -154,6 +158,7 @@ def trainers(tiny_base, tmp_path_factory):
             config=TrainingConfig(),
             rows=rows[:8],
             validation=[],
+            packs=pack_run([len(row.ids) for row in rows[:8]], 8, 1, 100) if packed else None,
         )
         return trainer, rows
 
@@ -175,6 +180,28 @@ def test_accumulated_gradients_equal_one_large_batch(trainers):
     assert found.loss_difference < 1e-5
     assert found.naive_difference > 3 * found.tolerance
     assert conclude(judge(plan(), vars(found))) == Verdict.PASS
+
+
+def test_packed_gradients_equal_one_padded_batch(trainers, monkeypatch):
+    from tuneline.training.loop import trainer
+    from tuneline.training.loop.trainer import LabelledTokenTrainer
+
+    for qlora in (False, True):
+        found = compared(trainers, LabelledTokenTrainer, qlora=qlora, packed=True)
+        assert found.gradient_difference < 1e-5
+        assert found.loss_difference < 1e-5
+    whole = trainer.flatten
+
+    def leaky(batch, *, variable_lengths):
+        laid = whole(batch, variable_lengths=variable_lengths)
+        tokens = laid.features["input_ids"].shape[1]
+        laid.features["position_ids"] = torch.arange(tokens)[None]
+        return laid
+
+    monkeypatch.setattr(trainer, "flatten", leaky)
+    found = compared(trainers, LabelledTokenTrainer, packed=True)
+    assert found.gradient_difference > 10 * found.tolerance
+    assert conclude(judge(plan(), vars(found))) == Verdict.FAIL
 
 
 def test_normalising_per_micro_batch_is_found(trainers):
@@ -275,8 +302,6 @@ def test_what_ran_out_of_memory_before_is_not_tried_again(lab, quick_probe):
 
 
 def test_a_probe_without_enough_memory_says_so_and_the_next_size_is_tried(lab, monkeypatch):
-    import torch
-
     from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     run = lab()

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from tests.lab.runs import broken, value
+from tests.lab.tiny_models import CONFIGS
 
 from tuneline.artifacts.training import LoraSettings
 from tuneline.config import build_config
@@ -42,8 +43,8 @@ def test_alpha_equal_to_r_warns(lab):
     ("engine", "training", "parameters"),
     [
         ("llama_cpp", {"target_modules": ["q_proj", "v_proj"]}, 4 * (SIZES["q"] + SIZES["v"])),
-        # DoRA adds a magnitude per output; only TensorRT-LLM's engine loads it.
-        ("tensorrt_llm", {"target_modules": ["q_proj"], "dora": True}, 4 * SIZES["q"] + 64),
+        # DoRA adds a magnitude per output.
+        ("llama_cpp", {"target_modules": ["q_proj"], "dora": True}, 4 * SIZES["q"] + 64),
     ],
 )
 def test_named_modules_and_magnitudes_are_counted(lab, engine, training, parameters):
@@ -65,7 +66,8 @@ def test_named_modules_and_magnitudes_are_counted(lab, engine, training, paramet
     ],
 )
 def test_what_the_engine_can_not_load_is_refused(lab, training, engine, message):
-    run = lab(deployment={"engine": engine}, **training)
+    # A DoRA adapter is refused where it shall stay apart; merged it ships like any other.
+    run = lab(deployment={"engine": engine, "multi_tenant": "dora" in training}, **training)
     with pytest.raises(UserError, match=message):
         run.execute("lora_selection", lora_selection.run)
 
@@ -115,7 +117,11 @@ def test_rank_stabilised_scaling_is_documented(lab):
     ("architecture", "kinds"),
     [
         ("Llama", KINDS),
+        ("Mistral", KINDS),
+        ("Qwen2", KINDS),
+        ("Qwen3", KINDS),
         ("Gemma2", KINDS),
+        ("Gemma3", KINDS),
         ("Phi3", ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"]),
         ("GPTNeoX", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
         ("OPT", ["k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"]),
@@ -124,7 +130,8 @@ def test_rank_stabilised_scaling_is_documented(lab):
     ],
 )
 def test_all_linear_means_the_layers_of_the_architecture(architecture, kinds):
-    config = getattr(transformers, f"{architecture}Config")(num_hidden_layers=2)
+    name = CONFIGS.get(architecture, architecture)
+    config = getattr(transformers, f"{name}Config")(num_hidden_layers=2)
     with torch.device("meta"):
         model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     assert resolve_targets("all-linear", linear_modules(model)) == kinds

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.lab.commands import call
 
+from tuneline.artifacts.training import Packing
 from tuneline.config import TrainingConfig, build_config
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.training.processes.group import ALONE, ProcessGroup, lost_processes_are_retryable
@@ -31,9 +32,10 @@ def alone(tmp_path_factory, tiny_base):
     return lab
 
 
-def run_two(lab, *command: str, **settings):
-    run = lab(epochs=1, processes=2, **settings)
-    run.prepare(micro_batch=2)
+def run_two(lab, *command: str, packed=False, **settings):
+    run = lab(epochs=1, processes=2, packing="on" if packed else "off", **settings)
+    packing = Packing(packed=packed, attention="sdpa", padded_attention="sdpa")
+    run.prepare(micro_batch=2, packing=packing, pack_tokens=100 if packed else 0)
     arguments = command or ("-m", "tuneline.cli", "run", "train", "--run")
     scratch = [str(run.root / "scratch")] if command else []
     done = call(sys.executable, *arguments, run.run.uri, *scratch, OMP_WAIT_POLICY="PASSIVE")
@@ -41,10 +43,21 @@ def run_two(lab, *command: str, **settings):
     return run
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_processes_train_like_one(lab, alone, sharding):
-    run = run_two(lab, sharding=sharding)
+@pytest.mark.parametrize(
+    ("sharding", "packed"),
+    [
+        ("none", False),
+        ("fsdp", True),
+        pytest.param("none", True, marks=pytest.mark.long),
+        pytest.param("fsdp", False, marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_train_like_one(lab, alone, sharding, packed):
+    run = run_two(lab, packed=packed, sharding=sharding)
     noted = run.trained
+    assert noted["packing"]["packed"] is packed
+    # Each process has several packs in a step, and exchanges gradients after the last.
+    assert not packed or noted["batches"]["micro_batches_per_step"] > 2
     assert (noted["world_size"], noted["nodes"], noted["backend"]) == (2, 1, "gloo")
     assert noted["sharding"] == sharding
     assert run.validation_losses == pytest.approx(alone.validation_losses, abs=TOLERANCE)

@@ -65,6 +65,31 @@ class LoraSettings(_Content):
     started_from: StartedFrom | None = None
 
 
+class Packing(_Content):
+    """How the rows of a micro-batch are fed to the model.
+
+    Attributes:
+        packed: True if they lie in one sequence, each by itself; else they are padded.
+        attention: implementation of attention in training, as transformers names it.
+        padded_attention: the one that padded rows get, in validation.
+        refused: True if packing was asked for and the model could not be packed.
+        limit: tokens of a pack up to which that attention is worth it; None if it has no limit.
+        reason: why rows are padded; empty if they are packed.
+        loss_difference: largest difference to padded rows that the check at the start found,
+            nats a token; None without a check.
+        neighbour_difference: the same where only the neighbour of a row changed.
+    """
+
+    packed: bool = False
+    attention: str = ""
+    padded_attention: str = ""
+    refused: bool = False
+    limit: int | None = None
+    reason: str = ""
+    loss_difference: Loss | None = None
+    neighbour_difference: Loss | None = None
+
+
 class Plan(_Content):
     """`plan.json`: how the rows of an optimiser step are fed to the processor.
 
@@ -76,6 +101,8 @@ class Plan(_Content):
         threads: CPU threads of a process.
         device: "cpu" or "cuda".
         precision: of the arithmetic.
+        packing: how rows are fed to the model.
+        pack_tokens: tokens of a pack, at most; 0 if rows are padded.
         estimate: time and money that training will take.
         planned_micro_batch: the micro-batch of the file where training took a smaller one
             because memory ran out; it is not in the file.
@@ -90,6 +117,8 @@ class Plan(_Content):
     precision: Literal["fp32", "bf16"]
     estimate: dict[str, Any]
     planned_micro_batch: int | None = Field(None, exclude=True)
+    packing: Packing = Packing()
+    pack_tokens: int = 0
     # How the plan was found. Training does not read it.
     max_length: int = 0
     longest_row: int = 0
@@ -102,6 +131,11 @@ class Plan(_Content):
     predicted_parts: dict[str, int] = {}
     tokens_per_second: float = 0.0
     tried: list[dict[str, Any]] = []
+
+    @property
+    def pack_limit(self) -> int:
+        """Tokens of a pack, at most, with the micro-batch that is in force."""
+        return self.pack_tokens * self.micro_batch // (self.planned_micro_batch or self.micro_batch)
 
 
 class Evaluation(_Content):
@@ -134,6 +168,24 @@ class Checkpoints(_Content):
     def losses(self) -> dict[int, float]:
         """Validation loss by optimiser step, nats."""
         return {entry.step: entry.eval_loss for entry in self.evaluations}
+
+
+class AdapterLosses(_Content):
+    """`losses.json`: the validation losses of the kept adapter on the base as training held it.
+
+    Attributes:
+        adapter_sha256: hash of the adapter's weights.
+        row_ids: ids of the validation rows.
+        sums: negative log-likelihood of each row's learned tokens, nats.
+        targets: learned tokens of each row.
+        weights: weight of each row.
+    """
+
+    adapter_sha256: str
+    row_ids: tuple[str, ...]
+    sums: tuple[Loss, ...]
+    targets: tuple[int, ...]
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -215,6 +267,8 @@ class TrainedRun(_Content):
     nodes: int = 1
     backend: str | None = None
     sharding: str = "none"
+    packing: Packing = Packing()
+    batches: dict[str, float] = {}
     resources: dict[str, Any] = {}
     tracking: list[TrackedRun] = []
     tracking_seconds: float = 0.0
@@ -310,6 +364,7 @@ HISTORY = HistoryArtifact("train", "history.jsonl")
 TRAINED = Document("train", "run.json", TrainedRun)
 CHECKPOINTS = Document("train", "checkpoints.json", Checkpoints)
 ADAPTER = FolderArtifact("train", "adapter")
+ADAPTER_LOSSES = Document("checkpointing", "losses.json", AdapterLosses)
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SYNCED = Document("sync_tracking", "tracking.json", SyncedRuns)
 MERGED = FolderArtifact("export_candidate", "merged")

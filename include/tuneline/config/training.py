@@ -78,6 +78,12 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
         description="On a CPU, compute shared prefixes of rows once and LoRA's products in one "
         "step, where the model allows it; false trains on the plain path, with equal results.",
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Several rows in one sequence without padding, each by itself: auto packs on "
+        "a GPU where that pays, on always, off never. A model that does not keep rows apart is "
+        "padded, and the evidence says why.",
+    )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
     processes: int | None = Field(
@@ -94,6 +100,12 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
     max_perplexity_ratio: float = Field(
         1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
     )
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: object) -> object:
+        # Without quotes, on and off are True and False in YAML 1.1.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("tracking")
     @classmethod

@@ -219,6 +219,12 @@ VARIABLES = (
         "Released model that the engine and the gateway serve.",
     ),
     Variable(
+        "TUNELINE_ADAPTER",
+        ("docker-compose.yaml",),
+        "empty",
+        "`0` if that model was released as an adapter beside a base (`deployment.multi_tenant`).",
+    ),
+    Variable(
         "TUNELINE_UI_URL",
         ("docker-compose.yaml",),
         "`http://localhost:8080`",

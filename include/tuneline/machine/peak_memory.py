@@ -1,4 +1,4 @@
-"""The most memory that this process has held so far."""
+"""The most memory that this process has held so far, and the errors that say it was too much."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import os
 import resource
 from pathlib import Path
 from typing import Any
+
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def peak_memory(torch: Any, device: str) -> int:
@@ -47,3 +55,11 @@ def resident_peak() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that memory ran out, on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign.lower() in said for sign in _SIGNS)

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 
 from tuneline.artifacts.training import (
     ADAPTER,
+    ADAPTER_LOSSES,
     ADAPTER_WEIGHTS,
     CHECKPOINTS,
+    AdapterLosses,
     Checkpoints,
     Evaluation,
 )
@@ -69,7 +71,7 @@ def judge(
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Check the kept adapter against every evaluation; writes `evaluations.json`."""
+    """Check the kept adapter against every evaluation; writes `evaluations.json`, `losses.json`."""
     checkpoints, folder = CHECKPOINTS.read(ctx), ADAPTER.fetch(ctx)
     evaluations = checkpoints.evaluations
     best = lowest(evaluations)
@@ -79,11 +81,22 @@ def run(ctx: StepContext) -> Evidence:
     validation = Validation.of(ctx)
     ctx.log(f"measuring the kept adapter on {len(validation.rows)} validation rows")
     losses = validation.losses_of_adapter(folder)
+    digest = sha256_file(folder / ADAPTER_WEIGHTS)
+    ADAPTER_LOSSES.write(
+        ctx,
+        AdapterLosses(
+            adapter_sha256=digest,
+            row_ids=tuple(row.row_id for row in validation.rows),
+            sums=losses.sums,
+            targets=losses.targets,
+            weights=losses.weights,
+        ),
+    )
     table = {"step", "eval_loss", "eval_loss_error", "adapter_sha256"}
     ctx.write_json("evaluations.json", [e.model_dump(include=table) for e in evaluations])
     measurements = judge(
         checkpoints,
-        sha256_file(folder / ADAPTER_WEIGHTS),
+        digest,
         losses.mean,
         ctx.config.training.evaluations,
     )

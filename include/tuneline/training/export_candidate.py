@@ -1,8 +1,8 @@
 """export_candidate: merge the adapter and write the files that can be served.
 
 The adapter is merged into the unquantised base in float32, also after QLoRA: merging into 4-bit
-weights loses quality (peft#2321, transformers#31293). The merged weights are rounded to f16 once;
-the GGUF is made from those same values, so that both files are one model.
+weights loses quality (peft#2321, transformers#31293). The merged weights are rounded to f16 once.
+Where llama.cpp ships, the GGUF is made from those same values, so that both files are one model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
 from tuneline.bases import base_of
 from tuneline.errors import TunelineError
-from tuneline.evidence import Record, measure
+from tuneline.evidence import Measurement, Record, measure
 from tuneline.run import StepContext
+from tuneline.serving.engines import get_engine
 from tuneline.training.loop.base_weights import load_adapter, load_unquantised
 from tuneline.training.loop.compute import load_torch, training_threads
 
@@ -79,13 +80,40 @@ def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None
     tokenizer.save_pretrained(str(folder))
 
 
+def export_for_llama_cpp(
+    ctx: StepContext, adapter: Path, base: Path, written: list[str]
+) -> list[Measurement]:
+    """Write the merged model and the adapter as GGUF.
+
+    Args:
+        ctx: the step, which has written `merged/`.
+        adapter: directory of the adapter.
+        base: directory of the base model.
+        written: names of the files that were written; the new ones are added.
+    """
+    from tuneline.gguf.export import export_gguf
+    from tuneline.gguf.lora import export_lora_gguf
+
+    ctx.log("writing the GGUF files")
+    candidate = export_gguf(MERGED.path(ctx), CANDIDATE_GGUF.path(ctx), "f16")
+    written.append(CANDIDATE_GGUF.name)
+    found = [
+        measure("gguf_rounded_values", candidate.rounded_values, "values"),
+        measure("candidate_bytes", candidate.bytes, "bytes"),
+    ]
+    if json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"):
+        ctx.log("llama.cpp has no DoRA adapters: adapter.gguf is not written")
+        return found
+    exported = export_lora_gguf(adapter, base, ADAPTER_GGUF.path(ctx))
+    written.append(ADAPTER_GGUF.name)
+    return [*found, measure("adapter_bytes", exported.bytes, "bytes")]
+
+
 def run(ctx: StepContext) -> Record:
-    """Merge and export; writes `merged/`, `candidate.gguf` and `adapter.gguf`."""
+    """Merge and export; writes `merged/`, for llama.cpp also `candidate.gguf`, `adapter.gguf`."""
     adapter = ADAPTER.fetch(ctx)
     load_torch(training_threads(ctx.config.training))
     from tuneline.data.rendering.renderer import chat_template
-    from tuneline.gguf.export import export_gguf
-    from tuneline.gguf.lora import export_lora_gguf
     from tuneline.models import load_tokenizer
 
     base = base_of(ctx)
@@ -97,23 +125,18 @@ def run(ctx: StepContext) -> Record:
     merged = MERGED.path(ctx)
     template = chat_template(tokenizer, ctx.config.data.target_format)
     save_merged(model, tokenizer, template, merged)
-    del model
-    ctx.log("writing the GGUF files")
-    candidate = export_gguf(merged, CANDIDATE_GGUF.path(ctx), "f16")
-    files = "merged/ and candidate.gguf"
+    size = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
     measurements = [
         measure("rounding_to_f16", rounding, "absolute"),
-        measure("gguf_rounded_values", candidate.rounded_values, "values"),
-        measure("candidate_bytes", candidate.bytes, "bytes"),
-        measure("parameters", candidate.parameters, "parameters"),
+        measure("parameters", sum(p.numel() for p in model.parameters()), "parameters"),
+        measure("merged_bytes", size, "bytes"),
     ]
-    if json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"):
-        ctx.log("llama.cpp has no DoRA adapters: adapter.gguf is not written")
-    else:
-        exported = export_lora_gguf(adapter, base.path, ADAPTER_GGUF.path(ctx))
-        measurements.append(measure("adapter_bytes", exported.bytes, "bytes"))
-        files += ", adapter.gguf"
+    del model
+    written = ["merged/"]
+    if get_engine(ctx.config.deployment.engine).form == "gguf":
+        measurements += export_for_llama_cpp(ctx, adapter, base.path, written)
     return ctx.record(
-        f"merged in float32, rounded to f16 (largest change {rounding:.1e}); {files} written",
+        f"merged in float32, rounded to f16 (largest change {rounding:.1e}); "
+        f"{', '.join(written)} written",
         measurements,
     )

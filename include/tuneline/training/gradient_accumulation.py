@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.data import DATASET
-from tuneline.artifacts.training import LORA, PLAN, Plan
+from tuneline.artifacts.training import LORA, PLAN, Packing, Plan
 from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
@@ -31,6 +31,7 @@ from tuneline.training.budget.estimate import Speed, Work, advice, estimate
 from tuneline.training.budget.estimate import judge as judge_estimate
 from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed, micro_batches
 from tuneline.training.memory.predict import GIB
+from tuneline.training.packing.evidence import measured, sentence
 
 # Prediction and measurement may differ by this share before the prediction is doubted.
 MODEL_ERROR = 0.10
@@ -220,6 +221,20 @@ def _outcome(found: Mapping[str, Any]) -> str:
     return f"{predicted}, {found['measured'] / GIB:.2f} GiB measured"
 
 
+def _shape(plan: Plan, batches: Mapping[str, float]) -> str:
+    """Describe how an optimiser step is fed to the model."""
+    if plan.packing.packed:
+        return (
+            f"{plan.effective_batch} rows a step, on average in "
+            f"{batches['micro_batches_per_step']:g} packs of up to {plan.pack_tokens:,} tokens "
+            f"({plan.packing.attention})"
+        )
+    return (
+        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {plan.world_size} = "
+        f"{plan.effective_batch} rows a step{sentence(plan.packing)}"
+    )
+
+
 def run(ctx: StepContext) -> Evidence:
     """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
     from tuneline.training.loop.compute import training_threads
@@ -239,6 +254,7 @@ def run(ctx: StepContext) -> Evidence:
         "threads": threads,
         "pod_memory": ctx.config.pods.memory,
         "processes": ctx.config.processes_per_node,
+        "world_size": processes,
         "scratch": str(ctx.scratch / "probe"),
         "run": ctx.run.uri,
     }
@@ -258,6 +274,7 @@ def run(ctx: StepContext) -> Evidence:
     found, limit, source = taken.found, taken.limit, machine["limit_source"]
     assert taken.measured is not None
     expected = estimate(Work(**found["work"]), Speed(**found["speed"]), ctx.config)
+    packing = Packing.model_validate(machine["packing"])
     plan = Plan(
         micro_batch=taken.micro_batch,
         accumulation=config.effective_batch // (taken.micro_batch * processes),
@@ -268,6 +285,8 @@ def run(ctx: StepContext) -> Evidence:
         threads=threads,
         device=machine["device"],
         precision=machine["precision"],
+        packing=packing,
+        pack_tokens=found["pack_tokens"],
         gradient_checkpointing=config.gradient_checkpointing,
         memory_limit_bytes=limit,
         memory_limit_source=source,
@@ -282,12 +301,16 @@ def run(ctx: StepContext) -> Evidence:
     PLAN.write(ctx, plan)
     MemoryNotes(ctx.run).clear()
     return ctx.conclude(
-        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
-        f"{plan.effective_batch} rows a step; peak {plan.measured_step_bytes / GIB:.2f} GiB in "
-        f"training ({plan.predicted_peak_bytes / GIB:.2f} predicted), "
+        f"{_shape(plan, found['batches'])}; "
+        f"peak {plan.measured_step_bytes / GIB:.2f} GiB in training "
+        f"({plan.predicted_peak_bytes / GIB:.2f} predicted), "
         f"{plan.measured_peak_bytes / GIB:.2f} with validation, limit {limit / GIB:.2f} "
         f"({source}){'' if taken.fits else f': {ADVICE}'}; accumulated gradients differ from one "
         f"large batch by {found['accumulation']['gradient_difference']:.1e}; "
         f"{expected.sentence()}{advice(expected, ctx.config)}",
-        [*judge(plan, found["accumulation"]), *judge_estimate(expected, ctx.config)],
+        [
+            *judge(plan, found["accumulation"]),
+            *measured(packing, found["batches"], config.packing, plan.pack_tokens),
+            *judge_estimate(expected, ctx.config),
+        ],
     )

@@ -4,19 +4,21 @@ The base is loaded as training loaded it, and the stored type, block size, doubl
 compute type of every linear layer that should be 4-bit are read from the layer itself; nothing
 else may be 4-bit. The cost is the perplexity on the validation rows compared with the unquantised
 base, paired by row. The gain is the memory compared with bf16, of these layers and of the whole
-model, counted from the tensors. Method and NF4: Dettmers et al., "QLoRA", 2023.
+model, counted from the tensors. Without QLoRA the cost alone is measured, for information. Method
+and NF4: Dettmers et al., "QLoRA", 2023.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
+from tuneline.harness.row_losses import RowLosses
 from tuneline.run import StepContext
-from tuneline.training.loop.token_loss import RowLosses
 
 QUANT_TYPE = "nf4"
 COMPUTE_TYPE = "bfloat16"
@@ -204,9 +206,12 @@ def _common(values: Any) -> str:
 def run(ctx: StepContext) -> Evidence:
     """Verify the 4-bit base, or state that QLoRA is off; writes `layers.json`."""
     if not ctx.config.training.qlora:
+        from tuneline.training.loop.nf4_price import price_of_nf4
+
+        price = price_of_nf4(ctx)
         return ctx.conclude(
-            "QLoRA is off: the base was trained on unquantised",
-            [measure("qlora", False, "")],
+            f"QLoRA is off: the base was trained on unquantised; {price.sentence}",
+            [measure("qlora", False, ""), *price.measurements],
             verdict=Verdict.NOT_APPLICABLE,
         )
     from tuneline.training.loop.base_weights import linear_modules, shape_model
@@ -220,6 +225,8 @@ def run(ctx: StepContext) -> Evidence:
     whole = read_model(model, layers)
     quantised = validation.losses(model)
     del model
+    # The head refers to the model that refers to it; two models at once may be too much.
+    gc.collect()
     plain = validation.losses(validation.load_exact())
     ctx.write_json("layers.json", [asdict(layer) for layer in layers])
     limit = ctx.config.training.max_perplexity_ratio

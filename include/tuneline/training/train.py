@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import DATASET
@@ -25,6 +26,7 @@ from tuneline.artifacts.training import (
     PLAN,
     TRAINED,
     Checkpoints,
+    Packing,
     Plan,
     TrainedRun,
 )
@@ -36,10 +38,13 @@ from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
-from tuneline.training.loop.rows import run_order, total_steps
+from tuneline.training.loop.packs import BatchShape, StepPacks, pack_run
+from tuneline.training.loop.rows import pad_token, run_order, total_steps
 from tuneline.training.loop.warm_start import load_start
 from tuneline.training.memory.out_of_memory import noticed
 from tuneline.training.memory.predict import GIB
+from tuneline.training.packing.evidence import measured as measured_packing
+from tuneline.training.packing.evidence import sentence as packing_sentence
 from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.processes.launch import Node, launch, must_launch
 from tuneline.training.processes.sharding import gpu_memory, load_sharded_base, shards_base
@@ -55,6 +60,7 @@ class Training:
 
     Attributes:
         steps: optimiser steps planned.
+        packing: how rows are fed to the model.
         resumed: step of the checkpoint that it resumes from; None from the beginning.
         trainer: TRL's trainer with our loss.
     """
@@ -75,7 +81,9 @@ class Training:
         )
         self._restored = ctx.scratch / "restored"
         events = [*self._events(), *tracking.callbacks()]
-        self.trainer = self._trainer(self._model(), events)
+        model = self._model()
+        self.packing = self._packing(model)
+        self.trainer = self._trainer(model, events)
 
     def _events(self) -> list[Any]:
         """Restore the checkpoint, and list what happens between the steps."""
@@ -129,6 +137,47 @@ class Training:
             load_start(self._ctx, model, self._inputs.lora.started_from)
         return model
 
+    def _packing(self, model: Any) -> Packing:
+        """Check again that the model keeps packed rows apart: the plan may be of another machine.
+
+        Returns:
+            The decision; padding if the plan pads, or if the check fails.
+        """
+        from tuneline.training.packing.check import choose_packing
+
+        plan, inputs = self._plan, self._inputs
+        if not plan.packing.packed:
+            return plan.packing
+        packing = choose_packing(
+            model,
+            inputs.train,
+            # What is worth it was decided with the plan.
+            setting="on",
+            share=0,
+            device=plan.device,
+            precision=plan.precision,
+            pad_id=pad_token(inputs.tokenizer),
+            group=self._group,
+        )
+        if not packing.packed:
+            self._ctx.log(f"rows are padded, though the plan packs them: {packing.reason}")
+        return packing
+
+    def _packs(self, lengths: Sequence[int], model: Any) -> list[StepPacks] | None:
+        """Pack the rows of every step, None if they are padded, and note what that comes to."""
+        from tuneline.training.cpu.packed_rows import can_pack
+
+        plan, config = self._plan, self._config
+        if self.packing.packed:
+            packs = pack_run(lengths, plan.effective_batch, plan.world_size, plan.pack_limit)
+            self._batches = BatchShape.packed(lengths, packs)
+            return packs
+        end_to_end = config.cpu_kernels and can_pack(model.get_base_model())
+        self._batches = BatchShape.padded(
+            lengths, plan.effective_batch, plan.micro_batch, end_to_end=end_to_end
+        )
+        return None
+
     def _trainer(self, model: Any, events: list[Any]) -> LabelledTokenTrainer:
         import torch
 
@@ -138,6 +187,7 @@ class Training:
         # The seed alone fixes the order of rows: a resumed run sees the rest of the same order.
         lengths, marks = [len(row.ids) for row in rows], [row.rehearsal for row in rows]
         order = run_order(lengths, plan.effective_batch, self.steps, seed, marks)
+        packs = self._packs([lengths[i] for i in order], model)
         trainer = LabelledTokenTrainer(
             model=model,
             tokenizer=self._inputs.tokenizer,
@@ -148,6 +198,7 @@ class Training:
                 steps=self.steps,
                 precision=plan.precision,
                 device=plan.device,
+                packing=self.packing,
                 # The untrained adapter is a candidate too.
                 eval_on_start=self.resumed is None,
                 group=self._group,
@@ -155,6 +206,7 @@ class Training:
             config=self._config,
             rows=[rows[i] for i in order],
             validation=self._inputs.validation,
+            packs=packs,
             callbacks=events,
         )
         if not self._group.is_main:
@@ -225,6 +277,8 @@ class Training:
             nodes=group.nodes,
             backend=group.backend,
             sharding="fsdp" if self._sharded else "none",
+            packing=self.packing,
+            batches=self._batches.summary(),
             resources=self._resources.close(tokens),
         )
 
@@ -298,7 +352,8 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
     return ctx.record(
         f"{trained.steps} of {trained.steps_planned} steps{start}, validation loss "
         f"{losses.get(0, math.nan):.4f} → {losses[best]:.4f} at step {best}, "
-        f"{trained.tokens_per_second:.0f} tokens/s{memory_note(trained.resources)}{stopped}",
+        f"{trained.tokens_per_second:.0f} tokens/s{packing_sentence(trained.packing)}"
+        f"{memory_note(trained.resources)}{stopped}",
         [
             measure("steps", trained.steps, "steps"),
             measure("best_step", best, "steps"),
@@ -310,6 +365,7 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
             measure("peak_memory", round(trained.peak_memory_bytes / GIB, 3), "GiB"),
             measure("saving_seconds", trained.saving_seconds, "s"),
             *started,
+            *measured_packing(trained.packing, trained.batches, ctx.config.training.packing),
             *measured(trained.resources),
         ],
         rows={HISTORY.name: trained.steps},

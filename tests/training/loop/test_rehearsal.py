@@ -7,6 +7,7 @@ from tests.lab.runs import Lab
 
 from tuneline.errors import UserError
 from tuneline.harness.general_questions import load_questions
+from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.training.loop import rehearsal
 
 
@@ -37,8 +38,9 @@ def test_answers_end_in_whole_sentences(answer, whole):
 def test_a_resumed_run_rehearses_the_same_rows(tmp_path, monkeypatch):
     lab = Lab(tmp_path, {"training": {"rehearsal_rows": 2}})
     answers = iter([["First. and", "Second."], ["Other.", "Other."]])
-    monkeypatch.setattr(rehearsal, "base_gguf", lambda ctx: None)
-    monkeypatch.setattr(rehearsal, "ask_base", lambda *_: (next(answers), False))
+    monkeypatch.setattr(rehearsal, "base_of", lambda ctx: None)
+    monkeypatch.setattr(LlamaCpp, "untuned", lambda *_: None)
+    monkeypatch.setattr(rehearsal, "ask_kept", lambda *_: (next(answers), False))
     first = rehearsal.conversations(lab.context("train"), 2)
     again = rehearsal.conversations(lab.context("train"), 2)
     assert first == again

@@ -1,8 +1,5 @@
 """The loss on learned tokens is the plain loss, and the mean and its error are right."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from tests.lab.training_runs import MAX_TOKENS, make_rows
@@ -12,7 +9,6 @@ from tuneline.models import load_tokenizer
 from tuneline.training.loop.base_weights import load_unquantised
 from tuneline.training.loop.rows import IGNORED, as_batch, encode_split
 from tuneline.training.loop.token_loss import (
-    RowLosses,
     add_labelled_head,
     row_losses,
     target_weight,
@@ -83,23 +79,3 @@ def test_row_losses_do_not_depend_on_the_batch(model, rows):
     assert one.sums == pytest.approx(many.sums, rel=1e-5)
     expected = plain_losses(model, as_batch(torch, rows, 0)).sum(1)
     assert one.sums == pytest.approx(expected.tolist(), rel=1e-5)
-
-
-def test_the_standard_error_is_that_of_repeated_draws():
-    rng = np.random.default_rng(0)
-    targets = rng.integers(5, 40, 4000)
-    sums = targets * rng.gamma(2.0, 0.3, 4000)
-    means, errors = [], []
-    for draw in range(400):
-        pick = np.random.default_rng(draw).choice(4000, 50)
-        found = RowLosses(tuple(sums[pick]), tuple(int(n) for n in targets[pick]), (1.0,) * 50)
-        means.append(found.mean)
-        errors.append(found.standard_error)
-    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
-
-
-def test_the_weights_of_rows_count():
-    losses = RowLosses((10.0, 40.0), (10, 10), (1.0, 3.0))
-    assert losses.mean == pytest.approx((10 + 3 * 40) / 40)
-    assert losses.perplexity == pytest.approx(math.exp(3.25))
-    assert losses.log_ratio_error(losses) == 0.0

@@ -6,6 +6,7 @@ from tests.lab.runs import value
 
 from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError
+from tuneline.machine.peak_memory import is_out_of_memory
 from tuneline.training import train
 from tuneline.training.loop.checkpoints import LiveCheckpoints
 from tuneline.training.memory.out_of_memory import (
@@ -13,7 +14,6 @@ from tuneline.training.memory.out_of_memory import (
     MemoryNotes,
     after_kill,
     fitting,
-    is_out_of_memory,
     noticed,
 )
 

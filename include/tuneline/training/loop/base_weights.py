@@ -46,7 +46,9 @@ def load_base(path: Path, device: str, *, qlora: bool = False, precision: Precis
     import torch
 
     if qlora:
-        return _load(path, dtype=torch.bfloat16, quantization_config=nf4_config())
+        quantised = _load(path, dtype=torch.bfloat16, quantization_config=nf4_config())
+        keep_gradients(quantised)
+        return quantised
     model = _load(path, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     if device == "cpu" and precision == "bf16":
         cast_frozen_linears(model)
@@ -70,6 +72,18 @@ def _load(path: Path, **options: Any) -> Any:
         raise UserError(f"the base model in {path} can't be loaded: {reason}") from None
     model.config.use_cache = False
     return model
+
+
+def keep_gradients(model: Any) -> None:
+    """Keep bitsandbytes from giving 4-bit layers a layout that has no backward pass.
+
+    On a CPU with AVX-512 BF16 the first evaluation would change their weights to a layout for
+    inference, for good: the scales lose their own quantisation, and training after it gets no
+    gradient through these layers (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def cast_frozen_linears(model: Any) -> None:

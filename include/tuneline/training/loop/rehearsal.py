@@ -13,10 +13,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import UserError
-from tuneline.harness.served_models import ask_base, base_gguf
+from tuneline.harness.asking import ask_kept
 from tuneline.run import StepContext
+from tuneline.serving.engines import get_engine
 from tuneline.store import NotThere
 from tuneline.training.loop.rows import EncodedRow
 
@@ -67,7 +69,9 @@ def conversations(ctx: StepContext, count: int) -> list[Conversation]:
 def _ask(ctx: StepContext, asked: list[str]) -> list[Conversation]:
     questions = [[{"role": "user", "content": prompt}] for prompt in asked]
     limits = [ANSWER_TOKENS] * len(asked)
-    answers, _ = ask_base(ctx, base_gguf(ctx), questions, limits, "rehearsal")
+    # Training needs no other engine in its image, whichever one ships.
+    base = get_engine("llama_cpp").untuned(base_of(ctx), ctx.log)
+    answers, _ = ask_kept(ctx, base, questions, limits, "rehearsal")
     pairs = zip(questions, map(whole_sentences, answers), strict=True)
     return [
         [*question, {"role": "assistant", "content": answer}]

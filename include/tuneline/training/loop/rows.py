@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ class EncodedRow:
     def targets(self) -> int:
         """The number of tokens that are predicted and learned; the first is never predicted."""
         return sum(self.learned[1:])
+
+
+def tail(row: EncodedRow, share: float) -> EncodedRow:
+    """Return the end of a row, where its learned tokens are."""
+    start = len(row.ids) - max(2, round(share * len(row.ids)))
+    return replace(row, ids=row.ids[start:], learned=row.learned[start:])
 
 
 def encode_split(

@@ -9,12 +9,11 @@ tokens of the whole batch, each with the weight of its row, never per micro-batc
 from __future__ import annotations
 
 import functools
-import math
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from tuneline.harness.row_losses import RowLosses
 from tuneline.training.loop.compute import Precision, autocast
 from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch
 from tuneline.training.processes.group import ALONE, ProcessGroup
@@ -32,7 +31,7 @@ _LOGIT_SETTINGS = (
 ).split()
 
 
-def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
+def add_labelled_head(model: Any, *, cpu_kernels: bool = True, packed: bool = False) -> None:
     """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
 
     The call is that of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
@@ -43,6 +42,7 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
         model: a causal language model of transformers, with or without an adapter of PEFT.
         cpu_kernels: True to compute shared prefixes once and LoRA's products in one step, on a
             CPU where the model allows it: the setting `training.cpu_kernels`.
+        packed: True if training gives the model packed rows; no prefix is then shared.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -64,7 +64,7 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
     )
 
     plain_forward = model.forward
-    packs = cpu_kernels and can_pack(model)
+    packs = cpu_kernels and not packed and can_pack(model)
     if packs:
         use_row_attention(model)
 
@@ -113,54 +113,6 @@ def target_weight(batches: Sequence[dict[str, Any]]) -> Any:
     return sum(
         ((batch["labels"][:, 1:] != IGNORED).sum(1) * batch["weight"]).sum() for batch in batches
     )
-
-
-@dataclass(frozen=True)
-class RowLosses:
-    """Losses of rows.
-
-    Attributes:
-        sums: negative log-likelihood of each row's learned tokens, in nats.
-        targets: number of learned tokens of each row.
-        weights: weight of each row.
-    """
-
-    sums: tuple[float, ...]
-    targets: tuple[int, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """The mean loss of a token over the weighted rows, in nats."""
-        total = sum(w * n for w, n in zip(self.weights, self.targets, strict=True))
-        return sum(w * s for w, s in zip(self.weights, self.sums, strict=True)) / total
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the mean loss."""
-        return math.exp(min(self.mean, 700.0))
-
-    @property
-    def standard_error(self) -> float:
-        """The standard error of the mean over the draw of rows (ratio estimator)."""
-        return _ratio_error(self.sums, self.targets, self.weights, self.mean)
-
-    def log_ratio_error(self, other: RowLosses) -> float:
-        """Return the standard error of the difference to another model's mean on the same rows."""
-        differences = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
-        return _ratio_error(differences, self.targets, self.weights, self.mean - other.mean)
-
-
-def _ratio_error(
-    sums: Sequence[float], targets: Sequence[int], weights: Sequence[float], mean: float
-) -> float:
-    """Return the standard error of a ratio of sums (Cochran, Sampling Techniques, 6.3)."""
-    count = len(sums)
-    if count < 2:
-        return 0.0
-    residuals = [w * (s - mean * n) for s, n, w in zip(sums, targets, weights, strict=True)]
-    total = sum(w * n for w, n in zip(weights, targets, strict=True))
-    return math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / total
 
 
 def row_losses(

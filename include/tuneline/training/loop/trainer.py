@@ -5,17 +5,20 @@
 - The loss of the task's rows is logged beside it, without rehearsal rows.
 - The order of rows is that of the run (see `rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
+- Rows are packed where the plan says so (`packing/`): the loader gives a process its share of a
+  whole optimiser step, which is computed pack by pack.
 - On a CPU, shared prefixes of rows are computed once (`cpu/packed_rows`) and LoRA multiplies in
   one step (`cpu/lora_products`), unless `training.cpu_kernels` is false.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +28,13 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from tuneline.artifacts.training import HistoryEntry, finite_or_text
+from tuneline.artifacts.training import HistoryEntry, Packing, finite_or_text
 from tuneline.config import TrainingConfig
 from tuneline.training.loop.base_weights import trained_weights
 from tuneline.training.loop.compute import Precision
+from tuneline.training.loop.flat_batch import flatten
+from tuneline.training.loop.packed_attention import attention_for, attention_of, takes_limits
+from tuneline.training.loop.packs import StepPacks, collate_share, cut_share, share_columns
 from tuneline.training.loop.rows import EncodedRow, as_columns, collate, pad_token
 from tuneline.training.loop.token_loss import (
     MODEL_INPUTS,
@@ -52,6 +58,7 @@ class TrainerSettings:
         steps: optimiser steps.
         precision: arithmetic of forward and backward pass.
         device: "cpu" or "cuda".
+        packing: how the rows of a micro-batch are fed to the model.
         eval_on_start: True to evaluate before the first step.
         group: processes that train together.
     """
@@ -62,6 +69,7 @@ class TrainerSettings:
     steps: int
     precision: Precision
     device: str
+    packing: Packing = field(default_factory=Packing)
     eval_on_start: bool = False
     group: ProcessGroup = ALONE
 
@@ -123,6 +131,7 @@ class LabelledTokenTrainer(SFTTrainer):
         config: TrainingConfig,
         rows: Sequence[EncodedRow],
         validation: Sequence[EncodedRow],
+        packs: Sequence[StepPacks] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         """Set TRL up for rows that are tokenised, masked and in order.
@@ -134,6 +143,8 @@ class LabelledTokenTrainer(SFTTrainer):
             config: learning rate, schedule and the like.
             rows: training rows in the order of the run, one entry each time a row is seen.
             validation: rows whose loss is measured.
+            packs: packs of each optimiser step, if rows are packed; batch shape and accumulation of
+                the settings do not count then.
             callbacks: callbacks of transformers.
         """
         self.settings = settings
@@ -142,21 +153,21 @@ class LabelledTokenTrainer(SFTTrainer):
         self.clock = StepClock()
         self._task_loss = TaskLoss(settings.group)
         self._started, self._before = time.monotonic(), 0.0
-        lengths = [len(row.ids) for row in rows]
-        self._tokens = list(itertools.accumulate(lengths, initial=0))
-        dataset = Dataset.from_dict(as_columns(rows))
+        self._tokens = list(itertools.accumulate(_step_tokens(rows, settings, packs), initial=0))
+        columns = as_columns(rows) if packs is None else share_columns(rows, packs)
+        make = collate if packs is None else collate_share
         super().__init__(
             model=model,
-            args=sft_config(settings, config),
-            train_dataset=dataset,
+            args=sft_config(settings, config, shares=packs is not None),
+            train_dataset=Dataset.from_dict(columns),
             processing_class=tokenizer,
-            data_collator=functools.partial(collate, torch, pad_id=self.pad_id),
+            data_collator=functools.partial(make, torch, pad_id=self.pad_id),
             callbacks=[self.clock, *callbacks],
         )
         # `LogProgress` logs what this one would print.
         self.remove_callback(PrinterCallback)
         # TRL has put its own head on the model; ours replaces it where it is faster.
-        add_labelled_head(model, cpu_kernels=config.cpu_kernels)
+        add_labelled_head(model, cpu_kernels=config.cpu_kernels, packed=settings.packing.packed)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
@@ -165,6 +176,25 @@ class LabelledTokenTrainer(SFTTrainer):
         if self.args.world_size > 1:
             weight = self.accelerator.gather(weight).sum()
         return weight
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Go forward and backward, pack by pack; gradients are exchanged after the last one."""
+        if "packs" not in inputs:
+            return super().training_step(model, inputs, *args, **kwargs)
+        *others, last = cut_share(inputs)
+        loss: Any = 0.0
+        for batch in others:
+            with self._without_exchange(model):
+                loss = loss + super().training_step(model, batch, *args, **kwargs)
+        return loss + super().training_step(model, last, *args, **kwargs)
+
+    def _without_exchange(self, model: Any) -> contextlib.AbstractContextManager[Any]:
+        """Keep gradients in this process, as transformers does between micro-batches."""
+        if self.is_distributed_loading_by_transformers:
+            deferred: contextlib.AbstractContextManager[Any] = self._defer_fsdp_gradient_reduction()
+            return deferred
+        kept: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
+        return kept
 
     def compute_loss(
         self,
@@ -176,13 +206,29 @@ class LabelledTokenTrainer(SFTTrainer):
         """Return the weighted loss of the learned tokens over the weight of the step's tokens."""
         weight = inputs["weight"]
         divisor = target_weight([inputs]) if num_items_in_batch is None else num_items_in_batch
-        features = {name: inputs[name] for name in MODEL_INPUTS}
-        outputs = model(**features, use_cache=False, fused_lm_head=True)
+        outputs = self._log_probs(model, inputs)
         self._task_loss.add(inputs, outputs)
         loss = weighted_sum(outputs, weight) / divisor
         # DDP averages gradients over processes; the divisor already counts all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Return `log_probs` of shape (rows, longest − 1) of a padded batch, packed or not."""
+        if not self.settings.packing.packed:
+            features = {name: inputs[name] for name in MODEL_INPUTS}
+            return model(**features, use_cache=False, fused_lm_head=True)
+        laid = flatten(inputs, variable_lengths=takes_limits(attention_of(self.model)))
+        outputs = model(**laid.features, use_cache=False, fused_lm_head=True)
+        return {"log_probs": laid.restore(outputs["log_probs"])}
+
+    @contextlib.contextmanager
+    def padded_attention(self) -> Iterator[None]:
+        """Give the model the attention of padded rows for a while, as other steps have it."""
+        packing = self.settings.packing
+        own = packing.padded_attention if packing.packed else attention_of(self.model)
+        with attention_for(self.model, own):
+            yield
 
     def evaluate(
         self,
@@ -192,14 +238,16 @@ class LabelledTokenTrainer(SFTTrainer):
     ) -> dict[str, float]:
         """Measure the validation loss, log it and call the callbacks."""
         started = time.monotonic()
-        losses = row_losses(
-            self.model,
-            self.validation,
-            pad_id=self.pad_id,
-            device=self.settings.device,
-            precision=self.settings.precision,
-            group=self.settings.group,
-        )
+        # Padded, in training as in the steps that measure it again.
+        with self.padded_attention():
+            losses = row_losses(
+                self.model,
+                self.validation,
+                pad_id=self.pad_id,
+                device=self.settings.device,
+                precision=self.settings.precision,
+                group=self.settings.group,
+            )
         free_gathered_weights(self.model)
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
@@ -235,8 +283,7 @@ class LabelledTokenTrainer(SFTTrainer):
 
     def tokens_through(self, step: int) -> int:
         """Count the tokens (without padding) of all rows up to the end of an optimiser step."""
-        rows = self.settings.micro_batch * self.settings.accumulation * self.args.world_size
-        return self._tokens[min(step * rows, len(self._tokens) - 1)]
+        return self._tokens[min(step, len(self._tokens) - 1)]
 
     def history(self) -> list[HistoryEntry]:
         """Return the losses logged so far, those before a resumed checkpoint included."""
@@ -272,12 +319,31 @@ def history_of(log: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
     ]
 
 
-def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
-    """Return the arguments of the trainer; callbacks order evaluation and saving."""
+def _step_tokens(
+    rows: Sequence[EncodedRow], settings: TrainerSettings, packs: Sequence[StepPacks] | None
+) -> list[int]:
+    """Count the tokens (without padding) of each optimiser step."""
+    if packs is not None:
+        return [sum(len(rows[i].ids) for s in step for pack in s for i in pack) for step in packs]
+    size = settings.micro_batch * settings.accumulation * settings.group.world_size
+    lengths = [len(row.ids) for row in rows]
+    return [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
+
+
+def sft_config(
+    settings: TrainerSettings, config: TrainingConfig, *, shares: bool = False
+) -> SFTConfig:
+    """Return the arguments of the trainer; callbacks order evaluation and saving.
+
+    Args:
+        settings: settings of the trainer.
+        config: the training section of the configuration.
+        shares: True if the loader gives a process its share of a whole step at once.
+    """
     arguments = SFTConfig(
         output_dir=str(settings.output),
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=1 if shares else settings.micro_batch,
+        gradient_accumulation_steps=1 if shares else settings.accumulation,
         max_steps=settings.steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,

@@ -10,12 +10,13 @@ from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import PLAN, Plan
 from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
+from tuneline.harness.row_losses import RowLosses
 from tuneline.models import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_base, load_unquantised
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.rows import EncodedRow, encode_split, pad_token
-from tuneline.training.loop.token_loss import RowLosses, add_labelled_head, row_losses
+from tuneline.training.loop.token_loss import add_labelled_head, row_losses
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Validation:
     def losses(self, model: Any) -> RowLosses:
         """Measure the loss of every row; the model gets the head that training uses."""
         # With the same kernels as training: in bf16 another order of roundings is another loss.
-        add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
+        add_labelled_head(
+            model, cpu_kernels=self.config.cpu_kernels, packed=self.plan.packing.packed
+        )
         return row_losses(
             model,
             self.rows,

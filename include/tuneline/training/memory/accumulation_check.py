@@ -28,7 +28,7 @@ class Comparison:
     """The differences between accumulation and one large batch.
 
     Attributes:
-        rows: number of rows; each is one micro-batch.
+        rows: number of rows; each is one micro-batch, or two of them are one pack.
         loss: loss of the large batch, nats per token.
         loss_difference: relative difference of the losses.
         gradient_difference: norm of the difference of all gradients over the norm of the
@@ -63,7 +63,7 @@ def compare(trainer: Any, rows: Sequence[EncodedRow]) -> Comparison:
 
     Args:
         trainer: a `LabelledTokenTrainer`.
-        rows: rows, each of them one micro-batch.
+        rows: rows, each of them one micro-batch; packed, every other one shares a sequence.
     """
     import torch
 
@@ -71,10 +71,13 @@ def compare(trainer: Any, rows: Sequence[EncodedRow]) -> Comparison:
     _widen(torch, model)
     _randomise(torch, model)
     device = trainer.settings.device
-    batches = [_to(as_batch(torch, [row], trainer.pad_id), device) for row in rows]
+    packed = trainer.settings.packing.packed
+    parts = [rows[0::2], rows[1::2]] if packed and len(rows) > 1 else [[row] for row in rows]
+    batches = [_to(as_batch(torch, part, trainer.pad_id), device) for part in parts]
     large = _to(as_batch(torch, rows, trainer.pad_id), device)
 
-    with _exact(model):
+    # FlashAttention has no float32: its own check is `packing.check`.
+    with _exact(model), trainer.padded_attention():
         model.zero_grad()
         trainer.current_gradient_accumulation_steps = len(batches)
         items = trainer._get_num_items_in_batch(batches, torch.device(device))

@@ -16,6 +16,7 @@ from typing import Any
 
 from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError, first_line
+from tuneline.machine.peak_memory import is_out_of_memory
 from tuneline.run import Run
 from tuneline.store import NotThere
 
@@ -25,14 +26,6 @@ STEPS = ("gradient_accumulation", "train")
 ADVICE = (
     "set training.gradient_checkpointing: true, lower data.max_tokens, or give pods.memory "
     "(on a GPU: a larger one, or training.qlora: true) more"
-)
-
-_SIGNS = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
 
@@ -92,14 +85,6 @@ class MemoryNotes:
 
     def _write(self, document: Mapping[str, Any]) -> None:
         self._store.put_bytes(self._key, json.dumps(document).encode())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error says that memory ran out, on a CPU or a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign.lower() in said for sign in _SIGNS)
 
 
 def micro_batches(effective_batch: int, world_size: int) -> list[int]:

@@ -14,15 +14,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from tuneline.artifacts.training import LoraSettings
+from tuneline.artifacts.training import LoraSettings, Packing
 from tuneline.config import TrainingConfig
 from tuneline.errors import first_line
 from tuneline.training.loop.compute import Precision
-from tuneline.training.loop.rows import EncodedRow
+from tuneline.training.loop.rows import EncodedRow, tail
 from tuneline.training.memory.predict import Climb, Measured, Peak, Prediction
 
 # Micro-batches that are timed, after the first, which is slow: its memory is new.
@@ -42,6 +43,7 @@ class Setup:
         precision: arithmetic of the steps.
         device: "cpu" or "cuda".
         scratch: folder for the trainer.
+        packing: how the rows of a micro-batch are fed to the model.
     """
 
     base: Path
@@ -50,6 +52,7 @@ class Setup:
     precision: Precision
     device: str
     scratch: Path
+    packing: Packing = field(default_factory=Packing)
 
     def model(self) -> Any:
         """Load the real model with its adapter."""
@@ -59,10 +62,38 @@ class Setup:
         base = load_base(self.base, self.device, qlora=qlora, precision=self.precision)
         return attach_lora(base, self.lora)
 
+    def packing_for(
+        self, model: Any, rows: Sequence[EncodedRow], tokenizer: Any, processes: int
+    ) -> Setup:
+        """Return this setup with the packing that was decided for the model.
+
+        Args:
+            model: the model of `model()`.
+            rows: rows of the dataset.
+            tokenizer: tokenizer of the base.
+            processes: processes that will train together.
+        """
+        from tuneline.training.loop.rows import pad_token
+        from tuneline.training.packing.check import choose_packing
+
+        packing = choose_packing(
+            model,
+            rows,
+            setting=self.config.packing,
+            share=self.config.effective_batch / processes * fmean(len(row.ids) for row in rows),
+            device=self.device,
+            precision=self.precision,
+            pad_id=pad_token(tokenizer),
+        )
+        return replace(self, packing=packing)
+
     def trainer(self, model: Any, tokenizer: Any, batches: Sequence[Sequence[EncodedRow]]) -> Any:
         """Make a trainer whose steps are the given micro-batches."""
         from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
+        rows = [row for batch in batches for row in batch]
+        numbers = iter(range(len(rows)))
+        packs = [[[[next(numbers) for _ in batch]]] for batch in batches]
         return LabelledTokenTrainer(
             model=model,
             tokenizer=tokenizer,
@@ -73,10 +104,12 @@ class Setup:
                 steps=len(batches),
                 precision=self.precision,
                 device=self.device,
+                packing=self.packing,
             ),
             config=self.config,
-            rows=[row for batch in batches for row in batch],
+            rows=rows,
             validation=[],
+            packs=packs if self.packing.packed else None,
         )
 
 
@@ -86,18 +119,14 @@ def longest_rows(rows: Sequence[EncodedRow], count: int) -> list[EncodedRow]:
     return (ordered + [ordered[0]] * count)[:count]
 
 
-def tail(row: EncodedRow, share: float) -> EncodedRow:
-    """Return the end of a row, where its learned tokens are."""
-    start = len(row.ids) - max(2, round(share * len(row.ids)))
-    return replace(row, ids=row.ids[start:], learned=row.learned[start:])
-
-
-def tokens_at_once(model: Any, rows: Sequence[EncodedRow]) -> int:
+def tokens_at_once(model: Any, rows: Sequence[EncodedRow], *, packed: bool) -> int:
     """Count the tokens that the model sees for a micro-batch.
 
-    Rows are padded to the longest; where `packed_rows` is in use they are laid end to end, and a
-    shared prefix counts once.
+    Rows are padded to the longest if they are not packed; where `packed_rows` is in use they are
+    laid end to end, and a shared prefix counts once.
     """
+    if packed:
+        return sum(len(row.ids) for row in rows)
     import torch
 
     from tuneline.training.cpu.packed_rows import lay_out, packs
@@ -153,7 +182,7 @@ def find_micro_batch(
         return take_step(longest_rows(rows, count))
 
     def laid(batch: Sequence[EncodedRow]) -> int:
-        return tokens_at_once(trainer.model, batch)
+        return tokens_at_once(trainer.model, batch, packed=setup.packing.packed)
 
     longest = longest_rows(rows, 1)[0]
     parts = [[tail(longest, share)] for share in PARTS]
@@ -172,8 +201,9 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             since running out of memory may end the process.
 
     Returns:
-        `device`, `precision`, `limit`, `limit_source` and `tried`: one entry per size that was
-        predicted not to fit, then the one that was measured, or that ran `out_of_memory`.
+        `device`, `precision`, `packing`, `limit`, `limit_source` and `tried`: one entry per size
+        that was predicted not to fit, then the one that was measured, or that ran
+        `out_of_memory`.
     """
     began = time.monotonic()
     from tuneline.training.loop.compute import choose_precision, device_of, load_torch
@@ -181,12 +211,12 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     config = TrainingConfig.model_validate(spec["training"])
     torch = load_torch(spec["threads"], config.seed)
     import tuneline.training.loop.trainer  # noqa: F401  # its libraries belong to the runtime
-    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.machine.peak_memory import is_out_of_memory, peak_memory
     from tuneline.models import load_tokenizer
     from tuneline.run import Run
     from tuneline.training.loop.rows import encode_split
     from tuneline.training.memory.limit import memory_limit
-    from tuneline.training.memory.out_of_memory import MemoryNotes, is_out_of_memory
+    from tuneline.training.memory.out_of_memory import MemoryNotes
 
     device = device_of(torch)
     setup = Setup(
@@ -230,6 +260,9 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         model = setup.model()
         startup = time.monotonic() - began
         loaded = peak_memory(torch, device)
+        setup = setup.packing_for(model, rows, tokenizer, spec["world_size"])
+        answer["packing"] = setup.packing.model_dump(mode="json")
+        sizes = _worth_it(sizes, rows, setup.packing.limit)
         first = setup.trainer(model, tokenizer, [[tail(longest_rows(rows, 1)[0], PARTS[0])]])
         first.train()
         taken, climb = find_micro_batch(setup, first, rows, sizes, limit=limit, about_to=about_to)
@@ -242,6 +275,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             {
                 "micro_batch": taken.rows,
                 "tokens": climb.peaks[-1].tokens,
+                "pack_tokens": climb.peaks[-1].tokens if setup.packing.packed else 0,
                 "longest_row": max(len(row.ids) for row in rows),
                 "predicted": _described(taken.predicted, runtime),
                 "peaks": [asdict(peak) for peak in climb.peaks],
@@ -269,6 +303,20 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     return answer
 
 
+def _worth_it(sizes: list[int], rows: Sequence[EncodedRow], limit: int | None) -> list[int]:
+    """Return the micro-batches whose packs are within the limit of their attention, or the least.
+
+    Args:
+        sizes: micro-batches, smallest first.
+        rows: rows of the dataset.
+        limit: tokens of a pack; None for no limit.
+    """
+    if limit is None:
+        return sizes
+    kept = [s for s in sizes if sum(len(row.ids) for row in longest_rows(rows, s)) <= limit]
+    return kept or sizes[:1]
+
+
 def _described(predicted: Prediction, runtime: int) -> dict[str, Any]:
     """Describe a prediction, split into what the process held before training and the rest."""
     parts = {
@@ -294,10 +342,22 @@ def _timed(
 
     from tuneline.machine.peak_memory import peak_memory, restart_peak
     from tuneline.training.budget.work import plan_work
+    from tuneline.training.cpu.packed_rows import packs
     from tuneline.training.loop.token_loss import EVAL_BATCH
     from tuneline.training.memory.accumulation_check import compare, pick_rows
 
-    work, typical = plan_work(rows, validation, tokenizer, spec, micro_batch=size, samples=TIMED)
+    packing = setup.packing
+    pack_tokens = tokens_at_once(model, longest_rows(rows, size), packed=True)
+    work, typical, shapes = plan_work(
+        rows,
+        validation,
+        tokenizer,
+        spec,
+        micro_batch=size,
+        pack_tokens=pack_tokens if packing.packed else 0,
+        end_to_end=not packing.packed and packs(model.get_base_model()),
+        samples=TIMED,
+    )
     trainer = setup.trainer(model, tokenizer, [longest_rows(rows, size), *typical])
     restart_peak(torch, setup.device)
     trainer.train()
@@ -312,6 +372,7 @@ def _timed(
         "measured_step": stepped,
         "measured": measured,
         "work": asdict(work),
+        "batches": shapes,
         "speed": {
             "tokens": [sum(len(r.ids) for r in batch) for batch in typical],
             "seconds": trainer.clock.steps[1:],

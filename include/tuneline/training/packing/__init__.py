@@ -1,0 +1,1 @@
+"""Several rows in one sequence, without padding, and without one row seeing another."""
