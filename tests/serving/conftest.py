@@ -1,10 +1,10 @@
 """A real engine with a tiny random model for the tests of this folder."""
 
 import pytest
+from tests.lab.engines import llama_server
 from tests.lab.tiny_models import make_model
 
 from tuneline.gguf.export import export_gguf
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 
 @pytest.fixture(scope="session")
@@ -24,5 +24,5 @@ def tiny_gguf(tiny_dir):
 
 @pytest.fixture(scope="module")
 def engine(tiny_gguf):
-    with LlamaServer(tiny_gguf, parallel=4, ctx=512, alias="tiny", threads=1) as server:
+    with llama_server(tiny_gguf, parallel=4, ctx=512, alias="tiny", threads=1) as server:
         yield server

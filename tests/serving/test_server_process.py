@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.lab.waiting import wait_for
 
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.serving.server_process import ServerProcess
@@ -93,3 +94,19 @@ def test_stop_after_its_own_end_and_twice():
     server.stop()
     server.stop()
     assert gone(server)
+
+
+def test_a_group_of_its_own_is_killed_whole():
+    class Leader(Scripted):
+        own_group = True
+
+    child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()'], "
+    child += "stdin=subprocess.PIPE); print(p.pid, flush=True); "
+    for end in (Leader.kill, Leader.stop):
+        server = Leader(child + READY + SLEEP)
+        server.start()
+        worker = int(server.read_log().split()[0])
+        assert os.getpgid(worker) == server.pid
+        end(server)
+        wait_for(lambda pid=worker: not os.path.exists(f"/proc/{pid}"), 5)
+        assert gone(server)

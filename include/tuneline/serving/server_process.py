@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -50,12 +51,15 @@ class ServerProcess(ABC):
     Attributes:
         stop_seconds: time to drain between SIGTERM and SIGKILL, in seconds.
         poll_seconds: pause between two looks at a starting server, in seconds.
+        own_group: whether it leads a process group of its own. Signals and `kill` then reach
+            the processes that it starts as well; SIGTERM of `stop` goes to the server alone.
         start_seconds: longest time until it is ready, in seconds.
         load_seconds: duration of the last `start`, in seconds.
     """
 
     stop_seconds: ClassVar[float]
     poll_seconds: ClassVar[float] = 0.05
+    own_group: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -166,11 +170,12 @@ class ServerProcess(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
+                process_group=0 if self.own_group else None,
             )
 
     def signal(self, number: int) -> None:
         """Send a signal, to test hung and dying servers."""
-        self._running().send_signal(number)
+        self._send(self._running(), number)
 
     def stop(self) -> None:
         """Send SIGTERM and wait for it to drain; send SIGKILL if it does not end."""
@@ -182,13 +187,23 @@ class ServerProcess(ABC):
             process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
+        if self.own_group:
+            self._send(process, signal.SIGKILL)
         self._forget()
 
     def kill(self) -> None:
         """End it at once with SIGKILL."""
         if self._process is not None:
-            self._process.kill()
+            self._send(self._process, signal.SIGKILL)
             self._forget()
+
+    def _send(self, process: subprocess.Popen[bytes], number: int) -> None:
+        if not self.own_group:
+            process.send_signal(number)
+            return
+        # The group is there as long as one of its processes is.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

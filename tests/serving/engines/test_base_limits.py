@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from tests.lab.families import FAMILIES, make_family
 from tests.lab.tiny_models import make_model
 
 from tuneline.config import build_config
@@ -55,7 +56,32 @@ def test_an_architecture_that_the_exporter_does_not_know(tmp_path, refusal):
     make_model(other, "Gemma", head_dim=16)
     said = refusal(other)
     assert "GemmaForCausalLM can't be exported to GGUF" in said
-    assert "Choose a base model of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM" in said
+    assert "Choose a base model of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, " in said
+    for architecture in ("Qwen3", "Gemma2", "Gemma3", "Phi3"):
+        assert f"{architecture}ForCausalLM" in said
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_is_taken(name, tmp_path):
+    make_family(tmp_path / "model", name)
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    config = build_config({"data": {"source": "x.jsonl"}, "base_model": str(tmp_path / "model")})
+    refuse_unfit(tmp_path / "model", sizes_of(tmp_path / "model"), config)
+
+
+def test_a_context_beyond_the_window_that_llama_cpp_does_not_have(tmp_path, refusal):
+    other = tmp_path / "model"
+    make_family(other, "mistral", sliding_window=512)
+    (other / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert "deployment.context_tokens 1024 is more than 512" in refusal(other)
+
+
+def test_longrope_beyond_the_context_before_it_was_stretched(tmp_path, refusal):
+    other = tmp_path / "model"
+    make_family(other, "phi-4-mini")
+    (other / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    said = refusal(other, "deployment: {context_tokens: 1500}")
+    assert "deployment.context_tokens 1500 is more than 1024" in said
 
 
 def test_a_tokenizer_that_llama_cpp_has_no_name_for(tmp_path, refusal):

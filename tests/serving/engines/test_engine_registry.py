@@ -9,6 +9,7 @@ from tuneline.errors import UserError
 from tuneline.serving.engines import ENGINE_NAMES, all_engines, get_engine
 from tuneline.serving.engines import registry as registry_module
 from tuneline.serving.engines.base import BuildRequest, read_facts
+from tuneline.serving.engines.engine_server import ServeRequest
 from tuneline.serving.engines.registry import known_architectures
 
 
@@ -78,24 +79,14 @@ def test_vllm_no_longer_loads_gguf(tmp_path):
     assert "no longer loads GGUF" in get_engine("vllm").check(model).reason
 
 
-@pytest.mark.parametrize("name", ["vllm", "tensorrt_llm_pytorch"])
-def test_engines_that_load_checkpoints_do_not_quantise(name, tiny_dir, tmp_path):
-    with pytest.raises(UserError, match="does not quantise"):
-        get_engine(name).build(BuildRequest(tiny_dir, tmp_path, quantization="int4_awq"))
-
-
-def test_vllm_identifies_the_checkpoint_and_names_its_serve_command(tiny_dir, tmp_path):
-    report = get_engine("vllm").build(BuildRequest(tiny_dir, tmp_path, max_total_tokens=512))
-    assert report.built
-    assert report.identity["version"] == "vllm not installed here"
-    assert "model.safetensors" in report.identity["files"]
-    (command,) = report.commands
-    assert command[:3] == ["vllm", "serve", str(tiny_dir)]
-    assert command[command.index("--max-model-len") + 1] == "512"
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-
-
-@pytest.mark.parametrize("name", ["llama_cpp", "sglang", "tgi"])
-def test_nothing_is_built_for_the_other_engines(name, tiny_dir, tmp_path):
+@pytest.mark.parametrize("name", ["llama_cpp", "vllm", "sglang", "tgi"])
+def test_nothing_is_built_for_engines_that_load_what_is_there(name, tiny_dir, tmp_path):
     with pytest.raises(UserError, match=f"{name}: nothing is built"):
         get_engine(name).build(BuildRequest(tiny_dir, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["sglang", "tgi"])
+def test_engines_of_the_table_cannot_be_started(name, tiny_dir):
+    assert "can't be started by a run" in get_engine(name).missing()
+    with pytest.raises(UserError, match="can't be started by a run"):
+        get_engine(name).server(ServeRequest(tiny_dir, "m", 1, 512))

@@ -4,9 +4,10 @@ import json
 import time
 
 import pytest
+from tests.lab.engines import llama_server
 from tests.lab.http_server import Handler, serving
 
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.cli import main
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.probes.engine_probe import live, ready
 
@@ -14,15 +15,20 @@ METRICS = (
     "llamacpp:n_decode_total {}\nllamacpp:prompt_tokens_total 9\nllamacpp:requests_processing {}\n"
 )
 
+VLLM_METRICS = (
+    'vllm:iteration_tokens_total_count{{engine="0",model_name="m"}} {}\n'
+    'vllm:num_requests_running{{engine="0",model_name="m"}} {}\n'
+)
 
-def server(*, busy=0, moves=False, hangs=False, status=200):
+
+def server(*, busy=0, moves=False, hangs=False, status=200, metrics=METRICS):
     """A server with a healthy health route; what else is wrong is asked for."""
     steps = iter(range(10, 1000))
 
     class Engine(Handler):
         def do_GET(self):
             if self.path == "/metrics":
-                self.answer(METRICS.format(next(steps) if moves else 10, busy).encode())
+                self.answer(metrics.format(next(steps) if moves else 10, busy).encode())
             elif self.path == "/v1/models":
                 self.answer(json.dumps({"data": [{"id": "m"}]}).encode())
             else:
@@ -53,14 +59,16 @@ def test_a_healthy_route_without_tokens_is_not_believed():
         assert live(url, 1.0).reason == "it answered 500"
 
 
-def test_a_busy_engine_that_moves_is_live_though_it_has_no_slot_for_a_ping():
-    with server(busy=4, moves=True, hangs=True) as url:
+@pytest.mark.parametrize("metrics", [METRICS, VLLM_METRICS])
+def test_a_busy_engine_that_moves_is_live_though_it_has_no_slot_for_a_ping(metrics):
+    with server(busy=4, moves=True, hangs=True, metrics=metrics) as url:
         assert live(url, 1.0).ok
         assert ready(url, 1.0).ok
 
 
-def test_a_busy_engine_that_stands_still_is_not():
-    with server(busy=4, hangs=True) as url:
+@pytest.mark.parametrize("metrics", [METRICS, VLLM_METRICS])
+def test_a_busy_engine_that_stands_still_is_not(metrics):
+    with server(busy=4, hangs=True, metrics=metrics) as url:
         found = live(url, 1.0)
         assert (found.ok, found.reason) == (False, "requests are under way and nothing moves")
 
@@ -78,16 +86,17 @@ def test_nothing_listens():
 
 
 def test_the_command_tells_by_its_exit_code(tiny_models, capsys):
-    with LlamaServer(tiny_models.candidate_gguf, alias="m", ctx=256) as running:
+    with llama_server(tiny_models.candidate_gguf, alias="m", ctx=256) as running:
         url = running.base_url
-        assert engine_probe.main(["live", "--url", url]) == 0
-        assert engine_probe.main(["ready", "--url", url, "--model", "m"]) == 0
-        assert engine_probe.main(["ready", "--url", url, "--model", "other"]) == 1
-    assert engine_probe.main(["live", "--url", url, "--timeout", "1"]) == 1
+        assert main(["probe", "live", "--engine", url]) == 0
+        assert main(["probe", "ready", "--engine", url, "--model", "m"]) == 0
+        assert main(["probe", "ready", "--engine", url, "--model", "other"]) == 1
+        assert main(["probe", "startup", "--engine", url, "--model", "m"]) == 0
+    assert main(["probe", "live", "--engine", url, "--timeout", "1"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "live: no, nothing listens"
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1"])
 def test_no_time_is_no(timeout):
     with server() as url:
-        assert engine_probe.main(["live", "--url", url, "--timeout", timeout]) == 1
+        assert main(["probe", "live", "--engine", url, "--timeout", timeout]) == 1

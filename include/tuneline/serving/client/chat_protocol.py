@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 from tuneline.errors import RetryableError, TunelineError
 
 Messages = Sequence[Mapping[str, str]]
+
+# What trtllm-serve says of a prompt that is too long; llama.cpp has a type of error for it.
+_OVERFLOW = re.compile(r"should not exceed max_(?:seq_len|num_tokens|input_len)")
 
 
 class EngineError(TunelineError):
@@ -196,6 +200,16 @@ def _logprobs(choice: Mapping[str, Any]) -> Iterator[TokenLogprob]:
         yield TokenLogprob(str(entry["token"]), float(entry["logprob"]))
 
 
+def _error(text: str) -> dict[str, Any]:
+    """Return the error in an answer; trtllm-serve does not wrap it in `error`."""
+    try:
+        document = json.loads(text)
+        error = document.get("error", document)
+    except (ValueError, AttributeError):
+        return {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
 def raise_for_status(status: int, text: str) -> None:
     """Raise the exception for an engine's error answer.
 
@@ -206,13 +220,9 @@ def raise_for_status(status: int, text: str) -> None:
     """
     if status < 400:
         return
-    try:
-        error = json.loads(text).get("error", {})
-    except (ValueError, AttributeError):
-        error = {}
-    error = error if isinstance(error, dict) else {"message": str(error)}
+    error = _error(text)
     message = str(error.get("message") or text[:200] or f"status {status}")
-    if error.get("type") == "exceed_context_size_error":
+    if error.get("type") == "exceed_context_size_error" or _OVERFLOW.search(message):
         raise ContextOverflow(f"the prompt does not fit the engine's context: {message}", status)
     if status in (429, 502, 503, 504):
         raise EngineUnavailable(f"the engine answered {status}: {message}")

@@ -21,6 +21,7 @@ from tuneline.serving.client.chat_protocol import (
     raise_for_status,
     request_body,
 )
+from tuneline.serving.metrics_text import read_metrics
 
 # Long enough for a full answer of a small model on a busy laptop.
 DEFAULT_TIMEOUT = 300.0
@@ -39,6 +40,7 @@ class EngineClient:
         *,
         model: str = "default",
         timeout: float = DEFAULT_TIMEOUT,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         """Create a client.
 
@@ -46,9 +48,12 @@ class EngineClient:
             base_url: `http://host:port`, without `/v1`.
             model: model name that is sent with each request.
             timeout: time without a byte after which a request fails, in seconds.
+            fields: more fields of every request, which the request's own take precedence over;
+                they choose an adapter.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
+        self.fields = dict(fields or {})
         self._timeout = httpx.Timeout(timeout, connect=10.0)
         self._http = httpx.Client(
             base_url=self.base_url,
@@ -108,7 +113,7 @@ class EngineClient:
             seed=seed,
             logprobs=logprobs,
             stream=stream,
-            extra=extra,
+            extra={**self.fields, **(extra or {})},
         )
         started = time.perf_counter()
         with self._faults():
@@ -134,7 +139,8 @@ class EngineClient:
             http: the connection pool; see `async_http`.
             options: see `chat`.
         """
-        body = request_body(self.model, messages, **options)
+        extra = {**self.fields, **(options.pop("extra", None) or {})}
+        body = request_body(self.model, messages, extra=extra, **options)
         started = time.perf_counter()
         with self._faults():
             if not body["stream"]:
@@ -196,16 +202,11 @@ class EngineClient:
                 raise
 
     def metrics(self) -> dict[str, float]:
-        """Return the engine's Prometheus metrics without labels, by name."""
+        """Return the engine's Prometheus metrics by name; see `read_metrics`."""
         with self._faults():
             answer = self._http.get("/metrics")
             raise_for_status(answer.status_code, answer.text)
-        found = {}
-        for line in answer.text.splitlines():
-            name, _, value = line.partition(" ")
-            if line and not line.startswith("#"):
-                found[name] = float(value)
-        return found
+            return read_metrics(answer.text)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

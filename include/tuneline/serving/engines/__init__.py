@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # SGLang and TGI are rows of the compatibility table; no run can choose to ship them.
 _CLASSES = {
     "llama_cpp": "llama_cpp.engine:LlamaCpp",
-    "vllm": "vllm:Vllm",
+    "vllm": "vllm.engine:Vllm",
     "sglang": "base:Engine",
     "tgi": "base:Engine",
     "tensorrt_llm": "tensorrt_llm.engine:TensorRtLlm",

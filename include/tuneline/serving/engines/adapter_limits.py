@@ -79,8 +79,12 @@ def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) ->
             "deployment.engine"
         )
     refuse_unserved(training.target_modules)
-    if training.dora and engine not in DORA_ENGINES:
-        raise UserError(f"training.dora: {engine} can't load a DoRA adapter; set dora to false")
+    # Merged, it is a model like any other.
+    if training.dora and deployment.multi_tenant and engine not in DORA_ENGINES:
+        raise UserError(
+            f"training.dora: {engine} can't load a DoRA adapter beside its base; set dora or "
+            "deployment.multi_tenant to false"
+        )
 
 
 def refuse_unserved(targets: str | Sequence[str]) -> None:

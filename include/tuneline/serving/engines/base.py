@@ -1,22 +1,22 @@
-"""The interface of inference engines: model facts, compatibility, builds and serve commands."""
+"""The interface of inference engines: what they load, how it is made, and how it is served."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tuneline.artifacts.deployment import BuildReport
 from tuneline.errors import UserError
-from tuneline.models.base_model import read_json
-from tuneline.serving.engines.identity import hash_tree, machine_identity
+from tuneline.models.base_model import BaseModel, digest_of, read_json
+from tuneline.models.cache import Log
+from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.engine_server import EngineServer, ServeRequest
 from tuneline.serving.engines.registry import known_architectures
 
-# Address of a served engine inside its pod; the gateway has its own port.
-HOST, PORT = "127.0.0.1", 8081
+# What an engine loads: one GGUF file, a Hugging Face folder, or a folder that was compiled.
+Form = Literal["gguf", "checkpoint", "engine"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class BuildRequest:
         max_total_tokens: longest prompt with its answer, in tokens.
         tensor_parallel: number of GPUs that share one model.
         lora_rank: highest rank of adapters served beside the model; None without adapters.
-        calibration_dir: local dataset for quantisations that calibrate.
+        calibration: texts for quantisations that calibrate.
+        context_logits: whether the engine can give the logits of a prompt, to be measured; it is
+            slower for that.
     """
 
     model_dir: Path
@@ -103,11 +105,81 @@ class BuildRequest:
     max_total_tokens: int = 2048
     tensor_parallel: int = 1
     lora_rank: int | None = None
-    calibration_dir: Path | None = None
+    calibration: Sequence[str] = ()
+    context_logits: bool = False
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter in the form that an engine loads beside a base.
+
+    Attributes:
+        name: its name in the API.
+        path: the file or the folder.
+        sha256: hash of the file, or of a folder's list of hashes (`digest_of`).
+        files: SHA-256 of each file by name.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    files: Mapping[str, str]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file or of all files of the folder, in bytes."""
+        return _size(self.path, self.files)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model in the form that its engine loads.
+
+    Attributes:
+        engine: name of the engine.
+        path: the file or the folder.
+        sha256: hash of the file, or of a folder's list of hashes (`digest_of`); with an adapter
+            the hash over both hashes.
+        files: SHA-256 of each file by name, without those of the adapter.
+        adapter: the adapter that every request is answered with; None for a model without one.
+    """
+
+    engine: str
+    path: Path
+    sha256: str
+    files: Mapping[str, str]
+    adapter: ServedAdapter | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file or of all files of the folder, and of the adapter, in bytes."""
+        return _size(self.path, self.files) + (self.adapter.bytes if self.adapter else 0)
+
+    def beside(self, adapter: ServedAdapter) -> ServedModel:
+        """Return this base with an adapter beside it."""
+        sha256 = digest_of({"base": self.sha256, "adapter": adapter.sha256})
+        return replace(self, sha256=sha256, adapter=adapter)
+
+
+def _size(path: Path, files: Mapping[str, str]) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum((path / name).stat().st_size for name in files)
 
 
 class Engine:
-    """An inference engine; one without a class of its own is checked for compatibility only."""
+    """An inference engine; one without a class of its own is checked for compatibility only.
+
+    Attributes:
+        name: its name in the configuration.
+        title: its name in sentences.
+        form: what it loads.
+        serves_adapters: whether its servers load adapters beside a base.
+    """
+
+    title: ClassVar[str] = ""
+    form: ClassVar[Form] = "checkpoint"
+    serves_adapters: ClassVar[bool] = True
 
     def __init__(self, name: str) -> None:
         """Create the engine of that name."""
@@ -123,6 +195,27 @@ class Engine:
             reason = f"{model.architecture} is not among the {len(known)} architectures it knows"
         return Compatibility(self.name, compatible, reason, source, live)
 
+    def missing(self) -> str | None:
+        """Return what keeps the engine from being started here, None if nothing does."""
+        return f"{self.name} can't be started by a run"
+
+    def version(self) -> str:
+        """Return the engine's package and version, as it is installed here."""
+        return self.name
+
+    def on_gpu(self) -> bool:
+        """Return True if the engine, started here, runs on a GPU."""
+        return False
+
+    def sized(self, parallel: int, context_tokens: int) -> Engine:
+        """Return the engine with the sizes that it builds for, where it builds.
+
+        Args:
+            parallel: requests served at once.
+            context_tokens: context of one request, in tokens.
+        """
+        return self
+
     def build(self, request: BuildRequest) -> BuildReport:
         """Make the files that the engine loads, or report the obstacle.
 
@@ -131,61 +224,95 @@ class Engine:
         """
         raise UserError(f"{self.name}: nothing is built for this engine")
 
+    def make_variant(
+        self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
+    ) -> Path:
+        """Make a quantised variant of the tuned model.
 
-class CheckpointServer(Engine, ABC):
-    """An engine that serves Hugging Face checkpoints: they are identified, nothing is built.
+        Args:
+            name: one of `deployment.variants`.
+            source: the unquantised model in the engine's form.
+            target: where it is written; a file for `gguf`, else a folder.
+            texts: rendered training rows, for quantisations that calibrate.
+            log: function that takes one line of progress.
 
-    Attributes:
-        title: the engine's name in sentences.
-        package: the Python package that holds it.
-        program: the command that serves a model, whose directory follows.
-        quantised: description of the quantised checkpoints that it loads.
-    """
-
-    title: ClassVar[str]
-    package: ClassVar[str]
-    program: ClassVar[tuple[str, ...]]
-    quantised: ClassVar[str]
-
-    @abstractmethod
-    def options(self, request: BuildRequest) -> dict[str, Any]:
-        """Return the options of the serve command, without host and port."""
-
-    def serve_command(self, request: BuildRequest) -> list[str]:
-        """Return the command line that serves the checkpoint."""
-        options = {**self.options(request), "--host": HOST, "--port": PORT}
-        return [*self.program, str(request.model_dir), *arguments(options)]
-
-    def build(self, request: BuildRequest) -> BuildReport:
-        """Identify the checkpoint.
+        Returns:
+            The file or the folder.
 
         Raises:
-            UserError: if a quantisation is requested; the engine takes quantised checkpoints.
+            UserError: if the engine has no such variant, or it can't be made of this model.
         """
-        if request.quantization is not None:
-            raise UserError(
-                f"{self.title} does not quantise ({request.quantization}); give it {self.quantised}"
-            )
-        identity = {
-            "engine": self.name,
-            "version": _installed(self.package),
-            **machine_identity(),
-            "files": hash_tree(request.model_dir),
-        }
-        return BuildReport(
-            engine=self.name,
-            built=True,
-            reason="it serves the checkpoint itself",
-            commands=[self.serve_command(request)],
-            identity=identity,
-        )
+        raise UserError(f"{self.name} has no variant {name}")
 
+    def untuned(self, base: BaseModel, log: Log) -> ServedModel:
+        """Return a base model in the form that the engine loads.
 
-def _installed(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"{package} not installed here"
+        Args:
+            base: the model.
+            log: function that takes one line of progress.
+        """
+        return ServedModel(self.name, base.path, base.digest, base.files)
+
+    def exporter(self) -> str:
+        """Return the packages that make the forms of models for it."""
+        return self.version()
+
+    def distances(
+        self,
+        reference: Path,
+        others: Mapping[str, Path],
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        request: ServeRequest,
+    ) -> dict[str, Divergence]:
+        """Return the distance of each variant from the reference, token by token.
+
+        Args:
+            reference: the unquantised model.
+            others: the variants by name; the reference itself may be among them.
+            sequences: token ids of rows.
+            starts: index at which each row's answer starts; only answers count.
+            request: the sizes that servers are started with, and the adapter that is beside
+                each of them, if one is.
+        """
+        raise UserError(f"{self.name}: its distributions can't be compared")
+
+    def losses(
+        self,
+        model: Path,
+        sequences: Sequence[Sequence[int]],
+        scored: Sequence[Sequence[bool]],
+        request: ServeRequest,
+    ) -> list[float] | None:
+        """Return the loss of a model on given tokens of each sequence, in nats.
+
+        Args:
+            model: what the engine loads.
+            sequences: token ids of rows.
+            scored: for each token of each sequence, whether it counts; a first one never does.
+            request: the sizes that servers are started with.
+
+        Returns:
+            The negative log-likelihood of each sequence's scored tokens, summed; None if the
+            engine does not tell the probability of tokens that it is given.
+        """
+        return None
+
+    def server(self, request: ServeRequest) -> EngineServer:
+        """Return a server of a model; `start` or a `with` block starts it.
+
+        Raises:
+            UserError: if a run can't start the engine.
+        """
+        raise UserError(f"{self.name} can't be started by a run")
+
+    def command(self, request: ServeRequest) -> list[str]:
+        """Return the command line of a server that replaces this process or runs in a pod.
+
+        Raises:
+            UserError: if a run can't start the engine.
+        """
+        raise UserError(f"{self.name} can't be started by a run")
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from typing import get_args
 
 from tuneline.config import DeploymentConfig, PipelineConfig
 from tuneline.errors import UserError
-from tuneline.gguf.export import ARCHITECTURES, gguf_architecture, rope
+from tuneline.gguf.families import supported
+from tuneline.gguf.settings import read_settings
 from tuneline.gguf.tokenizer import refuse_foreign
 from tuneline.machine.quantity import quantity
 from tuneline.models.base_model import check_directory, is_weights, read_json
@@ -44,23 +45,36 @@ def refuse_unfit(directory: Path, sizes: Mapping[str, int], config: PipelineConf
     title = f"base model {config.base_model!r}"
     check_directory(directory, sizes, title)
     facts = read_facts(directory)
-    refuse_unexportable(facts, title)
+    refuse_unexportable(facts, config, title)
     refuse_engine(facts, config, title)
     refuse_license(facts, config, title)
     refuse_size(facts, sizes, config, title)
 
 
-def refuse_unexportable(facts: ModelFacts, title: str) -> None:
-    """Refuse a model that has no faithful GGUF form, which every run exports and measures."""
+def refuse_unexportable(facts: ModelFacts, config: PipelineConfig, title: str) -> None:
+    """Refuse a model without a faithful GGUF form, if llama.cpp has to answer in the run."""
+    if config.deployment.engine == "llama_cpp":
+        change = ""
+    elif config.training.rehearsal_rows:
+        # Rehearsal asks the base model through llama.cpp, in the image of training.
+        change = ", or set training.rehearsal_rows to 0"
+    else:
+        return
     try:
-        gguf_architecture(facts.config, facts.path)
-        rope(facts.config)
+        settings = read_settings(facts.config, facts.path)
         refuse_foreign(read_json(facts.path / "tokenizer.json"), facts.path)
     except UserError as error:
         raise UserError(
             f"{title}: the tuned model could not be exported: {error}. Choose a base model of "
-            f"{', '.join(ARCHITECTURES)} with the byte-level BPE tokenizer of its family"
+            f"{supported()} with the tokenizer of its family{change}"
         ) from None
+    wanted, longest = config.deployment.context_tokens, settings.faithful_context
+    if longest is not None and wanted > longest:
+        raise UserError(
+            f"{title}: deployment.context_tokens {wanted} is more than {longest}, up to which "
+            "llama.cpp computes what the model was trained to; lower it, or choose another base "
+            "model"
+        )
 
 
 def refuse_engine(facts: ModelFacts, config: PipelineConfig, title: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tuneline.models.base_model import digest_of
 from tuneline.store import sha256_file
 
 
@@ -18,6 +20,18 @@ def hash_tree(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def hash_files(path: Path) -> tuple[str, dict[str, str]]:
+    """Return one hash of a file or a folder, and the SHA-256 of each file by name.
+
+    The hash of a folder is that of the list of its files' hashes.
+    """
+    if path.is_file():
+        digest = sha256_file(path)
+        return digest, {path.name: digest}
+    files = hash_tree(path)
+    return digest_of(files), files
 
 
 def machine_identity() -> dict[str, Any]:
@@ -35,15 +49,25 @@ def machine_identity() -> dict[str, Any]:
 
 def query_gpus() -> list[dict[str, str]]:
     """Return name, compute capability, memory and driver of each NVIDIA GPU; [] without any."""
+    fields = ("name", "compute_cap", "memory.total", "driver_version")
+    return [dict(zip(fields, row, strict=False)) for row in _query(fields, "csv,noheader")]
+
+
+def gpu_memory_used() -> int:
+    """Return the memory in use on all GPUs, in bytes; 0 without any."""
+    # In MiB without its unit.
+    rows = _query(("memory.used",), "csv,noheader,nounits")
+    return sum(int(row[0]) for row in rows if row[0].isdigit()) << 20
+
+
+def _query(fields: Sequence[str], form: str) -> list[list[str]]:
     if shutil.which("nvidia-smi") is None:
         return []
-    fields = ("name", "compute_cap", "memory.total", "driver_version")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", f"--format={form}"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except subprocess.TimeoutExpired:
         return []
     if answer.returncode != 0:
         return []
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.strip()]
-    return [dict(zip(fields, row, strict=False)) for row in rows]
+    return [line.split(", ") for line in answer.stdout.splitlines() if line.strip()]

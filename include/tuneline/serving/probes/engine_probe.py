@@ -1,31 +1,47 @@
 """Probe an engine's pod: does it generate tokens?
 
-    python -m tuneline.serving.probes.engine_probe live --url http://127.0.0.1:8081 --timeout 5
+    tuneline probe live --engine http://127.0.0.1:8081 --timeout 5
 
 A health route alone proves little: vLLM's has answered 200 after a GPU fault
 (vllm-project/vllm#36960). Both probes therefore require tokens. A busy engine must be neither
 killed nor taken out of service, so its counters are read first: if requests are running, they
 must move. An idle engine is asked for one token. `ready` also requires the expected model to be
-listed. The exit code is 0 for yes and 1 for no. Only the standard library is imported, since a
-probe runs every few seconds.
+listed, and an adapter to answer if one is named. The exit code is 0 for yes and 1 for no. Only
+the standard library is imported, since a probe runs every few seconds. llama.cpp, vLLM and
+TensorRT-LLM have such counters; reading those of TensorRT-LLM takes them away from others who read.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuneline.serving.adapter_fields import adapter_fields
+from tuneline.serving.metrics_text import read_metrics
+
+KINDS = ("live", "ready", "startup")
 # Pause between two readings of a busy engine's counters.
 LOOK_SECONDS = 0.25
-_PROGRESS = ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total")
-_BUSY = "llamacpp:requests_processing"
+# Counters that move while an engine works, and gauges of the requests that it has accepted. An
+# engine has those of its own name.
+_PROGRESS = (
+    "llamacpp:n_decode_total",
+    "llamacpp:prompt_tokens_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:generation_tokens_total",
+    "trtllm:step",
+)
+_BUSY = (
+    "llamacpp:requests_processing",
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "trtllm:requests_active",
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +53,37 @@ class ProbeResult:
     seconds: float
 
 
-def ready(url: str, timeout: float, model: str | None = None) -> ProbeResult:
+def probe(
+    kind: str,
+    url: str,
+    timeout: float,
+    model: str | None = None,
+    adapter: int | str | None = None,
+) -> ProbeResult:
+    """Ask the question of one of a pod's probes.
+
+    Args:
+        kind: one of `KINDS`; `startup` asks what `ready` asks, with the patience of its own block.
+        url: address of the engine, without `/v1`.
+        timeout: time for the whole probe, in seconds.
+        model: model id that must be listed; None accepts any.
+        adapter: the adapter that an idle engine's token must come from (see `adapter_fields`).
+    """
+    if kind == "live":
+        return live(url, timeout, adapter)
+    return ready(url, timeout, model, adapter)
+
+
+def ready(
+    url: str, timeout: float, model: str | None = None, adapter: int | str | None = None
+) -> ProbeResult:
     """Test that the engine lists the model and works; see `live`.
 
     Args:
         url: address of the engine, without `/v1`.
         timeout: time for the whole probe, in seconds.
         model: model id that must be listed; None accepts any.
+        adapter: the adapter that an idle engine's token must come from (see `adapter_fields`).
     """
     start = time.monotonic()
     try:
@@ -52,16 +92,17 @@ def ready(url: str, timeout: float, model: str | None = None) -> ProbeResult:
         return _result(start, False, _reason(error))
     if model is not None and model not in listed:
         return _result(start, False, f"it serves {', '.join(listed) or 'nothing'}, not {model}")
-    working = live(url, timeout - (time.monotonic() - start))
+    working = live(url, timeout - (time.monotonic() - start), adapter)
     return _result(start, working.ok, working.reason)
 
 
-def live(url: str, timeout: float) -> ProbeResult:
+def live(url: str, timeout: float, adapter: int | str | None = None) -> ProbeResult:
     """Test that the engine works: its running requests move, or it generates a token.
 
     Args:
         url: address of the engine, without `/v1`.
         timeout: time for the whole probe, in seconds.
+        adapter: the adapter that an idle engine's token must come from (see `adapter_fields`).
     """
     start = time.monotonic()
 
@@ -71,14 +112,14 @@ def live(url: str, timeout: float) -> ProbeResult:
     try:
         before = now = _counters(url, left())
         # A long prompt is one step of the engine, so it gets the whole timeout.
-        while now.get(_BUSY, 0.0) > 0:
+        while any(now.get(name, 0.0) > 0 for name in _BUSY):
             if left() <= LOOK_SECONDS:
                 return _result(start, False, "requests are under way and nothing moves")
             time.sleep(LOOK_SECONDS)
             now = _counters(url, left())
             if any(now.get(name, 0.0) > before.get(name, 0.0) for name in _PROGRESS):
                 return _result(start, True, "its running requests move")
-        _one_token(url, left())
+        _one_token(url, left(), adapter)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _result(start, False, _reason(error))
     return _result(start, True, "it generated a token")
@@ -107,20 +148,33 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _one_token(url: str, timeout: float) -> None:
-    body = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "temperature": 0}
+def _one_token(url: str, timeout: float, adapter: int | str | None) -> None:
+    if isinstance(adapter, int):
+        # llama.cpp answers with the base alone where it has no adapter of that place.
+        loaded = [entry["id"] for entry in _json(url, "/lora-adapters", timeout)]
+        if adapter not in loaded:
+            raise ValueError(f"it has no adapter {adapter}, only {len(loaded)} of them")
+    ping = [{"role": "user", "content": "ping"}]
+    body = {"messages": ping, "max_tokens": 1, "temperature": 0, **adapter_fields(adapter)}
     answer = _json(url, "/v1/chat/completions", timeout, body)
     if not answer["usage"]["completion_tokens"]:
         raise ValueError("it answered without a token")
 
 
 def _counters(url: str, timeout: float) -> dict[str, float]:
-    found = {}
-    for line in _get(url, "/metrics", timeout).decode().splitlines():
-        name, _, value = line.partition(" ")
-        if name in (*_PROGRESS, _BUSY):
-            found[name] = float(value)
-    return found
+    text = _get(url, "/metrics", timeout).decode()
+    return _last_step(json.loads(text)) if text.startswith("[") else read_metrics(text)
+
+
+def _last_step(steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the counters in trtllm-serve's list of the steps since the last reading."""
+    if not steps:
+        return {}
+    last = steps[-1]
+    return {
+        "trtllm:step": float(last["iter"]),
+        "trtllm:requests_active": float(last.get("numActiveRequests", 0)),
+    }
 
 
 def _json(url: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> Any:
@@ -138,23 +192,3 @@ def _get(url: str, path: str, timeout: float, body: Mapping[str, Any] | None = N
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout) as answer:
         return bytes(answer.read())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the probe command."""
-    parser = argparse.ArgumentParser(prog="python -m tuneline.serving.probes.engine_probe")
-    parser.add_argument("kind", choices=["live", "ready"])
-    parser.add_argument("--url", required=True, help="address of the engine, without /v1")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds for the whole probe")
-    parser.add_argument("--model", help="model id that must be listed (ready only)")
-    arguments = parser.parse_args(argv)
-    if arguments.kind == "live":
-        result = live(arguments.url, arguments.timeout)
-    else:
-        result = ready(arguments.url, arguments.timeout, arguments.model)
-    print(f"{arguments.kind}: {'yes' if result.ok else 'no'}, {result.reason}")
-    return 0 if result.ok else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,39 +20,46 @@ STARTUP_FACTOR = 10
 GATEWAY_PORT = 8000
 
 
-def engine_probe_command(kind: str, url: str, model: str) -> list[str]:
+def engine_probe_command(
+    kind: str, url: str, model: str, adapter: int | str | None = None
+) -> list[str]:
     """Return the command of the engine's exec probe.
 
     Args:
-        kind: `live` or `ready`.
+        kind: `live`, `ready` or `startup`.
         url: address of the engine, as seen from its own container.
         model: model id that it must list.
+        adapter: the adapter that must answer (see `adapter_fields`); None asks the model alone.
     """
-    command = ["python", "-m", "tuneline.serving.probes.engine_probe", kind, "--url", url]
-    command += ["--timeout", str(PROBE_SECONDS)]
-    return [*command, "--model", model] if kind == "ready" else command
+    command = ["tuneline", "probe", kind, "--engine", url, "--timeout", str(PROBE_SECONDS)]
+    if adapter is not None:
+        command += ["--adapter", str(adapter)]
+    return command if kind == "live" else [*command, "--model", model]
 
 
-def engine_probes(url: str, model: str, start_seconds: float) -> dict[str, Any]:
+def engine_probes(
+    url: str, model: str, start_seconds: float, adapter: int | str | None = None
+) -> dict[str, Any]:
     """Return the probes of the engine's container.
 
     Args:
         url: address of the engine, as seen from its own container.
         model: model id that it must list.
         start_seconds: measured time from process start to the first token, in seconds.
+        adapter: the adapter that must answer (see `adapter_fields`); None asks the model alone.
     """
     budget = max(MIN_STARTUP_SECONDS, STARTUP_FACTOR * start_seconds)
 
     def probe(kind: str, period: int, failures: int) -> dict[str, Any]:
         return {
-            "exec": {"command": engine_probe_command(kind, url, model)},
+            "exec": {"command": engine_probe_command(kind, url, model, adapter)},
             "periodSeconds": period,
             "timeoutSeconds": EXEC_SECONDS,
             "failureThreshold": failures,
         }
 
     return {
-        "startupProbe": probe("ready", STARTUP_PERIOD, math.ceil(budget / STARTUP_PERIOD)),
+        "startupProbe": probe("startup", STARTUP_PERIOD, math.ceil(budget / STARTUP_PERIOD)),
         "readinessProbe": probe("ready", PERIOD_SECONDS, FAILURES),
         "livenessProbe": probe("live", PERIOD_SECONDS, FAILURES),
     }

@@ -7,11 +7,12 @@ from tests.lab.tiny_models import make_model
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.gguf.export import export_gguf
+from tuneline.serving.engines.divergence import compare_logits
 from tuneline.serving.engines.llama_cpp import lib as llama_cpp_lib
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
 from tuneline.serving.engines.llama_cpp.perplexity import (
-    compare_logits,
     perplexity_and_kl,
+    sequence_losses,
     tokenize_texts,
 )
 
@@ -51,6 +52,15 @@ def test_perplexity_equals_transformers(tmp_path):
 def test_only_answers_are_scored(tiny_gguf):
     found = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[30] * 5)
     assert found.tokens == 5 * 10
+
+
+def test_losses_of_marked_tokens(tiny_gguf):
+    marked = [[False] * 10 + [True] * 30] * 5
+    found = sequence_losses(tiny_gguf, SEQUENCES, marked)
+    same = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[10] * 5)
+    assert np.exp(sum(found) / (5 * 30)) == pytest.approx(same.perplexity, rel=1e-6)
+    # The first token is predicted by nothing.
+    assert sequence_losses(tiny_gguf, SEQUENCES[:1], [[True] + [False] * 39]) == [0.0]
 
 
 def test_another_model_is_far_away(tiny_gguf, tmp_path):

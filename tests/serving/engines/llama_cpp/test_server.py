@@ -8,10 +8,10 @@ import threading
 import httpx
 import pytest
 from tests.lab.commands import call
+from tests.lab.engines import llama_server
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import TunelineError, UserError
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 STORY = [{"role": "user", "content": "tell a story"}]
 
@@ -19,7 +19,7 @@ STORY = [{"role": "user", "content": "tell a story"}]
 def test_a_missing_file_is_the_users_error(tmp_path):
     missing = tmp_path / "none.gguf"
     server = "tuneline.serving.engines.llama_cpp.server"
-    answer = call(sys.executable, "-m", server, "--model", missing, PYTHONPATH="include")
+    answer = call(sys.executable, "-m", server, "--model", missing, PYTHONPATH="include:.")
     assert answer.returncode == 2
     assert answer.stderr == f"error: {missing} does not exist\n"
 
@@ -27,17 +27,17 @@ def test_a_missing_file_is_the_users_error(tmp_path):
 def test_start_errors_name_the_cause(tmp_path, tiny_gguf, engine):
     (tmp_path / "text.gguf").write_text("no model at all")
     with pytest.raises(TunelineError, match="expected 'GGUF'"):
-        LlamaServer(tmp_path / "text.gguf").start()
+        llama_server(tmp_path / "text.gguf").start()
     (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:-5000])
     with pytest.raises(TunelineError, match="corrupted or incomplete"):
-        LlamaServer(tmp_path / "cut.gguf").start()
+        llama_server(tmp_path / "cut.gguf").start()
     port = int(engine.base_url.rsplit(":", 1)[1])
     with pytest.raises(TunelineError, match=f"couldn't bind .*port: {port}"):
-        LlamaServer(tiny_gguf, port=port).start()
+        llama_server(tiny_gguf, port=port).start()
     with pytest.raises(TunelineError, match=r"general\.type to be 'adapter'"):
-        LlamaServer(tiny_gguf, loras=[tiny_gguf]).start()
+        llama_server(tiny_gguf, loras=[tiny_gguf]).start()
     with pytest.raises(UserError, match="does not exist"):
-        LlamaServer(tmp_path / "none.gguf").start()
+        llama_server(tmp_path / "none.gguf").start()
 
 
 def test_it_listens_on_loopback_and_lets_no_page_read(engine):
@@ -58,7 +58,7 @@ def wait_until_busy(server):
 
 
 def test_a_term_signal_lets_requests_finish(tiny_gguf):
-    server = LlamaServer(tiny_gguf, ctx=8000, threads=1)
+    server = llama_server(tiny_gguf, ctx=8000, threads=1)
     server.start()
     answers = []
 
@@ -80,18 +80,18 @@ def test_it_ends_with_the_process_that_started_it(tiny_gguf):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from tuneline.serving.engines.llama_cpp.engine import LlamaServer\n"
-        "server = LlamaServer(Path(sys.argv[1]))\n"
+        "from tests.lab.engines import llama_server\n"
+        "server = llama_server(Path(sys.argv[1]))\n"
         "server.start()\n"
         "print(server.pid, flush=True)\n"
         "os._exit(1)\n"
     )
-    answer = call(sys.executable, "-c", code, tiny_gguf, PYTHONPATH="include")
+    answer = call(sys.executable, "-c", code, tiny_gguf, PYTHONPATH="include:.")
     pid = int(answer.stdout)
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="its end")
 
 
 def test_many_starts(tiny_gguf):
     for parallel in range(1, 9):
-        with LlamaServer(tiny_gguf, parallel=parallel, start_timeout=30) as server:
+        with llama_server(tiny_gguf, parallel=parallel, start_seconds=30) as server:
             assert server.client().chat(STORY, max_tokens=1).usage.completion_tokens == 1

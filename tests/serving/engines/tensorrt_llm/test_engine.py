@@ -1,185 +1,190 @@
-"""TensorRT-LLM: exact commands that its parser takes, and no engine where none can be built."""
+"""What is built states what it is tied to, and is refused where that does not hold."""
 
-import argparse
 import json
-import os
-from pathlib import Path
+import shutil
 
 import pytest
+from tests.lab.trtllm import H100, L4
 
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import UserError
+from tuneline.models.resolver import load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import BuildRequest
-from tuneline.serving.engines.tensorrt_llm.engine import QUANTISATIONS, VERSION
+from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.identity import IDENTITY_FILE, read_limits
+from tuneline.store import sha256_file
 
 ENGINE = get_engine("tensorrt_llm")
-# The flags of the release's programs.
-FLAGS = json.loads(Path(__file__).with_name("flags.json").read_text(encoding="utf-8"))
-TYPES = {"int": int, "float": float, "str": str}
+TEXTS = [f"row {number}" for number in range(8)]
 
 
-class Refused(Exception):
-    pass
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise Refused(f"{self.prog}: {message}")
-
-
-def parse(command):
-    """Parse a command line as the release would."""
-    skip = 2 if command[0] == "python" else 1
-    program = Path(command[skip - 1]).name
-    parser = Parser(prog=program, allow_abbrev=False, add_help=False)
-    for flag, kind in FLAGS[program]["values"].items():
-        if isinstance(kind, list):
-            parser.add_argument(flag, choices=kind)
-        elif kind == "list":
-            parser.add_argument(flag, nargs="+")
-        else:
-            parser.add_argument(flag, type=TYPES[kind])
-    for flag in FLAGS[program]["switches"]:
-        parser.add_argument(flag, action="store_true")
-    if program == "trtllm-serve":
-        parser.add_argument("model")
-    return parser.parse_args(list(command[skip:]))
+def request_for(folder, parallel=2, context=512, **fields):
+    return ServeRequest(folder, "model", parallel, context, **fields)
 
 
 @pytest.fixture
-def no_gpu(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    (tmp_path / "bin").mkdir()
-    return tmp_path / "bin"
+def copy(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "copy")
 
 
-def script(folder, name, text):
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-
-
-@pytest.mark.parametrize("quantization", [None, *QUANTISATIONS])
-@pytest.mark.parametrize("lora_rank", [None, 16])
-def test_the_release_would_take_our_commands(quantization, lora_rank, tiny_dir, tmp_path):
-    request = BuildRequest(
-        tiny_dir,
-        tmp_path,
-        quantization=quantization,
-        lora_rank=lora_rank,
-        calibration_dir=tmp_path / "calibration",
-    )
-    convert, build = ENGINE.commands(request)
-    parsed = parse(convert)
-    assert parsed.model_dir == str(tiny_dir)
-    assert parsed.output_dir == str(tmp_path / "checkpoint")
-    if quantization is not None:
-        assert parsed.qformat == quantization
-    parsed = parse(build)
-    assert parsed.checkpoint_dir == str(tmp_path / "checkpoint")
-    assert (parsed.max_batch_size, parsed.max_input_len, parsed.max_seq_len) == (8, 1024, 2048)
-    assert parsed.lora_plugin == ("auto" if lora_rank else None)
-
-
-def test_the_awq_block_divides_the_hidden_size(tiny_dir, tmp_path):
-    convert, _ = ENGINE.commands(BuildRequest(tiny_dir, tmp_path, quantization="int4_awq"))
-    assert parse(convert).awq_block_size == 64
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        ["trtllm-build", "--max-batch-size", "8"],
-        ["trtllm-build", "--gemm_plugin", "fp4"],
-        ["trtllm-build", "--max_batch_size", "many"],
-        ["trtllm-build", "--max_batch", "8"],
-        ["python", "/x/quantize.py", "--qformat", "awq"],
-    ],
-)
-def test_the_parser_refuses_what_the_release_would(wrong):
-    with pytest.raises(Refused):
-        parse(wrong)
-
-
-def test_the_release_would_take_the_serve_command_of_the_pytorch_backend(tiny_dir, tmp_path):
-    engine = get_engine("tensorrt_llm_pytorch")
-    parsed = parse(engine.serve_command(BuildRequest(tiny_dir, tmp_path)))
-    assert (parsed.model, parsed.backend, parsed.host, parsed.port) == (
-        str(tiny_dir),
-        "pytorch",
-        "127.0.0.1",
-        8081,
-    )
-    assert (parsed.max_batch_size, parsed.max_seq_len) == (8, 2048)
-
-
-def test_without_a_gpu_nothing_is_built_and_it_is_said(no_gpu, tiny_dir, tmp_path):
-    report = ENGINE.build(BuildRequest(tiny_dir, tmp_path / "out"))
-    assert not report.built
-    assert report.reason == (
-        "not built: needs a GPU pod with tensorrt-llm 1.2.1 (no GPU and no trtllm-build here)"
-    )
-    assert [command[0] for command in report.commands] == ["python", "trtllm-build"]
-    assert report.identity == {}
-    assert not (tmp_path / "out").exists()
-    report = get_engine("tensorrt_llm_pytorch").build(BuildRequest(tiny_dir, tmp_path / "out"))
-    assert not report.built
-    assert "needs a GPU pod" in report.reason
-
-
-def test_a_gpu_too_old_for_a_quantisation(no_gpu, tiny_dir, tmp_path):
-    script(no_gpu, "nvidia-smi", "echo 'NVIDIA A100, 8.0, 81920 MiB, 570.1'")
-    script(no_gpu, "trtllm-build", "exit 0")
-    report = ENGINE.build(BuildRequest(tiny_dir, tmp_path / "out", quantization="fp8"))
-    assert not report.built
-    assert "fp8 needs compute capability 8.9, the GPU has 8.0" in report.reason
-
-
-def test_the_identity_of_a_built_engine(no_gpu, tmp_path):
-    script(no_gpu, "nvidia-smi", "echo 'NVIDIA L4, 8.9, 23034 MiB, 570.1'")
-    engine = tmp_path / "engine"
-    engine.mkdir()
-    config = {
-        "version": "1.2.1",
-        "pretrained_config": {"dtype": "float16", "quantization": {"quant_algo": None}},
-        "build_config": {"max_batch_size": 8, "max_input_len": 1024, "max_seq_len": 2048},
-    }
-    (engine / "config.json").write_text(json.dumps(config))
-    (engine / "rank0.engine").write_bytes(b"plan")
-    identity = ENGINE.identity(engine)
+def test_the_identity_names_everything_that_an_engine_is_tied_to(built):
+    identity = json.loads((built / IDENTITY_FILE).read_text())
     assert identity["version"] == "tensorrt_llm 1.2.1"
-    assert identity["limits"]["max_batch_size"] == 8
-    assert identity["gpus"][0]["compute_cap"] == "8.9"
-    assert set(identity["files"]) == {"config.json", "rank0.engine"}
+    assert identity["tensorrt"] == "10.13.3.9"
+    assert "cuda" in identity
+    assert identity["driver"] == "570.133.20"
+    assert (identity["gpus"][0]["name"], identity["gpus"][0]["compute_cap"]) == L4
+    assert identity["mapping"]["tp_size"] == 1
+    assert (identity["dtype"], identity["quantization"]["quant_algo"]) == ("float16", None)
+    assert identity["limits"] == {
+        "max_batch_size": 2,
+        "max_input_tokens": 511,
+        "max_total_tokens": 512,
+        "max_num_tokens": 8192,
+        "max_lora_rank": 0,
+        "world_size": 1,
+    }
+    files = identity["files"]
+    assert {"engine/config.json", "engine/rank0.engine", "tokenizer/tokenizer.json"} <= set(files)
+    assert files["engine/rank0.engine"] == sha256_file(built / "engine/rank0.engine")
+    # The model's config.json is among the tokenizer's files: trtllm-serve answers no chat without.
+    assert not list(built.rglob("*.safetensors"))
+    assert (built / "tokenizer/config.json").is_file()
 
 
-def test_a_command_that_fails_is_one_sentence(no_gpu, tiny_dir, tmp_path, monkeypatch):
-    script(no_gpu, "nvidia-smi", "echo 'NVIDIA L4, 8.9, 23034 MiB, 570.1'")
-    script(no_gpu, "trtllm-build", "exit 0")
-    script(no_gpu, "python", "echo first >&2; echo 'CUDA out of memory' >&2; exit 3")
-    with pytest.raises(TunelineError, match="python ended with code 3: CUDA out of memory"):
-        ENGINE.build(BuildRequest(tiny_dir, tmp_path / "out"))
+def test_the_limits_are_those_that_were_built_and_not_those_asked_for(built, copy):
+    path = copy / "engine/config.json"
+    config = json.loads(path.read_text())
+    config["build_config"]["max_seq_len"] = 256
+    path.write_text(json.dumps(config))
+    assert read_limits(copy).max_total_tokens == 256
+    assert read_limits(built).max_total_tokens == 512
 
 
-def test_what_can_not_be_asked_for(tiny_dir, tmp_path):
-    with pytest.raises(UserError, match="'gptq': use one of int4_awq"):
-        ENGINE.commands(BuildRequest(tiny_dir, tmp_path, quantization="gptq"))
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text(json.dumps({"architectures": ["FalconForCausalLM"]}))
-    with pytest.raises(UserError, match="no conversion is known for FalconForCausalLM"):
-        ENGINE.commands(BuildRequest(other, tmp_path))
+def test_an_engine_of_this_pod_is_served(built):
+    assert ENGINE.command(request_for(built))[-2:] == ["--tp_size", "1"]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not os.environ.get("TUNELINE_TRTLLM"), reason="needs the TensorRT-LLM image")
-def test_the_real_parser_takes_our_commands(tiny_dir, tmp_path):
-    from tensorrt_llm.commands.build import parse_arguments
+def test_an_engine_of_another_gpu(built, other_gpu):
+    other_gpu(*H100)
+    said = (
+        r"built for SM 8\.9 \(NVIDIA L4\), this pod has 9\.0 \(NVIDIA H100 80GB HBM3\): "
+        r"serve it on the former, or build it again here"
+    )
+    with pytest.raises(UserError, match=said):
+        ENGINE.server(request_for(built))
+    with pytest.raises(UserError, match=said):
+        ENGINE.command(request_for(built))
 
-    _, build = ENGINE.commands(BuildRequest(tiny_dir, tmp_path))
-    parse_arguments().parse_args(list(build[1:]))
+
+def test_an_engine_on_a_pod_without_a_gpu(built, image, monkeypatch):
+    monkeypatch.setenv("TRTLLM_LAB_GPUS", "0")
+    with pytest.raises(UserError, match=r"built for SM 8\.9 .*this pod has no GPU"):
+        ENGINE.server(request_for(built))
 
 
-def test_the_table_names_its_release():
-    assert FLAGS["version"] == VERSION == "1.2.1"
-    assert parse(["trtllm-build"]).max_batch_size is None
+def test_an_engine_of_another_version(built, image):
+    image.version("1.2.0")
+    try:
+        said = r"built by TensorRT-LLM 1\.2\.1, this image has 1\.2\.0: serve it in the image of"
+        with pytest.raises(UserError, match=said):
+            ENGINE.server(request_for(built))
+    finally:
+        image.version("1.2.1")
+
+
+def test_an_engine_of_another_tensorrt(copy):
+    path = copy / IDENTITY_FILE
+    path.write_text(path.read_text().replace("10.13.3.9", "10.9.0.34"))
+    with pytest.raises(UserError, match=r"built by TensorRT 10\.9\.0\.34, this image has 10\.13"):
+        ENGINE.server(request_for(copy))
+
+
+@pytest.mark.parametrize("name", ["engine/rank0.engine", "tokenizer/tokenizer.json"])
+def test_a_flipped_byte(copy, name):
+    raw = bytearray((copy / name).read_bytes())
+    raw[-3] ^= 1
+    (copy / name).write_bytes(raw)
+    with pytest.raises(UserError, match=f"differ from engine_identity.json in {name}; fetch the"):
+        ENGINE.server(request_for(copy))
+
+
+def test_a_file_too_many_or_too_few(copy):
+    (copy / "engine/rank1.engine").write_bytes(b"another")
+    (copy / "tokenizer/chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"in engine/rank1\.engine, tokenizer/chat_template\.jinja"):
+        ENGINE.command(request_for(copy))
+
+
+def test_an_engine_without_an_identity(copy):
+    (copy / IDENTITY_FILE).unlink()
+    with pytest.raises(UserError, match=r"nothing says which GPU .* build it again"):
+        ENGINE.server(request_for(copy))
+
+
+def test_more_context_than_was_built_for(built):
+    with pytest.raises(UserError, match=r"context_tokens is 1024, the engine was built for 512"):
+        ENGINE.server(request_for(built, context=1024))
+
+
+def test_a_larger_batch_than_was_built_for(built):
+    with pytest.raises(UserError, match=r"parallel is 4, the engine was built for 2 requests"):
+        ENGINE.server(request_for(built, parallel=4))
+
+
+def test_an_adapter_of_a_higher_rank_than_was_built_for(built, image, tiny_dir, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 32}))
+    with pytest.raises(UserError, match="built without adapters, so it can't serve tuned"):
+        ENGINE.server(request_for(built, adapters={"tuned": adapter}))
+    ENGINE.build(BuildRequest(tiny_dir, tmp_path / "lora", lora_rank=16))
+    with pytest.raises(UserError, match="rank 32, the engine was built for 16"):
+        ENGINE.server(request_for(tmp_path / "lora", adapters={"tuned": adapter}))
+
+
+def test_a_base_is_built_once_for_a_gpu(image, tiny_dir, tmp_path, monkeypatch, other_gpu):
+    from tuneline.models.base_model import describe
+    from tuneline.serving.engines.identity import hash_tree
+
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
+    base = describe(str(tiny_dir), tiny_dir, hash_tree(tiny_dir))
+    lines = []
+    engine = ENGINE.sized(2, 256)
+    first, second = engine.untuned(base, lines.append), engine.untuned(base, lines.append)
+    assert first == second
+    assert lines == [f"building an engine of the base model {tiny_dir} (once)"]
+    assert read_limits(first.path).max_total_tokens == 256
+    assert engine.server(request_for(first.path, context=256))
+    other_gpu(*H100)
+    assert engine.untuned(base, lines.append).path != first.path
+    assert len(lines) == 2
+
+
+def test_variants_lose_what_their_quantisation_loses(image, tiny_dir, tmp_path):
+    """The logits are the engines' own, by the LLM API in NVIDIA's Python."""
+    engine = ENGINE.sized(2, 128)
+    variants = {
+        name: engine.make_variant(name, tiny_dir, tmp_path / name, texts=TEXTS, log=lambda _: None)
+        for name in ("f16", "fp8", "int4_awq")
+    }
+    algorithms = {
+        name: json.loads((path / IDENTITY_FILE).read_text())["quantization"]["quant_algo"]
+        for name, path in variants.items()
+    }
+    assert algorithms == {"f16": None, "fp8": "FP8", "int4_awq": "W4A16_AWQ"}
+    ids = load_tokenizer(tiny_dir)(["the quick brown fox jumps", "order 10293 was shipped"])
+    sequences = ids["input_ids"]
+    found = engine.distances(variants["f16"], variants, sequences, [2, 2], request_for(tmp_path))
+    assert found["f16"].mean_kl == 0.0
+    assert 0.0 < found["fp8"].mean_kl < found["int4_awq"].mean_kl
+    assert found["fp8"].tokens == sum(map(len, sequences)) - 4
+    with pytest.raises(UserError, match="a row has 200 tokens, the engines were built for 128"):
+        engine.distances(variants["f16"], {}, [[5] * 200], [1], request_for(tmp_path))
+
+
+def test_an_engine_that_was_not_built_to_be_measured(built):
+    from tuneline.errors import TunelineError
+
+    with pytest.raises(TunelineError, match="gives no context logits"):
+        ENGINE.distances(built, {"f16": built}, [[5, 6, 7]], [1], request_for(built))

@@ -4,51 +4,140 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, ClassVar
 
+from tuneline.artifacts.deployment import REFERENCE
 from tuneline.errors import RetryableError, TunelineError, UserError
-from tuneline.gguf.export import gguf_architecture, rope
+from tuneline.gguf.export import export_gguf
+from tuneline.gguf.quantize import quantize
+from tuneline.gguf.settings import read_settings
 from tuneline.gguf.tokenizer import read_tokenizer
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-from tuneline.serving.client.client import EngineClient
-from tuneline.serving.engines.base import Compatibility, Engine, ModelFacts
+from tuneline.models.base_model import BaseModel
+from tuneline.models.cache import Log, cache_root, cached_model
+from tuneline.serving.adapter_fields import adapter_fields
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.engines.base import Compatibility, Engine, Form, ModelFacts, ServedModel
+from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest
+from tuneline.serving.engines.llama_cpp.perplexity import (
+    perplexity_and_kl,
+    sequence_losses,
+    tokenize_texts,
+)
 from tuneline.serving.engines.llama_cpp.server import ERROR_PREFIX, READY_PREFIX, server_command
-from tuneline.serving.probes import engine_probe
-from tuneline.serving.server_process import ServerProcess
 
-# A small model is up in a second; large ones read tens of gigabytes from disk first.
-START_TIMEOUT = 600.0
-# Within which a started server must generate its first token, seconds.
-TOKEN_TIMEOUT = 30.0
 # Our lines may follow half a line of the engine's: its log threads write to the same file.
 _READY = re.compile(re.escape(READY_PREFIX) + r"(http\S+)\n")
 _ERROR = re.compile(re.escape(ERROR_PREFIX) + r"(.+)\n")
 # llama.cpp's log: time, level E, function, message.
 _LOG_ERROR = re.compile(r"^[\d.]+ E (?:.*?: )?(.+)$", re.M)
+_PROMPT, _COMPLETION = "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"
+_STEPS, _PER_STEP = "llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode"
 
 
 class LlamaCpp(Engine):
-    """llama.cpp through xllamacpp; `build_engine` loads the shipped GGUF file itself."""
+    """llama.cpp through xllamacpp; it loads one GGUF file."""
+
+    title: ClassVar[str] = "llama.cpp"
+    form: ClassVar[Form] = "gguf"
 
     def check(self, model: ModelFacts) -> Compatibility:
         """Check that our exporter can convert the model to GGUF faithfully."""
         source = "this project's GGUF exporter, whose architectures and tokenizers are tested"
         try:
-            architecture = gguf_architecture(model.config, model.path)
-            rope(model.config)
+            settings = read_settings(model.config, model.path)
             tokenizer = read_tokenizer(model.path, model.vocab_size)
         except UserError as error:
             return Compatibility(self.name, False, str(error), source, live=True)
-        reason = f"GGUF architecture {architecture}, pre-tokenizer {tokenizer.pre}"
+        reason = f"GGUF architecture {settings.family.gguf}, pre-tokenizer {tokenizer.pre}"
         return Compatibility(self.name, True, reason, source, live=True)
 
+    def missing(self) -> str | None:
+        """Return the package that is not installed, None if the engine can be started."""
+        return None if find_spec("xllamacpp") else "xllamacpp is not installed in this image"
 
-class LlamaServer(ServerProcess):
+    def version(self) -> str:
+        """Return the version of xllamacpp."""
+        return f"xllamacpp {version('xllamacpp')}"
+
+    def make_variant(
+        self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
+    ) -> Path:
+        """Quantise a GGUF file; llama.cpp's plain quantisations do not calibrate."""
+        if name == REFERENCE:
+            return source
+        log(f"quantising to {name}")
+        return quantize(source, target, name).path
+
+    def untuned(self, base: BaseModel, log: Log) -> ServedModel:
+        """Return a base model as f16 GGUF from the cache; export it if it is not there."""
+
+        def fill(folder: Path) -> None:
+            log(f"exporting the base model {base.uri} to GGUF (once)")
+            export_gguf(base.path, folder / "base-f16.gguf")
+
+        key = f"{base.digest} gguf {version('gguf')}"
+        folder, files = cached_model(cache_root(), "gguf", key, fill, log=log)
+        path = folder / "base-f16.gguf"
+        return ServedModel(self.name, path, files[path.name], {path.name: files[path.name]})
+
+    def exporter(self) -> str:
+        """Return the versions of the GGUF writer and of llama.cpp, which quantises."""
+        return f"gguf {version('gguf')}, {self.version()}"
+
+    def distances(
+        self,
+        reference: Path,
+        others: Mapping[str, Path],
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        request: ServeRequest,
+    ) -> dict[str, Divergence]:
+        """Compare logits over the whole vocabulary, in a child process for each variant."""
+        adapter = request.adapters[request.answers_with] if request.answers_with else None
+        return {
+            name: perplexity_and_kl(
+                reference,
+                path,
+                sequences,
+                score_from=starts,
+                threads=request.threads,
+                adapter=adapter,
+            )
+            for name, path in others.items()
+        }
+
+    def losses(
+        self,
+        model: Path,
+        sequences: Sequence[Sequence[int]],
+        scored: Sequence[Sequence[bool]],
+        request: ServeRequest,
+    ) -> list[float] | None:
+        """Score the tokens of a GGUF file, in a child process."""
+        threads = request.threads or default_threads()
+        return sequence_losses(model, sequences, scored, threads=threads)
+
+    def server(self, request: ServeRequest) -> LlamaServer:
+        """Return a server of a GGUF file."""
+        return LlamaServer(request)
+
+    def command(self, request: ServeRequest) -> list[str]:
+        """Return the command line of the server."""
+        return _command(request)
+
+
+class LlamaServer(EngineServer):
     """A llama.cpp server as a child process; ready once it has generated a token.
 
-    with LlamaServer(Path("model.gguf"), parallel=4, ctx=1024) as server:
+    with LlamaServer(ServeRequest(Path("model.gguf"), "model", 4, 1024)) as server:
         server.client().chat([…], max_tokens=32)
     """
 
@@ -56,48 +145,12 @@ class LlamaServer(ServerProcess):
     stop_seconds = 25.0
     poll_seconds = 0.02
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        loras: Sequence[Path] = (),
-        threads: int | None = None,
-        parallel: int = 1,
-        ctx: int = 2048,
-        alias: str | None = None,
-        port: int = 0,
-        start_timeout: float = START_TIMEOUT,
-    ) -> None:
-        """Describe a server; `start` or a `with` block starts it.
-
-        Args:
-            model: GGUF file.
-            loras: GGUF adapters; off unless a request names them by index and scale.
-            threads: number of threads; None takes `default_threads()`.
-            parallel: requests served at once (slots).
-            ctx: context of one slot, in tokens.
-            alias: model name in the API.
-            port: port to listen on; 0 takes a free one.
-            start_timeout: longest time until it is ready, in seconds.
-        """
-        self.model = model
-        self.alias = alias or model.stem
-        self.threads = threads or default_threads()
-        self.parallel = parallel
-        self.base_url = ""
-        command = server_command(
-            model,
-            "--stop-with-stdin",
-            *(part for path in loras for part in ("--lora", str(path))),
-            alias=self.alias,
-            port=port,
-            threads=self.threads,
-            parallel=parallel,
-            ctx=ctx,
-        )
+    def __init__(self, request: ServeRequest) -> None:
+        """Describe a server; `start` or a `with` block starts it."""
+        self.request = replace(request, threads=request.threads or default_threads())
         super().__init__(
-            command,
-            start_seconds=start_timeout,
+            _command(self.request, "--stop-with-stdin"),
+            start_seconds=request.start_seconds,
             environment=child_environment(
                 PYTHONUNBUFFERED="1", OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1"
             ),
@@ -105,32 +158,53 @@ class LlamaServer(ServerProcess):
             stdin=subprocess.PIPE,
         )
 
-    def client(self, *, timeout: float = 300.0) -> EngineClient:
-        """Return a client of this server; several may be used at once."""
-        return EngineClient(self.base_url, model=self.alias, timeout=timeout)
+    def find_url(self) -> str | None:
+        """Return the address that the server has printed."""
+        match = _READY.search(self.read_log())
+        return match.group(1) if match else None
 
-    def memory_bytes(self) -> int:
-        """Return the resident memory of the server's process, in bytes."""
-        import psutil
+    def counters_from(self, metrics: Mapping[str, float]) -> Counters:
+        """Return the counters; llama.cpp leaves cached prompt tokens out by itself."""
+        steps = metrics[_STEPS]
+        return Counters(
+            int(metrics[_PROMPT]), int(metrics[_COMPLETION]), steps, steps * metrics[_PER_STEP]
+        )
 
-        return int(psutil.Process(self.pid).memory_info().rss)
+    def with_adapter(self, name: str) -> dict[str, Any]:
+        """Turn one adapter on; all are off otherwise (see the server's scale 0)."""
+        return adapter_fields(self.adapter_key(name))
 
-    def waiting_for(self) -> str | None:
-        """Return None once it listens and has generated a token."""
-        if not self.base_url:
-            match = _READY.search(self.read_log())
-            if match is None:
-                return "it did not listen"
-            self.base_url = match.group(1)
-        found = engine_probe.ready(self.base_url, TOKEN_TIMEOUT, self.alias)
-        return None if found.ok else found.reason
+    def adapter_key(self, name: str) -> int:
+        """Return the place of an adapter among those that were loaded."""
+        return list(self.request.adapters).index(name)
+
+    def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
+        """Compare the token ids of the prompt that the file's own chat template gives.
+
+        The engine takes the first token of a text off a rendered chat and puts it back when it
+        encodes it, so the texts may differ.
+        """
+        prompt = self._ask("apply-template", {"messages": messages})["prompt"]
+        asked = {"content": prompt, "add_special": True, "parse_special": True}
+        return bool(self._ask("tokenize", asked)["tokens"] == list(ids))
+
+    def _ask(self, route: str, body: Mapping[str, Any]) -> Any:
+        import httpx
+
+        answer = httpx.post(f"{self.base_url}/{route}", json=body, timeout=60.0, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of the file's own tokenizer."""
+        return tokenize_texts(self.request.model, texts)
 
     def start_error(self, code: int | None, lacking: str) -> TunelineError:
         """Return the error that its log states, or a retryable one if its time ran out."""
+        model = self.request.model
         if code is None:
             return RetryableError(
-                f"llama.cpp with {self.model} was not ready after {self.start_seconds:.0f} s: "
-                f"{lacking}"
+                f"llama.cpp with {model} was not ready after {self.start_seconds:.0f} s: {lacking}"
             )
         log = self.read_log()
         stated = _ERROR.findall(log)
@@ -138,4 +212,18 @@ class LlamaServer(ServerProcess):
             return UserError(stated[-1])
         # The first error line names the cause, those after it only that loading failed.
         causes = _LOG_ERROR.findall(log) or stated or [self.last_words()]
-        return TunelineError(f"llama.cpp can't serve {self.model} (exit code {code}): {causes[0]}")
+        return TunelineError(f"llama.cpp can't serve {model} (exit code {code}): {causes[0]}")
+
+
+def _command(request: ServeRequest, *switches: str) -> list[str]:
+    options: dict[str, object] = {
+        "alias": request.alias,
+        "host": request.host,
+        "port": request.port,
+        "parallel": request.parallel,
+        "ctx": request.context_tokens,
+    }
+    if request.threads is not None:
+        options["threads"] = request.threads
+    loras = [part for path in request.adapters.values() for part in ("--lora", str(path))]
+    return server_command(request.model, *switches, *loras, **options)

@@ -88,6 +88,16 @@ class LlamaLibrary:
             "llama_model_free": (None, [pointer]),
             "llama_init_from_model": (pointer, [pointer, _Params]),
             "llama_free": (None, [pointer]),
+            "llama_adapter_lora_init": (pointer, [pointer, text]),
+            "llama_set_adapters_lora": (
+                integer,
+                [
+                    pointer,
+                    ctypes.POINTER(pointer),
+                    ctypes.c_size_t,
+                    ctypes.POINTER(ctypes.c_float),
+                ],
+            ),
             "llama_model_get_vocab": (pointer, [pointer]),
             "llama_vocab_n_tokens": (integer, [pointer]),
             "llama_tokenize": (
@@ -123,7 +133,13 @@ class LlamaModel:
     """A GGUF model in this process: token ids in, logits out."""
 
     def __init__(
-        self, library: LlamaLibrary, path: Path, *, context: int = 2048, threads: int = 1
+        self,
+        library: LlamaLibrary,
+        path: Path,
+        *,
+        context: int = 2048,
+        threads: int = 1,
+        adapter: Path | None = None,
     ) -> None:
         """Load a model.
 
@@ -132,9 +148,10 @@ class LlamaModel:
             path: GGUF file.
             context: longest sequence, in tokens.
             threads: number of threads.
+            adapter: GGUF adapter that is applied; None without one.
 
         Raises:
-            UserError: if the file can't be loaded.
+            UserError: if a file can't be loaded.
         """
         self._library = library
         lib = library.lib
@@ -145,9 +162,7 @@ class LlamaModel:
             str(path).encode(), lib.llama_model_default_params()
         )
         if not self._model:
-            errors = [line.strip() for line in library.messages if "error" in line.lower()]
-            reason = errors[-1] if errors else "no reason given"
-            raise UserError(f"llama.cpp can't load {path}: {reason}")
+            raise self._cannot_load(path)
         params = lib.llama_context_default_params()
         # All logits of one sequence are needed, in batches of the whole context.
         for name in ("n_ctx", "n_batch", "n_outputs_max", "n_outputs_max_per_seq"):
@@ -158,9 +173,30 @@ class LlamaModel:
         if not self._context:
             self.close()
             raise UserError(f"llama.cpp can't make a context of {context} tokens for {path}")
+        if adapter is not None:
+            self._apply(adapter)
         self._batch = lib.llama_batch_init(context, 0, 1)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+
+    def _apply(self, adapter: Path) -> None:
+        lib = self._library.lib
+        # The adapter belongs to the model and is freed with it.
+        loaded = lib.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not loaded:
+            self.close()
+            raise self._cannot_load(adapter)
+        adapters, scales = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if lib.llama_set_adapters_lora(self._context, adapters, 1, scales) != 0:
+            self.close()
+            raise UserError(f"llama.cpp can't apply {adapter} to {self.path}")
+
+    def _cannot_load(self, path: Path) -> UserError:
+        lines = [line.strip() for line in self._library.messages]
+        for word in ("error", "failed"):
+            if found := [line for line in lines if word in line.lower()]:
+                return UserError(f"llama.cpp can't load {path}: {found[-1]}")
+        return UserError(f"llama.cpp can't load {path}: no reason given")
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,8 @@
 
 The measures are the perplexity of both files and the KL divergence from the reference to the
 quantised one, token by token over the whole vocabulary, as `llama-perplexity --kl-divergence`
-computes it (llama.cpp, tools/perplexity). A child process evaluates the bytes that ship.
+computes it (llama.cpp, tools/perplexity). A child process evaluates the bytes that ship. The
+losses of one file alone are for a comparison with another engine.
 
     python -m tuneline.serving.engines.llama_cpp.perplexity < request.json > result.json
 """
@@ -13,37 +14,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """The distance of a quantised file from its reference.
-
-    Attributes:
-        tokens: number of scored tokens.
-        reference_perplexity: perplexity of the reference.
-        perplexity: perplexity of the quantised file.
-        mean_kl: mean KL divergence per token, in nats.
-        mean_kl_error: standard error of `mean_kl` over sequences, whose tokens are dependent.
-        same_top_token: share of positions with the same most probable token.
-    """
-
-    tokens: int
-    reference_perplexity: float
-    perplexity: float
-    mean_kl: float
-    mean_kl_error: float
-    same_top_token: float
+from tuneline.serving.engines.divergence import Divergence, compare_logits, log_softmax, summary
 
 
 def perplexity_and_kl(
@@ -53,6 +33,7 @@ def perplexity_and_kl(
     *,
     score_from: Sequence[int] | None = None,
     threads: int | None = None,
+    adapter: Path | None = None,
 ) -> Divergence:
     """Compare two GGUF files on given tokens, in a child process.
 
@@ -63,6 +44,7 @@ def perplexity_and_kl(
         score_from: index of the first scored token of each sequence, so that answers count and
             prompts do not; None scores all tokens but the first.
         threads: number of threads; None takes `default_threads()`.
+        adapter: GGUF adapter of both files; None without one.
 
     Raises:
         UserError: if a file can't be loaded, or there is no token to score.
@@ -74,8 +56,40 @@ def perplexity_and_kl(
         "sequences": [[int(token) for token in sequence] for sequence in token_sequences],
         "score_from": [int(index) for index in score_from] if score_from is not None else None,
         "threads": threads or default_threads(),
+        "adapter": str(adapter) if adapter is not None else None,
     }
     return Divergence(**_in_child("compare", request))
+
+
+def sequence_losses(
+    gguf: Path,
+    token_sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    *,
+    threads: int | None = None,
+) -> list[float]:
+    """Return the loss of a GGUF file on tokens of each sequence, in nats, in a child process.
+
+    Args:
+        gguf: a model file.
+        token_sequences: sequences of token ids.
+        scored: for each token of each sequence, whether it counts; a first one never does.
+        threads: number of threads; None takes `default_threads()`.
+
+    Returns:
+        The negative log-likelihood of each sequence's scored tokens, summed; 0 without any.
+
+    Raises:
+        UserError: if the file can't be loaded.
+        TunelineError: if the engine failed.
+    """
+    request = {
+        "model": str(gguf),
+        "sequences": [[int(token) for token in sequence] for sequence in token_sequences],
+        "scored": [[bool(flag) for flag in flags] for flags in scored],
+        "threads": threads or default_threads(),
+    }
+    return [float(loss) for loss in _in_child("score", request)["losses"]]
 
 
 def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -93,36 +107,6 @@ def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
     return [[int(token) for token in ids] for ids in answer["ids"]]
 
 
-def compare_logits(
-    reference: NDArray[np.float32], other: NDArray[np.float32], targets: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Compare two sets of logits token by token.
-
-    Args:
-        reference: logits of shape (tokens, vocabulary).
-        other: logits of the same shape.
-        targets: the actual next tokens, shape (tokens,).
-
-    Returns:
-        Negative log-likelihood under each, KL divergence (nats), equal top token; all (tokens,).
-    """
-    first, second = _log_softmax(reference), _log_softmax(other)
-    rows = np.arange(len(targets))
-    divergence = (np.exp(first) * (first - second)).sum(axis=1)
-    return (
-        -first[rows, targets],
-        -second[rows, targets],
-        # Rounding may turn an exact zero into a small negative number.
-        np.maximum(divergence, 0.0),
-        first.argmax(axis=1) == second.argmax(axis=1),
-    )
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
 def _compare(request: dict[str, Any]) -> dict[str, Any]:
     from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
 
@@ -133,7 +117,9 @@ def _compare(request: dict[str, Any]) -> dict[str, Any]:
     context = max((len(sequence) for sequence in sequences), default=0)
     parts = []
     library = LlamaLibrary()
-    options = {"context": max(context, 2), "threads": request["threads"]}
+    options: dict[str, Any] = {"context": max(context, 2), "threads": request["threads"]}
+    if request["adapter"] is not None:
+        options["adapter"] = Path(request["adapter"])
     with (
         LlamaModel(library, Path(request["reference"]), **options) as reference,
         LlamaModel(library, Path(request["quantised"]), **options) as quantised,
@@ -153,22 +139,24 @@ def _compare(request: dict[str, Any]) -> dict[str, Any]:
                     np.asarray(sequence[first:]),
                 )
             )
-    if not parts:
-        raise UserError("there is no token to score; give sequences of at least two tokens")
-    before, after, divergence, same = (
-        np.concatenate(values) for values in zip(*parts, strict=True)
-    )
-    means = np.array([part[2].mean() for part in parts])
-    error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
-    result = Divergence(
-        tokens=len(before),
-        reference_perplexity=float(np.exp(before.mean())),
-        perplexity=float(np.exp(after.mean())),
-        mean_kl=float(divergence.mean()),
-        mean_kl_error=float(error),
-        same_top_token=float(same.mean()),
-    )
-    return asdict(result)
+    return asdict(summary(parts))
+
+
+def _score(request: dict[str, Any]) -> dict[str, Any]:
+    from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
+
+    sequences = request["sequences"]
+    context = max([2, *map(len, sequences)])
+    path, threads = Path(request["model"]), request["threads"]
+    losses = []
+    with LlamaModel(LlamaLibrary(), path, context=context, threads=threads) as model:
+        for sequence, flags in zip(sequences, request["scored"], strict=True):
+            places = np.flatnonzero(flags[1:])
+            # The logits after token i predict token i + 1.
+            logits = model.logits(sequence)[places]
+            targets = np.asarray(sequence)[places + 1]
+            losses.append(-float(log_softmax(logits)[np.arange(len(places)), targets].sum()))
+    return {"losses": losses}
 
 
 def _tokenize(request: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action = (argv if argv is not None else sys.argv[1:])[0]
     request = json.load(sys.stdin)
     try:
-        answer = {"compare": _compare, "tokenize": _tokenize}[action](request)
+        answer = {"compare": _compare, "score": _score, "tokenize": _tokenize}[action](request)
     except TunelineError as error:
         answer = {"error": str(error), "user_error": isinstance(error, UserError)}
     json.dump(answer, sys.stdout)

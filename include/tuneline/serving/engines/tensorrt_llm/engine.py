@@ -1,82 +1,110 @@
-"""TensorRT-LLM's engine path, as in 1.2.1: convert a checkpoint, then `trtllm-build`.
+"""TensorRT-LLM's engine path, as in 1.2.1: convert a checkpoint, build, serve what was built.
 
 1.2 is the last line with this path: from 1.3 on there is the PyTorch backend only
-(`tensorrt_llm_pytorch`). An engine is built on a GPU of the kind that will serve it; without
-one, `build` returns the exact commands and reports that nothing was built. A test parses the
-command lines with the flags of the release.
+(`tensorrt_llm_pytorch`). An engine is built on a GPU of the kind that will serve it; without one,
+`build` returns the exact commands and reports that nothing was built. What is served is a folder:
+the engine's files, the tokenizer with its chat template, and `engine_identity.json`.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tuneline.artifacts.deployment import BuildReport
+import numpy as np
+
+from tuneline.artifacts.deployment import REFERENCE, BuildReport
 from tuneline.errors import TunelineError, UserError
-from tuneline.models.base_model import read_json
+from tuneline.machine.child_environment import child_environment
+from tuneline.models.base_model import BaseModel, digest_of, read_json
+from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.engines.base import (
     BuildRequest,
     Compatibility,
     Engine,
+    Form,
     ModelFacts,
-    arguments,
-    read_facts,
+    ServedModel,
 )
-from tuneline.serving.engines.identity import hash_tree, machine_identity, query_gpus
+from tuneline.serving.engines.divergence import Divergence, compare_logits, summary
+from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines.identity import hash_tree, query_gpus
+from tuneline.serving.engines.tensorrt_llm.commands import (
+    CONVERTERS,
+    ENGINE_FOLDER,
+    PYTHON,
+    TOKENIZER_FOLDER,
+    Workplace,
+    build_commands,
+    lacking,
+    obstacle,
+    run_command,
+)
+from tuneline.serving.engines.tensorrt_llm.identity import (
+    installed_versions,
+    read_limits,
+    refuse_adapters,
+    refuse_foreign,
+    refuse_sizes,
+    write_identity,
+)
+from tuneline.serving.engines.tensorrt_llm.portable import copy_portable
+from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, launch_command
 
 VERSION = "1.2.1"
 
-# Folder of the conversion scripts in NVIDIA's release image.
-EXAMPLES = Path("/app/tensorrt_llm/examples")
-
-# Quantisations of quantize.py, with the least compute capability.
-QUANTISATIONS = {"int4_awq": 8.0, "int8_sq": 8.0, "fp8": 8.9, "nvfp4": 10.0}
-
-# Folder of convert_checkpoint.py for an architecture; the others are not tested here.
-_CONVERTERS = {
-    "LlamaForCausalLM": "models/core/llama",
-    "MistralForCausalLM": "models/core/llama",
-    "Qwen2ForCausalLM": "models/core/qwen",
-    "Qwen3ForCausalLM": "models/core/qwen",
-}
+_LOGITS = "tuneline.serving.engines.tensorrt_llm.logits"
 
 
 class TensorRtLlm(Engine):
-    """TensorRT-LLM 1.2.1 with built engines."""
+    """TensorRT-LLM 1.2.1 with built engines.
+
+    Attributes:
+        parallel: requests served at once, that engines are built for.
+        context_tokens: context of one request, that engines are built for.
+    """
+
+    title: ClassVar[str] = "TensorRT-LLM"
+    form: ClassVar[Form] = "engine"
+    serves_adapters: ClassVar[bool] = False
+    parallel: int = BuildRequest.max_batch_size
+    context_tokens: int = BuildRequest.max_total_tokens
+
+    def sized(self, parallel: int, context_tokens: int) -> TensorRtLlm:
+        """Return the engine with the sizes that it builds for."""
+        engine = TensorRtLlm(self.name)
+        engine.parallel, engine.context_tokens = parallel, context_tokens
+        return engine
+
+    def missing(self) -> str | None:
+        """Return what keeps the engine from being built and started here."""
+        return lacking("trtllm-build", "trtllm-serve")
+
+    def version(self) -> str:
+        """Return the version of TensorRT-LLM in this image."""
+        return f"tensorrt_llm {installed_versions()['tensorrt_llm'] or 'not installed here'}"
+
+    def on_gpu(self) -> bool:
+        """Return True where it can be started: it runs on nothing else."""
+        return self.missing() is None
 
     def check(self, model: ModelFacts) -> Compatibility:
-        """Look the architecture up in MODEL_MAP (or the table) and among the converters."""
+        """Look the architecture up in the table and among the converters."""
         found = super().check(model)
-        if found.compatible and model.architecture not in _CONVERTERS:
+        if found.compatible and model.architecture not in CONVERTERS:
             reason = f"{model.architecture} is known, but its conversion is not set up here"
             return replace(found, compatible=False, reason=reason)
         if model.quantization is not None:
             reason = f"the engine path converts unquantised checkpoints, not {model.quantization}"
             return replace(found, compatible=False, reason=reason)
         return found
-
-    def commands(self, request: BuildRequest) -> list[list[str]]:
-        """Return the command lines of conversion and build in the release image.
-
-        Raises:
-            UserError: if the architecture or the quantisation is unknown.
-        """
-        architecture = read_facts(request.model_dir).architecture
-        if architecture not in _CONVERTERS:
-            raise UserError(
-                f"tensorrt_llm: no conversion is known for {architecture}, only for "
-                f"{', '.join(_CONVERTERS)}; use the engine tensorrt_llm_pytorch"
-            )
-        checkpoint = request.out_dir / "checkpoint"
-        return [
-            _conversion(request, _CONVERTERS[architecture], checkpoint),
-            _engine_build(request, checkpoint),
-        ]
 
     def build(self, request: BuildRequest) -> BuildReport:
         """Convert and build, where there is a GPU and TensorRT-LLM.
@@ -85,111 +113,171 @@ class TensorRtLlm(Engine):
             UserError: if no machine could meet the request.
             TunelineError: if a command failed, with its last line.
         """
-        commands = self.commands(request)
-        if obstacle := _obstacle(request):
-            reason = f"not built: {obstacle}"
+        commands = build_commands(request)
+        if lacks := obstacle(request):
+            reason = f"not built: {lacks}"
             return BuildReport(engine=self.name, built=False, reason=reason, commands=commands)
         started = time.monotonic()
-        for command in commands:
-            _run(command)
+        work = Workplace(request.out_dir)
+        try:
+            work.prepare(request)
+            for command in commands:
+                run_command(command)
+        finally:
+            work.clear()
+        copy_portable(request.model_dir, request.out_dir / TOKENIZER_FOLDER, weights=False)
+        facts = {
+            "method": request.quantization or REFERENCE,
+            "context_logits": request.context_logits,
+            "built_of": digest_of(hash_tree(request.model_dir)),
+            "calibrated_on": len(request.calibration),
+        }
         return BuildReport(
             engine=self.name,
             built=True,
             reason="built and identified",
             commands=commands,
-            identity=self.identity(request.out_dir / "engine"),
+            identity=write_identity(request.out_dir, facts),
             seconds=time.monotonic() - started,
         )
 
-    def identity(self, engine_dir: Path) -> dict[str, Any]:
-        """Return everything that an engine directory is tied to.
+    def make_variant(
+        self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
+    ) -> Path:
+        """Build an engine of a variant, one whose logits can be read.
 
-        Its own config.json names version, limits and quantisation, but neither GPU, driver nor
-        compute capability, on which loading it elsewhere fails; those are added here.
+        The engine that ships is built again without them by build_engine, since a prompt is
+        slower with them; its weights are the same, of the same texts and the same seed.
         """
-        config = read_json(engine_dir / "config.json")
-        build, pretrained = config.get("build_config", {}), config.get("pretrained_config", {})
-        limits = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
-        return {
-            "engine": self.name,
-            "version": f"tensorrt_llm {config.get('version')}",
-            "limits": {name: build.get(name) for name in limits},
-            **{name: pretrained.get(name) for name in ("dtype", "quantization", "mapping")},
-            **machine_identity(),
-            "files": hash_tree(engine_dir),
-        }
+        log(f"building an engine of {name}")
+        return self._built(name, source, target, texts)
 
+    def untuned(self, base: BaseModel, log: Log) -> ServedModel:
+        """Return an engine of a base model from the cache; build it if it is not there.
 
-def _conversion(request: BuildRequest, folder: str, checkpoint: Path) -> list[str]:
-    options = {
-        "--model_dir": request.model_dir,
-        "--output_dir": checkpoint,
-        "--dtype": request.dtype,
-        "--tp_size": request.tensor_parallel,
-    }
-    method = request.quantization
-    if method is None:
-        return ["python", str(EXAMPLES / folder / "convert_checkpoint.py"), *arguments(options)]
-    if method not in QUANTISATIONS:
-        raise UserError(
-            f"tensorrt_llm: quantisation {method!r}: use one of {', '.join(QUANTISATIONS)}"
+        It is used again for the same model, sizes, version and GPU only.
+        """
+
+        def fill(folder: Path) -> None:
+            log(f"building an engine of the base model {base.uri} (once)")
+            self._built(REFERENCE, base.path, folder / "built", ())
+
+        gpus = [(gpu["name"], gpu["compute_cap"]) for gpu in query_gpus()]
+        key = f"{base.digest} {self.version()} {gpus} {self.parallel} {self.context_tokens}"
+        entry, _ = cached_model(cache_root(), "trtllm", key, fill, log=log)
+        files = hash_tree(entry / "built")
+        return ServedModel(self.name, entry / "built", digest_of(files), files)
+
+    def _built(self, name: str, source: Path, target: Path, texts: Sequence[str]) -> Path:
+        request = BuildRequest(
+            source,
+            target,
+            quantization=None if name == REFERENCE else name,
+            max_batch_size=self.parallel,
+            max_input_tokens=self.context_tokens - 1,
+            max_total_tokens=self.context_tokens,
+            calibration=() if name == REFERENCE else texts,
+            context_logits=True,
         )
-    quantisation = {
-        "--qformat": method,
-        "--calib_dataset": request.calibration_dir,
-        # The default of 128 must divide the hidden size; small models need less.
-        "--awq_block_size": _awq_block(request.model_dir) if "awq" in method else None,
+        report = self.build(request)
+        if not report.built:
+            raise UserError(f"{self.name}, {name}: {report.reason}")
+        return target
+
+    def distances(
+        self,
+        reference: Path,
+        others: Mapping[str, Path],
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        request: ServeRequest,
+    ) -> dict[str, Divergence]:
+        """Compare the logits that the engines give at each token of the answers.
+
+        Each engine is loaded by itself, since it takes the GPU's memory whole.
+
+        Raises:
+            UserError: if a row is longer than the engines' context.
+            TunelineError: if an engine gives no logits.
+        """
+        longest = max((len(ids) for ids in sequences), default=0)
+        limit = read_limits(reference).max_total_tokens
+        if longest >= limit:
+            raise UserError(
+                f"a row has {longest} tokens, the engines were built for {limit} with at least one "
+                "of an answer; raise deployment.context_tokens"
+            )
+        with tempfile.TemporaryDirectory(prefix="tuneline-logits-") as scratch:
+            first = _logits(reference, sequences, starts, Path(scratch) / "reference")
+            found = {}
+            for name, path in others.items():
+                second = first
+                if path != reference:
+                    second = _logits(path, sequences, starts, Path(scratch) / name)
+                found[name] = _compared(first, second, sequences, starts)
+                if second != first:
+                    shutil.rmtree(second)
+        return found
+
+    def server(self, request: ServeRequest) -> TrtllmServer:
+        """Return a server of a built engine, compared with its identity.
+
+        Raises:
+            UserError: if it was built for another GPU or version or for less, or its bytes are
+                others.
+        """
+        self._refuse(request)
+        return TrtllmServer(request, "tensorrt")
+
+    def command(self, request: ServeRequest) -> list[str]:
+        """Return the command line of the server; see `server`."""
+        self._refuse(request)
+        return launch_command(request, "tensorrt")
+
+    def _refuse(self, request: ServeRequest) -> None:
+        refuse_foreign(request.model)
+        refuse_sizes(request.model, request.parallel, request.context_tokens)
+        refuse_adapters(request.model, request.adapters)
+
+
+def _logits(
+    engine: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int], out: Path
+) -> Path:
+    """Have NVIDIA's Python write the logits of an engine; return their folder."""
+    out.mkdir()
+    tokenizer = engine / TOKENIZER_FOLDER
+    request = {
+        "engine": str(engine / ENGINE_FOLDER),
+        "tokenizer": str(tokenizer),
+        "vocabulary": int(read_json(tokenizer / "config.json")["vocab_size"]),
+        "sequences": [list(map(int, ids)) for ids in sequences],
+        "starts": [max(1, start) for start in starts],
+        "out": str(out),
     }
-    script = str(EXAMPLES / "quantization" / "quantize.py")
-    return ["python", script, *arguments({**options, **quantisation})]
-
-
-def _awq_block(model_dir: Path) -> int:
-    hidden = int(read_json(model_dir / "config.json")["hidden_size"])
-    for block in (128, 64, 32):
-        if hidden % block == 0:
-            return block
-    raise UserError(f"int4_awq: no block size divides a hidden size of {hidden}; use fp8 or none")
-
-
-def _engine_build(request: BuildRequest, checkpoint: Path) -> list[str]:
-    options = {
-        "--checkpoint_dir": checkpoint,
-        "--output_dir": request.out_dir / "engine",
-        "--max_batch_size": request.max_batch_size,
-        "--max_input_len": request.max_input_tokens,
-        "--max_seq_len": request.max_total_tokens,
-        "--max_num_tokens": max(request.max_input_tokens, 8192),
-        "--gemm_plugin": "auto",
-        "--kv_cache_type": "paged",
-        "--remove_input_padding": "enable",
-        "--use_paged_context_fmha": "enable",
-        "--workers": request.tensor_parallel,
-        "--lora_plugin": None if request.lora_rank is None else "auto",
-        "--max_lora_rank": request.lora_rank,
-    }
-    return ["trtllm-build", *arguments(options)]
-
-
-def _run(command: Sequence[str]) -> None:
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [PYTHON, "-m", _LOGITS],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=False,
+    )
     if answer.returncode != 0:
-        lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+        lines = answer.stderr.strip().splitlines()
         raise TunelineError(
-            f"{Path(command[0]).name} ended with code {answer.returncode}: "
+            f"TensorRT-LLM gives no logits (code {answer.returncode}): "
             f"{lines[-1] if lines else 'no message'}"
         )
+    return out
 
 
-def _obstacle(request: BuildRequest) -> str | None:
-    gpus = query_gpus()
-    lacking = [] if gpus else ["no GPU"]
-    lacking += [] if shutil.which("trtllm-build") else ["no trtllm-build"]
-    if lacking:
-        return f"needs a GPU pod with tensorrt-llm {VERSION} ({' and '.join(lacking)} here)"
-    if request.quantization is not None:
-        least = QUANTISATIONS[request.quantization]
-        have = min(float(gpu["compute_cap"]) for gpu in gpus)
-        if have < least:
-            return f"{request.quantization} needs compute capability {least}, the GPU has {have}"
-    return None
+def _compared(
+    first: Path, second: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Divergence:
+    parts: list[Any] = []
+    for number, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
+        targets = np.asarray(ids[max(1, start) :])
+        if len(targets):
+            before, after = (np.load(folder / f"{number}.npy") for folder in (first, second))
+            parts.append(compare_logits(before, after, targets))
+    return summary(parts)

@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
-import shutil
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
 
-from tuneline.artifacts.deployment import BuildReport
-from tuneline.serving.engines.base import BuildRequest, CheckpointServer
-from tuneline.serving.engines.identity import query_gpus
+from tuneline.artifacts.deployment import REFERENCE
+from tuneline.errors import UserError
+from tuneline.models.cache import Log
+from tuneline.serving.engines.base import Engine
+from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.commands import lacking
+from tuneline.serving.engines.tensorrt_llm.identity import installed_versions
+from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, launch_command
 
 
-class TensorRtLlmPytorch(CheckpointServer):
+class TensorRtLlmPytorch(Engine):
     """`trtllm-serve` on a Hugging Face directory."""
 
-    title = "tensorrt_llm_pytorch"
-    package = "tensorrt_llm"
-    program = ("trtllm-serve",)
-    quantised = "a checkpoint that ModelOpt exported (it has an hf_quant_config.json)"
+    title: ClassVar[str] = "TensorRT-LLM (PyTorch backend)"
+    serves_adapters: ClassVar[bool] = False
 
-    def build(self, request: BuildRequest) -> BuildReport:
-        """Identify the checkpoint if there is a GPU and `trtllm-serve`, else report the obstacle.
+    def missing(self) -> str | None:
+        """Return what keeps the engine from being started here, None if nothing does."""
+        return lacking("trtllm-serve")
 
-        Raises:
-            UserError: if a quantisation is requested; the backend takes ModelOpt's checkpoints.
+    def version(self) -> str:
+        """Return the version of TensorRT-LLM in this image."""
+        return f"tensorrt_llm {installed_versions()['tensorrt_llm'] or 'not installed here'}"
+
+    def on_gpu(self) -> bool:
+        """Return True where it can be started: it runs on nothing else."""
+        return self.missing() is None
+
+    def make_variant(
+        self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
+    ) -> Path:
+        """Return the checkpoint itself: it ships as it was exported."""
+        if name != REFERENCE:
+            raise UserError(f"{self.name} has no variant {name}; use {REFERENCE}")
+        return source
+
+    def distances(
+        self,
+        reference: Path,
+        others: Mapping[str, Path],
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        request: ServeRequest,
+    ) -> dict[str, Divergence]:
+        """Return the perplexity of the one variant that there is.
+
+        transformers computes it in float32 of the same checkpoint: trtllm-serve gives no
+        probabilities of a prompt. There is no distance to measure.
         """
-        servable = query_gpus() and shutil.which("trtllm-serve") is not None
-        # A quantisation is refused on every machine alike.
-        if servable or request.quantization is not None:
-            return super().build(request)
-        return BuildReport(
-            engine=self.name,
-            built=False,
-            reason="not built: needs a GPU pod with tensorrt-llm 1.3 or later",
-            commands=[self.serve_command(request)],
-        )
+        from tuneline.serving.engines.tensorrt_llm.checkpoint_logits import perplexity
 
-    def options(self, request: BuildRequest) -> dict[str, Any]:
-        """Return the options of `trtllm-serve`."""
-        return {
-            "--backend": "pytorch",
-            "--max_batch_size": request.max_batch_size,
-            "--max_seq_len": request.max_total_tokens,
-            "--tp_size": request.tensor_parallel,
-        }
+        foreign = [name for name, path in others.items() if path != reference]
+        if foreign:
+            raise UserError(f"{self.name} has no variant {', '.join(foreign)}; use {REFERENCE}")
+        found = perplexity(reference, sequences, starts)
+        return dict.fromkeys(others, found)
+
+    def server(self, request: ServeRequest) -> TrtllmServer:
+        """Return a server of a checkpoint."""
+        return TrtllmServer(request, "pytorch")
+
+    def command(self, request: ServeRequest) -> list[str]:
+        """Return the command line of the server."""
+        return launch_command(request, "pytorch")

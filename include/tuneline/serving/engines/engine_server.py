@@ -1,0 +1,173 @@
+"""A running engine, whichever it is: a process that serves one model over HTTP."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client.client import EngineClient
+from tuneline.serving.probes import engine_probe
+from tuneline.serving.server_process import ServerProcess
+
+# A small model is up in a second; large ones read tens of gigabytes from disk first.
+START_SECONDS = 600.0
+# Within which a started server must generate its first token, seconds.
+TOKEN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """The model that a server loads, and the sizes that it is started with.
+
+    Attributes:
+        model: what the engine loads: a GGUF file, a checkpoint's folder or an engine's folder.
+        alias: the model's name in the API.
+        parallel: requests served at once.
+        context_tokens: context of one request, in tokens.
+        adapters: adapters served beside the model, in the engine's form, by name.
+        answers_with: the adapter that clients of the server are answered with; None for the
+            model alone, unless a request names an adapter.
+        threads: CPU threads; None takes those of serving.
+        port: port to listen on; 0 takes a free one.
+        host: address to listen on.
+        start_seconds: longest time until the first token, in seconds.
+    """
+
+    model: Path
+    alias: str
+    parallel: int
+    context_tokens: int
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    answers_with: str | None = None
+    threads: int | None = None
+    port: int = 0
+    host: str = "127.0.0.1"
+    start_seconds: float = START_SECONDS
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The totals of an engine since its start, from its metrics.
+
+    Attributes:
+        prompt_tokens: prompt tokens that were computed, without those from the prefix cache.
+        completion_tokens: tokens that were generated.
+        steps: decoding steps; 0 if the engine does not count them.
+        step_requests: requests in a decoding step, summed over the steps.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    steps: float = 0.0
+    step_requests: float = 0.0
+
+    def batch_since(self, earlier: Counters) -> float:
+        """Return the mean number of requests in a decoding step since an earlier reading."""
+        steps = self.steps - earlier.steps
+        return (self.step_requests - earlier.step_requests) / steps if steps else 0.0
+
+
+class EngineServer(ServerProcess, ABC):
+    """The server of an engine as a child process; ready once it has generated a token.
+
+    Attributes:
+        request: the model and the sizes that it was started with.
+        base_url: `http://host:port`; empty before it listens.
+    """
+
+    request: ServeRequest
+    base_url: str = ""
+
+    @property
+    def alias(self) -> str:
+        """The model's name in the API."""
+        return self.request.alias
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`, also before it listens if the port was given."""
+        return self.base_url or f"http://{self.request.host}:{self.request.port}"
+
+    @property
+    def adapter(self) -> int | str | None:
+        """What chooses the adapter of its answers, see `adapter_fields`; None without one."""
+        name = self.request.answers_with
+        return None if name is None else self.adapter_key(name)
+
+    def client(self, *, timeout: float = 300.0) -> EngineClient:
+        """Return a client of this server, which listens; several may be used at once."""
+        self.base_url = self.base_url or self.find_url() or ""
+        name = self.request.answers_with
+        fields = {} if name is None else self.with_adapter(name)
+        return EngineClient(self.url, model=self.alias, timeout=timeout, fields=fields)
+
+    def upstream(self, name: str, **settings: Any) -> dict[str, Any]:
+        """Return the entry of this server among the upstreams of a gateway.
+
+        Args:
+            name: the upstream's name.
+            settings: other keys of the entry.
+        """
+        entry: dict[str, Any] = {"name": name, "base_url": f"{self.url}/v1", "model": self.alias}
+        if self.adapter is not None:
+            entry["adapter"] = self.adapter
+        return {**entry, **settings}
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of the server's processes, in bytes."""
+        import psutil
+
+        server = psutil.Process(self.pid)
+        family = [server, *server.children(recursive=True)]
+        return sum(int(process.memory_info().rss) for process in family)
+
+    @abstractmethod
+    def find_url(self) -> str | None:
+        """Return the address once the server listens, None before."""
+
+    def waiting_for(self) -> str | None:
+        """Return None once it listens and has generated a token."""
+        url = self.base_url or self.find_url()
+        if url is None:
+            return "it did not listen"
+        self.base_url = url
+        found = engine_probe.ready(url, TOKEN_SECONDS, self.alias, self.adapter)
+        return None if found.ok else found.reason
+
+    def counters(self) -> Counters:
+        """Read the engine's counters."""
+        with self.client() as client:
+            return self.counters_from(client.metrics())
+
+    def counters_from(self, metrics: Mapping[str, float]) -> Counters:
+        """Return the counters among the engine's Prometheus metrics.
+
+        An engine that counts in another way has a `counters` of its own.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def with_adapter(self, name: str) -> dict[str, Any]:
+        """Return the fields of a request that is answered with an adapter."""
+
+    def adapter_key(self, name: str) -> int | str:
+        """Return what gateway and probe call an adapter: its name, or its place."""
+        return name
+
+    @abstractmethod
+    def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
+        """Return True if the engine turns messages into the prompt that training used.
+
+        Args:
+            messages: the messages of a request.
+            text: the prompt as training rendered it.
+            ids: its token ids.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the engine's token ids of texts; special tokens are recognised."""

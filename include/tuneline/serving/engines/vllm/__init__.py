@@ -1,0 +1,1 @@
+"""vLLM: its class, its server, and the quantisation of the checkpoints that it loads."""

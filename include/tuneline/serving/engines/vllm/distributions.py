@@ -1,0 +1,183 @@
+"""The distance between checkpoints by vLLM's own distributions over the whole vocabulary.
+
+A child process loads a checkpoint with the options that it is served with, and writes the
+log-probabilities of every token after each scored position. The parent compares two of them.
+
+    python -m tuneline.serving.engines.vllm.distributions < request.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.errors import UserError
+from tuneline.machine.child_environment import child_environment
+from tuneline.machine.cores import default_threads
+from tuneline.serving.engines.divergence import Divergence, compare_logits, summary
+from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines.vllm.launch import serve_environment
+from tuneline.serving.engines.vllm.log import start_error
+from tuneline.serving.engines.vllm.server import serve_options
+
+
+def distances(
+    reference: Path,
+    others: Mapping[str, Path],
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    request: ServeRequest,
+) -> dict[str, Divergence]:
+    """Return the distance of each checkpoint from the reference; see `Engine.distances`.
+
+    Raises:
+        UserError: if there is no token to score, or a checkpoint can't be loaded.
+        TunelineError: if vLLM failed.
+    """
+    # The distribution after token i is that of token i + 1; nothing comes before the first.
+    scored = [
+        (list(map(int, ids)), max(1, start))
+        for ids, start in zip(sequences, starts, strict=True)
+        if len(ids) > max(1, start)
+    ]
+    if not scored:
+        raise UserError("there is no token to score; give sequences of at least two tokens")
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "reference"
+        _evaluate(reference, scored, request, expected)
+        found = {}
+        for number, (name, model) in enumerate(others.items()):
+            answered = Path(scratch) / str(number)
+            if model == reference:
+                answered = expected
+            else:
+                _evaluate(model, scored, request, answered)
+            found[name] = summary(
+                [
+                    compare_logits(
+                        np.load(_row(expected, row)),
+                        np.load(_row(answered, row)),
+                        np.asarray(ids[first:]),
+                    )
+                    for row, (ids, first) in enumerate(scored)
+                ]
+            )
+    return found
+
+
+def _row(folder: Path, number: int) -> Path:
+    return folder / f"{number}.npy"
+
+
+def _evaluate(
+    model: Path, scored: Sequence[tuple[list[int], int]], request: ServeRequest, folder: Path
+) -> None:
+    """Write the log-probabilities of a checkpoint, one array (tokens, vocabulary) for each row."""
+    folder.mkdir()
+    # One token is generated after each row, since vLLM does not evaluate a prompt alone.
+    context = max(len(ids) for ids, _ in scored) + 1
+    sizes = replace(request, model=model, parallel=1, context_tokens=context)
+    options = serve_options(sizes, prefix_caching=False)
+    asked = {
+        "model": str(model),
+        "folder": str(folder),
+        "dtype": options["--dtype"],
+        "context": context,
+        "eager": "--enforce-eager" in options,
+        "cache_bytes": options.get("--kv-cache-memory-bytes"),
+        "adapter": _adapter(request),
+        "rank": options.get("--max-lora-rank"),
+        "scored": scored,
+    }
+    environment = child_environment(**serve_environment(request.threads or default_threads()))
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        try:
+            child.communicate(json.dumps(asked).encode())
+        finally:
+            # The engine is a process of its own, which goes on if the child was killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if child.returncode != 0:
+            log.seek(0)
+            text = log.read().decode(errors="replace")
+            last = (text.strip().splitlines() or ["it said nothing"])[-1]
+            raise start_error(model, child.returncode, text, last)
+
+
+def _adapter(request: ServeRequest) -> str | None:
+    """Return the folder of the adapter that clients are answered with, None without one."""
+    name = request.answers_with
+    return None if name is None else str(request.adapters[name])
+
+
+def _write(asked: Mapping[str, Any]) -> None:
+    from vllm.lora.request import LoRARequest
+
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        asked["model"],
+        dtype=asked["dtype"],
+        max_model_len=asked["context"],
+        max_num_seqs=1,
+        # A row is evaluated in one piece.
+        max_num_batched_tokens=max(asked["context"], 2048),
+        enforce_eager=asked["eager"],
+        kv_cache_memory_bytes=asked["cache_bytes"],
+        enable_prefix_caching=False,
+        generation_config="vllm",
+        max_logprobs=-1,
+        logprobs_mode="raw_logprobs",
+        disable_log_stats=True,
+        **({"enable_lora": True, "max_lora_rank": asked["rank"]} if asked["adapter"] else {}),
+    )
+    adapter = LoRARequest("adapter", 1, asked["adapter"]) if asked["adapter"] else None
+    # Tokens stay ids: to spell out the whole vocabulary at each position would take minutes.
+    options = SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=-1, flat_logprobs=True, detokenize=False
+    )
+    for number, (ids, first) in enumerate(asked["scored"]):
+        prompt = {"prompt_token_ids": ids}
+        answer = llm.generate(prompt, options, use_tqdm=False, lora_request=adapter)[0]
+        rows = [_dense(answer.prompt_logprobs, at) for at in range(first, len(ids))]
+        np.save(_row(Path(asked["folder"]), number), np.stack(rows))
+
+
+def _dense(flat: Any, position: int) -> NDArray[np.float32]:
+    """Return the log-probabilities at a position of vLLM's flat lists, in the order of ids."""
+    part = slice(flat.start_indices[position], flat.end_indices[position])
+    ids = np.asarray(flat.token_ids[part])
+    values = np.full(int(ids.max()) + 1, -np.inf, dtype=np.float32)
+    values[ids] = flat.logprobs[part]
+    return values
+
+
+def main() -> int:
+    """Run the child process: one request on standard input."""
+    _write(json.load(sys.stdin))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The cause of a failed start, read from vLLM's log."""
+
+from __future__ import annotations
+
+import re
+
+from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.serving.engines.vllm.launch import ERROR_PREFIX
+
+# The last line of a traceback, behind the prefix of vLLM's own log lines if it has one.
+_RAISED = re.compile(
+    r"^(?:\([^)]*pid=\d+\) )?(?:ERROR [\d-]+ [\d:]+ \[[^\]]+\] )?"
+    r"(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception)): (?P<message>.+)$",
+    re.M,
+)
+# pydantic names the field first, and the cause on the next line.
+_INVALID = re.compile(r"^\s+(?:Value error, |Assertion failed, )(?P<message>.+)$", re.M)
+_USAGE = re.compile(r"^.*\bvllm[^:]*: error: (?P<message>.+)$", re.M)
+_OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
+# What pydantic and vLLM append to a message for developers.
+_APPENDIX = re.compile(r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$")
+
+# A cause that the configuration or the image has to change for, and what to do.
+_USER = (
+    (
+        r"max_model_len .* is greater than the derived",
+        "lower deployment.context_tokens to what the model was made for",
+    ),
+    (
+        r"does not recognize this architecture|are not supported for now",
+        "choose another base model or engine",
+    ),
+    (
+        r"Unsupported CPU attention configuration|head size .* is not supported",
+        "vLLM serves heads of this size on a GPU only; choose another base model or llama_cpp",
+    ),
+    (
+        r"LoRA rank .* is greater than|does not yet support DoRA|modules_to_save",
+        "train an adapter that vLLM loads (docs/training.md), or ship the merged model",
+    ),
+    (
+        r"is not installed in this image",
+        "choose the image of vLLM (docker/vllm.Dockerfile), or run `make setup-vllm`",
+    ),
+)
+# Memory that may be free later: another process holds it now.
+_BUSY = re.compile(r"Available memory on node|Free memory on device|Address already in use")
+_MEMORY = re.compile(r"out of memory|OutOfMemory|No available memory|can't allocate memory", re.I)
+
+
+def cause(log: str) -> str | None:
+    """Return the message of the first exception in a log; None if there is none.
+
+    The first one names the cause; later ones say that a process ended because of it.
+    """
+    if stated := _OURS.search(log) or _USAGE.search(log):
+        return stated["message"].strip()
+    raised = _RAISED.search(log)
+    if raised is None:
+        return None
+    message = raised["message"]
+    if raised["kind"].endswith("ValidationError") and (
+        invalid := _INVALID.search(log, raised.end())
+    ):
+        message = invalid["message"]
+    # The first sentence says it; what follows is advice on flags that this project sets.
+    sentence = re.split(r"(?<=[a-z)])\. (?=[A-Z])", _APPENDIX.sub("", message))[0]
+    return sentence.strip().rstrip(".")
+
+
+def start_error(model: object, code: int, log: str, last_words: str) -> TunelineError:
+    """Return the error of a server that ended before it was ready.
+
+    Args:
+        model: the model, as it is named in the message.
+        code: exit code of the server.
+        log: its output.
+        last_words: last line of its output, for a log without an exception.
+    """
+    found = cause(log)
+    if found is None:
+        return TunelineError(f"vLLM can't serve {model} (exit code {code}): {last_words}")
+    said = f"vLLM can't serve {model}: {found}"
+    for pattern, remedy in _USER:
+        if re.search(pattern, found):
+            return UserError(f"{said}; {remedy}")
+    if _BUSY.search(found):
+        return RetryableError(f"{said}; free it or wait until it is free")
+    if _MEMORY.search(found):
+        return TunelineError(f"{said}; give the pod more memory, or lower deployment.parallel")
+    return TunelineError(f"{said} (exit code {code})")

@@ -1,0 +1,1 @@
+"""Stand-in of the package in NVIDIA's Python; see tests/lab/trtllm."""

@@ -1,0 +1,104 @@
+"""The image holds everything that the steps import which start the engine."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+from tuneline.catalogue import STEPS
+
+ROOT = Path(__file__).parents[4]
+DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
+# `tuneline bench` is no step.
+_NOT_IN_IMAGES = {"benchmarks"}
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of ours."""
+    path = ROOT / "include" / module.replace(".", "/")
+    if (path / "__init__.py").is_file():
+        return path / "__init__.py"
+    return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The names that a file imports, also within its functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def foreign_imports(modules: list[str]) -> set[str]:
+    """The packages of others that modules import, directly or through modules of ours."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        path = None if module in seen else file_of(module)
+        seen.add(module)
+        if path is None:
+            continue
+        for name in imported(path):
+            top = name.partition(".")[0]
+            if top == "tuneline":
+                parts = name.split(".")
+                todo += [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+            elif top not in sys.stdlib_module_names:
+                found.add(top)
+    return found - _NOT_IN_IMAGES
+
+
+def key(name: str) -> str:
+    return re.split(r"[^\w.-]", name.strip())[0].lower().replace("_", "-").replace(".", "-")
+
+
+def installed(dockerfile: str) -> set[str]:
+    """The distributions that a Dockerfile's pip installs, with what they depend on."""
+    lines = " ".join(line for line in dockerfile.splitlines() if not line.startswith("#"))
+    todo: list[str] = []
+    for file in re.findall(r"-r (requirements/\S+\.txt)", lines):
+        named = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        todo += [key(line) for line in named if line and not line.startswith("#")]
+    found: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            needs = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        todo += [key(entry) for entry in needs if "extra ==" not in entry]
+    return found
+
+
+def lacking(dockerfile: str) -> set[str]:
+    """The packages that the engine's steps import and the image has not."""
+    steps = [step.module for step in STEPS if step.engine]
+    assert len(steps) == 12
+    have, providers = installed(dockerfile), packages_distributions()
+    asked = foreign_imports([*steps, "tuneline.cli", "tuneline.serving.gateway.server"])
+    return {name for name in asked if not have & {key(d) for d in providers.get(name, [name])}}
+
+
+def test_the_image_holds_what_the_steps_import():
+    assert lacking(DOCKERFILE.read_text(encoding="utf-8")) == set()
+
+
+def test_a_package_that_is_left_out_is_named():
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    bare = text.replace("-r requirements/ml.txt", "")
+    assert {"peft", "transformers", "starlette", "pyarrow", "matplotlib"} <= lacking(bare)
+
+
+def test_nvidias_python_keeps_its_own_packages():
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    pips = re.findall(r"pip (\S+ \S+) install", text)
+    assert set(pips) == {"--python /opt/tuneline/venv"}

@@ -1,0 +1,37 @@
+"""A real vLLM on the CPU; without it, the tests of this folder are skipped."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    missing = importlib.util.find_spec("vllm") is None
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("vllm")
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not here; run `make test-vllm`"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny base, its adapter and the merged model, of a size that vLLM has CPU kernels for."""
+    from tests.lab.tiny_task import TinyModels
+
+    return TinyModels(tmp_path_factory.mktemp("tiny"), heads=2)
+
+
+@pytest.fixture(scope="session")
+def server(tiny):
+    """The tiny base with its adapter behind a server of four slots."""
+    from tests.vllm.reference import request
+
+    from tuneline.serving.engines.vllm.server import VllmServer
+
+    asked = request(tiny.base, parallel=4, adapters={"tuned": tiny.adapter})
+    with VllmServer(asked) as running:
+        yield running

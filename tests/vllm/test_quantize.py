@@ -1,0 +1,93 @@
+"""W4A16 by llm-compressor: the file is smaller, vLLM serves it, and its distance is measured."""
+
+import json
+
+import numpy as np
+import pytest
+from tests.lab.tiny_task import conversation
+from tests.vllm.reference import prompts, request, served, share_equal
+
+from tuneline.errors import UserError
+from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.vllm import quantize
+from tuneline.serving.engines.vllm.server import VllmServer
+
+ENGINE = get_engine("vllm")
+
+
+@pytest.fixture(scope="module")
+def texts(tiny):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny.merged)
+    return [
+        tokenizer.apply_chat_template(conversation(number)[0], tokenize=False)
+        for number in range(64)
+    ]
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny, texts, tmp_path_factory):
+    target = tmp_path_factory.mktemp("w4a16") / "w4a16"
+    return ENGINE.make_variant("w4a16", tiny.merged, target, texts=texts, log=lambda _: None)
+
+
+def test_the_unquantised_variant_is_the_checkpoint_itself(tiny, tmp_path):
+    made = ENGINE.make_variant("f16", tiny.merged, tmp_path / "f16", texts=[], log=lambda _: None)
+    assert made == tiny.merged
+
+
+def test_weights_have_four_bits(tiny, quantised):
+    config = json.loads((quantised / "config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    assert config["quant_method"] == "compressed-tensors"
+    assert group["weights"]["num_bits"] == 4
+    assert group["weights"]["group_size"] == 64
+    assert group["input_activations"] is None
+    # The head, which is the embedding as well, keeps 16 bits.
+    assert config["ignore"] == ["lm_head"]
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (quantised, tiny.merged)]
+    assert sizes[0] < sizes[1]
+
+
+def test_vllm_serves_it(tiny, quantised):
+    asked = prompts(60)
+    with VllmServer(request(quantised, parallel=4)) as server:
+        answers = served(server, asked)
+    with VllmServer(request(tiny.merged, parallel=4)) as server:
+        assert share_equal(answers, served(server, asked)) >= 0.8
+
+
+def test_its_distance_is_that_of_its_distributions(tiny, quantised, texts):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny.merged)
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[:6]]
+    starts = [len(ids) - 12 for ids in rows]
+    variants = {"f16": tiny.merged, "w4a16": quantised}
+    found = ENGINE.distances(tiny.merged, variants, rows, starts, request(tiny.merged))
+    assert found["f16"].mean_kl == 0
+    assert found["f16"].same_top_token == 1
+    assert found["f16"].tokens == 6 * 12
+    assert 0 < found["w4a16"].mean_kl < 0.5
+    assert found["w4a16"].reference_perplexity == found["f16"].perplexity
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.merged, dtype=torch.float32)
+    losses = []
+    for ids, start in zip(rows, starts, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, start - 1 : -1]
+        target = torch.tensor(ids[start:])
+        losses += torch.nn.functional.cross_entropy(logits, target, reduction="none").tolist()
+    assert found["f16"].perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
+
+
+def test_what_can_not_be_quantised_is_refused(tiny, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no training rows"):
+        quantize.quantise(tiny.merged, tmp_path / "out", [])
+    with pytest.raises(UserError, match="no token to score"):
+        ENGINE.distances(tiny.merged, {}, [[1]], [0], request(tiny.merged))
+    monkeypatch.setattr(quantize, "packages", lambda: tmp_path)
+    with pytest.raises(UserError, match="llm-compressor is not installed"):
+        quantize.quantise(tiny.merged, tmp_path / "out", ["text"])
