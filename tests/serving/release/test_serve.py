@@ -3,12 +3,12 @@
 import pytest
 from tests.lab.releases import release
 
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import UserError
 from tuneline.serving.engines.llama_cpp.server import build_parser
 from tuneline.serving.release import serve
 from tuneline.store import CorruptObject, open_store
 
-OPTIONS = {"name": None, "host": "127.0.0.1", "port": 8081, "parallel": 2, "wait": False}
+OPTIONS = {"names": (), "host": "127.0.0.1", "port": 8081, "parallel": 2, "wait": False}
 
 
 class Replaced(Exception):
@@ -50,5 +50,5 @@ def test_nothing_to_serve(store):
     with pytest.raises(UserError, match="holds no released model"):
         serve.run_engine(store.uri, **OPTIONS)
     release(store, {})
-    with pytest.raises(TunelineError, match=r"holds no model\.gguf"):
+    with pytest.raises(UserError, match="states no model"):
         serve.run_engine(store.uri, **OPTIONS)

@@ -68,7 +68,7 @@ class _Answers:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
-        self._models = [{"id": model.id, **entry} for model in runtime.config.models]
+        self._models = [{"id": asked, **entry} for asked in runtime.chains]
 
     async def models(self, request: Request) -> Response:
         authenticate(self._runtime, request)

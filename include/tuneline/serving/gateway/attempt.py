@@ -105,7 +105,7 @@ class Attempt:
             key=self.call.key,
             model=self.call.model,
             upstream=config.name,
-            model_served=config.model,
+            model_served=config.asked_model,
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,

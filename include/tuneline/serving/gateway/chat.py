@@ -99,14 +99,16 @@ class _Exchange:
                 headers={"retry-after": "5"},
             )
         request = parse_chat(await self._body())
-        if request.model not in runtime.chains:
+        chain = runtime.chains.get(request.model)
+        if chain is None:
             raise ApiError(
                 404,
                 "That model does not exist here; GET /v1/models lists those that do.",
                 code="model_not_found",
             )
-        self._model, self._stream = request.model, request.stream
-        return Call(self._id, "request", self._key, request.model, request)
+        # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
+        self._model, self._stream = chain.config.id, request.stream
+        return Call(self._id, "request", self._key, self._model, request)
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes
@@ -154,7 +156,7 @@ class _Exchange:
             raise
 
     async def _serve_whole(self, call: Call) -> None:
-        chain = self._runtime.chains[call.model]
+        chain = self._runtime.chains[call.request.model]
         with self._failures_answered(call):
             answer = await chain.answer(call)
         self._log(call, answer.attempt)
@@ -164,7 +166,7 @@ class _Exchange:
         )
 
     async def _serve_stream(self, call: Call) -> None:
-        chain = self._runtime.chains[call.model]
+        chain = self._runtime.chains[call.request.model]
         with self._failures_answered(call):
             stream = await chain.stream(call)
         attempt = stream.attempt

@@ -88,16 +88,31 @@ class UpstreamConfig(Section):
         description="Its `tokenizer.json`, for counting where it reports no usage; without it "
         "four bytes count as one token.",
     )
+    adapter: Annotated[int, Field(ge=0)] | Name | None = Field(
+        None,
+        description="Adapter that it is asked for: its name in vLLM, its place in llama.cpp, from "
+        "0. None asks `model` itself.",
+    )
     extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
         {},
-        description="Fields set in every request to it, over the client's, such as "
-        "`lora: [{id: 0, scale: 1.0}]`.",
+        description="Fields set in every request to it, over the client's, such as `top_k: 40`.",
     )
     ping: bool = Field(
         True,
         description="Prove by a one-token answer that it lives. `false` only reads its list of "
         "models, for upstreams that bill every token.",
     )
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> UpstreamConfig:
+        if self.adapter is not None and "lora" in self.extra_body:
+            raise ValueError("adapter and extra_body.lora both choose an adapter; keep adapter")
+        return self
+
+    @property
+    def asked_model(self) -> str:
+        """The model id that requests ask it for, and that it must list."""
+        return self.adapter if isinstance(self.adapter, str) else self.model
 
 
 class LowConfidenceConfig(Section):

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.gateway.config import UpstreamConfig
 
 # Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
@@ -138,6 +139,7 @@ def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: boo
         judged: True if the answer's confidence will be judged.
     """
     body = {**request.body, **upstream.extra_body, "model": upstream.model}
+    body |= adapter_fields(upstream.adapter)
     if request.stream:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     else:

@@ -109,7 +109,7 @@ class Prober:
     async def _check(self, upstream: Upstream) -> None:
         """Read the list of models, warm up if it is due, and ping."""
         health = upstream.health
-        expected = upstream.config.model
+        expected = upstream.config.asked_model
         try:
             listed = await upstream.listed_models(self._config.ping_timeout_s)
             health.listed = expected in listed
@@ -117,6 +117,14 @@ class Prober:
                 # Names of other models stay in the log: the probe is open to anyone.
                 log.warning("upstream %s lists %s, not %s", upstream.name, listed, expected)
                 health.failed(f"the model {expected} is not listed")
+                return
+            adapter = upstream.config.adapter
+            # llama.cpp answers with the base alone where it has no adapter of that place.
+            if isinstance(adapter, int) and adapter not in await upstream.loaded_adapters(
+                self._config.ping_timeout_s
+            ):
+                health.listed = False
+                health.failed(f"adapter {adapter} is not loaded")
                 return
             if not upstream.config.ping:
                 health.warm = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tuneline.errors import UserError
 from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
 from tuneline.serving.gateway.chain import Chain
-from tuneline.serving.gateway.config import GatewayConfig
+from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
 from tuneline.serving.gateway.keys import KeyRing
 from tuneline.serving.gateway.ledger import Ledger, UsageRow
 from tuneline.serving.gateway.metrics import Metrics
@@ -17,6 +17,7 @@ from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.readiness import Prober
 from tuneline.serving.gateway.request_log import DROPPED, RequestLog
 from tuneline.serving.gateway.upstream import Upstream
+from tuneline.serving.gateway.versions import pinned_models
 
 if TYPE_CHECKING:
     from tuneline.serving.gateway.production_log import ProductionLog, Scrub
@@ -73,14 +74,17 @@ class Runtime:
             on_written=self._count_written,
         )
         recorder = Recorder(self.ledger, self.metrics, config.currency)
-        self.chains = {
-            model.id: Chain(
-                model, [self._upstreams[name] for name in model.chain], recorder, self.metrics
-            )
-            for model in config.models
-        }
+
+        def chain(model: ModelConfig) -> Chain:
+            upstreams = [self._upstreams[name] for name in model.chain]
+            return Chain(model, upstreams, recorder, self.metrics)
+
+        # By the id that a client asks for. A versioned id without a ready upstream does not make
+        # the gateway unready: the model itself may still be answered by a fallback.
+        plain = {model.id: chain(model) for model in config.models}
+        self.chains = plain | {id_: chain(m) for id_, m in pinned_models(config).items()}
         self.prober = Prober(
-            config.readiness, list(self._upstreams.values()), list(self.chains.values()), recorder
+            config.readiness, list(self._upstreams.values()), list(plain.values()), recorder
         )
 
     async def start(self) -> None:

@@ -114,18 +114,33 @@ class Upstream:
         Raises:
             UpstreamFault: if it gives no list.
         """
+        payload = await self._list(self.config.base_url + "/models", timeout_s)
+        entries = payload.get("data") if isinstance(payload, dict) else None
+        if not isinstance(entries, list):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "its list of models cannot be read")
+        return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+
+    async def loaded_adapters(self, timeout_s: float) -> list[int]:
+        """Return the places of the adapters that a llama.cpp server has loaded.
+
+        Raises:
+            UpstreamFault: if it gives no list.
+        """
+        root = self.config.base_url.removesuffix("/v1")
+        entries = await self._list(root + "/lora-adapters", timeout_s)
+        if not isinstance(entries, list):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, "its list of adapters cannot be read")
+        return [entry["id"] for entry in entries if isinstance(entry, dict) and "id" in entry]
+
+    async def _list(self, url: str, timeout_s: float) -> Any:
         async with _within(timeout_s, "no list"):
-            response = await self._send("GET", self.config.base_url + "/models")
+            response = await self._send("GET", url)
             await _read(response)
         try:
             _check_status(response)
         except ClientFault as fault:
             raise UpstreamFault(Outcome.UPSTREAM_REFUSED, str(fault), fault.status) from None
-        payload = _json(response.content)
-        entries = payload.get("data") if isinstance(payload, dict) else None
-        if not isinstance(entries, list):
-            raise UpstreamFault(Outcome.BAD_RESPONSE, "its list of models cannot be read")
-        return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+        return _json(response.content)
 
     async def aclose(self) -> None:
         """Close its connections."""

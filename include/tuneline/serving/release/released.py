@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.errors import TunelineError
-from tuneline.store import NotThere, Store
+from tuneline.artifacts.deployment import BaseForm
+from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, find_version
+from tuneline.artifacts.releases import Release as Version
+from tuneline.bases.served import fetch_form
+from tuneline.errors import UserError
+from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.store import CorruptObject, NotThere, Store, sha256_file
 
-WEIGHTS = "model.gguf"
+# Of a release that states no limits of its engine.
+DEFAULT_PARALLEL, DEFAULT_CONTEXT = 2, 2048
 # The latency benchmark's measurement of the best throughput, completion tokens per second.
 THROUGHPUT = "peak_tokens_per_s"
+# The name in the API of a base that adapters are served on.
+BASE_ALIAS = "base"
 _POINTER = "production.json"
 _TOKENIZER = "tokenizer.json"
 _LATENCY = "evidence/latency_benchmark/evidence.json"
@@ -64,35 +73,141 @@ def newest_release(store: Store, name: str | None = None) -> Release | None:
     return found[-1] if found else None
 
 
-def fetch_weights(store: Store, release: Release, folder: Path) -> Path:
-    """Fetch a release's weights, checked against its manifest.
+def engine_of(store: Store, release: Release) -> str:
+    """Return the name of the engine that serves a release."""
+    return _version(store, release).engine
+
+
+def adapter_name(release: Release) -> str:
+    """Return the name of a release's adapter in the API of its engine."""
+    return f"{release.name}@{release.version}"
+
+
+def serve_request(
+    store: Store, releases: Sequence[Release], folder: Path, host: str, port: int
+) -> ServeRequest:
+    """Fetch what releases serve, checked against their manifests, and say how it is served.
+
+    The limits are those that they were measured with, the largest of several.
+
+    Args:
+        store: the store of the releases.
+        releases: one release, or several whose adapters share one base.
+        folder: folder of the versions; files lie below `<folder>/<name>/<version>`.
+        host: address to listen on.
+        port: port to listen on.
+
+    Raises:
+        UserError: if a release has no model, a file of it is missing, or several are not adapters
+            of one base on one engine.
+        CorruptObject: if bytes are not those that were evaluated.
+    """
+    versions = [_version(store, release) for release in releases]
+    limits = [(version.manifest.engine or {}).get("limits") or {} for version in versions]
+    parallel = max(int(limit.get("max_batch_size") or DEFAULT_PARALLEL) for limit in limits)
+    context = max(int(limit.get("max_total_tokens") or DEFAULT_CONTEXT) for limit in limits)
+    if len(versions) > 1 or versions[0].apart is not None:
+        base = _shared_base(versions)
+        names = [adapter_name(release) for release in releases]
+        adapters = {
+            name: _fetch_adapter(version, folder)
+            for name, version in zip(names, versions, strict=True)
+        }
+        model = fetch_form(store, base, print)
+        return ServeRequest(
+            model, BASE_ALIAS, parallel, context, adapters=adapters, host=host, port=port
+        )
+    model = _fetch_model(versions[0], folder)
+    return ServeRequest(model, releases[0].name, parallel, context, host=host, port=port)
+
+
+def _shared_base(versions: Sequence[Version]) -> BaseForm:
+    """Return the base that all versions are served on.
+
+    Raises:
+        UserError: if one of them is merged, or on another base or engine.
+    """
+    first = versions[0]
+    for version in versions:
+        if version.apart is None:
+            raise UserError(
+                f"{version.manifest.name} {version.version} was released merged, so it shares no "
+                "base with others; serve it by an engine of its own, or release it with "
+                "deployment.multi_tenant: true"
+            )
+        assert first.apart is not None
+        ours, theirs = first.apart.base, version.apart.base
+        if (first.engine, ours.sha256) != (version.engine, theirs.sha256):
+            raise UserError(
+                f"{version.manifest.name} {version.version} is an adapter of {theirs.uri} "
+                f"({theirs.variant} on {version.engine}, {theirs.sha256[:12]}), but "
+                f"{first.manifest.name} {first.version} of {ours.uri} ({ours.variant} on "
+                f"{first.engine}, {ours.sha256[:12]}): one engine has one base; serve them by two"
+            )
+    assert first.apart is not None
+    return first.apart.base
+
+
+def _fetch_model(version: Version, folder: Path) -> Path:
+    refs = version.model_files()
+    if not refs:
+        raise UserError(f"{version.uri} states no model; release a version that has one")
+    target = folder / version.manifest.name / version.version
+    for name, ref in refs.items():
+        if not (target / name).exists():
+            version.fetch(ref, target / name)
+    return target / MODEL_FILE if MODEL_FILE in refs else target
+
+
+def _fetch_adapter(version: Version, folder: Path) -> Path:
+    refs = version.adapter_files()
+    target = folder / version.manifest.name / version.version / "adapter"
+    for name, ref in refs.items():
+        path = target / name
+        if not path.exists():
+            version.fetch(ref, path)
+        elif sha256_file(path) != ref.sha256:
+            raise CorruptObject(f"{path} has other bytes than {ref.uri}; delete it and try again")
+    return target / ADAPTER_FILE if ADAPTER_FILE in refs else target
+
+
+def upstream_of(store: Store, release: Release, place: int, base_url: str) -> dict[str, Any]:
+    """Return a gateway's entry of a release on an engine that `serve_request` describes.
 
     Args:
         store: the store of the release.
         release: the version.
-        folder: folder of the versions; the file is `<folder>/<name>/<version>/model.gguf`.
-
-    Raises:
-        TunelineError: if the release has no weights for llama.cpp, or they are missing.
-        CorruptObject: if they are not the bytes that were evaluated.
+        place: its place among the releases of that engine, from 0.
+        base_url: where the engine's API begins, `/v1` included.
     """
-    weights = _fetch(store, release, WEIGHTS, folder)
-    if weights is None:
-        raise TunelineError(
-            f"{release.name} {release.version} holds no {WEIGHTS}, which is what llama.cpp "
-            "serves; deploy it with the engine it was built for"
-        )
-    return weights
+    entry: dict[str, Any] = {
+        "name": f"{release.name}-{release.version}",
+        "base_url": base_url,
+        "model": release.name,
+        "version": release.version,
+    }
+    apart = _version(store, release).apart
+    if apart is not None:
+        entry["model"] = BASE_ALIAS
+        # llama.cpp, which loads a GGUF file, knows adapters by their places.
+        by_place = ADAPTER_FILE in apart.adapter.files
+        entry["adapter"] = place if by_place else adapter_name(release)
+    return entry
 
 
 def fetch_tokenizer(store: Store, release: Release, folder: Path) -> Path | None:
     """Fetch a release's `tokenizer.json`; None if the release has none.
 
     Raises:
-        TunelineError: if it is missing.
+        UserError: if it is missing.
         CorruptObject: if it is not the one that was shipped.
     """
-    return _fetch(store, release, _TOKENIZER, folder)
+    version = _version(store, release)
+    ref = version.find(_TOKENIZER)
+    if ref is None:
+        return None
+    target = folder / release.name / release.version / _TOKENIZER
+    return target if target.exists() else version.fetch(ref, target)
 
 
 def price(store: Store, release: Release) -> Price | None:
@@ -132,17 +247,16 @@ def _prefix(release: Release) -> str:
     return f"models/{release.name}/{release.version}"
 
 
-def _fetch(store: Store, release: Release, name: str, folder: Path) -> Path | None:
-    """Fetch a file of a release, checked against its manifest; None if it names none."""
-    prefix = _prefix(release)
-    manifest = json.loads(store.get_bytes(f"{prefix}/manifest.json"))
-    hashes = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
-    if name not in hashes:
-        return None
-    target = folder / release.name / release.version / name
-    if not target.exists():
-        try:
-            store.get_file(f"{prefix}/{name}", target, sha256=hashes[name])
-        except NotThere as error:
-            raise TunelineError(f"the release is incomplete: {error}") from None
-    return target
+def _version(store: Store, release: Release) -> Version:
+    """Return a version's manifest and files.
+
+    Raises:
+        UserError: if it has no manifest.
+    """
+    found = find_version(store, release.name, release.version)
+    if found is None:
+        raise UserError(
+            f"{store.uri_of(_prefix(release))} has no manifest.json; restore it, or release "
+            "another version"
+        )
+    return found

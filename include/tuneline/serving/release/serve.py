@@ -1,40 +1,67 @@
-"""`tuneline engine`: serve the released model of a store with llama.cpp."""
+"""`tuneline engine`: serve released models of a store on the engine that they were proven on."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from tuneline.errors import UserError
 from tuneline.models.cache import cache_root
-from tuneline.serving.engines.llama_cpp.server import server_command
-from tuneline.serving.release.released import Release, fetch_weights, newest_release
+from tuneline.serving.engines import get_engine
+from tuneline.serving.release.released import (
+    Release,
+    engine_of,
+    newest_release,
+    serve_request,
+)
 from tuneline.store import Store, open_store
 
 _LOOK_SECONDS = 10.0
 
 
 def run_engine(
-    store_uri: str, *, name: str | None, host: str, port: int, parallel: int, wait: bool
+    store_uri: str,
+    *,
+    names: Sequence[str],
+    host: str,
+    port: int,
+    parallel: int | None,
+    wait: bool,
 ) -> int:
     """Fetch the released weights and replace this process by the engine that serves them.
 
     Args:
         store_uri: the store.
-        name: the model's name; None takes the model released last.
+        names: names of the models; none takes the model released last. Several must be adapters
+            of one base, and a request names the adapter that answers.
         host: address to listen on.
         port: port to listen on.
-        parallel: requests served at once.
+        parallel: requests served at once; None takes the number that was measured.
         wait: whether to wait for a first release.
 
     Raises:
-        UserError: if nothing is released and `wait` is off.
+        UserError: if nothing is released and `wait` is off, the release's engine is not
+            installed here, or several releases do not share one base.
     """
     store = open_store(store_uri)
-    release = _find(store, name, wait)
-    weights = fetch_weights(store, release, cache_root() / "released")
-    argv = server_command(weights, host=host, port=port, alias=release.name, parallel=parallel)
-    print(f"serving {release.name} {release.version} on {host}:{port}", flush=True)
+    wanted: Sequence[str | None] = list(dict.fromkeys(names)) or [None]
+    found = [_find(store, name, wait) for name in wanted]
+    release = found[0]
+    engine = get_engine(engine_of(store, release))
+    lacking = engine.missing()
+    if lacking is not None:
+        raise UserError(
+            f"{release.name} {release.version} is served by {engine.name}, which can't be started "
+            f"here: {lacking}; run this command in the image of that engine"
+        )
+    request = serve_request(store, found, cache_root() / "released", host, port)
+    argv = engine.command(replace(request, parallel=parallel or request.parallel))
+    served = ", ".join(f"{release.name} {release.version}" for release in found)
+    print(f"serving {served} with {engine.title} on {host}:{port}", flush=True)
+    for place, adapter in enumerate(request.adapters):
+        print(f"adapter {place}: {adapter}", flush=True)
     os.execv(argv[0], argv)
 
 
