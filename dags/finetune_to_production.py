@@ -83,11 +83,11 @@ def _wire(model: Model) -> None:
         phase: TaskGroup(phase.value, prefix_group_id=False, tooltip=TOOLTIPS[phase])
         for phase in Phase
     }
-    tasks = {}
+    tasks, engine = {}, model.engine
     for step in STEPS:
         with groups[step.phase]:
             rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
-            tasks[step.id] = tasks_of(step, rule)
+            tasks[step.id] = tasks_of(step, engine, rule)
     tasks["promote"].last.on_success_callback = announcers("release", model)
     with groups[Phase.TRAINING]:
         sweep_wanted, trials = sweep()

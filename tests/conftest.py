@@ -16,6 +16,18 @@ def tiny_models(tmp_path_factory):
     return TinyModels(tmp_path_factory.mktemp("tiny-models"))
 
 
+@pytest.fixture(scope="session")
+def other_adapter(tiny_models, tmp_path_factory):
+    """Another adapter of the tiny base, with other names of the same intents, as GGUF."""
+    from tests.lab.tiny_task import OTHER_INTENTS, train_adapter
+
+    from tuneline.gguf.lora import export_lora_gguf
+
+    root = tmp_path_factory.mktemp("other-adapter")
+    folder = train_adapter(tiny_models.base, root / "adapter", OTHER_INTENTS)
+    return export_lora_gguf(folder, tiny_models.base, root / "adapter.gguf").path
+
+
 @pytest.fixture
 def tiny_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
     """Make a run of the tiny models whose dataset and shipped bytes are there."""
@@ -33,6 +45,15 @@ def tiny_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
         return lab
 
     return make
+
+
+@pytest.fixture
+def trtllm_image(tmp_path_factory, monkeypatch):
+    """A stand-in for NVIDIA's TensorRT-LLM image with one L4: its programs are on PATH."""
+    from tests.lab.trtllm import TrtllmImage
+
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path_factory.mktemp("trtllm-cache")))
+    return TrtllmImage(tmp_path_factory.mktemp("trtllm"), monkeypatch)
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -124,7 +124,10 @@ def test_run_ids_without_usable_characters():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("training: {dora: true}", "llama_cpp can't load a DoRA adapter"),
+        (
+            "{training: {dora: true}, deployment: {multi_tenant: true}}",
+            "llama_cpp can't load a DoRA adapter",
+        ),
         ("training: {target_modules: [lm_head]}", "no serving engine loads an adapter on lm_head"),
         (
             "{training: {r: 128}, deployment: {engine: tensorrt_llm}}",

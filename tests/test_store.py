@@ -126,6 +126,20 @@ def test_a_large_object_goes_in_parts(store, monkeypatch):
     assert store.get_bytes("large") == data
 
 
+def test_the_server_is_told_again_what_it_checked_of_each_part(monkeypatch):
+    monkeypatch.setattr(S3Store, "MULTIPART_BYTES", 5 << 20)
+    told = []
+    with s3(monkeypatch, "shared"):
+        store = open_store("s3://shared/team")
+        store._s3.meta.events.register(
+            "before-parameter-build.s3.CompleteMultipartUpload",
+            lambda params, **_: told.extend(params["MultipartUpload"]["Parts"]),
+        )
+        store.put_bytes("large", b"x" * (6 << 20))
+    assert [part["PartNumber"] for part in told] == [1, 2]
+    assert all(part["ETag"] and part["ChecksumCRC32"] for part in told)
+
+
 def test_crash_between_the_renames_leaves_an_object_that_verifies(tmp_path, monkeypatch):
     store = open_store(tmp_path.as_uri())
     store.put_bytes("k", b"old")

@@ -79,5 +79,7 @@ def prepare_run(model_name: str) -> str:
     run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
     record_waivers(run, started_by)
     context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
+    engine_pods = run.config.engine_pods.model_dump(mode="json")
+    context["ti"].xcom_push(key="engine_pods", value=engine_pods)
     context["ti"].xcom_push(key="deadlines", value=run.config.deadlines)
     return run.uri

@@ -56,6 +56,7 @@ class StepPod(KubernetesPodOperator):
         task_id: id of the step and of the task.
         command: command line in the image, without ``--run``.
         gpus: True if the step uses the GPUs that the run asks for.
+        engine: True if the step starts the engine, in whose image it then runs.
         arguments: what follows the command.
     """
 
@@ -65,6 +66,7 @@ class StepPod(KubernetesPodOperator):
         task_id: str,
         command: Sequence[str],
         gpus: bool = False,
+        engine: bool = False,
         arguments: Sequence[str] = ("--run", RUN_URI),
         **kwargs: Any,
     ) -> None:
@@ -99,13 +101,14 @@ class StepPod(KubernetesPodOperator):
         }
         super().__init__(task_id=task_id, **{**settings, **kwargs})
         self.uses_gpus = gpus
+        self.sized_by = "engine_pods" if engine else "pods"
         self.not_started = ""
 
     def execute(self, context: Context) -> Any:
         """Size the pod for its run and run it to its end."""
         ti = context["ti"]
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
-        pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key="pods"))
+        pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key=self.sized_by))
         self.apply(pods, deadlines.get(self.task_id))
         return self.carry_out(context, pods)
 

@@ -25,7 +25,9 @@ class StepTasks:
     last: Any
 
 
-def tasks_of(step: Item | Helper, trigger_rule: TriggerRule | None = None) -> StepTasks:
+def tasks_of(
+    step: Item | Helper, engine: str, trigger_rule: TriggerRule | None = None
+) -> StepTasks:
     """Make the tasks of a step in the current DAG and group.
 
     Every item is followed by its check, a data item by its gate. Items judge what helper steps
@@ -33,9 +35,14 @@ def tasks_of(step: Item | Helper, trigger_rule: TriggerRule | None = None) -> St
 
     Args:
         step: step of the catalogue.
+        engine: the engine that runs have unless they are given another one.
         trigger_rule: trigger rule of its pod, None for Airflow's default.
     """
-    pod = pod_of(step, **({"trigger_rule": trigger_rule} if trigger_rule else {}))
+    options: dict[str, Any] = {"trigger_rule": trigger_rule} if trigger_rule else {}
+    if step.engine and engine == "llama_cpp":
+        # It runs on a CPU, so that its steps need not wait for a GPU that others hold.
+        options["pool"] = "default_pool"
+    pod = pod_of(step, **options)
     check = _check_of(step)
     if check is None:
         return StepTasks(pod, pod)
@@ -46,7 +53,7 @@ def tasks_of(step: Item | Helper, trigger_rule: TriggerRule | None = None) -> St
 def pod_of(step: Item | Helper, **kwargs: Any) -> StepPod:
     """Make the pod of a step; its task id is the step's id."""
     kind = _PODS.get(step.id, StepPod)
-    return kind(task_id=step.id, command=step.command, gpus=step.gpu, **kwargs)
+    return kind(task_id=step.id, command=step.command, gpus=step.gpu, engine=step.engine, **kwargs)
 
 
 def _check_of(step: Item | Helper) -> Any | None:

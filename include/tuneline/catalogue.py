@@ -41,6 +41,7 @@ class Step:
         title: one line for a person.
         waits_for: ids of the steps that it waits for, separated by spaces.
         gpu: True if it uses the GPUs that a run asks for.
+        engine: True if it starts the engine that ships; it then uses GPUs if the engine does.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Step:
     title: str
     waits_for: str = field(default="", kw_only=True)
     gpu: bool = field(default=False, kw_only=True)
+    engine: bool = field(default=False, kw_only=True)
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -199,6 +201,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _CRIT,
         waits_for="build_engine",
         gpu=True,
+        engine=True,
     ),
     Item(
         "base_regression",
@@ -207,6 +210,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _CRIT,
         waits_for="holdout_performance",
         gpu=True,
+        engine=True,
     ),
     Item(
         "determinism",
@@ -215,6 +219,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _REC,
         waits_for="base_regression",
         gpu=True,
+        engine=True,
     ),
     Item("human_review", _E, "Blind A/B by domain experts", _REC, waits_for="latency_benchmark"),
     Item(
@@ -224,6 +229,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _CRIT,
         waits_for="determinism",
         gpu=True,
+        engine=True,
     ),
     Helper(
         "prepare_review",
@@ -239,6 +245,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _CRIT,
         waits_for="export_candidate",
         gpu=True,
+        engine=True,
     ),
     Item(
         "engine_optimization",
@@ -247,6 +254,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _REC,
         waits_for="latency_benchmark",
         gpu=True,
+        engine=True,
     ),
     Item(
         "production_quantization",
@@ -255,6 +263,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _REC,
         waits_for="adapter_merging",
         gpu=True,
+        engine=True,
     ),
     Item(
         "health_checks",
@@ -263,6 +272,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _CRIT,
         waits_for="engine_optimization",
         gpu=True,
+        engine=True,
     ),
     Item(
         "cold_start",
@@ -271,6 +281,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _OPT,
         waits_for="health_checks",
         gpu=True,
+        engine=True,
     ),
     Helper(
         "build_engine",
@@ -279,6 +290,7 @@ STEPS: tuple[Item | Helper, ...] = (
         "build-engine",
         waits_for="production_quantization",
         gpu=True,
+        engine=True,
     ),
     Item(
         "lineage",
@@ -287,7 +299,15 @@ STEPS: tuple[Item | Helper, ...] = (
         _CRIT,
         waits_for="human_review cost_tracking drift_detection fallback",
     ),
-    Item("cost_tracking", _G, "Token usage and cost per API key", _REC, waits_for="cold_start"),
+    Item(
+        "cost_tracking",
+        _G,
+        "Token usage and cost per API key",
+        _REC,
+        waits_for="cold_start",
+        gpu=True,
+        engine=True,
+    ),
     Item(
         "drift_detection",
         _G,
@@ -303,6 +323,7 @@ STEPS: tuple[Item | Helper, ...] = (
         _REC,
         waits_for="cold_start",
         gpu=True,
+        engine=True,
     ),
     Helper("promote", _G, "Move the release pointer to this model", "promote", waits_for="lineage"),
 )

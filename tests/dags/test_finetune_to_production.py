@@ -10,7 +10,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.commands import call
 from tests.lab.runs import Lab
 
+import finetune_to_production
 from tuneline.catalogue import ITEMS, STEPS, Phase
+from tuneline.config import Model, ModelFile, build_config
 from tuneline.launch import form_fields
 
 ROOT = Path(__file__).parents[2]
@@ -158,14 +160,44 @@ def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
         assert pod.log_pod_spec_on_failure is False
         assert pod.on_finish_action.value == "delete_pod"
         assert pod.retries == (8 if step.id == "train" else 2)
-        assert pod.pool == ("gpu" if pod.uses_gpus else "default_pool")
+        # The default engine runs on a CPU.
+        assert pod.pool == ("gpu" if step.gpu and not step.engine else "default_pool")
         assert pod.random_name_suffix is False
 
 
-def test_training_and_every_step_that_serves_a_model_share_the_gpu_pool(dag):
-    pooled = {step.id for step in STEPS if dag.get_task(step.id).pool == "gpu"}
-    assert {"train", "holdout_performance", "latency_benchmark", "build_engine"} <= pooled
-    assert not pooled & {item.id for item in ITEMS if item.phase == Phase.DATA}
+def test_training_shares_the_gpu_pool_and_so_does_an_engine_that_uses_gpus():
+    def pooled(**settings):
+        model = Model("a", "", ModelFile.model_validate({"settings": settings}))
+        dag = finetune_to_production.build(model)
+        return {step.id for step in STEPS if dag.get_task(step.id).pool == "gpu"}
+
+    serving = {"holdout_performance", "latency_benchmark", "build_engine", "cost_tracking"}
+    on_cpu = pooled()
+    assert "train" in on_cpu
+    assert not serving & on_cpu
+    assert not on_cpu & {item.id for item in ITEMS if item.phase == Phase.DATA}
+    assert pooled(deployment={"engine": "vllm"}) == on_cpu | {
+        step.id for step in STEPS if step.engine
+    }
+
+
+def test_steps_that_start_the_engine_run_in_its_image(dag):
+    sizes = {step.id: dag.get_task(step.id).sized_by for step in STEPS}
+    assert {s for s, key in sizes.items() if key == "engine_pods"} == {
+        step.id for step in STEPS if step.engine
+    }
+    config = build_config(
+        {"data": {"source": "rows.jsonl"}}, {"deployment": {"engine": "vllm"}, "pods": {"gpus": 2}}
+    )
+    pod = finetune_to_production.build(Model("a", "", ModelFile())).get_task("determinism")
+    pod.apply(config.engine_pods)
+    assert pod.image == "tuneline/vllm:local"
+    assert pod.container_resources.limits["nvidia.com/gpu"] == "2"
+    on_cpu = build_config({"data": {"source": "rows.jsonl"}}, {"pods": {"gpus": 2}})
+    pod.apply(on_cpu.engine_pods)
+    assert "nvidia.com/gpu" not in pod.container_resources.limits
+    named = build_config({"data": {"source": "r"}}, {"pods": {"engine_image": "mine:1"}})
+    assert named.engine_pods.image == named.engine_pods.gpu_image == "mine:1"
 
 
 def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):

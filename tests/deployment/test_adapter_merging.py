@@ -6,8 +6,10 @@ from tests.deployment.conftest import files_below
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import make_tokenizer, task_rows, train
 
+from tuneline.artifacts.deployment import DECISION
 from tuneline.deployment import adapter_merging
-from tuneline.deployment.adapter_merging import decide, logprob_change, same_share
+from tuneline.deployment.adapter_merging import logprob_change, same_share
+from tuneline.deployment.merging.served_forms import Level, Slowdown, decide, slowdown
 from tuneline.gguf.export import export_gguf
 from tuneline.gguf.lora import export_lora_gguf
 from tuneline.serving.client.chat_protocol import ChatResult, TokenLogprob, Usage
@@ -30,9 +32,13 @@ def test_a_faithful_merge_passes(exported_lab):
     assert values(evidence)["engine_same_answers"] == 1.0
     assert values(evidence)["engine_as_transformers"] == 1.0
     assert values(evidence)["rows_compared"] == 106
+    assert values(evidence)["rows_scored"] == 16
+    assert values(evidence)["engine_perplexity_change"] < 2e-4
+    assert "merge_loss_upper" not in values(evidence)
+    assert "in llama.cpp" in evidence.summary
     document = decision_of(lab)
     assert document["decision"] == "merge"
-    assert "nothing to apply" in document["reason"]
+    assert "nothing is left to apply" in document["reason"]
 
 
 def test_a_wrong_lora_scale_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
@@ -90,11 +96,48 @@ def test_another_chat_template_in_the_engine_is_seen(exported_lab, tiny_models, 
     assert values(evidence)["prompts_rendered_otherwise"] == 8
 
 
-def test_many_tenants_keep_adapters_apart_and_it_is_said_that_merged_ships(exported_lab):
-    evidence = execute(exported_lab(deployment={"multi_tenant": True}))
+def test_many_tenants_keep_adapters_apart_by_policy_and_numbers(exported_lab):
+    lab = exported_lab(deployment={"multi_tenant": True, "max_adapter_slowdown": 0.95})
+    evidence = execute(lab)
+    assert evidence.verdict == "pass", broken(evidence)
+    found = values(evidence)
+    assert (found["decision"], found["decided_as_asked"]) == ("apart", True)
+    assert DECISION.read(lab.context("production_quantization")).decision == "apart"
+    for form in ("merged", "apart"):
+        for level in (1, 4):
+            assert found[f"{form}_tokens_per_s_at_{level}"] > 0
+            assert found[f"{form}_ttft_p50_at_{level}"] > 0
+            assert found[f"{form}_tpot_p50_at_{level}"] > 0
+        assert found[f"{form}_memory"] > 1e6
+        assert found[f"{form}_failed_requests"] == 0
+    lost = 1 - found["apart_tokens_per_s"] / found["merged_tokens_per_s"]
+    assert found["adapter_slowdown"] == pytest.approx(lost, abs=1e-3)
+    room = (8 << 30) - found["apart_memory"]
+    assert found["adapters_that_fit"] == room // found["adapter_bytes"]
+
+
+def test_an_adapter_that_costs_too_much_is_merged_although_many_share_the_base(exported_lab):
+    """The planted fault is the limit: every adapter that is applied costs more than a per mille."""
+    lab = exported_lab(deployment={"multi_tenant": True, "max_adapter_slowdown": 0.001})
+    evidence = execute(lab)
     assert evidence.verdict == "warn"
-    assert values(evidence)["decision"] == "apart"
-    assert broken(evidence) == {"ships_as_decided"}
+    assert values(evidence)["decision"] == "merge"
+    assert broken(evidence) == {"adapter_slowdown", "decided_as_asked"}
+    assert "max_adapter_slowdown (0%) allows" in evidence.summary
+    assert decision_of(lab)["decision"] == "merge"
+
+
+def test_a_base_with_another_chat_template_can_not_be_shared(exported_lab, tiny_models, tmp_path):
+    """Served as it is, it would put other prompts before the adapter than training did."""
+    other = shutil.copytree(tiny_models.base, tmp_path / "base")
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("assistant", "helper"))
+    sharing = {"multi_tenant": True, "max_adapter_slowdown": 0.95}
+    evidence = execute(exported_lab(base_model=str(other), deployment=sharing))
+    assert evidence.verdict == "warn"
+    assert broken(evidence) == {"decided_as_asked"}
+    assert "0 rows and 8 prompts differ" in values(evidence)["adapter_in_engine"]
+    assert values(evidence)["decision"] == "merge"
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +163,7 @@ def dora_lab(exported_lab, dora_adapter):
     """A run that has trained a DoRA adapter and really exported it."""
 
     def make(**deployment) -> Lab:
-        engine = {"engine": "tensorrt_llm", **deployment}
-        lab = exported_lab(training={"dora": True}, deployment=engine)
+        lab = exported_lab(training={"dora": True}, deployment=deployment)
         lab.leave("train", files_below(dora_adapter, "adapter"))
         lab.execute("export_candidate", export_candidate.run)
         return lab
@@ -167,15 +209,33 @@ def test_a_dora_merge_that_lost_the_magnitudes_is_seen(dora_lab, dora_adapter, t
     assert "checkpoint_mean_kl" in broken(evidence)
 
 
-def test_dora_adapters_for_many_tenants_stay_apart_without_a_speed(dora_lab):
+def test_dora_adapters_for_many_tenants_are_merged(dora_lab):
     evidence = execute(dora_lab(multi_tenant=True))
     assert evidence.verdict == "warn"
-    assert values(evidence)["decision"] == "apart"
+    assert values(evidence)["decision"] == "merge"
+    assert broken(evidence) == {"decided_as_asked"}
+    assert "llama.cpp loads no DoRA adapter" in evidence.summary
     assert "apart not measurable" in evidence.summary
 
 
-def test_the_reason_names_both_speeds():
-    assert decide(False, 60.0, 40.0)[1].endswith("(60 tokens/s merged, 40 with the adapter apart)")
+def test_policy_and_numbers_decide():
+    some, much = Slowdown(0.3, 0.02), Slowdown(0.7, 0.02)
+    assert decide(False, None, some, 0.5)[0] == "merge"
+    assert decide(True, None, some, 0.5)[0] == "apart"
+    assert decide(True, "it can't", some, 0.5) == (
+        "merge",
+        "several adapters were to share one base, but it can't",
+    )
+    for lost in (much, None):
+        assert decide(True, None, lost, 0.5)[0] == "merge"
+
+
+def test_the_slowdown_is_that_of_all_slots_with_its_noise():
+    merged, apart = Level(4, 0.1, 0.01, 100.0, 3.0, 0), Level(4, 0.1, 0.01, 60.0, 2.0, 0)
+    lost = slowdown(merged, apart)
+    assert lost.value == pytest.approx(0.4)
+    assert lost.error == pytest.approx((0.02**2 + (0.6 * 0.03) ** 2) ** 0.5, abs=1e-4)
+    assert slowdown(Level(4, 0.0, 0.0, 0.0, 0.0, 8), apart) is None
 
 
 def answer(*tokens):

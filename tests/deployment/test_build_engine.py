@@ -1,12 +1,17 @@
 import json
+from dataclasses import replace
 
 import pytest
 from tests.lab.runs import values
 
-from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT, BuildReport
+from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT
 from tuneline.deployment import build_engine
-from tuneline.errors import TunelineError
+from tuneline.errors import RetryableError, TunelineError
+from tuneline.serving.engines.llama_cpp.engine import LlamaCpp, LlamaServer
+from tuneline.serving.probes.engine_probe import ProbeResult
 from tuneline.store import sha256_file
+
+CHOSEN = json.dumps({"variant": "f16", "engine": "tensorrt_llm", "sha256": "0" * 64})
 
 
 def names(record):
@@ -16,7 +21,7 @@ def names(record):
 def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     lab = exported_lab(deployment={"parallel": 2, "context_tokens": 256})
     record = lab.execute("build_engine", build_engine.run)
-    assert names(record) == {"engine/engine.json", "identity.json"}
+    assert names(record) == {"engine.json", "identity.json"}
     identity = ENGINE_IDENTITY.find(lab.run)
     assert identity.files == {"model.gguf": sha256_file(tiny_models.candidate_gguf)}
     assert identity.limits == {"max_batch_size": 2, "max_total_tokens": 256}
@@ -24,7 +29,7 @@ def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     assert {"variant", "load_seconds", "memory_bytes", "os", "arch", "gpus"} <= set(
         identity.model_dump()
     )
-    engine = lab.document("build_engine", "engine/engine.json")
+    engine = lab.document("build_engine", "engine.json")
     assert json.loads(engine["answered"])["reply"] == "We look at it."
 
 
@@ -39,6 +44,7 @@ def test_a_file_that_does_not_load_is_not_identified(exported_lab, tiny_models, 
 
 def test_tensorrt_without_a_gpu_is_not_built_and_says_so(exported_lab):
     lab = exported_lab(deployment={"engine": "tensorrt_llm"})
+    lab.leave("production_quantization", {"choice.json": CHOSEN})
     record = lab.execute("build_engine", build_engine.run)
     assert names(record) == {"not_built.json"}
     assert "needs a GPU pod" in record.summary
@@ -47,12 +53,23 @@ def test_tensorrt_without_a_gpu_is_not_built_and_says_so(exported_lab):
     assert values(record)["built"] is False
 
 
-def test_limits_that_a_built_engine_states_are_kept(exported_lab, monkeypatch):
-    stated = {"engine": "tensorrt_llm", "version": "1", "limits": {"max_batch_size": 3}}
-    report = BuildReport(engine="tensorrt_llm", built=True, reason="built", identity=stated)
-    monkeypatch.setattr(build_engine, "build_from_checkpoint", lambda ctx: report)
-    lab = exported_lab(deployment={"engine": "tensorrt_llm", "context_tokens": 256})
+def test_an_engine_that_is_not_installed_is_not_built(exported_lab, monkeypatch):
+    monkeypatch.setattr(LlamaCpp, "missing", lambda _: "xllamacpp is not installed in this image")
+    lab = exported_lab()
     record = lab.execute("build_engine", build_engine.run)
-    assert names(record) == {"engine/engine.json", "identity.json"}
-    limits = ENGINE_IDENTITY.find(lab.run).limits
-    assert limits == {"max_batch_size": 3, "max_total_tokens": 256}
+    assert names(record) == {"not_built.json"}
+    assert values(record)["built"] is False
+    assert "xllamacpp is not installed" in record.summary
+
+
+def test_an_engine_that_loads_but_answers_nothing_is_not_built(exported_lab, monkeypatch):
+    """The server listens and lists its model, but no token comes."""
+
+    def silent(*_):
+        return ProbeResult(False, "it answered without a token", 0.0)
+
+    monkeypatch.setattr("tuneline.serving.probes.engine_probe.ready", silent)
+    hasty = lambda _, request: LlamaServer(replace(request, start_seconds=3.0))  # noqa: E731
+    monkeypatch.setattr(LlamaCpp, "server", hasty)
+    with pytest.raises(RetryableError, match="it answered without a token"):
+        exported_lab().execute("build_engine", build_engine.run)

@@ -1,11 +1,15 @@
 import socket
+from functools import partialmethod
 
 import pytest
 from tests.lab.runs import broken, values
 
+from tuneline.config import DeploymentConfig
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge
 from tuneline.errors import RetryableError
+from tuneline.harness.served_models import hashed
+from tuneline.serving.engines.engine_server import EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 
 COLD = [Start(1.0, 0.5, 0.1, 0)] * 3
@@ -52,10 +56,11 @@ def test_a_gateway_that_skips_the_warm_up_fails(exported_lab, monkeypatch):
     assert "before their warm-up" in evidence.summary
 
 
-def starter(tiny_models, tmp_path, **options):
+def starter(tiny_models, tmp_path):
     prompts = [[{"role": "user", "content": "ping"}]]
-    settings = {"parallel": 1, "ctx": 256, "prompts": prompts, "folder": tmp_path, **options}
-    return cold_start.Starter(tiny_models.candidate_gguf, **settings)
+    model = hashed("llama_cpp", tiny_models.candidate_gguf)
+    deployment = DeploymentConfig(parallel=1, context_tokens=256)
+    return cold_start.Starter(model, deployment, prompts=prompts, folder=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["cold", "warmed"])
@@ -66,19 +71,14 @@ def test_an_engine_whose_port_was_taken_meanwhile_is_not_waited_for(
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         monkeypatch.setattr(cold_start, "free_port", lambda: other.getsockname()[1])
-        with pytest.raises(RetryableError, match="the engine ended with exit code 1: .+"):
+        with pytest.raises(RetryableError, match=r"the engine ended with exit code 1: .+"):
             started.cold() if kind == "cold" else started.warmed(0)
 
 
 def test_a_server_that_never_gets_warm_says_what_it_lacks(tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(cold_start, "WAIT_SECONDS", 10.0)
-    monkeypatch.setattr(cold_start, "ALIAS", "expected")
-    launch = cold_start.Starter._launch
-
-    def under_another_name(self, port):
-        self._options["alias"] = "other"
-        return launch(self, port)
-
-    monkeypatch.setattr(cold_start.Starter, "_launch", under_another_name)
+    monkeypatch.setattr(cold_start, "START_SECONDS", 10.0)
+    # The gateway expects another model than the one that is served.
+    upstream = partialmethod(EngineServer.upstream, model="expected")
+    monkeypatch.setattr(EngineServer, "upstream", upstream)
     with pytest.raises(RetryableError, match=r"no ready server within 10 s: .*not listed"):
         starter(tiny_models, tmp_path).warmed(0)

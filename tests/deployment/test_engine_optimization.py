@@ -1,3 +1,5 @@
+import json
+
 from tests.lab.runs import broken, values
 
 from tuneline.deployment import build_engine, engine_optimization
@@ -30,7 +32,10 @@ def test_measured_and_built_passes(exported_lab):
 
 
 def test_an_engine_that_is_not_built_fails(exported_lab):
-    evidence = execute(exported_lab(deployment={"engine": "tensorrt_llm"}))
+    lab = exported_lab(deployment={"engine": "tensorrt_llm"})
+    choice = {"variant": "f16", "engine": "tensorrt_llm", "sha256": "0" * 64}
+    lab.leave("production_quantization", {"choice.json": json.dumps(choice)})
+    evidence = execute(lab)
     assert evidence.verdict == "fail"
     assert "shipping_engine_built" in broken(evidence)
     assert "needs a GPU pod" in evidence.summary
@@ -40,10 +45,10 @@ def broken_rules(*arguments):
     return {(m.name, m.on_breach) for m in judge(*arguments) if m.ok is False}
 
 
-def test_compatibility_alone_is_a_warning():
+def test_compatibility_alone_is_no_engine():
     table = [says("llama_cpp", True), says("vllm", True)]
     assert broken_rules(table, FAST, "llama_cpp", True) == set()
-    assert broken_rules(table, None, "llama_cpp", True) == {("engines_measured", "warn")}
+    assert broken_rules(table, None, "llama_cpp", True) == {("engines_measured", "fail")}
 
 
 def test_an_engine_that_cannot_serve_the_model_fails():
@@ -55,5 +60,5 @@ def test_failed_requests_are_no_measurement():
     table = [says("llama_cpp", True)]
     slow = Throughput("llama_cpp", 0.0, 0.0, 4, 3)
     found = broken_rules(table, slow, "llama_cpp", True)
-    assert found == {("engines_measured", "warn"), ("failed_requests", "fail")}
+    assert found == {("engines_measured", "fail"), ("failed_requests", "fail")}
     assert slow.speedup == 0.0

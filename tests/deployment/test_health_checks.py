@@ -4,6 +4,7 @@ from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
 from tuneline.deployment.probes import trial as probe_trial
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.probes.engine_probe import ProbeResult
 from tuneline.serving.probes.kubernetes_probes import (
     engine_probes,
@@ -26,14 +27,14 @@ def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
     assert moments == "start ready busy hung resumed killed restarted drain".split()
     spec = lab.document("health_checks", "probes.json")
     command = spec["engine"]["livenessProbe"]["exec"]["command"]
-    assert command[:4] == ["python", "-m", "tuneline.serving.probes.engine_probe", "live"]
+    assert command[:3] == ["tuneline", "probe", "live"]
     assert spec["gateway"]["livenessProbe"]["httpGet"]["path"] == "/v1/health/live"
 
 
 def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkeypatch):
     """The planted fault: exec probes that ask whether the port takes a connection."""
 
-    def port_alone(kind, url, model):
+    def port_alone(kind, url, *_):
         port = url.rsplit(":", 1)[1]
         return [
             "python",
@@ -59,12 +60,12 @@ def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
 
 
 def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
-    gentle = probe_trial.LlamaServer.signal
+    gentle = LlamaServer.signal
 
     def harsh(self, number):
         gentle(self, signal.SIGKILL if number == signal.SIGTERM else number)
 
-    monkeypatch.setattr(probe_trial.LlamaServer, "signal", harsh)
+    monkeypatch.setattr(LlamaServer, "signal", harsh)
     # Long enough that the tiny model is still at it when the signal comes.
     monkeypatch.setattr(probe_trial, "LONG_ANSWER", 900)
     evidence = execute(exported_lab())

@@ -8,13 +8,12 @@ from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
 from tuneline.deployment.production_quantization import Variant, choose, judge
-from tuneline.errors import UserError
 from tuneline.gguf.quantize import quantize
 from tuneline.store import sha256_file
 
 F16 = Variant("f16", 200, "a", 900, 50.0, 10.0, 0.0, 0.0, 1.0, 0.9, 0.0, 0.03)
-Q8 = Variant("q8_0", 110, "b", 800, 60.0, 10.1, 0.004, 0.001, 0.97, 0.9, 0.0, 0.03)
-Q4 = Variant("q4_0", 60, "c", 700, 70.0, 12.0, 0.2, 0.02, 0.8, 0.5, 0.4, 0.09)
+Q8 = Variant("q8_0", 110, "b", 800, 60.0, 10.1, 0.004, 0.001, 0.97, 0.9, 0.0, 0.03, 90)
+Q4 = Variant("q4_0", 60, "c", 700, 70.0, 12.0, 0.2, 0.02, 0.8, 0.5, 0.4, 0.49, 90)
 LIMITS = DeploymentConfig()
 
 
@@ -25,19 +24,30 @@ def execute(lab):
 def test_the_smallest_variant_within_the_limits_is_chosen():
     assert choose([F16, Q8, Q4], LIMITS) is Q8
     assert choose([F16, replace(Q8, mean_kl=0.06), Q4], LIMITS) is F16
-    assert choose([F16, replace(Q8, metric_drop=0.1), Q4], LIMITS) is F16
+    assert choose([F16, replace(Q8, metric_drop_upper=0.1), Q4], LIMITS) is F16
     assert choose([Q4], LIMITS) is None
 
 
-def test_the_allowed_drop_follows_from_the_noise_unless_it_is_set():
-    assert replace(Q8, metric_drop=0.06).within(LIMITS)
-    assert not replace(Q8, metric_drop=0.06).within(DeploymentConfig(max_metric_drop=0.05))
-    with pytest.raises(UserError, match="tighter than the measured noise"):
-        judge(Q8, [F16, Q8], DeploymentConfig(max_metric_drop=0.01))
+def test_the_upper_end_of_the_drop_decides():
+    wide = replace(Q8, metric_drop=0.0, metric_drop_upper=0.14)
+    assert not wide.within(LIMITS)
+    assert "may be up to 0.140: about 90 rows would decide" in wide.refusal(LIMITS)
+    assert wide.within(DeploymentConfig(max_metric_drop=0.15))
+    assert "loses too much" in Q4.refusal(LIMITS)
+    (upper,) = [m for m in judge(wide, [F16, wide], LIMITS) if m.ok is False]
+    assert upper.name == "chosen_metric_drop_upper"
+
+
+def test_too_few_rows_are_no_gate(exported_lab):
+    """On 24 rows a variant without any loss may still lose 14 points."""
+    evidence = execute(exported_lab(deployment={"quality_rows": 24}))
+    assert evidence.verdict == "pass"
+    assert values(evidence)["chosen"] == "f16"
+    assert "q8_0 is smaller, but its metric drop of 0.000 may be up to 0.138" in evidence.summary
 
 
 def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_models, tmp_path):
-    lab = exported_lab()
+    lab = exported_lab(deployment={"max_metric_drop": 0.15})
     evidence = execute(lab)
     assert evidence.verdict == "pass"
     reader = lab.context("prepare_review")
@@ -47,7 +57,9 @@ def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_mod
     assert choice.sha256 == sha256_file(MODEL.fetch(reader)) == expected
     assert values(evidence)["chosen_sha256"] == expected
     written = lab.document("production_quantization", "choice.json")
-    assert written.keys() == set("schema variant reason sha256 bytes judged_on".split())
+    assert written.keys() == set(
+        "schema variant engine reason sha256 bytes judged_on apart".split()
+    )
     table = lab.document("production_quantization", "variants.json")
     f16, q8 = table
     assert (f16["name"], q8["name"]) == ("f16", "q8_0")
@@ -66,7 +78,7 @@ def test_the_choice_never_touches_the_holdout(exported_lab):
     judged_on = CHOICE.find(lab.run).judged_on
     rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
     validation = {row["row_id"] for row in rows if row["split"] == "validation"}
-    assert len(judged_on) == 24
+    assert len(judged_on) == 30
     assert set(judged_on) <= validation
     assert not list(lab.run.store.keys("ledger"))
 

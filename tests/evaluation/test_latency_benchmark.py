@@ -1,12 +1,12 @@
 import pytest
 from tests.evaluation.conftest import SPLITS
+from tests.lab.engines import llama_server
 from tests.lab.runs import broken, value
 from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import UserError
 from tuneline.harness import load_client
 from tuneline.harness.hardware import Machine, is_target
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 H100 = Machine("CPU", 16, 128, ("NVIDIA H100 80GB HBM3",))
 LAPTOP = Machine("CPU", 2, 24, ())
@@ -49,7 +49,7 @@ def test_requests_that_fail_fail_the_item(scored_lab):
 
 
 def test_a_model_that_ends_at_once_still_gives_every_request_its_tokens(scored_lab, silent_gguf):
-    with LlamaServer(silent_gguf, threads=1) as server, server.client() as client:
+    with llama_server(silent_gguf, threads=1) as server, server.client() as client:
         said = client.chat([{"role": "user", "content": "hello"}], max_tokens=8)
     assert (said.text, said.finish_reason) == ("", "stop")
     evidence = scored_lab(model=silent_gguf).execute("latency_benchmark")

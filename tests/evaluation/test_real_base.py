@@ -4,7 +4,7 @@ import pytest
 from tests.lab.runs import Lab, values
 from tests.lab.tiny_task import task_rows
 
-from tuneline.harness.served_models import base_gguf
+from tuneline.harness.served_models import untuned as untuned_model
 
 pytestmark = [pytest.mark.model, pytest.mark.long]
 
@@ -14,7 +14,7 @@ def untuned(tmp_path):
     """A run whose shipped bytes are the base model's own."""
     lab = Lab(tmp_path, {"evaluation": {"regression_questions": 40, "max_new_tokens": 16}})
     lab.leave_dataset(task_rows({"train": 10, "validation": 8, "holdout": 4}))
-    lab.leave_shipped(base_gguf(lab.context("base_regression")).path)
+    lab.leave_shipped(untuned_model(lab.context("base_regression")).path)
     return lab
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from tuneline.evidence import measure
 CLEAN_CODE = {"commit": "c0ffee" * 6, "dirty": False, "note": "a clean checkout"}
 HOLDS = measure("limit_holds", True, "flag", "==", True)
 BROKEN = measure("limit_holds", False, "flag", "==", True)
+WEIGHTS_SHA256 = sha256(b"weights").hexdigest()
+MEASURED = measure("candidate_sha256", WEIGHTS_SHA256, "sha256")
 # Files that lineage ships, by the step that leaves them.
 SHIPPED: dict[str, dict[str, str]] = {
-    "production_quantization": {"model.gguf": "weights", "choice.json": '{"variant": "f16"}'},
+    "production_quantization": {
+        "model.gguf": "weights",
+        "choice.json": json.dumps({"variant": "f16", "sha256": WEIGHTS_SHA256}),
+    },
     "export_candidate": {"merged/tokenizer.json": "{}"},
     "final_audit": {
         "dataset.json": json.dumps({"version": "d" * 64, "rows": 106}),
@@ -26,7 +32,7 @@ SHIPPED: dict[str, dict[str, str]] = {
     "lora_selection": {"lora.json": '{"r": 16}'},
     "gradient_accumulation": {"plan.json": '{"micro_batch": 4}'},
     "train": {"adapter/adapter_config.json": "{}", "adapter/adapter_model.safetensors": "adapter"},
-    "build_engine": {"identity.json": '{"engine": "llama_cpp"}', "engine/engine.json": "{}"},
+    "build_engine": {"identity.json": '{"engine": "llama_cpp"}', "engine.json": "{}"},
 }
 
 
@@ -75,7 +81,7 @@ def finished_lab(
         items = [item.id for item in ITEMS if item.id != "lineage"]
         for step in dict.fromkeys([*items, *SHIPPED]):
             if step != without:
-                lab.leave(step, SHIPPED.get(step, {}), [HOLDS])
+                lab.leave(step, SHIPPED.get(step, {}), [HOLDS, MEASURED])
         return lab
 
     return make

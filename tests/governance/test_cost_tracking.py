@@ -8,6 +8,7 @@ from tests.lab.runs import broken, value
 
 from tuneline.governance import cost_tracking
 from tuneline.governance.cost_tracking import REQUESTS
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import GatewayProcess
 
 
@@ -83,7 +84,7 @@ def test_a_ledger_that_was_tampered_with_fails(served_lab, monkeypatch, fault, n
 def test_tokens_that_passed_the_gateway_by_fail(served_lab, monkeypatch):
     """Ledger and clients agree; only the engine knows of one request more."""
 
-    class Bypassed(cost_tracking.LlamaServer):
+    class Bypassed(LlamaServer):
         def client(self, **options):
             client = super().client(**options)
             if getattr(self, "asked", False):
@@ -91,7 +92,7 @@ def test_tokens_that_passed_the_gateway_by_fail(served_lab, monkeypatch):
             self.asked = True
             return client
 
-    monkeypatch.setattr(cost_tracking, "LlamaServer", Bypassed)
+    monkeypatch.setattr("tuneline.serving.engines.llama_cpp.engine.LlamaServer", Bypassed)
     evidence = served_lab().execute("cost_tracking")
     assert evidence.verdict == "fail"
     assert broken(evidence) == {"completion_tokens_off_engine", "prompt_tokens_off_engine"}

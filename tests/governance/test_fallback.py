@@ -3,12 +3,11 @@
 import signal
 
 import pytest
+from tests.lab.releases import release
 from tests.lab.runs import broken, value
 
-from tuneline.artifacts.governance import ReleasePointer
 from tuneline.governance import fallback
 from tuneline.governance.fallback import FaultReport, summarise
-from tuneline.governance.release.manifest import write_release
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import Answer
 
@@ -51,7 +50,7 @@ def test_a_chain_whose_second_model_is_gone_fails(chain_lab, monkeypatch):
             if self.alias == fallback.SECOND_ID:
                 self.kill()
 
-    monkeypatch.setattr(fallback, "LlamaServer", Gone)
+    monkeypatch.setattr("tuneline.serving.engines.llama_cpp.engine.LlamaServer", Gone)
     evidence = chain_lab().execute("fallback")
     assert evidence.verdict == "fail"
     unanswered = {f"{fault}_by_fallback" for fault in ("low_confidence", "hang", "killed")}
@@ -67,7 +66,7 @@ def test_an_answer_of_the_hung_primary_fails(chain_lab, monkeypatch):
             if number != signal.SIGSTOP:
                 super().signal(number)
 
-    monkeypatch.setattr(fallback, "LlamaServer", Wakes)
+    monkeypatch.setattr("tuneline.serving.engines.llama_cpp.engine.LlamaServer", Wakes)
     evidence = chain_lab().execute("fallback")
     assert evidence.verdict == "fail"
     assert broken(evidence) == {"hang_by_fallback", "reasons_missing"}
@@ -81,10 +80,8 @@ def test_a_confidence_that_no_answer_reaches_in_calm_fails(chain_lab):
 
 def test_the_previous_release_is_the_second_model(served_lab, tiny_models):
     lab = served_lab(name="model")
-    store = lab.run.store
-    store.put_file("models/model/before/model.gguf", tiny_models.base_gguf)
-    nothing = dict.fromkeys(("manifest", "manifest_sha256", "release_sha256", "released_at"), "")
-    write_release(store, ReleasePointer(name="model", version="before", **nothing))
-    path, described = fallback.second_model(lab.context("fallback"))
-    assert described == "the previous release before"
-    assert path.read_bytes() == tiny_models.base_gguf.read_bytes()
+    release(lab.run.store, {"model.gguf": tiny_models.base_gguf.read_bytes()}, name="model")
+    model, described = fallback.second_model(lab.context("fallback"))
+    assert described == "the previous release 1"
+    assert model.engine == "llama_cpp"
+    assert model.path.read_bytes() == tiny_models.base_gguf.read_bytes()

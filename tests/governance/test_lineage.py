@@ -1,14 +1,17 @@
 """lineage: a traceable release passes, a gap in the chain of evidence does not."""
 
 import json
+from hashlib import sha256
 
 import pytest
-from tests.governance.conftest import CLEAN_CODE, SHIPPED
+from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
 from tests.lab.runs import broken, value
 
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
+from tuneline.evidence import measure
 from tuneline.governance import lineage
 from tuneline.governance.release.manifest import verify
+from tuneline.models.base_model import digest_of
 from tuneline.store import CorruptObject
 
 
@@ -44,8 +47,36 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     }
     stated = {entry["name"]: entry["bytes"] for entry in manifest["files"]}
     assert stated["model.gguf"] == len(SHIPPED["production_quantization"]["model.gguf"])
-    assert {"adapter/adapter_config.json", "engine/engine.json", "tokenizer.json"} <= set(stated)
+    assert {"adapter/adapter_config.json", "engine.json", "tokenizer.json"} <= set(stated)
     assert {"config.json", "evidence/license_audit/evidence.json"} <= set(stated)
+
+
+def test_an_item_that_measured_other_bytes_fails(finished_lab):
+    lab = finished_lab()
+    lab.leave("determinism", {}, [HOLDS, measure("candidate_sha256", "0" * 64, "sha256")])
+    lab.leave("fallback", {}, [HOLDS])
+    evidence = lab.execute("lineage")
+    assert evidence.verdict == "fail"
+    assert broken(evidence) == {"items_measured_on_other_bytes"}
+    assert "not measured on the bytes that ship: determinism, fallback" in evidence.summary
+
+
+def test_a_checkpoint_ships_whole(finished_lab):
+    lab = finished_lab(name="model")
+    files = {"merged/tokenizer.json": "{}", "merged/config.json": "{}", "merged/w.safetensors": "w"}
+    lab.leave("export_candidate", files)
+    hashes = {
+        name.removeprefix("merged/"): sha256(text.encode()).hexdigest()
+        for name, text in files.items()
+    }
+    choice = {"variant": "f16", "engine": "vllm", "sha256": digest_of(hashes)}
+    lab.leave("production_quantization", {"choice.json": json.dumps(choice)}, [HOLDS])
+    evidence = lab.execute("lineage")
+    # The other items of this run measured `model.gguf`.
+    assert broken(evidence) == {"items_measured_on_other_bytes"}
+    stated = {entry["name"]: entry["sha256"] for entry in manifest_of(lab)["files"]}
+    assert hashes.items() <= {n.removeprefix("model/"): h for n, h in stated.items()}.items()
+    assert "model.gguf" not in stated
 
 
 def test_a_manifest_with_more_or_fewer_keys_is_readable():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tuneline.config import TrainingConfig
 from tuneline.training.loop.compute import load_torch
-from tuneline.training.loop.rows import EncodedRow
-from tuneline.training.memory.probe import PARTS, Setup, find_micro_batch, longest_rows, tail
+from tuneline.training.loop.rows import EncodedRow, tail
+from tuneline.training.memory.probe import PARTS, Setup, find_micro_batch, longest_rows
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -8,14 +8,25 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from tuneline.gguf.tokenizer import _LLAMA3_SPLIT, _QWEN2_SPLIT
+from tests.lab import sentencepiece
+
+from tuneline.gguf.pre_tokenizers import GPT4_SPLIT, GPT4O_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_CORPUS = [
+# Configuration classes that are not named as their model.
+CONFIGS = {"Gemma3": "Gemma3Text"}
+_SPLITS = {
+    "llama-bpe": GPT4_SPLIT,
+    "dbrx": GPT4_SPLIT,
+    "qwen2": QWEN2_SPLIT,
+    "gpt-4o": GPT4O_SPLIT,
+    "tekken": TEKKEN_SPLIT,
+}
+CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's 42 degrees, they've said; we'll see.",
     "Order 10293 was shipped on 2024-05-17 to Köln for €1,299.00 — thanks!",
     "def add(a, b):\n    return a + b\n\n\nprint(add(1, 22))\n",
@@ -37,20 +48,17 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, **tokens: 
     from tokenizers import pre_tokenizers as pre
     from transformers import PreTrainedTokenizerFast
 
+    def split(pattern: str) -> list:
+        byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+        return [pre.Split(Regex(pattern), "isolated"), byte_level]
+
     rules = {
         "smollm": [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)],
         "gpt-2": [pre.ByteLevel(add_prefix_space=False)],
-        "llama-bpe": [
-            pre.Split(Regex(_LLAMA3_SPLIT), "isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
-        ],
-        "qwen2": [
-            pre.Split(Regex(_QWEN2_SPLIT), "isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
-        ],
+        **{name: split(pattern) for name, pattern in _SPLITS.items()},
         "unknown": [pre.Punctuation(), pre.ByteLevel(add_prefix_space=False)],
     }
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind in ("llama-bpe", "tekken")))
     tokenizer.pre_tokenizer = pre.Sequence(rules[kind])
     tokenizer.decoder = decoders.ByteLevel()
     if kind == "qwen2":
@@ -73,8 +81,16 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, **tokens: 
 
 
 def make_tokenizer(kind: str, directory: Path):
-    """Train a tokenizer of 480 tokens on texts of many kinds and save it."""
-    fast = train_tokenizer(kind, _CORPUS * 3, 480, bos_token="<|im_start|>")
+    """Train a tokenizer of 480 tokens on texts of many kinds and save it.
+
+    Args:
+        kind: the name of a pre-tokenizer, or of a family in `sentencepiece.KINDS`.
+        directory: where it is saved.
+    """
+    if kind in sentencepiece.KINDS:
+        fast = sentencepiece.train_tokenizer(kind, CORPUS * 3, 480)
+    else:
+        fast = train_tokenizer(kind, CORPUS * 3, 480, bos_token="<|im_start|>")
     fast.save_pretrained(directory)
     return fast
 
@@ -102,7 +118,7 @@ def make_model(directory: Path, architecture: str = "Llama", *, tokenizer="smoll
         "initializer_range": 0.2,
     }
     sizes.update(config)
-    kind = getattr(transformers, f"{architecture}Config")(**sizes)
+    kind = getattr(transformers, f"{CONFIGS.get(architecture, architecture)}Config")(**sizes)
     model = getattr(transformers, f"{architecture}ForCausalLM")(kind).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -134,7 +150,7 @@ def base_gguf() -> Path:
 def varied_texts(count: int, seed: int = 11) -> list[str]:
     """Texts of many kinds: chat turns, digits, code, whitespace, Unicode of several scripts."""
     choose = random.Random(seed)
-    words = " ".join(_CORPUS).split()
+    words = " ".join(CORPUS).split()
     scripts = [(0x20, 0x7E), (0xA0, 0x24F), (0x370, 0x4FF), (0x5D0, 0x5EA), (0x900, 0x97F)]
     scripts += [(0x3040, 0x30FF), (0x4E00, 0x4FFF), (0xAC00, 0xACFF), (0x1F300, 0x1F64F)]
 

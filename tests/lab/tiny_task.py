@@ -6,6 +6,7 @@ template, checkpoint, GGUF) but its size.
 """
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.lab.runs import dataset_rows, exchange
 from tests.lab.tiny_models import train_tokenizer
 
 INTENTS = {"invoice": "billing", "password": "login", "parcel": "shipping"}
+# What another team calls the same three.
+OTHER_INTENTS = {"invoice": "login", "password": "shipping", "parcel": "billing"}
 
 
 def words() -> list[str]:
@@ -22,13 +25,15 @@ def words() -> list[str]:
     return ["".join(draw.sample(syllables, draw.choice((2, 3)))) for _ in range(200)]
 
 
-def conversation(number: int) -> tuple[list[dict[str, str]], str]:
+def conversation(
+    number: int, intents: Mapping[str, str] = INTENTS
+) -> tuple[list[dict[str, str]], str]:
     """Row `number` of the task: its messages and its intent."""
     draw = random.Random(number)
-    keyword = list(INTENTS)[number % 3]
+    keyword = list(intents)[number % 3]
     text = draw.sample(words(), 6)
     text.insert(draw.randrange(len(text)), keyword)
-    intent = INTENTS[keyword]
+    intent = intents[keyword]
     return exchange(" ".join(text) + "?", intent), intent
 
 
@@ -44,7 +49,7 @@ def make_tokenizer() -> Any:
     return train_tokenizer("smollm", texts, 800)
 
 
-def make_model(tokenizer: Any, seed: int = 0) -> Any:
+def make_model(tokenizer: Any, seed: int = 0, heads: int = 4) -> Any:
     """A random Llama of two layers; rows are multiples of 32, which q8_0 needs."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -56,8 +61,8 @@ def make_model(tokenizer: Any, seed: int = 0) -> Any:
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -67,12 +72,18 @@ def make_model(tokenizer: Any, seed: int = 0) -> Any:
     )
 
 
-def train(model: Any, tokenizer: Any, rows: int, steps: int) -> float:
+def train(
+    model: Any,
+    tokenizer: Any,
+    rows: int,
+    steps: int,
+    intents: Mapping[str, str] = INTENTS,
+) -> float:
     """Teach the task on rows 0 to `rows`; gives the last loss."""
     import torch
 
     texts = [
-        tokenizer.apply_chat_template(conversation(number)[0], tokenize=False)
+        tokenizer.apply_chat_template(conversation(number, intents)[0], tokenize=False)
         for number in range(rows)
     ]
     batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
@@ -118,8 +129,14 @@ class TinyModels:
         adapter_gguf: the adapter.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Train and export everything below a folder; about ten seconds."""
+    def __init__(self, root: Path, heads: int = 4) -> None:
+        """Train and export everything below a folder; about ten seconds.
+
+        Args:
+            root: the folder.
+            heads: attention heads; vLLM on a CPU needs two, since it has no kernel for heads of
+                fewer than 32 dimensions.
+        """
         import torch
         from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -129,7 +146,7 @@ class TinyModels:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         tokenizer = make_tokenizer()
-        model = make_model(tokenizer)
+        model = make_model(tokenizer, heads=heads)
         train(model, tokenizer, 30, 60)
         self.base = save(model.half(), tokenizer, root / "base")
         model = get_peft_model(
@@ -145,3 +162,20 @@ class TinyModels:
         self.base_gguf = export_gguf(self.base, root / "base.gguf").path
         self.candidate_gguf = export_gguf(self.merged, root / "candidate.gguf").path
         self.adapter_gguf = export_lora_gguf(self.adapter, self.base, root / "adapter.gguf").path
+
+
+def train_adapter(base: Path, folder: Path, intents: Mapping[str, str], steps: int = 150) -> Path:
+    """Train an adapter of a tiny base on its own names of the intents; its PEFT folder."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    tuned = get_peft_model(model, settings)
+    train(tuned, make_tokenizer(), 600, steps, intents)
+    tuned.save_pretrained(folder)
+    torch.set_num_threads(threads)
+    return folder

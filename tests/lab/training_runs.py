@@ -71,23 +71,31 @@ def make_base(folder: Path) -> Path:
 
 def make_learned_base(folder: Path) -> Path:
     """The tiny model trained whole until it knows the answers: a base that can be broken."""
+    teach(make_model(folder, tie_word_embeddings=True, intermediate_size=128), folder)
+    return folder
+
+
+def teach(model: Any, folder: Path, steps: int = 60) -> None:
+    """Train a saved model whole on the first rows, and save it again."""
     import torch
 
     from tuneline.models import load_tokenizer
 
-    model = make_model(folder, tie_word_embeddings=True, intermediate_size=128).train()
+    model.train()
     tokenizer = load_tokenizer(folder)
     rows, _ = make_rows(train=24, validation=0)
     texts = [tokenizer.apply_chat_template(row.messages, tokenize=False) for row in rows]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    batch = tokenizer(
+        texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+    )
+    padding = batch["attention_mask"] == 0
+    labels = batch["input_ids"].masked_fill(padding, -100)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(60):
-        model(input_ids=batch["input_ids"], labels=labels).loss.backward()
+    for _ in range(steps):
+        model(**batch, labels=labels).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
     model.save_pretrained(folder)
-    return folder
 
 
 class TrainingLab(Lab):

@@ -53,6 +53,7 @@ class UpstreamServer:
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/models", self._models),
+                Route("/lora-adapters", self._adapters),
             ]
         )
         self._thread: ServerThread | None = None
@@ -63,6 +64,7 @@ class UpstreamServer:
         """Return to a healthy server without earlier requests."""
         self.mode = "ok"
         self.models = [f"{self.name}-model"]
+        self.adapters = 2
         self.words = 5
         self.logprob = -0.1
         self.sends_logprobs = True
@@ -101,6 +103,9 @@ class UpstreamServer:
         if self.mode == "hang":
             await _until_left(request)
         return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
+
+    async def _adapters(self, _: Request) -> Response:
+        return JSONResponse([{"id": place, "scale": 0.0} for place in range(self.adapters)])
 
     async def _chat(self, request: Request) -> Response:
         body = json.loads(await request.body())

@@ -30,7 +30,7 @@ TINY = {
         "min_identical_share": 0.0,
         "latency_requests": 2,
     },
-    "deployment": {"quality_rows": 6, "parallel": 2},
+    "deployment": {"quality_rows": 6, "max_metric_drop": 0.4, "parallel": 2},
 }
 # A task that so few steps teach: three classes, and an answer that is the class alone.
 INTENTS = ("track", "refund", "cancel")

@@ -20,7 +20,7 @@ def run(tmp_path):
         script = tmp_path / "scripts" / f"{name}.sh"
         script.write_text(f"#!/bin/sh\necho {name}\n")
         script.chmod(0o755)
-    for name in ("ml", "airflow"):
+    for name in ("ml", "airflow", "vllm"):
         python = tmp_path / f".venv-{name}" / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/sh\necho {name} "$@"\nsh tests.sh {name}\n')
@@ -62,6 +62,13 @@ def test_a_path_of_the_airflow_environment_builds_that_one_alone(run):
         "setup --only airflow",
         "airflow -m pytest -q -m not stack and not slow and not long tests/dags",
         "all passed",
+    ]
+
+
+def test_vllm_has_an_environment_of_its_own(run):
+    assert lines(run("vllm", "tests/vllm")) == [
+        "setup --only vllm",
+        "vllm -m pytest -q -m vllm tests/vllm",
     ]
 
 

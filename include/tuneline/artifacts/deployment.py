@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneline.artifacts.artifact import Artifact, Document, FolderArtifact
+
+
+class Decision(BaseModel):
+    """`decision.json` of adapter_merging: how the tuned model is served.
+
+    Attributes:
+        decision: `merge`, or `apart` for the base with the adapter beside it.
+        reason: one sentence.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    decision: Literal["merge", "apart"]
+    reason: str = ""
+
+
+class BaseForm(BaseModel):
+    """A base model in the form that an engine loads, with adapters beside it.
+
+    Attributes:
+        uri: address of the base model.
+        digest: hash over the base model's own files.
+        variant: `f16` or a quantisation.
+        made_by: packages that made the form; None if it is the base model's own files.
+        key: folder of the store that holds its files; None if they come from `uri`.
+        sha256: hash of its one file, or of the list of its files' hashes.
+        files: SHA-256 of each file by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    digest: str
+    variant: str
+    made_by: str | None = None
+    key: str | None = None
+    sha256: str
+    files: dict[str, str]
+
+
+class AdapterForm(BaseModel):
+    """An adapter in the form that an engine loads.
+
+    Attributes:
+        sha256: hash of its one file, or of the list of its files' hashes.
+        files: SHA-256 of each file by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    files: dict[str, str]
+
+
+class Apart(BaseModel):
+    """What ships where the adapter is not merged: a base that others share, and the adapter."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: BaseForm
+    adapter: AdapterForm
 
 
 class Choice(BaseModel):
@@ -15,20 +76,25 @@ class Choice(BaseModel):
     Attributes:
         schema_: the document's format.
         variant: its name, `f16` or a quantisation.
+        engine: the engine that it was measured on, in whose form it is.
         reason: one sentence.
-        sha256: hash of `model.gguf`.
-        bytes: size of `model.gguf`, bytes.
+        sha256: hash of `model.gguf`, or of the list of a folder's hashes; with an adapter apart
+            the hash of both, see `ServedModel`.
+        bytes: size of its file or files, bytes.
         judged_on: ids of the validation rows that the variants were compared on.
+        apart: the base and the adapter, if they are served unmerged.
     """
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: str = Field("tuneline/choice/1", alias="schema")
     variant: str
+    engine: str = "llama_cpp"
     reason: str = ""
     sha256: str
     bytes: int = 0
     judged_on: list[str] = []
+    apart: Apart | None = None
 
 
 class EngineIdentity(BaseModel):
@@ -39,6 +105,7 @@ class EngineIdentity(BaseModel):
         version: its package and version.
         limits: the sizes it was built for or is started with.
         files: SHA-256 of each file that it loads, by name.
+        apart: the base and the adapter, if they are served unmerged.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -47,6 +114,7 @@ class EngineIdentity(BaseModel):
     version: str = ""
     limits: dict[str, Any] = {}
     files: dict[str, str] = {}
+    apart: Apart | None = None
 
 
 class BuildReport(BaseModel):
@@ -69,9 +137,17 @@ class BuildReport(BaseModel):
     seconds: float = 0.0
 
 
+# The unquantised variant, which the losses of the others are measured against.
+REFERENCE = "f16"
+DECISION = Document("adapter_merging", "decision.json", Decision)
+# What llama.cpp loads.
 MODEL = Artifact("production_quantization", "model.gguf")
+# What engines of checkpoints load; the unquantised one stays where it was exported.
+CHECKPOINT = FolderArtifact("production_quantization", "model")
 CHOICE = Document("production_quantization", "choice.json", Choice)
 ENGINE = FolderArtifact("build_engine", "engine")
 ENGINE_IDENTITY = Document("build_engine", "identity.json", EngineIdentity)
+# How it was made, and its first answer.
+ENGINE_REPORT = Artifact("build_engine", "engine.json")
 # Exists only if the engine could not be built.
 NOT_BUILT = Document("build_engine", "not_built.json", BuildReport)

@@ -13,11 +13,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tuneline.artifacts.deployment import Apart
 from tuneline.artifacts.governance import Manifest, ReleasePointer
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
 from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
+
+# What a release serves: one file for llama.cpp, else a checkpoint, else a compiled engine.
+MODEL_FILE = "model.gguf"
+CHECKPOINT_FOLDER, ENGINE_FOLDER = "model/", "engine/"
+# The adapter of a release that is served beside a base: a file for llama.cpp, else a PEFT folder,
+# which every release has.
+ADAPTER_FILE, ADAPTER_FOLDER = "adapter.gguf", "adapter/"
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,47 @@ class Release:
                 uri = self.store.uri_of(key)
                 return FileRef(name=name, uri=uri, sha256=file.sha256, bytes=file.bytes)
         return None
+
+    @property
+    def engine(self) -> str:
+        """The engine that serves it."""
+        return str((self.manifest.engine or {}).get("engine") or "llama_cpp")
+
+    def model_files(self) -> dict[str, FileRef]:
+        """Return what its engine loads: `model.gguf`, or the files of a folder by their names.
+
+        A release that serves an adapter beside a base has none, see `apart`.
+        """
+        if single := self.find(MODEL_FILE):
+            return {MODEL_FILE: single}
+        for folder in (CHECKPOINT_FOLDER, ENGINE_FOLDER):
+            names = [file.name for file in self.manifest.files if file.name.startswith(folder)]
+            if names:
+                found = {name.removeprefix(folder): self.find(name) for name in names}
+                return {name: ref for name, ref in found.items() if ref is not None}
+        return {}
+
+    @property
+    def apart(self) -> Apart | None:
+        """The base and the adapter that it serves; None if it serves a merged model."""
+        stated = (self.manifest.engine or {}).get("apart")
+        return Apart.model_validate(stated) if stated else None
+
+    def adapter_files(self) -> dict[str, FileRef]:
+        """Return the adapter that is served beside a base: files by their names; {} if merged.
+
+        Raises:
+            CorruptObject: if the manifest names another adapter than it ships.
+        """
+        if self.apart is None:
+            return {}
+        found = {}
+        for name, sha256 in self.apart.adapter.files.items():
+            ref = self.find(name if name == ADAPTER_FILE else ADAPTER_FOLDER + name)
+            if ref is None or ref.sha256 != sha256:
+                raise CorruptObject(f"{self.uri} does not ship the adapter that it names: {name}")
+            found[name] = ref
+        return found
 
     def artifacts(self, step: str) -> list[FileRef]:
         """Return the artifacts that a step of its run left.

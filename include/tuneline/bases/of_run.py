@@ -30,13 +30,14 @@ def base_of(ctx: StepContext, *, weights: bool = True) -> BaseModel:
         CorruptObject: if a file from the store has other bytes than it was stored with.
         RetryableError: if network, server or disk failed.
     """
-    stored = _stored(ctx)
+    stored = stored_base(ctx)
     if stored is None:
         return resolve(ctx.config.base_model, log=ctx.log)
     return described(stored, local_copy(stored, cache_root(), ctx.log, weights=weights))
 
 
-def _stored(ctx: StepContext) -> StoredBase | None:
+def stored_base(ctx: StepContext) -> StoredBase | None:
+    """Return where the run's base model lies, None if fetch_base was not run."""
     above = ctx.run.meta.get("trial_of")
     if above is not None:
         return BASE.find(Run.open(above))

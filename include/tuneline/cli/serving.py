@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import Commands, add_store_argument, store_uri
-from tuneline.errors import EXIT_OK
+from tuneline.errors import EXIT_FAILED, EXIT_OK
+from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.placeholders import PlaceholderScrubber
 
 
 def add_serving(commands: Commands) -> None:
-    """Add `tuneline model`, `gateway`, `engine` and `gateway-key`."""
+    """Add `tuneline model`, `gateway`, `engine`, `probe` and `gateway-key`."""
     model = commands.add_parser("model", help="fetch base models")
     actions = model.add_subparsers(required=True, metavar="ACTION")
     pull = actions.add_parser("pull", help="fetch a base model into the cache")
@@ -26,14 +27,33 @@ def add_serving(commands: Commands) -> None:
         "--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway"
     )
     gateway.set_defaults(command=_gateway)
-    engine = commands.add_parser("engine", help="serve the released model with llama.cpp")
+    engine = commands.add_parser("engine", help="serve released models on their engine")
     add_store_argument(engine)
-    engine.add_argument("--name", help="model; the one released last by default")
+    engine.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="model; the one released last by default. Repeat it for models whose adapters share "
+        "one base: one engine serves them all",
+    )
     engine.add_argument("--host", default="127.0.0.1", help="address to listen on (loopback)")
     engine.add_argument("--port", type=int, default=8081, help="port to listen on (8081)")
-    engine.add_argument("--parallel", type=int, default=2, help="requests served at once (2)")
+    engine.add_argument(
+        "--parallel", type=int, help="requests served at once; as many as were measured by default"
+    )
     engine.add_argument("--wait", action="store_true", help="wait for a first release")
     engine.set_defaults(command=_engine)
+    probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
+    probe.add_argument("kind", choices=KINDS, help="the question that a pod's probe asks")
+    probe.add_argument("--engine", required=True, metavar="URL", help="address, without /v1")
+    probe.add_argument("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
+    probe.add_argument("--model", help="model id that must be listed (ready and startup)")
+    probe.add_argument(
+        "--adapter",
+        type=_adapter,
+        help="adapter that must answer: its name, or its place in llama.cpp, from 0",
+    )
+    probe.set_defaults(command=_probe)
     key = commands.add_parser("gateway-key", help="make an API key for the gateway")
     key.add_argument("name", help="name of the key's owner")
     key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
@@ -67,12 +87,24 @@ def _engine(arguments: argparse.Namespace) -> int:
 
     return run_engine(
         store_uri(arguments),
-        name=arguments.name,
+        names=arguments.name,
         host=arguments.host,
         port=arguments.port,
         parallel=arguments.parallel,
         wait=arguments.wait,
     )
+
+
+def _adapter(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    result = probe(
+        arguments.kind, arguments.engine, arguments.timeout, arguments.model, arguments.adapter
+    )
+    print(f"{arguments.kind}: {'yes' if result.ok else 'no'}, {result.reason}")
+    return EXIT_OK if result.ok else EXIT_FAILED
 
 
 def _gateway_key(arguments: argparse.Namespace) -> int:

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuneline.config.section import Section
+
+EngineName = Literal["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"]
+# Images of the steps that start an engine; llama.cpp is in the image of the other steps.
+ENGINE_IMAGES = {
+    "vllm": "tuneline/vllm:local",
+    "tensorrt_llm": "tuneline/tensorrt-llm:local",
+    "tensorrt_llm_pytorch": "tuneline/tensorrt-llm:local",
+}
+# The variants that each engine can be given; the first two are measured by default.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "llama_cpp": ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
+    "vllm": ("f16", "w4a16"),
+    "tensorrt_llm": ("f16", "fp8", "int4_awq", "int8_sq", "nvfp4"),
+    "tensorrt_llm_pytorch": ("f16",),
+}
 
 
 class DeploymentConfig(Section):
     """Settings of serving."""
 
-    engine: Literal["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"] = Field(
-        "llama_cpp", description="Engine that ships."
-    )
+    engine: EngineName = Field("llama_cpp", description="Engine that ships.")
     target_hardware: str = Field(
         "laptop-cpu", description="Hardware of production; the latency item compares it."
     )
-    variants: list[Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]] = Field(
-        ["f16", "q8_0"], min_length=1, description="Variants that are measured and may ship."
-    )
-    max_metric_drop: float | None = Field(
+    variants: list[str] | None = Field(
         None,
+        min_length=1,
+        description="Variants that are measured and may ship; None takes the first two of the "
+        "engine. llama_cpp: f16, q8_0, q5_1, q5_0, q4_1, q4_0; vllm: f16, w4a16; tensorrt_llm: "
+        "f16, fp8, int4_awq, int8_sq, nvfp4; tensorrt_llm_pytorch: f16.",
+    )
+    max_metric_drop: float = Field(
+        0.05,
         gt=0,
-        le=1,
-        description="Largest loss of the task metric against f16; None takes 2 × its noise.",
+        lt=1,
+        description="Largest loss of the task metric against f16, by the upper end of its 95 % "
+        "interval.",
     )
     max_kl: float = Field(0.05, gt=0, description="Largest mean KL divergence from f16, nats.")
-    quality_rows: int = Field(
-        24, ge=4, description="Validation rows on which variants are compared."
+    max_merge_loss: float = Field(
+        0.05,
+        gt=0,
+        description="After QLoRA: largest share of perplexity that the merged model may lose "
+        "against the adapter on its 4-bit base, by the upper end of its 95 % interval.",
+    )
+    quality_rows: int | None = Field(
+        None,
+        ge=4,
+        description="Validation rows on which variants are compared; None takes twice as many as "
+        "show that a variant without a loss is within max_metric_drop. Also the rows on which the "
+        "merged model is compared with an adapter of QLoRA, 64 by default.",
     )
     parallel: int = Field(4, ge=1, description="Requests the engine runs at once.")
     context_tokens: int = Field(1024, ge=64, description="Context of one request, tokens.")
@@ -40,5 +68,29 @@ class DeploymentConfig(Section):
         "TensorRT-LLM); None takes each engine's own limit.",
     )
     multi_tenant: bool = Field(
-        False, description="Several adapters share one base: keep adapters apart."
+        False,
+        description="Several adapters share one base: ship the adapter beside the base, where the "
+        "engine can load it and max_adapter_slowdown allows it.",
     )
+    max_adapter_slowdown: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Largest loss of throughput by an adapter that is not merged, a share, with "
+        "all slots taken; beyond it the adapter is merged.",
+    )
+
+    @property
+    def measured_variants(self) -> tuple[str, ...]:
+        """The variants that are measured and may ship."""
+        return tuple(self.variants or VARIANTS[self.engine][:2])
+
+    @model_validator(mode="after")
+    def _variants_of_the_engine(self) -> Self:
+        known = VARIANTS[self.engine]
+        unknown = [name for name in self.variants or () if name not in known]
+        if unknown:
+            raise ValueError(
+                f"variants: {self.engine} has no {', '.join(unknown)}; use {', '.join(known)}"
+            )
+        return self

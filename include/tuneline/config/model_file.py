@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from tuneline.config.curation import CurationConfig
+from tuneline.config.deployment import DeploymentConfig
 from tuneline.config.layers import (
     build_config,
     check_sections,
@@ -166,9 +167,18 @@ class Model:
     @property
     def pods(self) -> PodConfig:
         """The pods of what is done for the model outside of runs."""
+        return PodConfig.model_validate(self._section("pods"))
+
+    @property
+    def engine(self) -> str:
+        """The engine that its runs have unless they are given another one."""
+        default = DeploymentConfig.model_fields["engine"].default
+        return str(self._section("deployment").get("engine", default))
+
+    def _section(self, name: str) -> dict[str, Any]:
+        """Return a section of the settings, from the preset and the file."""
         preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")
-        layers = (preset.get("pods") or {}, self.file.settings.get("pods") or {})
-        return PodConfig.model_validate(merge(*layers))
+        return merge(preset.get(name) or {}, self.file.settings.get(name) or {})
 
     @property
     def settings(self) -> dict[str, Any]:

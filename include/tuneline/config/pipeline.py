@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tuneline.catalogue import ITEMS
 from tuneline.config.data import DataConfig
-from tuneline.config.deployment import DeploymentConfig
+from tuneline.config.deployment import ENGINE_IMAGES, DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
 from tuneline.config.section import Section
@@ -25,6 +25,11 @@ class PodConfig(Section):
 
     image: str = Field("tuneline/ml:local", description="Image of the ML steps.")
     gpu_image: str = Field("tuneline/ml-cuda:local", description="Image of the GPU steps.")
+    engine_image: str | None = Field(
+        None,
+        description="Image of the steps that start the engine; None takes the engine's own "
+        "(tuneline/vllm:local, tuneline/tensorrt-llm:local), for llama_cpp that of the ML steps.",
+    )
     namespace: str = Field("default", description="Namespace of the pods.")
     gpus: int = Field(0, ge=0, description="GPUs of each training pod.")
     nodes: int = Field(
@@ -83,6 +88,14 @@ class PipelineConfig(Section):
             if waiver.item not in known:
                 raise ValueError(f"waivers: {waiver.item!r} is not an item of the checklist")
         return self
+
+    @property
+    def engine_pods(self) -> PodConfig:
+        """The pods of the steps that start the engine; llama.cpp runs on a CPU."""
+        engine = self.deployment.engine
+        image = self.pods.engine_image or ENGINE_IMAGES.get(engine, self.pods.image)
+        gpus = 0 if engine == "llama_cpp" else self.pods.gpus
+        return self.pods.model_copy(update={"image": image, "gpu_image": image, "gpus": gpus})
 
     @property
     def deadlines(self) -> dict[str, float]:

@@ -1,38 +1,64 @@
 """adapter_merging: prove that merging the adapter changed nothing, and decide how it is served.
 
 transformers in float32 must give the same distribution for base plus adapter as for the merged
-checkpoint (merged weights are rounded to float16, which bounds the difference). The engine must
-give the same answers for the merged file as for base plus adapter, token probabilities included:
-a wrong LoRA scale shows at once. The engine's greedy answers must be those of transformers, and
-its tokenizer and chat template must give the ids that training used, on every row. Both ways of
-serving are timed.
+checkpoint (merged weights are rounded to float16, which bounds the difference). The engine that
+ships must give the same answers for the merged model as for base plus adapter, token probabilities
+included: a wrong LoRA scale shows at once. The engine's greedy answers must be those of
+transformers, and its tokenizer and chat template must give the ids that training used, on every
+row. Its perplexity must be that of transformers, and after QLoRA the merged model's close to the
+adapter's on its 4-bit base.
 
-llama.cpp loads no DoRA adapter. The comparison in the engine is then reported as not applicable;
-the distributions of the checkpoints and the answers of the merged file still decide.
+Both ways of serving are driven with one request at a time and with all slots taken. Several
+adapters on one base (`deployment.multi_tenant`) stay apart where the engine can serve them so and
+the loss of throughput is within `deployment.max_adapter_slowdown`; otherwise the adapter is merged.
+What is decided here is what every later step measures and what ships; lineage compares.
+
+No engine but TensorRT-LLM loads a DoRA adapter. The comparison in the engine is then reported as
+not applicable; the distributions of the checkpoints and the answers of the merged model still
+decide.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
+from tuneline.artifacts.deployment import DECISION, REFERENCE, Decision
+from tuneline.artifacts.training import ADAPTER, MERGED
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
+from tuneline.deployment.merging.loss_parity import compare_losses
+from tuneline.deployment.merging.served_forms import (
+    FormSpeed,
+    Room,
+    Slowdown,
+    decide,
+    form_measurements,
+    measure_form,
+    room_for_adapters,
+    slowdown,
+)
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import dataset_rows, validation_rows
-from tuneline.harness.served_models import base_gguf, scoring_threads, serve
+from tuneline.harness.served_apart import run_adapter
+from tuneline.harness.served_models import (
+    engine_of,
+    hashed,
+    scoring_threads,
+    serve,
+    unquantised,
+    untuned,
+)
 from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
+from tuneline.serving.engines.adapter_limits import DORA_ENGINES
+from tuneline.serving.engines.base import Engine, ServedModel
+from tuneline.serving.engines.engine_server import EngineServer
 
 # Rows that transformers answers in float32 (seconds each), and rows that the engine answers.
 CHECKPOINT_ROWS, ENGINE_ROWS = 4, 8
@@ -42,17 +68,23 @@ MAX_KL = 1e-3
 # A near-tie of two tokens may fall either way when sums are rounded otherwise.
 MIN_SAME_ANSWERS = 0.75
 MAX_LOGPROB_CHANGE = 0.05
-# Adapters are off unless a request turns them on; see the server's scale-0 rule.
-ADAPTER_ON: Mapping[str, Any] = {"lora": [{"id": 0, "scale": 1.0}]}
-NO_DORA = "not applicable: llama.cpp loads no DoRA adapter"
 
 
 @dataclass(frozen=True)
 class Served:
-    """Greedy answers of one way of serving, and its speed."""
+    """One way of serving: its answers, its speed, and the rows that it reads otherwise.
+
+    Attributes:
+        results: greedy answers with token log-probabilities.
+        speed: speed and memory.
+        tokenised: ids of rows to which the engine's tokenizer gives other token ids.
+        rendered: ids of rows whose prompt the engine's chat template renders differently.
+    """
 
     results: tuple[ChatResult, ...]
-    tokens_per_s: float
+    speed: FormSpeed
+    tokenised: tuple[str, ...]
+    rendered: tuple[str, ...]
 
     @property
     def texts(self) -> list[str]:
@@ -81,68 +113,47 @@ def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) ->
     return sum(changes) / len(changes) if changes else float("inf")
 
 
-def ask_server(
-    server: LlamaServer, rows: Sequence[Row], extra: Mapping[str, Any] | None = None
-) -> Served:
+def ask_server(server: EngineServer, rows: Sequence[Row]) -> tuple[ChatResult, ...]:
     """Have the server answer rows in turn, greedily, with token log-probabilities."""
     with server.client() as client:
-        start = time.perf_counter()
-        results = tuple(
-            client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True, extra=extra)
-            for row in rows
-        )
-        seconds = time.perf_counter() - start
-    return Served(results, sum(r.usage.completion_tokens for r in results) / seconds)
+        return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in rows)
 
 
-def differing_rows(renderer: Renderer, rows: Sequence[Row], gguf: Path) -> list[str]:
+def differing_rows(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
     """Return the ids of rows to which the engine's tokenizer gives other token ids."""
     texts = [renderer.text(row.messages) for row in rows]
-    theirs = tokenize_texts(gguf, texts)
+    theirs = server.tokenize(texts)
     ours = renderer.encode(texts)
     return [row.row_id for row, a, b in zip(rows, ours, theirs, strict=True) if a != b]
 
 
-def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: LlamaServer) -> list[str]:
+def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
     """Return the ids of rows whose prompt the engine's chat template renders differently."""
-    import httpx
-
-    found = []
-    for row in rows:
-        answer = httpx.post(
-            f"{server.base_url}/apply-template",
-            json={"messages": row.prompt},
-            timeout=60.0,
-            trust_env=False,
-        )
-        answer.raise_for_status()
-        if answer.json()["prompt"] != renderer.text(row.prompt, ask=True):
-            found.append(row.row_id)
-    return found
+    texts = [renderer.text(row.prompt, ask=True) for row in rows]
+    ids = renderer.encode(texts)
+    return [
+        row.row_id
+        for row, text, prompt in zip(rows, texts, ids, strict=True)
+        if not server.renders(row.prompt, text, prompt)
+    ]
 
 
-def decide(multi_tenant: bool, merged: float, apart: float | None) -> tuple[str, str]:
-    """Return the decision and its reason.
+def judge(
+    checkpoints: LogitParity, merged: Served, apart: Served | None, why_not: str
+) -> Iterator[Measurement]:
+    """Compare merged with adapter, in transformers and, where it loads it, in the engine.
 
     Args:
-        multi_tenant: whether several adapters share one base.
-        merged: speed of the merged model, in tokens/s.
-        apart: speed of base plus adapter, in tokens/s; None if llama.cpp can't load it.
+        checkpoints: the comparison in transformers.
+        merged: the engine's answers with the merged model.
+        apart: those with base plus adapter; None if they can't be compared.
+        why_not: the reason in that case.
     """
-    beside = f"{apart:.0f} with the adapter apart" if apart is not None else "apart not measurable"
-    speeds = f"{merged:.0f} tokens/s merged, {beside}"
-    if multi_tenant:
-        return "apart", f"several adapters share one base, so they stay apart ({speeds})"
-    return "merge", f"one adapter and one model: the merged file leaves nothing to apply ({speeds})"
-
-
-def judge(checkpoints: LogitParity, merged: Served, apart: Served | None) -> Iterator[Measurement]:
-    """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
     yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
     yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
     yield measure("checkpoint_same_top_token", checkpoints.same_top_token, "share")
     if apart is None:
-        yield measure("adapter_in_engine", NO_DORA, "")
+        yield measure("adapter_in_engine", why_not, "")
     else:
         change = round(logprob_change(merged.results, apart.results), 5)
         yield _same_answers("engine_same_answers", merged.texts, apart.texts)
@@ -171,70 +182,145 @@ def in_transformers(
     )
 
 
-def with_adapter(
-    ctx: StepContext, base: BaseModel, rows: Sequence[Row], threads: int
-) -> Served | None:
-    """Return the answers of base plus adapter in the engine; None for a DoRA adapter."""
-    if read_json(ADAPTER.fetch(ctx) / "adapter_config.json").get("use_dora"):
-        ctx.log(f"base plus adapter in the engine: {NO_DORA}")
+def not_apart(engine: Engine, adapter: Path) -> str | None:
+    """Return why the engine can't load an adapter beside the base; None if it can.
+
+    Args:
+        engine: the engine.
+        adapter: the adapter as PEFT saves it.
+    """
+    if not engine.serves_adapters:
+        return f"not applicable: {engine.title} is started with merged models only"
+    if read_json(adapter / "adapter_config.json").get("use_dora") and (
+        engine.name not in DORA_ENGINES
+    ):
+        return f"not applicable: {engine.title} loads no DoRA adapter"
+    return None
+
+
+def reads_otherwise(apart: Served | None) -> str | None:
+    """Return why the base can't be served with the adapter although the engine loads both.
+
+    The base has its own tokenizer and chat template, which need not be those of training.
+    """
+    if apart is None or not (apart.tokenised or apart.rendered):
         return None
-    loras, file = [ADAPTER_GGUF.fetch(ctx)], base_gguf(ctx, base).path
-    with serve(file, ctx.config, loras=loras, threads=threads, parallel=1) as server:
-        return ask_server(server, rows, ADAPTER_ON)
+    return (
+        f"not applicable: the base has another tokenizer or chat template than training used "
+        f"({len(apart.tokenised)} rows and {len(apart.rendered)} prompts differ)"
+    )
+
+
+def serve_form(
+    ctx: StepContext, model: ServedModel, renderer: Renderer, asked: Sequence[Row]
+) -> Served:
+    """Serve a model; ask it rows, compare how it reads them, and measure its speed."""
+    deployment = ctx.config.deployment
+    rows = dataset_rows(ctx)
+    with serve(model, deployment) as server:
+        rendered = differing_prompts(renderer, asked, server)
+        tokenised = differing_rows(renderer, rows, server)
+        results = ask_server(server, asked)
+        prompts = [row.prompt for row in validation_rows(ctx)]
+        speed = measure_form(server, prompts, deployment.parallel)
+    return Served(results, speed, tuple(tokenised), tuple(rendered))
+
+
+def cost_of_apart(
+    multi_tenant: bool, limit: float, lost: Slowdown | None, room: Room | None
+) -> Iterator[Measurement]:
+    """State what the unmerged adapter costs, and judge it if it is to ship so.
+
+    Args:
+        multi_tenant: whether several adapters share one base.
+        limit: the largest loss of throughput that is accepted.
+        lost: the loss; None if it could not be measured.
+        room: the memory for more adapters; None if the engine can't load this one.
+    """
+    if lost is not None and multi_tenant:
+        yield measure(
+            "adapter_slowdown", lost.value, "share", "<=", limit, noise=lost.error, on_breach="warn"
+        )
+    elif lost is not None:
+        yield measure("adapter_slowdown", lost.value, "share", noise=lost.error)
+    if room is not None:
+        yield measure("adapter_bytes", room.adapter, "bytes")
+        yield measure("adapters_that_fit", room.adapters, "adapters")
+        yield measure("adapters_that_fit_by", room.formula, "")
 
 
 def run(ctx: StepContext) -> Evidence:
     """Compare merged and adapter, in transformers and in the engine, and decide."""
-    rows, asked = dataset_rows(ctx), validation_rows(ctx, ENGINE_ROWS)
-    candidate, base, threads = (
-        CANDIDATE_GGUF.fetch(ctx),
-        base_of(ctx),
-        scoring_threads(),
-    )
+    asked, settings = validation_rows(ctx, ENGINE_ROWS), ctx.config.deployment
+    engine, base, threads = engine_of(ctx), base_of(ctx), scoring_threads()
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
     checkpoints = in_transformers(ctx, base, renderer, asked, threads)
     ctx.log("comparing merged and adapter in the engine")
-    with serve(candidate, ctx.config, threads=threads, parallel=1) as server:
-        rendered = differing_prompts(renderer, asked, server)
-        merged = ask_server(server, asked)
-    apart = with_adapter(ctx, base, asked, threads)
-    tokenised = differing_rows(renderer, rows, candidate)
-    apart_speed = apart.tokens_per_s if apart else None
-    decision, reason = decide(ctx.config.deployment.multi_tenant, merged.tokens_per_s, apart_speed)
+    path = engine.make_variant(
+        REFERENCE, unquantised(ctx), ctx.scratch / REFERENCE, texts=(), log=ctx.log
+    )
+    model = hashed(engine.name, path)
+    merged = serve_form(ctx, model, renderer, asked)
+    losses = compare_losses(ctx, engine, model, renderer, threads)
+    why_not = not_apart(engine, ADAPTER.fetch(ctx))
+    apart = room = lost = None
+    if why_not is None:
+        beside = untuned(ctx, base).beside(run_adapter(ctx, engine))
+        apart = serve_form(ctx, beside, renderer, asked)
+        memory = ctx.config.engine_pods.memory
+        room = room_for_adapters(engine, beside, apart.speed.memory_bytes, memory)
+        lost = slowdown(merged.speed.full, apart.speed.full)
+    obstacle = why_not or reads_otherwise(apart)
+    decision, reason = decide(settings.multi_tenant, obstacle, lost, settings.max_adapter_slowdown)
     answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
     document = {
         "decision": decision,
         "reason": reason,
+        "speeds": {
+            name: served.speed.to_dict()
+            for name, served in (("merged", merged), ("apart", apart))
+            if served
+        },
         "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
         "transformers": list(checkpoints.greedy),
-        "rows_tokenised_otherwise": tokenised,
-        "prompts_rendered_otherwise": rendered,
+        "rows_tokenised_otherwise": list(merged.tokenised),
+        "prompts_rendered_otherwise": list(merged.rendered),
     }
-    ctx.write_json("decision.json", document)
+    DECISION.write(ctx, Decision.model_validate(document))
+    wanted = "apart" if settings.multi_tenant else "merge"
+    compared = len(dataset_rows(ctx))
     measurements = [
-        *judge(checkpoints, merged, apart),
-        measure("rows_tokenised_otherwise", len(tokenised), "rows", "<=", 0),
-        measure("prompts_rendered_otherwise", len(rendered), "rows", "<=", 0),
-        measure("rows_compared", len(rows), "rows"),
+        *judge(checkpoints, merged, None if obstacle else apart, obstacle or ""),
+        *losses.measurements,
+        measure("rows_tokenised_otherwise", len(merged.tokenised), "rows", "<=", 0),
+        measure("prompts_rendered_otherwise", len(merged.rendered), "rows", "<=", 0),
+        measure("rows_compared", compared, "rows"),
         measure("decision", decision, "decision"),
-        # This pipeline ships the merged file; a base with adapters is set up by hand.
-        measure("ships_as_decided", decision == "merge", "flag", "==", True, on_breach="warn"),
-        measure("merged_tokens_per_s", round(merged.tokens_per_s, 1), "tokens/s"),
-        measure(
-            "apart_tokens_per_s",
-            None if apart is None else round(apart.tokens_per_s, 1),
-            "tokens/s",
-        ),
+        measure("decided_as_asked", decision == wanted, "flag", "==", True, on_breach="warn"),
+        *form_measurements("merged", merged.speed),
+        *form_measurements("apart", apart.speed if apart else None),
+        *cost_of_apart(settings.multi_tenant, settings.max_adapter_slowdown, lost, room),
     ]
     values = {m.name: m.value for m in measurements}
     in_engine = (
         f"{values['engine_same_answers']:.0%} of the answers are the same in the engine"
-        if apart
-        else f"merged against adapter in the engine: {NO_DORA}"
+        if obstacle is None
+        else f"merged against adapter in the engine: {obstacle}"
     )
     return ctx.conclude(
-        f"{decision}: {reason}; KL {checkpoints.mean_kl:.1e} nats; {in_engine}; "
-        f"{values['engine_as_transformers']:.0%} equal those of transformers; "
-        f"{len(tokenised)} of {len(rows)} rows have other token ids",
+        f"{decision}: {reason} ({_speeds(merged, apart, room)}); KL {checkpoints.mean_kl:.1e} "
+        f"nats; {in_engine}; {values['engine_as_transformers']:.0%} equal those of transformers; "
+        f"{losses.sentence}; {len(merged.tokenised)} of {compared} rows have other token ids",
         measurements,
+    )
+
+
+def _speeds(merged: Served, apart: Served | None, room: Room | None) -> str:
+    full = merged.speed.full
+    text = f"{full.tokens_per_s:.0f} tokens/s merged"
+    if apart is None or room is None:
+        return f"{text}, apart not measurable"
+    return (
+        f"{text}, {apart.speed.full.tokens_per_s:.0f} with the adapter apart at "
+        f"{full.concurrency} at once; {room.adapters} more adapters would fit"
     )

@@ -1,90 +1,123 @@
-"""build_engine: build the engine that ships and identify it, or report the obstacle.
+"""build_engine: build the engine that ships, have it answer, and identify it.
 
-llama.cpp loads the shipped GGUF file itself, so its engine is that file, its limits and the
-proof that it loads and answers. An engine that compiles (TensorRT-LLM) needs the GPU that it
-will serve on; without one nothing is built, and `not_built.json` holds the reason and the exact
-commands for a pod that has it. `identity.json` exists only for an engine that was built.
+An engine that compiles (TensorRT-LLM) is built here of the chosen variant, on the GPU that it
+will serve on. The others load the chosen bytes as they are. Either way an engine counts as built
+only after a server of the shipped bytes has answered a prompt: `identity.json` exists only then.
+Otherwise `not_built.json` holds the reason and the commands for a pod that could build it.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from tuneline.artifacts.deployment import (
+    CHOICE,
     ENGINE,
     ENGINE_IDENTITY,
+    ENGINE_REPORT,
     NOT_BUILT,
+    REFERENCE,
     BuildReport,
     EngineIdentity,
 )
 from tuneline.artifacts.training import MERGED
 from tuneline.config import DeploymentConfig
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate, serve
+from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
+from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
+from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest
+from tuneline.serving.engines.base import BuildRequest, Engine, ServedModel
 from tuneline.serving.engines.identity import machine_identity
-
-# Room for an answer within the deployment's context, tokens.
-ANSWER_TOKENS = 256
 
 
 def limits_of(deployment: DeploymentConfig) -> dict[str, int]:
-    """Return the limits that an engine is built for."""
+    """Return the limits that an engine is started with."""
     return {
         "max_batch_size": deployment.parallel,
         "max_total_tokens": deployment.context_tokens,
     }
 
 
-def load_llama_cpp(ctx: StepContext) -> Record:
-    """Load the shipped bytes in llama.cpp, have them answer, and identify them.
+def compile_engine(ctx: StepContext, engine: Engine) -> BuildReport:
+    """Have an engine that compiles build from the exported model, in the chosen variant."""
+    deployment = ctx.config.deployment
+    variant = CHOICE.read(ctx).variant
+    total = deployment.context_tokens
+    request = BuildRequest(
+        model_dir=unquantised(ctx),
+        out_dir=ENGINE.path(ctx),
+        quantization=None if variant == REFERENCE else variant,
+        max_batch_size=deployment.parallel,
+        # The engine is free to give all of its context but one token to the prompt.
+        max_input_tokens=total - 1,
+        max_total_tokens=total,
+        calibration=() if variant == REFERENCE else _calibration(ctx),
+    )
+    return engine.build(request)
+
+
+def _calibration(ctx: StepContext) -> list[str]:
+    """Return the texts that production_quantization calibrated the same variant on."""
+    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
+    return calibration_texts(dataset_rows(ctx), renderer)
+
+
+def shipped(ctx: StepContext, engine: Engine) -> tuple[ServedModel | None, BuildReport]:
+    """Return the bytes that ship and how they were made; no bytes if they could not be built."""
+    if engine.form == "engine":
+        report = compile_engine(ctx, engine)
+        if not report.built:
+            return None, report
+        return hashed(engine.name, ENGINE.path(ctx)), report
+    model = chosen_variant(ctx, CHOICE.read(ctx))
+    lacking = engine.missing()
+    report = BuildReport(
+        engine=engine.name,
+        built=lacking is None,
+        reason=f"not built: {lacking}" if lacking else "it loads the chosen bytes themselves",
+    )
+    return model if report.built else None, report
+
+
+def run(ctx: StepContext) -> Record:
+    """Build the engine that ships, have it answer, and identify it.
 
     Raises:
-        TunelineError: if the engine does not load the file or does not answer.
+        TunelineError: if the engine does not load its files or does not answer.
     """
-    shipped = candidate(ctx)
+    deployment = ctx.config.deployment
+    engine = get_engine(deployment.engine)
+    model, report = shipped(ctx, engine)
+    if model is None:
+        NOT_BUILT.write(ctx, report)
+        return _record(ctx, f"{engine.name} {report.reason}", built=False)
     prompt = validation_rows(ctx, 1)[0].prompt
-    with serve(shipped.file.path, ctx.config) as server, server.client() as client:
+    with serve(model, deployment) as server, server.client() as client:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         load_seconds, memory = server.load_seconds, server.memory_bytes()
-    identity = EngineIdentity.model_validate(
-        {
-            "engine": "llama_cpp",
-            "version": f"xllamacpp {version('xllamacpp')}",
-            **machine_identity(),
-            "limits": limits_of(ctx.config.deployment),
-            "variant": shipped.variant,
-            "files": {"model.gguf": shipped.file.sha256},
-            "load_seconds": round(load_seconds, 2),
-            "memory_bytes": memory,
-        }
-    )
-    ENGINE_IDENTITY.write(ctx, identity)
-    report = {"engine": identity.engine, "model": identity.files, "answered": answer.text}
-    ctx.write_json(f"{ENGINE.name}/engine.json", report)
+    choice = CHOICE.read(ctx)
+    stated = {
+        "engine": engine.name,
+        "version": engine.version(),
+        **machine_identity(),
+        "limits": limits_of(deployment),
+        "variant": choice.variant,
+        "files": dict(model.files),
+        "sha256": model.sha256,
+        "load_seconds": round(load_seconds, 2),
+        "memory_bytes": memory,
+        "apart": None if choice.apart is None else choice.apart.model_dump(),
+    }
+    # What a built engine states of itself takes precedence over what was asked for.
+    ENGINE_IDENTITY.write(ctx, EngineIdentity.model_validate({**stated, **report.identity}))
+    ctx.write_json(ENGINE_REPORT.name, {**report.model_dump(), "answered": answer.text})
     return _record(
         ctx,
-        f"llama.cpp ({identity.version}) loads the shipped bytes in {load_seconds:.1f} s and "
+        f"{engine.title} ({engine.version()}) loads the shipped bytes in {load_seconds:.1f} s and "
         "answers",
         built=True,
     )
-
-
-def build_from_checkpoint(ctx: StepContext) -> BuildReport:
-    """Have another engine build from the merged checkpoint."""
-    deployment = ctx.config.deployment
-    total = deployment.context_tokens
-    request = BuildRequest(
-        model_dir=MERGED.fetch(ctx),
-        out_dir=ENGINE.path(ctx),
-        max_batch_size=deployment.parallel,
-        max_input_tokens=max(1, total - min(ANSWER_TOKENS, total // 2)),
-        max_total_tokens=total,
-    )
-    return get_engine(deployment.engine).build(request)
 
 
 def _record(ctx: StepContext, summary: str, *, built: bool) -> Record:
@@ -92,21 +125,3 @@ def _record(ctx: StepContext, summary: str, *, built: bool) -> Record:
     return ctx.record(
         summary, [measure("built", built, "flag"), measure("engine", engine, "engine")]
     )
-
-
-def run(ctx: StepContext) -> Record:
-    """Build the engine that ships and identify it."""
-    deployment = ctx.config.deployment
-    if deployment.engine == "llama_cpp":
-        return load_llama_cpp(ctx)
-    ENGINE.path(ctx).mkdir()
-    report = build_from_checkpoint(ctx)
-    if not report.built:
-        NOT_BUILT.write(ctx, report)
-        return _record(ctx, f"{deployment.engine} {report.reason}", built=False)
-    ctx.write_json(f"{ENGINE.name}/engine.json", report.model_dump())
-    # Limits that the engine itself states take precedence.
-    limits = {**limits_of(deployment), **report.identity.get("limits", {})}
-    identity = EngineIdentity.model_validate({**report.identity, "limits": limits})
-    ENGINE_IDENTITY.write(ctx, identity)
-    return _record(ctx, f"{deployment.engine}: {report.reason}", built=True)

@@ -13,18 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from tuneline.deployment.probes.trial import ALIAS
+from tuneline.config import DeploymentConfig
 from tuneline.errors import RetryableError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive
 from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate
+from tuneline.harness.served_models import candidate, server_of
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.server_process import free_port, wait_for
@@ -33,9 +33,6 @@ from tuneline.serving.server_process import free_port, wait_for
 STARTS = 3
 MAX_TOKENS = 8
 WARMUP_WORDS = (8, 64)
-WAIT_SECONDS = 120.0
-# Prompt tokens that the engine has read, without those from its cache.
-_READ = "llamacpp:prompt_tokens_total"
 
 
 @dataclass(frozen=True)
@@ -74,42 +71,47 @@ class WarmStart:
     failed: int
 
 
-def forget_file(path: Path) -> None:
-    """Ask the system to drop a file from its page cache, so that the next load reads the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+def forget(model: Path) -> None:
+    """Drop a model's files from the page cache, so that the next load reads the disk."""
+    for path in [model] if model.is_file() else filter(Path.is_file, model.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 class Starter:
     """Starts fresh servers of one model.
 
     Args:
-        model: GGUF file.
-        parallel: requests served at once.
-        ctx: context of one request, in tokens.
+        model: the model.
+        deployment: the section of the configuration that gives slots and context.
         prompts: real prompts; the first one is the first request.
         folder: folder for the gateway's files.
     """
 
     def __init__(
-        self, model: Path, *, parallel: int, ctx: int, prompts: Sequence[Messages], folder: Path
+        self,
+        model: ServedModel,
+        deployment: DeploymentConfig,
+        *,
+        prompts: Sequence[Messages],
+        folder: Path,
     ) -> None:
         self.model = model
+        self.deployment = deployment
         self.prompts = prompts
         self.folder = folder
-        self._options: dict[str, Any] = {"parallel": parallel, "ctx": ctx, "alias": ALIAS}
 
     def cold(self) -> Start:
         """Start a server and send its first request as soon as it listens."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        server = self._launch(port)
+        server = self._launch(self._server(port))
         try:
             loaded = _await(server, lambda: engine_probe.listens(url, 2.0), server.last_words)
-            with EngineClient(url, model=ALIAS) as client:
+            with server.client() as client:
                 first, later = self._ask(client, 0), self._ask(client, 1)
         finally:
             server.stop()
@@ -118,9 +120,8 @@ class Starter:
 
     def warmed(self, number: int) -> WarmStart:
         """Start a server behind a gateway and send its first request once the gateway is ready."""
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        gateway = self._gateway(url, number)
+        server = self._server(free_port())
+        gateway = self._gateway(server, number)
 
         def is_ready() -> bool:
             return gateway.get("/v1/health/ready").status_code == 200
@@ -131,11 +132,11 @@ class Starter:
         # The gateway runs first, so that readiness is watched from before the load.
         with gateway:
             seen_unready = not is_ready()
-            server = self._launch(port)
+            self._launch(server)
             try:
                 waited = _await(server, is_ready, why_not)
-                with EngineClient(url, model=ALIAS) as client:
-                    read = client.metrics().get(_READ, 0.0)
+                read = server.counters().prompt_tokens
+                with server.client() as client:
                     first = self._ask(client, 0)
             finally:
                 server.stop()
@@ -143,7 +144,7 @@ class Starter:
         warm = read >= sum(WARMUP_WORDS)
         return WarmStart(seen_unready, warm, waited, first.ttft, int(not first.ok))
 
-    def _gateway(self, url: str, number: int) -> GatewayProcess:
+    def _gateway(self, server: EngineServer, number: int) -> GatewayProcess:
         readiness = {
             "ping_interval_s": 0.2,
             "ping_timeout_s": 10.0,
@@ -151,14 +152,18 @@ class Starter:
         }
         return GatewayProcess(
             self.folder / f"gateway-{number}",
-            upstreams=[{"name": "engine", "base_url": f"{url}/v1", "model": ALIAS}],
+            upstreams=[server.upstream("engine")],
             models=[{"id": "model", "chain": ["engine"]}],
             settings={"readiness": readiness},
         )
 
-    def _launch(self, port: int) -> LlamaServer:
-        forget_file(self.model)
-        server = LlamaServer(self.model, port=port, **self._options)
+    def _server(self, port: int) -> EngineServer:
+        return server_of(self.model, self.deployment, port=port)
+
+    def _launch(self, server: EngineServer) -> EngineServer:
+        forget(self.model.path)
+        if self.model.adapter is not None:
+            forget(self.model.adapter.path)
         server.launch()
         return server
 
@@ -168,19 +173,19 @@ class Starter:
         return timings[0]
 
 
-def _await(server: LlamaServer, ready: Callable[[], bool], why_not: Callable[[], str]) -> float:
+def _await(server: EngineServer, ready: Callable[[], bool], why_not: Callable[[], str]) -> float:
     """Wait for a starting server; return the seconds that it took.
 
     Raises:
         RetryableError: if it ended, for instance since its port was taken meanwhile, or was not
             ready in time; the message says why.
     """
-    waited = wait_for(lambda: server.ended() is not None or ready(), WAIT_SECONDS)
+    waited = wait_for(lambda: server.ended() is not None or ready(), START_SECONDS)
     end = server.ended()
     if end is not None:
         raise RetryableError(f"the engine {end}")
-    if waited > WAIT_SECONDS:
-        raise RetryableError(f"no ready server within {WAIT_SECONDS:.0f} s: {why_not()}")
+    if waited > START_SECONDS:
+        raise RetryableError(f"no ready server within {START_SECONDS:.0f} s: {why_not()}")
     return waited
 
 
@@ -205,11 +210,9 @@ def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> 
 def run(ctx: StepContext) -> Evidence:
     """Start fresh servers, cold and warmed, and time their first requests."""
     chosen = candidate(ctx)
-    deployment = ctx.config.deployment
     starter = Starter(
-        chosen.file.path,
-        parallel=deployment.parallel,
-        ctx=deployment.context_tokens,
+        chosen.model,
+        ctx.config.deployment,
         prompts=[row.prompt for row in validation_rows(ctx, 2)],
         folder=ctx.scratch,
     )
@@ -228,5 +231,5 @@ def run(ctx: StepContext) -> Evidence:
         f"{found['ready_seconds']} s, never before the warm-up"
         if found["ready_before_warm_up"] == 0
         else f"{found['ready_before_warm_up']} of {STARTS} starts were ready before their warm-up",
-        [*measurements, measure("candidate_sha256", chosen.file.sha256, "sha256")],
+        [*measurements, measure("candidate_sha256", chosen.model.sha256, "sha256")],
     )

@@ -10,9 +10,9 @@ of the Kubernetes specification left in `probes.json`.
 
 from __future__ import annotations
 
-from tuneline.deployment.probes.trial import ALIAS, ProbeTrial
+from tuneline.deployment.probes.trial import ProbeTrial
 from tuneline.evidence import Evidence, measure
-from tuneline.harness.served_models import candidate
+from tuneline.harness.served_models import ALIAS, candidate
 from tuneline.run import StepContext
 from tuneline.serving.probes.kubernetes_probes import (
     engine_probes,
@@ -29,21 +29,14 @@ ENGINE_URL = "http://127.0.0.1:8081"
 
 def run(ctx: StepContext) -> Evidence:
     """Exercise the probes and write their specification."""
-    deployment = ctx.config.deployment
     chosen = candidate(ctx)
-    model = chosen.file.path
-    life = ProbeTrial(
-        model,
-        parallel=deployment.parallel,
-        ctx=deployment.context_tokens,
-        folder=ctx.scratch / "gateway",
-    )
+    life = ProbeTrial(chosen.model, ctx.config.deployment, ctx.scratch / "gateway")
     trial = life.run()
-    engine = engine_probes(ENGINE_URL, ALIAS, life.start_seconds)
+    engine = engine_probes(ENGINE_URL, ALIAS, life.start_seconds, life.adapter)
     spec = {"engine": engine, "gateway": gateway_probes()}
     ctx.write_json("probes.json", spec)
     ctx.write_json("observations.json", trial.observations)
-    resident = life.resident_bytes / model.stat().st_size
+    resident = life.resident_bytes / chosen.model.bytes
     failed = [m.name for m in trial.measurements if m.ok is False]
     restart = restart_after(engine)
     summary = (
@@ -60,6 +53,6 @@ def run(ctx: StepContext) -> Evidence:
                 "start_seconds", round(life.start_seconds, 2), "s", "<=", startup_budget(engine)
             ),
             measure("restart_of_a_hung_engine_after", restart, "s"),
-            measure("candidate_sha256", chosen.file.sha256, "sha256"),
+            measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],
     )

@@ -1,10 +1,13 @@
 """production_quantization: measure quantised variants beside f16 and choose one by a rule.
 
+The variants are those of the merged model, or, if adapter_merging decided that the adapter ships
+unmerged, those of the base, each with the adapter beside it.
+
 Size, memory and speed of each variant are measured against its losses: perplexity, the KL
-divergence from f16 token by token (as llama-perplexity does it) and the task metric. Everything
-is measured on validation rows through the engine that serves; the hold-out is not used, since a
-choice is made here. The smallest variant whose losses stay within the limits is chosen; its
-bytes are those that every later item judges and that ship.
+divergence from f16 token by token and the task metric. Everything is measured on validation rows
+through the engine that ships; the hold-out is not used, since a choice is made here. The smallest
+variant whose losses stay within the limits is chosen; its bytes are those that every later item
+judges and that ship. An engine that compiles is built of the chosen variant by build_engine.
 """
 
 from __future__ import annotations
@@ -13,28 +16,33 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.deployment import CHOICE, MODEL, Choice
-from tuneline.artifacts.training import CANDIDATE_GGUF, MERGED
+from tuneline.artifacts.deployment import CHECKPOINT, CHOICE, MODEL, REFERENCE, Apart, Choice
+from tuneline.artifacts.training import MERGED
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.gguf.quantize import quantize
 from tuneline.harness.answers import choose_task, scores
-from tuneline.harness.intervals import paired
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import scoring_threads, serve
+from tuneline.harness.hardware import this_machine
+from tuneline.harness.non_inferiority import non_inferiority, rows_for
+from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
+from tuneline.harness.served_apart import keep_apart, run_adapter, ships_apart
+from tuneline.harness.served_models import (
+    engine_of,
+    hashed,
+    request_for,
+    scoring_threads,
+    serve,
+    unquantised,
+    untuned,
+)
 from tuneline.models.resolver import load_tokenizer
 from tuneline.run import StepContext
-from tuneline.serving.engines.llama_cpp.perplexity import Divergence, perplexity_and_kl
-from tuneline.store import sha256_file
-
-REFERENCE = "f16"
-# Standard errors by which the task metric may drop by chance.
-NOISE_FACTOR = 2.0
+from tuneline.serving.engines.base import Engine, ServedModel
+from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.engine_server import ServeRequest
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Variant:
 
     Attributes:
         name: `f16` or a quantisation.
-        bytes: size of the file, in bytes.
-        sha256: hash of the file.
+        bytes: size of its file or files, in bytes.
+        sha256: hash of its file, or of the list of its files' hashes.
         memory_bytes: resident memory of its server, in bytes.
         tokens_per_s: speed with all slots taken, in tokens/s.
         perplexity: perplexity of the answers.
@@ -53,7 +61,8 @@ class Variant:
         same_top_token: share of positions with the same most probable token as f16.
         metric: the task metric, a share.
         metric_drop: loss of the metric against f16 on the same rows.
-        metric_noise: standard error of `metric_drop`.
+        metric_drop_upper: upper end of its 95 % interval.
+        rows_needed: rows that would show the loss to be within the limit or beyond it.
     """
 
     name: str
@@ -67,18 +76,29 @@ class Variant:
     same_top_token: float
     metric: float
     metric_drop: float
-    metric_noise: float
-
-    def allowed_drop(self, limit: float | None) -> float:
-        """Return the configured limit of the metric's drop, or the one given by its noise."""
-        return NOISE_FACTOR * self.metric_noise if limit is None else limit
+    metric_drop_upper: float
+    rows_needed: int = 0
 
     def within(self, limits: DeploymentConfig) -> bool:
-        """Return True if its losses are within the limits; the reference loses nothing."""
+        """Return True if its losses are shown to be within the limits.
+
+        The reference loses nothing.
+        """
         if self.name == REFERENCE:
             return True
-        drop = self.allowed_drop(limits.max_metric_drop)
-        return self.mean_kl <= limits.max_kl and self.metric_drop <= drop
+        return self.mean_kl <= limits.max_kl and self.metric_drop_upper <= limits.max_metric_drop
+
+    def refusal(self, limits: DeploymentConfig) -> str:
+        """Return why it is not chosen although it is smaller, as a part of a sentence."""
+        if self.mean_kl > limits.max_kl or self.metric_drop > limits.max_metric_drop:
+            return (
+                f"{self.name} is smaller but loses too much (KL {self.mean_kl:.4f}, metric drop "
+                f"{self.metric_drop:.3f})"
+            )
+        return (
+            f"{self.name} is smaller, but its metric drop of {self.metric_drop:.3f} may be up to "
+            f"{self.metric_drop_upper:.3f}: about {self.rows_needed} rows would decide"
+        )
 
 
 def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | None:
@@ -96,14 +116,15 @@ def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | N
 
 
 def ask_variant(
-    ctx: StepContext, path: Path, rows: Sequence[Row], threads: int
+    ctx: StepContext, model: ServedModel, rows: Sequence[Row], threads: int
 ) -> tuple[list[str], dict[str, Any]]:
     """Have a server of the variant answer the rows; return its answers, speed and memory."""
-    with serve(path, ctx.config, threads=threads) as server, server.client() as client:
+    deployment = ctx.config.deployment
+    with serve(model, deployment, threads=threads) as server, server.client() as client:
         start = time.perf_counter()
         results = client.complete_batch(
             [row.prompt for row in rows],
-            concurrency=ctx.config.deployment.parallel,
+            concurrency=deployment.parallel,
             max_tokens=ctx.config.evaluation.max_new_tokens,
         )
         seconds = time.perf_counter() - start
@@ -121,10 +142,11 @@ def scored_tokens(renderer: Renderer, rows: Sequence[Row]) -> tuple[list[list[in
 
 
 def measure_distances(
-    files: Mapping[str, Path],
+    engine: Engine,
+    models: Mapping[str, ServedModel],
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
-    threads: int,
+    request: ServeRequest,
 ) -> dict[str, Divergence]:
     """Return each variant's perplexity and its KL divergence from f16.
 
@@ -132,19 +154,18 @@ def measure_distances(
     only if it is the only one.
 
     Args:
-        files: the variants' files by name, f16 included.
+        engine: the engine that loads them.
+        models: the variants by name, f16 included.
         sequences: token ids of rows.
         starts: index at which each row's answer starts; only answers count.
-        threads: number of threads.
+        request: the sizes that servers are started with.
     """
-    others = [name for name in files if name != REFERENCE] or [REFERENCE]
-    found = {
-        name: perplexity_and_kl(
-            files[REFERENCE], files[name], sequences, score_from=starts, threads=threads
-        )
-        for name in others
-    }
-    first = found[others[0]]
+    reference = models[REFERENCE].path
+    others = {n: model.path for n, model in models.items() if n != REFERENCE}
+    found = engine.distances(
+        reference, others or {REFERENCE: reference}, sequences, starts, request
+    )
+    first = next(iter(found.values()))
     found[REFERENCE] = replace(
         first,
         perplexity=first.reference_perplexity,
@@ -158,11 +179,7 @@ def measure_distances(
 def judge(
     chosen: Variant, variants: Sequence[Variant], limits: DeploymentConfig
 ) -> list[Measurement]:
-    """Judge the chosen variant's losses, and that there was a choice.
-
-    Raises:
-        UserError: if the configured limit of the drop is below the measured noise.
-    """
+    """Judge the chosen variant's losses, and that there was a choice."""
     found = [
         measure("variants_measured", len(variants), "variants", ">=", 2, on_breach="warn"),
         measure("chosen", chosen.name, "variant"),
@@ -172,66 +189,87 @@ def judge(
     if chosen.name == REFERENCE:
         return [*found, measure("chosen_mean_kl", kl, "nats", "<=", max_kl)]
     noise = round(chosen.mean_kl_error, 6)
-    drop, allowed = round(chosen.metric_drop, 4), chosen.allowed_drop(limits.max_metric_drop)
+    upper = round(chosen.metric_drop_upper, 4)
     return [
         *found,
         measure("chosen_mean_kl", kl, "nats", "<=", max_kl, noise=noise),
-        measure(
-            "chosen_metric_drop",
-            drop,
-            "share",
-            "<=",
-            round(allowed, 4),
-            noise=chosen.metric_noise,
-            tolerance=allowed,
-        ),
+        measure("chosen_metric_drop", round(chosen.metric_drop, 4), "share"),
+        measure("chosen_metric_drop_upper", upper, "share", "<=", limits.max_metric_drop),
     ]
 
 
-def quantised_files(ctx: StepContext) -> dict[str, Path]:
-    """Return the file of each variant by name, quantised from the exported f16 file."""
-    reference = CANDIDATE_GGUF.fetch(ctx)
-    files = {REFERENCE: reference}
-    for name in map(str, ctx.config.deployment.variants):
-        if name not in files:
-            ctx.log(f"quantising to {name}")
-            files[name] = quantize(reference, ctx.scratch / f"{name}.gguf", name).path
-    return files
+def make_variants(ctx: StepContext, engine: Engine, renderer: Renderer) -> dict[str, ServedModel]:
+    """Return every variant by name; f16 is always among them.
+
+    They are made of the exported model or, where the adapter ships unmerged, of the base.
+    """
+    apart = run_adapter(ctx, engine) if ships_apart(ctx) else None
+    whole = hashed(engine.name, unquantised(ctx)) if apart is None else untuned(ctx)
+    texts = calibration_texts(dataset_rows(ctx), renderer)
+    ending = ".gguf" if engine.form == "gguf" else ""
+    made = {}
+    for name in dict.fromkeys([REFERENCE, *ctx.config.deployment.measured_variants]):
+        target = ctx.scratch / f"{name}{ending}"
+        path = engine.make_variant(name, whole.path, target, texts=texts, log=ctx.log)
+        model = whole if path == whole.path else hashed(engine.name, path)
+        made[name] = model if apart is None else model.beside(apart)
+    return made
+
+
+def keep(ctx: StepContext, engine: Engine, chosen: str, model: ServedModel) -> Apart | None:
+    """Store the chosen variant, unless it lies in the run already or is built again from it.
+
+    Returns:
+        The base and the adapter, if the adapter ships unmerged.
+    """
+    if model.adapter is not None:
+        return keep_apart(ctx, engine, chosen, model)
+    if engine.form == "gguf":
+        shutil.copyfile(model.path, MODEL.path(ctx))
+    elif engine.form == "checkpoint" and chosen != REFERENCE:
+        shutil.copytree(model.path, CHECKPOINT.path(ctx))
+    return None
 
 
 def measure_variants(
-    ctx: StepContext, files: Mapping[str, Path], rows: Sequence[Row]
+    ctx: StepContext,
+    engine: Engine,
+    models: Mapping[str, ServedModel],
+    rows: Sequence[Row],
+    renderer: Renderer,
 ) -> list[Variant]:
     """Measure every variant on the quality rows."""
     config = ctx.config
     expected = [row.answer for row in rows]
     task = choose_task(config.evaluation.metric, config.data.label_field, expected)
-    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), config.data.target_format)
     sequences, starts = scored_tokens(renderer, rows)
     threads = scoring_threads()
     right, costs = {}, {}
-    for name, path in files.items():
+    for name, model in models.items():
         ctx.log(f"asking {name}")
-        answers, costs[name] = ask_variant(ctx, path, rows, threads)
+        answers, costs[name] = ask_variant(ctx, model, rows, threads)
         right[name] = scores(task, answers, expected)
     ctx.log("comparing distributions token by token")
-    distances = measure_distances(files, sequences, starts, threads)
+    request = request_for(models[REFERENCE], config.deployment, threads=threads)
+    distances = measure_distances(engine, models, sequences, starts, request)
     variants = []
-    for name, path in files.items():
-        distance, change = distances[name], paired(right[REFERENCE], right[name]).difference
+    for name, model in models.items():
+        distance = distances[name]
+        change = non_inferiority(right[REFERENCE], right[name], config.deployment.max_metric_drop)
         variants.append(
             Variant(
                 name=name,
-                bytes=path.stat().st_size,
-                sha256=sha256_file(path),
+                bytes=model.bytes,
+                sha256=model.sha256,
                 **costs[name],
                 perplexity=round(distance.perplexity, 4),
                 mean_kl=distance.mean_kl,
                 mean_kl_error=distance.mean_kl_error,
                 same_top_token=round(distance.same_top_token, 4),
                 metric=round(sum(right[name]) / len(rows), 4),
-                metric_drop=round(0.0 - change.value, 4),
-                metric_noise=change.error,
+                metric_drop=round(0.0 - change.difference.value, 4),
+                metric_drop_upper=round(0.0 - change.difference.lower, 4),
+                rows_needed=change.rows_needed,
             )
         )
     return variants
@@ -245,12 +283,7 @@ def _reason(chosen: Variant, variants: Sequence[Variant], limits: DeploymentConf
         f"{chosen.tokens_per_s:.0f} against {reference.tokens_per_s:.0f} tokens/s, KL "
         f"{chosen.mean_kl:.4f} nats, metric {chosen.metric:.3f} against {reference.metric:.3f}"
     )
-    for variant in refused:
-        text += (
-            f"; {variant.name} is smaller but loses too much (KL {variant.mean_kl:.4f}, "
-            f"metric drop {variant.metric_drop:.3f})"
-        )
-    return text
+    return "; ".join([text, *(variant.refusal(limits) for variant in refused)])
 
 
 def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
@@ -270,26 +303,32 @@ def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
 def run(ctx: StepContext) -> Evidence:
     """Measure the variants on validation rows, choose one and store its bytes."""
     limits = ctx.config.deployment
-    rows = validation_rows(ctx, limits.quality_rows)
-    files = quantised_files(ctx)
-    variants = measure_variants(ctx, files, rows)
+    rows = validation_rows(ctx, limits.quality_rows or 2 * rows_for(limits.max_metric_drop))
+    engine = engine_of(ctx)
+    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
+    models = make_variants(ctx, engine, renderer)
+    variants = measure_variants(ctx, engine, models, rows, renderer)
     table = [{**asdict(variant), "within_limits": variant.within(limits)} for variant in variants]
     ctx.write_json("variants.json", table)
-    chosen = choose([v for v in variants if v.name in limits.variants], limits)
+    names = limits.measured_variants
+    chosen = choose([v for v in variants if v.name in names], limits)
     if chosen is None:
-        names = ", ".join(limits.variants)
         return ctx.conclude(
-            f"no variant of {names} stays within the limits; add f16 to deployment.variants",
+            f"no variant of {', '.join(names)} is shown to stay within the limits ("
+            f"{'; '.join(variant.refusal(limits) for variant in variants if variant.name in names)}"
+            "); add f16 to deployment.variants",
             [measure("variants_within_limits", 0, "variants", ">=", 1)],
         )
     reason = _reason(chosen, variants, limits)
-    shutil.copyfile(files[chosen.name], MODEL.path(ctx))
+    apart = keep(ctx, engine, chosen.name, models[chosen.name])
     choice = Choice(
         variant=chosen.name,
+        engine=engine.name,
         reason=reason,
         sha256=chosen.sha256,
         bytes=chosen.bytes,
         judged_on=[row.row_id for row in rows],
+        apart=apart,
     )
     CHOICE.write(ctx, choice)
     return ctx.conclude(
@@ -298,6 +337,9 @@ def run(ctx: StepContext) -> Evidence:
             *judge(chosen, variants, limits),
             *_numbers(variants),
             measure("rows_judged_on", len(rows), "rows"),
+            measure("adapter_apart", apart is not None, "flag"),
+            measure("measured_on_engine", engine.version(), ""),
+            measure("measured_on", this_machine().text(), "hardware"),
             measure("chosen_sha256", chosen.sha256, "sha256"),
         ],
     )

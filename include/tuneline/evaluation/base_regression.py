@@ -18,9 +18,10 @@ from operator import itemgetter
 
 from tuneline.evaluation.forgetting.origin import find_origin
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.harness.asking import ask, ask_kept
 from tuneline.harness.general_questions import Question, check_answer, load_questions
 from tuneline.harness.intervals import Paired, paired, share
-from tuneline.harness.served_models import ask, ask_base, base_gguf, candidate
+from tuneline.harness.served_models import candidate, untuned
 from tuneline.run import StepContext
 
 # Standard errors that a drop may have by chance.
@@ -137,8 +138,8 @@ def run(ctx: StepContext) -> Evidence:
     prompts = [[{"role": "user", "content": question.prompt}] for question in questions]
     limits = [question.max_tokens for question in questions]
     chosen, origin = candidate(ctx), find_origin(ctx)
-    of_tuned = ask(ctx, chosen.file.path, prompts, limits, "tuned model")
-    of_base, cached = ask_base(ctx, base_gguf(ctx, origin.base), prompts, limits, "base model")
+    of_tuned = ask(ctx, chosen.model, prompts, limits, "tuned model")
+    of_base, cached = ask_kept(ctx, untuned(ctx, origin.base), prompts, limits, "base model")
     base, tuned = (
         [check_answer(q, text) for q, text in zip(questions, texts, strict=True)]
         for texts in (of_base, of_tuned)
@@ -167,6 +168,6 @@ def run(ctx: StepContext) -> Evidence:
             measure("base_share", round(base_share.value, 4), "share"),
             measure("tuned_share", round(tuned_share.value, 4), "share"),
             measure("base_answers_from_cache", cached, "flag"),
-            measure("candidate_sha256", chosen.file.sha256, "sha256"),
+            measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],
     )

@@ -21,6 +21,7 @@ from tuneline.harness.served_models import candidate, scoring_threads, serve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines import get_engine
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def run(ctx: StepContext) -> Evidence:
     count = min(settings.determinism_prompts, len(rows) - 1)
     chosen = candidate(ctx)
     with (
-        serve(chosen.file.path, ctx.config, threads=scoring_threads(), parallel=parallel) as server,
+        serve(
+            chosen.model, ctx.config.deployment, threads=scoring_threads(), parallel=parallel
+        ) as server,
         server.client() as client,
     ):
         repeats = collect(
@@ -138,7 +141,8 @@ def run(ctx: StepContext) -> Evidence:
     measurements = judge(repeats, ctx.config.data.label_field, settings.min_identical_share)
     shares = {m.name: m.value for m in measurements}
     summary = (
-        f"{count} prompts asked {settings.determinism_repeats} times each of llama.cpp: the "
+        f"{count} prompts asked {settings.determinism_repeats} times each of "
+        f"{get_engine(chosen.model.engine).title}: the "
         f"structure of the answer stays the same in {shares['identical_structure_alone']:.0%} of "
         f"repeats alone and {shares['identical_structure_batched']:.0%} in batches of {parallel}, "
         f"its bytes in {shares['identical_bytes_alone']:.0%} and "
@@ -150,7 +154,7 @@ def run(ctx: StepContext) -> Evidence:
             *measurements,
             measure("prompts", count, "prompts"),
             measure("repeats", settings.determinism_repeats, "repeats"),
-            measure("engine", "llama_cpp", "engine"),
-            measure("candidate_sha256", chosen.file.sha256, "sha256"),
+            measure("engine", chosen.model.engine, "engine"),
+            measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],
     )

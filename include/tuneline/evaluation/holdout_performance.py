@@ -8,7 +8,7 @@ independent of deduplication), and that no access in its ledger chose anything. 
 started from released weights is not asked what those were trained on.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
-margin at most, by the lower end of Tango's interval (`holdout/non_inferiority.py`).
+margin at most, by the lower end of Tango's interval (`harness/non_inferiority.py`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from tuneline.evaluation.holdout.ledger import Access, choosing, ledger_prefix, 
 from tuneline.evaluation.holdout.trained_rows import seen_by
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import Task, choose_task, scores
+from tuneline.harness.asking import ask_both
 from tuneline.harness.intervals import Interval, Paired, paired, share
 from tuneline.harness.rows import dataset_rows
-from tuneline.harness.served_models import Candidate, ask_both, candidate
+from tuneline.harness.served_models import Candidate, candidate
 from tuneline.run import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.
@@ -81,8 +82,8 @@ def ledger_measurements(
 ) -> list[Measurement]:
     """Measure earlier uses of the hold-out, from its ledger and from the choice of the variant."""
     scored = [access for access in earlier if access.purpose == "score"]
-    again = sum(access.candidate_sha256 == chosen.file.sha256 for access in scored)
-    others = {access.candidate_sha256 for access in scored} - {chosen.file.sha256}
+    again = sum(access.candidate_sha256 == chosen.model.sha256 for access in scored)
+    others = {access.candidate_sha256 for access in scored} - {chosen.model.sha256}
     judged = sum(row.row_id in chosen.judged_on for row in held)
     return [
         measure("accesses_that_chose_something", len(choosing(earlier)), "accesses", "<=", 0),
@@ -167,7 +168,7 @@ def run(ctx: StepContext) -> Evidence:
     settings, data = ctx.config.evaluation, ctx.config.data
     rows = dataset_rows(ctx)
     chosen = candidate(ctx)
-    held, identity, earlier = open_holdout(ctx, rows, "score", chosen.file.sha256)
+    held, identity, earlier = open_holdout(ctx, rows, "score", chosen.model.sha256)
     if not held:
         raise UserError(
             "the dataset has no hold-out row; raise data.holdout_share or name data.holdout"
@@ -208,7 +209,7 @@ def run(ctx: StepContext) -> Evidence:
             *ledger_measurements(earlier, chosen, held),
             *form_measurements(task, {"base": answers.base, "tuned": answers.tuned}, expected),
             measure("base_answers_from_cache", answers.base_cached, "flag"),
-            measure("candidate_sha256", chosen.file.sha256, "sha256"),
+            measure("candidate_sha256", chosen.model.sha256, "sha256"),
             measure("holdout_sha256", identity, "sha256"),
         ],
         rows={HOLDOUT_ANSWERS.name: len(asked)},

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tuneline.evaluation.latency.table import (
-    DecodeCounters,
     Level,
     Objective,
     hardware_line,
@@ -30,7 +29,8 @@ from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.engine_server import EngineServer
 
 # Tokens of every answer: enough for a steady TPOT, few enough for four levels in under a
 # minute on two cores.
@@ -42,7 +42,7 @@ MIN_LEVELS = 4
 
 
 def measure_levels(
-    client: EngineClient,
+    server: EngineServer,
     prompts: Sequence[Messages],
     concurrency: Sequence[int],
     requests: int,
@@ -54,7 +54,7 @@ def measure_levels(
     the prefix cache of the same prompt.
 
     Args:
-        client: a client of the server.
+        server: the server, which has started.
         prompts: the prompts, in the order in which they are sent; repeated if too few.
         concurrency: the levels.
         requests: number of requests at each level; never fewer than two per concurrent one.
@@ -62,14 +62,15 @@ def measure_levels(
     """
     levels = []
     at = 0
-    for level in concurrency:
-        count = max(requests, 2 * level)
-        batch = [prompts[(at + number) % len(prompts)] for number in range(count)]
-        at += count
-        before = DecodeCounters.read(client.metrics())
-        timings, seconds = drive(client, batch, level, MAX_TOKENS)
-        batch_size = DecodeCounters.read(client.metrics()).batch_since(before)
-        levels.append(summarise(level, timings, seconds, batch_size, goal))
+    with server.client(timeout=REQUEST_SECONDS) as client:
+        for level in concurrency:
+            count = max(requests, 2 * level)
+            batch = [prompts[(at + number) % len(prompts)] for number in range(count)]
+            at += count
+            before = server.counters()
+            timings, seconds = drive(client, batch, level, MAX_TOKENS)
+            batch_size = server.counters().batch_since(before)
+            levels.append(summarise(level, timings, seconds, batch_size, goal))
     return levels
 
 
@@ -105,20 +106,23 @@ def run(ctx: StepContext) -> Evidence:
     prompts = [row.prompt for row in validation_rows(ctx)]
     chosen = candidate(ctx)
     levels = sorted(set(settings.concurrency))
-    with (
-        serve(chosen.file.path, ctx.config) as server,
-        server.client(timeout=REQUEST_SECONDS) as client,
-    ):
-        threads = server.threads
-        measured = measure_levels(client, prompts, levels, settings.latency_requests, goal)
+    engine = get_engine(chosen.model.engine)
+    with serve(chosen.model, deployment) as server:
+        threads = server.request.threads
+        measured = measure_levels(server, prompts, levels, settings.latency_requests, goal)
     machine = this_machine()
     where = deployment.target_hardware
-    if not is_target(where, machine, on_gpu=False):
+    if not is_target(where, machine, on_gpu=engine.on_gpu()):
         where = "cpu"
     line = hardware_line(measured, machine.text(), goal)
     report = {
         "machine": asdict(machine),
-        "engine": {"name": "llama_cpp", "threads": threads, "slots": deployment.parallel},
+        "engine": {
+            "name": engine.name,
+            "version": engine.version(),
+            "threads": threads,
+            "slots": deployment.parallel,
+        },
         "objective": vars(goal),
         "max_tokens": MAX_TOKENS,
         "levels": table(measured),
@@ -131,6 +135,6 @@ def run(ctx: StepContext) -> Evidence:
         [
             *judge(measured, where, deployment.target_hardware),
             measure("objective", goal.text(), "objective"),
-            measure("candidate_sha256", chosen.file.sha256, "sha256"),
+            measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],
     )

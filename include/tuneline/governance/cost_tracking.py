@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tuneline.artifacts.deployment import MODEL
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import trial_prompts
+from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.usage import (
     KeyUsage,
@@ -28,10 +28,8 @@ from tuneline.serving.release.released import THROUGHPUT
 
 # Two keys with different numbers of requests: sums swapped between keys show.
 REQUESTS = {"team-a": 3, "team-b": 5}
-MODEL_ID = "candidate"
+MODEL_ID = ALIAS
 MAX_TOKENS = 24
-_PROMPT_COUNTER = "llamacpp:prompt_tokens_total"
-_COMPLETION_COUNTER = "llamacpp:tokens_predicted_total"
 
 
 @dataclass(frozen=True)
@@ -107,43 +105,35 @@ def send_requests(gateway: GatewayProcess, prompts: Sequence[Messages]) -> dict[
     return reported
 
 
-def try_ledger(ctx: StepContext, throughput: float) -> Trial:
+def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial:
     """Serve the shipped bytes behind a gateway and send requests under every key.
 
     Args:
         ctx: the step.
+        model: the shipped bytes.
         throughput: completion tokens per second, which the price follows from.
     """
     config = ctx.config
     prompts = trial_prompts(ctx, sum(REQUESTS.values()))
-    with LlamaServer(
-        MODEL.fetch(ctx),
-        parallel=config.deployment.parallel,
-        ctx=config.deployment.context_tokens,
-        alias=MODEL_ID,
-    ) as server:
+    with server_of(model, config.deployment) as server:
         # The server's own readiness check has generated a token already.
-        before = server.client().metrics()
-        upstream = {
-            "name": "primary",
-            "base_url": f"{server.base_url}/v1",
-            "model": MODEL_ID,
-            "price": {
-                "hourly_cost": config.governance.machine_cost_per_hour,
-                "completion_tokens_per_second": throughput or 1.0,
-            },
+        before = server.counters()
+        price = {
+            "hourly_cost": config.governance.machine_cost_per_hour,
+            "completion_tokens_per_second": throughput or 1.0,
         }
         with GatewayProcess(
             ctx.scratch / "gateway",
-            upstreams=[upstream],
+            upstreams=[server.upstream("primary", price=price)],
             models=[{"id": MODEL_ID, "chain": ["primary"]}],
             keys=tuple(REQUESTS),
             settings={"currency": config.governance.currency},
         ) as gateway:
             reported = send_requests(gateway, prompts)
-        after = server.client().metrics()
+        after = server.counters()
     engine = Tokens(
-        *(int(after[name] - before[name]) for name in (_PROMPT_COUNTER, _COMPLETION_COUNTER))
+        after.prompt_tokens - before.prompt_tokens,
+        after.completion_tokens - before.completion_tokens,
     )
     return Trial(reported, usage_by_key(gateway.ledger), _totals(gateway.ledger), engine)
 
@@ -158,7 +148,8 @@ def run(ctx: StepContext) -> Evidence:
     """Send requests under two keys, reconcile the ledger, and price the requests."""
     latency = {m.name: m.value for m in ctx.entry("latency_benchmark").measurements}
     throughput = float(latency[THROUGHPUT] or 0.0)
-    trial = try_ledger(ctx, throughput)
+    model = candidate(ctx).model
+    trial = try_ledger(ctx, model, throughput)
     ctx.write_json(
         "usage.json",
         {"by_key": [asdict(row) for row in trial.by_key], "upstream": asdict(trial.totals)},
@@ -184,5 +175,6 @@ def run(ctx: StepContext) -> Evidence:
             measure("cost_per_1000_tokens", per_1k, currency),
             measure("cost_per_request", per_request, currency),
             *(measure(f"cost_of_{row.key}", row.cost, currency) for row in trial.by_key),
+            measure("candidate_sha256", model.sha256, "sha256"),
         ],
     )

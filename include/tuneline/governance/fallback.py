@@ -11,21 +11,25 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
-from tuneline.artifacts.deployment import MODEL
-from tuneline.artifacts.releases import model_prefix, read_release
+from tuneline.artifacts.releases import released
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.rows import trial_prompts
-from tuneline.harness.served_models import base_gguf
+from tuneline.harness.served_models import (
+    ALIAS,
+    candidate,
+    released_model,
+    server_of,
+    untuned,
+)
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine_server import EngineServer
 from tuneline.serving.gateway.process import Answer, GatewayProcess
 
 REQUESTS_PER_FAULT = 4
-MODEL_ID = "candidate"
+MODEL_ID = ALIAS
 SECOND_ID = "second"
 NO_FAULT = "none"
 # A primary that hangs is left after this long; real answers here take under a second.
@@ -91,30 +95,25 @@ def judge(reports: Sequence[FaultReport]) -> list[Measurement]:
     ]
 
 
-def second_model(ctx: StepContext) -> tuple[Path, str]:
+def second_model(ctx: StepContext) -> tuple[ServedModel, str]:
     """Return the model to fall back to and its description."""
-    store, name = ctx.run.store, ctx.config.name
-    release = read_release(store, name)
-    if release and release.version != ctx.run.run_id:
-        path = ctx.scratch / "previous.gguf"
-        key = f"{model_prefix(name, release.version)}/{MODEL.name}"
-        ctx.inputs["previous_release"] = store.get_file(key, path)
-        return path, f"the previous release {release.version}"
-    return base_gguf(ctx).path, "the base model (nothing was released yet)"
+    release = released(ctx.run)
+    if release is None:
+        return untuned(ctx), "the base model (nothing was released yet)"
+    return released_model(ctx, release), f"the previous release {release.version}"
 
 
 def _gateway(
-    ctx: StepContext, folder: str, primary: str, second: str, min_mean_logprob: float
+    ctx: StepContext,
+    folder: str,
+    primary: EngineServer,
+    second: EngineServer,
+    min_mean_logprob: float,
 ) -> GatewayProcess:
-    """Return a gateway with a chain of two servers, given by their addresses."""
-    upstreams: list[dict[str, Any]] = [
-        {
-            "name": "primary",
-            "base_url": f"{primary}/v1",
-            "model": MODEL_ID,
-            "answer_timeout_s": HANG_SECONDS,
-        },
-        {"name": "fallback", "base_url": f"{second}/v1", "model": SECOND_ID},
+    """Return a gateway with a chain of two running servers."""
+    upstreams = [
+        primary.upstream("primary", answer_timeout_s=HANG_SECONDS),
+        second.upstream("fallback"),
     ]
     model = {
         "id": MODEL_ID,
@@ -124,16 +123,18 @@ def _gateway(
     return GatewayProcess(ctx.scratch / folder, upstreams=upstreams, models=[model])
 
 
-def inject_faults(ctx: StepContext, second_path: Path) -> list[FaultReport]:
+def inject_faults(
+    ctx: StepContext, shipped: ServedModel, second_model: ServedModel
+) -> list[FaultReport]:
     """Serve both models and inject the faults one after the other.
 
     Args:
         ctx: the step.
-        second_path: GGUF file of the model to fall back to.
+        shipped: the shipped bytes.
+        second_model: the model to fall back to.
     """
     deployment = ctx.config.deployment
     prompts = trial_prompts(ctx, REQUESTS_PER_FAULT)
-    size: dict[str, Any] = {"parallel": 2, "ctx": deployment.context_tokens}
     reports: list[FaultReport] = []
 
     def ask(gateway: GatewayProcess, fault: str, asked: Sequence[Messages] = prompts) -> None:
@@ -141,13 +142,13 @@ def inject_faults(ctx: StepContext, second_path: Path) -> list[FaultReport]:
         reports.append(summarise(fault, answers))
 
     with (
-        LlamaServer(MODEL.fetch(ctx), alias=MODEL_ID, **size) as primary,
-        LlamaServer(second_path, alias=SECOND_ID, **size) as second,
+        server_of(shipped, deployment, alias=MODEL_ID, parallel=2) as primary,
+        server_of(second_model, deployment, alias=SECOND_ID, parallel=2) as second,
     ):
-        chain = (primary.base_url, second.base_url)
-        with _gateway(ctx, "low", *chain, IMPOSSIBLE_CONFIDENCE) as gateway:
+        with _gateway(ctx, "low", primary, second, IMPOSSIBLE_CONFIDENCE) as gateway:
             ask(gateway, "low_confidence")
-        with _gateway(ctx, "faults", *chain, ctx.config.governance.min_confidence) as gateway:
+        confidence = ctx.config.governance.min_confidence
+        with _gateway(ctx, "faults", primary, second, confidence) as gateway:
             ask(gateway, NO_FAULT)
             primary.signal(signal.SIGSTOP)
             ask(gateway, "hang", prompts[:1])
@@ -159,8 +160,9 @@ def inject_faults(ctx: StepContext, second_path: Path) -> list[FaultReport]:
 
 def run(ctx: StepContext) -> Evidence:
     """Inject the faults and judge who answered."""
-    second_path, described = second_model(ctx)
-    reports = inject_faults(ctx, second_path)
+    shipped = candidate(ctx).model
+    second, described = second_model(ctx)
+    reports = inject_faults(ctx, shipped, second)
     ctx.write_json("faults.json", [asdict(r) for r in reports])
     calm, faulty = split_reports(reports)
     min_confidence = ctx.config.governance.min_confidence
@@ -169,5 +171,9 @@ def run(ctx: StepContext) -> Evidence:
         f"{len(faulty)} injected faults were answered, {sum(r.by_fallback for r in faulty)} by "
         f"{described}; without a fault {calm.requests - calm.by_fallback} of {calm.requests} by "
         "the candidate; a larger foundation model was not tried",
-        [*judge(reports), measure("min_confidence", min_confidence, "nats")],
+        [
+            *judge(reports),
+            measure("min_confidence", min_confidence, "nats"),
+            measure("candidate_sha256", shipped.sha256, "sha256"),
+        ],
     )

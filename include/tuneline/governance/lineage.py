@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.data import DATASET_CARD, DATASET_VERSION
-from tuneline.artifacts.deployment import CHOICE, ENGINE, ENGINE_IDENTITY, MODEL
+from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT
 from tuneline.artifacts.governance import (
     MANIFEST_REF,
     Manifest,
@@ -21,21 +21,43 @@ from tuneline.artifacts.governance import (
     ManifestFile,
     ManifestRef,
 )
-from tuneline.artifacts.releases import model_prefix, read_release
+from tuneline.artifacts.releases import (
+    ADAPTER_FILE,
+    CHECKPOINT_FOLDER,
+    ENGINE_FOLDER,
+    MODEL_FILE,
+    model_prefix,
+    read_release,
+)
 from tuneline.artifacts.training import ADAPTER, LORA, MERGED, PLAN
 from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
-from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.governance.release.manifest import put_once, verify, write_manifest
+from tuneline.harness.served_apart import ships_apart
+from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
+from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.base import ServedModel
 from tuneline.store import sha256_file
 from tuneline.verdicts import status
 
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")
-# What ships beside the evidences. Files lie at the top of the version's folder.
+# Items whose evidence names the hash of the bytes that it measured.
+MEASURED_ON_SHIPPED = (
+    "holdout_performance",
+    "base_regression",
+    "determinism",
+    "latency_benchmark",
+    "engine_optimization",
+    "health_checks",
+    "cold_start",
+    "cost_tracking",
+    "fallback",
+)
+# What ships beside the model and the evidences. Files lie at the top of the version's folder.
 SHIPPED_FILES: tuple[Artifact, ...] = (
-    MODEL,
     CHOICE,
     TOKENIZER,
     DATASET_VERSION,
@@ -43,8 +65,8 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     LORA,
     PLAN,
     ENGINE_IDENTITY,
+    ENGINE_REPORT,
 )
-SHIPPED_FOLDERS = (ADAPTER, ENGINE)
 
 
 def code_measurements(code: dict[str, Any], profile: str) -> list[Measurement]:
@@ -63,18 +85,58 @@ def code_measurements(code: dict[str, Any], profile: str) -> list[Measurement]:
     ]
 
 
-def collect_files(ctx: StepContext) -> dict[str, Path]:
+def shipped_model(ctx: StepContext) -> ServedModel | None:
+    """Return the bytes that ship, verified; None if none were chosen or built."""
+    if not CHOICE.exists(ctx):
+        return None
+    compiled = get_engine(CHOICE.read(ctx).engine).form == "engine"
+    if compiled and not ENGINE_IDENTITY.exists(ctx):
+        return None
+    return candidate(ctx).model
+
+
+def _ships_as_decided(ctx: StepContext, model: ServedModel | None) -> bool:
+    """Compare what ships with the decision of adapter_merging, whether it ships merged or not."""
+    return model is not None and (model.adapter is not None) == ships_apart(ctx)
+
+
+def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path]:
     """Fetch what ships, verified: local file by name in the version's folder."""
     files = {
         Path(artifact.name).name: artifact.fetch(ctx)
         for artifact in SHIPPED_FILES
         if artifact.exists(ctx)
     }
-    for folder in SHIPPED_FOLDERS:
-        for ref in ctx.entry(folder.step).artifacts:
-            if ref.name.startswith(f"{folder.name}/"):
-                files[ref.name] = ctx.input(folder.step, ref.name)
+    for ref in ctx.entry(ADAPTER.step).artifacts:
+        if ref.name.startswith(f"{ADAPTER.name}/"):
+            files[ref.name] = ctx.input(ADAPTER.step, ref.name)
+    if model is not None and model.adapter is not None:
+        # The base is shared and stays where it lies; a PEFT folder is among the files already.
+        if model.adapter.path.is_file():
+            files[ADAPTER_FILE] = model.adapter.path
+    elif model is not None and model.path.is_file():
+        files[MODEL_FILE] = model.path
+    elif model is not None:
+        compiled = get_engine(model.engine).form == "engine"
+        folder = ENGINE_FOLDER if compiled else CHECKPOINT_FOLDER
+        files |= {f"{folder}{name}": model.path / name for name in model.files}
     return files
+
+
+def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]:
+    """Return the items that measured a model, but not the bytes that ship.
+
+    An item without evidence is left to the checklist.
+    """
+    found = []
+    for item in MEASURED_ON_SHIPPED:
+        evidence = ctx.run.find_evidence(item)
+        if evidence is None or evidence.verdict == Verdict.NOT_APPLICABLE:
+            continue
+        stated = {m.name: m.value for m in evidence.measurements}.get("candidate_sha256")
+        if model is None or stated != model.sha256:
+            found.append(item)
+    return found
 
 
 def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, ManifestEvidence]]:
@@ -166,7 +228,10 @@ def run(ctx: StepContext) -> Evidence:
     evidence_files, evidences = collect_evidences(ctx)
     config_file = ctx.scratch / "config.json"
     store.get_file(ctx.run.key("config.json"), config_file)
-    files = {**collect_files(ctx), **evidence_files, "config.json": config_file}
+    model = shipped_model(ctx)
+    as_decided = _ships_as_decided(ctx, model)
+    others = measured_otherwise(ctx, model)
+    files = {**collect_files(ctx, model), **evidence_files, "config.json": config_file}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest_sha256 = write_manifest(store, prefix, manifest)
     uri = store.uri_of(f"{prefix}/manifest.json")
@@ -176,11 +241,15 @@ def run(ctx: StepContext) -> Evidence:
     commit = (code.get("commit") or "no commit")[:12]
     return ctx.conclude(
         f"{uri} states {len(manifest.files)} files by hash, {len(evidences)} evidences, dataset "
-        f"{manifest.dataset['version'][:12]} and code {commit} ({code['note']})",
+        f"{manifest.dataset['version'][:12]} and code {commit} ({code['note']})"
+        + (f"; not measured on the bytes that ship: {', '.join(others)}" if others else ""),
         [
             measure("evidences", len(evidences), "files", "==", len(ITEMS) - 1),
             measure("files_hashed", len(manifest.files), "files", ">=", 1),
             measure("hashes_that_differ", len(differences), "files", "==", 0),
+            measure("items_measured_on_other_bytes", len(others), "items", "==", 0),
+            *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
+            measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
         ],
     )

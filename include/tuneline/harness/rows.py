@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from tuneline.artifacts.data import DATASET
-from tuneline.data.tables.rows import VALIDATION, Message, Row, read_dataset
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import TRAIN, VALIDATION, Message, Row, read_dataset
 from tuneline.errors import UserError
 from tuneline.run import StepContext
+
+# Training rows that a quantisation may calibrate on.
+CALIBRATION_ROWS = 256
 
 
 def dataset_rows(ctx: StepContext) -> list[Row]:
@@ -47,6 +51,12 @@ def trial_prompts(ctx: StepContext, count: int) -> list[list[Message]]:
     """
     rows = validation_rows(ctx, count)
     return [rows[number % len(rows)].prompt for number in range(count)]
+
+
+def calibration_texts(rows: Sequence[Row], renderer: Renderer) -> list[str]:
+    """Return the rendered training rows that quantisations calibrate on."""
+    trained = [row for row in rows if row.split == TRAIN][:CALIBRATION_ROWS]
+    return [renderer.text(row.messages) for row in trained]
 
 
 def asked(row: Row) -> str:

@@ -1,46 +1,46 @@
-"""The two models that evaluation compares, as files and as running servers.
+"""The models that evaluation compares, in the form of the engine that ships, and their servers.
 
-The candidate is the `model.gguf` that production_quantization chose: exactly the bytes that
-ship. The base is the untuned model in f16, exported once into the cache. Both answer through
-llama.cpp's server over a socket, as in production.
+The candidate is exactly the bytes that ship: the variant that production_quantization chose, what
+build_engine compiled of it, or a variant of the base with the adapter beside it; then every server
+here loads the adapter, and its clients are answered with it. The base is the untuned model in the
+same engine's form.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from tuneline.artifacts.deployment import CHOICE, MODEL
+from tuneline.artifacts.deployment import (
+    CHECKPOINT,
+    CHOICE,
+    ENGINE,
+    ENGINE_IDENTITY,
+    MODEL,
+    REFERENCE,
+    Choice,
+)
+from tuneline.artifacts.releases import Release
+from tuneline.artifacts.training import CANDIDATE_GGUF, MERGED
 from tuneline.bases import base_of
-from tuneline.config import PipelineConfig
-from tuneline.errors import TunelineError
-from tuneline.gguf.export import export_gguf
+from tuneline.config import DeploymentConfig
+from tuneline.errors import TunelineError, UserError
+from tuneline.harness.served_apart import chosen_apart, released_apart
 from tuneline.machine.cores import available_cores, default_threads
-from tuneline.models.base_model import BaseModel
-from tuneline.models.cache import Log, cache_root, cached_model
+from tuneline.models.base_model import BaseModel, digest_of
 from tuneline.run import StepContext
-from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.store import sha256_file
+from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.base import Engine, ServedModel
+from tuneline.serving.engines.engine_server import EngineServer, ServeRequest
+from tuneline.serving.engines.identity import hash_files
 
-# Prompts in one batch, between two signs of progress.
-CHUNK = 32
+# The model's name in the API of a server that a step starts.
+ALIAS = "candidate"
 # Below this load average another thread gains more than it costs.
 QUIET_LOAD = 0.5
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A GGUF file and its hash."""
-
-    path: Path
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -48,67 +48,135 @@ class Candidate:
     """The model that ships if it passes.
 
     Attributes:
-        file: its bytes.
+        model: its bytes.
         variant: the quantisation that was chosen.
         judged_on: ids of the rows that the choice was made on.
     """
 
-    file: ModelFile
+    model: ServedModel
     variant: str
     judged_on: frozenset[str]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The answers of both models to the same prompts, in their order.
+def engine_of(ctx: StepContext) -> Engine:
+    """Return the engine that ships.
 
-    `base_cached` is True if those of the base came from the cache.
+    Raises:
+        UserError: if it can't be started here.
     """
+    deployment = ctx.config.deployment
+    return installed(deployment.engine).sized(deployment.parallel, deployment.context_tokens)
 
-    base: list[str]
-    tuned: list[str]
-    base_cached: bool
+
+def installed(name: str) -> Engine:
+    """Return an engine.
+
+    Raises:
+        UserError: if it can't be started here.
+    """
+    engine = get_engine(name)
+    lacking = engine.missing()
+    if lacking is not None:
+        raise UserError(
+            f"the engine {name} can't be started here: {lacking}. Run the step in the image of "
+            "that engine (pods.engine_image), or choose another deployment.engine"
+        )
+    return engine
 
 
 def candidate(ctx: StepContext) -> Candidate:
+    """Return the bytes that ship.
+
+    Raises:
+        TunelineError: if they are not the ones that `choice.json` names, or that the engine was
+            built of.
+    """
+    choice = CHOICE.read(ctx)
+    engine = get_engine(choice.engine)
+    model = _built(ctx, engine) if engine.form == "engine" else chosen_variant(ctx, choice)
+    return Candidate(model, choice.variant, frozenset(choice.judged_on))
+
+
+def chosen_variant(ctx: StepContext, choice: Choice) -> ServedModel:
     """Return the variant that production_quantization chose.
 
     Raises:
-        TunelineError: if `model.gguf` is not the file that `choice.json` names.
+        TunelineError: if it is not the one that `choice.json` names.
     """
-    choice = CHOICE.read(ctx)
-    path = MODEL.fetch(ctx)
-    digest = sha256_file(path)
-    if digest != choice.sha256:
+    if choice.apart is not None:
+        model = chosen_apart(ctx, choice, choice.apart)
+    elif get_engine(choice.engine).form == "gguf":
+        model = hashed(choice.engine, MODEL.fetch(ctx))
+    else:
+        # The unquantised checkpoint ships as it was exported; no copy of it is kept.
+        path = (MERGED if choice.variant == REFERENCE else CHECKPOINT).fetch(ctx)
+        model = hashed(choice.engine, path)
+    if model.sha256 != choice.sha256:
         raise TunelineError(
-            f"model.gguf has SHA-256 {digest}, but choice.json chose {choice.sha256}; "
-            "run production_quantization again"
+            f"{model.path.name} has SHA-256 {model.sha256}, but choice.json chose "
+            f"{choice.sha256}; run production_quantization again"
         )
-    return Candidate(ModelFile(path, digest), choice.variant, frozenset(choice.judged_on))
+    return model
 
 
-def base_gguf(ctx: StepContext, base: BaseModel | None = None) -> ModelFile:
-    """Return the base model as f16 GGUF from the cache, and note it among the inputs."""
-    found = cached_gguf(base or base_of(ctx), ctx.log)
-    ctx.note_input(found.path.name, found.path.as_uri(), found.path)
-    return found
+def _built(ctx: StepContext, engine: Engine) -> ServedModel:
+    """Return the compiled engine, compared with its identity."""
+    if not ENGINE_IDENTITY.exists(ctx):
+        raise UserError(
+            f"the engine {engine.name} was not built: {ctx.entry(ENGINE_IDENTITY.step).summary}"
+        )
+    model = hashed(engine.name, ENGINE.fetch(ctx))
+    files, stated = model.files, ENGINE_IDENTITY.read(ctx).files
+    if dict(files) != stated:
+        other = sorted(name for name in {*files, *stated} if files.get(name) != stated.get(name))
+        raise TunelineError(
+            f"the built engine differs from its identity.json in {', '.join(other)}; "
+            "run build_engine again"
+        )
+    return model
 
 
-def cached_gguf(base: BaseModel, log: Log) -> ModelFile:
-    """Return a base model as f16 GGUF from the cache; export it if it is not there.
+def released_model(ctx: StepContext, release: Release) -> ServedModel:
+    """Fetch the model that a release serves; its files are noted among the inputs.
 
-    Args:
-        base: the model.
-        log: a function that takes a line of progress.
+    Raises:
+        UserError: if the release has no model, or a file of it is missing.
+        CorruptObject: if a file has other bytes than the release states.
     """
+    folder = ctx.scratch / "released" / release.version
+    if release.apart is not None:
+        return released_apart(ctx, release, release.apart, folder)
+    refs = release.model_files()
+    if not refs:
+        raise UserError(
+            f"{release.uri} states no model; set evaluation.against_released.enabled: false, or "
+            "release a version that has one"
+        )
+    files = {name: ref.sha256 for name, ref in refs.items()}
+    for name, ref in refs.items():
+        ctx.note_input(f"released/{name}", ref.uri, release.fetch(ref, folder / name))
+    if MODEL.name in files:
+        return ServedModel(release.engine, folder / MODEL.name, files[MODEL.name], files)
+    return ServedModel(release.engine, folder, digest_of(files), files)
 
-    def fill(folder: Path) -> None:
-        log(f"exporting the base model {base.uri} to GGUF (once)")
-        export_gguf(base.path, folder / "base-f16.gguf")
 
-    key = f"{base.digest} gguf {version('gguf')}"
-    folder, files = cached_model(cache_root(), "gguf", key, fill, log=log)
-    return ModelFile(folder / "base-f16.gguf", files["base-f16.gguf"])
+def hashed(engine: str, path: Path) -> ServedModel:
+    """Return a model that lies here, with the hashes of its file or files."""
+    return ServedModel(engine, path, *hash_files(path))
+
+
+def unquantised(ctx: StepContext) -> Path:
+    """Return the exported model in the form that variants are made of."""
+    gguf = get_engine(ctx.config.deployment.engine).form == "gguf"
+    return CANDIDATE_GGUF.fetch(ctx) if gguf else MERGED.fetch(ctx)
+
+
+def untuned(ctx: StepContext, base: BaseModel | None = None) -> ServedModel:
+    """Return the base model in the form of the engine that ships; note it among the inputs."""
+    found = engine_of(ctx).untuned(base or base_of(ctx), ctx.log)
+    if found.path.is_file():
+        ctx.note_input(found.path.name, found.path.as_uri(), found.path)
+    return found
 
 
 def scoring_threads() -> int:
@@ -120,112 +188,71 @@ def scoring_threads() -> int:
     return available_cores() if quiet else default_threads()
 
 
-@contextmanager
-def serve(
-    model: Path,
-    config: PipelineConfig,
+def request_for(
+    model: ServedModel,
+    deployment: DeploymentConfig,
     *,
-    loras: Sequence[Path] = (),
+    alias: str = ALIAS,
     threads: int | None = None,
     parallel: int | None = None,
-) -> Iterator[LlamaServer]:
-    """Run a llama.cpp server with the limits of the deployment.
+    port: int = 0,
+) -> ServeRequest:
+    """Return a request to serve a model with the limits of the deployment.
 
     Args:
-        model: the GGUF file.
-        config: the configuration, whose deployment section gives slots and context.
-        loras: adapters, off unless a request turns them on.
+        model: what the engine loads; with an adapter clients are answered with it.
+        deployment: the section of the configuration that gives slots and context.
+        alias: name in the API.
         threads: number of threads; None takes that of serving.
         parallel: number of slots; None takes the deployment's.
+        port: port to listen on; 0 takes a free one.
     """
-    deployment = config.deployment
-    with LlamaServer(
-        model,
-        loras=loras,
+    adapter = model.adapter
+    return ServeRequest(
+        model.path,
+        alias,
+        parallel or deployment.parallel,
+        deployment.context_tokens,
+        adapters={adapter.name: adapter.path} if adapter else {},
+        answers_with=adapter.name if adapter else None,
         threads=threads,
-        parallel=parallel or deployment.parallel,
-        ctx=deployment.context_tokens,
-    ) as server:
+        port=port,
+    )
+
+
+def server_of(
+    model: ServedModel,
+    deployment: DeploymentConfig,
+    *,
+    alias: str = ALIAS,
+    threads: int | None = None,
+    parallel: int | None = None,
+    port: int = 0,
+) -> EngineServer:
+    """Return a server of a model on its engine, not yet started; see `request_for`.
+
+    Raises:
+        UserError: if the engine can't be started here.
+    """
+    request = request_for(
+        model, deployment, alias=alias, threads=threads, parallel=parallel, port=port
+    )
+    return installed(model.engine).server(request)
+
+
+@contextmanager
+def serve(
+    model: ServedModel,
+    deployment: DeploymentConfig,
+    *,
+    threads: int | None = None,
+    parallel: int | None = None,
+) -> Iterator[EngineServer]:
+    """Run a server of a model on its engine; see `request_for`.
+
+    Raises:
+        UserError: if the engine can't be started here.
+        TunelineError: if it does not answer.
+    """
+    with server_of(model, deployment, threads=threads, parallel=parallel) as server:
         yield server
-
-
-def ask(
-    ctx: StepContext, model: Path, prompts: Sequence[Messages], limits: Sequence[int], what: str
-) -> list[str]:
-    """Ask a model all prompts, greedily, and return its answers in order.
-
-    Args:
-        ctx: the step.
-        model: the GGUF file.
-        prompts: the messages of each request.
-        limits: the largest number of tokens of each answer.
-        what: the model's name in the progress.
-    """
-    groups: dict[int, list[int]] = {}
-    for number, limit in enumerate(limits):
-        groups.setdefault(limit, []).append(number)
-    batches = [
-        (limit, group[at : at + CHUNK])
-        for limit, group in sorted(groups.items())
-        for at in range(0, len(group), CHUNK)
-    ]
-    answers: dict[int, str] = {}
-    parallel = ctx.config.deployment.parallel
-    with (
-        serve(model, ctx.config, threads=scoring_threads()) as server,
-        server.client() as client,
-    ):
-        for limit, numbers in ctx.progress(batches, len(batches), f"{what}, batches of prompts"):
-            results = client.complete_batch(
-                [prompts[number] for number in numbers], concurrency=parallel, max_tokens=limit
-            )
-            answers.update(
-                (number, result.text) for number, result in zip(numbers, results, strict=True)
-            )
-    return [answers[number] for number in range(len(prompts))]
-
-
-def ask_both(
-    ctx: StepContext, chosen: Candidate, prompts: Sequence[Messages], limits: Sequence[int]
-) -> Answers:
-    """Ask the candidate and the base the same prompts; see `ask`.
-
-    The base is not asked again if it has answered the very same prompts before.
-    """
-    tuned = ask(ctx, chosen.file.path, prompts, limits, "tuned model")
-    base, cached = ask_base(ctx, base_gguf(ctx), prompts, limits, "base model")
-    return Answers(base, tuned, cached)
-
-
-def ask_base(
-    ctx: StepContext,
-    base: ModelFile,
-    prompts: Sequence[Messages],
-    limits: Sequence[int],
-    what: str,
-) -> tuple[list[str], bool]:
-    """Ask the base model, or take the answers that it gave to the very same prompts before.
-
-    The cache is keyed by everything that decides an answer: the file's hash, the engine's
-    version and limits, the prompts and their token limits. See `ask` for the arguments.
-
-    Returns:
-        The answers in order, and True if they came from the cache.
-    """
-    deployment = ctx.config.deployment
-    engine = f"xllamacpp {version('xllamacpp')}"
-    asked = [base.sha256, engine, deployment.parallel, deployment.context_tokens]
-    asked += [[list(map(dict, messages)) for messages in prompts], list(limits)]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    path = cache_root() / "answers" / f"{key}.json"
-    if path.is_file():
-        try:
-            return list(json.loads(path.read_text())), True
-        except ValueError:
-            ctx.log(f"{path} is damaged; the base model is asked again")
-    answers = ask(ctx, base.path, prompts, limits, what)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(f".{os.getpid()}")
-    staged.write_text(json.dumps(answers, ensure_ascii=False))
-    staged.replace(path)
-    return answers, False

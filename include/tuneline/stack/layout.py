@@ -76,6 +76,10 @@ class Layout:
         """Folder of the ML environment's commands."""
         return self.project / ".venv-ml" / "bin"
 
+    def engine_bin(self, engine: str) -> Path:
+        """Return the folder of the commands of the environment that an engine runs in."""
+        return self.project / ".venv-vllm" / "bin" if engine == "vllm" else self.ml_bin
+
     @property
     def ui_url(self) -> str:
         """Address of the UI."""

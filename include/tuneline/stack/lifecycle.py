@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.server_process import free_port
 from tuneline.stack import airflow, locks, tracking
@@ -264,14 +265,18 @@ class Stack:
 
 
 def image_map(layout: Layout) -> dict[str, object]:
-    """Return the image map of the local pods: the ML environment stands for every image."""
+    """Return the image map of the local pods: the environments that stand for the images."""
     environment = {"path_prepend": [str(layout.ml_bin)]}
     names = ("tuneline/ml:local", "tuneline/ml-cuda:local")
+    engines = {
+        image: {"path_prepend": [str(layout.engine_bin(engine))]}
+        for engine, image in ENGINE_IMAGES.items()
+    }
     cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
     env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache}
     env |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     env |= tracking.pod_environment(layout)
-    return {"env": env, "images": dict.fromkeys(names, environment)}
+    return {"env": env, "images": dict.fromkeys(names, environment) | engines}
 
 
 def pod_secrets() -> dict[str, dict[str, str]]:

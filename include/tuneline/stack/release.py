@@ -12,12 +12,14 @@ import yaml
 
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.probes import engine_probe
 from tuneline.serving.release.released import (
     Release,
+    engine_of,
     fetch_tokenizer,
-    fetch_weights,
     languages,
     price,
+    upstream_of,
 )
 from tuneline.serving.server_process import free_port
 from tuneline.stack.airflow import write_private
@@ -30,7 +32,7 @@ from tuneline.store import open_store
 _KEY_NAME = "demo"
 # A small model loads in seconds; a large one reads gigabytes first.
 _ENGINE_SECONDS = 600
-_PARALLEL = 2
+_PROBE_SECONDS = 5.0
 
 
 def serve(stack: Stack, release: Release, say: Say) -> None:
@@ -47,9 +49,8 @@ def serve(stack: Stack, release: Release, say: Say) -> None:
     for name in (GATEWAY, ENGINE):
         stack.table.stop(name)
     check_port(stack)
-    weights = fetch_weights(open_store(layout.store), release, _folder(layout))
     say(f"starting the engine on {release.name} {release.version} …")
-    port = _start_engine(stack, release, weights)
+    port = _start_engine(stack, release)
     _start_gateway(stack, release, port)
     say(f"the gateway serves {release.name}: {layout.gateway_url}/v1")
 
@@ -113,20 +114,21 @@ def _serves(stack: Stack, release: Release) -> bool:
     return ready and stack.table.notes(GATEWAY).get("version") == release.version
 
 
-def _start_engine(stack: Stack, release: Release, weights: Path) -> int:
+def _start_engine(stack: Stack, release: Release) -> int:
     port = free_port()
-    python = str(stack.layout.ml_bin / "python")
-    options = {"--model": str(weights), "--port": str(port), "--alias": release.name}
-    options |= {"--parallel": str(_PARALLEL)}
-    argv = [
-        python,
-        "-m",
-        "tuneline.serving.engines.llama_cpp.server",
-        *(x for o in options.items() for x in o),
-    ]
-    stack.start(Service(ENGINE, argv, _environment(), stack.layout.project, {"port": port}))
-    url = f"http://{LOOPBACK}:{port}/health"
-    stack.await_ready(ENGINE, lambda: _answers(url), _ENGINE_SECONDS)
+    layout = stack.layout
+    place = layout.engine_bin(engine_of(open_store(layout.store), release))
+    argv = [str(place / "tuneline"), "engine", "--store", layout.store, "--name", release.name]
+    argv += ["--port", str(port)]
+    stack.start(Service(ENGINE, argv, _environment(), layout.project, {"port": port}))
+    url = f"http://{LOOPBACK}:{port}"
+    entry = _upstream(layout, release, port)
+    listed, adapter = entry["model"], entry.get("adapter")
+    stack.await_ready(
+        ENGINE,
+        lambda: _engine_ready(url, listed, adapter),
+        _ENGINE_SECONDS,
+    )
     return port
 
 
@@ -150,12 +152,7 @@ def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[s
     store, without the personal data that has a pattern in the languages of the release's data.
     """
     store = open_store(layout.store)
-    upstream: dict[str, Any] = {
-        "name": f"{release.name}-{release.version}",
-        "base_url": f"http://{LOOPBACK}:{engine_port}/v1",
-        "model": release.name,
-        "version": release.version,
-    }
+    upstream = _upstream(layout, release, engine_port)
     if tokenizer := fetch_tokenizer(store, release, _folder(layout)):
         upstream["tokenizer"] = str(tokenizer)
     config: dict[str, Any] = {
@@ -181,6 +178,16 @@ def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[s
         }
         config["currency"] = cost.currency
     return config
+
+
+def _upstream(layout: Layout, release: Release, engine_port: int) -> dict[str, Any]:
+    """Return the gateway's entry of a release that an engine of its own serves."""
+    url = f"http://{LOOPBACK}:{engine_port}/v1"
+    return upstream_of(open_store(layout.store), release, 0, url)
+
+
+def _engine_ready(url: str, model: str, adapter: int | str | None) -> bool:
+    return engine_probe.ready(url, _PROBE_SECONDS, model, adapter).ok
 
 
 def _environment() -> dict[str, str]:

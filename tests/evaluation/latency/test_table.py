@@ -3,9 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tuneline.errors import UserError
 from tuneline.evaluation.latency.table import (
-    DecodeCounters,
     Objective,
     hardware_line,
     percentile,
@@ -15,6 +13,7 @@ from tuneline.evaluation.latency.table import (
 )
 from tuneline.harness.load_client import Timing, timing_of
 from tuneline.serving.client.chat_protocol import ChatResult, Usage
+from tuneline.serving.engines.engine_server import Counters
 
 GOAL = Objective(max_ttft=1.0, max_tpot=0.1)
 
@@ -95,10 +94,7 @@ def test_the_hardware_line_says_what_to_buy():
 
 
 def test_the_batch_comes_from_the_engines_counters():
-    names = ("llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode")
-    before = DecodeCounters.read(dict(zip(names, (10.0, 1.0), strict=True)))
-    after = DecodeCounters.read(dict(zip(names, (30.0, 2.0), strict=True)))
+    before = Counters(0, 0, steps=10.0, step_requests=10.0)
+    after = Counters(0, 0, steps=30.0, step_requests=60.0)
     assert after.batch_since(before) == pytest.approx((60 - 10) / 20)
     assert after.batch_since(after) == 0.0
-    with pytest.raises(UserError, match="n_decode_total"):
-        DecodeCounters.read({})

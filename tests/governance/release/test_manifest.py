@@ -32,12 +32,12 @@ def test_the_tokenizer_ships_with_the_model(make_lab):
     lab = make_lab()
     for step in ("final_audit", "lora_selection", "gradient_accumulation"):
         lab.leave(step, {})
-    lab.leave("production_quantization", {"model.gguf": b"weights"})
+    lab.leave("production_quantization", {})
     lab.leave("export_candidate", {"merged/tokenizer.json": b"{}"})
     lab.leave("train", {"adapter/adapter_config.json": b"{}"})
     lab.leave("build_engine", {"not_built.json": b"{}"})
-    files = collect_files(lab.context("lineage"))
-    assert sorted(files) == ["adapter/adapter_config.json", "model.gguf", "tokenizer.json"]
+    files = collect_files(lab.context("lineage"), None)
+    assert sorted(files) == ["adapter/adapter_config.json", "tokenizer.json"]
     assert files["tokenizer.json"].read_bytes() == b"{}"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.gguf.tokenizer import END_OF_TURN
+
 
 @dataclass(frozen=True)
 class LogitParity:
@@ -93,7 +95,19 @@ def _answer(model: Any, tokenizer: Any, ids: Any, max_tokens: int) -> str:
         temperature=None,
         top_p=None,
         top_k=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_ends(tokenizer),
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
     )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    # Decoded behind its prompt: some tokenizers take the space at the start of a text away, which
+    # the engine keeps.
+    prompt, whole = (
+        str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in (ids[0], out[0])
+    )
+    return whole[len(prompt) :]
+
+
+def _ends(tokenizer: Any) -> list[int]:
+    """Return the tokens at which the engine ends an answer: end of sequence and end of turn."""
+    vocabulary = tokenizer.get_vocab()
+    ends = {tokenizer.eos_token, *END_OF_TURN}
+    return sorted(vocabulary[token] for token in ends if token in vocabulary)

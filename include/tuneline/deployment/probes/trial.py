@@ -15,18 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneline.config import DeploymentConfig
 from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, measure
+from tuneline.harness.served_models import ALIAS, server_of
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
-from tuneline.serving.client.client import EngineClient
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import Answer, GatewayProcess
 from tuneline.serving.probes import engine_probe
+from tuneline.serving.probes.engine_probe import ProbeResult
 from tuneline.serving.probes.kubernetes_probes import engine_probes
 from tuneline.serving.server_process import free_port, wait_for
 
-ALIAS = "candidate"
 # Settings of the gateway's readiness, short so that the trial takes seconds.
 GATEWAY = {
     "readiness": {
@@ -77,7 +79,10 @@ def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
     Returns:
         True if it succeeded in time, and its duration in seconds.
     """
-    command = [sys.executable, *probe["exec"]["command"][1:]]
+    program, *arguments = probe["exec"]["command"]
+    # Its own environment is not on the PATH of a process that was started by its path.
+    beside = Path(sys.executable).with_name(program)
+    command = [str(beside) if beside.exists() else program, *arguments]
     started = time.monotonic()
     try:
         answer = subprocess.run(
@@ -95,29 +100,28 @@ def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
 class ProbeTrial:
     """One engine behind one gateway, taken through start, load, faults and drain."""
 
-    def __init__(self, model: Path, *, parallel: int, ctx: int, folder: Path) -> None:
+    def __init__(self, model: ServedModel, deployment: DeploymentConfig, folder: Path) -> None:
         """Describe the trial.
 
         Args:
-            model: GGUF file.
-            parallel: requests served at once.
-            ctx: context of one request, in tokens.
+            model: the model.
+            deployment: the section of the configuration that gives slots and context.
             folder: folder for the gateway's files.
         """
         self.trial = Trial()
         self.model = model
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self.probes = engine_probes(self.url, ALIAS, start_seconds=0.0)
-        self._options: dict[str, Any] = {"parallel": parallel, "ctx": ctx, "alias": ALIAS}
-        self._options["port"] = int(self.url.rsplit(":", 1)[1])
-        upstream = {"name": "engine", "base_url": f"{self.url}/v1", "model": ALIAS}
+        self.deployment = deployment
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = server_of(model, deployment, port=self.port)
+        self.adapter = self.server.adapter
+        self.probes = engine_probes(self.url, ALIAS, 0.0, self.adapter)
         self.gateway = GatewayProcess(
             folder,
-            upstreams=[upstream],
+            upstreams=[self.server.upstream("engine")],
             models=[{"id": "model", "chain": ["engine"]}],
             settings=GATEWAY,
         )
-        self.server = LlamaServer(model, **self._options)
         self.start_seconds = 0.0
         self.resident_bytes = 0
 
@@ -142,18 +146,18 @@ class ProbeTrial:
         """Check that it is not ready while it loads, and ready with its weights in memory after."""
         began = time.monotonic()
         self.server.launch()
-        first = engine_probe.ready(self.url, 2.0, ALIAS)
+        first = self._engine_ready(2.0)
         self.trial.expect("start", "ready before it listens", first.ok, False)
-        waited = wait_for(lambda: engine_probe.ready(self.url, 5.0, ALIAS).ok, WAIT_SECONDS)
+        waited = wait_for(lambda: self._engine_ready(5.0).ok, START_SECONDS)
         self.start_seconds = time.monotonic() - began
-        self.trial.expect("start", "becomes ready", waited < WAIT_SECONDS, True)
+        self.trial.expect("start", "becomes ready", waited < START_SECONDS, True)
         self.resident_bytes = self.server.memory_bytes()
 
     def ready(self) -> None:
         """Check that all probes succeed, and that another model's name is refused."""
         self.trial.expect("ready", "startup probe", run_probe(self.probes["startupProbe"])[0], True)
         self.trial.expect("ready", "liveness probe", self._live()[0], True)
-        other = engine_probe.ready(self.url, 5.0, "another-model")
+        other = self._engine_ready(5.0, "another-model")
         self.trial.expect("ready", "accepts another model's id", other.ok, False)
         waited = wait_for(self._gateway_ready, WAIT_SECONDS)
         self.trial.expect("ready", "gateway ready", waited < WAIT_SECONDS, True)
@@ -161,9 +165,9 @@ class ProbeTrial:
 
     def busy(self) -> None:
         """Check that an engine with all slots taken passes its liveness probe."""
-        slots = self._options["parallel"]
+        slots = self.deployment.parallel
         with ThreadPoolExecutor(slots) as pool:
-            running = [pool.submit(_long_answer, self.url) for _ in range(slots)]
+            running = [pool.submit(_long_answer, self.server) for _ in range(slots)]
             self.trial.expect("busy", "liveness probe", self._live()[0], True)
             whole = all(_is_whole(request.result()) for request in running)
         self.trial.expect("busy", "all answers whole", whole, True)
@@ -187,7 +191,8 @@ class ProbeTrial:
         self.trial.expect("hung", "gateway live", self._gateway_live(), True)
         self.server.signal(signal.SIGCONT)
         back = wait_for(
-            lambda: engine_probe.live(self.url, 5.0).ok and self._gateway_ready(), WAIT_SECONDS
+            lambda: engine_probe.live(self.url, 5.0, self.adapter).ok and self._gateway_ready(),
+            WAIT_SECONDS,
         )
         self.trial.expect("resumed", "engine live and gateway ready", back < WAIT_SECONDS, True)
 
@@ -200,7 +205,7 @@ class ProbeTrial:
         waited = wait_for(lambda: not self._gateway_ready(), WAIT_SECONDS)
         self.trial.within("killed", "gateway unready after", waited, GATEWAY_SECONDS)
         self.trial.expect("killed", "gateway live", self._gateway_live(), True)
-        self.server = LlamaServer(self.model, **self._options)
+        self.server = server_of(self.model, self.deployment, port=self.port)
         self.server.start()
         back = wait_for(self._gateway_ready, WAIT_SECONDS)
         self.trial.expect("restarted", "gateway ready", back < WAIT_SECONDS, True)
@@ -225,13 +230,16 @@ class ProbeTrial:
     def drain_engine(self) -> None:
         """Send SIGTERM to the engine: it finishes running answers, then it ends."""
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(_long_answer, self.url)
+            running = pool.submit(_long_answer, self.server)
             time.sleep(0.1)
             self.server.signal(signal.SIGTERM)
             whole = _is_whole(running.result())
         self.trial.expect("drain", "engine answer whole", whole, True)
         gone = wait_for(lambda: not self._accepts(), 30.0)
         self.trial.within("drain", "engine gone after", gone, 30.0)
+
+    def _engine_ready(self, timeout: float, model: str = ALIAS) -> ProbeResult:
+        return engine_probe.ready(self.url, timeout, model, self.adapter)
 
     def _live(self) -> tuple[bool, float]:
         return run_probe(self.probes["livenessProbe"])
@@ -252,7 +260,7 @@ class ProbeTrial:
 
     def _accepts(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self._options["port"]), timeout=2.0).close()
+            socket.create_connection(("127.0.0.1", self.port), timeout=2.0).close()
         except OSError:
             return False
         return True
@@ -265,8 +273,8 @@ class ProbeTrial:
             return
 
 
-def _long_answer(url: str) -> ChatResult | TunelineError:
-    with EngineClient(url, model=ALIAS, timeout=WAIT_SECONDS) as client:
+def _long_answer(server: EngineServer) -> ChatResult | TunelineError:
+    with server.client(timeout=WAIT_SECONDS) as client:
         try:
             return client.chat(
                 PROMPT, max_tokens=LONG_ANSWER, stream=True, extra={"ignore_eos": True}

@@ -6,16 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.artifacts.deployment import MODEL
 from tuneline.artifacts.releases import Release, released
 from tuneline.data.tables.rows import Row
-from tuneline.errors import UserError
-from tuneline.evaluation.holdout.non_inferiority import NonInferiority, non_inferiority
 from tuneline.evaluation.holdout.trained_rows import Seen, seen_by
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.harness.answers import Task, scores
+from tuneline.harness.asking import ask_kept
 from tuneline.harness.intervals import share
-from tuneline.harness.served_models import ModelFile, ask_base
+from tuneline.harness.non_inferiority import NonInferiority, non_inferiority
+from tuneline.harness.served_models import released_model
 from tuneline.run import StepContext
 
 ANSWERS = "released_answers.jsonl"
@@ -42,7 +41,7 @@ def compare_with_released(
         tuned: whether the candidate's answer to each row is right.
 
     Raises:
-        UserError: if the release states no `model.gguf`.
+        UserError: if the release has no model that an engine here could serve.
     """
     settings = ctx.config.evaluation.against_released
     if not settings.enabled:
@@ -165,17 +164,10 @@ def _rows_measured(seen: Seen, compared: int) -> list[Measurement]:
 
 def _answers(ctx: StepContext, release: Release, rows: Sequence[Row]) -> tuple[list[str], bool]:
     """Serve the released bytes, or take what they answered to the very same prompts before."""
-    ref = release.find(MODEL.name)
-    if ref is None:
-        raise UserError(
-            f"{release.uri} states no {MODEL.name}, so the release can't be compared with; set "
-            "evaluation.against_released.enabled: false, or release a version that has one"
-        )
-    path = release.fetch(ref, ctx.scratch / "released" / MODEL.name)
-    ctx.note_input(f"released/{MODEL.name}", ref.uri, path)
+    model = released_model(ctx, release)
     limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
     prompts = [row.prompt for row in rows]
-    return ask_base(ctx, ModelFile(path, ref.sha256), prompts, limits, "released model")
+    return ask_kept(ctx, model, prompts, limits, "released model")
 
 
 def _write_answers(ctx: StepContext, rows: Sequence[Row], answers: Sequence[str]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tuneline.errors import UserError
 from tuneline.harness.load_client import Timing, errors_of
 
 # Share of a level's requests that must meet the objective for the level to count.
@@ -133,33 +132,6 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
     if top > best.concurrency:
         line += f"; {top} at once need {math.ceil(top / best.concurrency)} such machines"
     return line
-
-
-@dataclass(frozen=True)
-class DecodeCounters:
-    """The engine's counters: decoding steps, and the requests in all of them together."""
-
-    steps: float
-    busy: float
-
-    @classmethod
-    def read(cls, metrics: Mapping[str, float]) -> DecodeCounters:
-        """Read them from llama.cpp's `/metrics`.
-
-        Raises:
-            UserError: if the counters are not there.
-        """
-        names = ("llamacpp:n_decode_total", "llamacpp:n_busy_slots_per_decode")
-        missing = [name for name in names if name not in metrics]
-        if missing:
-            raise UserError(f"the engine's /metrics has no {missing[0]}; start it with metrics on")
-        steps, mean = (metrics[name] for name in names)
-        return cls(steps, steps * mean)
-
-    def batch_since(self, before: DecodeCounters) -> float:
-        """Return the mean requests per decoding step since an earlier reading; 0 without a step."""
-        steps = self.steps - before.steps
-        return (self.busy - before.busy) / steps if steps else 0.0
 
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:

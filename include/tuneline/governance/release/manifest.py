@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.governance import Manifest, ManifestFile, ReleasePointer
-from tuneline.artifacts.releases import pointer_key
+from tuneline.artifacts.governance import Manifest, ReleasePointer
+from tuneline.artifacts.releases import Release, pointer_key
 from tuneline.errors import TunelineError, UserError
 from tuneline.run import now
 from tuneline.store import AlreadyThere, CorruptObject, NotThere, Store, open_store
@@ -72,7 +72,7 @@ def put_once(store: Store, key: str, path: Path, sha256: str) -> None:
 
 
 def verify(manifest_uri: str) -> list[str]:
-    """Recompute every hash that a manifest states.
+    """Recompute every hash that a manifest states, those of a shared base in the store included.
 
     Args:
         manifest_uri: address of a `manifest.json`.
@@ -92,26 +92,38 @@ def verify(manifest_uri: str) -> list[str]:
         raw = store.get_bytes(f"{prefix}/manifest.json")
     except CorruptObject as error:
         return [str(error)]
+    manifest = Manifest.model_validate_json(raw)
     differences = (
-        _file_difference(store, prefix, entry) for entry in Manifest.model_validate_json(raw).files
+        _difference(store, f"{prefix}/{entry.name}", entry.sha256, entry.bytes)
+        for entry in manifest.files
     )
     return [
         *filter(None, differences),
+        *_base_differences(store, manifest),
         *_log_differences(store, prefix, hashlib.sha256(raw).hexdigest()),
     ]
 
 
-def _file_difference(store: Store, prefix: str, entry: ManifestFile) -> str | None:
-    key = f"{prefix}/{entry.name}"
+def _base_differences(store: Store, manifest: Manifest) -> Iterator[str]:
+    """Compare the base that an adapter is served on, if it lies in the store."""
+    apart = Release(store, manifest).apart
+    if apart is None or apart.base.key is None:
+        return
+    for name, sha256 in apart.base.files.items():
+        if found := _difference(store, f"{apart.base.key}/{name}", sha256):
+            yield found
+
+
+def _difference(store: Store, key: str, sha256: str, size: int | None = None) -> str | None:
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         try:
-            ref = store.get_file(key, Path(scratch) / "file", sha256=entry.sha256)
+            ref = store.get_file(key, Path(scratch) / "file", sha256=sha256)
         except NotThere:
             return f"{store.uri_of(key)} is missing"
         except TunelineError as error:
             return str(error)
-    if ref.bytes != entry.bytes:
-        return f"{store.uri_of(key)} has {ref.bytes} bytes, the manifest says {entry.bytes}"
+    if size not in (None, ref.bytes):
+        return f"{store.uri_of(key)} has {ref.bytes} bytes, the manifest says {size}"
     return None
 
 

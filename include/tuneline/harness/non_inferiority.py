@@ -108,9 +108,18 @@ class NonInferiority:
         least = min(value, 0.0)
         distance = self.margin + least if least > -self.margin else -least
         needed = z * z * max(0.0, differing - least * least) / (distance * distance)
-        # Two models that never disagree have the interval -z²/(n + z²) to z²/(n + z²).
-        floor = Z95 * Z95 * (1 - self.margin) / self.margin
-        return max(math.ceil(needed), math.ceil(floor), self.rows + 1)
+        return max(math.ceil(needed), rows_for(self.margin), self.rows + 1)
+
+
+def rows_for(margin: float) -> int:
+    """Return the rows on which a model that always agrees is shown to be not worse.
+
+    Two models that never disagree have the interval -z²/(n + z²) to z²/(n + z²).
+
+    Args:
+        margin: share of the rows by which the new model may be worse.
+    """
+    return math.ceil(Z95 * Z95 * (1 - margin) / margin)
 
 
 def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInferiority:

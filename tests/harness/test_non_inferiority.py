@@ -7,7 +7,7 @@ import random
 import pytest
 from scipy.optimize import minimize_scalar
 
-from tuneline.evaluation.holdout.non_inferiority import non_inferiority, score_interval
+from tuneline.harness.non_inferiority import non_inferiority, score_interval
 
 Z = 1.959964
 

@@ -1,0 +1,222 @@
+"""Speed and memory of the two ways to serve an adapter, and the decision between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median, stdev
+from typing import Any
+
+from tuneline.evidence import Measurement, measure
+from tuneline.harness.load_client import Timing, drive
+from tuneline.machine.quantity import quantity
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.engines.base import Engine, ServedModel
+from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.engines.identity import query_gpus
+
+# Tokens of every answer: enough for a steady TPOT; on two cores both forms take half a minute.
+MAX_TOKENS = 24
+# Load changes from second to second; the median of three rounds forgets one bad round.
+ROUNDS = 3
+# A round has two requests for each that runs at once, and at least this many.
+MIN_REQUESTS = 4
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Level:
+    """The speed of a server with a number of requests under way.
+
+    Attributes:
+        concurrency: requests under way at once.
+        ttft: median time to the first token, in seconds.
+        tpot: median time per output token after it, in seconds.
+        tokens_per_s: output tokens per second, the median of the rounds.
+        error: standard error of `tokens_per_s`.
+        failed: number of failed requests.
+    """
+
+    concurrency: int
+    ttft: float
+    tpot: float
+    tokens_per_s: float
+    error: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class FormSpeed:
+    """One way of serving.
+
+    Attributes:
+        levels: its speeds, the highest concurrency last.
+        memory_bytes: resident memory of the server's processes, in bytes.
+    """
+
+    levels: tuple[Level, ...]
+    memory_bytes: int
+
+    @property
+    def full(self) -> Level:
+        """The speed with all slots taken."""
+        return self.levels[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return asdict(self)
+
+
+def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: int) -> FormSpeed:
+    """Drive a server with one request at a time and with all slots taken.
+
+    Args:
+        server: the server, which has started.
+        prompts: the prompts; each request takes the next one.
+        parallel: its slots.
+    """
+    levels = []
+    at = 0
+    with server.client() as client:
+        drive(client, prompts[:1], 1, 1)
+        for concurrency in sorted({1, parallel}):
+            timings: list[Timing] = []
+            speeds = []
+            for _ in range(ROUNDS):
+                count = max(MIN_REQUESTS, 2 * concurrency)
+                batch = [prompts[(at + number) % len(prompts)] for number in range(count)]
+                at += count
+                found, seconds = drive(client, batch, concurrency, MAX_TOKENS)
+                timings += found
+                speeds.append(sum(t.output_tokens for t in found if t.ok) / seconds)
+            levels.append(_level(concurrency, timings, speeds))
+    return FormSpeed(tuple(levels), server.memory_bytes())
+
+
+def _level(concurrency: int, timings: Sequence[Timing], speeds: Sequence[float]) -> Level:
+    good = [timing for timing in timings if timing.ok]
+    return Level(
+        concurrency,
+        round(median(timing.ttft for timing in good), 4) if good else 0.0,
+        round(median(timing.tpot for timing in good), 5) if good else 0.0,
+        round(median(speeds), 2),
+        round(stdev(speeds) / len(speeds) ** 0.5, 3),
+        len(timings) - len(good),
+    )
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """The share of throughput that the unmerged adapter costs, and its standard error."""
+
+    value: float
+    error: float
+
+
+def slowdown(merged: Level, apart: Level) -> Slowdown | None:
+    """Return the loss of throughput against the merged model; None if that generated nothing."""
+    if not merged.tokens_per_s:
+        return None
+    ratio = apart.tokens_per_s / merged.tokens_per_s
+    # First-order propagation of the errors of a quotient.
+    error = (
+        (apart.error / merged.tokens_per_s) ** 2 + (ratio * merged.error / merged.tokens_per_s) ** 2
+    ) ** 0.5
+    return Slowdown(round(1.0 - ratio, 4), round(error, 4))
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that further adapters may take.
+
+    Attributes:
+        limit: memory of the pod or the GPU, in bytes.
+        used: memory that the base and this adapter take, in bytes.
+        adapter: memory of one adapter, in bytes: the size of its files.
+        formula: how `adapters` follows from settings and measurements.
+    """
+
+    limit: int
+    used: int
+    adapter: int
+    formula: str
+
+    @property
+    def adapters(self) -> int:
+        """Adapters of this size that fit beside this one."""
+        return max(0, (self.limit - self.used) // self.adapter)
+
+
+def room_for_adapters(
+    engine: Engine, model: ServedModel, memory_bytes: int, pod_memory: str
+) -> Room:
+    """Return the room for more adapters of the same size.
+
+    On a GPU the engine takes what is free for its KV cache, so that its memory says nothing: there
+    the files of base and adapter count, and what more adapters take, the cache loses.
+
+    Args:
+        engine: the engine.
+        model: the base with the adapter.
+        memory_bytes: resident memory of its server, in bytes.
+        pod_memory: `pods.memory`.
+    """
+    assert model.adapter is not None
+    if engine.on_gpu() and (gpus := query_gpus()):
+        total = int(gpus[0]["memory.total"].split()[0]) * _MIB
+        formula = "floor((memory of the GPU - bytes of base and adapter) / bytes of the adapter)"
+        return Room(total, model.bytes, model.adapter.bytes, formula)
+    formula = "floor((pods.memory - memory of the server) / bytes of the adapter)"
+    return Room(quantity(pod_memory), memory_bytes, model.adapter.bytes, formula)
+
+
+def decide(
+    multi_tenant: bool, obstacle: str | None, lost: Slowdown | None, limit: float
+) -> tuple[str, str]:
+    """Return the decision, `merge` or `apart`, and its reason.
+
+    Args:
+        multi_tenant: whether several adapters share one base.
+        obstacle: why the engine can't serve the adapter beside the base; None if it can.
+        lost: the throughput that the adapter costs; None if it could not be measured.
+        limit: the largest loss that is accepted.
+    """
+    if not multi_tenant:
+        return "merge", "one adapter and one model: merged, nothing is left to apply"
+    if obstacle is None and lost is None:
+        obstacle = "no throughput could be measured"
+    if obstacle is None and lost is not None and lost.value > limit:
+        obstacle = (
+            f"beside it this one costs {lost.value:.0%} of the throughput, more than "
+            f"max_adapter_slowdown ({limit:.0%}) allows"
+        )
+    if obstacle is not None or lost is None:
+        return "merge", f"several adapters were to share one base, but {obstacle}"
+    return (
+        "apart",
+        f"several adapters share one base: beside it this one costs {lost.value:.0%} of the "
+        f"throughput, at most {limit:.0%} are allowed",
+    )
+
+
+def form_measurements(name: str, speed: FormSpeed | None) -> Iterator[Measurement]:
+    """State the numbers of one way of serving.
+
+    Args:
+        name: `merged` or `apart`.
+        speed: the numbers; None if the engine can't serve it that way.
+    """
+    if speed is None:
+        yield measure(f"{name}_tokens_per_s", None, "tokens/s")
+        return
+    yield measure(
+        f"{name}_tokens_per_s", speed.full.tokens_per_s, "tokens/s", noise=speed.full.error
+    )
+    for level in speed.levels:
+        at = f"at_{level.concurrency}"
+        yield measure(f"{name}_tokens_per_s_{at}", level.tokens_per_s, "tokens/s")
+        yield measure(f"{name}_ttft_p50_{at}", level.ttft, "s")
+        yield measure(f"{name}_tpot_p50_{at}", level.tpot, "s")
+    yield measure(f"{name}_memory", speed.memory_bytes, "bytes")
+    failed = sum(level.failed for level in speed.levels)
+    yield measure(f"{name}_failed_requests", failed, "requests", "==", 0)

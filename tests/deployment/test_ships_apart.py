@@ -1,0 +1,278 @@
+"""A run whose adapter ships beside the base: every step answers with it, and it is released."""
+
+import json
+import shutil
+
+import pytest
+from tests.deployment.conftest import files_below
+from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
+from tests.lab.runs import Lab, broken, value, write_dataset
+from tests.lab.tiny_models import make_model
+from tests.lab.tiny_task import conversation, task_rows
+
+from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY
+from tuneline.artifacts.training import LoraSettings
+from tuneline.catalogue import ITEMS
+from tuneline.errors import TunelineError, UserError
+from tuneline.evidence import measure
+from tuneline.gguf.lora import export_lora_gguf
+from tuneline.governance import fallback, lineage
+from tuneline.governance.release.manifest import verify
+from tuneline.harness.served_apart import ships_apart
+from tuneline.harness.served_models import candidate, serve
+from tuneline.models.base_model import digest_of
+from tuneline.run import Run
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.release.released import newest_release, serve_request
+from tuneline.store import CorruptObject, sha256_file
+
+# Both speeds of the tiny models are those of HTTP; the limit is another test's matter.
+APART = {"multi_tenant": True, "max_adapter_slowdown": 0.95}
+SPLITS = {"train": 240, "validation": 30, "holdout": 48}
+# The steps from the decision to the release, in their order.
+STEPS = (
+    "adapter_merging",
+    "production_quantization",
+    "build_engine",
+    "holdout_performance",
+    "base_regression",
+    "determinism",
+    "latency_benchmark",
+    "engine_optimization",
+    "health_checks",
+    "cold_start",
+    "cost_tracking",
+    "fallback",
+    "lineage",
+)
+
+
+@pytest.fixture
+def apart_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
+    """Make a run that has done everything before adapter_merging."""
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path_factory.getbasetemp() / "tiny-cache"))
+    monkeypatch.setenv("TUNELINE_THREADS", "1")
+
+    def make(run_id="test", files=None, **deployment):
+        settings = {
+            "name": "model",
+            "base_model": str(tiny_models.base),
+            "deployment": {**APART, **deployment},
+            "evaluation": {"regression_questions": 20, "determinism_prompts": 2},
+        }
+        lab = Lab(tmp_path / run_id, settings, run_id, store=(tmp_path / "store").as_uri())
+        lab.root = tmp_path
+        lab.run.meta.update(code=CLEAN_CODE, started_by="alice")
+        for item in ITEMS:
+            if item.id not in STEPS:
+                lab.leave(item.id, SHIPPED.get(item.id, {}), [HOLDS])
+        rows = write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))
+        lab.leave("distribution_balancing", {"dataset.parquet": rows}, [HOLDS])
+        lora = LoraSettings(
+            r=16, alpha=32, dropout=0.0, target_modules=[], rslora=False, dora=False
+        )
+        lab.leave("lora_selection", {"lora.json": lora.model_dump_json()}, [HOLDS])
+        for step in ("final_audit", "gradient_accumulation"):
+            lab.leave(step, SHIPPED[step], [HOLDS])
+        lab.leave("train", files_below(tiny_models.adapter, "adapter"))
+        exported = {
+            **files_below(tiny_models.merged, "merged"),
+            "candidate.gguf": tiny_models.candidate_gguf,
+            "adapter.gguf": tiny_models.adapter_gguf,
+            **(files or {}),
+        }
+        lab.leave("export_candidate", exported)
+        return lab
+
+    return make
+
+
+@pytest.fixture
+def chosen_lab(apart_lab):
+    """Make a run that has chosen a variant of the base to serve the adapter on."""
+
+    def make(run_id="test", **deployment):
+        lab = apart_lab(run_id, **deployment)
+        lab.leave("adapter_merging", {"decision.json": '{"decision": "apart"}'}, [HOLDS])
+        lab.execute("production_quantization")
+        return lab
+
+    return make
+
+
+def _merged(tiny_models):
+    return files_below(tiny_models.merged, "merged")
+
+
+def answers_of(server, numbers):
+    with server.client() as client:
+        return [client.chat(conversation(n)[0][:-1], max_tokens=32).text for n in numbers]
+
+
+def right_share(answers, numbers):
+    right = 0
+    for number, text in zip(numbers, answers, strict=True):
+        try:
+            right += json.loads(text)["intent"] == conversation(number)[1]
+        except (ValueError, KeyError):
+            continue
+    return right / len(answers)
+
+
+def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(fallback, "HANG_SECONDS", 3.0)
+    # With so few rows only a generous limit takes the quantised base.
+    lab = apart_lab(max_metric_drop=0.3)
+    found = {step: lab.execute(step) for step in STEPS}
+    verdicts = {step: entry.verdict for step, entry in found.items() if step != "build_engine"}
+    faults = {step: broken(found[step]) for step, v in verdicts.items() if v == "fail"}
+    assert not faults
+    assert value(found["adapter_merging"], "decision") == "apart"
+    choice = CHOICE.read(lab.context("prepare_review"))
+    adapter = sha256_file(tiny_models.adapter_gguf)
+    assert choice.variant == "q8_0"
+    assert choice.apart.adapter.sha256 == adapter
+    assert choice.sha256 == digest_of({"base": choice.apart.base.sha256, "adapter": adapter})
+    measured_on = {step: value(found[step], "candidate_sha256") for step in STEPS[3:]}
+    assert set(measured_on.values()) == {choice.sha256}
+    assert value(found["holdout_performance"], "tuned_metric") > 0.6
+    assert value(found["lineage"], "ships_as_decided") is True
+    probes = lab.document("health_checks", "probes.json")
+    assert probes["engine"]["livenessProbe"]["exec"]["command"][-2:] == ["--adapter", "0"]
+    lab.execute("promote")
+
+    manifest = json.loads((tmp_path / "store/models/model/test/manifest.json").read_text())
+    stated = {entry["name"]: entry["sha256"] for entry in manifest["files"]}
+    assert stated["adapter.gguf"] == adapter
+    assert "model.gguf" not in stated
+    base = manifest["engine"]["apart"]["base"]
+    assert (base["uri"], base["variant"]) == (str(tiny_models.base), "q8_0")
+    assert base["digest"] == manifest["base_model"]["digest"]
+    assert base["made_by"].startswith("gguf ")
+    assert (tmp_path / "store" / base["key"] / "model.gguf").is_file()
+    assert verify(lab.run.store.uri_of("models/model/test/manifest.json")) == []
+
+    release = newest_release(lab.run.store)
+    request = serve_request(lab.run.store, [release], tmp_path / "released", "127.0.0.1", 0)
+    numbers = range(1000, 1012)
+    with LlamaServer(request) as server, server.client() as client:
+        fields = server.with_adapter("model@test")
+        tuned = [
+            client.chat(conversation(n)[0][:-1], max_tokens=32, extra=fields).text for n in numbers
+        ]
+        plain = answers_of(server, numbers)
+    assert right_share(tuned, numbers) > 0.6 > right_share(plain, numbers)
+
+    # The next run falls back to this release, and is compared with it.
+    later = apart_lab("later")
+    model, described = fallback.second_model(later.context("fallback"))
+    assert described == "the previous release test"
+    assert model.sha256 == choice.sha256
+    with serve(model, later.run.config.deployment) as server:
+        assert answers_of(server, numbers) == tuned
+
+
+def test_clients_of_a_server_are_answered_with_the_adapter(chosen_lab):
+    lab = chosen_lab()
+    ctx = lab.context("holdout_performance")
+    assert ships_apart(ctx)
+    model = candidate(ctx).model
+    assert {ref.name for ref in ctx.inputs.values()} >= {"base/model.gguf"}
+    numbers = range(1000, 1012)
+    with serve(model, lab.run.config.deployment) as server:
+        assert server.upstream("primary")["adapter"] == 0
+        assert right_share(answers_of(server, numbers), numbers) > 0.6
+
+
+def test_a_merged_run_after_an_apart_decision_does_not_ship_as_decided(chosen_lab, tiny_models):
+    lab = chosen_lab()
+    lab.leave_shipped(tiny_models.candidate_gguf)
+    for step in STEPS:
+        if step not in ("adapter_merging", "production_quantization", "lineage"):
+            sha256 = sha256_file(tiny_models.candidate_gguf)
+            files = SHIPPED.get(step, {})
+            lab.leave(step, files, [HOLDS, measure("candidate_sha256", sha256, "sha256")])
+    evidence = lab.execute("lineage", lineage.run)
+    assert "ships_as_decided" in broken(evidence)
+
+
+def test_a_quantised_base_is_compared_with_the_adapter_on_it(chosen_lab, tiny_models):
+    """The merged model has the same perplexity; the base alone, untuned, has a higher one."""
+    lab = chosen_lab(variants=["f16", "q4_0"])
+    table = {v["name"]: v for v in lab.document("production_quantization", "variants.json")}
+    assert table["f16"]["metric"] > 0.6
+    assert table["q4_0"]["mean_kl"] > 1e-6
+    assert table["q4_0"]["bytes"] < table["f16"]["bytes"]
+    lab.leave("adapter_merging", {"decision.json": '{"decision": "merge"}'}, [HOLDS])
+    lab.execute("production_quantization")
+    merged = lab.document("production_quantization", "variants.json")[0]
+    assert merged["perplexity"] == pytest.approx(table["f16"]["perplexity"], rel=1e-3)
+    lab.leave("export_candidate", {"candidate.gguf": tiny_models.base_gguf, **_merged(tiny_models)})
+    lab.execute("production_quantization")
+    untuned = lab.document("production_quantization", "variants.json")[0]
+    assert untuned["perplexity"] > 1.02 * merged["perplexity"]
+
+
+def test_another_adapter_than_the_chosen_one_is_refused(chosen_lab, tiny_models, other_adapter):
+    lab = chosen_lab()
+    lab.leave(
+        "export_candidate",
+        {**_merged(tiny_models), "adapter.gguf": other_adapter},
+    )
+    with pytest.raises(TunelineError, match=r"choice\.json was made with"):
+        candidate(lab.context("determinism"))
+
+
+def test_a_flipped_byte_of_the_adapter_is_refused(chosen_lab):
+    lab = chosen_lab()
+    path = lab.artifact("export_candidate", "adapter.gguf")
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptObject, match=r"adapter\.gguf"):
+        candidate(lab.context("determinism"))
+
+
+def test_another_base_than_the_chosen_one_is_refused(chosen_lab, tiny_models, monkeypatch):
+    lab = chosen_lab()
+    monkeypatch.setenv("TUNELINE_CACHE", str(lab.root / "fresh-cache"))
+    (key,) = (k for k in lab.run.store.keys("bases/served") if k.endswith("model.gguf"))
+    shutil.copyfile(tiny_models.candidate_gguf, lab.root / "store" / key)
+    with pytest.raises(CorruptObject, match=r"model\.gguf"):
+        candidate(lab.context("determinism"))
+
+
+def test_an_adapter_of_another_base_does_not_load(apart_lab, tmp_path):
+    """Trained on a base of another width; the engine says so before anything is measured."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "wide"
+    make_model(folder, hidden_size=96)
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tuned = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    tuned.save_pretrained(tmp_path / "wide-adapter")
+    wide = export_lora_gguf(tmp_path / "wide-adapter", folder, tmp_path / "wide.gguf").path
+    lab = apart_lab(files={"adapter.gguf": wide})
+    with pytest.raises((TunelineError, UserError), match=r"llama\.cpp can't serve"):
+        lab.execute("adapter_merging")
+
+
+def test_runs_share_the_base_in_the_store(chosen_lab):
+    one, two = chosen_lab("one"), chosen_lab("two")
+    forms = [CHOICE.read(lab.context("prepare_review")).apart.base for lab in (one, two)]
+    assert forms[0] == forms[1]
+    stored = [k for k in one.run.store.keys("bases/served") if k.endswith("model.gguf")]
+    assert len(stored) == 1
+
+
+def test_the_identity_names_base_and_adapter(chosen_lab):
+    lab = chosen_lab()
+    lab.execute("build_engine")
+    identity = ENGINE_IDENTITY.find(Run.open(lab.run.uri))
+    choice = CHOICE.read(lab.context("prepare_review"))
+    assert identity.apart == choice.apart
+    assert identity.files == choice.apart.base.files
+    assert identity.model_extra["sha256"] == choice.sha256
