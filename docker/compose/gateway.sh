@@ -7,6 +7,8 @@ if [[ ! -e $home/keys.json ]]; then
   tuneline gateway-key first --keys "$home/keys.json" > "$home/first-key"
   echo "a first API key was made: docker compose exec gateway cat $home/first-key"
 fi
+# A release that is an adapter beside a base: the engine calls the base by this name.
+upstream_model=${TUNELINE_ADAPTER:+base}
 cat > "$home/gateway.yaml" <<YAML
 host: 0.0.0.0
 port: 8000
@@ -16,7 +18,8 @@ ledger:
 upstreams:
   - name: engine
     base_url: http://engine:8081/v1
-    model: $TUNELINE_MODEL
+    model: ${upstream_model:-$TUNELINE_MODEL}
+    adapter: ${TUNELINE_ADAPTER:-null}
 models:
   - id: $TUNELINE_MODEL
     chain: [engine]
