@@ -76,7 +76,7 @@ def test_the_tiny_model_through_every_step(trtllm_lab, trtllm_image, tmp_path, m
 
 def check_measurements(found):
     merging, chosen = found["adapter_merging"], found["production_quantization"]
-    assert merging["adapter_in_engine"].startswith("not applicable: a TensorRT-LLM engine is")
+    assert merging["adapter_in_engine"].endswith("TensorRT-LLM is started with merged models only")
     assert merging["engine_as_transformers"] >= 0.75
     assert (merging["rows_tokenised_otherwise"], merging["prompts_rendered_otherwise"]) == (0, 0)
     assert chosen["chosen"] == "fp8"
@@ -126,7 +126,7 @@ def check_release(lab, image, tmp_path):
     point(lab.run.store, name, version)
     release = Release(name, version, "")
     assert engine_of(lab.run.store, release) == "tensorrt_llm"
-    request = serve_request(lab.run.store, release, tmp_path / "pod", "127.0.0.1", 8081)
+    request = serve_request(lab.run.store, [release], tmp_path / "pod", "127.0.0.1", 8081)
     assert (request.parallel, request.context_tokens) == (2, 512)
     engine = get_engine("tensorrt_llm")
     assert engine.command(request)[-2:] == ["--tp_size", "1"]

@@ -164,7 +164,7 @@ class TinyModels:
         self.adapter_gguf = export_lora_gguf(self.adapter, self.base, root / "adapter.gguf").path
 
 
-def train_adapter(base: Path, folder: Path, intents: Mapping[str, str], steps: int = 150) -> Path:
+def train_adapter(base: Path, folder: Path, intents: Mapping[str, str], steps: int = 500) -> Path:
     """Train an adapter of a tiny base on its own names of the intents; its PEFT folder."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -172,6 +172,7 @@ def train_adapter(base: Path, folder: Path, intents: Mapping[str, str], steps: i
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     settings = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
     tuned = get_peft_model(model, settings)
