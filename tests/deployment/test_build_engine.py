@@ -69,7 +69,10 @@ def test_an_engine_that_loads_but_answers_nothing_is_not_built(exported_lab, mon
         return ProbeResult(False, "it answered without a token", 0.0)
 
     monkeypatch.setattr("tuneline.serving.probes.engine_probe.ready", silent)
-    hasty = lambda _, request: LlamaServer(replace(request, start_seconds=3.0))  # noqa: E731
+
+    def hasty(_, request):
+        return LlamaServer(replace(request, start_seconds=3.0))
+
     monkeypatch.setattr(LlamaCpp, "server", hasty)
     with pytest.raises(RetryableError, match="it answered without a token"):
         exported_lab().execute("build_engine", build_engine.run)

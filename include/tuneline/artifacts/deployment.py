@@ -62,7 +62,7 @@ class AdapterForm(BaseModel):
 
 
 class Apart(BaseModel):
-    """What ships where the adapter is not merged: a base that others share, and the adapter."""
+    """The base and the adapter that ship if the adapter is not merged; others share the base."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -66,7 +66,7 @@ class LoraSettings(_Content):
 
 
 class Packing(_Content):
-    """How the rows of a micro-batch are fed to the model.
+    """The way in which rows of a micro-batch are fed to the model.
 
     Attributes:
         packed: True if they lie in one sequence, each by itself; else they are padded.

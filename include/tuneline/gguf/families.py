@@ -79,7 +79,7 @@ FAMILIES: Mapping[str, Family] = {
         rotary=("default", "linear", "llama3"),
         defaults={"rms_norm_eps": 1e-6},
     ),
-    # GGUF has no architecture of its own for it: Llama with a window.
+    # GGUF has no Mistral architecture; its models are written as Llama with a window.
     "MistralForCausalLM": Family(
         gguf="llama",
         rotated=_QUERY_AND_KEY,

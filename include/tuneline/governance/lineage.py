@@ -44,17 +44,11 @@ from tuneline.verdicts import status
 
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")
-# Items whose evidence names the hash of the bytes that it measured.
-MEASURED_ON_SHIPPED = (
-    "holdout_performance",
-    "base_regression",
-    "determinism",
-    "latency_benchmark",
-    "engine_optimization",
-    "health_checks",
-    "cold_start",
-    "cost_tracking",
-    "fallback",
+# Items that start the engine before the bytes that ship are chosen.
+_BEFORE_THE_CHOICE = ("adapter_merging", "production_quantization")
+# Items that start it on those bytes; their evidence names the hash.
+MEASURED_ON_SHIPPED = tuple(
+    item.id for item in ITEMS if item.engine and item.id not in _BEFORE_THE_CHOICE
 )
 # What ships beside the model and the evidences. Files lie at the top of the version's folder.
 SHIPPED_FILES: tuple[Artifact, ...] = (

@@ -168,7 +168,7 @@ def _size(path: Path, files: Mapping[str, str]) -> int:
 
 
 class Engine:
-    """An inference engine; one without a class of its own is checked for compatibility only.
+    """An inference engine. Engines without a subclass are only checked for compatibility.
 
     Attributes:
         name: its name in the configuration.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.probes import engine_probe
@@ -94,7 +95,7 @@ class EngineServer(ServerProcess, ABC):
 
     @property
     def adapter(self) -> int | str | None:
-        """What chooses the adapter of its answers, see `adapter_fields`; None without one."""
+        """Key of the adapter that answers, for `adapter_fields`; None without an adapter."""
         name = self.request.answers_with
         return None if name is None else self.adapter_key(name)
 
@@ -138,21 +139,18 @@ class EngineServer(ServerProcess, ABC):
         found = engine_probe.ready(url, TOKEN_SECONDS, self.alias, self.adapter)
         return None if found.ok else found.reason
 
+    @abstractmethod
     def counters(self) -> Counters:
         """Read the engine's counters."""
+
+    def metrics(self) -> dict[str, float]:
+        """Read the engine's Prometheus metrics, by name."""
         with self.client() as client:
-            return self.counters_from(client.metrics())
+            return client.metrics()
 
-    def counters_from(self, metrics: Mapping[str, float]) -> Counters:
-        """Return the counters among the engine's Prometheus metrics.
-
-        An engine that counts in another way has a `counters` of its own.
-        """
-        raise NotImplementedError
-
-    @abstractmethod
     def with_adapter(self, name: str) -> dict[str, Any]:
         """Return the fields of a request that is answered with an adapter."""
+        return adapter_fields(self.adapter_key(name))
 
     def adapter_key(self, name: str) -> int | str:
         """Return what gateway and probe call an adapter: its name, or its place."""

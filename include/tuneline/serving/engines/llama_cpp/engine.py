@@ -21,7 +21,6 @@ from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
-from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.base import Compatibility, Engine, Form, ModelFacts, ServedModel
 from tuneline.serving.engines.divergence import Divergence
@@ -163,16 +162,13 @@ class LlamaServer(EngineServer):
         match = _READY.search(self.read_log())
         return match.group(1) if match else None
 
-    def counters_from(self, metrics: Mapping[str, float]) -> Counters:
-        """Return the counters; llama.cpp leaves cached prompt tokens out by itself."""
+    def counters(self) -> Counters:
+        """Read the counters; llama.cpp leaves cached prompt tokens out by itself."""
+        metrics = self.metrics()
         steps = metrics[_STEPS]
         return Counters(
             int(metrics[_PROMPT]), int(metrics[_COMPLETION]), steps, steps * metrics[_PER_STEP]
         )
-
-    def with_adapter(self, name: str) -> dict[str, Any]:
-        """Turn one adapter on; all are off otherwise (see the server's scale 0)."""
-        return adapter_fields(self.adapter_key(name))
 
     def adapter_key(self, name: str) -> int:
         """Return the place of an adapter among those that were loaded."""

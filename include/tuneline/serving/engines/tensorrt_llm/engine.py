@@ -23,19 +23,18 @@ import numpy as np
 from tuneline.artifacts.deployment import REFERENCE, BuildReport
 from tuneline.errors import TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
-from tuneline.models.base_model import BaseModel, digest_of, read_json
+from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.engines.base import (
     BuildRequest,
     Compatibility,
-    Engine,
     Form,
     ModelFacts,
     ServedModel,
 )
 from tuneline.serving.engines.divergence import Divergence, compare_logits, summary
 from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.identity import hash_tree, query_gpus
+from tuneline.serving.engines.identity import hash_files, query_gpus
 from tuneline.serving.engines.tensorrt_llm.commands import (
     CONVERTERS,
     ENGINE_FOLDER,
@@ -48,13 +47,13 @@ from tuneline.serving.engines.tensorrt_llm.commands import (
     run_command,
 )
 from tuneline.serving.engines.tensorrt_llm.identity import (
-    installed_versions,
     read_limits,
     refuse_adapters,
     refuse_foreign,
     refuse_sizes,
     write_identity,
 )
+from tuneline.serving.engines.tensorrt_llm.of_nvidias_image import OfNvidiasImage
 from tuneline.serving.engines.tensorrt_llm.portable import copy_portable
 from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, launch_command
 
@@ -63,7 +62,7 @@ VERSION = "1.2.1"
 _LOGITS = "tuneline.serving.engines.tensorrt_llm.logits"
 
 
-class TensorRtLlm(Engine):
+class TensorRtLlm(OfNvidiasImage):
     """TensorRT-LLM 1.2.1 with built engines.
 
     Attributes:
@@ -73,7 +72,6 @@ class TensorRtLlm(Engine):
 
     title: ClassVar[str] = "TensorRT-LLM"
     form: ClassVar[Form] = "engine"
-    serves_adapters: ClassVar[bool] = False
     parallel: int = BuildRequest.max_batch_size
     context_tokens: int = BuildRequest.max_total_tokens
 
@@ -86,14 +84,6 @@ class TensorRtLlm(Engine):
     def missing(self) -> str | None:
         """Return what keeps the engine from being built and started here."""
         return lacking("trtllm-build", "trtllm-serve")
-
-    def version(self) -> str:
-        """Return the version of TensorRT-LLM in this image."""
-        return f"tensorrt_llm {installed_versions()['tensorrt_llm'] or 'not installed here'}"
-
-    def on_gpu(self) -> bool:
-        """Return True where it can be started: it runs on nothing else."""
-        return self.missing() is None
 
     def check(self, model: ModelFacts) -> Compatibility:
         """Look the architecture up in the table and among the converters."""
@@ -129,7 +119,7 @@ class TensorRtLlm(Engine):
         facts = {
             "method": request.quantization or REFERENCE,
             "context_logits": request.context_logits,
-            "built_of": digest_of(hash_tree(request.model_dir)),
+            "built_of": hash_files(request.model_dir)[0],
             "calibrated_on": len(request.calibration),
         }
         return BuildReport(
@@ -165,8 +155,7 @@ class TensorRtLlm(Engine):
         gpus = [(gpu["name"], gpu["compute_cap"]) for gpu in query_gpus()]
         key = f"{base.digest} {self.version()} {gpus} {self.parallel} {self.context_tokens}"
         entry, _ = cached_model(cache_root(), "trtllm", key, fill, log=log)
-        files = hash_tree(entry / "built")
-        return ServedModel(self.name, entry / "built", digest_of(files), files)
+        return ServedModel(self.name, entry / "built", *hash_files(entry / "built"))
 
     def _built(self, name: str, source: Path, target: Path, texts: Sequence[str]) -> Path:
         request = BuildRequest(

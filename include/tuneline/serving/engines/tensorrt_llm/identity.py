@@ -1,4 +1,4 @@
-"""What a TensorRT engine is tied to, written beside it and compared before it is served.
+"""The identity of a TensorRT engine: written beside it, and compared before it is served.
 
 An engine's own files name neither the GPU nor the driver, and TensorRT refuses another compute
 capability only when it loads the engine, which may be on a pod that has replaced a working one. So

@@ -21,7 +21,7 @@ from pathlib import Path
 from tuneline.serving.engines.tensorrt_llm.portable import copy_portable
 from tuneline.serving.supervised import supervise
 
-# The PyTorch backend gives iteration statistics only if it is told to; the other one always does.
+# The PyTorch backend gives iteration statistics on request only, the TensorRT backend always.
 _STATISTICS = "enable_iter_perf_stats: true\n"
 # By default the cache takes nine tenths of the free memory of the GPU, so that a second server on
 # it would find none.

@@ -9,31 +9,21 @@ from typing import ClassVar
 from tuneline.artifacts.deployment import REFERENCE
 from tuneline.errors import UserError
 from tuneline.models.cache import Log
-from tuneline.serving.engines.base import Engine
 from tuneline.serving.engines.divergence import Divergence
 from tuneline.serving.engines.engine_server import ServeRequest
 from tuneline.serving.engines.tensorrt_llm.commands import lacking
-from tuneline.serving.engines.tensorrt_llm.identity import installed_versions
+from tuneline.serving.engines.tensorrt_llm.of_nvidias_image import OfNvidiasImage
 from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, launch_command
 
 
-class TensorRtLlmPytorch(Engine):
+class TensorRtLlmPytorch(OfNvidiasImage):
     """`trtllm-serve` on a Hugging Face directory."""
 
     title: ClassVar[str] = "TensorRT-LLM (PyTorch backend)"
-    serves_adapters: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         """Return what keeps the engine from being started here, None if nothing does."""
         return lacking("trtllm-serve")
-
-    def version(self) -> str:
-        """Return the version of TensorRT-LLM in this image."""
-        return f"tensorrt_llm {installed_versions()['tensorrt_llm'] or 'not installed here'}"
-
-    def on_gpu(self) -> bool:
-        """Return True where it can be started: it runs on nothing else."""
-        return self.missing() is None
 
     def make_variant(
         self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log

@@ -55,7 +55,7 @@ class TrtllmServer(EngineServer):
     # uvicorn finishes running answers after SIGTERM; then the engine frees the GPU.
     stop_seconds = 40.0
     poll_seconds = 0.2
-    # The engine runs in processes of its own.
+    # trtllm-serve starts the engine in further processes.
     own_group = True
 
     def __init__(self, request: ServeRequest, backend: Backend) -> None:

@@ -98,8 +98,9 @@ class VllmServer(EngineServer):
         url = f"http://{self.request.host}:{self.request.port}"
         return url if engine_probe.listens(url, 2.0) else None
 
-    def counters_from(self, metrics: Mapping[str, float]) -> Counters:
-        """Return the counters; a request generates one token in each step that it is part of."""
+    def counters(self) -> Counters:
+        """Read the counters; a request generates one token in each step that it is part of."""
+        metrics = self.metrics()
         generated = metrics[_COMPLETION]
         return Counters(
             int(metrics[_PROMPT] - metrics.get(_CACHED, 0.0)),
@@ -107,10 +108,6 @@ class VllmServer(EngineServer):
             metrics[_STEPS],
             generated,
         )
-
-    def with_adapter(self, name: str) -> dict[str, Any]:
-        """Name the adapter as the model: each is listed beside the base."""
-        return {"model": name}
 
     def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
         """Compare the token ids that the checkpoint's chat template gives."""
