@@ -1,7 +1,8 @@
-"""The distance between checkpoints by vLLM's own distributions over the whole vocabulary.
+"""The distance between checkpoints, and a checkpoint's losses, by vLLM's own log-probabilities.
 
-A child process loads a checkpoint with the options that it is served with, and writes the
-log-probabilities of every token after each scored position. The parent compares two of them.
+A child process loads a checkpoint with the options that it is served with. For a distance it writes
+the log-probabilities of the whole vocabulary after each scored position, and the parent compares
+two checkpoints; for losses it writes those of the given tokens alone.
 
     python -m tuneline.serving.engines.vllm.distributions < request.json
 """
@@ -77,14 +78,57 @@ def distances(
     return found
 
 
+def losses(
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    request: ServeRequest,
+) -> list[float]:
+    """Return the loss of a checkpoint on tokens of each sequence; see `Engine.losses`.
+
+    Raises:
+        UserError: if the checkpoint can't be loaded.
+        TunelineError: if vLLM failed.
+    """
+    # Of one token alone nothing is predicted.
+    asked = {
+        number: ([int(token) for token in ids], 1)
+        for number, ids in enumerate(sequences)
+        if len(ids) > 1 and any(scored[number][1:])
+    }
+    sums = [0.0] * len(sequences)
+    if not asked:
+        return sums
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "losses"
+        _evaluate(model, list(asked.values()), request, folder, whole=False)
+        for place, number in enumerate(asked):
+            given = np.load(_row(folder, place)).astype(np.float64)
+            sums[number] = -float(given[np.asarray(scored[number][1:], dtype=bool)].sum())
+    return sums
+
+
 def _row(folder: Path, number: int) -> Path:
     return folder / f"{number}.npy"
 
 
 def _evaluate(
-    model: Path, scored: Sequence[tuple[list[int], int]], request: ServeRequest, folder: Path
+    model: Path,
+    scored: Sequence[tuple[list[int], int]],
+    request: ServeRequest,
+    folder: Path,
+    *,
+    whole: bool = True,
 ) -> None:
-    """Write the log-probabilities of a checkpoint, one array (tokens, vocabulary) for each row."""
+    """Write the log-probabilities of a checkpoint, one array for each row.
+
+    Args:
+        model: the checkpoint.
+        scored: token ids of each row and the index of the first token that counts.
+        request: the sizes that it is served with.
+        folder: where the arrays are written.
+        whole: True for arrays (tokens, vocabulary); False for the given tokens' own, (tokens,).
+    """
     folder.mkdir()
     # One token is generated after each row, since vLLM does not evaluate a prompt alone.
     context = max(len(ids) for ids, _ in scored) + 1
@@ -99,6 +143,7 @@ def _evaluate(
         "cache_bytes": options.get("--kv-cache-memory-bytes"),
         "adapter": _adapter(request),
         "rank": options.get("--max-lora-rank"),
+        "whole": whole,
         "scored": scored,
     }
     environment = child_environment(**serve_environment(request.threads or default_threads()))
@@ -155,12 +200,18 @@ def _write(asked: Mapping[str, Any]) -> None:
     adapter = LoRARequest("adapter", 1, asked["adapter"]) if asked["adapter"] else None
     # Tokens stay ids: to spell out the whole vocabulary at each position would take minutes.
     options = SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=-1, flat_logprobs=True, detokenize=False
+        max_tokens=1,
+        temperature=0.0,
+        # All of the vocabulary, or none but the token of the prompt.
+        prompt_logprobs=-1 if asked["whole"] else 0,
+        flat_logprobs=True,
+        detokenize=False,
     )
+    read = _dense if asked["whole"] else _given
     for number, (ids, first) in enumerate(asked["scored"]):
         prompt = {"prompt_token_ids": ids}
         answer = llm.generate(prompt, options, use_tqdm=False, lora_request=adapter)[0]
-        rows = [_dense(answer.prompt_logprobs, at) for at in range(first, len(ids))]
+        rows = [read(answer.prompt_logprobs, at) for at in range(first, len(ids))]
         np.save(_row(Path(asked["folder"]), number), np.stack(rows))
 
 
@@ -171,6 +222,11 @@ def _dense(flat: Any, position: int) -> NDArray[np.float32]:
     values = np.full(int(ids.max()) + 1, -np.inf, dtype=np.float32)
     values[ids] = flat.logprobs[part]
     return values
+
+
+def _given(flat: Any, position: int) -> np.float32:
+    """Return the log-probability of the prompt's own token, which vLLM lists first."""
+    return np.float32(flat.logprobs[flat.start_indices[position]])
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from tuneline.serving.engines.base import Compatibility, Engine, ModelFacts
 from tuneline.serving.engines.divergence import Divergence
 from tuneline.serving.engines.engine_server import ServeRequest
 from tuneline.serving.engines.identity import query_gpus
-from tuneline.serving.engines.vllm.distributions import distances
+from tuneline.serving.engines.vllm.distributions import distances, losses
 from tuneline.serving.engines.vllm.launch import NOT_INSTALLED
 from tuneline.serving.engines.vllm.quantize import quantise
 from tuneline.serving.engines.vllm.server import (
@@ -77,6 +77,16 @@ class Vllm(Engine):
     ) -> dict[str, Divergence]:
         """Compare log-probabilities over the whole vocabulary, as vLLM serves each checkpoint."""
         return distances(reference, others, sequences, starts, request)
+
+    def losses(
+        self,
+        model: Path,
+        sequences: Sequence[Sequence[int]],
+        scored: Sequence[Sequence[bool]],
+        request: ServeRequest,
+    ) -> list[float] | None:
+        """Score the tokens of a checkpoint as vLLM serves it, in a child process."""
+        return losses(model, sequences, scored, request)
 
     def server(self, request: ServeRequest) -> VllmServer:
         """Return a server of a checkpoint."""
