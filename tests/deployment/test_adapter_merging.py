@@ -121,7 +121,7 @@ def test_many_tenants_keep_adapters_apart_by_policy_and_numbers(exported_lab):
 
 @pytest.fixture(scope="module")
 def heavy_adapter(tiny_models, tmp_path_factory):
-    """The adapter with rows and columns of zeros: the same answers at hundreds of times the work."""
+    """The adapter with rows and columns of zeros: the same answers at much more work."""
     import torch
     from safetensors.torch import load_file, save_file
 

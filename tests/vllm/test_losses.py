@@ -1,4 +1,4 @@
-"""vLLM's losses on given tokens are those of transformers, and show weights that are a little off."""
+"""vLLM's losses on given tokens are those of transformers, and show weights that are off."""
 
 import shutil
 
