@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,9 +229,11 @@ class ProbeTrial:
 
     def drain_engine(self) -> None:
         """Send SIGTERM to the engine: it finishes running answers, then it ends."""
+        begun = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(_long_answer, self.server)
-            time.sleep(0.1)
+            running = pool.submit(_long_answer, self.server, begun.set)
+            # A busy machine takes a while until the engine has the request.
+            wait_for(lambda: begun.is_set() or running.done(), WAIT_SECONDS)
             self.server.signal(signal.SIGTERM)
             whole = _is_whole(running.result())
         self.trial.expect("drain", "engine answer whole", whole, True)
@@ -273,11 +275,17 @@ class ProbeTrial:
             return
 
 
-def _long_answer(server: EngineServer) -> ChatResult | TunelineError:
+def _long_answer(
+    server: EngineServer, on_begin: Callable[[], None] | None = None
+) -> ChatResult | TunelineError:
     with server.client(timeout=WAIT_SECONDS) as client:
         try:
             return client.chat(
-                PROMPT, max_tokens=LONG_ANSWER, stream=True, extra={"ignore_eos": True}
+                PROMPT,
+                max_tokens=LONG_ANSWER,
+                stream=True,
+                extra={"ignore_eos": True},
+                on_begin=on_begin,
             )
         except TunelineError as error:
             return error

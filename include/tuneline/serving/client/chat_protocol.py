@@ -166,6 +166,11 @@ class StreamCollector:
             self._logprobs.extend(_logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part of the answer is there."""
+        return bool(self._times)
+
     def result(self) -> ChatResult:
         """Return the whole answer.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -87,6 +87,7 @@ class EngineClient:
         logprobs: bool = False,
         stream: bool = False,
         extra: Mapping[str, Any] | None = None,
+        on_begin: Callable[[], None] | None = None,
     ) -> ChatResult:
         """Ask for one chat completion.
 
@@ -99,6 +100,7 @@ class EngineClient:
             stream: whether to stream the answer; needed for `ttft`.
             extra: more fields of the request, for example `{"cache_prompt": False}` or
                 `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
+            on_begin: called once when the first part of a streamed answer is there.
 
         Raises:
             ContextOverflow: if the prompt is too long.
@@ -127,6 +129,9 @@ class EngineClient:
                 collector = StreamCollector(started)
                 for line in response.iter_lines():
                     collector.feed(line)
+                    if on_begin is not None and collector.begun:
+                        on_begin()
+                        on_begin = None
                 return collector.result()
 
     async def achat(
