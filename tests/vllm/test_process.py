@@ -82,7 +82,35 @@ def test_killing_it_ends_its_engine(tiny):
     assert engine_probe.live(server.base_url, 1.0).reason == "nothing listens"
 
 
-def test_it_drains_and_ends_with_the_process_that_started_it(tiny):
+def test_a_draining_server_finishes_its_answers(tiny):
+    """SIGTERM goes to the process that was started; the engine's processes go on until then."""
+    begun = threading.Event()
+    answers = []
+    with VllmServer(request(tiny.base)) as server:
+        leader = server.pid
+
+        def ask():
+            with server.client() as client:
+                answers.append(
+                    client.chat(
+                        prompts(1)[0],
+                        max_tokens=64,
+                        stream=True,
+                        extra={"ignore_eos": True},
+                        on_begin=begun.set,
+                    )
+                )
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert begun.wait(60)
+        server.drain()
+        asking.join(60)
+        assert answers[0].usage.completion_tokens == 64
+        wait_for(lambda: not group(leader), 60)
+
+
+def test_it_ends_with_the_process_that_started_it(tiny):
     port = free_port()
     code = (
         "import sys\nfrom pathlib import Path\n"

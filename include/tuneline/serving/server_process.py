@@ -177,12 +177,16 @@ class ServerProcess(ABC):
         """Send a signal, to test hung and dying servers."""
         self._send(self._running(), number)
 
+    def drain(self) -> None:
+        """Send SIGTERM to the process alone, as Kubernetes does: it finishes running requests."""
+        self._running().send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Send SIGTERM and wait for it to drain; send SIGKILL if it does not end."""
         process = self._process
         if process is None:
             return
-        process.send_signal(signal.SIGTERM)
+        self.drain()
         try:
             process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:

@@ -234,7 +234,7 @@ class ProbeTrial:
             running = pool.submit(_long_answer, self.server, begun.set)
             # A busy machine takes a while until the engine has the request.
             wait_for(lambda: begun.is_set() or running.done(), WAIT_SECONDS)
-            self.server.signal(signal.SIGTERM)
+            self.server.drain()
             whole = _is_whole(running.result())
         self.trial.expect("drain", "engine answer whole", whole, True)
         gone = wait_for(lambda: not self._accepts(), 30.0)
