@@ -2,13 +2,14 @@
 
 The time is from raw texts to pairs. Recall and precision are against all pairs with a Jaccard
 similarity of 0.8 or more, which the exact join finds. Ours verifies its candidates, the peers leave
-that to the caller. Exact duplicates are removed beforehand for all systems. Ours also searches
-short texts; with more rows than the peers have memory for, it is measured alone and compared with
-itself on fewer rows.
+that to the caller. Exact duplicates are removed beforehand for all systems. Ours and rensa are also
+compared on texts of 100 to 400 characters. With more rows than the peers have memory for, ours is
+measured alone and compared with itself on fewer rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -19,10 +20,12 @@ from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summar
 from benchmarks.contest.trial import Sample
 from benchmarks.texts.dedup_trials import THRESHOLD, Pair, plain
 from benchmarks.workloads.input_rows import read_texts, write_lines
-from benchmarks.workloads.near_duplicates import FEW_WORDS, SEED, make_corpus
+from benchmarks.workloads.near_duplicates import CHAT_WORDS, FEW_WORDS, SEED, make_corpus
 
 ROWS = 10_000
 RUNS = 5
+# With more rows a run is long enough for fewer of them.
+MANY_ROWS, RUNS_OF_MANY = 50_000, 2
 SHORT_ROWS = 20_000
 # With more rows, the peers' indexes take tens of gigabytes.
 MOST_ROWS = 200_000
@@ -34,6 +37,7 @@ MODULE = "benchmarks.texts.dedup_trials"
 TRIAL = f"{MODULE}:tuneline"
 # rensa's own benchmarks use 8 bands; 16 find nearly all pairs, and many false ones.
 RENSA = {"rensa": 16, "rensa (8 bands)": 8}
+CHAT_RATIO = "docs_per_s_vs_rensa_chat_texts"
 RATIOS = {
     "docs_per_s_vs_rensa": "rensa",
     "docs_per_s_vs_rensa_8_bands": "rensa (8 bands)",
@@ -46,17 +50,20 @@ def run(options: Options) -> Report:
     """Measure all systems in turn."""
     if (options.rows or 0) > MOST_ROWS and options.input is None:
         return _many(options)
-    runs = options.runs or RUNS
     texts, workload = _texts(options)
+    runs = options.runs or (RUNS if len(texts) < MANY_ROWS else RUNS_OF_MANY)
     contest = Contest(options.folder, options.log, one_core=True)
     options.log(f"finding all pairs among {len(texts)} texts by exact similarity")
     job = _job(options, texts)
     workload["pairs"] = job.pop("pairs")
     systems, missing = contenders()
     results = speed_results(contest.measure(systems, job, runs), "docs")
+    found = {name: ratio(results, "docs_per_s", OURS, peer) for name, peer in RATIOS.items()}
     if options.input is None:
         results += _short(options, contest)
-    found = {name: ratio(results, "docs_per_s", OURS, peer) for name, peer in RATIOS.items()}
+        chat = _chat(options, contest, systems, runs)
+        results += chat
+        found[CHAT_RATIO] = ratio(chat, "docs_per_s_chat_texts", OURS, "rensa")
     ratios = {name: value for name, value in found.items() if value is not None}
     return Report(workload, results, ratios, missing)
 
@@ -81,6 +88,16 @@ def _short(options: Options, contest: Contest) -> list[Result]:
         summarise(OURS, sample.version, f"{metric}_short_texts", [value], "share")
         for metric, value in sample.scores.items()
     ]
+
+
+def _chat(options: Options, contest: Contest, systems: list[System], runs: int) -> list[Result]:
+    """Measure ours and rensa on texts of 100 to 400 characters."""
+    texts = make_corpus(SHORT_ROWS, lengths=CHAT_WORDS)
+    distinct = list({plain(text): text for text in texts}.values())
+    options.log(f"{len(distinct)} texts of 100 to 400 characters")
+    chosen = [system for system in systems if system.name in (OURS, "rensa")]
+    measured = speed_results(contest.measure(chosen, _job(options, distinct), runs), "docs")
+    return [replace(result, metric=f"{result.metric}_chat_texts") for result in measured]
 
 
 def _many(options: Options) -> Report:
@@ -117,16 +134,15 @@ def contenders() -> tuple[list[System], list[NotMeasured]]:
         trial = f"{MODULE}:rensa"
         systems += [System(name, trial, {"bands": n}, python) for name, n in RENSA.items()]
         return systems, []
-    without = tuple(name for name, peer in RATIOS.items() if peer in RENSA)
+    without = (*(name for name, peer in RATIOS.items() if peer in RENSA), CHAT_RATIO)
     return systems, [NotMeasured("rensa", reason, without)]
 
 
 def exact_pairs(texts: list[str]) -> set[Pair]:
     """Return all pairs that are near-duplicates, found by the exact join."""
-    from tuneline.data.near_duplicates.exact_join import similar_pairs
+    from tuneline.data.near_duplicates.exact_join import pairs_among
 
-    compared = [plain(text) for text in texts]
-    return {(i, j) for i, j, _ in similar_pairs(compared, compared, THRESHOLD) if i < j}
+    return {(i, j) for i, j, _ in pairs_among([plain(text) for text in texts], THRESHOLD)}
 
 
 def _texts(options: Options) -> tuple[list[str], dict[str, Any]]:

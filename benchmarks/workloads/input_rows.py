@@ -32,7 +32,7 @@ def read_values(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path} is not a list of rows; give a JSON list or .jsonl")
     else:
         check_file(path, str(path))
-        values = (record.value for record in read_records(path, str(path), None))
+        values = (record.value for record in read_records(path, str(path)))
     yield from (value for value in values if isinstance(value, dict))
 
 

@@ -21,6 +21,8 @@ def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, 
     assert report.value("tuneline", "precision_short_texts") == 1.0
     assert report.value("tuneline", "recall") >= 0.99
     assert report.value("tuneline", "precision") == 1.0
+    assert report.value("tuneline", "recall_chat_texts") >= 0.99
+    assert report.value("tuneline", "precision_chat_texts") == 1.0
     assert report.value("datasketch", "recall") > 0.5
     assert report.ratios["docs_per_s_vs_datasketch_bulk"] > 0
     assert "docs_per_s_vs_rensa" not in report.ratios
@@ -40,6 +42,7 @@ def test_rensa_runs_in_its_own_environment(tmp_path, monkeypatch):
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=300))
     assert report.value("rensa", "recall") > 0.9
     assert report.ratios["docs_per_s_vs_rensa"] > 0
+    assert report.ratios["docs_per_s_vs_rensa_chat_texts"] > 0
     assert not report.not_measured
 
 

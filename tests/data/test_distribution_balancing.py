@@ -178,7 +178,7 @@ def test_a_capped_training_set_keeps_the_shares(data_lab):
     assert splits == {"train": 90, "holdout": 18, "validation": 12}
     assert value(entry, "holdout_share") == 0.15
     assert {code(r) for r in lab.rejected(ITEM)} == {
-        "sampled_down",
+        "train_cap",
         "holdout_cap",
         "validation_cap",
     }

@@ -23,7 +23,9 @@ from tuneline.errors import UserError
 from tuneline.evidence import load_evidence
 
 DATA_ITEMS = {item.id for item in ITEMS if item.phase == "data"}
-SETTINGS = "pii_ner: false\npii_profile: [pci]\nmax_tokens: 2048\n"
+SETTINGS = (
+    "pii_ner: false\npii_profile: [pci]\nmax_tokens: 2048\npii_canaries: 20\npii_max_leak: 1\n"
+)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ held out from them. The hold-out is never changed: near-duplicates of it leave t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
@@ -29,12 +29,15 @@ from tuneline.data.near_duplicates.phrases import (
 )
 from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash
+from tuneline.data.removal.conflicts import advise
+from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,
     TRAIN,
     VALIDATION,
     Row,
+    column_of,
     rows_before,
     write_decisions,
     write_rows,
@@ -53,6 +56,47 @@ FEW_HELD = 100
 
 
 @dataclass(frozen=True)
+class KeptRows:
+    """The rows that stay, with their split and thinned answer; made anew by each loop over them.
+
+    Attributes:
+        rows: every row that came in.
+        reasons: reason for which each leaves, None if it stays.
+        splits: split of each.
+        answers: changed answers by the number of the row.
+    """
+
+    rows: Sequence[Row]
+    reasons: Sequence[str | None]
+    splits: Sequence[str]
+    answers: Mapping[int, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for _, row in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Row]]:
+        """Yield the rows with their numbers among all that came in."""
+        columns = zip(self.rows, self.splits, self.reasons, strict=True)
+        for number, (row, split, reason) in enumerate(columns):
+            if reason is not None:
+                continue
+            kept = replace(row, split=split)
+            answer = self.answers.get(number)
+            yield number, kept if answer is None else _with_answer(kept, answer)
+
+    def facts(self) -> list[Row]:
+        """Return the rows without their turns."""
+        labels = column_of(self.rows, "label")
+        own = column_of(self.rows, "own_holdout")
+        columns = zip(labels, own, self.splits, self.reasons, strict=True)
+        return [
+            Row("", [], "", 0, label=label, own_holdout=held, split=split)
+            for label, held, split, reason in columns
+            if reason is None
+        ]
+
+
+@dataclass(frozen=True)
 class Thinned:
     """Repeated phrases of training answers before and after thinning.
 
@@ -60,48 +104,59 @@ class Thinned:
         rows: all rows, thinned.
         repeated: sentences that were repeated before.
         remaining: sentences that are still repeated.
-        having: ids of the rows whose answer still holds one of these.
+        having: numbers of the rows whose answer still holds one of these.
         ngrams: word n-grams that are still repeated.
-        changed: number of answers that lost a sentence.
     """
 
-    rows: list[Row]
+    rows: KeptRows
     repeated: list[RepeatedSentence]
     remaining: list[RepeatedSentence]
-    having: set[str]
+    having: set[int]
     ngrams: Ngrams
-    changed: int
+
+    @property
+    def changed(self) -> int:
+        """The number of answers that lost a sentence."""
+        return len(self.rows.answers)
 
 
-def thin_answers(rows: Sequence[Row], config: DataConfig) -> Thinned:
+def thin_answers(rows: KeptRows, config: DataConfig) -> Thinned:
     """Thin repeated sentences out of training answers; other rows stay as they are."""
     share, name = config.repeated_phrase_share, config.label_field
-    at = [i for i, row in enumerate(rows) if row.split == TRAIN]
-    answers = [rows[i].answer for i in at]
-    labels = [rows[i].label for i in at]
+    at: list[int] = []
+    answers: list[str] = []
+    labels: list[str | None] = []
+    order: list[str] = []
+    for number, row in rows.numbered():
+        if row.split == TRAIN:
+            at.append(number)
+            answers.append(row.answer)
+            labels.append(row.label)
+            order.append(cluster_hash(row.row_id))
     repeated = repeated_sentences([prose(answer, name) for answer in answers], labels, share)
     thinned = answers
     if config.repeated_phrases != "report":
-        order = [cluster_hash(rows[i].row_id) for i in at]
         thinned = thin(answers, labels, order, repeated, share=share, label_field=name)
-    result = list(rows)
-    changed = 0
-    for i, before, after in zip(at, answers, thinned, strict=True):
-        if before != after:
-            changed += 1
-            result[i] = _with_answer(rows[i], after)
+    columns = zip(at, answers, thinned, strict=True)
+    changed = {number: after for number, before, after in columns if before != after}
     texts = [prose(answer, name) for answer in thinned]
     # A sentence of nearly all answers is their format: it is reported and breaks no limit.
-    remaining = [s for s in repeated_sentences(texts, labels, share) if s.share < FORMAT_SHARE]
+    left = repeated_sentences(texts, labels, share) if changed else repeated
+    remaining = [s for s in left if s.share < FORMAT_SHARE]
     having = {
-        rows[i].row_id
-        for i, text in zip(at, texts, strict=True)
-        if any(
-            s.label in (None, rows[i].label) and s.sentence in added_sentences(text)
-            for s in remaining
-        )
+        number
+        for number, label, text in zip(at, labels, texts, strict=True)
+        if remaining and _holds_one(text, label, remaining)
     }
-    return Thinned(result, repeated, remaining, having, repeated_ngrams(texts, share), changed)
+    ngrams = repeated_ngrams(texts, share)
+    return Thinned(replace(rows, answers=changed), repeated, remaining, having, ngrams)
+
+
+def _holds_one(
+    text: Sequence[str], label: str | None, sentences: Sequence[RepeatedSentence]
+) -> bool:
+    added = added_sentences(text)
+    return any(s.label in (None, label) and s.sentence in added for s in sentences)
 
 
 def _with_answer(row: Row, answer: str) -> Row:
@@ -114,26 +169,26 @@ def _with_answer(row: Row, answer: str) -> Row:
     )
 
 
-def drop_crowding(rows: Sequence[Row], config: DataConfig) -> dict[str, str]:
-    """Choose training rows to remove so that no phrase is in too many answers: id and reason."""
-    train = [row for row in rows if row.split == TRAIN]
+def drop_crowding(rows: KeptRows, config: DataConfig) -> dict[int, str]:
+    """Choose training rows to remove so that no phrase is in too many answers.
+
+    Returns:
+        The reason, by the number of the row.
+    """
+    train = [
+        (number, prose(row.answer, config.label_field), cluster_hash(row.row_id))
+        for number, row in rows.numbered()
+        if row.split == TRAIN
+    ]
     gone = crowding(
-        [prose(row.answer, config.label_field) for row in train],
-        [cluster_hash(row.row_id) for row in train],
+        [texts for _, texts, _ in train],
+        [order for _, _, order in train],
         config.repeated_phrase_share,
     )
     return {
-        train[index].row_id: f"repeated_phrase: {phrase!r} is in too many answers"
+        train[index][0]: f"repeated_phrase: {phrase!r} is in too many answers"
         for index, phrase in gone.items()
     }
-
-
-def _kept(rows: Sequence[Row], found: Deduplicated) -> list[Row]:
-    return [
-        replace(row, split=split)
-        for row, split, reason in zip(rows, found.splits, found.reasons, strict=True)
-        if reason is None
-    ]
 
 
 def _phrases_of(thinned: Thinned) -> dict[str, Any]:
@@ -153,7 +208,7 @@ def _phrases_of(thinned: Thinned) -> dict[str, Any]:
 def _conclude(
     ctx: StepContext, rows: Sequence[Row], found: Deduplicated, thinned: Thinned, rejected: int
 ) -> Evidence:
-    kept = thinned.rows
+    kept = thinned.rows.facts()
     splits = Counter(row.split for row in kept)
     codes = Counter((reason or "").split(":", 1)[0] for reason in found.reasons if reason)
     leaks = sum(
@@ -171,6 +226,7 @@ def _conclude(
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("missed_by_minhash", found.missed, "rows"),
         measure("cross_split_near_duplicates", leaks, "rows", "<=", 0),
+        measure("torn_conversations", _torn(found), "conversations", "==", 0),
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),
         *_holdout_share(splits, own=any(row.own_holdout for row in kept)),
         *_phrase_measurements(thinned),
@@ -184,9 +240,18 @@ def _conclude(
         f"rows, {leaks} near-duplicates across them."
         f"{_limitations(kept)}"
     )
-    return ctx.conclude(
-        summary, measurements, rows={ROWS: len(kept), REJECTED: rejected, AUDIT: len(rows)}
-    )
+    sizes = {ROWS: len(kept), REJECTED: rejected, AUDIT: len(rows)}
+    advice = advise(rows, found.reasons, ctx.config.data.label_conflicts)
+    return conclude(ctx, summary, measurements, rows=sizes, advice=advice)
+
+
+def _torn(found: Deduplicated) -> int:
+    """Count the conversations whose kept rows lie in more than one split."""
+    splits: dict[int, set[str]] = defaultdict(set)
+    for group, split, reason in zip(found.conversation, found.splits, found.reasons, strict=True):
+        if group is not None and reason is None:
+            splits[group].add(split)
+    return sum(len(sides) > 1 for sides in splits.values())
 
 
 def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
@@ -246,12 +311,12 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.data
     rows = rows_before(ctx)
     found = deduplicate(rows, config)
-    thinned = thin_answers(_kept(rows, found), config)
+    thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
     if config.repeated_phrases == "drop":
         leaving = drop_crowding(thinned.rows, config)
-        reasons = zip(rows, found.reasons, strict=True)
-        found.reasons = [reason or leaving.get(row.row_id) for row, reason in reasons]
-        first, thinned = thinned, thin_answers(_kept(rows, found), config)
+        found.reasons = [why or leaving.get(number) for number, why in enumerate(found.reasons)]
+        first = thinned
+        thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
         thinned = replace(thinned, repeated=first.repeated)
     ctx.write_json(PHRASES, _phrases_of(thinned))
     write_rows(ctx.out / ROWS, thinned.rows)
@@ -264,11 +329,12 @@ def run(ctx: StepContext) -> Evidence:
         rows,
         found.reasons,
         cluster=found.cluster,
-        own_holdout=[row.own_holdout for row in rows],
+        own_holdout=rows.column("own_holdout"),
         conflict=found.conflict,
         split=splits,
         in_holdout=[None if split is None else int(split == HOLDOUT) for split in splits],
         cross_similarity=found.cross_similarity,
-        repeated_sentence=[int(row.row_id in thinned.having) for row in rows],
+        conversation=found.conversation,
+        repeated_sentence=[int(number in thinned.having) for number in range(len(rows))],
     )
     return _conclude(ctx, rows, found, thinned, left)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from tuneline.data.balance.class_shares import (
 from tuneline.data.balance.prompt_groups import group_prompts
 from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
+from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
     TRAIN,
@@ -97,13 +99,16 @@ def balance(
     counts = {label: len(indices) for label, indices in members.items()}
     ratio = config.max_class_ratio if config.balancing in ("both", "sample") else None
     stay = caps(counts, ratio, config.max_train_rows, config.min_rows_per_class)
+    by_ratio = caps(counts, ratio, None, config.min_rows_per_class)
     reasons: list[str | None] = [None] * len(rows)
     for label, indices in members.items():
         if stay[label] == counts[label]:
             continue
         ordered = sorted(indices, key=lambda i: _order(rows[i]))
-        for index in ordered[stay[label] :]:
-            reasons[index] = f"sampled_down: {counts[label]} rows of its class, {stay[label]} stay"
+        why = f"{counts[label]} rows of its class, {stay[label]} stay"
+        for rank in range(stay[label], counts[label]):
+            code = "sampled_down" if rank >= by_ratio[label] else "train_cap"
+            reasons[ordered[rank]] = f"{code}: {why}"
     _cap_held_out(rows, reasons, sum(counts.values()), config)
     largest = config.max_upsampling if config.balancing in ("both", "weigh") else 1.0
     weights = class_weights(
@@ -255,30 +260,32 @@ def run(ctx: StepContext) -> Evidence:
     classes = classes_of(rows, config)
     balanced = not classes.grouped or config.unlabelled == "balance"
     reasons, weights = balance(rows, config, classes.names if balanced else [None] * len(rows))
-    edges = _edges(rows, classes, config)
-    kept = [(r, w) for r, w, reason in zip(rows, weights, reasons, strict=True) if not reason]
-    kept_rows = [row for row, _ in kept]
-    write_dataset(DATASET.path(ctx), kept_rows, [weight for _, weight in kept])
+    facts = rows.facts()
+    edges = _edges(facts, classes, config)
+    stay = [reason is None for reason in reasons]
+    write_dataset(DATASET.path(ctx), compress(rows, stay), compress(weights, stay))
+    kept_rows = list(compress(facts, stay))
     left = write_decisions(
         ctx,
         rows,
         reasons,
-        split=[row.split for row in rows],
-        label=[row.label for row in rows],
+        split=[row.split for row in facts],
+        label=[row.label for row in facts],
         group=classes.names if classes.grouped else [None] * len(rows),
         edge_case=edges,
         weight=weights,
     )
     general = _row_measurements(rows, kept_rows, left)
-    sizes = {DATASET.name: len(kept), REJECTED: left, AUDIT: len(rows)}
-    columns = zip(rows, classes.names, reasons, weights, edges, strict=True)
+    sizes = {DATASET.name: len(kept_rows), REJECTED: left, AUDIT: len(rows)}
+    columns = zip(facts, classes.names, reasons, weights, edges, strict=True)
     train = [
         TrainRow(name, reason is None, weight, edge is not None)
         for row, name, reason, weight, edge in columns
         if row.split == TRAIN and name is not None
     ]
     if not train:
-        return ctx.conclude(
+        return conclude(
+            ctx,
             "The rows have no classes (no label field, no label column), and they are too few or "
             "too different to be put into groups, so there is nothing to balance.",
             general,
@@ -295,4 +302,4 @@ def run(ctx: StepContext) -> Evidence:
         measure("classes_from", "groups of prompts" if classes.grouped else "labels", "text"),
         measure("reference", "declared" if config.reference_shares else "none", "text"),
     ]
-    return ctx.conclude(_summary(figures, classes, config), measurements, rows=sizes)
+    return conclude(ctx, _summary(figures, classes, config), measurements, rows=sizes)

@@ -53,15 +53,18 @@ from tuneline.data.tables.rows import (
     VALIDATION,
     Message,
     Row,
+    StoredRows,
     base_id,
-    read_dataset,
-    read_rows,
+    column_of,
+    stored_dataset,
 )
 from tuneline.evidence import Measurement, Record, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
+# Rows in memory at once, and rows whose personal data the worker processes look for at once.
+_AT_ONCE, _SEARCHED_AT_ONCE = 1 << 12, 1 << 15
 # The turns of a row, and the surrogates that were written into it.
 _Turns = tuple[list[Message], list[str]]
 
@@ -105,14 +108,15 @@ class Format:
 def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
     """Check turns, tokens, masks and lengths of the rows as they are now."""
     markers = markers_of(renderer)
-    turns = [row.messages for row in rows]
     found = Format()
-    for messages, parity in zip(turns, compare(turns, renderer), strict=True):
-        broken = check_turns(messages, markers) is not None
-        found.invalid += broken or parity.tokens_equal is None
-        found.mismatched += parity.tokens_equal is False
-        found.unmasked += not parity.mask_exact
-        found.lengths.append(parity.tokens)
+    for start in range(0, len(rows), _AT_ONCE):
+        turns = [row.messages for row in rows[start : start + _AT_ONCE]]
+        for messages, parity in zip(turns, compare(turns, renderer), strict=True):
+            broken = check_turns(messages, markers) is not None
+            found.invalid += broken or parity.tokens_equal is None
+            found.mismatched += parity.tokens_equal is False
+            found.unmasked += not parity.mask_exact
+            found.lengths.append(parity.tokens)
     return found
 
 
@@ -126,13 +130,12 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
         before: the rows after scrubbing, which know their surrogates.
         limit: Jaccard similarity from which two rows are near-duplicates.
     """
-    surrogates = {row.row_id: row.stand_ins for row in before}
-    texts = similarity_texts(
-        [replace(row, stand_ins=surrogates.get(row.row_id, ())) for row in rows], before
-    )
-    members = {
-        split: [t for t, r in zip(texts, rows, strict=True) if r.split == split] for split in SPLITS
-    }
+    stand_ins = {row.row_id: row.stand_ins for row in before if row.stand_ins}
+    members: dict[str, list[str]] = {split: [] for split in SPLITS}
+    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
+    texts = similarity_texts(known, before)
+    for text, split in zip(texts, column_of(rows, "split"), strict=True):
+        members[split].append(text)
     to_holdout = cross_similarities(members[TRAIN] + members[VALIDATION], members[HOLDOUT], limit)
     to_validation = cross_similarities(members[TRAIN], members[VALIDATION], limit)
     return len(to_holdout.keys() | to_validation.keys())
@@ -146,12 +149,34 @@ def torn_rows(rows: Sequence[Row]) -> int:
     return sum(len(found) > 1 for found in splits.values())
 
 
+def torn_conversations(rows: Sequence[Row], before: Sequence[Row]) -> int:
+    """Count conversations that the dataset names whose rows lie in more than one split.
+
+    The dataset's own hold-out is taken as it is and does not count.
+
+    Args:
+        rows: the dataset.
+        before: the rows after scrubbing, which know their conversations.
+    """
+    named = {row.row_id: row.conversation for row in before if not row.own_holdout}
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        conversation = named.get(base_id(row.row_id))
+        if conversation is not None:
+            splits[conversation].add(row.split)
+    return sum(len(found) > 1 for found in splits.values())
+
+
 def repeated_rows(rows: Sequence[Row]) -> int:
     """Count training and validation rows with the turns of another; a weight is not a repetition.
 
     The hold-out may be the dataset's own file, which is taken as it is.
     """
-    turns = [json.dumps(row.messages, sort_keys=True) for row in rows if row.split != HOLDOUT]
+    turns = [
+        hashlib.sha256(json.dumps(row.messages, sort_keys=True).encode()).digest()
+        for row in rows
+        if row.split != HOLDOUT
+    ]
     return len(turns) - len(set(turns))
 
 
@@ -171,9 +196,16 @@ def rows_with_pii(
     rows: Sequence[Row], surrogates: Mapping[str, Iterable[str]], config: DataConfig
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
-    pieces = [(row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in rows]
-    chunks = [pieces[start : start + CHUNK] for start in range(0, len(pieces), CHUNK)]
-    return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
+    found = 0
+    workers = worker_count(len(rows))
+    for start in range(0, len(rows), _SEARCHED_AT_ONCE):
+        pieces = [
+            (row.messages, list(surrogates.get(base_id(row.row_id), ())))
+            for row in rows[start : start + _SEARCHED_AT_ONCE]
+        ]
+        chunks = [pieces[at : at + CHUNK] for at in range(0, len(pieces), CHUNK)]
+        found += sum(map_chunks(partial(_pii_counter, config), chunks, workers))
+    return found
 
 
 def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
@@ -186,13 +218,13 @@ def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
 def labels_with_pii(rows: Sequence[Row], config: DataConfig) -> int:
     """Count classes that are personal data; a CSV's column of classes may stand in no turn."""
     finder = shape_finder(config)
-    return sum(bool(finder(label)) for label in {row.label for row in rows if row.label})
+    return sum(bool(finder(label)) for label in set(column_of(rows, "label")) if label)
 
 
 def _measurements(
-    rows: Sequence[Row],
+    rows: StoredRows,
     weights: Sequence[float],
-    before: Sequence[Row],
+    before: StoredRows,
     *,
     found: Format,
     limit: int,
@@ -201,8 +233,10 @@ def _measurements(
     surrogates = {
         row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
         for row in before
+        if row.stand_ins
     }
-    stale = sum(row.n_tokens != length for row, length in zip(rows, found.lengths, strict=True))
+    counted = column_of(rows, "n_tokens")
+    stale = sum(count != length for count, length in zip(counted, found.lengths, strict=True))
     leaking = leaking_rows(rows, before, config.near_duplicate_jaccard)
     outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
 
@@ -217,7 +251,12 @@ def _measurements(
         measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
         none("token_length_audit.stale_counts", stale),
         measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
-        none("deduplication.rows_torn_across_splits", torn_rows(rows)),
+        none("deduplication.rows_torn_across_splits", torn_rows(rows.facts())),
+        none(
+            "deduplication.conversations_torn_across_splits",
+            torn_conversations(rows.facts(), before.facts()),
+            "conversations",
+        ),
         measure(
             "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
         ),
@@ -242,8 +281,9 @@ def run(ctx: StepContext) -> Record:
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
-    rows, weights = read_dataset(DATASET.fetch(ctx))
-    before = read_rows(SCRUBBED.fetch(ctx))
+    rows, weights = stored_dataset(DATASET.fetch(ctx))
+    before = StoredRows(SCRUBBED.fetch(ctx))
+    facts = rows.facts()
     base = base_of(ctx, weights=False)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     limit = min(config.max_tokens, base.context_length)
@@ -253,8 +293,8 @@ def run(ctx: StepContext) -> Record:
     document = DatasetDocument(
         name=ctx.config.name,
         version=version,
-        **count_rows(rows),
-        sources=describe_sources(SOURCES.read(ctx).root, rows, config),
+        **count_rows(facts),
+        sources=describe_sources(SOURCES.read(ctx).root, facts, config),
         removed=describe_removed({item: _reasons(ctx, item) for item in DATA_ORDER}, config),
         pii=describe_measures(ctx.entry(SCRUBBED.step)),
         format=PromptFormat(
@@ -269,7 +309,7 @@ def run(ctx: StepContext) -> Record:
     )
     DATASET_VERSION.write(ctx, document)
     DATASET_CARD.path(ctx).write_text(card(document))
-    splits = Counter(row.split for row in rows)
+    splits = Counter(row.split for row in facts)
     return ctx.record(
         f"{len(rows)} rows measured again ({splits[TRAIN]} training, {splits[VALIDATION]} "
         f"validation, {splits[HOLDOUT]} hold-out), dataset version {version[:12]}.",

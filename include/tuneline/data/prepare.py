@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from tuneline.artifacts.data import (
 from tuneline.catalogue import DATA_ORDER, Severity, get_item
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
 from tuneline.data.gates.run_gate import run_gate
-from tuneline.data.tables.rows import Reject, read_rejects, write_rejects
+from tuneline.data.tables.rows import join_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.evidence import Evidence, Verdict, dump
 from tuneline.run import Run
@@ -76,9 +76,9 @@ def prepare(
         shutil.rmtree(work, ignore_errors=True)
         try:
             run = Run.create((work / "store").resolve().as_uri(), "prepare", config, {})
-            rejects = _run_steps(run, out)
+            _run_steps(run, out)
             result = _result(run)
-            _lay_out(run, out, work / "new", rejects, result)
+            _lay_out(run, out, work / "new", result)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     _report(result, as_json=as_json)
@@ -125,14 +125,13 @@ def _only_one(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
-def _run_steps(run: Run, out: Path) -> list[Reject]:
-    """Run the five steps with their gates and the final audit; return all rejects.
+def _run_steps(run: Run, out: Path) -> None:
+    """Run the five steps with their gates and the final audit.
 
     If a step keeps no row, the later ones are not run.
     """
     import pyarrow.parquet as pq
 
-    rejects: list[Reject] = []
     steps = len(DATA_ORDER) + 1
     for number, item in enumerate(DATA_ORDER, 1):
         _say(f"{item} ({number} of {steps}) …")
@@ -140,15 +139,13 @@ def _run_steps(run: Run, out: Path) -> list[Reject]:
         if number == 1:
             # The input and the base model are sound: the results of an earlier call are obsolete.
             _clear(out)
-        rejects += read_rejects(_local(run, rejected_of(item).key(run)))
         run_gate(run, item)
         audit = pq.read_table(_local(run, audit_of(item).key(run)), columns=["kept"])
         if not any(audit["kept"].to_pylist()):
             _say(f"{item} kept no row; the steps after it are not run")
-            return rejects
+            return
     _say(f"{AUDIT_STEP} ({steps} of {steps}) …")
     execute(AUDIT_STEP, run.uri)
-    return rejects
 
 
 def _local(run: Run, key: str) -> Path:
@@ -183,12 +180,12 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def _lay_out(
-    run: Run, out: Path, new: Path, rejects: Sequence[Reject], result: dict[str, Any]
-) -> None:
+def _lay_out(run: Run, out: Path, new: Path, result: dict[str, Any]) -> None:
     """Move the run's files to their places in the output folder, the dataset last."""
     moved: dict[str, str] = {}
     try:
+        tables = [_local(run, rejected_of(item).key(run)) for item in DATA_ORDER]
+        join_rejects(new / "quarantine" / Path(REJECTED).name, [t for t in tables if t.exists()])
         for key in run.store.keys(run.prefix):
             place = _place(key.removeprefix(run.prefix + "/"))
             if place is not None:
@@ -197,7 +194,6 @@ def _lay_out(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
                 moved[run.store.uri_of(key)] = (out.resolve() / place).as_uri()
-        write_rejects(new / "quarantine" / Path(REJECTED).name, rejects)
         _point_to(new, moved)
         for name in BESIDE:
             if (new / AUDIT_STEP / name).exists():

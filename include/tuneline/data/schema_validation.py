@@ -7,23 +7,28 @@ exactly the assistant's tokens. Rows in = rows kept + rows rejected.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from tuneline.artifacts.data import AUDIT, REJECTED, SOURCES, UNSCRUBBED, audit_of, rejected_of
+import numpy as np
+
+from tuneline.artifacts.data import AUDIT, REJECTED, UNSCRUBBED, audit_of, rejected_of
 from tuneline.bases import base_of
 from tuneline.config import DataConfig
-from tuneline.data.conversations.answer_checks import check_answers
+from tuneline.data.conversations.answer_checks import AnswerCounts, check_answers
 from tuneline.data.conversations.formats import Malformed
 from tuneline.data.conversations.outcomes import (
     NOT_SELECTED,
     FileForm,
     Outcome,
-    convert,
+    left_out,
     number_repeats,
-    select,
 )
+from tuneline.data.conversations.reading import Records, read_dataset
 from tuneline.data.conversations.tool_calls import added_markers, plain_turns
 from tuneline.data.conversations.turn_checks import (
     ALPACA_MARKERS,
@@ -34,19 +39,27 @@ from tuneline.data.conversations.turn_checks import (
     check_roles,
     check_unicode,
 )
+from tuneline.data.removal.judge import conclude
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.rendering.template_parity import compare
-from tuneline.data.sources.opened import open_files
 from tuneline.data.sources.raw_record import BROKEN_FILE
-from tuneline.data.tables.rows import Message, write_audit, write_rejects, write_rows
+from tuneline.data.tables.rows import REJECT_COLUMNS, ROW_COLUMNS, Message, class_key
+from tuneline.data.tables.spool import Spool
+from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tuneline.run import StepContext
 
 ITEM = "schema_validation"
 # Up to this number of files each form is a measurement; above it, the files are counted by form.
 MOST_FORMS = 8
+AUDIT_COLUMNS = (
+    "row_id source_file source_line kept reason malformed selected turns last_role tokens_equal "
+    "mask_exact has_label class"
+).split()
 
 
 def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
@@ -102,9 +115,10 @@ def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
         outcome.n_tokens = parity.tokens
 
 
-def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
-    """Run every check on the rows of a dataset; the outcomes take the reasons."""
-    markers = markers_of(renderer)
+def check_rows(
+    outcomes: Sequence[Outcome], renderer: Renderer, markers: tuple[str, ...], config: DataConfig
+) -> None:
+    """Check each row on its own; the outcomes take the reasons."""
     for outcome in outcomes:
         if outcome.reason is None:
             outcome.reason = check_system(outcome, config.system_prompt)
@@ -112,56 +126,152 @@ def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig
     for outcome in outcomes:
         if outcome.reason is None:
             outcome.reason = check_turns(outcome.messages, markers)
+
+
+def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
+    """Run every check on the rows of a dataset; the outcomes take the reasons."""
+    check_rows(outcomes, renderer, markers_of(renderer), config)
     check_answers(outcomes, config)
     check_rendering(outcomes, renderer)
 
 
-def _read(ctx: StepContext) -> tuple[list[Outcome], list[FileForm], int]:
-    """Read every file of the dataset, and note it for the dataset's card.
+def _checked(
+    ctx: StepContext, read: Records, renderer: Renderer
+) -> tuple[Iterable[Sequence[Outcome]], AnswerCounts]:
+    """Select and number the rows and check each on its own.
 
     Returns:
-        The outcome of each record, the form of each file, and the number of records counted
-        independently of the reader.
+        The rows, and the counts of their answers, which are complete after the last row. If a
+        check needs the counts, the rows are read once before.
     """
     config = ctx.config.data
-    outcomes: list[Outcome] = []
-    forms = []
-    sources = []
-    in_files = 0
-    for opened in open_files(config, ctx.scratch / "source"):
-        found, form = convert(
-            opened.records(config.csv), opened.file.name, config, own_holdout=opened.own_holdout
+    counts = AnswerCounts()
+    markers = markers_of(renderer)
+    gone = left_out(chain.from_iterable(read.of_their_form(config)), config.csv)
+
+    def check() -> Iterator[Sequence[Outcome]]:
+        seen: Counter[str] = Counter()
+        number = 0
+        for batch in read.of_their_form(config):
+            for at in gone.keys() & range(number, number + len(batch)) if gone else ():
+                batch[at - number].reason = gone[at]
+            number += len(batch)
+            number_repeats((o for o in batch if o.row_id in read.repeated), seen)
+            check_rows(batch, renderer, markers, config)
+            counts.add(batch, config)
+            yield batch
+
+    if config.label_field is None:
+        return check(), counts
+    checked: Spool[Outcome] = Spool(ctx.scratch / "checked")
+    for batch in check():
+        checked.add(batch)
+    return checked, counts
+
+
+@dataclass
+class _Tally:
+    """What is counted of the outcomes.
+
+    Attributes:
+        rows: number of records.
+        kept: number of rows that stay.
+        codes: rejected rows by the code of their reason.
+        lines: source lines by file.
+        broken: files that break off.
+        mismatches: kept rows whose tokens differ from the template's.
+        inexact: kept rows without an exact mask.
+        first: line and code of the first rejected row.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    lines: dict[str, array[int]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    mismatches: int = 0
+    inexact: int = 0
+    first: tuple[int, str] | None = None
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Count the outcomes of a batch."""
+        self.rows += len(outcomes)
+        for outcome in outcomes:
+            lines = self.lines.setdefault(outcome.source_file, array("q"))
+            lines.append(outcome.source_line)
+            if outcome.reason is None:
+                self.kept += 1
+                self.mismatches += not outcome.tokens_equal
+                self.inexact += not outcome.mask_exact
+                continue
+            self.codes[outcome.code] += 1
+            if outcome.code == BROKEN_FILE:
+                self.broken.add(outcome.source_file)
+            if self.first is None and outcome.code != NOT_SELECTED:
+                self.first = (outcome.source_line, outcome.code)
+
+    @property
+    def distinct_lines(self) -> int:
+        """The number of source lines; several records may be from one."""
+        return sum(len(np.unique(np.array(lines, dtype=np.int64))) for lines in self.lines.values())
+
+
+def _write(
+    ctx: StepContext,
+    checked: Iterable[Sequence[Outcome]],
+    counts: AnswerCounts,
+    renderer: Renderer,
+) -> _Tally:
+    """Finish the checks and write the tables, batch by batch."""
+    import pyarrow.parquet as pq
+
+    tally = _Tally()
+    with (
+        TableWriter(UNSCRUBBED.path(ctx), ROW_COLUMNS) as rows,
+        TableWriter(rejected_of(ITEM).path(ctx), REJECT_COLUMNS) as rejects,
+        pq.ParquetWriter(audit_of(ITEM).path(ctx), _audit_schema()) as audit,
+    ):
+        for batch in checked:
+            check_answers(batch, ctx.config.data, counts)
+            check_rendering(batch, renderer)
+            rows.write(o.row() for o in batch if o.reason is None)
+            rejects.write(o.reject() for o in batch if o.reason)
+            audit.write_table(_audited(batch))
+            tally.add(batch)
+    return tally
+
+
+def _audit_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    types = {"source_line": pa.int64(), "malformed": pa.int64(), "turns": pa.int64()}
+    texts = dict.fromkeys(("row_id", "source_file", "reason", "last_role", "class"), pa.string())
+    return pa.schema([(name, {**types, **texts}.get(name, pa.bool_())) for name in AUDIT_COLUMNS])
+
+
+def _audited(outcomes: Sequence[Outcome]) -> pa.Table:
+    import pyarrow as pa
+
+    lines = [
+        (
+            o.row_id,
+            o.source_file,
+            o.source_line,
+            o.reason is None,
+            o.code or None,
+            int(o.code not in ("", NOT_SELECTED)),
+            o.code != NOT_SELECTED,
+            len(o.messages),
+            _last_role(o.messages),
+            o.tokens_equal,
+            o.mask_exact,
+            o.label is not None,
+            class_key(o.label),
         )
-        ctx.note_input(opened.input_name, opened.file.origin, opened.path, rows=len(found))
-        in_files += opened.count()
-        outcomes += found
-        forms.append(form)
-        ref = ctx.inputs[opened.input_name]
-        sources.append(opened.note(ref.sha256, ref.bytes, form.form))
-    SOURCES.write(ctx, SOURCES.model(sources))
-    return outcomes, forms, in_files
-
-
-def _write(ctx: StepContext, outcomes: Sequence[Outcome]) -> None:
-    write_rows(UNSCRUBBED.path(ctx), (o.row() for o in outcomes if o.reason is None))
-    write_rejects(rejected_of(ITEM).path(ctx), (o.reject() for o in outcomes if o.reason))
-    write_audit(
-        audit_of(ITEM).path(ctx),
-        {
-            "row_id": [o.row_id for o in outcomes],
-            "source_file": [o.source_file for o in outcomes],
-            "source_line": [o.source_line for o in outcomes],
-            "kept": [o.reason is None for o in outcomes],
-            "reason": [o.code or None for o in outcomes],
-            "malformed": [int(o.code not in ("", NOT_SELECTED)) for o in outcomes],
-            "selected": [o.code != NOT_SELECTED for o in outcomes],
-            "turns": [len(o.messages) for o in outcomes],
-            "last_role": [_last_role(o.messages) for o in outcomes],
-            "tokens_equal": [o.tokens_equal for o in outcomes],
-            "mask_exact": [o.mask_exact for o in outcomes],
-            "has_label": [o.label is not None for o in outcomes],
-        },
-    )
+        for o in outcomes
+    ]
+    columns = dict(zip(AUDIT_COLUMNS, map(list, zip(*lines, strict=True)), strict=True))
+    return pa.Table.from_pydict(columns, _audit_schema())
 
 
 def _last_role(messages: Sequence[Message]) -> str | None:
@@ -172,47 +282,41 @@ def _last_role(messages: Sequence[Message]) -> str | None:
     return role if role in ROLES else "unknown"
 
 
-def _conclude(
-    ctx: StepContext, outcomes: Sequence[Outcome], forms: Sequence[FileForm], in_files: int
-) -> Evidence:
-    kept = [o for o in outcomes if o.reason is None]
-    codes = Counter(o.code for o in outcomes if o.reason is not None)
+def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:
+    kept, codes, in_files, forms = tally.kept, tally.codes, read.in_files, read.forms
     unselected = codes.pop(NOT_SELECTED, 0)
-    selected = len(outcomes) - unselected
+    selected = tally.rows - unselected
     rejected = codes.total()
     share = rejected / selected if selected else 1.0
-    broken = {o.source_file for o in outcomes if o.code == BROKEN_FILE}
-    lines = len({(o.source_file, o.source_line) for o in outcomes})
-    lost = in_files - min(lines, len(kept) + rejected + unselected)
-    mismatches = sum(not o.tokens_equal for o in kept)
+    lost = in_files - min(tally.distinct_lines, kept + rejected + unselected)
     measurements = [
         measure("rows_in", in_files, "rows"),
-        measure("rows_kept", len(kept), "rows", ">=", 1),
+        measure("rows_kept", kept, "rows", ">=", 1),
         measure("rows_rejected", rejected, "rows"),
         measure("rows_not_selected", unselected, "rows"),
         measure("rows_lost", lost, "rows", "==", 0),
         measure("rejected_share", share, "share", "<=", ctx.config.data.max_rejected_share),
-        measure("token_mismatches", mismatches, "rows", "==", 0),
-        measure("inexact_masks", sum(not o.mask_exact for o in kept), "rows", "==", 0),
+        measure("token_mismatches", tally.mismatches, "rows", "==", 0),
+        measure("inexact_masks", tally.inexact, "rows", "==", 0),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("source_files", len(forms), "files"),
-        measure("broken_files", len(broken), "files", "<=", 0, on_breach="warn"),
+        measure("broken_files", len(tally.broken), "files", "<=", 0, on_breach="warn"),
         *_forms(forms),
     ]
-    return ctx.conclude(
-        _summary(ctx.config.data, outcomes, len(kept), codes),
+    return conclude(
+        ctx,
+        _summary(ctx.config.data, tally),
         measurements,
         rows={
-            UNSCRUBBED.name: len(kept),
+            UNSCRUBBED.name: kept,
             REJECTED: rejected + unselected,
-            AUDIT: len(outcomes),
+            AUDIT: tally.rows,
         },
     )
 
 
-def _summary(
-    config: DataConfig, outcomes: Sequence[Outcome], kept: int, codes: Counter[str]
-) -> str:
+def _summary(config: DataConfig, tally: _Tally) -> str:
+    kept, codes = tally.kept, tally.codes
     target = config.target_format
     template = "the tokenizer's chat template" if target == "tokenizer" else target
     rejected = codes.total()
@@ -223,10 +327,10 @@ def _summary(
     commonest = sorted(codes.items(), key=lambda entry: (-entry[1], entry[0]))
     why = ", ".join(f"{count} {code}" for code, count in commonest[:4])
     summary += f"; {rejected} rejected ({why})" if rejected else "; none rejected"
-    first = next((o for o in outcomes if o.code not in ("", NOT_SELECTED)), None)
-    if first is not None and not kept:
+    if tally.first is not None and not kept:
         # Its code alone: the detail may quote the row, which belongs into quarantine.
-        summary += f", the first in line {first.source_line} ({first.code})"
+        line, code = tally.first
+        summary += f", the first in line {line} ({code})"
     return f"{summary}."
 
 
@@ -253,11 +357,8 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
-    outcomes, forms, in_files = _read(ctx)
-    for held in (False, True):
-        select((o for o in outcomes if o.own_holdout == held), config.csv)
-    number_repeats(outcomes)
+    read = read_dataset(ctx)
     base = base_of(ctx, weights=False)
-    validate(outcomes, Renderer(load_tokenizer(base.path), config.target_format), config)
-    _write(ctx, outcomes)
-    return _conclude(ctx, outcomes, forms, in_files)
+    renderer = Renderer(load_tokenizer(base.path), config.target_format)
+    checked, counts = _checked(ctx, read, renderer)
+    return _conclude(ctx, _write(ctx, checked, counts, renderer), read)

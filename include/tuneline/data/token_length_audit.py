@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
 from tuneline.bases import base_of
+from tuneline.data.removal.judge import conclude
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import (
+    ROW_COLUMNS,
     Message,
     Row,
     base_id,
     rows_before,
     write_decisions,
-    write_rows,
 )
+from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, measure
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 ITEM = "token_length_audit"
 HISTOGRAM = "token_lengths.png"
+# Rows in memory at once.
+_AT_ONCE = 1 << 12
 
 
 def split_at_turns(
@@ -120,19 +124,28 @@ def run(ctx: StepContext) -> Evidence:
     base = base_of(ctx, weights=False)
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
-    kept, left, lengths = fit(rows, limit, renderer, config.too_long)
-    write_rows(rows_of(ITEM).path(ctx), kept)
     longest: dict[str, int] = {}
-    for row in kept:
-        source_row = base_id(row.row_id)
-        longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
-    why = {row.row_id: reason for row, reason in left}
-    write_decisions(
+    lengths: list[int] = []
+    reasons: list[str | None] = []
+    total = 0
+    with TableWriter(rows_of(ITEM).path(ctx), ROW_COLUMNS) as table:
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            kept, left, counted = fit(part, limit, renderer, config.too_long)
+            table.write(kept)
+            lengths += counted
+            for row in kept:
+                source_row = base_id(row.row_id)
+                longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
+                total += row.n_tokens
+            why = {row.row_id: reason for row, reason in left}
+            reasons += [why.get(row.row_id) for row in part]
+    gone = write_decisions(
         ctx,
         rows,
-        [why.get(row.row_id) for row in rows],
+        reasons,
         n_tokens=lengths,
-        kept_tokens=[longest.get(row.row_id) for row in rows],
+        kept_tokens=[longest.get(row_id) for row_id in rows.column("row_id")],
         over_limit=[int(length > limit) for length in lengths],
     )
     plot_lengths(ctx.out / HISTOGRAM, lengths, limit)
@@ -141,22 +154,23 @@ def run(ctx: StepContext) -> Evidence:
     tokens_max = max(longest.values(), default=None)
     measurements = [
         measure("rows_in", len(rows), "rows"),
-        measure("rows_kept", len(rows) - len(left), "rows", ">=", 1),
-        measure("rows_lost", len(rows) - len(left) - len(longest), "rows", "==", 0),
+        measure("rows_kept", len(rows) - gone, "rows", ">=", 1),
+        measure("rows_lost", len(rows) - gone - len(longest), "rows", "==", 0),
         measure("limit", limit, "tokens"),
         measure("tokens_p50", p50, "tokens"),
         measure("tokens_p95", p95, "tokens"),
         measure("tokens_p99", p99, "tokens"),
         measure("tokens_max_before", max(lengths), "tokens"),
         measure("tokens_max", tokens_max, "tokens", "<=", limit),
-        measure("tokens_total", sum(row.n_tokens for row in kept), "tokens"),
+        measure("tokens_total", total, "tokens"),
         measure("over_limit_share", over / len(rows), "share", "<=", config.max_too_long_share),
-        measure("rows_split", over - len(left), "rows"),
+        measure("rows_split", over - gone, "rows"),
     ]
-    return ctx.conclude(
+    return conclude(
+        ctx,
         f"{len(rows) - over} of {len(rows)} rows fit into {limit} tokens (median {p50:.0f}, "
-        f"p99 {p99:.0f}); of the {over} longer ones {len(left)} were rejected and "
-        f"{over - len(left)} split at turns.",
+        f"p99 {p99:.0f}); of the {over} longer ones {gone} were rejected and "
+        f"{over - gone} split at turns.",
         measurements,
-        rows={ROWS: len(kept), REJECTED: len(left), AUDIT: len(rows)},
+        rows={ROWS: table.rows, REJECTED: gone, AUDIT: len(rows)},
     )

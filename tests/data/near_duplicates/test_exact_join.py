@@ -8,6 +8,7 @@ import pytest
 from tuneline.data.near_duplicates import bitmaps, exact_join, minhash, shingles
 from tuneline.data.near_duplicates.exact_join import (
     cross_similarities,
+    pairs_among,
     similar_pairs,
     similarity,
 )
@@ -60,6 +61,20 @@ def test_a_text_joined_with_its_own_list_finds_all_pairs():
     texts = ["one text here", "quite another", "one text here", "one text here"]
     found = {(i, j) for i, j, _ in similar_pairs(texts, texts, 0.8) if i < j}
     assert found == {(0, 2), (0, 3), (2, 3)}
+
+
+@pytest.mark.parametrize("batch", [1 << 16, 400], ids=["one batch", "many"])
+def test_among_themselves_texts_give_each_pair_once(batch, monkeypatch):
+    monkeypatch.setattr(shingles, "BATCH_CHARS", batch)
+    draw = random.Random(8)
+    texts = [
+        " ".join(draw.choices(["one", "two", "three", "four", "five"], k=5)) for _ in range(80)
+    ]
+    expected = {(i, j) for i, j, _ in similar_pairs(texts, texts, 0.6) if i < j}
+    found = [(i, j) for i, j, _ in pairs_among(texts, 0.6)]
+    assert sorted(found) == sorted(expected)
+    assert len(found) > 20
+    assert list(pairs_among([], 0.6)) == []
 
 
 def test_similarity_of_short_and_equal_texts():

@@ -42,14 +42,25 @@ def test_normalise():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("plain_only", [True, False])
-def test_words_and_lengths_are_those_of_the_normalised_text(seed, plain_only):
+def test_units_and_lengths_are_those_of_the_normalised_text(seed, plain_only):
     texts = [t for t in texts_of(seed) if t.isascii() or not plain_only]
     words = words_of(texts)
-    assert words.lengths.tolist() == [len(normalise(t)) for t in texts]
-    assert words.per_text.tolist() == [len(normalise(t).split()) for t in texts]
-    codes = [words.codes[a:b] for a, b in zip(words.starts, words.ends, strict=True)]
-    said = ["".join(map(chr, code.tolist())) for code in codes]
-    assert said == [word for t in texts for word in normalise(t).split()]
+    plain = [normalise(t) for t in texts]
+    assert words.lengths.tolist() == [len(t) for t in plain]
+    said = "".join(map(chr, words.units.tolist()))
+    assert said == "".join(f"{t}\n" for t in plain)
+    assert [said[start:].partition("\n")[0] for start in words.starts.tolist()] == plain
+
+
+def test_chosen_texts_are_those_of_a_smaller_batch():
+    texts = texts_of(3)
+    chosen = np.array([number % 3 == 1 for number in range(len(texts))])
+    ours = words_of(texts).chosen(chosen)
+    alone = words_of([text for text, wanted in zip(texts, chosen, strict=True) if wanted])
+    assert ours.units.tolist() == alone.units.tolist()
+    assert ours.starts.tolist() == alone.starts.tolist()
+    assert ours.lengths.tolist() == alone.lengths.tolist()
+    assert len(words_of(texts).chosen(np.zeros(len(texts), dtype=bool)).units) == 0
 
 
 @pytest.mark.parametrize(

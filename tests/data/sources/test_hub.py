@@ -31,7 +31,7 @@ def read(address, tmp_path, **environment):
     return in_a_process(
         "from tuneline.config import DataConfig\n"
         "from tuneline.data.sources.opened import open_files",
-        "[[o.file.name, o.file.origin, len(list(o.records(None)))]"
+        "[[o.file.name, o.file.origin, len(list(o.records()))]"
         " for o in open_files(DataConfig(source=sys.argv[1]), Path(sys.argv[2]))]",
         address,
         str(tmp_path / "scratch"),

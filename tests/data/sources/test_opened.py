@@ -26,7 +26,7 @@ def read(tmp_path, **settings):
     found = []
     counted = 0
     for opened in open_files(DataConfig(**settings), tmp_path / "scratch"):
-        for record in opened.records(None):
+        for record in opened.records():
             fault = (record.fault or "").split(":")[0]
             found.append((opened.file.name, record.source_line, fault))
         counted += opened.count()
@@ -36,7 +36,7 @@ def read(tmp_path, **settings):
 
 def each(config, tmp_path):
     for opened in open_files(config, tmp_path):
-        for record in opened.records(None):
+        for record in opened.records():
             yield opened, record
 
 
@@ -158,7 +158,7 @@ def test_a_big_file_is_read_in_bounded_memory(tmp_path):
             handle.write(row * 1000)
     tracemalloc.start()
     try:
-        number = sum(record.fault is None for record in read_records(path, "rows", None))
+        number = sum(record.fault is None for record in read_records(path, "rows"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

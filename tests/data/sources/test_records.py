@@ -6,21 +6,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuneline.config import CsvMapping
+from tuneline.data.sources.csv_records import CsvForm
 from tuneline.data.sources.files import find_files
 from tuneline.data.sources.records import check_file, count_records, read_records
 from tuneline.data.sources.strict_json import parse_json
 from tuneline.errors import UserError
 
 
-def read(path, content, mapping=None):
+def read(path, content, mapping=None, **dialect):
     path.write_bytes(content)
-    return list(read_records(path, path.name, mapping))
+    return list(read_records(path, path.name, CsvForm(mapping, **dialect)))
 
 
 def read_all(address):
     for file in find_files([address]):
         check_file(file.local, file.name)
-        list(read_records(file.local, file.name, None))
+        list(read_records(file.local, file.name))
 
 
 def faults(records):
@@ -84,7 +85,7 @@ def test_a_bad_byte_in_the_first_line_makes_no_file_binary(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\0\xff\n{"prompt": "a"}\n')
     check_file(path, "rows.jsonl")
-    assert [r.fault is None for r in read_records(path, "rows.jsonl", None)] == [False, True]
+    assert [r.fault is None for r in read_records(path, "rows.jsonl")] == [False, True]
 
 
 def test_byte_order_mark_and_final_newline(tmp_path):
@@ -137,7 +138,7 @@ def test_parquet(tmp_path):
     path = tmp_path / "rows.parquet"
     rows = [{"messages": [{"role": "user", "content": "hi"}], "x": None}]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    (record,) = read_records(path, "rows.parquet", None)
+    (record,) = read_records(path, "rows.parquet")
     assert record.value == {"messages": [{"role": "user", "content": "hi"}]}
     assert json.loads(record.raw) == record.value
     assert count_records(path) == 1

@@ -1,9 +1,13 @@
+import tracemalloc
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import chat
 
 from tuneline.data.tables import rows as tables
-from tuneline.data.tables.rows import Reject, Row, StandIn
+from tuneline.data.tables import table_writer
+from tuneline.data.tables.rows import Reject, Row, StandIn, StoredRows
 
 ROWS = [
     Row("a", chat("hi 🎉", "ho", "Be brief."), "f.jsonl", 1, label="x", own_holdout=True, raw="{}"),
@@ -14,7 +18,7 @@ ROWS = [
 
 @pytest.fixture(params=[1, 2, 100])
 def parts(request, monkeypatch):
-    monkeypatch.setattr(tables, "_PART_ROWS", request.param)
+    monkeypatch.setattr(table_writer, "PART_ROWS", request.param)
 
 
 @pytest.mark.usefixtures("parts")
@@ -35,3 +39,62 @@ def test_datasets_and_rejects_come_back(tmp_path):
     rejects = [Reject("a", "item", "code: why", "f", 3, "raw\x00")]
     tables.write_rejects(tmp_path / "rejected.parquet", iter(rejects))
     assert tables.read_rejects(tmp_path / "rejected.parquet") == rejects
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("rows", [ROWS * 3, []])
+def test_stored_rows_are_a_sequence_of_the_rows_written(tmp_path, rows):
+    tables.write_rows(tmp_path / "rows.parquet", rows)
+    stored = StoredRows(tmp_path / "rows.parquet")
+    assert len(stored) == len(rows)
+    assert list(stored) == rows
+    assert [stored[number] for number in range(len(rows))] == rows
+    for start, stop in ((0, 2), (1, 8), (5, 100), (3, 3)):
+        assert stored[start:stop] == rows[start:stop]
+    assert stored.column("row_id") == [row.row_id for row in rows]
+    assert stored.facts() == [replace(row, messages=[], raw="", stand_ins=()) for row in rows]
+    with pytest.raises(IndexError):
+        stored[len(rows)]
+    if rows:
+        assert stored[-1] == rows[-1]
+
+
+def test_a_stored_dataset_is_the_dataset(tmp_path):
+    rows = [Row("a", chat("hi", "ho"), "f", 1, split="train"), Row("b", chat("x", "y"), "f", 2)]
+    tables.write_dataset(tmp_path / "dataset.parquet", iter(rows), iter([1.0, 2.5]))
+    stored, weights = tables.stored_dataset(tmp_path / "dataset.parquet")
+    assert (list(stored), weights) == (rows, [1.0, 2.5])
+
+
+def peak_of(work):
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_pass_over_stored_rows_holds_one_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_writer, "PART_ROWS", 64)
+
+    def made(count):
+        return (Row(f"{n:016x}", chat("hi " * 50, "ho"), "f.jsonl", n) for n in range(count))
+
+    peaks = {}
+    for count in (640, 6400):
+        path = tmp_path / f"{count}.parquet"
+        written = peak_of(lambda: tables.write_rows(path, made(count)))  # noqa: B023
+        stored = StoredRows(path)
+        peaks[count] = written, peak_of(lambda: sum(1 for _ in stored))  # noqa: B023
+        held = peak_of(lambda: tables.read_rows(path))  # noqa: B023
+    assert all(few * 2 > many for few, many in zip(*peaks.values(), strict=True))
+    assert held > 5 * max(peaks[6400]), "a list of the rows is what this saves"
+
+
+@pytest.mark.usefixtures("parts")
+def test_rejects_of_several_tables_are_joined(tmp_path):
+    rejects = [Reject(str(n), "item", "code", "f", n, "raw") for n in range(5)]
+    for name, part in (("a", rejects[:2]), ("b", []), ("c", rejects[2:])):
+        tables.write_rejects(tmp_path / name, part)
+    tables.join_rejects(tmp_path / "x" / "all", [tmp_path / name for name in "abc"])
+    assert tables.read_rejects(tmp_path / "x" / "all") == rejects

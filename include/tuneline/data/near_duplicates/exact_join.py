@@ -113,6 +113,18 @@ def similar_pairs(
                     yield a[i], b[j], value
 
 
+def pairs_among(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
+    """Yield each pair of similar texts of one list, the smaller number first."""
+    for kind in _KINDS:
+        chosen = [i for i, text in enumerate(texts) if kind.fits(text)]
+        if chosen:
+            ours = [texts[i] for i in chosen]
+            pairs = _candidates(ours, ours, kind.shingle, threshold, once=True)
+            for i, j, value in _judged(ours, ours, pairs, kind.grams):
+                if value >= threshold:
+                    yield chosen[i], chosen[j], value
+
+
 def _judged(
     left: Sequence[str],
     right: Sequence[str],
@@ -129,9 +141,17 @@ def _judged(
 
 
 def _candidates(
-    left: Sequence[str], right: Sequence[str], shingle: _Shingle, threshold: float
+    left: Sequence[str],
+    right: Sequence[str],
+    shingle: _Shingle,
+    threshold: float,
+    *,
+    once: bool = False,
 ) -> Indices:
-    """Return the pairs that no filter rules out: shape (pairs, 2), in order, each once."""
+    """Return the pairs that no filter rules out: shape (pairs, 2), in order, each once.
+
+    With `once`, only pairs whose right number is the greater one.
+    """
     counts = np.zeros(_CELLS, dtype=np.int64)
     for side in (left, right):
         grams = (side[batch] for batch in batches(side))
@@ -142,7 +162,8 @@ def _candidates(
 
     def meet(batch: slice) -> Indices:
         grams = distinct(shingle(left[batch]))
-        pairs = _meeting(_rarest_of(grams, counts, threshold), held, keys, threshold)
+        ours = _rarest_of(grams, counts, threshold)
+        pairs = _meeting(ours, held, keys, threshold, batch.start if once else None)
         pairs[:, 0] += batch.start
         return pairs
 
@@ -233,7 +254,9 @@ def _rarest_of(keys: Hashes, counts: NDArray[np.int64], threshold: float) -> _Ra
     )
 
 
-def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> Indices:
+def _meeting(
+    left: _Rarest, right: _Rarest, keys: Hashes, threshold: float, start: int | None
+) -> Indices:
     """Return the pairs of texts that share one of their rarest grams and pass the bitmap filter.
 
     Args:
@@ -241,6 +264,8 @@ def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> I
         right: sorted grams.
         keys: sort keys of the right grams, with the sizes of their texts.
         threshold: Jaccard similarity that a pair must be able to reach.
+        start: number of the first left text among the right ones, to find each pair of one side
+            once; None if the sides differ.
     """
     least = np.ceil(threshold * left.sizes - 1e-9).astype(np.int64)
     first = np.searchsorted(keys, left.keys(least[left.texts]), side="left")
@@ -248,18 +273,22 @@ def _meeting(left: _Rarest, right: _Rarest, keys: Hashes, threshold: float) -> I
     matches = np.maximum(last - first, 0)
     ends = np.cumsum(matches)
     found: list[Indices] = [np.empty(0, dtype=np.int64)]
-    start = 0
-    while start < len(matches):
-        before = ends[start] - matches[start]
-        stop = max(start + 1, int(np.searchsorted(ends, before + _HELD_MATCHES, side="right")))
-        times = matches[start:stop]
-        run = first[start:stop] - (ends[start:stop] - times - before)
-        at = np.arange(times.sum()) + np.repeat(run, times)
-        i = np.repeat(left.texts[start:stop], times)
-        fits = right.reach[at] >= left.sizes[i]
-        i, j = i[fits], right.texts[at[fits]]
+    at = 0
+    while at < len(matches):
+        before = ends[at] - matches[at]
+        stop = max(at + 1, int(np.searchsorted(ends, before + _HELD_MATCHES, side="right")))
+        times = matches[at:stop]
+        run = first[at:stop] - (ends[at:stop] - times - before)
+        place = np.arange(times.sum()) + np.repeat(run, times)
+        i = np.repeat(left.texts[at:stop], times)
+        fits = right.reach[place] >= left.sizes[i]
+        i, j = i[fits], right.texts[place[fits]]
+        if start is not None:
+            later = np.flatnonzero(j > i + start)
+            i, j = i[later], j[later]
         near = alike((left.bits, left.sizes), (right.bits, right.sizes), (i, j), threshold)
         found.append((i[near] << 32) | j[near])
-        start = stop
-    pairs = np.unique(np.concatenate(found))
+        at = stop
+    pairs = np.sort(np.concatenate(found))
+    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
     return np.stack((pairs >> 32, pairs & 0xFFFFFFFF), axis=1)

@@ -1,24 +1,26 @@
 """Find near-duplicates by MinHash and LSH, each candidate verified by its exact Jaccard similarity.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are those
-of datasketch 2 (`scheme="affine32"`), computed for a whole batch with NumPy and bit by bit the same
-as `MinHash.update_batch` over the same 32-bit hashes. Functions are pure and work on batches, so
-that a distributed engine can map them. Of each text only the band keys are kept; the shingles of
-candidates are made a second time when they are verified. The witness of this search, which misses
-few pairs but not none, is `exact_join`.
+MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are the
+sketches of Dahlgaard, Knudsen and Thorup, "Fast similarity sketching" (2017), which estimate the
+same similarity with some five hash values for each shingle in place of 128. Functions are pure and
+work on batches, so that a distributed engine can map them. Of each text only the band keys and a
+bitmap are kept; the shingles of candidates are made a second time when they are verified. The
+witness of this search, which misses few pairs but not none, is `exact_join`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.data.near_duplicates.bitmaps import alike, bitmaps
+from tuneline.data.near_duplicates.bitmaps import alike_by_marks, marks
 from tuneline.data.near_duplicates.shingles import (
-    BATCH_TEXTS,
+    HASH_BITS,
     LONG,
     SHORT,
     Hashes,
@@ -37,54 +39,82 @@ from tuneline.data.near_duplicates.shingles import (
 from tuneline.machine.threads import in_threads
 
 Signatures = NDArray[np.uint32]
+Shingle = Callable[[Sequence[str]], Shingled]
 
-NUM_PERM = 128
+# Values of a signature, and rounds in which shingles fall into bins.
+BINS, ROUNDS = 128, 5
+_BIN_BITS = (BINS - 1).bit_length()
+_BIN_SHIFT = np.uint32(32 - _BIN_BITS)
+_EMPTY = np.uint32(0xFFFFFFFF)
 SEED = 1
+_HASH = np.uint64((1 << HASH_BITS) - 1)
+# Cells that are filled at once.
+_FILLED = 1 << 12
 # Up to this many rows, more bands cost nothing and miss nothing.
 FEW_ROWS = 5_000
 BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
 # If more rows than this have the same band, each is compared with its neighbours only.
 MAX_BUCKET = 64
 # Pairs verified at once.
-PAIRS = BATCH_TEXTS
+PAIRS = 1 << 12
 # Pairs whose bitmaps are compared at once.
 CHECKED = 1 << 16
 
 
 def signatures(shingled: Shingled) -> Signatures:
-    """Compute MinHash signatures.
+    """Sketch sets of shingles, so that two agree in each value with their Jaccard similarity.
+
+    In each round every shingle falls into one of the bins. A bin takes the smallest value of the
+    first round that put a shingle into it. What is left empty after `ROUNDS` takes the smallest
+    value of all shingles by a hash of its own.
 
     Args:
         shingled: at least one shingle of every text; repeats change nothing.
 
     Returns:
-        Shape (128, texts); column i is `MinHash(num_perm=128, scheme="affine32").hashvalues` after
-        `update_batch` with the lower 32 bits of the hashes of text i.
+        Shape (texts, 128); the values of a text depend on no other text.
     """
-    a, b = _permutations()
-    hashed = _fmix32(shingled.hashes.astype(np.uint32))
-    permuted = np.empty_like(hashed)
-    result = np.empty((NUM_PERM, len(shingled)), dtype=np.uint32)
-    for k in range(NUM_PERM):
-        np.multiply(hashed, a[k], out=permuted)
-        np.add(permuted, b[k], out=permuted)
-        np.minimum.reduceat(permuted, shingled.offsets[:-1], out=result[k])
-    return result
+    counts = np.diff(shingled.offsets)
+    cells = np.full(len(shingled) * BINS, _EMPTY)
+    first = np.repeat(np.arange(0, len(cells), BINS), counts)
+    hashes = shingled.hashes.astype(np.uint32)
+    for number, factor in enumerate(_factors()[:ROUNDS]):
+        # The upper bits name the bin. In one bin they are equal, so the values need not lose them.
+        values = hashes * factor
+        cell = first + (values >> _BIN_SHIFT)
+        if number:
+            free = np.flatnonzero(cells[cell] == _EMPTY)
+            cell, values = cell[free], values[free]
+        np.minimum.at(cells, cell, values)
+        unfinished = (cells == _EMPTY).reshape(-1, BINS).any(axis=1)
+        # To sort the others out costs as much as to look at them once more.
+        if 2 * np.count_nonzero(unfinished) < len(unfinished):
+            left = np.flatnonzero(unfinished[first >> _BIN_BITS])
+            hashes, first = hashes[left], first[left]
+    _fill(cells, shingled, counts)
+    return cells.reshape(-1, BINS)
+
+
+def _fill(cells: NDArray[np.uint32], shingled: Shingled, counts: Indices) -> None:
+    """Give every empty cell the smallest value of the hash that belongs to its bin."""
+    empty = np.flatnonzero(cells == _EMPTY)
+    text, number = np.divmod(empty, BINS)
+    for start in range(0, len(empty), _FILLED):
+        part = slice(start, start + _FILLED)
+        times = counts[text[part]]
+        ends = np.cumsum(times)
+        skipped = shingled.offsets[text[part]] - (ends - times)
+        at = np.arange(ends[-1]) + np.repeat(skipped, times)
+        factors = np.repeat(_factors()[ROUNDS + number[part]], times)
+        values = shingled.hashes[at].astype(np.uint32) * factors
+        cells[empty[part]] = np.minimum.reduceat(values, ends - times)
 
 
 @cache
-def _permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    from datasketch import MinHash
-
-    a, b = MinHash(num_perm=NUM_PERM, seed=SEED, scheme="affine32").permutations
-    return a, b
-
-
-def _fmix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Apply MurmurHash3's 32-bit finaliser, with which datasketch mixes hashes first."""
-    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))
+def _factors() -> NDArray[np.uint32]:
+    """Return the odd factors that spread hashes anew, one of each round and of each bin."""
+    drawn = np.random.default_rng(SEED).integers(1 << 31, size=ROUNDS + BINS, dtype=np.uint32)
+    return drawn << np.uint32(1) | np.uint32(1)
 
 
 def bands_for(rows: int, threshold: float) -> tuple[int, int]:
@@ -99,9 +129,9 @@ def bands_for(rows: int, threshold: float) -> tuple[int, int]:
     elif threshold >= 0.8:
         bands = BANDS_MANY
     else:
-        widths = (r for r in range(BANDS_MANY[1], 0, -1) if _found(NUM_PERM // r, r, threshold))
+        widths = (r for r in range(BANDS_MANY[1], 0, -1) if _found(BINS // r, r, threshold))
         width = next(widths, 1)
-        bands = (NUM_PERM // width, width)
+        bands = (BINS // width, width)
     return bands
 
 
@@ -113,17 +143,19 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
     """Return one hash for every band of every row.
 
     Args:
-        sigs: signatures, shape (128, rows).
+        sigs: signatures, shape (rows, 128).
         bands: number of bands and their width.
 
     Returns:
         Shape (bands, rows).
     """
     count, width = bands
-    keys = np.zeros((count, sigs.shape[1]), dtype=np.uint64)
+    used = sigs[:, : count * width].reshape(len(sigs), count, width)
+    keys = np.zeros((len(sigs), count), dtype=np.uint64)
     for column in range(width):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15) + sigs[column : count * width : width]
-    return mix(keys)
+        keys *= np.uint64(0x9E3779B97F4A7C15)
+        keys += used[:, :, column]
+    return np.ascontiguousarray(mix(keys).T)
 
 
 def candidates(keys: Hashes) -> NDArray[np.int64]:
@@ -146,7 +178,9 @@ def candidates(keys: Hashes) -> NDArray[np.int64]:
         found.extend((a << bits) | b for a, b in _equal_keys(ranked, bits, low))
     if not found:
         return np.empty((0, 2), dtype=np.int64)
-    pairs = np.unique(np.concatenate(found))
+    # A sort is ten times as fast as the hash table of `np.unique`.
+    pairs = np.sort(np.concatenate(found))
+    pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
     return np.stack((pairs >> bits, pairs & low), axis=1).astype(np.int64)
 
 
@@ -160,24 +194,39 @@ def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tup
         yield ranked[same] & low, ranked[same + distance] & low
 
 
-def jaccard(a: Shingled, b: Shingled) -> NDArray[np.float64]:
+def jaccard(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> NDArray[np.float64]:
     """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
 
     Args:
-        a: shingles of the first text of each of at most `PAIRS` pairs.
-        b: shingles of the second text of each pair.
+        texts: the texts, normalised or not.
+        pairs: numbers of both texts of each pair, shape (pairs, 2).
+        shingle: kind of shingle.
 
     Returns:
         Shape (pairs,).
     """
-    left, right = distinct(a), distinct(b)
-    both = np.sort(np.concatenate((left, right)))
-    shared = _count(both[1:][both[1:] == both[:-1]], len(a))
-    return shared / (_count(left, len(a)) + _count(right, len(a)) - shared)
+    among, numbers = np.unique(pairs, return_inverse=True)
+    sets = _sets([texts[i] for i in among.tolist()], shingle)
+    sizes = np.diff(sets.indptr)
+    i, j = numbers.reshape(pairs.shape).T
+    shared = np.diff(sets[i].multiply(sets[j]).indptr)
+    return np.asarray(shared / (sizes[i] + sizes[j] - shared))
 
 
-def _count(keys: Hashes, texts: int) -> NDArray[np.int64]:
-    return np.bincount(text_of(keys), minlength=texts)
+def _sets(texts: Sequence[str], shingle: Shingle) -> Any:
+    """Return a sparse matrix with a row for each text, and a column for each possible shingle."""
+    from scipy.sparse import csr_array
+
+    hashes: list[Indices] = []
+    sizes: list[Indices] = [np.zeros(1, dtype=np.int64)]
+    for batch in batches(texts):
+        keys = distinct(shingle(texts[batch]))
+        hashes.append((keys & _HASH).astype(np.int64))
+        sizes.append(np.bincount(text_of(keys), minlength=batch.stop - batch.start))
+    members = np.concatenate(hashes)
+    ends = np.cumsum(np.concatenate(sizes))
+    shape = (len(texts), 1 << HASH_BITS)
+    return csr_array((np.ones(len(members), dtype=bool), members, ends), shape=shape)
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
@@ -191,73 +240,97 @@ def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, f
         `(i, j, similarity)` with i < j, in order; the greater similarity if both kinds of shingles
         apply.
     """
-    lengths, short_keys, long_keys = _keys(texts, threshold)
-    best: dict[tuple[int, int], float] = {}
-    for members, keys, shingle in (
-        (np.flatnonzero(lengths <= SHORT), short_keys, shingle_chars),
-        (np.flatnonzero(lengths > LONG), long_keys, shingle_words),
-    ):
-        pairs = _possible(texts, members[candidates(keys)], shingle, threshold)
-        for start in range(0, len(pairs), PAIRS):
-            part = pairs[start : start + PAIRS]
-            left, right = ([texts[i] for i in side.tolist()] for side in part.T)
-            similar = jaccard(shingle(left), shingle(right))
-            for at in np.flatnonzero(similar >= threshold).tolist():
-                pair = (int(part[at, 0]), int(part[at, 1]))
-                best[pair] = max(float(similar[at]), best.get(pair, 0.0))
-    return [(i, j, similarity) for (i, j), similarity in sorted(best.items())]
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    similarities = [np.empty(0)]
+    short, long = _indexed(texts, threshold)
+    kinds: tuple[tuple[_Indexed, Shingle], ...] = ((short, shingle_chars), (long, shingle_words))
+    for indexed, shingle in kinds:
+        for part, values in _verified(texts, _possible(indexed, threshold), shingle):
+            near = np.flatnonzero(values >= threshold)
+            pairs.append(part[near])
+            similarities.append(values[near])
+    found, values = np.concatenate(pairs), np.concatenate(similarities)
+    # Of a pair that both kinds find, the greater similarity comes first.
+    order = np.lexsort((-values, found[:, 1], found[:, 0]))
+    found, values = found[order], values[order]
+    fresh = np.ones(len(found), dtype=bool)
+    fresh[1:] = (found[1:] != found[:-1]).any(axis=1)
+    i, j = found[fresh].T.tolist()
+    return list(zip(i, j, values[fresh].tolist(), strict=True))
 
 
-def _possible(
-    texts: Sequence[str],
-    pairs: Indices,
-    shingle: Callable[[Sequence[str]], Shingled],
-    threshold: float,
-) -> Indices:
-    """Return the candidates that may be near; ask only if texts have more than one on average."""
-    among, numbers = np.unique(pairs, return_inverse=True)
-    if len(pairs) <= len(among):
-        return pairs
-    chosen = [texts[i] for i in among.tolist()]
-    bits: list[Hashes] = []
-    sizes: list[Indices] = []
-    for batch in batches(chosen):
-        count = batch.stop - batch.start
-        grams = distinct(shingle(chosen[batch]))
-        text = text_of(grams)
-        bits.append(bitmaps(grams, text, count))
-        sizes.append(np.bincount(text, minlength=count))
-    known = (np.concatenate(bits), np.concatenate(sizes))
-    i, j = numbers.reshape(pairs.shape).T
-    found = [
+def _verified(
+    texts: Sequence[str], pairs: Indices, shingle: Shingle
+) -> Iterator[tuple[Indices, NDArray[np.float64]]]:
+    """Yield all pairs in parts, with their exact similarities."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(pairs):
+        return
+    # Pairs of the same texts come one after the other, so that a text is split only once.
+    graph = coo_array((np.ones(len(pairs), dtype=bool), pairs.T), (len(texts), len(texts)))
+    group = connected_components(graph, directed=False)[1]
+    pairs = pairs[np.argsort(group[pairs[:, 0]], kind="stable")]
+    parts = [pairs[start : start + PAIRS] for start in range(0, len(pairs), PAIRS)]
+    values = in_threads(lambda part: jaccard(texts, part, shingle), parts)
+    yield from zip(parts, values, strict=True)
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    """What is kept of the texts that are compared by one kind of shingle.
+
+    Attributes:
+        members: number of each text.
+        keys: band keys, shape (bands, texts).
+        bits: bitmap of each text.
+        sizes: most shingles that the set of each text can have.
+    """
+
+    members: Indices
+    keys: Hashes
+    bits: Hashes
+    sizes: Indices
+
+
+def _possible(indexed: _Indexed, threshold: float) -> Indices:
+    """Return the pairs that agree in a band and that their bitmaps don't rule out."""
+    pairs = candidates(indexed.keys)
+    left_over = [
         start
-        + alike(known, known, (i[start : start + CHECKED], j[start : start + CHECKED]), threshold)
+        + alike_by_marks(indexed.bits, indexed.sizes, pairs[start : start + CHECKED], threshold)
         for start in range(0, len(pairs), CHECKED)
     ]
-    return pairs[np.concatenate(found)]
+    return indexed.members[pairs[np.concatenate([np.empty(0, dtype=np.int64), *left_over])]]
 
 
-def _keys(texts: Sequence[str], threshold: float) -> tuple[Indices, Hashes, Hashes]:
-    """Return the normalised length of every text, and the band keys of short and of long texts."""
+def _indexed(texts: Sequence[str], threshold: float) -> tuple[_Indexed, _Indexed]:
+    """Index short and long texts."""
     bands = bands_for(len(texts), threshold)
-    none = np.empty((bands[0], 0), dtype=np.uint64)
 
-    def keys_of(batch: slice) -> tuple[Indices, Hashes, Hashes]:
+    def index(batch: slice) -> tuple[_Indexed, _Indexed]:
         words = words_of(texts[batch])
-        keys = [none, none]
-        for at, (fits, shingle) in enumerate(
-            ((words.lengths <= SHORT, chars_of), (words.lengths > LONG, grams_of))
-        ):
-            if fits.any():
-                chosen = words
-                if not fits.all():
-                    among = np.flatnonzero(fits) + batch.start
-                    chosen = words_of([texts[i] for i in among.tolist()])
-                keys[at] = band_keys(signatures(shingle(chosen)), bands)
-        return words.lengths, keys[0], keys[1]
+        short, long = words.lengths <= SHORT, words.lengths > LONG
+        return (
+            _index(chars_of(words.chosen(short)), np.flatnonzero(short) + batch.start, bands),
+            _index(grams_of(words.chosen(long)), np.flatnonzero(long) + batch.start, bands),
+        )
 
-    # Draw the permutations once, not in each thread.
-    _permutations()
-    nothing = (np.empty(0, dtype=np.int64), none, none)
-    lengths, short, long = zip(nothing, *in_threads(keys_of, batches(texts)), strict=True)
-    return np.concatenate(lengths), np.concatenate(short, axis=1), np.concatenate(long, axis=1)
+    _factors()
+    short, long = zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True)
+    return _joined(short), _joined(long)
+
+
+def _index(shingled: Shingled, members: Indices, bands: tuple[int, int]) -> _Indexed:
+    keys = band_keys(signatures(shingled), bands)
+    return _Indexed(members, keys, marks(shingled), np.diff(shingled.offsets))
+
+
+def _joined(parts: Sequence[_Indexed]) -> _Indexed:
+    return _Indexed(
+        members=np.concatenate([part.members for part in parts]),
+        keys=np.concatenate([part.keys for part in parts], axis=1),
+        bits=np.concatenate([part.bits for part in parts]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+    )

@@ -11,11 +11,21 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tuneline.data.conversations.answers import answer_object, dump_like
-from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.near_duplicates.shingles import (
+    Shingled,
+    batches,
+    grams_of,
+    normalise,
+    words_of,
+)
 
 NGRAM = 5
 MIN_WORDS = 4
@@ -23,6 +33,9 @@ MIN_WORDS = 4
 MIN_ANSWERS = 40
 # A phrase in nearly every answer is the format that is to be learnt, not a bad habit.
 FORMAT_SHARE = 0.9
+
+# Cells in which 5-grams are counted.
+_CELLS = 1 << 22
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -76,7 +89,9 @@ def repeated_sentences(
         members[None].append(index)
         if label is not None:
             members[label].append(index)
-    added = [added_sentences(text) for text in texts]
+    # Equal sentences are kept once.
+    known: dict[str, str] = {}
+    added = [tuple(known.setdefault(s, s) for s in added_sentences(text)) for text in texts]
     found = []
     for label, indices in members.items():
         if len(indices) < MIN_ANSWERS:
@@ -124,9 +139,9 @@ def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
         texts: `prose` of each answer.
         share: the share from which an n-gram counts.
     """
-    grams = [_ngrams(text) for text in texts]
-    counts = Counter(gram for row in grams for gram in row)
     least = max(share * len(texts), 2)
+    grams = _frequent_ngrams(texts, least)
+    counts = Counter(gram for row in grams for gram in row)
     repeated = [
         RepeatedNgram(gram, count, count / len(texts))
         for gram, count in counts.items()
@@ -171,12 +186,39 @@ def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float)
     return gone
 
 
-def _ngrams(texts: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for text in texts:
-        words = normalise(text).split()
-        found.update(" ".join(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1))
-    return found
+def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[frozenset[str]]:
+    """Return the word 5-grams of each answer, without most of those in fewer than `least`.
+
+    Their hashes are counted in a table first, where two may share a cell, so that only the few
+    frequent ones are made as strings.
+    """
+    parts = [part for text in texts for part in text]
+    counts = np.zeros(_CELLS, dtype=np.int64)
+    for batch in batches(parts):
+        counts += np.bincount(_cells(parts[batch]).hashes.view(np.int64), minlength=_CELLS)
+    frequent = counts >= least
+    found: list[frozenset[str]] = []
+    for batch in batches(parts):
+        cells = _cells(parts[batch])
+        wanted = frequent[cells.hashes.view(np.int64)]
+        for number, part in enumerate(parts[batch]):
+            found.append(_ngrams(part, wanted[cells.offsets[number] : cells.offsets[number + 1]]))
+    each = iter(found)
+    return [frozenset().union(*islice(each, len(text))) for text in texts]
+
+
+def _cells(texts: Sequence[str]) -> Shingled:
+    shingled = grams_of(words_of(texts), NGRAM)
+    return Shingled(shingled.hashes & np.uint64(_CELLS - 1), shingled.offsets)
+
+
+def _ngrams(text: str, wanted: NDArray[np.bool_]) -> frozenset[str]:
+    """Return the 5-grams of a text that begin at the words that the mask chooses."""
+    if not wanted.any():
+        return frozenset()
+    words = normalise(text).split()
+    starts = np.flatnonzero(wanted[: max(len(words) - NGRAM + 1, 0)])
+    return frozenset(" ".join(words[i : i + NGRAM]) for i in starts.tolist())
 
 
 def thin(

@@ -6,19 +6,23 @@ each, the split by cluster, and a search by the exact join across the split.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.boilerplate import common_affixes
+from tuneline.data.near_duplicates.conversations import tie_conversations
 from tuneline.data.near_duplicates.exact_join import cross_similarities
+from tuneline.data.near_duplicates.masked import masked_prompt
 from tuneline.data.near_duplicates.minhash import near_pairs
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import assign, cluster_hash, plan
-from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row
+from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, column_of
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Deduplicated:
         missed: number of near-duplicates across the split that only the exact join found.
         cross_similarity: greatest similarity, by the exact join, of a kept row of training or
             validation to a row of a split that is held out from it.
+        conversation: number of the group of rows that share its split, as they share a cluster or
+            a conversation; None for a row that left before the split, and of an own hold-out.
     """
 
     texts: list[str]
@@ -49,40 +55,40 @@ class Deduplicated:
     near_conflicts: int = 0
     missed: int = 0
     cross_similarity: list[float] = field(default_factory=list)
+    conversation: list[int | None] = field(default_factory=list)
 
 
-def similarity_texts(rows: Sequence[Row], among: Sequence[Row] | None = None) -> list[str]:
+def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:
     """Return the normalised text by which each row is compared.
 
     Args:
         rows: the rows.
         among: the whole dataset, whose shared text is left out; None for `rows` itself.
     """
-    own = [_masked(row) for row in rows]
-    affixes = common_affixes(own if among is None else [_masked(row) for row in among])
+    own = list(map(_masked, rows))
+    affixes = common_affixes(own if among is None else list(map(_masked, among)))
     return [normalise(affixes.own(text)) or normalise(text) for text in own]
 
 
 def _masked(row: Row) -> str:
     """Return the turns before the answer, surrogates of personal data replaced by their type."""
-    texts = []
-    for number, message in enumerate(row.prompt):
-        if message["role"] == "system":
-            continue
-        text = message["content"]
-        for span in sorted(row.stand_ins, key=lambda span: -span.start):
-            if span.turn == number:
-                text = f"{text[: span.start]}{span.entity}{text[span.end :]}"
-        texts.append(text)
-    return "\n".join(texts)
+    return "\n".join(text for _, text in masked_prompt(row))
 
 
 def find_conflicts(rows: Sequence[Row]) -> list[list[int]]:
     """Return the groups of rows with one question and different answers, or different classes."""
-    groups: dict[str, list[int]] = defaultdict(list)
+    # Hashes in place of texts, most of which are asked once.
+    groups: dict[bytes, list[int]] = {}
+    meanings: list[bytes] = []
     for index, row in enumerate(rows):
-        groups["\x00".join(normalise(m["content"]) for m in row.prompt)].append(index)
-    return [g for g in groups.values() if len({meaning(rows[i]) for i in g}) > 1]
+        question = "\x00".join(normalise(m["content"]) for m in row.prompt)
+        groups.setdefault(_digest(question), []).append(index)
+        meanings.append(_digest(meaning(row)))
+    return [g for g in groups.values() if len(g) > 1 and len({meanings[i] for i in g}) > 1]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def meaning(row: Row) -> str:
@@ -192,21 +198,37 @@ def _exact_key(row: Row) -> tuple[str, ...]:
     return tuple(normalise(message["content"]) for message in row.messages)
 
 
+class _Chosen(Iterable[Row]):
+    """Some of the rows in their order, read anew by each loop over them."""
+
+    def __init__(self, rows: Sequence[Row], numbers: Sequence[int]) -> None:
+        self._rows = rows
+        self._flags = bytearray(len(rows))
+        for number in numbers:
+            self._flags[number] = 1
+
+    def __iter__(self) -> Iterator[Row]:
+        return compress(self._rows, self._flags)
+
+
 def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None:
+    labels, held = column_of(rows, "label"), column_of(rows, "own_holdout")
     free: list[int] = []
     own: list[int] = []
-    for index, row in enumerate(rows):
-        if found.reasons[index] is None:
-            (own if row.own_holdout else free).append(index)
-    # The hash of a cluster is the smallest of the hashes of its rows.
+    for index, reason in enumerate(found.reasons):
+        if reason is None:
+            (own if held[index] else free).append(index)
+    groups = tie_conversations(_Chosen(rows, free), [found.cluster[i] for i in free])
+    found.conversation = [None] * len(rows)
+    # The hash of a group is the smallest of the hashes of its rows.
     hashes: dict[int, str] = {}
-    for index in free:
+    for index, root in zip(free, groups, strict=True):
+        found.conversation[index] = root
         digest = cluster_hash(found.texts[index])
-        root = found.cluster[index]
         hashes[root] = min(digest, hashes.get(root, digest))
     splits = assign(
-        [rows[index].label for index in free],
-        [hashes[found.cluster[index]] for index in free],
+        [labels[index] for index in free],
+        [hashes[root] for root in groups],
         plan(len(free), config, own_holdout=bool(own)),
     )
     for index, split in zip(free, splits, strict=True):

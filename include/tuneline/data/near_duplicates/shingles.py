@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,10 @@ CHARS, WORDS = 5, 3
 # a quarter, so one of the two always applies to both texts.
 SHORT, LONG = 400, 320
 # Most characters of a batch, so that its arrays stay in the processor's cache, and most texts.
-BATCH_CHARS, BATCH_TEXTS = 1 << 18, 1 << 12
+BATCH_CHARS, BATCH_TEXTS = 1 << 16, 1 << 12
 
 _NOT_WORD = re.compile(r"[\W_]+")
-_SPACE = 32
+_SPACE, _END = 32, 10
 # A random odd base; odd numbers have an inverse modulo 2^64.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -61,16 +62,21 @@ def _ascii_words() -> dict[int, str]:
 
 def mix(values: Hashes) -> Hashes:
     """Apply MurmurHash3's 64-bit finaliser, a bijection that spreads its input."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
+    shift = np.uint64(33)
+    shifted = values >> shift
+    mixed = values ^ shifted
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        mixed *= np.uint64(factor)
+        np.right_shift(mixed, shift, out=shifted)
+        mixed ^= shifted
+    return mixed
 
 
 @dataclass(frozen=True)
 class Shingled:
     """The shingle hashes of texts: those of text i are `hashes[offsets[i]:offsets[i + 1]]`.
 
-    They are in the order of the text, repeats included.
+    They are in the order of the text, with repeats.
     """
 
     hashes: Hashes
@@ -86,26 +92,36 @@ class Shingled:
 
 @dataclass(frozen=True)
 class Words:
-    """Texts split into words.
+    """Normalised texts, one after the other.
 
     Attributes:
-        codes: code points of all texts in lower case, 0 outside words.
-        starts: index in `codes` at which each word begins.
-        ends: index in `codes` at which each word ends.
-        per_text: number of words of each text.
-        lengths: number of characters of each normalised text.
+        units: code points of all texts, with a line feed after each.
+        starts: index in `units` at which each text begins.
+        lengths: number of characters of each text.
     """
 
-    codes: NDArray[np.uint32] | NDArray[np.uint8]
+    units: NDArray[np.uint32] | NDArray[np.uint8]
     starts: Indices
-    ends: Indices
-    per_text: Indices
     lengths: Indices
+
+    def chosen(self, texts: NDArray[np.bool_]) -> Words:
+        """Return the texts that the mask, shape (texts,), chooses."""
+        if texts.all():
+            return self
+        lengths = self.lengths[texts]
+        units = self.units.take(np.flatnonzero(np.repeat(texts, self.lengths + 1)))
+        return Words(units, _starts_of(lengths + 1), lengths)
+
+
+def _starts_of(sizes: Indices) -> Indices:
+    """Return where each of adjacent parts begins."""
+    return np.cumsum(sizes) - sizes
 
 
 # The number of a text in its batch takes the upper bits of a key, the hash of its shingle the
 # others. Two hashes of a text are equal in 52 bits once in 10^11 texts.
 TEXT_BITS = (BATCH_TEXTS - 1).bit_length()
+HASH_BITS = 64 - TEXT_BITS
 
 
 def distinct(shingled: Shingled) -> Hashes:
@@ -118,7 +134,7 @@ def distinct(shingled: Shingled) -> Hashes:
         Sorted keys, each once: the number of the text above the upper 52 bits of a hash.
     """
     numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
-    shift = np.uint64(64 - TEXT_BITS)
+    shift = np.uint64(HASH_BITS)
     keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(TEXT_BITS)))
     fresh = np.ones(len(keys), dtype=bool)
     np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
@@ -127,53 +143,62 @@ def distinct(shingled: Shingled) -> Hashes:
 
 def text_of(keys: Hashes) -> Indices:
     """Return the number of the text of each of the keys that `distinct` gives."""
-    return (keys >> np.uint64(64 - TEXT_BITS)).astype(np.int64)
+    return (keys >> np.uint64(HASH_BITS)).astype(np.int64)
 
 
 def batches(texts: Sequence[str]) -> Iterator[slice]:
     """Cut texts into batches of about `BATCH_CHARS` characters, at most `BATCH_TEXTS` texts."""
+    ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
     start = size = 0
-    for index, text in enumerate(texts):
-        full = size + len(text) > BATCH_CHARS or index - start == BATCH_TEXTS
-        if full and index > start:
-            yield slice(start, index)
-            start, size = index, 0
-        size += len(text)
-    if start < len(texts):
-        yield slice(start, len(texts))
+    while start < len(texts):
+        full = int(np.searchsorted(ends, size + BATCH_CHARS, side="right"))
+        stop = min(max(full, start + 1), start + BATCH_TEXTS, len(texts))
+        yield slice(start, stop)
+        start, size = stop, int(ends[stop - 1])
+
+
+# No text of ASCII holds these, so they separate texts.
+_GAP_BYTE, _GAP_CHARACTER = "\xff", "\U0010ffff"
 
 
 @cache
-def _code_of_byte() -> NDArray[np.uint8]:
-    table = np.zeros(128, dtype=np.uint8)
-    for code, word in _ascii_words().items():
-        table[code] = 0 if word == " " else ord(word)
-    return table
+def _unit_of_byte() -> bytes:
+    """Map ASCII to lower case or a space, and the byte between two texts to a line feed."""
+    plain = [ord(_ascii_words()[code]) for code in range(128)]
+    return bytes([*plain, *range(128, 255), _END])
 
 
 def words_of(texts: Sequence[str]) -> Words:
-    """Split texts, normalised or not, into words."""
+    """Normalise texts, which may be normalised already."""
     plain = [text if text.isascii() else normalise(text) for text in texts]
-    joined = "\n".join([*plain, ""])
-    codes: NDArray[np.uint32] | NDArray[np.uint8]
-    if joined.isascii():
-        codes = _code_of_byte()[np.frombuffer(joined.encode(), dtype=np.uint8)]
+    units: NDArray[np.uint32] | NDArray[np.uint8]
+    if all(map(str.isascii, plain)):
+        joined = _GAP_BYTE.join([*plain, ""]).encode("latin-1").translate(_unit_of_byte())
+        units = np.frombuffer(joined, dtype=np.uint8)
     else:
-        raw = np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32)
-        ascii_codes = _code_of_byte()[np.minimum(raw, 127)]
-        codes = np.where(raw < 128, ascii_codes, raw)
-    inside = np.zeros(len(codes) + 1, dtype=np.int8)
-    inside[1:] = codes != 0
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    # Every text is followed by a line feed, so each word that begins also ends.
-    starts, ends = edges[::2], edges[1::2]
-    lengths = np.fromiter(map(len, plain), dtype=np.int64, count=len(plain))
-    bounds = np.concatenate(([0], np.cumsum(lengths + 1)))
-    first = np.searchsorted(starts, bounds)
-    per_text = np.diff(first)
-    letters = np.concatenate(([0], np.cumsum(ends - starts)))
-    normalised = np.diff(letters[first]) + np.maximum(per_text - 1, 0)
-    return Words(codes, starts, ends, per_text, normalised)
+        wide = _GAP_CHARACTER.join([*plain, ""]).encode("utf-32-le")
+        raw = np.frombuffer(wide, dtype=np.uint32)
+        ascii_units = np.frombuffer(_unit_of_byte(), dtype=np.uint8)[np.minimum(raw, 127)]
+        units = np.where(raw < 128, ascii_units, raw)
+        units[raw == ord(_GAP_CHARACTER)] = _END
+    units = _single_spaces(units)
+    ends = np.flatnonzero(units == _END)
+    starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
+    return Words(units, starts, ends - starts)
+
+
+def _single_spaces(units: NDArray[Any]) -> NDArray[Any]:
+    """Remove the spaces that have another before or after them, or stand at an end of a text."""
+    word = units > _SPACE
+    kept = word | (units == _END)
+    # The last space of several, and none at the end of a text.
+    kept[:-1] |= word[1:]
+    # Twice as fast as to index by the mask.
+    units = units.take(np.flatnonzero(kept))
+    leading = np.flatnonzero((units[1:] == _SPACE) & (units[:-1] == _END)) + 1
+    if len(units) and units[0] == _SPACE:
+        leading = np.append(leading, 0)
+    return np.delete(units, leading) if len(leading) else units
 
 
 def shingle_chars(texts: Sequence[str]) -> Shingled:
@@ -187,30 +212,31 @@ def shingle_words(texts: Sequence[str]) -> Shingled:
 
 
 def chars_of(words: Words) -> Shingled:
-    """Return the character 5-grams of texts that are split into words."""
-    inside = words.codes != 0
-    # One separator is kept after every word.
-    kept = inside.copy()
-    kept[1:] |= inside[:-1]
-    units = words.codes[kept].astype(np.uint64)
-    units[units == 0] = _SPACE
-    strides = np.where(words.per_text > 0, words.lengths + 1, 0)
-    return _windows(units, words.lengths, strides, CHARS)
+    """Return the character 5-grams of normalised texts."""
+    return _windows(words.units, words.starts, words.lengths, width=CHARS, gap=1)
 
 
-def grams_of(words: Words) -> Shingled:
-    """Return the word 3-grams of texts that are split into words."""
-    return _windows(_word_hashes(words), words.per_text, words.per_text, WORDS)
+def grams_of(words: Words, width: int = WORDS) -> Shingled:
+    """Return the word n-grams of normalised texts, 3-grams by default."""
+    units = words.units
+    gaps = np.flatnonzero(units <= _SPACE)
+    begins = np.concatenate(([0], gaps[:-1] + 1)) if len(gaps) else gaps
+    hashes = _word_hashes(units, begins, gaps)
+    last = np.flatnonzero(units[gaps] == _END)
+    # A text without words keeps the place of one.
+    first = np.concatenate(([0], last[:-1] + 1)) if len(last) else last
+    per_text = np.where(words.lengths > 0, last - first + 1, 0)
+    return _windows(hashes, first, per_text, width=width, gap=0)
 
 
-def _word_hashes(words: Words) -> Hashes:
-    codes = words.codes
-    ascii_only = codes.dtype == np.uint8
-    spread = _spread_of_byte()[codes] if ascii_only else mix(codes.astype(np.uint64))
-    up, down = _powers(1 << (len(codes) - 1).bit_length())
-    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
-    np.cumsum(spread * up[: len(codes)], out=sums[1:])
-    return mix((sums[words.ends] - sums[words.starts]) * down[words.starts])
+def _word_hashes(units: NDArray[Any], begins: Indices, ends: Indices) -> Hashes:
+    ascii_only = units.dtype == np.uint8
+    spread = _spread_of_byte()[units] if ascii_only else mix(units.astype(np.uint64))
+    up, down = _powers(1 << (len(units) - 1).bit_length())
+    spread *= up[: len(units)]
+    sums = np.zeros(len(units) + 1, dtype=np.uint64)
+    np.cumsum(spread, out=sums[1:])
+    return mix((sums[ends] - sums[begins]) * down[begins])
 
 
 @cache
@@ -229,30 +255,41 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
     return result[0], result[1]
 
 
-def _windows(units: Hashes, lengths: Indices, strides: Indices, width: int) -> Shingled:
+def _windows(
+    units: NDArray[Any], starts: Indices, lengths: Indices, *, width: int, gap: int
+) -> Shingled:
     """Hash every window of `width` units inside each text; a shorter text is one window.
 
     Args:
         units: characters or word hashes of all texts, one text after the other.
+        starts: index in `units` of the first unit of each text.
         lengths: number of units of each text.
-        strides: number of units from the start of each text to the start of the next.
         width: length of a window, in units.
+        gap: number of units after each text that belong to none.
+
+    Returns:
+        As many hashes as units: where a window would leave its text, the first one is repeated.
     """
-    starts = np.cumsum(strides) - strides
-    padded = np.concatenate((units, np.zeros(width, dtype=np.uint64)))
-    rolled = np.zeros(len(units) + 1, dtype=np.uint64)
+    offsets = np.append(starts, len(units))
+    padded = np.zeros(len(units) + width, dtype=np.uint64)
+    padded[: len(units)] = units
+    rolled = padded[: len(units)].copy()
+    for step in range(1, width):
+        rolled *= np.uint64(_BASE)
+        rolled += padded[step : step + len(units)]
+    first = rolled[starts]
+    short = np.flatnonzero(lengths < width)
+    first[short] = _short_windows(padded, starts[short], lengths[short], width)
+    tail = offsets[1:, None] - np.arange(1, width + gap)
+    rolled[np.maximum(tail, starts[:, None])] = first[:, None]
+    return Shingled(mix(rolled), offsets)
+
+
+def _short_windows(units: Hashes, starts: Indices, lengths: Indices, width: int) -> Hashes:
+    """Return the value of texts shorter than a window."""
+    values = np.zeros(len(starts), dtype=np.uint64)
     for step in range(width):
-        rolled = rolled * np.uint64(_BASE) + padded[step : step + len(rolled)]
-    counts = np.maximum(lengths - width + 1, 1)
-    offsets = np.concatenate(([0], np.cumsum(counts)))
-    at = np.arange(offsets[-1], dtype=np.int64) + np.repeat(starts - offsets[:-1], counts)
-    hashes = mix(rolled[at])
-    for index in np.flatnonzero(lengths < width).tolist():
-        value = 0
-        for step in range(width):
-            unit = int(units[starts[index] + step]) if step < lengths[index] else 0
-            value = value * _BASE + unit
-        one = np.array([value & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-        # The number of units distinguishes a short text from a longer one that begins with zeros.
-        hashes[offsets[index]] = mix(one + np.uint64(width - lengths[index]))[0]
-    return Shingled(hashes, offsets)
+        values *= np.uint64(_BASE)
+        values += np.where(step < lengths, units[starts + step], np.uint64(0))
+    # The number of units distinguishes a short text from a longer one that begins with zeros.
+    return values + (width - lengths).astype(np.uint64)

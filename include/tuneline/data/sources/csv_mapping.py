@@ -51,24 +51,41 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return _PIECE.sub(put, template)
 
 
-def check_columns(mapping: CsvMapping, header: Sequence[str], name: str) -> None:
-    """Check that a file has the columns that its mapping names.
+def wanted_columns(mapping: CsvMapping) -> list[str]:
+    """Return the columns that a mapping names.
 
     Raises:
-        UserError: if a column is missing; the message names each.
+        UserError: if a template is malformed.
     """
     wanted: dict[str, None] = {}
     for field in ("system", "user", "assistant"):
         template = getattr(mapping, field)
         if template is not None:
             wanted |= dict.fromkeys(columns_of(template, f"data.csv.{field}"))
-    if mapping.label is not None:
-        wanted[mapping.label] = None
-    missing = [column for column in wanted if column not in header]
+    for column in (mapping.label, mapping.conversation):
+        if column is not None:
+            wanted[column] = None
+    return list(wanted)
+
+
+def check_columns(mapping: CsvMapping, header: Sequence[str], name: str, dialect: str) -> None:
+    """Check that a file has the columns that its mapping names.
+
+    Args:
+        mapping: the mapping.
+        header: the file's columns.
+        name: the file's name in errors.
+        dialect: the delimiter and quoting with which it was read, for errors.
+
+    Raises:
+        UserError: if a column is missing; the message names each.
+    """
+    missing = [column for column in wanted_columns(mapping) if column not in header]
     if missing:
         raise UserError(
             f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
-            f"its columns are {', '.join(map(repr, header))}"
+            f"its columns are {', '.join(map(repr, header))}, read with {dialect} "
+            "(data.csv_delimiter, data.csv_quoting)"
         )
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneline.artifacts.data import SourceNote
-from tuneline.config import CsvMapping, DataConfig
+from tuneline.config import DataConfig
+from tuneline.data.sources.csv_records import CsvForm
 from tuneline.data.sources.files import find_files
 from tuneline.data.sources.raw_record import BROKEN_FILE, RawRecord
 from tuneline.data.sources.records import (
@@ -21,7 +22,7 @@ from tuneline.data.sources.records import (
     read_records,
     records_among_others,
 )
-from tuneline.data.sources.source_file import SourceFile
+from tuneline.data.sources.source_file import SourceFile, is_csv
 from tuneline.errors import UserError
 
 
@@ -34,6 +35,7 @@ class OpenFile:
         path: its path here.
         own_holdout: True if it belongs to the dataset's own hold-out.
         alone: True if the dataset (or its hold-out) has no other file.
+        csv: how it is read if it is a CSV file.
         found: number of records read so far.
         unusable: reason why nothing of it can be read, None if something can.
     """
@@ -42,10 +44,11 @@ class OpenFile:
     path: Path
     own_holdout: bool
     alone: bool
+    csv: CsvForm = field(default_factory=CsvForm)
     found: int = 0
     unusable: str | None = field(default=None, init=False)
 
-    def records(self, mapping: CsvMapping | None) -> Iterator[RawRecord]:
+    def records(self) -> Iterator[RawRecord]:
         """Read its records, one by one.
 
         Raises:
@@ -55,7 +58,7 @@ class OpenFile:
         if self.alone:
             check_file(self.path, name)
         read = read_records if self.alone else records_among_others
-        for record in read(self.path, name, mapping):
+        for record in read(self.path, name, self.csv):
             self.found += 1
             fault = record.fault or ""
             if self.found == 1 and fault.startswith(BROKEN_FILE):
@@ -81,6 +84,7 @@ class OpenFile:
             sha256=sha256,
             bytes=size,
             form=form,
+            dialect=str(self.csv.dialect_of(self.path)) if is_csv(self.path.name) else None,
             records=self.found,
         )
 
@@ -114,11 +118,12 @@ def open_files(config: DataConfig, scratch: Path) -> Iterator[OpenFile]:
         raise UserError(
             "every file of data.source is also named in data.holdout; nothing is left to train on"
         )
+    csv = CsvForm(config.csv, config.csv_delimiter, config.csv_quoting)
     for group, own_holdout in ((files, False), (held, True)):
         opened = []
         for file in group:
             path = file.fetch(scratch)
-            opened.append(OpenFile(file, path, own_holdout, len(group) == 1))
+            opened.append(OpenFile(file, path, own_holdout, len(group) == 1, csv))
             yield opened[-1]
             if file.download is not None:
                 shutil.rmtree(scratch, ignore_errors=True)

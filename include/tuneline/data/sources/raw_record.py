@@ -27,6 +27,7 @@ class RawRecord:
         value: the parsed record, None with a fault.
         fault: the reason why it could not be read (`code: detail`), None if it could.
         label: its class, if a CSV mapping names the column.
+        conversation: id of its conversation, if a CSV mapping names the column.
     """
 
     source_line: int
@@ -34,6 +35,7 @@ class RawRecord:
     value: Any
     fault: str | None = None
     label: str | None = None
+    conversation: str | None = None
 
 
 def show_bytes(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Read raw records from JSONL, CSV and Parquet, each with its file, line and original text.
+"""Read raw records from JSONL, CSV, TSV and Parquet, each with its file, line and original text.
 
 JSONL and CSV may be packed by gzip or zstd. One bad byte, line or record never stops the rest: it
 becomes a record with a fault, and so does the rest of a file that breaks off. A file that is
@@ -11,9 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tuneline.config import CsvMapping
 from tuneline.data.sources.byte_streams import compression_of_file, count_lines, head_of
-from tuneline.data.sources.csv_records import read_csv
+from tuneline.data.sources.csv_records import CsvForm, read_csv
 from tuneline.data.sources.jsonl_records import read_jsonl
 from tuneline.data.sources.parquet_records import read_parquet
 from tuneline.data.sources.raw_record import BROKEN_FILE, NothingInside, RawRecord
@@ -69,21 +68,21 @@ def _form(path: Path, uri: str) -> str:
     if ending not in ENDINGS:
         more = "; a JSON list becomes lines by `jq -c '.[]'`" if ending == ".json" else ""
         raise UserError(
-            f"{uri}: unknown format {ending or '(no ending)'}; use .jsonl, .csv or .parquet, "
-            f"the first two also as .gz or .zst{more}"
+            f"{uri}: unknown format {ending or '(no ending)'}; use .jsonl, .csv, .tsv or "
+            f".parquet, all but the last also as .gz or .zst{more}"
         )
     if ending in JSONL_ENDINGS:
         return "jsonl"
     return "csv" if ending in CSV_ENDINGS else "parquet"
 
 
-def read_records(path: Path, name: str, mapping: CsvMapping | None) -> Iterator[RawRecord]:
+def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
     """Read the records of a file, one by one.
 
     Args:
         path: the file.
         name: its name in errors.
-        mapping: the templates that make turns of a CSV's columns; None takes columns as fields.
+        csv: how CSV files are read; None finds the dialect and takes columns as fields.
 
     Raises:
         UserError: if the format is unknown, or the file as a whole can't be read.
@@ -92,11 +91,11 @@ def read_records(path: Path, name: str, mapping: CsvMapping | None) -> Iterator[
     if form == "jsonl":
         return read_jsonl(path, name)
     if form == "csv":
-        return read_csv(path, name, mapping)
+        return read_csv(path, name, csv or CsvForm())
     return read_parquet(path, name)
 
 
-def records_among_others(path: Path, name: str, mapping: CsvMapping | None) -> Iterator[RawRecord]:
+def records_among_others(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
     """Read a file that is one of several: if it is unusable, that is a record with a fault.
 
     A file without records gives none.
@@ -104,7 +103,7 @@ def records_among_others(path: Path, name: str, mapping: CsvMapping | None) -> I
     line = 0
     try:
         check_file(path, name)
-        for record in read_records(path, name, mapping):
+        for record in read_records(path, name, csv):
             line = record.source_line
             yield record
     except NothingInside:

@@ -12,7 +12,7 @@ from tuneline.errors import UserError
 from tuneline.store import sha256_file
 
 JSONL_ENDINGS = (".jsonl", ".ndjson")
-CSV_ENDINGS = (".csv",)
+CSV_ENDINGS = (".csv", ".tsv")
 PARQUET_ENDINGS = (".parquet",)
 ENDINGS = (*JSONL_ENDINGS, *CSV_ENDINGS, *PARQUET_ENDINGS)
 PACKED_ENDINGS = (".gz", ".gzip", ".zst", ".zstd")
@@ -71,6 +71,11 @@ def ending_of(name: str) -> str:
     """Return the ending of a file's name in lower case, without that of a compression."""
     stem, ending = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] if ending in PACKED_ENDINGS else ending
+
+
+def is_csv(name: str) -> bool:
+    """Return True if a file is a CSV or TSV by its ending."""
+    return ending_of(name) in CSV_ENDINGS
 
 
 def is_data(name: str) -> bool:

@@ -7,21 +7,25 @@ text. Their names stand in `tuneline.artifacts.data`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import unquote, urlparse
 
 from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of, rows_of
 from tuneline.catalogue import data_item_before
+from tuneline.data.tables import table_writer
+from tuneline.data.tables.table_writer import TableWriter, schema_of
 from tuneline.errors import UserError
 from tuneline.store import open_store
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tuneline.run import StepContext
 
 Message = dict[str, str]
@@ -30,13 +34,12 @@ TRAIN, VALIDATION, HOLDOUT = "train", "validation", "holdout"
 SPLITS = (TRAIN, VALIDATION, HOLDOUT)
 
 ROW_COLUMNS = (
-    "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins"
+    "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins "
+    "conversation"
 ).split()
 # As the public contract names them.
 DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
 REJECT_COLUMNS = "row_id item reason source_file source_line raw".split()
-# Short enough that the texts of a part stay below the two gigabytes of a string array.
-_PART_ROWS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Row:
         n_tokens: tokens of the rendered row, 0 if its turns changed since they were counted.
         raw: the source line, only before scrubbing.
         stand_ins: surrogates in its turns.
+        conversation: a digest of the id of its conversation, None if the dataset names none.
     """
 
     row_id: str
@@ -77,6 +81,7 @@ class Row:
     n_tokens: int = 0
     raw: str = ""
     stand_ins: tuple[StandIn, ...] = field(default=())
+    conversation: str | None = None
 
     @property
     def prompt(self) -> list[Message]:
@@ -87,6 +92,9 @@ class Row:
     def answer(self) -> str:
         """The last answer."""
         return self.messages[-1]["content"]
+
+
+_FIELDS = frozenset(field.name for field in fields(Row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,37 +114,9 @@ class Reject:
         return self.reason.split(":", 1)[0]
 
 
-def _schema(names: Iterable[str]) -> pa.Schema:
-    import pyarrow as pa
-
-    text = pa.string()
-    surrogate = [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", text)]
-    types = {
-        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
-        "own_holdout": pa.bool_(),
-        "weight": pa.float64(),
-        "n_tokens": pa.int32(),
-        "source_line": pa.int64(),
-        "raw": pa.large_string(),
-        "stand_ins": pa.list_(pa.struct(surrogate)),
-    }
-    return pa.schema([(name, types.get(name, text)) for name in names])
-
-
-def _write(path: Path, names: Sequence[str], entries: Sequence[Any], **more: list[Any]) -> None:
-    """Write a table of the attributes `names` of entries; `more` gives columns instead."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {name: more.get(name) or list(map(attrgetter(name), entries)) for name in names}
-    parts = [
-        pa.Table.from_pydict(
-            {name: values[at : at + _PART_ROWS] for name, values in columns.items()}, _schema(names)
-        )
-        for at in range(0, max(len(entries), 1), _PART_ROWS)
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(parts), path)
+def _write(path: Path, names: Sequence[str], entries: Iterable[Any], **more: Iterable[Any]) -> None:
+    with TableWriter(path, names) as table:
+        table.write(entries, **more)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -147,45 +127,126 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[Row]:
+    columns = dict(columns)
+    if "stand_ins" in columns:
+        columns["stand_ins"] = [
+            tuple(StandIn(**stand_in) for stand_in in stand_ins)
+            for stand_ins in columns["stand_ins"]
+        ]
     return [
         Row(**dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
     ]
 
 
+class StoredRows(Sequence[Row]):
+    """The rows of a table on disk, of which one part at a time is in memory.
+
+    To read them in order costs as much as a list of them; each access by number reads one row.
+
+    Args:
+        path: `rows.parquet` or `dataset.parquet`. Beside it, the rows are laid out once more in a
+            form that is mapped into memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from pyarrow import ipc
+
+        mapped = path.with_suffix(".arrow")
+        with pq.ParquetFile(path) as file:
+            fields = [field for field in file.schema_arrow if field.name in _FIELDS]
+            schema = pa.schema(fields)
+            with ipc.new_file(mapped, schema) as layout:
+                for batch in file.iter_batches(table_writer.PART_ROWS, columns=schema.names):
+                    layout.write_batch(batch.cast(schema))
+        with pa.memory_map(str(mapped)) as source:
+            reader = ipc.open_file(source)
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        mapped.unlink()
+        self._names = schema.names
+        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for batch in self._batches:
+            yield from _rows(batch.to_pydict())
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            assert step == 1, "stored rows are cut into adjacent parts"
+            return self._cut(start, stop)
+        number = at + len(self) if at < 0 else at
+        if not 0 <= number < len(self):
+            raise IndexError(at)
+        return self._cut(number, number + 1)[0]
+
+    def _cut(self, start: int, stop: int) -> list[Row]:
+        found: list[Row] = []
+        while start < stop:
+            place = bisect_right(self._ends, start)
+            batch = self._batches[place]
+            first = self._ends[place] - batch.num_rows
+            last = min(stop, self._ends[place])
+            found += _rows(batch.slice(start - first, last - start).to_pydict())
+            start = last
+        return found
+
+    def facts(self) -> list[Row]:
+        """Return all rows without their turns and source lines."""
+        names = [name for name in self._names if name not in ("messages", "raw", "stand_ins")]
+        columns = {name: self.column(name) for name in names}
+        return _rows({**columns, "messages": [[]] * len(self)})
+
+    def column(self, name: str) -> list[Any]:
+        """Return one column, a value for each row."""
+        return [value for batch in self._batches for value in batch[name].to_pylist()]
+
+
+def column_of(rows: Sequence[Row], name: str) -> list[Any]:
+    """Return an attribute of all rows."""
+    if isinstance(rows, StoredRows):
+        return rows.column(name)
+    return list(map(attrgetter(name), rows))
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows.parquet`."""
-    rows = list(rows)
-    stand_ins = [list(map(asdict, row.stand_ins)) for row in rows]
-    _write(path, ROW_COLUMNS, rows, stand_ins=stand_ins)
+    _write(path, ROW_COLUMNS, rows)
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read `rows.parquet`."""
-    columns = _read(path)
-    columns["stand_ins"] = [
-        tuple(StandIn(**stand_in) for stand_in in stand_ins) for stand_ins in columns["stand_ins"]
-    ]
-    return _rows(columns)
+    return _rows(_read(path))
 
 
-def rows_before(ctx: StepContext) -> list[Row]:
-    """Read the rows that the data item before this one kept.
+def rows_before(ctx: StepContext) -> StoredRows:
+    """Return the rows that the data item before this one kept.
 
     Raises:
         UserError: it has not been run, or kept none.
     """
     step = data_item_before(ctx.step)
     assert step is not None, f"{ctx.step} is the first data item"
-    rows = read_rows(rows_of(step).fetch(ctx))
+    rows = StoredRows(rows_of(step).fetch(ctx))
     if not rows:
         raise UserError(f"{step} kept no rows, so there is nothing for {ctx.step} to work on")
     return rows
 
 
-def write_dataset(path: Path, rows: Sequence[Row], weights: Sequence[float]) -> None:
+def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> None:
     """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
-    _write(path, DATASET_COLUMNS, rows, weight=list(weights))
+    _write(path, DATASET_COLUMNS, rows, weight=weights)
 
 
 def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
@@ -197,7 +258,26 @@ def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write `rejected.parquet`."""
-    _write(path, REJECT_COLUMNS, list(rejects))
+    _write(path, REJECT_COLUMNS, rejects)
+
+
+def stored_dataset(path: Path) -> tuple[StoredRows, list[float]]:
+    """Return the rows of `dataset.parquet`, read as they are asked for, and their weights."""
+    import pyarrow.parquet as pq
+
+    return StoredRows(path), pq.read_table(path, columns=["weight"])["weight"].to_pylist()
+
+
+def join_rejects(path: Path, tables: Iterable[Path]) -> None:
+    """Write the rows of several `rejected.parquet`, one after the other, as one."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, schema_of(REJECT_COLUMNS)) as joined:
+        for table in tables:
+            with pq.ParquetFile(table) as file:
+                for batch in file.iter_batches(table_writer.PART_ROWS):
+                    joined.write_batch(batch)
 
 
 def read_rejects(path: Path) -> list[Reject]:
@@ -229,40 +309,54 @@ def write_decisions(
     Returns:
         The number of rows that leave.
     """
-    left = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
-    raws = _raw_lines(UNSCRUBBED.fetch(ctx), {base_id(row.row_id) for row, _ in left})
-    write_rejects(
-        rejected_of(ctx.step).path(ctx),
-        (
-            Reject(
-                row.row_id,
-                ctx.step,
-                reason,
-                row.source_file,
-                row.source_line,
-                raws[base_id(row.row_id)],
-            )
-            for row, reason in left
-        ),
+    rejects = (
+        Reject(row.row_id, ctx.step, reason, row.source_file, row.source_line, raw)
+        for row, reason, raw in _with_raw_lines(UNSCRUBBED.fetch(ctx), rows, reasons)
     )
+    with TableWriter(rejected_of(ctx.step).path(ctx), REJECT_COLUMNS) as table:
+        table.write(rejects)
     columns = {
-        "row_id": [row.row_id for row in rows],
+        "row_id": column_of(rows, "row_id"),
         "kept": [reason is None for reason in reasons],
         "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
+        "class": list(map(class_key, column_of(rows, "label"))),
     }
     write_audit(audit_of(ctx.step).path(ctx), {**columns, **measures})
-    return len(left)
+    return table.rows
 
 
-def _raw_lines(path: Path, row_ids: set[str]) -> dict[str, str]:
-    """Return the source lines of some rows by id, from what schema_validation left."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _with_raw_lines(
+    path: Path, rows: Iterable[Row], reasons: Sequence[str | None]
+) -> Iterator[tuple[Row, str, str]]:
+    """Yield each row that leaves, its reason, and its source line as schema_validation left it.
+
+    No step changes the order of the rows, so both tables are read once, side by side.
+    """
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["row_id", "raw"])
-    table = table.filter(pc.is_in(table["row_id"], value_set=pa.array(row_ids, pa.string())))
-    return dict(zip(table["row_id"].to_pylist(), table["raw"].to_pylist(), strict=True))
+    with pq.ParquetFile(path) as file:
+        lines = (
+            line
+            for batch in file.iter_batches(table_writer.PART_ROWS, columns=["row_id", "raw"])
+            for line in zip(batch["row_id"].to_pylist(), batch["raw"].to_pylist(), strict=True)
+        )
+        row_id, raw = next(lines)
+        for row, reason in zip(rows, reasons, strict=True):
+            if reason is None:
+                continue
+            while row_id != base_id(row.row_id):
+                row_id, raw = next(lines)
+            yield row, reason, raw
+
+
+@lru_cache(maxsize=4096)
+def class_key(label: str | None) -> str | None:
+    """Return what stands for a class in an audit table, which holds no text; None without one."""
+    return (
+        None
+        if label is None
+        else hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    )
 
 
 def base_id(row_id: str) -> str:

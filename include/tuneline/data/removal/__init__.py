@@ -1,0 +1,1 @@
+"""What data items take out: how much, why, from which classes, and what to set instead."""

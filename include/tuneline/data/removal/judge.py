@@ -1,0 +1,265 @@
+"""Judge what a data item takes out: the share of the rows, of each class, by reason, with examples.
+
+A row that is taken out leaves silently for whoever reads only the rows that stay, so its share is
+a measurement with a level that warns and one that fails. Everything is derived from the two tables
+that the item has just written, its audit table and its rejects, and never from text: examples are
+rows' ids, files, lines and reasons. Rows that leave because a setting states how many are wanted
+(`ASKED_FOR`) are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneline.artifacts.data import audit_of, rejected_of, rows_of
+from tuneline.catalogue import data_item_before
+from tuneline.data.removal.levels import ASKED_FOR, Levels, levels_of
+from tuneline.data.tables.rows import class_key
+from tuneline.evidence import Evidence, Measurement, Verdict, measure
+
+if TYPE_CHECKING:
+    from tuneline.run import StepContext
+
+REMOVED = "removed.json"
+# Examples of each reason in removed.json, and the number of reasons with examples in the evidence.
+EXAMPLES = 3
+REASONS_SHOWN = 4
+# Up to this item rows hold unscrubbed text, and a reason's detail or a class may quote it.
+_UNSCRUBBED = ("schema_validation", "pii_scrubbing")
+# The detail of these reasons quotes an answer.
+_QUOTING = ("repeated_phrase",)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A removed row, without any of its text."""
+
+    row_id: str
+    source_file: str
+    source_line: int
+    reason: str
+
+    def __str__(self) -> str:
+        """Return the row's place, and the detail of the reason if there is one."""
+        detail = self.reason.partition(": ")[2]
+        return f"{self.source_file} line {self.source_line}" + (f" ({detail})" if detail else "")
+
+
+@dataclass
+class Class:
+    """The rows of one class: its name (None if it may not be told), how many came in and left."""
+
+    name: str | None = None
+    rows: int = 0
+    removed: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of its rows that were removed."""
+        return self.removed / self.rows if self.rows else 0.0
+
+
+@dataclass
+class Removed:
+    """What an item took out.
+
+    Attributes:
+        rows: number of rows that it judged, without those that a setting asks to leave out.
+        reasons: number of removed rows by reason.
+        asked_for: number of rows that a setting asks to leave out, by reason.
+        classes: classes by their key, those that lost the greatest share first.
+        examples: some removed rows of each reason.
+    """
+
+    rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    asked_for: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, Class] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of the judged rows that were removed."""
+        return self.reasons.total() / self.rows if self.rows else 0.0
+
+
+def count_removed(audit: Path, rejected: Path, *, scrubbed: bool) -> Removed:
+    """Count what an item took out.
+
+    Args:
+        audit: its audit table.
+        rejected: its table of rejects.
+        scrubbed: True if the rows were scrubbed when it began, so that details may be shown.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(audit, columns=["class", "kept", "reason"])
+    counts = table.group_by(["class", "kept", "reason"]).aggregate([([], "count_all")])
+    found = Removed()
+    classes: dict[str, Class] = defaultdict(Class)
+    for entry in counts.to_pylist():
+        reason, rows = entry["reason"], entry["count_all"]
+        if reason in ASKED_FOR:
+            found.asked_for[reason] += rows
+            continue
+        found.rows += rows
+        gone = 0 if entry["kept"] else rows
+        if gone:
+            found.reasons[reason] += gone
+        if entry["class"] is not None:
+            classes[entry["class"]].rows += rows
+            classes[entry["class"]].removed += gone
+    order = sorted(classes.items(), key=lambda pair: (-pair[1].share, pair[0]))
+    found.classes = dict(order)
+    found.examples = _examples(rejected, scrubbed=scrubbed)
+    return found
+
+
+def _examples(rejected: Path, *, scrubbed: bool) -> dict[str, list[Example]]:
+    import pyarrow.parquet as pq
+
+    columns = ["row_id", "source_file", "source_line", "reason"]
+    examples: dict[str, list[Example]] = defaultdict(list)
+    with pq.ParquetFile(rejected) as file:
+        for batch in file.iter_batches(columns=columns):
+            for entry in batch.to_pylist():
+                code = entry["reason"].partition(":")[0]
+                if code in ASKED_FOR or len(examples[code]) == EXAMPLES:
+                    continue
+                if not scrubbed or code in _QUOTING:
+                    entry["reason"] = code
+                examples[code].append(Example(**entry))
+    return {code: found for code, found in examples.items() if found}
+
+
+def judge(found: Removed, levels: Levels) -> list[Measurement]:
+    """State what an item took out, with its limits."""
+    measurements = [
+        measure("removed_share", found.share, "share", "<=", levels.warn, on_breach="warn"),
+        measure("removed_share_at_most", found.share, "share", "<=", levels.fail),
+    ]
+    for code, count in found.reasons.most_common():
+        measurements.append(measure(f"removed_share_{code}", count / found.rows, "share"))
+    for code, _ in found.reasons.most_common(REASONS_SHOWN):
+        shown = "; ".join(map(str, found.examples.get(code, ())))
+        measurements.append(measure(f"examples_{code}", shown, "text"))
+    if found.asked_for:
+        measurements.append(measure("removed_as_asked", found.asked_for.total(), "rows"))
+    large = _large(found, levels)
+    if large:
+        share = large[0].share
+        measurements += [
+            measure(
+                "class_removed_share", share, "share", "<=", levels.class_warn, on_breach="warn"
+            ),
+            measure("class_removed_share_at_most", share, "share", "<=", levels.class_fail),
+        ]
+    return measurements
+
+
+def _large(found: Removed, levels: Levels) -> list[Class]:
+    """Return the classes with enough rows to be judged, those that lost most first."""
+    return [group for group in found.classes.values() if group.rows >= levels.least]
+
+
+def explain(found: Removed, levels: Levels, advice: str = "") -> str:
+    """Say which level is exceeded and why; empty if none is and there is no advice."""
+    said = []
+    if found.share > levels.warn:
+        code, count = found.reasons.most_common(1)[0]
+        example = next(iter(found.examples.get(code, ())), None)
+        where = f", such as {example.source_file} line {example.source_line}" if example else ""
+        said.append(
+            f"{found.share:.1%} of the rows were taken out (it warns above {levels.warn:.0%}, "
+            f"fails above {levels.fail:.0%}), most as {code} ({count / found.rows:.1%}{where})."
+        )
+    worst = [group for group in _large(found, levels) if group.share > levels.class_warn]
+    if worst:
+        name = "a class" if worst[0].name is None else f"class {worst[0].name!r}"
+        more = f", and {len(worst) - 1} more classes lost too many" if worst[1:] else ""
+        said.append(
+            f"{name[0].upper()}{name[1:]} lost {worst[0].removed} of its {worst[0].rows} rows "
+            f"(it warns above {levels.class_warn:.0%}, fails above {levels.class_fail:.0%}){more}."
+        )
+    if advice:
+        said.append(advice)
+    return "".join(f" {sentence}" for sentence in said)
+
+
+def describe(found: Removed, advice: str) -> dict[str, Any]:
+    """Return the content of `removed.json`."""
+    return {
+        "rows": found.rows,
+        "removed": found.reasons.total(),
+        "share": round(found.share, 4),
+        "reasons": {
+            code: {
+                "rows": count,
+                "share": round(count / found.rows, 4),
+                "examples": [vars(example) for example in found.examples.get(code, ())],
+            }
+            for code, count in found.reasons.most_common()
+        },
+        "asked_for": dict(found.asked_for),
+        "classes": [
+            {"class": group.name or key, "rows": group.rows, "removed": group.removed}
+            for key, group in found.classes.items()
+        ],
+        "advice": advice or None,
+    }
+
+
+def _name_classes(ctx: StepContext, found: Removed) -> None:
+    """Give the classes their names; a class of unscrubbed rows keeps its key alone."""
+    import pyarrow.parquet as pq
+
+    before = data_item_before(ctx.step)
+    assert before is not None, f"{ctx.step} works on unscrubbed rows"
+    labels = pq.read_table(rows_of(before).fetch(ctx), columns=["label"])["label"].unique()
+    for label in labels.to_pylist():
+        key = class_key(label)
+        if key is not None and key in found.classes:
+            found.classes[key].name = label
+
+
+def conclude(
+    ctx: StepContext,
+    summary: str,
+    measurements: Sequence[Measurement],
+    *,
+    verdict: Verdict | None = None,
+    rows: Mapping[str, int] | None = None,
+    advice: str = "",
+) -> Evidence:
+    """Make a data item's evidence, with a judgement on what it took out.
+
+    Args:
+        ctx: the item's context; its audit table and its rejects are written.
+        summary: what the item says itself.
+        measurements: what it measured itself.
+        verdict: a verdict that does not follow from its own measurements; it gives way to a
+            broken limit on removed rows.
+        rows: row counts of artifacts, by name.
+        advice: a sentence on a setting that would remove fewer rows, or empty.
+    """
+    scrubbed = ctx.step not in _UNSCRUBBED
+    found = count_removed(
+        audit_of(ctx.step).path(ctx), rejected_of(ctx.step).path(ctx), scrubbed=scrubbed
+    )
+    if scrubbed:
+        _name_classes(ctx, found)
+    levels = levels_of(ctx.step, ctx.config.data)
+    judged = judge(found, levels)
+    ctx.write_json(REMOVED, describe(found, advice))
+    if any(m.ok is False for m in judged):
+        verdict = None
+    return ctx.conclude(
+        summary + explain(found, levels, advice),
+        [*measurements, *judged],
+        verdict=verdict,
+        rows=rows,
+    )
