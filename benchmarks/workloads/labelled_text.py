@@ -1,6 +1,6 @@
 """Make customer messages with labelled personal data, and score a detector on them.
 
-Values and their sentences are the project's canaries; the messages around them are phrases of the
+Values and their sentences are those of `pii_sentences`; the messages around them are phrases of the
 sample, with order numbers and amounts. Half of the messages hold no personal data.
 """
 
@@ -55,26 +55,26 @@ def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
             and of the forms plain, lower case, capitals, and with spacing tricks.
         seed: seed of the generator.
     """
+    from benchmarks.workloads.pii_sentences import make_sentences
     from benchmarks.workloads.support_chat import sentence
-    from tuneline.data.pii.canaries import make_canaries
     from tuneline.data.sample.text import Draw, load_phrases
 
     draw, phrases = Draw(seed), load_phrases()
     entities = (*SHAPED, *NAMED)
     per_form = -(-rows // (2 * len(entities) * FORMS))
-    canaries = draw.shuffled(make_canaries(entities, seed, per_form))[: rows // 2]
+    valued = draw.shuffled(make_sentences(entities, seed, per_form))[: rows // 2]
 
     def fillers() -> list[str]:
         return [sentence(phrases, draw) for _ in range(draw.below(MOST_SENTENCES + 1))]
 
     found: list[Labelled] = []
-    for canary in canaries:
+    for given in valued:
         before, after = " ".join(fillers()), " ".join(fillers())
-        if canary.form in ("lower", "upper"):
-            before, after = (getattr(part, canary.form)() for part in (before, after))
-        start = len(before) + bool(before) + canary.text.index(canary.value)
-        text = " ".join(filter(None, (before, canary.text, after)))
-        found.append({"text": text, "spans": [[start, start + len(canary.value), canary.entity]]})
+        if given.form in ("lower", "upper"):
+            before, after = (getattr(part, given.form)() for part in (before, after))
+        start = len(before) + bool(before) + given.text.index(given.value)
+        text = " ".join(filter(None, (before, given.text, after)))
+        found.append({"text": text, "spans": [[start, start + len(given.value), given.entity]]})
     while len(found) < rows:
         text = " ".join([sentence(phrases, draw), *fillers()])
         found.append({"text": text, "spans": []})

@@ -9,16 +9,16 @@ from tests.lab.data_runs import answer, chat, clean_rows, text
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.canaries import FORMS, leaks, make_canaries
+from tuneline.data.pii.canaries.kinds import KINDS
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
 from tuneline.data.pii.scrubber import Scrubber, make_scrubber, residual_hits
 from tuneline.data.pii.settings import Settings
-from tuneline.data.pii_scrubbing import leak_limit, leaked_canaries
 from tuneline.data.sample.faults import PII_KINDS
 from tuneline.errors import UserError
 
 ITEM = "pii_scrubbing"
+OFF = dict.fromkeys(KINDS, 1.0)
 CARD = "4111 1111 1111 1111"
 
 
@@ -30,6 +30,12 @@ def scrub(*messages, **settings):
 @pytest.fixture(scope="module")
 def named():
     return make_scrubber(DataConfig(source="rows.jsonl"), [])
+
+
+def without_digit_rule(monkeypatch):
+    """Switch off the rule that takes over where a pattern fails."""
+    monkeypatch.setattr("tuneline.data.pii.scrubber.identifiers", lambda *_: [])
+    monkeypatch.setattr("tuneline.data.pii.patterns.numbers_near_words", lambda _: [])
 
 
 def test_clean_rows_stay_as_they_are(data_lab):
@@ -60,26 +66,10 @@ def test_planted_data_is_replaced_and_counted(data_lab):
     lab.agree(ITEM, "pass")
 
 
-def test_a_detector_that_misses_canaries_fails_step_and_gate(data_lab, monkeypatch):
-    monkeypatch.setattr("tuneline.data.pii.patterns.is_card", lambda text: False)
-    lab = data_lab(clean_rows(20))
-    entry = lab.upto(ITEM)
-    assert value(entry, "leak_CREDIT_CARD") > 0.5
-    gate = lab.agree(ITEM, "fail")
-    assert "excess_demanded" in gate.summary
-
-
-def test_a_leak_that_no_profile_forbids_only_warns(data_lab, monkeypatch):
-    monkeypatch.setattr("tuneline.data.pii.patterns.is_ssn", lambda text: False)
-    lab = data_lab(clean_rows(20))
-    lab.upto(ITEM)
-    lab.agree(ITEM, "warn")
-
-
 def test_names_are_demanded_by_gdpr_and_missed_without_a_recogniser(data_lab):
-    lab = data_lab(clean_rows(20), pii_profile=["gdpr"], pii_max_leak_ner=0.05)
+    lab = data_lab(clean_rows(20), pii_profile=["gdpr"], pii_max_leak_ner=0.15)
     entry = lab.upto(ITEM)
-    assert value(entry, "leak_PERSON") > 0.05
+    assert value(entry, "leak_PERSON_at_most") > 0.15
     lab.agree(ITEM, "fail")
 
 
@@ -161,21 +151,6 @@ def test_a_shared_system_prompt_stays_the_same_in_every_row(named):
     assert len({r.messages[0]["content"] for r in results}) == 1
 
 
-def test_canaries_are_many_and_the_same_each_time():
-    canaries = make_canaries(("CREDIT_CARD", "PERSON"), 7)
-    assert canaries == make_canaries(("CREDIT_CARD", "PERSON"), 7)
-    assert Counter(c.form for c in canaries) == dict.fromkeys(FORMS, 16)
-    assert all(c.value in c.text and leaks(c, c.text) for c in canaries)
-    assert not leaks(canaries[0], canaries[0].text.replace(canaries[0].value, "x"))
-
-
-def test_names_leak_less_than_their_limit(named):
-    for seed in (1, 2):
-        canaries = make_canaries(("PERSON",), seed)
-        leaked = leaked_canaries(named, canaries)
-        assert sum(leaked) <= 0.4 * len(canaries)
-
-
 def test_profiles():
     assert recognised(["gdpr"]) == ("PERSON",)
     assert recognised(["gdpr", "hipaa"]) == ("PERSON", "LOCATION")
@@ -241,26 +216,20 @@ def test_people_who_are_masked_are_masked_everywhere(named):
     ("entity", "verdict"), [("API_KEY", "fail"), ("PRIVATE_KEY", "fail"), ("US_SSN", "warn")]
 )
 def test_a_pattern_that_is_off_turns_the_verdict(data_lab, monkeypatch, entity, verdict):
+    without_digit_rule(monkeypatch)
     monkeypatch.setattr(
         "tuneline.data.pii.scrubber.find",
         lambda text, languages=(), demanded=(): [
             h for h in find(text, languages) if h.entity != entity
         ],
     )
-    lab = data_lab(clean_rows(20))
+    lab = data_lab(clean_rows(20), pii_max_leak={**OFF, entity: 0.3})
     entry = lab.upto(ITEM)
     assert value(entry, f"leak_{entity}") > 0.3
     lab.agree(ITEM, verdict)
 
 
-def test_leak_limits_by_entity():
-    config = DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 0, "PHONE_NUMBER.de": 0.5})
-    assert leak_limit("CREDIT_CARD", config) == 0
-    assert leak_limit("CREDIT_CARD.de", config) == 0
-    assert leak_limit("PHONE_NUMBER.de", config) == 0.5
-    assert leak_limit("PHONE_NUMBER", config) == 0.02
-    assert leak_limit("PERSON", config) == 0.5
-    assert leak_limit("US_SSN", DataConfig(source="x", pii_max_leak=0.1)) == 0.1
+def test_leak_limits_are_shares():
     with pytest.raises(ValidationError, match="share between 0 and 1"):
         DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 2})
 

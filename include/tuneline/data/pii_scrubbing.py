@@ -2,67 +2,57 @@
 
 Tier 1 (patterns and checksums) runs on every row, tier 2 (names) where a profile demands it.
 Inside a row the same value gets the same surrogate in every turn; a JSON answer stays valid JSON.
-In every run a labelled canary set goes through the same code. The share of it that can still be
-read afterwards is the residual leak rate, and its limit decides the verdict.
+In every run canaries, made-up values in rows of the dataset, go through the same code. The share of
+them that can still be read afterwards is the leak rate; the upper end of its interval decides the
+verdict. A person's review of scrubbed rows gives a second estimate.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import sqrt
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
-from tuneline.data.pii.canaries import Canary, leaks, make_canaries
-from tuneline.data.pii.entities import NER_ENTITIES
+from tuneline.data.pii.leak_estimate import (
+    Trial,
+    blind_spots,
+    draw_carriers,
+    form_measurements,
+    leak_measurements,
+    left_measurements,
+    run_trial,
+    seed_of,
+)
 from tuneline.data.pii.models import describe_model
-from tuneline.data.pii.profiles import demanded, recognised, scrubbed_entities, uncovered_languages
-from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii.settings import SEED
+from tuneline.data.pii.profiles import recognised, uncovered_languages
+from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
+from tuneline.data.pii.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii.workers import worker_count
+from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rows import (
+    ROW_COLUMNS,
+    read_rows,
     rows_before,
     scrubbed,
     write_audit,
     write_decisions,
-    write_rows,
 )
+from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
 CANARIES = "canaries.parquet"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """The canaries and, for each, whether it leaked."""
-
-    canaries: Sequence[Canary]
-    leaked: Sequence[bool]
-
-    def outcomes(self, key: Callable[[Canary], str]) -> dict[str, list[bool]]:
-        """Return the outcomes of the canaries with the same key."""
-        found: dict[str, list[bool]] = defaultdict(list)
-        for canary, leak in zip(self.canaries, self.leaked, strict=True):
-            found[key(canary)].append(leak)
-        return found
-
-
-def leaked_canaries(scrubber: Scrubber, canaries: Sequence[Canary]) -> list[bool]:
-    """Scrub canaries; return for each whether it can still be read in a row that is kept."""
-    results = scrubber.scrub(
-        [f"canary-{number}" for number in range(len(canaries))],
-        [[{"role": "user", "content": canary.text}] for canary in canaries],
-    )
-    return [
-        not result.refused and leaks(canary, result.messages[0]["content"])
-        for canary, result in zip(canaries, results, strict=True)
-    ]
+# The planted turns hold other people's words, so those that leaked lie in quarantine.
+LEAKED_CANARIES = "quarantine/leaked_canaries.parquet"
+REVIEW = "review.parquet"
+# Rows in memory at once. Each part starts the worker processes anew.
+_AT_ONCE = 1 << 15
+_NOTHING_FOUND = Scrubbed([])
 
 
 def reason_to_reject(result: Scrubbed) -> str | None:
@@ -72,18 +62,6 @@ def reason_to_reject(result: Scrubbed) -> str | None:
     if result.residual:
         return f"residual_pii: {result.residual} hits are left after scrubbing"
     return None
-
-
-def leak_limit(group: str, config: DataConfig) -> float:
-    """Return the share of canaries that may leak of an entity, or of `entity.language`."""
-    entity = group.partition(".")[0]
-    given = config.pii_max_leak
-    if isinstance(given, dict):
-        for name in (group, entity):
-            if name in given:
-                return given[name]
-        given = float(DataConfig.model_fields["pii_max_leak"].default)
-    return config.pii_max_leak_ner if entity in NER_ENTITIES else given
 
 
 def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
@@ -141,25 +119,9 @@ def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
     return Counter(r.foreign for r in results if r.foreign is not None)
 
 
-def _leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
-    """Return the leak rate of each entity, with its limit."""
-    wanted = demanded(config.pii_profile)
-    measurements = []
-    for group, flags in trial.outcomes(lambda canary: canary.group).items():
-        share = sum(flags) / len(flags)
-        measurements.append(
-            measure(
-                f"leak_{group}",
-                share,
-                "share",
-                "<=",
-                leak_limit(group, config),
-                noise=sqrt(share * (1 - share) / len(flags)),
-                # An entity that no profile demands is scrubbed too, but can't fail the item.
-                on_breach="fail" if group.partition(".")[0] in wanted else "warn",
-            )
-        )
-    return measurements
+def _spot_measurements(spots: Mapping[str, Sequence[str]]) -> list[Measurement]:
+    """Return what could not have been found, in words."""
+    return [measure(name, "+".join(found) or "none", "text") for name, found in spots.items()]
 
 
 def _summary(
@@ -167,15 +129,25 @@ def _summary(
     results: Sequence[Scrubbed],
     trial: Trial,
     leak_rates: Sequence[Measurement],
+    review: Reviewed | None,
 ) -> str:
-    worst = max(leak_rates, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
+    limited = [entry for entry in leak_rates if entry.rule is not None]
+    worst = max(limited, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
+    name = worst.name.removeprefix("leak_").removesuffix("_at_most")
     summary = (
         f"{_hits(results).total()} pieces of personal data replaced in "
         f"{sum(bool(r.hits) for r in results)} of {len(results)} rows "
         f"(profile {'+'.join(sorted(config.pii_profile)).upper()}); of {len(trial.canaries)} "
-        f"canaries {sum(trial.leaked)} leaked, worst {worst.name.removeprefix('leak_')} with "
+        f"canaries {sum(trial.leaked)} leaked, worst {name} with at most "
         f"{float(worst.value or 0):.0%}."
     )
+    if review is not None and review.weights:
+        pieces = sum(map(len, review.missed))
+        summary += f" A person found {pieces} more in {len(review.weights)} of the rows."
+    elif review is not None:
+        summary += " The review is of other data and does not count."
+    else:
+        summary += " No person has reviewed rows, so the leak is a model's guess."
     for language, missing in _uncovered(config).items():
         summary += f" Not covered: {language} ({missing})."
     foreign = _foreign(results)
@@ -189,56 +161,88 @@ def _summary(
     return summary
 
 
+def _review(ctx: StepContext) -> Reviewed | None:
+    """Read the review that the configuration names and compare it with the rows that are kept."""
+    address = ctx.config.data.pii_review
+    if address is None:
+        return None
+    review = read_review(address, read_rows(ctx.out / ROWS), ctx.scratch)
+    if review.weights:
+        write_audit(ctx.out / REVIEW, review.columns())
+    return review
+
+
+def _trial(ctx: StepContext, trial: Trial) -> None:
+    """Write the canaries, and those that leaked into quarantine."""
+    write_audit(ctx.out / CANARIES, trial.columns())
+    ctx.quarantine.mkdir(parents=True, exist_ok=True)
+    write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
+
+
+def _without_text(result: Scrubbed) -> Scrubbed:
+    """Return what is counted of a row; rows in which nothing was found share one."""
+    if result.hits or result.refused or result.residual or result.foreign:
+        return replace(result, messages=[], surrogates=())
+    return _NOTHING_FOUND
+
+
 def run(ctx: StepContext) -> Evidence:
-    """Scrub every row and measure the leak rate."""
+    """Scrub every row and estimate what leaks."""
     config = ctx.config.data
     rows = rows_before(ctx)
     scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
     workers = worker_count(len(rows))
     ctx.log(f"{len(rows)} rows, {workers} workers")
-    # Equal source lines get equal surrogates, so that they stay equal.
-    results = scrubber.scrub(
-        [row.row_id.split("-", 1)[0] for row in rows], [row.messages for row in rows], workers
-    )
-    reasons = [reason_to_reject(result) for result in results]
-    kept = [
-        scrubbed(row, result.messages, result.surrogates)
-        for row, result, reason in zip(rows, results, reasons, strict=True)
-        if reason is None
-    ]
-    write_rows(ctx.out / ROWS, kept)
+    results: list[Scrubbed] = []
+    with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            # Equal source lines get equal surrogates, so that they stay equal.
+            found = scrubber.scrub(
+                [row.row_id.split("-", 1)[0] for row in part],
+                [row.messages for row in part],
+                workers,
+            )
+            table.write(
+                scrubbed(row, result.messages, result.surrogates)
+                for row, result in zip(part, found, strict=True)
+                if reason_to_reject(result) is None
+            )
+            results += map(_without_text, found)
     left = write_decisions(
         ctx,
         rows,
-        reasons,
+        [reason_to_reject(result) for result in results],
         hits=[result.hits.total() for result in results],
         residual_hits=[result.residual for result in results],
         undeclared_language=[int(result.foreign is not None) for result in results],
     )
-    entities = scrubbed_entities(config.pii_profile)
-    canaries = make_canaries(entities, SEED, languages=config.languages)
-    trial = Trial(canaries, leaked_canaries(scrubber, canaries))
-    columns = {
-        "entity": [canary.group for canary in canaries],
-        "form": [canary.form for canary in canaries],
-        "leaked": [int(leak) for leak in trial.leaked],
-    }
-    write_audit(ctx.out / CANARIES, columns)
-    leak_rates = _leak_measurements(config, trial)
+    seed = seed_of(ctx.run.run_id, rows.column("row_id"))
+    trial = run_trial(scrubber, draw_carriers(rows, seed), config, seed)
+    _trial(ctx, trial)
+    review = _review(ctx)
+    leak_rates = leak_measurements(config, trial)
+    hits = _hits(results)
     measurements = [
         *_row_measurements(results),
         *_coverage_measurements(config, results),
-        *(
-            measure(f"leak_in_form_{form}", sum(flags) / len(flags), "share")
-            for form, flags in trial.outcomes(lambda canary: canary.form).items()
-        ),
+        measure("canary_seed", seed, "text"),
+        *form_measurements(trial),
         *leak_rates,
+        *left_measurements(trial, hits, len(rows)),
+        *review_measurements(review, hits, table.rows, config),
+        *_spot_measurements(blind_spots(config, trial, scrubber.custom_entities)),
     ]
-    if scrubber.custom_entities:
-        custom = "+".join(scrubber.custom_entities)
-        measurements.append(measure("entities_without_canaries", custom, "text"))
-    return ctx.conclude(
-        _summary(config, results, trial, leak_rates),
+    return conclude(
+        ctx,
+        _summary(config, results, trial, leak_rates, review),
         measurements,
-        rows={ROWS: len(kept), REJECTED: left, AUDIT: len(rows), CANARIES: len(canaries)},
+        rows={
+            ROWS: table.rows,
+            REJECTED: left,
+            AUDIT: len(rows),
+            CANARIES: len(trial.canaries),
+            LEAKED_CANARIES: sum(trial.leaked),
+            REVIEW: 0 if review is None else len(review.weights),
+        },
     )

@@ -1,12 +1,17 @@
 import pytest
+from benchmarks.workloads.pii_sentences import (
+    group_names,
+    leaked_sentences,
+    leaks,
+    make_sentences,
+    sentence_groups,
+)
 
-from tuneline.data.pii.canaries import canary_groups, leaks, make_canaries, planted_groups
 from tuneline.data.pii.languages import foreign_language, is_dni, is_nir, likeliest
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, find
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.settings import Settings
-from tuneline.data.pii_scrubbing import leaked_canaries
 
 ORDINARY = {
     "de": [
@@ -29,13 +34,13 @@ ORDINARY = {
 
 @pytest.mark.parametrize("language", ["de", "fr", "es"])
 def test_numbers_and_addresses_of_a_language(language):
-    canaries = make_canaries(PATTERN_ENTITIES, 11, languages=[language])
-    local = [c for c in canaries if c.language == language]
+    sentences = make_sentences(PATTERN_ENTITIES, 11, languages=[language])
+    local = [c for c in sentences if c.language == language]
     assert {c.entity for c in local} >= {"PHONE_NUMBER", "BIRTH_DATE", "ID_NUMBER", "PASSWORD"}
     with_words = Scrubber(Settings(languages=(language,)))
-    assert [c.text for c, leak in zip(local, leaked_canaries(with_words, local), strict=True)
+    assert [c.text for c, leak in zip(local, leaked_sentences(with_words, local), strict=True)
             if leak] == []  # fmt: skip
-    english = leaked_canaries(Scrubber(Settings()), local)
+    english = leaked_sentences(Scrubber(Settings()), local)
     assert sum(english) > 0.2 * len(local), "without the language's words many are missed"
 
 
@@ -88,15 +93,15 @@ def test_what_covers_a_language():
     assert "no patterns" in uncovered_languages(["fi"], ["pci"], {**models, "fi": "x"})["fi"]
 
 
-def test_groups_of_canaries():
-    assert canary_groups(["PHONE_NUMBER", "CREDIT_CARD"], ["de"]) == [
+def test_groups_of_sentences():
+    assert sentence_groups(["PHONE_NUMBER", "CREDIT_CARD"], ["de"]) == [
         ("PHONE_NUMBER", "de"),
         ("CREDIT_CARD", "en"),
     ]
-    assert planted_groups(["PHONE_NUMBER", "CREDIT_CARD"], ["en", "de"]) == [
+    assert group_names(["PHONE_NUMBER", "CREDIT_CARD"], ["en", "de"]) == [
         "PHONE_NUMBER",
         "PHONE_NUMBER.de",
         "CREDIT_CARD",
     ]
-    for canary in make_canaries(["STREET_ADDRESS"], 3, languages=["de", "fr", "es"]):
-        assert leaks(canary, canary.text)
+    for sentence in make_sentences(["STREET_ADDRESS"], 3, languages=["de", "fr", "es"]):
+        assert leaks(sentence, sentence.text)

@@ -1,13 +1,13 @@
 import pytest
+from benchmarks.workloads.pii_sentences import leaked_sentences, make_sentences
 from tests.lab.data_runs import answer, chat, clean_rows
 from tests.lab.runs import value
 
-from tuneline.data.pii.canaries import make_canaries
+from tuneline.data.pii.canaries.kinds import KINDS
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.settings import Settings
-from tuneline.data.pii_scrubbing import leaked_canaries
 
 ORDINARY = [
     "It took 12 / 15 minutes and version 1.2.3 is out, order 2024-000123.",
@@ -24,12 +24,12 @@ def test_ordinary_numbers_are_left_alone(text):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_canaries_are_scrubbed_where_they_are_demanded(seed):
-    canaries = make_canaries(DEMANDED_ONLY, seed)
+def test_sentences_are_scrubbed_where_they_are_demanded(seed):
+    sentences = make_sentences(DEMANDED_ONLY, seed)
     wanted = Scrubber(Settings(demanded=DEMANDED_ONLY))
-    leaked = leaked_canaries(wanted, canaries)
-    assert [c.text for c, leak in zip(canaries, leaked, strict=True) if leak] == []
-    assert all(leaked_canaries(Scrubber(Settings()), canaries))
+    leaked = leaked_sentences(wanted, sentences)
+    assert [c.text for c, leak in zip(sentences, leaked, strict=True) if leak] == []
+    assert all(leaked_sentences(Scrubber(Settings()), sentences))
 
 
 def test_the_year_may_stay_and_the_same_day_gets_the_same_surrogate():
@@ -64,7 +64,13 @@ def test_hipaa_measures_and_removes_them_and_gdpr_leaves_them(data_lab):
 
 
 def test_a_leak_of_a_demanded_entity_fails(data_lab, monkeypatch):
+    """The limit is that of URLs alone; the others are off."""
+    limits = {"pii_profile": ["hipaa"], "pii_max_leak": {**dict.fromkeys(KINDS, 1.0), "URL": 0.8}}
+    whole = data_lab(clean_rows(40), **limits)
+    whole.upto("pii_scrubbing")
+    whole.agree("pii_scrubbing", "pass")
     monkeypatch.setattr("tuneline.data.pii.patterns.find_demanded", lambda text, entities: iter(()))
-    lab = data_lab(clean_rows(40), pii_profile=["hipaa"])
+    lab = data_lab(clean_rows(40), **limits)
     lab.upto("pii_scrubbing")
-    lab.agree("pii_scrubbing", "fail")
+    gate = lab.agree("pii_scrubbing", "fail")
+    assert "excess_demanded" in gate.summary

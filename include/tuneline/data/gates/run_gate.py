@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED
 from tuneline.catalogue import DATA_ORDER, data_item_before
+from tuneline.data.gates.removal import removal_suites
 from tuneline.data.gates.suites import SUITES, GateInput, Suite
-from tuneline.data.pii_scrubbing import CANARIES
+from tuneline.data.pii_scrubbing import CANARIES, REVIEW
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.run import Run
@@ -93,7 +94,7 @@ def run_gate(run: Run, item: str) -> GateResult:
                 run.config,
             )
             try:
-                suites = SUITES[item](given)
+                suites = [*SUITES[item](given), *removal_suites(item, given)]
             except KeyError as error:
                 problems.append(f"the tables of {item} lack the column {error.args[0]}")
         with _ONE_AT_A_TIME:
@@ -122,7 +123,7 @@ def _judge(
 def _tables(run: Run, entry: Evidence, root: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Fetch the item's tables; return them with a list of what is missing."""
     tables, problems = {}, []
-    for name in (AUDIT, CANARIES) if entry.item == "pii_scrubbing" else (AUDIT,):
+    for name in _names(entry):
         frame = _fetch(run, entry, name, root)
         if frame is None:
             problems.append(f"{entry.item} left no {name}")
@@ -131,6 +132,14 @@ def _tables(run: Run, entry: Evidence, root: Path) -> tuple[dict[str, pd.DataFra
             problems.append(f"{name} has no rows")
         tables[name] = frame
     return tables, problems
+
+
+def _names(entry: Evidence) -> list[str]:
+    """Return the names of the tables of an item; a review is there only if one was given."""
+    if entry.item != "pii_scrubbing":
+        return [AUDIT]
+    left = {ref.name for ref in entry.artifacts}
+    return [AUDIT, CANARIES, *([REVIEW] if REVIEW in left else [])]
 
 
 def _fetch(run: Run, entry: Evidence, name: str, root: Path) -> pd.DataFrame | None:

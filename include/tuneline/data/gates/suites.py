@@ -16,9 +16,12 @@ from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
-from tuneline.data.pii.canaries import planted_groups
-from tuneline.data.pii.profiles import demanded, scrubbed_entities, uncovered_languages
-from tuneline.data.pii_scrubbing import CANARIES, leak_limit
+from tuneline.data.pii.canaries.kinds import group_names
+from tuneline.data.pii.intervals import share_of
+from tuneline.data.pii.leak_limits import decides, leak_limit
+from tuneline.data.pii.profiles import scrubbed_entities, uncovered_languages
+from tuneline.data.pii.review.estimate import Reviewed
+from tuneline.data.pii_scrubbing import CANARIES, REVIEW
 from tuneline.data.sources.raw_record import BROKEN_FILE
 from tuneline.data.tables.rows import SPLITS, base_id
 
@@ -154,29 +157,74 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
         between("uncovered_languages", 0, 0),
         mean("undeclared_language", 0, data.max_undeclared_language_share, severity="warning"),
     ]
-    canaries = given.tables[CANARIES]
-    leaks = canaries.groupby("entity")["leaked"].agg(["mean", "count"]).reset_index()
-    wanted = demanded(data.pii_profile)
-    demanded_here = leaks["entity"].str.split(".").str[0].isin(wanted)
-    excess = leaks["mean"] - leaks["entity"].map(lambda entity: leak_limit(entity, data))
-    leaks["excess_demanded"] = excess.where(demanded_here)
-    leaks["excess_other"] = excess.where(~demanded_here)
-    entities = scrubbed_entities(data.pii_profile)
-    expected = sorted(planted_groups(entities, data.languages))
-    return [
-        Suite("pii_scrubbing", frame, rules),
-        Suite(
-            "pii_canaries",
-            leaks,
-            [
-                Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
-                among("entity", *expected),
-                between("count", 1, None),
-                between("excess_demanded", None, 0),
-                between("excess_other", None, 0, severity="warning"),
-            ],
-        ),
+    # A review of other data counts for nothing, of which the step warns.
+    frame["foreign_reviews"] = given.measured.get("review_rows_of_other_data") or 0
+    rules.append(between("foreign_reviews", 0, 0, severity="warning"))
+    suites = [Suite("pii_scrubbing", frame, rules), _canaries(given)]
+    if REVIEW in given.tables:
+        suites.append(_review(given))
+    return suites
+
+
+def _canaries(given: GateInput) -> Suite:
+    """Return the leaks of each group of canaries, by the upper end of their interval."""
+    data = given.config.data
+    outcomes = given.tables[CANARIES].groupby("entity")["leaked"].agg(["sum", "count"])
+    leaks = outcomes.reset_index()
+    leaks["at_most"] = [
+        share_of(int(leaked), int(count)).upper
+        for leaked, count in zip(leaks["sum"], leaks["count"], strict=True)
     ]
+    leaks = _excess(leaks, "at_most", given)
+    severity = "critical" if data.pii_leak_breach == "fail" else "warning"
+    expected = sorted(group_names(scrubbed_entities(data.pii_profile), data.languages))
+    return Suite(
+        "pii_canaries",
+        leaks,
+        [
+            Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
+            among("entity", *expected),
+            between("count", data.pii_canaries, data.pii_canaries),
+            between("excess_demanded", None, 0, severity=severity),
+            between("excess_other", None, 0, severity="warning"),
+        ],
+    )
+
+
+def _review(given: GateInput) -> Suite:
+    """Return the leaks that a person's review proves, by the lower end of their interval."""
+    import pandas as pd
+
+    table = given.tables[REVIEW]
+    missed = [[kind for kind in entry.split("+") if kind] for entry in table["missed"]]
+    review = Reviewed(list(table["weight"]), list(table["stratum"]), missed)
+    hits = {
+        name.removeprefix("found_"): int(count)
+        for name, count in given.measured.items()
+        if name.startswith("found_")
+    }
+    leaks = review.leaks(hits)
+    # The table of a review that found nothing must not be empty.
+    lines = [(entity, share.lower) for entity, share in leaks.items()] or [("none", 0.0)]
+    frame = _excess(pd.DataFrame(lines, columns=["entity", "at_least"]), "at_least", given)
+    return Suite(
+        "pii_review",
+        frame,
+        [
+            between("excess_demanded", None, 0),
+            between("excess_other", None, 0, severity="warning"),
+        ],
+    )
+
+
+def _excess(leaks: pd.DataFrame, column: str, given: GateInput) -> pd.DataFrame:
+    """Add what a column has above its limit, for the types that decide and for the others."""
+    data = given.config.data
+    decide = leaks["entity"].map(lambda entity: decides(entity, data.pii_profile))
+    excess = leaks[column] - leaks["entity"].map(lambda entity: leak_limit(entity, data))
+    leaks["excess_demanded"] = excess.where(decide)
+    leaks["excess_other"] = excess.where(~decide)
+    return leaks
 
 
 def _deduplication(given: GateInput) -> list[Suite]:
@@ -195,6 +243,8 @@ def _deduplication(given: GateInput) -> list[Suite]:
     if data.label_conflicts != "keep":
         frame["kept_cluster"] = frame["cluster"].where(frame["kept"] & ~own)
         rules.append(Rule("ExpectColumnValuesToBeUnique", {"column": "kept_cluster"}))
+    sides = frame.loc[frame["kept"], ["conversation", "split"]].groupby("conversation")["split"]
+    frame["torn"] = (frame["conversation"].map(sides.nunique()) > 1).astype(int)
     frame["own_rejected"] = (own & ~frame["kept"]).astype(int)
     threshold = data.near_duplicate_jaccard
     rules += [
@@ -208,6 +258,7 @@ def _deduplication(given: GateInput) -> list[Suite]:
                 "strict_max": True,
             },
         ),
+        total("torn", 0, 0),
         total("own_rejected", 0, 0),
         total("repeated_sentence", 0, 0, severity="warning"),
     ]

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tuneline.data.pii.models import load_model
+from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
-from tuneline.data.pii.surrogates import name_lists
-from tuneline.data.pii.words import everyday_words, is_ordinary, is_slip
+from tuneline.data.pii.words import is_ordinary
 
 NER_ENTITIES = ("PERSON", "LOCATION")
 # The labels of OntoNotes and, in most other languages, of WikiNER.
@@ -38,7 +38,8 @@ _SURE_CUE = re.compile(
 # After these comes a name if it is a known given name, or a word of no dictionary.
 _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
-    r"thank you|ask|calls? me|speak to|spoke to|spoke with|talked to|belongs to),?\s+" + _NAMES,
+    r"thank you|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|spoke to|spoke with|"
+    r"talked to|belongs to),?\s+" + _NAMES,
     re.IGNORECASE,
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
@@ -54,18 +55,13 @@ _CUE_WORDS = frozenset(
 )
 _PERSON_CUE_WORDS = frozenset(
     "am m this dear hi hello signed regards sincerely thanks cheers thank ask call calls speak "
-    "spoke talked belongs".split()
+    "spoke talked belongs welcome through".split()
 )
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
 _ASCII_LETTERS = string.ascii_letters.encode()
 _ASCII_CAPITALS = string.ascii_uppercase.encode()
 _START = re.compile(r"(?:^|[.!?\n]\s*)[\"'(]*$")
-
-
-def _words(*lists: str) -> frozenset[str]:
-    """Return the words of some of the lists of `names.yaml`."""
-    return frozenset(word for name in lists for word in name_lists()[name])
 
 
 def common_words(texts: Iterable[str]) -> frozenset[str]:
@@ -121,13 +117,7 @@ class Recogniser:
         self._nlp = load_model(model) if model else None
         self._entities = frozenset(entities)
         self._allow = frozenset(text.casefold() for text in allow)
-        self._common = common
-        self._given = _words("given")
-        self._also_words = _words("also_words")
-        self._not_names = _words("not_names")
-        self._not_people = _words("not_names", "not_people")
-        self._meant = everyday_words() | common | self._not_names
-        self._slips: dict[str, bool] = {}
+        self.words = NameWords(common, english=english)
 
     def find(self, texts: Sequence[str]) -> list[list[Hit]]:
         """Return the names and places of each text; hits may overlap."""
@@ -147,7 +137,7 @@ class Recogniser:
     def _by_rules(self, text: str) -> Iterator[Hit]:
         """Yield the people that a cue introduces or whose given name is known."""
         words = set(_LETTERS.findall(text.casefold()))
-        known = not words.isdisjoint(self._given)
+        known = any(map(self.words.is_given, words))
         cased = not _lacks_case(text)
         if not words.isdisjoint(_CUE_WORDS):
             yield from self._introduced(text, _SURE_CUE, _always, cased)
@@ -155,7 +145,7 @@ class Recogniser:
             yield from self._introduced(text, _PERSON_CUE, self._known_or_strange, cased)
         # Most texts hold no known given name.
         if known:
-            yield from self._introduced(text, _WEAK_CUE, self._given.__contains__, cased)
+            yield from self._introduced(text, _WEAK_CUE, self.words.is_given, cased)
             yield from self._listed(text, cased)
 
     def _introduced(
@@ -168,13 +158,13 @@ class Recogniser:
                 yield hit
 
     def _known_or_strange(self, word: str) -> bool:
-        return word in self._given or self._strange(word)
+        return self.words.is_given(word) or self.words.is_strange(word)
 
     def _listed(self, text: str, cased: bool) -> Iterator[Hit]:
         """Yield known given names, with the family names after them."""
         for match in _WORD.finditer(text):
             lowered = match[0].casefold()
-            if lowered not in self._given or lowered in self._also_words:
+            if not self.words.is_given(lowered) or lowered in self.words.also_words:
                 continue
             if cased and not match[0][0].isupper():
                 continue
@@ -187,9 +177,9 @@ class Recogniser:
             if following is None:
                 break
             lowered = following[1].rstrip(".").casefold()
-            if lowered in self._not_people or lowered in self._common:
+            if lowered in self.words.not_people or lowered in self.words.common:
                 break
-            if not cased and not self._strange(lowered):
+            if not cased and not self.words.is_strange(lowered):
                 break
             end = following.end(1)
         return end
@@ -202,36 +192,23 @@ class Recogniser:
         for word in re.finditer(r"\S+", text[start:end]):
             bare = word[0].strip(".,'’")
             lowered = bare.casefold()
-            known = lowered in self._given
+            known = self.words.is_given(lowered)
             stem = lowered.replace("’", "'").split("'")[0]
-            ordinary = stem in self._not_people or (lowered in self._common and not known)
+            ordinary = stem in self.words.not_people or (lowered in self.words.common and not known)
             if not bare or ordinary or lowered in self._allow:
                 break
             if cased and not bare[0].isupper():
                 break
             if stop == start and not named(lowered):
                 break
-            if stop > start and not (cased or known or len(bare) == 1 or self._strange(lowered)):
+            if stop > start and not (
+                cased or known or len(bare) == 1 or self.words.is_strange(lowered)
+            ):
                 break
             stop = start + word.start() + len(word[0].rstrip(".,'’"))
             if word[0][-1] in ",;:!?" or (word[0][-1] == "." and len(bare) > 2):
                 break
         return Hit(start, stop, "PERSON") if stop > start else None
-
-    def _strange(self, word: str) -> bool:
-        """Return True if a lower-case word is in no dictionary and not a typing slip."""
-        return (
-            len(word) > 2
-            and not is_ordinary(word)
-            and word not in self._common
-            and word not in self._not_people
-            and not self._is_slip(word)
-        )
-
-    def _is_slip(self, word: str) -> bool:
-        if word not in self._slips:
-            self._slips[word] = self._english and is_slip(word, self._meant)
-        return self._slips[word]
 
     def _cased(self, text: str) -> str:
         """Return a text without case as an editor would write it, with capitals for names."""
@@ -240,8 +217,8 @@ class Recogniser:
 
         def write(match: re.Match[str]) -> str:
             word = match[0].lower()
-            known = word in self._given and word not in self._also_words
-            plain = is_ordinary(word) or word in self._common or word in self._not_names
+            known = self.words.is_given(word) and word not in self.words.also_words
+            plain = is_ordinary(word) or word in self.words.common or word in self.words.not_names
             if known or not plain or _START.search(text, 0, match.start()) or word == "i":
                 return word[0].upper() + word[1:]
             return word
@@ -255,7 +232,7 @@ class Recogniser:
             start, end = _trim(text, entity.start_char, entity.end_char)
             words = [word.casefold() for word in _LETTERS.findall(text[start:end])]
             label = _LABELS.get(entity.label_)
-            if label is None and words and words[0] in self._given:
+            if label is None and words and self.words.is_given(words[0]):
                 # The model often takes names that it does not know for firms.
                 label = "PERSON"
             if label not in self._entities:
@@ -264,7 +241,7 @@ class Recogniser:
                 continue
             if text[start:end].casefold() in self._allow:
                 continue
-            if not retitled and text[start:end].islower() and words[0] not in self._given:
+            if not retitled and text[start:end].islower() and not self.words.is_given(words[0]):
                 continue
             first = _START.search(text, 0, start) is not None
             place = label == "LOCATION"
@@ -286,18 +263,23 @@ class Recogniser:
             placed: True if the words before them introduce a place.
         """
         ordinary = [
-            word in self._not_names or (word in self._common and word not in self._given)
+            word in self.words.not_names
+            or (word in self.words.common and not self.words.is_given(word))
             for word in words
         ]
         # "New" and "the" are parts of places, not of people.
-        if all(ordinary) if place else any(ordinary) or not self._not_people.isdisjoint(words):
+        if all(ordinary) if place else any(ordinary) or not self.words.not_people.isdisjoint(words):
             return False
-        if len(words) > 1 or words[0] in self._given:
+        if len(words) > 1 or self.words.is_given(words[0]):
             return True
         if len(words[0]) <= SHORT_NAME and (placed or not (retitled or first)):
             # Many short names are one letter away from a word.
             return True
-        return self._strange(words[0]) if retitled and not placed else not self._is_slip(words[0])
+        return (
+            self.words.is_strange(words[0])
+            if retitled and not placed
+            else not self.words.is_slip(words[0])
+        )
 
 
 def _always(_: str) -> bool:

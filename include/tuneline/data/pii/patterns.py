@@ -21,8 +21,10 @@ from tuneline.data.pii.checksums import (
     is_ssn,
 )
 from tuneline.data.pii.languages import shapes
+from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.safe_harbor import find_demanded
 from tuneline.data.pii.secrets import SECRET_SHAPES, SECRETS
+from tuneline.data.pii.spoken import has_digit_words
 
 
 def _any_case(pattern: str) -> re.Pattern[str]:
@@ -96,6 +98,22 @@ _EMAIL_SPACED = _any_case(
     rf"|{_MAILBOX}(?:(?:\.| dot )[\w+%-]{{1,64}}){{0,4}} at "
     rf"{_LABEL}(?: dot {_LABEL}){{0,4}} dot {_TOP_DOMAINS}"
 )
+# With a provider that everybody knows, the signs in between may be spelled or lost.
+_PROVIDER = (
+    r"(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|live|msn|gmx|"
+    r"comcast|verizon|rediffmail|btinternet|bigpond|mail)"
+)
+_MAIL_PROVIDERS = re.compile(_PROVIDER)
+_LETTERED = r"(?<!\w)\w(?: \w){3,30}"
+_SIGN = r"(?: ?(?:\.|dot|underscore|dash|hyphen|_|-) ?)"
+_EMAIL_PROVIDER = _any_case(
+    rf"(?:{_LETTERED}|{_MAILBOX}(?:(?: (?:dot|underscore|dash|hyphen) | ?[._-] ?)[\w+%-]{{1,64}})"
+    rf"{{0,4}})(?: ?@ ?| ?[(\[]?\bat\b[)\]]? ?| ){_PROVIDER}{_SIGN}"
+    r"(?:co(?:m|{0}(?:uk|in|nz|za|jp))?|com{0}(?:au|br|mx|ph)|net|me|org|de|fr|es|it|in|ca|ph)\b".replace(
+        "{0}", _SIGN
+    )
+    + rf"|{_LETTERED}(?: ?@ ?| at ){_LABEL}{_SIGN}(?:com|net|org|me|co|io|edu|uk|de|in)\b"
+)
 _EMAIL_STRIPPED = _any_case(
     r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
     r"(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b"
@@ -146,17 +164,36 @@ _ID_NAMED = _any_case(
 )
 # Words that end a street's name; the second kind also means something else in ordinary text.
 _STREET_KINDS = (
-    "street|avenue|ave|road|rd|lane|boulevard|blvd|terrace|parkway|pkwy|highway|hwy|crescent|"
+    "street|avenue|ave|road|rd|lane|ln|approach|trail|nagar|marg|boulevard|blvd|terrace|parkway|"
+    "pkwy|highway|hwy|crescent|"
     "close|gardens|mews|alley|strasse|straße"
 )
 _STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
+_STATES = (
+    "alabama|alaska|arizona|arkansas|california|colorado|connecticut|delaware|florida|georgia|"
+    "hawaii|"
+    "idaho|illinois|indiana|iowa|kansas|kentucky|louisiana|maine|maryland|massachusetts|michigan|"
+    "minnesota|mississippi|missouri|montana|nebraska|nevada|new hampshire|new jersey|new mexico|"
+    "new york|north carolina|north dakota|ohio|oklahoma|oregon|pennsylvania|rhode island|"
+    "south carolina|south dakota|tennessee|texas|utah|vermont|virginia|washington|west virginia|"
+    "wisconsin|wyoming"
+)
+_PLACE_WORDS = r"(?:,? (?!(?:and|my|the|is|please|thanks|phone|card|account|but)\b)[a-z][\w'-]*)"
 _PLACE_AFTER = (
-    r"(?:\.?,? (?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b)?"
+    r"(?:\.?,? (?:(?:number |no )?(?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b|#\d+))?"
+    rf"(?:{_PLACE_WORDS}{{0,5}}?,? (?:\d{{5}}(?:[- ]\d{{4}})?|\d{{6}}|"
+    rf"[A-Z]{{1,2}}\d[A-Z0-9]? ?\d[A-Z]{{2}})"
+    rf"(?!\w)|{_PLACE_WORDS}{{1,3}},? (?:{_STATES})\b)?"
     r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
     r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
 )
+_SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
 _ADDRESS = _any_case(
-    r"(?<![\w.,#-])\d{1,5}[a-zA-Z]?,? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
+    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|(?:"
+    + _SPOKEN_DIGITS
+    + r")(?: (?:"
+    + _SPOKEN_DIGITS
+    + r")){1,4}),? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
     + _STREET_KINDS
     + r")|(?P<unsure>"
     + _STREET_KINDS_UNSURE
@@ -165,8 +202,30 @@ _ADDRESS = _any_case(
     + r")"
 )
 _ADDRESS_WORDS = _any_case(
-    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|deliver(?:ed|y)?|moved?|moving|located|"
+    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|deliver(?:ed|y)?|moved?|moving|"
+    r"located|"
     r"house|home|flat|door)\b[^\d\n]{0,30}$"
+)
+# As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
+_FLAT_NUMBER = _any_case(
+    r"\b(?:flat|h|house|plot|door|shop) (?:no|number)\b\.? ?#?\d[\w/-]{0,9}"
+    rf"{_PLACE_WORDS}{{1,7}}(?:,? ?-? ?\d{{6}}(?!\d))?"
+)
+# A unit, or the words before it, shows that any street is an address.
+_WITH_UNIT = _any_case(
+    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,? (?:apt|apartment|"
+    r"suite|unit)"
+    rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
+)
+_AFTER_CUE = _any_case(
+    r"\b(?:live[sd]?|living|resid\w+|located|staying) (?:at|on)|\baddress(?:(?:es)? (?:is|to|:)|:)?"
+)
+_ANY_STREET = _any_case(
+    rf"\W{{1,3}}(\d{{1,5}}[a-z]?,?{_PLACE_WORDS}{{1,4}}?(?: \d{{1,4}}(?!\d))?"
+    rf"(?:{_PLACE_WORDS}{{0,4}}?,? \d{{5}}(?!\d)|{_PLACE_WORDS}(?=\W*$))?)(?![\w])"
+)
+_MILITARY = _any_case(
+    r"\b(?:psc|unit|cmr) \d{1,5},? box \d{1,5}(?:,? (?:apo|fpo|dpo),? [a-z]{2}(?: \d{5})?)?"
 )
 _PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
 _NOT_IN_STREET = frozenset(
@@ -176,6 +235,8 @@ _NOT_IN_STREET = frozenset(
     "under until up was way weeks week when with within years year you your block blocks pounds "
     "percent points steps star".split()
 )
+_LONG_HOUSE = re.compile(r"\d{3}")
+_SHORT_KINDS = frozenset("st dr ct pl sq cir".split())
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
@@ -216,14 +277,20 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
             if hint in lowered:
                 yield from _hits(text, pattern, entity)
                 break
-    if "@" in text or "at" in lowered or ".com" in lowered:
-        yield from _emails(text, lowered)
+    yield from _emails(text, lowered)
     colons = text.count(":")
     if colons >= 2:
         yield from _hits(text, _IPV6, "IP_ADDRESS", is_ipv6)
     if colons >= 5 or text.count("-") >= 5:
         yield from _hits(text, _MAC, "MAC_ADDRESS")
-    if _DIGIT.search(text) is None:
+    digit = _DIGIT.search(text) is not None
+    spoken = has_digit_words(lowered)
+    # The fields of a JSON answer are no sentence; its strings are looked at one by one.
+    if (digit or spoken) and not text.startswith("{"):
+        yield from (Hit(*found) for found in numbers_near_words(text))
+    if spoken and not digit:
+        yield from _addresses(text)
+    if not digit:
         return
     if _DIGITS.search(text):
         yield from _numbers(text, lowered)
@@ -244,10 +311,14 @@ def _hits(
 
 
 def _emails(text: str, lowered: str) -> Iterator[Hit]:
+    if not ("@" in text or "at" in lowered or "mail" in lowered or "com" in lowered):
+        return
     if "@" in text:
         yield from _hits(text, _EMAIL, "EMAIL_ADDRESS")
     if " @" in text or "@ " in text or "dot" in lowered or "at)" in lowered or "at]" in lowered:
         yield from _hits(text, _EMAIL_SPACED, "EMAIL_ADDRESS")
+    if (" at" in lowered or "@" in text or "com" in lowered) and _MAIL_PROVIDERS.search(lowered):
+        yield from _hits(text, _EMAIL_PROVIDER, "EMAIL_ADDRESS")
     if ".com" in lowered:
         yield from _hits(text, _EMAIL_STRIPPED, "EMAIL_ADDRESS")
 
@@ -298,7 +369,14 @@ def _addresses(text: str) -> Iterator[Hit]:
             continue
         named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
         before = text[max(0, match.start() - 40) : match.start()]
-        if match["unsure"] and not named and not _ADDRESS_WORDS.search(before):
+        sure = match["unsure"] in _SHORT_KINDS and _LONG_HOUSE.match(match[0])
+        if match["unsure"] and not sure and not named and not _ADDRESS_WORDS.search(before):
             continue
         yield Hit(match.start(), match.end(), "STREET_ADDRESS")
+    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
+        yield from _hits(text, pattern, "STREET_ADDRESS")
+    for cue in _AFTER_CUE.finditer(text):
+        street = _ANY_STREET.match(text, cue.end())
+        if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
+            yield Hit(street.start(1), street.end(1), "STREET_ADDRESS")
     yield from _hits(text, _PO_BOX, "STREET_ADDRESS")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tuneline.data.pii.entities import NER_ENTITIES
 from tuneline.data.pii.languages import PATTERN_LANGUAGES
+from tuneline.data.pii.numbers import DigitRule
 from tuneline.data.pii.patterns import PATTERN_ENTITIES
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii.secrets import SECRETS
@@ -27,6 +28,16 @@ PROFILES: dict[str, frozenset[str]] = {
     name: frozenset([*entities.split(), *SECRETS])
     for name, entities in (("gdpr", _GDPR), ("hipaa", _HIPAA), ("pci", _PCI))
 }
+
+# Fewest digits of a number that no word explains and that still identifies somebody. HIPAA counts
+# any unique number, those of orders included; cards have at least twelve.
+LEAST_DIGITS = {"hipaa": 5, "gdpr": 7, "pci": 12}
+
+
+def digit_rule(profiles: Iterable[str]) -> DigitRule:
+    """Return the digit rule of the strictest of some profiles."""
+    profiles = list(profiles)
+    return DigitRule(min(LEAST_DIGITS[name] for name in profiles), business="hipaa" in profiles)
 
 
 def demanded(profiles: Iterable[str]) -> frozenset[str]:

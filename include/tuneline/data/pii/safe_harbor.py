@@ -33,6 +33,33 @@ class _Shape(NamedTuple):
     pattern: re.Pattern[str]
 
 
+_ORDINAL = (
+    r"(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|"
+    r"thirteenth|fourteenth|fifteenth|sixteenth|seventeenth|eighteenth|nineteenth|twentieth|"
+    r"twenty[ -](?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth)|thirtieth|"
+    r"thirty[ -]first)"
+)
+_TENS = r"(?:twenty|thirty|fou?rty|fifty|sixty|seventy|eighty|ninety)"
+_ONES = r"(?:one|two|three|four|five|six|seven|eight|nine)"
+_YEAR_WORDS = (
+    rf"(?:(?:nineteen|twenty|eighteen)[ -](?:hundred|oh {_ONES}|{_TENS}(?:[ -]{_ONES})?|"
+    r"(?:ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen))|"
+    rf"two thousand(?:[ -](?:and )?(?:{_ONES}|\w+teen|ten|eleven|twelve|{_TENS}(?:[ -]{_ONES})?))?)"
+)
+_WHEN = rf"(?:,? (?:{_YEAR}|{_YEAR_WORDS}|\d{{2}}(?![\w:])))?"
+# A date in words, digits or both.
+SPOKEN_DATE = re.compile(
+    rf"(?<![\w./-])(?:(?:the )?(?:{_ORDINAL}|{_DAY})(?: of)? {_MONTH}{_WHEN}|"
+    rf"{_MONTH} (?:the )?(?:{_ORDINAL}|{_DAY}(?!\d)){_WHEN}|{_MONTH},? {_YEAR})(?![\w/-]|\.\d)",
+    re.IGNORECASE,
+)
+# Day and month alone look like fractions, unless a word before them says when.
+_DAY_MONTH = (
+    r"\b(?:on|from|since|by|dated?|until|till|to|last|before|after|for|of|due|and|starting|ending)"
+    r" ((?:0?[1-9]|1[0-2])/(?:0?[1-9]|[12]\d|3[01])|(?:1[3-9]|2\d|3[01])/(?:0?[1-9]|1[0-2]))"
+    r"(?![\w/-]|\.\d)"
+)
+
 # The first group is the hit.
 _SHAPES = tuple(
     _Shape(entity, re.compile(text, re.IGNORECASE))
@@ -44,6 +71,8 @@ _SHAPES = tuple(
             r"(?=[.,;:!?)\]]*(?:[\s<>\"']|$))",
         ),
         ("DATE", rf"(?<![\w./-])({_DATE})(?![\w/-]|\.\d)"),
+        ("DATE", rf"({SPOKEN_DATE.pattern})"),
+        ("DATE", _DAY_MONTH),
         (
             "POSTAL_CODE",
             r"\b(?:zip|zip ?code|postal ?code|post ?code)\b(?: (?:is|was))?\W{0,3}"

@@ -14,8 +14,12 @@ from functools import lru_cache, partial
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.pii.answers import answers, bare_name
+from tuneline.data.pii.dialogue import repeated_values, wanted
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
+from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.numbers import alike, frequent_numbers, identifiers
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
@@ -102,6 +106,9 @@ class Scrubber:
         self._refused = settings.entities_with("reject_row")
         self._recognisers = _recognisers(settings)
         self.find = lru_cache(maxsize=REMEMBERED)(self._find)
+        self._answers = lru_cache(maxsize=REMEMBERED)(self._answered)
+        english = self._recognisers.get(ENGLISH)
+        self._words = english.words if english else NameWords(settings.common)
 
     def _find(self, text: str) -> tuple[Hit, ...]:
         """Find personal data that has a shape, by our patterns and the user's recognisers."""
@@ -109,6 +116,19 @@ class Scrubber:
         if self._custom is not None and text.strip():
             found = resolve([*found, *self._custom.find(text)])
         return tuple(self._allowed(text, found))
+
+    def _answered(self, text: str, expected: frozenset[str], user: bool) -> tuple[Hit, ...]:
+        """Find what the place of a text in its conversation shows to be personal data."""
+        rule = self._settings.digits
+        if rule is None:
+            return ()
+        hits = [Hit(*found) for found in identifiers(text, expected, rule)]
+        hits += answers(text, expected, self._words, user=user)
+        if user and "PERSON" in self._settings.names and ENGLISH in self._recognisers:
+            hits += bare_name(text, self._words)
+        elif "PERSON" not in self._settings.names:
+            hits = [hit for hit in hits if hit.entity != "PERSON"]
+        return tuple(self._allowed(text, hits))
 
     def _allowed(self, text: str, hits: Iterable[Hit]) -> list[Hit]:
         """Return the hits that are not on the allow-list."""
@@ -160,13 +180,37 @@ class Scrubber:
         outcomes: list[_Outcome] = []
         for key, messages, own in zip(keys, batch, pieces, strict=True):
             result = None
-            if any(named.get(piece.text) or self.find(piece.text) for piece in own) or any(
-                self.find(message["content"]) for message in messages
+            expected = wanted(messages)
+            said = self._said(messages, own, expected, dataset)
+            if (
+                said
+                or any(named.get(piece.text) or self.find(piece.text) for piece in own)
+                or any(self.find(message["content"]) for message in messages)
             ):
                 surrogates = Surrogates(key, self._settings.seed, known, self._masked)
-                result = self._row(messages, own, named, surrogates)
+                result = self._row(messages, own, named, said, surrogates)
             outcomes.append((result, self._foreign(messages, dataset)))
         return outcomes
+
+    def _said(
+        self,
+        messages: Sequence[Message],
+        own: Sequence[Segment],
+        expected: Sequence[frozenset[str]],
+        dataset: _Dataset,
+    ) -> dict[str, tuple[Hit, ...]]:
+        """Find what the places of a row's texts in its conversation show, by text."""
+        said: dict[str, tuple[Hit, ...]] = {}
+        for piece in own:
+            role = messages[piece.turn]["role"]
+            if role == "system" or piece.text != messages[piece.turn]["content"]:
+                continue
+            start, end = dataset.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
+            hits = self._answers(piece.text[start:end], expected[piece.turn], role == "user")
+            if hits:
+                moved = tuple(Hit(h.start + start, h.end + start, h.entity) for h in hits)
+                said[piece.text] = (*said.get(piece.text, ()), *moved)
+        return said
 
     def _foreign(self, messages: Sequence[Message], dataset: _Dataset) -> str | None:
         """Return the undeclared language of a row's own turns, without the shared parts."""
@@ -214,28 +258,42 @@ class Scrubber:
                 surrogates.of(hit.entity, text[hit.start : hit.end])
         return surrogates.given
 
+    def _mentions(
+        self,
+        own: Sequence[Segment],
+        named: Mapping[str, Sequence[Hit]],
+        said: Mapping[str, Sequence[Hit]],
+    ) -> Callable[[str], list[Hit]]:
+        """Return a finder of the values of a row wherever else they are said in it."""
+        values: dict[tuple[str, str], None] = {}
+        for piece in own:
+            text = piece.text
+            for hit in resolve([*self.find(text), *said.get(text, ()), *named.get(text, ())]):
+                values[hit.entity, text[hit.start : hit.end]] = None
+        again = repeated_values(values, self._words.is_name_part)
+        pins = frozenset(
+            len(value) for entity, value in values if entity == "PASSWORD" and value.isdigit()
+        )
+        if not pins or self._settings.digits is None:
+            return again
+        return lambda text: [*again(text), *(Hit(*found) for found in alike(text, pins))]
+
     def _row(
         self,
         messages: Sequence[Message],
         own: Sequence[Segment],
         named: Mapping[str, list[Hit]],
+        said: Mapping[str, Sequence[Hit]],
         surrogates: Surrogates,
     ) -> Scrubbed:
         """Scrub a row until no pattern hits anything but surrogates, in at most three passes."""
         result = Scrubbed(list(messages))
-        people = {
-            piece.text[hit.start : hit.end]
-            for piece in own
-            for hit in named.get(piece.text, ())
-            if hit.entity == "PERSON"
-        }
-        mentions = _mention_pattern(people)
+        mentions = self._mentions(own, named, said)
 
         def change(text: str) -> str:
-            hits = [*self.find(text), *named.get(text, ())]
-            if mentions is not None:
-                hits += [Hit(m.start(), m.end(), "PERSON") for m in mentions.finditer(text)]
-            taken = _places(text, surrogates.values)
+            hits = [*said.get(text, ()), *named.get(text, ())]
+            hits = [*self.find(text), *hits, *mentions(text)]
+            taken = _places(text, replaced)
             parts, at = [], 0
             for hit in self._allowed(text, resolve(hits)):
                 if _overlaps(hit, taken):
@@ -246,6 +304,8 @@ class Scrubber:
                 result.hits[hit.entity] += 1
             return "".join([*parts, text[at:]])
 
+        # In the first pass what looks like a surrogate is a value of the row.
+        replaced: dict[str, str] = {}
         for _ in range(MAX_PASSES):
             result.messages = [
                 map_turn(m, change, self._settings.label_field) for m in result.messages
@@ -253,6 +313,7 @@ class Scrubber:
             result.residual = residual_hits(result.messages, surrogates.values, finder=self.find)
             if not result.residual:
                 break
+            replaced = surrogates.values
         result.surrogates = tuple(
             StandIn(turn, start, end, entity)
             for turn, message in enumerate(result.messages)
@@ -314,18 +375,6 @@ def _places(text: str, values: Mapping[str, str]) -> list[tuple[int, int, str]]:
     return [(m.start(), m.end(), values[m[0]]) for m in pattern.finditer(text)]
 
 
-def _mention_pattern(people: set[str]) -> re.Pattern[str] | None:
-    """Return a pattern of further mentions: a whole name in any case, a part of it as written."""
-    if not people:
-        return None
-    whole = [rf"(?i:{re.escape(name)})" for name in sorted(people, key=len, reverse=True)]
-    parts = sorted(
-        {part for name in people for part in name.split() if len(part) > 2 and part[0].isupper()},
-        key=lambda part: (-len(part), part),
-    )
-    return re.compile(r"(?<!\w)(?:" + "|".join([*whole, *map(re.escape, parts)]) + r")(?!\w)")
-
-
 def _shared_systems(batch: Sequence[Sequence[Message]]) -> frozenset[str]:
     """Return the system prompts that many rows have."""
     counts = Counter(m["content"] for row in batch for m in row if m["role"] == "system")
@@ -334,7 +383,7 @@ def _shared_systems(batch: Sequence[Sequence[Message]]) -> frozenset[str]:
 
 def shape_finder(config: DataConfig) -> Find:
     """Return a finder of personal data with a shape, names left out, as configured."""
-    return Scrubber(replace(settings_of(config), names=())).find
+    return Scrubber(replace(settings_of(config), names=(), digits=None)).find
 
 
 def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
@@ -348,5 +397,7 @@ def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
         UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
     """
     settings = settings_of(config)
+    texts = list(texts)
     common = common_words(texts) if settings.names else frozenset()
-    return Scrubber(replace(settings, common=common))
+    digits = settings.digits and replace(settings.digits, frequent=frequent_numbers(texts))
+    return Scrubber(replace(settings, common=common, digits=digits))

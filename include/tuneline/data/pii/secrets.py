@@ -64,8 +64,9 @@ _SHAPES: tuple[tuple[str, str | tuple[str, ...], str], ...] = (
     ),
     (
         "PASSWORD",
-        ("passw", "pwd", "passphrase", "pin code"),
-        r"(?i:\b(?:password|passwd|pwd|passphrase|pin code)\b)(?i: is| was)?\s?[:=]?\s?[\"']?"
+        ("pass", "pwd", "pin code"),
+        r"(?i:\b(?:password|passcode|passwd|pwd|passphrase|pass|pin code)\b)"
+        r"(?i: is| was| should be| to)?\s?[:=]?\s?[\"']?"
         r"((?=\S*\d)(?=\S*[^\W\d])[^\s\"',;]{6,40})",
     ),
     (

@@ -8,7 +8,8 @@ from typing import Any
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.languages import ENGLISH
-from tuneline.data.pii.profiles import demanded_only, recognised
+from tuneline.data.pii.numbers import DigitRule
+from tuneline.data.pii.profiles import demanded_only, digit_rule, recognised
 
 SEED = 7
 
@@ -24,6 +25,7 @@ class Settings:
         languages: declared languages.
         recognizers: Presidio recognisers of the user.
         least_score: lowest Presidio score of a hit that counts.
+        digits: rule for numbers that no word explains; None takes none of them.
         common: words of the dataset that are not names.
         label_field: field of a JSON answer that is left alone.
         allow: texts that are never personal data, casefolded.
@@ -37,6 +39,7 @@ class Settings:
     languages: tuple[str, ...] = (ENGLISH,)
     recognizers: tuple[str | Mapping[str, Any], ...] = ()
     least_score: float = 0.4
+    digits: DigitRule | None = None
     common: frozenset[str] = frozenset()
     label_field: str | None = None
     allow: frozenset[str] = frozenset()
@@ -57,6 +60,7 @@ def settings_of(config: DataConfig) -> Settings:
         languages=tuple(config.languages),
         recognizers=tuple(config.pii_recognizers),
         least_score=config.pii_recognizer_score,
+        digits=digit_rule(config.pii_profile),
         label_field=config.label_field,
         allow=frozenset(text.casefold() for text in config.pii_allow),
         actions=config.pii_actions,

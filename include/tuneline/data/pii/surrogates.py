@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -23,6 +24,7 @@ _CONSTANT = {
     "MAC_ADDRESS": "[MAC_ADDRESS]",
     "AGE_OVER_89": "90+",
 }
+_DIGIT_WORDS = "zero one two three four five six seven eight nine".split()
 _MONTHS = "January February March April May June July August September October November".split()
 
 
@@ -46,7 +48,7 @@ class Surrogates:
         masked: entities that get a typed placeholder such as `[PERSON]` instead.
 
     Attributes:
-        given: surrogates by entity and canonical value.
+        given: surrogates by entity and value in lower case.
         values: entity of each surrogate in use.
     """
 
@@ -73,7 +75,7 @@ class Surrogates:
         elif entity == "PERSON":
             made = self._person(value)
         else:
-            key = (entity, _canonical(value))
+            key = (entity, value.casefold())
             if key not in self.given:
                 self.given[key] = self._make(entity, value)
             made = self.given[key]
@@ -85,6 +87,8 @@ class Surrogates:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
     def _make(self, entity: str, value: str) -> str:
+        if entity == "PASSWORD" and not re.search(r"[^\W\d]", value):
+            return _shaped(self._number(entity, value), value)
         if entity in _CONSTANT:
             return _CONSTANT[entity]
         # The hits of a recogniser of the user get a placeholder.
@@ -133,18 +137,74 @@ def _email(number: int, _: str) -> str:
     return f"{first}.{last}{number // 9973 % 90 + 10}@mail.example".lower()
 
 
+def _shaped(number: int, value: str) -> str:
+    """Return a text of the same shape: digits for digits, letters for letters."""
+    made = []
+    for char in value:
+        if char.isalnum():
+            number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
+        place = number >> 33
+        if char.isdigit():
+            made.append(str((int(char) + 1 + place % 9) % 10))
+        elif char.isalpha():
+            letter = string.ascii_lowercase[place % 26]
+            made.append(letter.upper() if char.isupper() else letter)
+        else:
+            made.append(char)
+    return "".join(made)
+
+
+def _digits_in(value: str, digits: str) -> str:
+    """Return a value with its digits replaced, from the end on; the grouping stays."""
+    given = iter(reversed(digits))
+    changed = [next(given, "0") if char.isdigit() else char for char in reversed(value)]
+    return "".join(reversed(changed))
+
+
+def _spoken(number: int, value: str) -> str:
+    """Return words for digits instead of words for digits."""
+
+    # A word of the value is left out, as long as there are others.
+    said = {word.lower() for word in re.findall(r"[A-Za-z]+", value)}
+    free = [word for word in _DIGIT_WORDS if word not in said] or _DIGIT_WORDS
+
+    def other(match: re.Match[str]) -> str:
+        nonlocal number
+        number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
+        return free[(number >> 33) % len(free)]
+
+    return _shaped_digits(number, re.sub(r"[A-Za-z]+", other, value))
+
+
+def _shaped_digits(number: int, value: str) -> str:
+    return re.sub(r"\d+", lambda match: _shaped(number, match[0]), value)
+
+
+def _numeric(maker: Callable[[int, str], str]) -> Callable[[int, str], str]:
+    """Return a maker that takes numbers written as words, too."""
+    return lambda number, value: (
+        maker(number, value) if re.search(r"\d", value) else _spoken(number, value)
+    )
+
+
 def _phone(number: int, value: str) -> str:
-    local = f"555-01{number % 100:02d}"
+    count = len(digits_of(value))
+    if count < 7:
+        return _shaped(number, value)
     area = _pick(("202", "303", "404", "505", "606"), number // 100)
-    return f"+1 {area} {local}" if value.strip().startswith("+") else f"{area}-{local}"
+    local = f"{area}55501{number % 100:02d}"
+    lead = "1" if value.strip().startswith(("+", "1")) else "0"
+    return _digits_in(value, local.rjust(count, lead)[-count:])
 
 
 def _card(number: int, value: str) -> str:
-    digits = f"400000000000{number % 1000:03d}"
+    count = len(digits_of(value))
+    if count < 13:
+        return _shaped(number, value)
+    digits = "4" + f"{number % 1000:03d}".rjust(count - 2, "0")
     # With any check digit but the right one, no such card can exist.
     digits += next(check for check in "0123456789" if not luhn(digits + check))
-    separator = next((c for c in value if c in " -"), "")
-    return separator.join(digits[i : i + 4] for i in range(0, 16, 4))
+    return _digits_in(value, digits)
 
 
 def _iban(number: int, _: str) -> str:
@@ -153,9 +213,11 @@ def _iban(number: int, _: str) -> str:
 
 
 def _ssn(number: int, value: str) -> str:
-    last = f"{number % 10_000:04d}"
-    # Numbers with the area 000 are never issued; a partial number is its last four digits.
-    return last if len(digits_of(value)) == 4 else f"000-00-{last}"
+    count = len(digits_of(value))
+    if count != 9:
+        return _shaped(number, value)
+    # Numbers with the area 000 are never issued.
+    return _digits_in(value, f"00000{number % 10_000:04d}")
 
 
 def _ip(number: int, value: str) -> str:
@@ -179,13 +241,13 @@ def _street(number: int, _: str) -> str:
 
 _MAKERS: dict[str, Callable[[int, str], str]] = {
     "EMAIL_ADDRESS": _email,
-    "PHONE_NUMBER": _phone,
-    "CREDIT_CARD": _card,
+    "PHONE_NUMBER": _numeric(_phone),
+    "CREDIT_CARD": _numeric(_card),
     "IBAN_CODE": _iban,
-    "US_SSN": _ssn,
+    "US_SSN": _numeric(_ssn),
     "IP_ADDRESS": _ip,
     "BIRTH_DATE": _date,
-    "ID_NUMBER": lambda n, _: f"X0000{n % 10_000:04d}",
+    "ID_NUMBER": _numeric(_shaped),
     "STREET_ADDRESS": _street,
     "DATE": _same_year,
     "URL": lambda n, _: f"https://www.example.com/{n % 100_000:05d}",

@@ -78,16 +78,16 @@ def gather(
     """
     if step is not None and step not in DATA_ORDER:
         raise UserError(f"--step {step} is not a data step; they are {', '.join(DATA_ORDER)}")
-    path = _local(target)
-    if "/runs/" in target and (path is None or (path / "config.json").is_file()):
-        run = Run.open(target if path is None else path.resolve().as_uri())
-        with _tables_of_run(run) as find:
+    path = local_path(target)
+    run = run_of(target)
+    if run is not None:
+        with tables_of_run(run) as find:
             rows = _rows_of_steps(find, target, step, rejected=rejected)
         return Source(rows, _renderer(run.config))
     config = read_config(target, base_model, config_file)
     renderer = _renderer(config)
     if path is not None and path.is_dir() and (path / DATASET.name).is_file():
-        find = _tables_of_folder(path)
+        find = tables_of_folder(path)
         return Source(_rows_of_steps(find, target, step, rejected=rejected), renderer)
     if path is not None and path.suffix == ".parquet" and path.is_file():
         table = _rows_of_table(path)
@@ -103,7 +103,20 @@ def gather(
     return Source(_raw_rows(config, renderer, rejected=rejected, row=row), renderer)
 
 
-def _local(target: str) -> Path | None:
+def run_of(target: str) -> Run | None:
+    """Open the run that a URI or folder names, None if it names something else.
+
+    Raises:
+        UserError: if there is no run at the URI.
+    """
+    path = local_path(target)
+    if "/runs/" in target and (path is None or (path / "config.json").is_file()):
+        return Run.open(target if path is None else path.resolve().as_uri())
+    return None
+
+
+def local_path(target: str) -> Path | None:
+    """Return the path that a target names, None for an address on a server."""
     parsed = urlparse(target)
     if parsed.scheme == "file":
         return Path(unquote(parsed.path))
@@ -118,11 +131,12 @@ def _renderer(config: PipelineConfig) -> Renderer:
 
 
 # Finds a table of a step on this machine; None if the step has not left it.
-_Find = Callable[[Artifact], Path | None]
+Find = Callable[[Artifact], Path | None]
 
 
 @contextmanager
-def _tables_of_run(run: Run) -> Iterator[_Find]:
+def tables_of_run(run: Run) -> Iterator[Find]:
+    """Give a finder of the tables that the steps of a run left."""
     with tempfile.TemporaryDirectory() as scratch:
 
         def find(table: Artifact) -> Path | None:
@@ -136,7 +150,9 @@ def _tables_of_run(run: Run) -> Iterator[_Find]:
         yield find
 
 
-def _tables_of_folder(folder: Path) -> _Find:
+def tables_of_folder(folder: Path) -> Find:
+    """Return a finder of the tables in a folder of `tuneline data prepare`."""
+
     def find(table: Artifact) -> Path | None:
         name = Path(table.name)
         path = folder / (name if table == DATASET else name.parent / table.step / name.name)
@@ -145,7 +161,7 @@ def _tables_of_folder(folder: Path) -> _Find:
     return find
 
 
-def _rows_of_steps(find: _Find, target: str, step: str | None, *, rejected: bool) -> list[Shown]:
+def _rows_of_steps(find: Find, target: str, step: str | None, *, rejected: bool) -> list[Shown]:
     steps = (step,) if step else DATA_ORDER
     if rejected:
         paths = filter(None, (find(rejected_of(name)) for name in steps))
@@ -205,7 +221,7 @@ def _raw_rows(
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:
         for opened in open_files(data, Path(scratch)):
-            records = islice(opened.records(data.csv), most - len(outcomes))
+            records = islice(opened.records(), most - len(outcomes))
             outcomes += convert(records, opened.file.name, data, own_holdout=False)[0]
             if len(outcomes) >= most:
                 break

@@ -1,8 +1,8 @@
-"""Make canaries: artificial personal data in sentences, with labels.
+"""Make sentences with one piece of artificial personal data each, with labels.
 
-In every run they go through the code that scrubs the rows; the share that comes out unscrubbed is
-the leak rate. Values are random. Each is written plainly, in lower case, in capitals and with
-spacing tricks, in sentences with and without a word that introduces it.
+They are the edited text that a detector must find all of; what leaks in a dataset is measured in
+its own rows (`tuneline.data.pii.canaries`). Values are random. Each is written plainly, in lower
+case, in capitals and with spacing tricks, in sentences with and without a word that introduces it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from tuneline.data.pii.canaries.dates import MONTHS
 from tuneline.data.pii.checksums import check_digit, iban
 from tuneline.data.pii.languages import ENGLISH
+from tuneline.data.pii.scrubber import Scrubber
 
 FORMS = ("plain", "lower", "upper", "spaced")
 PER_FORM = 8
 
-_MONTHS = {
-    "en": "January February March April May June July August September October November December",
-    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
-    "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
-    "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre "
-    "diciembre",
-}
 # Given names, most of them not in the list of the detector.
 _GIVEN = (
     "Maria James Aoife Bartek Chidi Delphine Emre Fergus Gudrun Hyun Ioana Jakub Keiko Lorena "
@@ -47,7 +42,7 @@ _STREETS = "Maple Harbour Willow Station Church Orchard Meadow Bridge Chestnut G
 
 
 @dataclass(frozen=True)
-class Canary:
+class Sentence:
     """A value of an entity type in a text, in one of the forms and languages."""
 
     entity: str
@@ -70,12 +65,12 @@ def _group_name(entity: str, language: str) -> str:
 def _sentences() -> dict[str, dict[str, list[str]]]:
     import yaml
 
-    text = resources.files("tuneline.data.pii").joinpath("canaries.yaml").read_text("utf-8")
+    text = resources.files("benchmarks.workloads").joinpath("pii_sentences.yaml").read_text("utf-8")
     sentences: dict[str, dict[str, list[str]]] = yaml.safe_load(text)
     return sentences
 
 
-def canary_groups(entities: Sequence[str], languages: Sequence[str]) -> list[tuple[str, str]]:
+def sentence_groups(entities: Sequence[str], languages: Sequence[str]) -> list[tuple[str, str]]:
     """Return the planted entities, each with the languages in which it is written differently.
 
     An entity that is written alike in all languages is planted in one that has sentences for it.
@@ -89,9 +84,9 @@ def canary_groups(entities: Sequence[str], languages: Sequence[str]) -> list[tup
     ]
 
 
-def planted_groups(entities: Sequence[str], languages: Sequence[str]) -> list[str]:
+def group_names(entities: Sequence[str], languages: Sequence[str]) -> list[str]:
     """Return the names of all groups that are measured together."""
-    return [_group_name(*group) for group in canary_groups(entities, languages)]
+    return [_group_name(*group) for group in sentence_groups(entities, languages)]
 
 
 def _has(entity: str, languages: Sequence[str]) -> bool:
@@ -195,7 +190,7 @@ def _identity(draw: random.Random, form: str) -> str:
 
 def _birth(draw: random.Random, form: str, language: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1940, 2005)
-    name = _MONTHS[language].split()[month - 1]
+    name = MONTHS[language].split()[month - 1]
     if language != ENGLISH:
         named = f"{day} de {name} de {year}" if language == "es" else f"{day}. {name} {year}"
         if language == "fr":
@@ -239,7 +234,7 @@ def _url(draw: random.Random, form: str) -> str:
 
 def _date(draw: random.Random, form: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2026)
-    name = _MONTHS[ENGLISH].split()[month - 1]
+    name = MONTHS[ENGLISH].split()[month - 1]
     if form == "spaced":
         return draw.choice([f"{day} / {month} / {year}", f"{year} - {month:02d} - {day:02d}"])
     return draw.choice(
@@ -303,41 +298,53 @@ _LOCAL_MAKERS: dict[str, Callable[[random.Random, str, str], str]] = {
 _EXACT = frozenset({"API_KEY", "AWS_ACCESS_KEY", "PASSWORD", "PRIVATE_KEY"})
 
 
-def make_canaries(
+def make_sentences(
     entities: Sequence[str],
     seed: int,
     per_form: int = PER_FORM,
     languages: Sequence[str] = (ENGLISH,),
-) -> list[Canary]:
-    """Make canaries: `per_form` of each form for each entity and language; the same for a seed."""
-    canaries = []
-    for entity, language in canary_groups(entities, languages):
+) -> list[Sentence]:
+    """Make sentences: `per_form` of each form for each entity and language; the same for a seed."""
+    made = []
+    for entity, language in sentence_groups(entities, languages):
         # Each has its own generator, so that adding one does not change the others.
         own = f"{seed}:{entity}" if language == ENGLISH else f"{seed}:{entity}:{language}"
         draw = random.Random(own)  # noqa: S311 - reproducible, no secret
-        sentences = _sentences()[language][entity]
+        frames = _sentences()[language][entity]
         for form in FORMS:
             for number in range(per_form):
                 local = _LOCAL_MAKERS.get(entity)
                 value = local(draw, form, language) if local else _MAKERS[entity](draw, form)
-                sentence = sentences[number % len(sentences)]
+                frame = frames[number % len(frames)]
                 if form in ("lower", "upper"):
-                    sentence = getattr(sentence, form)()
+                    frame = getattr(frame, form)()
                     value = value if entity in _EXACT else getattr(value, form)()
-                text = sentence.replace("{}", value)
-                canaries.append(Canary(entity, language, form, value, text))
-    return canaries
+                text = frame.replace("{}", value)
+                made.append(Sentence(entity, language, form, value, text))
+    return made
 
 
-def leaks(canary: Canary, scrubbed: str) -> bool:
-    """Return True if the value of a canary can still be read in the scrubbed text.
+def leaks(sentence: Sentence, scrubbed: str) -> bool:
+    """Return True if the value of a sentence can still be read in the scrubbed text.
 
     Spaces, punctuation and case make no difference; one word of a name is enough.
     """
-    if canary.entity in ("PERSON", "LOCATION"):
+    if sentence.entity in ("PERSON", "LOCATION"):
         words = set(re.findall(r"[^\W\d_]+", scrubbed.casefold()))
-        return any(word in words for word in canary.value.casefold().split())
-    return _bare(canary.value) in _bare(scrubbed)
+        return any(word in words for word in sentence.value.casefold().split())
+    return _bare(sentence.value) in _bare(scrubbed)
+
+
+def leaked_sentences(scrubber: Scrubber, sentences: Sequence[Sentence]) -> list[bool]:
+    """Scrub sentences, each as a user's turn; return for each whether its value can be read."""
+    results = scrubber.scrub(
+        [f"sentence-{number}" for number in range(len(sentences))],
+        [[{"role": "user", "content": sentence.text}] for sentence in sentences],
+    )
+    return [
+        not result.refused and leaks(sentence, result.messages[0]["content"])
+        for sentence, result in zip(sentences, results, strict=True)
+    ]
 
 
 def _bare(text: str) -> str:

@@ -1,0 +1,203 @@
+"""Find what a turn answers to a question for a name, address, e-mail, password or date of birth.
+
+After such a question nearly anything can be the value: only filler and ordinary sentences are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.safe_harbor import SPOKEN_DATE
+
+_WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
+# Words around a value in an answer.
+FILLER = frozenset(
+    "a about account actually address again ah ahead all also alright am and are as at back be "
+    "been "
+    "birth birthday born but by bye called calling can card cell city code correct could current "
+    "dad "
+    "date day dear digits do does dob done email end ending english first for forgot from full go "
+    "good got had has have he hello her here hers hey hi him his hm hmm hold holder home hope "
+    "husband "
+    "how i id if im in is it its ive just kid know last lemme let like live lives lol ma'am maam "
+    "mam "
+    "madam man married maybe me middle mind mine mobile mom moment mother mr mrs ms miss must my "
+    "myself na name names need new no nope not number of oh ok okay old on one only or our "
+    "passenger "
+    "password patient phone pin please pls plz po problem provide question really right same sec "
+    "second see sender she should sir sister so sorry spell spelled ssn still sure ta tell thank "
+    "thanks that thats the their them then there they thing think this thx to too try u uh um "
+    "under "
+    "ur us user username use very wait want was way we welcome well what whats when where which "
+    "who "
+    "why wife will with would i'm it's that's he's she's name's i've i'll don't "
+    "yeah year years yep yes you your yours yup zip".split()
+)
+# In an answer of so few words of its own an everyday word may be a name.
+_SHORT = 3
+# Longer answers hold more than the name.
+_SENTENCE, _LONG = 6, 14
+_STREET_START = re.compile(
+    r"(?:\b(?:p\.? ?o\.? ?box|flat|unit|apt|apartment|house|plot|lot|suite|door|h)\b|\d|"
+    r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b)",
+    re.IGNORECASE,
+)
+_ADDRESS_END = re.compile(
+    r"[!?;\n]|\.(?= |$)(?<!\bst\.)(?<!\bave\.)(?<!\brd\.)(?<!\bapt\.)(?<!\bdr\.)|"
+    r",? (?:and|but|my|thanks?|thank you|please|pls|plz|is|was|ok|okay|if|when|since|so|because|"
+    r"can|"
+    r"could|that|it|i|the (?:phone|card|account)|phone|mobile|cell|e-?mail|for|sir|mam|ma'am)\b",
+    re.IGNORECASE,
+)
+_PASSWORD_LEAD = re.compile(
+    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|it's|it is|it was|i think|think|maybe|"
+    r"my|"
+    r"the|password|passcode|pass|pin|code|is|was|should be|might be|probably|be|try|use|here|hi|"
+    r"new one|one|thanks?)\b\W*)*",
+    re.IGNORECASE,
+)
+_PASSWORD_TAIL = re.compile(
+    r"(?:\W+(?:thanks?|thank you|thx|pls|please|i think|i guess|right|ok|lol|sir|mam|maam|"
+    r"all lower "
+    r"?case|lower ?case))*\W?$",
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(
+    r"\b(?:don'?t|dont|do not|can'?t|cannot|forgot|forgotten|remember|reset|why|never|didn'?t|not|"
+    r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need)\b",
+    re.IGNORECASE,
+)
+_DATE_DIGITS = re.compile(
+    r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
+    r"\d{1,2}[/.-]\d{4}|\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
+)
+_MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
+
+
+def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) -> Iterator[Hit]:
+    """Yield the values other than numbers with which a turn answers.
+
+    Args:
+        text: a turn.
+        wanted: topics that the turn before asked for.
+        words: names and ordinary words.
+        user: True if the turn is not the assistant's, which has no passwords or addresses.
+    """
+    if not user:
+        return
+    if "birth" in wanted:
+        yield from _births(text)
+    if "secret" in wanted or "code" in wanted:
+        yield from _passwords(text)
+    if "address" in wanted:
+        yield from _addresses(text, words, alone="name" not in wanted)
+    if "name" in wanted:
+        yield from _people(text, words)
+    if ("email" in wanted and "address" not in wanted) or wanted == {"account"}:
+        yield from _mailboxes(text, words)
+
+
+def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the name that is all that a turn holds ("suresh", "anna maria rossi here")."""
+    own = [word for word in _WORD.finditer(text) if word[0].casefold() not in FILLER]
+    if not 1 <= len(own) <= _SHORT or len(text.split()) > _SHORT + 3 or re.search(r"[\d?]", text):
+        return
+    lowered = [word[0].casefold() for word in own]
+    known = sum(
+        words.is_given(w) or (words.is_listed(w) and not words.is_everyday(w)) for w in lowered
+    )
+    strange = sum(words.is_strange(word) for word in lowered)
+    if any(words.is_everyday(w) or w in words.not_people or w in words.common for w in lowered):
+        return
+    if known + strange < len(lowered) or not known:
+        return
+    yield Hit(own[0].start(), own[-1].end(), "PERSON")
+
+
+def _births(text: str) -> Iterator[Hit]:
+    for pattern in (SPOKEN_DATE, _DATE_DIGITS):
+        for match in pattern.finditer(text):
+            yield Hit(match.start(), match.end(), "BIRTH_DATE")
+
+
+def _passwords(text: str) -> Iterator[Hit]:
+    lead = _PASSWORD_LEAD.match(text)
+    tail = _PASSWORD_TAIL.search(text)
+    start, end = lead.end() if lead else 0, tail.start() if tail else len(text)
+    value = text[start:end]
+    if value and len(value) > 2 and len(value.split()) <= 4 and not _NO_ANSWER.search(value):
+        yield Hit(start, end, "PASSWORD")
+
+
+def _people(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the runs of words of an answer that can be names."""
+    run: list[re.Match[str]] = []
+    runs: list[list[re.Match[str]]] = []
+    every = list(_WORD.finditer(text))
+    for word in every:
+        apart = run and text[run[-1].end() : word.start()].strip(" .") != ""
+        filler = word[0].casefold().replace("’", "'") in FILLER
+        if apart or filler:
+            runs.append(run)
+            run = []
+        if not filler:
+            run.append(word)
+    runs.append(run)
+    own = sum(map(len, runs))
+    for some in filter(None, runs):
+        lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in some]
+        names = [w for w in lowered if _can_be_name(w, words, short=own <= _SHORT)]
+        if len(some) > 4 or len(every) > _LONG:
+            # A sentence: the recogniser and the cues look for the names in it.
+            continue
+        if len(every) > _SENTENCE:
+            names = [w for w in names if words.is_listed(w)]
+        if names and 2 * len(names) >= len(some):
+            yield Hit(some[0].start(), some[-1].end(), "PERSON")
+
+
+def _can_be_name(word: str, words: NameWords, *, short: bool) -> bool:
+    if words.is_given(word) or words.is_strange(word):
+        return True
+    if short and words.is_listed(word):
+        return word not in words.not_names or word in words.also_words
+    listed = words.is_listed(word) and not words.is_everyday(word)
+    return listed or (short and not words.is_everyday(word) and word not in words.common)
+
+
+def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
+    """Yield the part of an answer from the house number to the end of the address."""
+    first = _STREET_START.search(text)
+    if first is None:
+        if alone and len(text.split()) <= _SHORT + 2:
+            own = [w for w in _WORD.finditer(text) if w[0].casefold() not in FILLER]
+            if own and not all(words.is_everyday(w[0].casefold()) for w in own):
+                yield Hit(own[0].start(), own[-1].end(), "STREET_ADDRESS")
+        return
+    start = first.start()
+    before = list(re.finditer(r"[^\W_]+", text[:start]))
+    for word in reversed(before):
+        # A place or the letters of a postcode stand before the number.
+        if word[0].casefold() in FILLER or words.is_everyday(word[0].casefold()):
+            break
+        start = word.start()
+    end = len(text.rstrip())
+    stop = _ADDRESS_END.search(text, first.end())
+    if stop is not None:
+        end = stop.start()
+    if len(text[start:end].split()) <= _LONG:
+        yield Hit(start, end, "STREET_ADDRESS")
+
+
+def _mailboxes(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the names of mailboxes and accounts that are no words."""
+    found = list(_MAIL_WORDS.finditer(text))
+    if len(text.split()) > _SHORT + 2:
+        return
+    for match in found:
+        word = match[0].casefold().strip(".-")
+        if word not in FILLER and words.is_strange(word):
+            yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")

@@ -1,0 +1,77 @@
+"""Make up street addresses and name places."""
+
+from __future__ import annotations
+
+from functools import cache
+from random import Random
+
+from tuneline.data.pii.canaries.canary import MISTYPED, OBFUSCATED, PARTIAL, SPLIT, Value
+from tuneline.data.pii.canaries.lists import digits, words
+from tuneline.data.pii.canaries.numbers import postal_code
+from tuneline.data.pii.canaries.people import names
+from tuneline.data.pii.canaries.register import Register
+
+_LOCAL = ("de", "fr", "es")
+_SMALL = "no h flat block near po box nº bis calle rue avenue weg straße".split()
+
+
+def place(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Name a town."""
+    return Value((draw.choice(words("places", language if language in _LOCAL else "en")),))
+
+
+@cache
+def _public() -> frozenset[str]:
+    """Return the words of addresses that identify nobody."""
+    entries = (*words("regions"), *words("streets", "kinds"), *words("streets", "units"))
+    return frozenset([*_SMALL, *(word.casefold() for entry in entries for word in entry.split())])
+
+
+def _street(draw: Random, language: str) -> str:
+    number = str(draw.randint(1, 9999) if draw.random() < 0.5 else draw.randint(1, 180))
+    family = names(draw)[1]
+    if language == "de":
+        kind = draw.choice(["straße", "weg", "str.", "allee", "gasse", "platz"])
+        return f"{family}{kind} {number[:3]}"
+    if language == "fr":
+        return f"{number[:3]} {draw.choice(['rue', 'avenue', 'chemin', 'place'])} {family}"
+    if language == "es":
+        return f"{draw.choice(['calle', 'avenida', 'paseo', 'camino'])} {family} {number[:3]}"
+    name = draw.choice(words("streets", "whole"))
+    if draw.random() < 0.6:
+        first, last = (draw.choice(words("streets", part)) for part in ("first", "last"))
+        name = draw.choice([first + last, first, family])
+    kind = draw.choice(words("streets", "kinds"))
+    return f"{number} {name} {kind.title()}"
+
+
+def address(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Make up a street address, alone or with unit, town, region and postal code."""
+    public = _public()
+    street = _street(draw, language)
+    town = place(draw, form, register, language).text
+    code = postal_code(draw, PARTIAL, register, language).text
+    region = draw.choice(words("regions"))
+    region = region.upper() if len(region) == 2 else region.title()
+    unit = f"{draw.choice(words('streets', 'units'))} {draw.randint(1, 40)}{draw.choice(['', 'B'])}"
+    if form == PARTIAL:
+        rest = draw.choice([f"{town} {code}", f"{unit}", code, f"{town} {region}"])
+        return Value((draw.choice([street, rest]),), public)
+    if form == SPLIT:
+        return Value((street, f"{town} {code}"), public)
+    if form == OBFUSCATED:
+        box = f"PO Box {digits(draw, 4)}, {town}"
+        indian = f"h no {draw.randint(2, 990)} sector {draw.randint(1, 60)} {town}"
+        crossing = f"near {draw.choice(words('streets', 'whole'))} temple {town}"
+        return Value((draw.choice([box, indian, crossing]),), public | {"temple", "sector"})
+    if form == MISTYPED:
+        street = street.replace(" ", "", 1)
+    shapes = (
+        street,
+        street,
+        f"{street}, {town}",
+        f"{street}, {unit}",
+        f"{street}, {town}, {region} {code}",
+        f"{street} {unit}, {town} {code}",
+    )
+    return Value((draw.choice(shapes),), public)

@@ -1,0 +1,77 @@
+"""Make up secrets: passwords, PINs and codes, keys and tokens."""
+
+from __future__ import annotations
+
+import string
+from random import Random
+
+from tuneline.data.pii.canaries.canary import OBFUSCATED, Value
+from tuneline.data.pii.canaries.lists import digits, letters, words
+from tuneline.data.pii.canaries.people import names
+from tuneline.data.pii.canaries.register import Register
+
+_ALNUM = string.ascii_letters + string.digits
+
+
+def password(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Make up a password that a person would choose, or that a program makes."""
+    word, other = draw.choice(words("words")), draw.choice(words("words"))
+    name = names(draw)[0].casefold()
+    sign = draw.choice("!#$.-_*")
+    return Value(
+        (
+            draw.choice(
+                [
+                    f"{word}{digits(draw, draw.choice([2, 2, 3, 4]))}",
+                    f"{word.title()}{digits(draw, 2)}{sign}",
+                    f"{word}{sign}{other}",
+                    f"{name}{digits(draw, 4)}",
+                    f"{word}{other}",
+                    f"{letters(draw, 4, _ALNUM)}{sign}{letters(draw, 5, _ALNUM)}",
+                    f"{word.replace('o', '0').replace('e', '3')}{digits(draw, 1)}",
+                    f"{word} {other}",
+                ]
+            ),
+        )
+    )
+
+
+def pin(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Make up a PIN or a one-time code."""
+    code = digits(draw, draw.choice([4, 4, 4, 5, 6, 6, 8]), "0123456789")
+    if form == OBFUSCATED:
+        half = len(code) // 2
+        return Value((draw.choice([" ".join(code), f"{code[:half]} {code[half:]}"]),))
+    mixed = letters(draw, 2) + digits(draw, 2) + letters(draw, 2)
+    return Value((mixed if draw.random() < 0.1 else code,))
+
+
+def api_key(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Make up a token in the published form of a well-known service."""
+    kinds = (
+        ("sk-", 48),
+        ("ghp_", 36),
+        ("glpat-", 20),
+        ("xoxb-" + digits(draw, 11) + "-", 24),
+        ("AIza", 35),
+        ("sk_live_", 24),
+        ("hf_", 34),
+    )
+    prefix, count = draw.choice(kinds)
+    return Value(
+        (prefix + letters(draw, count, _ALNUM),),
+        frozenset(["sk", "ghp", "glpat", "xoxb", "live", "hf"]),
+    )
+
+
+def aws_key(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Make up an access key id of AWS."""
+    return Value(("AK" + "IA" + letters(draw, 16, string.ascii_uppercase + "234567"),))
+
+
+def private_key(draw: Random, form: str, register: Register, language: str) -> Value:
+    """Make up a private key in PEM form; its lines of base64 are what identifies."""
+    lines = [letters(draw, 64, _ALNUM) for _ in range(draw.choice([3, 6]))]
+    kind = draw.choice(["RSA ", "EC ", "OPENSSH ", ""]) + "PRIVATE " + "KEY"
+    text = "\n".join([f"-----BEGIN {kind}-----", *lines, f"-----END {kind}-----"])
+    return Value((text,), frozenset("begin end rsa ec openssh private key".split()))

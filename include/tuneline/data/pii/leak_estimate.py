@@ -1,0 +1,199 @@
+"""Estimate the personal data that scrubbing leaves behind, from canaries in the dataset's rows.
+
+The canaries go through the scrubber of the rows. Each tells whether one word or number of a made-up
+value can still be read, so the number of leaks is binomial and its interval exact. With the number
+of values that were found in the rows the share gives how many were missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from math import isfinite
+from typing import Any
+
+from tuneline.config import DataConfig
+from tuneline.data.pii.canaries.canary import Canary, readable
+from tuneline.data.pii.canaries.kinds import KINDS, entity_of
+from tuneline.data.pii.canaries.lists import lists
+from tuneline.data.pii.canaries.planting import make_canaries
+from tuneline.data.pii.intervals import Bounds, left_behind, share_of
+from tuneline.data.pii.leak_limits import decides, leak_limit
+from tuneline.data.pii.profiles import scrubbed_entities
+from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.workers import worker_count
+from tuneline.data.tables.rows import Message, Row
+from tuneline.evidence import Measurement, measure
+
+# A form of which more than this leaks is named as one that the configuration does not find.
+WEAK_FORM = 0.25
+PER_ROWS = 1000
+# Canaries are planted in as many rows at the most; more rows show no more of how people write.
+CARRIER_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The canaries and, for each, whether it leaked and the row that scrubbing made of it."""
+
+    canaries: Sequence[Canary]
+    leaked: Sequence[bool]
+    scrubbed: Sequence[Sequence[Message]]
+
+    def shares(self, key: Callable[[Canary], str]) -> dict[str, Bounds]:
+        """Return the share of leaks among the canaries with the same key."""
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        for canary, leak in zip(self.canaries, self.leaked, strict=True):
+            outcomes[key(canary)].append(leak)
+        return {name: share_of(sum(flags), len(flags)) for name, flags in outcomes.items()}
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of the table of canaries, which holds no text."""
+        return {
+            "entity": [canary.group for canary in self.canaries],
+            "form": [canary.form for canary in self.canaries],
+            "place": [canary.place for canary in self.canaries],
+            "leaked": [int(leak) for leak in self.leaked],
+        }
+
+    def examples(self) -> dict[str, list[Any]]:
+        """Return the columns of a table of the canaries that leaked, with the planted turn."""
+        leaks = [
+            (canary, scrubbed[canary.probe.turn]["content"])
+            for canary, leak, scrubbed in zip(
+                self.canaries, self.leaked, self.scrubbed, strict=True
+            )
+            if leak
+        ]
+        return {
+            "entity": [canary.group for canary, _ in leaks],
+            "form": [canary.form for canary, _ in leaks],
+            "place": [canary.place for canary, _ in leaks],
+            "before": [canary.messages[canary.probe.turn]["content"] for canary, _ in leaks],
+            "after": [after for _, after in leaks],
+        }
+
+
+def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
+    """Return the seed of a run's canaries: the same for the same run and rows, and no other."""
+    digest = hashlib.sha256(run_id.encode())
+    for row_id in row_ids:
+        digest.update(row_id.encode())
+    return digest.hexdigest()[:12]
+
+
+def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
+    """Return the turns of rows that canaries are planted in: all, or a random part of many."""
+    numbers: Sequence[int] = range(len(rows))
+    if len(rows) > CARRIER_ROWS:
+        draw = random.Random(f"{seed}:carriers")  # noqa: S311 - reproducible, no secret
+        numbers = draw.sample(numbers, CARRIER_ROWS)
+    chosen = bytearray(len(rows))
+    for number in numbers:
+        chosen[number] = 1
+    return [row.messages for row in compress(rows, chosen)]
+
+
+def run_trial(
+    scrubber: Scrubber, rows: Sequence[Sequence[Message]], config: DataConfig, seed: str
+) -> Trial:
+    """Plant canaries in rows and scrub them as rows.
+
+    Args:
+        scrubber: the scrubber of the rows, which knows their words.
+        rows: turns of each row before scrubbing, at least one row.
+        config: the data section.
+        seed: seed of the canaries.
+    """
+    canaries = make_canaries(
+        rows, scrubbed_entities(config.pii_profile), config.languages, config.pii_canaries, seed
+    )
+    # Neighbours share turns then, which the scrubber looks at once.
+    canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
+    results = scrubber.scrub(
+        [f"canary-{seed}-{number}" for number in range(len(canaries))],
+        [canary.messages for canary in canaries],
+        worker_count(len(canaries)),
+    )
+    leaked = [
+        not result.refused and readable(canary, result.messages)
+        for canary, result in zip(canaries, results, strict=True)
+    ]
+    return Trial(canaries, leaked, [result.messages for result in results])
+
+
+def leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
+    """Return the share of leaks of each group; the upper end of its interval has the limit."""
+    found = []
+    for group, share in trial.shares(lambda canary: canary.group).items():
+        found += [
+            measure(f"leak_{group}", share.value, "share"),
+            measure(
+                f"leak_{group}_at_most",
+                share.upper,
+                "share",
+                "<=",
+                leak_limit(group, config),
+                on_breach=(
+                    config.pii_leak_breach if decides(group, config.pii_profile) else "warn"
+                ),
+            ),
+        ]
+    return found
+
+
+def form_measurements(trial: Trial) -> list[Measurement]:
+    """Return the share of leaks of each form, over all kinds."""
+    shares = trial.shares(lambda canary: canary.form)
+    return [
+        entry
+        for form, share in sorted(shares.items())
+        for entry in (
+            measure(f"leak_in_form_{form}", share.value, "share"),
+            measure(f"leak_in_form_{form}_at_most", share.upper, "share"),
+        )
+    ]
+
+
+def left_measurements(trial: Trial, hits: Counter[str], rows: int) -> list[Measurement]:
+    """Return how many values of each entity are left behind per 1,000 rows, by the estimate.
+
+    Args:
+        trial: the canaries.
+        hits: values found in the rows, by entity.
+        rows: number of rows.
+    """
+    found = []
+    for entity, share in trial.shares(lambda canary: entity_of(canary.kind)).items():
+        left = left_behind(hits[entity], share)
+        for name, value in (("", left.value), ("_at_most", left.upper)):
+            per_rows = value * PER_ROWS / rows
+            # Where every canary leaks, what was found says nothing about what was not.
+            known = round(per_rows, 4) if isfinite(per_rows) else None
+            found.append(
+                measure(f"left_per_1000_rows_{entity}{name}", known, "values per 1000 rows")
+            )
+    return found
+
+
+def blind_spots(config: DataConfig, trial: Trial, custom: Sequence[str]) -> dict[str, list[str]]:
+    """Return what the configuration could not have found, or not have measured.
+
+    Args:
+        config: the data section.
+        trial: the canaries.
+        custom: entities of the user's own recognisers.
+    """
+    scrubbed = scrubbed_entities(config.pii_profile)
+    entities = {entity_of(kind) for kind in KINDS}
+    forms = trial.shares(lambda canary: canary.form)
+    return {
+        "types_not_looked_for": sorted(entities - set(scrubbed)),
+        "languages_without_canaries": sorted(set(config.languages) - lists("phrases").keys()),
+        "forms_that_leak": [form for form, share in forms.items() if share.value > WEAK_FORM],
+        "entities_without_canaries": sorted({*custom, *scrubbed} - entities - KINDS.keys()),
+    }

@@ -1,0 +1,1 @@
+"""A person's look at scrubbed rows: drawing them, reading what was missed, and the estimate."""

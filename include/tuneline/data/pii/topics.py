@@ -1,0 +1,161 @@
+"""Find what kind of personal data a text speaks of or asks for, by its words.
+
+The words decide the type of a number nearby and, if one side of a conversation asks, what the next
+turn of the other side may hold.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+# Entity type that a topic stands for. Order numbers and the like are the business's own.
+ENTITY_OF = {
+    "secret": "PASSWORD",
+    "code": "PASSWORD",
+    "card": "CREDIT_CARD",
+    "ssn": "US_SSN",
+    "phone": "PHONE_NUMBER",
+    "email": "EMAIL_ADDRESS",
+    "birth": "BIRTH_DATE",
+    "address": "STREET_ADDRESS",
+    "account": "ID_NUMBER",
+    "business": "ID_NUMBER",
+    "name": "PERSON",
+}
+NUMBER_TOPICS = frozenset({"secret", "code", "card", "ssn", "phone", "account", "business"})
+
+_WORDS = (
+    # What only looks like a topic.
+    (
+        "none",
+        r"(?:error|promo\w*|discount|coupon|voucher|qr|status|dress|country|area|currency|source|"
+        r"fault|bar|colou?r|product|item)[ -]?codes?|mail(?:ed|ing)? (?:it|them|me)|"
+        r"pin (?:it|this|that)|account (?:manager|balance|type|history|settings)|"
+        r"in (?:any|that|this|which) case|case of|just in case|social media|"
+        r"(?:product|brand|file|domain|user|street|company|business|host) names?|"
+        r"named after|card (?:reader|game)s?|"
+        # "Address" and "reach" as verbs.
+        r"address(?:es|ed|ing)? (?:this|that|the|these|those|your|my|it)\b(?! ?\d)",
+    ),
+    ("email", r"e-?mails?|mail id|gmail|inbox"),
+    (
+        "account",
+        r"sort code|routing|iban|swift|user ?name|user ?id|log ?in (?:id|name)|login|"
+        r"insta(?:gram)?|"
+        r"handle|passport|visa number|driv(?:er|ing)'?s? licen[cs]e|licen[cs]e|permit|"
+        r"(?:medical |patient |health )?record(?: number| no)?|mrn|insurance|policy|claim|"
+        r"customer (?:number|id|no|reference)|client (?:number|id|no)|(?:control|chip|badge|"
+        r"employee|staff|student|patient|meter|device|vehicle|national|identity|identification) "
+        r"?(?:number|id|no)s?|chip|member(?:ship)?|m[a-z]?mber|loyalty|frequent flyer|rewards?|"
+        r"(?:number|licen[cs]e|registration) plate|plate|\bvin|imei|serial|subscriber|"
+        r"accounts?|acc?t|a/c|acc|pnr|ids?|identification|check(?:ing)?|savings",
+    ),
+    (
+        "secret",
+        r"pass ?(?:word|code|phrase|key|wd)s?|pwd?|pass(?= (?:is|was|:|=))|"
+        r"p\.?i\.?n\.?(?: code)?s?|"
+        r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
+        r"(?:three|four|six|[346])[ -]?digits? (?:code|pin|number)|on the back(?: of)?|"
+        r"one[- ]time|authenticat\w+|2fa|combination|key ?pad|"
+        r"(?:verification|confirm\w*|access|door|gate|entry|reset|log ?in|sms|safe|key ?safe|alarm|"
+        r"entrance|temporary|temp|bank|unlock|new|old|secret|my|your|otp|puk|last|"
+        r"text) (?:key )?codes?",
+    ),
+    (
+        "ssn",
+        r"s\.?s\.?n\.?|socials?(?: security)?(?: number)?|aadha+r|nhs|national insurance|"
+        r"ni number|tax(?:payer)? (?:id|number)|itin|sin number|pan (?:card|number)",
+    ),
+    (
+        "birth",
+        r"birth ?days?|birth ?dates?|date of birth|births?|born|d\.?o\.?b\.?|b-?day|birthed",
+    ),
+    (
+        "phone",
+        r"(?:tele)?phones?|ph|tel|mobile|mob|cell(?:ular|phone)?|land ?line|whats ?app|fax|sms|"
+        r"text (?:me|him|her|us|you|it)|call(?:ed|ing|s)? (?:me|us|back|him|her|you|on|at|from)|"
+        r"call ?back|reach (?:me|us|him|her|you|them)|ring (?:me|us)|dial|"
+        r"contact (?:me|us|you|number|no|info\w*|details?)|extension|ext|number to (?:reach|call)|"
+        r"(?:her|his|their|best|contact|registered|reachable|alternate) number",
+    ),
+    ("card", r"(?:credit|debit|bank|gift|charge)? ?cards?(?: number| no)?|visa|master ?card|amex"),
+    (
+        "address",
+        r"address(?:es)?|zip(?: ?codes?)?|post ?codes?|postal(?: codes?)?|apartment|apt|city|"
+        r"where (?:do|are|does|should|shall|can|would|is) (?:you|we|i|it|he|she|they)|"
+        r"deliver(?:y|ed|ing)? (?:to|it)|ship(?:ped|ping)? (?:to|it|address)|"
+        r"(?:live|lives|living|reside|resides|located|moved|moving) (?:at|in|on|to)|"
+        r"home address|house number|street|locat(?:ed|ion)",
+    ),
+    (
+        "business",
+        r"orders?|ticket|case|ref|reference|invoice|tracking|booking|reservation|confirmation|"
+        r"transaction|parcel|shipment|package|itinerary|receipt|control|shipping (?:number|id)|"
+        r"request (?:number|id)",
+    ),
+    (
+        "name",
+        r"names?|nam|who(?:'s|s|m)?|holder|speaking (?:with|to)|(?:should|may|can|do|shall) i "
+        r"(?:call|address)|passengers?|travell?ers?|guests?|sender|receiver|recipient|"
+        r"(?:what|how) (?:should|shall|may|can|do) (?:i|we) (?:call|address)",
+    ),
+    ("code", r"codes?"),
+    # "Number" alone names nothing, but shows that a number follows.
+    ("number", r"numbers?|num|digits?|no\.?(?= ?(?:is|:|#|\d))"),
+)
+_TOPIC = re.compile(
+    "|".join(rf"(?P<{topic}>(?<![\w@?&/.=])(?:{words})(?!\w))" for topic, words in _WORDS),
+    re.IGNORECASE,
+)
+# In a text without any of these no topic can be found; looking for them is faster.
+_ASKS = re.compile(
+    r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|needs|give|"
+    r"confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|send|say|"
+    r"asks?|required?|state|spell|repeat|get)\b",
+    re.IGNORECASE,
+)
+# A turn of so few words asks even without a word for it ("name and e-mail").
+_SHORT = 7
+_GO_ON = re.compile(
+    r"\W*(?:(?:and|ok|okay|yes|go|on|the|next|last|ahead|rest|continue|then|got|it|sure|"
+    r"alright|great|thanks|thank|you|mhm|uh|huh|right|of)\W+){0,5}"
+    r"(?:next|last|ahead|rest|continue|then|on|it|one|sure|and|mhm|four|digits|part)?\W*",
+    re.IGNORECASE,
+)
+
+
+class Topic(NamedTuple):
+    """A mention of a topic: characters start to end of a text."""
+
+    start: int
+    end: int
+    name: str
+
+
+@lru_cache(maxsize=10_000)
+def topics(text: str) -> tuple[Topic, ...]:
+    """Return the topics that a text mentions, in order."""
+    return tuple(
+        Topic(match.start(), match.end(), match.lastgroup)
+        for match in _TOPIC.finditer(text)
+        if match.lastgroup not in (None, "none")
+    )
+
+
+@lru_cache(maxsize=10_000)
+def asked(text: str) -> frozenset[str]:
+    """Return the topics that a turn asks for, or seems to."""
+    found = {topic.name for topic in topics(text)}
+    if not _ASKS.search(text) and len(text.split()) > _SHORT:
+        # Long statements ask for nothing, but a number after one is of their kind.
+        return frozenset(found & NUMBER_TOPICS)
+    if "number" in found and not found & NUMBER_TOPICS:
+        found.add("account")
+    return frozenset(found - {"number"})
+
+
+def goes_on(text: str) -> bool:
+    """Return True if a turn asks for more of the same ("next", "and the last")."""
+    return _GO_ON.fullmatch(text) is not None

@@ -1,0 +1,175 @@
+"""Personal data in the register of real chat: what is found, and what stays."""
+
+import pytest
+
+from tuneline.config import DataConfig
+from tuneline.data.pii.dialogue import wanted
+from tuneline.data.pii.numbers import DigitRule, frequent_numbers, identifiers
+from tuneline.data.pii.scrubber import Scrubber, make_scrubber
+from tuneline.data.pii.settings import Settings
+from tuneline.data.pii.spoken import spoken_numbers
+from tuneline.data.pii.surrogates import Surrogates
+
+HIPAA = DigitRule(5, business=True)
+
+
+@pytest.fixture(scope="module")
+def scrubber():
+    return make_scrubber(DataConfig(source="rows.jsonl", pii_profile=["hipaa"]), [])
+
+
+def talk(scrubber, *turns):
+    """Scrub a conversation, `u:` for the user and `a:` for the assistant; return its turns."""
+    roles = {"u": "user", "a": "assistant"}
+    messages = [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns]
+    return [m["content"] for m in scrubber.scrub(["key"], [messages])[0].messages]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "value"),
+    [
+        ("who am i chatting with today", "oduya", "oduya"),
+        ("may i take your full name", "sure thing its wren castellanos", "wren castellanos"),
+        ("which card is it, long number please", "6011 4420 9987 1203", "9987"),
+        ("account?", "its 30718", "30718"),
+        ("what are the last digits of your social", "um 5561", "5561"),
+        ("tell me the code we texted", "80 41 27", "80 41 27"),
+        ("where should we ship it", "1187 tamarack ln boise idaho 83702", "1187 tamarack"),
+        ("date of birth pls", "4 9 83", "4 9 83"),
+        ("what email do you use", "ivo dot krantz at fastmail dot com", "ivo dot krantz"),
+        ("and your password hint", "purple llama", "purple llama"),
+    ],
+)
+def test_a_question_makes_the_next_turn_an_answer(scrubber, question, answer, value):
+    _, said = talk(scrubber, f"a:{question}", f"u:{answer}")
+    assert value not in said
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("who am i chatting with today", "why do you need that"),
+        ("account?", "i dont know it sorry"),
+        ("what email do you use", "no idea, the old one"),
+        ("and your password", "i forgot it"),
+        ("which card is it", "the 2 for 1 offer one, it costs 4500 dollars"),
+        ("how many do you want", "12 of them at 30.99 each"),
+    ],
+)
+def test_an_answer_without_data_stays(scrubber, question, answer):
+    assert talk(scrubber, f"a:{question}", f"u:{answer}") == [question, answer]
+
+
+def test_a_value_goes_from_all_turns_with_the_same_surrogate(scrubber):
+    number, confirmed, end = talk(
+        scrubber, "u:acct 70 4481 9926", "a:so that is 7044819926?", "u:yes the one with 9926"
+    )
+    digits = "".join(filter(str.isdigit, number))
+    assert digits in confirmed
+    assert "9926" not in number + confirmed + end
+
+
+def test_questions_stay_open_until_they_are_answered():
+    messages = [
+        {"role": role, "content": text}
+        for role, text in [
+            ("assistant", "please read me the card number"),
+            ("user", "hold on"),
+            ("assistant", "ok"),
+            ("user", "5512"),
+            ("assistant", "next"),
+            ("user", "8840"),
+        ]
+    ]
+    assert ["card" in topics for topics in wanted(messages)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3 boxes of 5000 nails for $1299, back on 12/11 at 14:45",
+        "firmware 20.4.1 on the galaxy s23 with 5000 mah and 128 gb",
+        "the limit is 40000 and i paid 2500 of it in 2021",
+        "page 1204, room 3021, flight 2207, error 50012",
+        "it took 45 minutes for 120 km, thats 160 km/h",
+        "one or two of them, four five six people at most",
+    ],
+)
+def test_quantities_are_no_identifiers(text):
+    assert list(identifiers(text, frozenset(), HIPAA)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "entity"),
+    [
+        ("7712904458", "7712904458", "PHONE_NUMBER"),
+        ("5430 9917 2263 4408", "5430 9917 2263 4408", "CREDIT_CARD"),
+        ("mine finishes in 3309", "3309", "ID_NUMBER"),
+        ("otp says 559013", "559013", "PASSWORD"),
+        ("its seven double one four nine", "seven double one four nine", "ID_NUMBER"),
+    ],
+)
+def test_unexplained_numbers_are_identifiers(text, value, entity):
+    assert [(text[s:e], kind) for s, e, kind in identifiers(text, frozenset(), HIPAA)] == [
+        (value, entity)
+    ]
+
+
+def test_numbers_of_many_rows_belong_to_nobody():
+    texts = ["dial 8005550911 for help"] * 30 + ["i am at 7712904458"]
+    frequent = frequent_numbers(texts)
+    assert frequent == {"8005550911"}
+    rule = DigitRule(5, business=True, frequent=frequent)
+    assert list(identifiers("they gave me 8005550911", frozenset(), rule)) == []
+
+
+def test_the_rule_is_as_strong_as_the_profile():
+    text = "it printed 481216 and nothing else happened"
+    assert list(identifiers(text, frozenset(), HIPAA))
+    assert not list(identifiers(text, frozenset(), DigitRule(7, business=False)))
+
+
+def test_amounts_in_words_are_not_spoken_numbers():
+    assert not list(spoken_numbers("move one hundred and fifty bucks and twenty five percent"))
+    assert [s.digits for s in spoken_numbers("four four seven one")] == [4]
+
+
+def test_names_in_lower_case(scrubber):
+    assert talk(scrubber, "u:suresh")[0] != "suresh"
+    assert "thandiwe" not in talk(scrubber, "u:this order was placed by thandiwe mokoena")[0]
+    said = "please cancel the parcel and send me the receipt"
+    assert talk(scrubber, f"u:{said}") == [said]
+
+
+@pytest.mark.parametrize(
+    ("entity", "value"),
+    [
+        ("PHONE_NUMBER", "771-290-4458"),
+        ("PHONE_NUMBER", "7712904458"),
+        ("CREDIT_CARD", "5430 9917 2263 4408"),
+        ("US_SSN", "078051120"),
+        ("ID_NUMBER", "kh-93496"),
+        ("PASSWORD", "8820"),
+    ],
+)
+def test_surrogates_have_the_shape_of_the_value(entity, value):
+    made = Surrogates("row", 7).of(entity, value)
+
+    def shape(text):
+        return "".join("9" if c.isdigit() else "a" if c.isalpha() else c for c in text)
+
+    assert made != value
+    assert shape(made) == shape(value)
+
+
+def test_without_a_rule_only_words_name_numbers():
+    scrubber = Scrubber(Settings())
+    assert scrubber.find("7712904458") == ()
+    assert scrubber.find("my pin is 7712")
