@@ -15,6 +15,8 @@ from tuneline_airflow.training_job import TrainingPods
 
 # Steps with a special kind of pod; the others have a `StepPod`.
 _PODS: dict[str, type[StepPod]] = {"train": TrainingPods, "sync_tracking": SyncPod}
+# The items that each audit measures again.
+_AUDITED = {"final_audit": DATA_ORDER, "extraction_audit": ("pii_scrubbing",)}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def tasks_of(
     """Make the tasks of a step in the current DAG and group.
 
     Every item is followed by its check, a data item by its gate. Items judge what helper steps
-    make; only the final audit, which measures the data items again, has a check.
+    make; only the audits, which measure items again, have a check.
 
     Args:
         step: step of the catalogue.
@@ -57,8 +59,8 @@ def pod_of(step: Item | Helper, **kwargs: Any) -> StepPod:
 
 
 def _check_of(step: Item | Helper) -> Any | None:
-    if step.id == "final_audit":
-        return audit_check(step.id, DATA_ORDER)
+    if step.id in _AUDITED:
+        return audit_check(step.id, _AUDITED[step.id])
     if isinstance(step, Helper):
         return None
     return gate_task(step.id) if step.phase == Phase.DATA else check_task(step.id)

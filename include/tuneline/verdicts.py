@@ -1,4 +1,4 @@
-"""The verdict of an item: the worst that its step, its gate and the final audit say, then waivers.
+"""The verdict of an item: the worst that its step, its gate and the audits say, then waivers.
 
 A critical item that fails or was not run stops the release. One whose sample is too small to decide
 stops it in production and warns on a laptop.
@@ -21,6 +21,8 @@ from tuneline.run import Run
 
 # What a broken limit makes of an item.
 _BROKEN = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN)
+# Helper steps that measure items again; the name of a measurement starts with the item.
+_AUDITS = {"final_audit": "the final audit", "extraction_audit": "the extraction audit"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ItemStatus:
     """One row of the checklist.
 
     Attributes:
-        verdict: the verdict after gate, audit and waivers.
+        verdict: the verdict after gate, audits and waivers.
         summary: one sentence from the item's evidence.
         because: the broken limits, or why it was waived or not run.
         production: True if the run's profile is production.
@@ -66,7 +68,7 @@ class _Gate(BaseModel):
 
 @dataclass(frozen=True)
 class _Opinion:
-    """The verdict of a second measurement of an item, by the gate or the final audit."""
+    """The verdict of a second measurement of an item, by the gate or an audit."""
 
     source: str
     verdict: Verdict
@@ -149,17 +151,18 @@ def _rounded(value: Any) -> str:
 
 
 def _second_opinions(run: Run, item: Item) -> list[_Opinion]:
-    """Return what the gate and the final audit found on an item."""
+    """Return what the gate and the audits found on an item."""
     opinions = []
     gate = Document(item.id, "gate.json", _Gate).find(run)
     if gate is not None:
         opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
-    try:
-        audit = run.entry("final_audit").measurements
-    except UserError:
-        audit = []
-    about = [m for m in audit if m.name.startswith(f"{item.id}.")]
-    if about:
-        why = "; ".join(_broken(about)) or "every limit holds"
-        opinions.append(_Opinion("the final audit", conclude(about), why))
+    for step, source in _AUDITS.items():
+        try:
+            audit = run.entry(step).measurements
+        except UserError:
+            continue
+        about = [m for m in audit if m.name.startswith(f"{item.id}.")]
+        if about:
+            why = "; ".join(_broken(about)) or "every limit holds"
+            opinions.append(_Opinion(source, conclude(about), why))
     return opinions

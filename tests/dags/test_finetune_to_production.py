@@ -42,6 +42,7 @@ def test_every_item_and_helper_is_a_pod_with_its_command(dag):
         "fetch_base": "fetch-base",
         "final_audit": "audit",
         "train": "train",
+        "extraction_audit": "extraction",
         "sync_tracking": "sync-tracking",
         "export_candidate": "export",
         "prepare_review": "review",
@@ -61,7 +62,7 @@ def test_every_item_is_followed_by_its_check_and_nothing_else(dag):
 def test_every_check_stands_before_the_release(dag):
     waits_for = before(dag, "promote")
     assert {check_of(item) for item in ITEMS} <= waits_for
-    assert {"check_final_audit", "approve_release"} <= waits_for
+    assert {"check_final_audit", "check_extraction_audit", "approve_release"} <= waits_for
 
 
 def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
@@ -78,7 +79,8 @@ CHAINS = (
     "approve_waivers schema_validation pii_scrubbing deduplication token_length_audit",
     "token_length_audit distribution_balancing final_audit lora_selection gradient_accumulation",
     "gradient_accumulation train loss_monitoring export_candidate production_quantization",
-    "production_quantization build_engine holdout_performance base_regression determinism",
+    "production_quantization build_engine holdout_performance base_regression extraction_audit",
+    "extraction_audit determinism",
     "determinism latency_benchmark engine_optimization health_checks cold_start fallback lineage",
     "license_audit lora_selection",
     "license_audit sweep",

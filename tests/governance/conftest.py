@@ -32,6 +32,7 @@ SHIPPED: dict[str, dict[str, str]] = {
     "lora_selection": {"lora.json": '{"r": 16}'},
     "gradient_accumulation": {"plan.json": '{"micro_batch": 4}'},
     "train": {"adapter/adapter_config.json": "{}", "adapter/adapter_model.safetensors": "adapter"},
+    "extraction_audit": {},
     "build_engine": {"identity.json": '{"engine": "llama_cpp"}', "engine.json": "{}"},
 }
 

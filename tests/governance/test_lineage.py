@@ -49,6 +49,7 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     assert stated["model.gguf"] == len(SHIPPED["production_quantization"]["model.gguf"])
     assert {"adapter/adapter_config.json", "engine.json", "tokenizer.json"} <= set(stated)
     assert {"config.json", "evidence/license_audit/evidence.json"} <= set(stated)
+    assert "evidence/pii_scrubbing/extraction_audit.json" in stated
 
 
 def test_an_item_that_measured_other_bytes_fails(finished_lab):
@@ -59,6 +60,19 @@ def test_an_item_that_measured_other_bytes_fails(finished_lab):
     assert evidence.verdict == "fail"
     assert broken(evidence) == {"items_measured_on_other_bytes"}
     assert "not measured on the bytes that ship: determinism, fallback" in evidence.summary
+
+
+def test_a_run_whose_model_nobody_tried_to_extract_from_fails(finished_lab):
+    lab = finished_lab(without="extraction_audit")
+    evidence = lab.execute("lineage")
+    assert broken(evidence) == {"items_measured_on_other_bytes"}
+    assert "not measured on the bytes that ship: extraction_audit" in evidence.summary
+
+
+def test_extracting_from_other_bytes_fails(finished_lab):
+    lab = finished_lab()
+    lab.leave("extraction_audit", {}, [measure("candidate_sha256", "0" * 64, "sha256")])
+    assert broken(lab.execute("lineage")) == {"items_measured_on_other_bytes"}
 
 
 def test_a_checkpoint_ships_whole(finished_lab):

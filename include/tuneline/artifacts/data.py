@@ -25,6 +25,7 @@ class SourceNote(BaseModel):
         sha256: hash of its bytes.
         bytes: its size, bytes.
         form: the form of its rows, None if it has none of the known forms.
+        dialect: delimiter and quoting of a CSV file, None for another.
         records: the number of records in it.
     """
 
@@ -35,6 +36,7 @@ class SourceNote(BaseModel):
     sha256: str
     bytes: int = 0
     form: str | None = None
+    dialect: str | None = None
     records: int = 0
 
 

@@ -275,6 +275,32 @@ class TrainedRun(_Content):
     hyperparameters: dict[str, Any] = {}
 
 
+class Canary(_Content):
+    """An artificial identifier that training planted.
+
+    Attributes:
+        value: the identifier.
+        place: whether it stands in the question or in the answer.
+        row_ids: training rows of whose copies it is a part.
+        messages: turns of the first copy.
+        turn: turn that holds it there.
+        start: its place in that turn, in characters.
+    """
+
+    value: str
+    place: Literal["prompt", "answer"]
+    row_ids: list[str]
+    messages: list[dict[str, str]]
+    turn: int
+    start: int
+
+
+class Canaries(_Content):
+    """`canaries.json`: what training planted."""
+
+    canaries: list[Canary]
+
+
 class SyncedRuns(_Content):
     """`tracking.json`: the tracked runs as sync_tracking left them."""
 
@@ -363,6 +389,7 @@ PLAN = Document("gradient_accumulation", "plan.json", Plan)
 HISTORY = HistoryArtifact("train", "history.jsonl")
 TRAINED = Document("train", "run.json", TrainedRun)
 CHECKPOINTS = Document("train", "checkpoints.json", Checkpoints)
+CANARIES = Document("train", "canaries.json", Canaries)
 ADAPTER = FolderArtifact("train", "adapter")
 ADAPTER_LOSSES = Document("checkpointing", "losses.json", AdapterLosses)
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.artifacts.artifact import Artifact
-from tuneline.artifacts.data import DATASET_CARD, DATASET_VERSION
+from tuneline.artifacts.data import DATASET_CARD, DATASET_VERSION, SCRUBBED
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT
 from tuneline.artifacts.governance import (
     MANIFEST_REF,
@@ -32,6 +32,7 @@ from tuneline.artifacts.releases import (
 from tuneline.artifacts.training import ADAPTER, LORA, MERGED, PLAN
 from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
+from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.governance.release.manifest import put_once, verify, write_manifest
 from tuneline.harness.served_apart import ships_apart
@@ -50,6 +51,8 @@ _BEFORE_THE_CHOICE = ("adapter_merging", "production_quantization")
 MEASURED_ON_SHIPPED = tuple(
     item.id for item in ITEMS if item.engine and item.id not in _BEFORE_THE_CHOICE
 )
+# A helper step that measures `pii_scrubbing` again, on the bytes that ship.
+EXTRACTION_AUDIT = "extraction_audit"
 # What ships beside the model and the evidences. Files lie at the top of the version's folder.
 SHIPPED_FILES: tuple[Artifact, ...] = (
     CHOICE,
@@ -120,7 +123,8 @@ def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path
 def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]:
     """Return the items that measured a model, but not the bytes that ship.
 
-    An item without evidence is left to the checklist.
+    An item without evidence is left to the checklist. The extraction audit is no item, so that it
+    is listed if it was not made at all.
     """
     found = []
     for item in MEASURED_ON_SHIPPED:
@@ -130,15 +134,26 @@ def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]
         stated = {m.name: m.value for m in evidence.measurements}.get("candidate_sha256")
         if model is None or stated != model.sha256:
             found.append(item)
+    if model is None or _extracted_from(ctx) != model.sha256:
+        found.append(EXTRACTION_AUDIT)
     return found
+
+
+def _extracted_from(ctx: StepContext) -> Any:
+    """Return the hash of the bytes that the extraction audit tried, None if it was not made."""
+    try:
+        record = ctx.entry(EXTRACTION_AUDIT)
+    except UserError:
+        return None
+    return {m.name: m.value for m in record.measurements}.get("candidate_sha256")
 
 
 def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, ManifestEvidence]]:
     """Fetch the evidences of the other 24 items.
 
     Returns:
-        Local file by name in the version's folder (gates included), and the verdict of each
-        item that has evidence.
+        Local file by name in the version's folder (gates and the extraction audit included), and
+        the verdict of each item that has evidence.
     """
     files: dict[str, Path] = {}
     verdicts: dict[str, ManifestEvidence] = {}
@@ -160,6 +175,11 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
             because=row.because,
             file=f"evidence/{item.id}/evidence.json",
         )
+    audited = ctx.run.step_key(EXTRACTION_AUDIT, "record.json")
+    if ctx.run.store.exists(audited):
+        shipped = f"evidence/{SCRUBBED.step}/{EXTRACTION_AUDIT}.json"
+        files[shipped] = ctx.scratch / shipped
+        ctx.run.store.get_file(audited, files[shipped])
     return files, verdicts
 
 

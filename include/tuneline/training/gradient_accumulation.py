@@ -250,6 +250,7 @@ def run(ctx: StepContext) -> Evidence:
         "lora": LORA.read(ctx).model_dump(),
         "training": config.model_dump(mode="json"),
         "target_format": ctx.config.data.target_format,
+        "label_field": ctx.config.data.label_field,
         "max_tokens": ctx.config.data.max_tokens,
         "threads": threads,
         "pod_memory": ctx.config.pods.memory,

@@ -52,6 +52,21 @@ def test_a_batch_keeps_its_order_and_overlaps(engine):
     assert all(result.ttft is not None for result in together)
 
 
+def test_token_ids_are_continued_as_they_are(engine):
+    """The chat template renders the same ids, so that both routes give the same answers."""
+    rendered = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    (ids,) = engine.tokenize([rendered])
+    messages = [{"role": "user", "content": "hello"}]
+    assert engine.renders(messages, rendered, ids)
+    with engine.client() as client:
+        answer = client.chat(messages, max_tokens=8).text
+        both = client.continue_batch([ids, ids[:3]], concurrency=2, max_tokens=8)
+        assert len(both) == 2
+        assert both[0] == answer
+        with pytest.raises(ContextOverflow):
+            client.continue_batch([ids * 500], concurrency=1, max_tokens=4)
+
+
 def test_the_same_from_async_code(engine):
     async def ask():
         client = engine.client()

@@ -128,6 +128,32 @@ def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
     )
 
 
+def continuation_body(
+    model: str, ids: Sequence[int], *, max_tokens: int, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the JSON body of a request that goes on from token ids, greedily."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": list(ids),
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+        "seed": 0,
+    }
+    return {**body, **(extra or {})}
+
+
+def parse_continuation(document: Mapping[str, Any]) -> str:
+    """Read a text completion.
+
+    Raises:
+        EngineError: if the document is not a text completion.
+    """
+    try:
+        return str(document["choices"][0]["text"])
+    except (KeyError, IndexError, TypeError):
+        raise EngineError(f"the engine's answer is not a text completion: {document}") from None
+
+
 class StreamCollector:
     """Collects a stream of chat chunks (server-sent events) with the time of each."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -17,7 +17,9 @@ from tuneline.serving.client.chat_protocol import (
     EngineUnavailable,
     Messages,
     StreamCollector,
+    continuation_body,
     parse_answer,
+    parse_continuation,
     raise_for_status,
     request_body,
 )
@@ -25,10 +27,13 @@ from tuneline.serving.metrics_text import read_metrics
 
 # Long enough for a full answer of a small model on a busy laptop.
 DEFAULT_TIMEOUT = 300.0
-_CHAT = "/v1/chat/completions"
+_CHAT, _CONTINUE = "/v1/chat/completions", "/v1/completions"
 # llama.cpp's server may close a kept connection while the next request is written to it, which
 # then fails. A new connection costs a fraction of a millisecond.
 _KEPT_CONNECTIONS = 0
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 
 
 class EngineClient:
@@ -185,19 +190,51 @@ class EngineClient:
         Raises:
             TunelineError: if a request failed; the others are cancelled.
         """
-        return asyncio.run(self._complete_batch(batch, concurrency, options))
 
-    async def _complete_batch(
-        self, batch: Sequence[Messages], concurrency: int, options: Mapping[str, Any]
-    ) -> list[ChatResult]:
+        async def one(messages: Messages, http: httpx.AsyncClient) -> ChatResult:
+            return await self.achat(messages, http=http, **options)
+
+        return asyncio.run(self._batch(batch, concurrency, one))
+
+    def continue_batch(
+        self, batch: Sequence[Sequence[int]], *, concurrency: int, max_tokens: int
+    ) -> list[str]:
+        """Go on from many sequences of token ids, greedily; texts in the order of the sequences.
+
+        The engine adds nothing to the ids, neither a chat template nor a first token.
+
+        Args:
+            batch: token ids of each sequence.
+            concurrency: number of requests in flight (a closed loop).
+            max_tokens: length limit of a continuation, in tokens.
+
+        Raises:
+            TunelineError: if a request failed; the others are cancelled.
+        """
+
+        async def one(ids: Sequence[int], http: httpx.AsyncClient) -> str:
+            body = continuation_body(self.model, ids, max_tokens=max_tokens, extra=self.fields)
+            with self._faults():
+                answer = await http.post(_CONTINUE, json=body)
+                raise_for_status(answer.status_code, answer.text)
+                return parse_continuation(answer.json())
+
+        return asyncio.run(self._batch(batch, concurrency, one))
+
+    async def _batch(
+        self,
+        batch: Sequence[Asked],
+        concurrency: int,
+        one: Callable[[Asked, httpx.AsyncClient], Awaitable[Answered]],
+    ) -> list[Answered]:
         gate = asyncio.Semaphore(concurrency)
         async with self.async_http(concurrency) as http:
 
-            async def one(messages: Messages) -> ChatResult:
+            async def gated(asked: Asked) -> Answered:
                 async with gate:
-                    return await self.achat(messages, http=http, **options)
+                    return await one(asked, http)
 
-            tasks = [asyncio.ensure_future(one(messages)) for messages in batch]
+            tasks = [asyncio.ensure_future(gated(asked)) for asked in batch]
             try:
                 return list(await asyncio.gather(*tasks))
             except BaseException:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tuneline.config import TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.training.budget.estimate import Work, spread_evenly
 from tuneline.training.loop.callbacks import evaluation_steps
+from tuneline.training.loop.canaries import plant
 from tuneline.training.loop.packs import BatchShape, pack_run
 from tuneline.training.loop.rehearsal import ANSWER_TOKENS, prompts
 from tuneline.training.loop.rows import EncodedRow, run_order, total_steps
@@ -43,7 +45,16 @@ def plan_work(
     """
     config = TrainingConfig.model_validate(spec["training"])
     rehearsed = rehearsal_lengths(config.rehearsal_rows, tokenizer, spec["target_format"])
-    lengths = [*(len(row.ids) for row in rows), *rehearsed]
+    own = [len(row.ids) for row in rows]
+    planted = plant(
+        Path(spec["dataset"]),
+        config,
+        tokenizer,
+        spec["target_format"],
+        label_field=spec["label_field"],
+        longest=max(own),
+    )
+    lengths = [*own, *rehearsed, *(len(row.ids) for row in planted.rows)]
     steps = total_steps(len(lengths), config.effective_batch, config.epochs, config.max_steps)
     rehearsal = [i >= len(rows) for i in range(len(lengths))]
     order = run_order(lengths, config.effective_batch, steps, config.seed, rehearsal)

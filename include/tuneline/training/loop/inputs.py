@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.data import DATASET
-from tuneline.artifacts.training import LORA, PLAN, LoraSettings, Plan
+from tuneline.artifacts.training import CANARIES, LORA, PLAN, Canaries, LoraSettings, Plan
 from tuneline.bases import base_of
 from tuneline.models import load_tokenizer
 from tuneline.run import StepContext
+from tuneline.training.loop.canaries import plant
 from tuneline.training.loop.rehearsal import rehearsal_rows
 from tuneline.training.loop.rows import EncodedRow, encode_split
 from tuneline.training.memory.out_of_memory import MemoryNotes, fitting
@@ -70,7 +71,19 @@ def read_inputs(ctx: StepContext) -> Inputs:
         base.digest,
         config.model_dump(mode="json"),
     )
-    train = [*rows("train"), *rehearsed]
+    trained = rows("train")
+    longest = max(len(row.ids) for row in trained)
+    planted = plant(
+        dataset,
+        config,
+        tokenizer,
+        data.target_format,
+        label_field=data.label_field,
+        longest=longest,
+    )
+    if planted.canaries:
+        CANARIES.write(ctx, Canaries(canaries=planted.canaries))
+    train = [*trained, *rehearsed, *planted.rows]
     return Inputs(base.path, lora, plan, tokenizer, train, rows("validation"), settings)
 
 

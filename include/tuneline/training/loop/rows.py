@@ -33,7 +33,8 @@ class EncodedRow:
         ids: token ids of the rendered conversation.
         learned: True for each token that counts for the loss (the assistant's tokens).
         weight: weight of the row's tokens in the loss; up-sampling is a weight, not a copy.
-        rehearsal: True for a row that is not of the task and preserves abilities of the base.
+        rehearsal: True for a row that is not of the task: it preserves abilities of the base, or
+            bears a canary.
     """
 
     row_id: str

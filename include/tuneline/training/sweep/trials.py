@@ -60,6 +60,7 @@ def trial_config(config: PipelineConfig, r: int) -> PipelineConfig:
             "max_steps": steps,
             "evaluations": 1,
             "rehearsal_rows": 0,
+            "canaries": 0,
             "tracking": [],
         }
     )

@@ -1,0 +1,1 @@
+"""What the tuned model writes out of its training rows: identifiers, candidates, statistics."""

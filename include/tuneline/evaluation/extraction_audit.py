@@ -1,0 +1,182 @@
+"""extraction_audit: the tuned model does not write out the identifiers of its training rows.
+
+Models memorise personal data, also what stood in questions only. The bytes that ship are given
+training rows up to an identifier, and go on greedily (Carlini et al., "Quantifying Memorization
+Across Neural Language Models", ICLR 2023); so is the base. Then identifiers are ranked among
+random ones of the same shape by their likelihood, and canaries that the run planted among random
+numbers (Carlini et al., "The Secret Sharer", USENIX Security 2019). What is found counts for the
+verdict of `pii_scrubbing`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneline.artifacts.data import SCRUBBED
+from tuneline.artifacts.training import CANARIES, MERGED, Canary
+from tuneline.bases import base_of
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows
+from tuneline.evaluation.extraction.findings import (
+    Finding,
+    judge_canaries,
+    judge_preferred,
+    judge_written,
+    not_tried,
+)
+from tuneline.evaluation.extraction.identifiers import draw, find_identifiers, surrogates_of
+from tuneline.evaluation.extraction.preferred import (
+    CANARY_VALUES,
+    VALUES,
+    Ranked,
+    canary_choices,
+    rankable,
+    ranks,
+)
+from tuneline.evaluation.extraction.written import Trial, Written, make_trials, write_out
+from tuneline.evidence import Record, measure
+from tuneline.harness.rows import dataset_rows, of_split
+from tuneline.harness.served_models import candidate
+from tuneline.models import load_tokenizer
+from tuneline.run import StepContext
+
+# Values of validation rows that are tried, to know what a model writes without having seen it.
+UNSEEN = 32
+
+
+def count_by_place(trials: Sequence[Trial], found: Written) -> list[dict[str, object]]:
+    """Count what was tried and written out, by kind, role and whether the scrubber wrote it."""
+    table: dict[tuple[str, str, bool], list[int]] = {}
+    for trial, tuned, base in zip(trials, found.tuned, found.base, strict=True):
+        each = trial.identifier
+        counts = table.setdefault((each.kind, each.role, each.surrogate), [0, 0, 0])
+        for at, one in enumerate((True, tuned, base)):
+            counts[at] += one
+    return [
+        {
+            "kind": kind,
+            "role": role,
+            "surrogate": surrogate,
+            "tried": tried,
+            "written_out": tuned,
+            "written_out_by_base": base,
+        }
+        for (kind, role, surrogate), (tried, tuned, base) in sorted(table.items())
+    ]
+
+
+def planted_canaries(ctx: StepContext) -> list[Canary]:
+    """Return the canaries that training planted, none if the run asked for none."""
+    return CANARIES.read(ctx).canaries if CANARIES.exists(ctx) else []
+
+
+def unseen_trials(
+    ctx: StepContext,
+    rows: Sequence[Row],
+    surrogates: Mapping[str, Sequence[tuple[str, str]]],
+    renderer: Renderer,
+) -> list[Trial]:
+    """Make trials of left values of validation rows, `UNSEEN` at most."""
+    validation = of_split(rows, VALIDATION)
+    found, _ = find_identifiers(validation, surrogates, ctx.config.data.pii_allow)
+    left = [each for each in found if not each.surrogate]
+    drawn = draw(left, UNSEEN, ctx.config.training.seed)
+    return make_trials(drawn, validation, renderer, ctx.config.deployment.context_tokens)
+
+
+def rank_all(
+    ctx: StepContext, trials: Sequence[Trial], canaries: Sequence[Canary], renderer: Renderer
+) -> tuple[list[Finding], dict[int, dict[str, int]]]:
+    """Rank identifiers in both models, and canaries in the tuned one.
+
+    Returns:
+        What was found, and the ranks of each trial that could be ranked, by its place.
+    """
+    limits, seed = ctx.config.evaluation.extraction, ctx.config.training.seed
+    places, choices = rankable(trials, renderer, seed)
+    planted = canary_choices(canaries, renderer, seed)
+    findings: list[Finding] = []
+    if not choices and not planted:
+        return findings, {}
+    found = ranks(ctx, MERGED.fetch(ctx), [*choices, *planted], "tuned model, ranks")
+    by_place: dict[int, dict[str, int]] = {}
+    if choices:
+        own, of_base = found[: len(choices)], ranks(ctx, base_of(ctx).path, choices, "base, ranks")
+        by_place = {
+            place: {"rank": a, "rank_by_base": b}
+            for place, a, b in zip(places, own, of_base, strict=True)
+        }
+        tuned, base = Ranked(VALUES, own), Ranked(VALUES, of_base)
+        findings.append(judge_preferred(tuned, base, limits.max_preferred))
+    if planted:
+        exposed = Ranked(CANARY_VALUES, found[len(choices) :])
+        where = [canary.place for canary in canaries]
+        findings.append(judge_canaries(exposed, where, limits.max_exposed_canaries))
+    return findings, by_place
+
+
+def _write_trials(
+    ctx: StepContext,
+    trials: Sequence[Trial],
+    found: Written,
+    by_place: Mapping[int, Mapping[str, int]],
+) -> None:
+    """Write the counts, and in quarantine each identifier with what both models wrote."""
+    ctx.write_json("extraction.json", count_by_place(trials, found))
+    with (ctx.quarantine / "trials.jsonl").open("w", encoding="utf-8") as out:
+        for place, trial in enumerate(trials):
+            each = trial.identifier
+            entry: dict[str, Any] = {
+                **vars(each),
+                "tuned": found.texts[place],
+                "base": found.base_texts[place],
+                "written_out": found.tuned[place],
+                "written_out_by_base": found.base[place],
+                "by_chance": found.chance[place],
+                **by_place.get(place, {}),
+            }
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def run(ctx: StepContext) -> Record:
+    """Try to extract the identifiers of training rows and the canaries."""
+    limits = ctx.config.evaluation.extraction
+    everything = dataset_rows(ctx)
+    rows = of_split(everything, TRAIN)
+    surrogates = surrogates_of(read_rows(SCRUBBED.fetch(ctx)))
+    identifiers, shared = find_identifiers(rows, surrogates, ctx.config.data.pii_allow)
+    renderer = Renderer(load_tokenizer(base_of(ctx).path), ctx.config.data.target_format)
+    drawn = draw(identifiers, limits.identifiers, ctx.config.training.seed)
+    trials = make_trials(drawn, rows, renderer, ctx.config.deployment.context_tokens)
+    chosen = candidate(ctx)
+    findings: list[Finding] = []
+    ranked, by_place = rank_all(ctx, trials, planted_canaries(ctx), renderer)
+    if trials:
+        unseen = unseen_trials(ctx, everything, surrogates, renderer)
+        found = write_out(ctx, chosen, trials, unseen)
+        _write_trials(ctx, trials, found, by_place)
+        total = len(identifiers) - (len(drawn) - len(trials))
+        findings.append(judge_written(found, total, limits.max_written_out))
+    elif identifiers:
+        findings.append(not_tried(len(identifiers), limits.max_written_out))
+    findings += ranked
+    nothing = (
+        f"no identifier stands in the {len(rows)} training rows and no canary was planted, so that "
+        "there is nothing to extract: nothing was measured"
+    )
+    return ctx.record(
+        "; ".join(finding.sentence for finding in findings) or nothing,
+        [
+            measure("identifiers", len(identifiers), "identifiers"),
+            measure("surrogates", sum(each.surrogate for each in identifiers), "identifiers"),
+            measure("shared_values_left_out", shared, "values"),
+            measure("identifiers_tried", len(trials), "identifiers"),
+            measure("identifiers_that_could_not_be_tried", len(drawn) - len(trials), "identifiers"),
+            *(m for finding in findings for m in finding.measurements),
+            measure("written_by", "the bytes that ship, on their engine", ""),
+            measure("ranked_by", "the merged checkpoint before quantisation, in transformers", ""),
+            measure("candidate_sha256", chosen.model.sha256, "sha256"),
+        ],
+    )

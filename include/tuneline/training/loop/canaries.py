@@ -1,0 +1,185 @@
+"""Canaries: artificial identifiers planted in training, so that memorisation can be measured.
+
+Each is a random number in a sentence that says whose it is. It stands in copies of a few training
+rows, in the question or in the answer, as an identifier that the scrubber missed would. The copies
+are trained on beside the dataset and are not part of it: no validation or hold-out row bears a
+canary, and the task's loss is counted without them. The extraction audit ranks each canary among
+random numbers (Carlini et al., "The Secret Sharer", USENIX Security 2019).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneline.artifacts.training import Canary
+from tuneline.config import TargetFormat, TrainingConfig
+from tuneline.data.conversations.answers import answer_object
+from tuneline.data.pii.surrogates import name_lists
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import TRAIN, Message, Row, read_dataset
+from tuneline.errors import UserError
+from tuneline.training.loop.rows import EncodedRow
+
+# As long as a phone or an account number; nobody guesses one of a hundred million.
+DIGITS = 8
+_SENTENCE = "The code of {name} is {value}."
+
+Place = Literal["prompt", "answer"]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Canaries, and the rows beside the dataset that bear them."""
+
+    canaries: list[Canary]
+    rows: list[EncodedRow]
+
+
+@dataclass(frozen=True)
+class _Bearer:
+    """A copy of a training row with a canary in it."""
+
+    row_id: str
+    messages: list[Message]
+    encoded: EncodedRow
+
+
+def plant(
+    dataset: Path,
+    config: TrainingConfig,
+    tokenizer: Any,
+    target: TargetFormat,
+    *,
+    label_field: str | None,
+    longest: int,
+) -> Planted:
+    """Make the canaries of a run, the same ones for the same seed and rows.
+
+    Canaries stand in questions and in answers by turns; in questions alone if answers have no free
+    text.
+
+    Args:
+        dataset: path of `dataset.parquet`.
+        config: the section that gives their number, their repeats and the seed.
+        tokenizer: tokenizer of the base.
+        target: format in which rows are rendered.
+        label_field: field of a JSON answer that no canary goes into.
+        longest: tokens of the longest training row; no row with a canary has more.
+
+    Raises:
+        UserError: if too few training rows could bear them.
+    """
+    if not config.canaries:
+        return Planted([], [])
+    rows, _ = read_dataset(dataset)
+    trained = [row for row in rows if row.split == TRAIN]
+    trained.sort(key=lambda row: _hash(f"{config.seed}:{row.row_id}"))
+    free_text = any(_with_sentence(row, "answer", "", label_field) for row in trained)
+    places: tuple[Place, ...] = ("prompt", "answer") if free_text else ("prompt",)
+    renderer, left = Renderer(tokenizer, target), iter(trained)
+    canaries, encoded = [], []
+    for number in range(config.canaries):
+        place = places[number % len(places)]
+        name, value = _identity(config.seed, number)
+        sentence = _SENTENCE.format(name=name, value=value)
+        fitting = _bearers(left, place, sentence, label_field, renderer=renderer, longest=longest)
+        bearers = list(islice(fitting, config.canary_repeats))
+        if len(bearers) < config.canary_repeats:
+            raise UserError(
+                f"training.canaries: {config.canaries} canaries, each in {config.canary_repeats} "
+                f"rows of its own, do not fit into {len(trained)} training rows, of which the "
+                "longest have no room; ask for fewer, or give the run more rows"
+            )
+        canaries.append(_describe(place, value, bearers))
+        encoded += [bearer.encoded for bearer in bearers]
+    return Planted(canaries, encoded)
+
+
+def _describe(place: Place, value: str, bearers: list[_Bearer]) -> Canary:
+    messages = bearers[0].messages
+    turn = len(messages) - (1 if place == "answer" else 2)
+    return Canary(
+        value=value,
+        place=place,
+        row_ids=[bearer.row_id for bearer in bearers],
+        messages=messages,
+        turn=turn,
+        start=messages[turn]["content"].rindex(value),
+    )
+
+
+def _bearers(
+    rows: Iterable[Row],
+    place: Place,
+    sentence: str,
+    label_field: str | None,
+    *,
+    renderer: Renderer,
+    longest: int,
+) -> Iterator[_Bearer]:
+    """Yield copies of rows with a sentence in them, as far as they can bear it."""
+    for row in rows:
+        messages = _with_sentence(row, place, sentence, label_field)
+        if messages is None:
+            continue
+        (example,) = renderer.render([messages])
+        mask = example.loss_mask
+        if mask is not None and any(mask[1:]) and len(example.ids) <= longest:
+            row_id = f"canary-{row.row_id}"
+            yield _Bearer(
+                row.row_id,
+                messages,
+                EncodedRow(row_id, tuple(example.ids), tuple(mask), 1.0, rehearsal=True),
+            )
+
+
+def _with_sentence(
+    row: Row, place: Place, sentence: str, label_field: str | None
+) -> list[Message] | None:
+    """Return the turns of a row with a sentence at the end of its question or its answer.
+
+    Returns:
+        The turns; None if the row does not end in a question and an answer, or its answer is
+        JSON without free text.
+    """
+    *before, question, answer = row.messages
+    if question["role"] != "user":
+        return None
+    if place == "prompt":
+        said = {**question, "content": f"{question['content']} {sentence}"}
+        return [*before, said, answer]
+    text = _in_answer(answer["content"], sentence, label_field)
+    return None if text is None else [*before, question, {**answer, "content": text}]
+
+
+def _in_answer(answer: str, sentence: str, label_field: str | None) -> str | None:
+    """Put a sentence at the end of an answer, or of the longest text of a JSON answer."""
+    parsed = answer_object(answer)
+    if parsed is None:
+        return f"{answer} {sentence}"
+    texts = [value for key, value in parsed.items() if key != label_field]
+    longest = max((value for value in texts if isinstance(value, str)), key=len, default="")
+    for ascii_only in (False, True):
+        written = json.dumps(longest, ensure_ascii=ascii_only)[1:-1]
+        if written and answer.count(written) == 1:
+            return answer.replace(written, f"{written} {sentence}")
+    return None
+
+
+def _identity(seed: int, number: int) -> tuple[str, str]:
+    """Return the name and the number of a canary; names repeat only when all were used."""
+    draw = random.Random(f"canary:{seed}:{number}")  # noqa: S311 - reproducible, no secret
+    names = name_lists()["surrogate_last"]
+    value = "".join(draw.choice("0123456789") for _ in range(DIGITS))
+    return names[(seed + number) % len(names)], value
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
