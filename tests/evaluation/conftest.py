@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from tests.lab.runs import Lab
-from tests.lab.tiny_models import make_model
-from tests.lab.tiny_task import task_rows
+from tests.lab.tiny_task import save, task_rows
 
 SPLITS = {"train": 240, "validation": 30, "holdout": 48}
 
@@ -29,17 +28,20 @@ def scored_lab(tiny_lab: Callable[..., Lab]) -> Callable[..., Lab]:
 
 
 @pytest.fixture(scope="session")
-def silent_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that ends every answer before its first word."""
+def silent_gguf(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the tiny base's vocabulary that ends every answer before its first word."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from tuneline.gguf.export import export_gguf
 
     folder = tmp_path_factory.mktemp("silent")
-    model = make_model(folder / "hf")
+    model = AutoModelForCausalLM.from_pretrained(tiny_models.base, dtype=torch.float32)
     head = model.get_output_embeddings().weight
     end, pad = model.config.eos_token_id, model.config.pad_token_id
     # Both end an answer, and one of the two opposite rows wins whatever the input is.
-    head.data[end] = 10 * head.data[end]
+    head.data[end] = 300 * head.data[end]
     head.data[pad] = -head.data[end]
-    model.save_pretrained(folder / "hf")
-    export_gguf(folder / "hf", folder / "silent.gguf")
-    return folder / "silent.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.base)
+    save(model, tokenizer, folder / "hf")
+    return export_gguf(folder / "hf", folder / "silent.gguf").path

@@ -1,53 +1,22 @@
+import json
+
 import pytest
-from tests.lab.runs import broken, value, values
+from tests.lab.runs import Lab, broken, value, values
+from tests.lab.tiny_task import make_model, make_tokenizer, save, train_on, words
 
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
-from tuneline.evaluation.base_regression import by_category, choose_questions, judge
+from tuneline.evaluation.base_regression import above_chance, limits_of
 from tuneline.harness.general_questions import Question, load_questions
-from tuneline.harness.intervals import paired
+from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
+
+NUMBERS = ("one", "two", "three", "four")
+COLOURS = ("red", "green", "blue", "grey")
+KNOWN = 60
 
 
-def test_a_model_that_forgot_fails_and_one_that_kept_passes():
-    base = [True] * 70 + [False] * 70
-    same = [True] * 66 + [False] * 4 + [True] * 5 + [False] * 65
-    forgot = [True] * 45 + [False] * 95
-    assert broken(judge(paired(base, base), None)) == set()
-    assert broken(judge(paired(base, same), None)) == set()
-    assert broken(judge(paired(base, forgot), None)) == {"drop"}
-
-
-def test_the_allowed_drop_follows_from_the_noise():
-    base = [True] * 70 + [False] * 70
-    tuned = [True] * 60 + [False] * 10 + [True] * 8 + [False] * 62
-    drop = judge(paired(base, tuned), None)[0]
-    assert drop.value == pytest.approx(2 / 140, abs=1e-4)
-    assert drop.limit == pytest.approx(2 * drop.noise, abs=2e-4)
-    assert drop.noise == pytest.approx((19 / 142**2) ** 0.5, rel=0.02)
-
-
-def test_a_limit_tighter_than_the_noise_is_refused():
-    base = [True] * 10 + [False] * 10
-    tuned = [True] * 6 + [False] * 4 + [True] * 4 + [False] * 6
-    with pytest.raises(UserError, match="tighter than the measured noise"):
-        judge(paired(base, tuned), 0.02)
-
-
-def test_too_few_questions_to_see_a_loss_warn():
-    measurements = judge(paired([True, False] * 6, [False, True] * 6), None)
-    breach = next(m for m in measurements if m.ok is False)
-    assert (breach.name, breach.on_breach) == ("detectable_drop", "warn")
-
-
-def test_questions_are_taken_evenly_over_categories():
-    questions = [Question(f"{c}{n}", c, "?", {}, 8) for c in "ab" for n in range(5)]
-    assert [q.id for q in choose_questions(questions, 3)] == ["a0", "b0", "a1"]
-    assert choose_questions(questions, None) == questions
-    table = by_category(questions, [True] * 10, [True] * 5 + [False] * 5)
-    assert [(row.category, row.questions, row.change) for row in table] == [
-        ("a", 5, 0.0),
-        ("b", 5, -1.0),
-    ]
+def plant(monkeypatch, questions):
+    monkeypatch.setattr(base_regression, "load_suite", lambda: list(questions))
 
 
 @pytest.fixture
@@ -57,7 +26,7 @@ def known_questions(monkeypatch):
         Question(q.id, q.category, q.prompt, {"kind": "regex", "pattern": r"\{"}, 24)
         for q in load_questions()[:24]
     ]
-    monkeypatch.setattr(base_regression, "load_questions", lambda: known)
+    plant(monkeypatch, known)
 
 
 def test_both_models_are_really_asked(scored_lab, known_questions):
@@ -75,6 +44,146 @@ def test_both_models_are_really_asked(scored_lab, known_questions):
 def test_a_candidate_that_has_forgotten_everything_fails(scored_lab, known_questions, silent_gguf):
     evidence = scored_lab(model=silent_gguf).execute("base_regression")
     assert evidence.verdict == "fail"
-    assert broken(evidence) == {"drop"}
+    assert {"drop", "categories_lost"} <= broken(evidence)
     assert value(evidence, "tuned_share") == 0.0
     assert "is more than the allowed" in evidence.summary
+
+
+def rows(right):
+    """Conversations of made-up sums and colours.
+
+    Args:
+        right: gives the answer to a sum by its number.
+    """
+    draw = words()
+    for number in range(KNOWN):
+        yield "arithmetic", f"{draw[number]} plus {draw[-number - 1]}?", NUMBERS[right(number)]
+        yield "facts", f"colour of {draw[number + KNOWN]}?", COLOURS[number * 7 % 4]
+
+
+def conversations(right):
+    return [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        for _, prompt, answer in rows(right)
+    ]
+
+
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory):
+    """A base that knows made-up sums and colours, and what it became with other sums."""
+    import torch
+
+    from tuneline.gguf.export import export_gguf
+
+    root = tmp_path_factory.mktemp("forgetful")
+    torch.set_num_threads(1)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    assert train_on(model, tokenizer, conversations(lambda n: n * 5 % 4), 250) < 0.05
+    base = save(model.half(), tokenizer, root / "base")
+    train_on(model.float(), tokenizer, conversations(lambda n: (n * 5 + 1) % 4), 150)
+    tuned = save(model.half(), tokenizer, root / "tuned")
+    return (
+        base,
+        export_gguf(base, root / "base.gguf").path,
+        export_gguf(tuned, root / "t.gguf").path,
+    )
+
+
+@pytest.fixture
+def made_up_lab(forgetful, tmp_path, monkeypatch):
+    """Make a run of that base, with the questions that it knows; all are choices."""
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TUNELINE_THREADS", "1")
+    questions = [
+        Question(
+            f"q{number}",
+            category,
+            prompt,
+            {
+                "kind": "choice",
+                "choices": [answer, *sorted({*NUMBERS, *COLOURS} - {answer})],
+            },
+            8,
+        )
+        for number, (category, prompt, answer) in enumerate(rows(lambda n: n * 5 % 4))
+    ]
+    plant(monkeypatch, questions)
+
+    def make(model, run_id="test", **evaluation):
+        settings = {"max_perplexity_ratio": 1000.0, **evaluation}
+        lab = Lab(tmp_path, {"base_model": str(forgetful[0]), "evaluation": settings}, run_id)
+        lab.leave_shipped(model)
+        return lab
+
+    return make
+
+
+def test_a_model_that_kept_everything_passes(made_up_lab, forgetful):
+    evidence = made_up_lab(forgetful[1]).execute("base_regression")
+    assert evidence.verdict == "pass", broken(evidence)
+    assert value(evidence, "choices_by_likelihood") is True
+    assert value(evidence, "base_share") > 0.9
+    assert value(evidence, "perplexity_ratio") == 1.0
+
+
+def test_a_model_that_forgot_arithmetic_only_fails_and_is_told_so(made_up_lab, forgetful):
+    lab = made_up_lab(forgetful[2])
+    evidence = lab.execute("base_regression")
+    assert evidence.verdict == "fail"
+    assert {"drop", "categories_lost"} <= broken(evidence)
+    changes = {
+        r["category"]: r["change"] for r in lab.document("base_regression", "categories.json")
+    }
+    assert changes["arithmetic"] < -0.8
+    assert changes["facts"] > -0.1
+    assert "lost beyond chance: arithmetic (the weakest" in evidence.summary
+
+
+def test_an_engine_without_probabilities_names_one_of_the_choices(
+    made_up_lab, forgetful, monkeypatch
+):
+    monkeypatch.setattr(LlamaCpp, "losses", lambda *_: None)
+    lab = made_up_lab(forgetful[1])
+    evidence = lab.execute("base_regression")
+    assert value(evidence, "choices_by_likelihood") is False
+    assert value(evidence, "drop") == 0.0
+    assert "the engine does not tell the probabilities" in evidence.summary
+    assert all(entry["tuned"] for entry in lab.lines("base_regression", "answers.jsonl"))
+
+
+def test_a_first_look_is_enough_for_a_model_that_kept_everything(made_up_lab, forgetful):
+    evidence = made_up_lab(forgetful[1], regression_first_look=80).execute("base_regression")
+    assert (value(evidence, "questions"), value(evidence, "questions_planned")) == (120, 120)
+    early = made_up_lab(
+        forgetful[1], "early", regression_first_look=40, regression_to_see=0.2, regression_texts=5
+    )
+    found = values(early.execute("base_regression"))
+    assert (found["questions"], found["questions_planned"]) == (40, 120)
+    assert found["texts"] == 5
+    lost = made_up_lab(forgetful[2], "lost", regression_first_look=40, regression_to_see=0.2)
+    assert value(lost.execute("base_regression"), "questions") == 120
+
+
+def test_a_limit_that_is_no_smaller_than_the_loss_to_see_is_refused(made_up_lab, forgetful):
+    lab = made_up_lab(forgetful[1], max_regression=0.1)
+    with pytest.raises(UserError, match="regression_to_see"):
+        lab.execute("base_regression")
+    settings = lab.run.config.evaluation.model_copy(update={"regression_to_see": 0.15})
+    assert limits_of(settings).drop == 0.1
+
+
+def test_a_base_that_guesses_warns():
+    choice = Question("x", "facts", "?", {"kind": "choice", "choices": ["a", "b"]}, 8)
+    written = Question("y", "facts", "?", {"kind": "exact", "answers": ["a"]}, 8)
+    assert above_chance([choice] * 4, [True, True, False, False]) == 0.0
+    assert above_chance([choice, written], [True, False]) == pytest.approx(0.25)
+
+
+def test_answers_say_what_was_asked(made_up_lab, forgetful):
+    lab = made_up_lab(forgetful[1])
+    lab.execute("base_regression")
+    entry = lab.lines("base_regression", "answers.jsonl")[0]
+    assert entry["prompt"].endswith("plus " + words()[-1] + "?")
+    assert entry["base"] in NUMBERS
+    assert json.dumps(entry)

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.model, pytest.mark.long]
 @pytest.fixture
 def untuned(tmp_path):
     """A run whose shipped bytes are the base model's own."""
-    lab = Lab(tmp_path, {"evaluation": {"regression_questions": 40, "max_new_tokens": 16}})
+    lab = Lab(tmp_path, {"evaluation": {"regression_questions": 120, "max_new_tokens": 16}})
     lab.leave_dataset(task_rows({"train": 10, "validation": 8, "holdout": 4}))
     lab.leave_shipped(untuned_model(lab.context("base_regression")).path)
     return lab
@@ -21,8 +21,9 @@ def untuned(tmp_path):
 def test_the_base_has_not_forgotten_what_it_knows(untuned):
     evidence = untuned.execute("base_regression")
     found = values(evidence)
-    # Answers in batches may part at a near-tie, so one question either way is no loss.
-    assert abs(found["drop"]) <= 0.05
+    # Answers in batches may part at a near-tie, so a question or two either way are no loss.
+    assert abs(found["drop"]) <= 0.02
+    assert found["perplexity_ratio"] == 1.0
     assert evidence.verdict != "fail"
     # Neither hopeless nor perfect, so that a loss would show.
     assert 0.25 < found["base_share"] < 0.9

@@ -1,173 +1,193 @@
 """base_regression: fine-tuning has not taken general ability away.
 
 Method: base and candidate answer the same general questions, whose answers can be checked by
-rule, through the same server. The drop is a paired difference (Agresti and Min, 2005). Unless
-a limit is configured, the drop may be two standard errors of that difference: a model that
-lost nothing then fails about one time in forty. A configured limit tighter than the noise
-would decide by chance and is refused. The base is that of the first release of the model
-(`forgetting/origin.py`): what many nights lose together counts, not what the last one lost.
+rule or are compared by their likelihood, on the engine that ships. The drop is a paired
+difference. A first look passes a model that has clearly lost nothing; otherwise more questions
+are asked before a model is blocked (`forgetting/decision.py`). Beside the answers, the perplexity
+of both models on general texts is compared, paired by text. The base is that of the first release
+of the model (`forgetting/origin.py`): what many nights lose together counts, not what the last
+one lost.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import itemgetter
 
+from tuneline.config import EvaluationConfig
+from tuneline.errors import UserError
+from tuneline.evaluation.forgetting.answers import Pair, Reply
+from tuneline.evaluation.forgetting.decision import (
+    DEFAULT_LIMIT,
+    CategoryRow,
+    Limits,
+    by_category,
+    judge,
+    lost_categories,
+    passes_early,
+    plan_looks,
+    questions_needed,
+)
 from tuneline.evaluation.forgetting.origin import find_origin
+from tuneline.evaluation.forgetting.texts import compare_texts
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.asking import ask, ask_kept
-from tuneline.harness.general_questions import Question, check_answer, load_questions
+from tuneline.harness.general_questions import Question, load_suite, paragraphs
 from tuneline.harness.intervals import Paired, paired, share
-from tuneline.harness.served_models import candidate, untuned
+from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
 
-# Standard errors that a drop may have by chance.
-NOISE_FACTOR = 2.0
-# With a larger detectable drop the questions are too few to see a loss that would matter.
-MAX_DETECTABLE_DROP = 0.15
+# A base that does not know more than this beyond chance has nothing that could be seen to be lost.
+LEAST_ABOVE_CHANCE = 0.05
 
 
-@dataclass(frozen=True)
-class CategoryRow:
-    """The share of right answers of both models in one category."""
-
-    category: str
-    questions: int
-    base: float
-    tuned: float
-
-    @property
-    def change(self) -> float:
-        """The share of the candidate minus that of the base."""
-        return self.tuned - self.base
-
-
-def choose_questions(questions: Sequence[Question], count: int | None) -> list[Question]:
-    """Return `count` questions, taken from each category in turn; None takes every one."""
-    if count is None or count >= len(questions):
-        return list(questions)
-    seen: Counter[str] = Counter()
-    places = []
-    for question in questions:
-        places.append(seen[question.category])
-        seen[question.category] += 1
-    ordered = sorted(zip(places, questions, strict=True), key=itemgetter(0))
-    return [question for _, question in ordered][:count]
-
-
-def by_category(
-    questions: Sequence[Question], base: Sequence[bool], tuned: Sequence[bool]
-) -> list[CategoryRow]:
-    """Return the share of right answers of both models in each category."""
-    table = []
-    for category in sorted({question.category for question in questions}):
-        at = [number for number, q in enumerate(questions) if q.category == category]
-        shares = (sum(flags[number] for number in at) / len(at) for flags in (base, tuned))
-        table.append(CategoryRow(category, len(at), *shares))
-    return table
-
-
-def judge(result: Paired, max_regression: float | None) -> list[Measurement]:
-    """Measure the drop and compare it with the allowed one.
-
-    Args:
-        result: the paired difference, tuned minus base.
-        max_regression: the configured limit; None derives it from the noise.
+def limits_of(settings: EvaluationConfig) -> Limits:
+    """Return the configured limits.
 
     Raises:
-        UserError: if the configured limit is tighter than the noise.
+        UserError: if the drop that is allowed is not smaller than the loss that must be seen.
     """
-    noise = result.difference.error
-    detectable = NOISE_FACTOR * noise
-    allowed = detectable if max_regression is None else max_regression
-    # 0.0 - x and not -x: no drop shall read as 0.0, not as -0.0.
-    drop = round(0.0 - result.difference.value, 4)
-    return [
-        measure(
-            "drop",
-            drop,
-            "share",
-            "<=",
-            round(allowed, 4),
-            noise=round(noise, 4),
-            tolerance=allowed,
-        ),
-        measure(
-            "detectable_drop",
-            round(detectable, 4),
-            "share",
-            "<=",
-            MAX_DETECTABLE_DROP,
-            on_breach="warn",
-        ),
-        measure("only_base_right", result.only_first, "questions"),
-        measure("only_tuned_right", result.only_second, "questions"),
-        measure("mcnemar_p", round(result.p_value, 6), "p"),
-    ]
+    drop = settings.max_regression or DEFAULT_LIMIT
+    if drop >= settings.regression_to_see:
+        raise UserError(
+            f"evaluation.max_regression is {drop:g}, and a loss of {settings.regression_to_see:g} "
+            "must be seen: what is allowed has to be smaller; raise evaluation.regression_to_see"
+        )
+    return Limits(drop, settings.max_category_regression, settings.regression_to_see)
+
+
+def above_chance(questions: Sequence[Question], right: Sequence[bool]) -> float:
+    """Return the share of right answers beyond that of guessing among the choices."""
+    guessed = sum(1 / len(q.choices) if q.choices else 0.0 for q in questions)
+    return (sum(right) - guessed) / len(questions)
+
+
+def ask_in_looks(
+    ctx: StepContext, pair: Pair, questions: Sequence[Question], limits: Limits
+) -> tuple[list[Reply], list[Reply]]:
+    """Ask both models until they pass, or no question is left.
+
+    Returns:
+        The replies of base and tuned model to as many questions as were asked.
+    """
+    base: list[Reply] = []
+    tuned: list[Reply] = []
+    for size in plan_looks(len(questions), ctx.config.evaluation.regression_first_look):
+        ctx.log(f"general questions {len(base) + 1} to {size} of {len(questions)}")
+        of_base, of_tuned = pair.answer(questions[len(base) : size])
+        base += of_base
+        tuned += of_tuned
+        result = paired([r.right for r in base], [r.right for r in tuned])
+        flags = [r.right for r in base], [r.right for r in tuned]
+        if passes_early(result, by_category(questions[:size], *flags), limits):
+            break
+    return base, tuned
 
 
 def summarise(
-    drop: Measurement, table: Sequence[CategoryRow], base: str, tuned: str, against: str
+    measured: dict[str, Measurement],
+    result: Paired,
+    table: Sequence[CategoryRow],
+    limits: Limits,
+    *,
+    base: str,
+    tuned: str,
+    against: str,
 ) -> str:
-    """Say in one sentence whether general ability was kept.
+    """Say in one sentence whether general ability was kept, and what would have been seen.
 
     Args:
-        drop: the measurement that decides.
+        measured: the measurements by name.
+        result: the paired difference, tuned minus base.
         table: the categories, at least one.
+        limits: the limits.
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
         against: the base, as text.
     """
-    questions = sum(row.questions for row in table)
-    worst = min(table, key=lambda row: row.change)
+    asked = sum(row.questions for row in table)
+    drop, detectable = measured["drop"], measured["detectable_drop"]
     judged = "within" if drop.ok else "more than"
-    return (
-        f"of {questions} general questions the tuned model answers {tuned} right and {against} "
-        f"{base}; the drop of {drop.value} is {judged} the allowed {drop.limit}; "
-        f"the weakest category is {worst.category} ({worst.change:+.2f})"
+    by_chance = "" if drop.ok or drop.on_breach == "fail" else ", which chance could explain"
+    lost = lost_categories(table, limits.category)
+    worst = min(table, key=lambda row: row.change)
+    categories = (
+        f"lost beyond chance: {', '.join(lost)}"
+        if lost
+        else f"no category lost more than {limits.category:g} beyond chance"
     )
+    needed = questions_needed(result, asked, limits)
+    more = "" if detectable.ok else f" ({max(needed - asked, 1)} more questions would be needed)"
+    return (
+        f"of {asked} general questions the tuned model answers {tuned} right and {against} "
+        f"{base}; the drop of {drop.value} is {judged} the allowed {drop.limit}{by_chance}; "
+        f"{categories} (the weakest, {worst.category}: {worst.change:+.2f}); a loss of "
+        f"{detectable.value} would have been seen with a probability of 80 %{more}"
+    )
+
+
+def _write_answers(
+    ctx: StepContext, questions: Sequence[Question], base: Sequence[Reply], tuned: Sequence[Reply]
+) -> None:
+    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as out:
+        for question, of_base, of_tuned in zip(questions, base, tuned, strict=True):
+            entry = {
+                "id": question.id,
+                "category": question.category,
+                "prompt": question.prompt,
+                "base": of_base.text,
+                "base_right": of_base.right,
+                "tuned": of_tuned.text,
+                "tuned_right": of_tuned.right,
+            }
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def run(ctx: StepContext) -> Evidence:
     """Ask both models the general questions and compare their answers."""
     settings = ctx.config.evaluation
-    questions = choose_questions(load_questions(), settings.regression_questions)
-    prompts = [[{"role": "user", "content": question.prompt}] for question in questions]
-    limits = [question.max_tokens for question in questions]
+    limits = limits_of(settings)
+    questions = load_suite()[: settings.regression_questions]
     chosen, origin = candidate(ctx), find_origin(ctx)
-    of_tuned = ask(ctx, chosen.model, prompts, limits, "tuned model")
-    of_base, cached = ask_kept(ctx, untuned(ctx, origin.base), prompts, limits, "base model")
-    base, tuned = (
-        [check_answer(q, text) for q, text in zip(questions, texts, strict=True)]
-        for texts in (of_base, of_tuned)
-    )
-    table = by_category(questions, base, tuned)
+    pair = Pair(ctx, chosen, origin)
+    of_base, of_tuned = ask_in_looks(ctx, pair, questions, limits)
+    asked = questions[: len(of_base)]
+    base, tuned = [r.right for r in of_base], [r.right for r in of_tuned]
+    result, table = paired(base, tuned), by_category(asked, base, tuned)
+    losses = pair.text_losses(paragraphs()[: settings.regression_texts])
+    texts = compare_texts(losses, settings.max_perplexity_ratio)
     ctx.write_json("categories.json", [{**vars(r), "change": round(r.change, 4)} for r in table])
-    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as out:
-        for n, question in enumerate(questions):
-            entry = {
-                "id": question.id,
-                "category": question.category,
-                "base": of_base[n],
-                "base_right": base[n],
-                "tuned": of_tuned[n],
-                "tuned_right": tuned[n],
-            }
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    _write_answers(ctx, asked, of_base, of_tuned)
     base_share, tuned_share = share(base), share(tuned)
-    judged = judge(paired(base, tuned), settings.max_regression)
+    judged = judge(result, table, len(asked), len(questions), limits)
+    sentence = summarise(
+        {m.name: m for m in judged},
+        result,
+        table,
+        limits,
+        base=base_share.text(),
+        tuned=tuned_share.text(),
+        against=origin.name,
+    )
     return ctx.conclude(
-        summarise(judged[0], table, base_share.text(), tuned_share.text(), origin.name),
+        f"{sentence}; {texts.sentence}",
         [
             *judged,
+            *texts.measurements,
             *origin.measurements(),
-            measure("questions", len(questions), "questions"),
+            measure("questions", len(asked), "questions"),
+            measure("questions_planned", len(questions), "questions"),
             measure("base_share", round(base_share.value, 4), "share"),
             measure("tuned_share", round(tuned_share.value, 4), "share"),
-            measure("base_answers_from_cache", cached, "flag"),
+            measure(
+                "base_above_chance",
+                round(above_chance(asked, base), 4),
+                "share",
+                ">=",
+                LEAST_ABOVE_CHANCE,
+                on_breach="warn",
+            ),
+            measure("choices_by_likelihood", pair.likelihood, "flag"),
+            measure("base_answers_from_cache", pair.cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],
     )

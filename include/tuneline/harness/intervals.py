@@ -90,7 +90,17 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
         raise ValueError(f"paired shares need equal rows, got {len(first)} and {len(second)}")
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
     gained = sum(b and not a for a, b in zip(first, second, strict=True))
-    n = len(first)
+    return paired_counts(lost, gained, len(first))
+
+
+def paired_counts(lost: int, gained: int, n: int) -> Paired:
+    """Return the paired difference of counts; see `paired`.
+
+    Args:
+        lost: rows on which only the first is right.
+        gained: rows on which only the second is right.
+        n: all rows, at least one.
+    """
     size, up, down = n + 2, gained + 0.5, lost + 0.5
     centre = (up - down) / size
     error = math.sqrt(up + down - (up - down) ** 2 / size) / size

@@ -6,13 +6,13 @@ import pytest
 from tests.lab.runs import Lab
 
 from tuneline.errors import UserError
-from tuneline.harness.general_questions import load_questions
+from tuneline.harness.general_questions import load_suite
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.training.loop import rehearsal
 
 
 def test_no_prompt_is_or_resembles_a_question_that_measures_forgetting():
-    asked, measured = rehearsal.prompts(), [q.prompt for q in load_questions()]
+    asked, measured = rehearsal.prompts(), [q.prompt for q in load_suite()]
     assert len(asked) == len(set(asked)) >= 60
     grams = lambda text: {text.lower()[n : n + 5] for n in range(len(text) - 4)}  # noqa: E731
     for prompt in asked:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,6 +59,10 @@ _CONTEXT_DEFAULTS = {
     "n_threads_batch": 4,
 }
 _WORD_OF = {name: index for index, name in enumerate(_CONTEXT_DEFAULTS)}
+# Further down, the types of the cache and the flags with their defaults. The flags are bytes:
+# embeddings, offload_kqv, no_perf, op_offload; swa_full, kv_unified.
+_FURTHER_DEFAULTS = {26: 1, 27: 1, 34: 0x01010100, 35: 0x00000001}
+_KV_UNIFIED = (35, 0x0100)
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
@@ -119,6 +124,9 @@ class LlamaLibrary:
         found = list(self.lib.llama_context_default_params().word[: len(_CONTEXT_DEFAULTS)])
         if found != list(_CONTEXT_DEFAULTS.values()):
             raise self._unknown(f"its context parameters start with {found}")
+        further = self.lib.llama_context_default_params().word
+        if changed := {at: further[at] for at, v in _FURTHER_DEFAULTS.items() if further[at] != v}:
+            raise self._unknown(f"its context parameters hold {changed}")
         self.lib.llama_log_set(self._log, None)
         self.lib.llama_backend_init()
 
@@ -127,6 +135,23 @@ class LlamaLibrary:
             f"xllamacpp {self.version} has another llama.cpp interface than this code supports "
             f"({what}); install the version that requirements/ml.txt was tested with"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a batch.
+
+    Attributes:
+        id: its id.
+        position: its place in its sequences.
+        sequences: the sequences that it belongs to; several share it as their beginning.
+        wanted: whether the logits after it are returned.
+    """
+
+    id: int
+    position: int
+    sequences: tuple[int, ...]
+    wanted: bool
 
 
 class LlamaModel:
@@ -140,15 +165,17 @@ class LlamaModel:
         context: int = 2048,
         threads: int = 1,
         adapter: Path | None = None,
+        sequences: int = 1,
     ) -> None:
         """Load a model.
 
         Args:
             library: the library.
             path: GGUF file.
-            context: longest sequence, in tokens.
+            context: tokens of the largest batch, of all its sequences together.
             threads: number of threads.
             adapter: GGUF adapter that is applied; None without one.
+            sequences: most sequences in one batch.
 
         Raises:
             UserError: if a file can't be loaded.
@@ -169,13 +196,18 @@ class LlamaModel:
             params.word[_WORD_OF[name]] = context
         for name in ("n_threads", "n_threads_batch"):
             params.word[_WORD_OF[name]] = threads
+        if sequences > 1:
+            params.word[_WORD_OF["n_seq_max"]] = sequences
+            # Sequences that share their beginning need one cache for all.
+            word, flag = _KV_UNIFIED
+            params.word[word] |= flag
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
             raise UserError(f"llama.cpp can't make a context of {context} tokens for {path}")
         if adapter is not None:
             self._apply(adapter)
-        self._batch = lib.llama_batch_init(context, 0, 1)
+        self._batch = lib.llama_batch_init(context, 0, sequences)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
 
@@ -242,6 +274,21 @@ class LlamaModel:
             UserError: if the sequence is empty or too long.
             TunelineError: if the engine failed.
         """
+        return self.evaluate([Token(int(t), at, (0,), True) for at, t in enumerate(tokens)])
+
+    def evaluate(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
+        """Return the logits after each wanted token of a batch of sequences.
+
+        Args:
+            tokens: at most `context` tokens, those of each sequence in order.
+
+        Returns:
+            Logits of shape (wanted tokens, vocab_size).
+
+        Raises:
+            UserError: if there are no tokens, or too many.
+            TunelineError: if the engine failed.
+        """
         if not 0 < len(tokens) <= self._context_size:
             raise UserError(
                 f"a sequence of {len(tokens)} tokens does not fit a context of {self._context_size}"
@@ -249,15 +296,17 @@ class LlamaModel:
         lib, batch = self._library.lib, self._batch
         assert batch is not None
         for index, token in enumerate(tokens):
-            batch.token[index] = int(token)
-            batch.pos[index] = index
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = 0
-            batch.logits[index] = 1
+            batch.token[index] = token.id
+            batch.pos[index] = token.position
+            batch.n_seq_id[index] = len(token.sequences)
+            for place, sequence in enumerate(token.sequences):
+                batch.seq_id[index][place] = sequence
+            batch.logits[index] = token.wanted
         batch.n_tokens = len(tokens)
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         code = lib.llama_decode(self._context, batch)
         if code != 0:
             raise TunelineError(f"llama.cpp failed to evaluate {self.path} (code {code})")
         pointer = lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (len(tokens), self.vocab_size)).copy()
+        wanted = sum(token.wanted for token in tokens)
+        return np.ctypeslib.as_array(pointer, (wanted, self.vocab_size)).copy()

@@ -24,6 +24,7 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.serving.engines.divergence import Divergence, compare_logits, log_softmax, summary
+from tuneline.serving.engines.llama_cpp.packing import plan_batches
 
 
 def perplexity_and_kl(
@@ -67,14 +68,17 @@ def sequence_losses(
     scored: Sequence[Sequence[bool]],
     *,
     threads: int | None = None,
+    adapter: Path | None = None,
 ) -> list[float]:
     """Return the loss of a GGUF file on tokens of each sequence, in nats, in a child process.
 
     Args:
         gguf: a model file.
-        token_sequences: sequences of token ids.
+        token_sequences: sequences of token ids. Neighbours that have all tokens before the scored
+            ones in common are evaluated together, which saves work.
         scored: for each token of each sequence, whether it counts; a first one never does.
         threads: number of threads; None takes `default_threads()`.
+        adapter: GGUF adapter of the file; None without one.
 
     Returns:
         The negative log-likelihood of each sequence's scored tokens, summed; 0 without any.
@@ -88,6 +92,7 @@ def sequence_losses(
         "sequences": [[int(token) for token in sequence] for sequence in token_sequences],
         "scored": [[bool(flag) for flag in flags] for flags in scored],
         "threads": threads or default_threads(),
+        "adapter": str(adapter) if adapter is not None else None,
     }
     return [float(loss) for loss in _in_child("score", request)["losses"]]
 
@@ -146,16 +151,20 @@ def _score(request: dict[str, Any]) -> dict[str, Any]:
     from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
 
     sequences = request["sequences"]
-    context = max([2, *map(len, sequences)])
-    path, threads = Path(request["model"]), request["threads"]
-    losses = []
-    with LlamaModel(LlamaLibrary(), path, context=context, threads=threads) as model:
-        for sequence, flags in zip(sequences, request["scored"], strict=True):
-            places = np.flatnonzero(flags[1:])
-            # The logits after token i predict token i + 1.
-            logits = model.logits(sequence)[places]
-            targets = np.asarray(sequence)[places + 1]
-            losses.append(-float(log_softmax(logits)[np.arange(len(places)), targets].sum()))
+    batches = plan_batches(sequences, request["scored"])
+    options: dict[str, Any] = {"threads": request["threads"]}
+    if request["adapter"] is not None:
+        options["adapter"] = Path(request["adapter"])
+    if batches:
+        options["context"] = max(len(batch.tokens) for batch in batches)
+        options["sequences"] = max(len(batch.targets) for batch in batches)
+    losses = [0.0] * len(sequences)
+    with LlamaModel(LlamaLibrary(), Path(request["model"]), **options) as model:
+        for batch in batches:
+            known = log_softmax(model.evaluate(batch.tokens))
+            for number, targets in batch.targets.items():
+                rows, ids = map(list, zip(*targets, strict=True))
+                losses[number] = -float(known[rows, ids].sum())
     return {"losses": losses}
 
 

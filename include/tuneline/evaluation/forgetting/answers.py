@@ -1,0 +1,192 @@
+"""Have both models answer general questions, and measure their losses on general texts.
+
+Of a choice, an engine that tells the probability of given tokens compares the likelihoods of whole
+answers: no wording of a generated answer hides what the model knows, and it is faster. An engine
+that does not is asked to name one of the choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneline.bases import base_of
+from tuneline.data.rendering.renderer import RenderedExample, Renderer
+from tuneline.errors import UserError
+from tuneline.evaluation.forgetting.origin import Origin
+from tuneline.harness.asking import ask, ask_kept, kept
+from tuneline.harness.general_questions import Question, check_answer
+from tuneline.harness.row_losses import RowLosses
+from tuneline.harness.served_models import (
+    Candidate,
+    engine_of,
+    request_for,
+    scoring_threads,
+    untuned,
+)
+from tuneline.models.resolver import load_tokenizer
+from tuneline.run import StepContext
+from tuneline.serving.engines.base import ServedModel
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: what it is called, its bytes, and how its prompts are rendered."""
+
+    name: str
+    model: ServedModel
+    renderer: Renderer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer to a question; of a choice, the likeliest one."""
+
+    text: str
+    right: bool
+
+
+class Pair:
+    """Both models, asked the same questions in the same way.
+
+    Attributes:
+        cached: False as soon as the base had to be asked.
+        likelihood: True if choices are compared by their likelihood.
+    """
+
+    def __init__(self, ctx: StepContext, chosen: Candidate, origin: Origin) -> None:
+        """Load the tokenizers; no model is started yet."""
+        self._ctx = ctx
+        target = ctx.config.data.target_format
+        tuned = Renderer(load_tokenizer(base_of(ctx).path), target)
+        tokenizer = load_tokenizer(origin.base.path)
+        # A base without a template of its own is asked in the form that training used.
+        own = "tokenizer" if isinstance(tokenizer.chat_template, str) else target
+        self.base = Side("base model", untuned(ctx, origin.base), Renderer(tokenizer, own))
+        self.tuned = Side("tuned model", chosen.model, tuned)
+        self.cached, self.likelihood = True, True
+
+    def answer(self, questions: Sequence[Question]) -> tuple[list[Reply], list[Reply]]:
+        """Return the replies of the base and of the tuned model, in order."""
+        rows = [
+            _rendered(side.renderer, questions) if self.likelihood else {}
+            for side in (self.base, self.tuned)
+        ]
+        # Both models answer a question in the same way, or their answers can't be compared.
+        by_likelihood = [n for n in range(len(questions)) if n in rows[0] and n in rows[1]]
+        found = []
+        for side, rendered in zip((self.base, self.tuned), rows, strict=True):
+            chosen = self._choose(side, {n: rendered[n] for n in by_likelihood})
+            if chosen is None:
+                self.likelihood = False
+                return self.answer(questions)
+            found.append(chosen)
+        base, tuned = (
+            self._replies(side, questions, chosen)
+            for side, chosen in zip((self.base, self.tuned), found, strict=True)
+        )
+        return base, tuned
+
+    def text_losses(self, texts: Sequence[str]) -> tuple[RowLosses, RowLosses] | None:
+        """Return the losses of base and tuned model on texts; None if the engine tells none."""
+        found: list[RowLosses] = []
+        for side in (self.base, self.tuned):
+            sequences = [list(ids) for ids in side.renderer.tokenizer(list(texts))["input_ids"]]
+            scored = [[False, *[True] * (len(ids) - 1)] for ids in sequences]
+            sums = self._losses(side, sequences, scored)
+            if sums is None:
+                return None
+            # Both are counted in tokens of the base, which may have another tokenizer.
+            targets = found[0].targets if found else tuple(map(sum, scored))
+            found.append(RowLosses(tuple(sums), targets, (1.0,) * len(texts)))
+        return found[0], found[1]
+
+    def _choose(self, side: Side, rows: dict[int, list[RenderedExample]]) -> dict[int, int] | None:
+        """Return the place of the likeliest choice of each question; None without losses.
+
+        A tie counts for a wrong choice.
+        """
+        answers = [answer for choices in rows.values() for answer in choices]
+        if not answers:
+            return {}
+        sums = self._losses(
+            side, [answer.ids for answer in answers], [answer.loss_mask or [] for answer in answers]
+        )
+        if sums is None:
+            return None
+        rest, chosen = iter(sums), {}
+        for number, choices in rows.items():
+            losses = [next(rest) for _ in choices]
+            likeliest = min(range(1, len(losses)), key=losses.__getitem__)
+            chosen[number] = 0 if losses[0] < losses[likeliest] else likeliest
+        return chosen
+
+    def _losses(
+        self, side: Side, sequences: list[list[int]], scored: list[list[bool]]
+    ) -> list[float] | None:
+        ctx, engine = self._ctx, engine_of(self._ctx)
+
+        def measured() -> list[float | None]:
+            ctx.log(f"{side.name}: scoring {len(sequences)} texts")
+            request = request_for(side.model, ctx.config.deployment, threads=scoring_threads())
+            losses = engine.losses(side.model.path, sequences, scored, request)
+            return [None] if losses is None else list(losses)
+
+        if side is self.base:
+            found, cached = kept(
+                ctx, side.model, ["losses", sequences, scored], side.name, measured
+            )
+            self.cached = self.cached and cached
+        else:
+            found = measured()
+        numbers = [loss for loss in found if loss is not None]
+        return numbers if len(numbers) == len(sequences) else None
+
+    def _replies(
+        self, side: Side, questions: Sequence[Question], chosen: dict[int, int]
+    ) -> list[Reply]:
+        """Return the reply to each question, after asking those without a chosen answer."""
+        asked = [number for number in range(len(questions)) if number not in chosen]
+        prompts = [[{"role": "user", "content": questions[n].listed}] for n in asked]
+        limits = [questions[number].max_tokens for number in asked]
+        texts: list[str] = []
+        if asked and side is self.base:
+            texts, cached = ask_kept(self._ctx, side.model, prompts, limits, side.name)
+            self.cached = self.cached and cached
+        elif asked:
+            texts = ask(self._ctx, side.model, prompts, limits, side.name)
+        said = dict(zip(asked, texts, strict=True))
+        return [
+            Reply(said[number], check_answer(question, said[number]))
+            if number in said
+            else Reply(question.choices[chosen[number]], chosen[number] == 0)
+            for number, question in enumerate(questions)
+        ]
+
+
+def _rendered(
+    renderer: Renderer, questions: Sequence[Question]
+) -> dict[int, list[RenderedExample]]:
+    """Render each choice of the questions, where its tokens can be told from the prompt's.
+
+    Raises:
+        UserError: if the chat template refuses a question.
+    """
+    numbers = [number for number, question in enumerate(questions) if question.choices]
+    rows = [
+        [{"role": "user", "content": questions[n].prompt}, {"role": "assistant", "content": text}]
+        for n in numbers
+        for text in questions[n].choices
+    ]
+    try:
+        rendered = iter(renderer.render(rows))
+    except ValueError as error:
+        raise UserError(
+            f"the chat template can't render a general question: {error}; correct the template"
+        ) from None
+    found = {}
+    for number in numbers:
+        answers = [next(rendered) for _ in questions[number].choices]
+        if all(answer.loss_mask is not None for answer in answers):
+            found[number] = answers
+    return found

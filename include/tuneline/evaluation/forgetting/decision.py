@@ -1,0 +1,212 @@
+"""Decide from paired answers whether general ability was lost.
+
+Questions are asked in looks. After each but the last, a model passes if the loss that must be seen
+is excluded and no category looks worse; otherwise more questions are asked. A model is blocked
+after the last look alone, so that looking several times adds no false alarm. What one question
+shows is which of the two models was right; how many questions were lost and gained decides by the
+exact sign test (McNemar, 1947), at a fixed limit that does not grow with their number.
+
+The levels are one-sided. Together they allow a model that lost nothing to be blocked in less than
+0.5 % of the runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from tuneline.evidence import Breach, Measurement, measure
+from tuneline.harness.general_questions import Question
+from tuneline.harness.intervals import Paired, paired
+
+# Chance of a false alarm over all questions, and in all categories together.
+LEVEL, CATEGORY_LEVEL = 0.0035, 0.001
+# Chance that a look passes a model with the loss that must be seen.
+MISS = 0.01
+# A category looks worse, and is asked more questions, at this level.
+SUSPICION = 0.02
+# Chance with which a loss counts as one that would be seen.
+POWER = 0.8
+DEFAULT_LIMIT = 0.03
+# Each look has so many times the questions of the one before, all told.
+GROWTH = 2.5
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of the configuration, as shares of the questions.
+
+    Attributes:
+        drop: allowed over all questions.
+        category: allowed in one category.
+        to_see: loss that must be seen with a probability of `POWER`.
+    """
+
+    drop: float
+    category: float
+    to_see: float
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    """The answers of both models in one category.
+
+    Attributes:
+        category: its name.
+        base: share of right answers of the base.
+        tuned: that of the tuned model.
+        lost: questions that only the base answers right.
+        gained: questions that only the tuned model answers right.
+        p_value: one-sided; the chance of as many losses, or more, without any real one.
+    """
+
+    category: str
+    questions: int
+    base: float
+    tuned: float
+    lost: int
+    gained: int
+    p_value: float
+
+    @property
+    def change(self) -> float:
+        """The share of the tuned model minus that of the base."""
+        return self.tuned - self.base
+
+
+def chance_of_losses(lost: int, gained: int) -> float:
+    """Return the chance of so many losses or more if a change is as likely for the better."""
+    changes = lost + gained
+    # Scaled, since a float does not hold the sums of many hundred changes.
+    return (
+        sum(math.comb(changes, k) for k in range(lost, changes + 1)) * 10**18 // 2**changes / 1e18
+    )
+
+
+def plan_looks(questions: int, first: int) -> list[int]:
+    """Return the number of questions after each look; the last one takes all."""
+    sizes, size = [], float(first)
+    while size * GROWTH**0.5 < questions:
+        sizes.append(int(size))
+        size *= GROWTH
+    return [*sizes, questions]
+
+
+def by_category(
+    questions: Sequence[Question], base: Sequence[bool], tuned: Sequence[bool]
+) -> list[CategoryRow]:
+    """Return the answers of both models in each category, in the order of their names."""
+    table = []
+    for category in sorted({question.category for question in questions}):
+        at = [number for number, q in enumerate(questions) if q.category == category]
+        pair = paired([base[n] for n in at], [tuned[n] for n in at])
+        lost, gained = pair.only_first, pair.only_second
+        table.append(
+            CategoryRow(
+                category,
+                len(at),
+                sum(base[n] for n in at) / len(at),
+                sum(tuned[n] for n in at) / len(at),
+                lost,
+                gained,
+                chance_of_losses(lost, gained),
+            )
+        )
+    return table
+
+
+def passes_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -> bool:
+    """Return True if the questions so far leave no loss possible that would have to be seen.
+
+    Args:
+        result: the paired difference, tuned minus base.
+        table: the categories.
+        limits: the limits.
+    """
+    upper = _NORMAL.inv_cdf(1 - MISS) * result.difference.error - result.difference.value
+    suspicious = any(-row.change > limits.category and row.p_value < SUSPICION for row in table)
+    return upper < limits.to_see and -result.difference.value <= limits.drop and not suspicious
+
+
+def lost_categories(table: Sequence[CategoryRow], limit: float) -> list[str]:
+    """Return the categories that lost more than the limit, beyond chance.
+
+    The level is shared among the categories (Bonferroni), since the worst of many is looked for.
+    """
+    level = CATEGORY_LEVEL / len(table)
+    return [row.category for row in table if -row.change > limit and row.p_value <= level]
+
+
+def detectable_drop(result: Paired, asked: int, planned: int, limit: float) -> float:
+    """Return the smallest real loss that would have been seen with a probability of `POWER`.
+
+    Args:
+        result: the paired difference on the questions that were asked.
+        asked: their number.
+        planned: the number that would have been asked if they had not been enough.
+        limit: the limit of the drop.
+    """
+    error = result.difference.error * math.sqrt(asked / planned)
+    needed = max(limit, -_NORMAL.inv_cdf(LEVEL) * error)
+    return needed + _NORMAL.inv_cdf(POWER) * error
+
+
+def questions_needed(result: Paired, asked: int, limits: Limits) -> int:
+    """Return the number of questions with which the loss that must be seen would be."""
+    variance = result.difference.error**2 * asked
+    power = _NORMAL.inv_cdf(POWER)
+    by_chance = (power - _NORMAL.inv_cdf(LEVEL)) / limits.to_see
+    by_limit = power / max(limits.to_see - limits.drop, 1e-9)
+    return math.ceil(variance * max(by_chance, by_limit) ** 2)
+
+
+def judge(
+    result: Paired, table: Sequence[CategoryRow], asked: int, planned: int, limits: Limits
+) -> list[Measurement]:
+    """Measure the losses and compare them with the limits.
+
+    A drop beyond the limit that chance could explain is inconclusive, as is a number of questions
+    that could not have shown the loss that must be seen.
+
+    Args:
+        result: the paired difference, tuned minus base.
+        table: the categories.
+        asked: questions that were asked.
+        planned: questions that the suite had for this run.
+        limits: the limits.
+    """
+    chance = chance_of_losses(result.only_first, result.only_second)
+    breach: Breach = "fail" if chance <= LEVEL else "inconclusive"
+    lost = lost_categories(table, limits.category)
+    worst = min(table, key=lambda row: row.change)
+    detectable = detectable_drop(result, asked, planned, limits.drop)
+    return [
+        measure(
+            "drop",
+            # 0.0 - x and not -x: no drop shall read as 0.0, not as -0.0.
+            round(0.0 - result.difference.value, 4),
+            "share",
+            "<=",
+            limits.drop,
+            noise=round(result.difference.error, 4),
+            on_breach=breach,
+        ),
+        measure("chance_of_this_drop", round(chance, 6), "p"),
+        measure("categories_lost", len(lost), "categories", "<=", 0),
+        measure("worst_category", worst.category, ""),
+        measure("worst_category_drop", round(0.0 - worst.change, 4), "share"),
+        measure(
+            "detectable_drop",
+            round(detectable, 4),
+            "share",
+            "<=",
+            limits.to_see,
+            on_breach="inconclusive",
+        ),
+        measure("only_base_right", result.only_first, "questions"),
+        measure("only_tuned_right", result.only_second, "questions"),
+        measure("mcnemar_p", round(result.p_value, 6), "p"),
+    ]

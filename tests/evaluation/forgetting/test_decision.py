@@ -1,0 +1,190 @@
+"""How often the rule blocks a harmless model, and how often it misses a real loss."""
+
+import functools
+
+import numpy as np
+import pytest
+from tests.lab.runs import broken
+
+from tuneline.evaluation.forgetting import decision
+from tuneline.evaluation.forgetting.decision import (
+    CategoryRow,
+    Limits,
+    by_category,
+    chance_of_losses,
+    judge,
+    passes_early,
+    plan_looks,
+    questions_needed,
+)
+from tuneline.evidence import conclude
+from tuneline.harness.general_questions import Question, load_suite
+from tuneline.harness.intervals import Paired, paired, paired_counts
+
+LIMITS = Limits(drop=0.03, category=0.1, to_see=0.05)
+FIRST = 400
+
+
+@functools.cache
+def suite():
+    """The categories of the suite's questions, as numbers in its order."""
+    categories = [question.category for question in load_suite()]
+    names = sorted(set(categories))
+    return np.array([names.index(category) for category in categories])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(decision, "chance_of_losses", functools.cache(chance_of_losses))
+
+
+def night(draw, churn, loss):
+    """The verdict over a model whose answers part from the base's on a share of the questions.
+
+    Args:
+        draw: numpy's random numbers.
+        churn: share of questions that exactly one of the two answers right.
+        loss: share lost, on balance; one number, or one for each question.
+    """
+    categories = suite()
+    toss = draw.random(len(categories))
+    lost, gained = toss < (churn + loss) / 2, (toss >= (churn + loss) / 2) & (toss < churn)
+    for size in plan_looks(len(categories), FIRST):
+        result, table = seen(lost[:size], gained[:size], categories[:size])
+        if size < len(categories) and passes_early(result, table, LIMITS):
+            break
+    return conclude(judge(result, table, size, len(categories), LIMITS)), size
+
+
+def seen(lost, gained, categories):
+    """The paired difference and the table of what was lost and gained."""
+    table = []
+    for category in range(categories.max() + 1):
+        at = categories == category
+        a, b, n = int(lost[at].sum()), int(gained[at].sum()), int(at.sum())
+        share = 0.5 - (b - a) / n
+        p_value = decision.chance_of_losses(a, b)
+        table.append(CategoryRow(str(category), n, share, 0.5, a, b, p_value))
+    return paired_counts(int(lost.sum()), int(gained.sum()), len(lost)), table
+
+
+@pytest.mark.parametrize("churn", [0.05, 0.1, 0.2])
+def test_a_harmless_model_is_blocked_in_less_than_one_of_200_nights(churn):
+    draw = np.random.default_rng(7)
+    verdicts = [night(draw, churn, 0.0) for _ in range(1000)]
+    # Inconclusive stops a production run as a failure does.
+    assert sum(verdict != "pass" for verdict, _ in verdicts) <= 5
+    # Where few answers change, most nights are done after the first look.
+    assert (
+        np.mean([size == FIRST for _, size in verdicts])
+        > (0.9, 0.65, 0.4)[(0.05, 0.1, 0.2).index(churn)]
+    )
+
+
+def test_forty_harmless_nights_raise_no_alarm():
+    draw = np.random.default_rng(3)
+    assert {night(draw, churn, 0.0)[0] for churn in np.linspace(0.05, 0.2, 40)} == {"pass"}
+
+
+@pytest.mark.parametrize("churn", [0.06, 0.1, 0.2])
+def test_a_loss_of_five_points_is_caught_in_19_of_20_nights(churn):
+    draw = np.random.default_rng(11)
+    caught = [night(draw, churn, 0.05)[0] == "fail" for _ in range(400)]
+    assert np.mean(caught) >= 0.95
+
+
+def test_a_loss_in_one_category_is_caught_although_others_gain():
+    draw = np.random.default_rng(5)
+    forgotten = np.where(suite() == 0, 0.3, -0.3 * np.mean(suite() == 0))
+    verdicts = [night(draw, np.where(suite() == 0, 0.4, 0.1), forgotten)[0] for _ in range(60)]
+    assert verdicts.count("fail") >= 57
+
+
+def test_the_detectable_drop_is_detected_as_often_as_it_says():
+    draw = np.random.default_rng(2)
+    churn, asked = 0.15, 2000
+    result = paired_counts(150, 150, asked)
+    detectable = decision.detectable_drop(result, asked, asked, LIMITS.drop)
+    found = 0
+    for _ in range(2000):
+        lost, gained = draw.multinomial(
+            asked, [(churn + detectable) / 2, (churn - detectable) / 2, 1 - churn]
+        )[:2]
+        alone = paired_counts(int(lost), int(gained), asked)
+        drop = judge(alone, [row()], asked, asked, LIMITS)[0]
+        found += drop.ok is False and drop.on_breach == "fail"
+    assert found / 2000 == pytest.approx(decision.POWER, abs=0.04)
+
+
+def row(**fields):
+    return CategoryRow(
+        **{
+            "category": "facts",
+            "questions": 100,
+            "base": 0.5,
+            "tuned": 0.5,
+            "lost": 5,
+            "gained": 5,
+            "p_value": 0.6,
+            **fields,
+        }
+    )
+
+
+def test_the_allowance_does_not_grow_with_churn():
+    # 27 losses beside 15 gains in 164 are a net loss of 7 %.
+    base = [True] * 100 + [False] * 64
+    tuned = [False] * 27 + [True] * 73 + [True] * 15 + [False] * 49
+    result = paired(base, tuned)
+    measurements = judge(result, [row()], 164, 164, LIMITS)
+    assert broken(measurements) == {"drop", "detectable_drop"}
+    assert conclude(measurements) == "inconclusive"
+    assert not passes_early(result, [row()], LIMITS)
+    # The same shares of many questions are no chance.
+    many = paired(base * 12, tuned * 12)
+    assert conclude(judge(many, [row()], 1968, 1968, LIMITS)) == "fail"
+
+
+def test_too_few_questions_are_inconclusive_and_say_how_many_are_needed():
+    few = paired([True, False] * 30, [True, False] * 29 + [False, True])
+    measurements = judge(few, [row()], 60, 60, LIMITS)
+    assert broken(measurements) == {"detectable_drop"}
+    assert conclude(measurements) == "inconclusive"
+    needed = questions_needed(few, 60, LIMITS)
+    same_share = paired_counts(needed // 60, needed // 60, needed)
+    assert judge(same_share, [row()], needed, needed, LIMITS)[5].value <= LIMITS.to_see + 1e-3
+
+
+def test_a_category_that_looks_worse_is_asked_more_before_it_is_blocked():
+    kept = paired([True] * 300 + [False] * 100, [True] * 300 + [False] * 100)
+    worse = row(base=0.6, tuned=0.45, lost=9, gained=1, p_value=chance_of_losses(9, 1))
+    assert passes_early(kept, [row()], LIMITS)
+    assert not passes_early(kept, [worse], LIMITS)
+    assert broken(judge(kept, [worse], 2000, 2000, LIMITS)) == set()
+    lost = row(base=0.6, tuned=0.45, lost=40, gained=5, p_value=chance_of_losses(40, 5))
+    assert broken(judge(kept, [lost], 2000, 2000, LIMITS)) == {"categories_lost"}
+
+
+def test_the_chance_is_that_of_the_exact_sign_test():
+    from scipy.stats import binomtest
+
+    for lost, gained in ((0, 0), (9, 1), (40, 25), (400, 330)):
+        expected = binomtest(lost, lost + gained, alternative="greater").pvalue if lost else 1.0
+        assert chance_of_losses(lost, gained) == pytest.approx(expected, rel=1e-9)
+
+
+def test_looks_grow_and_the_last_takes_all():
+    assert plan_looks(2047, 400) == [400, 1000, 2047]
+    assert plan_looks(500, 400) == [500]
+    assert plan_looks(20, 400) == [20]
+
+
+def test_each_category_has_both_shares_and_its_changes():
+    questions = [Question(f"{c}{n}", c, "?", {}, 8) for c in "ab" for n in range(5)]
+    table = by_category(questions, [True] * 10, [True] * 5 + [False] * 5)
+    assert [(r.category, r.questions, r.change, r.lost, r.gained) for r in table] == [
+        ("a", 5, 0.0, 0, 0),
+        ("b", 5, -1.0, 5, 0),
+    ]
+    assert table[1].p_value == pytest.approx(1 / 32)
+    assert isinstance(paired([True], [True]), Paired)
