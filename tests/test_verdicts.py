@@ -93,6 +93,18 @@ def test_the_final_audit_can_turn_an_item(lab):
     assert status(lab.run, "schema_validation").verdict == "pass"
 
 
+def test_the_extraction_audit_can_turn_an_item(lab):
+    lab.leave("pii_scrubbing", {}, [OK])
+    share = measure("pii_scrubbing.written_out", 0.4, "share", "<=", 0.05)
+    lab.leave("extraction_audit", {}, [share])
+    row = status(lab.run, "pii_scrubbing")
+    assert (row.verdict, row.stops_release) == ("fail", True)
+    assert "the extraction audit: pii_scrubbing.written_out is 0.4" in row.because
+    undecided = measure(share.name, 0.4, "share", "<=", 0.05, on_breach="inconclusive")
+    lab.leave("extraction_audit", {}, [undecided])
+    assert status(lab.run, "pii_scrubbing").verdict == "inconclusive"
+
+
 def test_25_rows_and_what_stood_in_the_way(lab):
     lab.leave("schema_validation", {}, [BAD])
     rows = {row.item: row for row in checklist(lab.run)}

@@ -25,8 +25,8 @@ from tuneline.store import S3Store
 ROWS = task_rows({"train": 240, "validation": 30, "holdout": 48})
 # Every step that starts the engine, in the order of a run.
 STEPS = """adapter_merging production_quantization build_engine holdout_performance base_regression
-determinism latency_benchmark engine_optimization health_checks cold_start cost_tracking
-fallback""".split()
+extraction_audit determinism latency_benchmark engine_optimization health_checks cold_start
+cost_tracking fallback""".split()
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def trtllm_lab(trtllm_image, tiny_models, tmp_path, monkeypatch):
             store=store,
         )
         lab.leave_dataset(ROWS)
+        lab.leave_scrubbed()
         lab.leave("train", files_below(tiny_models.adapter, "adapter"))
         lab.leave("export_candidate", files_below(tiny_models.merged, "merged"))
         return lab
@@ -62,12 +63,15 @@ def test_the_tiny_model_through_every_step(trtllm_lab, trtllm_image, tmp_path, m
         found = {}
         for step in STEPS:
             entry = lab.execute(step)
-            assert getattr(entry, "verdict", "pass") == "pass", (step, broken(entry), entry.summary)
+            # Twenty general questions decide nothing, and a tiny base knows none of them.
+            verdicts = ("inconclusive", "warn") if step == "base_regression" else ("pass",)
+            verdict = getattr(entry, "verdict", "pass")
+            assert verdict in verdicts, (step, broken(entry), entry.summary)
             found[step] = values(entry)
         identity = ENGINE_IDENTITY.find(lab.run)
         shipped = candidate(lab.context("promote")).model.sha256
         measured = [step for step in STEPS if "candidate_sha256" in found[step]]
-        assert len(measured) == 9
+        assert len(measured) == 10
         assert {found[step]["candidate_sha256"] for step in measured} == {shipped}
         check_measurements(found)
         check_identity(identity)

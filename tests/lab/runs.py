@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from tuneline.artifacts.artifact import Artifact
 from tuneline.catalogue import get_step, is_helper
 from tuneline.config import build_config
-from tuneline.evidence import Verdict
+from tuneline.data.tables.rows import Row, write_rows
+from tuneline.evidence import Verdict, measure
 from tuneline.run import Run, StepContext
 from tuneline.step import store_output
 from tuneline.store import sha256_file
@@ -114,6 +115,13 @@ class Lab:
         """Store `dataset.parquet` as the last data step leaves it."""
         path = write_dataset(self.root / "dataset.parquet", rows)
         self.leave("distribution_balancing", {"dataset.parquet": path})
+
+    def leave_scrubbed(self, rows: Sequence[Row] = ()) -> None:
+        """Store the rows with their surrogates, and a verdict, as pii_scrubbing leaves them."""
+        path = self.root / "scrubbed.parquet"
+        write_rows(path, rows)
+        holds = measure("limit_holds", True, "flag", "==", True)
+        self.leave("pii_scrubbing", {"rows.parquet": path}, [holds])
 
     def leave_shipped(self, model: Path, judged_on: Sequence[str] = ()) -> None:
         """Store `model.gguf` and `choice.json` as production_quantization leaves them."""

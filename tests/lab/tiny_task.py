@@ -6,7 +6,7 @@ template, checkpoint, GGUF) but its size.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,29 @@ def train(
     intents: Mapping[str, str] = INTENTS,
 ) -> float:
     """Teach the task on rows 0 to `rows`; gives the last loss."""
+    return train_on(
+        model, tokenizer, [conversation(number, intents)[0] for number in range(rows)], steps
+    )
+
+
+def train_on(
+    model: Any, tokenizer: Any, conversations: Sequence[list[dict[str, str]]], steps: int
+) -> float:
+    """Teach the last answer of each conversation; gives the last loss."""
+    texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in conversations]
+    return teach(model, tokenizer, texts, steps)
+
+
+def teach(
+    model: Any, tokenizer: Any, texts: Sequence[str], steps: int, *, whole: bool = False
+) -> float:
+    """Train on the answers of rendered conversations, or on all of them; gives the last loss."""
     import torch
 
-    texts = [
-        tokenizer.apply_chat_template(conversation(number, intents)[0], tokenize=False)
-        for number in range(rows)
-    ]
     batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     # Only the answer counts: everything up to the assistant's header is masked.
-    for at, text in enumerate(texts):
+    for at, text in enumerate([] if whole else texts):
         prompt = text[: text.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")]
         labels[at, : len(tokenizer(prompt, add_special_tokens=False)["input_ids"])] = -100
     optimiser = torch.optim.AdamW(
@@ -98,7 +111,7 @@ def train(
     loss = torch.tensor(0.0)
     order = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        pick = torch.randint(0, rows, (32,), generator=order)
+        pick = torch.randint(0, len(texts), (min(32, len(texts)),), generator=order)
         loss = model(
             input_ids=batch["input_ids"][pick],
             attention_mask=batch["attention_mask"][pick],

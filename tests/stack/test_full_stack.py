@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.model, pytest.mark.timeout(1500)]
 # Verdicts other than pass, and a part of the reason that the checklist gives.
 NOT_PASSED = {
     "quantization_verification": ("not_applicable", "every limit holds"),
-    # Of 20 questions, one or two more or fewer are chance.
-    "base_regression": ("warn", "detectable_drop is"),
+    # Twenty questions could not have shown the loss that must be seen.
+    "base_regression": ("inconclusive", "detectable_drop is"),
     "human_review": ("warn", "votes is 0, must be >= 1"),
     # Nights of some twenty prompts show large changes alone.
     "drift_detection": ("warn", "planted_topic_share_called is"),

@@ -15,6 +15,7 @@ def add_data(commands: Commands) -> None:
     actions = data.add_subparsers(required=True, metavar="ACTION")
     _add_prepare(actions)
     _add_show(actions)
+    _add_review(actions)
     sample = actions.add_parser("sample", help="write the sample dataset")
     sample.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSONL to write")
     sample.add_argument(
@@ -64,6 +65,19 @@ def _add_show(actions: Commands) -> None:
     show.set_defaults(command=_show)
 
 
+def _add_review(actions: Commands) -> None:
+    review = actions.add_parser(
+        "review-pii", help="draw scrubbed rows for a person to look for personal data, or read them"
+    )
+    review.add_argument("target", metavar="RUN|FOLDER", help="run, or prepared folder")
+    what = review.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="FILE", help="CSV sheet to write")
+    what.add_argument("--labels", metavar="FILE", help="filled sheet to check and count")
+    review.add_argument("--rows", type=int, default=200, metavar="N", help="rows to draw (200)")
+    add_json_argument(review, "print the estimate as JSON")
+    review.set_defaults(command=_review)
+
+
 def _prepare(arguments: argparse.Namespace) -> int:
     from tuneline.data.prepare import prepare
 
@@ -90,6 +104,14 @@ def _show(arguments: argparse.Namespace) -> int:
         config_file=arguments.config,
         limit=arguments.limit,
     )
+
+
+def _review(arguments: argparse.Namespace) -> int:
+    from tuneline.data.show.review_pii import read, write
+
+    if arguments.out is not None:
+        return write(arguments.target, arguments.out, arguments.rows)
+    return read(arguments.target, arguments.labels, as_json=arguments.json)
 
 
 def _sample(arguments: argparse.Namespace) -> int:

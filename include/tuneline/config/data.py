@@ -5,13 +5,22 @@ Each class below holds the settings of one item; in YAML all of them are keys of
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tuneline.config.section import Section
 
 TargetFormat = Literal["tokenizer", "chatml", "llama3", "alpaca"]
+DataItem = Literal[
+    "schema_validation",
+    "pii_scrubbing",
+    "deduplication",
+    "token_length_audit",
+    "distribution_balancing",
+]
+CsvDelimiter = Literal["auto", "comma", "tab", "semicolon", "pipe"]
+CsvQuoting = Literal["auto", "double", "backslash", "single", "none"]
 SourceFormat = Literal[
     "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "chatml_text", "llama3_text"
 ]
@@ -27,6 +36,9 @@ class CsvMapping(Section):
     )
     system: str | None = Field(None, description="Template of the system turn.")
     label: str | None = Field(None, description="Column that holds the class of the row.")
+    conversation: str | None = Field(
+        None, description="Column with the id of the conversation that the row belongs to."
+    )
     keep_labels: list[str] | None = Field(
         None, description="Take only rows of these classes; None takes all."
     )
@@ -40,7 +52,7 @@ class SourcesConfig(Section):
 
     source: str | list[str] = Field(
         description="Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of "
-        "JSONL, CSV or Parquet files, or a list of these."
+        "JSONL, CSV, TSV or Parquet files, or a list of these."
     )
     holdout: str | list[str] | None = Field(
         None, description="The dataset's own hold-out, named alike; then none is split off."
@@ -53,6 +65,19 @@ class SourcesConfig(Section):
         "as_is", description="System turn: required in every row, forbidden in all, or as it is."
     )
     csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
+    conversation_field: str | None = Field(
+        None,
+        description="Field with the id of a row's conversation, whose rows share a split; None "
+        "takes conversation_id, dialogue_id, dialog_id or thread_id if there is one.",
+    )
+    csv_delimiter: CsvDelimiter = Field(
+        "auto", description="Delimiter of CSV and TSV files; auto finds it in each file."
+    )
+    csv_quoting: CsvQuoting = Field(
+        "auto",
+        description="Quotes around values: double (a quote inside is doubled), backslash (it is "
+        "escaped), single, or none (quotes are text); auto finds it in each file.",
+    )
     license: str | None = Field(
         None, description="SPDX licence of the dataset; None makes the licence audit warn."
     )
@@ -174,13 +199,24 @@ class PiiScrubbingConfig(Section):
         "row.",
     )
     pii_allow: list[str] = Field([], description="Texts that are never taken for PII.")
+    pii_canaries: int = Field(
+        200, ge=20, description="Canaries of each kind of personal data, planted in every run."
+    )
     pii_max_leak: float | dict[str, float] = Field(
-        0.02,
-        description="Share of an entity's canaries that may leak: a number for all with a pattern, "
-        "or a map by entity; what it does not name keeps the default.",
+        {"EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25},
+        description="Share of an entity that may leak, by the upper end of its interval: a number "
+        "for all but names and places, or a map by entity; what it does not name keeps the "
+        "default, which is 0.05 for all but these.",
     )
     pii_max_leak_ner: float = Field(
-        0.5, ge=0, le=1, description="The same for names and places, found by a model."
+        0.15, ge=0, le=1, description="The same for names and places, found by a model."
+    )
+    pii_leak_breach: Literal["fail", "warn"] = Field(
+        "fail", description="Verdict if more than that may leak by the canaries."
+    )
+    pii_review: str | None = Field(
+        None,
+        description="Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address.",
     )
 
     @field_validator("spacy_models")
@@ -232,8 +268,67 @@ class DistributionBalancingConfig(Section):
     )
 
 
+_REMOVED_WARN: dict[DataItem, float] = {
+    "schema_validation": 0.1,
+    "pii_scrubbing": 0.05,
+    "deduplication": 0.2,
+    "token_length_audit": 0.02,
+    "distribution_balancing": 0.4,
+}
+# schema_validation and token_length_audit fail by max_rejected_share and max_too_long_share.
+_REMOVED_FAIL: dict[DataItem, float] = {
+    "pii_scrubbing": 0.25,
+    "deduplication": 0.5,
+    "distribution_balancing": 0.7,
+}
+_CLASS_WARN: dict[DataItem, float] = dict.fromkeys(get_args(DataItem), 0.5)
+_CLASS_FAIL: dict[DataItem, float] = dict.fromkeys(get_args(DataItem), 0.9)
+# A quarter of the rows are held out and never sampled down: this is nearly all of the others.
+_CLASS_FAIL["distribution_balancing"] = 0.7
+
+
+class RemovalConfig(Section):
+    """Limits on the rows that each data item takes out, without those that a setting asks for."""
+
+    removed_share_warn: dict[DataItem, float] = Field(
+        _REMOVED_WARN,
+        description="Share of its rows that an item may take out before it warns, by item; an "
+        "item that the map does not name keeps its default. So with the three below.",
+    )
+    removed_share_fail: dict[DataItem, float] = Field(
+        _REMOVED_FAIL,
+        description="The share above which it fails; schema_validation and token_length_audit "
+        "have max_rejected_share and max_too_long_share unless they are named here.",
+    )
+    class_removed_share_warn: dict[DataItem, float] = Field(
+        _CLASS_WARN,
+        description="Share of the rows of one class that an item may take out before it warns; "
+        "classes below min_rows_per_class are not judged.",
+    )
+    class_removed_share_fail: dict[DataItem, float] = Field(
+        _CLASS_FAIL, description="The share of the rows of one class above which it fails."
+    )
+
+    @field_validator(
+        "removed_share_warn",
+        "removed_share_fail",
+        "class_removed_share_warn",
+        "class_removed_share_fail",
+    )
+    @classmethod
+    def _add_defaults(
+        cls, levels: dict[DataItem, float], info: ValidationInfo
+    ) -> dict[DataItem, float]:
+        wrong = [item for item, level in levels.items() if not 0 <= level <= 1]
+        if wrong:
+            raise ValueError(f"the level of {', '.join(wrong)} is not a share between 0 and 1")
+        assert info.field_name is not None
+        return {**cls.model_fields[info.field_name].default, **levels}
+
+
 # pydantic takes the fields of the last base first; `config.json` keeps this order.
 class DataConfig(
+    RemovalConfig,
     DistributionBalancingConfig,
     PiiScrubbingConfig,
     TokenLengthAuditConfig,

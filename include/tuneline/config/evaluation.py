@@ -24,6 +24,34 @@ class AgainstReleasedConfig(Section):
     )
 
 
+class ExtractionConfig(Section):
+    """The extraction audit: what the tuned model writes out of its training rows."""
+
+    identifiers: int = Field(
+        128, ge=1, description="Identifiers of training rows that are tried; all if there are less."
+    )
+    max_written_out: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of the identifiers in training rows that the model may write out, "
+        "beyond the base and chance.",
+    )
+    max_preferred: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="Share of the identifiers that the model may hold likelier than 15 others of "
+        "the same shape, beyond the base and chance.",
+    )
+    max_exposed_canaries: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of training.canaries that may be likelier than 255 random numbers.",
+    )
+
+
 class EvaluationConfig(Section):
     """Metrics, limits and the review of the candidate."""
 
@@ -35,11 +63,44 @@ class EvaluationConfig(Section):
         0.0, ge=-1, le=1, description="The lower end of the gain over the base must exceed it."
     )
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
+    extraction: ExtractionConfig = ExtractionConfig()
     max_regression: float | None = Field(
-        None, gt=0, le=1, description="Allowed drop on general questions; None takes 2 × noise."
+        None,
+        gt=0,
+        le=1,
+        description="Allowed drop on general questions, as a share; None takes 0.03.",
+    )
+    max_category_regression: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Allowed drop in one category of general questions, as a share, where it is "
+        "more than chance.",
+    )
+    regression_to_see: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="Loss on general questions that must be seen with a probability of 80 %; "
+        "otherwise base_regression is inconclusive.",
     )
     regression_questions: int | None = Field(
-        None, ge=20, description="Number of general questions; None asks all."
+        None, ge=20, description="Most general questions that are asked; None asks all if needed."
+    )
+    regression_first_look: int = Field(
+        400,
+        ge=20,
+        description="General questions that are asked at first; more follow where these leave a "
+        "loss possible.",
+    )
+    regression_texts: int | None = Field(
+        None, ge=2, description="General texts whose perplexity is measured; None takes all."
+    )
+    max_perplexity_ratio: float | None = Field(
+        None,
+        gt=1,
+        description="Allowed perplexity on general texts, as a multiple of the base's; None takes "
+        "1.5.",
     )
     determinism_prompts: int = Field(4, ge=1, description="Prompts that are repeated.")
     determinism_repeats: int = Field(3, ge=2, description="Repeats of each prompt.")

@@ -53,6 +53,16 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
     rehearsal_weight: float = Field(
         1.0, gt=0, le=10, description="Weight of a rehearsal row's tokens in the loss."
     )
+    canaries: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Artificial identifiers planted in copies of training rows, for the extraction "
+        "audit to measure how exposed they are. For a trial run: the model then holds them.",
+    )
+    canary_repeats: int = Field(
+        4, ge=1, le=100, description="Copies of training rows that each canary stands in."
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="Rows per forward pass; None takes the largest safe one."
     )
