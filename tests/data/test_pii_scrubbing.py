@@ -262,7 +262,7 @@ def test_no_personal_data_outside_quarantine(data_lab, capfd):
     raw = [secret.encode() for secret in (*secrets, "078-05-1120")]
     inside = outside = 0
     for file in lab.lab.root.rglob("*"):
-        if not file.is_file() or file.name == "rows.jsonl" or "fetched" in file.parts:
+        if not file.is_file() or file.name == "rows.jsonl" or "scratch" in file.parts:
             continue
         data = file.read_bytes()
         if file.suffix == ".parquet":
