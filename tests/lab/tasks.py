@@ -21,7 +21,10 @@ class TaskStateStore:
         return self._content().get(key)
 
     def set(self, key: str, value: Any) -> None:
-        self._path.write_text(json.dumps({**self._content(), key: value}))
+        # Whole or not at all, as Airflow's database has it: a test kills the worker that writes.
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps({**self._content(), key: value}))
+        new.replace(self._path)
 
     def _content(self) -> dict[str, Any]:
         return json.loads(self._path.read_text()) if self._path.exists() else {}
