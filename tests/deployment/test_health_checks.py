@@ -60,12 +60,7 @@ def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
 
 
 def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
-    gentle = LlamaServer.signal
-
-    def harsh(self, number):
-        gentle(self, signal.SIGKILL if number == signal.SIGTERM else number)
-
-    monkeypatch.setattr(LlamaServer, "signal", harsh)
+    monkeypatch.setattr(LlamaServer, "drain", lambda self: self.signal(signal.SIGKILL))
     # Long enough that the tiny model is still at it when the signal comes.
     monkeypatch.setattr(probe_trial, "LONG_ANSWER", 900)
     evidence = execute(exported_lab())
