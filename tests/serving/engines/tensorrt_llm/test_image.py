@@ -82,7 +82,7 @@ def installed(dockerfile: str) -> set[str]:
 def lacking(dockerfile: str) -> set[str]:
     """The packages that the engine's steps import and the image has not."""
     steps = [step.module for step in STEPS if step.engine]
-    assert len(steps) == 12
+    assert len(steps) == 13
     have, providers = installed(dockerfile), packages_distributions()
     asked = foreign_imports([*steps, "tuneline.cli", "tuneline.serving.gateway.server"])
     return {name for name in asked if not have & {key(d) for d in providers.get(name, [name])}}
