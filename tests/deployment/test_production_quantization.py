@@ -39,13 +39,11 @@ def test_the_upper_end_of_the_drop_decides():
 
 
 def test_too_few_rows_are_no_gate(exported_lab):
-    """On 24 rows a variant with no visible loss may still lose 10 points and more."""
+    """On 24 rows a variant without any loss may still lose 14 points."""
     evidence = execute(exported_lab(deployment={"quality_rows": 24}))
     assert evidence.verdict == "pass"
     assert values(evidence)["chosen"] == "f16"
-    assert "q8_0 is smaller, but its metric drop of" in evidence.summary
-    assert values(evidence)["q8_0_metric"] >= values(evidence)["f16_metric"]
-    assert "rows would decide" in evidence.summary
+    assert "q8_0 is smaller, but its metric drop of 0.000 may be up to 0.138" in evidence.summary
 
 
 def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_models, tmp_path):

@@ -111,7 +111,7 @@ def teach(
     loss = torch.tensor(0.0)
     order = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        pick = torch.randint(0, len(texts), (min(32, len(texts)),), generator=order)
+        pick = torch.randint(0, len(texts), (32,), generator=order)
         loss = model(
             input_ids=batch["input_ids"][pick],
             attention_mask=batch["attention_mask"][pick],
