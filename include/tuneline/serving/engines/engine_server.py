@@ -49,6 +49,11 @@ class ServeRequest:
     host: str = "127.0.0.1"
     start_seconds: float = START_SECONDS
 
+    @property
+    def answering_adapter(self) -> Path | None:
+        """The file or folder of the adapter that answers; None for the model alone."""
+        return None if self.answers_with is None else self.adapters[self.answers_with]
+
 
 @dataclass(frozen=True)
 class Counters:

@@ -107,7 +107,7 @@ class LlamaCpp(Engine):
                 sequences,
                 score_from=starts,
                 threads=request.threads,
-                adapter=_adapter(request),
+                adapter=request.answering_adapter,
             )
             for name, path in others.items()
         }
@@ -121,7 +121,8 @@ class LlamaCpp(Engine):
     ) -> list[float] | None:
         """Score the tokens of a GGUF file, in a child process."""
         threads = request.threads or default_threads()
-        return sequence_losses(model, sequences, scored, threads=threads, adapter=_adapter(request))
+        adapter = request.answering_adapter
+        return sequence_losses(model, sequences, scored, threads=threads, adapter=adapter)
 
     def server(self, request: ServeRequest) -> LlamaServer:
         """Return a server of a GGUF file."""
@@ -208,11 +209,6 @@ class LlamaServer(EngineServer):
         # The first error line names the cause, those after it only that loading failed.
         causes = _LOG_ERROR.findall(log) or stated or [self.last_words()]
         return TunelineError(f"llama.cpp can't serve {model} (exit code {code}): {causes[0]}")
-
-
-def _adapter(request: ServeRequest) -> Path | None:
-    """Return the adapter that clients are answered with, None without one."""
-    return request.adapters[request.answers_with] if request.answers_with else None
 
 
 def _command(request: ServeRequest, *switches: str) -> list[str]:

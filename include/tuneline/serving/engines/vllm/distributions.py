@@ -134,6 +134,7 @@ def _evaluate(
     context = max(len(ids) for ids, _ in scored) + 1
     sizes = replace(request, model=model, parallel=1, context_tokens=context)
     options = serve_options(sizes, prefix_caching=False)
+    adapter = request.answering_adapter
     asked = {
         "model": str(model),
         "folder": str(folder),
@@ -141,7 +142,7 @@ def _evaluate(
         "context": context,
         "eager": "--enforce-eager" in options,
         "cache_bytes": options.get("--kv-cache-memory-bytes"),
-        "adapter": _adapter(request),
+        "adapter": adapter and str(adapter),
         "rank": options.get("--max-lora-rank"),
         "whole": whole,
         "scored": scored,
@@ -168,12 +169,6 @@ def _evaluate(
             text = log.read().decode(errors="replace")
             last = (text.strip().splitlines() or ["it said nothing"])[-1]
             raise start_error(model, child.returncode, text, last)
-
-
-def _adapter(request: ServeRequest) -> str | None:
-    """Return the folder of the adapter that clients are answered with, None without one."""
-    name = request.answers_with
-    return None if name is None else str(request.adapters[name])
 
 
 def _write(asked: Mapping[str, Any]) -> None:
