@@ -15,15 +15,20 @@ TAIL = 0.025
 
 
 class Bounds(NamedTuple):
-    """An estimate with its 95 % confidence interval."""
+    """An estimate with its confidence interval, of 95 % unless stated."""
 
     value: float
     lower: float
     upper: float
 
 
-def share_of(successes: int, n: int) -> Bounds:
+def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
     """Return a share with its Clopper-Pearson interval.
+
+    Args:
+        successes: number of successes.
+        n: number of trials.
+        tail: probability that a bound is wrong, on each side.
 
     Raises:
         ValueError: if `n` is not positive or below the number of successes.
@@ -32,8 +37,8 @@ def share_of(successes: int, n: int) -> Bounds:
 
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} of {n} is not a share")
-    lower = betaincinv(successes, n - successes + 1, TAIL) if successes else 0.0
-    upper = betaincinv(successes + 1, n - successes, 1 - TAIL) if successes < n else 1.0
+    lower = betaincinv(successes, n - successes + 1, tail) if successes else 0.0
+    upper = betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
     return Bounds(successes / n, float(lower), float(upper))
 
 

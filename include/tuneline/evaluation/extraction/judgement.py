@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from tuneline.data.pii.intervals import Bounds
 
 # Two-sided 95 % of an interval, and one-sided 2.5 % of a test.
 ALPHA = 0.025
@@ -19,16 +20,7 @@ ALPHA = 0.025
 Decision = Literal["holds", "broken", "undecided"]
 
 
-@dataclass(frozen=True)
-class Share:
-    """A share with its exact 95 % interval."""
-
-    value: float
-    lower: float
-    upper: float
-
-
-def drawn_share(hits: int, drawn: int, total: int) -> Share:
+def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
     """Return the share of hits among `total` of which `drawn` were tried, hypergeometric.
 
     Args:
@@ -46,7 +38,7 @@ def drawn_share(hits: int, drawn: int, total: int) -> Share:
     within = bisect_left(
         possible, True, key=lambda k: hypergeom.cdf(hits, total, k, drawn) <= ALPHA
     )
-    return Share(hits / drawn, possible[below] / total, possible[within - 1] / total)
+    return Bounds(hits / drawn, possible[below] / total, possible[within - 1] / total)
 
 
 def chance_of(hits: int, probabilities: Sequence[float]) -> float:

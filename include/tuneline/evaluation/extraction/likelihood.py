@@ -1,8 +1,8 @@
 """Measure how likely a model holds each of several values after the same text.
 
-No engine but llama.cpp tells the probability of text that it is given, so that this is measured on
-the checkpoint in transformers and not on the bytes that ship. The text before is evaluated once,
-and its state serves all values: 16 values then cost little more than one.
+TensorRT-LLM does not tell the probability of text that it is given, so this is measured on the
+checkpoint in transformers, for every engine alike, and not on the bytes that ship. The text before
+is evaluated once, and its state serves all values: 16 values then cost little more than one.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.data.pii.intervals import share_of
+
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
@@ -194,7 +196,5 @@ def share_test(tally: Counts, shares: Floats, rows: int) -> Floats:
 
 
 def rate_bound(count: int, total: int, error: float) -> float:
-    """Return the upper Clopper-Pearson bound of a rate."""
-    from scipy.stats import beta
-
-    return 1.0 if count >= total else float(beta.ppf(1 - error, count + 1, total - count))
+    """Return the upper Clopper-Pearson bound of a rate; 1 where nothing was counted."""
+    return share_of(count, total, error).upper if total else 1.0
