@@ -12,7 +12,8 @@ from tuneline.config import DataConfig
 from tuneline.data.pii.canaries.kinds import KINDS
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii.scrubber import Scrubber, make_scrubber, residual_hits
+from tuneline.data.pii.residuals import residual_hits
+from tuneline.data.pii.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.settings import Settings
 from tuneline.data.sample.faults import PII_KINDS
 from tuneline.errors import UserError

@@ -33,7 +33,8 @@ from tuneline.data.conversations.answer_checks import check_answers
 from tuneline.data.conversations.outcomes import Outcome
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.search import similarity_texts
-from tuneline.data.pii.scrubber import CHUNK, residual_hits, shape_finder
+from tuneline.data.pii.residuals import residual_hits
+from tuneline.data.pii.scrubber import CHUNK, shape_finder
 from tuneline.data.pii.workers import map_chunks, worker_count
 from tuneline.data.rendering.renderer import Renderer, chat_template
 from tuneline.data.rendering.template_parity import compare

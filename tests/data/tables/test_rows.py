@@ -80,15 +80,17 @@ def test_a_pass_over_stored_rows_holds_one_part(tmp_path, monkeypatch):
     def made(count):
         return (Row(f"{n:016x}", chat("hi " * 50, "ho"), "f.jsonl", n) for n in range(count))
 
-    peaks = {}
-    for count in (640, 6400):
+    def peaks(count):
+        """Peaks of writing rows, of a pass over them, and of reading them all."""
         path = tmp_path / f"{count}.parquet"
-        written = peak_of(lambda: tables.write_rows(path, made(count)))  # noqa: B023
+        written = peak_of(lambda: tables.write_rows(path, made(count)))
         stored = StoredRows(path)
-        peaks[count] = written, peak_of(lambda: sum(1 for _ in stored))  # noqa: B023
-        held = peak_of(lambda: tables.read_rows(path))  # noqa: B023
-    assert all(few * 2 > many for few, many in zip(*peaks.values(), strict=True))
-    assert held > 5 * max(peaks[6400]), "a list of the rows is what this saves"
+        passed = peak_of(lambda: sum(1 for _ in stored))
+        return written, passed, peak_of(lambda: tables.read_rows(path))
+
+    (*few, _), (*many, held) = peaks(640), peaks(6400)
+    assert all(small * 2 > large for small, large in zip(few, many, strict=True))
+    assert held > 5 * max(many), "a list of the rows is what this saves"
 
 
 @pytest.mark.usefixtures("parts")

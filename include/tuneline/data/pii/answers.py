@@ -15,28 +15,23 @@ from tuneline.data.pii.safe_harbor import SPOKEN_DATE
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
 FILLER = frozenset(
-    "a about account actually address again ah ahead all also alright am and are as at back be "
-    "been "
-    "birth birthday born but by bye called calling can card cell city code correct could current "
-    "dad "
-    "date day dear digits do does dob done email end ending english first for forgot from full go "
-    "good got had has have he hello her here hers hey hi him his hm hmm hold holder home hope "
-    "husband "
-    "how i id if im in is it its ive just kid know last lemme let like live lives lol ma'am maam "
-    "mam "
-    "madam man married maybe me middle mind mine mobile mom moment mother mr mrs ms miss must my "
-    "myself na name names need new no nope not number of oh ok okay old on one only or our "
-    "passenger "
-    "password patient phone pin please pls plz po problem provide question really right same sec "
-    "second see sender she should sir sister so sorry spell spelled ssn still sure ta tell thank "
-    "thanks that thats the their them then there they thing think this thx to too try u uh um "
-    "under "
-    "ur us user username use very wait want was way we welcome well what whats when where which "
-    "who "
-    "why wife will with would i'm it's that's he's she's name's i've i'll don't "
-    "yeah year years yep yes you your yours yup zip".split()
+    "a about account actually address again ah ahead all also alright am and are as at "
+    "back be been birth birthday born but by bye called calling can card cell city code "
+    "correct could current dad date day dear digits do does dob done email end ending "
+    "english first for forgot from full go good got had has have he hello her here hers "
+    "hey hi him his hm hmm hold holder home hope husband how i id if im in is it its ive "
+    "just kid know last lemme let like live lives lol ma'am maam mam madam man married "
+    "maybe me middle mind mine mobile mom moment mother mr mrs ms miss must my myself na "
+    "name names need new no nope not number of oh ok okay old on one only or our "
+    "passenger password patient phone pin please pls plz po problem provide question "
+    "really right same sec second see sender she should sir sister so sorry spell "
+    "spelled ssn still sure ta tell thank thanks that thats the their them then there "
+    "they thing think this thx to too try u uh um under ur us user username use very "
+    "wait want was way we welcome well what whats when where which who why wife will "
+    "with would i'm it's that's he's she's name's i've i'll don't yeah year years yep "
+    "yes you your yours yup zip".split()
 )
-# In an answer of so few words of its own an everyday word may be a name.
+# An everyday word may be a name in an answer with so few words besides filler.
 _SHORT = 3
 # Longer answers hold more than the name.
 _SENTENCE, _LONG = 6, 14
@@ -47,22 +42,21 @@ _STREET_START = re.compile(
 )
 _ADDRESS_END = re.compile(
     r"[!?;\n]|\.(?= |$)(?<!\bst\.)(?<!\bave\.)(?<!\brd\.)(?<!\bapt\.)(?<!\bdr\.)|"
-    r",? (?:and|but|my|thanks?|thank you|please|pls|plz|is|was|ok|okay|if|when|since|so|because|"
-    r"can|"
+    r",? (?:and|but|my|thanks?|thank you|please|pls|plz|is|was|"
+    r"ok|okay|if|when|since|so|because|can|"
     r"could|that|it|i|the (?:phone|card|account)|phone|mobile|cell|e-?mail|for|sir|mam|ma'am)\b",
     re.IGNORECASE,
 )
 _PASSWORD_LEAD = re.compile(
-    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|it's|it is|it was|i think|think|maybe|"
-    r"my|"
+    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|"
+    r"it's|it is|it was|i think|think|maybe|my|"
     r"the|password|passcode|pass|pin|code|is|was|should be|might be|probably|be|try|use|here|hi|"
     r"new one|one|thanks?)\b\W*)*",
     re.IGNORECASE,
 )
 _PASSWORD_TAIL = re.compile(
     r"(?:\W+(?:thanks?|thank you|thx|pls|please|i think|i guess|right|ok|lol|sir|mam|maam|"
-    r"all lower "
-    r"?case|lower ?case))*\W?$",
+    r"all lower ?case|lower ?case))*\W?$",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(

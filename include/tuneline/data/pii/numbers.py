@@ -28,7 +28,7 @@ _YEAR = re.compile(r"(?:19|20)\d\d")
 
 @dataclass(frozen=True)
 class DigitRule:
-    """How strong the rule is for numbers that no word explains.
+    """The strength of the rule for numbers that no word explains.
 
     Attributes:
         least: fewest digits of a number that identifies somebody.
@@ -49,8 +49,8 @@ _UNITS = (
     r"px|pixels?|dpi|fps|degrees?|bar|psi|gigs?|megs?|"
     r"seconds?|secs?|min(?:ute)?s?|hours?|hrs?|days?|business days?|nights?|weeks?|months?|"
     r"years?|yrs?|times?|x|people|persons?|pax|children|kids|adults|pieces?|pcs|pairs?|"
-    r"points?|pts|words?|pages?|rows?|megapixels?|am|pm|st|nd|rd|th|of (?:them|these|those)|"
-    r"[a-z]{3,14}s"
+    r"points?|pts|words?|pages?|rows?|megapixels?|am|pm|st|nd|rd|"
+    r"th|of (?:them|these|those)|[a-z]{3,14}s"
 )
 # Words that end in "s" and follow a number without being what is counted.
 _NOT_COUNTED = (
@@ -62,8 +62,8 @@ _MONTHS = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _NAMED_BEFORE = (
     r"(?:v|ver|version|firmware|build|release|driver|ios|android|windows|win|model|type|size|gen|"
     r"generation|series|step|pages?|chapter|gate|platform|room|seat|row|aisle|bus|train|route|"
-    r"flight|level|season|episodes?|channel|errors?|err|fault|http|status|iso|form|section|press|"
-    r"exit|"
+    r"flight|level|season|episodes?|channel|errors?|err|fault|"
+    r"http|status|iso|form|section|press|exit|"
     r"highway|building|floor|berth|coach|locker|store|shop|branch|top|option|galaxy|iphone|pixel|"
     r"rtx|gtx|ryzen|core|boeing|airbus|playstation|xbox|channel|rule|article|act|fy|"
     r"reading|score|age[d]?|code error|error code|error number)"
@@ -78,11 +78,11 @@ _EXPLAINED = re.compile(
     r"|(?<![\w.,-])\d{1,6}[.,]\d{1,2}(?![\w]|[.,-]\d)|(?<![\w.])0?\.\d+(?!\w)"
     r"|(?<![\w:.-])\d{1,2}[:.]\d{2}(?::\d{2})?(?: ?[ap]\.?m)?(?![\w:.-])"
     r"|(?<![\w/-])\d{1,4} ?/ ?\d{1,2}(?: ?/ ?\d{2,4})?(?![\w/-])"
-    r"|(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])|(?<![\w.-])\d{1,2}[.-]\d{1,2}[.-](?:\d{4}|"
-    r"\d{2})(?![\w-])"
+    r"|(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])"
+    r"|(?<![\w.-])\d{1,2}[.-]\d{1,2}[.-](?:\d{4}|\d{2})(?![\w-])"
     rf"|(?<!\w)\d{{1,2}}(?: of)? {_MONTHS}\b,?(?: (?:19|20)\d\d(?!\d))?"
-    rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?|\b{_MONTHS} (?:19|"
-    rf"20)\d\d(?!\d)"
+    rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
+    rf"|\b{_MONTHS} (?:19|20)\d\d(?!\d)"
     rf"|\b{_NAMED_BEFORE}\b\W{{0,2}}(?:number |code |no\.? |#)?(?:is |of )?[a-z]?\d[\d.]*(?!\d)"
     r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year",
     re.IGNORECASE,
@@ -98,18 +98,17 @@ _CODE = re.compile(
     re.IGNORECASE,
 )
 _CODE_PLAIN = re.compile(
-    r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|mins|yrs?|d|"
-    r"w|p|"
-    r"mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|"
-    r"[345]g|b2[bc]",
+    r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
+    r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
+    r"\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
     re.IGNORECASE,
 )
 _QUANTITY_BEFORE = re.compile(
     r"\b(?:paid|pay(?:ing)?|costs?|charged?|about|around|over|under|than|only|up to|at least|least|"
     r"most|limit|balance|amount|total|fee|bill|price[ds]?|owed?|worth|spen[dt]|deposit(?:ed)?|"
     r"transfer(?:red)?|withdr[ae]w|sent|send|bought|approximately|nearly|almost|roughly|another|"
-    r"every|plus|minus|times|extra|just|maximum|minimum|max|min|earn(?:ed)?|refund(?:ed)?|"
-    r"receiv\w+|"
+    r"every|plus|minus|times|extra|just|maximum|minimum|max|"
+    r"min|earn(?:ed)?|refund(?:ed)?|receiv\w+|"
     r"ordered|save|raise|upto|between)\W{1,2}(?:of |is |was |to |by )?$",
     re.IGNORECASE,
 )
@@ -125,8 +124,8 @@ _ENDS = re.compile(
 )
 # Words between the name of a number and the number itself.
 _LINK = re.compile(
-    r"(?:\W|\b(?:number|num|no|nr|id|code|is|was|are|be|it|its|s|should|must|as|ends?|ending|in|"
-    r"with|"
+    r"(?:\W|\b(?:number|num|no|nr|id|code|is|was|are|be|it|its|"
+    r"s|should|must|as|ends?|ending|in|with|"
     r"last|four|4|digits?|of|the|to|from|set|set up|my|your|his|her|our|and|i|we|put|enter(?:ed)?|"
     r"that|this|has|have|got|says?|asks?|shows?|changed?|use[ds]?|using|try|tried|new|old|also|a|"
     r"uh|um|here|called|named|under|on|for|file|starts?|says|typed?|gave|give|am|at|which|"
@@ -139,13 +138,12 @@ _CHAIN = re.compile(
 )
 # What may stand around a number that is all that a turn holds.
 _FILLER = re.compile(
-    r"\b(?:its?|it's|it is|is|that is|thats|that's|this|here|you|go|are|yes|yeah|yep|yup|sure|ok|"
-    r"okay|"
-    r"oh|uh|um|hm+|so|and|the|my|mine|number|num|no|sorry|i|think|guess|mean|believe|have|got|"
-    r"thank|"
-    r"thanks|please|pls|plz|sir|madam|maam|mam|one|sec|second|let|me|see|check|found|be|would|"
-    r"should|it|of|course|alright|right|hi|hello|hey|well|a|as|for|was|actually|again|correct|"
-    r"says|just|with|ends?|ending|in|on|to|digits?|lol|same|name)\b|\W|\d",
+    r"\b(?:its?|it's|it is|is|that is|thats|that's|this|here|you|go|are|yes|yeah|yep|yup|"
+    r"sure|ok|okay|oh|uh|um|hm+|so|and|the|my|mine|number|num|no|sorry|i|think|guess|"
+    r"mean|believe|have|got|thank|thanks|please|pls|plz|sir|madam|maam|mam|one|sec|"
+    r"second|let|me|see|check|found|be|would|should|it|of|course|alright|right|hi|hello|"
+    r"hey|well|a|as|for|was|actually|again|correct|says|just|with|ends?|ending|in|on|to|"
+    r"digits?|lol|same|name)\b|\W|\d",
     re.IGNORECASE,
 )
 
@@ -161,7 +159,7 @@ class _Candidate:
 
 
 def frequent_numbers(texts: Iterable[str]) -> frozenset[str]:
-    """Return the numbers and codes that so many texts hold that they belong to nobody."""
+    """Return the numbers and codes of so many texts that they identify nobody."""
     counts: Counter[str] = Counter()
     total = 0
     for text in texts:

@@ -170,8 +170,8 @@ _STREET_KINDS = (
 )
 _STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
 _STATES = (
-    "alabama|alaska|arizona|arkansas|california|colorado|connecticut|delaware|florida|georgia|"
-    "hawaii|"
+    "alabama|alaska|arizona|arkansas|california|colorado|"
+    "connecticut|delaware|florida|georgia|hawaii|"
     "idaho|illinois|indiana|iowa|kansas|kentucky|louisiana|maine|maryland|massachusetts|michigan|"
     "minnesota|mississippi|missouri|montana|nebraska|nevada|new hampshire|new jersey|new mexico|"
     "new york|north carolina|north dakota|ohio|oklahoma|oregon|pennsylvania|rhode island|"
@@ -202,8 +202,8 @@ _ADDRESS = _any_case(
     + r")"
 )
 _ADDRESS_WORDS = _any_case(
-    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|deliver(?:ed|y)?|moved?|moving|"
-    r"located|"
+    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
+    r"deliver(?:ed|y)?|moved?|moving|located|"
     r"house|home|flat|door)\b[^\d\n]{0,30}$"
 )
 # As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
@@ -213,8 +213,8 @@ _FLAT_NUMBER = _any_case(
 )
 # A unit, or the words before it, shows that any street is an address.
 _WITH_UNIT = _any_case(
-    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,? (?:apt|apartment|"
-    r"suite|unit)"
+    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
+    r" (?:apt|apartment|suite|unit)"
     rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
 )
 _AFTER_CUE = _any_case(

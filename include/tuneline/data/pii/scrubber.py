@@ -6,7 +6,6 @@ its strings are scrubbed one by one, its label is left alone.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.numbers import alike, frequent_numbers, identifiers
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
+from tuneline.data.pii.residuals import Find, overlaps, places, residual_hits
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii.settings import Settings, settings_of
 from tuneline.data.pii.surrogates import Surrogates
@@ -38,8 +38,6 @@ MAX_PASSES = 3
 CHUNK = 512
 # Texts repeat in chat data; the hits of this many are remembered.
 REMEMBERED = 10_000
-
-Find = Callable[[str], Sequence[Hit]]
 
 
 @dataclass
@@ -293,10 +291,10 @@ class Scrubber:
         def change(text: str) -> str:
             hits = [*said.get(text, ()), *named.get(text, ())]
             hits = [*self.find(text), *hits, *mentions(text)]
-            taken = _places(text, replaced)
+            taken = places(text, replaced)
             parts, at = [], 0
             for hit in self._allowed(text, resolve(hits)):
-                if _overlaps(hit, taken):
+                if overlaps(hit, taken):
                     continue
                 value = text[hit.start : hit.end]
                 parts += [text[at : hit.start], surrogates.of(hit.entity, value)]
@@ -317,7 +315,7 @@ class Scrubber:
         result.surrogates = tuple(
             StandIn(turn, start, end, entity)
             for turn, message in enumerate(result.messages)
-            for start, end, entity in _places(message["content"], surrogates.values)
+            for start, end, entity in places(message["content"], surrogates.values)
         )
         result.refused = tuple(sorted(self._refused & result.hits.keys()))
         return result
@@ -346,33 +344,6 @@ def _recognisers(settings: Settings) -> dict[str, Recogniser]:
         )
         for language in served or [ENGLISH]
     }
-
-
-def residual_hits(
-    messages: Sequence[Message], surrogates: Iterable[str], finder: Find = find
-) -> int:
-    """Count the pattern hits in a row's turns that are not surrogates."""
-    values = dict.fromkeys(surrogates, "")
-    count = 0
-    for message in messages:
-        hits = finder(message["content"])
-        if hits:
-            places = _places(message["content"], values)
-            count += sum(not _overlaps(hit, places) for hit in hits)
-    return count
-
-
-def _overlaps(hit: Hit, places: Iterable[tuple[int, int, str]]) -> bool:
-    return any(hit.start < end and start < hit.end for start, end, _ in places)
-
-
-def _places(text: str, values: Mapping[str, str]) -> list[tuple[int, int, str]]:
-    """Return the spans of values in a text: whole words, the longest value first, no overlaps."""
-    if not values:
-        return []
-    ordered = sorted(values, key=len, reverse=True)
-    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, ordered)) + r")(?!\w)")
-    return [(m.start(), m.end(), values[m[0]]) for m in pattern.finditer(text)]
 
 
 def _shared_systems(batch: Sequence[Sequence[Message]]) -> frozenset[str]:

@@ -42,8 +42,8 @@ _WORDS = (
     ("email", r"e-?mails?|mail id|gmail|inbox"),
     (
         "account",
-        r"sort code|routing|iban|swift|user ?name|user ?id|log ?in (?:id|name)|login|"
-        r"insta(?:gram)?|"
+        r"sort code|routing|iban|swift|user ?name|user ?id|log "
+        r"?in (?:id|name)|login|insta(?:gram)?|"
         r"handle|passport|visa number|driv(?:er|ing)'?s? licen[cs]e|licen[cs]e|permit|"
         r"(?:medical |patient |health )?record(?: number| no)?|mrn|insurance|policy|claim|"
         r"customer (?:number|id|no|reference)|client (?:number|id|no)|(?:control|chip|badge|"

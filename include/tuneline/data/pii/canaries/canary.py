@@ -21,7 +21,7 @@ DISCLOSED, BARE, MISTYPED, PARTIAL, OBFUSCATED, SPLIT = FORMS = (
     "split",
 )
 # Where it stands: after a question of the dataset, in place of a number or address of the dataset,
-# between the sentences of a turn, or as a turn of its own.
+# between the sentences of a turn, or as a whole turn.
 ANSWER, REPLACED, INSERTED, MESSAGE = PLACES = ("answer", "replaced", "inserted", "message")
 
 _TOKEN = re.compile(r"[^\W_]+")
