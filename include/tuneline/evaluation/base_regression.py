@@ -76,9 +76,8 @@ def ask_in_looks(
         of_base, of_tuned = pair.answer(questions[len(base) : size])
         base += of_base
         tuned += of_tuned
-        result = paired([r.right for r in base], [r.right for r in tuned])
         flags = [r.right for r in base], [r.right for r in tuned]
-        if passes_early(result, by_category(questions[:size], *flags), limits):
+        if passes_early(paired(*flags), by_category(questions[:size], *flags), limits):
             break
     return base, tuned
 

@@ -46,6 +46,26 @@ def open_store(uri: str) -> Store:
     raise UserError(f"{uri!r} is not a store; use file:///absolute/directory or s3://bucket/prefix")
 
 
+def local_file(address: str, scratch: Path) -> Path:
+    """Return the path of a file on this machine; a local one need not exist.
+
+    Args:
+        address: path, `file://` or `s3://` address.
+        scratch: folder that a file from a bucket is fetched into.
+
+    Raises:
+        UserError: if a bucket has no such file.
+        CorruptObject: if its bytes are not those that were written.
+        RetryableError: if the server failed.
+    """
+    parsed = urlparse(address)
+    if parsed.scheme == "s3":
+        folder, _, name = address.rpartition("/")
+        open_store(folder).get_file(name, scratch / name)
+        return scratch / name
+    return Path(unquote(parsed.path) if parsed.scheme == "file" else address)
+
+
 def store_of(process: str) -> str:
     """Return the URI of the store that the environment of a process names.
 

@@ -29,10 +29,11 @@ def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> s
         reasons: why each row leaves, None for a row that stays.
         policy: the setting `data.label_conflicts`.
     """
-    gone = sum((reason or "").startswith("label_conflict") for reason in reasons)
+    contradicts = [(reason or "").startswith("label_conflict") for reason in reasons]
+    gone = sum(contradicts)
     if not gone or gone < CONFLICT_SHARE * len(rows):
         return ""
-    groups = [group for group in find_conflicts(rows) if any(_left(reasons, i) for i in group)]
+    groups = [group for group in find_conflicts(rows) if any(contradicts[i] for i in group)]
     dominated = [group for group in groups if _dominates(rows, group)]
     spread = [group for group in groups if not _dominates(rows, group)]
     said = [f"{gone} rows contradict others, on {len(groups)} prompts."]
@@ -44,10 +45,6 @@ def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> s
     if spread:
         said.append(_on_spread(rows, spread))
     return " ".join(said)
-
-
-def _left(reasons: Sequence[str | None], index: int) -> bool:
-    return (reasons[index] or "").startswith("label_conflict")
 
 
 def _dominates(rows: Sequence[Row], group: Sequence[int]) -> bool:

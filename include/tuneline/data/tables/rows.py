@@ -16,14 +16,13 @@ from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
-from urllib.parse import unquote, urlparse
 
 from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of, rows_of
 from tuneline.catalogue import data_item_before
 from tuneline.data.tables import table_writer
 from tuneline.data.tables.table_writer import TableWriter, schema_of
 from tuneline.errors import UserError
-from tuneline.store import open_store
+from tuneline.store import local_file
 
 if TYPE_CHECKING:
     from tuneline.run import StepContext
@@ -383,13 +382,7 @@ def fetch_dataset(address: str, scratch: Path, title: str = "") -> Path:
         CorruptObject: if its bytes are not those that were written.
         RetryableError: if the server failed.
     """
-    parsed = urlparse(address)
-    if parsed.scheme == "s3":
-        folder, _, name = address.rpartition("/")
-        path = scratch / name
-        open_store(folder).get_file(name, path)
-        return path
-    path = Path(unquote(parsed.path) if parsed.scheme == "file" else address)
+    path = local_file(address, scratch)
     if not path.is_file():
         raise UserError(f"{title or address} does not exist; name a dataset.parquet")
     return path

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.canaries.kinds import KINDS, entity_of
@@ -19,7 +18,7 @@ from tuneline.data.pii.review.sheet import Answer, check_pieces, read_sheet
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
-from tuneline.store import open_store
+from tuneline.store import local_file
 
 GUESS = "a model's guess: canaries alone, no person has looked at rows"
 
@@ -84,24 +83,14 @@ def read_review(address: str, rows: Sequence[Row], scratch: Path) -> Reviewed:
     Raises:
         UserError: if it is missing, not a filled sheet, or names text that is not in its row.
     """
-    return reviewed(read_sheet(_fetch(address, scratch), address), rows)
-
-
-def _fetch(address: str, scratch: Path) -> bytes:
-    parsed = urlparse(address)
-    if parsed.scheme == "s3":
-        folder, _, name = address.rpartition("/")
-        path = scratch / name
-        open_store(folder).get_file(name, path)
-    else:
-        path = Path(unquote(parsed.path) if parsed.scheme == "file" else address)
     try:
-        return path.read_bytes()
+        raw = local_file(address, scratch).read_bytes()
     except OSError as error:
         raise UserError(
             f"data.pii_review: {address} can't be read: {error.strerror}; name a sheet that "
             "`tuneline data review-pii` wrote"
         ) from None
+    return reviewed(read_sheet(raw, address), rows)
 
 
 def reviewed(answers: Sequence[Answer], rows: Sequence[Row]) -> Reviewed:
