@@ -227,6 +227,7 @@ def _measurements(
     weights: Sequence[float],
     before: StoredRows,
     *,
+    facts: Sequence[Row],
     found: Format,
     limit: int,
     config: DataConfig,
@@ -252,10 +253,10 @@ def _measurements(
         measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
         none("token_length_audit.stale_counts", stale),
         measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
-        none("deduplication.rows_torn_across_splits", torn_rows(rows.facts())),
+        none("deduplication.rows_torn_across_splits", torn_rows(facts)),
         none(
             "deduplication.conversations_torn_across_splits",
-            torn_conversations(rows.facts(), before.facts()),
+            torn_conversations(facts, before.facts()),
             "conversations",
         ),
         measure(
@@ -317,6 +318,8 @@ def run(ctx: StepContext) -> Record:
         [
             measure("rows", len(rows), "rows", ">=", 1),
             measure("dataset_version", version, "sha256"),
-            *_measurements(rows, weights, before, found=found, limit=limit, config=config),
+            *_measurements(
+                rows, weights, before, facts=facts, found=found, limit=limit, config=config
+            ),
         ],
     )

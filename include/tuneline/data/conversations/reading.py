@@ -1,4 +1,4 @@
-"""Read the records of a dataset to disk, each as turns of its own form."""
+"""Read the records of a dataset to disk, as turns in the form that each record has."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def signatures(shingled: Shingled) -> Signatures:
 
     In each round every shingle falls into one of the bins. A bin takes the smallest value of the
     first round that put a shingle into it. What is left empty after `ROUNDS` takes the smallest
-    value of all shingles by a hash of its own.
+    value of all shingles by another hash.
 
     Args:
         shingled: at least one shingle of every text; repeats change nothing.

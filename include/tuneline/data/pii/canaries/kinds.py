@@ -125,7 +125,7 @@ def entity_of(kind: str) -> str:
 
 
 def planted_groups(entities: Iterable[str], languages: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the kinds of entity types, each with the languages in which it has words of its own.
+    """Return the kinds of entity types, each with the languages that have words for it.
 
     A kind that is written alike in all languages is planted in the first one declared.
     """

@@ -2,7 +2,7 @@
 
 Where the dataset asks for a value of the kind, the canary is the answer; where it holds numbers or
 addresses, the canary takes the place of one; elsewhere a few words lead to it, in a turn of the
-dataset or as a turn of its own. The words take the case, punctuation and slips of the turns around
+dataset or as a whole turn. The words take the case, punctuation and slips of the turns around
 them.
 """
 
