@@ -231,6 +231,20 @@ class StepContext:
             self._fetch(step, ref)
         return self.scratch / "inputs" / step / folder
 
+    def fetched_hashes(self, path: Path) -> dict[str, str]:
+        """Return the SHA-256 of each file that `input` or `input_dir` fetched to a path, by name.
+
+        The bytes were compared with it as they were fetched, so no file is read again.
+        """
+        name = path.relative_to(self.scratch / "inputs").as_posix()
+        if path.is_file():
+            return {path.name: self.inputs[name].sha256}
+        return {
+            known.removeprefix(f"{name}/"): ref.sha256
+            for known, ref in self.inputs.items()
+            if known.startswith(f"{name}/")
+        }
+
     def _fetch(self, step: str, ref: FileRef) -> Path:
         target = self.scratch / "inputs" / step / ref.name
         if not target.exists():

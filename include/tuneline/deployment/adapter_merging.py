@@ -256,10 +256,11 @@ def run(ctx: StepContext) -> Evidence:
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
     checkpoints = in_transformers(ctx, base, renderer, asked, threads)
     ctx.log("comparing merged and adapter in the engine")
+    whole = unquantised(ctx)
     path = engine.make_variant(
-        REFERENCE, unquantised(ctx), ctx.scratch / REFERENCE, texts=(), log=ctx.log
+        REFERENCE, whole.path, ctx.scratch / REFERENCE, texts=(), log=ctx.log
     )
-    model = hashed(engine.name, path)
+    model = whole if path == whole.path else hashed(engine.name, path)
     merged = serve_form(ctx, model, renderer, asked)
     losses = compare_losses(ctx, engine, model, renderer, threads)
     why_not = not_apart(engine, ADAPTER.fetch(ctx))

@@ -45,7 +45,7 @@ def compile_engine(ctx: StepContext, engine: Engine) -> BuildReport:
     variant = CHOICE.read(ctx).variant
     total = deployment.context_tokens
     request = BuildRequest(
-        model_dir=unquantised(ctx),
+        model_dir=unquantised(ctx).path,
         out_dir=ENGINE.path(ctx),
         quantization=None if variant == REFERENCE else variant,
         max_batch_size=deployment.parallel,

@@ -204,7 +204,7 @@ def make_variants(ctx: StepContext, engine: Engine, renderer: Renderer) -> dict[
     They are made of the exported model or, where the adapter ships unmerged, of the base.
     """
     apart = run_adapter(ctx, engine) if ships_apart(ctx) else None
-    whole = hashed(engine.name, unquantised(ctx)) if apart is None else untuned(ctx)
+    whole = unquantised(ctx) if apart is None else untuned(ctx)
     texts = calibration_texts(dataset_rows(ctx), renderer)
     ending = ".gguf" if engine.form == "gguf" else ""
     made = {}

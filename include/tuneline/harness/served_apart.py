@@ -19,7 +19,7 @@ from tuneline.models.base_model import digest_of
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import Engine, ServedAdapter, ServedModel
-from tuneline.serving.engines.identity import hash_files
+from tuneline.serving.engines.identity import hash_files, whole_digest
 from tuneline.store import CorruptObject
 
 # The adapter's name in the API of a server that a step starts.
@@ -38,7 +38,9 @@ def ships_apart(ctx: StepContext) -> bool:
 
 def run_adapter(ctx: StepContext, engine: Engine) -> ServedAdapter:
     """Return the run's adapter in the form that an engine loads."""
-    return hashed_adapter((ADAPTER_GGUF if engine.form == "gguf" else ADAPTER).fetch(ctx))
+    path = (ADAPTER_GGUF if engine.form == "gguf" else ADAPTER).fetch(ctx)
+    files = ctx.fetched_hashes(path)
+    return ServedAdapter(ADAPTER_NAME, path, whole_digest(path, files), files)
 
 
 def hashed_adapter(path: Path) -> ServedAdapter:

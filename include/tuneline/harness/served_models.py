@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuneline.artifacts.artifact import Artifact, FolderArtifact
 from tuneline.artifacts.deployment import (
     CHECKPOINT,
     CHOICE,
@@ -35,7 +36,7 @@ from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.engine_server import EngineServer, ServeRequest
-from tuneline.serving.engines.identity import hash_files
+from tuneline.serving.engines.identity import hash_files, whole_digest
 
 # The model's name in the API of a server that a step starts.
 ALIAS = "candidate"
@@ -106,11 +107,11 @@ def chosen_variant(ctx: StepContext, choice: Choice) -> ServedModel:
     if choice.apart is not None:
         model = chosen_apart(ctx, choice, choice.apart)
     elif get_engine(choice.engine).form == "gguf":
-        model = hashed(choice.engine, MODEL.fetch(ctx))
+        model = fetched(ctx, choice.engine, MODEL)
     else:
         # The unquantised checkpoint ships as it was exported; no copy of it is kept.
-        path = (MERGED if choice.variant == REFERENCE else CHECKPOINT).fetch(ctx)
-        model = hashed(choice.engine, path)
+        form = MERGED if choice.variant == REFERENCE else CHECKPOINT
+        model = fetched(ctx, choice.engine, form)
     if model.sha256 != choice.sha256:
         raise TunelineError(
             f"{model.path.name} has SHA-256 {model.sha256}, but choice.json chose "
@@ -125,7 +126,7 @@ def _built(ctx: StepContext, engine: Engine) -> ServedModel:
         raise UserError(
             f"the engine {engine.name} was not built: {ctx.entry(ENGINE_IDENTITY.step).summary}"
         )
-    model = hashed(engine.name, ENGINE.fetch(ctx))
+    model = fetched(ctx, engine.name, ENGINE)
     files, stated = model.files, ENGINE_IDENTITY.read(ctx).files
     if dict(files) != stated:
         other = sorted(name for name in {*files, *stated} if files.get(name) != stated.get(name))
@@ -165,10 +166,17 @@ def hashed(engine: str, path: Path) -> ServedModel:
     return ServedModel(engine, path, *hash_files(path))
 
 
-def unquantised(ctx: StepContext) -> Path:
+def fetched(ctx: StepContext, engine: str, artifact: Artifact | FolderArtifact) -> ServedModel:
+    """Return a model that an earlier step left, with the hashes that its bytes were held against."""
+    path = artifact.fetch(ctx)
+    files = ctx.fetched_hashes(path)
+    return ServedModel(engine, path, whole_digest(path, files), files)
+
+
+def unquantised(ctx: StepContext) -> ServedModel:
     """Return the exported model in the form that variants are made of."""
-    gguf = get_engine(ctx.config.deployment.engine).form == "gguf"
-    return CANDIDATE_GGUF.fetch(ctx) if gguf else MERGED.fetch(ctx)
+    engine = get_engine(ctx.config.deployment.engine)
+    return fetched(ctx, engine.name, CANDIDATE_GGUF if engine.form == "gguf" else MERGED)
 
 
 def untuned(ctx: StepContext, base: BaseModel | None = None) -> ServedModel:

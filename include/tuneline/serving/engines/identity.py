@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ def hash_tree(directory: Path) -> dict[str, str]:
 
 
 def hash_files(path: Path) -> tuple[str, dict[str, str]]:
-    """Return one hash of a file or a folder, and the SHA-256 of each file by name.
+    """Return one hash of a file or a folder, and the SHA-256 of each file by name."""
+    files = {path.name: sha256_file(path)} if path.is_file() else hash_tree(path)
+    return whole_digest(path, files), files
 
-    The hash of a folder is that of the list of its files' hashes.
+
+def whole_digest(path: Path, files: Mapping[str, str]) -> str:
+    """Return one hash of a file, or of a folder: that of the list of its files' hashes.
+
+    Args:
+        path: the file or folder.
+        files: the SHA-256 of each file by name.
     """
-    if path.is_file():
-        digest = sha256_file(path)
-        return digest, {path.name: digest}
-    files = hash_tree(path)
-    return digest_of(files), files
+    return files[path.name] if path.is_file() else digest_of(files)
 
 
 def machine_identity() -> dict[str, Any]:
