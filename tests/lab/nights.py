@@ -22,6 +22,7 @@ def release(
     lora: Mapping[str, Any] | None = None,
     previous: str | None = None,
     base: Path | None = None,
+    engine: str = "llama_cpp",
 ) -> ReleasePointer:
     """Release the version of a run.
 
@@ -31,6 +32,7 @@ def release(
         lora: content of `lora.json`.
         previous: the version that was released before it.
         base: directory of the base; by default the run's.
+        engine: the engine that serves it.
     """
     store, config, version = lab.run.store, lab.run.config, lab.run.run_id
     prefix = model_prefix(config.name, version)
@@ -46,7 +48,7 @@ def release(
         run={"uri": lab.run.uri},
         base_model={"uri": model.uri, "digest": model.digest},
         hyperparameters={"lora": lora},
-        engine={"engine": "llama_cpp", "version": "xllamacpp 0"},
+        engine={"engine": engine, "version": "xllamacpp 0"},
         previous_version=previous,
         files=stated,
     )

@@ -167,7 +167,7 @@ def hashed(engine: str, path: Path) -> ServedModel:
 
 
 def fetched(ctx: StepContext, engine: str, artifact: Artifact | FolderArtifact) -> ServedModel:
-    """Return a model that an earlier step left, with the hashes that its bytes were held against."""
+    """Return a model that an earlier step left, with the hashes that it was fetched by."""
     path = artifact.fetch(ctx)
     files = ctx.fetched_hashes(path)
     return ServedModel(engine, path, whole_digest(path, files), files)

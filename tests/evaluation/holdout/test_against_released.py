@@ -155,6 +155,18 @@ def test_no_comparison_without_a_release_or_if_it_is_switched_off(
     assert "worse_than_released_by" not in found
 
 
+def test_a_release_that_cannot_be_served_here_decides_nothing(scored_lab, tiny_models):
+    bench = scored_lab()
+    earlier = Lab(bench.root, {"base_model": bench.run.config.base_model}, "night-1")
+    earlier.leave_dataset(earlier_rows())
+    release(earlier, {"model/model.safetensors": tiny_models.candidate_gguf}, engine="tensorrt_llm")
+    evidence, found = execute(bench)
+    assert evidence.verdict == "inconclusive"
+    assert found["compared_with_released"] == "night-1"
+    assert broken(evidence) == {"worse_than_released_by"}
+    assert "night-1 can't answer here (the engine tensorrt_llm can't be started" in evidence.summary
+
+
 def test_a_release_without_weights_is_the_users_error(scored_lab):
     bench = scored_lab()
     earlier = Lab(bench.root, {"base_model": bench.run.config.base_model}, "night-1")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.releases import Release, released
 from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError, first_line
 from tuneline.evaluation.holdout.trained_rows import Seen, seen_by
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.harness.answers import Task, scores
@@ -16,6 +17,7 @@ from tuneline.harness.intervals import share
 from tuneline.harness.non_inferiority import NonInferiority, non_inferiority
 from tuneline.harness.served_models import released_model
 from tuneline.run import StepContext
+from tuneline.serving.engines.base import ServedModel
 
 ANSWERS = "released_answers.jsonl"
 _WORSE = "worse_than_released_by"
@@ -39,9 +41,11 @@ def compare_with_released(
         rows: the hold-out rows that the candidate answered.
         task: the rule by which an answer is right.
         tuned: whether the candidate's answer to each row is right.
+    A release that can't be served here, such as an engine that was built for another GPU, leaves
+    the comparison inconclusive.
 
     Raises:
-        UserError: if the release has no model that an engine here could serve.
+        UserError: if the release has no model.
     """
     settings = ctx.config.evaluation.against_released
     if not settings.enabled:
@@ -52,14 +56,23 @@ def compare_with_released(
     seen = seen_by(ctx, release.version, rows)
     asked = [row for row in rows if row.row_id not in seen.ids]
     known = [*_identity(release), *_rows_measured(seen, len(asked))]
+    undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
     if not asked:
-        undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
         return Comparison(
             [*known, undecided],
             f"the released version {release.version} was trained on every hold-out row, so that "
             "nothing compares the two",
         )
-    answers, cached = _answers(ctx, release, asked)
+    model = released_model(ctx, release)
+    try:
+        answers, cached = _answers(ctx, model, asked)
+    except UserError as error:
+        return Comparison(
+            [*known, undecided],
+            f"the released version {release.version} can't answer here ({first_line(error)}), so "
+            "that nothing compares the two; evaluate where it can be served, or set "
+            "evaluation.against_released.enabled: false",
+        )
     old = scores(task, answers, [row.answer for row in asked])
     new = [right for row, right in zip(rows, tuned, strict=True) if row.row_id not in seen.ids]
     _write_answers(ctx, asked, answers)
@@ -162,9 +175,8 @@ def _rows_measured(seen: Seen, compared: int) -> list[Measurement]:
     ]
 
 
-def _answers(ctx: StepContext, release: Release, rows: Sequence[Row]) -> tuple[list[str], bool]:
+def _answers(ctx: StepContext, model: ServedModel, rows: Sequence[Row]) -> tuple[list[str], bool]:
     """Serve the released bytes, or take what they answered to the very same prompts before."""
-    model = released_model(ctx, release)
     limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
     prompts = [row.prompt for row in rows]
     return ask_kept(ctx, model, prompts, limits, "released model")
