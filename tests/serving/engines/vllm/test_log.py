@@ -28,6 +28,13 @@ MEMORY = (
     "ValueError: Available memory on node 0 (17.43/23.54 GiB) on kv cache allocation is less than "
     "requested memory for kv (93.13 GiB). Decrease --kv-cache-memory-bytes.\n"
 )
+# A worker that a signal ended leaves no traceback of its own.
+DIED = (
+    "(EngineCore pid=6) ERROR 11-26 07:45:01 [multiproc_executor.py:315] Worker proc VllmWorker-0 "
+    "died unexpectedly (exit code: -{}), shutting down executor.\n"
+    '(EngineCore pid=6) ERROR 11-26 07:45:01 [core.py:1512]     raise RuntimeError("cancelled")\n'
+    "(EngineCore pid=6) ERROR 11-26 07:45:01 [core.py:1512] RuntimeError: cancelled\n"
+)
 
 
 def error_of(log):
@@ -51,6 +58,9 @@ def error_of(log):
             TunelineError,
             "CUDA out of memory; give the pod more memory",
         ),
+        (DIED.format(4), UserError, r"ended by SIGILL; its kernels.*deployment\.variants: \[f16\]"),
+        (DIED.format(9), TunelineError, "ended by SIGKILL; give the pod more memory"),
+        (DIED.format(11), TunelineError, r"ended by SIGSEGV \(exit code 1\)"),
         ("error: vllm is not installed in this image\n", UserError, "image; choose the image"),
         (WORKER + "KeyError: 'model.layers.0'\n", TunelineError, r"layers\.0' \(exit code 1\)"),
     ],

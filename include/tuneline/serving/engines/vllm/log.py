@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.serving.engines.vllm.launch import ERROR_PREFIX
@@ -17,6 +18,8 @@ _RAISED = re.compile(
 _INVALID = re.compile(r"^\s+(?:Value error, |Assertion failed, )(?P<message>.+)$", re.M)
 _USAGE = re.compile(r"^.*\bvllm[^:]*: error: (?P<message>.+)$", re.M)
 _OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
+# A worker that a signal ended says nothing itself; the exceptions after it are those of its readers.
+_KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?P<signal>\d+)\)")
 # What pydantic and vLLM append to a message for developers.
 _APPENDIX = re.compile(r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$")
 
@@ -39,13 +42,18 @@ _USER = (
         "train an adapter that vLLM loads (docs/training.md), or ship the merged model",
     ),
     (
+        r"ended by SIGILL",
+        "its kernels use instructions that this machine lacks (those for four-bit weights need AMX "
+        "where the CPU names it); set deployment.variants: [f16], or serve on another machine",
+    ),
+    (
         r"is not installed in this image",
         "choose the image of vLLM (docker/vllm.Dockerfile), or run `make setup-vllm`",
     ),
 )
 # Memory that may be free later: another process holds it now.
 _BUSY = re.compile(r"Available memory on node|Free memory on device|Address already in use")
-_MEMORY = re.compile(r"out of memory|OutOfMemory|No available memory|can't allocate memory", re.I)
+_MEMORY = re.compile(r"ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory", re.I)
 
 
 def cause(log: str) -> str | None:
@@ -55,7 +63,9 @@ def cause(log: str) -> str | None:
     """
     if stated := _OURS.search(log) or _USAGE.search(log):
         return stated["message"].strip()
-    raised = _RAISED.search(log)
+    raised, killed = _RAISED.search(log), _KILLED.search(log)
+    if killed and (raised is None or killed.start() < raised.start()):
+        return f"a worker was ended by {_signal_name(int(killed['signal']))}"
     if raised is None:
         return None
     message = raised["message"]
@@ -66,6 +76,13 @@ def cause(log: str) -> str | None:
     # The first sentence says it; what follows is advice on flags that this project sets.
     sentence = re.split(r"(?<=[a-z)])\. (?=[A-Z])", _APPENDIX.sub("", message))[0]
     return sentence.strip().rstrip(".")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def start_error(model: object, code: int, log: str, last_words: str) -> TunelineError:
