@@ -78,10 +78,14 @@ def test_distances_are_those_with_the_adapter(tiny):
     engine, tokenizer = get_engine("vllm"), load_tokenizer(tiny.merged)
     rows, starts = [], []
     for number in list(NUMBERS)[:3]:
-        text = tokenizer.apply_chat_template(conversation(number)[0], tokenize=False)
+        messages = conversation(number)[0]
+        asked_text = tokenizer.apply_chat_template(
+            messages[:-1], tokenize=False, add_generation_prompt=True
+        )
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
         rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # The answer is what the adapter has learned; of its prompt it knows no more than the base.
-        starts.append(len(rows[-1]) - 12)
+        # The answer is what the adapter has learned; of the prompt it knows no more than the base.
+        starts.append(len(tokenizer(asked_text, add_special_tokens=False)["input_ids"]))
     asked = request(tiny.base, adapters={"tuned": tiny.adapter}, answers_with="tuned")
     beside = engine.distances(tiny.base, {"f16": tiny.base}, rows, starts, asked)["f16"]
     merged = engine.distances(

@@ -63,9 +63,10 @@ def cause(log: str) -> str | None:
     """
     if stated := _OURS.search(log) or _USAGE.search(log):
         return stated["message"].strip()
-    raised, killed = _RAISED.search(log), _KILLED.search(log)
-    if killed and (raised is None or killed.start() < raised.start()):
+    # Its readers may be quicker with their exceptions than the engine is with this line.
+    if killed := _KILLED.search(log):
         return f"a worker was ended by {_signal_name(int(killed['signal']))}"
+    raised = _RAISED.search(log)
     if raised is None:
         return None
     message = raised["message"]
