@@ -20,6 +20,7 @@ from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
+from tuneline_airflow.step_errors import goes_on_without
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
 
 if TYPE_CHECKING:
@@ -110,7 +111,14 @@ class StepPod(KubernetesPodOperator):
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
         pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key=self.sized_by))
         self.apply(pods, deadlines.get(self.task_id))
-        return self.carry_out(context, pods)
+        try:
+            return self.carry_out(context, pods)
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            if not goes_on_without(self, context, error):
+                raise
+        return None
 
     def carry_out(self, context: Context, pods: PodConfig) -> Any:
         """Name the pod, which has its size by now, and run it to its end."""

@@ -23,7 +23,7 @@ from tuneline.data.pii.checksums import (
 from tuneline.data.pii.languages import shapes
 from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.safe_harbor import find_demanded
-from tuneline.data.pii.secrets import SECRET_SHAPES, SECRETS
+from tuneline.machine.secret_shapes import SECRET_SHAPES, SECRETS
 from tuneline.data.pii.spoken import has_digit_words
 
 
