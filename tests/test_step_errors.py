@@ -155,7 +155,10 @@ def test_a_wrong_run_is_the_users_error_also_for_an_optional_item(lab, capsys):
 
 def test_what_a_failed_item_did_not_leave_is_named_with_the_reason(lab, plant):
     plant("lora_selection", UserError("training.target_modules: no layer 'q'"))
-    execute("lora_selection", lab.run.uri)
+    # Nothing can be trained without it, so that the run stops here.
+    with pytest.raises(UserError, match="no layer 'q'"):
+        execute("lora_selection", lab.run.uri)
+    assert status(lab.run, "lora_selection").verdict == "fail"
     with pytest.raises(UserError, match=r"lora_selection left no artifact.*no layer 'q'"):
         lab.context("train").input("lora_selection", "lora.json")
 

@@ -20,8 +20,8 @@ from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
-from tuneline_airflow.step_errors import goes_on_without
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
+from tuneline_airflow.step_errors import goes_on_without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> bool:
     """Decide if the run goes on although the pod of a step failed; leave evidence if it does.
 
-    It does after the last try of an item that isn't critical. A step that ends with the user's
+    It does after the last try of an item that isn't critical and that no later step needs. A step that ends with the user's
     error has not begun: the run itself is wrong, or made for another version.
 
     Args:
@@ -66,7 +66,8 @@ def _tolerated(step_id: str) -> Item | None:
         step = get_step(step_id)
     except UserError:
         return None
-    return step if isinstance(step, Item) and step.severity != Severity.CRITICAL else None
+    tolerated = isinstance(step, Item) and step.severity != Severity.CRITICAL and not step.needed
+    return step if tolerated else None
 
 
 def _tries_again(task: BaseOperator, context: Context, error: Exception) -> bool:

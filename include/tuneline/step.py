@@ -4,8 +4,9 @@ A step's output is replaced as a whole. Its old evidence is deleted first and it
 written last, so a step that was killed while it stored its output counts as not run.
 
 Errors have the severity of their item. An item that raises leaves evidence that fails and says
-why, with its partial results; the error itself stops the run only if the item is critical, or
-if another try may help. A helper step that raises leaves nothing.
+why, with its partial results; the error itself stops the run only if the item is critical, if
+later steps need what it did not leave, or if another try may help. A helper step that raises
+leaves nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         an item that isn't critical states the error that its step raised, if it raised one.
 
     Raises:
-        UserError: if the run is wrong or a step before this one was not run; for a critical
-            item or a helper step, also if its input is wrong.
+        UserError: if the run is wrong or a step before this one was not run; for a helper step
+            or an item that the run can't do without, also if its input is wrong.
         RetryableError: if the surroundings failed.
     """
     name = get_step(step).module
@@ -62,8 +63,9 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         except Exception as error:
             if is_helper(step):
                 raise
-            stored = _store_error(context, error)
-            if isinstance(error, RetryableError) or context.item.severity == Severity.CRITICAL:
+            stored, lacking = _store_error(context, error)
+            critical = context.item.severity == Severity.CRITICAL
+            if critical or lacking or isinstance(error, RetryableError):
                 raise
             return stored
         with _resources(context):
@@ -98,8 +100,12 @@ def _resources(context: StepContext) -> Iterator[None]:
         ) from error
 
 
-def _store_error(context: StepContext, error: Exception) -> Evidence | Record:
-    """Store failed evidence of an item whose step raised, with its partial results."""
+def _store_error(context: StepContext, error: Exception) -> tuple[Evidence | Record, bool]:
+    """Store failed evidence of an item whose step raised, with its partial results.
+
+    Returns:
+        The evidence, and True if later steps need what the step did not leave.
+    """
     if not isinstance(error, TunelineError):
         traceback.print_exception(error)
     why = explain(error)
@@ -108,7 +114,8 @@ def _store_error(context: StepContext, error: Exception) -> Evidence | Record:
     set_partial(context.quarantine)
     instead = _fall_back(context)
     with _resources(context):
-        return store_output(context, failed(context, why, kind_of(error), instead))
+        stored = store_output(context, failed(context, why, kind_of(error), instead))
+    return stored, context.item.needed and not instead
 
 
 def _fall_back(context: StepContext) -> str:

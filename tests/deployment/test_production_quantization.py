@@ -127,6 +127,7 @@ def test_the_unquantised_model_ships_if_measuring_breaks(exported_lab, monkeypat
 def test_what_may_not_ship_unquantised_does_not(exported_lab, monkeypatch):
     lab = exported_lab(deployment={"variants": ["q8_0"]})
     break_measuring(monkeypatch)
-    evidence = step.execute("production_quantization", lab.run.uri)
-    assert evidence.verdict == "fail"
+    with pytest.raises(RuntimeError, match="died"):
+        step.execute("production_quantization", lab.run.uri)
+    assert lab.run.find_evidence("production_quantization").verdict == "fail"
     assert not CHOICE.exists(lab.context("build_engine"))

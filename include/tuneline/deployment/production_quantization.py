@@ -244,6 +244,7 @@ def ship(
     engine: Engine,
     name: str,
     model: ServedModel,
+    *,
     reason: str,
     judged_on: Sequence[Row] = (),
 ) -> Choice:
@@ -341,7 +342,7 @@ def fall_back(ctx: StepContext) -> str:
     engine = engine_of(ctx)
     model = make_variants(ctx, engine, [REFERENCE])[REFERENCE]
     reason = f"{REFERENCE} ships: no variant was measured, since the step failed"
-    ship(ctx, engine, REFERENCE, model, reason)
+    ship(ctx, engine, REFERENCE, model, reason=reason)
     return f"the unquantised model ({REFERENCE}) goes on"
 
 
@@ -366,7 +367,7 @@ def run(ctx: StepContext) -> Evidence:
             [measure("variants_within_limits", 0, "variants", ">=", 1)],
         )
     reason = _reason(chosen, variants, limits)
-    choice = ship(ctx, engine, chosen.name, models[chosen.name], reason, rows)
+    choice = ship(ctx, engine, chosen.name, models[chosen.name], reason=reason, judged_on=rows)
     return ctx.conclude(
         reason,
         [

@@ -13,7 +13,9 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:^|_)
 # Shorter values ("1", "true", a user's name) would mask harmless words.
 _SHORTEST = 8
 # The signature of an address that gives access to an object for an hour.
-_SIGNED = re.compile(r"(?i)([?&](?:x-amz-[a-z-]+|sig|signature|token|key|api_key|password)=)[^&\s]+")
+_SIGNED = re.compile(
+    r"(?i)([?&](?:x-amz-[a-z-]+|sig|signature|token|key|api_key|password)=)[^&\s]+"
+)
 # A shape finds passwords that follow a user's name; here the name may be missing or the token.
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 
