@@ -28,8 +28,9 @@ _log = logging.getLogger(__name__)
 def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> bool:
     """Decide if the run goes on although the pod of a step failed; leave evidence if it does.
 
-    It does after the last try of an item that isn't critical and that no later step needs. A step that ends with the user's
-    error has not begun: the run itself is wrong, or made for another version.
+    It does after the last try of an item that isn't critical and that no later step needs. A step
+    that ends with the user's error has not begun: the run itself is wrong, or made for another
+    version.
 
     Args:
         task: the task of the step; its `remote_pod` is the pod as it was last seen.
