@@ -192,6 +192,44 @@ def test_words_that_are_no_secret_stay(lab, plant):
     assert text in execute("determinism", lab.run.uri).summary
 
 
+def killed_twice(lab, monkeypatch, item):
+    """An item that was killed in two tries, and the environment of the third and last."""
+    task = {"dag_id": "d", "run_id": "r", "task_id": item}
+    leave_killed(lab.run.uri, item, "its pod ran out of memory", {**task, "try_number": 2})
+    for name, text in {**task, "try_number": "3", "last_try": "True"}.items():
+        monkeypatch.setenv(f"TUNELINE_AIRFLOW_{name.upper()}", text)
+
+
+def fall_back(ctx):
+    (ctx.out / "plain.json").write_text("{}")
+    return "the plain form goes on"
+
+
+def test_the_last_try_after_kills_leaves_what_later_steps_need(lab, plant, monkeypatch):
+    item = "production_quantization"
+    killed_twice(lab, monkeypatch, item)
+    plant(item, AssertionError("it would be killed once more"))
+    module = importlib.import_module(get_step(item).module)
+    monkeypatch.setattr(module, "fall_back", fall_back)
+    evidence = execute(item, lab.run.uri)
+    assert evidence.verdict == "fail"
+    assert evidence.summary == (
+        "not measured to its end: its pod ran out of memory; instead the plain form goes on"
+    )
+    assert [ref.name for ref in evidence.artifacts] == ["plain.json"]
+
+
+@pytest.mark.parametrize("changed", ["LAST_TRY", "TRY_NUMBER", "RUN_ID"])
+def test_any_other_try_measures(lab, plant, monkeypatch, changed):
+    item = "production_quantization"
+    killed_twice(lab, monkeypatch, item)
+    monkeypatch.setenv(f"TUNELINE_AIRFLOW_{changed}", "9")
+    plant(item, UserError("it was tried"))
+    module = importlib.import_module(get_step(item).module)
+    monkeypatch.setattr(module, "fall_back", fall_back)
+    assert "it was tried" in execute(item, lab.run.uri).summary
+
+
 def test_a_killed_step_has_evidence_from_whoever_watched_it(lab):
     lab.leave("determinism", {"repeats.json": "[]"}, [HOLDS])
     task = {"dag_id": "d", "run_id": "r", "task_id": "determinism", "try_number": 3}

@@ -298,6 +298,7 @@ def _environment() -> list[k8s.V1EnvVar]:
         "TUNELINE_AIRFLOW_RUN_ID": "{{ run_id }}",
         "TUNELINE_AIRFLOW_TASK_ID": "{{ task.task_id }}",
         "TUNELINE_AIRFLOW_TRY_NUMBER": "{{ ti.try_number }}",
+        "TUNELINE_AIRFLOW_LAST_TRY": "{{ ti.try_number > ti.max_tries }}",
     }
     return [k8s.V1EnvVar(name=name, value=value) for name, value in values.items()]
 

@@ -43,9 +43,13 @@ def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> b
     Raises:
         TunelineError: if the evidence can't be stored.
     """
-    item = _tolerated(task.task_id)
+    item = _not_critical(task.task_id)
     pod = getattr(task, "remote_pod", None)
-    if item is None or exit_code(pod) == EXIT_USER or _tries_again(task, context, error):
+    if item is None or exit_code(pod) == EXIT_USER:
+        return False
+    tries_again = _tries_again(task, context, error)
+    # A pod that never began says nothing about the next one.
+    if tries_again and not (item.needed and exit_code(pod) is not None):
         return False
     ti = context["ti"]
     run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
@@ -57,18 +61,20 @@ def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> b
     }
     if not _left_by_this_try(run_uri, item.id, identity):
         leave_killed(run_uri, item.id, _reason(error, pod), identity)
+    if tries_again or item.needed:
+        # The last try of an item that later steps need reads that it was killed before.
+        return False
     _log.error("%s failed; it is %s, so that the run goes on: %s", item.id, item.severity, error)
     return True
 
 
-def _tolerated(step_id: str) -> Item | None:
-    """Return the item of a task whose failure stops nothing, None for any other task."""
+def _not_critical(step_id: str) -> Item | None:
+    """Return the item of a task unless it is critical, None for any other task."""
     try:
         step = get_step(step_id)
     except UserError:
         return None
-    tolerated = isinstance(step, Item) and step.severity != Severity.CRITICAL and not step.needed
-    return step if tolerated else None
+    return step if isinstance(step, Item) and step.severity != Severity.CRITICAL else None
 
 
 def _tries_again(task: BaseOperator, context: Context, error: Exception) -> bool:

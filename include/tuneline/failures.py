@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuneline.errors import RetryableError, TunelineError, UserError, first_line
 from tuneline.evidence import Evidence, Measurement, measure
@@ -24,7 +24,8 @@ PARTIAL = "partial"
 # Larger files are models half-way, which are no results and fill the store.
 LARGEST_KEPT = 64 * 2**20
 # The measurement that marks such evidence.
-_MARK = "step_errors"
+_MARK, _KIND = "step_errors", "step_error"
+_BEGIN = "not measured to its end: "
 _LONGEST = 700
 
 
@@ -56,6 +57,20 @@ def ended_by_error(evidence: Evidence | None) -> bool:
     return evidence is not None and any(m.name == _MARK for m in evidence.measurements)
 
 
+def killed_before(evidence: Evidence | None, airflow: Mapping[str, Any] | None) -> str | None:
+    """Return why the try before this one was killed; None if it was not, or if this is the first.
+
+    Args:
+        evidence: the item's evidence so far.
+        airflow: the Airflow task of this try, as in `Evidence.airflow`.
+    """
+    if evidence is None or evidence.airflow is None or airflow is None:
+        return None
+    before = {**airflow, "try_number": airflow["try_number"] - 1}
+    killed = any(m.name == _KIND and m.value == "killed" for m in evidence.measurements)
+    return evidence.summary.removeprefix(_BEGIN) if killed and evidence.airflow == before else None
+
+
 def failed(ctx: StepContext, why: str, kind: Kind, instead: str = "") -> Evidence:
     """Make the evidence of a step that raised or was killed.
 
@@ -68,13 +83,13 @@ def failed(ctx: StepContext, why: str, kind: Kind, instead: str = "") -> Evidenc
     kept = _files(ctx.out / PARTIAL)
     said = f"; partial results are kept: {', '.join(_few(kept))}" if kept else ""
     return ctx.conclude(
-        f"not measured to its end: {why}{said}{instead and f'; instead {instead}'}",
+        f"{_BEGIN}{why}{said}{instead and f'; instead {instead}'}",
         [*_marks(kind), measure("partial_files", len(kept), "files")],
     )
 
 
 def _marks(kind: Kind) -> list[Measurement]:
-    return [measure(_MARK, 1, "errors", "==", 0), measure("step_error", kind, "kind")]
+    return [measure(_MARK, 1, "errors", "==", 0), measure(_KIND, kind, "kind")]
 
 
 def set_partial(root: Path) -> None:

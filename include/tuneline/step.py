@@ -12,6 +12,7 @@ leaves nothing.
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +27,13 @@ from tuneline.failures import (
     explain,
     failed,
     keep_partial_only,
+    killed_before,
     kind_of,
     one_line,
     set_partial,
 )
 from tuneline.machine.garbage import rare_collections
-from tuneline.run import Run, StepContext
+from tuneline.run import Run, StepContext, airflow_identity
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:
@@ -57,7 +59,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         try:
             module = importlib.import_module(name)
             with _resources(context), rare_collections():
-                entry: Evidence | Record | None = module.run(context)
+                entry: Evidence | Record | None = _given_up(context) or module.run(context)
         except StepNotRun:
             raise
         except Exception as error:
@@ -133,6 +135,19 @@ def _fall_back(context: StepContext) -> str:
         for root in (context.out, context.quarantine):
             keep_partial_only(root)
         return ""
+
+
+def _given_up(context: StepContext) -> Evidence | None:
+    """Return evidence in place of a last try that would be killed as the ones before it.
+
+    Only for an item whose files later steps need, and that can leave a plain form of them.
+    """
+    last = os.environ.get("TUNELINE_AIRFLOW_LAST_TRY") == "True"
+    if not last or is_helper(context.step) or not context.item.needed:
+        return None
+    why = killed_before(context.run.find_evidence(context.step), airflow_identity())
+    instead = "" if why is None else _fall_back(context)
+    return failed(context, str(why), "killed", instead) if instead else None
 
 
 def leave_killed(run_uri: str, item: str, why: str, airflow: Mapping[str, Any]) -> Evidence:

@@ -79,7 +79,9 @@ def test_a_critical_item_that_dies_stops_the_run(connected, run, end):
 @pytest.mark.parametrize("item", ["lora_selection", "production_quantization"])
 def test_what_later_steps_need_stops_the_run_where_it_is_lacking(connected, run, item):
     with pytest.raises(AirflowException):
-        carry_out(run, item, ENDS["killed"][0])
+        carry_out(run, item, ENDS["killed"][0], try_number=LAST - 1)
+    # The last try reads this.
+    assert "exit code 137" in status(run, item).summary
 
 
 def test_a_helper_step_that_dies_stops_the_run(connected, run):

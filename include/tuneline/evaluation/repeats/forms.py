@@ -84,4 +84,6 @@ def _merged(ctx: StepContext) -> ServedModel:
 
 
 def _apart(ctx: StepContext) -> ServedModel:
-    return untuned(ctx).beside(run_adapter(ctx, engine_of(ctx)))
+    # The adapter first: without one no base has to be made.
+    adapter = run_adapter(ctx, engine_of(ctx))
+    return untuned(ctx).beside(adapter)
