@@ -47,7 +47,11 @@ SAYS = "echo '{}' > $TERMINATION_MESSAGE_PATH; exit {}"
 # Each end of a pod, and what the evidence says about it.
 ENDS = {
     "out of memory": (EAT, "ran out of memory, the pod's limit of 100Mi was reached"),
-    "killed": ("kill -9 $$", "its pod ended with exit code 137 and left no reason"),
+    # Kubernetes makes one dollar sign of two, so that bash can't name itself.
+    "killed": (
+        "python3 -c 'import os; os.kill(os.getpid(), 9)'",
+        "its pod ended with exit code 137 and left no reason",
+    ),
     "broke": ("exit 1", "its pod ended with exit code 1 and left no reason"),
     "surroundings": (SAYS.format("retryable: s3 is away", 75), "s3 is away"),
 }
