@@ -112,7 +112,7 @@ class EvaluationConfig(Section):
         2, ge=2, description="Times that each prompt is asked, alone and in batches."
     )
     determinism_tokens: int | None = Field(
-        24,
+        16,
         ge=1,
         description="Tokens of an answer that are compared; None compares max_new_tokens.",
     )
