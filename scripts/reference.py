@@ -140,8 +140,8 @@ def cli_page() -> str:
         "| exit code | meaning |",
         "|---|---|",
         "| 0 | the command did its work; for `tuneline step` and `tuneline run`, a verdict was "
-        "reached |",
-        "| 1 | a critical item failed, or the step broke |",
+        "reached (an item that isn't critical fails if its step breaks) |",
+        "| 1 | a critical item failed, or a step broke that the run can't do without |",
         "| 2 | the input or a setting is wrong; trying again does not help |",
         "| 75 | the store, a server or the disk was not available; worth another try |",
         "",

@@ -21,6 +21,7 @@ from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
+from tuneline_airflow.step_errors import goes_on_without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,14 @@ class StepPod(KubernetesPodOperator):
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
         pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key=self.sized_by))
         self.apply(pods, deadlines.get(self.task_id))
-        return self.carry_out(context, pods)
+        try:
+            return self.carry_out(context, pods)
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            if not goes_on_without(self, context, error):
+                raise
+        return None
 
     def carry_out(self, context: Context, pods: PodConfig) -> Any:
         """Name the pod, which has its size by now, and run it to its end."""
@@ -290,6 +298,7 @@ def _environment() -> list[k8s.V1EnvVar]:
         "TUNELINE_AIRFLOW_RUN_ID": "{{ run_id }}",
         "TUNELINE_AIRFLOW_TASK_ID": "{{ task.task_id }}",
         "TUNELINE_AIRFLOW_TRY_NUMBER": "{{ ti.try_number }}",
+        "TUNELINE_AIRFLOW_LAST_TRY": "{{ ti.try_number > ti.max_tries }}",
     }
     return [k8s.V1EnvVar(name=name, value=value) for name, value in values.items()]
 

@@ -68,9 +68,11 @@ class Item(Step):
 
     Attributes:
         severity: effect of a failed verdict.
+        needed: True if later steps can't do without what it leaves.
     """
 
     severity: Severity
+    needed: bool = field(default=False, kw_only=True)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -133,6 +135,7 @@ STEPS: tuple[Item | Helper, ...] = (
         "Edge cases and common queries are in proportion",
         _REC,
         waits_for="token_length_audit",
+        needed=True,
     ),
     Helper(
         "final_audit",
@@ -147,6 +150,7 @@ STEPS: tuple[Item | Helper, ...] = (
         "LoRA rank and alpha are chosen and documented",
         _REC,
         waits_for="license_audit final_audit",
+        needed=True,
     ),
     Item(
         "gradient_accumulation",
@@ -271,6 +275,7 @@ STEPS: tuple[Item | Helper, ...] = (
         "Quantised variants measured, one chosen by rule",
         _REC,
         waits_for="adapter_merging",
+        needed=True,
         gpu=True,
         engine=True,
     ),

@@ -27,6 +27,10 @@ class UserError(TunelineError):
     exit_code = EXIT_USER
 
 
+class StepNotRun(UserError):
+    """A step that this one needs has not been run."""
+
+
 class RetryableError(TunelineError):
     """A failure of the surroundings (network, disk, a busy server); trying again may help."""
 

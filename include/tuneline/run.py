@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tuneline import CONTRACT_VERSION
 from tuneline.catalogue import Item, get_item, get_step, is_helper
 from tuneline.config import PipelineConfig, validate_config
-from tuneline.errors import UserError
+from tuneline.errors import StepNotRun, UserError
 from tuneline.evidence import (
     Evidence,
     FileRef,
@@ -151,14 +151,14 @@ class Run:
         """Return the evidence of an item, or the record of a helper step.
 
         Raises:
-            UserError: if the step has not been run.
+            StepNotRun: if the step has not been run.
         """
         name = "record.json" if is_helper(step) else "evidence.json"
         key = self.step_key(step, name)
         try:
             raw = self.store.get_bytes(key)
         except NotThere:
-            raise UserError(f"{step} has not been run in {self.uri}; run it first") from None
+            raise StepNotRun(f"{step} has not been run in {self.uri}; run it first") from None
         if is_helper(step):
             return Record.model_validate_json(raw)
         return load_evidence(raw, self.store.uri_of(key))
@@ -217,16 +217,20 @@ class StepContext:
             UserError: if the step has not been run, or left no such artifact.
             CorruptObject: if the bytes are not the recorded ones.
         """
-        for ref in self.entry(step).artifacts:
+        entry = self.entry(step)
+        for ref in entry.artifacts:
             if ref.name == name:
                 return self._fetch(step, ref)
-        raise UserError(f"{step} left no artifact {name!r} in {self.run.uri}")
+        raise UserError(f"{step} left no artifact {name!r} in {self.run.uri}: {entry.summary}")
 
     def input_dir(self, step: str, folder: str) -> Path:
         """Fetch every artifact below a folder of an earlier step; see `input`."""
-        refs = [r for r in self.entry(step).artifacts if r.name.startswith(folder + "/")]
+        entry = self.entry(step)
+        refs = [r for r in entry.artifacts if r.name.startswith(folder + "/")]
         if not refs:
-            raise UserError(f"{step} left no artifacts below {folder!r} in {self.run.uri}")
+            raise UserError(
+                f"{step} left no artifacts below {folder!r} in {self.run.uri}: {entry.summary}"
+            )
         for ref in refs:
             self._fetch(step, ref)
         return self.scratch / "inputs" / step / folder

@@ -1,21 +1,39 @@
 """Carry out one step of a run: find its code, run it, store what it leaves.
 
 A step's output is replaced as a whole. Its old evidence is deleted first and its new evidence
-written last, so a step that died half-way has no evidence and counts as not run.
+written last, so a step that was killed while it stored its output counts as not run.
+
+Errors have the severity of their item. An item that raises leaves evidence that fails and says
+why, with its partial results; the error itself stops the run only if the item is critical, if
+later steps need what it did not leave, or if another try may help. A helper step that raises
+leaves nothing.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tuneline.catalogue import get_step, is_helper
-from tuneline.errors import EXIT_OK, RetryableError
+from tuneline.catalogue import Severity, get_step, is_helper
+from tuneline.errors import EXIT_OK, RetryableError, StepNotRun, TunelineError
 from tuneline.evidence import Evidence, FileRef, Record, dump
+from tuneline.failures import (
+    explain,
+    failed,
+    keep_partial_only,
+    killed_before,
+    kind_of,
+    one_line,
+    set_partial,
+)
 from tuneline.machine.garbage import rare_collections
-from tuneline.run import Run, StepContext
+from tuneline.run import Run, StepContext, airflow_identity
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:
@@ -27,14 +45,38 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
 
     Returns:
         The content of `evidence.json` (an item) or `record.json` (a helper step); None if
-        another process of the same step stores it, as in distributed training.
+        another process of the same step stores it, as in distributed training. The evidence of
+        an item that isn't critical states the error that its step raised, if it raised one.
 
     Raises:
-        UserError: if the step, the run or its input is wrong.
+        UserError: if the run is wrong or a step before this one was not run; for a helper step
+            or an item that the run can't do without, also if its input is wrong.
         RetryableError: if the surroundings failed.
     """
-    module = get_step(step).module
+    name = get_step(step).module
     run = Run.open(run_uri)
+    with _context(run, step) as context:
+        try:
+            module = importlib.import_module(name)
+            with _resources(context), rare_collections():
+                entry: Evidence | Record | None = _given_up(context) or module.run(context)
+        except StepNotRun:
+            raise
+        except Exception as error:
+            if is_helper(step):
+                raise
+            stored, lacking = _store_error(context, error)
+            critical = context.item.severity == Severity.CRITICAL
+            if critical or lacking or isinstance(error, RetryableError):
+                raise
+            return stored
+        with _resources(context):
+            return None if entry is None else store_output(context, entry)
+
+
+@contextmanager
+def _context(run: Run, step: str) -> Iterator[StepContext]:
+    """Make the folders of a step at work, and remove them at its end."""
     with tempfile.TemporaryDirectory(prefix=f"tuneline-{step}-") as folder:
         root = Path(folder)
         context = StepContext(
@@ -42,20 +84,85 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         )
         for path in (context.out, context.quarantine, context.scratch):
             path.mkdir()
-        work: Callable[[StepContext], Evidence | Record | None] = importlib.import_module(
-            module
-        ).run
-        try:
-            with rare_collections():
-                entry = work(context)
-            return None if entry is None else store_output(context, entry)
-        except OSError as error:
-            if error.filename is None and error.errno is None:
-                raise
-            raise RetryableError(
-                f"{step}: {error.strerror or error} ({error.filename or folder}); "
-                "free the resource and run the step again"
-            ) from error
+        yield context
+
+
+@contextmanager
+def _resources(context: StepContext) -> Iterator[None]:
+    """Translate errors of disk and network, which another try may not meet."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        raise RetryableError(
+            f"{context.step}: {error.strerror or error} "
+            f"({error.filename or context.scratch.parent}); free the resource and run the step "
+            "again"
+        ) from error
+
+
+def _store_error(context: StepContext, error: Exception) -> tuple[Evidence | Record, bool]:
+    """Store failed evidence of an item whose step raised, with its partial results.
+
+    Returns:
+        The evidence, and True if later steps need what the step did not leave.
+    """
+    if not isinstance(error, TunelineError):
+        traceback.print_exception(error)
+    why = explain(error)
+    context.log(f"not measured to its end: {why}")
+    set_partial(context.out)
+    set_partial(context.quarantine)
+    instead = _fall_back(context)
+    with _resources(context):
+        stored = store_output(context, failed(context, why, kind_of(error), instead))
+    return stored, context.item.needed and not instead
+
+
+def _fall_back(context: StepContext) -> str:
+    """Have an item leave the plainest form of what later steps need, if its module knows one.
+
+    Returns:
+        What it left, as a part of a sentence; empty if it left nothing.
+    """
+    try:
+        module = importlib.import_module(context.item.module)
+        plain: Callable[[StepContext], str] | None = getattr(module, "fall_back", None)
+        return "" if plain is None else plain(context)
+    except Exception as error:
+        context.log(f"nothing can be left in its place: {explain(error)}")
+        for root in (context.out, context.quarantine):
+            keep_partial_only(root)
+        return ""
+
+
+def _given_up(context: StepContext) -> Evidence | None:
+    """Return evidence in place of a last try that would be killed as the ones before it.
+
+    Only for an item whose files later steps need, and that can leave a plain form of them.
+    """
+    last = os.environ.get("TUNELINE_AIRFLOW_LAST_TRY") == "True"
+    if not last or is_helper(context.step) or not context.item.needed:
+        return None
+    why = killed_before(context.run.find_evidence(context.step), airflow_identity())
+    instead = "" if why is None else _fall_back(context)
+    return failed(context, str(why), "killed", instead) if instead else None
+
+
+def leave_killed(run_uri: str, item: str, why: str, airflow: Mapping[str, Any]) -> Evidence:
+    """Store the evidence of an item whose step was killed, or never began.
+
+    Args:
+        run_uri: URI of the run.
+        item: id of the item.
+        why: the reason and what to do.
+        airflow: the Airflow task, as in `Evidence.airflow`.
+    """
+    with _context(Run.open(run_uri), item) as context:
+        entry = failed(context, one_line(why), "killed")
+        store_output(context, entry.model_copy(update={"airflow": dict(airflow)}))
+    return entry
 
 
 def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | Record:

@@ -17,6 +17,7 @@ from tuneline.artifacts.people import WAIVERS, RecordedWaiver
 from tuneline.catalogue import ITEMS, Item, Severity, get_item
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Verdict, conclude, worse
+from tuneline.failures import ended_by_error
 from tuneline.run import Run
 
 # What a broken limit makes of an item.
@@ -86,7 +87,8 @@ def status(run: Run, item_id: str) -> ItemStatus:
     if evidence is None:
         return _status(run, item, Verdict.NOT_RUN, "not run", "the step left no evidence")
     verdict, summary = evidence.verdict, evidence.summary
-    reasons = _broken(evidence.measurements)
+    raised = ended_by_error(evidence)
+    reasons = ["its step ended with an error"] if raised else _broken(evidence.measurements)
     for opinion in _second_opinions(run, item):
         if worse(verdict, opinion.verdict) != verdict:
             verdict = opinion.verdict
@@ -94,7 +96,9 @@ def status(run: Run, item_id: str) -> ItemStatus:
         if opinion.verdict in _BROKEN:
             reasons.append(f"{opinion.source}: {opinion.why}")
     waiver = valid_waivers(run).get(item.id)
-    if waiver and verdict in _BROKEN:
+    # A person can accept what was measured. A critical item has to be measured.
+    unmeasured = raised and item.severity == Severity.CRITICAL
+    if waiver and verdict in _BROKEN and not unmeasured:
         because = f"waived by {waiver.by}: {waiver.reason} (would be {verdict})"
         return _status(run, item, Verdict.WAIVED, summary, because)
     return _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")

@@ -97,7 +97,8 @@ def test_the_image_of_the_deployment_stands_until_a_run_names_another(monkeypatc
 
 def test_pods_tell_steps_which_task_they_run_for():
     pod = step_pod("deduplication")
-    told = {f"TUNELINE_AIRFLOW_{name}" for name in ("DAG_ID", "RUN_ID", "TASK_ID", "TRY_NUMBER")}
+    names = ("DAG_ID", "RUN_ID", "TASK_ID", "TRY_NUMBER", "LAST_TRY")
+    told = {f"TUNELINE_AIRFLOW_{name}" for name in names}
     assert {entry.name for entry in pod.env_vars} == told | {"TUNELINE_CONTRACT"}
 
 

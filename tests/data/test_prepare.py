@@ -17,6 +17,7 @@ from tests.lab.fuzzed_rows import fuzzed_lines
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.cli import main as cli
+from tuneline.data import distribution_balancing
 from tuneline.data.prepare import prepare
 from tuneline.data.sample.make import make_sample
 from tuneline.errors import UserError
@@ -298,3 +299,18 @@ def test_fuzzed_rows_are_all_accounted_for(call):
             raw = line.rstrip(b"\r").decode("utf-8", "backslashreplace")
             assert by_line[number]["raw"] == raw
     assert time.monotonic() - started < 120
+
+
+def test_rows_go_on_unbalanced_if_balancing_breaks(call, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no font for the plot")
+
+    monkeypatch.setattr(distribution_balancing, "plot_shares", broken)
+    rows = clean_rows(60)
+    assert call(rows) == 0
+    kept, _ = check_conservation("out", len(rows))
+    assert {row["weight"] for row in kept} == {1.0}
+    evidence = load_evidence(Path("out/distribution_balancing/evidence.json").read_bytes(), "")
+    assert evidence.verdict == "fail"
+    assert "no font for the plot" in evidence.summary
+    assert "rows go on unbalanced" in evidence.summary

@@ -4,11 +4,13 @@ import pytest
 from tests.lab.runs import values
 from tests.lab.tiny_task import task_rows
 
+from tuneline import step
 from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
 from tuneline.deployment.production_quantization import Variant, choose, judge
 from tuneline.gguf.quantize import quantize
+from tuneline.harness.served_models import candidate
 from tuneline.store import sha256_file
 
 F16 = Variant("f16", 200, "a", 900, 50.0, 10.0, 0.0, 0.0, 1.0, 0.9, 0.0, 0.03)
@@ -100,3 +102,32 @@ def test_no_variant_within_the_limits_fails(exported_lab):
 def test_f16_alone_is_no_choice(exported_lab):
     evidence = execute(exported_lab(deployment={"variants": ["f16"]}))
     assert evidence.verdict == "warn"
+
+
+def break_measuring(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the server of q8_0 died")
+
+    monkeypatch.setattr(production_quantization, "measure_variants", broken)
+
+
+def test_the_unquantised_model_ships_if_measuring_breaks(exported_lab, monkeypatch, tiny_models):
+    lab = exported_lab()
+    break_measuring(monkeypatch)
+    evidence = step.execute("production_quantization", lab.run.uri)
+    assert evidence.verdict == "fail"
+    assert "the server of q8_0 died" in evidence.summary
+    assert evidence.summary.endswith("; instead the unquantised model (f16) goes on")
+    shipped = candidate(lab.context("determinism"))
+    assert shipped.variant == "f16"
+    assert shipped.model.sha256 == sha256_file(tiny_models.candidate_gguf)
+    assert not shipped.judged_on
+
+
+def test_what_may_not_ship_unquantised_does_not(exported_lab, monkeypatch):
+    lab = exported_lab(deployment={"variants": ["q8_0"]})
+    break_measuring(monkeypatch)
+    with pytest.raises(RuntimeError, match="died"):
+        step.execute("production_quantization", lab.run.uri)
+    assert lab.run.find_evidence("production_quantization").verdict == "fail"
+    assert not CHOICE.exists(lab.context("build_engine"))

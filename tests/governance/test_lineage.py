@@ -12,7 +12,9 @@ from tuneline.evidence import measure
 from tuneline.governance import lineage
 from tuneline.governance.release.manifest import verify
 from tuneline.models.base_model import digest_of
+from tuneline.step import leave_killed
 from tuneline.store import CorruptObject
+from tuneline.verdicts import checklist
 
 
 def manifest_of(lab):
@@ -149,3 +151,21 @@ def test_unversioned_code_fails_in_production(finished_lab):
     evidence = finished_lab(code, profile="production").execute("lineage")
     assert evidence.verdict == "fail"
     assert broken(evidence) == {"code_is_versioned", "code_is_clean"}
+
+
+def test_an_item_whose_step_broke_does_not_stop_the_release(finished_lab):
+    lab = finished_lab(name="model", profile="production")
+    leave_killed(lab.run.uri, "determinism", "its pod was killed", {})
+    evidence = lab.execute("lineage")
+    assert evidence.verdict == "pass"
+    stated = manifest_of(lab)["evidence"]["determinism"]
+    assert stated["verdict"] == "fail"
+    assert "its pod was killed" in stated["summary"]
+    assert [row.item for row in checklist(lab.run) if row.stops_release] == []
+
+
+def test_a_critical_item_whose_step_broke_stops_the_release(finished_lab):
+    lab = finished_lab()
+    leave_killed(lab.run.uri, "latency_benchmark", "its pod was killed", {})
+    stops = [row.item for row in checklist(lab.run) if row.stops_release]
+    assert "latency_benchmark" in stops

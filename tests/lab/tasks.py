@@ -47,6 +47,7 @@ def context_of(
     *,
     run_id: str = "manual__1",
     try_number: int = 1,
+    max_tries: int = 2,
     store: Any = None,
     prepared: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def context_of(
         task_id: the task's id.
         run_id: the id of the DAG's run.
         try_number: the number of the task's try.
+        max_tries: the number of its retries.
         store: the task's state; None as in an Airflow before 3.3.
         prepared: the values that `prepare_run` has pushed, by key.
     """
@@ -67,6 +69,7 @@ def context_of(
         run_id=run_id,
         map_index=-1,
         try_number=try_number,
+        max_tries=max_tries,
         start_date=datetime.now(UTC),
         xcom_push=lambda key, value: pushed.update({key: value}),
         xcom_pull=lambda task_ids, key="return_value": left.get(key),

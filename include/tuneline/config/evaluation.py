@@ -102,10 +102,34 @@ class EvaluationConfig(Section):
         description="Allowed perplexity on general texts, as a multiple of the base's; None takes "
         "1.5.",
     )
-    determinism_prompts: int = Field(4, ge=1, description="Prompts that are repeated.")
-    determinism_repeats: int = Field(3, ge=2, description="Repeats of each prompt.")
+    determinism_prompts: int | None = Field(
+        None,
+        ge=2,
+        description="Prompts that are repeated; None takes as many as identical_share_to_show "
+        "needs.",
+    )
+    determinism_repeats: int = Field(
+        2, ge=2, description="Times that each prompt is asked, alone and in batches."
+    )
+    determinism_tokens: int | None = Field(
+        16,
+        ge=1,
+        description="Tokens of an answer that are compared; None compares max_new_tokens.",
+    )
+    determinism_forms: Literal["shipped", "all"] = Field(
+        "shipped",
+        description="Forms of the model that are tried: the one that ships, or also the merged one "
+        "in f16 and the adapter apart, if the run has them.",
+    )
     min_identical_share: float = Field(
         1.0, ge=0, le=1, description="Share of repeats with the same parsed answer."
+    )
+    identical_share_to_show: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="Share of prompts that must be shown, with 95 % confidence, to keep their "
+        "answer; otherwise determinism is inconclusive.",
     )
     concurrency: list[int] = Field(
         [1, 2, 4, 8],

@@ -253,6 +253,25 @@ def _row_measurements(rows: Sequence[Row], kept: Sequence[Row], left: int) -> li
     ]
 
 
+def fall_back(ctx: StepContext) -> str:
+    """Leave all rows as they came, for a run that goes on although balancing failed."""
+    rows = rows_before(ctx)
+    facts = rows.facts()
+    write_dataset(DATASET.path(ctx), rows, [1.0] * len(rows))
+    nothing = [None] * len(rows)
+    write_decisions(
+        ctx,
+        rows,
+        nothing,
+        split=[row.split for row in facts],
+        label=[row.label for row in facts],
+        group=nothing,
+        edge_case=nothing,
+        weight=[1.0] * len(rows),
+    )
+    return f"{len(rows)} rows go on unbalanced"
+
+
 def run(ctx: StepContext) -> Evidence:
     """Balance the training rows and write the dataset."""
     config = ctx.config.data

@@ -140,8 +140,11 @@ def _run_steps(run: Run, out: Path) -> None:
             # The input and the base model are sound: the results of an earlier call are obsolete.
             _clear(out)
         run_gate(run, item)
-        audit = pq.read_table(_local(run, audit_of(item).key(run)), columns=["kept"])
-        if not any(audit["kept"].to_pylist()):
+        audit = _local(run, audit_of(item).key(run))
+        if not audit.exists():
+            _say(f"{item} failed and left no rows; the steps after it are not run")
+            return
+        if not any(pq.read_table(audit, columns=["kept"])["kept"].to_pylist()):
             _say(f"{item} kept no row; the steps after it are not run")
             return
     _say(f"{AUDIT_STEP} ({steps} of {steps}) …")

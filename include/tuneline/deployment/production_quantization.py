@@ -23,6 +23,7 @@ from tuneline.artifacts.training import MERGED
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import choose_task, scores
 from tuneline.harness.hardware import this_machine
@@ -198,17 +199,24 @@ def judge(
     ]
 
 
-def make_variants(ctx: StepContext, engine: Engine, renderer: Renderer) -> dict[str, ServedModel]:
-    """Return every variant by name; f16 is always among them.
+def make_variants(
+    ctx: StepContext, engine: Engine, names: Sequence[str], texts: Sequence[str] = ()
+) -> dict[str, ServedModel]:
+    """Return the variants of these names; f16 is always the first of them.
 
     They are made of the exported model or, where the adapter ships unmerged, of the base.
+
+    Args:
+        ctx: the step.
+        engine: the engine that loads them.
+        names: names of the variants.
+        texts: what quantisations calibrate on; f16 needs none.
     """
     apart = run_adapter(ctx, engine) if ships_apart(ctx) else None
     whole = unquantised(ctx) if apart is None else untuned(ctx)
-    texts = calibration_texts(dataset_rows(ctx), renderer)
     ending = ".gguf" if engine.form == "gguf" else ""
     made = {}
-    for name in dict.fromkeys([REFERENCE, *ctx.config.deployment.measured_variants]):
+    for name in dict.fromkeys([REFERENCE, *names]):
         target = ctx.scratch / f"{name}{ending}"
         path = engine.make_variant(name, whole.path, target, texts=texts, log=ctx.log)
         model = whole if path == whole.path else hashed(engine.name, path)
@@ -229,6 +237,29 @@ def keep(ctx: StepContext, engine: Engine, chosen: str, model: ServedModel) -> A
     elif engine.form == "checkpoint" and chosen != REFERENCE:
         shutil.copytree(model.path, CHECKPOINT.path(ctx))
     return None
+
+
+def ship(
+    ctx: StepContext,
+    engine: Engine,
+    name: str,
+    model: ServedModel,
+    *,
+    reason: str,
+    judged_on: Sequence[Row] = (),
+) -> Choice:
+    """Store a variant as the one that ships, and the choice."""
+    choice = Choice(
+        variant=name,
+        engine=engine.name,
+        reason=reason,
+        sha256=model.sha256,
+        bytes=model.bytes,
+        judged_on=[row.row_id for row in judged_on],
+        apart=keep(ctx, engine, name, model),
+    )
+    CHOICE.write(ctx, choice)
+    return choice
 
 
 def measure_variants(
@@ -300,13 +331,29 @@ def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
     return found
 
 
+def fall_back(ctx: StepContext) -> str:
+    """Ship the unquantised variant, for a run that goes on although the choice failed.
+
+    Raises:
+        UserError: if the configuration does not let it ship.
+    """
+    if REFERENCE not in ctx.config.deployment.measured_variants:
+        raise UserError(f"{REFERENCE} is not among deployment.variants")
+    engine = engine_of(ctx)
+    model = make_variants(ctx, engine, [REFERENCE])[REFERENCE]
+    reason = f"{REFERENCE} ships: no variant was measured, since the step failed"
+    ship(ctx, engine, REFERENCE, model, reason=reason)
+    return f"the unquantised model ({REFERENCE}) goes on"
+
+
 def run(ctx: StepContext) -> Evidence:
     """Measure the variants on validation rows, choose one and store its bytes."""
     limits = ctx.config.deployment
     rows = validation_rows(ctx, limits.quality_rows or 2 * rows_for(limits.max_metric_drop))
     engine = engine_of(ctx)
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
-    models = make_variants(ctx, engine, renderer)
+    texts = calibration_texts(dataset_rows(ctx), renderer)
+    models = make_variants(ctx, engine, limits.measured_variants, texts)
     variants = measure_variants(ctx, engine, models, rows, renderer)
     table = [{**asdict(variant), "within_limits": variant.within(limits)} for variant in variants]
     ctx.write_json("variants.json", table)
@@ -320,24 +367,14 @@ def run(ctx: StepContext) -> Evidence:
             [measure("variants_within_limits", 0, "variants", ">=", 1)],
         )
     reason = _reason(chosen, variants, limits)
-    apart = keep(ctx, engine, chosen.name, models[chosen.name])
-    choice = Choice(
-        variant=chosen.name,
-        engine=engine.name,
-        reason=reason,
-        sha256=chosen.sha256,
-        bytes=chosen.bytes,
-        judged_on=[row.row_id for row in rows],
-        apart=apart,
-    )
-    CHOICE.write(ctx, choice)
+    choice = ship(ctx, engine, chosen.name, models[chosen.name], reason=reason, judged_on=rows)
     return ctx.conclude(
         reason,
         [
             *judge(chosen, variants, limits),
             *_numbers(variants),
             measure("rows_judged_on", len(rows), "rows"),
-            measure("adapter_apart", apart is not None, "flag"),
+            measure("adapter_apart", choice.apart is not None, "flag"),
             measure("measured_on_engine", engine.version(), ""),
             measure("measured_on", this_machine().text(), "hardware"),
             measure("chosen_sha256", chosen.sha256, "sha256"),

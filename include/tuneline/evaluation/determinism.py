@@ -1,46 +1,60 @@
-"""determinism: the same prompt at temperature 0 gives the same answer, alone and in a batch.
+"""determinism: the same prompt at temperature 0 gives the same answer, however it is served.
 
-Method: prompts of the validation split are asked repeatedly, alone and among other prompts in
-one batch, and each answer is compared with the first one alone. In a batch engines sum in
-another order, so the same prompt may end in another token (vLLM documents this for its
-batches). The verdict is on the parsed structure of the answers where the task is structured,
+Method: prompts of the validation split are asked repeatedly: alone, in batches of other companions,
+and after a restart of the server. Each answer is compared with the first one alone. In a batch
+engines sum in another order, so the same prompt may end in another token (vLLM documents this for
+its batches). The verdict is on the parsed structure of the answers where the task is structured,
 since callers act on that; the share of equal bytes is reported beside it.
+
+The number of prompts follows from what is to be shown: without a flip, n prompts show with 95 %
+confidence that a share of 0.05^(1/n) of prompts at least answers the same (the exact bound of
+Clopper and Pearson, 1934). Where answers flip, the evidence names the first token that differs, and
+settings are tried until one mends it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 
+from tuneline.data.pii.intervals import share_of
 from tuneline.data.tables.rows import Row
+from tuneline.errors import TunelineError, first_line
+from tuneline.evaluation.repeats.asking import (
+    ALONE,
+    BATCHED,
+    MODES,
+    RESTARTED,
+    Answers,
+    Plan,
+    Repeats,
+    ask,
+)
+from tuneline.evaluation.repeats.flips import View, first_flip, flipped, flipped_in, view_of
+from tuneline.evaluation.repeats.forms import Form, other_forms
+from tuneline.evaluation.repeats.remedies import Tried, mended_by, sentence, try_settings
+from tuneline.evaluation.repeats.serving import serving, tokens_of
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import structure_of
 from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate, scoring_threads, serve
+from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
-from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.base import ServedModel
+
+# Probability that the share of equal answers is below its stated lower end.
+TAIL = 0.05
 
 
-@dataclass(frozen=True)
-class Repeats:
-    """All answers to one prompt.
+def prompts_for(share: float) -> int:
+    """Return the prompts that show a share if none of them flips.
 
-    Attributes:
-        row_id: the row whose prompt was asked.
-        alone: the answers to the prompt alone; the first is the reference.
-        batched: the answers to the prompt among others.
+    Args:
+        share: the share to show, between 0 and 1.
     """
-
-    row_id: str
-    alone: tuple[str, ...]
-    batched: tuple[str, ...]
-
-    def compared(self, mode: str) -> tuple[str, ...]:
-        """Return the answers of one mode, `alone` or `batched`, without the reference."""
-        return self.alone[1:] if mode == "alone" else self.batched
+    return math.ceil(math.log(TAIL) / math.log(share))
 
 
 def identical_share(
@@ -50,7 +64,7 @@ def identical_share(
 
     Args:
         repeats: answers by prompt, at least one.
-        mode: `alone` or `batched`.
+        mode: `alone`, `batched` or `restarted`.
         view: the part of an answer that is compared; by default all of it.
     """
     same = [
@@ -60,18 +74,22 @@ def identical_share(
 
 
 def judge(
-    repeats: Sequence[Repeats], label_field: str | None, min_share: float
+    repeats: Sequence[Repeats],
+    label_field: str | None,
+    min_share: float,
+    view: View | None = None,
 ) -> list[Measurement]:
-    """Compare the answers' structure, alone and batched, with the configured limit.
+    """Compare the answers' structure with the configured limit, in each way they were asked.
 
     Args:
         repeats: answers by prompt, at least one.
         label_field: the field of a JSON answer that holds the class.
         min_share: the smallest share of repeats with the structure of their reference.
+        view: the structure of an answer; None takes it of whole answers.
     """
-    structure = partial(structure_of, label_field=label_field)
+    structure = view or partial(structure_of, label_field=label_field)
     found = []
-    for mode in ("alone", "batched"):
+    for mode in _asked(repeats):
         same = identical_share(repeats, mode, structure)
         found += [
             measure(f"identical_structure_{mode}", same, "share", ">=", min_share),
@@ -80,80 +98,204 @@ def judge(
     return found
 
 
-def collect(
-    client: EngineClient,
+def _asked(repeats: Sequence[Repeats]) -> list[str]:
+    return [mode for mode in MODES if any(entry.compared(mode) for entry in repeats)]
+
+
+def lower_end(repeats: Sequence[Repeats], mode: str, view: View) -> float:
+    """Return the share of prompts that answer the same at least, with 95 % confidence."""
+    same = len(repeats) - len(flipped_in(repeats, mode, view))
+    return share_of(same, len(repeats), TAIL).lower
+
+
+def shown(repeats: Sequence[Repeats], view: View, to_show: float) -> list[Measurement]:
+    """State the share of prompts that never flip, and compare its lower end with what to show."""
+    found = []
+    for mode in _asked(repeats):
+        same = len(repeats) - len(flipped_in(repeats, mode, view))
+        least = round(lower_end(repeats, mode, view), 4)
+        name = f"prompts_that_repeat_{mode}"
+        found += [
+            measure(name, round(same / len(repeats), 4), "share"),
+            # A limit of four digits, so that the bound of just enough prompts is not below it.
+            measure(
+                f"{name}_at_least",
+                least,
+                "share",
+                ">=",
+                round(to_show, 4),
+                on_breach="inconclusive",
+            ),
+        ]
+    return found
+
+
+def _collect(
+    ctx: StepContext, model: ServedModel, rows: Sequence[Row], plan: Plan, file: str
+) -> Answers:
+    """Ask every row in every way; the answers are written also if the server dies."""
+    answers = Answers(rows)
+    try:
+        ask(partial(serving, ctx, model, plan.parallel), rows, plan, answers, log=ctx.log)
+    finally:
+        ctx.write_json(file, [asdict(entry) for entry in answers.repeats()])
+    return answers
+
+
+def _explain(
+    ctx: StepContext,
+    model: ServedModel,
     rows: Sequence[Row],
-    filler: Sequence[Messages],
+    plan: Plan,
     *,
-    repeats: int,
-    parallel: int,
-    max_tokens: int,
-) -> list[Repeats]:
-    """Ask each prompt repeatedly, alone and then among other prompts.
+    repeats: Sequence[Repeats],
+    view: View,
+) -> tuple[list[str], list[Measurement]]:
+    """Find the first token that differs, and the setting that mends it.
 
-    Each batch puts the prompt among other neighbours and at another place, so that no two
-    batches are alike.
-
-    Args:
-        client: a client of the server.
-        rows: the rows whose prompts are repeated.
-        filler: other prompts for the batches, at least one.
-        repeats: number of times that each prompt is asked in each mode.
-        parallel: size of a batch.
-        max_tokens: limit of an answer, in tokens.
+    Returns:
+        Both in sentences, and their measurements; nothing if no answer flips.
     """
-    collected = []
-    for number, row in enumerate(rows):
-        alone = [client.chat(row.prompt, max_tokens=max_tokens).text for _ in range(repeats)]
-        batched = []
-        for turn in range(repeats):
-            start = number * repeats + turn
-            batch = [filler[(start + k) % len(filler)] for k in range(parallel - 1)]
-            place = start % parallel
-            batch.insert(place, row.prompt)
-            answers = client.complete_batch(batch, concurrency=parallel, max_tokens=max_tokens)
-            batched.append(answers[place].text)
-        collected.append(Repeats(row.row_id, tuple(alone), tuple(batched)))
-    return collected
+    flipping = flipped(repeats, view)
+    if not flipping:
+        return [], []
+    flip = first_flip(repeats, view, tokens_of(ctx))
+    assert flip is not None, "an answer flips"
+    served = partial(serving, ctx, model, plan.parallel)
+    tried = try_settings(
+        served,
+        rows,
+        flipping,
+        plan,
+        engine=model.engine,
+        label_field=ctx.config.data.label_field,
+        log=ctx.log,
+    )
+    ctx.write_json("flips.json", {"first": asdict(flip), "settings": [asdict(t) for t in tried]})
+    return (
+        [f"the first to differ: {flip.text()}", sentence(tried)],
+        [
+            measure("prompts_that_flip", len(flipping), "prompts"),
+            measure("first_differing_row", flip.row_id, "row"),
+            measure("first_differing_token", flip.token, "token"),
+            measure("first_token_was", flip.was, "token"),
+            measure("first_token_became", flip.became, "token"),
+            *_of_settings(tried),
+        ],
+    )
+
+
+def _of_settings(tried: Sequence[Tried]) -> list[Measurement]:
+    return [
+        measure("settings_tried", len(tried) - 1, "settings"),
+        measure("mended_by", mended_by(tried), "setting"),
+    ]
+
+
+def _compare_forms(
+    ctx: StepContext,
+    forms: Sequence[Form],
+    shipped: Sequence[Repeats],
+    rows: Sequence[Row],
+    plan: Plan,
+) -> tuple[list[str], list[Measurement]]:
+    """Ask the other forms of the model; return what they show and what was not tried."""
+    said, found = [], []
+    not_tried = [f"{form.name} ({form.why_not})" for form in forms if form.model is None]
+    config = ctx.config
+    for form in forms:
+        if form.model is None:
+            continue
+        ctx.log(f"asking the form {form.name}, which does not ship")
+        try:
+            answers = _collect(ctx, form.model, rows, plan, f"repeats_{form.name}.json")
+        except TunelineError as error:
+            not_tried.append(f"{form.name} ({first_line(error)})")
+            continue
+        view = view_of(config.data.label_field, answers.cut)
+        repeats = answers.repeats()
+        least = min(identical_share(repeats, mode, view) for mode in _asked(repeats))
+        limit = config.evaluation.min_identical_share
+        name = f"identical_structure_{form.name}"
+        found.append(measure(name, least, "share", ">=", limit, on_breach="warn"))
+        pairs = zip(shipped, repeats, strict=True)
+        same = sum(view(ours.alone[0]) == view(theirs.alone[0]) for ours, theirs in pairs)
+        found.append(measure(f"same_as_shipped_{form.name}", round(same / len(rows), 4), "share"))
+        said.append(
+            f"{form.name} repeats itself in {least:.0%} and answers as the shipped form in "
+            f"{same} of {len(rows)}"
+        )
+    found.append(measure("forms_not_tried", ", ".join(not_tried) or "none", "forms"))
+    if not_tried:
+        said.append(f"not tried: {', '.join(not_tried)}")
+    return said, found
+
+
+_WAYS = {ALONE: "alone", BATCHED: "in batches of {}", RESTARTED: "after a restart"}
+
+
+def _finding(repeats: Sequence[Repeats], view: View, plan: Plan, title: str) -> str:
+    """State what the answers show, and no more than their interval supports."""
+    asked = _asked(repeats)
+    ways = [_WAYS[mode].format(plan.parallel) for mode in asked]
+    counts = [len(flipped_in(repeats, mode, view)) for mode in asked]
+    bounds = [lower_end(repeats, mode, view) for mode in asked]
+    begin = (
+        f"{len(repeats)} prompts asked {plan.repeats} times each of {title}, up to "
+        f"{plan.max_tokens} tokens of each answer compared: "
+    )
+    if not any(counts):
+        return (
+            f"{begin}the structure of no answer changed {', '.join(ways)}, which shows with 95 % "
+            f"confidence that at least {_percent(min(bounds))} of prompts keep theirs"
+        )
+    return begin + "; ".join(
+        f"{count} changed {way} (at least {_percent(least)} keep their structure)"
+        for way, count, least in zip(ways, counts, bounds, strict=True)
+    )
+
+
+def _percent(share: float) -> str:
+    """Return a lower end in percent, rounded down."""
+    return f"{math.floor(share * 1000) / 10:g} %"
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Repeat prompts of the validation split against a server of the shipped bytes."""
-    settings, parallel = ctx.config.evaluation, max(2, ctx.config.deployment.parallel)
-    rows = validation_rows(ctx, need=2)
-    count = min(settings.determinism_prompts, len(rows) - 1)
-    chosen = candidate(ctx)
-    with (
-        serve(
-            chosen.model, ctx.config.deployment, threads=scoring_threads(), parallel=parallel
-        ) as server,
-        server.client() as client,
-    ):
-        repeats = collect(
-            client,
-            rows[:count],
-            [row.prompt for row in rows[count:]],
-            repeats=settings.determinism_repeats,
-            parallel=parallel,
-            max_tokens=settings.max_new_tokens,
-        )
-    ctx.write_json("repeats.json", [vars(entry) for entry in repeats])
-    measurements = judge(repeats, ctx.config.data.label_field, settings.min_identical_share)
-    shares = {m.name: m.value for m in measurements}
-    summary = (
-        f"{count} prompts asked {settings.determinism_repeats} times each of "
-        f"{get_engine(chosen.model.engine).title}: the "
-        f"structure of the answer stays the same in {shares['identical_structure_alone']:.0%} of "
-        f"repeats alone and {shares['identical_structure_batched']:.0%} in batches of {parallel}, "
-        f"its bytes in {shares['identical_bytes_alone']:.0%} and "
-        f"{shares['identical_bytes_batched']:.0%}"
+    """Repeat prompts of the validation split against servers of the shipped bytes."""
+    settings = ctx.config.evaluation
+    wanted = settings.determinism_prompts or prompts_for(settings.identical_share_to_show)
+    rows = validation_rows(ctx, wanted, need=2)
+    plan = Plan(
+        settings.determinism_repeats,
+        parallel=max(2, ctx.config.deployment.parallel),
+        max_tokens=min(
+            settings.max_new_tokens, settings.determinism_tokens or settings.max_new_tokens
+        ),
     )
+    chosen = candidate(ctx)
+    answers = _collect(ctx, chosen.model, rows, plan, "repeats.json")
+    repeats = answers.repeats()
+    view = view_of(ctx.config.data.label_field, answers.cut)
+    flips, of_flips = _explain(ctx, chosen.model, rows, plan, repeats=repeats, view=view)
+    forms = other_forms(ctx, chosen, wanted=settings.determinism_forms == "all")
+    others, of_forms = _compare_forms(ctx, forms, repeats, rows, plan)
+    title = get_engine(chosen.model.engine).title
+    few = []
+    if len(rows) < prompts_for(settings.identical_share_to_show):
+        few.append(
+            f"to show {settings.identical_share_to_show:.0%} takes "
+            f"{prompts_for(settings.identical_share_to_show)} prompts without a flip"
+        )
     return ctx.conclude(
-        summary,
+        "; ".join([_finding(repeats, view, plan, title), *flips, *few, *others]),
         [
-            *measurements,
-            measure("prompts", count, "prompts"),
+            *judge(repeats, None, settings.min_identical_share, view),
+            *shown(repeats, view, settings.identical_share_to_show),
+            measure("prompts", len(rows), "prompts"),
             measure("repeats", settings.determinism_repeats, "repeats"),
+            measure("tokens_compared", plan.max_tokens, "tokens"),
+            *of_flips,
+            *of_forms,
             measure("engine", chosen.model.engine, "engine"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],

@@ -34,6 +34,7 @@ from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
+from tuneline.failures import ended_by_error
 from tuneline.governance.release.manifest import put_once, verify, write_manifest
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
@@ -123,13 +124,16 @@ def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path
 def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]:
     """Return the items that measured a model, but not the bytes that ship.
 
-    An item without evidence is left to the checklist. The extraction audit is no item, so that it
+    An item that has no evidence, or whose step ended with an error, has measured nothing; it is
+    left to the checklist. The extraction audit is no item, so that it
     is listed if it was not made at all.
     """
     found = []
     for item in MEASURED_ON_SHIPPED:
         evidence = ctx.run.find_evidence(item)
         if evidence is None or evidence.verdict == Verdict.NOT_APPLICABLE:
+            continue
+        if ended_by_error(evidence):
             continue
         stated = {m.name: m.value for m in evidence.measurements}.get("candidate_sha256")
         if model is None or stated != model.sha256:

@@ -174,6 +174,13 @@ VARIABLES = (
         )
     ),
     Variable(
+        "TUNELINE_AIRFLOW_LAST_TRY",
+        ("steps",),
+        "none",
+        "`True` in the last try of the task that started the step.",
+        internal=True,
+    ),
+    Variable(
         "TUNELINE_BASES",
         ("steps",),
         "none: base models lie in the store",

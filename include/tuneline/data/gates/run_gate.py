@@ -25,6 +25,7 @@ from tuneline.data.gates.suites import SUITES, GateInput, Suite
 from tuneline.data.pii_scrubbing import CANARIES, REVIEW
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Verdict, worse
+from tuneline.failures import ended_by_error
 from tuneline.run import Run
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def run_gate(run: Run, item: str) -> GateResult:
         root = Path(folder)
         tables, problems = _tables(run, entry, root)
         stored = next((ref.rows for ref in entry.artifacts if ref.name == REJECTED), None)
-        if stored is None:
+        if ended_by_error(entry):
+            problems = [f"{item} ended with an error, so that there is nothing to check"]
+        elif stored is None:
             problems.append(f"{item} stored no {REJECTED}")
         suites: list[Suite] = []
         if not problems and stored is not None:

@@ -23,8 +23,8 @@ from tuneline.data.pii.checksums import (
 from tuneline.data.pii.languages import shapes
 from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.safe_harbor import find_demanded
-from tuneline.data.pii.secrets import SECRET_SHAPES, SECRETS
 from tuneline.data.pii.spoken import has_digit_words
+from tuneline.machine.secret_shapes import SECRET_SHAPES, SECRETS
 
 
 def _any_case(pattern: str) -> re.Pattern[str]:

@@ -9,7 +9,7 @@ from tuneline.data.pii.languages import PATTERN_LANGUAGES
 from tuneline.data.pii.numbers import DigitRule
 from tuneline.data.pii.patterns import PATTERN_ENTITIES
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
-from tuneline.data.pii.secrets import SECRETS
+from tuneline.machine.secret_shapes import SECRETS
 
 # GDPR article 4(1): anything that identifies a person, directly or by number or location.
 _GDPR = (

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from tuneline.data.pii.checksums import digits_of, luhn
-from tuneline.data.pii.secrets import SECRETS
+from tuneline.machine.secret_shapes import SECRETS
 
 _CONSTANT = {
     **{entity: f"[{entity}]" for entity in SECRETS},

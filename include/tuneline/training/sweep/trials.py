@@ -29,7 +29,8 @@ from tuneline.artifacts.training import (
 from tuneline.config import PipelineConfig
 from tuneline.data.tables.rows import HOLDOUT
 from tuneline.errors import TunelineError, UserError
-from tuneline.evidence import FileRef, Verdict, measure
+from tuneline.evidence import Evidence, FileRef, Verdict, measure
+from tuneline.failures import ended_by_error
 from tuneline.run import Run, StepContext
 from tuneline.serving.engines.adapter_limits import ranks_asked
 from tuneline.step import execute, store_output
@@ -171,10 +172,10 @@ def _open_trial(run: Run, r: int, dataset: FileRef) -> Run:
 
 def _done(run: Run, step: str) -> bool:
     try:
-        run.entry(step)
+        entry = run.entry(step)
     except UserError:
         return False
-    return True
+    return not (isinstance(entry, Evidence) and ended_by_error(entry))
 
 
 def _leave_rows(ctx: StepContext, dataset: Path, above: str) -> None:

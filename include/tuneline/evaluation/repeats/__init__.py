@@ -1,0 +1,1 @@
+"""What `determinism` repeats, where answers part, and which setting mends it."""

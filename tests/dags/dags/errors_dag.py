@@ -1,0 +1,37 @@
+"""Items of the main DAG one after the other, with their checks, on real pods."""
+
+import json
+import os
+
+from airflow.sdk import DAG, get_current_context, task
+
+from tuneline.catalogue import get_item
+from tuneline.run import Run
+from tuneline_airflow.steps import tasks_of
+
+with DAG("errors") as dag:
+
+    @task
+    def prepare_run() -> str:
+        uri = os.environ["RUN_URI"]
+        pods = Run.open(uri).config.pods.model_dump(mode="json")
+        for key in ("pods", "engine_pods"):
+            get_current_context()["ti"].xcom_push(key=key, value=pods)
+        return uri
+
+    @task
+    def promote() -> None:
+        """Stands where the release stands."""
+
+    before = prepare_run()
+    for item in ("cold_start", "fallback", "health_checks"):
+        step = tasks_of(get_item(item), "llama_cpp")
+        # One try, so that the test does not wait for the next.
+        step.first.retries = 0
+        before >> step.first
+        before = step.last
+    before >> promote()
+
+if __name__ == "__main__":
+    made = dag.test()
+    print(json.dumps({ti.task_id: str(ti.state) for ti in made.get_task_instances()}))
