@@ -26,8 +26,8 @@ from tuneline.data.pii.leak_estimate import (
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.models import describe_model
-from tuneline.data.pii.profiles import recognised, uncovered_languages
+from tuneline.data.pii.ner.describe import describe_models
+from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
 from tuneline.data.pii.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii.workers import worker_count
@@ -85,16 +85,15 @@ def _hits(results: Sequence[Scrubbed]) -> Counter[str]:
     return sum((r.hits for r in results if r.hits), Counter())
 
 
-def _coverage_measurements(config: DataConfig, results: Sequence[Scrubbed]) -> list[Measurement]:
+def _coverage_measurements(
+    config: DataConfig, results: Sequence[Scrubbed], ignored: Sequence[str]
+) -> list[Measurement]:
     """Return the profiles, languages and models in force, and the share of undeclared languages."""
-    models: list[Measurement] = []
-    if config.pii_ner and recognised(config.pii_profile):
-        packages = {code: config.spacy_models.get(code) for code in config.languages}
-        models = [
-            measure(f"model_{code}", describe_model(package), "text")
-            for code, package in packages.items()
-            if package is not None
-        ]
+    models = [
+        measure(f"model_{code}", named, "text") for code, named in describe_models(config).items()
+    ]
+    if config.name_model is not None:
+        models.append(measure("model_labels_ignored", "+".join(ignored) or "none", "text"))
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
@@ -112,7 +111,7 @@ def _coverage_measurements(config: DataConfig, results: Sequence[Scrubbed]) -> l
 
 
 def _uncovered(config: DataConfig) -> dict[str, str]:
-    return uncovered_languages(config.languages, config.pii_profile, config.spacy_models)
+    return uncovered_languages(config.languages, config.pii_profile, config.name_models)
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
@@ -225,7 +224,7 @@ def run(ctx: StepContext) -> Evidence:
     hits = _hits(results)
     measurements = [
         *_row_measurements(results),
-        *_coverage_measurements(config, results),
+        *_coverage_measurements(config, results, scrubber.ignored_labels),
         measure("canary_seed", seed, "text"),
         *form_measurements(trial),
         *leak_rates,

@@ -150,7 +150,7 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     frame, rules = _rows(given)
     frame["kept_residual"] = frame["residual_hits"].where(frame["kept"])
     frame["uncovered_languages"] = len(
-        uncovered_languages(data.languages, data.pii_profile, data.spacy_models)
+        uncovered_languages(data.languages, data.pii_profile, data.name_models)
     )
     rules += [
         between("kept_residual", 0, 0),

@@ -15,6 +15,7 @@ from typing import Any
 
 from tuneline.data.pii.models import load_model
 from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.ner.entity_model import EntityModel
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
@@ -99,6 +100,11 @@ class Recogniser:
         allow: texts that are never names.
         common: words that are not names, from `common_words`.
         english: True if the texts are English, as cues and dictionary are.
+        shared: model of all languages that takes the place of spaCy's.
+
+    Attributes:
+        words: names and ordinary words.
+        ignored_labels: labels of the shared model that name nothing that is looked for.
 
     Raises:
         UserError: if the spaCy package is not installed.
@@ -112,7 +118,10 @@ class Recogniser:
         common: frozenset[str] = frozenset(),
         *,
         english: bool = True,
+        shared: EntityModel | None = None,
     ) -> None:
+        self._shared = shared
+        self.ignored_labels = shared.ignored if shared else ()
         self._english = english
         self._nlp = load_model(model) if model else None
         self._entities = frozenset(entities)
@@ -125,6 +134,10 @@ class Recogniser:
         if "PERSON" in self._entities and self._english:
             for hits, text in zip(found, texts, strict=True):
                 hits.extend(self._by_rules(text))
+        if self._shared is not None:
+            # It was trained to read texts as they are.
+            for hits, text, own in zip(found, texts, self._shared.find(texts), strict=True):
+                hits.extend(hit for hit in own if self._is_allowed(text, hit))
         if self._nlp is not None:
             # In lower case or in capitals a name looks like any word.
             cased = [self._cased(text) for text in texts] if self._english else texts
@@ -133,6 +146,9 @@ class Recogniser:
             ):
                 hits.extend(self._recognised(text, doc))
         return found
+
+    def _is_allowed(self, text: str, hit: Hit) -> bool:
+        return text[hit.start : hit.end].casefold() not in self._allow
 
     def _by_rules(self, text: str) -> Iterator[Hit]:
         """Yield the people that a cue introduces or whose given name is known."""
