@@ -132,6 +132,12 @@ class DeduplicationConfig(Section):
     near_duplicate_jaccard: float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity from which two rows are near-duplicates."
     )
+    template_repeats: int = Field(
+        3,
+        ge=1,
+        description="Rows that stay of those that differ in their personal data alone, which "
+        "scrubbing makes alike; 1 keeps one.",
+    )
     label_conflicts: Literal["reject_all", "keep_majority", "keep"] = Field(
         "reject_all", description="Treatment of equal prompts with different answers."
     )

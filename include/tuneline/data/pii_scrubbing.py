@@ -9,6 +9,8 @@ verdict. A person's review of scrubbed rows gives a second estimate.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +36,7 @@ from tuneline.data.pii.workers import worker_count
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
+    Message,
     read_rows,
     rows_before,
     scrubbed,
@@ -178,6 +181,16 @@ def _trial(ctx: StepContext, trial: Trial) -> None:
     write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
 
 
+def _key(messages: Sequence[Message]) -> str:
+    """Return the key of a row's surrogates.
+
+    Equal conversations get equal surrogates and stay equal, whatever else their source lines hold;
+    different ones get different surrogates, by which deduplication tells them apart.
+    """
+    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _without_text(result: Scrubbed) -> Scrubbed:
     """Return what is counted of a row; rows in which nothing was found share one."""
     if result.hits or result.refused or result.residual or result.foreign:
@@ -196,9 +209,8 @@ def run(ctx: StepContext) -> Evidence:
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
-            # Equal source lines get equal surrogates, so that they stay equal.
             found = scrubber.scrub(
-                [row.row_id.split("-", 1)[0] for row in part],
+                [_key(row.messages) for row in part],
                 [row.messages for row in part],
                 workers,
             )
