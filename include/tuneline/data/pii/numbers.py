@@ -22,8 +22,11 @@ LEAST_ROWS, LEAST_SHARE = 20, 0.001
 # Characters before and after a number in which a word can name its type.
 BEFORE, AFTER = 60, 24
 # Fewest digits of a number by the topic that a word nearby, or a question, gives it.
-_LEAST = {"secret": 3, "code": 3, "card": 4, "ssn": 4, "phone": 4, "account": 4, "business": 4}
+_LEAST = {"secret": 3, "code": 3, "card": 4, "ssn": 4, "phone": 4, "account": 4, "reference": 5,
+          "business": 4}
 _YEAR = re.compile(r"(?:19|20)\d\d")
+# A number of so many digits is no order's just because an order is spoken of.
+_WHOLE = 9
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class DigitRule:
 
     Attributes:
         least: fewest digits of a number that identifies somebody.
-        business: True if numbers of orders, tickets and the like count.
+        business: True if numbers of orders, parcels and the like count.
+        references: True if those of bookings, cases and tickets count, with at least five signs.
         frequent: numbers of the dataset that belong to nobody, from `frequent_numbers`.
     """
 
     least: int
     business: bool
+    references: bool = True
     frequent: frozenset[str] = frozenset()
 
 
@@ -122,6 +127,22 @@ _ENDS = re.compile(
     r"(?: digits?| numbers?)?)(?: [a-z']{1,9}){0,6}\W{0,3}$",
     re.IGNORECASE,
 )
+# Before and after a number that identifies: letters of a plate, policy or serial number.
+_LETTERS_BEFORE = re.compile(r"(?<![\w@'’-])([a-z]{1,3})[ -]$", re.IGNORECASE)
+_LETTERS_AFTER = re.compile(r"[ -]([a-z]{1,3})(?=\W{0,2}$)", re.IGNORECASE)
+_GROUPS_AFTER = re.compile(r"(?: \d{2,6}){1,5}(?![\w.,:/%]\d|\w)")
+_SHORT_WORDS = frozenset(
+    "a i am an and any are as at be box but buy by can day did do due eg eh end eur euro far few "
+    "for gbp get go got had has he her hey hi him his how id ids if im in inr is it its ive just "
+    "lb let lol lot man may me mr mrs ms my new nil no nor not now nr num of off oh ok old on one "
+    "or our out pay pls plz ref re rs say see set she sir six so sum ten thx the then to too try "
+    "two uh um up us usd use via was way we who why x ya yes you yr yup zip".split()
+)
+_TOLD_BY_END = re.compile(
+    r"\bend(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|[.,:/]\d| ?(?:days|years|"
+    r"weeks|months|hours|minutes|am|pm|dollars|euros|percent)\b)",
+    re.IGNORECASE,
+)
 # Words between the name of a number and the number itself.
 _LINK = re.compile(
     r"(?:\W|\b(?:number|num|no|nr|id|code|is|was|are|be|it|its|"
@@ -185,6 +206,7 @@ def identifiers(
         wanted: topics that the turn before asked for.
         rule: rule for numbers that no word of the text explains; None takes none of them.
     """
+    yield from _ends(text)
     candidates = _candidates(text)
     if not candidates:
         return
@@ -198,7 +220,33 @@ def identifiers(
         previous = None
         if entity is not None:
             previous = (candidate.end, entity)
-            yield candidate.start, candidate.end, entity
+            yield *_whole_code(text, candidate, entity), entity
+
+
+def _whole_code(text: str, candidate: _Candidate, entity: str) -> tuple[int, int]:
+    """Return the span of a number with the few letters or groups that belong to it ("hx 209 441")."""
+    start, end = candidate.start, candidate.end
+    if entity != "ID_NUMBER" or candidate.spoken:
+        return start, end
+    lead = _LETTERS_BEFORE.search(text, 0, start)
+    if lead and lead[1].casefold() not in _SHORT_WORDS:
+        start = lead.start(1)
+    if candidate.letters:
+        more = _GROUPS_AFTER.match(text, end)
+        end = more.end() if more else end
+    tail = _LETTERS_AFTER.match(text, end)
+    if tail and tail[1].casefold() not in _SHORT_WORDS:
+        end = tail.end(1)
+    return start, end
+
+
+def _ends(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield the two or three digits by which a number is told ("my account ends in 77")."""
+    for match in _TOLD_BY_END.finditer(text):
+        named = [topic.name for topic in topics(text[: match.start(1)])]
+        known = [name for name in named if name in ("card", "ssn", "phone", "account", "number")]
+        if known:
+            yield match.start(1), match.end(1), ENTITY_OF.get(known[-1], "ID_NUMBER")
 
 
 def alike(text: str, lengths: frozenset[int]) -> Iterator[tuple[int, int, str]]:
@@ -226,19 +274,32 @@ def _entity(
     """Return the entity type of a candidate, None if it identifies nobody."""
     before = text[max(0, candidate.start - BEFORE) : candidate.start]
     near, adjacent = _nearest(text, candidate)
-    business = rule is not None and rule.business
-    unwanted = (near == "business" and not business) or (near == "code" and rule is None)
+    if near == "business" and not adjacent and candidate.digits >= _WHOLE:
+        # The word is about something else in the same sentence.
+        near = None
+    unwanted = near in _uncounted(rule) or (near == "code" and rule is None)
     if unwanted or _is_quantity(before, candidate, adjacent):
         return None
     named = _named(before, candidate, near, adjacent, within=rule is not None)
     if named is not None or rule is None:
         return named
-    topics_wanted = wanted & NUMBER_TOPICS - (frozenset() if business else {"business"})
+    topics_wanted = (wanted & NUMBER_TOPICS) - _uncounted(rule)
     if _fits_any(topics_wanted, candidate) and not _is_dated(before, candidate):
         return _wanted_entity(candidate, topics_wanted)
     other = bool({"address", "birth"} & wanted) and candidate.digits < 9
     free = (bare and candidate.digits >= 4) or _is_free(before, candidate, rule)
     return _by_shape(candidate) if free and not other else None
+
+
+def _uncounted(rule: DigitRule | None) -> frozenset[str]:
+    """Return the topics whose numbers are the business's own under a rule."""
+    if rule is None:
+        return frozenset({"business", "reference"})
+    return frozenset(
+        name
+        for name, counts in (("business", rule.business), ("reference", rule.references))
+        if not counts
+    )
 
 
 def _named(
@@ -293,6 +354,8 @@ def _is_round(candidate: _Candidate) -> bool:
 
 def _fits(topic: str, candidate: _Candidate) -> bool:
     if candidate.letters:
+        if topic == "reference":
+            return len(_key(candidate.value)) >= _LEAST[topic]
         return topic in ("account", "secret", "code", "business", "ssn") and candidate.digits >= 2
     return candidate.digits >= _LEAST[topic]
 

@@ -22,7 +22,7 @@ from tuneline.data.pii.checksums import (
 )
 from tuneline.data.pii.languages import shapes
 from tuneline.data.pii.numbers import numbers_near_words
-from tuneline.data.pii.safe_harbor import find_demanded
+from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE, find_demanded
 from tuneline.data.pii.secrets import SECRET_SHAPES, SECRETS
 from tuneline.data.pii.spoken import has_digit_words
 
@@ -59,6 +59,9 @@ _RANK = {
     entity: rank
     for rank, entity in enumerate((*SECRETS, "URL", *PATTERN_ENTITIES[len(SECRETS) :], "DATE"))
 }
+
+# Types that a part of a street address can be taken for.
+_PARTS = frozenset({"ID_NUMBER", "PHONE_NUMBER"})
 
 # Unusual dashes, spaces and digits are replaced by one character each, so that positions stay.
 _PLAIN = {
@@ -155,6 +158,48 @@ _BIRTH = _any_case(
     + _DATE
     + r")(?!\d)"
 )
+BIRTH_REACH = 40
+_BIRTH_WORD = _any_case(
+    r"\b(?:born|date of birth|birth ?date|birth ?day|d\.?o\.?b\b\.?)(?: (?:is|was|on|in|the))*"
+)
+_BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
+_SHORT_DATE = re.compile(
+    r"(?<![\w./-])(?:\d{1,2}[./ -]\d{1,2}[./ -](?:\d{4}|\d{2})|\d{8}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
+)
+_PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "wifi key", "wi-fi key")
+_PASSWORD_CUE = _any_case(
+    r"\b(?:pass ?(?:word|code|phrase|key)|pwd|(?:memorable|secret|security|safe) (?:word|phrase|"
+    r"answer)|wi-?fi key|network key)"
+    r"(?P<link>(?: (?:on|for|at|of) [a-z ]{1,24})?(?: ?(?:is|was|it'?s|:|=|to|set to|changed to)(?: now)?)+)?"
+    r"[ \"'‘“]+"
+)
+_PASSWORD_VALUE = _any_case(r"([^\s,;!?\"“”]+(?: (?!\W)[^\s,;!?\"“”]+){0,3})")
+# What follows the word without being one.
+_NOT_PASSWORDS = frozenset(
+    "a about accepted after again all already also always an and any are as asked at back be "
+    "because been before being blocked but by can cannot changed code correct could did does "
+    "done don't dont email enabled entered entry even expired failed field for form forgotten from "
+    "get gone good had has have help hint how i if ill im in incorrect instead invalid is isn't "
+    "isnt it it's its just keeps know last like link locked log login longer lost manager may me "
+    "missing more must my needed needs never no not now number of off ok okay old on once one only "
+    "or our out over page please pls policy prompt properly protected protection recovery rejected "
+    "required requirements reset resets resetting right safe same saved screen secure security "
+    "set shared should shown so some still strong stolen supposed than that the their them then "
+    "there they this thanks though through to today too too try twice typed u under unknown until "
+    "up updated use used valid very visible was we weak well were what when where which while who "
+    "why will with without won't wont work working works would wrong you your".split()
+)
+# Where a password of words ends.
+_AFTER_PASSWORD = frozenset(
+    "a and are but can could do does doesn't doesnt for from has have how i i'm im if in is isn't "
+    "isnt it it's its keeps my not now of on or please pls so thanks that the then this to was "
+    "what when where which why will with won't wont works would you your".split()
+)
+# A street without a number, where somebody lives.
+_LIVES_ON = _any_case(
+    r"\b(?:live[sd]?|living|resid\w+|moved?|staying) (?:on|at|to) ((?:[^\W\d_][\w'’.-]* ){1,3}"
+    r"(?:street|avenue|ave|road|lane|boulevard|blvd|terrace|parkway|crescent|close|gardens|drive))\b"
+)
 _ID_NAMED = _any_case(
     r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
     r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
@@ -235,6 +280,54 @@ _NOT_IN_STREET = frozenset(
     "under until up was way weeks week when with within years year you your block blocks pounds "
     "percent points steps star".split()
 )
+# What may follow a street, in this order of preference.
+_MOST_PARTS = 5
+_PLACE = r"(?: [^\W\d_][\w'’.-]*)"
+_ZIP = r"(?:\d{4,6}(?:-\d{3,4})?|[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
+_NEXT_PART = tuple(
+    map(
+        _any_case,
+        (
+            r",? ?(?:apt|apartment|suite|unit|flat|floor|room|bldg|building)\b\.? ?#?\w{1,6}(?!\w)",
+            rf",? {_ZIP}",
+            rf",?{_PLACE}{{1,4}}?,? {_ZIP}",
+            rf",?{_PLACE}{{1,3}}?,? (?:{_STATES})\b",
+            rf",{_PLACE}{{1,3}}(?=,|\W*$)",
+            rf"{_PLACE}{{1,4}}(?=\W*$)",
+        ),
+    )
+)
+_HOUSE_BEFORE = re.compile(r"(?<![\w.,:#$€£-])(\d{1,6}) $")
+# Lines of an envelope: few words, one with a house number, a later one with a postal code.
+_LINE = re.compile(r"[^\n]+")
+_LINE_WORDS = 6
+_STREET_LINE = _any_case(r"\d{1,6}[a-z]?,? [^\W\d_].*|[^\W\d_].* \d{1,5}[a-z]?")
+_CODE_LINE = _any_case(rf"(?<!\w){_ZIP}$")
+# Words that end an address.
+_NOT_IN_PLACE = frozenset(
+    "a about after again also am an and any are asap as because been before but by call can card "
+    "could do does door for from give had has have he her here hi his i if im is it its just later "
+    "let lets living me moved my near next not now number ok okay on or order our phone please pls "
+    "plz right she since sir so soon still than thank thanks that the their them then they this to "
+    "today tomorrow tonight until up us was we well were what when where which while who will with "
+    "would yes you your".split()
+)
+# Streets as they are written elsewhere: the number last, or the kind of street first.
+_ABROAD = tuple(
+    map(
+        _any_case,
+        (
+            r"(?<![\w@-])(?:\d{1,5} )?[^\W\d_][\w'’-]{2,}(?:straße|strasse|str\.|gasse|weg|allee|platz|"
+            r"straat|laan|gatan|vägen|katu|kuja|tie|vej|gade|veien|gata|utca|stræde)"
+            r" \d{1,4}[a-z]?(?![\w%]|[.,:]\d)",
+            r"(?<![\w@-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|ulica|ul|"
+            r"trg|praça|plaza|strada|corso|chemin)\.?(?: [^\W\d_][\w'’.-]*){1,4},? \d{1,4}"
+            r"(?:[a-z]|/\d{1,4}|(?=\W|$))",
+            r"(?<![\w@-])\d{1,4},? (?:bis |ter )?(?:rue|avenue|boulevard|place|chemin|allée|impasse|quai|"
+            r"via|viale|calle|rua)(?: (?:de|du|des|la|le|les|l|d|da|do))*(?: [^\W\d_][\w'’.-]*){1,2}",
+        ),
+    )
+)
 _LONG_HOUSE = re.compile(r"\d{3}")
 _SHORT_KINDS = frozenset("st dr ct pl sq cir".split())
 _DIGIT = re.compile(r"\d")
@@ -259,6 +352,11 @@ def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = (
 def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
     """Drop hits that overlap one of an earlier type, or a longer one of the same type."""
     chosen: list[Hit] = []
+    hits = list(hits)
+    streets = [hit for hit in hits if hit.entity == "STREET_ADDRESS"]
+    if streets:
+        # The parts of an address are no numbers of their own ("Boise, ID 83709").
+        hits = [hit for hit in hits if hit.entity not in _PARTS or not _within(hit, streets)]
     ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
     for hit in ranked:
         # Chosen hits do not overlap each other, so only two of them can overlap this one.
@@ -267,6 +365,14 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
         if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
             chosen.insert(at, hit)
     return chosen
+
+
+def _within(hit: Hit, longer: Sequence[Hit]) -> bool:
+    size = hit.end - hit.start
+    return any(
+        other.start <= hit.start and hit.end <= other.end and size < other.end - other.start
+        for other in longer
+    )
 
 
 def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
@@ -286,15 +392,20 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
     digit = _DIGIT.search(text) is not None
     spoken = has_digit_words(lowered)
     # The fields of a JSON answer are no sentence; its strings are looked at one by one.
+    if digit or spoken:
+        yield from _addresses(text)
     if (digit or spoken) and not text.startswith("{"):
         yield from (Hit(*found) for found in numbers_near_words(text))
-    if spoken and not digit:
-        yield from _addresses(text)
+    if "born" in lowered or "birth" in lowered or "dob" in lowered or "d.o.b" in lowered:
+        yield from _births(text)
+    if any(hint in lowered for hint in _PASSWORD_HINTS):
+        yield from _passwords(text)
+    if " on " in lowered or " at " in lowered:
+        yield from _hits(text, _LIVES_ON, "STREET_ADDRESS")
     if not digit:
         return
     if _DIGITS.search(text):
         yield from _numbers(text, lowered)
-    yield from _addresses(text)
     for language in languages:
         for shape in shapes(language):
             yield from _hits(text, shape.pattern, shape.entity, shape.valid)
@@ -337,9 +448,44 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
             if is_ipv4(match[0]) and not _VERSION.search(text, 0, match.start()):
                 yield Hit(match.start(), match.end(), "IP_ADDRESS")
     yield from _phones(text)
-    if "b" in lowered:
-        yield from _hits(text, _BIRTH, "BIRTH_DATE")
     yield from _hits(text, _ID_NAMED, "ID_NUMBER")
+
+
+def _births(text: str) -> Iterator[Hit]:
+    """Yield the dates after a word for birth, in digits or as they are said."""
+    yield from _hits(text, _BIRTH, "BIRTH_DATE")
+    for cue in _BIRTH_WORD.finditer(text):
+        for pattern in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE):
+            match = pattern.search(text, cue.end(), cue.end() + BIRTH_REACH)
+            if match and "?" not in text[cue.end() : match.start()]:
+                yield Hit(match.start(), match.end(), "BIRTH_DATE")
+                year = _BORN_IN.search(text, cue.end(), match.start())
+                if year:
+                    yield Hit(year.start(), year.end(), "BIRTH_DATE")
+                break
+
+
+def _passwords(text: str) -> Iterator[Hit]:
+    """Yield the words after "password is" and the like, if they can be one."""
+    for cue in _PASSWORD_CUE.finditer(text):
+        words = _PASSWORD_VALUE.match(text, cue.end())
+        if words is None:
+            continue
+        said = words[1].casefold().split()
+        linked = cue["link"] is not None
+        if said[0].strip("'\"") in _NOT_PASSWORDS or (not linked and _is_sentence(said)):
+            continue
+        end = words.start(1)
+        for word in re.finditer(r"\S+", words[1]):
+            if end > words.start(1) and word[0].casefold() in _AFTER_PASSWORD:
+                break
+            end = words.start(1) + word.end()
+        yield Hit(words.start(1), words.start(1) + len(text[words.start(1) : end].rstrip(".,!?'\"")),
+                  "PASSWORD")
+
+
+def _is_sentence(said: Sequence[str]) -> bool:
+    return len(said) > 3 or not _AFTER_PASSWORD.isdisjoint(said)
 
 
 def _phones(text: str) -> Iterator[Hit]:
@@ -363,6 +509,47 @@ def _phones(text: str) -> Iterator[Hit]:
 
 
 def _addresses(text: str) -> Iterator[Hit]:
+    """Yield street addresses with the unit, place and postal code that follow."""
+    for hit in _streets(text):
+        # A street may have a number for a name ("3485 615 benedum drive").
+        house = _HOUSE_BEFORE.search(text, 0, hit.start)
+        start = house.start(1) if house and text[hit.start].isdigit() else hit.start
+        yield Hit(start, _address_end(text, hit.end), hit.entity)
+    if text.count("\n") > 1:
+        yield from _blocks(text)
+
+
+def _blocks(text: str) -> Iterator[Hit]:
+    """Yield the lines of addresses that are written as on an envelope, from street to code."""
+    street: int | None = None
+    lines = list(_LINE.finditer(text))
+    for number, line in enumerate(lines):
+        said = line[0].strip()
+        if not said or len(said.split()) > _LINE_WORDS:
+            street = None
+        elif street is None:
+            street = number if _STREET_LINE.fullmatch(said) else None
+        elif _CODE_LINE.search(said):
+            for own in lines[street : number + 1]:
+                lead = len(own[0]) - len(own[0].lstrip())
+                yield Hit(own.start() + lead, own.start() + len(own[0].rstrip()), "STREET_ADDRESS")
+            street = None
+
+
+def _address_end(text: str, end: int) -> int:
+    """Return the end of an address whose street ends at `end`."""
+    for _ in range(_MOST_PARTS):
+        for pattern in _NEXT_PART:
+            match = pattern.match(text, end)
+            if match and _NOT_IN_PLACE.isdisjoint(re.findall(r"[^\W\d_]+", match[0].casefold())):
+                end = match.end()
+                break
+        else:
+            break
+    return end
+
+
+def _streets(text: str) -> Iterator[Hit]:
     for match in _ADDRESS.finditer(text):
         words = match[1].lower().replace(".", "").split()
         if _NOT_IN_STREET.intersection(words):
@@ -380,3 +567,5 @@ def _addresses(text: str) -> Iterator[Hit]:
         if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
             yield Hit(street.start(1), street.end(1), "STREET_ADDRESS")
     yield from _hits(text, _PO_BOX, "STREET_ADDRESS")
+    for pattern in _ABROAD:
+        yield from _hits(text, pattern, "STREET_ADDRESS")
