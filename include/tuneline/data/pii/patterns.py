@@ -170,7 +170,8 @@ _PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "wifi key",
 _PASSWORD_CUE = _any_case(
     r"\b(?:pass ?(?:word|code|phrase|key)|pwd|(?:memorable|secret|security|safe) (?:word|phrase|"
     r"answer)|wi-?fi key|network key)"
-    r"(?P<link>(?: (?:on|for|at|of) [a-z ]{1,24})?(?: ?(?:is|was|it'?s|:|=|to|set to|changed to)(?: now)?)+)?"
+    r"(?P<link>(?: (?:on|for|at|of) [a-z ]{1,24})?(?: ?(?:is|was|it'?s|:|=|(?:re)?set to|changed to)"
+    r"(?: now)?)+)?"
     r"[ \"'‘“]+"
 )
 _PASSWORD_VALUE = _any_case(r"([^\s,;!?\"“”]+(?: (?!\W)[^\s,;!?\"“”]+){0,3})")
@@ -189,6 +190,8 @@ _NOT_PASSWORDS = frozenset(
     "up updated use used valid very visible was we weak well were what when where which while who "
     "why will with without won't wont work working works would wrong you your".split()
 )
+# What became of a password, and how.
+_STATE_WORD = re.compile(r"[a-z]{2,}(?:ed|ly|ing)")
 # Where a password of words ends.
 _AFTER_PASSWORD = frozenset(
     "a and are but can could do does doesn't doesnt for from has have how i i'm im if in is isn't "
@@ -472,8 +475,10 @@ def _passwords(text: str) -> Iterator[Hit]:
         if words is None:
             continue
         said = words[1].casefold().split()
-        linked = cue["link"] is not None
-        if said[0].strip("'\"") in _NOT_PASSWORDS or (not linked and _is_sentence(said)):
+        first = said[0].strip("'\".")
+        if first in _NOT_PASSWORDS or _STATE_WORD.fullmatch(first):
+            continue
+        if cue["link"] is None and _is_sentence(said):
             continue
         end = words.start(1)
         for word in re.finditer(r"\S+", words[1]):
