@@ -40,7 +40,7 @@ _SURE_CUE = re.compile(
 _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|spoke to|spoke with|"
-    r"talked to|belongs to),?\s+" + _NAMES,
+    r"talked to|belongs to|(?:full|first|last|family|given) name),?\s+" + _NAMES,
     re.IGNORECASE,
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
@@ -56,7 +56,7 @@ _CUE_WORDS = frozenset(
 )
 _PERSON_CUE_WORDS = frozenset(
     "am m this dear hi hello signed regards sincerely thanks cheers thank ask call calls speak "
-    "spoke talked belongs welcome through".split()
+    "spoke talked belongs welcome through name".split()
 )
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
@@ -195,7 +195,8 @@ class Recogniser:
             lowered = following[1].rstrip(".").casefold()
             if lowered in self.words.not_people or lowered in self.words.common:
                 break
-            if not cased and not self.words.is_strange(lowered):
+            family = self.words.is_listed(lowered) and not self.words.is_everyday(lowered)
+            if not cased and not family and not self.words.is_strange(lowered):
                 break
             end = following.end(1)
         return end
@@ -215,7 +216,9 @@ class Recogniser:
                 break
             if cased and not bare[0].isupper():
                 break
-            if stop == start and not named(lowered):
+            # In edited text a name may be one letter away from a word.
+            sure = named != self.words.is_given and cased and not is_ordinary(lowered)
+            if stop == start and not named(lowered) and not sure:
                 break
             if stop > start and not (
                 cased or known or len(bare) == 1 or self.words.is_strange(lowered)

@@ -25,6 +25,8 @@ BEFORE, AFTER = 60, 24
 _LEAST = {"secret": 3, "code": 3, "card": 4, "ssn": 4, "phone": 4, "account": 4, "reference": 5,
           "business": 4}
 _YEAR = re.compile(r"(?:19|20)\d\d")
+# Fewer digits one by one may be a list.
+_READ_OUT = 7
 # A number of so many digits is no order's just because an order is spoken of.
 _WHOLE = 9
 
@@ -386,7 +388,8 @@ def _is_free(before: str, candidate: _Candidate, rule: DigitRule) -> bool:
         longest = max(map(len, groups))
         return longest >= rule.least or candidate.digits > rule.least
     if len(groups) > 2 and max(map(len, groups)) <= 2:
-        return False
+        # Digits with spaces between them, as one reads out a number.
+        return max(map(len, groups)) == 1 and candidate.digits >= max(rule.least, _READ_OUT)
     return candidate.digits >= rule.least
 
 

@@ -170,11 +170,18 @@ _PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "wifi key",
 _PASSWORD_CUE = _any_case(
     r"\b(?:pass ?(?:word|code|phrase|key)|pwd|(?:memorable|secret|security|safe) (?:word|phrase|"
     r"answer)|wi-?fi key|network key)"
-    r"(?P<link>(?: (?:on|for|at|of) [a-z ]{1,24})?(?: ?(?:is|was|it'?s|:|=|(?:re)?set to|changed to)"
+    r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?(?: (?:on|for|at|of) [a-z ]{1,24})?(?: ?(?:is|was|it'?s|:|=|(?:re)?set to|changed to)"
     r"(?: now)?)+)?"
     r"[ \"'‘“]+"
 )
-_PASSWORD_VALUE = _any_case(r"([^\s,;!?\"“”]+(?: (?!\W)[^\s,;!?\"“”]+){0,3})")
+_PASSWORD_VALUE = _any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")
+# The value before the word; what asks or points is none.
+_PASSWORD_AFTER = _any_case(
+    r"(?<!\S)[\"'‘“]?(?!(?:what|whats|this|that|these|it|which|where|here|how|who|why|there|and|so|one|"
+    r"below|above|because|when|if|whatever|problem|issue|reason|question|i|he|she|but|or|error|also)\b)"
+    r"([^\s\"“”’]{3,})[\"'’”]? (?:is|was) (?:the|my|our|his|her|your) (?:[a-z-]{2,8} )?"
+    r"(?:pass ?(?:word|code|phrase)|pwd|pass)\b(?! (?:manager|policy|reset))"
+)
 # What follows the word without being one.
 _NOT_PASSWORDS = frozenset(
     "a about accepted after again all already also always an and any are as asked at back be "
@@ -237,11 +244,12 @@ _PLACE_AFTER = (
 )
 _SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
 _ADDRESS = _any_case(
-    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|(?:"
+    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
     + _SPOKEN_DIGITS
     + r")(?: (?:"
     + _SPOKEN_DIGITS
-    + r")){1,4}),? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
+    + r")){1,4})(?:,? |(?<=\d)(?=[^\W\d_]{3}))"
+    r"((?:(?:\d{1,3}(?:st|nd|rd|th)|[^\W\d_][\w'.-]*) ){1,3}?)(?:(?:"
     + _STREET_KINDS
     + r")|(?P<unsure>"
     + _STREET_KINDS_UNSURE
@@ -252,7 +260,13 @@ _ADDRESS = _any_case(
 _ADDRESS_WORDS = _any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
     r"deliver(?:ed|y)?|moved?|moving|located|"
-    r"house|home|flat|door)\b[^\d\n]{0,30}$"
+    r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
+    r"[^\d\n]{0,30}$"
+)
+_IS_ADDRESS = _any_case(r"\W{1,3}is (?:the|my|our|her|his) [a-z ]{0,12}address")
+# Postal codes with letters, where something else speaks of a place.
+_CODE_ALONE = _any_case(
+    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
 )
 # As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
 _FLAT_NUMBER = _any_case(
@@ -323,7 +337,7 @@ _ABROAD = tuple(
             r"(?<![\w@-])(?:\d{1,5} )?[^\W\d_][\w'’-]{2,}(?:straße|strasse|str\.|gasse|weg|allee|platz|"
             r"straat|laan|gatan|vägen|katu|kuja|tie|vej|gade|veien|gata|utca|stræde)"
             r" \d{1,4}[a-z]?(?![\w%]|[.,:]\d)",
-            r"(?<![\w@-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|ulica|ul|"
+            r"(?<![\w@./-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|ulica|ul|"
             r"trg|praça|plaza|strada|corso|chemin)\.?(?: [^\W\d_][\w'’.-]*){1,4},? \d{1,4}"
             r"(?:[a-z]|/\d{1,4}|(?=\W|$))",
             r"(?<![\w@-])\d{1,4},? (?:bis |ter )?(?:rue|avenue|boulevard|place|chemin|allée|impasse|quai|"
@@ -403,6 +417,7 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
         yield from _births(text)
     if any(hint in lowered for hint in _PASSWORD_HINTS):
         yield from _passwords(text)
+        yield from _named_after(text)
     if " on " in lowered or " at " in lowered:
         yield from _hits(text, _LIVES_ON, "STREET_ADDRESS")
     if not digit:
@@ -475,10 +490,10 @@ def _passwords(text: str) -> Iterator[Hit]:
         if words is None:
             continue
         said = words[1].casefold().split()
-        first = said[0].strip("'\".")
+        first = said[0].strip("'\".,!?")
         if first in _NOT_PASSWORDS or _STATE_WORD.fullmatch(first):
             continue
-        if cue["link"] is None and _is_sentence(said):
+        if cue["link"] is None and (_is_sentence(said) or said[-1].endswith("?")):
             continue
         end = words.start(1)
         for word in re.finditer(r"\S+", words[1]):
@@ -487,6 +502,12 @@ def _passwords(text: str) -> Iterator[Hit]:
             end = words.start(1) + word.end()
         yield Hit(words.start(1), words.start(1) + len(text[words.start(1) : end].rstrip(".,!?'\"")),
                   "PASSWORD")
+
+
+def _named_after(text: str) -> Iterator[Hit]:
+    for match in _PASSWORD_AFTER.finditer(text):
+        if match[1].casefold() not in _NOT_PASSWORDS:
+            yield Hit(match.start(1), match.end(1), "PASSWORD")
 
 
 def _is_sentence(said: Sequence[str]) -> bool:
@@ -562,7 +583,10 @@ def _streets(text: str) -> Iterator[Hit]:
         named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
         before = text[max(0, match.start() - 40) : match.start()]
         sure = match["unsure"] in _SHORT_KINDS and _LONG_HOUSE.match(match[0])
-        if match["unsure"] and not sure and not named and not _ADDRESS_WORDS.search(before):
+        # All that a turn says, besides a word or two.
+        whole = len(text.split()) <= len(match[0].split()) + 2
+        told = whole or _ADDRESS_WORDS.search(before) or _IS_ADDRESS.match(text, match.end())
+        if match["unsure"] and not sure and not named and not told:
             continue
         yield Hit(match.start(), match.end(), "STREET_ADDRESS")
     for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
@@ -574,3 +598,7 @@ def _streets(text: str) -> Iterator[Hit]:
     yield from _hits(text, _PO_BOX, "STREET_ADDRESS")
     for pattern in _ABROAD:
         yield from _hits(text, pattern, "STREET_ADDRESS")
+    for match in _CODE_ALONE.finditer(text):
+        before = re.sub(r"\d", "", text[max(0, match.start() - 40) : match.start()])
+        if _ADDRESS_WORDS.search(before):
+            yield Hit(match.start(), match.end(), "STREET_ADDRESS")

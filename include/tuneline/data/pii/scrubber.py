@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -137,6 +138,20 @@ class Scrubber:
         """Return the hits that are not on the allow-list."""
         allow = self._settings.allow
         return [h for h in hits if not allow or text[h.start : h.end].casefold() not in allow]
+
+    def masking(self) -> Scrubber:
+        """Return this scrubber with `[ENTITY]` in place of each surrogate.
+
+        What is left can then be told from a surrogate that happens to have the same digit.
+        """
+        every = (*PATTERN_ENTITIES, *DEMANDED_ONLY, *NER_ENTITIES, *self.custom_entities)
+        actions = {entity: "mask" for entity in every} | {
+            entity: "reject_row" for entity in self._refused
+        }
+        other = copy(self)
+        other._settings = replace(self._settings, actions=actions)
+        other._masked = frozenset(every) - self._refused
+        return other
 
     def scrub(
         self, keys: Sequence[str], batch: Sequence[Sequence[Message]], workers: int = 1
