@@ -199,7 +199,8 @@ def test_rows_that_differ_in_personal_data_alone_stay_up_to_a_limit():
         ["masked_duplicate", "masked_duplicate"],
     )
     alone = deduplicate(rows, config(template_repeats=1))
-    assert sum(reason is None for reason in alone.reasons) == 1 and not any(alone.variety)
+    assert sum(reason is None for reason in alone.reasons) == 1
+    assert not any(alone.variety)
 
 
 def test_what_differs_beyond_its_values_is_a_near_duplicate():
@@ -213,7 +214,8 @@ def test_another_class_is_no_variety():
     rows = [called(n, name) for n, name in enumerate(["Kim Doe", "Lee Marlow", "Dana Ellery"])]
     rows.append(called(3, "Robin Harper", label="b"))
     found = deduplicate(rows, config())
-    assert found.reasons[3] is not None and found.reasons[:3] == [None] * 3
+    assert found.reasons[3] is not None
+    assert found.reasons[:3] == [None] * 3
 
 
 def code_of(reason):
@@ -229,7 +231,8 @@ def test_scrubbing_takes_no_row_away_that_was_different(data_lab):
     assert value(entry, "equal_only_after_masking_kept") == 2
     # Of seven rows three stay; one of the four that leave is a copy.
     gone = Counter(code(r) for r in lab.rejected(ITEM))
-    assert gone.total() == 4 and gone["exact_duplicate"] <= 1
+    assert gone.total() == 4
+    assert gone["exact_duplicate"] <= 1
     assert value(entry, "equal_only_after_masking_removed") == gone["masked_duplicate"] >= 3
     lab.agree(ITEM, "pass")
 

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from tuneline.data.pii.addresses import street_addresses, streets_of_home
+from tuneline.data.pii.births import birth_dates
 from tuneline.data.pii.checksums import (
     digits_of,
     iban_end,
@@ -22,7 +24,8 @@ from tuneline.data.pii.checksums import (
 )
 from tuneline.data.pii.languages import shapes
 from tuneline.data.pii.numbers import numbers_near_words
-from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE, find_demanded
+from tuneline.data.pii.passwords import password_words
+from tuneline.data.pii.safe_harbor import find_demanded
 from tuneline.data.pii.secrets import SECRET_SHAPES, SECRETS
 from tuneline.data.pii.spoken import has_digit_words
 
@@ -147,69 +150,6 @@ _PHONE_NATIONAL = re.compile(
     r"(?<![\w.,-])(?<!\d[ -])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
 )
 _PHONE_NAMED = _any_case(r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)")
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
-_DATE = (
-    r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}|"
-    rf"{_DAY}(?: of)? {_MONTH}\.?,? \d{{4}}|{_MONTH}\.? {_DAY},? \d{{4}})"
-)
-_BIRTH = _any_case(
-    r"\b(?:born(?: on)?|date of birth|birth ?date|birthday|d\.?o\.?b\.?)\b[^\d\n]{0,12}?\b("
-    + _DATE
-    + r")(?!\d)"
-)
-BIRTH_REACH = 40
-_BIRTH_WORD = _any_case(
-    r"\b(?:born|date of birth|birth ?date|birth ?day|d\.?o\.?b\b\.?)(?: (?:is|was|on|in|the))*"
-)
-_BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
-_SHORT_DATE = re.compile(
-    r"(?<![\w./-])(?:\d{1,2}[./ -]\d{1,2}[./ -](?:\d{4}|\d{2})|\d{8}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
-)
-_PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "wifi key", "wi-fi key")
-_PASSWORD_CUE = _any_case(
-    r"\b(?:pass ?(?:word|code|phrase|key)|pwd|(?:memorable|secret|security|safe) (?:word|phrase|"
-    r"answer)|wi-?fi key|network key)"
-    r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?(?: (?:on|for|at|of) [a-z ]{1,24})?(?: ?(?:is|was|it'?s|:|=|(?:re)?set to|changed to)"
-    r"(?: now)?)+)?"
-    r"[ \"'‘“]+"
-)
-_PASSWORD_VALUE = _any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")
-# The value before the word; what asks or points is none.
-_PASSWORD_AFTER = _any_case(
-    r"(?<!\S)[\"'‘“]?(?!(?:what|whats|this|that|these|it|which|where|here|how|who|why|there|and|so|one|"
-    r"below|above|because|when|if|whatever|problem|issue|reason|question|i|he|she|but|or|error|also)\b)"
-    r"([^\s\"“”’]{3,})[\"'’”]? (?:is|was) (?:the|my|our|his|her|your) (?:[a-z-]{2,8} )?"
-    r"(?:pass ?(?:word|code|phrase)|pwd|pass)\b(?! (?:manager|policy|reset))"
-)
-# What follows the word without being one.
-_NOT_PASSWORDS = frozenset(
-    "a about accepted after again all already also always an and any are as asked at back be "
-    "because been before being blocked but by can cannot changed code correct could did does "
-    "done don't dont email enabled entered entry even expired failed field for form forgotten from "
-    "get gone good had has have help hint how i if ill im in incorrect instead invalid is isn't "
-    "isnt it it's its just keeps know last like link locked log login longer lost manager may me "
-    "missing more must my needed needs never no not now number of off ok okay old on once one only "
-    "or our out over page please pls policy prompt properly protected protection recovery rejected "
-    "required requirements reset resets resetting right safe same saved screen secure security "
-    "set shared should shown so some still strong stolen supposed than that the their them then "
-    "there they this thanks though through to today too too try twice typed u under unknown until "
-    "up updated use used valid very visible was we weak well were what when where which while who "
-    "why will with without won't wont work working works would wrong you your".split()
-)
-# What became of a password, and how.
-_STATE_WORD = re.compile(r"[a-z]{2,}(?:ed|ly|ing)")
-# Where a password of words ends.
-_AFTER_PASSWORD = frozenset(
-    "a and are but can could do does doesn't doesnt for from has have how i i'm im if in is isn't "
-    "isnt it it's its keeps my not now of on or please pls so thanks that the then this to was "
-    "what when where which why will with won't wont works would you your".split()
-)
-# A street without a number, where somebody lives.
-_LIVES_ON = _any_case(
-    r"\b(?:live[sd]?|living|resid\w+|moved?|staying) (?:on|at|to) ((?:[^\W\d_][\w'’.-]* ){1,3}"
-    r"(?:street|avenue|ave|road|lane|boulevard|blvd|terrace|parkway|crescent|close|gardens|drive))\b"
-)
 _ID_NAMED = _any_case(
     r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
     r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
@@ -217,136 +157,6 @@ _ID_NAMED = _any_case(
     r"(?: (?:number|no|nr|id|code)\b)?\.?"
     r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
 )
-# Words that end a street's name; the second kind also means something else in ordinary text.
-_STREET_KINDS = (
-    "street|avenue|ave|road|rd|lane|ln|approach|trail|nagar|marg|boulevard|blvd|terrace|parkway|"
-    "pkwy|highway|hwy|crescent|"
-    "close|gardens|mews|alley|strasse|straße"
-)
-_STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
-_STATES = (
-    "alabama|alaska|arizona|arkansas|california|colorado|"
-    "connecticut|delaware|florida|georgia|hawaii|"
-    "idaho|illinois|indiana|iowa|kansas|kentucky|louisiana|maine|maryland|massachusetts|michigan|"
-    "minnesota|mississippi|missouri|montana|nebraska|nevada|new hampshire|new jersey|new mexico|"
-    "new york|north carolina|north dakota|ohio|oklahoma|oregon|pennsylvania|rhode island|"
-    "south carolina|south dakota|tennessee|texas|utah|vermont|virginia|washington|west virginia|"
-    "wisconsin|wyoming"
-)
-_PLACE_WORDS = r"(?:,? (?!(?:and|my|the|is|please|thanks|phone|card|account|but)\b)[a-z][\w'-]*)"
-_PLACE_AFTER = (
-    r"(?:\.?,? (?:(?:number |no )?(?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b|#\d+))?"
-    rf"(?:{_PLACE_WORDS}{{0,5}}?,? (?:\d{{5}}(?:[- ]\d{{4}})?|\d{{6}}|"
-    rf"[A-Z]{{1,2}}\d[A-Z0-9]? ?\d[A-Z]{{2}})"
-    rf"(?!\w)|{_PLACE_WORDS}{{1,3}},? (?:{_STATES})\b)?"
-    r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
-    r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
-)
-_SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
-_ADDRESS = _any_case(
-    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
-    + _SPOKEN_DIGITS
-    + r")(?: (?:"
-    + _SPOKEN_DIGITS
-    + r")){1,4})(?:,? |(?<=\d)(?=[^\W\d_]{3}))"
-    r"((?:(?:\d{1,3}(?:st|nd|rd|th)|[^\W\d_][\w'.-]*) ){1,3}?)(?:(?:"
-    + _STREET_KINDS
-    + r")|(?P<unsure>"
-    + _STREET_KINDS_UNSURE
-    + r"))\b(?i:"
-    + _PLACE_AFTER
-    + r")"
-)
-_ADDRESS_WORDS = _any_case(
-    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
-    r"deliver(?:ed|y)?|moved?|moving|located|"
-    r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
-    r"[^\d\n]{0,30}$"
-)
-_IS_ADDRESS = _any_case(r"\W{1,3}is (?:the|my|our|her|his) [a-z ]{0,12}address")
-# Postal codes with letters, where something else speaks of a place.
-_CODE_ALONE = _any_case(
-    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
-)
-# As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
-_FLAT_NUMBER = _any_case(
-    r"\b(?:flat|h|house|plot|door|shop) (?:no|number)\b\.? ?#?\d[\w/-]{0,9}"
-    rf"{_PLACE_WORDS}{{1,7}}(?:,? ?-? ?\d{{6}}(?!\d))?"
-)
-# A unit, or the words before it, shows that any street is an address.
-_WITH_UNIT = _any_case(
-    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
-    r" (?:apt|apartment|suite|unit)"
-    rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
-)
-_AFTER_CUE = _any_case(
-    r"\b(?:live[sd]?|living|resid\w+|located|staying) (?:at|on)|\baddress(?:(?:es)? (?:is|to|:)|:)?"
-)
-_ANY_STREET = _any_case(
-    rf"\W{{1,3}}(\d{{1,5}}[a-z]?,?{_PLACE_WORDS}{{1,4}}?(?: \d{{1,4}}(?!\d))?"
-    rf"(?:{_PLACE_WORDS}{{0,4}}?,? \d{{5}}(?!\d)|{_PLACE_WORDS}(?=\W*$))?)(?![\w])"
-)
-_MILITARY = _any_case(
-    r"\b(?:psc|unit|cmr) \d{1,5},? box \d{1,5}(?:,? (?:apo|fpo|dpo),? [a-z]{2}(?: \d{5})?)?"
-)
-_PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
-_NOT_IN_STREET = frozenset(
-    "a an and are at away be by can charge day days down euros dollars for from go have hours "
-    "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
-    "order orders other our out parcels people per pm am right so than that the this times to "
-    "under until up was way weeks week when with within years year you your block blocks pounds "
-    "percent points steps star".split()
-)
-# What may follow a street, in this order of preference.
-_MOST_PARTS = 5
-_PLACE = r"(?: [^\W\d_][\w'’.-]*)"
-_ZIP = r"(?:\d{4,6}(?:-\d{3,4})?|[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
-_NEXT_PART = tuple(
-    map(
-        _any_case,
-        (
-            r",? ?(?:apt|apartment|suite|unit|flat|floor|room|bldg|building)\b\.? ?#?\w{1,6}(?!\w)",
-            rf",? {_ZIP}",
-            rf",?{_PLACE}{{1,4}}?,? {_ZIP}",
-            rf",?{_PLACE}{{1,3}}?,? (?:{_STATES})\b",
-            rf",{_PLACE}{{1,3}}(?=,|\W*$)",
-            rf"{_PLACE}{{1,4}}(?=\W*$)",
-        ),
-    )
-)
-_HOUSE_BEFORE = re.compile(r"(?<![\w.,:#$€£-])(\d{1,6}) $")
-# Lines of an envelope: few words, one with a house number, a later one with a postal code.
-_LINE = re.compile(r"[^\n]+")
-_LINE_WORDS = 6
-_STREET_LINE = _any_case(r"\d{1,6}[a-z]?,? [^\W\d_].*|[^\W\d_].* \d{1,5}[a-z]?")
-_CODE_LINE = _any_case(rf"(?<!\w){_ZIP}$")
-# Words that end an address.
-_NOT_IN_PLACE = frozenset(
-    "a about after again also am an and any are asap as because been before but by call can card "
-    "could do does door for from give had has have he her here hi his i if im is it its just later "
-    "let lets living me moved my near next not now number ok okay on or order our phone please pls "
-    "plz right she since sir so soon still than thank thanks that the their them then they this to "
-    "today tomorrow tonight until up us was we well were what when where which while who will with "
-    "would yes you your".split()
-)
-# Streets as they are written elsewhere: the number last, or the kind of street first.
-_ABROAD = tuple(
-    map(
-        _any_case,
-        (
-            r"(?<![\w@-])(?:\d{1,5} )?[^\W\d_][\w'’-]{2,}(?:straße|strasse|str\.|gasse|weg|allee|platz|"
-            r"straat|laan|gatan|vägen|katu|kuja|tie|vej|gade|veien|gata|utca|stræde)"
-            r" \d{1,4}[a-z]?(?![\w%]|[.,:]\d)",
-            r"(?<![\w@./-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|ulica|ul|"
-            r"trg|praça|plaza|strada|corso|chemin)\.?(?: [^\W\d_][\w'’.-]*){1,4},? \d{1,4}"
-            r"(?:[a-z]|/\d{1,4}|(?=\W|$))",
-            r"(?<![\w@-])\d{1,4},? (?:bis |ter )?(?:rue|avenue|boulevard|place|chemin|allée|impasse|quai|"
-            r"via|viale|calle|rua)(?: (?:de|du|des|la|le|les|l|d|da|do))*(?: [^\W\d_][\w'’.-]*){1,2}",
-        ),
-    )
-)
-_LONG_HOUSE = re.compile(r"\d{3}")
-_SHORT_KINDS = frozenset("st dr ct pl sq cir".split())
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
@@ -406,20 +216,21 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
         yield from _hits(text, _IPV6, "IP_ADDRESS", is_ipv6)
     if colons >= 5 or text.count("-") >= 5:
         yield from _hits(text, _MAC, "MAC_ADDRESS")
+    yield from (Hit(*span, "BIRTH_DATE") for span in birth_dates(text, lowered))
+    yield from (Hit(*span, "PASSWORD") for span in password_words(text, lowered))
+    yield from _places_and_numbers(text, lowered, languages)
+
+
+def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> Iterator[Hit]:
     digit = _DIGIT.search(text) is not None
     spoken = has_digit_words(lowered)
     # The fields of a JSON answer are no sentence; its strings are looked at one by one.
     if digit or spoken:
-        yield from _addresses(text)
+        yield from (Hit(*span, "STREET_ADDRESS") for span in street_addresses(text))
     if (digit or spoken) and not text.startswith("{"):
         yield from (Hit(*found) for found in numbers_near_words(text))
-    if "born" in lowered or "birth" in lowered or "dob" in lowered or "d.o.b" in lowered:
-        yield from _births(text)
-    if any(hint in lowered for hint in _PASSWORD_HINTS):
-        yield from _passwords(text)
-        yield from _named_after(text)
     if " on " in lowered or " at " in lowered:
-        yield from _hits(text, _LIVES_ON, "STREET_ADDRESS")
+        yield from (Hit(*span, "STREET_ADDRESS") for span in streets_of_home(text))
     if not digit:
         return
     if _DIGITS.search(text):
@@ -469,51 +280,6 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
     yield from _hits(text, _ID_NAMED, "ID_NUMBER")
 
 
-def _births(text: str) -> Iterator[Hit]:
-    """Yield the dates after a word for birth, in digits or as they are said."""
-    yield from _hits(text, _BIRTH, "BIRTH_DATE")
-    for cue in _BIRTH_WORD.finditer(text):
-        for pattern in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE):
-            match = pattern.search(text, cue.end(), cue.end() + BIRTH_REACH)
-            if match and "?" not in text[cue.end() : match.start()]:
-                yield Hit(match.start(), match.end(), "BIRTH_DATE")
-                year = _BORN_IN.search(text, cue.end(), match.start())
-                if year:
-                    yield Hit(year.start(), year.end(), "BIRTH_DATE")
-                break
-
-
-def _passwords(text: str) -> Iterator[Hit]:
-    """Yield the words after "password is" and the like, if they can be one."""
-    for cue in _PASSWORD_CUE.finditer(text):
-        words = _PASSWORD_VALUE.match(text, cue.end())
-        if words is None:
-            continue
-        said = words[1].casefold().split()
-        first = said[0].strip("'\".,!?")
-        if first in _NOT_PASSWORDS or _STATE_WORD.fullmatch(first):
-            continue
-        if cue["link"] is None and (_is_sentence(said) or said[-1].endswith("?")):
-            continue
-        end = words.start(1)
-        for word in re.finditer(r"\S+", words[1]):
-            if end > words.start(1) and word[0].casefold() in _AFTER_PASSWORD:
-                break
-            end = words.start(1) + word.end()
-        yield Hit(words.start(1), words.start(1) + len(text[words.start(1) : end].rstrip(".,!?'\"")),
-                  "PASSWORD")
-
-
-def _named_after(text: str) -> Iterator[Hit]:
-    for match in _PASSWORD_AFTER.finditer(text):
-        if match[1].casefold() not in _NOT_PASSWORDS:
-            yield Hit(match.start(1), match.end(1), "PASSWORD")
-
-
-def _is_sentence(said: Sequence[str]) -> bool:
-    return len(said) > 3 or not _AFTER_PASSWORD.isdisjoint(said)
-
-
 def _phones(text: str) -> Iterator[Hit]:
     for pattern, needs_word in (
         (_PHONE_WORLD, False),
@@ -532,73 +298,3 @@ def _phones(text: str) -> Iterator[Hit]:
                 if not 9 <= count <= 12 or not is_phone_anywhere(match[0]):
                     continue
             yield Hit(match.start(), match.end(), "PHONE_NUMBER")
-
-
-def _addresses(text: str) -> Iterator[Hit]:
-    """Yield street addresses with the unit, place and postal code that follow."""
-    for hit in _streets(text):
-        # A street may have a number for a name ("3485 615 benedum drive").
-        house = _HOUSE_BEFORE.search(text, 0, hit.start)
-        start = house.start(1) if house and text[hit.start].isdigit() else hit.start
-        yield Hit(start, _address_end(text, hit.end), hit.entity)
-    if text.count("\n") > 1:
-        yield from _blocks(text)
-
-
-def _blocks(text: str) -> Iterator[Hit]:
-    """Yield the lines of addresses that are written as on an envelope, from street to code."""
-    street: int | None = None
-    lines = list(_LINE.finditer(text))
-    for number, line in enumerate(lines):
-        said = line[0].strip()
-        if not said or len(said.split()) > _LINE_WORDS:
-            street = None
-        elif street is None:
-            street = number if _STREET_LINE.fullmatch(said) else None
-        elif _CODE_LINE.search(said):
-            for own in lines[street : number + 1]:
-                lead = len(own[0]) - len(own[0].lstrip())
-                yield Hit(own.start() + lead, own.start() + len(own[0].rstrip()), "STREET_ADDRESS")
-            street = None
-
-
-def _address_end(text: str, end: int) -> int:
-    """Return the end of an address whose street ends at `end`."""
-    for _ in range(_MOST_PARTS):
-        for pattern in _NEXT_PART:
-            match = pattern.match(text, end)
-            if match and _NOT_IN_PLACE.isdisjoint(re.findall(r"[^\W\d_]+", match[0].casefold())):
-                end = match.end()
-                break
-        else:
-            break
-    return end
-
-
-def _streets(text: str) -> Iterator[Hit]:
-    for match in _ADDRESS.finditer(text):
-        words = match[1].lower().replace(".", "").split()
-        if _NOT_IN_STREET.intersection(words):
-            continue
-        named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
-        before = text[max(0, match.start() - 40) : match.start()]
-        sure = match["unsure"] in _SHORT_KINDS and _LONG_HOUSE.match(match[0])
-        # All that a turn says, besides a word or two.
-        whole = len(text.split()) <= len(match[0].split()) + 2
-        told = whole or _ADDRESS_WORDS.search(before) or _IS_ADDRESS.match(text, match.end())
-        if match["unsure"] and not sure and not named and not told:
-            continue
-        yield Hit(match.start(), match.end(), "STREET_ADDRESS")
-    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
-        yield from _hits(text, pattern, "STREET_ADDRESS")
-    for cue in _AFTER_CUE.finditer(text):
-        street = _ANY_STREET.match(text, cue.end())
-        if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
-            yield Hit(street.start(1), street.end(1), "STREET_ADDRESS")
-    yield from _hits(text, _PO_BOX, "STREET_ADDRESS")
-    for pattern in _ABROAD:
-        yield from _hits(text, pattern, "STREET_ADDRESS")
-    for match in _CODE_ALONE.finditer(text):
-        before = re.sub(r"\d", "", text[max(0, match.start() - 40) : match.start()])
-        if _ADDRESS_WORDS.search(before):
-            yield Hit(match.start(), match.end(), "STREET_ADDRESS")

@@ -145,9 +145,7 @@ class Scrubber:
         What is left can then be told from a surrogate that happens to have the same digit.
         """
         every = (*PATTERN_ENTITIES, *DEMANDED_ONLY, *NER_ENTITIES, *self.custom_entities)
-        actions = {entity: "mask" for entity in every} | {
-            entity: "reject_row" for entity in self._refused
-        }
+        actions = dict.fromkeys(every, "mask") | dict.fromkeys(self._refused, "reject_row")
         other = copy(self)
         other._settings = replace(self._settings, actions=actions)
         other._masked = frozenset(every) - self._refused

@@ -109,7 +109,8 @@ _WORDS = (
     ),
     (
         "name",
-        r"(?:sur|nick|user)?names?|nam|(?:family|maiden) names?|who(?:'s|s|m)?|holder|speaking (?:with|to)|(?:should|may|can|do|shall) i "
+        r"(?:sur|nick|user)?names?|nam|(?:family|maiden) names?|"
+        r"who(?:'s|s|m)?|holder|speaking (?:with|to)|(?:should|may|can|do|shall) i "
         r"(?:call|address)|passengers?|travell?ers?|guests?|sender|receiver|recipient|"
         r"(?:what|how) (?:should|shall|may|can|do) (?:i|we) (?:call|address)",
     ),

@@ -121,7 +121,7 @@ def test_gliner_says_how_to_install_its_package(tmp_path):
     (tmp_path / "gliner_config.json").write_text(json.dumps({"model_name": "tiny"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     directory, _ = fetch_entity_model(str(tmp_path))
-    with pytest.raises(UserError, match="install it with .*gliner"):
+    with pytest.raises(UserError, match=r"install it with .*gliner"):
         load_entity_model(directory, {"PERSON"}, {})
 
 

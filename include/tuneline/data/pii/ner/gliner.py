@@ -1,7 +1,7 @@
 """Recognise entities by a GLiNER model, whose package is not part of the ML environment.
 
-GLiNER ([Zaratiana et al., 2023](https://arxiv.org/abs/2311.08526)) finds whatever entity types it is
-asked for by name, so its answers need no mapping of labels.
+GLiNER ([Zaratiana et al., 2023](https://arxiv.org/abs/2311.08526)) finds whatever entity types it
+is asked for by name, so its answers need no mapping of labels.
 """
 
 from __future__ import annotations

@@ -56,9 +56,7 @@ class TokenClassifier:
         UserError: if it can't be loaded, or no label names an entity type.
     """
 
-    def __init__(
-        self, directory: Path, wanted: Collection[str], labels: Mapping[str, str]
-    ) -> None:
+    def __init__(self, directory: Path, wanted: Collection[str], labels: Mapping[str, str]) -> None:
         import torch
 
         self._tokenizer, self._model = _load(directory)
@@ -73,14 +71,18 @@ class TokenClassifier:
 
     def find(self, texts: Sequence[str]) -> list[list[Hit]]:
         """Return the entities of each text."""
-        encoded = self._tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self._context,
-            stride=min(OVERLAP, self._context // 4),
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        ) if texts else {"input_ids": [], "overflow_to_sample_mapping": []}
+        encoded = (
+            self._tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=self._context,
+                stride=min(OVERLAP, self._context // 4),
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+            if texts
+            else {"input_ids": [], "overflow_to_sample_mapping": []}
+        )
         windows = [
             _Window(text, number, len(encoded["input_ids"][number]))
             for number, text in enumerate(encoded["overflow_to_sample_mapping"])
