@@ -135,8 +135,8 @@ _ABROAD = tuple(
             r"(?<![\w@./-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|"
             r"ulica|ul|trg|praça|plaza|strada|corso|chemin)\.?(?: [^\W\d_][\w'’.-]*){1,4},? \d{1,4}"
             r"(?:[a-z]|/\d{1,4}|(?=\W|$))",
-            r"(?<![\w@-])\d{1,4},? (?:bis |ter )?(?:rue|avenue|boulevard|place|chemin|allée|impasse|"
-            r"quai|via|viale|calle|rua)(?: (?:de|du|des|la|le|les|l|d|da|do))*"
+            r"(?<![\w@-])\d{1,4},? (?:bis |ter )?(?:rue|avenue|boulevard|place|chemin|allée|"
+            r"impasse|quai|via|viale|calle|rua)(?: (?:de|du|des|la|le|les|l|d|da|do))*"
             r"(?: [^\W\d_][\w'’.-]*){1,2}",
         ),
     )
@@ -161,9 +161,15 @@ def street_addresses(text: str) -> Iterator[Span]:
         yield from _blocks(text)
 
 
-def streets_of_home(text: str) -> Iterator[Span]:
-    """Yield streets without a number where somebody lives or moves to."""
-    yield from _spans(text, _LIVES_ON)
+def streets_of_home(text: str, lowered: str) -> Iterator[Span]:
+    """Yield streets without a number where somebody lives or moves to.
+
+    Args:
+        text: any text.
+        lowered: the text in lower case.
+    """
+    if any(hint in lowered for hint in ("liv", "resid", "mov", "stay")):
+        yield from _spans(text, _LIVES_ON)
 
 
 def _blocks(text: str) -> Iterator[Span]:

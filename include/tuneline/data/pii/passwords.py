@@ -18,7 +18,7 @@ _PASSWORD_CUE = _any_case(
     r"answer)|wi-?fi key|network key)"
     r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
     r"(?: (?:on|for|at|of) [a-z ]{1,24})?"
-    r"(?: ?(?:is|was|it'?s|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
+    r"(?: ?(?:is|was|it'?s|to ?:|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
     r"[ \"'‘“]+"
 )
 _PASSWORD_VALUE = _any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")

@@ -229,8 +229,7 @@ def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> It
         yield from (Hit(*span, "STREET_ADDRESS") for span in street_addresses(text))
     if (digit or spoken) and not text.startswith("{"):
         yield from (Hit(*found) for found in numbers_near_words(text))
-    if " on " in lowered or " at " in lowered:
-        yield from (Hit(*span, "STREET_ADDRESS") for span in streets_of_home(text))
+    yield from (Hit(*span, "STREET_ADDRESS") for span in streets_of_home(text, lowered))
     if not digit:
         return
     if _DIGITS.search(text):

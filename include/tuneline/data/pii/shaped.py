@@ -1,9 +1,9 @@
 """Write surrogates of dates, e-mail addresses and street addresses in the form of the original.
 
-Each part of a value (a number, a word) gets a part of the same kind, drawn by a hash of the row and
-of that part, so that the parts agree wherever a conversation mentions them. Separators, order,
-case, numbers of digits and words such as "street" or "dot" stay. No part stays as it was, except for the
-decade of a year that is written in digits, so that a surrogate is as old as the person.
+Each part of a value (a number, a word) gets a part of the same kind, drawn by a hash of the row
+and of that part, so that the parts agree wherever a conversation mentions them. Separators, order,
+case, numbers of digits and words such as "street" or "dot" stay. No other part stays as it was,
+except for the decade of a year in digits, so that a surrogate is as old as the person.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ _RESERVED_TOPS = ("com", "org", "net")
 
 _STREET_WORDS = frozenset(
     "street st avenue ave av road rd lane ln drive dr court ct way place pl square sq hill row "
-    "walk circle cir approach trail nagar marg boulevard blvd terrace parkway pkwy highway hwy crescent "
-    "cres close gardens mews alley strasse straße weg platz allee rue via calle ulica ul av avda "
-    "plaza piazza vej vägen gatan katu tee apt apartment suite unit flat floor room building bldg "
-    "box po p o psc cmr apo fpo dpo no number house plot door near north south east west n s e w "
-    "ne nw se sw the of de la le du des del and at in cross sector corner upper lower old new is on "
-    "my bis".split()
+    "walk circle cir approach trail nagar marg boulevard blvd terrace parkway pkwy highway hwy "
+    "crescent cres close gardens mews alley strasse straße weg platz allee rue via calle ulica "
+    "ul av avda plaza piazza vej vägen gatan katu tee apt apartment suite unit flat floor room "
+    "building bldg box po p o psc cmr apo fpo dpo no number house plot door near north south "
+    "east west n s e w ne nw se sw the of de la le du des del and at in cross sector corner "
+    "upper lower old new is on my bis".split()
 )
 _STREET_END = re.compile(
     r"(straße|strasse|gasse|weg|platz|allee|straat|laan|gatan|vägen|katu|kuja|vej|gade|veien|gata)$",
