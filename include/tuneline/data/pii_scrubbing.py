@@ -28,7 +28,7 @@ from tuneline.data.pii.leak_estimate import (
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.ner.describe import describe_models
+from tuneline.data.pii.name_models import describe_models
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
 from tuneline.data.pii.scrubber import Scrubbed, make_scrubber
