@@ -54,15 +54,16 @@ def load_entity_model(
 
 
 def _check(directory: Path) -> None:
-    if (directory / GLINER_CONFIG).is_file():
-        needed = [GLINER_CONFIG]
-    else:
-        needed = ["config.json", "tokenizer.json"]
+    gliner = (directory / GLINER_CONFIG).is_file()
+    needed = [GLINER_CONFIG] if gliner else ["config.json", "tokenizer.json"]
     missing = [name for name in needed if not (directory / name).is_file()]
     if not weight_files(directory):
         missing.append("model.safetensors (or model.safetensors.index.json with its shards)")
     if missing:
+        # Pickled weights are left out on purpose: loading them runs code.
+        kind = "GLiNER model" if gliner else "token-classification model of transformers"
+        save = "with save_pretrained(…, safe_serialization=True)"
         raise UserError(
-            f"data.pii_ner: {directory} is no token-classification model of transformers: it "
-            f"lacks {', '.join(missing)}. Save model and fast tokenizer with save_pretrained"
+            f"data.pii_ner: {directory} is no {kind} that can be read safely: it lacks "
+            f"{', '.join(missing)}. Save model and fast tokenizer {save}"
         )
