@@ -22,6 +22,15 @@ _PASSWORD_CUE = _any_case(
     r"[ \"'‘“]+"
 )
 _PASSWORD_VALUE = _any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")
+_CHANGED = _any_case(
+    r"\b(?:chang|reset|updat|switch|set)\w*(?: (?:my|the|our|his|her|it|your))?(?: [a-z]{2,8})?"
+    r" pass ?(?:word|code|phrase) (?:back )?to [\"'‘“]?(?![\"'‘“])([^\s\"“”]+(?: [a-z]{3,})?)"
+)
+# A value that is no word, right after: letters with digits or signs among them.
+_STRANGE = _any_case(
+    r"\bpass(?: ?(?:word|code|phrase))?:? [\"'‘“]?"
+    r"(?=\S*[a-z])(?=[^\s.,!?'’]*(?:[\d#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{6,})"
+)
 # The value before the word; what asks or points is none.
 _PASSWORD_AFTER = _any_case(
     r"(?<!\S)[\"'‘“]?(?!(?:what|whats|this|that|these|it|which|where|here|how|who|why|there|and|so|one|"
@@ -62,6 +71,10 @@ def password_words(text: str, lowered: str) -> Iterator[Span]:
         lowered: the text in lower case.
     """
     if any(hint in lowered for hint in _PASSWORD_HINTS):
+        for pattern in (_CHANGED, _STRANGE):
+            for match in pattern.finditer(text):
+                if match[1].casefold() not in _NOT_PASSWORDS:
+                    yield match.start(1), match.start(1) + len(match[1].rstrip(".,!?'\""))
         yield from _after_cue(text)
         yield from _before_cue(text)
 

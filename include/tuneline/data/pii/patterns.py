@@ -110,7 +110,7 @@ _PROVIDER = (
     r"comcast|verizon|rediffmail|btinternet|bigpond|mail)"
 )
 _MAIL_PROVIDERS = re.compile(_PROVIDER)
-_LETTERED = r"(?<!\w)\w(?: \w){3,30}"
+_LETTERED = r"(?<!\w)\w(?: [\w.-]){3,40}"
 _SIGN = r"(?: ?(?:\.|dot|underscore|dash|hyphen|_|-) ?)"
 _EMAIL_PROVIDER = _any_case(
     rf"(?:{_LETTERED}|{_MAILBOX}(?:(?: (?:dot|underscore|dash|hyphen) | ?[._-] ?)[\w+%-]{{1,64}})"
@@ -119,6 +119,11 @@ _EMAIL_PROVIDER = _any_case(
         "{0}", _SIGN
     )
     + rf"|{_LETTERED}(?: ?@ ?| at ){_LABEL}{_SIGN}(?:com|net|org|me|co|io|edu|uk|de|in)\b"
+)
+# "at" for the sign, a mailbox that is no word.
+_EMAIL_AT = _any_case(
+    rf"(?<![\w.+%-])(?=[\w.+%-]{{0,64}}[\d._])[\w+%-][\w.+%-]{{2,63}} at "
+    rf"{_LABEL}(?:\.{_LABEL}){{0,3}}\.{_TOP_DOMAINS}"
 )
 _EMAIL_STRIPPED = _any_case(
     r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
@@ -258,6 +263,8 @@ def _emails(text: str, lowered: str) -> Iterator[Hit]:
         yield from _hits(text, _EMAIL_SPACED, "EMAIL_ADDRESS")
     if (" at" in lowered or "@" in text or "com" in lowered) and _MAIL_PROVIDERS.search(lowered):
         yield from _hits(text, _EMAIL_PROVIDER, "EMAIL_ADDRESS")
+    if " at " in lowered and "." in lowered:
+        yield from _hits(text, _EMAIL_AT, "EMAIL_ADDRESS")
     if ".com" in lowered:
         yield from _hits(text, _EMAIL_STRIPPED, "EMAIL_ADDRESS")
 
