@@ -300,7 +300,7 @@ def like_street(draw: Draw, value: str, streets: Sequence[str], towns: Sequence[
             return cased(pick(_STATES, number, piece), piece)
         ending = _STREET_END.search(piece)
         names = towns if match.start() >= placed else streets
-        made = pick(names, number, piece)
+        made = pick(names, number, piece[: ending.start()] if ending else piece)
         return cased(made + ending[0].lower() if ending else made, piece)
 
     made = _PIECE.sub(other, value)
