@@ -124,6 +124,13 @@ _NOT_IN_PLACE = frozenset(
     "today tomorrow tonight until up us was we well were what when where which while who will with "
     "would yes you your".split()
 )
+# Looking for these is faster than the patterns, of which each holds one.
+_ABROAD_HINTS = (
+    *"straße strasse str. gasse weg allee platz straat laan gatan vägen katu kuja tie vej".split(),
+    *"gade gata veien utca stræde via rua avenida avda calle rue ulica trg praça plaza".split(),
+    *"strada corso chemin piazz impasse quai boulevard allée avenue".split(),
+    *("ul ", "ul.", "place "),
+)
 # Streets as they are written elsewhere: the number last, or the kind of street first.
 _ABROAD = tuple(
     map(
@@ -150,9 +157,17 @@ _LIVES_ON = _any_case(
 )
 
 
-def street_addresses(text: str) -> Iterator[Span]:
-    """Yield the street addresses of a text: characters start to end."""
-    for begin, end in _streets(text):
+def street_addresses(text: str, lowered: str) -> Iterator[Span]:
+    """Yield the street addresses of a text: characters start to end.
+
+    Args:
+        text: any text.
+        lowered: the text in lower case.
+    """
+    found = list(_streets(text))
+    if any(hint in lowered for hint in _ABROAD_HINTS):
+        found += [match.span() for pattern in _ABROAD for match in pattern.finditer(text)]
+    for begin, end in found:
         # A street may have a number for a name ("3485 615 benedum drive").
         house = _HOUSE_BEFORE.search(text, 0, begin)
         start = house.start(1) if house and text[begin].isdigit() else begin
@@ -223,8 +238,6 @@ def _streets(text: str) -> Iterator[Span]:
         if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
             yield (street.start(1), street.end(1))
     yield from _spans(text, _PO_BOX)
-    for pattern in _ABROAD:
-        yield from _spans(text, pattern)
     for match in _CODE_ALONE.finditer(text):
         before = re.sub(r"\d", "", text[max(0, match.start() - 40) : match.start()])
         if _ADDRESS_WORDS.search(before):

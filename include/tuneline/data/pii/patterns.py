@@ -231,7 +231,7 @@ def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> It
     spoken = has_digit_words(lowered)
     # The fields of a JSON answer are no sentence; its strings are looked at one by one.
     if digit or spoken:
-        yield from (Hit(*span, "STREET_ADDRESS") for span in street_addresses(text))
+        yield from (Hit(*span, "STREET_ADDRESS") for span in street_addresses(text, lowered))
     if (digit or spoken) and not text.startswith("{"):
         yield from (Hit(*found) for found in numbers_near_words(text))
     yield from (Hit(*span, "STREET_ADDRESS") for span in streets_of_home(text, lowered))

@@ -97,10 +97,9 @@ _WORDS = (
     ),
     (
         "reference",
-        r"(?:booking|reservation|case|claim|ticket|customer|payment|appointment|complaint)? ?"
-        r"(?:ref|reference)(?: ?(?:number|code|no))?|booking(?: ?(?:number|code))?|"
-        r"reservation(?: ?(?:number|code))?|ticket(?: ?(?:number|no))?|case(?: ?(?:number|no))?|"
-        r"confirmation(?: ?(?:number|code))?|itinerary|control",
+        r"ref|reference(?: (?:number|code|no))?|booking(?: (?:number|code))?|"
+        r"reservation(?: (?:number|code))?|ticket(?: (?:number|no))?|case(?: (?:number|no))?|"
+        r"confirmation(?: (?:number|code))?|itinerary|control",
     ),
     (
         "business",
@@ -109,7 +108,7 @@ _WORDS = (
     ),
     (
         "name",
-        r"(?:sur|nick|user)?names?|nam|(?:family|maiden) names?|"
+        r"names?|nam|surnames?|nicknames?|maiden names?|"
         r"who(?:'s|s|m)?|holder|speaking (?:with|to)|(?:should|may|can|do|shall) i "
         r"(?:call|address)|passengers?|travell?ers?|guests?|sender|receiver|recipient|"
         r"(?:what|how) (?:should|shall|may|can|do) (?:i|we) (?:call|address)",
