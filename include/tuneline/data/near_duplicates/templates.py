@@ -54,7 +54,12 @@ def varieties(
     chosen = []
     for index in sorted(members, key=lambda index: rows[index].row_id):
         form = masked_form(rows[index])
-        if form not in seen or len(seen[form]) >= most or _asked(rows[index]) in seen[form]:
+        if (
+            form is None
+            or form not in seen
+            or len(seen[form]) >= most
+            or _asked(rows[index]) in seen[form]
+        ):
             continue
         seen[form].add(_asked(rows[index]))
         chosen.append(index)
