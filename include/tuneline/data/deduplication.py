@@ -2,9 +2,10 @@
 
 Rows are compared by their question (every turn but the last answer and the system prompt, without
 the text that nearly all prompts share, surrogates of personal data masked): equal ones first, then
-MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays. The exact
-join, which is independent of MinHash, then compares training and validation with the rows that are
-held out from them. The hold-out is never changed: near-duplicates of it leave training.
+MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays, and with it
+a few that differ from it in their personal data alone, since before scrubbing no two were alike.
+The exact join, which is independent of MinHash, then compares training and validation with the rows
+that are held out from them. The hold-out is never changed: near-duplicates of it leave training.
 """
 
 from __future__ import annotations
@@ -220,6 +221,8 @@ def _conclude(
         measure("rows_kept", len(kept), "rows", ">=", 1),
         measure("rows_lost", len(rows) - len(kept) - rejected, "rows", "==", 0),
         measure("exact_duplicates", found.exact_duplicates, "rows"),
+        measure("equal_only_after_masking_kept", sum(found.variety), "rows"),
+        measure("equal_only_after_masking_removed", codes["masked_duplicate"], "rows"),
         measure("near_duplicate_pairs", found.near_pairs, "pairs"),
         measure("near_pairs_with_other_answers", found.near_conflicts, "clusters"),
         measure("label_conflicts", sum(found.conflict), "rows"),
@@ -331,6 +334,7 @@ def run(ctx: StepContext) -> Evidence:
         cluster=found.cluster,
         own_holdout=rows.column("own_holdout"),
         conflict=found.conflict,
+        variety=list(map(int, found.variety)),
         split=splits,
         in_holdout=[None if split is None else int(split == HOLDOUT) for split in splits],
         cross_similarity=found.cross_similarity,

@@ -9,6 +9,8 @@ verdict. A person's review of scrubbed rows gives a second estimate.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,14 +28,15 @@ from tuneline.data.pii.leak_estimate import (
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.models import describe_model
-from tuneline.data.pii.profiles import recognised, uncovered_languages
+from tuneline.data.pii.name_models import describe_models
+from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
 from tuneline.data.pii.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
+    Message,
     read_rows,
     rows_before,
     scrubbed,
@@ -85,16 +88,15 @@ def _hits(results: Sequence[Scrubbed]) -> Counter[str]:
     return sum((r.hits for r in results if r.hits), Counter())
 
 
-def _coverage_measurements(config: DataConfig, results: Sequence[Scrubbed]) -> list[Measurement]:
+def _coverage_measurements(
+    config: DataConfig, results: Sequence[Scrubbed], ignored: Sequence[str]
+) -> list[Measurement]:
     """Return the profiles, languages and models in force, and the share of undeclared languages."""
-    models: list[Measurement] = []
-    if config.pii_ner and recognised(config.pii_profile):
-        packages = {code: config.spacy_models.get(code) for code in config.languages}
-        models = [
-            measure(f"model_{code}", describe_model(package), "text")
-            for code, package in packages.items()
-            if package is not None
-        ]
+    models = [
+        measure(f"model_{code}", named, "text") for code, named in describe_models(config).items()
+    ]
+    if config.name_model is not None:
+        models.append(measure("model_labels_ignored", "+".join(ignored) or "none", "text"))
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
@@ -112,7 +114,7 @@ def _coverage_measurements(config: DataConfig, results: Sequence[Scrubbed]) -> l
 
 
 def _uncovered(config: DataConfig) -> dict[str, str]:
-    return uncovered_languages(config.languages, config.pii_profile, config.spacy_models)
+    return uncovered_languages(config.languages, config.pii_profile, config.name_models)
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
@@ -179,6 +181,16 @@ def _trial(ctx: StepContext, trial: Trial) -> None:
     write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
 
 
+def _key(messages: Sequence[Message]) -> str:
+    """Return the key of a row's surrogates.
+
+    Equal conversations get equal surrogates and stay equal, whatever else their source lines hold;
+    different ones get different surrogates, by which deduplication tells them apart.
+    """
+    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _without_text(result: Scrubbed) -> Scrubbed:
     """Return what is counted of a row; rows in which nothing was found share one."""
     if result.hits or result.refused or result.residual or result.foreign:
@@ -197,9 +209,8 @@ def run(ctx: StepContext) -> Evidence:
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
-            # Equal source lines get equal surrogates, so that they stay equal.
             found = scrubber.scrub(
-                [row.row_id.split("-", 1)[0] for row in part],
+                [_key(row.messages) for row in part],
                 [row.messages for row in part],
                 workers,
             )
@@ -225,7 +236,7 @@ def run(ctx: StepContext) -> Evidence:
     hits = _hits(results)
     measurements = [
         *_row_measurements(results),
-        *_coverage_measurements(config, results),
+        *_coverage_measurements(config, results, scrubber.ignored_labels),
         measure("canary_seed", seed, "text"),
         *form_measurements(trial),
         *leak_rates,

@@ -74,6 +74,46 @@ def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, 
     )
 
 
+def fetch_files(
+    uri: str, check: Callable[[Path], object], setting: str, cache: Path, log: Log = print
+) -> tuple[Path, dict[str, str]]:
+    """Fetch (once) a model that is no base model, such as one that finds names.
+
+    Args:
+        uri: a directory, `s3://bucket/prefix` or `hf://org/name@revision`.
+        check: refuses a directory that is no such model.
+        setting: the setting that names the model, for errors.
+        cache: folder for fetched models.
+        log: function that takes one line of progress.
+
+    Returns:
+        Its directory, and the SHA-256 of its files by name.
+
+    Raises:
+        UserError: if it is unknown or refused.
+        RetryableError: if network, server or disk failed.
+    """
+    match = _SCHEME.fullmatch(uri.strip())
+    scheme, rest = (match[1].lower(), match[2]) if match else ("", uri.strip())
+    if scheme in ("", "file"):
+        directory = Path(rest).expanduser()
+        if not directory.is_dir():
+            raise UserError(
+                f"{setting}: there is no directory {rest!r}; name a directory, s3://bucket/prefix "
+                "or hf://org/name@revision"
+            )
+        check(directory)
+        return directory.resolve(), hash_directory(cache, directory)
+    if scheme not in ("s3", "hf"):
+        raise UserError(
+            f"{setting}: {uri!r} has the unknown scheme {scheme}://; name a directory, "
+            "s3://bucket/prefix or hf://org/name@revision"
+        )
+    source = _SOURCES[scheme](uri, rest, log)
+    source.check = check
+    return fetch_cached(source, cache, log)
+
+
 def check_address(uri: str) -> None:
     """Refuse an address that can't be a base model, without fetching anything.
 

@@ -24,6 +24,9 @@ class Source(ABC):
         revision: identifier of the content at its origin; None takes the digest.
     """
 
+    # Refuses a directory that is no such model; another kind of model has another check.
+    check: Callable[[Path], object] = staticmethod(check_directory)
+
     def __init__(self, uri: str, *, name: str, key: str, revision: str | None) -> None:
         self.uri, self.name, self.key, self.revision = uri, name, key, revision
 
@@ -60,7 +63,7 @@ class ListedSource(Source):
         require_space(directory, total)
         log(f"fetching {len(sizes)} files ({total / 1e6:.0f} MB) of {self.uri}")
         at_once(lambda name: self.fetch(name, directory), sizes)
-        check_directory(directory)
+        self.check(directory)
 
     def fetch_small(self, folder: Path) -> dict[str, int]:
         """Put every file but the weights into a folder; return the sizes of all files."""

@@ -173,3 +173,73 @@ def test_without_a_rule_only_words_name_numbers():
     scrubber = Scrubber(Settings())
     assert scrubber.find("7712904458") == ()
     assert scrubber.find("my pin is 7712")
+
+
+@pytest.fixture(scope="module")
+def gdpr():
+    return make_scrubber(DataConfig(source="rows.jsonl"), [])
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("the wifi key is marble-otter-41 if you need it", "marble-otter-41"),
+        ("my memorable word is lantern", "lantern"),
+        ("I set the passphrase to: quiet river stone, ok?", "quiet river stone"),
+        ("walnut.Tree is my password", "walnut.Tree"),
+        ("she was born on the sixth of june seventy one", "sixth of june seventy one"),
+        ("dob 3rd of the 8th 1956", "3rd of the 8th 1956"),
+        ("my birthday is 9 feb '84", "9 feb '84"),
+        ("i was born in 1949, on 2 march", "1949"),
+        ("the card that ends in 38", "38"),
+        ("case reference tq 771 204", "tq 771 204"),
+        ("my booking is LM4Q9Z2", "LM4Q9Z2"),
+        ("read it out: 4 4 8 1 0 2 6 7", "4 4 8 1 0 2 6 7"),
+        ("we moved to Lavender Road last week", "Lavender Road"),
+        ("bring it to 410 21st st apt 6 fargo nd 58102", "21st st apt 6 fargo nd 58102"),
+        ("send it to 77oakfield lane", "77oakfield"),
+        ("we are at rua das flores 118", "rua das flores 118"),
+        ("Ola Brandvik\nElvegata 14b\n7012 Trondheim", "Elvegata 14b"),
+    ],
+)
+def test_what_is_told_without_a_question(gdpr, said, value):
+    (scrubbed,) = talk(gdpr, f"u:{said}")
+    assert value not in scrubbed
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "my password is wrong and the passcode expired",
+        "why won't my passcode work?",
+        "I have forgotten my passcode to open the app",
+        "what is the password policy, is there a hint",
+        "is the password reset link still valid",
+        "he was born to sing, a star is born",
+        "our meeting ends in 15 minutes and the offer ends in 30 days",
+        "i live on the second floor, and moved on to another shop",
+        "the case is 5 kg and the ticket costs 12.50",
+        "order 88 came in 2 boxes on the 4th of may",
+        "what is the security word",
+    ],
+)
+def test_what_speaks_of_data_and_holds_none_stays(gdpr, said):
+    assert talk(gdpr, f"u:{said}") == [said]
+
+
+def test_references_count_by_profile():
+    said = "booking reference 80417"
+    found = {
+        profile: make_scrubber(
+            DataConfig(source="rows.jsonl", pii_profile=[profile], pii_ner=False), []
+        )
+        for profile in ("gdpr", "hipaa", "pci")
+    }
+    kept = {profile: "80417" in talk(one, f"u:{said}")[0] for profile, one in found.items()}
+    assert kept == {"gdpr": False, "hipaa": False, "pci": True}
+
+
+def test_spelled_answers(gdpr):
+    assert "k-o-v-a-c" not in talk(gdpr, "a:how do you spell your surname", "u:k-o-v-a-c")[1]
+    _, mail = talk(gdpr, "a:which e-mail address?", "u:rook dash 5 at icloud")
+    assert "rook" not in mail

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, find
@@ -52,3 +54,65 @@ def test_parts_of_a_name_agree():
     assert surrogates.of("PERSON", "anna") == first.lower()
     assert surrogates.of("PERSON", "ANNA SMITH") == f"{first} {last}".upper()
     assert surrogates.of("PERSON", "Bob") != first
+
+
+FORMS = {
+    "BIRTH_DATE": [
+        ("march 9 81", r"[a-z]{3,9} [1-8] 8[02-9]"),
+        ("02/11/1979", r"0[1-9]/1[02]/197[0-8]"),
+        ("1971-12-30", r"197[02-9]-1[01]-\d\d"),
+        ("5th November 62", r"\d(?:st|nd|rd|th) [A-Z][a-z]+ 6[013-9]"),
+        ("twenty second feb eighty four", r"twenty [a-z]+ [a-z]{3} [a-z]+ [a-z]+"),
+        ("19360412", r"194\d[01]\d[1-2]\d"),
+    ],
+    "EMAIL_ADDRESS": [
+        ("j.kwan@fastmail.fm", r"[a-z]\.[a-z]{4,}@office\.example|[a-z]\.[a-z]+@mail\.example"),
+        ("ANNA_LEE77@ACME.ORG", r"[A-Z]+_[A-Z]{3}\d\d@EXAMPLE\.ORG"),
+        ("pnav 4 at gmail dot com", r"[a-z]+ \d at mail dot example"),
+    ],
+    "STREET_ADDRESS": [
+        ("204 east 9th street apt 5b", r"\d{3} east \d(?:st|nd|rd|th) street apt \d[a-z]"),
+        ("12 Maple Ave, Boise, ID 83709", r"\d\d [A-Z]\w+ Ave, [A-Z]\w+, [A-Z]{2} \d{5}"),
+        ("LINDENWEG 14A", r"[A-Z]+WEG \d\d[A-Z]"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("entity", "value", "form"), [(e, *case) for e, cases in FORMS.items() for case in cases]
+)
+def test_surrogates_have_the_form_of_the_original(entity, value, form):
+    kept = {
+        "twenty",
+        "east",
+        "street",
+        "apt",
+        "ave",
+        "at",
+        "dot",
+        "weg",
+        "th",
+        "st",
+        "nd",
+        "rd",
+        "org",
+    }
+    for row in range(60):
+        made = Surrogates(str(row), 7).of(entity, value)
+        assert re.fullmatch(form, made), made
+        before, after = (re.findall(r"\w+", text.casefold()) for text in (value, made))
+        assert not [a for a, b in zip(before, after, strict=False) if a == b and a not in kept]
+
+
+def test_the_parts_of_an_address_agree_in_a_row():
+    surrogates = Surrogates("row", 7)
+    whole = surrogates.of("STREET_ADDRESS", "63 Prospect Street, Nashua")
+    assert whole.split(",")[0].split(" ", 1)[1] == surrogates.of(
+        "STREET_ADDRESS", "Prospect Street"
+    )
+
+
+def test_rows_rarely_share_a_surrogate():
+    for entity, value in (("EMAIL_ADDRESS", "anna@acme.org"), ("BIRTH_DATE", "march 9 1981")):
+        made = {Surrogates(str(row), 7).of(entity, value) for row in range(100)}
+        assert len(made) > 60, entity

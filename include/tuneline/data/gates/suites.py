@@ -150,7 +150,7 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     frame, rules = _rows(given)
     frame["kept_residual"] = frame["residual_hits"].where(frame["kept"])
     frame["uncovered_languages"] = len(
-        uncovered_languages(data.languages, data.pii_profile, data.spacy_models)
+        uncovered_languages(data.languages, data.pii_profile, data.name_models)
     )
     rules += [
         between("kept_residual", 0, 0),
@@ -241,8 +241,13 @@ def _deduplication(given: GateInput) -> list[Suite]:
         rules.append(mean("holdout", *HOLDOUT_SHARE))
     # A hold-out file may repeat itself, and the policy `keep` keeps one row of each answer.
     if data.label_conflicts != "keep":
-        frame["kept_cluster"] = frame["cluster"].where(frame["kept"] & ~own)
+        free, variety = frame["kept"] & ~own, frame["variety"].astype(bool)
+        frame["kept_cluster"] = frame["cluster"].where(free & ~variety)
         rules.append(Rule("ExpectColumnValuesToBeUnique", {"column": "kept_cluster"}))
+        # Rows that differ in their personal data alone.
+        clusters = frame["cluster"].where(free & variety)
+        frame["varieties"] = clusters.map(clusters.value_counts())
+        rules.append(between("varieties", 0, data.template_repeats - 1))
     sides = frame.loc[frame["kept"], ["conversation", "split"]].groupby("conversation")["split"]
     frame["torn"] = (frame["conversation"].map(sides.nunique()) > 1).astype(int)
     frame["own_rejected"] = (own & ~frame["kept"]).astype(int)

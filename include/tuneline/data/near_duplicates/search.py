@@ -22,6 +22,7 @@ from tuneline.data.near_duplicates.masked import masked_prompt
 from tuneline.data.near_duplicates.minhash import near_pairs
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import assign, cluster_hash, plan
+from tuneline.data.near_duplicates.templates import differs_in_values_alone, varieties
 from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, column_of
 
 
@@ -43,6 +44,7 @@ class Deduplicated:
             validation to a row of a split that is held out from it.
         conversation: number of the group of rows that share its split, as they share a cluster or
             a conversation; None for a row that left before the split, and of an own hold-out.
+        variety: True if it stays though it equals another once surrogates are masked.
     """
 
     texts: list[str]
@@ -56,6 +58,7 @@ class Deduplicated:
     missed: int = 0
     cross_similarity: list[float] = field(default_factory=list)
     conversation: list[int | None] = field(default_factory=list)
+    variety: list[bool] = field(default_factory=list)
 
 
 def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:
@@ -166,13 +169,14 @@ def deduplicate(rows: Sequence[Row], config: DataConfig) -> Deduplicated:
             reasons[index] = f"label_conflict: {len(group)} rows ask the same, answers differ"
     cluster, pairs = find_clusters(texts, config.near_duplicate_jaccard)
     found = Deduplicated(texts, cluster, reasons, [""] * len(rows), conflict, near_pairs=pairs)
-    _keep_one(rows, found, config.label_conflicts)
+    found.variety = [False] * len(rows)
+    _keep_few(rows, found, config)
     _split(rows, found, config)
     _drop_leaks(rows, found, config.near_duplicate_jaccard)
     return found
 
 
-def _keep_one(rows: Sequence[Row], found: Deduplicated, policy: str) -> None:
+def _keep_few(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None:
     members: dict[int, list[int]] = defaultdict(list)
     for index, root in enumerate(found.cluster):
         if found.reasons[index] is None:
@@ -182,7 +186,12 @@ def _keep_one(rows: Sequence[Row], found: Deduplicated, policy: str) -> None:
             continue
         if len({meaning(rows[i]) for i in group}) > 1 and len({found.texts[i] for i in group}) > 1:
             found.near_conflicts += 1
-        kept = keep_of_cluster(rows, group, policy)
+        kept = keep_of_cluster(rows, group, config.label_conflicts)
+        if not rows[kept[0]].own_holdout:
+            more = varieties(rows, kept, group, config.template_repeats)
+            for index in more:
+                found.variety[index] = True
+            kept = [*kept, *more]
         turns = {_exact_key(rows[i]) for i in kept}
         for index in group:
             if index in kept:
@@ -191,7 +200,10 @@ def _keep_one(rows: Sequence[Row], found: Deduplicated, policy: str) -> None:
             found.exact_duplicates += exact
             of = f"of {rows[kept[0]].source_file} line {rows[kept[0]].source_line}"
             held = "holdout_" if rows[kept[0]].own_holdout else ""
-            found.reasons[index] = f"{held}{'exact' if exact else 'near'}_duplicate: {of}"
+            kind = "exact" if exact else "near"
+            if not held and differs_in_values_alone(rows[index], (rows[i] for i in kept)):
+                kind = "masked"
+            found.reasons[index] = f"{held}{kind}_duplicate: {of}"
 
 
 def _exact_key(row: Row) -> tuple[str, ...]:

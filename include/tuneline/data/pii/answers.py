@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
-from tuneline.data.pii.safe_harbor import SPOKEN_DATE
+from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
@@ -48,7 +48,7 @@ _ADDRESS_END = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_LEAD = re.compile(
-    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|"
+    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|got it|"
     r"it's|it is|it was|i think|think|maybe|my|"
     r"the|password|passcode|pass|pin|code|is|was|should be|might be|probably|be|try|use|here|hi|"
     r"new one|one|thanks?)\b\W*)*",
@@ -60,7 +60,8 @@ _PASSWORD_TAIL = re.compile(
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
-    r"\b(?:don'?t|dont|do not|can'?t|cannot|forgot|forgotten|remember|reset|why|never|didn'?t|not|"
+    r"\b(?:don'?t|dont|do not|can'?t|cannot|forgot|forgotten|remember|reset|why|didn'?t|not|isn'?t|"
+    r"never (?:had|got|set|received|mind|did)|"
     r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need)\b",
     re.IGNORECASE,
 )
@@ -68,7 +69,21 @@ _DATE_DIGITS = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
     r"\d{1,2}[/.-]\d{4}|\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
 )
+# British and Canadian ones have a shape of their own.
+_POSTCODE = re.compile(
+    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])",
+    re.IGNORECASE,
+)
+_LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
 _MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
+
+
+# An address that breaks off after its host, as an answer.
+_AT_PROVIDER = re.compile(
+    r"[\w.+-]+(?: (?:dot|underscore|dash|hyphen) [\w+-]+)*(?: ?@ ?| at )"
+    r"(?:gmail|googlemail|yahoo|hotmail|outlook|icloud|aol|proton(?:mail)?|gmx|web|live)\b(?!\.)",
+    re.IGNORECASE,
+)
 
 
 def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) -> Iterator[Hit]:
@@ -88,7 +103,9 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
         yield from _passwords(text)
     if "address" in wanted:
         yield from _addresses(text, words, alone="name" not in wanted)
+        yield from _postcodes(text)
     if "name" in wanted:
+        yield from _spelled(text)
         yield from _people(text, words)
     if ("email" in wanted and "address" not in wanted) or wanted == {"account"}:
         yield from _mailboxes(text, words)
@@ -111,8 +128,20 @@ def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
     yield Hit(own[0].start(), own[-1].end(), "PERSON")
 
 
+def _postcodes(text: str) -> Iterator[Hit]:
+    """Yield the postal codes of a place that was asked for."""
+    for match in _POSTCODE.finditer(text):
+        yield Hit(match.start(), match.end(), "STREET_ADDRESS")
+
+
+def _spelled(text: str) -> Iterator[Hit]:
+    """Yield a name that is spelled letter by letter."""
+    for match in _LETTERED.finditer(text):
+        yield Hit(match.start(), match.end(), "PERSON")
+
+
 def _births(text: str) -> Iterator[Hit]:
-    for pattern in (SPOKEN_DATE, _DATE_DIGITS):
+    for pattern in (NUMBERED_DATE, SPOKEN_DATE, _DATE_DIGITS):
         for match in pattern.finditer(text):
             yield Hit(match.start(), match.end(), "BIRTH_DATE")
 
@@ -172,7 +201,7 @@ def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
                 yield Hit(own[0].start(), own[-1].end(), "STREET_ADDRESS")
         return
     start = first.start()
-    before = list(re.finditer(r"[^\W_]+", text[:start]))
+    before = list(re.finditer(r"[^\W_]+(?:['’][^\W_]+)*", text[:start]))
     for word in reversed(before):
         # A place or the letters of a postcode stand before the number.
         if word[0].casefold() in FILLER or words.is_everyday(word[0].casefold()):
@@ -188,6 +217,8 @@ def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
 
 def _mailboxes(text: str, words: NameWords) -> Iterator[Hit]:
     """Yield the names of mailboxes and accounts that are no words."""
+    for match in _AT_PROVIDER.finditer(text):
+        yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")
     found = list(_MAIL_WORDS.finditer(text))
     if len(text.split()) > _SHORT + 2:
         return

@@ -15,6 +15,7 @@ from typing import Any
 
 from tuneline.data.pii.models import load_model
 from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.ner.entity_model import EntityModel
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
@@ -39,7 +40,7 @@ _SURE_CUE = re.compile(
 _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|spoke to|spoke with|"
-    r"talked to|belongs to),?\s+" + _NAMES,
+    r"talked to|belongs to|(?:full|first|last|family|given) name),?\s+" + _NAMES,
     re.IGNORECASE,
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
@@ -55,7 +56,7 @@ _CUE_WORDS = frozenset(
 )
 _PERSON_CUE_WORDS = frozenset(
     "am m this dear hi hello signed regards sincerely thanks cheers thank ask call calls speak "
-    "spoke talked belongs welcome through".split()
+    "spoke talked belongs welcome through name".split()
 )
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
@@ -99,6 +100,11 @@ class Recogniser:
         allow: texts that are never names.
         common: words that are not names, from `common_words`.
         english: True if the texts are English, as cues and dictionary are.
+        shared: model of all languages that takes the place of spaCy's.
+
+    Attributes:
+        words: names and ordinary words.
+        ignored_labels: labels of the shared model that name nothing that is looked for.
 
     Raises:
         UserError: if the spaCy package is not installed.
@@ -112,7 +118,10 @@ class Recogniser:
         common: frozenset[str] = frozenset(),
         *,
         english: bool = True,
+        shared: EntityModel | None = None,
     ) -> None:
+        self._shared = shared
+        self.ignored_labels = shared.ignored if shared else ()
         self._english = english
         self._nlp = load_model(model) if model else None
         self._entities = frozenset(entities)
@@ -125,6 +134,10 @@ class Recogniser:
         if "PERSON" in self._entities and self._english:
             for hits, text in zip(found, texts, strict=True):
                 hits.extend(self._by_rules(text))
+        if self._shared is not None:
+            # It was trained to read texts as they are.
+            for hits, text, own in zip(found, texts, self._shared.find(texts), strict=True):
+                hits.extend(hit for hit in own if self._is_allowed(text, hit))
         if self._nlp is not None:
             # In lower case or in capitals a name looks like any word.
             cased = [self._cased(text) for text in texts] if self._english else texts
@@ -133,6 +146,9 @@ class Recogniser:
             ):
                 hits.extend(self._recognised(text, doc))
         return found
+
+    def _is_allowed(self, text: str, hit: Hit) -> bool:
+        return text[hit.start : hit.end].casefold() not in self._allow
 
     def _by_rules(self, text: str) -> Iterator[Hit]:
         """Yield the people that a cue introduces or whose given name is known."""
@@ -179,7 +195,8 @@ class Recogniser:
             lowered = following[1].rstrip(".").casefold()
             if lowered in self.words.not_people or lowered in self.words.common:
                 break
-            if not cased and not self.words.is_strange(lowered):
+            family = self.words.is_listed(lowered) and not self.words.is_everyday(lowered)
+            if not cased and not family and not self.words.is_strange(lowered):
                 break
             end = following.end(1)
         return end
@@ -199,7 +216,9 @@ class Recogniser:
                 break
             if cased and not bare[0].isupper():
                 break
-            if stop == start and not named(lowered):
+            # In edited text a name may be one letter away from a word.
+            sure = named != self.words.is_given and cased and not is_ordinary(lowered)
+            if stop == start and not named(lowered) and not sure:
                 break
             if stop > start and not (
                 cased or known or len(bare) == 1 or self.words.is_strange(lowered)

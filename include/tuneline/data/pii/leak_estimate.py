@@ -114,7 +114,7 @@ def run_trial(
     )
     # Neighbours share turns then, which the scrubber looks at once.
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
-    results = scrubber.scrub(
+    results = scrubber.masking().scrub(
         [f"canary-{seed}-{number}" for number in range(len(canaries))],
         [canary.messages for canary in canaries],
         worker_count(len(canaries)),

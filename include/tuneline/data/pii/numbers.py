@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tuneline.data.pii.checksums import digits_of
-from tuneline.data.pii.spoken import spoken_numbers
+from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, Topic, topics
 
 # A number in this many rows, and in this share of them, belongs to nobody: a hotline, a model.
@@ -22,8 +21,21 @@ LEAST_ROWS, LEAST_SHARE = 20, 0.001
 # Characters before and after a number in which a word can name its type.
 BEFORE, AFTER = 60, 24
 # Fewest digits of a number by the topic that a word nearby, or a question, gives it.
-_LEAST = {"secret": 3, "code": 3, "card": 4, "ssn": 4, "phone": 4, "account": 4, "business": 4}
+_LEAST = {
+    "secret": 3,
+    "code": 3,
+    "card": 4,
+    "ssn": 4,
+    "phone": 4,
+    "account": 4,
+    "reference": 5,
+    "business": 4,
+}
 _YEAR = re.compile(r"(?:19|20)\d\d")
+# Fewer digits one by one may be a list.
+_READ_OUT = 7
+# A number of so many digits is no order's just because an order is spoken of.
+_WHOLE = 9
 
 
 @dataclass(frozen=True)
@@ -32,77 +44,18 @@ class DigitRule:
 
     Attributes:
         least: fewest digits of a number that identifies somebody.
-        business: True if numbers of orders, tickets and the like count.
+        business: True if numbers of orders, parcels and the like count.
+        references: True if those of bookings, cases and tickets count, with at least five signs.
         frequent: numbers of the dataset that belong to nobody, from `frequent_numbers`.
     """
 
     least: int
     business: bool
+    references: bool = True
     frequent: frozenset[str] = frozenset()
 
 
-_UNITS = (
-    r"%|percent|pct|per ?cent|dollars?|bucks?|euros?|eur|usd|gbp|cad|pounds?|quid|pence|cents?|"
-    r"rupees?|rupaye|rs|inr|pesos?|yen|naira|rand|btc|eth|lakhs?|crores?|grand|"
-    r"kilo(?:gram|meter|metre)?s?|[kmg]bps|k[gmb]?|[cm]m|[gmt]b|m[gl]|mah|ml|"
-    r"lbs?|oz|ounces?|litres?|liters?|inch(?:es)?|feet|foot|ft|miles?|mph|k?hz|k?wh?|volts?|watts?|"
-    r"px|pixels?|dpi|fps|degrees?|bar|psi|gigs?|megs?|"
-    r"seconds?|secs?|min(?:ute)?s?|hours?|hrs?|days?|business days?|nights?|weeks?|months?|"
-    r"years?|yrs?|times?|x|people|persons?|pax|children|kids|adults|pieces?|pcs|pairs?|"
-    r"points?|pts|words?|pages?|rows?|megapixels?|am|pm|st|nd|rd|"
-    r"th|of (?:them|these|those)|[a-z]{3,14}s"
-)
-# Words that end in "s" and follow a number without being what is counted.
-_NOT_COUNTED = (
-    r"(?:is|was|this|thanks|yes|plus|address|has|his|its|pls|does|always|expires?|ends|as|us|less|"
-    r"perhaps|ones|these|those|sometimes|says|works|needs|numbers|digits|keeps|wants|belongs|"
-    r"shows|gives|unless|besides|cards|pins|sorry\w*)\b"
-)
-_MONTHS = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_NAMED_BEFORE = (
-    r"(?:v|ver|version|firmware|build|release|driver|ios|android|windows|win|model|type|size|gen|"
-    r"generation|series|step|pages?|chapter|gate|platform|room|seat|row|aisle|bus|train|route|"
-    r"flight|level|season|episodes?|channel|errors?|err|fault|"
-    r"http|status|iso|form|section|press|exit|"
-    r"highway|building|floor|berth|coach|locker|store|shop|branch|top|option|galaxy|iphone|pixel|"
-    r"rtx|gtx|ryzen|core|boeing|airbus|playstation|xbox|channel|rule|article|act|fy|"
-    r"reading|score|age[d]?|code error|error code|error number)"
-)
-_AMOUNT = r"\d[\d,]*(?:\.\d+)?"
-# What explains a number; it is then no candidate.
-_EXPLAINED = re.compile(
-    rf"(?:[$€£₹¥]|\b(?:rs|inr|usd|eur|gbp|cad|aud|php|ngn|btc)\b\.?) ?{_AMOUNT}k?"
-    rf"|(?<![\w.-])\d{{1,6}}(?:[,.]\d+)?(?:(?: ?[-x×] ?| to | by | or | and ){_AMOUNT})?"
-    rf"(?: ?|-)(?!{_NOT_COUNTED})(?:{_UNITS})(?![\w@])"
-    r"|(?<![\w,.-])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w-])"
-    r"|(?<![\w.,-])\d{1,6}[.,]\d{1,2}(?![\w]|[.,-]\d)|(?<![\w.])0?\.\d+(?!\w)"
-    r"|(?<![\w:.-])\d{1,2}[:.]\d{2}(?::\d{2})?(?: ?[ap]\.?m)?(?![\w:.-])"
-    r"|(?<![\w/-])\d{1,4} ?/ ?\d{1,2}(?: ?/ ?\d{2,4})?(?![\w/-])"
-    r"|(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])"
-    r"|(?<![\w.-])\d{1,2}[.-]\d{1,2}[.-](?:\d{4}|\d{2})(?![\w-])"
-    rf"|(?<!\w)\d{{1,2}}(?: of)? {_MONTHS}\b,?(?: (?:19|20)\d\d(?!\d))?"
-    rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
-    rf"|\b{_MONTHS} (?:19|20)\d\d(?!\d)"
-    rf"|\b{_NAMED_BEFORE}\b\W{{0,2}}(?:number |code |no\.? |#)?(?:is |of )?[a-z]?\d[\d.]*(?!\d)"
-    r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year",
-    re.IGNORECASE,
-)
-_RUN = re.compile(
-    r"(?<![\w@])\(?\+?\(?\d+(?:(?:[ .-]|\) ?|\)-| - | \. |  )\(?\d+)*(?![^\W\d_]|@|[.,]?\d)"
-)
 _GROUP = re.compile(r"\d+")
-_SEVERAL = re.compile(r"\d[^\d]{0,3}\d|\d[a-z]|[a-z-]\d", re.IGNORECASE)
-_CODE = re.compile(
-    r"(?<![\w@./-])(?=[a-z-]{0,12}\d)(?=[\d-]*[a-z])[a-z\d]+(?:-[a-z\d]+){0,4}(?![\w@/-]|"
-    r"\.[a-z\d])",
-    re.IGNORECASE,
-)
-_CODE_PLAIN = re.compile(
-    r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
-    r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
-    r"\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
-    re.IGNORECASE,
-)
 _QUANTITY_BEFORE = re.compile(
     r"\b(?:paid|pay(?:ing)?|costs?|charged?|about|around|over|under|than|only|up to|at least|least|"
     r"most|limit|balance|amount|total|fee|bill|price[ds]?|owed?|worth|spen[dt]|deposit(?:ed)?|"
@@ -120,6 +73,22 @@ _YEAR_BEFORE = re.compile(
 _ENDS = re.compile(
     r"\b(?:ends?|ended|ending|finish\w*|terminat\w+|last (?:four|4|three|3|five|5|digits?)"
     r"(?: digits?| numbers?)?)(?: [a-z']{1,9}){0,6}\W{0,3}$",
+    re.IGNORECASE,
+)
+# Before and after a number that identifies: letters of a plate, policy or serial number.
+_LETTERS_BEFORE = re.compile(r"(?<![\w@'’-])([a-z]{1,3})[ -]$", re.IGNORECASE)
+_LETTERS_AFTER = re.compile(r"[ -]([a-z]{1,3})(?=\W{0,2}$)", re.IGNORECASE)
+_GROUPS_AFTER = re.compile(r"(?: \d{2,6}){1,5}(?![\w.,:/%]\d|\w)")
+_SHORT_WORDS = frozenset(
+    "a i am an and any are as at be box but buy by can day did do due eg eh end eur euro far few "
+    "for gbp get go got had has he her hey hi him his how id ids if im in inr is it its ive just "
+    "lb let lol lot man may me mr mrs ms my new nil no nor not now nr num of off oh ok old on one "
+    "or our out pay pls plz ref re rs say see set she sir six so sum ten thx the then to too try "
+    "two uh um up us usd use via was way we who why x ya yes you yr yup zip".split()
+)
+_TOLD_BY_END = re.compile(
+    r"\bend(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|[.,:/]\d| ?(?:days|years|"
+    r"weeks|months|hours|minutes|am|pm|dollars|euros|percent)\b)",
     re.IGNORECASE,
 )
 # Words between the name of a number and the number itself.
@@ -148,16 +117,6 @@ _FILLER = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    start: int
-    end: int
-    value: str
-    digits: int
-    letters: bool
-    spoken: bool = False
-
-
 def frequent_numbers(texts: Iterable[str]) -> frozenset[str]:
     """Return the numbers and codes of so many texts that they identify nobody."""
     counts: Counter[str] = Counter()
@@ -165,7 +124,7 @@ def frequent_numbers(texts: Iterable[str]) -> frozenset[str]:
     for text in texts:
         total += 1
         if _GROUP.search(text):
-            counts.update({_key(c.value) for c in _candidates(text)})
+            counts.update({key_of(c.value) for c in candidates_in(text)})
     least = max(LEAST_ROWS, LEAST_SHARE * total)
     return frozenset(number for number, count in counts.items() if count >= least)
 
@@ -185,7 +144,8 @@ def identifiers(
         wanted: topics that the turn before asked for.
         rule: rule for numbers that no word of the text explains; None takes none of them.
     """
-    candidates = _candidates(text)
+    yield from _ends(text)
+    candidates = candidates_in(text)
     if not candidates:
         return
     bare = rule is not None and _is_bare(text, candidates)
@@ -198,7 +158,33 @@ def identifiers(
         previous = None
         if entity is not None:
             previous = (candidate.end, entity)
-            yield candidate.start, candidate.end, entity
+            yield *_whole_code(text, candidate, entity), entity
+
+
+def _whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int]:
+    """Return the span of a number with the letters and groups of it ("hx 209 441")."""
+    start, end = candidate.start, candidate.end
+    if entity != "ID_NUMBER" or candidate.spoken:
+        return start, end
+    lead = _LETTERS_BEFORE.search(text, 0, start)
+    if lead and lead[1].casefold() not in _SHORT_WORDS:
+        start = lead.start(1)
+    if candidate.letters:
+        more = _GROUPS_AFTER.match(text, end)
+        end = more.end() if more else end
+    tail = _LETTERS_AFTER.match(text, end)
+    if tail and tail[1].casefold() not in _SHORT_WORDS:
+        end = tail.end(1)
+    return start, end
+
+
+def _ends(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield the two or three digits by which a number is told ("my account ends in 77")."""
+    for match in _TOLD_BY_END.finditer(text):
+        named = [topic.name for topic in topics(text[: match.start(1)])]
+        known = [name for name in named if name in ("card", "ssn", "phone", "account", "number")]
+        if known:
+            yield match.start(1), match.end(1), ENTITY_OF.get(known[-1], "ID_NUMBER")
 
 
 def alike(text: str, lengths: frozenset[int]) -> Iterator[tuple[int, int, str]]:
@@ -208,7 +194,7 @@ def alike(text: str, lengths: frozenset[int]) -> Iterator[tuple[int, int, str]]:
         text: a turn.
         lengths: digits of the PINs and codes that were found in the conversation.
     """
-    for candidate in _candidates(text):
+    for candidate in candidates_in(text):
         plain = candidate.value.isdigit() and candidate.digits in lengths
         before = text[max(0, candidate.start - BEFORE) : candidate.start]
         dated = _is_dated(before, candidate) or _is_round(candidate)
@@ -218,7 +204,7 @@ def alike(text: str, lengths: frozenset[int]) -> Iterator[tuple[int, int, str]]:
 
 def _entity(
     text: str,
-    candidate: _Candidate,
+    candidate: Candidate,
     wanted: frozenset[str],
     rule: DigitRule | None,
     bare: bool,
@@ -226,14 +212,16 @@ def _entity(
     """Return the entity type of a candidate, None if it identifies nobody."""
     before = text[max(0, candidate.start - BEFORE) : candidate.start]
     near, adjacent = _nearest(text, candidate)
-    business = rule is not None and rule.business
-    unwanted = (near == "business" and not business) or (near == "code" and rule is None)
+    if near == "business" and not adjacent and candidate.digits >= _WHOLE:
+        # The word is about something else in the same sentence.
+        near = None
+    unwanted = near in _uncounted(rule) or (near == "code" and rule is None)
     if unwanted or _is_quantity(before, candidate, adjacent):
         return None
     named = _named(before, candidate, near, adjacent, within=rule is not None)
     if named is not None or rule is None:
         return named
-    topics_wanted = wanted & NUMBER_TOPICS - (frozenset() if business else {"business"})
+    topics_wanted = (wanted & NUMBER_TOPICS) - _uncounted(rule)
     if _fits_any(topics_wanted, candidate) and not _is_dated(before, candidate):
         return _wanted_entity(candidate, topics_wanted)
     other = bool({"address", "birth"} & wanted) and candidate.digits < 9
@@ -241,8 +229,19 @@ def _entity(
     return _by_shape(candidate) if free and not other else None
 
 
+def _uncounted(rule: DigitRule | None) -> frozenset[str]:
+    """Return the topics whose numbers are the business's own under a rule."""
+    if rule is None:
+        return frozenset({"business", "reference"})
+    return frozenset(
+        name
+        for name, counts in (("business", rule.business), ("reference", rule.references))
+        if not counts
+    )
+
+
 def _named(
-    before: str, candidate: _Candidate, near: str | None, adjacent: bool, *, within: bool
+    before: str, candidate: Candidate, near: str | None, adjacent: bool, *, within: bool
 ) -> str | None:
     """Return the type that a word nearby or "ends in" gives a candidate.
 
@@ -260,7 +259,7 @@ def _named(
     return "ID_NUMBER" if ends and not candidate.letters else None
 
 
-def _nearest(text: str, candidate: _Candidate) -> tuple[str | None, bool]:
+def _nearest(text: str, candidate: Candidate) -> tuple[str | None, bool]:
     """Return the topic that names a candidate, and whether nothing but links is between."""
     found: Topic | None = None
     after: Topic | None = None
@@ -282,39 +281,41 @@ def _nearest(text: str, candidate: _Candidate) -> tuple[str | None, bool]:
     return None, False
 
 
-def _weighs(candidate: _Candidate) -> bool:
+def _weighs(candidate: Candidate) -> bool:
     """Return True if a candidate is long enough for a name that is some words away."""
     return candidate.digits >= (4 if candidate.letters else 5) and not _is_round(candidate)
 
 
-def _is_round(candidate: _Candidate) -> bool:
+def _is_round(candidate: Candidate) -> bool:
     return candidate.value.endswith("000") and candidate.digits <= 7
 
 
-def _fits(topic: str, candidate: _Candidate) -> bool:
+def _fits(topic: str, candidate: Candidate) -> bool:
     if candidate.letters:
+        if topic == "reference":
+            return len(key_of(candidate.value)) >= _LEAST[topic]
         return topic in ("account", "secret", "code", "business", "ssn") and candidate.digits >= 2
     return candidate.digits >= _LEAST[topic]
 
 
-def _fits_any(wanted: Iterable[str], candidate: _Candidate) -> bool:
+def _fits_any(wanted: Iterable[str], candidate: Candidate) -> bool:
     return any(_fits(topic, candidate) for topic in wanted)
 
 
-def _is_quantity(before: str, candidate: _Candidate, adjacent: bool) -> bool:
+def _is_quantity(before: str, candidate: Candidate, adjacent: bool) -> bool:
     if candidate.digits > 7 or candidate.letters:
         return False
     return not adjacent and _QUANTITY_BEFORE.search(before) is not None
 
 
-def _is_dated(before: str, candidate: _Candidate) -> bool:
+def _is_dated(before: str, candidate: Candidate) -> bool:
     """Return True if a candidate reads as a year."""
     return bool(_YEAR.fullmatch(candidate.value) and _YEAR_BEFORE.search(before))
 
 
-def _is_free(before: str, candidate: _Candidate, rule: DigitRule) -> bool:
+def _is_free(before: str, candidate: Candidate, rule: DigitRule) -> bool:
     """Return True if a number that nothing explains is an identifier by strength of profile."""
-    if _key(candidate.value) in rule.frequent or _is_round(candidate):
+    if key_of(candidate.value) in rule.frequent or _is_round(candidate):
         return False
     if candidate.spoken:
         return candidate.digits >= 4
@@ -323,17 +324,18 @@ def _is_free(before: str, candidate: _Candidate, rule: DigitRule) -> bool:
         longest = max(map(len, groups))
         return longest >= rule.least or candidate.digits > rule.least
     if len(groups) > 2 and max(map(len, groups)) <= 2:
-        return False
+        # Digits with spaces between them, as one reads out a number.
+        return max(map(len, groups)) == 1 and candidate.digits >= max(rule.least, _READ_OUT)
     return candidate.digits >= rule.least
 
 
-def _wanted_entity(candidate: _Candidate, wanted: frozenset[str]) -> str:
+def _wanted_entity(candidate: Candidate, wanted: frozenset[str]) -> str:
     shaped = _by_shape(candidate)
     entities = sorted({ENTITY_OF[topic] for topic in wanted if _fits(topic, candidate)})
     return shaped if shaped in entities or not entities else entities[0]
 
 
-def _by_shape(candidate: _Candidate) -> str:
+def _by_shape(candidate: Candidate) -> str:
     """Return the likeliest type of a number of which only the digits are known."""
     if candidate.letters or candidate.digits < 7:
         return "ID_NUMBER"
@@ -345,11 +347,7 @@ def _by_shape(candidate: _Candidate) -> str:
     return "CREDIT_CARD" if 13 <= candidate.digits <= 19 else "ID_NUMBER"
 
 
-def _key(value: str) -> str:
-    return re.sub(r"[\W_]+", "", value.casefold())
-
-
-def _is_bare(text: str, candidates: Iterable[_Candidate]) -> bool:
+def _is_bare(text: str, candidates: Iterable[Candidate]) -> bool:
     """Return True if a text holds nothing but numbers and filler."""
     rest, at = [], 0
     for candidate in candidates:
@@ -357,29 +355,3 @@ def _is_bare(text: str, candidates: Iterable[_Candidate]) -> bool:
         at = candidate.end
     rest.append(text[at:])
     return not _FILLER.sub("", " ".join(rest))
-
-
-def _candidates(text: str) -> list[_Candidate]:
-    """Return the numbers and codes that are no quantity, price, date, time or version."""
-    spoken = [
-        _Candidate(s.start, s.end, text[s.start : s.end], s.digits, False, s.plain)
-        for s in spoken_numbers(text)
-    ]
-    spoken = [c for c in spoken if c.digits >= 3]
-    if not _SEVERAL.search(text):
-        return spoken
-    plain = _EXPLAINED.sub(lambda match: "~" * len(match[0]), text)
-    found = spoken
-    taken = [(c.start, c.end) for c in spoken]
-    for match in _CODE.finditer(plain):
-        if not _CODE_PLAIN.fullmatch(match[0]):
-            digits = len(digits_of(match[0]))
-            found.append(_Candidate(match.start(), match.end(), match[0], digits, True))
-            taken.append(match.span())
-    for match in _RUN.finditer(plain):
-        if any(match.start() < end and start < match.end() for start, end in taken):
-            continue
-        digits = len(digits_of(match[0]))
-        if digits >= 3:
-            found.append(_Candidate(match.start(), match.end(), match[0], digits, False))
-    return sorted(found, key=lambda c: c.start)

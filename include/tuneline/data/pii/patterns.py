@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from tuneline.data.pii.addresses import street_addresses, streets_of_home
+from tuneline.data.pii.births import birth_dates
 from tuneline.data.pii.checksums import (
     digits_of,
     iban_end,
@@ -22,6 +24,7 @@ from tuneline.data.pii.checksums import (
 )
 from tuneline.data.pii.languages import shapes
 from tuneline.data.pii.numbers import numbers_near_words
+from tuneline.data.pii.passwords import password_words
 from tuneline.data.pii.safe_harbor import find_demanded
 from tuneline.data.pii.spoken import has_digit_words
 from tuneline.machine.secret_shapes import SECRET_SHAPES, SECRETS
@@ -59,6 +62,9 @@ _RANK = {
     entity: rank
     for rank, entity in enumerate((*SECRETS, "URL", *PATTERN_ENTITIES[len(SECRETS) :], "DATE"))
 }
+
+# Types that a part of a street address can be taken for.
+_PARTS = frozenset({"ID_NUMBER", "PHONE_NUMBER"})
 
 # Unusual dashes, spaces and digits are replaced by one character each, so that positions stay.
 _PLAIN = {
@@ -104,7 +110,7 @@ _PROVIDER = (
     r"comcast|verizon|rediffmail|btinternet|bigpond|mail)"
 )
 _MAIL_PROVIDERS = re.compile(_PROVIDER)
-_LETTERED = r"(?<!\w)\w(?: \w){3,30}"
+_LETTERED = r"(?<!\w)\w(?: [\w.-]){3,40}"
 _SIGN = r"(?: ?(?:\.|dot|underscore|dash|hyphen|_|-) ?)"
 _EMAIL_PROVIDER = _any_case(
     rf"(?:{_LETTERED}|{_MAILBOX}(?:(?: (?:dot|underscore|dash|hyphen) | ?[._-] ?)[\w+%-]{{1,64}})"
@@ -113,6 +119,11 @@ _EMAIL_PROVIDER = _any_case(
         "{0}", _SIGN
     )
     + rf"|{_LETTERED}(?: ?@ ?| at ){_LABEL}{_SIGN}(?:com|net|org|me|co|io|edu|uk|de|in)\b"
+)
+# "at" for the sign, a mailbox that is no word.
+_EMAIL_AT = _any_case(
+    rf"(?<![\w.+%-])(?=[\w.+%-]{{0,64}}[\d._])[\w+%-][\w.+%-]{{2,63}} at "
+    rf"{_LABEL}(?:\.{_LABEL}){{0,3}}\.{_TOP_DOMAINS}"
 )
 _EMAIL_STRIPPED = _any_case(
     r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
@@ -144,17 +155,6 @@ _PHONE_NATIONAL = re.compile(
     r"(?<![\w.,-])(?<!\d[ -])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
 )
 _PHONE_NAMED = _any_case(r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)")
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
-_DATE = (
-    r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}|"
-    rf"{_DAY}(?: of)? {_MONTH}\.?,? \d{{4}}|{_MONTH}\.? {_DAY},? \d{{4}})"
-)
-_BIRTH = _any_case(
-    r"\b(?:born(?: on)?|date of birth|birth ?date|birthday|d\.?o\.?b\.?)\b[^\d\n]{0,12}?\b("
-    + _DATE
-    + r")(?!\d)"
-)
 _ID_NAMED = _any_case(
     r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
     r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
@@ -162,81 +162,6 @@ _ID_NAMED = _any_case(
     r"(?: (?:number|no|nr|id|code)\b)?\.?"
     r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
 )
-# Words that end a street's name; the second kind also means something else in ordinary text.
-_STREET_KINDS = (
-    "street|avenue|ave|road|rd|lane|ln|approach|trail|nagar|marg|boulevard|blvd|terrace|parkway|"
-    "pkwy|highway|hwy|crescent|"
-    "close|gardens|mews|alley|strasse|straße"
-)
-_STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
-_STATES = (
-    "alabama|alaska|arizona|arkansas|california|colorado|"
-    "connecticut|delaware|florida|georgia|hawaii|"
-    "idaho|illinois|indiana|iowa|kansas|kentucky|louisiana|maine|maryland|massachusetts|michigan|"
-    "minnesota|mississippi|missouri|montana|nebraska|nevada|new hampshire|new jersey|new mexico|"
-    "new york|north carolina|north dakota|ohio|oklahoma|oregon|pennsylvania|rhode island|"
-    "south carolina|south dakota|tennessee|texas|utah|vermont|virginia|washington|west virginia|"
-    "wisconsin|wyoming"
-)
-_PLACE_WORDS = r"(?:,? (?!(?:and|my|the|is|please|thanks|phone|card|account|but)\b)[a-z][\w'-]*)"
-_PLACE_AFTER = (
-    r"(?:\.?,? (?:(?:number |no )?(?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b|#\d+))?"
-    rf"(?:{_PLACE_WORDS}{{0,5}}?,? (?:\d{{5}}(?:[- ]\d{{4}})?|\d{{6}}|"
-    rf"[A-Z]{{1,2}}\d[A-Z0-9]? ?\d[A-Z]{{2}})"
-    rf"(?!\w)|{_PLACE_WORDS}{{1,3}},? (?:{_STATES})\b)?"
-    r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
-    r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
-)
-_SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
-_ADDRESS = _any_case(
-    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|(?:"
-    + _SPOKEN_DIGITS
-    + r")(?: (?:"
-    + _SPOKEN_DIGITS
-    + r")){1,4}),? ((?:[^\W\d_][\w'.-]* ){1,3}?)(?:(?:"
-    + _STREET_KINDS
-    + r")|(?P<unsure>"
-    + _STREET_KINDS_UNSURE
-    + r"))\b(?i:"
-    + _PLACE_AFTER
-    + r")"
-)
-_ADDRESS_WORDS = _any_case(
-    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
-    r"deliver(?:ed|y)?|moved?|moving|located|"
-    r"house|home|flat|door)\b[^\d\n]{0,30}$"
-)
-# As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
-_FLAT_NUMBER = _any_case(
-    r"\b(?:flat|h|house|plot|door|shop) (?:no|number)\b\.? ?#?\d[\w/-]{0,9}"
-    rf"{_PLACE_WORDS}{{1,7}}(?:,? ?-? ?\d{{6}}(?!\d))?"
-)
-# A unit, or the words before it, shows that any street is an address.
-_WITH_UNIT = _any_case(
-    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
-    r" (?:apt|apartment|suite|unit)"
-    rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
-)
-_AFTER_CUE = _any_case(
-    r"\b(?:live[sd]?|living|resid\w+|located|staying) (?:at|on)|\baddress(?:(?:es)? (?:is|to|:)|:)?"
-)
-_ANY_STREET = _any_case(
-    rf"\W{{1,3}}(\d{{1,5}}[a-z]?,?{_PLACE_WORDS}{{1,4}}?(?: \d{{1,4}}(?!\d))?"
-    rf"(?:{_PLACE_WORDS}{{0,4}}?,? \d{{5}}(?!\d)|{_PLACE_WORDS}(?=\W*$))?)(?![\w])"
-)
-_MILITARY = _any_case(
-    r"\b(?:psc|unit|cmr) \d{1,5},? box \d{1,5}(?:,? (?:apo|fpo|dpo),? [a-z]{2}(?: \d{5})?)?"
-)
-_PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
-_NOT_IN_STREET = frozenset(
-    "a an and are at away be by can charge day days down euros dollars for from go have hours "
-    "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
-    "order orders other our out parcels people per pm am right so than that the this times to "
-    "under until up was way weeks week when with within years year you your block blocks pounds "
-    "percent points steps star".split()
-)
-_LONG_HOUSE = re.compile(r"\d{3}")
-_SHORT_KINDS = frozenset("st dr ct pl sq cir".split())
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
@@ -259,6 +184,11 @@ def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = (
 def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
     """Drop hits that overlap one of an earlier type, or a longer one of the same type."""
     chosen: list[Hit] = []
+    hits = list(hits)
+    streets = [hit for hit in hits if hit.entity == "STREET_ADDRESS"]
+    if streets:
+        # The parts of an address are no numbers of their own ("Boise, ID 83709").
+        hits = [hit for hit in hits if hit.entity not in _PARTS or not _within(hit, streets)]
     ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
     for hit in ranked:
         # Chosen hits do not overlap each other, so only two of them can overlap this one.
@@ -267,6 +197,14 @@ def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
         if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
             chosen.insert(at, hit)
     return chosen
+
+
+def _within(hit: Hit, longer: Sequence[Hit]) -> bool:
+    size = hit.end - hit.start
+    return any(
+        other.start <= hit.start and hit.end <= other.end and size < other.end - other.start
+        for other in longer
+    )
 
 
 def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
@@ -283,18 +221,24 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
         yield from _hits(text, _IPV6, "IP_ADDRESS", is_ipv6)
     if colons >= 5 or text.count("-") >= 5:
         yield from _hits(text, _MAC, "MAC_ADDRESS")
+    yield from (Hit(*span, "BIRTH_DATE") for span in birth_dates(text, lowered))
+    yield from (Hit(*span, "PASSWORD") for span in password_words(text, lowered))
+    yield from _places_and_numbers(text, lowered, languages)
+
+
+def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> Iterator[Hit]:
     digit = _DIGIT.search(text) is not None
     spoken = has_digit_words(lowered)
     # The fields of a JSON answer are no sentence; its strings are looked at one by one.
+    if digit or spoken:
+        yield from (Hit(*span, "STREET_ADDRESS") for span in street_addresses(text, lowered))
     if (digit or spoken) and not text.startswith("{"):
         yield from (Hit(*found) for found in numbers_near_words(text))
-    if spoken and not digit:
-        yield from _addresses(text)
+    yield from (Hit(*span, "STREET_ADDRESS") for span in streets_of_home(text, lowered))
     if not digit:
         return
     if _DIGITS.search(text):
         yield from _numbers(text, lowered)
-    yield from _addresses(text)
     for language in languages:
         for shape in shapes(language):
             yield from _hits(text, shape.pattern, shape.entity, shape.valid)
@@ -319,6 +263,8 @@ def _emails(text: str, lowered: str) -> Iterator[Hit]:
         yield from _hits(text, _EMAIL_SPACED, "EMAIL_ADDRESS")
     if (" at" in lowered or "@" in text or "com" in lowered) and _MAIL_PROVIDERS.search(lowered):
         yield from _hits(text, _EMAIL_PROVIDER, "EMAIL_ADDRESS")
+    if " at " in lowered and "." in lowered:
+        yield from _hits(text, _EMAIL_AT, "EMAIL_ADDRESS")
     if ".com" in lowered:
         yield from _hits(text, _EMAIL_STRIPPED, "EMAIL_ADDRESS")
 
@@ -337,8 +283,6 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
             if is_ipv4(match[0]) and not _VERSION.search(text, 0, match.start()):
                 yield Hit(match.start(), match.end(), "IP_ADDRESS")
     yield from _phones(text)
-    if "b" in lowered:
-        yield from _hits(text, _BIRTH, "BIRTH_DATE")
     yield from _hits(text, _ID_NAMED, "ID_NUMBER")
 
 
@@ -360,23 +304,3 @@ def _phones(text: str) -> Iterator[Hit]:
                 if not 9 <= count <= 12 or not is_phone_anywhere(match[0]):
                     continue
             yield Hit(match.start(), match.end(), "PHONE_NUMBER")
-
-
-def _addresses(text: str) -> Iterator[Hit]:
-    for match in _ADDRESS.finditer(text):
-        words = match[1].lower().replace(".", "").split()
-        if _NOT_IN_STREET.intersection(words):
-            continue
-        named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
-        before = text[max(0, match.start() - 40) : match.start()]
-        sure = match["unsure"] in _SHORT_KINDS and _LONG_HOUSE.match(match[0])
-        if match["unsure"] and not sure and not named and not _ADDRESS_WORDS.search(before):
-            continue
-        yield Hit(match.start(), match.end(), "STREET_ADDRESS")
-    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
-        yield from _hits(text, pattern, "STREET_ADDRESS")
-    for cue in _AFTER_CUE.finditer(text):
-        street = _ANY_STREET.match(text, cue.end())
-        if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
-            yield Hit(street.start(1), street.end(1), "STREET_ADDRESS")
-    yield from _hits(text, _PO_BOX, "STREET_ADDRESS")

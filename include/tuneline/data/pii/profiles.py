@@ -30,14 +30,19 @@ PROFILES: dict[str, frozenset[str]] = {
 }
 
 # Fewest digits of a number that no word explains and that still identifies somebody. HIPAA counts
-# any unique number, those of orders included; cards have at least twelve.
+# any unique number, those of orders included; GDPR those that stand for a person's booking or case;
+# cards have at least twelve.
 LEAST_DIGITS = {"hipaa": 5, "gdpr": 7, "pci": 12}
 
 
 def digit_rule(profiles: Iterable[str]) -> DigitRule:
     """Return the digit rule of the strictest of some profiles."""
     profiles = list(profiles)
-    return DigitRule(min(LEAST_DIGITS[name] for name in profiles), business="hipaa" in profiles)
+    return DigitRule(
+        min(LEAST_DIGITS[name] for name in profiles),
+        business="hipaa" in profiles,
+        references=bool({"hipaa", "gdpr"}.intersection(profiles)),
+    )
 
 
 def demanded(profiles: Iterable[str]) -> frozenset[str]:

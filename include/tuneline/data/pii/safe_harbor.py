@@ -46,11 +46,19 @@ _YEAR_WORDS = (
     r"(?:ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen))|"
     rf"two thousand(?:[ -](?:and )?(?:{_ONES}|\w+teen|ten|eleven|twelve|{_TENS}(?:[ -]{_ONES})?))?)"
 )
-_WHEN = rf"(?:,? (?:{_YEAR}|{_YEAR_WORDS}|\d{{2}}(?![\w:])))?"
+# Two-digit years as they are said: "eighty four", "'17".
+_SHORT_YEAR = rf"(?:{_TENS}[ -]{_ONES}\b|['’]\d{{2}}(?!\w)|\d{{2}}(?![\w:]))"
+_WHEN = rf"(?:,? (?:(?:in )?{_YEAR}|{_YEAR_WORDS}|{_SHORT_YEAR}))?"
 # A date in words, digits or both.
 SPOKEN_DATE = re.compile(
     rf"(?<![\w./-])(?:(?:the )?(?:{_ORDINAL}|{_DAY})(?: of)? {_MONTH}{_WHEN}|"
     rf"{_MONTH} (?:the )?(?:{_ORDINAL}|{_DAY}(?!\d)){_WHEN}|{_MONTH},? {_YEAR})(?![\w/-]|\.\d)",
+    re.IGNORECASE,
+)
+# A month as a number, said with an article: "the 9th of the 9th 1949".
+NUMBERED_DATE = re.compile(
+    rf"(?<![\w./-])(?:the )?(?:{_ORDINAL}|{_DAY}) of (?:the )?(?:{_ORDINAL}|{_DAY}){_WHEN}"
+    r"(?![\w/-]|\.\d)",
     re.IGNORECASE,
 )
 # Day and month alone look like fractions, unless a word before them says when.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
@@ -18,6 +20,8 @@ from tuneline.data.pii.dialogue import repeated_values, wanted
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
 from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.ner.entity_model import EntityModel
+from tuneline.data.pii.ner.fetched import fetch_entity_model, load_entity_model
 from tuneline.data.pii.numbers import alike, frequent_numbers, identifiers
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
@@ -103,6 +107,8 @@ class Scrubber:
         self._masked = settings.entities_with("mask")
         self._refused = settings.entities_with("reject_row")
         self._recognisers = _recognisers(settings)
+        models = (recogniser.ignored_labels for recogniser in self._recognisers.values())
+        self.ignored_labels = next(models, ())
         self.find = lru_cache(maxsize=REMEMBERED)(self._find)
         self._answers = lru_cache(maxsize=REMEMBERED)(self._answered)
         english = self._recognisers.get(ENGLISH)
@@ -132,6 +138,18 @@ class Scrubber:
         """Return the hits that are not on the allow-list."""
         allow = self._settings.allow
         return [h for h in hits if not allow or text[h.start : h.end].casefold() not in allow]
+
+    def masking(self) -> Scrubber:
+        """Return this scrubber with `[ENTITY]` in place of each surrogate.
+
+        What is left can then be told from a surrogate that happens to have the same digit.
+        """
+        every = (*PATTERN_ENTITIES, *DEMANDED_ONLY, *NER_ENTITIES, *self.custom_entities)
+        actions = dict.fromkeys(every, "mask") | dict.fromkeys(self._refused, "reject_row")
+        other = copy(self)
+        other._settings = replace(self._settings, actions=actions)
+        other._masked = frozenset(every) - self._refused
+        return other
 
     def scrub(
         self, keys: Sequence[str], batch: Sequence[Sequence[Message]], workers: int = 1
@@ -329,21 +347,32 @@ def _chunk_scrubber(settings: Settings, dataset: _Dataset) -> _Work:
 def _recognisers(settings: Settings) -> dict[str, Recogniser]:
     """Make the recogniser of names of each language.
 
-    A model serves its own language; cues are English, so English has a recogniser in any case.
+    A model serves its own language, one that an address names serves all; cues are English, so
+    English has a recogniser in any case.
     """
     if not settings.names:
         return {}
     served = [code for code in settings.languages if code in settings.models or code == ENGLISH]
+    shared = _entity_model(settings)
     return {
         language: Recogniser(
-            settings.models.get(language) if served else None,
+            settings.models.get(language) if served and shared is None else None,
             settings.names,
             tuple(settings.allow),
             settings.common,
             english=language == ENGLISH,
+            shared=shared,
         )
         for language in served or [ENGLISH]
     }
+
+
+def _entity_model(settings: Settings) -> EntityModel | None:
+    """Load the model that an address names, None where spaCy finds the names."""
+    if settings.name_model is None:
+        return None
+    wanted = {*settings.profiled, *settings.names} - ({*NER_ENTITIES} - {*settings.names})
+    return load_entity_model(Path(settings.name_model), wanted, settings.name_labels)
 
 
 def _shared_systems(batch: Sequence[Sequence[Message]]) -> frozenset[str]:
@@ -368,6 +397,10 @@ def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
         UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
     """
     settings = settings_of(config)
+    if config.name_model is not None and settings.names:
+        # Fetched here, so that workers find it.
+        directory, _ = fetch_entity_model(config.name_model)
+        settings = replace(settings, name_model=str(directory))
     texts = list(texts)
     common = common_words(texts) if settings.names else frozenset()
     digits = settings.digits and replace(settings.digits, frequent=frequent_numbers(texts))

@@ -9,7 +9,12 @@ from typing import Any
 from tuneline.config import DataConfig
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.numbers import DigitRule
-from tuneline.data.pii.profiles import demanded_only, digit_rule, recognised
+from tuneline.data.pii.profiles import (
+    demanded_only,
+    digit_rule,
+    recognised,
+    scrubbed_entities,
+)
 
 SEED = 7
 
@@ -22,6 +27,9 @@ class Settings:
         names: types of `NER_ENTITIES` to find.
         demanded: types of `DEMANDED_ONLY` to find.
         models: spaCy package by language; without one only cues find names.
+        name_model: directory of a model that finds names in all languages instead of spaCy.
+        name_labels: entity by label of that model, for labels that are not known.
+        profiled: entity types that the profiles have scrubbed.
         languages: declared languages.
         recognizers: Presidio recognisers of the user.
         least_score: lowest Presidio score of a hit that counts.
@@ -36,6 +44,9 @@ class Settings:
     names: tuple[str, ...] = ()
     demanded: tuple[str, ...] = ()
     models: Mapping[str, str] = field(default_factory=dict)
+    name_model: str | None = None
+    name_labels: Mapping[str, str] = field(default_factory=dict)
+    profiled: tuple[str, ...] = ()
     languages: tuple[str, ...] = (ENGLISH,)
     recognizers: tuple[str | Mapping[str, Any], ...] = ()
     least_score: float = 0.4
@@ -56,7 +67,9 @@ def settings_of(config: DataConfig) -> Settings:
     return Settings(
         names=recognised(config.pii_profile),
         demanded=demanded_only(config.pii_profile),
-        models=config.spacy_models if config.pii_ner else {},
+        models=config.name_models if config.pii_ner else {},
+        name_labels=config.pii_ner_labels,
+        profiled=scrubbed_entities(config.pii_profile),
         languages=tuple(config.languages),
         recognizers=tuple(config.pii_recognizers),
         least_score=config.pii_recognizer_score,

@@ -57,7 +57,7 @@ def spoken_numbers(text: str) -> Iterator[Spoken]:
         singles = sum(word in _SINGLE for word in words)
         tens = sum(word in _TENS for word in words)
         counted = "hundred" in words or _COUNTED.match(text, match.end())
-        if singles + tens < 2 or words[0] in ("oh", "o") or counted:
+        if singles + tens < 2 or counted or (words[0] in ("oh", "o") and len(words) < 5):
             continue
         digits, times = 0, 1
         for word in words:

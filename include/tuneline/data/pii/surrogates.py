@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
 from tuneline.data.pii.checksums import digits_of, luhn
+from tuneline.data.pii.shaped import Draw, like_date, like_email, like_street, other_chars
 from tuneline.machine.secret_shapes import SECRETS
 
 _CONSTANT = {
@@ -25,7 +25,6 @@ _CONSTANT = {
     "AGE_OVER_89": "90+",
 }
 _DIGIT_WORDS = "zero one two three four five six seven eight nine".split()
-_MONTHS = "January February March April May June July August September October November".split()
 
 
 @cache
@@ -88,9 +87,11 @@ class Surrogates:
 
     def _make(self, entity: str, value: str) -> str:
         if entity == "PASSWORD" and not re.search(r"[^\W\d]", value):
-            return _shaped(self._number(entity, value), value)
+            return other_chars(self._number(entity, value), value)
         if entity in _CONSTANT:
             return _CONSTANT[entity]
+        if entity in _SHAPED:
+            return _SHAPED[entity](lambda part: self._number(entity, part), value)
         # The hits of a recogniser of the user get a placeholder.
         maker = _MAKERS.get(entity)
         return maker(self._number(entity, value), value) if maker else f"[{entity}]"
@@ -130,28 +131,9 @@ def _like(made: str, value: str) -> str:
     return made.upper() if value.isupper() and len(value) > 2 else made
 
 
-def _email(number: int, _: str) -> str:
+def _email(draw: Draw, value: str) -> str:
     lists = name_lists()
-    first = _pick(lists["surrogate_first"], number)
-    last = _pick(lists["surrogate_last"], number // 97)
-    return f"{first}.{last}{number // 9973 % 90 + 10}@mail.example".lower()
-
-
-def _shaped(number: int, value: str) -> str:
-    """Return a text of the same shape: digits for digits, letters for letters."""
-    made = []
-    for char in value:
-        if char.isalnum():
-            number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
-        place = number >> 33
-        if char.isdigit():
-            made.append(str((int(char) + 1 + place % 9) % 10))
-        elif char.isalpha():
-            letter = string.ascii_lowercase[place % 26]
-            made.append(letter.upper() if char.isupper() else letter)
-        else:
-            made.append(char)
-    return "".join(made)
+    return like_email(draw, value, lists["surrogate_first"], lists["surrogate_last"])
 
 
 def _digits_in(value: str, digits: str) -> str:
@@ -173,11 +155,11 @@ def _spoken(number: int, value: str) -> str:
         number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
         return free[(number >> 33) % len(free)]
 
-    return _shaped_digits(number, re.sub(r"[A-Za-z]+", other, value))
+    return _other_digits(number, re.sub(r"[A-Za-z]+", other, value))
 
 
-def _shaped_digits(number: int, value: str) -> str:
-    return re.sub(r"\d+", lambda match: _shaped(number, match[0]), value)
+def _other_digits(number: int, value: str) -> str:
+    return re.sub(r"\d+", lambda match: other_chars(number, match[0]), value)
 
 
 def _numeric(maker: Callable[[int, str], str]) -> Callable[[int, str], str]:
@@ -190,7 +172,7 @@ def _numeric(maker: Callable[[int, str], str]) -> Callable[[int, str], str]:
 def _phone(number: int, value: str) -> str:
     count = len(digits_of(value))
     if count < 7:
-        return _shaped(number, value)
+        return other_chars(number, value)
     area = _pick(("202", "303", "404", "505", "606"), number // 100)
     local = f"{area}55501{number % 100:02d}"
     lead = "1" if value.strip().startswith(("+", "1")) else "0"
@@ -200,7 +182,7 @@ def _phone(number: int, value: str) -> str:
 def _card(number: int, value: str) -> str:
     count = len(digits_of(value))
     if count < 13:
-        return _shaped(number, value)
+        return other_chars(number, value)
     digits = "4" + f"{number % 1000:03d}".rjust(count - 2, "0")
     # With any check digit but the right one, no such card can exist.
     digits += next(check for check in "0123456789" if not luhn(digits + check))
@@ -215,7 +197,7 @@ def _iban(number: int, _: str) -> str:
 def _ssn(number: int, value: str) -> str:
     count = len(digits_of(value))
     if count != 9:
-        return _shaped(number, value)
+        return other_chars(number, value)
     # Numbers with the area 000 are never issued.
     return _digits_in(value, f"00000{number % 10_000:04d}")
 
@@ -224,33 +206,25 @@ def _ip(number: int, value: str) -> str:
     return f"2001:db8::{number % 65536:x}" if ":" in value else f"192.0.2.{number % 254 + 1}"
 
 
-def _date(number: int, _: str) -> str:
-    return f"{number % 28 + 1} {_pick(_MONTHS, number // 28)} {1950 + number // 400 % 50}"
-
-
-def _same_year(number: int, value: str) -> str:
-    """Return another day of the same year, which may stay."""
-    year = re.search(r"(?:19|20)\d{2}", value)
-    day = f"{number % 28 + 1} {_pick(_MONTHS, number // 28)}"
-    return f"{day} {year[0]}" if year else day
-
-
-def _street(number: int, _: str) -> str:
-    return f"{number % 90 + 10} {_pick(name_lists()['streets'], number // 90)} Street"
+def _street(draw: Draw, value: str) -> str:
+    return like_street(draw, value, name_lists()["streets"], name_lists()["towns"])
 
 
 _MAKERS: dict[str, Callable[[int, str], str]] = {
-    "EMAIL_ADDRESS": _email,
     "PHONE_NUMBER": _numeric(_phone),
     "CREDIT_CARD": _numeric(_card),
     "IBAN_CODE": _iban,
     "US_SSN": _numeric(_ssn),
     "IP_ADDRESS": _ip,
-    "BIRTH_DATE": _date,
-    "ID_NUMBER": _numeric(_shaped),
-    "STREET_ADDRESS": _street,
-    "DATE": _same_year,
+    "ID_NUMBER": _numeric(other_chars),
     "URL": lambda n, _: f"https://www.example.com/{n % 100_000:05d}",
     "POSTAL_CODE": lambda n, _: f"00000-{n % 10_000:04d}",
     "LOCATION": lambda n, _: _pick(name_lists()["towns"], n),
+}
+# What is written anew part by part.
+_SHAPED: dict[str, Callable[[Draw, str], str]] = {
+    "EMAIL_ADDRESS": _email,
+    "BIRTH_DATE": like_date,
+    "STREET_ADDRESS": _street,
+    "DATE": partial(like_date, same_year=True),
 }

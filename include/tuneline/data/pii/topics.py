@@ -21,10 +21,14 @@ ENTITY_OF = {
     "birth": "BIRTH_DATE",
     "address": "STREET_ADDRESS",
     "account": "ID_NUMBER",
+    # Booking, case and the like: one per person and occasion.
+    "reference": "ID_NUMBER",
     "business": "ID_NUMBER",
     "name": "PERSON",
 }
-NUMBER_TOPICS = frozenset({"secret", "code", "card", "ssn", "phone", "account", "business"})
+NUMBER_TOPICS = frozenset(
+    {"secret", "code", "card", "ssn", "phone", "account", "reference", "business"}
+)
 
 _WORDS = (
     # What only looks like a topic.
@@ -39,7 +43,7 @@ _WORDS = (
         # "Address" and "reach" as verbs.
         r"address(?:es|ed|ing)? (?:this|that|the|these|those|your|my|it)\b(?! ?\d)",
     ),
-    ("email", r"e-?mails?|mail id|gmail|inbox"),
+    ("email", r"e-?mails?(?: address(?:es)?)?|mail id|gmail|inbox"),
     (
         "account",
         r"sort code|routing|iban|swift|user ?name|user ?id|log "
@@ -55,6 +59,8 @@ _WORDS = (
     (
         "secret",
         r"pass ?(?:word|code|phrase|key|wd)s?|pwd?|pass(?= (?:is|was|:|=))|"
+        r"(?:memorable|secret|security|safe) (?:word|phrase|answer|question)s?|wi-?fi key|"
+        r"network key|"
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
         r"(?:three|four|six|[346])[ -]?digits? (?:code|pin|number)|on the back(?: of)?|"
@@ -90,14 +96,20 @@ _WORDS = (
         r"home address|house number|street|locat(?:ed|ion)",
     ),
     (
+        "reference",
+        r"ref|reference(?: (?:number|code|no))?|booking(?: (?:number|code))?|"
+        r"reservation(?: (?:number|code))?|ticket(?: (?:number|no))?|case(?: (?:number|no))?|"
+        r"confirmation(?: (?:number|code))?|itinerary|control",
+    ),
+    (
         "business",
-        r"orders?|ticket|case|ref|reference|invoice|tracking|booking|reservation|confirmation|"
-        r"transaction|parcel|shipment|package|itinerary|receipt|control|shipping (?:number|id)|"
-        r"request (?:number|id)",
+        r"orders?|invoice|tracking|transaction|parcel|shipment|package|receipt|"
+        r"shipping (?:number|id)|request (?:number|id)",
     ),
     (
         "name",
-        r"names?|nam|who(?:'s|s|m)?|holder|speaking (?:with|to)|(?:should|may|can|do|shall) i "
+        r"names?|nam|surnames?|nicknames?|maiden names?|"
+        r"who(?:'s|s|m)?|holder|speaking (?:with|to)|(?:should|may|can|do|shall) i "
         r"(?:call|address)|passengers?|travell?ers?|guests?|sender|receiver|recipient|"
         r"(?:what|how) (?:should|shall|may|can|do) (?:i|we) (?:call|address)",
     ),

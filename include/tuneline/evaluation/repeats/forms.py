@@ -44,7 +44,7 @@ def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[Fo
     compiled = engine_of(ctx).form == "engine"
     found = [
         _form(ctx, name, make, wanted=wanted, compiled=compiled)
-        for name, make in {MERGED: _merged, APART: _apart}.items()
+        for name, make in {MERGED: unquantised, APART: _apart}.items()
         if name != _shipped_as(chosen)
     ]
     gone = [
@@ -77,10 +77,6 @@ def _form(
         return Form(name, make(ctx))
     except TunelineError as error:
         return Form(name, None, first_line(error))
-
-
-def _merged(ctx: StepContext) -> ServedModel:
-    return hashed(ctx.config.deployment.engine, unquantised(ctx))
 
 
 def _apart(ctx: StepContext) -> ServedModel:

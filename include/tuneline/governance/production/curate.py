@@ -19,8 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from tuneline.code_identity import code_identity
-from tuneline.data.pii.models import describe_model
-from tuneline.data.pii.profiles import recognised
+from tuneline.data.pii.name_models import describe_models
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure
@@ -220,13 +219,9 @@ def _measurements(
 ) -> list[Measurement]:
     data = settings.data
     resembling = Counter(near.split for near in compared.resembles.values())
-    models = []
-    if data.pii_ner and recognised(data.pii_profile):
-        models = [
-            measure(f"model_{code}", describe_model(data.spacy_models[code]), "text")
-            for code in data.languages
-            if code in data.spacy_models
-        ]
+    models = [
+        measure(f"model_{code}", named, "text") for code, named in describe_models(data).items()
+    ]
     return [
         *(measure(f"resembling_{name}", n, "rows") for name, n in sorted(resembling.items())),
         *models,

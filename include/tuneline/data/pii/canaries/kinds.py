@@ -84,10 +84,10 @@ def _unchecked(register: Register) -> Mapping[str, float]:
 
 def _garbled(register: Register) -> Mapping[str, float]:
     """Return the shares of e-mail addresses that are spelled or lack a sign, as odds."""
-    garbled = min(register.garbled, 0.9)
+    odd = min(register.garbled + register.broken, 0.9)
     plain = _USUAL[DISCLOSED] + _BARE_LEAST + _BARE_PART * register.bare
-    odds = plain * garbled / (1 - garbled)
-    return {OBFUSCATED: 0.7 * odds, MISTYPED: 0.3 * odds}
+    part = plain / (1 - odd)
+    return {OBFUSCATED: part * register.garbled, MISTYPED: part * register.broken}
 
 
 KINDS: dict[str, Kind] = {

@@ -11,6 +11,8 @@ from tuneline.data.pii.canaries.numbers import postal_code
 from tuneline.data.pii.canaries.people import names
 from tuneline.data.pii.canaries.register import Register
 
+# Share of addresses in English text that are written as in other countries.
+_ABROAD = 0.1
 _LOCAL = ("de", "fr", "es")
 _SMALL = "no h flat block near po box nº bis calle rue avenue weg straße".split()
 
@@ -37,6 +39,8 @@ def _street(draw: Random, language: str) -> str:
         return f"{number[:3]} {draw.choice(['rue', 'avenue', 'chemin', 'place'])} {family}"
     if language == "es":
         return f"{draw.choice(['calle', 'avenida', 'paseo', 'camino'])} {family} {number[:3]}"
+    if draw.random() < _ABROAD:
+        return f"{draw.choice(words('streets', 'abroad'))} {number[:3]}"
     name = draw.choice(words("streets", "whole"))
     if draw.random() < 0.6:
         first, last = (draw.choice(words("streets", part)) for part in ("first", "last"))

@@ -29,9 +29,11 @@ _PIECE = re.compile(r"\W*\d{2,6}\W*")
 _MARKS = re.compile(r"[,.;:!?]")
 _TRIPLE = re.compile(r"(?<![\w./-])\d{1,2}([-/. ])\d{1,2}\1(?:\d{4}|\d{2})(?![\w/-])")
 _MAIL = re.compile(r"(?<!\S)[\w.+-]+@[\w-]+\.\w[\w.]*")
-_GARBLED = re.compile(
-    r"(?i)\w\s+@|@\s+\w|[(\[]at[)\]]|\bat\s+[\w-]+\s+dot\s+\w|"
-    r"(?<![@\w])(?:gmail|yahoo|hotmail|outlook|aol|icloud)\b[ .]*com\b"
+_GARBLED = re.compile(r"(?i)\w\s+@|@\s+\w|[(\[]at[)\]]|\bat\s+[\w-]+\s+dot\s+\w")
+# The sign or the dot before the ending is lost.
+_BROKEN = re.compile(
+    r"(?i)(?<![@\w])(?:gmail|yahoo|hotmail|outlook|aol|icloud)\b[ .]*com\b|"
+    r"@(?:gmail|yahoo|hotmail|outlook|aol|icloud) ?com\b"
 )
 # A turn that holds hardly more than a number is a bare answer.
 _BARE_WORDS = 2
@@ -58,7 +60,8 @@ class Register:
         partial: share of numbers of which only the end is given.
         across: share of rows in which a number is given over successive turns.
         invalid: share of numbers with the length of a card's whose check digit is wrong.
-        garbled: share of e-mail addresses that are spaced, spelled or lack a sign.
+        garbled: share of e-mail addresses that are spaced or spelled.
+        broken: share of e-mail addresses that lack a sign.
         misspelt: share of words with a slip of the keys.
         multi_turn: share of rows with more than one user turn.
         separators: share of each separator of groups of digits.
@@ -72,7 +75,8 @@ class Register:
     partial: float = 0.15
     across: float = 0.0
     invalid: float = 0.25
-    garbled: float = 0.2
+    garbled: float = 0.14
+    broken: float = 0.06
     misspelt: float = 0.0
     multi_turn: float = 0.0
     separators: Shares = tuple(_USUAL.items())
@@ -119,7 +123,8 @@ def measure_register(rows: Iterable[Sequence[Message]]) -> Register:
         partial=_drawn_share(ends, len(found) + ends, Register.partial),
         across=_share(sum(map(_given_in_pieces, users)), len(users)),
         invalid=_invalid([match[0] for _, match in found]),
-        garbled=_garbled(turns),
+        garbled=_mails_like(_GARBLED, turns, Register.garbled),
+        broken=_mails_like(_BROKEN, turns, Register.broken),
         misspelt=_misspelt(turns),
         multi_turn=_share(sum(len(row) > 1 for row in users), len(users)),
         separators=_separators([match[0] for _, match in found]),
@@ -168,10 +173,12 @@ def _invalid(numbers: Sequence[str]) -> float:
     return min(1.0, _drawn_share(wrong, len(long), Register.invalid) / 0.9)
 
 
-def _garbled(turns: Sequence[str]) -> float:
-    garbled = sum(_GARBLED.search(text) is not None for text in turns)
-    count = garbled + sum(_MAIL.search(text) is not None for text in turns)
-    return _drawn_share(garbled, count, Register.garbled)
+def _mails_like(pattern: re.Pattern[str], turns: Sequence[str], usual: float) -> float:
+    """Return the share of the e-mail addresses that have a form."""
+    like = sum(pattern.search(text) is not None for text in turns)
+    every = (_MAIL, _GARBLED, _BROKEN)
+    count = sum(any(one.search(text) for one in every) for text in turns)
+    return _drawn_share(like, count, usual)
 
 
 def _misspelt(turns: Sequence[str]) -> float:

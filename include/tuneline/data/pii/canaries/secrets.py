@@ -36,9 +36,16 @@ def password(draw: Random, form: str, register: Register, language: str) -> Valu
     )
 
 
+# Share of PINs that were not drawn by a bank.
+_CHOSEN = 0.25
+
+
 def pin(draw: Random, form: str, register: Register, language: str) -> Value:
     """Make up a PIN or a one-time code."""
     code = digits(draw, draw.choice([4, 4, 4, 5, 6, 6, 8]), "0123456789")
+    if len(code) == 4 and draw.random() < _CHOSEN:
+        # Many people choose a year, or one digit four times.
+        code = draw.choice([str(draw.randint(1935, 2019)), code[0] * 4])
     if form == OBFUSCATED:
         half = len(code) // 2
         return Value((draw.choice([" ".join(code), f"{code[:half]} {code[half:]}"]),))

@@ -1,0 +1,250 @@
+"""Find street addresses, with the unit, place and postal code that follow a street."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+Span = tuple[int, int]
+
+
+def _any_case(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+# Words that end a street's name; the second kind also means something else in ordinary text.
+_STREET_KINDS = (
+    "street|avenue|ave|road|rd|lane|ln|approach|trail|nagar|marg|boulevard|blvd|terrace|parkway|"
+    "pkwy|highway|hwy|crescent|"
+    "close|gardens|mews|alley|strasse|straße"
+)
+_STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
+_STATES = (
+    "alabama|alaska|arizona|arkansas|california|colorado|"
+    "connecticut|delaware|florida|georgia|hawaii|"
+    "idaho|illinois|indiana|iowa|kansas|kentucky|louisiana|maine|maryland|massachusetts|michigan|"
+    "minnesota|mississippi|missouri|montana|nebraska|nevada|new hampshire|new jersey|new mexico|"
+    "new york|north carolina|north dakota|ohio|oklahoma|oregon|pennsylvania|rhode island|"
+    "south carolina|south dakota|tennessee|texas|utah|vermont|virginia|washington|west virginia|"
+    "wisconsin|wyoming"
+)
+_PLACE_WORDS = r"(?:,? (?!(?:and|my|the|is|please|thanks|phone|card|account|but)\b)[a-z][\w'-]*)"
+_PLACE_AFTER = (
+    r"(?:\.?,? (?:(?:number |no )?(?:apt|apartment|suite|unit|flat|floor|#)\.? ?\w{1,5}\b|#\d+))?"
+    rf"(?:{_PLACE_WORDS}{{0,5}}?,? (?:\d{{5}}(?:[- ]\d{{4}})?|\d{{6}}|"
+    rf"[A-Z]{{1,2}}\d[A-Z0-9]? ?\d[A-Z]{{2}})"
+    rf"(?!\w)|{_PLACE_WORDS}{{1,3}},? (?:{_STATES})\b)?"
+    r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
+    r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
+)
+_SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
+_ADDRESS = _any_case(
+    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
+    + _SPOKEN_DIGITS
+    + r")(?: (?:"
+    + _SPOKEN_DIGITS
+    + r")){1,4})(?:,? |(?<=\d)(?=[^\W\d_]{3}))"
+    r"((?:(?:\d{1,3}(?:st|nd|rd|th)|[^\W\d_][\w'.-]*) ){1,3}?)(?:(?:"
+    + _STREET_KINDS
+    + r")|(?P<unsure>"
+    + _STREET_KINDS_UNSURE
+    + r"))\b(?i:"
+    + _PLACE_AFTER
+    + r")"
+)
+_ADDRESS_WORDS = _any_case(
+    r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
+    r"deliver(?:ed|y)?|moved?|moving|located|"
+    r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
+    r"[^\d\n]{0,30}$"
+)
+_IS_ADDRESS = _any_case(r"\W{1,3}is (?:the|my|our|her|his) [a-z ]{0,12}address")
+# Postal codes with letters, where something else speaks of a place.
+_CODE_ALONE = _any_case(
+    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
+)
+# As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
+_FLAT_NUMBER = _any_case(
+    r"\b(?:flat|h|house|plot|door|shop) (?:no|number)\b\.? ?#?\d[\w/-]{0,9}"
+    rf"{_PLACE_WORDS}{{1,7}}(?:,? ?-? ?\d{{6}}(?!\d))?"
+)
+# A unit, or the words before it, shows that any street is an address.
+_WITH_UNIT = _any_case(
+    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
+    r" (?:apt|apartment|suite|unit)"
+    rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
+)
+_AFTER_CUE = _any_case(
+    r"\b(?:live[sd]?|living|resid\w+|located|staying) (?:at|on)|\baddress(?:(?:es)? (?:is|to|:)|:)?"
+)
+_ANY_STREET = _any_case(
+    rf"\W{{1,3}}(\d{{1,5}}[a-z]?,?{_PLACE_WORDS}{{1,4}}?(?: \d{{1,4}}(?!\d))?"
+    rf"(?:{_PLACE_WORDS}{{0,4}}?,? \d{{5}}(?!\d)|{_PLACE_WORDS}(?=\W*$))?)(?![\w])"
+)
+_MILITARY = _any_case(
+    r"\b(?:psc|unit|cmr) \d{1,5},? box \d{1,5}(?:,? (?:apo|fpo|dpo),? [a-z]{2}(?: \d{5})?)?"
+)
+_PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
+_NOT_IN_STREET = frozenset(
+    "a an and are at away be by can charge day days down euros dollars for from go have hours "
+    "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
+    "order orders other our out parcels people per pm am right so than that the this times to "
+    "under until up was way weeks week when with within years year you your block blocks pounds "
+    "percent points steps star".split()
+)
+# What may follow a street, in this order of preference.
+_MOST_PARTS = 5
+_PLACE = r"(?: [^\W\d_][\w'’.-]*)"
+_ZIP = r"(?:\d{4,6}(?:-\d{3,4})?|[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
+_NEXT_PART = tuple(
+    map(
+        _any_case,
+        (
+            r",? ?(?:apt|apartment|suite|unit|flat|floor|room|bldg|building)\b\.? ?#?\w{1,6}(?!\w)",
+            rf",? {_ZIP}",
+            rf",?{_PLACE}{{1,4}}?,? {_ZIP}",
+            rf",?{_PLACE}{{1,3}}?,? (?:{_STATES})\b",
+            rf",{_PLACE}{{1,3}}(?=,|\W*$)",
+            rf"{_PLACE}{{1,4}}(?=\W*$)",
+        ),
+    )
+)
+_HOUSE_BEFORE = re.compile(r"(?<![\w.,:#$€£-])(\d{1,6}) $")
+# Lines of an envelope: few words, one with a house number, a later one with a postal code.
+_LINE = re.compile(r"[^\n]+")
+_LINE_WORDS = 6
+_STREET_LINE = _any_case(r"\d{1,6}[a-z]?,? [^\W\d_].*|[^\W\d_].* \d{1,5}[a-z]?")
+_CODE_LINE = _any_case(rf"(?<!\w){_ZIP}$")
+# Words that end an address.
+_NOT_IN_PLACE = frozenset(
+    "a about after again also am an and any are asap as because been before but by call can card "
+    "could do does door for from give had has have he her here hi his i if im is it its just later "
+    "let lets living me moved my near next not now number ok okay on or order our phone please pls "
+    "plz right she since sir so soon still than thank thanks that the their them then they this to "
+    "today tomorrow tonight until up us was we well were what when where which while who will with "
+    "would yes you your".split()
+)
+# Looking for these is faster than the patterns, of which each holds one.
+_ABROAD_HINTS = (
+    *"straße strasse str. gasse weg allee platz straat laan gatan vägen katu kuja tie vej".split(),
+    *"gade gata veien utca stræde via rua avenida avda calle rue ulica trg praça plaza".split(),
+    *"strada corso chemin piazz impasse quai boulevard allée avenue".split(),
+    *("ul ", "ul.", "place "),
+)
+# Streets as they are written elsewhere: the number last, or the kind of street first.
+_ABROAD = tuple(
+    map(
+        _any_case,
+        (
+            r"(?<![\w@-])(?:\d{1,5} )?[^\W\d_][\w'’-]{2,}(?:straße|strasse|str\.|gasse|weg|allee|"
+            r"platz|straat|laan|gatan|vägen|katu|kuja|tie|vej|gade|veien|gata|utca|stræde)"
+            r" \d{1,4}[a-z]?(?![\w%]|[.,:]\d)",
+            r"(?<![\w@./-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|"
+            r"ulica|ul|trg|praça|plaza|strada|corso|chemin)\.?(?: [^\W\d_][\w'’.-]*){1,4},? \d{1,4}"
+            r"(?:[a-z]|/\d{1,4}|(?=\W|$))",
+            r"(?<![\w@-])\d{1,4},? (?:bis |ter )?(?:rue|avenue|boulevard|place|chemin|allée|"
+            r"impasse|quai|via|viale|calle|rua)(?: (?:de|du|des|la|le|les|l|d|da|do))*"
+            r"(?: [^\W\d_][\w'’.-]*){1,2}",
+        ),
+    )
+)
+_LONG_HOUSE = re.compile(r"\d{3}")
+_SHORT_KINDS = frozenset("st dr ct pl sq cir".split())
+# A street without a number, where somebody lives.
+_LIVES_ON = _any_case(
+    r"\b(?:live[sd]?|living|resid\w+|moved?|staying) (?:on|at|to) ((?:[^\W\d_][\w'’.-]* ){1,3}"
+    r"(?:street|avenue|ave|road|lane|boulevard|blvd|terrace|parkway|crescent|close|gardens|drive))\b"
+)
+
+
+def street_addresses(text: str, lowered: str) -> Iterator[Span]:
+    """Yield the street addresses of a text: characters start to end.
+
+    Args:
+        text: any text.
+        lowered: the text in lower case.
+    """
+    found = list(_streets(text))
+    if any(hint in lowered for hint in _ABROAD_HINTS):
+        found += [match.span() for pattern in _ABROAD for match in pattern.finditer(text)]
+    for begin, end in found:
+        # A street may have a number for a name ("3485 615 benedum drive").
+        house = _HOUSE_BEFORE.search(text, 0, begin)
+        start = house.start(1) if house and text[begin].isdigit() else begin
+        yield start, _address_end(text, end)
+    if text.count("\n") > 1:
+        yield from _blocks(text)
+
+
+def streets_of_home(text: str, lowered: str) -> Iterator[Span]:
+    """Yield streets without a number where somebody lives or moves to.
+
+    Args:
+        text: any text.
+        lowered: the text in lower case.
+    """
+    if any(hint in lowered for hint in ("liv", "resid", "mov", "stay")):
+        yield from _spans(text, _LIVES_ON)
+
+
+def _blocks(text: str) -> Iterator[Span]:
+    """Yield the lines of addresses that are written as on an envelope, from street to code."""
+    street: int | None = None
+    lines = list(_LINE.finditer(text))
+    for number, line in enumerate(lines):
+        said = line[0].strip()
+        if not said or len(said.split()) > _LINE_WORDS:
+            street = None
+        elif street is None:
+            street = number if _STREET_LINE.fullmatch(said) else None
+        elif _CODE_LINE.search(said):
+            for own in lines[street : number + 1]:
+                lead = len(own[0]) - len(own[0].lstrip())
+                yield own.start() + lead, own.start() + len(own[0].rstrip())
+            street = None
+
+
+def _address_end(text: str, end: int) -> int:
+    """Return the end of an address whose street ends at `end`."""
+    for _ in range(_MOST_PARTS):
+        for pattern in _NEXT_PART:
+            match = pattern.match(text, end)
+            if match and _NOT_IN_PLACE.isdisjoint(re.findall(r"[^\W\d_]+", match[0].casefold())):
+                end = match.end()
+                break
+        else:
+            break
+    return end
+
+
+def _streets(text: str) -> Iterator[Span]:
+    for match in _ADDRESS.finditer(text):
+        words = match[1].lower().replace(".", "").split()
+        if _NOT_IN_STREET.intersection(words):
+            continue
+        named = all(word[0].isupper() for word in match[1].split()) and not text.isupper()
+        before = text[max(0, match.start() - 40) : match.start()]
+        sure = match["unsure"] in _SHORT_KINDS and _LONG_HOUSE.match(match[0])
+        # All that a turn says, besides a word or two.
+        whole = len(text.split()) <= len(match[0].split()) + 2
+        told = whole or _ADDRESS_WORDS.search(before) or _IS_ADDRESS.match(text, match.end())
+        if match["unsure"] and not sure and not named and not told:
+            continue
+        yield (match.start(), match.end())
+    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
+        yield from _spans(text, pattern)
+    for cue in _AFTER_CUE.finditer(text):
+        street = _ANY_STREET.match(text, cue.end())
+        if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
+            yield (street.start(1), street.end(1))
+    yield from _spans(text, _PO_BOX)
+    for match in _CODE_ALONE.finditer(text):
+        before = re.sub(r"\d", "", text[max(0, match.start() - 40) : match.start()])
+        if _ADDRESS_WORDS.search(before):
+            yield (match.start(), match.end())
+
+
+def _spans(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
+    """Yield the spans of a pattern's first group, or of all of it if it has none."""
+    for match in pattern.finditer(text):
+        yield match.span(1 if pattern.groups else 0)

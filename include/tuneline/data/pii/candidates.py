@@ -1,0 +1,121 @@
+"""Find the numbers and codes of a text that are no quantity, price, date, time or version."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tuneline.data.pii.checksums import digits_of
+from tuneline.data.pii.spoken import spoken_numbers
+
+_UNITS = (
+    r"%|percent|pct|per ?cent|dollars?|bucks?|euros?|eur|usd|gbp|cad|pounds?|quid|pence|cents?|"
+    r"rupees?|rupaye|rs|inr|pesos?|yen|naira|rand|btc|eth|lakhs?|crores?|grand|"
+    r"kilo(?:gram|meter|metre)?s?|[kmg]bps|k[gmb]?|[cm]m|[gmt]b|m[gl]|mah|ml|"
+    r"lbs?|oz|ounces?|litres?|liters?|inch(?:es)?|feet|foot|ft|miles?|mph|k?hz|k?wh?|volts?|watts?|"
+    r"px|pixels?|dpi|fps|degrees?|bar|psi|gigs?|megs?|"
+    r"seconds?|secs?|min(?:ute)?s?|hours?|hrs?|days?|business days?|nights?|weeks?|months?|"
+    r"years?|yrs?|times?|x|people|persons?|pax|children|kids|adults|pieces?|pcs|pairs?|"
+    r"points?|pts|words?|pages?|rows?|megapixels?|am|pm|st|nd|rd|"
+    r"th|of (?:them|these|those)|[a-z]{3,14}s"
+)
+# Words that end in "s" and follow a number without being what is counted.
+_NOT_COUNTED = (
+    r"(?:is|was|this|thanks|yes|plus|address|has|his|its|pls|does|always|expires?|ends|as|us|less|"
+    r"perhaps|ones|these|those|sometimes|says|works|needs|numbers|digits|keeps|wants|belongs|"
+    r"shows|gives|unless|besides|cards|pins|sorry\w*)\b"
+)
+_MONTHS = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_NAMED_BEFORE = (
+    r"(?:v|ver|version|firmware|build|release|driver|ios|android|windows|win|model|type|size|gen|"
+    r"generation|series|step|pages?|chapter|gate|platform|room|seat|row|aisle|bus|train|route|"
+    r"flight|level|season|episodes?|channel|errors?|err|fault|"
+    r"http|status|iso|form|section|press|exit|"
+    r"highway|building|floor|berth|coach|locker|store|shop|branch|top|option|galaxy|iphone|pixel|"
+    r"rtx|gtx|ryzen|core|boeing|airbus|playstation|xbox|channel|rule|article|act|fy|"
+    r"reading|score|age[d]?|code error|error code|error number)"
+)
+_AMOUNT = r"\d[\d,]*(?:\.\d+)?"
+# What explains a number; it is then no candidate.
+_EXPLAINED = re.compile(
+    rf"(?:[$€£₹¥]|\b(?:rs|inr|usd|eur|gbp|cad|aud|php|ngn|btc)\b\.?) ?{_AMOUNT}k?"
+    rf"|(?<![\w.-])\d{{1,6}}(?:[,.]\d+)?(?:(?: ?[-x×] ?| to | by | or | and ){_AMOUNT})?"
+    rf"(?: ?|-)(?!{_NOT_COUNTED})(?:{_UNITS})(?![\w@])"
+    r"|(?<![\w,.-])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w-])"
+    r"|(?<![\w.,-])\d{1,6}[.,]\d{1,2}(?![\w]|[.,-]\d)|(?<![\w.])0?\.\d+(?!\w)"
+    r"|(?<![\w:.-])\d{1,2}[:.]\d{2}(?::\d{2})?(?: ?[ap]\.?m)?(?![\w:.-])"
+    r"|(?<![\w/-])\d{1,4} ?/ ?\d{1,2}(?: ?/ ?\d{2,4})?(?![\w/-])"
+    r"|(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])"
+    r"|(?<![\w.-])\d{1,2}[.-]\d{1,2}[.-](?:\d{4}|\d{2})(?![\w-])"
+    rf"|(?<!\w)\d{{1,2}}(?: of)? {_MONTHS}\b,?(?: (?:19|20)\d\d(?!\d))?"
+    rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
+    rf"|\b{_MONTHS} (?:19|20)\d\d(?!\d)"
+    rf"|\b{_NAMED_BEFORE}\b\W{{0,2}}(?:number |code |no\.? |#)?(?:is |of )?[a-z]?\d[\d.]*(?!\d)"
+    r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year",
+    re.IGNORECASE,
+)
+_RUN = re.compile(
+    r"(?<![\w@])\(?\+?\(?\d+(?:(?:[ .-]|\) ?|\)-| - | \. |  )\(?\d+)*(?![^\W\d_]|@|[.,]?\d)"
+)
+_SEVERAL = re.compile(r"\d[^\d]{0,3}\d|\d[a-z]|[a-z-]\d", re.IGNORECASE)
+_CODE = re.compile(
+    r"(?<![\w@./-])(?=[a-z-]{0,12}\d)(?=[\d-]*[a-z])[a-z\d]+(?:-[a-z\d]+){0,4}(?![\w@/-]|"
+    r"\.[a-z\d])",
+    re.IGNORECASE,
+)
+_CODE_PLAIN = re.compile(
+    r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
+    r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
+    r"\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A number or code: characters start to end of a text.
+
+    Attributes:
+        value: its text.
+        digits: number of its digits.
+        letters: True if it holds letters.
+        spoken: True if it is written as words, digit by digit.
+    """
+
+    start: int
+    end: int
+    value: str
+    digits: int
+    letters: bool
+    spoken: bool = False
+
+
+def candidates_in(text: str) -> list[Candidate]:
+    """Return the numbers and codes that are no quantity, price, date, time or version."""
+    spoken = [
+        Candidate(s.start, s.end, text[s.start : s.end], s.digits, False, s.plain)
+        for s in spoken_numbers(text)
+    ]
+    spoken = [c for c in spoken if c.digits >= 3]
+    if not _SEVERAL.search(text):
+        return spoken
+    plain = _EXPLAINED.sub(lambda match: "~" * len(match[0]), text)
+    found = spoken
+    taken = [(c.start, c.end) for c in spoken]
+    for match in _CODE.finditer(plain):
+        if not _CODE_PLAIN.fullmatch(match[0]):
+            digits = len(digits_of(match[0]))
+            found.append(Candidate(match.start(), match.end(), match[0], digits, True))
+            taken.append(match.span())
+    for match in _RUN.finditer(plain):
+        if any(match.start() < end and start < match.end() for start, end in taken):
+            continue
+        digits = len(digits_of(match[0]))
+        if digits >= 3:
+            found.append(Candidate(match.start(), match.end(), match[0], digits, False))
+    return sorted(found, key=lambda c: c.start)
+
+
+def key_of(value: str) -> str:
+    """Return the letters and digits of a number, by which its spellings are equal."""
+    return re.sub(r"[\W_]+", "", value.casefold())

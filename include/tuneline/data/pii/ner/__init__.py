@@ -1,0 +1,1 @@
+"""Recognise personal data by a token-classification or GLiNER model that an address names."""

@@ -1,0 +1,114 @@
+"""Find passwords of any words and signs by the words before them ("the passphrase is …")."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+Span = tuple[int, int]
+
+
+def _any_case(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "wifi key", "wi-fi key")
+_PASSWORD_CUE = _any_case(
+    r"\b(?:pass ?(?:word|code|phrase|key)|pwd|(?:memorable|secret|security|safe) (?:word|phrase|"
+    r"answer)|wi-?fi key|network key)"
+    r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
+    r"(?: (?:on|for|at|of) [a-z ]{1,24})?"
+    r"(?: ?(?:is|was|it'?s|to ?:|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
+    r"[ \"'‘“]+"
+)
+_PASSWORD_VALUE = _any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")
+_CHANGED = _any_case(
+    r"\b(?:chang|reset|updat|switch|set)\w*(?: (?:my|the|our|his|her|it|your))?(?: [a-z]{2,8})?"
+    r" pass ?(?:word|code|phrase) (?:back )?to [\"'‘“]?(?![\"'‘“])([^\s\"“”]+(?: [a-z]{3,})?)"
+)
+# A value that is no word, right after: letters with digits or signs among them.
+_STRANGE = _any_case(
+    r"\bpass(?: ?(?:word|code|phrase))?:? [\"'‘“]?"
+    r"(?=\S*[a-z])(?=[^\s.,!?'’]*(?:[\d#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{6,})"
+)
+# The value before the word; what asks or points is none.
+_PASSWORD_AFTER = _any_case(
+    r"(?<!\S)[\"'‘“]?(?!(?:what|whats|this|that|these|it|which|where|here|how|who|why|there|and|so|one|"
+    r"below|above|because|when|if|whatever|problem|issue|reason|question|i|he|she|but|or|error|also)\b)"
+    r"([^\s\"“”’]{3,})[\"'’”]? (?:is|was) (?:the|my|our|his|her|your) (?:[a-z-]{2,8} )?"
+    r"(?:pass ?(?:word|code|phrase)|pwd|pass)\b(?! (?:manager|policy|reset))"
+)
+# What follows the word without being one.
+_NOT_PASSWORDS = frozenset(
+    "a about accepted after again all already also always an and any are as asked at back be "
+    "because been before being blocked but by can cannot changed code correct could did does "
+    "done don't dont email enabled entered entry even expired failed field for form forgotten from "
+    "get gone good had has have help hint how i if ill im in incorrect instead invalid is isn't "
+    "isnt it it's its just keeps know last like link locked log login longer lost manager may me "
+    "missing more must my needed needs never no not now number of off ok okay old on once one only "
+    "or our out over page please pls policy prompt properly protected protection recovery rejected "
+    "required requirements reset resets resetting right safe same saved screen secure security "
+    "set shared should shown so some still strong stolen supposed than that the their them then "
+    "there they this thanks though through to today too too try twice typed u under unknown until "
+    "up updated use used valid very visible was we weak well were what when where which while who "
+    "why will with without won't wont work working works would wrong you your".split()
+)
+# What became of a password, and how.
+_STATE_WORD = re.compile(r"[a-z]{2,}(?:ed|ly|ing)")
+# Where a password of words ends.
+_AFTER_PASSWORD = frozenset(
+    "a and are but can could do does doesn't doesnt for from has have how i i'm im if in is isn't "
+    "isnt it it's its keeps my not now of on or please pls so thanks that the then this to was "
+    "what when where which why will with won't wont works would you your".split()
+)
+
+
+def password_words(text: str, lowered: str) -> Iterator[Span]:
+    """Yield what "the password is …" and the like name: characters start to end.
+
+    Args:
+        text: any text.
+        lowered: the text in lower case.
+    """
+    if any(hint in lowered for hint in _PASSWORD_HINTS):
+        for pattern in (_CHANGED, _STRANGE):
+            for match in pattern.finditer(text):
+                if match[1].casefold() not in _NOT_PASSWORDS:
+                    yield match.start(1), match.start(1) + len(match[1].rstrip(".,!?'\""))
+        yield from _after_cue(text)
+        yield from _before_cue(text)
+
+
+def _after_cue(text: str) -> Iterator[Span]:
+    for cue in _PASSWORD_CUE.finditer(text):
+        words = _PASSWORD_VALUE.match(text, cue.end())
+        if words is None:
+            continue
+        said = words[1].casefold().split()
+        first = said[0].strip("'\".,!?")
+        if first in _NOT_PASSWORDS or _STATE_WORD.fullmatch(first):
+            continue
+        if cue["link"] is None and (_is_sentence(said) or said[-1].endswith("?")):
+            continue
+        value = _until_sentence(words[1]).rstrip(".,!?'\"")
+        yield words.start(1), words.start(1) + len(value)
+
+
+def _until_sentence(said: str) -> str:
+    """Return the words up to one that goes on with the sentence."""
+    end = 0
+    for word in re.finditer(r"\S+", said):
+        if end and word[0].casefold() in _AFTER_PASSWORD:
+            break
+        end = word.end()
+    return said[:end]
+
+
+def _before_cue(text: str) -> Iterator[Span]:
+    for match in _PASSWORD_AFTER.finditer(text):
+        if match[1].casefold() not in _NOT_PASSWORDS:
+            yield (match.start(1), match.end(1))
+
+
+def _is_sentence(said: Sequence[str]) -> bool:
+    return len(said) > 3 or not _AFTER_PASSWORD.isdisjoint(said)
