@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.checksums import digits_of
 from tuneline.data.pii.spoken import spoken_numbers
 from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, Topic, topics
@@ -70,7 +72,9 @@ _NAMED_BEFORE = (
 )
 _AMOUNT = r"\d[\d,]*(?:\.\d+)?"
 # What explains a number; it is then no candidate.
-_EXPLAINED = re.compile(
+_EXPLAINED = Caseless(
+    # Each alternative begins with a sign, a digit or the first letter of a word.
+    r"(?=[\d$€£₹¥.#]|\b[a-z])(?:"
     rf"(?:[$€£₹¥]|\b(?:rs|inr|usd|eur|gbp|cad|aud|php|ngn|btc)\b\.?) ?{_AMOUNT}k?"
     rf"|(?<![\w.-])\d{{1,6}}(?:[,.]\d+)?(?:(?: ?[-x×] ?| to | by | or | and ){_AMOUNT})?"
     rf"(?: ?|-)(?!{_NOT_COUNTED})(?:{_UNITS})(?![\w@])"
@@ -84,8 +88,7 @@ _EXPLAINED = re.compile(
     rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
     rf"|\b{_MONTHS} (?:19|20)\d\d(?!\d)"
     rf"|\b{_NAMED_BEFORE}\b\W{{0,2}}(?:number |code |no\.? |#)?(?:is |of )?[a-z]?\d[\d.]*(?!\d)"
-    r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year",
-    re.IGNORECASE,
+    r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year)"
 )
 _RUN = re.compile(
     r"(?<![\w@])\(?\+?\(?\d+(?:(?:[ .-]|\) ?|\)-| - | \. |  )\(?\d+)*(?![^\W\d_]|@|[.,]?\d)"
@@ -137,14 +140,13 @@ _CHAIN = re.compile(
     r"\W*(?:\b(?:and|or|not|no|then|sorry|i mean|wait|nope|but)\b\W*)*", re.IGNORECASE
 )
 # What may stand around a number that is all that a turn holds.
-_FILLER = re.compile(
+_FILLER = Caseless(
     r"\b(?:its?|it's|it is|is|that is|thats|that's|this|here|you|go|are|yes|yeah|yep|yup|"
     r"sure|ok|okay|oh|uh|um|hm+|so|and|the|my|mine|number|num|no|sorry|i|think|guess|"
     r"mean|believe|have|got|thank|thanks|please|pls|plz|sir|madam|maam|mam|one|sec|"
     r"second|let|me|see|check|found|be|would|should|it|of|course|alright|right|hi|hello|"
     r"hey|well|a|as|for|was|actually|again|correct|says|just|with|ends?|ending|in|on|to|"
-    r"digits?|lol|same|name)\b|\W|\d",
-    re.IGNORECASE,
+    r"digits?|lol|same|name)\b|\W|\d"
 )
 
 
@@ -356,10 +358,21 @@ def _is_bare(text: str, candidates: Iterable[_Candidate]) -> bool:
         rest.append(text[at : candidate.start])
         at = candidate.end
     rest.append(text[at:])
-    return not _FILLER.sub("", " ".join(rest))
+    return _FILLER.covers(" ".join(rest))
 
 
-def _candidates(text: str) -> list[_Candidate]:
+def _without_explained(text: str) -> str:
+    """Return the text with a mark for each character of the numbers that their words explain."""
+    parts, at = [], 0
+    for match in _EXPLAINED.finditer(text):
+        parts += [text[at : match.start()], "~" * (match.end() - match.start())]
+        at = match.end()
+    return "".join([*parts, text[at:]])
+
+
+# A row's texts are looked at for what they say, for what was asked, and again for what is left.
+@lru_cache(maxsize=10_000)
+def _candidates(text: str) -> Sequence[_Candidate]:
     """Return the numbers and codes that are no quantity, price, date, time or version."""
     spoken = [
         _Candidate(s.start, s.end, text[s.start : s.end], s.digits, False, s.plain)
@@ -368,7 +381,7 @@ def _candidates(text: str) -> list[_Candidate]:
     spoken = [c for c in spoken if c.digits >= 3]
     if not _SEVERAL.search(text):
         return spoken
-    plain = _EXPLAINED.sub(lambda match: "~" * len(match[0]), text)
+    plain = _without_explained(text)
     found = spoken
     taken = [(c.start, c.end) for c in spoken]
     for match in _CODE.finditer(plain):
