@@ -206,9 +206,7 @@ class _Counts:
         self.results.append(self._known[key])
 
 
-def _scrub(
-    rows: StoredRows, scrubber: Scrubber, counts: _Counts, workers: int
-) -> Iterator[Row]:
+def _scrub(rows: StoredRows, scrubber: Scrubber, counts: _Counts, workers: int) -> Iterator[Row]:
     """Yield the rows that stay, scrubbed; count them all."""
     given, kept = tee(rows)
     # Equal source lines get equal surrogates, so that they stay equal.
