@@ -25,6 +25,10 @@ class PatternDetector:
         """Scrub rows."""
         return [self._row(messages) for messages in batch]
 
+    def each(self, rows, workers=1):
+        """Scrub rows one by one."""
+        return (self._row(messages) for _, messages in rows)
+
     def _row(self, messages):
         hits = Counter()
         changed = []

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import (
@@ -29,7 +30,7 @@ from tuneline.artifacts.data import (
 from tuneline.bases import base_of
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
-from tuneline.data.conversations.answer_checks import check_answers
+from tuneline.data.conversations.answer_checks import AnswerCounts, check_answers
 from tuneline.data.conversations.outcomes import Outcome
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.search import similarity_texts
@@ -64,8 +65,8 @@ from tuneline.evidence import Measurement, Record, measure
 if TYPE_CHECKING:
     from tuneline.run import StepContext
 
-# Rows in memory at once, and rows whose personal data the worker processes look for at once.
-_AT_ONCE, _SEARCHED_AT_ONCE = 1 << 12, 1 << 15
+# Rows in memory at once.
+_AT_ONCE = 1 << 12
 # The turns of a row, and the surrogates that were written into it.
 _Turns = tuple[list[Message], list[str]]
 
@@ -185,28 +186,34 @@ def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
     """Count answers that no longer satisfy the configured schema; 0 without one."""
     if config.answer_schema is None:
         return 0
-    outcomes = [
+    counts = AnswerCounts()
+    for batch in _outcomes(rows):
+        counts.add(batch, config)
+    invalid = 0
+    for batch in _outcomes(rows):
+        # Counting gives the rows whose JSON hides broken text their reason.
+        AnswerCounts().add(batch, config)
+        check_answers(batch, config, counts)
+        invalid += sum(outcome.reason is not None for outcome in batch)
+    return invalid
+
+
+def _outcomes(rows: Iterable[Row]) -> Iterator[list[Outcome]]:
+    """Yield the rows as the checks of answers take them, some at a time."""
+    outcomes = (
         Outcome(row.row_id, row.source_file, row.source_line, "", False, row.label, row.messages)
         for row in rows
-    ]
-    check_answers(outcomes, config)
-    return sum(outcome.reason is not None for outcome in outcomes)
+    )
+    return iter(lambda: list(islice(outcomes, _AT_ONCE)), [])
 
 
 def rows_with_pii(
     rows: Sequence[Row], surrogates: Mapping[str, Iterable[str]], config: DataConfig
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
-    found = 0
-    workers = worker_count(len(rows))
-    for start in range(0, len(rows), _SEARCHED_AT_ONCE):
-        pieces = [
-            (row.messages, list(surrogates.get(base_id(row.row_id), ())))
-            for row in rows[start : start + _SEARCHED_AT_ONCE]
-        ]
-        chunks = [pieces[at : at + CHUNK] for at in range(0, len(pieces), CHUNK)]
-        found += sum(map_chunks(partial(_pii_counter, config), chunks, workers))
-    return found
+    pieces = ((row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in rows)
+    chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
+    return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
 
 
 def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import tee
+from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
@@ -31,12 +32,14 @@ from tuneline.data.pii.leak_estimate import (
 from tuneline.data.pii.name_models import describe_models
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
-from tuneline.data.pii.scrubber import Scrubbed, make_scrubber
+from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber, shared_parts
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
     Message,
+    Row,
+    StoredRows,
     read_rows,
     rows_before,
     scrubbed,
@@ -53,9 +56,9 @@ CANARIES = "canaries.parquet"
 # The planted turns hold other people's words, so those that leaked lie in quarantine.
 LEAKED_CANARIES = "quarantine/leaked_canaries.parquet"
 REVIEW = "review.parquet"
-# Rows in memory at once. Each part starts the worker processes anew.
-_AT_ONCE = 1 << 15
-_NOTHING_FOUND = Scrubbed([])
+# The words, numbers and shared texts of a dataset are learnt from as many rows at the most. What is
+# looked for is in a thousandth of the rows, or more.
+LEARNT_ROWS = 1 << 15
 
 
 def reason_to_reject(result: Scrubbed) -> str | None:
@@ -191,35 +194,51 @@ def _key(messages: Sequence[Message]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _without_text(result: Scrubbed) -> Scrubbed:
-    """Return what is counted of a row; rows in which nothing was found share one."""
-    if result.hits or result.refused or result.residual or result.foreign:
-        return replace(result, messages=[], surrogates=())
-    return _NOTHING_FOUND
+def _make_scrubber(rows: StoredRows, config: DataConfig) -> Scrubber:
+    """Make a scrubber that knows the dataset, from rows at equal distances."""
+    every = -(-len(rows) // LEARNT_ROWS)
+    turns = [row.messages for row in rows.chosen([n % every == 0 for n in range(len(rows))])]
+    texts = [message["content"] for messages in turns for message in messages]
+    return make_scrubber(config, texts, shared_parts(turns))
+
+
+class _Counts:
+    """What is counted of each row; rows with equal counts share one object."""
+
+    def __init__(self) -> None:
+        self.results: list[Scrubbed] = []
+        self._known: dict[tuple[Any, ...], Scrubbed] = {}
+
+    def add(self, result: Scrubbed) -> None:
+        """Count a row."""
+        hits = tuple(sorted(result.hits.items()))
+        key = (hits, result.residual, result.refused, result.foreign)
+        if key not in self._known:
+            self._known[key] = replace(result, messages=[], surrogates=())
+        self.results.append(self._known[key])
+
+
+def _scrub(rows: StoredRows, scrubber: Scrubber, counts: _Counts, workers: int) -> Iterator[Row]:
+    """Yield the rows that stay, scrubbed; count them all."""
+    given, kept = tee(rows)
+    keyed = ((_key(row.messages), row.messages) for row in given)
+    for row, result in zip(kept, scrubber.each(keyed, workers), strict=True):
+        counts.add(result)
+        if reason_to_reject(result) is None:
+            yield scrubbed(row, result.messages, result.surrogates)
 
 
 def run(ctx: StepContext) -> Evidence:
     """Scrub every row and estimate what leaks."""
     config = ctx.config.data
     rows = rows_before(ctx)
-    scrubber = make_scrubber(config, (m["content"] for row in rows for m in row.messages))
+    scrubber = _make_scrubber(rows, config)
     workers = worker_count(len(rows))
     ctx.log(f"{len(rows)} rows, {workers} workers")
-    results: list[Scrubbed] = []
+    counts = _Counts()
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            found = scrubber.scrub(
-                [_key(row.messages) for row in part],
-                [row.messages for row in part],
-                workers,
-            )
-            table.write(
-                scrubbed(row, result.messages, result.surrogates)
-                for row, result in zip(part, found, strict=True)
-                if reason_to_reject(result) is None
-            )
-            results += map(_without_text, found)
+        table.write(_scrub(rows, scrubber, counts, workers))
+    results = counts.results
     left = write_decisions(
         ctx,
         rows,

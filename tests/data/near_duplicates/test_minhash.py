@@ -1,4 +1,5 @@
 import random
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -103,19 +104,25 @@ def test_similarity_of_hashes_is_that_of_sets(shingle, grams):
     assert jaccard(texts, np.array(pairs), shingle) == pytest.approx(expected)
 
 
+@cache
+def pairs_by_definition(words):
+    """The texts of so many words, and their similar pairs, each pair of sets compared."""
+    texts = [normalise(t) for t in with_copies(3, 500, words)]
+    sets = [word_grams(t) if words == 110 else char_grams(t) for t in texts]
+    exact = set()
+    for (i, a), (j, b) in combinations(enumerate(sets), 2):
+        shared = len(a & b)
+        if shared >= 0.8 * (len(a) + len(b) - shared):
+            exact.add((i, j))
+    return texts, exact
+
+
 @pytest.mark.parametrize("few_rows", [5_000, 0], ids=["few", "many"])
 @pytest.mark.parametrize("words", [12, 50, 110])
 def test_recall_and_precision_against_exact_sets(words, few_rows, monkeypatch):
     monkeypatch.setattr("tuneline.data.near_duplicates.minhash.FEW_ROWS", few_rows)
-    texts = [normalise(t) for t in with_copies(3, 500, words)]
-    grams = word_grams if words == 110 else char_grams
+    texts, exact = pairs_by_definition(words)
     assert all(len(t) > LONG if words == 110 else len(t) <= SHORT for t in texts)
-    sets = [grams(t) for t in texts]
-    exact = {
-        (i, j)
-        for i, j in combinations(range(len(texts)), 2)
-        if len(sets[i] & sets[j]) >= 0.8 * len(sets[i] | sets[j])
-    }
     found = {(i, j) for i, j, _ in near_pairs(texts, 0.8)}
     assert len(exact) > 20
     assert found <= exact

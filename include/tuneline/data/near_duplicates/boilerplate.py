@@ -6,7 +6,7 @@ in it would be replaced in every row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from os.path import commonprefix
@@ -38,7 +38,7 @@ class Affixes:
         return text[start:end]
 
 
-def common_affixes(texts: Sequence[str]) -> Affixes:
+def common_affixes(texts: Iterable[str]) -> Affixes:
     """Return the longest prefix and suffix that at least 80 % of the distinct texts share."""
     distinct = sorted(set(texts))
     if len(distinct) < MIN_ROWS:

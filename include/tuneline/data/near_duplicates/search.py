@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from tuneline.data.near_duplicates.minhash import near_pairs
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import assign, cluster_hash, plan
 from tuneline.data.near_duplicates.templates import differs_in_values_alone, varieties
-from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, column_of
+from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, chosen_of, column_of
 
 
 @dataclass
@@ -220,7 +219,7 @@ class _Chosen(Iterable[Row]):
             self._flags[number] = 1
 
     def __iter__(self) -> Iterator[Row]:
-        return compress(self._rows, self._flags)
+        return iter(chosen_of(self._rows, self._flags))
 
 
 def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None:

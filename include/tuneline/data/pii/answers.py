@@ -113,8 +113,10 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
 
 def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
     """Yield the name that is all that a turn holds ("suresh", "anna maria rossi here")."""
+    if len(text.split()) > _SHORT + 3 or re.search(r"[\d?]", text):
+        return
     own = [word for word in _WORD.finditer(text) if word[0].casefold() not in FILLER]
-    if not 1 <= len(own) <= _SHORT or len(text.split()) > _SHORT + 3 or re.search(r"[\d?]", text):
+    if not 1 <= len(own) <= _SHORT:
         return
     lowered = [word[0].casefold() for word in own]
     known = sum(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.checksums import digits_of
 from tuneline.data.pii.spoken import spoken_numbers
 
@@ -37,7 +40,9 @@ _NAMED_BEFORE = (
 )
 _AMOUNT = r"\d[\d,]*(?:\.\d+)?"
 # What explains a number; it is then no candidate.
-_EXPLAINED = re.compile(
+_EXPLAINED = Caseless(
+    # Each alternative begins with a sign, a digit or the first letter of a word.
+    r"(?=[\d$€£₹¥.#]|\b[a-z])(?:"
     rf"(?:[$€£₹¥]|\b(?:rs|inr|usd|eur|gbp|cad|aud|php|ngn|btc)\b\.?) ?{_AMOUNT}k?"
     rf"|(?<![\w.-])\d{{1,6}}(?:[,.]\d+)?(?:(?: ?[-x×] ?| to | by | or | and ){_AMOUNT})?"
     rf"(?: ?|-)(?!{_NOT_COUNTED})(?:{_UNITS})(?![\w@])"
@@ -51,8 +56,7 @@ _EXPLAINED = re.compile(
     rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
     rf"|\b{_MONTHS} (?:19|20)\d\d(?!\d)"
     rf"|\b{_NAMED_BEFORE}\b\W{{0,2}}(?:number |code |no\.? |#)?(?:is |of )?[a-z]?\d[\d.]*(?!\d)"
-    r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year",
-    re.IGNORECASE,
+    r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year)"
 )
 _RUN = re.compile(
     r"(?<![\w@])\(?\+?\(?\d+(?:(?:[ .-]|\) ?|\)-| - | \. |  )\(?\d+)*(?![^\W\d_]|@|[.,]?\d)"
@@ -90,7 +94,18 @@ class Candidate:
     spoken: bool = False
 
 
-def candidates_in(text: str) -> list[Candidate]:
+def _without_explained(text: str) -> str:
+    """Return the text with a mark for each character of the numbers that their words explain."""
+    parts, at = [], 0
+    for match in _EXPLAINED.finditer(text):
+        parts += [text[at : match.start()], "~" * (match.end() - match.start())]
+        at = match.end()
+    return "".join([*parts, text[at:]])
+
+
+# A row's texts are looked at for what they say, for what was asked, and again for what is left.
+@lru_cache(maxsize=10_000)
+def candidates_in(text: str) -> Sequence[Candidate]:
     """Return the numbers and codes that are no quantity, price, date, time or version."""
     spoken = [
         Candidate(s.start, s.end, text[s.start : s.end], s.digits, False, s.plain)
@@ -99,7 +114,7 @@ def candidates_in(text: str) -> list[Candidate]:
     spoken = [c for c in spoken if c.digits >= 3]
     if not _SEVERAL.search(text):
         return spoken
-    plain = _EXPLAINED.sub(lambda match: "~" * len(match[0]), text)
+    plain = _without_explained(text)
     found = spoken
     taken = [(c.start, c.end) for c in spoken]
     for match in _CODE.finditer(plain):

@@ -12,7 +12,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from math import isfinite
 from typing import Any
 
@@ -26,7 +25,7 @@ from tuneline.data.pii.leak_limits import decides, leak_limit
 from tuneline.data.pii.profiles import scrubbed_entities
 from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.workers import worker_count
-from tuneline.data.tables.rows import Message, Row
+from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
 
 # A form of which more than this leaks is named as one that the configuration does not find.
@@ -95,7 +94,7 @@ def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
     chosen = bytearray(len(rows))
     for number in numbers:
         chosen[number] = 1
-    return [row.messages for row in compress(rows, chosen)]
+    return [row.messages for row in chosen_of(rows, chosen)]
 
 
 def run_trial(

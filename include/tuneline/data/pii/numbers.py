@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, Topic, topics
 
 # A number in this many rows, and in this share of them, belongs to nobody: a hotline, a model.
@@ -106,14 +107,13 @@ _CHAIN = re.compile(
     r"\W*(?:\b(?:and|or|not|no|then|sorry|i mean|wait|nope|but)\b\W*)*", re.IGNORECASE
 )
 # What may stand around a number that is all that a turn holds.
-_FILLER = re.compile(
+_FILLER = Caseless(
     r"\b(?:its?|it's|it is|is|that is|thats|that's|this|here|you|go|are|yes|yeah|yep|yup|"
     r"sure|ok|okay|oh|uh|um|hm+|so|and|the|my|mine|number|num|no|sorry|i|think|guess|"
     r"mean|believe|have|got|thank|thanks|please|pls|plz|sir|madam|maam|mam|one|sec|"
     r"second|let|me|see|check|found|be|would|should|it|of|course|alright|right|hi|hello|"
     r"hey|well|a|as|for|was|actually|again|correct|says|just|with|ends?|ending|in|on|to|"
-    r"digits?|lol|same|name)\b|\W|\d",
-    re.IGNORECASE,
+    r"digits?|lol|same|name)\b|\W|\d"
 )
 
 
@@ -354,4 +354,4 @@ def _is_bare(text: str, candidates: Iterable[Candidate]) -> bool:
         rest.append(text[at : candidate.start])
         at = candidate.end
     rest.append(text[at:])
-    return not _FILLER.sub("", " ".join(rest))
+    return _FILLER.covers(" ".join(rest))

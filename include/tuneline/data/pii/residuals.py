@@ -34,6 +34,8 @@ def places(text: str, values: Mapping[str, str]) -> list[tuple[int, int, str]]:
     """Return the spans of values in a text: whole words, the longest value first, no overlaps."""
     if not values:
         return []
+    if not any(value in text for value in values):
+        return []
     ordered = sorted(values, key=len, reverse=True)
     pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, ordered)) + r")(?!\w)")
     return [(m.start(), m.end(), values[m[0]]) for m in pattern.finditer(text)]

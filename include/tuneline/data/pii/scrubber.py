@@ -7,14 +7,15 @@ its strings are scrubbed one by one, its label is left alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import chain, islice, tee
 from pathlib import Path
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.near_duplicates.boilerplate import common_affixes
 from tuneline.data.pii.answers import answers, bare_name
 from tuneline.data.pii.dialogue import repeated_values, wanted
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
@@ -27,7 +28,7 @@ from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
 from tuneline.data.pii.residuals import Find, overlaps, places, residual_hits
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
-from tuneline.data.pii.settings import Settings, settings_of
+from tuneline.data.pii.settings import Settings, Shared, settings_of
 from tuneline.data.pii.surrogates import Surrogates
 from tuneline.data.pii.turns import Segment, map_turn, segments
 from tuneline.data.pii.workers import map_chunks
@@ -65,15 +66,8 @@ class Scrubbed:
     foreign: str | None = None
 
 
-@dataclass(frozen=True)
-class _Dataset:
-    """The parts that many rows share, which belong to none of them."""
-
-    systems: frozenset[str]
-    affixes: Affixes
-
-
-_Chunk = tuple[Sequence[str], Sequence[Sequence[Message]]]
+_Keyed = tuple[str, Sequence[Message]]
+_Chunk = Sequence[_Keyed]
 # The row where anything was found in it, and its undeclared language: clean rows stay here.
 _Outcome = tuple[Scrubbed | None, str | None]
 _Work = Callable[[_Chunk], list[_Outcome]]
@@ -161,43 +155,50 @@ class Scrubber:
             batch: turns of each row.
             workers: number of processes; the result does not depend on it.
         """
-        users = [m["content"] for messages in batch for m in messages if m["role"] == "user"]
-        dataset = _Dataset(_shared_systems(batch), common_affixes(users))
-        chunks: list[_Chunk] = [
-            (keys[start : start + CHUNK], batch[start : start + CHUNK])
-            for start in range(0, len(batch), CHUNK)
-        ]
+        shared = self._settings.shared or shared_parts(batch)
+        return list(self._each(zip(keys, batch, strict=True), shared, workers))
+
+    def each(self, rows: Iterable[_Keyed], workers: int = 1) -> Iterator[Scrubbed]:
+        """Yield the rows of a dataset scrubbed, while others are still read.
+
+        Args:
+            rows: key and turns of each row.
+            workers: number of processes; the result does not depend on it.
+        """
+        return self._each(rows, self._settings.shared or Shared(), workers)
+
+    def _each(self, rows: Iterable[_Keyed], shared: Shared, workers: int) -> Iterator[Scrubbed]:
+        given, kept = tee(rows)
 
         def here() -> _Work:
-            return partial(self.scrub_chunk, dataset)
+            return partial(self.scrub_chunk, shared)
 
         make: Callable[[], _Work] = (
-            here if workers == 1 else partial(_chunk_scrubber, self._settings, dataset)
+            here if workers == 1 else partial(_chunk_scrubber, self._settings, shared)
         )
-        results: list[Scrubbed] = []
-        for (_, rows), outcomes in zip(chunks, map_chunks(make, chunks, workers), strict=True):
-            for messages, (scrubbed, foreign) in zip(rows, outcomes, strict=True):
-                result = scrubbed or Scrubbed(list(messages))
-                result.foreign = foreign
-                results.append(result)
-        return results
+        chunks = iter(lambda: list(islice(given, CHUNK)), [])
+        outcomes = chain.from_iterable(map_chunks(make, chunks, workers))
+        for (scrubbed, foreign), (_, messages) in zip(outcomes, kept, strict=True):
+            result = scrubbed or Scrubbed(list(messages))
+            result.foreign = foreign
+            yield result
 
-    def scrub_chunk(self, dataset: _Dataset, chunk: _Chunk) -> list[_Outcome]:
+    def scrub_chunk(self, shared: Shared, chunk: _Chunk) -> list[_Outcome]:
         """Scrub some of a dataset's rows.
 
         Returns:
             For each row its scrubbed form, None if nothing was found in it, and its undeclared
             language, if any.
         """
-        keys, batch = chunk
+        batch = [messages for _, messages in chunk]
         pieces = [segments(messages, self._settings.label_field) for messages in batch]
-        named = self._names(batch, pieces, dataset)
-        known = self._known(dataset)
+        named = self._names(batch, pieces, shared)
+        known = self._known(shared)
         outcomes: list[_Outcome] = []
-        for key, messages, own in zip(keys, batch, pieces, strict=True):
+        for (key, messages), own in zip(chunk, pieces, strict=True):
             result = None
             expected = wanted(messages)
-            said = self._said(messages, own, expected, dataset)
+            said = self._said(messages, own, expected, shared)
             if (
                 said
                 or any(named.get(piece.text) or self.find(piece.text) for piece in own)
@@ -205,7 +206,7 @@ class Scrubber:
             ):
                 surrogates = Surrogates(key, self._settings.seed, known, self._masked)
                 result = self._row(messages, own, named, said, surrogates)
-            outcomes.append((result, self._foreign(messages, dataset)))
+            outcomes.append((result, self._foreign(messages, shared)))
         return outcomes
 
     def _said(
@@ -213,7 +214,7 @@ class Scrubber:
         messages: Sequence[Message],
         own: Sequence[Segment],
         expected: Sequence[frozenset[str]],
-        dataset: _Dataset,
+        shared: Shared,
     ) -> dict[str, tuple[Hit, ...]]:
         """Find what the places of a row's texts in its conversation show, by text."""
         said: dict[str, tuple[Hit, ...]] = {}
@@ -221,17 +222,17 @@ class Scrubber:
             role = messages[piece.turn]["role"]
             if role == "system" or piece.text != messages[piece.turn]["content"]:
                 continue
-            start, end = dataset.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
+            start, end = shared.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
             hits = self._answers(piece.text[start:end], expected[piece.turn], role == "user")
             if hits:
                 moved = tuple(Hit(h.start + start, h.end + start, h.entity) for h in hits)
                 said[piece.text] = (*said.get(piece.text, ()), *moved)
         return said
 
-    def _foreign(self, messages: Sequence[Message], dataset: _Dataset) -> str | None:
+    def _foreign(self, messages: Sequence[Message], shared: Shared) -> str | None:
         """Return the undeclared language of a row's own turns, without the shared parts."""
         said = [
-            dataset.affixes.own(m["content"]) if m["role"] == "user" else m["content"]
+            shared.affixes.own(m["content"]) if m["role"] == "user" else m["content"]
             for m in messages
             if m["role"] != "system"
         ]
@@ -241,7 +242,7 @@ class Scrubber:
         self,
         batch: Sequence[Sequence[Message]],
         pieces: Sequence[Sequence[Segment]],
-        dataset: _Dataset,
+        shared: Shared,
     ) -> Mapping[str, list[Hit]]:
         """Find the names in each distinct text, outside the parts that rows share."""
         if not self._recognisers:
@@ -249,10 +250,10 @@ class Scrubber:
         cuts: dict[str, tuple[int, int]] = {}
         for messages, own in zip(batch, pieces, strict=True):
             for piece in own:
-                if piece.text in dataset.systems or piece.text in cuts:
+                if piece.text in shared.systems or piece.text in cuts:
                     continue
                 user = messages[piece.turn]["role"] == "user"
-                cuts[piece.text] = dataset.affixes.cut(piece.text) if user else (0, len(piece.text))
+                cuts[piece.text] = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
         texts: dict[str, list[str]] = {language: [] for language in self._recognisers}
         for text in cuts:
             texts[likeliest(text, list(texts))].append(text)
@@ -266,10 +267,10 @@ class Scrubber:
                 )
         return named
 
-    def _known(self, dataset: _Dataset) -> dict[tuple[str, str], str]:
+    def _known(self, shared: Shared) -> dict[tuple[str, str], str]:
         """Return the surrogates of the values in shared texts: the same in every row."""
         surrogates = Surrogates("shared", self._settings.seed, masked=self._masked)
-        for text in sorted({*dataset.systems, dataset.affixes.prefix, dataset.affixes.suffix}):
+        for text in sorted({*shared.systems, shared.affixes.prefix, shared.affixes.suffix}):
             for hit in self.find(text):
                 surrogates.of(hit.entity, text[hit.start : hit.end])
         return surrogates.given
@@ -339,9 +340,9 @@ class Scrubber:
         return result
 
 
-def _chunk_scrubber(settings: Settings, dataset: _Dataset) -> _Work:
+def _chunk_scrubber(settings: Settings, shared: Shared) -> _Work:
     """Make the function that scrubs chunks in a worker."""
-    return partial(Scrubber(settings).scrub_chunk, dataset)
+    return partial(Scrubber(settings).scrub_chunk, shared)
 
 
 def _recognisers(settings: Settings) -> dict[str, Recogniser]:
@@ -375,10 +376,17 @@ def _entity_model(settings: Settings) -> EntityModel | None:
     return load_entity_model(Path(settings.name_model), wanted, settings.name_labels)
 
 
-def _shared_systems(batch: Sequence[Sequence[Message]]) -> frozenset[str]:
-    """Return the system prompts that many rows have."""
-    counts = Counter(m["content"] for row in batch for m in row if m["role"] == "system")
-    return frozenset(text for text, count in counts.items() if count >= SHARED_ROWS)
+def shared_parts(batch: Iterable[Sequence[Message]]) -> Shared:
+    """Return the system prompts that many rows have, and what nearly all user turns share."""
+    systems: Counter[str] = Counter()
+    users: set[str] = set()
+    for message in chain.from_iterable(batch):
+        if message["role"] == "system":
+            systems[message["content"]] += 1
+        elif message["role"] == "user":
+            users.add(message["content"])
+    many = frozenset(text for text, count in systems.items() if count >= SHARED_ROWS)
+    return Shared(many, common_affixes(users))
 
 
 def shape_finder(config: DataConfig) -> Find:
@@ -386,12 +394,15 @@ def shape_finder(config: DataConfig) -> Find:
     return Scrubber(replace(settings_of(config), names=(), digits=None)).find
 
 
-def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
+def make_scrubber(
+    config: DataConfig, texts: Sequence[str], shared: Shared | None = None
+) -> Scrubber:
     """Make the scrubber that a configuration asks for.
 
     Args:
         config: profiles, languages, actions, allow-list and recognisers.
         texts: texts of the dataset, to know ordinary words from names.
+        shared: parts that its rows share; None if each batch shows its own.
 
     Raises:
         UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
@@ -401,7 +412,6 @@ def make_scrubber(config: DataConfig, texts: Iterable[str]) -> Scrubber:
         # Fetched here, so that workers find it.
         directory, _ = fetch_entity_model(config.name_model)
         settings = replace(settings, name_model=str(directory))
-    texts = list(texts)
     common = common_words(texts) if settings.names else frozenset()
     digits = settings.digits and replace(settings.digits, frequent=frequent_numbers(texts))
-    return Scrubber(replace(settings, common=common, digits=digits))
+    return Scrubber(replace(settings, common=common, digits=digits, shared=shared))

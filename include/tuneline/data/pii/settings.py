@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.boilerplate import Affixes
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.numbers import DigitRule
 from tuneline.data.pii.profiles import (
@@ -17,6 +18,19 @@ from tuneline.data.pii.profiles import (
 )
 
 SEED = 7
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The parts that many rows share, which belong to none of them.
+
+    Attributes:
+        systems: system prompts of many rows.
+        affixes: what nearly all user turns begin and end with.
+    """
+
+    systems: frozenset[str] = frozenset()
+    affixes: Affixes = field(default_factory=Affixes)
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Settings:
         least_score: lowest Presidio score of a hit that counts.
         digits: rule for numbers that no word explains; None takes none of them.
         common: words of the dataset that are not names.
+        shared: parts that the dataset's rows share; None if each batch shows its own.
         label_field: field of a JSON answer that is left alone.
         allow: texts that are never personal data, casefolded.
         actions: action on the hits of an entity; the default is to replace them.
@@ -52,6 +67,7 @@ class Settings:
     least_score: float = 0.4
     digits: DigitRule | None = None
     common: frozenset[str] = frozenset()
+    shared: Shared | None = None
     label_field: str | None = None
     allow: frozenset[str] = frozenset()
     actions: Mapping[str, str] = field(default_factory=dict)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tuneline.data.pii.caseless import Caseless
+
 _DIGIT_WORDS = "zero|nought|oh|o|one|two|three|four|five|six|seven|eight|nine"
 _LARGE = (
     "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
@@ -14,7 +16,7 @@ _LARGE = (
 _TIMES = {"double": 2, "triple": 3}
 _UNIT = rf"(?:(?:double|triple) (?:{_DIGIT_WORDS}|\d)|{_DIGIT_WORDS}|{_LARGE}|\d{{1,4}})"
 _GAP = r"(?: ?[-,.] ?| (?:dash|hyphen|um|uh|then|and) | )"
-_RUN = re.compile(rf"(?<![\w$£€]){_UNIT}(?:{_GAP}{_UNIT}){{1,30}}(?![\w%])", re.IGNORECASE)
+_RUN = Caseless(rf"(?<![\w$£€]){_UNIT}(?:{_GAP}{_UNIT}){{1,30}}(?![\w%])")
 _WORD = re.compile(r"[a-z]+|\d+", re.IGNORECASE)
 _DIGITS = re.compile(r"\d")
 # What follows an amount.

@@ -10,6 +10,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from tuneline.data.pii.caseless import Caseless
+
 # Entity type that a topic stands for. Order numbers and the like are the business's own.
 ENTITY_OF = {
     "secret": "PASSWORD",
@@ -117,16 +119,16 @@ _WORDS = (
     # "Number" alone names nothing, but shows that a number follows.
     ("number", r"numbers?|num|digits?|no\.?(?= ?(?:is|:|#|\d))"),
 )
-_TOPIC = re.compile(
-    "|".join(rf"(?P<{topic}>(?<![\w@?&/.=])(?:{words})(?!\w))" for topic, words in _WORDS),
-    re.IGNORECASE,
+_TOPIC = Caseless(
+    r"(?<![\w@?&/.=])(?:"
+    + "|".join(rf"(?P<{topic}>(?:{words})(?!\w))" for topic, words in _WORDS)
+    + ")"
 )
 # In a text without any of these no topic can be found; looking for them is faster.
-_ASKS = re.compile(
+_ASKS = Caseless(
     r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|needs|give|"
     r"confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|send|say|"
-    r"asks?|required?|state|spell|repeat|get)\b",
-    re.IGNORECASE,
+    r"asks?|required?|state|spell|repeat|get)\b"
 )
 # A turn of so few words asks even without a word for it ("name and e-mail").
 _SHORT = 7
@@ -160,7 +162,7 @@ def topics(text: str) -> tuple[Topic, ...]:
 def asked(text: str) -> frozenset[str]:
     """Return the topics that a turn asks for, or seems to."""
     found = {topic.name for topic in topics(text)}
-    if not _ASKS.search(text) and len(text.split()) > _SHORT:
+    if not _ASKS.found_in(text) and len(text.split()) > _SHORT:
         # Long statements ask for nothing, but a number after one is of their kind.
         return frozenset(found & NUMBER_TOPICS)
     if "number" in found and not found & NUMBER_TOPICS:

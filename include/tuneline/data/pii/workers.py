@@ -7,7 +7,9 @@ chunks, so results do not depend on the number of workers.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from tuneline.machine.cores import available_cores
@@ -15,6 +17,8 @@ from tuneline.machine.garbage import THRESHOLDS
 
 # Starting processes and loading a model in each takes seconds; fewer rows are faster in this one.
 LEAST_ROWS = 4_000
+# Chunks that wait for each process, so that it never waits for one.
+AHEAD = 3
 
 _Chunk = TypeVar("_Chunk")
 _Result = TypeVar("_Result")
@@ -27,9 +31,9 @@ def worker_count(rows: int) -> int:
 
 
 def map_chunks(
-    make: Callable[[], Callable[[_Chunk], _Result]], chunks: Sequence[_Chunk], workers: int
+    make: Callable[[], Callable[[_Chunk], _Result]], chunks: Iterable[_Chunk], workers: int
 ) -> Iterator[_Result]:
-    """Yield the results in the order of the chunks.
+    """Yield the results in the order of the chunks, of which a few at a time are read.
 
     Args:
         make: maker of the function that does a chunk, called once in each process. It and the
@@ -49,7 +53,13 @@ def map_chunks(
         initargs=(make,),
         env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
     ) as pool:
-        yield from pool.map(_work, chunks)
+        ahead: deque[Future[_Result]] = deque()
+        for chunk in chunks:
+            ahead.append(pool.submit(_work, chunk))
+            if len(ahead) > AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _start(make: Callable[[], Any]) -> None:

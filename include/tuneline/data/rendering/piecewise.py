@@ -65,6 +65,12 @@ class PieceEncoder:
             for parts in self._parts(texts, lambda encoding: encoding.ids)
         ]
 
+    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts that are not cut."""
+        self._reset()
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def count(self, texts: Iterable[str]) -> list[int]:
         """Count the tokens of texts; an iterator is read while earlier texts are encoded."""
         return [sum(parts) for parts in self._parts(texts, len)]
@@ -125,8 +131,7 @@ class PieceEncoder:
             for left in _PROBES
             for right in _PROBES[number % 3 :: 3]
         ]
-        whole = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in whole] == self.encode(texts)
+        return self.encode_whole(texts) == self.encode(texts)
 
 
 def cutting_points(backend: Any) -> tuple[re.Pattern[str], frozenset[str]] | None:

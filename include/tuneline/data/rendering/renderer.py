@@ -182,9 +182,22 @@ class Renderer:
         return self._pieces.count(texts)
 
     def template_ids(self, batch: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Return the token ids by transformers' own `apply_chat_template(tokenize=True)`."""
+        """Return the token ids of transformers' own rendering, each row encoded whole.
+
+        `apply_chat_template(tokenize=True)` encodes the same text and makes places and masks of
+        every token beside the ids. One row is rendered that way as well; if its ids differ, all
+        are.
+        """
+        rows = [list(messages) for messages in batch]
+        texts = self.tokenizer.apply_chat_template(
+            rows, chat_template=self.template, tokenize=False
+        )
+        ids = self._pieces.encode_whole(texts)
+        return ids if ids[:1] == self._by_transformers(rows[:1]) else self._by_transformers(rows)
+
+    def _by_transformers(self, rows: list[list[Message]]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer.apply_chat_template(
-            [list(messages) for messages in batch],
+            rows,
             chat_template=self.template,
             tokenize=True,
             return_dict=False,

@@ -1,8 +1,8 @@
 """Compare every rendered row with transformers' own rendering, token id by token id.
 
-Ours comes from the outlined or compiled template and is encoded in pieces; theirs is
-`apply_chat_template(tokenize=True)`, which renders and encodes the row whole. Both run at the
-same time, on two threads: encoding does not hold the interpreter's lock.
+Ours comes from the outlined or compiled template and is encoded in pieces; theirs is rendered by
+`apply_chat_template` and encoded whole. Both run at the same time, on two threads: encoding does
+not hold the interpreter's lock.
 
 The same ids are compared with the serving engine's in deployment: `adapter_merging` tokenizes
 rows with the engine's own tokenizer and renders their prompts with its own template engine.

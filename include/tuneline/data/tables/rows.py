@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, compress
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -201,6 +201,21 @@ class StoredRows(Sequence[Row]):
             start = last
         return found
 
+    def chosen(self, flags: Sequence[int]) -> Iterator[Row]:
+        """Yield the rows whose flag is not 0, of which no others are read.
+
+        Args:
+            flags: a flag for each row.
+        """
+        import numpy as np
+
+        numbers = np.flatnonzero(np.frombuffer(bytes(flags), dtype=np.uint8))
+        for batch, end in zip(self._batches, self._ends, strict=True):
+            start = end - batch.num_rows
+            inside = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, end)]
+            if len(inside):
+                yield from _rows(batch.take(inside - start).to_pydict())
+
     def facts(self) -> list[Row]:
         """Return all rows without their turns and source lines."""
         names = [name for name in self._names if name not in ("messages", "raw", "stand_ins")]
@@ -210,6 +225,11 @@ class StoredRows(Sequence[Row]):
     def column(self, name: str) -> list[Any]:
         """Return one column, a value for each row."""
         return [value for batch in self._batches for value in batch[name].to_pylist()]
+
+
+def chosen_of(rows: Sequence[Row], flags: Sequence[int]) -> Iterable[Row]:
+    """Return the rows whose flag is not 0, in their order."""
+    return rows.chosen(flags) if isinstance(rows, StoredRows) else compress(rows, flags)
 
 
 def column_of(rows: Sequence[Row], name: str) -> list[Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tuneline.artifacts.deployment import REFERENCE
 from tuneline.errors import TunelineError, first_line
 from tuneline.harness.served_apart import run_adapter
-from tuneline.harness.served_models import Candidate, engine_of, hashed, unquantised, untuned
+from tuneline.harness.served_models import Candidate, engine_of, unquantised, untuned
 from tuneline.run import StepContext
 from tuneline.serving.engines.base import ServedModel
 

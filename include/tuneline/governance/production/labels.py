@@ -209,7 +209,7 @@ def _scrubbed(corrections: Sequence[tuple[GivenLabel, ReviewRow]]) -> dict[str, 
     for document, some in groups.items():
         texts = [(label.corrected or "", row.surrogates) for label, row in some]
         config = DataConfig.model_validate_json(document)
-        scrubber = make_scrubber(config, (text for text, _ in texts))
+        scrubber = make_scrubber(config, [text for text, _ in texts])
         answers = _scrub_answers(scrubber, [label for label, _ in some], texts)
         found.update(zip([label.request_id for label, _ in some], answers, strict=True))
     return found

@@ -84,7 +84,7 @@ def scrub_day(
     Raises:
         UserError: if a model of names or a recogniser can't be loaded.
     """
-    scrubber = make_scrubber(settings.data, _sampled_texts(log))
+    scrubber = make_scrubber(settings.data, list(_sampled_texts(log)))
     day = ScrubbedDay()
     blocks = max(1, math.ceil(log.num_rows / BLOCK))
     # Blocks of one size: in a small last one a shared text would not be seen as shared.

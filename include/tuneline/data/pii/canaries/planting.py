@@ -78,6 +78,7 @@ class _Planter:
         self.turns = self.carriers.turns[self.language] or [
             spot for spots in self.carriers.turns.values() for spot in spots
         ]
+        self.replies_to = [spot for spot in self.turns if self._follows_reply(spot)]
 
     def plant(self) -> Canary:
         """Plant a value in one of the forms of its kind."""
@@ -156,9 +157,8 @@ class _Planter:
         given = _Given(BARE, ANSWER, value)
         if len(self._answers()) >= LEAST_SPOTS:
             return self._at(given, self.draw.choice(self._answers()), "{}")
-        asked = [spot for spot in self.turns if self._follows_reply(spot)]
-        if asked and self.register.multi_turn >= DIALOGUE:
-            spot = self.draw.choice(asked)
+        if self.replies_to and self.register.multi_turn >= DIALOGUE:
+            spot = self.draw.choice(self.replies_to)
             return self._at(given, spot, "{}", self._phrase(self.words["questions"], spot))
         spot = self.draw.choice(self.turns)
         phrase = self._phrase(["{noun} {}"], spot) if self.kind in NEEDS_WORDS else "{}"
@@ -203,9 +203,8 @@ class _Planter:
 
     def _split(self, given: _Given) -> Canary:
         """Give the parts of a value in successive turns, with short words between them."""
-        followers = [spot for spot in self.turns if self._follows_reply(spot)]
         asked = self._answers() if len(self._answers()) >= LEAST_SPOTS else []
-        spot = self.draw.choice(asked or followers)
+        spot = self.draw.choice(asked or self.replies_to)
         row = self.carriers.rows[spot.row]
         reply = row[spot.turn - 1]["content"]
         messages = list(row[: spot.turn])
