@@ -24,6 +24,35 @@ class AgainstReleasedConfig(Section):
     )
 
 
+class SlicesConfig(Section):
+    """The comparison of parts of the hold-out (label, prompt length, language, source)."""
+
+    min_rows: int = Field(10, ge=2, description="Rows below which a part is not judged alone.")
+    worse_by: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="How far the metric of a part must lie below that of all other rows, beyond "
+        "chance, to be clearly worse.",
+    )
+    on_worse: Literal["warn", "fail"] = Field(
+        "warn", description="Verdict on a part that is clearly worse."
+    )
+
+
+class ParaphrasesConfig(Section):
+    """The search for hold-out rows that say what a training row says in other words."""
+
+    max_excess: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of the hold-out that may resemble rows of training more than such rows "
+        "resemble each other; its lower end must not lie above.",
+    )
+    on_excess: Literal["warn", "fail"] = Field("warn", description="Verdict on more of them.")
+
+
 class ExtractionConfig(Section):
     """The extraction audit: what the tuned model writes out of its training rows."""
 
@@ -63,6 +92,8 @@ class EvaluationConfig(Section):
         0.0, ge=-1, le=1, description="The lower end of the gain over the base must exceed it."
     )
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
+    slices: SlicesConfig = SlicesConfig()
+    paraphrases: ParaphrasesConfig = ParaphrasesConfig()
     extraction: ExtractionConfig = ExtractionConfig()
     max_regression: float | None = Field(
         None,

@@ -4,8 +4,10 @@ Method: both models answer the same hold-out rows through a real server, on the 
 ship. The metric of each has a 95 % interval (Wilson), and so has the paired gain (Agresti and
 Min, 2005), whose lower end decides. The hold-out itself is checked too: its share of the rows,
 that no row of it or near-duplicate was in training or validation (an exact comparison,
-independent of deduplication), and that no access in its ledger chose anything. A candidate that
-started from released weights is not asked what those were trained on.
+independent of deduplication), that it holds few paraphrases of training rows, and that no access in
+its ledger chose anything. A candidate that started from released weights is not asked what those were
+trained on; one that has been scored before is not asked again. Parts of the hold-out on which it is
+clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
 margin at most, by the lower end of Tango's interval (`harness/non_inferiority.py`).
@@ -16,20 +18,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, AnswerPair
+from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, AnswerPair
 from tuneline.artifacts.training import LORA
 from tuneline.data.conversations.answers import answer_object
-from tuneline.data.tables.rows import HOLDOUT, Row
+from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.against_released import compare_with_released
+from tuneline.evaluation.holdout.inspection import inspect, ledger_measurements
 from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
-from tuneline.evaluation.holdout.ledger import Access, choosing, ledger_prefix, open_holdout
+from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.holdout.row_scores import (
+    recorded_answers,
+    scoring_measurements,
+    write_scores,
+)
 from tuneline.evaluation.holdout.trained_rows import seen_by
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import Task, choose_task, scores
 from tuneline.harness.asking import ask_both
 from tuneline.harness.intervals import Interval, Paired, paired, share
-from tuneline.harness.rows import dataset_rows
 from tuneline.harness.served_models import Candidate, candidate
 from tuneline.run import StepContext
 
@@ -74,22 +81,6 @@ def leak_measurements(
     ], [
         *({"row_id": row_id, "reason": "same id"} for row_id in repeated),
         *({**asdict(leak), "reason": "near-duplicate"} for leak in leaks),
-    ]
-
-
-def ledger_measurements(
-    earlier: Sequence[Access], chosen: Candidate, held: Sequence[Row]
-) -> list[Measurement]:
-    """Measure earlier uses of the hold-out, from its ledger and from the choice of the variant."""
-    scored = [access for access in earlier if access.purpose == "score"]
-    again = sum(access.candidate_sha256 == chosen.model.sha256 for access in scored)
-    others = {access.candidate_sha256 for access in scored} - {chosen.model.sha256}
-    judged = sum(row.row_id in chosen.judged_on for row in held)
-    return [
-        measure("accesses_that_chose_something", len(choosing(earlier)), "accesses", "<=", 0),
-        measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
-        measure("earlier_scorings_of_these_bytes", again, "accesses"),
-        measure("other_candidates_scored_before", len(others), "candidates"),
     ]
 
 
@@ -166,23 +157,24 @@ def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Me
 def run(ctx: StepContext) -> Evidence:
     """Score base and candidate on the hold-out, once, and check the hold-out itself."""
     settings, data = ctx.config.evaluation, ctx.config.data
-    rows = dataset_rows(ctx)
     chosen = candidate(ctx)
-    held, identity, earlier = open_holdout(ctx, rows, "score", chosen.model.sha256)
+    opened = open_holdout(ctx, "score", chosen.model.sha256)
+    held, seen = opened.held, opened.seen
     if not held:
         raise UserError(
             "the dataset has no hold-out row; raise data.holdout_share or name data.holdout"
         )
-    seen = [row for row in rows if row.split != HOLDOUT]
     leak_limits, leaks = leak_measurements(held, seen, data.near_duplicate_jaccard)
     asked, left_out = untouched(ctx, held)
     expected = [row.answer for row in asked]
     task = choose_task(settings.metric, data.label_field, expected)
     limits = [settings.max_new_tokens] * len(asked)
-    answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits)
+    recorded = recorded_answers(ctx, chosen, opened)
+    answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
     base, tuned = (scores(task, texts, expected) for texts in (answers.base, answers.tuned))
     gain = paired(base, tuned)
     against = compare_with_released(ctx, asked, task, tuned)
+    found = inspect(ctx, opened, asked, tuned)
 
     HOLDOUT_ANSWERS.write(
         ctx,
@@ -191,26 +183,31 @@ def run(ctx: StepContext) -> Evidence:
             for row, of_base, of_tuned in zip(asked, answers.base, answers.tuned, strict=True)
         ),
     )
+    texts = {"base": answers.base, "tuned": answers.tuned}
+    write_scores(ctx, chosen, asked, texts, {"base": base, "tuned": tuned})
     ctx.write_json("leaks.json", leaks)
-    ledger = {"holdout_sha256": identity, "prefix": ledger_prefix(identity)}
-    ctx.write_json("ledger.json", {**ledger, "earlier": [asdict(access) for access in earlier]})
     lower = gain.difference.lower
     compared = "is more than" if lower > settings.min_gain else "must be more than"
     return ctx.conclude(
         f"{task.name} on {len(asked)} hold-out rows: tuned {share(tuned).text()}, base "
         f"{share(base).text()}; the lower end of the gain, {lower:.3f}, {compared} "
-        f"{settings.min_gain:g}; {len(leaks)} of the rows were seen before; {against.sentence}",
+        f"{settings.min_gain:g}; {len(leaks)} of the rows were seen before; {against.sentence}; "
+        f"{found.sentence}",
         [
             *score_measurements(share(base), share(tuned), gain, settings.min_gain),
-            *share_measurements(len(held), len(rows), own_file=data.holdout is not None),
+            *share_measurements(
+                len(held), len(held) + len(seen), own_file=data.holdout is not None
+            ),
             *leak_limits,
             *left_out,
             *against.measurements,
-            *ledger_measurements(earlier, chosen, held),
-            *form_measurements(task, {"base": answers.base, "tuned": answers.tuned}, expected),
+            *found.measurements,
+            *ledger_measurements(ctx, opened, chosen),
+            *scoring_measurements(ctx, chosen, asked, recorded),
+            *form_measurements(task, texts, expected),
             measure("base_answers_from_cache", answers.base_cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
-            measure("holdout_sha256", identity, "sha256"),
+            measure("holdout_sha256", opened.sha256, "sha256"),
         ],
-        rows={HOLDOUT_ANSWERS.name: len(asked)},
+        rows={HOLDOUT_ANSWERS.name: len(asked), HOLDOUT_SCORES.name: len(asked)},
     )

@@ -12,7 +12,6 @@ from tests.lab.tiny_task import conversation, task_rows
 from tuneline.artifacts.training import LoraSettings
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.trained_rows import seen_by
-from tuneline.harness.rows import dataset_rows, of_split
 from tuneline.store import sha256_file
 
 # Enough for a sample of 48 rows to decide in both directions.
@@ -208,7 +207,7 @@ def test_what_a_line_of_warm_starts_has_seen_adds_up(scored_lab, tiny_models):
         release(night, {}, lora=lora(previous), previous=previous)
         previous = f"night-{number}"
     ctx = bench.context("holdout_performance")
-    held = of_split(dataset_rows(ctx), "holdout")
+    held = bench.held_out()
     assert len(seen_by(ctx, "night-1", held).ids) == 1
     assert len(seen_by(ctx, "night-3", held).ids) == 3
     bench.run.store.delete_prefix("runs/night-2")
