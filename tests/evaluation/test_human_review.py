@@ -87,7 +87,7 @@ def test_equal_answers_are_not_shown(review):
 
 
 def test_sides_differ_from_one_preparation_to_the_next(review):
-    held = holdout_of(review[0])
+    held = review[0].held_out()
     answers = {row.row_id: AnswerPair(row_id=row.row_id, base="b", tuned="t") for row in held}
     drawn = {
         tuple((k.row_id, k.A) for k in prepare_review.shuffle_pairs(held, answers)[1])

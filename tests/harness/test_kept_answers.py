@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 
+import pytest
 from tests.lab.http_server import Handler, serving
 
 from tuneline.harness.asking import collect, keys_of
 from tuneline.harness.kept_answers import KEPT_SECONDS, KeptAnswers, request_key
 from tuneline.harness.subjects import Endpoint
+from tuneline.serving.client.chat_protocol import EngineError
 
 PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(40)]
 LIMITS = [8] * 20 + [16] * 20
@@ -28,7 +30,7 @@ from tuneline.harness.subjects import Endpoint
 
 with KeptAnswers(Path(sys.argv[2])) as kept:
     subject = Endpoint(sys.argv[1], "m", parallel=2)
-    collect(subject, PROMPTS, LIMITS, kept, {}, lambda batches: batches)
+    collect(subject, PROMPTS, LIMITS, kept)
 """
 
 
@@ -53,7 +55,7 @@ def server_of_echoes(asked, *, slow=0.0, broken_after=None):
 def ask(url, path, prompts=PROMPTS, limits=LIMITS, known=None):
     with KeptAnswers(path) as kept:
         subject = Endpoint(url, "m", parallel=2)
-        return collect(subject, prompts, limits, kept, known or {}, lambda batches: batches)
+        return collect(subject, prompts, limits, kept, known=known)
 
 
 def test_a_killed_process_asks_only_what_is_missing_when_it_is_run_again(tmp_path):
@@ -105,13 +107,11 @@ def test_known_answers_are_taken_and_equal_requests_are_sent_once(tmp_path):
 
 def test_a_server_that_fails_in_the_middle_leaves_what_it_answered(tmp_path):
     asked, path = [], tmp_path / "answers.jsonl"
-    with serving(server_of_echoes(asked, broken_after=15)) as url:
-        try:
-            ask(url, path)
-        except Exception as error:
-            assert "500" in str(error)
-        else:
-            raise AssertionError("the failure was swallowed")
+    with (
+        serving(server_of_echoes(asked, broken_after=15)) as url,
+        pytest.raises(EngineError, match="500"),
+    ):
+        ask(url, path)
     assert len(KeptAnswers(path)) >= 13
 
 

@@ -33,7 +33,7 @@ def add_evaluating(commands: Commands) -> None:
     score.add_argument("--max-tokens", type=int, default=48, help="limit of an answer (48)")
     score.add_argument("--metric", choices=("auto", "json_field", "exact"), default="auto")
     score.add_argument(
-        "--label-field", metavar="NAME", help="field of a JSON answer with the class"
+        "--label-field", metavar="NAME", help="field with the class, in a JSON answer"
     )
     score.add_argument("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
     add_json_argument(score)
@@ -52,8 +52,8 @@ def add_evaluating(commands: Commands) -> None:
         "--purpose",
         choices=("choose", "review"),
         required=True,
-        help="choose: something was decided on it (a prompt, a threshold, a checkpoint), so that it "
-        "is no test any more; review: answers were looked at and nothing was decided",
+        help="choose: something was decided on it (a prompt, a threshold, a checkpoint), so that "
+        "it is no test any more; review: answers were looked at and nothing was decided",
     )
     record.add_argument("--note", required=True, help="what was chosen or looked at")
     record.set_defaults(command=_holdout_record)

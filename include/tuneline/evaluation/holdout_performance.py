@@ -4,10 +4,10 @@ Method: both models answer the same hold-out rows through a real server, on the 
 ship. The metric of each has a 95 % interval (Wilson), and so has the paired gain (Agresti and
 Min, 2005), whose lower end decides. The hold-out itself is checked too: its share of the rows,
 that no row of it or near-duplicate was in training or validation (an exact comparison,
-independent of deduplication), that it holds few paraphrases of training rows, and that no access in
-its ledger chose anything. A candidate that started from released weights is not asked what those were
-trained on; one that has been scored before is not asked again. Parts of the hold-out on which it is
-clearly worse than on the rest are named.
+independent of deduplication), that it holds few paraphrases of training rows, and that no access
+in its ledger chose anything. A candidate that started from released weights is not asked what those
+were trained on; one that has been scored before is not asked again. Parts of the hold-out on which
+it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
 margin at most, by the lower end of Tango's interval (`harness/non_inferiority.py`).
@@ -37,7 +37,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import Task, choose_task, scores
 from tuneline.harness.asking import ask_both
 from tuneline.harness.intervals import Interval, Paired, paired, share
-from tuneline.harness.served_models import Candidate, candidate
+from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.

@@ -89,8 +89,10 @@ def _ask(
             prompts,
             limits,
             kept_answers,
-            known or {},
-            lambda batches: ctx.progress(batches, len(batches), f"{what}, batches of prompts"),
+            known=known,
+            progress=lambda batches: ctx.progress(
+                batches, len(batches), f"{what}, batches of prompts"
+            ),
         )
 
 
@@ -108,8 +110,9 @@ def collect(
     prompts: Sequence[Messages],
     limits: Sequence[int],
     kept_answers: KeptAnswers,
-    known: Mapping[str, str],
-    progress: Callable[[Batches], Iterable[Batch]],
+    *,
+    known: Mapping[str, str] | None = None,
+    progress: Callable[[Batches], Iterable[Batch]] = iter,
 ) -> tuple[list[str], bool]:
     """Ask a model what it has not been asked, and keep each answer as soon as it is there.
 
@@ -125,8 +128,7 @@ def collect(
         The answers in order, and True if none had to be asked for.
     """
     keys = keys_of(subject, prompts, limits)
-    found = {key: known[key] for key in keys if key in known}
-    found.update((key, kept_answers[key]) for key in keys if key in kept_answers)
+    found = {key: told[key] for told in (known or {}, kept_answers) for key in keys if key in told}
     missing = {key: at for at, key in enumerate(keys) if key not in found}
     if missing:
         batches = _batches_of_a_limit(sorted(missing.values()), limits)

@@ -136,7 +136,8 @@ def test_a_choice_is_recorded_by_hand_and_fails_the_item(scored_lab, capsys):
     assert "recorded: choose, after 0 earlier accesses" in capsys.readouterr().out
     assert main(["holdout", "list", "--run", uri, "--json"]) == 0
     [entry] = json.loads(capsys.readouterr().out)
-    assert entry["note"] == "prompt v3 won on these rows" and entry["by"]
+    assert entry["note"] == "prompt v3 won on these rows"
+    assert entry["by"]
     evidence = bench.execute("holdout_performance")
     assert evidence.verdict == "fail"
     assert broken(evidence) == {"accesses_that_chose_something"}
@@ -164,7 +165,7 @@ def test_a_holdout_with_rows_of_one_that_was_chosen_on_inherits_the_fault(scored
 
 def test_scorings_of_an_overlapping_holdout_are_counted_and_of_another_one_are_not(lab):
     bench = lab()
-    held = [row for row in task_rows({"holdout": 40})]
+    held = task_rows({"holdout": 40})
     bench.leave_dataset(held)
     for run_id, rows, candidate in (
         ("same-rows", held[:30], "a" * 64),

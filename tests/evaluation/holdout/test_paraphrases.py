@@ -42,15 +42,12 @@ PAIRS = [
      "expensive, why is that"),
     ("My gift card shows a balance of zero.", "the balance of my gift card is shown as zero"),
 ]  # fmt: skip
-SUBJECTS = (
-    "lamp kettle bicycle mattress printer tent jacket keyboard mirror blender scarf desk".split()
-)
-FAULTS = "is scratched|makes a noise|is too small|has no manual|smells odd|came without screws|was sent to Oslo|costs more than shown|can not be assembled|leaks".split(
-    "|"
-)
-PLACES = "in the kitchen|at my mother's|on the balcony|in the office|since Tuesday|after a week|for my son|again|already".split(
-    "|"
-)  # noqa: E501
+SUBJECTS = "lamp kettle bicycle mattress printer tent jacket keyboard mirror blender".split()
+FAULTS = (
+    "is scratched|makes a noise|is too small|has no manual|smells odd|came without screws|"
+    "was sent to Oslo|costs more than shown|can not be assembled|leaks"
+).split("|")
+PLACES = "in the kitchen|at my mother's|on the balcony|since Tuesday|after a week|again".split("|")
 
 
 def row(row_id, text, split, label="help"):
@@ -78,7 +75,7 @@ def test_rows_that_resemble_each_other_as_training_rows_do_are_no_fault(split):
     found = find_paraphrases(*split)
     measurements = paraphrase_measurements(found, CONFIG)
     assert broken(measurements) == set()
-    assert found.compared == 60 and found.ordinary == 300
+    assert (found.compared, found.ordinary) == (60, 300)
 
 
 def test_paraphrases_of_the_holdout_in_training_are_found_and_warn():
@@ -104,7 +101,8 @@ def test_paraphrases_of_the_holdout_in_training_are_found_and_warn():
     [limit] = [m for m in paraphrase_measurements(found, failing) if m.ok is False]
     assert limit.on_breach == "fail"
     best = found.pairs[0]
-    assert best.text != best.other_text and best.similarity > found.threshold
+    assert best.text != best.other_text
+    assert best.similarity > found.threshold
 
 
 def test_a_paraphrase_of_another_label_is_none(split):

@@ -31,15 +31,14 @@ def rows_of(labels, **more):
 
 def test_a_class_that_collapsed_is_named_though_the_total_is_high():
     labels = [f"intent-{number % 10}" for number in range(400)]
-    right = [label != "intent-7" or number % 8 == 0 for number, label in enumerate(labels)]
+    right = [label != "intent-7" for label in labels]
     found = find_slices(rows_of(labels), right, CONFIG)
     assert mean(right) > 0.9
     assert [(each.kind, each.value, each.rows) for each in found.worse] == [
         ("label", "intent-7", 40)
     ]
     [worst] = found.worse
-    # Intent 7 has the numbers 7, 17, …; every fourth of them leaves 7 with 8.
-    assert worst.mean == pytest.approx(0.0) and worst.rest == pytest.approx(1.0)
+    assert (worst.mean, worst.rest) == (0.0, 1.0)
     measurements = slice_measurements(found, CONFIG)
     assert broken(measurements) == {"slices_clearly_worse"}
     assert {m.on_breach for m in measurements if m.ok is False} == {"warn"}

@@ -1,9 +1,9 @@
 """Find hold-out rows that say in other words what a row of training says.
 
-The lexical check (`leakage`) counts shared character n-grams of whole texts and misses a row that was
-rephrased. Here texts are compared as TF-IDF vectors of words, word pairs and character n-grams inside
-words, by cosine, so that rare words in another order or form count. Vectors know no synonyms; an
-embedding model would, but the project ships none.
+The lexical check (`leakage`) counts shared character n-grams of whole texts and misses a row that
+was rephrased. Here texts are compared as TF-IDF vectors of words, word pairs and character n-grams
+inside words, by cosine, so that rare words in another order or form count. Vectors know no
+synonyms; an embedding model would, but the project ships none.
 
 What similarity is suspicious differs from task to task: two people who ask for the same thing use
 the same words. The limit is therefore taken from the dataset itself: the similarity that training
@@ -118,7 +118,7 @@ def _vectors(texts: Sequence[str]) -> csr_matrix:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     common: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "lowercase": False}
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", **common)
+    words = TfidfVectorizer(ngram_range=(1, 2), tokenizer=str.split, token_pattern=None, **common)
     inside = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)
     normal = [normalise(text) or "empty" for text in texts]
     parts = [vectorizer.fit_transform(normal) for vectorizer in (words, inside)]

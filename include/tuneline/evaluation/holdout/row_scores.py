@@ -1,8 +1,8 @@
 """The score of every hold-out row, and the answers that a model has left in earlier runs.
 
 `answers.parquet` has a line for each row, so that every number of the evidence can be computed
-again. It is also the record of a scoring: if the ledger says that the same bytes have been scored on
-the hold-out, the answers of that run are taken from there, and the candidate is not asked twice.
+again. It is also the record of a scoring: if the ledger says that the same bytes have been scored
+on the hold-out, the answers of that run are taken from there, and nobody is asked twice.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Rows that a hold-out shares with others that were used before.
 
-The identity of a hold-out is a hash over all of its rows, so one more row makes it another one. Its
-rows have been looked at all the same. Beside its ledger each hold-out therefore leaves the hashes of
-its questions, in one write-once object under `ledger/rows/`, and a new one is compared with those.
+The identity of a hold-out is a hash over all of its rows, so one more row makes it another one.
+Its rows have been looked at all the same. Beside its ledger each hold-out therefore leaves the
+hashes of its questions, in one write-once object under `ledger/rows/`, and a new hold-out is
+compared with those.
 
 The cost is bounded: the hashes of the newest `COMPARED` hold-outs are read, and a hold-out of more
-than `MOST_ROWS` rows leaves its smallest hashes alone. A row that two hold-outs share is then among
-those of both or of neither, as far as both reach, so that large shares are found and counted low.
+than `MOST_ROWS` rows leaves its smallest hashes alone, so that its shared rows are counted low.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 A mean over all rows can hide a class that collapsed. Rows are grouped by label, by quartile of the
 prompt's length, by language and by source; each group is compared with all other rows. The test is
-one-sided and exact for scores of 0 and 1 (Fisher's), and a permutation test for others. Since many
-groups are looked at, the p-values are corrected by Holm's method (1979) over all groups of all kinds,
-so that a hold-out without any such group is reported with a probability of 5 % at most. A difference
-must also matter: it is at least `worse_by`.
+one-sided: exact for scores of 0 and 1 (Fisher's), a permutation test for others. Since many groups
+are looked at, the p-values are corrected by Holm's method (1979) over all groups of all kinds, so
+that a hold-out without a worse group is said to have one with a probability of 5 % at most. A
+difference must also matter: it is at least `worse_by`.
 """
 
 from __future__ import annotations

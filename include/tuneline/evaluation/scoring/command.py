@@ -1,8 +1,8 @@
 """`tuneline score`: ask a model the rows of a dataset, and state how often it is right.
 
 The rows are those of training or validation. The hold-out is read through a run alone, where its
-ledger records who did; see `evaluation.holdout.ledger`. A call that was stopped goes on where it was,
-if it is given the same `--out`.
+ledger records who did; see `evaluation.holdout.ledger`. A call that was stopped goes on where it
+was if it is given the same `--out`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def score(
                 [row.prompt for row in rows],
                 [max_tokens] * len(rows),
                 kept_answers,
-                {},
-                lambda batches: track(batches, len(batches), "batches of prompts"),
+                progress=lambda batches: track(batches, len(batches), "batches of prompts"),
             )
     right = scores(task, answers, expected)
     config = SlicesConfig()
