@@ -144,14 +144,18 @@ def test_several_writers_lose_nothing(tmp_path):
     assert len(KeptAnswers(path)) == 600
 
 
-def test_a_file_that_nobody_uses_any_more_is_removed(tmp_path):
+def test_a_file_of_the_cache_that_nobody_uses_any_more_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path))
     for name in ("old", "new"):
-        with KeptAnswers(tmp_path / f"{name}.jsonl") as kept:
+        with KeptAnswers.in_cache(name) as kept:
             kept.add("a", "b")
-    past = time.time() - KEPT_SECONDS - 60
-    os.utime(tmp_path / "old.jsonl", (past, past))
-    KeptAnswers(tmp_path / "third.jsonl")
-    assert [path.name for path in tmp_path.iterdir()] == ["new.jsonl"]
+    folder, past = tmp_path / "answers", time.time() - KEPT_SECONDS - 60
+    os.utime(folder / "old.jsonl", (past, past))
+    # A folder of the user's is left alone.
+    KeptAnswers(folder / "third.jsonl")
+    assert len(list(folder.iterdir())) == 2
+    KeptAnswers.in_cache("third")
+    assert [path.name for path in folder.iterdir()] == ["new.jsonl"]
 
 
 def test_a_key_names_everything_that_decides():

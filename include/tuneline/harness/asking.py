@@ -82,8 +82,7 @@ def _ask(
     known: Mapping[str, str] | None = None,
 ) -> tuple[list[str], bool]:
     """Ask through the cache; `scope` is shared by those who may see each other's answers."""
-    file = request_key(scope, subject.identity())
-    with KeptAnswers(cache_root() / "answers" / f"{file}.jsonl") as kept_answers:
+    with KeptAnswers.in_cache(request_key(scope, subject.identity())) as kept_answers:
         return collect(
             subject,
             prompts,

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-# A file that nobody has used for so long is removed, seconds.
+from tuneline.models.cache import cache_root
+
+# A file of the cache that nobody has used for so long is removed, seconds.
 KEPT_SECONDS = 60 * 24 * 3600.0
 
 
@@ -38,11 +40,17 @@ class KeptAnswers(Mapping[str, str]):
         self.path = path
         self._file: int | None = None
         self._answers: dict[str, str] = {}
-        _forget_unused(path.parent)
         if path.is_file():
-            # The clock of its last use, for `_forget_unused`.
+            # The clock of its last use, for `in_cache`.
             path.touch()
             self._answers.update(filter(None, map(_answer, path.read_bytes().split(b"\n"))))
+
+    @classmethod
+    def in_cache(cls, name: str) -> KeptAnswers:
+        """Return the file of that name in the cache; remove those that nobody uses any more."""
+        folder = cache_root() / "answers"
+        _forget_unused(folder)
+        return cls(folder / f"{name}.jsonl")
 
     def __getitem__(self, key: str) -> str:
         """Return the answer to a request."""

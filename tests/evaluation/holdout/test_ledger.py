@@ -28,6 +28,10 @@ READERS = {
 }
 
 
+class Died(Exception):
+    """What kills a step in a test."""
+
+
 def night(lab, rows, run_id, **overrides):
     """Another run in the same store, with a dataset of its own."""
     other = Lab(lab.root, {"base_model": lab.run.config.base_model, **overrides}, run_id)
@@ -96,6 +100,32 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     assert [ref.name for ref in second.inputs if ref.name.startswith("recorded/")] == [
         "recorded/test/answers.parquet"
     ]
+
+
+def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkeypatch):
+    bench = scored_lab()
+    sent, whole = [], asking.EngineClient.achat
+
+    async def dying(self, messages, **options):
+        sent.append(messages)
+        if len(sent) == 21:
+            raise Died
+        return await whole(self, messages, **options)
+
+    monkeypatch.setattr(asking.EngineClient, "achat", dying)
+    with pytest.raises(Died):
+        bench.execute("holdout_performance")
+    before = len(sent)
+    monkeypatch.setattr(asking, "ask_kept", lambda *args: (["{}"] * 48, True))
+    evidence = bench.execute("holdout_performance")
+    # Those that were under way with the 21st are lost.
+    assert 48 <= len(sent) <= 48 + 5
+    assert len(sent) - before < 48 - 12
+    found = values(evidence)
+    assert evidence.verdict == "pass", broken(evidence)
+    assert (found["candidate_answers_recorded"], found["rows_asked_again_otherwise"]) == (0, 0)
+    [first, second] = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
+    assert (first.repeat, second.repeat) == (False, True)
 
 
 def test_the_same_bytes_asked_otherwise_are_another_look(scored_lab, monkeypatch):

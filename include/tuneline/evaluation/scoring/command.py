@@ -68,7 +68,7 @@ def score(
         expected = [row.answer for row in rows]
         task = choose_task(metric, label_field, expected)
         out.mkdir(parents=True, exist_ok=True)
-        with KeptAnswers(out / "answers.jsonl") as kept_answers:
+        with KeptAnswers(out / "kept_answers.jsonl") as kept_answers:
             answers, _ = collect(
                 subject,
                 [row.prompt for row in rows],
