@@ -13,6 +13,7 @@ from collections import Counter
 from functools import cache
 
 UNKNOWN = "unknown"
+_LATIN = "LATIN"
 
 # The commonest words of running text that few other languages of the list share.
 _WORDS = {
@@ -29,7 +30,6 @@ _WORDS = {
     "sv": "och jag är det att inte har min på till med hur varför kan av en mitt för som",
     "tr": "ve bir bu için ne nasıl neden benim değil var yok mi ile çok da",
 }
-_SCRIPT = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -42,21 +42,29 @@ def _languages() -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _script_of(text: str) -> str:
+    """Return the script of most of a text's letters, `unknown` without one."""
+    if text.isascii():
+        return _LATIN if _WORD.search(text) else UNKNOWN
+    letters = [char for char in text if char.isalpha()]
+    # The name of a letter begins with its script: LATIN SMALL LETTER A.
+    scripts = Counter(unicodedata.name(char, UNKNOWN).split(" ", 1)[0] for char in letters)
+    script, count = scripts.most_common(1)[0] if scripts else (UNKNOWN, 0)
+    return script if 2 * count > len(letters) else UNKNOWN
+
+
 def language_of(text: str) -> str:
     """Return the code of a text's language, the name of its script, or `unknown`."""
-    letters = [char for char in text if _SCRIPT.match(char)]
-    scripts = Counter(unicodedata.name(char, "UNKNOWN").split(" ", 1)[0] for char in letters)
-    if not scripts:
-        return UNKNOWN
-    script, count = scripts.most_common(1)[0]
-    if script != "LATIN":
-        return script.capitalize() if 2 * count > len(letters) else UNKNOWN
-    votes: Counter[str] = Counter()
+    script = _script_of(text)
+    if script != _LATIN:
+        return script
+    votes: dict[str, float] = {}
     for word in _WORD.findall(text.casefold()):
         languages = _languages().get(word, ())
-        # A word of several languages says less.
-        votes.update({language: 1 / len(languages) for language in languages})
-    best = votes.most_common(2)
-    if not best or (len(best) > 1 and best[0][1] <= best[1][1]):
+        for language in languages:
+            # A word of several languages says less.
+            votes[language] = votes.get(language, 0.0) + 1 / len(languages)
+    best = sorted(votes.values(), reverse=True)
+    if not best or best[0] in best[1:]:
         return UNKNOWN
-    return best[0][0]
+    return max(votes, key=votes.__getitem__)

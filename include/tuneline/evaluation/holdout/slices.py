@@ -129,7 +129,8 @@ def find_slices(rows: Sequence[Row], scores: Sequence[float], config: SlicesConf
     not_judged: list[Slice] = []
     sums, alike = [], []
     for kind, names in groups_of(rows).items():
-        members = {name: np.array([each == name for each in names]) for name in sorted(set(names))}
+        of_row = np.array(names)
+        members = {name: of_row == name for name in sorted(set(names))}
         if len(members) == 1:
             alike.append(kind)
             continue
