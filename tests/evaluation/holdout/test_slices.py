@@ -33,7 +33,7 @@ def test_a_class_that_collapsed_is_named_though_the_total_is_high():
     labels = [f"intent-{number % 10}" for number in range(400)]
     right = [label != "intent-7" for label in labels]
     found = find_slices(rows_of(labels), right, CONFIG)
-    assert mean(right) > 0.9
+    assert mean(right) == pytest.approx(0.9)
     assert [(each.kind, each.value, each.rows) for each in found.worse] == [
         ("label", "intent-7", 40)
     ]

@@ -114,7 +114,7 @@ def overlaps(
     for (other, _), hashes in zip(newest, others, strict=True):
         hit = np.flatnonzero(np.isin(own, hashes))
         if hit.size:
-            found.append(Overlap(other, frozenset(rows[at].row_id for at in hit)))
+            found.append(Overlap(other, frozenset(rows[at].row_id for at in hit.tolist())))
     return Overlaps(tuple(found), len(newest), len(names) - len(newest))
 
 
