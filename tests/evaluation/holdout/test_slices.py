@@ -88,7 +88,7 @@ def values_of(found):
 def test_chance_is_rarely_taken_for_a_worse_part(fractional):
     draw, alarms = random.Random(5), 0
     labels = [f"intent-{number % 20}" for number in range(300)]
-    for _ in range(8 if fractional else 200):
+    for _ in range(4 if fractional else 200):
         scores = [
             draw.choice((0.0, 0.4, 0.9, 1.0)) if fractional else float(draw.random() < 0.7)
             for _ in labels
