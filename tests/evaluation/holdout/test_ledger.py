@@ -136,7 +136,10 @@ def test_the_same_bytes_asked_otherwise_are_another_look(scored_lab, monkeypatch
     bench.execute("holdout_performance")
     other = Lab(
         bench.root,
-        {"base_model": bench.run.config.base_model, "evaluation": {"max_new_tokens": 40}},
+        {
+            "base_model": bench.run.config.base_model,
+            "evaluation": {"max_new_tokens": 40, "slices": {"worse_by": 1.0}},
+        },
         "again",
     )
     other.leave_dataset(task_rows(SPLITS))

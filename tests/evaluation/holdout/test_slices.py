@@ -140,7 +140,7 @@ def test_the_step_names_a_class_that_collapsed(scored_lab, tiny_models):
         if held["split"] == "holdout" and held["label"] == "login":
             text = held["messages"][1]["content"]
             held["messages"][1]["content"] = text.replace("password", "invoice")
-    bench = scored_lab(rows=rows)
+    bench = scored_lab(rows=rows, evaluation={"slices": {"worse_by": 0.1}})
     evidence = bench.execute("holdout_performance")
     assert broken(evidence) == {"slices_clearly_worse"}
     assert evidence.verdict == "warn"

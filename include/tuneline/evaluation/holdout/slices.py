@@ -110,8 +110,8 @@ def _quartiles(lengths: Sequence[int]) -> list[str]:
     if len(cuts) == 1:
         return [f"{cuts[0]} characters"] * len(lengths)
     named = {
-        high: f"{low if at == 0 else low + 1} to {high} characters"
-        for at, (low, high) in enumerate(pairwise(cuts))
+        high: f"{from_} to {high} characters" if from_ < high else f"{high} characters"
+        for from_, high in ((low + (at > 0), high) for at, (low, high) in enumerate(pairwise(cuts)))
     }
     return [named[min(high for high in named if length <= high)] for length in lengths]
 
