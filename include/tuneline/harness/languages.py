@@ -11,33 +11,22 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 UNKNOWN = "unknown"
 _LATIN = "LATIN"
 
-# The commonest words of running text that few other languages of the list share.
-_WORDS = {
-    "cs": "a je se na to že si jsem ale jak mi co za jsem proč kde pro jsou můj mám",
-    "da": "og jeg er det at ikke har min på til med hvordan hvorfor kan af en mit der",
-    "de": "der die das und ich ist nicht ein eine mein meine wie auf mit für zu es warum wo kann",
-    "en": "the and i is my to of a in it was for have that can you on do how what why with not",
-    "es": "el la los que de mi es no en un una por qué cómo para con se lo puedo está y",
-    "fr": "le la les de des je est pas un une mon ma et à comment pourquoi pour avec que vous il",
-    "it": "il la di che non è un una mio mia per come con perché sono ho posso e del della si",
-    "nl": "de het een ik is niet mijn en van op te hoe waarom met voor dat kan wat er heb aan",
-    "pl": "i nie się na jest w z do że jak moja mój to dlaczego mogę gdzie czy dla mam moje",
-    "pt": "o a os as que de meu minha não é um uma por como para com eu está posso em do da",
-    "sv": "och jag är det att inte har min på till med hur varför kan av en mitt för som",
-    "tr": "ve bir bu için ne nasıl neden benim değil var yok mi ile çok da",
-}
+# A line for each language: its code, and the commonest words of its running text.
+_WORDS_FILE = Path(__file__).with_name("function_words.txt")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 @cache
 def _languages() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for language, words in _WORDS.items():
-        for word in set(words.split()):
+    for line in _WORDS_FILE.read_text(encoding="utf-8").splitlines():
+        language, words = line.split(":")
+        for word in words.split():
             found[word] = (*found.get(word, ()), language)
     return found
 
