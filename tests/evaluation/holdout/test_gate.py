@@ -11,6 +11,7 @@ from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
 from tuneline.data.sample.free_text import make_free_text
+from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
 from tuneline.evaluation.holdout import against_released, fair_base
 from tuneline.harness.asking import Answers
@@ -290,9 +291,21 @@ def test_the_base_is_shown_examples_of_different_labels_within_its_context(plant
     assert not questions & {turn["content"] for turn in shots}
 
 
-def test_examples_stop_where_the_context_is_full(planted):
+@pytest.mark.parametrize(("context", "examples"), [(256, 1), (200, 0), (140, 0)])
+def test_examples_stop_where_the_context_is_full(planted, context, examples):
     # A row has 40 tokens, as has each example; the instruction and the answer take the rest.
-    bench = planted(label_rows(), deployment={"context_tokens": 256})
+    bench = planted(label_rows(), deployment={"context_tokens": context})
     _, found = bench.judge(bench.expected)
-    assert found["fair_base_examples"] == 0
-    assert bench.lab.document("holdout_performance", "fair_base.json")["examples"] == []
+    assert found["fair_base_examples"] == examples
+    described = bench.lab.document("holdout_performance", "fair_base.json")
+    assert len(described["examples"]) == examples
+
+
+def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others():
+    rows = [row for row in label_rows({"train": 4}) if row.pop("weight")]
+    made = [Row(**{**row, "n_tokens": n}) for row, n in zip(rows, (100, 400, 40, 40), strict=True)]
+    first, second = made[2:]
+    assert len(fair_base.fitting_prompt(made[0], "Do so.", [first, second], 200)) == 2 + 4
+    assert len(fair_base.fitting_prompt(made[0], "Do so.", [first, second], 150)) == 2 + 2
+    assert len(fair_base.fitting_prompt(made[0], "Do so.", [first, second], 100)) == 2
+    assert fair_base.fitting_prompt(made[1], "Do so.", [first], 200) == made[1].prompt

@@ -9,6 +9,7 @@ row, so that the engine evaluates them once; they are spread over the labels.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,6 +124,28 @@ def fair_prompt(row: Row, instruction: str, shots: Sequence[Row]) -> list[Messag
     return [first, *turns[1:]]
 
 
+def fitting_prompt(row: Row, instruction: str, shots: Sequence[Row], room: int) -> list[Message]:
+    """Return the prompt of `fair_prompt` with as many examples as fit, or the row's own prompt.
+
+    Args:
+        row: the row.
+        instruction: the instruction.
+        shots: the examples, of which the first ones are kept.
+        room: tokens that the row and its examples may take together.
+    """
+    left = room - tokens_of(row)
+    if left < 0:
+        return row.prompt
+    kept = [n for n in range(len(shots) + 1) if sum(map(tokens_of, shots[:n])) <= left]
+    return fair_prompt(row, instruction, shots[: kept[-1]])
+
+
+def _room(ctx: StepContext, instruction: str) -> int:
+    """Return the tokens that a request has left beside the instruction and the answer."""
+    context, answer = ctx.config.deployment.context_tokens, ctx.config.evaluation.max_new_tokens
+    return context - answer - _estimate(instruction)
+
+
 def fair_base(
     ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
 ) -> FairBase:
@@ -140,16 +163,11 @@ def fair_base(
     drawn = {row.row_id for row in spread(rows, count, seed)}
     asked = [row for row in rows if row.row_id in drawn]
     instruction = instruction_for(task, rows[0].answer)
-    own = [tokens_of(row) for row in asked]
-    fixed = _estimate(instruction) + settings.max_new_tokens
-    context = ctx.config.deployment.context_tokens
-    shots = choose_shots(train, settings.fair_base_shots, context - fixed - max(own), seed)
-    prompts = [
-        fair_prompt(row, instruction, shots)
-        if tokens + fixed + sum(map(tokens_of, shots)) <= context
-        else row.prompt
-        for row, tokens in zip(asked, own, strict=True)
-    ]
+    # Rows longer than most get fewer examples, so that one long row does not take them from all.
+    room = _room(ctx, instruction)
+    usual = int(statistics.quantiles(map(tokens_of, asked), n=10)[-1]) if len(asked) > 1 else 0
+    shots = choose_shots(train, settings.fair_base_shots, room - usual, seed)
+    prompts = [fitting_prompt(row, instruction, shots, room) for row in asked]
     limits = [settings.max_new_tokens] * len(asked)
     answers, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
     _write(ctx, asked, answers)
