@@ -39,14 +39,15 @@ class NoteWriter:
             RuntimeError: if the phrases do not yield another different note.
         """
         for _ in range(MAX_TRIES):
-            note, board = self._drawn()
+            note, board = self.drawn()
             masks = self._index.masks(note, board, f"{note} {board}")
             if self._index.nearest(masks) < CLEAN_SIMILARITY:
                 self._index.add(masks)
                 return note, board
         raise RuntimeError(f"no new note after {MAX_TRIES} tries")
 
-    def _drawn(self) -> tuple[str, str]:
+    def drawn(self) -> tuple[str, str]:
+        """Write a note and what the board says of it, whatever was written before."""
         draw = self.draw
         trail = draw.pick(self.phrases["trails"])
         state = self._filled("states", trail)
