@@ -31,7 +31,8 @@ def add_evaluating(commands: Commands) -> None:
     score.add_argument("--parallel", type=int, default=4, help="requests sent at once (4)")
     score.add_argument("--context", type=int, default=1024, help="context in tokens (1024)")
     score.add_argument("--max-tokens", type=int, default=48, help="limit of an answer (48)")
-    score.add_argument("--metric", choices=("auto", "json_field", "exact"), default="auto")
+    metrics = "auto json_field tool_calls number exact chrf rouge_l macro_f1".split()
+    score.add_argument("--metric", choices=metrics, default="auto")
     score.add_argument(
         "--label-field", metavar="NAME", help="field with the class, in a JSON answer"
     )

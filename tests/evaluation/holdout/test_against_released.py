@@ -16,8 +16,8 @@ from tuneline.store import sha256_file
 
 # Enough for a sample of 48 rows to decide in both directions.
 WIDE = {"against_released": {"margin": 0.1}}
-# The candidate need not beat the base, so that only the released model decides.
-ANY_GAIN = {"min_gain": -1.0}
+# The candidate need not beat base and trivial answers, so that only the released model decides.
+ANY_GAIN = {"min_gain": -1.0, "min_gain_over_trivial": -1.0}
 
 
 def earlier_rows(count=40, offset=5000):

@@ -20,14 +20,12 @@ from tuneline.errors import UserError
 from tuneline.evaluation.holdout.row_scores import score_table
 from tuneline.evaluation.holdout.slices import find_slices, slice_sentence, slices_document
 from tuneline.evaluation.scoring.models import Asked, subject_of
-from tuneline.harness.answers import choose_task, scores
+from tuneline.harness.answers import Metric, choose_task
 from tuneline.harness.asking import collect
-from tuneline.harness.intervals import share
+from tuneline.harness.judged import judge
 from tuneline.harness.kept_answers import KeptAnswers
 from tuneline.harness.rows import of_split
 from tuneline.progress import track
-
-Metric = Literal["auto", "json_field", "exact"]
 
 
 def score(
@@ -36,7 +34,7 @@ def score(
     out: Path,
     *,
     split: str,
-    metric: Metric,
+    metric: Literal["auto"] | Metric,
     label_field: str | None,
     max_tokens: int,
 ) -> dict[str, Any]:
@@ -76,13 +74,14 @@ def score(
                 kept_answers,
                 progress=lambda batches: track(batches, len(batches), "batches of prompts"),
             )
-    right = scores(task, answers, expected)
+    judged = judge(task, answers, expected)
+    right = judged.scores
     config = SlicesConfig()
     slices = find_slices(rows, right, config)
     pq.write_table(score_table(rows, {"model": answers}, {"model": right}), out / "answers.parquet")
     document = slices_document(slices, config)
     (out / "slices.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
-    found = share(right)
+    found = judged.interval
     return {
         "model": asked.model,
         "metric": task.name,
