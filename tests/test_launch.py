@@ -142,3 +142,10 @@ def test_an_adapter_that_the_engine_can_not_load_is_refused_before_the_run(
     with pytest.raises(UserError, match=message):
         create_run({"data": str(rows), "overrides": overrides}, store.as_uri(), "run-1")
     assert not store.exists()
+
+
+def test_a_production_run_without_a_floor_is_refused(rows, tmp_path):
+    fields = {"data": str(rows), "overrides": "{profile: production}"}
+    with pytest.raises(UserError, match=r"evaluation\.min_metric is not set, and profile: prod"):
+        create_run(fields, (tmp_path / "store").as_uri(), "r1")
+    assert not (tmp_path / "store").exists()

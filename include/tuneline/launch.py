@@ -223,6 +223,7 @@ def check_inputs(config: PipelineConfig) -> None:
     from tuneline.serving.engines.adapter_limits import refuse_unservable
     from tuneline.serving.engines.base_limits import refuse_unfit
 
+    refuse_without_floor(config)
     refuse_unservable(config.training, config.deployment)
     for addresses in (config.data.sources, config.data.holdouts):
         check_source(addresses)
@@ -230,6 +231,22 @@ def check_inputs(config: PipelineConfig) -> None:
     with preview(config.base_model) as seen:
         if seen is not None:
             refuse_unfit(*seen, config)
+
+
+def refuse_without_floor(config: PipelineConfig) -> None:
+    """Refuse a production run that states no floor for its metric.
+
+    Better than the base says nothing of good enough: a base may score next to nothing.
+
+    Raises:
+        UserError: if `evaluation.min_metric` is missing.
+    """
+    if config.profile == "production" and config.evaluation.min_metric is None:
+        raise UserError(
+            "evaluation.min_metric is not set, and profile: production requires it; set the lowest "
+            "metric on the hold-out that the task bears, as a share (for example `evaluation: "
+            "{min_metric: 0.8}`)"
+        )
 
 
 def check_source(addresses: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def tamper(lab, change):
     `change` gives rows, or rows and weights.
     """
     step, dataset = DATASET.step, lab.lab.root / "tampered.parquet"
-    rows, weights = read_dataset(lab.lab.artifact(step, DATASET.name))
+    rows, weights = read_dataset(lab.lab.artifact(step, DATASET.name), holdout=True)
     changed = change(rows)
     rows, weights = changed if isinstance(changed, tuple) else (changed, weights)
     write_dataset(dataset, rows, weights)

@@ -34,7 +34,7 @@ def test_a_faithful_merge_passes(exported_lab):
     assert values(evidence)["checkpoint_mean_kl"] < 1e-4
     assert values(evidence)["engine_same_answers"] == 1.0
     assert values(evidence)["engine_as_transformers"] == 1.0
-    assert values(evidence)["rows_compared"] == 106
+    assert values(evidence)["rows_compared"] == 90
     assert values(evidence)["rows_scored"] == 16
     assert values(evidence)["engine_perplexity_change"] < 2e-4
     assert "merge_loss_upper" not in values(evidence)

@@ -16,7 +16,6 @@ from tuneline.errors import UserError
 from tuneline.evaluation import prepare_review
 from tuneline.evaluation.holdout.ledger import holdout_sha256, read_ledger
 from tuneline.evaluation.human_review import check_votes, count
-from tuneline.harness import rows as harness_rows
 
 KEY = [KeyEntry(pair=1, row_id="r", A="tuned", B="base")]
 ALICE = Vote(pair=1, choice="A", reviewer="alice")
@@ -55,11 +54,6 @@ def side_of(who):
     return lambda entry: "A" if who == entry.A else "B"
 
 
-def holdout_of(bench):
-    rows = harness_rows.dataset_rows(bench.context("human_review"))
-    return harness_rows.of_split(rows, "holdout")
-
-
 def test_pairs_are_blind(review):
     bench, record, pairs, key = review
     assert len(pairs) == len(key) == 8
@@ -93,7 +87,7 @@ def test_equal_answers_are_not_shown(review):
 
 
 def test_sides_differ_from_one_preparation_to_the_next(review):
-    held = holdout_of(review[0])
+    held = review[0].held_out()
     answers = {row.row_id: AnswerPair(row_id=row.row_id, base="b", tuned="t") for row in held}
     drawn = {
         tuple((k.row_id, k.A) for k in prepare_review.shuffle_pairs(held, answers)[1])
@@ -104,7 +98,7 @@ def test_sides_differ_from_one_preparation_to_the_next(review):
 
 def test_the_look_at_the_holdout_is_in_the_ledger(review):
     bench, *_ = review
-    ledger = read_ledger(bench.run.store, holdout_sha256(holdout_of(bench)))
+    ledger = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
     assert [(entry.purpose, entry.candidate_sha256) for entry in ledger] == [("review", "c0ffee")]
 
 

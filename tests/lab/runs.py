@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.data import DATASET
 from tuneline.catalogue import get_step, is_helper
 from tuneline.config import build_config
-from tuneline.data.tables.rows import Row, write_rows
+from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset, write_rows
 from tuneline.evidence import Verdict, measure
 from tuneline.run import Run, StepContext
 from tuneline.step import store_output
@@ -115,6 +116,11 @@ class Lab:
         """Store `dataset.parquet` as the last data step leaves it."""
         path = write_dataset(self.root / "dataset.parquet", rows)
         self.leave("distribution_balancing", {"dataset.parquet": path})
+
+    def held_out(self) -> list[Row]:
+        """The hold-out rows of the dataset, read past the ledger."""
+        rows, _ = read_dataset(self.artifact(DATASET.step, DATASET.name), holdout=True)
+        return [row for row in rows if row.split == HOLDOUT]
 
     def leave_scrubbed(self, rows: Sequence[Row] = ()) -> None:
         """Store the rows with their surrogates, and a verdict, as pii_scrubbing leaves them."""

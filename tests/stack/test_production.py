@@ -169,7 +169,7 @@ def released(production):
     path = production.folder / "dataset.parquet"
     (ref,) = [r for r in opened.entry(DATASET.step).artifacts if r.name == DATASET.name]
     opened.store.get_file(opened.store.key_of(ref.uri), path)
-    rows, _ = read_dataset(path)
+    rows, _ = read_dataset(path, holdout=True)
     return [(row.messages[-2]["content"], row.messages[-1]["content"]) for row in rows]
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuneline.artifacts.artifact import Document, Lines, RunDocument
+from tuneline.artifacts.artifact import Artifact, Document, Lines, RunDocument
 
 Side = Literal["base", "tuned"]
 _REVIEW_SCHEMA = "tuneline/review/1"
@@ -83,6 +83,8 @@ class ReviewVotes(BaseModel):
 
 
 HOLDOUT_ANSWERS = Lines("holdout_performance", "answers.jsonl", AnswerPair)
+# The same rows with prompts and scores, for whoever computes the evidence's numbers again.
+HOLDOUT_SCORES = Artifact("holdout_performance", "answers.parquet")
 REVIEW_PAIRS = Document("prepare_review", "pairs.json", ReviewSheet)
 REVIEW_KEY = Document("prepare_review", "quarantine/review_key.json", ReviewKey)
 # Written by people, not by a step: it lies in the phase's folder.

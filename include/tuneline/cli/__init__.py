@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import data, logs, measuring, runs, serving
+from tuneline.cli import data, evaluating, logs, measuring, runs, serving
 from tuneline.exits import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     runs.add_runs(commands)
     data.add_data(commands)
+    evaluating.add_evaluating(commands)
     serving.add_serving(commands)
     logs.add_logs(commands)
     measuring.add_drift(commands)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tuneline.cli.groups import Commands, add_json_argument
-from tuneline.errors import EXIT_OK
+from tuneline.errors import EXIT_OK, UserError
 
 
 def add_data(commands: Commands) -> None:
@@ -16,10 +16,17 @@ def add_data(commands: Commands) -> None:
     _add_prepare(actions)
     _add_show(actions)
     _add_review(actions)
-    sample = actions.add_parser("sample", help="write the sample dataset")
+    sample = actions.add_parser("sample", help="write a sample dataset")
     sample.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSONL to write")
     sample.add_argument(
-        "--planted", required=True, type=Path, metavar="FILE", help="list of planted faults"
+        "--kind",
+        choices=["support", "free-text"],
+        default="support",
+        help="support messages with labels and planted faults (support), or 400 notes that are "
+        "answered with free text, without any",
+    )
+    sample.add_argument(
+        "--planted", type=Path, metavar="FILE", help="list of planted faults; support needs it"
     )
     sample.add_argument("--seed", type=int, default=7, help="seed of everything random (7)")
     sample.set_defaults(command=_sample)
@@ -115,7 +122,15 @@ def _review(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from tuneline.data.sample.free_text import write_free_text
     from tuneline.data.sample.make import counts_table, write_sample
 
+    if arguments.kind == "free-text":
+        if arguments.planted is not None:
+            raise UserError("free-text has no planted faults; leave --planted out")
+        print(f"{write_free_text(arguments.out, arguments.seed)} rows in {arguments.out}")
+        return EXIT_OK
+    if arguments.planted is None:
+        raise UserError("name a file for the list of planted faults: --planted FILE")
     print(counts_table(write_sample(arguments.out, arguments.planted, arguments.seed)))
     return EXIT_OK

@@ -24,6 +24,35 @@ class AgainstReleasedConfig(Section):
     )
 
 
+class SlicesConfig(Section):
+    """The comparison of parts of the hold-out (label, prompt length, language, source)."""
+
+    min_rows: int = Field(10, ge=2, description="Rows below which a part is not judged alone.")
+    worse_by: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="How far the metric of a part must lie below that of all other rows, beyond "
+        "chance, to be clearly worse.",
+    )
+    on_worse: Literal["warn", "fail"] = Field(
+        "warn", description="Verdict on a part that is clearly worse."
+    )
+
+
+class ParaphrasesConfig(Section):
+    """The search for hold-out rows that say what a training row says in other words."""
+
+    max_excess: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of the hold-out that may resemble rows of training more than such rows "
+        "resemble each other; its lower end must not lie above.",
+    )
+    on_excess: Literal["warn", "fail"] = Field("warn", description="Verdict on more of them.")
+
+
 class ExtractionConfig(Section):
     """The extraction audit: what the tuned model writes out of its training rows."""
 
@@ -55,14 +84,50 @@ class ExtractionConfig(Section):
 class EvaluationConfig(Section):
     """Metrics, limits and the review of the candidate."""
 
-    metric: Literal["auto", "json_field", "exact"] = Field(
-        "auto", description="Task metric; auto compares the label field of a JSON answer."
+    metric: Literal[
+        "auto", "json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"
+    ] = Field(
+        "auto",
+        description="Task metric. json_field compares the label field of a JSON answer, macro_f1 "
+        "counts every label alike, exact the whole answer, number the one that it ends in, "
+        "tool_calls names and arguments, chrf and rouge_l the likeness of free texts; auto "
+        "chooses by the expected answers.",
+    )
+    numeric_tolerance: float = Field(
+        1e-4, ge=0, lt=1, description="Largest relative difference of two equal numbers."
     )
     max_new_tokens: int = Field(48, ge=1, description="Limit of an answer, in tokens.")
     min_gain: float = Field(
-        0.0, ge=-1, le=1, description="The lower end of the gain over the base must exceed it."
+        0.0,
+        ge=-1,
+        le=1,
+        description="The lower end of the gain over the base must exceed it, also where the base "
+        "is shown examples.",
+    )
+    min_gain_over_trivial: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="The lower end of the gain over a constant answer must exceed it; that over "
+        "the nearest training row should.",
+    )
+    min_metric: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The lower end of the task metric must reach it; required in production.",
+    )
+    fair_base_shots: int = Field(
+        3, ge=0, le=32, description="Training rows that the base is shown as examples."
+    )
+    fair_base_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Most hold-out rows that the base is asked with examples; None asks all.",
     )
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
+    slices: SlicesConfig = SlicesConfig()
+    paraphrases: ParaphrasesConfig = ParaphrasesConfig()
     extraction: ExtractionConfig = ExtractionConfig()
     max_regression: float | None = Field(
         None,

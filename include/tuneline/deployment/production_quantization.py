@@ -25,9 +25,11 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import choose_task, scores
+from tuneline.harness.answers import choose_task
 from tuneline.harness.hardware import this_machine
-from tuneline.harness.non_inferiority import non_inferiority, rows_for
+from tuneline.harness.judged import judge as judge_answers
+from tuneline.harness.judged import not_worse
+from tuneline.harness.non_inferiority import rows_for
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_apart import keep_apart, run_adapter, ships_apart
 from tuneline.harness.served_models import (
@@ -272,21 +274,24 @@ def measure_variants(
     """Measure every variant on the quality rows."""
     config = ctx.config
     expected = [row.answer for row in rows]
-    task = choose_task(config.evaluation.metric, config.data.label_field, expected)
+    settings = config.evaluation
+    task = choose_task(
+        settings.metric, config.data.label_field, expected, settings.numeric_tolerance
+    )
     sequences, starts = scored_tokens(renderer, rows)
     threads = scoring_threads()
-    right, costs = {}, {}
+    judged, costs = {}, {}
     for name, model in models.items():
         ctx.log(f"asking {name}")
         answers, costs[name] = ask_variant(ctx, model, rows, threads)
-        right[name] = scores(task, answers, expected)
+        judged[name] = judge_answers(task, answers, expected)
     ctx.log("comparing distributions token by token")
     request = request_for(models[REFERENCE], config.deployment, threads=threads)
     distances = measure_distances(engine, models, sequences, starts, request)
     variants = []
     for name, model in models.items():
         distance = distances[name]
-        change = non_inferiority(right[REFERENCE], right[name], config.deployment.max_metric_drop)
+        change = not_worse(judged[REFERENCE], judged[name], config.deployment.max_metric_drop)
         variants.append(
             Variant(
                 name=name,
@@ -297,7 +302,7 @@ def measure_variants(
                 mean_kl=distance.mean_kl,
                 mean_kl_error=distance.mean_kl_error,
                 same_top_token=round(distance.same_top_token, 4),
-                metric=round(sum(right[name]) / len(rows), 4),
+                metric=round(judged[name].interval.value, 4),
                 metric_drop=round(0.0 - change.difference.value, 4),
                 metric_drop_upper=round(0.0 - change.difference.lower, 4),
                 rows_needed=change.rows_needed,

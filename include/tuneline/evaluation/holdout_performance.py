@@ -1,36 +1,44 @@
-"""holdout_performance: the candidate beats the base, and is not worse than what is released.
+"""holdout_performance: the candidate does the task, better than what could be had without it.
 
 Method: both models answer the same hold-out rows through a real server, on the bytes that
-ship. The metric of each has a 95 % interval (Wilson), and so has the paired gain (Agresti and
-Min, 2005), whose lower end decides. The hold-out itself is checked too: its share of the rows,
+ship. The metric fits the task (`harness/answers`). It has a 95 % interval, and so has the paired
+gain over the base, over the base given a fair chance, and over answers without a model; the lower
+ends decide (`holdout/gate.py`). The hold-out itself is checked too: its share of the rows,
 that no row of it or near-duplicate was in training or validation (an exact comparison,
-independent of deduplication), and that no access in its ledger chose anything. A candidate that
-started from released weights is not asked what those were trained on.
+independent of deduplication), that it holds few paraphrases of training rows, and that no access
+in its ledger chose anything. A candidate that started from released weights is not asked what those
+were trained on; one that has been scored before is not asked again. Parts of the hold-out on which
+it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
-margin at most, by the lower end of Tango's interval (`harness/non_inferiority.py`).
+margin at most, by the lower end of the interval (`harness/judged.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, AnswerPair
+from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, AnswerPair
 from tuneline.artifacts.training import LORA
-from tuneline.data.conversations.answers import answer_object
-from tuneline.data.tables.rows import HOLDOUT, Row
+from tuneline.data.tables.rows import TRAIN, Row
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.against_released import compare_with_released
+from tuneline.evaluation.holdout.gate import decide
+from tuneline.evaluation.holdout.inspection import inspect, ledger_measurements
 from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
-from tuneline.evaluation.holdout.ledger import Access, choosing, ledger_prefix, open_holdout
+from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.holdout.row_scores import (
+    recorded_answers,
+    scoring_measurements,
+    write_scores,
+)
 from tuneline.evaluation.holdout.trained_rows import seen_by
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import Task, choose_task, scores
+from tuneline.harness.answers import choose_task, scores
 from tuneline.harness.asking import ask_both
-from tuneline.harness.intervals import Interval, Paired, paired, share
-from tuneline.harness.rows import dataset_rows
-from tuneline.harness.served_models import Candidate, candidate
+from tuneline.harness.rows import of_split
+from tuneline.harness.served_models import candidate
 from tuneline.run import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.
@@ -77,65 +85,6 @@ def leak_measurements(
     ]
 
 
-def ledger_measurements(
-    earlier: Sequence[Access], chosen: Candidate, held: Sequence[Row]
-) -> list[Measurement]:
-    """Measure earlier uses of the hold-out, from its ledger and from the choice of the variant."""
-    scored = [access for access in earlier if access.purpose == "score"]
-    again = sum(access.candidate_sha256 == chosen.model.sha256 for access in scored)
-    others = {access.candidate_sha256 for access in scored} - {chosen.model.sha256}
-    judged = sum(row.row_id in chosen.judged_on for row in held)
-    return [
-        measure("accesses_that_chose_something", len(choosing(earlier)), "accesses", "<=", 0),
-        measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
-        measure("earlier_scorings_of_these_bytes", again, "accesses"),
-        measure("other_candidates_scored_before", len(others), "candidates"),
-    ]
-
-
-def score_measurements(
-    base: Interval, tuned: Interval, gain: Paired, min_gain: float
-) -> list[Measurement]:
-    """State the metric of both models and the gain, whose lower end decides."""
-    found: list[Measurement] = []
-    for name, interval in (("base", base), ("tuned", tuned)):
-        noise = round(interval.error, 4)
-        found += [
-            measure(f"{name}_metric", round(interval.value, 4), "share", noise=noise),
-            measure(f"{name}_metric_lower", round(interval.lower, 4), "share"),
-            measure(f"{name}_metric_upper", round(interval.upper, 4), "share"),
-        ]
-    difference = gain.difference
-    return [
-        *found,
-        measure("gain", round(difference.value, 4), "share", noise=round(difference.error, 4)),
-        measure("gain_lower", round(difference.lower, 4), "share", ">", min_gain),
-        measure("gain_upper", round(difference.upper, 4), "share"),
-        measure("mcnemar_p", round(gain.p_value, 6), "p"),
-        measure("only_base_right", gain.only_first, "rows"),
-        measure("only_tuned_right", gain.only_second, "rows"),
-    ]
-
-
-def form_measurements(
-    task: Task, answers: Mapping[str, Sequence[str]], expected: Sequence[str]
-) -> Iterator[Measurement]:
-    """Measure how much of the metric is form: valid JSON, and right with its JSON found in prose.
-
-    Args:
-        task: the task; only `json_field` has a form.
-        answers: the answers of each model, by its name.
-        expected: the expected answers.
-    """
-    if task.metric != "json_field":
-        return
-    for who, texts in answers.items():
-        valid = sum(answer_object(text) is not None for text in texts)
-        loose = sum(map(task.right_anywhere, texts, expected))
-        yield measure(f"{who}_valid_json", round(valid / len(texts), 4), "share")
-        yield measure(f"{who}_right_ignoring_form", round(loose / len(texts), 4), "share")
-
-
 def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Measurement]]:
     """Leave out the hold-out rows that the weights which training started from have seen.
 
@@ -166,23 +115,23 @@ def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Me
 def run(ctx: StepContext) -> Evidence:
     """Score base and candidate on the hold-out, once, and check the hold-out itself."""
     settings, data = ctx.config.evaluation, ctx.config.data
-    rows = dataset_rows(ctx)
     chosen = candidate(ctx)
-    held, identity, earlier = open_holdout(ctx, rows, "score", chosen.model.sha256)
+    opened = open_holdout(ctx, "score", chosen.model.sha256)
+    held, seen = opened.held, opened.seen
     if not held:
         raise UserError(
             "the dataset has no hold-out row; raise data.holdout_share or name data.holdout"
         )
-    seen = [row for row in rows if row.split != HOLDOUT]
     leak_limits, leaks = leak_measurements(held, seen, data.near_duplicate_jaccard)
     asked, left_out = untouched(ctx, held)
     expected = [row.answer for row in asked]
-    task = choose_task(settings.metric, data.label_field, expected)
+    task = choose_task(settings.metric, data.label_field, expected, settings.numeric_tolerance)
     limits = [settings.max_new_tokens] * len(asked)
-    answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits)
-    base, tuned = (scores(task, texts, expected) for texts in (answers.base, answers.tuned))
-    gain = paired(base, tuned)
-    against = compare_with_released(ctx, asked, task, tuned)
+    recorded = recorded_answers(ctx, chosen, opened)
+    answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
+    decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
+    against = compare_with_released(ctx, asked, decision.tuned)
+    found = inspect(ctx, opened, asked, decision.tuned.scores)
 
     HOLDOUT_ANSWERS.write(
         ctx,
@@ -191,26 +140,27 @@ def run(ctx: StepContext) -> Evidence:
             for row, of_base, of_tuned in zip(asked, answers.base, answers.tuned, strict=True)
         ),
     )
+    texts = {"base": answers.base, "tuned": answers.tuned}
+    base = scores(task, answers.base, expected)
+    write_scores(ctx, chosen, asked, texts, {"base": base, "tuned": decision.tuned.scores})
     ctx.write_json("leaks.json", leaks)
-    ledger = {"holdout_sha256": identity, "prefix": ledger_prefix(identity)}
-    ctx.write_json("ledger.json", {**ledger, "earlier": [asdict(access) for access in earlier]})
-    lower = gain.difference.lower
-    compared = "is more than" if lower > settings.min_gain else "must be more than"
     return ctx.conclude(
-        f"{task.name} on {len(asked)} hold-out rows: tuned {share(tuned).text()}, base "
-        f"{share(base).text()}; the lower end of the gain, {lower:.3f}, {compared} "
-        f"{settings.min_gain:g}; {len(leaks)} of the rows were seen before; {against.sentence}",
+        f"{decision.sentence}; {len(leaks)} of the rows were seen before; {against.sentence}; "
+        f"{found.sentence}",
         [
-            *score_measurements(share(base), share(tuned), gain, settings.min_gain),
-            *share_measurements(len(held), len(rows), own_file=data.holdout is not None),
+            *decision.measurements,
+            *share_measurements(
+                len(held), len(held) + len(seen), own_file=data.holdout is not None
+            ),
             *leak_limits,
             *left_out,
             *against.measurements,
-            *ledger_measurements(earlier, chosen, held),
-            *form_measurements(task, {"base": answers.base, "tuned": answers.tuned}, expected),
+            *found.measurements,
+            *ledger_measurements(ctx, opened, chosen),
+            *scoring_measurements(ctx, chosen, asked, recorded),
             measure("base_answers_from_cache", answers.base_cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
-            measure("holdout_sha256", identity, "sha256"),
+            measure("holdout_sha256", opened.sha256, "sha256"),
         ],
-        rows={HOLDOUT_ANSWERS.name: len(asked)},
+        rows={HOLDOUT_ANSWERS.name: len(asked), HOLDOUT_SCORES.name: len(asked)},
     )

@@ -29,7 +29,7 @@ from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.holdout.ledger import open_holdout
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import asked, dataset_rows, spread
+from tuneline.harness.rows import asked, spread
 from tuneline.run import StepContext
 
 INSTRUCTIONS = (
@@ -75,9 +75,8 @@ def _indented(answer: str) -> str:
 
 def run(ctx: StepContext) -> Record:
     """Choose rows whose answers differ, shuffle their sides and hide the key."""
-    rows = dataset_rows(ctx)
     answers = {entry.row_id: entry for entry in HOLDOUT_ANSWERS.read(ctx)}
-    held, _, _ = open_holdout(ctx, rows, "review", CHOICE.read(ctx).sha256)
+    held = open_holdout(ctx, "review", CHOICE.read(ctx).sha256).held
     different = [row for row in held if row.row_id in answers and answers[row.row_id].differ]
     chosen = spread(different, ctx.config.evaluation.review_pairs, ctx.config.training.seed)
     pairs, key = shuffle_pairs(chosen, answers)

@@ -1,26 +1,34 @@
-"""Ask models many prompts, and keep the answers of those that do not change."""
+"""Ask models many prompts, and keep their answers as they come.
+
+A request is known by its key: a hash of all that decides its answer (the model's bytes, the
+engine's version and sizes, the messages, the token limit). What has been answered before under the
+same key is not asked again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tuneline.harness.served_models import Candidate, scoring_threads, serve, untuned
+from tuneline.harness.kept_answers import KeptAnswers, request_key
+from tuneline.harness.served_models import Candidate, untuned
+from tuneline.harness.subjects import Served, Subject
 from tuneline.models.cache import cache_root
 from tuneline.run import StepContext
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.client.client import EngineClient
-from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 
 # Prompts in one batch, between two signs of progress.
 CHUNK = 32
 
 TokenIds = Sequence[int]
+Batch = tuple[int, list[int]]
+Batches = list[Batch]
 Prompt = TypeVar("Prompt")
 Answer = TypeVar("Answer")
 
@@ -43,8 +51,13 @@ def ask(
     prompts: Sequence[Messages],
     limits: Sequence[int],
     what: str,
+    *,
+    known: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Ask a model all prompts, greedily, and return its answers in order.
+
+    Answers are kept for this run as they come: a step that was killed and is run again asks only
+    what is missing.
 
     Args:
         ctx: the step.
@@ -52,14 +65,88 @@ def ask(
         prompts: the messages of each request.
         limits: the largest number of tokens of each answer.
         what: the model's name in the progress.
+        known: answers that the model gave elsewhere, by the key of the request.
     """
+    subject = Served(model, ctx.config.deployment)
+    return _ask(ctx, subject, prompts, limits, what, scope=ctx.run.uri, known=known)[0]
 
-    def send(client: EngineClient, batch: Sequence[Messages], limit: int) -> list[str]:
-        parallel = ctx.config.deployment.parallel
-        results = client.complete_batch(batch, concurrency=parallel, max_tokens=limit)
-        return [result.text for result in results]
 
-    return _in_batches(ctx, model, prompts, limits, what, send=send)
+def _ask(
+    ctx: StepContext,
+    subject: Subject,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    what: str,
+    *,
+    scope: str,
+    known: Mapping[str, str] | None = None,
+) -> tuple[list[str], bool]:
+    """Ask through the cache; `scope` is shared by those who may see each other's answers."""
+    with KeptAnswers.in_cache(request_key(scope, subject.identity())) as kept_answers:
+        return collect(
+            subject,
+            prompts,
+            limits,
+            kept_answers,
+            known=known,
+            progress=lambda batches: ctx.progress(
+                batches, len(batches), f"{what}, batches of prompts"
+            ),
+        )
+
+
+def keys_of(subject: Subject, prompts: Sequence[Messages], limits: Sequence[int]) -> list[str]:
+    """Return the key of each request to a model."""
+    identity = subject.identity()
+    return [
+        request_key(identity, list(map(dict, prompt)), limit)
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+
+
+def collect(
+    subject: Subject,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    kept_answers: KeptAnswers,
+    *,
+    known: Mapping[str, str] | None = None,
+    progress: Callable[[Batches], Iterable[Batch]] = iter,
+) -> tuple[list[str], bool]:
+    """Ask a model what it has not been asked, and keep each answer as soon as it is there.
+
+    Args:
+        subject: the model.
+        prompts: the messages of each request; equal requests are sent once.
+        limits: the largest number of tokens of each answer.
+        kept_answers: the file of its answers.
+        known: more answers of the model, by the key of the request.
+        progress: iterates over the batches of requests and shows it.
+
+    Returns:
+        The answers in order, and True if none had to be asked for.
+    """
+    keys = keys_of(subject, prompts, limits)
+    found = {key: told[key] for told in (known or {}, kept_answers) for key in keys if key in told}
+    missing = {key: at for at, key in enumerate(keys) if key not in found}
+    if missing:
+        batches = _batches_of_a_limit(sorted(missing.values()), limits)
+        with subject.client() as client:
+            for limit, numbers in progress(batches):
+
+                def keep(at: int, result: ChatResult, numbers: list[int] = numbers) -> None:
+                    kept_answers.add(keys[numbers[at]], result.text)
+
+                results = client.complete_batch(
+                    [prompts[number] for number in numbers],
+                    concurrency=subject.parallel,
+                    max_tokens=limit,
+                    on_answer=keep,
+                )
+                found.update(
+                    (keys[n], result.text) for n, result in zip(numbers, results, strict=True)
+                )
+    return [found[key] for key in keys], not missing
 
 
 def let_continue(
@@ -96,33 +183,40 @@ def _in_batches(
     send: Callable[[EngineClient, Sequence[Prompt], int], list[str]],
 ) -> list[str]:
     """Serve a model and send it the prompts in batches of one limit each."""
-    groups: dict[int, list[int]] = {}
-    for number, limit in enumerate(limits):
-        groups.setdefault(limit, []).append(number)
-    batches = [
-        (limit, group[at : at + CHUNK])
-        for limit, group in sorted(groups.items())
-        for at in range(0, len(group), CHUNK)
-    ]
+    batches = _batches_of_a_limit(range(len(prompts)), limits)
     answers: dict[int, str] = {}
-    with (
-        serve(model, ctx.config.deployment, threads=scoring_threads()) as server,
-        server.client() as client,
-    ):
+    with Served(model, ctx.config.deployment).client() as client:
         for limit, numbers in ctx.progress(batches, len(batches), f"{what}, batches of prompts"):
             texts = send(client, [prompts[number] for number in numbers], limit)
             answers.update(zip(numbers, texts, strict=True))
     return [answers[number] for number in range(len(prompts))]
 
 
+def _batches_of_a_limit(numbers: Iterable[int], limits: Sequence[int]) -> Batches:
+    """Return batches of requests of one limit each, as the limit and the numbers of requests."""
+    groups: dict[int, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(limits[number], []).append(number)
+    return [
+        (limit, group[at : at + CHUNK])
+        for limit, group in sorted(groups.items())
+        for at in range(0, len(group), CHUNK)
+    ]
+
+
 def ask_both(
-    ctx: StepContext, chosen: Candidate, prompts: Sequence[Messages], limits: Sequence[int]
+    ctx: StepContext,
+    chosen: Candidate,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    *,
+    known: Mapping[str, str] | None = None,
 ) -> Answers:
     """Ask the candidate and the base the same prompts; see `ask`.
 
-    The base is not asked again if it has answered the very same prompts before.
+    The base is not asked again what it has answered before, whichever run asked it.
     """
-    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model")
+    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=known)
     base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
     return Answers(base, tuned, cached)
 
@@ -134,18 +228,13 @@ def ask_kept(
     limits: Sequence[int],
     what: str,
 ) -> tuple[list[str], bool]:
-    """Ask a model, or take the answers that it gave to the very same prompts before.
-
-    The cache is keyed by everything that decides an answer: the hash of the model's bytes, the
-    engine's version and limits, the prompts and their token limits. See `ask` for the arguments.
+    """Ask a model what no run has asked it before; see `ask` for the arguments.
 
     Returns:
-        The answers in order, and True if they came from the cache.
+        The answers in order, and True if all came from the cache.
     """
-    messages = [list(map(dict, prompt)) for prompt in prompts]
-    return kept(
-        ctx, model, [messages, list(limits)], what, lambda: ask(ctx, model, prompts, limits, what)
-    )
+    subject = Served(model, ctx.config.deployment)
+    return _ask(ctx, subject, prompts, limits, what, scope="")
 
 
 def let_continue_kept(
@@ -155,7 +244,7 @@ def let_continue_kept(
     limits: Sequence[int],
     what: str,
 ) -> tuple[list[str], bool]:
-    """Do what `let_continue` does, with the cache of `ask_kept`."""
+    """Do what `let_continue` does, or take what the model wrote to the very same requests."""
     return kept(
         ctx,
         model,
@@ -184,9 +273,7 @@ def kept(
     Returns:
         The answers in order, and True if they came from the cache.
     """
-    deployment = ctx.config.deployment
-    asked: list[Any] = [model.sha256, get_engine(model.engine).version()]
-    asked += [deployment.parallel, deployment.context_tokens, *requests]
+    asked = [*Served(model, ctx.config.deployment).identity(), *requests]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     path = cache_root() / "answers" / f"{key}.json"
     if path.is_file():

@@ -19,6 +19,8 @@ from tuneline.harness.intervals import Z95, Interval
 
 # One-sided 80 % of the normal distribution: the power that a larger sample is planned for.
 _Z_POWER = 0.841621
+# Standard errors between a limit and what is shown to lie beyond it with that power.
+Z_SHOWN = Z95 + _Z_POWER
 # Halvings of an interval of width 2: far below any rounding of the evidence.
 _HALVINGS = 60
 
@@ -76,10 +78,12 @@ class NonInferiority:
 
     Attributes:
         difference: share right of the new model minus that of the old one.
-        gained: rows on which only the new model is right.
-        lost: rows on which only the old model is right.
+        gained: rows on which only the new model is right, or scores higher.
+        lost: rows on which only the old model is right, or scores higher.
         rows: all rows.
-        margin: share of the rows by which the new model may be worse.
+        margin: share of the rows, or part of the metric, by which the new model may be worse.
+        spread: mean square of the differences of single rows.
+        fewest: rows on which models that always agree are shown to be not worse.
     """
 
     difference: Interval
@@ -87,6 +91,8 @@ class NonInferiority:
     lost: int
     rows: int
     margin: float
+    spread: float
+    fewest: int
 
     @property
     def decision(self) -> Decision:
@@ -102,13 +108,12 @@ class NonInferiority:
         Where the difference measured is within the margin, they are those that show it; else
         those that show the new model to be worse.
         """
-        z, value = Z95 + _Z_POWER, self.difference.value
-        differing = (self.gained + self.lost) / self.rows
+        z, value = Z_SHOWN, self.difference.value
         # A better model is planned for as an equal one.
         least = min(value, 0.0)
         distance = self.margin + least if least > -self.margin else -least
-        needed = z * z * max(0.0, differing - least * least) / (distance * distance)
-        return max(math.ceil(needed), rows_for(self.margin), self.rows + 1)
+        needed = z * z * max(0.0, self.spread - least * least) / (distance * distance)
+        return max(math.ceil(needed), self.fewest, self.rows + 1)
 
 
 def rows_for(margin: float) -> int:
@@ -136,4 +141,25 @@ def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInfer
     lost = sum(a and not b for a, b in zip(old, new, strict=True))
     gained = sum(b and not a for a, b in zip(old, new, strict=True))
     interval = score_interval(gained, lost, len(old))
-    return NonInferiority(interval, gained, lost, len(old), margin)
+    rows = len(old)
+    spread = (gained + lost) / rows
+    return NonInferiority(interval, gained, lost, rows, margin, spread, rows_for(margin))
+
+
+def of_interval(
+    difference: Interval, gained: int, lost: int, rows: int, margin: float
+) -> NonInferiority:
+    """Compare two models by the difference of a metric that is no share of right rows.
+
+    Args:
+        difference: metric of the new model minus that of the old one, with an interval that never
+            has a width of zero.
+        gained: rows on which the new model scores higher.
+        lost: rows on which the old model scores higher.
+        rows: all rows.
+        margin: how much lower the metric of the new model may be.
+    """
+    spread = difference.error**2 * rows + difference.value**2
+    # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).
+    fewest = math.ceil(Z95 / margin)
+    return NonInferiority(difference, gained, lost, rows, margin, spread, fewest)

@@ -16,7 +16,10 @@ CALIBRATION_ROWS = 256
 
 
 def dataset_rows(ctx: StepContext) -> list[Row]:
-    """Read the rows of the run's dataset."""
+    """Read the training and validation rows of the run's dataset.
+
+    Those of the hold-out come from `evaluation.holdout.ledger.open_holdout` alone.
+    """
     rows, _ = read_dataset(DATASET.fetch(ctx))
     return rows
 

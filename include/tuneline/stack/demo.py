@@ -15,7 +15,7 @@ import yaml
 
 from tuneline.artifacts.data import DATASET
 from tuneline.config import check_sections, merge, read_yaml
-from tuneline.data.tables.rows import HOLDOUT, Message, read_dataset
+from tuneline.data.tables.rows import VALIDATION, Message, read_dataset
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
@@ -146,7 +146,7 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
 
 
 def _chat(stack: Stack, run: Run, say: Say) -> None:
-    """Serve the released model and ask it a question from the hold-out."""
+    """Serve the released model and ask it a question that it was not trained on."""
     newest = newest_release(open_store(stack.layout.store))
     if newest is None:
         raise TunelineError("the run succeeded, but the store holds no released model")
@@ -165,12 +165,12 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
 
 
 def _question(run: Run) -> list[Message]:
-    """Return a conversation of the hold-out without its last answer."""
+    """Return a conversation that was not trained on, without its last answer."""
     with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
         path = Path(folder) / DATASET.name
         run.store.get_file(run.step_key(DATASET.step, DATASET.name), path)
         rows, _ = read_dataset(path)
-    return next(row.prompt for row in rows if row.split == HOLDOUT)
+    return next(row.prompt for row in rows if row.split == VALIDATION)
 
 
 def _show_ui(layout: Layout) -> None:

@@ -37,6 +37,10 @@ def test_datasets_and_rejects_come_back(tmp_path):
     rows = [Row("a", chat("hi", "ho"), "f", 1, split="train"), Row("b", chat("x", "y"), "f", 2)]
     tables.write_dataset(tmp_path / "dataset.parquet", rows, [1.0, 2.5])
     assert tables.read_dataset(tmp_path / "dataset.parquet") == (rows, [1.0, 2.5])
+    held = Row("c", chat("k", "l"), "f", 3, split="holdout")
+    tables.write_dataset(tmp_path / "held.parquet", [rows[0], held], [1.0, 1.0])
+    assert tables.read_dataset(tmp_path / "held.parquet") == (rows[:1], [1.0])
+    assert tables.read_dataset(tmp_path / "held.parquet", holdout=True)[0] == [rows[0], held]
     rejects = [Reject("a", "item", "code: why", "f", 3, "raw\x00")]
     tables.write_rejects(tmp_path / "rejected.parquet", iter(rejects))
     assert tables.read_rejects(tmp_path / "rejected.parquet") == rejects

@@ -12,13 +12,12 @@ from tests.lab.tiny_task import conversation, task_rows
 from tuneline.artifacts.training import LoraSettings
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.trained_rows import seen_by
-from tuneline.harness.rows import dataset_rows, of_split
 from tuneline.store import sha256_file
 
 # Enough for a sample of 48 rows to decide in both directions.
 WIDE = {"against_released": {"margin": 0.1}}
-# The candidate need not beat the base, so that only the released model decides.
-ANY_GAIN = {"min_gain": -1.0}
+# The candidate need not beat base and trivial answers, so that only the released model decides.
+ANY_GAIN = {"min_gain": -1.0, "min_gain_over_trivial": -1.0}
 
 
 def earlier_rows(count=40, offset=5000):
@@ -220,7 +219,7 @@ def test_what_a_line_of_warm_starts_has_seen_adds_up(scored_lab, tiny_models):
         release(night, {}, lora=lora(previous), previous=previous)
         previous = f"night-{number}"
     ctx = bench.context("holdout_performance")
-    held = of_split(dataset_rows(ctx), "holdout")
+    held = bench.held_out()
     assert len(seen_by(ctx, "night-1", held).ids) == 1
     assert len(seen_by(ctx, "night-3", held).ids) == 3
     bench.run.store.delete_prefix("runs/night-2")

@@ -83,7 +83,7 @@ def test_training_sees_them_and_the_dataset_does_not(lab):
     dataset = bench.artifact("distribution_balancing", "dataset.parquet")
     assert dataset.read_bytes() == before
     values = [canary.value for canary in kept.canaries]
-    rows, _ = read_dataset(dataset)
+    rows, _ = read_dataset(dataset, holdout=True)
     assert not any(v in turn["content"] for r in rows for turn in r.messages for v in values)
 
 

@@ -71,7 +71,7 @@ def test_the_hold_out_is_not_there_and_nobody_asked_for_it(swept):
         key = run.step_key("distribution_balancing", "dataset.parquet")
         path = swept.root / f"looked-at-{r}.parquet"
         run.store.get_file(key, path)
-        assert {row.split for row in read_dataset(path)[0]} == {"train", "validation"}
+        assert {row.split for row in read_dataset(path, holdout=True)[0]} == {"train", "validation"}
     assert sweep.holdout_accesses(swept.run) == 0
     assert not list(swept.run.store.keys("ledger"))
 
@@ -107,10 +107,9 @@ def test_what_trains_afterwards_is_told_the_chosen_rank(swept):
 
 
 def test_an_access_to_the_hold_out_from_a_trial_fails_the_item(swept):
-    rows, _ = read_dataset(swept.artifact("distribution_balancing", "dataset.parquet"))
     ctx = swept.context("sweep")
     ctx.run = trial_run(swept, 2)
-    open_holdout(ctx, rows, "score", "0" * 64)
+    open_holdout(ctx, "score", "0" * 64)
     try:
         evidence = swept.execute("lora_selection", lora_selection.run)
         assert evidence.verdict == Verdict.FAIL

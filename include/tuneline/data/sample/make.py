@@ -16,7 +16,7 @@ from typing import Any
 from tuneline.data.near_duplicates.split import quotas
 from tuneline.data.sample import faults
 from tuneline.data.sample.text import Draw, Row, Writer
-from tuneline.errors import UserError
+from tuneline.data.sample.whole_file import write_whole
 
 SCHEMA = "tuneline/planted/1"
 DEFAULT_SEED = 7
@@ -207,24 +207,6 @@ def write_sample(out: Path, planted: Path, seed: int = DEFAULT_SEED) -> dict[str
         UserError: if a file can't be written.
     """
     lines, report = make_sample(seed)
-    try:
-        _write_whole(out, b"".join(line + b"\n" for line in lines))
-        text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
-        _write_whole(planted, text.encode())
-    except OSError as error:
-        raise UserError(
-            f"the sample can't be written to {out} and {planted}: {error.strerror}; "
-            "name files in a folder that you may write to and that has space"
-        ) from error
+    text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+    write_whole({out: b"".join(line + b"\n" for line in lines), planted: text.encode()})
     return report
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -186,7 +186,7 @@ def _rows_of_table(path: Path) -> list[Shown] | None:
     if {"row_id", "item", "reason", "raw"} <= names:
         return [_rejected(number, reject) for number, reject in enumerate(read_rejects(path), 1)]
     if {"row_id", "messages", "weight"} <= names:
-        rows, weights = read_dataset(path)
+        rows, weights = read_dataset(path, holdout=True)
     elif {"row_id", "messages", "stand_ins"} <= names:
         rows = read_rows(path)
         weights = [1.0] * len(rows)

@@ -268,9 +268,18 @@ def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> 
     _write(path, DATASET_COLUMNS, rows, weight=weights)
 
 
-def read_dataset(path: Path) -> tuple[list[Row], list[float]]:
-    """Read `dataset.parquet`: its rows and their weights."""
-    columns = _read(path)
+def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[float]]:
+    """Read `dataset.parquet`: its rows and their weights.
+
+    Args:
+        path: the file.
+        holdout: whether rows of the hold-out are read too. A step that judges or trains a model
+            takes them from `evaluation.holdout.ledger.open_holdout`, which records that it did.
+    """
+    import pyarrow.parquet as pq
+
+    wanted = None if holdout else [("split", "!=", HOLDOUT)]
+    columns: dict[str, list[Any]] = pq.read_table(path, filters=wanted).to_pydict()
     weights = columns.pop("weight")
     return _rows(columns), weights
 

@@ -11,10 +11,9 @@ from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
 from tuneline.evaluation.holdout.trained_rows import Seen, seen_by
 from tuneline.evidence import Breach, Measurement, measure
-from tuneline.harness.answers import Task, scores
 from tuneline.harness.asking import ask_kept
-from tuneline.harness.intervals import share
-from tuneline.harness.non_inferiority import NonInferiority, non_inferiority
+from tuneline.harness.judged import Judged, judge, not_worse
+from tuneline.harness.non_inferiority import NonInferiority
 from tuneline.harness.served_models import released_model
 from tuneline.run import StepContext
 from tuneline.serving.engines.base import ServedModel
@@ -31,16 +30,14 @@ class Comparison:
     sentence: str
 
 
-def compare_with_released(
-    ctx: StepContext, rows: Sequence[Row], task: Task, tuned: Sequence[bool]
-) -> Comparison:
+def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Comparison:
     """Ask the released model the rows that it has not been trained on, and compare.
 
     Args:
         ctx: the step.
         rows: the hold-out rows that the candidate answered.
-        task: the rule by which an answer is right.
-        tuned: whether the candidate's answer to each row is right.
+        tuned: the candidate's answers, judged.
+
     A release that can't be served here, such as an engine that was built for another GPU, leaves
     the comparison inconclusive.
 
@@ -54,7 +51,8 @@ def compare_with_released(
     if release is None:
         return _not_applicable("nothing is released yet")
     seen = seen_by(ctx, release.version, rows)
-    asked = [row for row in rows if row.row_id not in seen.ids]
+    unseen = [row.row_id not in seen.ids for row in rows]
+    asked = [row for row, ours in zip(rows, unseen, strict=True) if ours]
     known = [*_identity(release), *_rows_measured(seen, len(asked))]
     undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
     if not asked:
@@ -73,15 +71,14 @@ def compare_with_released(
             "that nothing compares the two; evaluate where it can be served, or set "
             "evaluation.against_released.enabled: false",
         )
-    old = scores(task, answers, [row.answer for row in asked])
-    new = [right for row, right in zip(rows, tuned, strict=True) if row.row_id not in seen.ids]
+    old = judge(tuned.task, answers, [row.answer for row in asked])
     _write_answers(ctx, asked, answers)
-    found = non_inferiority(old, new, settings.margin)
+    found = not_worse(old, tuned.rows(unseen), settings.margin)
     return Comparison(
         [
             *known,
             measure("released_answers_from_cache", cached, "flag"),
-            measure("released_metric", round(share(old).value, 4), "share"),
+            measure("released_metric", round(old.interval.value, 4), "share"),
             *difference_measurements(found, surely_unseen=not seen.unknown),
         ],
         _sentence(release.version, found) + _doubt(seen),

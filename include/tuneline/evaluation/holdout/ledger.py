@@ -1,9 +1,9 @@
 """The hold-out and the ledger of every access to it.
 
-A hold-out that something is chosen on stops being one. Steps read its rows through
-`open_holdout`, which first records the run, the time, the purpose and the candidate. An entry
-is one write-once object under `ledger/holdout/<sha256 of the hold-out>/` in the store, so the
-ledger spans all runs that use the same hold-out.
+A hold-out that something is chosen on stops being one. `open_holdout` is how a step gets its rows:
+it first records the run, the time, the purpose and the candidate. An entry is one write-once object
+under `ledger/holdout/<sha256 of the hold-out>/` in the store, so the ledger spans all runs that use
+the same hold-out. What the hold-out shares with others has a history too; see `shared_rows`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,34 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tuneline.data.tables.rows import HOLDOUT, Row
+from tuneline.artifacts.data import DATASET
+from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.evaluation.holdout.shared_rows import Overlap, Overlaps, note_rows, overlaps
 from tuneline.harness.rows import of_split
 from tuneline.run import StepContext, airflow_identity, now
 from tuneline.store import AlreadyThere, Store
 
-Purpose = Literal["score", "review"]
+Purpose = Literal["score", "review", "choose"]
 # A blind look at answers that are scored already chooses nothing.
 HARMLESS: frozenset[str] = frozenset({"score", "review"})
 
 
 @dataclass(frozen=True)
 class Access:
-    """One access to a hold-out, by a step of the run with the URI `run`."""
+    """One access to a hold-out.
+
+    Attributes:
+        at: its time, RFC 3339.
+        purpose: what the rows were read for; see `Purpose`.
+        run: URI of the run.
+        step: the step, or the command.
+        candidate_sha256: hash of the model that was judged; empty if none was.
+        rows: rows of the hold-out.
+        airflow: the Airflow task; None outside of Airflow.
+        repeat: True if the same model had been scored on the same hold-out before.
+        by: who recorded it, as the operating system names them; empty for a step.
+        note: what was chosen.
+    """
 
     at: str
     purpose: str
@@ -35,6 +50,36 @@ class Access:
     candidate_sha256: str
     rows: int
     airflow: dict[str, Any] | None = None
+    repeat: bool = False
+    by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The dataset of a run with its hold-out, after the access has been recorded.
+
+    Attributes:
+        held: rows of the hold-out.
+        seen: rows of training and validation.
+        sha256: identity of the hold-out.
+        earlier: the accesses before this one, oldest first.
+        shared: what it shares with other hold-outs that were used.
+    """
+
+    held: list[Row]
+    seen: list[Row]
+    sha256: str
+    earlier: list[Access]
+    shared: Overlaps
+
+    def scored(self, candidate_sha256: str) -> list[Access]:
+        """Return the earlier scorings of a model on these very rows."""
+        return [
+            access
+            for access in self.earlier
+            if access.purpose == "score" and access.candidate_sha256 == candidate_sha256
+        ]
 
 
 def holdout_sha256(rows: Sequence[Row]) -> str:
@@ -69,22 +114,34 @@ def read_ledger(store: Store, holdout: str) -> list[Access]:
 
 
 def open_holdout(
-    ctx: StepContext, rows: Sequence[Row], purpose: Purpose, candidate_sha256: str
-) -> tuple[list[Row], str, list[Access]]:
-    """Record an access to the hold-out, then return its rows.
+    ctx: StepContext,
+    purpose: Purpose,
+    candidate_sha256: str,
+    *,
+    by: str = "",
+    note: str = "",
+) -> Opened:
+    """Record an access to the hold-out of the run, then return its rows.
 
     Args:
         ctx: the step that reads.
-        rows: all rows of the dataset.
         purpose: the purpose of the access.
-        candidate_sha256: hash of the model file that is judged.
-
-    Returns:
-        The hold-out rows, the hold-out's identity, and the accesses before this one.
+        candidate_sha256: hash of the model that is judged; empty if none is.
+        by: who records it; empty for a step.
+        note: what was chosen.
     """
+    rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
     held = of_split(rows, HOLDOUT)
     identity = holdout_sha256(held)
-    earlier = read_ledger(ctx.run.store, identity)
+    store = ctx.run.store
+    earlier = read_ledger(store, identity)
+    opened = Opened(
+        held,
+        [row for row in rows if row.split != HOLDOUT],
+        identity,
+        earlier,
+        overlaps(store, identity, held, ctx.log),
+    )
     access = Access(
         at=now(),
         purpose=purpose,
@@ -93,11 +150,21 @@ def open_holdout(
         candidate_sha256=candidate_sha256,
         rows=len(held),
         airflow=airflow_identity(),
+        repeat=purpose == "score" and bool(opened.scored(candidate_sha256)),
+        by=by,
+        note=note,
     )
-    note_access(ctx.run.store, identity, access)
-    return held, identity, earlier
+    note_access(store, identity, access)
+    note_rows(store, identity, held)
+    return opened
 
 
 def choosing(accesses: Sequence[Access]) -> list[Access]:
     """Return the accesses whose purpose chooses something, which a hold-out must never serve."""
     return [access for access in accesses if access.purpose not in HARMLESS]
+
+
+def history_of(store: Store, shared: Sequence[Overlap]) -> list[Access]:
+    """Return the accesses to other hold-outs with which rows are shared, oldest first."""
+    found = [access for each in shared for access in read_ledger(store, each.holdout)]
+    return sorted(found, key=lambda access: access.at)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import Release, find_version
 from tuneline.data.near_duplicates.shingles import normalise
-from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.data.tables.rows import Row, read_dataset
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.leakage import near_duplicates
 from tuneline.harness.rows import asked
@@ -82,4 +82,4 @@ def _trained_on(release: Release, folder: Path) -> list[Row] | None:
         rows, _ = read_dataset(release.fetch(ref, folder / DATASET.name))
     except UserError:
         return None
-    return [row for row in rows if row.split != HOLDOUT]
+    return rows

@@ -46,6 +46,7 @@ class EngineClient:
         model: str = "default",
         timeout: float = DEFAULT_TIMEOUT,
         fields: Mapping[str, Any] | None = None,
+        api_key: str | None = None,
     ) -> None:
         """Create a client.
 
@@ -55,13 +56,16 @@ class EngineClient:
             timeout: time without a byte after which a request fails, in seconds.
             fields: more fields of every request, which the request's own take precedence over;
                 they choose an adapter.
+            api_key: key that is sent as a bearer token; None for an engine that asks for none.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.fields = dict(fields or {})
         self._timeout = httpx.Timeout(timeout, connect=10.0)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
             base_url=self.base_url,
+            headers=self._headers,
             timeout=self._timeout,
             limits=httpx.Limits(max_keepalive_connections=_KEPT_CONNECTIONS),
             trust_env=False,
@@ -170,6 +174,7 @@ class EngineClient:
         """Return a connection pool for `achat`; the caller closes it."""
         return httpx.AsyncClient(
             base_url=self.base_url,
+            headers=self._headers,
             timeout=self._timeout,
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=_KEPT_CONNECTIONS
@@ -178,13 +183,19 @@ class EngineClient:
         )
 
     def complete_batch(
-        self, batch: Sequence[Messages], *, concurrency: int, **options: Any
+        self,
+        batch: Sequence[Messages],
+        *,
+        concurrency: int,
+        on_answer: Callable[[int, ChatResult], None] | None = None,
+        **options: Any,
     ) -> list[ChatResult]:
         """Answer many prompts, `concurrency` at a time; results in the order of the prompts.
 
         Args:
             batch: messages of each prompt.
             concurrency: number of requests in flight (a closed loop).
+            on_answer: called with the number of a prompt and its result, as soon as it is there.
             options: see `chat`.
 
         Raises:
@@ -194,10 +205,15 @@ class EngineClient:
         async def one(messages: Messages, http: httpx.AsyncClient) -> ChatResult:
             return await self.achat(messages, http=http, **options)
 
-        return asyncio.run(self._batch(batch, concurrency, one))
+        return asyncio.run(self._batch(batch, concurrency, one, on_answer))
 
     def continue_batch(
-        self, batch: Sequence[Sequence[int]], *, concurrency: int, max_tokens: int
+        self,
+        batch: Sequence[Sequence[int]],
+        *,
+        concurrency: int,
+        max_tokens: int,
+        on_answer: Callable[[int, str], None] | None = None,
     ) -> list[str]:
         """Go on from many sequences of token ids, greedily; texts in the order of the sequences.
 
@@ -207,6 +223,7 @@ class EngineClient:
             batch: token ids of each sequence.
             concurrency: number of requests in flight (a closed loop).
             max_tokens: length limit of a continuation, in tokens.
+            on_answer: called with the number of a sequence and its text, as soon as it is there.
 
         Raises:
             TunelineError: if a request failed; the others are cancelled.
@@ -219,22 +236,26 @@ class EngineClient:
                 raise_for_status(answer.status_code, answer.text)
                 return parse_continuation(answer.json())
 
-        return asyncio.run(self._batch(batch, concurrency, one))
+        return asyncio.run(self._batch(batch, concurrency, one, on_answer))
 
     async def _batch(
         self,
         batch: Sequence[Asked],
         concurrency: int,
         one: Callable[[Asked, httpx.AsyncClient], Awaitable[Answered]],
+        on_answer: Callable[[int, Answered], None] | None,
     ) -> list[Answered]:
         gate = asyncio.Semaphore(concurrency)
         async with self.async_http(concurrency) as http:
 
-            async def gated(asked: Asked) -> Answered:
+            async def gated(number: int, asked: Asked) -> Answered:
                 async with gate:
-                    return await one(asked, http)
+                    answered = await one(asked, http)
+                if on_answer is not None:
+                    on_answer(number, answered)
+                return answered
 
-            tasks = [asyncio.ensure_future(gated(asked)) for asked in batch]
+            tasks = [asyncio.ensure_future(gated(n, asked)) for n, asked in enumerate(batch)]
             try:
                 return list(await asyncio.gather(*tasks))
             except BaseException:

@@ -1,0 +1,116 @@
+"""Commands around evaluation: score a model, and the ledger of a run's hold-out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuneline.cli.groups import Commands, add_json_argument, add_run_argument
+from tuneline.config import DeploymentConfig
+from tuneline.config.layers import explain
+from tuneline.errors import EXIT_OK, UserError
+
+
+def add_evaluating(commands: Commands) -> None:
+    """Add `tuneline score` and `tuneline holdout`."""
+    score = commands.add_parser("score", help="score any model on rows of a dataset")
+    score.add_argument(
+        "model",
+        help="a GGUF file, a folder, the address of a base model (hf://…, s3://…, pypi://…), or an "
+        "OpenAI-compatible endpoint as http://host:port#MODEL_ID",
+    )
+    score.add_argument("--data", required=True, metavar="DATASET", help="a dataset.parquet")
+    score.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for results")
+    score.add_argument("--split", choices=("validation", "train"), default="validation")
+    score.add_argument("--adapter", type=Path, metavar="PATH", help="adapter beside the model")
+    score.add_argument("--engine", default="llama_cpp", help="engine that serves it (llama_cpp)")
+    score.add_argument("--parallel", type=int, default=4, help="requests sent at once (4)")
+    score.add_argument("--context", type=int, default=1024, help="context in tokens (1024)")
+    score.add_argument("--max-tokens", type=int, default=48, help="limit of an answer (48)")
+    metrics = "auto json_field tool_calls number exact chrf rouge_l macro_f1".split()
+    score.add_argument("--metric", choices=metrics, default="auto")
+    score.add_argument(
+        "--label-field", metavar="NAME", help="field with the class, in a JSON answer"
+    )
+    score.add_argument("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
+    add_json_argument(score)
+    score.set_defaults(command=_score)
+    holdout = commands.add_parser("holdout", help="the ledger of a run's hold-out")
+    actions = holdout.add_subparsers(required=True, metavar="ACTION")
+    listed = actions.add_parser("list", help="list the recorded accesses")
+    add_run_argument(listed)
+    add_json_argument(listed)
+    listed.set_defaults(command=_holdout_list)
+    record = actions.add_parser(
+        "record", help="record that rows of the hold-out were used outside of the steps"
+    )
+    add_run_argument(record)
+    record.add_argument(
+        "--purpose",
+        choices=("choose", "review"),
+        required=True,
+        help="choose: something was decided on it (a prompt, a threshold, a checkpoint), so that "
+        "it is no test any more; review: answers were looked at and nothing was decided",
+    )
+    record.add_argument("--note", required=True, help="what was chosen or looked at")
+    record.set_defaults(command=_holdout_record)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from tuneline.evaluation.scoring.command import score
+    from tuneline.evaluation.scoring.models import Asked
+
+    deployment = _deployment(arguments)
+    asked = Asked(arguments.model, arguments.adapter, arguments.api_key_env, deployment)
+    found = score(
+        asked,
+        arguments.data,
+        arguments.out,
+        split=arguments.split,
+        metric=arguments.metric,
+        label_field=arguments.label_field,
+        max_tokens=arguments.max_tokens,
+    )
+    print(json.dumps(found, indent=1, ensure_ascii=False) if arguments.json else found["sentence"])
+    return EXIT_OK
+
+
+def _deployment(arguments: argparse.Namespace) -> DeploymentConfig:
+    try:
+        return DeploymentConfig(
+            engine=arguments.engine,
+            parallel=arguments.parallel,
+            context_tokens=arguments.context,
+        )
+    except ValidationError as error:
+        raise UserError(explain(error.errors()[0], DeploymentConfig)) from None
+
+
+def _holdout_list(arguments: argparse.Namespace) -> int:
+    from tuneline.evaluation.holdout.by_hand import accesses_of
+
+    accesses = accesses_of(arguments.run)
+    if arguments.json:
+        print(json.dumps([asdict(access) for access in accesses], indent=1, ensure_ascii=False))
+        return EXIT_OK
+    if not accesses:
+        print("no access is recorded")
+    for access in accesses:
+        what = access.note or access.candidate_sha256[:12]
+        again = ", a repeat" if access.repeat else ""
+        print(f"{access.at}  {access.purpose}{again}  {access.step}  {access.by}  {what}")
+    return EXIT_OK
+
+
+def _holdout_record(arguments: argparse.Namespace) -> int:
+    from tuneline.evaluation.holdout.by_hand import record_access
+
+    earlier = record_access(arguments.run, arguments.purpose, arguments.note)
+    print(f"recorded: {arguments.purpose}, after {earlier} earlier accesses")
+    if arguments.purpose == "choose":
+        print("holdout_performance fails on this hold-out from now on; take new rows for it")
+    return EXIT_OK

@@ -1,0 +1,145 @@
+"""The score of every hold-out row, and the answers that a model has left in earlier runs.
+
+`answers.parquet` has a line for each row, so that every number of the evidence can be computed
+again. It is also the record of a scoring: if the ledger says that the same bytes have been scored
+on the hold-out, the answers of that run are taken from there, and nobody is asked twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tuneline.artifacts.evaluation import HOLDOUT_SCORES
+from tuneline.data.tables.rows import Row
+from tuneline.evaluation.holdout.ledger import Opened
+from tuneline.evaluation.holdout.slices import groups_of
+from tuneline.evidence import Measurement, measure
+from tuneline.harness.asking import keys_of
+from tuneline.harness.rows import asked
+from tuneline.harness.served_models import Candidate
+from tuneline.harness.subjects import Served
+from tuneline.run import StepContext
+from tuneline.store import CorruptObject, NotThere
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def write_scores(
+    ctx: StepContext,
+    chosen: Candidate,
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Sequence[float]],
+) -> None:
+    """Write `answers.parquet`.
+
+    Args:
+        ctx: the step.
+        chosen: the candidate, whose requests are named by their keys.
+        rows: the rows that were asked.
+        answers: the answers of each model, by its name (`base`, `tuned`).
+        scores: the score of each answer, from 0 to 1, by the same names.
+    """
+    import pyarrow.parquet as pq
+
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    keys = _keys(ctx, chosen, rows, limits)
+    table = score_table(rows, answers, scores, tuned_request=keys)
+    described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": str(limits[0])}
+    pq.write_table(table.replace_schema_metadata(described), HOLDOUT_SCORES.path(ctx))
+
+
+def score_table(
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Sequence[float]],
+    **more: Sequence[str],
+) -> pa.Table:
+    """Return a table with the answers of models to rows, and the score of each.
+
+    Args:
+        rows: the rows that were asked.
+        answers: the answers of each model, by its name.
+        scores: the score of each answer, from 0 to 1, by the same names.
+        more: further columns.
+    """
+    import pyarrow as pa
+
+    groups = groups_of(rows)
+    prompts = [asked(row) for row in rows]
+    return pa.table(
+        {
+            "row_id": [row.row_id for row in rows],
+            "split": [row.split for row in rows],
+            "label": [row.label for row in rows],
+            "language": groups["language"],
+            "source": [row.source_file for row in rows],
+            "source_line": [row.source_line for row in rows],
+            "prompt": prompts,
+            "prompt_chars": [len(prompt) for prompt in prompts],
+            "expected": [row.answer for row in rows],
+            **{who: list(texts) for who, texts in answers.items()},
+            **{f"{who}_score": list(map(float, of_who)) for who, of_who in scores.items()},
+            **more,
+        }
+    )
+
+
+def _keys(
+    ctx: StepContext, chosen: Candidate, rows: Sequence[Row], limits: Sequence[int]
+) -> list[str]:
+    subject = Served(chosen.model, ctx.config.deployment)
+    return keys_of(subject, [row.prompt for row in rows], limits)
+
+
+def recorded_answers(ctx: StepContext, chosen: Candidate, opened: Opened) -> dict[str, str]:
+    """Return what the candidate's bytes have answered to this hold-out, by the key of the request.
+
+    A run that was deleted has left none, and its candidate is asked again.
+    """
+    found: dict[str, str] = {}
+    for run in dict.fromkeys(access.run for access in opened.scored(chosen.model.sha256)):
+        found.update(_answers_of(ctx, run, chosen.model.sha256))
+    return found
+
+
+def _answers_of(ctx: StepContext, run: str, candidate_sha256: str) -> Iterable[tuple[str, str]]:
+    import pyarrow.parquet as pq
+
+    store, scratch = ctx.run.store, ctx.scratch / "recorded.parquet"
+    prefix = f"{store.uri}/"
+    if not run.startswith(prefix):
+        return []
+    key = f"{run.removeprefix(prefix)}/evaluation/{HOLDOUT_SCORES.step}/{HOLDOUT_SCORES.name}"
+    try:
+        ref = store.get_file(key, scratch)
+    except NotThere:
+        return []
+    except CorruptObject as error:
+        ctx.log(f"{error}; its answers are not taken")
+        return []
+    table = pq.read_table(scratch)
+    if (table.schema.metadata or {}).get(b"candidate_sha256") != candidate_sha256.encode():
+        return []
+    if run != ctx.run.uri:
+        # This step's own file is about to be replaced, so that no hash of it would stay true.
+        ctx.note_input(f"recorded/{run.rpartition('/')[2]}/{HOLDOUT_SCORES.name}", ref.uri, scratch)
+    return zip(table["tuned_request"].to_pylist(), table["tuned"].to_pylist(), strict=True)
+
+
+def scoring_measurements(
+    ctx: StepContext, chosen: Candidate, rows: Sequence[Row], recorded: Mapping[str, str]
+) -> list[Measurement]:
+    """State how many answers are those of an earlier scoring of the same bytes.
+
+    Asking them again with other limits would be another look at the same rows.
+    """
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    taken = sum(key in recorded for key in _keys(ctx, chosen, rows, limits))
+    again = len(rows) - taken if recorded else 0
+    return [
+        measure("candidate_answers_recorded", taken, "rows"),
+        measure("rows_asked_again_otherwise", again, "rows", "<=", 0, on_breach="warn"),
+    ]

@@ -1,0 +1,115 @@
+import random
+import warnings
+
+import pytest
+from sklearn.metrics import f1_score
+
+from tuneline.harness.answers import Task
+from tuneline.harness.bootstrap import mean_difference, mean_interval
+from tuneline.harness.intervals import Interval, paired, wilson
+from tuneline.harness.judged import compare, judge, not_worse, rows_needed
+
+LABELS = ("billing", "login", "shipping")
+F1 = Task("macro_f1", labels=LABELS)
+
+
+def noisy(wanted, share, seed):
+    draw = random.Random(seed)
+    return [label if draw.random() < share else draw.choice(LABELS) for label in wanted]
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    draw = random.Random(1)
+    return draw.choices(LABELS, weights=(8, 3, 1), k=150)
+
+
+def test_macro_f1_is_that_of_scikit_learn(wanted):
+    named = noisy(wanted, 0.7, 2)
+    named[3] = "something else"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = f1_score(wanted, named, labels=LABELS, average="macro")
+    found = judge(F1, named, wanted).interval
+    assert found.value == pytest.approx(theirs)
+    assert found.lower < theirs < found.upper
+
+
+def test_macro_f1_sees_the_rare_label_that_accuracy_hides(wanted):
+    # One model never names the rare label; the other errs as often, but on the common one.
+    ignoring = ["billing" if label == "shipping" else label for label in wanted]
+    rare = wanted.count("shipping")
+    common = iter(range(rare))
+    erring = ["login" if w == "billing" and next(common, None) is not None else w for w in wanted]
+    first, second = judge(F1, ignoring, wanted), judge(F1, erring, wanted)
+    assert sum(first.scores) == sum(second.scores)
+    found = compare(first, second)
+    assert found.difference.value > 0.2
+    assert found.difference.lower > 0
+    assert not_worse(second, first, 0.05).decision == "worse"
+    assert not_worse(first, second, 0.05).decision == "not worse"
+
+
+def test_no_interval_has_a_width_of_zero():
+    right = judge(F1, list(LABELS), list(LABELS))
+    assert right.interval.lower < 0.7
+    assert compare(right, right).difference.lower < -0.2
+    assert mean_difference([0.4] * 20, [0.4] * 20).lower < -0.05
+    assert mean_interval([0.4] * 20).lower < 0.39
+
+
+def test_on_shares_the_bootstrap_agrees_with_the_intervals_for_shares():
+    draw = random.Random(3)
+    a = [draw.random() < 0.35 for _ in range(90)]
+    b = [draw.random() < 0.6 for _ in range(90)]
+    exact = paired(a, b).difference
+    found = mean_difference(list(map(float, a)), list(map(float, b)))
+    assert found.value == pytest.approx(exact.value)
+    assert found.lower == pytest.approx(exact.lower, abs=0.015)
+    assert found.upper == pytest.approx(exact.upper, abs=0.015)
+    one, alone = mean_interval(list(map(float, a))), wilson(sum(a), 90)
+    assert one.lower == pytest.approx(alone.lower, abs=0.02)
+    assert one.upper == pytest.approx(alone.upper, abs=0.02)
+
+
+def test_the_interval_of_graded_scores_holds_what_it_should():
+    draw = random.Random(5)
+    held = 0
+    for _ in range(200):
+        first = [draw.betavariate(1, 2) for _ in range(40)]
+        second = [draw.betavariate(0.5, 0.5) for _ in range(40)]
+        found = mean_difference(first, second)
+        held += found.lower <= 1 / 6 <= found.upper
+    # 95 % of 200 with three standard errors; the added rows make it a little more.
+    assert held >= 181
+
+
+def test_graded_scores_against_a_margin():
+    task = Task("chrf")
+    expected = [f"Fog lifts after ten at gate {n} of the moor." for n in range(120)]
+    worse = [text.replace("lifts after ten", "is gone") for text in expected]
+    good, bad = judge(task, expected, expected), judge(task, worse, expected)
+    assert not_worse(good, good, 0.05).decision == "not worse"
+    assert not_worse(good, bad, 0.05).decision == "worse"
+    few = not_worse(
+        good.rows([True] * 20 + [False] * 100), good.rows([True] * 20 + [False] * 100), 0.02
+    )
+    assert few.decision == "undecided"
+    assert few.rows_needed >= 98
+
+
+def test_rows_needed_have_the_power_that_they_claim():
+    # 20 rows: 6 gained, 2 lost.
+    first = [False] * 6 + [True] * 2 + [False] * 6 + [True] * 6
+    second = [True] * 6 + [False] * 2 + [False] * 6 + [True] * 6
+    difference = paired(first, second).difference
+    needed = rows_needed(difference, 20, 0.0)
+    draw = random.Random(7)
+    shown = 0
+    for _ in range(300):
+        kinds = draw.choices(("gained", "lost", "same"), weights=(6, 2, 12), k=needed)
+        one = [kind == "lost" for kind in kinds]
+        two = [kind == "gained" for kind in kinds]
+        shown += paired(one, two).difference.lower > 0
+    assert 0.7 < shown / 300 < 0.95
+    assert rows_needed(Interval(0.0, -0.1, 0.1, 0.05), 50, 0.0) is None

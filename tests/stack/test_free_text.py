@@ -1,0 +1,45 @@
+"""The free-text sample through the whole stack: from raw rows to a release."""
+
+import pytest
+from tests.lab.whole_runs import TINY, finish, trigger
+
+from tuneline.data.sample.free_text import write_free_text
+from tuneline.run import Run
+from tuneline.stack.rest import Airflow
+from tuneline.verdicts import checklist
+
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.model,
+    pytest.mark.long,
+    pytest.mark.timeout(5400),
+]
+
+# The preset's training, which twenty steps can't stand for: the answers are sentences.
+SETTINGS = {
+    "name": "trail-notes",
+    "data": {**TINY["data"], "max_train_rows": 330, "label_field": None},
+    "evaluation": {**TINY["evaluation"], "max_new_tokens": 80},
+    "deployment": TINY["deployment"],
+}
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    made = Airflow(running.layout())
+    yield made
+    made.close()
+
+
+def test_free_text_goes_from_raw_rows_to_a_release(client, tmp_path):
+    source = tmp_path / "notes.jsonl"
+    write_free_text(source, 7)
+    run = trigger(client, "free-text", source, SETTINGS)
+    state, _, failures = finish(run, 5000)
+    assert state == "success", failures
+    made = Run.open(run.run_uri())
+    rows = {row.item: row for row in checklist(made)}
+    judged = rows["holdout_performance"]
+    assert judged.summary.startswith("chrF on ")
+    assert judged.verdict == "pass", judged.because
+    assert not [name for name, row in rows.items() if row.stops_release]
