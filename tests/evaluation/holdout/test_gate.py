@@ -146,7 +146,8 @@ def test_a_base_that_needs_only_examples_is_not_beaten(planted):
         right_on(50, bench.expected, WRONG), shots=right_on(56, bench.expected, WRONG)
     )
     assert evidence.verdict == "fail"
-    assert broken(evidence) == FAIR
+    # The nearest training rows are right on two of three.
+    assert broken(evidence) == {*FAIR, "gain_over_nearest_row_lower"}
     assert found["fair_base_form"] == "an instruction and 3 examples"
     assert found["fair_base_metric"] == pytest.approx(56 / 66, abs=1e-4)
 
