@@ -137,7 +137,7 @@ def run(ctx: StepContext) -> Evidence:
     task = choose_task(settings.metric, data.label_field, expected, settings.numeric_tolerance)
     limits = [settings.max_new_tokens] * len(asked)
     answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits)
-    decision = decide(ctx, task, asked, of_split(rows, TRAIN), answers)
+    decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
     against = compare_with_released(ctx, asked, decision.tuned)
 
     HOLDOUT_ANSWERS.write(
