@@ -147,7 +147,7 @@ def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInfer
 
 
 def of_interval(
-    difference: Interval, gained: int, lost: int, rows: int, margin: float
+    difference: Interval, gained: int, lost: int, rows: int, margin: float, spread: float
 ) -> NonInferiority:
     """Compare two models by the difference of a metric that is no share of right rows.
 
@@ -158,8 +158,8 @@ def of_interval(
         lost: rows on which the old model scores higher.
         rows: all rows.
         margin: how much lower the metric of the new model may be.
+        spread: mean square of the differences of single rows.
     """
-    spread = difference.error**2 * rows + difference.value**2
     # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).
     fewest = math.ceil(Z95 / margin)
     return NonInferiority(difference, gained, lost, rows, margin, spread, fewest)
