@@ -167,8 +167,7 @@ def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
         spread = sum(squares) / rows
     else:
         spread = found.difference.error**2 * rows + found.difference.value**2
-    gained, lost = found.only_second, found.only_first
-    return of_interval(found.difference, gained, lost, rows, margin, spread)
+    return of_interval(found, rows, margin, spread)
 
 
 def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
