@@ -95,7 +95,7 @@ def test_graded_scores_against_a_margin():
         good.rows([True] * 20 + [False] * 100), good.rows([True] * 20 + [False] * 100), 0.02
     )
     assert few.decision == "undecided"
-    assert few.rows_needed >= 98
+    assert few.rows_needed == 98
 
 
 def test_rows_needed_have_the_power_that_they_claim():
@@ -111,5 +111,5 @@ def test_rows_needed_have_the_power_that_they_claim():
         one = [kind == "lost" for kind in kinds]
         two = [kind == "gained" for kind in kinds]
         shown += paired(one, two).difference.lower > 0
-    assert 0.7 < shown / 300 < 0.95
+    assert 0.65 < shown / 300 < 0.95
     assert rows_needed(Interval(0.0, -0.1, 0.1, 0.05), 50, 0.0) is None

@@ -161,9 +161,13 @@ def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
     """
     if not old.task.graded and old.task.metric != "macro_f1":
         return non_inferiority(old.right, new.right, margin)
-    found = compare(old, new)
-    rows = len(old.scores)
-    return of_interval(found.difference, found.only_second, found.only_first, rows, margin)
+    found, rows = compare(old, new), len(old.scores)
+    if old.task.graded:
+        squares = [(b - a) ** 2 for a, b in zip(old.scores, new.scores, strict=True)]
+        spread = sum(squares) / rows
+    else:
+        spread = found.difference.error**2 * rows + found.difference.value**2
+    return of_interval(found, rows, margin, spread)
 
 
 def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:

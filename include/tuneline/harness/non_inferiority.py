@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneline.harness.intervals import Z95, Interval
+from tuneline.harness.intervals import Z95, Interval, Paired
 
 # One-sided 80 % of the normal distribution: the power that a larger sample is planned for.
 _Z_POWER = 0.841621
@@ -146,20 +146,18 @@ def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInfer
     return NonInferiority(interval, gained, lost, rows, margin, spread, rows_for(margin))
 
 
-def of_interval(
-    difference: Interval, gained: int, lost: int, rows: int, margin: float
-) -> NonInferiority:
+def of_interval(found: Paired, rows: int, margin: float, spread: float) -> NonInferiority:
     """Compare two models by the difference of a metric that is no share of right rows.
 
     Args:
-        difference: metric of the new model minus that of the old one, with an interval that never
-            has a width of zero.
-        gained: rows on which the new model scores higher.
-        lost: rows on which the old model scores higher.
+        found: metric of the new model minus that of the old one, with an interval that never has a
+            width of zero.
         rows: all rows.
         margin: how much lower the metric of the new model may be.
+        spread: mean square of the differences of single rows.
     """
-    spread = difference.error**2 * rows + difference.value**2
     # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).
     fewest = math.ceil(Z95 / margin)
-    return NonInferiority(difference, gained, lost, rows, margin, spread, fewest)
+    return NonInferiority(
+        found.difference, found.only_second, found.only_first, rows, margin, spread, fewest
+    )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
@@ -74,9 +75,13 @@ def label_rows(splits=SPLITS):
     return runs.dataset_rows(splits, lambda number: conversation(1000 + number))
 
 
-def text_rows(splits=SPLITS):
-    lines = iter([json.loads(line)["messages"] for line in make_free_text(3, sum(splits.values()))])
-    return runs.dataset_rows(splits, lambda _: (next(lines), None))
+@cache
+def notes():
+    return [json.loads(line)["messages"] for line in make_free_text(3, sum(SPLITS.values()))]
+
+
+def text_rows():
+    return runs.dataset_rows(SPLITS, lambda number: (notes()[number], None))
 
 
 def made_rows(answer, splits=SPLITS):
@@ -146,7 +151,8 @@ def test_a_base_that_needs_only_examples_is_not_beaten(planted):
         right_on(50, bench.expected, WRONG), shots=right_on(56, bench.expected, WRONG)
     )
     assert evidence.verdict == "fail"
-    assert broken(evidence) == FAIR
+    # The nearest training rows are right on two of three.
+    assert broken(evidence) == {*FAIR, "gain_over_nearest_row_lower"}
     assert found["fair_base_form"] == "an instruction and 3 examples"
     assert found["fair_base_metric"] == pytest.approx(56 / 66, abs=1e-4)
 
@@ -189,14 +195,12 @@ def test_a_model_worse_than_a_table_of_its_training_rows(planted, profile, verdi
     # The label is the question's first word, so that the most similar row has it.
     def make(number):
         intent = ("billing", "login", "shipping")[number % 3]
-        own = conversation(1000 + number)[0][1]["content"].split()[:2]
-        return runs.exchange(f"{f'{intent}desk ' * 4}{' '.join(own)}", intent), intent
+        own = conversation(1000 + number)[0][1]["content"].split()[:4]
+        return runs.exchange(f"{f'{intent}desk ' * 6}{' '.join(own)}", intent), intent
 
     settings = {"min_metric": 0.5}
     rows = runs.dataset_rows(SPLITS, make)
-    bench = planted(
-        rows, profile=profile, evaluation=settings, data={"near_duplicate_jaccard": 1.0}
-    )
+    bench = planted(rows, profile=profile, evaluation=settings)
     evidence, found = bench.judge(right_on(48, bench.expected, WRONG))
     assert broken(evidence) == {"gain_over_nearest_row_lower"}
     assert evidence.verdict == verdict
@@ -206,8 +210,8 @@ def test_a_model_worse_than_a_table_of_its_training_rows(planted, profile, verdi
 def test_free_text_passes_if_it_says_what_is_expected(planted):
     bench = planted(text_rows(), night=True, evaluation={"against_released": {"margin": 0.05}})
     said = [text.replace("Three", "Two") for text in bench.expected]
-    notes = [row["messages"][0]["content"] for row in bench.held]
-    evidence, found = bench.judge(said, base=notes, shots=notes, released=said)
+    asked = [row["messages"][0]["content"] for row in bench.held]
+    evidence, found = bench.judge(said, base=asked, shots=asked, released=said)
     assert evidence.verdict == "pass", broken(evidence)
     assert found["metric"] == "chrF"
     assert found["metric_chosen_because"].startswith("the expected answers are free text")
@@ -277,7 +281,7 @@ def test_the_base_is_shown_examples_of_different_labels_within_its_context(plant
         asked.extend(prompts)
         return [""] * len(prompts), False
 
-    bench.judge(bench.expected)
+    bench.judge(bench.expected, shots=[""] * 20)
     bench.patch.setattr(fair_base, "ask_kept", answer)
     evidence = bench.lab.execute("holdout_performance")
     assert values(evidence)["fair_base_rows"] == len(asked) == 20

@@ -33,13 +33,13 @@ class Comparison:
 def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Comparison:
     """Ask the released model the rows that it has not been trained on, and compare.
 
+    A release that can't be served here, such as an engine that was built for another GPU, leaves
+    the comparison inconclusive.
+
     Args:
         ctx: the step.
         rows: the hold-out rows that the candidate answered.
         tuned: the candidate's answers, judged.
-
-    A release that can't be served here, such as an engine that was built for another GPU, leaves
-    the comparison inconclusive.
 
     Raises:
         UserError: if the release has no model.

@@ -33,11 +33,13 @@ class Decision:
     """What the hold-out shows of the candidate.
 
     Attributes:
+        base: the base's answers, judged.
         tuned: the candidate's answers, judged.
         measurements: all that was measured, with the rules that decide.
         sentence: what it says, for the summary.
     """
 
+    base: Judged
     tuned: Judged
     measurements: list[Measurement]
     sentence: str
@@ -67,6 +69,7 @@ def decide(
     named = {"base": answers.base, "tuned": answers.tuned}
     write_tables(ctx, rows, named, {"base": base, "tuned": tuned})
     return Decision(
+        base,
         tuned,
         [
             measure("metric", task.name, ""),
