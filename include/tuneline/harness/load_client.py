@@ -18,6 +18,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from tuneline.errors import TunelineError
@@ -207,7 +208,7 @@ def timing_of(result: ChatResult, tokens: int) -> Timing:
         prompt_tokens=result.usage.prompt_tokens,
         cached_tokens=result.usage.cached_tokens,
         output_tokens=made,
-        gaps=tuple(later - earlier for earlier, later in zip(times, times[1:], strict=False)),
+        gaps=tuple(later - earlier for earlier, later in pairwise(times)),
     )
 
 

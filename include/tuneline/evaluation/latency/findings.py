@@ -142,8 +142,8 @@ def load_line(load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal
     part = f" at one of {load.replicas} servers" if load.replicas > 1 else ""
     state = "holds" if declared.holds else "does not hold"
     line = (
-        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: {declared.row.within_share:.0%} "
-        f"of {declared.row.requests} requests at {declared.rate:.3g} a second were within the "
+        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: "
+        f"{declared.row.within_share:.0%} of {declared.row.requests} requests at {declared.rate:.3g} a second were within the "
         f"objective ({goal.share:.0%} must be)"
     )
     if not declared.holds and declared.queue_growth > 0:

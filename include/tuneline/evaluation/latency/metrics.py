@@ -1,8 +1,8 @@
 """Metrics of a load under the names and in the units of NVIDIA's AIPerf.
 
-`inter_token_latency` is what vLLM calls TPOT, `inter_chunk_latency` what vLLM calls ITL. Percentiles
-stand only where the number of requests bears them, with intervals that assume no distribution; the
-chunks of one answer depend on each other, so their percentiles have no interval.
+`inter_token_latency` is what vLLM calls TPOT, `inter_chunk_latency` what vLLM calls ITL.
+Percentiles stand only where the number of requests bears them, with intervals that assume no
+distribution; the chunks of one answer depend on each other, so their percentiles have no interval.
 """
 
 from __future__ import annotations

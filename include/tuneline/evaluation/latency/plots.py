@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _over_concurrency(
     axis.plot(at, [getattr(level, f"{name}_p50") for level in levels], "o-", label="p50")
     tails = [getattr(level, f"{name}_p95") for level in levels]
     # NaN, where it is not claimed, is not drawn.
-    if any(tail == tail for tail in tails):
+    if not all(math.isnan(tail) for tail in tails):
         axis.plot(at, tails, "s--", label="p95")
     axis.axhline(limit, color="tab:red", linewidth=1, label="objective")
     axis.set_title(title)
