@@ -74,9 +74,11 @@ def test_a_server_that_dies_leaves_partial_results_and_fails(stub_bench, dies_at
     assert "partial results, since the server ended with exit code -9" in evidence.summary
     levels, report = levels_of(bench)
     assert report["complete"] is False
-    # Four requests are warm-up; what was answered before is kept.
+    # Four requests are warm-up; what was answered before is kept, but for the dying one and one
+    # that may have been under way beside it.
     done = sum(level["requests"] - level["failed"] for level in levels.values())
-    assert done == dies_at - 4 - 1
+    assert done in (dies_at - 4 - 1, dies_at - 4 - 2)
+    assert done > 0
     assert value(evidence, "peak_tokens_per_s") > 0
     assert (bench.artifact("latency_benchmark", "latency.png")).is_file()
 
@@ -99,15 +101,16 @@ def test_a_load_that_is_borne_passes_with_users_and_replicas(stub_bench):
 
 # 20 ms a request on one slot: it bears 50 requests a second, and every closed loop is fine.
 ONE_SLOT = Behaviour(first=0.02, token=0.0, slots=1)
+CALM = {"concurrency": [1, 2, 3, 4]}
 
 
 def test_an_overload_that_closed_loops_hide_fails(stub_bench):
-    """Eight at once wait 0.16 s at most; at twice the capacity a queue grows without end."""
+    """Four at once wait 0.08 s; above the capacity a queue grows without end."""
     load = {"requests_per_s": 80.0, "headroom": 0.0, "seconds": 2.0}
-    evidence, bench, _ = stub_bench(ONE_SLOT, evaluation={"load": load})
+    evidence, bench, _ = stub_bench(ONE_SLOT, evaluation={**CALM, "load": load})
     assert evidence.verdict == "fail"
     found = values(evidence)
-    assert found["concurrency_within_objective"] == 8
+    assert found["concurrency_within_objective"] == 4
     assert broken(evidence) - {"client_late"} == {"good_share_at_load"}
     assert found["good_share_at_load"] < 0.6
     # 1 - 50 / 80 of each second is left over, or a little more on a busy machine.
@@ -121,7 +124,7 @@ def test_an_overload_that_closed_loops_hide_fails(stub_bench):
 
 def test_more_replicas_bear_the_same_load(stub_bench):
     load = {"requests_per_s": 80.0, "headroom": 0.0, "replicas": 4, "seconds": 2.0}
-    evidence, _, _ = stub_bench(ONE_SLOT, evaluation={"load": load})
+    evidence, _, _ = stub_bench(ONE_SLOT, evaluation={**CALM, "load": load})
     assert value(evidence, "load_of_a_server") == 20.0
     assert evidence.verdict in ("pass", "warn"), broken(evidence)
 

@@ -141,10 +141,11 @@ def load_line(load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal
     declared = tried[0]
     part = f" at one of {load.replicas} servers" if load.replicas > 1 else ""
     state = "holds" if declared.holds else "does not hold"
+    row = declared.row
     line = (
-        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: "
-        f"{declared.row.within_share:.0%} of {declared.row.requests} requests at {declared.rate:.3g} a second were within the "
-        f"objective ({goal.share:.0%} must be)"
+        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: {row.within_share:.0%} of "
+        f"{row.requests} requests at {declared.rate:.3g} a second were within the objective "
+        f"({goal.share:.0%} must be)"
     )
     if not declared.holds and declared.queue_growth > 0:
         line += f", and TTFT grew by {declared.queue_growth:.2g} s each second"
