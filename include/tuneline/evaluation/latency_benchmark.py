@@ -16,7 +16,12 @@ from typing import Any
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.config.evaluation import EvaluationConfig
-from tuneline.evaluation.latency.closed_loop import ClosedLoop, measure_levels, warm_up
+from tuneline.evaluation.latency.closed_loop import (
+    REQUEST_SECONDS,
+    ClosedLoop,
+    measure_levels,
+    warm_up,
+)
 from tuneline.evaluation.latency.findings import (
     judge_hardware,
     judge_levels,
@@ -83,7 +88,7 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
     workload = read_workload(ctx, server)
     chosen = settings.latency_warmup
     warmed = limits.parallel if chosen is None else chosen
-    with server.client() as client:
+    with server.client(timeout=REQUEST_SECONDS) as client:
         warm_up(client, workload, warmed, limits.parallel)
     levels = sorted(set(settings.concurrency))
     closed = measure_levels(server, workload, levels, settings.latency_requests, goal)

@@ -82,7 +82,9 @@ def measure_levels(
                 [request.tokens for request in batch],
                 give_up=max(_FAILURES, level),
             )
-            size = batch_between(before, counters(server))
+            # A server that hangs would be waited for once more.
+            after = counters(server) if any(timing.ok for timing in timings) else None
+            size = batch_between(before, after)
             levels.append(summarise(level, timings, seconds, size, goal))
             stopped = reason_to_stop(server, timings, count)
             if stopped:
@@ -115,5 +117,6 @@ def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) 
     if ended is not None:
         return f"the server {ended}"
     if len(timings) < count or not any(timing.ok for timing in timings):
-        return f"the last requests failed in a row ({timings[-1].error})"
+        error = next((timing.error for timing in reversed(timings) if not timing.ok), "")
+        return f"requests failed one after the other ({error})"
     return ""

@@ -128,7 +128,7 @@ def measure_rate(
             arrivals(count, rate, seed),
             [request.tokens for request in batch],
         )
-    size = batch_between(before, counters(server))
+    size = batch_between(before, counters(server) if any(t.ok for t in timings) else None)
     return OpenLoop(
         rate,
         summarise(most_at_once(timings), timings, took, size, goal),
