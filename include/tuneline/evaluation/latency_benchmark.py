@@ -153,7 +153,8 @@ def run(ctx: StepContext) -> Evidence:
     settings, deployment = ctx.config.evaluation, ctx.config.deployment
     goal = objective(settings)
     chosen = candidate(ctx)
-    served = served_limits(ENGINE_IDENTITY.read(ctx)) if ENGINE_IDENTITY.exists(ctx) else None
+    identified = ENGINE_IDENTITY.find(ctx.run) is not None
+    served = served_limits(ENGINE_IDENTITY.read(ctx)) if identified else None
     engine = get_engine(chosen.model.engine)
     bench = measure_model(ctx, chosen.model, served)
     machine, on_gpu = this_machine(), engine.on_gpu()
