@@ -33,11 +33,6 @@ class ClosedLoop:
     levels: tuple[Level, ...]
     stopped: str = ""
 
-    @property
-    def requests(self) -> int:
-        """Requests that were sent."""
-        return sum(level.requests for level in self.levels)
-
 
 def warm_up(client: EngineClient, workload: Workload, count: int, slots: int) -> None:
     """Send requests that are not counted; what fails here fails again when it counts."""

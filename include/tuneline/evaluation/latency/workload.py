@@ -40,10 +40,6 @@ class Lengths:
     p95: float
     longest: int
 
-    def text(self) -> str:
-        """`p50 31, p95 48 tokens`."""
-        return f"p50 {self.p50:.0f}, p95 {self.p95:.0f} tokens"
-
 
 def lengths_of(values: Sequence[int]) -> Lengths:
     """Summarise lengths; at least one is needed."""
