@@ -18,6 +18,7 @@ BENCHES = {
     "data": "`data prepare` from raw rows to the dataset, step by step",
     "train": "training against TRL's SFTTrainer",
     "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
+    "latency": "what the client of the latency benchmark adds, and guidellm where it is installed",
     "drift": "detection of drift and false alarms, on public sets of intents",
     "coldstart": "the first request to a fresh server, cold and warmed up",
     "pipeline": "the orchestration's share of the latest demo run",

@@ -25,6 +25,7 @@ def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     identity = ENGINE_IDENTITY.find(lab.run)
     assert identity.files == {"model.gguf": sha256_file(tiny_models.candidate_gguf)}
     assert identity.limits == {"max_batch_size": 2, "max_total_tokens": 256}
+    assert {**identity.limits, "threads": 1} == identity.served
     assert identity.version.startswith("xllamacpp ")
     assert {"variant", "load_seconds", "memory_bytes", "os", "arch", "gpus"} <= set(
         identity.model_dump()

@@ -6,10 +6,6 @@ from tests.lab.tiny_task import task_rows
 
 from tuneline.errors import UserError
 from tuneline.harness import load_client
-from tuneline.harness.hardware import Machine, is_target
-
-H100 = Machine("CPU", 16, 128, ("NVIDIA H100 80GB HBM3",))
-LAPTOP = Machine("CPU", 2, 24, ())
 
 
 def test_a_fast_server_passes_with_table_and_plot(scored_lab):
@@ -71,15 +67,6 @@ def test_other_hardware_than_the_target_only_warns(scored_lab):
     assert broken(evidence) == {"measured_on"}
     measured_on = next(m for m in evidence.measurements if m.name == "measured_on")
     assert (measured_on.value, measured_on.limit) == ("cpu", "nvidia-h100")
-
-
-def test_targets_are_matched_by_name_and_by_what_computed():
-    assert is_target("nvidia-h100", H100, on_gpu=True)
-    assert not is_target("nvidia-h100", H100, on_gpu=False)
-    assert not is_target("nvidia-a10", H100, on_gpu=True)
-    assert not is_target("nvidia-h100", LAPTOP, on_gpu=False)
-    assert is_target("laptop-cpu", LAPTOP, on_gpu=False)
-    assert not is_target("laptop-cpu", H100, on_gpu=True)
 
 
 def test_prompts_come_from_validation_and_nowhere_else(scored_lab):

@@ -104,6 +104,7 @@ class EngineIdentity(BaseModel):
         engine: the engine's name.
         version: its package and version.
         limits: the sizes it was built for or is started with.
+        served: the sizes that its servers are started with; {} takes the limits.
         files: SHA-256 of each file that it loads, by name.
         apart: the base and the adapter, if they are served unmerged.
     """
@@ -113,6 +114,7 @@ class EngineIdentity(BaseModel):
     engine: str
     version: str = ""
     limits: dict[str, Any] = {}
+    served: dict[str, Any] = {}
     files: dict[str, str] = {}
     apart: Apart | None = None
 

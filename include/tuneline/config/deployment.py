@@ -29,7 +29,10 @@ class DeploymentConfig(Section):
 
     engine: EngineName = Field("llama_cpp", description="Engine that ships.")
     target_hardware: str = Field(
-        "laptop-cpu", description="Hardware of production; the latency item compares it."
+        "laptop-cpu",
+        description="Hardware of production; latency measured on other hardware can only warn. "
+        "`…-cpu` for any CPU, `epyc-16core-cpu` for a model and its cores, words of a GPU's name "
+        "(`nvidia-h100`), with a count `2x-nvidia-h100`.",
     )
     variants: list[str] | None = Field(
         None,

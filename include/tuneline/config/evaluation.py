@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuneline.config.section import Section
 
@@ -79,6 +79,53 @@ class ExtractionConfig(Section):
         lt=1,
         description="Share of training.canaries that may be likelier than 255 random numbers.",
     )
+
+
+class LoadConfig(Section):
+    """The load that is declared for production; the latency benchmark must hold it."""
+
+    requests_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="Requests of all users together, at the busiest time; None without a declared "
+        "load, and then only the lowest level of evaluation.concurrency must hold.",
+    )
+    users: int | None = Field(
+        None, ge=1, description="Users at the busiest time; in place of requests_per_s."
+    )
+    requests_per_user_per_minute: float = Field(
+        1.0, gt=0, description="Requests of one user; also counts the users that a server bears."
+    )
+    replicas: int = Field(
+        1, ge=1, description="Servers that share the load; one of them is measured with its part."
+    )
+    headroom: float = Field(
+        0.25, ge=0, description="Share of the load that servers must bear beyond it."
+    )
+    seconds: float = Field(
+        30.0,
+        gt=0,
+        description="How long requests of the load arrive, in seconds; up to four times as long "
+        "if that is fewer than six requests.",
+    )
+
+    @property
+    def rate(self) -> float | None:
+        """The declared requests per second; None without a declared load."""
+        if self.users is not None:
+            return self.users * self.requests_per_user_per_minute / 60
+        return self.requests_per_s
+
+    @property
+    def rate_of_a_replica(self) -> float | None:
+        """The requests per second that one server must bear, headroom included."""
+        return None if self.rate is None else self.rate * (1 + self.headroom) / self.replicas
+
+    @model_validator(mode="after")
+    def _declared_once(self) -> Self:
+        if self.requests_per_s is not None and self.users is not None:
+            raise ValueError("load: give requests_per_s or users, not both")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -201,9 +248,27 @@ class EvaluationConfig(Section):
         min_length=4,
         description="Requests under way at once in each level of the latency benchmark.",
     )
-    latency_requests: int = Field(8, ge=1, description="Requests at each level.")
+    latency_requests: int = Field(
+        8,
+        ge=1,
+        description="Requests at each level, at least twice the level. A p50 is claimed from 6 "
+        "requests on, a p90 from 36, a p95 from 72, a p99 from 368.",
+    )
+    latency_warmup: int | None = Field(
+        None,
+        ge=0,
+        description="Requests before the latency benchmark that are not counted; None takes one "
+        "for each slot of the engine.",
+    )
     max_ttft_seconds: float = Field(2.0, gt=0, description="Objective: time to first token.")
     max_tpot_seconds: float = Field(0.2, gt=0, description="Objective: time per output token.")
+    objective_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the requests of a load that must meet both objectives.",
+    )
+    load: LoadConfig = LoadConfig()
     review: bool = Field(False, description="Ask people for a blind A/B review.")
     review_pairs: int = Field(8, ge=1, le=50, description="Pairs in the review.")
     review_hours: float = Field(

@@ -29,6 +29,7 @@ from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import BuildRequest, Engine, ServedModel
 from tuneline.serving.engines.identity import machine_identity
+from tuneline.serving.release.limits import ServedLimits
 
 
 def limits_of(deployment: DeploymentConfig) -> dict[str, int]:
@@ -96,12 +97,15 @@ def run(ctx: StepContext) -> Record:
     with serve(model, deployment) as server, server.client() as client:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         load_seconds, memory = server.load_seconds, server.memory_bytes()
+        started = server.request
+    served = ServedLimits(started.parallel, started.context_tokens, started.threads)
     choice = CHOICE.read(ctx)
     stated = {
         "engine": engine.name,
         "version": engine.version(),
         **machine_identity(),
         "limits": limits_of(deployment),
+        "served": served.as_stated(),
         "variant": choice.variant,
         "files": dict(model.files),
         "sha256": model.sha256,

@@ -141,8 +141,8 @@ def run(ctx: StepContext) -> Evidence:
         ),
     )
     texts = {"base": answers.base, "tuned": answers.tuned}
-    base = scores(task, answers.base, expected)
-    write_scores(ctx, chosen, asked, texts, {"base": base, "tuned": decision.tuned.scores})
+    judged = {"base": decision.base.scores, "tuned": decision.tuned.scores}
+    write_scores(ctx, chosen, asked, texts, judged)
     ctx.write_json("leaks.json", leaks)
     return ctx.conclude(
         f"{decision.sentence}; {len(leaks)} of the rows were seen before; {against.sentence}; "

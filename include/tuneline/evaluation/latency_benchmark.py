@@ -1,139 +1,182 @@
 """latency_benchmark: the declared hardware serves the candidate within the latency objective.
 
-Method: at each concurrency level a closed loop of streamed requests, all with the same number
-of output tokens, gives TTFT, TPOT, tokens per second and goodput under the objective
-(definitions: vLLM's `benchmarks/serve.py`); the engine's own counters give the batch that it
-really ran. Prompts are validation rows, so the system turn that they share comes from the
-prefix cache, as in production. A measurement on other hardware than the declared target can
-only warn.
+Method: at each concurrency level a closed loop of streamed requests gives TTFT, TPOT, tokens per
+second and goodput under the objective (definitions: vLLM's `benchmarks/serve.py`, names: AIPerf);
+the engine's own counters give the batch that it really ran. The declared load is sent as an open
+loop. Prompts and lengths of answers are those of the validation rows. A percentile is claimed only
+where enough requests were sent. The server has the limits that the release is served with; a
+measurement on other hardware than the declared target can only warn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from tuneline.evaluation.latency.table import (
-    Level,
-    Objective,
-    hardware_line,
-    plot,
-    summarise,
-    sustained,
-    table,
+from tuneline.artifacts.deployment import ENGINE_IDENTITY
+from tuneline.config.evaluation import EvaluationConfig
+from tuneline.evaluation.latency.closed_loop import (
+    REQUEST_SECONDS,
+    ClosedLoop,
+    measure_levels,
+    warm_up,
 )
-from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.hardware import is_target, this_machine
-from tuneline.harness.load_client import drive
+from tuneline.evaluation.latency.findings import (
+    judge_hardware,
+    judge_levels,
+    judge_limits,
+    judge_load,
+    load_line,
+)
+from tuneline.evaluation.latency.open_loop import OpenLoop, capacity, measure_load
+from tuneline.evaluation.latency.plots import plot
+from tuneline.evaluation.latency.table import Objective, hardware_line, table
+from tuneline.evaluation.latency.workload import Workload, workload_of
+from tuneline.evidence import Evidence, measure
+from tuneline.harness.hardware import differences, this_machine
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
-from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.engines.engine_server import EngineServer
-
-# Tokens of every answer: enough for a steady TPOT, few enough for four levels in under a
-# minute on two cores.
-MAX_TOKENS = 32
-# A request without an answer after this long has failed.
-REQUEST_SECONDS = 60.0
-# The checklist asks for at least four levels.
-MIN_LEVELS = 4
+from tuneline.serving.release.limits import ServedLimits, served_limits
 
 
-def measure_levels(
-    server: EngineServer,
-    prompts: Sequence[Messages],
-    concurrency: Sequence[int],
-    requests: int,
-    goal: Objective,
-) -> list[Level]:
-    """Drive a server at each concurrency level.
+@dataclass(frozen=True)
+class Bench:
+    """Everything that one server was measured by.
 
-    Every request takes the next prompt, so that, with enough prompts, none is answered from
-    the prefix cache of the same prompt.
+    Attributes:
+        workload: the requests.
+        closed: the concurrency levels.
+        tried: the declared load as open loop; empty without one, or if a server died before.
+        limits: the limits that the server was started with.
+        warmed: requests before the measurement.
+    """
+
+    workload: Workload
+    closed: ClosedLoop
+    tried: tuple[OpenLoop, ...]
+    limits: ServedLimits
+    warmed: int
+
+    @property
+    def stopped(self) -> str:
+        """Why the measurement is not complete; empty if it is."""
+        return next((run.stopped for run in self.tried if run.stopped), self.closed.stopped)
+
+
+def objective(settings: EvaluationConfig) -> Objective:
+    """Return the declared objective."""
+    return Objective(settings.max_ttft_seconds, settings.max_tpot_seconds, settings.objective_share)
+
+
+def read_workload(ctx: StepContext, server: EngineServer) -> Workload:
+    """Return the requests of the validation rows, their answers counted by the engine."""
+    rows = validation_rows(ctx)
+    tokens = [len(ids) for ids in server.tokenize([row.answer for row in rows])]
+    return workload_of(rows, tokens, ctx.config.evaluation.max_new_tokens)
+
+
+def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
+    """Warm a started server up, and measure it at every level and with the declared load."""
+    settings = ctx.config.evaluation
+    request, goal = server.request, objective(settings)
+    limits = ServedLimits(request.parallel, request.context_tokens, request.threads)
+    workload = read_workload(ctx, server)
+    chosen = settings.latency_warmup
+    warmed = limits.parallel if chosen is None else chosen
+    with server.client(timeout=REQUEST_SECONDS) as client:
+        warm_up(client, workload, warmed, limits.parallel)
+    levels = sorted(set(settings.concurrency))
+    closed = measure_levels(server, workload, levels, settings.latency_requests, goal)
+    tried: list[OpenLoop] = []
+    if settings.load.rate is not None and not closed.stopped:
+        tried = measure_load(
+            server,
+            workload,
+            settings.load,
+            closed.levels,
+            seed=ctx.config.training.seed,
+            goal=goal,
+        )
+    return Bench(workload, closed, tuple(tried), limits, warmed)
+
+
+def measure_model(ctx: StepContext, model: ServedModel, served: ServedLimits | None) -> Bench:
+    """Measure a model on a server of its own, with the threads that it is served with."""
+    threads = served.threads if served else None
+    with serve(model, ctx.config.deployment, threads=threads) as server:
+        return measure_server(ctx, server)
+
+
+def report(ctx: StepContext, bench: Bench, engine: str, version: str) -> dict[str, Any]:
+    """Return the content of `latency.json`."""
+    settings = ctx.config.evaluation
+    return {
+        "machine": asdict(this_machine()),
+        "engine": {
+            "name": engine,
+            "version": version,
+            "threads": bench.limits.threads,
+            "slots": bench.limits.parallel,
+            "context_tokens": bench.limits.context_tokens,
+        },
+        "objective": vars(objective(settings)),
+        "max_tokens": settings.max_new_tokens,
+        "expected_answers": {**asdict(bench.workload.expected), "capped": bench.workload.capped},
+        "warm_up_requests": bench.warmed,
+        "complete": not bench.stopped,
+        "stopped": bench.stopped,
+        "levels": table(bench.closed.levels),
+        "load": settings.load.model_dump(),
+        "open_loop": [run.to_dict() for run in bench.tried],
+    }
+
+
+def summary(bench: Bench, line: str, others: Sequence[str]) -> str:
+    """Return the sentence of the evidence.
 
     Args:
-        server: the server, which has started.
-        prompts: the prompts, in the order in which they are sent; repeated if too few.
-        concurrency: the levels.
-        requests: number of requests at each level; never fewer than two per concurrent one.
-        goal: the objective.
+        bench: what was measured.
+        line: what the machine serves.
+        others: sentences that follow.
     """
-    levels = []
-    at = 0
-    with server.client(timeout=REQUEST_SECONDS) as client:
-        for level in concurrency:
-            count = max(requests, 2 * level)
-            batch = [prompts[(at + number) % len(prompts)] for number in range(count)]
-            at += count
-            before = server.counters()
-            timings, seconds = drive(client, batch, level, MAX_TOKENS)
-            batch_size = server.counters().batch_since(before)
-            levels.append(summarise(level, timings, seconds, batch_size, goal))
-    return levels
-
-
-def judge(levels: Sequence[Level], measured_on: str, target: str) -> list[Measurement]:
-    """Measure the levels against the objective and the hardware against the declared one."""
-    best = sustained(levels)
-    within = best.concurrency if best else 0
-    lowest = min(levels, key=lambda level: level.concurrency)
-    peak = max(levels, key=lambda level: level.tokens_per_s)
-    found = [
-        measure("levels", len(levels), "levels", ">=", MIN_LEVELS),
-        measure("failed_requests", sum(level.failed for level in levels), "requests", "<=", 0),
-        measure("concurrency_within_objective", within, "requests", ">=", lowest.concurrency),
-        measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn"),
-        measure("peak_tokens_per_s", round(peak.tokens_per_s, 1), "tokens/s"),
-    ]
-    for level in levels:
-        name = f"at_{level.concurrency}"
-        found += [
-            measure(f"ttft_p50_{name}", round(level.ttft_p50, 4), "s"),
-            measure(f"tpot_p50_{name}", round(level.tpot_p50, 4), "s"),
-            measure(f"tokens_per_s_{name}", round(level.tokens_per_s, 1), "tokens/s"),
-            measure(f"goodput_{name}", round(level.goodput_per_s, 3), "requests/s"),
-            measure(f"batch_{name}", round(level.batch, 2), "requests"),
-        ]
-    return found
+    partial = f"partial results, since {bench.stopped}: " if bench.stopped else ""
+    return partial + "; ".join(part for part in (line, *others) if part)
 
 
 def run(ctx: StepContext) -> Evidence:
     """Benchmark the server of the shipped bytes."""
     settings, deployment = ctx.config.evaluation, ctx.config.deployment
-    goal = Objective(settings.max_ttft_seconds, settings.max_tpot_seconds)
-    prompts = [row.prompt for row in validation_rows(ctx)]
+    goal = objective(settings)
     chosen = candidate(ctx)
-    levels = sorted(set(settings.concurrency))
+    identified = ENGINE_IDENTITY.find(ctx.run) is not None
+    served = served_limits(ENGINE_IDENTITY.read(ctx)) if identified else None
     engine = get_engine(chosen.model.engine)
-    with serve(chosen.model, deployment) as server:
-        threads = server.request.threads
-        measured = measure_levels(server, prompts, levels, settings.latency_requests, goal)
-    machine = this_machine()
-    where = deployment.target_hardware
-    if not is_target(where, machine, on_gpu=engine.on_gpu()):
-        where = "cpu"
-    line = hardware_line(measured, machine.text(), goal)
-    report = {
-        "machine": asdict(machine),
-        "engine": {
-            "name": engine.name,
-            "version": engine.version(),
-            "threads": threads,
-            "slots": deployment.parallel,
-        },
-        "objective": vars(goal),
-        "max_tokens": MAX_TOKENS,
-        "levels": table(measured),
-        "hardware": line,
-    }
-    ctx.write_json("latency.json", report)
-    plot(measured, goal, ctx.out / "latency.png")
+    bench = measure_model(ctx, chosen.model, served)
+    machine, on_gpu = this_machine(), engine.on_gpu()
+    target = deployment.target_hardware
+    differing = differences(target, machine, on_gpu=on_gpu)
+    line = hardware_line(bench.closed.levels, machine.text(), goal)
+    bears = capacity(settings.load, bench.closed.levels, bench.tried)
+    written = report(ctx, bench, engine.name, engine.version())
+    written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(bears)}
+    ctx.write_json("latency.json", written)
+    plot(bench.closed.levels, bench.tried, goal, ctx.out / "latency.png")
+    measured_on = machine.computed_on(on_gpu=on_gpu) if differing else target
     return ctx.conclude(
-        line,
+        summary(bench, line, [load_line(settings.load, bench.tried, bears, goal), *differing]),
         [
-            *judge(measured, where, deployment.target_hardware),
+            *judge_levels(bench.closed, bench.stopped),
+            *judge_load(settings.load, bench.tried, bears, goal),
+            *judge_limits(bench.limits, served),
+            *judge_hardware(measured_on, target, differing),
+            measure("answer_tokens_p50", bench.workload.expected.p50, "tokens"),
+            measure("answer_tokens_p95", bench.workload.expected.p95, "tokens"),
+            measure("warm_up_requests", bench.warmed, "requests"),
             measure("objective", goal.text(), "objective"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],

@@ -1,4 +1,13 @@
-"""Describe the machine of a measurement and compare it with the declared hardware."""
+"""Describe the machine of a measurement and compare it with the declared hardware.
+
+What decides a latency is compared, and nothing else: the GPU's name and count, or the CPU's model
+and cores. A declared name is a list of words joined by dashes:
+
+    laptop-cpu             the CPU of any machine
+    epyc-16core-cpu        a CPU with "epyc" in its name, 16 cores of it
+    nvidia-h100            at least one GPU with these words in its name
+    2x-nvidia-h100-80gb    two of them
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,13 @@ from pathlib import Path
 
 from tuneline.machine.cores import available_cores
 from tuneline.serving.engines.identity import query_gpus
+
+# Kinds of machines, which no CPU has in its name.
+_KINDS = frozenset({"any", "ci", "cloud", "desktop", "laptop", "local", "server", "workstation"})
+_CORES = re.compile(r"(\d+)cores?")
+_COUNT = re.compile(r"(\d+)x")
+# A slice of a GPU (MIG) is named after the whole one.
+_SLICE = "mig"
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,15 @@ class Machine:
         """Return the machine in one line."""
         gpus = f", {', '.join(self.gpus)}" if self.gpus else ", no GPU"
         return f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB{gpus}"
+
+    def computed_on(self, *, on_gpu: bool) -> str:
+        """Return what an engine computed on, as a target is declared: `cpu`, `2x-nvidia-l4`."""
+        if not on_gpu:
+            return "cpu"
+        if not self.gpus:
+            return "unknown-gpu"
+        name = "-".join(_words(self.gpus[0]))
+        return name if len(self.gpus) == 1 else f"{len(self.gpus)}x-{name}"
 
 
 def this_machine() -> Machine:
@@ -45,18 +70,61 @@ def _cpu_name(cpuinfo: Path) -> str:
     return "unknown CPU"
 
 
-def is_target(target: str, machine: Machine, *, on_gpu: bool) -> bool:
-    """Return True if a measurement on a machine is valid for the declared hardware.
+def _words(name: str) -> list[str]:
+    """Return the words of a name: `NVIDIA A100-SXM4-80GB` has four."""
+    return re.findall(r"[a-z0-9.]+", name.lower())
+
+
+def differences(target: str, machine: Machine, *, on_gpu: bool) -> list[str]:
+    """Return in what a measurement differs from the declared hardware; nothing if it is valid.
 
     Args:
-        target: `deployment.target_hardware`: a name that ends in `cpu` for any machine on
-            whose CPU the engine runs, or words of a GPU's name joined by dashes
-            (`nvidia-h100`).
+        target: `deployment.target_hardware`, in the form above.
         machine: the machine of the measurement.
         on_gpu: True if the engine used the GPU; a CPU engine beside an idle GPU measures the
             CPU.
     """
-    words = target.lower().split("-")
-    if words[-1] == "cpu":
-        return not on_gpu
-    return on_gpu and any(set(words) <= set(name.lower().split()) for name in machine.gpus)
+    words = _words(target)
+    if words[-1:] == ["cpu"]:
+        if on_gpu:
+            return [f"{target} is declared, the engine ran on {machine.computed_on(on_gpu=True)}"]
+        return _of_cpu(words[:-1], machine)
+    if not on_gpu:
+        return [f"{target} is declared, the engine ran on the CPU"]
+    return _of_gpus(words, machine)
+
+
+def _of_cpu(words: list[str], machine: Machine) -> list[str]:
+    found = []
+    cores = [int(match.group(1)) for word in words if (match := _CORES.fullmatch(word))]
+    model = {word for word in words if word not in _KINDS and not _CORES.fullmatch(word)}
+    lacking = sorted(model - set(_words(machine.cpu)))
+    if lacking:
+        found.append(f"the CPU is {machine.cpu}, not {' '.join(lacking)}")
+    if cores and cores[0] != machine.cores:
+        found.append(f"{machine.cores} cores instead of {cores[0]}")
+    return found
+
+
+def _of_gpus(words: list[str], machine: Machine) -> list[str]:
+    counted = _COUNT.fullmatch(words[0]) if words else None
+    model = set(words[1:] if counted else words)
+
+    def matches(gpu: str) -> bool:
+        name = set(_words(gpu))
+        return model <= name and (_SLICE in name) == (_SLICE in model)
+
+    matching = sum(matches(gpu) for gpu in machine.gpus)
+    if not matching:
+        return [f"the GPU is {', '.join(machine.gpus) or 'unknown'}, not {' '.join(sorted(model))}"]
+    if counted and (wanted := int(counted.group(1))) != matching:
+        return [f"{matching} GPUs of that name instead of {wanted}"]
+    return []
+
+
+def is_target(target: str, machine: Machine, *, on_gpu: bool) -> bool:
+    """Return True if a measurement on a machine is valid for the declared hardware.
+
+    The arguments are those of `differences`.
+    """
+    return not differences(target, machine, on_gpu=on_gpu)

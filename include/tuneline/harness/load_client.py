@@ -1,10 +1,15 @@
-"""Drive an OpenAI-compatible server with a fixed load and time every request.
+"""Drive an OpenAI-compatible server with a load and time every request.
 
-Definitions are vLLM's (`benchmarks/serve.py`): TTFT is the time to the first chunk with
-content; TPOT is the time after it, divided by the output tokens without the first. Tokens are
-counted by the server's `usage` and not by chunks, since a chunk may hold several. Requests
-carry `ignore_eos`, as there: each generates the same number of tokens, so that the load does
-not depend on where a model ends.
+Two loads: a closed loop keeps a number of requests under way; an open loop sends each request at
+its own time, whether the server has answered the earlier ones or not, as users do. A closed loop
+waits for a slow server and so hides how long users would have waited (coordinated omission); in an
+open loop every time counts from the arrival that was planned.
+
+Definitions are vLLM's (`benchmarks/serve.py`) and AIPerf's: TTFT is the time to the first chunk
+with content; TPOT, which AIPerf calls inter-token latency, is the time after it, divided by the
+output tokens without the first. Tokens are counted by the server's `usage` and not by chunks,
+since a chunk may hold several. Requests carry `ignore_eos`, as there: each generates the number of
+tokens that it was given, so that the load does not depend on where a model ends.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from tuneline.errors import TunelineError
@@ -28,12 +34,15 @@ class Timing:
     """The timing of one request.
 
     Attributes:
-        ttft: time to the first token, in seconds.
-        total: time to the last token, in seconds.
+        ttft: time to the first token, in seconds; in an open loop from the planned arrival.
+        total: time to the last token, in seconds, from the same start.
         prompt_tokens: tokens of the prompt.
         cached_tokens: those of them that came from the prefix cache.
         output_tokens: tokens of the answer.
         error: why the request failed; empty if it did not.
+        gaps: times between chunks with content, in seconds.
+        arrived: planned arrival after the start of an open loop, in seconds; 0 in a closed one.
+        late: how much later than planned it was sent, in seconds; the client's own lag.
     """
 
     ttft: float
@@ -42,6 +51,9 @@ class Timing:
     cached_tokens: int
     output_tokens: int
     error: str = ""
+    gaps: tuple[float, ...] = ()
+    arrived: float = 0.0
+    late: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -57,7 +69,12 @@ class Timing:
 
 
 def drive(
-    client: EngineClient, prompts: Sequence[Messages], concurrency: int, max_tokens: int
+    client: EngineClient,
+    prompts: Sequence[Messages],
+    concurrency: int,
+    max_tokens: int | Sequence[int],
+    *,
+    give_up: int | None = None,
 ) -> tuple[list[Timing], float]:
     """Send streamed chat requests, `concurrency` of them at any time (a closed loop).
 
@@ -65,31 +82,92 @@ def drive(
         client: a client of the server; a request fails after the client's timeout.
         prompts: the messages of each request.
         concurrency: requests under way at once.
-        max_tokens: tokens of every answer, wherever the model would end it.
+        max_tokens: tokens of every answer or of each, wherever the model would end it.
+        give_up: failures in a row after which no further request is sent; None sends all.
 
     Returns:
-        A timing for each request, in the order of the prompts, and the time of all together,
-        in seconds.
+        A timing for each request that was sent, in the order of the prompts, and the time of all
+        together, in seconds.
     """
-    return asyncio.run(_drive(client, prompts, concurrency, max_tokens))
+    return asyncio.run(_drive(client, prompts, concurrency, _each(max_tokens, prompts), give_up))
+
+
+def drive_open(
+    client: EngineClient,
+    prompts: Sequence[Messages],
+    arrivals: Sequence[float],
+    max_tokens: int | Sequence[int],
+) -> tuple[list[Timing], float]:
+    """Send each streamed chat request at its own time (an open loop).
+
+    Args:
+        client: a client of the server; a request fails after the client's timeout.
+        prompts: the messages of each request.
+        arrivals: when each is sent, in seconds after the start.
+        max_tokens: tokens of every answer or of each, wherever the model would end it.
+
+    Returns:
+        A timing for each request, in the order of the prompts, and the time from the start to the
+        end of the last one, in seconds.
+    """
+    return asyncio.run(_drive_open(client, prompts, arrivals, _each(max_tokens, prompts)))
+
+
+def _each(max_tokens: int | Sequence[int], prompts: Sequence[Messages]) -> Sequence[int]:
+    return [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
 
 
 async def _drive(
-    client: EngineClient, prompts: Sequence[Messages], concurrency: int, max_tokens: int
+    client: EngineClient,
+    prompts: Sequence[Messages],
+    concurrency: int,
+    tokens: Sequence[int],
+    give_up: int | None,
 ) -> tuple[list[Timing], float]:
     waiting = list(enumerate(prompts))[::-1]
     timings: dict[int, Timing] = {}
+    failures = 0
     async with client.async_http(concurrency) as http:
 
         async def worker() -> None:
-            while waiting:
+            nonlocal failures
+            while waiting and (give_up is None or failures < give_up):
                 number, messages = waiting.pop()
-                timings[number] = await _one(client, http, messages, max_tokens)
+                timings[number] = timing = await _one(client, http, messages, tokens[number])
+                failures = 0 if timing.ok else failures + 1
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(concurrency)))
         seconds = time.perf_counter() - start
-    return [timings[number] for number in range(len(prompts))], seconds
+    return [timings[number] for number in sorted(timings)], seconds
+
+
+async def _drive_open(
+    client: EngineClient,
+    prompts: Sequence[Messages],
+    arrivals: Sequence[float],
+    tokens: Sequence[int],
+) -> tuple[list[Timing], float]:
+    # As many connections as requests: none may wait for another one's.
+    async with client.async_http(len(prompts)) as http:
+        start = time.perf_counter()
+
+        async def send(number: int) -> Timing:
+            planned = arrivals[number]
+            await asyncio.sleep(max(0.0, start + planned - time.perf_counter()))
+            late = time.perf_counter() - start - planned
+            timing = await _one(client, http, prompts[number], tokens[number])
+            return replace(
+                timing,
+                ttft=timing.ttft + late,
+                total=timing.total + late,
+                arrived=planned,
+                late=late,
+            )
+
+        timings = await asyncio.gather(*(send(number) for number in range(len(prompts))))
+        seconds = time.perf_counter() - start
+    return list(timings), seconds
 
 
 async def _one(client: EngineClient, http: Any, messages: Messages, max_tokens: int) -> Timing:
@@ -122,13 +200,15 @@ def timing_of(result: ChatResult, tokens: int) -> Timing:
         )
     # An answer without any text has no chunk with content; its TTFT is the whole wait.
     first = result.total if result.ttft is None else result.ttft
+    times = result.chunk_times
     return Timing(
         ttft=first,
         # The time of the last content, as in vLLM; only protocol follows it.
-        total=result.chunk_times[-1] if result.chunk_times else result.total,
+        total=times[-1] if times else result.total,
         prompt_tokens=result.usage.prompt_tokens,
         cached_tokens=result.usage.cached_tokens,
         output_tokens=made,
+        gaps=tuple(later - earlier for earlier, later in pairwise(times)),
     )
 
 

@@ -1,12 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 
 from tuneline.evaluation.latency.table import (
     Objective,
     hardware_line,
-    percentile,
     summarise,
     sustained,
     table,
@@ -26,13 +24,6 @@ def level(concurrency, timings, seconds=4.0):
     return summarise(concurrency, timings, seconds, float(concurrency), GOAL)
 
 
-def test_percentile_agrees_with_numpy():
-    values = [3.0, 1.0, 4.0, 1.5, 9.0]
-    for q in (0, 5, 50, 95, 100):
-        assert percentile(values, q) == pytest.approx(np.percentile(values, q))
-    assert math.isnan(percentile([], 50))
-
-
 def test_tpot_is_vllms_definition():
     assert timing().tpot == pytest.approx((2.0 - 0.5) / 30)
     assert timing(tokens=1).tpot == 0.0
@@ -40,7 +31,7 @@ def test_tpot_is_vllms_definition():
 
 def test_time_and_tokens_are_the_engines_and_not_the_chunks():
     result = ChatResult("ab", "length", Usage(7, 5, 3), ttft=0.2, total=1.5, chunk_times=(0.2, 1.0))
-    assert timing_of(result, 5) == Timing(0.2, 1.0, 7, 3, 5)
+    assert timing_of(result, 5) == Timing(0.2, 1.0, 7, 3, 5, gaps=(0.8,))
     uncounted = ChatResult("ab", "stop", Usage(), ttft=0.2, total=1.5, chunk_times=(0.2,))
     assert "counted no tokens" in timing_of(uncounted, 5).error
 
@@ -70,7 +61,9 @@ def test_goodput_counts_requests_that_meet_both_limits():
 
 def test_failed_requests_count_against_the_level_and_give_no_times():
     row = level(1, [timing(), timing(ttft=60, total=60, tokens=0, error="gone")])
-    assert (row.failed, row.within_share, row.ttft_p95) == (1, 0.5, 0.5)
+    assert (row.failed, row.within_share, row.ttft_p50) == (1, 0.5, 0.5)
+    # One request bears no 95th percentile.
+    assert math.isnan(row.ttft_p95)
     nothing = level(1, [timing(error="gone")])
     assert table([nothing])[0]["ttft_p50"] is None
 
@@ -98,3 +91,38 @@ def test_the_batch_comes_from_the_engines_counters():
     after = Counters(0, 0, steps=30.0, step_requests=60.0)
     assert after.batch_since(before) == pytest.approx((60 - 10) / 20)
     assert after.batch_since(after) == 0.0
+
+
+def test_a_p95_stands_where_enough_requests_bear_it():
+    times = [timing(ttft=0.1 + n / 1000, total=2.0) for n in range(72)]
+    row = level(4, times)
+    assert row.ttft_p95 == pytest.approx(0.1 + 0.95 * 0.071)
+    lower, upper = row.metrics["time_to_first_token"]["intervals"]["p95"]
+    assert lower < 1000 * row.ttft_p95 < upper == pytest.approx(171)
+    assert table([level(4, times[1:])])[0]["ttft_p95"] is None
+
+
+def test_metrics_have_the_names_and_units_of_aiperf():
+    row = level(1, [timing()] * 6)
+    assert row.metrics["time_to_first_token"]["p50"] == pytest.approx(500)
+    assert row.metrics["inter_token_latency"]["avg"] == pytest.approx(50)
+    assert row.metrics["request_latency"]["p50"] == pytest.approx(2000)
+    assert row.metrics["output_token_throughput"] == {"unit": "tokens/sec", "avg": 6 * 31 / 4}
+    assert row.metrics["goodput"] == {"unit": "requests/sec", "avg": 1.5}
+    assert row.metrics["output_sequence_length"]["p95"] == 31
+
+
+def test_gaps_between_chunks_are_apart_from_the_time_per_token():
+    """Chunks of several tokens: vLLM's ITL is AIPerf's inter-chunk latency."""
+    times = (0.2, 0.3, 0.9)
+    result = ChatResult("abc", "length", Usage(7, 8, 0), ttft=0.2, total=1.0, chunk_times=times)
+    row = level(1, [timing_of(result, 8)] * 6)
+    assert row.metrics["inter_chunk_latency"]["max"] == pytest.approx(600)
+    assert row.metrics["inter_token_latency"]["avg"] == pytest.approx(100)
+
+
+def test_the_share_that_must_be_good_is_a_setting():
+    mixed = [timing()] * 9 + [timing(ttft=3)]
+    assert level(1, mixed).within
+    strict = Objective(max_ttft=1.0, max_tpot=0.1, share=0.95)
+    assert not summarise(1, mixed, 4.0, 1.0, strict).within

@@ -1,16 +1,15 @@
-"""Turn request timings into the latency table, its plot and the sentence on hardware."""
+"""Turn request timings into the latency table and the sentence on hardware."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
+from tuneline.evaluation.latency.metrics import metrics
 from tuneline.harness.load_client import Timing, errors_of
+from tuneline.harness.quantiles import percentile, quantile
 
 # Share of a level's requests that must meet the objective for the level to count.
 WITHIN = 0.9
@@ -18,10 +17,17 @@ WITHIN = 0.9
 
 @dataclass(frozen=True)
 class Objective:
-    """The service level: a request is good if both limits, in seconds, hold."""
+    """The service level: a request is good if both limits, in seconds, hold.
+
+    Attributes:
+        max_ttft: longest time to the first token, in seconds.
+        max_tpot: longest time per output token, in seconds.
+        share: share of the requests of a load that must be good.
+    """
 
     max_ttft: float
     max_tpot: float
+    share: float = WITHIN
 
     def met(self, timing: Timing) -> bool:
         """Return True if a request was answered within both limits."""
@@ -36,13 +42,20 @@ class Objective:
 class Level:
     """One row of the table; times in seconds.
 
+    `ttft_p50` and `tpot_p50` are the medians of what was seen. The 95th percentiles are NaN where
+    too few requests were sent to claim them.
+
     Attributes:
+        concurrency: requests under way at once; in an open loop the most there were.
         goodput_per_s: requests per second that met the objective.
         within_share: share of the requests that met the objective.
         batch: mean number of requests in a decoding step by the engine's own counters; less
             than the concurrency if the engine has fewer slots.
         prompt_tokens: mean tokens of a prompt.
         cached_share: share of the prompt tokens that came from the prefix cache.
+        within: True if enough requests met the objective.
+        metrics: the same and more under AIPerf's names; see `metrics`.
+        first_tokens: TTFT of each request that did not fail.
     """
 
     concurrency: int
@@ -59,23 +72,16 @@ class Level:
     batch: float
     prompt_tokens: float
     cached_share: float
+    within: bool
     errors: tuple[str, ...] = ()
-
-    @property
-    def within(self) -> bool:
-        """True if enough requests met the objective."""
-        return self.within_share >= WITHIN
-
-
-def percentile(values: Sequence[float], q: float) -> float:
-    """Return a percentile, `q` from 0 to 100; NaN of no values."""
-    return float(np.percentile(values, q)) if values else math.nan
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    first_tokens: tuple[float, ...] = ()
 
 
 def summarise(
     concurrency: int, timings: Sequence[Timing], seconds: float, batch: float, goal: Objective
 ) -> Level:
-    """Summarise one concurrency level.
+    """Summarise one load.
 
     Args:
         concurrency: requests under way at once.
@@ -95,9 +101,9 @@ def summarise(
         requests=len(timings),
         failed=len(timings) - len(done),
         ttft_p50=percentile(ttft, 50),
-        ttft_p95=percentile(ttft, 95),
+        ttft_p95=_p95(ttft),
         tpot_p50=percentile(tpot, 50),
-        tpot_p95=percentile(tpot, 95),
+        tpot_p95=_p95(tpot),
         tokens_per_s=sum(timing.output_tokens for timing in done) / seconds,
         requests_per_s=len(done) / seconds,
         goodput_per_s=good / seconds,
@@ -105,8 +111,16 @@ def summarise(
         batch=batch,
         prompt_tokens=prompt / max(1, len(done)),
         cached_share=sum(timing.cached_tokens for timing in done) / max(1, prompt),
+        within=good / len(timings) >= goal.share,
         errors=tuple(errors_of(timings)),
+        metrics=metrics(timings, seconds, good),
+        first_tokens=tuple(sorted(ttft)),
     )
+
+
+def _p95(values: Sequence[float]) -> float:
+    found = quantile(values, 0.95)
+    return found.value if found else math.nan
 
 
 def sustained(levels: Sequence[Level]) -> Level | None:
@@ -135,42 +149,18 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
 
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
-    """Return the levels as rows for JSON, rounded; None where nothing was measured."""
-    return [{key: _for_json(value) for key, value in asdict(level).items()} for level in levels]
+    """Return the levels as rows for JSON, rounded; None where nothing was measured or claimed."""
+    rows = []
+    for level in levels:
+        row = asdict(level)
+        del row["first_tokens"]
+        rows.append({key: _for_json(value) for key, value in row.items()})
+    return rows
 
 
 def _for_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
+    if not isinstance(value, float):
+        return value
     return None if math.isnan(value) else round(value, 4)
-
-
-def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:
-    """Draw TTFT, TPOT and throughput over concurrency to a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    at = [level.concurrency for level in levels]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    curves = (
-        ("TTFT, s", "ttft_p50", "ttft_p95", goal.max_ttft),
-        ("TPOT, s", "tpot_p50", "tpot_p95", goal.max_tpot),
-    )
-    for axis, (title, median, tail, limit) in zip(axes, curves, strict=False):
-        axis.plot(at, [getattr(level, median) for level in levels], "o-", label="p50")
-        axis.plot(at, [getattr(level, tail) for level in levels], "s--", label="p95")
-        axis.axhline(limit, color="tab:red", linewidth=1, label="objective")
-        axis.set_title(title)
-    axes[2].plot(at, [level.tokens_per_s for level in levels], "o-", label="tokens/s")
-    axes[2].set_title("throughput")
-    batch = axes[2].twinx()
-    batch.plot(at, [level.batch for level in levels], "^:", color="tab:grey", label="batch")
-    batch.set_ylabel("requests per decoding step")
-    for axis in axes:
-        axis.set_xlabel("concurrent requests")
-        axis.set_ylim(bottom=0)
-        axis.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.deployment import BaseForm
+from tuneline.artifacts.deployment import BaseForm, EngineIdentity
 from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, find_version
 from tuneline.artifacts.releases import Release as Version
 from tuneline.bases.served import fetch_form
 from tuneline.errors import UserError
 from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.release.limits import ServedLimits, largest, served_limits, threads_here
 from tuneline.store import CorruptObject, NotThere, Store, sha256_file
 
-# Of a release that states no limits of its engine.
-DEFAULT_PARALLEL, DEFAULT_CONTEXT = 2, 2048
 # The latency benchmark's measurement of the best throughput, completion tokens per second.
 THROUGHPUT = "peak_tokens_per_s"
 # The name in the API of a base that adapters are served on.
@@ -103,9 +102,9 @@ def serve_request(
         CorruptObject: if bytes are not those that were evaluated.
     """
     versions = [_version(store, release) for release in releases]
-    limits = [(version.manifest.engine or {}).get("limits") or {} for version in versions]
-    parallel = max(int(limit.get("max_batch_size") or DEFAULT_PARALLEL) for limit in limits)
-    context = max(int(limit.get("max_total_tokens") or DEFAULT_CONTEXT) for limit in limits)
+    limits = largest(_limits_of(version) for version in versions)
+    parallel, context = limits.parallel, limits.context_tokens
+    threads = threads_here(limits.threads)
     if len(versions) > 1 or versions[0].apart is not None:
         base = _shared_base(versions)
         names = [adapter_name(release) for release in releases]
@@ -115,10 +114,23 @@ def serve_request(
         }
         model = fetch_form(store, base, print)
         return ServeRequest(
-            model, BASE_ALIAS, parallel, context, adapters=adapters, host=host, port=port
+            model,
+            BASE_ALIAS,
+            parallel,
+            context,
+            adapters=adapters,
+            threads=threads,
+            host=host,
+            port=port,
         )
     model = _fetch_model(versions[0], folder)
-    return ServeRequest(model, releases[0].name, parallel, context, host=host, port=port)
+    name = releases[0].name
+    return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
+
+
+def _limits_of(version: Version) -> ServedLimits:
+    identity = {"engine": version.engine, **(version.manifest.engine or {})}
+    return served_limits(EngineIdentity.model_validate(identity))
 
 
 def _shared_base(versions: Sequence[Version]) -> BaseForm:

@@ -1,0 +1,185 @@
+"""A server of streamed chat completions whose every token has a known time, and its own record.
+
+    python -m benchmarks.serving.token_stream --first 0.05 --token 0.01
+
+It speaks HTTP/1.1 and server-sent events by itself, on asyncio's sockets, so that what a client
+measures does not depend on a library that both of them use. `GET /timings` gives the times that the
+server itself saw since the last time it was asked. It takes a free port of the loopback interface,
+prints its address, and ends when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import threading
+import time
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_STREAM = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+)
+MODEL = "stub"
+# Of a request that names none.
+_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the server behaves; times in seconds.
+
+    Attributes:
+        first: time to the first token, once a slot is free.
+        token: time of each later token.
+        slots: requests that are answered at once; the others wait.
+        stall_every: every so many requests one stalls before its first token; 0 for none.
+        stall: how long it stalls.
+        slow_first: so many requests at the beginning stall.
+        dies_at: number of the request in whose answer the server dies; 0 for none.
+    """
+
+    first: float = 0.002
+    token: float = 0.0005
+    slots: int = 64
+    stall_every: int = 0
+    stall: float = 0.0
+    slow_first: int = 0
+    dies_at: int = 0
+
+
+class TokenStream:
+    """The server.
+
+    Attributes:
+        bodies: the bodies of the requests so far.
+        timings: TTFT, time to the last token and tokens of each answer, as the server saw them.
+        dead: whether it has died.
+        url: its address.
+    """
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        """Describe a server; `listen` starts it."""
+        self._how = behaviour
+        self._numbers = itertools.count(1)
+        self.bodies: list[dict[str, Any]] = []
+        self.timings: list[tuple[float, float, int]] = []
+        self.dead = False
+        self.url = ""
+
+    async def listen(self) -> None:
+        """Start to listen on a free port."""
+        self._free = asyncio.Semaphore(self._how.slots)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=512)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET"):
+                await self._tell(head.split()[1], writer)
+                return
+            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            body = json.loads(await reader.readexactly(length))
+            received = time.perf_counter()
+            self.bodies.append(body)
+            async with self._free:
+                await self._stream(next(self._numbers), body, writer, received)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _tell(self, path: bytes, writer: StreamWriter) -> None:
+        if path == b"/timings":
+            text, self.timings = json.dumps(self.timings), []
+        elif path == b"/metrics":
+            text = f"steps {10.0 * len(self.bodies)}\n"
+        else:
+            text = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(text)}"
+        writer.write(f"{head}\r\nconnection: close\r\n\r\n{text}".encode())
+        await writer.drain()
+
+    async def _stream(
+        self, number: int, body: dict[str, Any], writer: StreamWriter, received: float
+    ) -> None:
+        how, first, last = self._how, 0.0, 0.0
+        if number <= how.slow_first or (how.stall_every and number % how.stall_every == 0):
+            await asyncio.sleep(how.stall)
+        writer.write(_STREAM)
+        tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or _TOKENS)
+        due = time.perf_counter()
+        for place in range(tokens):
+            # By the clock and not by naps, whose errors would add up.
+            due += how.token if place else how.first
+            await asyncio.sleep(due - time.perf_counter())
+            if number == how.dies_at and place == 1:
+                self.dead = True
+                self._server.close()
+            if self.dead:
+                writer.transport.abort()
+                return
+            delta = {"index": 0, "delta": {"content": f"t{place} "}, "finish_reason": None}
+            _send(writer, {"choices": [delta]})
+            await writer.drain()
+            last = time.perf_counter() - received
+            first = first or last
+        _send(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+        _send(writer, {"choices": [], "usage": _usage(body, tokens)})
+        _chunk(writer, b"data: [DONE]\n\n")
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        self.timings.append((first, last, tokens))
+
+
+def _usage(body: dict[str, Any], tokens: int) -> dict[str, int]:
+    prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+    }
+
+
+def _send(writer: StreamWriter, document: dict[str, Any]) -> None:
+    about = {"id": "stub", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
+    _chunk(writer, b"data: " + json.dumps({**about, **document}).encode() + b"\n\n")
+
+
+def _chunk(writer: StreamWriter, data: bytes) -> None:
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+async def _serve(behaviour: Behaviour) -> None:
+    stream, ended = TokenStream(behaviour), asyncio.Event()
+    await stream.listen()
+    print(stream.url, flush=True)
+    loop = asyncio.get_running_loop()
+
+    def leave_with_parent() -> None:
+        sys.stdin.read()
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    await ended.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until standard input closes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.token_stream")
+    parser.add_argument("--first", type=float, default=Behaviour.first)
+    parser.add_argument("--token", type=float, default=Behaviour.token)
+    given = parser.parse_args(arguments)
+    asyncio.run(_serve(Behaviour(first=given.first, token=given.token)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Judge what was measured: the levels, the declared load, the limits and the hardware."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from tuneline.config.evaluation import LoadConfig
+from tuneline.evaluation.latency.closed_loop import ClosedLoop
+from tuneline.evaluation.latency.metrics import claimed, unclaimed_text
+from tuneline.evaluation.latency.open_loop import Capacity, OpenLoop
+from tuneline.evaluation.latency.table import Level, Objective, sustained
+from tuneline.evidence import Measurement, measure
+from tuneline.serving.release.limits import ServedLimits
+
+# The checklist asks for at least four levels.
+MIN_LEVELS = 4
+# A client that sends a request so much later than planned is too slow for the load, seconds.
+MAX_LATE = 0.1
+
+
+def judge_levels(closed: ClosedLoop, stopped: str) -> list[Measurement]:
+    """Judge the closed loops.
+
+    Args:
+        closed: the levels, at least one.
+        stopped: why the measurement is not complete; empty if it is.
+    """
+    levels = closed.levels
+    best = sustained(levels)
+    lowest = min(levels, key=lambda level: level.concurrency)
+    peak = max(levels, key=lambda level: level.tokens_per_s)
+    fewest = min(level.requests for level in levels)
+    found = [
+        measure("levels", len(levels), "levels", ">=", MIN_LEVELS),
+        measure("complete", not stopped, "flag", "==", True),
+        measure("failed_requests", sum(level.failed for level in levels), "requests", "<=", 0),
+        measure(
+            "concurrency_within_objective",
+            best.concurrency if best else 0,
+            "requests",
+            ">=",
+            lowest.concurrency,
+        ),
+        measure("peak_tokens_per_s", round(peak.tokens_per_s, 1), "tokens/s"),
+        measure("requests_of_the_smallest_level", fewest, "requests"),
+        measure("percentiles_claimed", _named(claimed(fewest)) or "none", "percentiles"),
+        measure("percentiles_not_claimed", unclaimed_text(fewest) or "none", "percentiles"),
+    ]
+    return [*found, *(each for level in levels for each in _of_level(level))]
+
+
+def _named(percentiles: Sequence[int]) -> str:
+    return ", ".join(f"p{q}" for q in percentiles)
+
+
+def _of_level(level: Level) -> Iterator[Measurement]:
+    at = f"at_{level.concurrency}"
+    yield measure(f"ttft_p50_{at}", round(level.ttft_p50, 4), "s")
+    yield measure(f"tpot_p50_{at}", round(level.tpot_p50, 4), "s")
+    yield measure(f"tokens_per_s_{at}", round(level.tokens_per_s, 1), "tokens/s")
+    yield measure(f"goodput_{at}", round(level.goodput_per_s, 3), "requests/s")
+    yield measure(f"batch_{at}", round(level.batch, 2), "requests")
+    yield measure(f"prompt_tokens_{at}", round(level.prompt_tokens, 1), "tokens")
+    latency = level.metrics["request_latency"]
+    for q in claimed(level.requests - level.failed):
+        if latency.get(f"p{q}") is not None:
+            yield measure(f"request_latency_p{q}_{at}", round(latency[f"p{q}"] / 1000, 4), "s")
+    for name, value in (("ttft_p95", level.ttft_p95), ("tpot_p95", level.tpot_p95)):
+        if not math.isnan(value):
+            yield measure(f"{name}_{at}", round(value, 4), "s")
+
+
+def judge_load(
+    load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal: Objective
+) -> Iterator[Measurement]:
+    """Judge the declared load, and state the servers that it needs.
+
+    Args:
+        load: the declared load.
+        tried: the open loops, the declared rate first; empty if none was run.
+        bears: what one server bears.
+        goal: the objective.
+    """
+    yield measure("declared_load", load.rate, "requests/s")
+    yield measure("sustained_goodput", round(bears.goodput, 3), "requests/s")
+    yield measure("users_per_server", bears.users, "users")
+    if load.rate is None:
+        return
+    yield measure("replicas_declared", load.replicas, "servers")
+    yield measure("replicas_needed", bears.replicas, "servers")
+    if not tried:
+        yield measure("good_share_at_load", None, "share", ">=", goal.share)
+        return
+    declared = tried[0]
+    row = declared.row
+    yield measure("load_of_a_server", round(declared.rate, 4), "requests/s")
+    yield measure("good_share_at_load", round(row.within_share, 4), "share", ">=", goal.share)
+    yield measure("failed_requests_at_load", row.failed, "requests", "<=", 0)
+    yield measure("goodput_at_load", round(row.goodput_per_s, 3), "requests/s")
+    yield measure("ttft_p50_at_load", round(row.ttft_p50, 4), "s")
+    if not math.isnan(row.ttft_p95):
+        yield measure("ttft_p95_at_load", round(row.ttft_p95, 4), "s")
+    yield measure("queue_growth_at_load", round(declared.queue_growth, 4), "s/s")
+    yield measure("client_late", round(declared.late, 4), "s", "<=", MAX_LATE, on_breach="warn")
+
+
+def judge_limits(measured: ServedLimits, served: ServedLimits | None) -> Iterator[Measurement]:
+    """Compare the limits of the measured server with those that the release serves.
+
+    Args:
+        measured: limits of the measured server.
+        served: limits of the release; None if no engine was identified yet.
+    """
+    yield measure("served_limits_known", served is not None, "flag")
+    if served is None:
+        return
+    for name, unit in (("parallel", "slots"), ("context_tokens", "tokens"), ("threads", "threads")):
+        ours, theirs = getattr(measured, name), getattr(served, name)
+        # An engine on a GPU does not state its threads.
+        if (ours, theirs) != (None, None):
+            yield measure(f"served_{name}", theirs, unit, "==", ours)
+
+
+def judge_hardware(
+    measured_on: str, target: str, differing: Sequence[str]
+) -> Iterator[Measurement]:
+    """Compare the hardware of the measurement with the declared one."""
+    yield measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn")
+    yield measure("hardware_differences", "; ".join(differing) or "none", "hardware")
+
+
+def load_line(load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal: Objective) -> str:
+    """Say whether the declared load holds, and how many servers it needs."""
+    if load.rate is None:
+        return "no load is declared (evaluation.load), so only the lowest level had to hold"
+    users = f" of {load.users} users" if load.users else ""
+    wanted = f"the declared load of {load.rate:.3g} requests/s{users}"
+    if not tried:
+        return f"{wanted} was not measured"
+    declared = tried[0]
+    part = f" at one of {load.replicas} servers" if load.replicas > 1 else ""
+    state = "holds" if declared.holds else "does not hold"
+    row = declared.row
+    line = (
+        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: {row.within_share:.0%} of "
+        f"{row.requests} requests at {declared.rate:.3g} a second were within the objective "
+        f"({goal.share:.0%} must be)"
+    )
+    if not declared.holds and declared.queue_growth > 0:
+        line += f", and TTFT grew by {declared.queue_growth:.2g} s each second"
+    if bears.replicas is None:
+        return f"{line}; no rate was found that one server bears"
+    servers = "server" if bears.replicas == 1 else "servers"
+    return f"{line}; it needs {bears.replicas} such {servers}"
