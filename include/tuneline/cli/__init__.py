@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import data, logs, measuring, runs, serving
+from tuneline.cli import data, logs, measuring, review, runs, serving
 from tuneline.exits import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     runs.add_runs(commands)
     data.add_data(commands)
     serving.add_serving(commands)
+    review.add_review(commands)
     logs.add_logs(commands)
     measuring.add_drift(commands)
     measuring.add_bench(commands)
