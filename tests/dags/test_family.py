@@ -49,8 +49,11 @@ def test_each_model_has_its_own_four(parsed):
     assert main.max_active_runs == 1
     assert main.params["data"] == "s3://bucket/faq.jsonl"
     assert main.get_task("prepare_run").op_args == ("faq",)
-    for name in ("approve_waivers", "approve_release", "review_pairs"):
+    for name in ("approve_waivers", "approve_release"):
         assert [user["id"] for user in main.get_task(name).assigned_users] == ["alice"]
+    # A mapped task, whose operators are made in the worker.
+    mapped = main.get_task("review_pairs").partial_kwargs
+    assert [user["id"] for user in mapped["assigned_users"]] == ["alice"]
 
 
 def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):

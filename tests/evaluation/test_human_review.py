@@ -324,7 +324,7 @@ def test_the_last_vote_of_a_reviewer_counts(review):
 
 
 def test_a_judge_never_counts_as_a_person_and_makes_few_votes_decide(lab):
-    """Six of eight people prefer the tuned model; the judge agrees, and says so on 90 pairs more."""
+    """People prefer it on nine of twelve pairs; the judge agrees, and votes on 90 more."""
     settings = {"review": True, "review_pairs": 12, "review_judge_pairs": 90}
     bench = lab(evaluation={**settings, "reviewers": ["alice"]})
     key = prepared(bench, holdout=102)
