@@ -324,29 +324,29 @@ def test_the_last_vote_of_a_reviewer_counts(review):
 
 
 def test_a_judge_never_counts_as_a_person_and_makes_few_votes_decide(lab):
-    """People prefer it on nine of twelve pairs; the judge agrees, and votes on 90 more."""
-    settings = {"review": True, "review_pairs": 12, "review_judge_pairs": 90}
+    """People prefer it on 14 of 20 pairs; the judge agrees, and votes on 90 more."""
+    settings = {"review": True, "review_pairs": 20, "review_judge_pairs": 90}
     bench = lab(evaluation={**settings, "reviewers": ["alice"]})
-    key = prepared(bench, holdout=102)
-    people = [entry for entry in key if entry.pair <= 12]
-    assert len(key) == 102
+    key = prepared(bench, holdout=110)
+    people = [entry for entry in key if entry.pair <= 20]
+    assert len(key) == 110
     vote(
         bench,
         people,
-        lambda entry: for_model("base" if entry.pair % 4 == 0 else "tuned")(entry),
+        lambda entry: for_model("base" if entry.pair % 3 == 0 else "tuned")(entry),
     )
     alone = bench.execute("human_review")
     assert alone.verdict == "inconclusive"
     vote(
         bench,
         key,
-        lambda entry: for_model("base" if entry.pair % 4 == 0 else "tuned")(entry),
+        lambda entry: for_model("base" if entry.pair % 3 == 0 else "tuned")(entry),
         ("gpt",),
         judge=True,
     )
     evidence = bench.execute("human_review")
     found = values(evidence)
-    assert (found["votes"], found["reviewers"], found["judge_votes"]) == (12, 1, 102)
+    assert (found["votes"], found["reviewers"], found["judge_votes"]) == (20, 1, 110)
     assert found["judge_agrees_with_people"] == 1.0
     assert found["combined_win_rate_lower"] > 0.5
     assert evidence.verdict == "pass"

@@ -85,7 +85,7 @@ def test_reviewers_of_one_file_stay_apart(bench, sheet):
     [
         (
             lambda rows: [*vote_on(rows), *vote_on(rows[:1], "B")],
-            r"line 102, pair: ann has voted on pair 1 on line 2 already",
+            r"line 82, pair: ann has voted on pair 1 on line 2 already",
         ),
         (lambda rows: vote_on(rows, reviewer="mallory"), "line 2, reviewer: mallory is not assig"),
         (lambda rows: vote_on(rows, reviewer=""), "line 2, reviewer: a vote needs the name"),

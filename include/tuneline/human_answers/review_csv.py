@@ -57,7 +57,8 @@ def read(raw: bytes, name: str, judge: str | None = None) -> list[GivenVote]:
         columns = [column.strip() for column in reader.fieldnames or ()]
         reader.fieldnames = columns
         _check_columns(columns, f"{name}, line {1 + skipped}", judge)
-        votes, line = [], reader.line_num + 1
+        votes: list[GivenVote] = []
+        line = reader.line_num + 1
         for entry in reader:
             where = f"{name}, line {line + skipped}"
             if None in entry:

@@ -95,8 +95,8 @@ def import_file(
     pairs = all_pairs(run, sheet) if judge else sheet.pairs
     # A judge is no reviewer, and is never taken for one.
     assigned = [] if judge else run.config.evaluation.reviewers
-    _check_repeats(given)
     votes = [_checked(vote, sheet.review_id, pairs, assigned) for vote in given]
+    _check_repeats(given)
     if not votes:
         raise UserError(f"{path} holds no vote; fill the column choice ({_HOW})")
     counts: dict[str, int] = {}
@@ -142,7 +142,7 @@ def _checked(
         )
     shown = {pair.pair: pair for pair in pairs}
     number = int(vote.pair) if vote.pair.isascii() and vote.pair.isdigit() else None
-    if number not in shown:
+    if number is None or number not in shown:
         raise UserError(
             f"{vote.where}, pair: there is no pair {vote.pair!r}; the pairs are {min(shown)} to "
             f"{max(shown)}"

@@ -21,10 +21,11 @@ def rows_of(labels, words=lambda number: number % 40 + 1):
 
 
 def test_a_rare_label_and_both_kinds_of_disagreement_are_seen():
-    """Of 1000 rows 980 have one label, and 990 answers are all but the same."""
+    """Of 1000 rows 980 have one label, and 986 answers are all but the same."""
     rows = rows_of(["common"] * 980 + ["rare"] * 20)
+    far = {*range(0, 1000, 100), 981, 986, 991, 996}
     answers = {
-        row.row_id: ("we send it today", "no" if n % 100 == 0 else "we send it now")
+        row.row_id: ("we send it today", "no" if n in far else "we send it now")
         for n, row in enumerate(rows)
     }
     kinds = strata(rows, answers)

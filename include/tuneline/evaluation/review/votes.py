@@ -65,7 +65,8 @@ def sort_votes(
     people: dict[tuple[int, str], Vote] = {}
     judges: dict[tuple[int, str], Vote] = {}
     comments: dict[str, list[str]] = {}
-    earlier, unassigned = 0, {}
+    unassigned: dict[str, int] = {}
+    earlier = 0
     for ballot in ballots:
         if ballot.review_id != review_id:
             earlier += len(ballot.marks)
