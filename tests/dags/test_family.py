@@ -92,7 +92,9 @@ def test_waiting_holds_no_worker(parsed):
         dags["nightly_retraining"].get_task("await_run"),
     ]
     assert all(task.mode == "reschedule" for task in waiting)
-    asking = [t for dag in dags.values() for t in dag.tasks if isinstance(t, HITLOperator)]
+    tasks = [task for dag in dags.values() for task in dag.tasks]
+    kinds = [task.operator_class if task.is_mapped else type(task) for task in tasks]
+    asking = [t for t, kind in zip(tasks, kinds, strict=True) if issubclass(kind, HITLOperator)]
     assert len(asking) == 4
     assert {task.pool for task in asking} == {"default_pool"}
 
