@@ -323,7 +323,7 @@ def test_the_last_vote_of_a_reviewer_counts(review):
     assert (value(evidence, "votes"), value(evidence, "losses")) == (8, 8)
 
 
-def test_a_judge_never_counts_as_a_person_and_makes_few_votes_decide(lab):
+def test_a_judge_informs_and_never_counts_as_a_person(lab):
     """People prefer it on 14 of 20 pairs; the judge agrees, and votes on 90 more."""
     settings = {"review": True, "review_pairs": 20, "review_judge_pairs": 90}
     bench = lab(evaluation={**settings, "reviewers": ["alice"]})
@@ -349,7 +349,7 @@ def test_a_judge_never_counts_as_a_person_and_makes_few_votes_decide(lab):
     assert (found["votes"], found["reviewers"], found["judge_votes"]) == (20, 1, 110)
     assert found["judge_agrees_with_people"] == 1.0
     assert found["combined_win_rate_lower"] > 0.5
-    assert evidence.verdict == "pass"
+    assert evidence.verdict == "inconclusive"
     assert "gpt, which agrees with people on 100%" in evidence.summary
 
 

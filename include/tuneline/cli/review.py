@@ -49,7 +49,7 @@ def _add_import(actions: Commands) -> None:
     reader.add_argument("file", type=Path, metavar="FILE", help=".csv, or .json of Argilla records")
     add_run_argument(reader)
     reader.add_argument(
-        "--judge", metavar="MODEL", help="the model that voted, whose votes support those of people"
+        "--judge", metavar="MODEL", help="the model that voted; its votes inform and decide nothing"
     )
     reader.add_argument(
         "--user",

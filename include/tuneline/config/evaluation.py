@@ -152,7 +152,7 @@ class EvaluationConfig(Section):
         0,
         ge=0,
         le=5000,
-        description="Pairs beyond those of people that a judge is to vote on. Its votes count "
+        description="Pairs beyond those of people that a judge is to vote on. Its votes inform "
         "once `tuneline review import --judge` has read them.",
     )
 

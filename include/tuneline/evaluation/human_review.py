@@ -4,8 +4,8 @@ Method: the votes of a blind A/B review give a win rate with a Wilson interval (
 and the exact sign test, which decides at a stated level. Both count pairs and not votes: the
 majority of the votes on a pair decides it. Votes count if they were given to the pairs of this very
 review by people who were asked. Where a judge voted on many more pairs, prediction-powered
-inference combines its votes with those of people (`review/prediction_powered.py`). Without a vote
-the evidence says so.
+inference combines its votes with those of people for information
+(`review/prediction_powered.py`). Without a vote the evidence says so.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _judge_sentence(judge: judgement.Judge | None) -> str:
         )
     return (
         f"with {judge.votes} votes of the judge {names}{agreed}: win rate "
-        f"{judge.combined.win_rate.text()}, which decides"
+        f"{judge.combined.win_rate.text()}, which informs"
     )
 
 

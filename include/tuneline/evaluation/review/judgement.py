@@ -85,14 +85,11 @@ def against_base(outcome: Outcome, alpha: float, judge: Judge | None) -> list[Me
 
     It fails if people prefer the base at the level. If they lean to the tuned model and chance
     could explain it, it is inconclusive and says how many pairs would do; if they do not lean to
-    it, more pairs promise nothing and it warns. Where a judge's votes can be combined with theirs,
-    the combined interval decides in place of the sign test.
+    it, more pairs promise nothing and it warns. A judge's votes inform and decide nothing.
     """
-    combined = judge.combined if judge else None
     leans = outcome.wins > outcome.losses
     undecided: Breach = "inconclusive" if leans else "warn"
     preferred = outcome.preferred(alpha, "base")
-    decides = combined is None
     stated = [
         *_counts(outcome, ""),
         measure("preferred", preferred, "model", "!=", "base"),
@@ -100,8 +97,8 @@ def against_base(outcome: Outcome, alpha: float, judge: Judge | None) -> list[Me
             "sign_test_p",
             round(outcome.p_value, 5),
             "p",
-            "<=" if decides else None,
-            alpha if decides else None,
+            "<=",
+            alpha,
             on_breach=undecided,
         ),
     ]
@@ -162,13 +159,6 @@ def _combined(judge: Judge) -> list[Measurement]:
         measure("judge_weight", judge.combined.weight, "share"),
         measure("pairs_judged_alone", judge.combined.judged, "pairs"),
         measure("combined_win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
-        measure("combined_win_rate_upper", round(rate.upper, 4), "share", ">=", 0.5),
-        measure(
-            "combined_win_rate_lower",
-            round(rate.lower, 4),
-            "share",
-            ">",
-            0.5,
-            on_breach="inconclusive" if rate.value > 0.5 else "warn",
-        ),
+        measure("combined_win_rate_upper", round(rate.upper, 4), "share"),
+        measure("combined_win_rate_lower", round(rate.lower, 4), "share"),
     ]

@@ -3,12 +3,15 @@
 Source: Angelopoulos, Bates, Fannjiang, Jordan and Zrnic, "Prediction-powered inference" (Science,
 2023), with the weight of the judge tuned as in PPI++ (Angelopoulos, Duchi and Zrnic, 2023): the
 judge's mean over many pairs, corrected by how far people differ from it on the pairs that both
-voted on. A judge that is biased or random widens the interval and does not move its centre.
+voted on. The bias of a judge is corrected, and widens the interval.
 
 Both papers' intervals are asymptotic. With ten pairs and a win rate near 1 they cover 50 to 75 %
 instead of 95 % (the votes seen are often all alike, and their variance 0). So two pairs are added
 on which people and a judge without an opinion differ once each way, as Agresti and Coull (1998) do
-for a share, and Student's t takes the place of the normal distribution.
+for a share, and Student's t takes the place of the normal distribution. What is left: at 20 pairs
+and a judge that is strongly biased, the 95 % interval holds the true rate in 92 % of simulated
+reviews and lies above one half in 6 % of even ones (2.5 % nominal). So it informs and decides
+nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from tuneline.harness.intervals import Interval
 
-# With 8 pairs and a biased judge, 5.8 % of even reviews were called a preference (2.5 % nominal).
+# Fewer say too little of where people differ from the judge.
 LEAST_PAIRS = 20
 _TIE = 0.5
 
