@@ -13,7 +13,7 @@ DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 
-.PHONY: help setup setup-vllm demo up down status test test-fast test-long test-cluster test-vllm lint types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm lint types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -37,6 +37,10 @@ demo: python ## run the whole pipeline on sample data (DATA=file CONFIG=file.yam
 
 up: setup ## start the stack without a run
 	@$(STACK) up
+
+review: ## compare the answers of the last run with the base's, blind, in this terminal
+	@test -x $(AIRFLOW)/python || { echo "review: nothing was run yet; start with make demo" >&2; \
+	exit 2; }; $(STACK) review
 
 down: ## stop everything that the stack started
 	@test -x $(AIRFLOW)/python || { echo "nothing was running"; exit 0; }; $(STACK) down

@@ -92,7 +92,7 @@ def _wire(model: Model) -> None:
     with groups[Phase.TRAINING]:
         sweep_wanted, trials = sweep()
     with groups[Phase.EVALUATION]:
-        review_wanted, answers = ask_review(RUN_URI), review_pairs(model)
+        review_wanted, (pairs_assigned, answers) = ask_review(RUN_URI), review_pairs(model)
     with groups[Phase.GOVERNANCE]:
         approval_wanted, approval = ask_approval(RUN_URI), approve_release(model)
 
@@ -110,7 +110,8 @@ def _wire(model: Model) -> None:
         optional[before] >> tasks[step_id].first
     for earlier in ("license_audit", "final_audit"):
         tasks[earlier].last >> trials
-    tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first >> answers
+    tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first
+    tasks["prepare_review"].last >> pairs_assigned
     tasks["lineage"].last >> approval_wanted >> approval
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param, task
+from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
 from tuneline.config import Model
 from tuneline.errors import UserError
+from tuneline.human_answers import review_form
+from tuneline.human_answers.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.notify import announcers
 from tuneline_airflow.pods import RUN_URI, run_uri_of
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,26 +61,52 @@ class RunApproval(ApprovalOperator):
         return super().execute_complete(context, event)
 
 
+@task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
+def assign_pairs(run_uri: str) -> list[dict[str, Any]]:
+    """Return the pairs of each reviewer's task; without any, there is no task."""
+    return [asdict(assignment) for assignment in assignments_of(Run.open(run_uri))]
+
+
 class ReviewPairs(HITLOperator):
-    """A task that shows the blind pairs and takes one reviewer's votes."""
+    """A task that shows some of the blind pairs and takes one reviewer's votes.
+
+    Args:
+        assignment: `reviewer` (None: whoever may answer for the model) and `pairs`, their numbers.
+    """
+
+    def __init__(self, *, assignment: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.assignment = assignment
 
     def execute(self, context: Context) -> Any:
-        """Ask, and wait for the time that the run's configuration gives."""
-        run = _run(context)
-        self.body = human_answers.review_sheet(run)
+        """Ask the reviewer, and wait for the time that the run's configuration gives."""
+        run, reviewer = _run(context), self.assignment["reviewer"]
+        if reviewer is not None:
+            self.assigned_users = [HITLUser(id=reviewer, name=reviewer)]
+        self.body = review_form.review_body(run, self.assignment["pairs"])
+        self._make_form(run)
         self.response_timeout = timedelta(hours=run.config.evaluation.review_hours)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Store the votes with the name of the user that Airflow recorded."""
+        run = _run(context)
+        # The operator is made anew for the answer.
+        self._make_form(run)
         answer = super().execute_complete(context, event)
         if _VOTE in event["chosen_options"]:
-            votes = str((event["params_input"] or {}).get("votes") or "")
+            pairs, given = self.assignment["pairs"], event["params_input"] or {}
             try:
-                human_answers.record_votes(_run(context), votes, answerer(event))
+                review_form.record_form(run, pairs, given, answerer(event))
             except UserError as error:
                 raise AirflowException(str(error)) from None
         return answer
+
+    def _make_form(self, run: Run) -> None:
+        fields = review_form.form_fields(run, self.assignment["pairs"])
+        params = {name: Param(**field) for name, field in fields.items()}
+        self.params = ParamsDict(params)
 
 
 def asked(model: Model) -> dict[str, Any]:
@@ -85,27 +116,22 @@ def asked(model: Model) -> dict[str, Any]:
     return {"assigned_users": users or None, "notifiers": announcers("question", model)}
 
 
-def review_pairs(model: Model) -> ReviewPairs:
-    """Make the task that asks for votes on the blind pairs."""
-    votes = Param(
-        "",
-        type=["string", "null"],
-        format="multiline",
-        title="Votes",
-        description="One line for each pair: its number and A, B or tie (`3 A`).",
-    )
-    return ReviewPairs(
+def review_pairs(model: Model) -> tuple[Any, Any]:
+    """Make the task that deals out the blind pairs, and those that ask for votes on them."""
+    assigned = assign_pairs(RUN_URI)
+    return assigned, ReviewPairs.partial(
         task_id="review_pairs",
         **asked(model),
         subject="Blind review: which answer is better?",
         options=[_VOTE, _SKIP],
         # A review without an answer is an outcome that human_review states, not a failure.
         defaults=_SKIP,
-        params={"votes": votes},
-        # Unreadable votes fail the task; the next try asks again.
+        # Votes that can't be stored fail the task; the next try asks again.
         retries=5,
         retry_delay=timedelta(seconds=1),
-    )
+        map_index_template="pairs {{ task.assignment['pairs'] | join(', ') }}"
+        "{% if task.assignment['reviewer'] %} for {{ task.assignment['reviewer'] }}{% endif %}",
+    ).expand(assignment=assigned)
 
 
 def approve_waivers(model: Model) -> RunApproval:

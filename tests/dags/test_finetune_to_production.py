@@ -89,7 +89,7 @@ CHAINS = (
     "train checkpointing",
     "train quantization_verification",
     "export_candidate adapter_merging",
-    "holdout_performance prepare_review review_pairs human_review lineage promote",
+    "holdout_performance prepare_review assign_pairs review_pairs human_review lineage promote",
     "cold_start cost_tracking",
     "cold_start drift_detection",
 )
@@ -204,7 +204,8 @@ def test_steps_that_start_the_engine_run_in_its_image(dag):
 
 def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):
     """On a small machine whatever runs beside a benchmark is in its numbers."""
-    review = {"ask_review", "prepare_review", "review_pairs", "human_review", "check_human_review"}
+    review = {"ask_review", "prepare_review", "assign_pairs", "review_pairs"}
+    review |= {"human_review", "check_human_review"}
     for benchmark in ("latency_benchmark", "production_quantization", "adapter_merging"):
         task = dag.get_task(benchmark)
         related = (

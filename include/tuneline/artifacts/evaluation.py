@@ -6,10 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuneline.artifacts.artifact import Artifact, Document, Lines, RunDocument
+from tuneline.artifacts.artifact import Artifact, Document, Lines
 
-Side = Literal["base", "tuned"]
+Side = Literal["base", "tuned", "released"]
 _REVIEW_SCHEMA = "tuneline/review/1"
+BOTH_BAD = "both bad"
+# The choices on a pair, as votes state them.
+CHOICES = ("A", "B", "tie", BOTH_BAD)
 
 
 class AnswerPair(BaseModel):
@@ -24,6 +27,13 @@ class AnswerPair(BaseModel):
     def differ(self) -> bool:
         """True if the two answers differ in more than the space around them."""
         return self.base.strip() != self.tuned.strip()
+
+
+class ReleasedAnswer(BaseModel):
+    """The answer of the released model to one hold-out row."""
+
+    row_id: str
+    released: str
 
 
 class ReviewPair(BaseModel):
@@ -43,17 +53,23 @@ class ReviewSheet(BaseModel):
     schema_: str = Field(_REVIEW_SCHEMA, alias="schema")
     review_id: str = ""
     instructions: str
-    choices: list[str] = ["A", "B", "tie"]
+    choices: list[str] = list(CHOICES)
     pairs: list[ReviewPair]
 
 
 class KeyEntry(BaseModel):
-    """The models on the two sides of one pair, and its hold-out row."""
+    """The models on the two sides of one pair, its hold-out row and the stratum of that row."""
 
     pair: int
     row_id: str
     A: Side
     B: Side
+    stratum: str = ""
+
+    @property
+    def other(self) -> Side:
+        """The model that the tuned one is compared with."""
+        return self.B if self.A == "tuned" else self.A
 
 
 class ReviewKey(BaseModel):
@@ -66,26 +82,73 @@ class ReviewKey(BaseModel):
     pairs: list[KeyEntry]
 
 
+class Mark(BaseModel):
+    """A choice on one pair, one of `CHOICES`, and what the reviewer says of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pair: int
+    choice: str
+    comment: str = ""
+
+
+Source = Literal["airflow", "terminal", "csv", "argilla"]
+
+
+class Ballot(BaseModel):
+    """What one reviewer cast at once in one review.
+
+    Attributes:
+        review_id: the review whose pairs were shown.
+        reviewer: the user that Airflow or the machine knows, or the name that a file states.
+        source: how the votes were taken.
+        at: the time, RFC 3339.
+        marks: the choices.
+        comment: what the reviewer says of all of them.
+        judge: True if a model voted and not a person.
+        imported_by: the user who read the file in, None for votes that were cast directly.
+    """
+
+    review_id: str
+    reviewer: str
+    source: Source
+    at: str
+    marks: list[Mark]
+    comment: str = ""
+    judge: bool = False
+    imported_by: str | None = None
+
+
 class Vote(BaseModel):
-    """The choice of one reviewer on one pair: `A`, `B` or `tie`."""
+    """The choice of one reviewer on one pair."""
 
     model_config = ConfigDict(frozen=True)
 
     pair: int
     choice: str
     reviewer: str
+    source: Source = "airflow"
+    at: str = ""
+    comment: str = ""
 
 
 class ReviewVotes(BaseModel):
-    """The votes of a review, in the order in which they were cast."""
+    """The votes of a review that count, one for each pair and reviewer."""
 
+    review_id: str
     votes: list[Vote]
+    judge_votes: list[Vote] = []
+    comments: dict[str, list[str]] = {}
 
 
 HOLDOUT_ANSWERS = Lines("holdout_performance", "answers.jsonl", AnswerPair)
 # The same rows with prompts and scores, for whoever computes the evidence's numbers again.
 HOLDOUT_SCORES = Artifact("holdout_performance", "answers.parquet")
+# Left where a release could be compared.
+RELEASED_ANSWERS = Lines("holdout_performance", "released_answers.jsonl", ReleasedAnswer)
 REVIEW_PAIRS = Document("prepare_review", "pairs.json", ReviewSheet)
+# Further pairs of the same draw, for a judge.
+JUDGE_PAIRS = Document("prepare_review", "judge_pairs.json", ReviewSheet)
 REVIEW_KEY = Document("prepare_review", "quarantine/review_key.json", ReviewKey)
-# Written by people, not by a step: it lies in the phase's folder.
-REVIEW_VOTES = RunDocument("evaluation/review_votes.json", ReviewVotes)
+# The votes that counted, as the item leaves them.
+COUNTED_VOTES = Document("human_review", "votes.json", ReviewVotes)

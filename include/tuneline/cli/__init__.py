@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import data, evaluating, logs, measuring, runs, serving
+from tuneline.cli import data, evaluating, logs, measuring, review, runs, serving
 from tuneline.exits import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_data(commands)
     evaluating.add_evaluating(commands)
     serving.add_serving(commands)
+    review.add_review(commands)
     logs.add_logs(commands)
     measuring.add_drift(commands)
     measuring.add_bench(commands)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.section import Section
 
@@ -270,7 +270,56 @@ class EvaluationConfig(Section):
     )
     load: LoadConfig = LoadConfig()
     review: bool = Field(False, description="Ask people for a blind A/B review.")
-    review_pairs: int = Field(8, ge=1, le=50, description="Pairs in the review.")
+    review_pairs: int = Field(
+        10,
+        ge=1,
+        le=200,
+        description="Pairs of the tuned model and the base in the review; as many more with the "
+        "released model, if its answers are at hand.",
+    )
     review_hours: float = Field(
         48, gt=0, description="Time that the review waits for votes, in hours."
     )
+    reviewers: list[str] = Field(
+        [],
+        description="Users who are asked, by the names that Airflow knows them by; votes of "
+        "others do not count. Empty: the model's approvers are asked, and every vote counts.",
+    )
+    reviewers_per_pair: int = Field(
+        2, ge=1, description="Reviewers who are asked about each pair, at most all of `reviewers`."
+    )
+    review_pairs_per_task: int = Field(
+        5, ge=1, le=20, description="Pairs in one task of a reviewer."
+    )
+    review_alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Level of the sign test (two-sided) that decides the review.",
+    )
+    review_required: bool | None = Field(
+        None,
+        description="Fail human_review while pairs lack votes; false only warns. None: as the "
+        "profile says, true in production.",
+    )
+    review_judge_pairs: int = Field(
+        0,
+        ge=0,
+        le=5000,
+        description="Pairs beyond those of people that a judge is to vote on. Its votes inform "
+        "once `tuneline review import --judge` has read them.",
+    )
+
+    @field_validator("reviewers")
+    @classmethod
+    def _reviewers_are_names(cls, names: list[str]) -> list[str]:
+        if any(not name.strip() for name in names):
+            raise ValueError("a reviewer has an empty name; leave it out")
+        if len(set(names)) < len(names):
+            raise ValueError("a reviewer is named twice; keep one")
+        return names
+
+    @property
+    def votes_per_pair(self) -> int:
+        """Number of reviewers who are asked about each pair."""
+        return min(self.reviewers_per_pair, len(self.reviewers) or 1)

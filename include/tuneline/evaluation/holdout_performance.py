@@ -35,7 +35,7 @@ from tuneline.evaluation.holdout.row_scores import (
 )
 from tuneline.evaluation.holdout.trained_rows import seen_by
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import choose_task, scores
+from tuneline.harness.answers import choose_task
 from tuneline.harness.asking import ask_both
 from tuneline.harness.rows import of_split
 from tuneline.harness.served_models import candidate

@@ -1,143 +1,203 @@
 """human_review: people who cannot know which model wrote an answer prefer the tuned one.
 
-Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count
-half) and the exact sign test. Both count pairs and not votes: several votes on one pair are
-several opinions on the same pair, and their majority decides it. Without a vote the evidence
-says so and warns.
+Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count half)
+and the exact sign test, which decides at a stated level. Both count pairs and not votes: the
+majority of the votes on a pair decides it. Votes count if they were given to the pairs of this very
+review by people who were asked. Where a judge voted on many more pairs, prediction-powered
+inference combines its votes with those of people for information
+(`review/prediction_powered.py`). Without a vote the evidence says so.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from tuneline.artifacts.evaluation import (
+    COUNTED_VOTES,
+    JUDGE_PAIRS,
     REVIEW_KEY,
     REVIEW_PAIRS,
-    REVIEW_VOTES,
     KeyEntry,
+    ReviewKey,
+    ReviewPair,
     ReviewVotes,
-    Vote,
 )
-from tuneline.errors import UserError
-from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.intervals import Interval, sign_test, wilson
+from tuneline.evaluation.prepare_review import answers_by_row, shown_as
+from tuneline.evaluation.review import judgement
+from tuneline.evaluation.review.counts import Outcome, count
+from tuneline.evaluation.review.votes import Cast, sort_votes
+from tuneline.evidence import Breach, Evidence, Measurement, measure
+from tuneline.human_answers.ballots import FOLDER, ballots, documents
 from tuneline.run import StepContext
 
-CHOICES = ("A", "B", "tie")
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """The pairs that the tuned model won, lost and tied, each by the majority of its votes."""
-
-    wins: int
-    losses: int
-    ties: int
-    reviewers: tuple[str, ...]
-    votes: int
-
-    @property
-    def pairs(self) -> int:
-        """Number of pairs with at least one vote."""
-        return self.wins + self.losses + self.ties
-
-    @property
-    def win_rate(self) -> Interval:
-        """Share of pairs won by the tuned model, ties as halves."""
-        return wilson(self.wins + self.ties / 2, self.pairs)
-
-    @property
-    def p_value(self) -> float:
-        """P-value of the sign test: wins and losses are equally likely."""
-        return sign_test(self.wins, self.losses)
-
-
-def check_votes(votes: Sequence[Vote], key: Sequence[KeyEntry], where: str) -> list[Vote]:
-    """Return the votes that count: a reviewer's last vote on each pair.
+def contradictions(
+    pairs: Sequence[ReviewPair],
+    key: Sequence[KeyEntry],
+    answers: Mapping[str, Mapping[str, str]],
+) -> list[int]:
+    """Return the pairs that do not show the answers which the key says they show.
 
     Args:
-        votes: the votes in the order in which they were cast.
-        key: the pairs that were shown.
-        where: the votes' place, for an error.
-
-    Raises:
-        UserError: if a pair or a choice does not exist, or a vote has no name.
+        pairs: the pairs as people saw them.
+        key: the models behind their sides.
+        answers: the answers of each model by row id.
     """
-    known = {entry.pair for entry in key}
-    last: dict[tuple[int, str], Vote] = {}
-    for number, vote in enumerate(votes, 1):
-        spot = f"{where}, vote {number}"
-        if vote.pair not in known:
-            raise UserError(f"{spot}: there is no such pair; the pairs are 1 to {len(known)}")
-        if vote.choice not in CHOICES:
-            raise UserError(f"{spot}: choice must be A, B or tie, not {vote.choice!r}")
-        reviewer = vote.reviewer.strip()
-        if not reviewer:
-            raise UserError(f"{spot}: a vote needs the name of its reviewer")
-        last[vote.pair, reviewer] = vote.model_copy(update={"reviewer": reviewer})
-    return list(last.values())
-
-
-def count(votes: Sequence[Vote], key: Sequence[KeyEntry]) -> Outcome:
-    """Look up the models behind the sides, and count pairs for and against the tuned model."""
-    sides = {entry.pair: {"A": entry.A, "B": entry.B} for entry in key}
-    balance: Counter[int] = Counter()
-    for vote in votes:
-        preferred = sides[vote.pair].get(vote.choice)
-        balance[vote.pair] += {"tuned": 1, "base": -1}.get(preferred or "tie", 0)
-    return Outcome(
-        wins=sum(value > 0 for value in balance.values()),
-        losses=sum(value < 0 for value in balance.values()),
-        ties=sum(value == 0 for value in balance.values()),
-        reviewers=tuple(sorted({vote.reviewer for vote in votes})),
-        votes=len(votes),
-    )
-
-
-def judge(outcome: Outcome, shown: int) -> list[Measurement]:
-    """Measure a review that people took part in.
-
-    It fails if people clearly prefer the base (the whole interval lies below one half), and
-    warns if they do not clearly prefer the tuned model.
-
-    Args:
-        outcome: the result, with at least one vote.
-        shown: number of pairs that were shown.
-    """
-    rate = outcome.win_rate
-    return [
-        measure("votes", outcome.votes, "votes", ">=", 1, on_breach="warn"),
-        measure("reviewers", len(outcome.reviewers), "people", ">=", 1, on_breach="warn"),
-        measure("pairs_voted_on", outcome.pairs, "pairs", ">=", shown, on_breach="warn"),
-        measure("win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
-        measure("win_rate_upper", round(rate.upper, 4), "share", ">=", 0.5),
-        measure("win_rate_lower", round(rate.lower, 4), "share", ">", 0.5, on_breach="warn"),
-        measure("sign_test_p", round(outcome.p_value, 5), "p"),
-        measure("wins", outcome.wins, "pairs"),
-        measure("losses", outcome.losses, "pairs"),
-        measure("ties", outcome.ties, "pairs"),
-    ]
+    entries = {entry.pair: entry for entry in key}
+    wrong = []
+    for pair in pairs:
+        entry = entries.get(pair.pair)
+        if entry is None or any(
+            shown_as(answers.get(entry.row_id, {}).get(side, "")) != text
+            for side, text in ((entry.A, pair.A), (entry.B, pair.B))
+        ):
+            wrong.append(pair.pair)
+    return wrong
 
 
 def run(ctx: StepContext) -> Evidence:
     """Count the votes that reviewers left, or say that there are none."""
-    cast = REVIEW_VOTES.find(ctx.run)
-    if cast is None or not cast.votes:
-        off = cast is None and not ctx.config.evaluation.review
-        why = "the review is switched off" if off else "nobody answered"
-        nothing = measure("votes", 0, "votes", ">=", 1, on_breach="warn")
-        return ctx.conclude(f"not reviewed: {why}", [nothing])
-    shown, key = REVIEW_PAIRS.read(ctx), REVIEW_KEY.read(ctx)
-    REVIEW_VOTES.note(ctx)
-    votes = check_votes(cast.votes, key.pairs, REVIEW_VOTES.uri(ctx.run))
-    kept = ReviewVotes(votes=votes).model_dump()
-    ctx.write_json("votes.json", {"review_id": key.review_id, **kept})
-    outcome = count(votes, key.pairs)
-    summary = (
-        f"{', '.join(outcome.reviewers)} preferred the tuned model on {outcome.wins} of "
-        f"{outcome.pairs} pairs and the base on {outcome.losses}, {outcome.ties} tied; "
-        f"win rate {outcome.win_rate.text()}, sign test p = {outcome.p_value:.3f}"
+    cast = ballots(ctx.run)
+    short = _too_few(ctx)
+    if not cast:
+        nothing = measure("votes", 0, "votes", ">=", 1, on_breach=short)
+        return ctx.conclude(f"not reviewed: {_why_not(ctx)}", [nothing])
+    key = REVIEW_KEY.read(ctx)
+    shown = REVIEW_PAIRS.read(ctx)
+    for document in documents(ctx.run):
+        document.note(ctx)
+    wrong = _contradictions(ctx, shown.pairs, key)
+    if key.review_id != shown.review_id or wrong:
+        return _refused(ctx, wrong, same_review=key.review_id == shown.review_id)
+    where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
+    votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewers, where)
+    COUNTED_VOTES.write(
+        ctx,
+        ReviewVotes(
+            review_id=key.review_id,
+            votes=votes.people,
+            judge_votes=votes.judges,
+            comments=votes.comments,
+        ),
     )
-    return ctx.conclude(summary, judge(outcome, len(shown.pairs)))
+    return _judged(ctx, votes, key, [pair.pair for pair in shown.pairs])
+
+
+def _why_not(ctx: StepContext) -> str:
+    if not ctx.config.evaluation.review:
+        return "the review is switched off"
+    sheet = REVIEW_PAIRS.find(ctx.run)
+    if sheet is not None and not sheet.pairs:
+        return "both models answer every row alike, so that there is nothing to prefer"
+    return "nobody answered"
+
+
+def _too_few(ctx: StepContext) -> Breach:
+    """Return what too few votes do to the verdict."""
+    required = ctx.config.evaluation.review_required
+    if required is None:
+        required = ctx.config.profile == "production" and ctx.config.evaluation.review
+    return "fail" if required else "warn"
+
+
+def _contradictions(ctx: StepContext, people: Sequence[ReviewPair], key: ReviewKey) -> list[int]:
+    judged = JUDGE_PAIRS.read(ctx).pairs if JUDGE_PAIRS.exists(ctx) else []
+    return contradictions([*people, *judged], key.pairs, answers_by_row(ctx))
+
+
+def _refused(ctx: StepContext, wrong: Sequence[int], *, same_review: bool) -> Evidence:
+    what = (
+        f"pairs {', '.join(map(str, wrong))} show" if wrong else "the pairs of another review show"
+    )
+    return ctx.conclude(
+        f"no vote was counted: {what} other answers than the key says, so that nobody knows what "
+        "the votes prefer; run prepare_review and the review again",
+        [
+            measure("pairs_that_contradict_the_key", len(wrong), "pairs", "==", 0),
+            measure("key_is_of_this_review", same_review, "flag", "==", True),
+        ],
+    )
+
+
+def _judged(ctx: StepContext, votes: Cast, key: ReviewKey, shown: Sequence[int]) -> Evidence:
+    settings = ctx.config.evaluation
+    entries = {entry.pair: entry for entry in key.pairs}
+    base = {pair: entry for pair, entry in entries.items() if entry.other == "base"}
+    released = {pair: entry for pair, entry in entries.items() if entry.other == "released"}
+    measured = [
+        *judgement.participation(votes.people, shown, settings.votes_per_pair, _too_few(ctx)),
+        *_left_out(votes),
+        measure("sign_test_level", settings.review_alpha, "p"),
+    ]
+    if not votes.people:
+        return ctx.conclude(f"not reviewed: no vote counts{votes.left_out()}", measured)
+    sentences = []
+    against_base = count(votes.people, base)
+    judge = judgement.consult(votes.people, votes.judges, base, settings.review_alpha)
+    if against_base.pairs:
+        measured += judgement.against_base(against_base, settings.review_alpha, judge)
+        sentences.append(_sentence(against_base, "base", settings.review_alpha))
+        sentences.append(_judge_sentence(judge))
+    against_released = count(votes.people, released)
+    if against_released.pairs:
+        measured += judgement.against_released(against_released, settings.review_alpha)
+        sentences.append(_sentence(against_released, "released model", settings.review_alpha))
+    agreed = judgement.agreement(votes.people, entries)
+    summary = "; ".join(filter(None, [*sentences, _agreement_sentence(agreed)]))
+    return ctx.conclude(summary + votes.left_out(), [*measured, *agreed])
+
+
+def _left_out(votes: Cast) -> list[Measurement]:
+    from_files = sum(vote.source in ("csv", "argilla") for vote in votes.people)
+    return [
+        measure("votes_from_files", from_files, "votes"),
+        measure("votes_of_earlier_reviews", votes.of_earlier_reviews, "votes"),
+        measure("votes_not_assigned", sum(votes.unassigned.values()), "votes"),
+    ]
+
+
+def _sentence(outcome: Outcome, other: str, alpha: float) -> str:
+    names = ", ".join(outcome.reviewers)
+    bad = f" ({outcome.both_bad} of them with both answers bad)" if outcome.both_bad else ""
+    found = (
+        f"{names} preferred the tuned model on {outcome.wins} of {outcome.pairs} pairs and the "
+        f"{other} on {outcome.losses}, {outcome.ties} tied{bad}; win rate "
+        f"{outcome.win_rate.text()}, sign test p = {outcome.p_value:.3f}"
+    )
+    if outcome.preferred(alpha, other) != "neither":
+        return found
+    if outcome.wins <= outcome.losses:
+        return f"{found}, which is no preference for the tuned model"
+    return (
+        f"{found}, which chance could explain at the level {alpha:g}: about "
+        f"{outcome.pairs_needed(alpha)} pairs would decide"
+    )
+
+
+def _judge_sentence(judge: judgement.Judge | None) -> str:
+    if judge is None:
+        return ""
+    agreed = (
+        "" if judge.agreement is None else f", which agrees with people on {judge.agreement:.0%}"
+    )
+    names = ", ".join(judge.names)
+    if judge.combined is None:
+        return (
+            f"the {judge.votes} votes of the judge {names}{agreed} are not used, since too few "
+            "pairs have votes of both or of the judge alone"
+        )
+    return (
+        f"with {judge.votes} votes of the judge {names}{agreed}: win rate "
+        f"{judge.combined.win_rate.text()}, which informs"
+    )
+
+
+def _agreement_sentence(agreed: Sequence[Measurement]) -> str:
+    values = {entry.name: entry.value for entry in agreed}
+    alpha = values.get("krippendorff_alpha")
+    if alpha is None:
+        return ""
+    return (
+        f"reviewers agree with Krippendorff's alpha = {alpha} on "
+        f"{values['pairs_with_several_votes']} pairs"
+    )

@@ -2,9 +2,10 @@
 
 Reviewers see `pairs.json`: a question and the answers A and B. The model behind each side is
 named only in `quarantine/review_key.json`, below a prefix that reviewers cannot read, and is
-drawn from the operating system's randomness, so that no seed of the run reveals it. Answers
-that are equal word for word are not shown, since there is nothing to prefer; their number is
-noted.
+drawn from the operating system's randomness, so that no seed of the run reveals it. The tuned model
+is paired with the base and, where holdout_performance asked the released model, with that one too;
+reviewers can't tell the two kinds apart. Answers that are equal word for word are not shown, since
+there is nothing to prefer; their number is noted.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tuneline.artifacts.deployment import CHOICE
 from tuneline.artifacts.evaluation import (
     HOLDOUT_ANSWERS,
+    JUDGE_PAIRS,
+    RELEASED_ANSWERS,
     REVIEW_KEY,
     REVIEW_PAIRS,
-    AnswerPair,
     KeyEntry,
     ReviewKey,
     ReviewPair,
@@ -28,46 +31,134 @@ from tuneline.artifacts.evaluation import (
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.review.draw import balanced, strata
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import asked, spread
+from tuneline.harness.rows import asked
 from tuneline.run import StepContext
 
 INSTRUCTIONS = (
     "Read the question, then both answers. Choose the one you would rather have sent to the "
-    "customer: right first, then complete, then clear. Choose tie when they are equally good. "
-    "Which model wrote which answer is hidden and changes from pair to pair."
+    "customer: right first, then complete, then clear. Choose tie when they are equally good, and "
+    "both bad when you would send neither. Which model wrote which answer is hidden and changes "
+    "from pair to pair."
 )
+
+# The answers to each row, by row id and model.
+Answers = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A row to show, the model that the tuned one is compared with, and the row's stratum."""
+
+    row: Row
+    other: Side
+    stratum: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pairs of one comparison.
+
+    Attributes:
+        answered: number of rows that both models answered.
+        different: number of rows on which their answers differ.
+        people: the pairs for people.
+        judge: further pairs, for a judge alone.
+    """
+
+    answered: int
+    different: int
+    people: list[Chosen]
+    judge: list[Chosen]
+
+
+def draw(
+    rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, judged: int, seed: int
+) -> Drawn:
+    """Draw the pairs of one comparison, from the rows on which the answers differ.
+
+    Args:
+        rows: the rows.
+        answers: the answers.
+        other: the model that the tuned one is compared with.
+        pairs: pairs for people.
+        judged: pairs for a judge alone.
+        seed: seed of the draw.
+    """
+    both = [row for row in rows if {"tuned", other} <= answers.get(row.row_id, {}).keys()]
+    different = [row for row in both if _differ(answers[row.row_id], other)]
+    texts = {r.row_id: (answers[r.row_id]["tuned"], answers[r.row_id][other]) for r in different}
+    kinds = strata(different, texts)
+    drawn = balanced(different, kinds, pairs + judged, seed)
+    if judged:
+        # What people say of the judge holds for all pairs only if theirs are a random part.
+        drawn = secrets.SystemRandom().sample(drawn, len(drawn))
+    chosen = [Chosen(row, other, str(kinds[row.row_id])) for row in drawn]
+    return Drawn(len(both), len(different), chosen[:pairs], chosen[pairs:])
+
+
+def _differ(answers: Mapping[str, str], other: str) -> bool:
+    """Return True if two answers differ in more than the space around them."""
+    return answers["tuned"].strip() != answers[other].strip()
+
+
+def answers_by_row(ctx: StepContext) -> dict[str, dict[str, str]]:
+    """Return the answers of the base, the tuned and, if it was asked, the released model."""
+    found = {
+        entry.row_id: {"base": entry.base, "tuned": entry.tuned}
+        for entry in HOLDOUT_ANSWERS.read(ctx)
+    }
+    if RELEASED_ANSWERS.exists(ctx):
+        for entry in RELEASED_ANSWERS.read(ctx):
+            found.setdefault(entry.row_id, {})["released"] = entry.released
+    return found
 
 
 def shuffle_pairs(
-    rows: Sequence[Row], answers: Mapping[str, AnswerPair]
+    chosen: Sequence[Chosen], answers: Answers, first: int = 1
 ) -> tuple[list[ReviewPair], list[KeyEntry]]:
     """Build the pairs in random order, and their key.
 
-    Half of the pairs (an odd one by chance) have the tuned model on side A: drawing each
-    side independently would often put one model mostly on one side.
+    Half of the pairs of each comparison (an odd one by chance) have the tuned model on side A:
+    drawing each side independently would often put one model mostly on one side.
 
     Args:
-        rows: the rows to show.
-        answers: the answers by row id.
+        chosen: the rows to show.
+        answers: the answers.
+        first: the number of the first pair.
 
     Returns:
         The pairs as reviewers see them, and the key.
     """
     random = secrets.SystemRandom()
-    order = random.sample(list(rows), len(rows))
-    half = len(rows) // 2 + (random.randrange(2) if len(rows) % 2 else 0)
-    tuned_first = random.sample([True] * half + [False] * (len(rows) - half), len(rows))
+    tuned_first = _sides([given.other for given in chosen], random)
     pairs, key = [], []
-    for number, (row, first) in enumerate(zip(order, tuned_first, strict=True), 1):
-        sides: tuple[Side, Side] = ("tuned", "base") if first else ("base", "tuned")
-        a, b = (_indented(getattr(answers[row.row_id], side)) for side in sides)
+    for number, place in enumerate(random.sample(range(len(chosen)), len(chosen)), first):
+        given, row = chosen[place], chosen[place].row
+        sides: tuple[Side, Side] = ("tuned", given.other)
+        if not tuned_first[place]:
+            sides = (given.other, "tuned")
+        a, b = (shown_as(answers[row.row_id][side]) for side in sides)
         pairs.append(ReviewPair(pair=number, prompt=asked(row), A=a, B=b))
-        key.append(KeyEntry(pair=number, row_id=row.row_id, A=sides[0], B=sides[1]))
+        key.append(
+            KeyEntry(pair=number, row_id=row.row_id, A=sides[0], B=sides[1], stratum=given.stratum)
+        )
     return pairs, key
 
 
-def _indented(answer: str) -> str:
+def _sides(others: Sequence[Side], random: secrets.SystemRandom) -> list[bool]:
+    """Draw for each pair whether the tuned model is on side A, evenly within each comparison."""
+    drawn = [False] * len(others)
+    for other in set(others):
+        places = [place for place, given in enumerate(others) if given == other]
+        half = len(places) // 2 + (random.randrange(2) if len(places) % 2 else 0)
+        for place in random.sample(places, half):
+            drawn[place] = True
+    return drawn
+
+
+def shown_as(answer: str) -> str:
     """Return a JSON answer with one field on a line, anything else as it is."""
     parsed = answer_object(answer)
     return answer if parsed is None else json.dumps(parsed, indent=1, ensure_ascii=False)
@@ -75,20 +166,48 @@ def _indented(answer: str) -> str:
 
 def run(ctx: StepContext) -> Record:
     """Choose rows whose answers differ, shuffle their sides and hide the key."""
-    answers = {entry.row_id: entry for entry in HOLDOUT_ANSWERS.read(ctx)}
+    settings, seed = ctx.config.evaluation, ctx.config.training.seed
+    answers = answers_by_row(ctx)
     held = open_holdout(ctx, "review", CHOICE.read(ctx).sha256).held
-    different = [row for row in held if row.row_id in answers and answers[row.row_id].differ]
-    chosen = spread(different, ctx.config.evaluation.review_pairs, ctx.config.training.seed)
-    pairs, key = shuffle_pairs(chosen, answers)
-    review_id = secrets.token_hex(8)
+    judged, pairs = settings.review_judge_pairs, settings.review_pairs
+    base = draw(held, answers, "base", pairs=pairs, judged=judged, seed=seed)
+    released = draw(held, answers, "released", pairs=pairs, judged=0, seed=seed)
+    review_id = _review_id()
+    shown, key = shuffle_pairs([*base.people, *released.people], answers)
+    for_judge, judge_key = shuffle_pairs(base.judge, answers, first=len(shown) + 1)
     REVIEW_PAIRS.write(
-        ctx, ReviewSheet(review_id=review_id, instructions=INSTRUCTIONS, pairs=pairs)
+        ctx, ReviewSheet(review_id=review_id, instructions=INSTRUCTIONS, pairs=shown)
     )
-    REVIEW_KEY.write(ctx, ReviewKey(review_id=review_id, pairs=key))
+    if for_judge:
+        JUDGE_PAIRS.write(
+            ctx, ReviewSheet(review_id=review_id, instructions=INSTRUCTIONS, pairs=for_judge)
+        )
+    REVIEW_KEY.write(ctx, ReviewKey(review_id=review_id, pairs=[*key, *judge_key]))
+    return _record(ctx, base, released)
+
+
+def _review_id() -> str:
+    # A spreadsheet takes hex digits such as 12e45678 for a number; not behind a letter.
+    return f"r{secrets.token_hex(8)}"
+
+
+def _record(ctx: StepContext, base: Drawn, released: Drawn) -> Record:
+    people = [*base.people, *released.people]
+    with_released = (
+        f" and {len(released.people)} from {released.different} rows on which those of the "
+        "released model do"
+        if released.people
+        else ""
+    )
     return ctx.record(
-        f"{len(pairs)} blind pairs, from {len(different)} rows on which the answers differ",
+        f"{len(people)} blind pairs: {len(base.people)} from {base.different} rows on which the "
+        f"answers of the base differ{with_released}",
         [
-            measure("pairs", len(pairs), "pairs"),
-            measure("identical_answers", len(answers) - len(different), "rows"),
+            measure("pairs", len(people), "pairs"),
+            measure("identical_answers", base.answered - base.different, "rows"),
+            measure("pairs_with_base", len(base.people), "pairs"),
+            measure("pairs_with_released", len(released.people), "pairs"),
+            measure("pairs_for_judge", len(base.judge), "pairs"),
+            measure("strata", len({given.stratum for given in people}), "strata"),
         ],
     )

@@ -1,4 +1,4 @@
-"""`python -m tuneline.stack up|down|demo|status`."""
+"""`python -m tuneline.stack up|down|demo|review|status`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo
 from tuneline.stack.layout import find_layout
 from tuneline.stack.lifecycle import Stack
+from tuneline.stack.review import review
 from tuneline.stack.tracking import address
 from tuneline.store import open_store
 
@@ -24,7 +25,7 @@ _began = time.monotonic()
 def main() -> int:
     """Run a command and turn errors into one sentence and their exit code."""
     parser = argparse.ArgumentParser(prog="tuneline.stack", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "demo", "status"])
+    parser.add_argument("command", choices=sorted(_COMMANDS))
     parser.add_argument("--data", default="", help="dataset of the demo; a sample without it")
     parser.add_argument("--config", default="", help="YAML file of settings for the demo")
     arguments = parser.parse_args()
@@ -64,6 +65,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo(find_layout(), arguments.data, arguments.config, say)
 
 
+def _review(arguments: argparse.Namespace) -> int:
+    return review(find_layout())
+
+
 def _down(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
     with stack.changing():
@@ -80,7 +85,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-_COMMANDS = {"up": _up, "down": _down, "demo": _demo, "status": _status}
+_COMMANDS = {"up": _up, "down": _down, "demo": _demo, "review": _review, "status": _status}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
 from tuneline.serving.release.released import newest_release
-from tuneline.stack import airflow, locks, release, timings, tracking
+from tuneline.stack import airflow, locks, release, review, timings, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.follow import follow
 from tuneline.stack.layout import Layout
@@ -138,6 +138,10 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
     print(flush=True)
     say(timings.summary(document))
     _show_ui(layout)
+    if found.find_evidence("holdout_performance") is not None:
+        print(
+            f"\nCompare its answers with the base's yourself, blind:  {review.COMMAND}", flush=True
+        )
     if state != "success" or verdicts:
         say("the model was not released: a critical item failed or the run broke")
         return EXIT_FAILED

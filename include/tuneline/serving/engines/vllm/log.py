@@ -18,7 +18,7 @@ _RAISED = re.compile(
 _INVALID = re.compile(r"^\s+(?:Value error, |Assertion failed, )(?P<message>.+)$", re.M)
 _USAGE = re.compile(r"^.*\bvllm[^:]*: error: (?P<message>.+)$", re.M)
 _OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
-# A worker that a signal ended says nothing itself; the exceptions after it are those of its readers.
+# A worker that a signal ended says nothing itself; the exceptions are those of its readers.
 _KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?P<signal>\d+)\)")
 # What pydantic and vLLM append to a message for developers.
 _APPENDIX = re.compile(r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$")
@@ -53,7 +53,11 @@ _USER = (
 )
 # Memory that may be free later: another process holds it now.
 _BUSY = re.compile(r"Available memory on node|Free memory on device|Address already in use")
-_MEMORY = re.compile(r"ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory", re.I)
+_MEMORY = re.compile(
+    r"ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory", re.I
+)
+    r"ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory", re.I
+)
 
 
 def cause(log: str) -> str | None:

@@ -1,0 +1,243 @@
+"""Votes by file: what spreadsheets make of a sheet, and records as the Argilla SDK writes them."""
+
+import csv
+import io
+import json
+
+import pytest
+from tests.lab.reviews import for_model, key_of, prepared
+from tests.lab.runs import Lab, value, values
+
+from tuneline.artifacts.evaluation import REVIEW_PAIRS
+from tuneline.cli import main
+from tuneline.errors import UserError
+from tuneline.human_answers import ballots, review_files
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Lab(tmp_path, {"evaluation": {"review": True, "reviewers": ["ann", "ben"]}})
+    prepared(made, released=True)
+    return made
+
+
+@pytest.fixture
+def sheet(bench, tmp_path):
+    """The exported sheet: its rows, and a way to save them changed and read them in."""
+    path = tmp_path / "votes.csv"
+    review_files.export_file(bench.run, path, reviewer="ann")
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    return rows, lambda given, **how: _read_in(bench, path, given, **how)
+
+
+def _read_in(bench, path, rows, *, delimiter=",", encoding="utf-8", before="", **options):
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, rows[0].keys(), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_bytes((before + out.getvalue()).encode(encoding))
+    return review_files.import_file(bench.run, path, imported_by="ops", **options)
+
+
+def vote_on(rows, choice="A", **more):
+    return [{**row, "choice": choice, **more} for row in rows]
+
+
+def test_the_sheet_tells_nothing_of_the_models(bench, sheet):
+    rows, _ = sheet
+    assert len(rows) == 20
+    assert list(rows[0]) == [
+        "review_id", "pair", "prompt", "A", "B", "choice", "reviewer", "comment",
+    ]  # fmt: skip
+    assert {row["reviewer"] for row in rows} == {"ann"}
+    assert not {"tuned", "base", "released"} & {cell for row in rows for cell in row.values()}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"encoding": "utf-8-sig", "delimiter": ";"},
+        {"encoding": "utf-16", "delimiter": "\t"},
+        {"encoding": "utf-8-sig", "delimiter": ";", "before": "sep=;\r\n"},
+        {},
+    ],
+)
+def test_a_sheet_that_a_spreadsheet_saved_is_read(bench, sheet, saved):
+    rows, read_in = sheet
+    choices = ["a", "B", "TIE", "Both bad"] + [""] * 16
+    given = [{**row, "choice": c, "comment": "hm"} for row, c in zip(rows, choices, strict=True)]
+    assert read_in(given, **saved).votes == {"ann": 4}
+    (ballot,) = ballots.ballots(bench.run)
+    assert [mark.choice for mark in ballot.marks] == ["A", "B", "tie", "both bad"]
+    assert (ballot.source, ballot.imported_by, ballot.marks[0].comment) == ("csv", "ops", "hm")
+
+
+def test_reviewers_of_one_file_stay_apart(bench, sheet):
+    rows, read_in = sheet
+    both = [*vote_on(rows), *vote_on(rows, "B", reviewer="ben")]
+    assert read_in(both).votes == {"ann": 20, "ben": 20}
+    evidence = bench.execute("human_review")
+    assert (value(evidence, "reviewers"), value(evidence, "votes_from_files")) == (2, 40)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (
+            lambda rows: [*vote_on(rows), *vote_on(rows[:1], "B")],
+            r"line 82, pair: ann has voted on pair 1 on line 2 already",
+        ),
+        (lambda rows: vote_on(rows, reviewer="mallory"), "line 2, reviewer: mallory is not assig"),
+        (lambda rows: vote_on(rows, reviewer=""), "line 2, reviewer: a vote needs the name"),
+        (lambda rows: vote_on(rows, "C"), "line 2, choice: 'C' is not a choice; write A, B, tie"),
+        (lambda rows: vote_on(rows, pair="x"), "line 2, pair: there is no pair 'x'; the pairs"),
+        (lambda rows: vote_on(rows, review_id="r0"), "line 2, review_id: the file is for the rev"),
+        (lambda rows: rows, "holds no vote; fill the column choice"),
+        (
+            lambda rows: [{k: v for k, v in row.items() if k != "choice"} for row in rows],
+            "line 1: the columns choice are missing",
+        ),
+        (
+            lambda rows: [
+                {**row, "A": other["A"], "choice": "A"}
+                for row, other in zip(rows, rows[::-1], strict=True)
+            ],
+            "line 2, A: this is not the text of pair 1; the file was sorted",
+        ),
+    ],
+)
+def test_a_wrong_line_is_named_and_nothing_is_stored(bench, sheet, spoil, why):
+    rows, read_in = sheet
+    with pytest.raises(UserError, match=why):
+        read_in(spoil(rows))
+    assert ballots.ballots(bench.run) == []
+
+
+def test_a_file_in_another_encoding_is_said(bench, sheet, tmp_path):
+    rows, read_in = sheet
+    with pytest.raises(UserError, match="save it as `CSV UTF-8`"):
+        read_in(vote_on(rows, comment="für"), encoding="cp1252")
+
+
+def test_a_file_for_pairs_that_were_drawn_again_is_refused(bench, sheet):
+    rows, read_in = sheet
+    bench.execute("prepare_review")
+    with pytest.raises(UserError, match="export them again and vote anew"):
+        read_in(vote_on(rows))
+
+
+def argilla(bench, tmp_path):
+    path = tmp_path / "records.json"
+    review_files.export_file(bench.run, path)
+    return path, json.loads(path.read_text())
+
+
+def answered(records, path, values_by_user):
+    """Records as `Dataset.records.to_json` writes them when users have answered."""
+    for record in records:
+        record["_server_id"] = "5f0e8f5e-0000-4000-8000-000000000000"
+        record["responses"] = {
+            "choice": [{"value": v, "user_id": user} for user, v in values_by_user.items()],
+            "comment": [{"value": "fine", "user_id": next(iter(values_by_user))}],
+        }
+    path.write_text(json.dumps(records))
+
+
+def test_records_of_argilla_go_out_and_come_back_with_their_users(bench, tmp_path):
+    path, records = argilla(bench, tmp_path)
+    assert set(records[0]) == {
+        "id", "fields", "metadata", "suggestions", "responses", "vectors", "_server_id",
+    }  # fmt: skip
+    answered(records, path, {"uuid-1": "A", "uuid-2": "both bad"})
+    users = {"uuid-1": "ann", "uuid-2": "ben"}
+    found = review_files.import_file(bench.run, path, imported_by="ops", users=users)
+    assert found.votes == {"ann": 20, "ben": 20}
+    first = ballots.ballots(bench.run)[0]
+    assert (first.source, first.reviewer, first.marks[0].comment) == ("argilla", "ann", "fine")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda records: {"records": records}, "expected a list of Argilla records"),
+        (lambda records: [{"text": "x"}], "record 1: metadata is missing or no object"),
+        (
+            lambda records: [{**records[0], "responses": {"choice": ["A"]}}],
+            r"record 1, responses\.choice: expected a text value and a user_id",
+        ),
+        (
+            lambda records: [
+                {**records[0], "responses": {"choice": [{"value": "A", "user_id": "u"}]}}
+            ],
+            "record 1, reviewer: u is not assigned",
+        ),
+    ],
+)
+def test_a_wrong_record_is_named(bench, tmp_path, spoil, why):
+    path, records = argilla(bench, tmp_path)
+    path.write_text(json.dumps(spoil(records)))
+    with pytest.raises(UserError, match=why):
+        review_files.import_file(bench.run, path, imported_by="ops")
+
+
+def test_a_judge_gets_its_own_pairs_and_is_no_reviewer(tmp_path):
+    settings = {"review": True, "review_pairs": 4, "review_judge_pairs": 6, "reviewers": ["ann"]}
+    bench = Lab(tmp_path, {"evaluation": settings})
+    prepared(bench, holdout=14)
+    path = tmp_path / "judge.csv"
+    assert review_files.export_file(bench.run, path) == 4
+    assert review_files.export_file(bench.run, path, for_judge=True) == 10
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    assert _read_in(bench, path, vote_on(rows), judge="gpt").votes == {"gpt": 10}
+    evidence = bench.execute("human_review")
+    assert evidence.summary == "not reviewed: no vote counts"
+    with pytest.raises(UserError, match=r"pair: there is no pair '5'"):
+        _read_in(bench, path, vote_on(rows, reviewer="ann"))
+
+
+def test_the_command_exports_imports_and_judges_again(bench, tmp_path, capsys):
+    path = tmp_path / "votes.csv"
+    run = ["--run", bench.run.uri]
+    assert main(["review", "export", *run, "--out", str(path), "--reviewer", "ann"]) == 0
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    sides = {str(entry.pair): for_model("tuned")(entry) for entry in key_of(bench).pairs}
+    voted = [
+        {**row, "reviewer": name, "choice": sides[row["pair"]]}
+        for row in rows
+        for name in ("ann", "ben")
+    ]
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(voted)
+    assert main(["review", "import", str(path), *run]) == 0
+    printed = capsys.readouterr().out
+    assert "20 votes of ann stored" in printed
+    assert "human_review: pass: ann, ben preferred the tuned model on 10 of 10" in printed
+    assert values(bench.run.find_evidence("human_review"))["krippendorff_alpha"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["export", "--out", "votes.xlsx"], "name a .csv file, or a .json file"),
+        (["import", "nowhere.csv"], "nowhere.csv can't be read: No such file"),
+        (["import", "nowhere.csv", "--user", "x"], "--user x: write ID=NAME"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(bench, capsys, arguments, why):
+    assert main(["review", *arguments, "--run", bench.run.uri]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_text_that_looks_like_a_formula_is_none_and_comes_back(bench, tmp_path):
+    sheet = REVIEW_PAIRS.find(bench.run)
+    pair = sheet.pairs[0].model_copy(update={"A": "=1+1"})
+    sheet = sheet.model_copy(update={"pairs": [pair, *sheet.pairs[1:]]})
+    raw = sheet.model_dump_json(by_alias=True).encode()
+    bench.run.store.put_bytes(REVIEW_PAIRS.key(bench.run), raw)
+    path = tmp_path / "votes.csv"
+    review_files.export_file(bench.run, path, reviewer="ann")
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    assert rows[0]["A"] == "'=1+1"
+    assert _read_in(bench, path, vote_on(rows)).votes == {"ann": 20}
