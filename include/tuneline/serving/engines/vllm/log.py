@@ -56,8 +56,6 @@ _BUSY = re.compile(r"Available memory on node|Free memory on device|Address alre
 _MEMORY = re.compile(
     r"ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory", re.I
 )
-    r"ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory", re.I
-)
 
 
 def cause(log: str) -> str | None:
