@@ -16,7 +16,7 @@ from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, NOT_BUILT
 from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.catalogue import ITEMS
 from tuneline.errors import RetryableError, UserError
-from tuneline.governance.release.manifest import verify
+from tuneline.governance.release.verify import verify
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
 from tuneline.serving.release.released import Release, engine_of, serve_request
