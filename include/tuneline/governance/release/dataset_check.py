@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from pydantic import TypeAdapter, ValidationError
+
 from tuneline.artifacts.data import SourceKept
 from tuneline.artifacts.governance import Manifest
 from tuneline.errors import TunelineError
 from tuneline.store import NotThere, S3Store, Store, sha256_file
+
+_SOURCES = TypeAdapter(list[SourceKept])
 
 
 def dataset_difference(store: Store, manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -45,8 +49,11 @@ def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
         Differences, and what could not be compared; one sentence each.
     """
     differences, unchecked = [], []
-    for entry in manifest.dataset.get("sources") or []:
-        source = SourceKept.model_validate(entry)
+    try:
+        sources = _SOURCES.validate_python(manifest.dataset.get("sources") or [])
+    except ValidationError as error:
+        return [f"the sources of {manifest.version} are damaged: {error.errors()[0]['msg']}"], []
+    for source in sources:
         try:
             hashing = _hashing_of(source)
             found = hashing() if hashing else None

@@ -180,7 +180,11 @@ def _files(place: Version, manifest: Manifest) -> Iterator[str]:
     entries: list[tuple[str, str, int | None]] = [
         (f"{place.prefix}/{entry.name}", entry.sha256, entry.bytes) for entry in manifest.files
     ]
-    apart = Release(place.store, manifest).apart
+    try:
+        apart = Release(place.store, manifest).apart
+    except ValidationError as error:
+        yield f"the base of {manifest.version} is damaged: {error.errors()[0]['msg']}"
+        apart = None
     if apart is not None and apart.base.key is not None:
         entries += [
             (f"{apart.base.key}/{name}", sha256, None) for name, sha256 in apart.base.files.items()
