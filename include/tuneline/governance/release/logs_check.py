@@ -79,7 +79,7 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
     return [
         *found.differences,
         *(f"{uri}: {fault}" for fault in _of_moves(pointer, found.lines)),
-        *(f"{uri}: {fault}" for fault in _of_fields(pointer, found)),
+        *(f"{uri}: {fault}" for fault in _of_fields(store, pointer, found)),
     ]
 
 
@@ -111,13 +111,15 @@ def _read(store: Store, pointer: ReleasePointer, versions: Collection[str], uri:
             if isinstance(log, TunelineError):
                 found.differences.append(str(log))
                 continue
+            found.differences += _of_end(log, pointer.heads.get(version), uri)
+            if log.stored is None:
+                continue
             try:
                 found.lines[version] = log.lines()
             except TunelineError as error:
                 found.differences.append(str(error))
                 continue
             found.differences += _of_chain(log, found.lines[version], version, manifest)
-            found.differences += _of_end(log, pointer.heads.get(version), uri)
     return found
 
 
@@ -182,12 +184,10 @@ def _of_move(line: Line, move: PointerMove, before: PointerMove | None) -> str |
     return None
 
 
-def _of_fields(pointer: ReleasePointer, found: _Logs) -> Iterator[str]:
+def _of_fields(store: Store, pointer: ReleasePointer, found: _Logs) -> Iterator[str]:
     """Compare the fields that say what is released with the history, the log and the manifest."""
     expected: dict[str, Callable[[], bool]] = {
-        "manifest": lambda: pointer.manifest.endswith(
-            f"/{manifest_key(pointer.name, pointer.version)}"
-        ),
+        "manifest": lambda: pointer.manifest in _manifest_uris(store, pointer, found),
         "manifest_sha256": lambda: found.manifests.get(pointer.version) == pointer.manifest_sha256,
         "lines": lambda: _last_lines_agree(pointer),
     }
@@ -203,6 +203,17 @@ def _of_fields(pointer: ReleasePointer, found: _Logs) -> Iterator[str]:
     for name, agrees in expected.items():
         if not agrees():
             yield f"its {name} is not that of the last release"
+
+
+def _manifest_uris(store: Store, pointer: ReleasePointer, found: _Logs) -> set[str]:
+    """Return the addresses that the released manifest may have: here, or where it was released.
+
+    A store may have been moved or copied since.
+    """
+    key = manifest_key(pointer.name, pointer.version)
+    events = (line.event for line in found.lines.get(pointer.version, []))
+    roots = {e.run.rpartition("/runs/")[0] for e in events if isinstance(e, Released)}
+    return {f"{root}/{key}" for root in (store.uri, *roots)}
 
 
 def _last_lines_agree(pointer: ReleasePointer) -> bool:
