@@ -65,8 +65,8 @@ def test_others_tools_verify_it(signed, keys):
     """The library's own command line, which knows nothing of our manifest."""
     folder = (signed.root / "store" / MANIFEST).parent
     command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder)]
-    options = ["--signature", str(folder / "model.sig"), "--public-key", str(keys[1])]
-    call = [*command, *options, "--ignore-unsigned-files"]
+    options = ["--signature", str(folder / "model.sig"), "--public_key", str(keys[1])]
+    call = [*command, *options, "--ignore_unsigned_files"]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder / "lora.json").write_text("{}")
