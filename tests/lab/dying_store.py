@@ -33,9 +33,11 @@ class DyingStore:
             self._left -= 1
             if self._left == 0 and self._moment == "before":
                 raise Killed(name)
-            answer = found(*args, **named)
-            if self._left == 0:
-                raise Killed(name)
-            return answer
+            try:
+                return found(*args, **named)
+            finally:
+                # Also where the operation says that there is no such object.
+                if self._left == 0:
+                    raise Killed(name)
 
         return counted

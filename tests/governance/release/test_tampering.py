@@ -46,7 +46,9 @@ def release(store, version, source):
     digest = write_manifest(store, f"models/m/{version}", manifest)
     pointed = read_pointer(store, "m")
     previous, follows = last_move(pointed)
-    released = Released(previous_version=previous, follows=follows, run=f"runs/{version}")
+    released = Released(
+        previous_version=previous, follows=follows, run=store.uri_of(f"runs/{version}")
+    )
     record(pointed, version, digest, [APPROVED, released])
     record(read_pointer(store, "m"), version, digest, [CANARY])
 
