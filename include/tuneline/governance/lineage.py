@@ -216,11 +216,18 @@ def dataset_file(ctx: StepContext) -> DatasetFile | None:
 
 
 def environments(run: Run) -> list[StepEnvironment]:
-    """Return Python, packages and device of the run's steps, once for all steps that share them."""
+    """Return Python, packages and device of the run's steps, once for all steps that share them.
+
+    Steps that are no items count if something of them ships. Others may end while this step is
+    at work, and the manifest of a second try would differ.
+    """
+    counted = {item.id for item in ITEMS} | {artifact.step for artifact in SHIPPED_FILES}
     found: dict[str, StepEnvironment] = {}
     for step in STEPS:
+        if step.id not in {*counted, ADAPTER.step}:
+            continue
         try:
-            # This step has no record of its own yet.
+            # This step has no evidence of its own yet.
             stated = environment() if step.id == "lineage" else run.entry(step.id).environment
         except UserError:
             continue
