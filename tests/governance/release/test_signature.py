@@ -83,7 +83,7 @@ def test_a_signed_release_in_a_bucket_verifies(signed, keys, monkeypatch):
         bucket.put_bytes("models/model/test/lora.json", b"{}")
         corrupt, unsigned = examine(uri, keys[1]).differences
         assert "lora.json is corrupt" in corrupt
-        assert "Hash mismatch for 'lora.json'" in unsigned
+        assert unsigned.endswith("it was made for other bytes of lora.json")
 
 
 def test_without_the_key_the_signature_is_left_unchecked(signed):
@@ -115,8 +115,7 @@ def test_a_rewritten_manifest_is_named_by_the_signature(signed, keys, tmp_path):
     store.put_bytes(MANIFEST, json.dumps({**document, "reason": "other"}).encode())
     assert differences(signed, None) == []
     [sentence] = differences(signed, keys[1])
-    assert "does not sign this release" in sentence
-    assert "manifest.json" in sentence
+    assert "does not sign this release: it was made for other bytes of manifest.json" in sentence
 
 
 @pytest.mark.parametrize("content", ["", "no key"])

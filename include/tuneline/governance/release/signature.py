@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from tuneline.store import FileStore, Store
 SIGNATURE = "model.sig"
 # The name of the format in the manifest.
 FORMAT = "OpenSSF Model Signing 1.0, elliptic key"
+_OTHER_BYTES = re.compile(r"Hash mismatch for \\*'([^'\\]+)")
 
 
 def public_part(private_key: Path) -> dict[str, str]:
@@ -114,9 +116,15 @@ def signature_difference(
             config.set_ignore_unsigned_files(True).verify(folder, folder / SIGNATURE)
         # The library raises what its parsers raise.
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return [f"{uri} does not sign this release: {reason}"], []
+            return [f"{uri} does not sign this release: {_reason(error)}"], []
     return [], []
+
+
+def _reason(error: Exception) -> str:
+    """Return why a signature does not hold; the library prints hashes as Python writes bytes."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    names = _OTHER_BYTES.findall(text)
+    return f"it was made for other bytes of {', '.join(names)}" if names else text
 
 
 def _folder(store: Store, prefix: str, manifest: Manifest, scratch: Path) -> Path:
