@@ -99,7 +99,7 @@ def test_what_changed_between_two_releases(two, capsys):
         (change["section"], change["name"]): (change["before"], change["after"])
         for change in json.loads(capsys.readouterr().out)
     }
-    first = two.run.config.training.model_fields["epochs"].default
+    first = type(two.run.config.training).model_fields["epochs"].default
     assert found == {
         ("data", "version"): ("d" * 64, "e" * 64),
         ("data", "rows"): (106, 120),
