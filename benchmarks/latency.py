@@ -53,7 +53,7 @@ def run(options: Options) -> Report:
         contest = Contest(options.folder, options.log, one_core=False)
         samples = contest.measure(systems, job, options.runs or RUNS)
     workload = {
-        "requests": len(job["texts"]),
+        "requests": min(count, len(texts)),
         "concurrency": CONCURRENCY,
         "tokens": TOKENS,
         "first_ms": 1000 * FIRST,

@@ -8,7 +8,7 @@ import pytest
 from tests.lab.s3_server import s3
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.store import AlreadyThere, CorruptObject, NotThere, S3Store, open_store
+from tuneline.store import AlreadyThere, Changed, CorruptObject, NotThere, S3Store, open_store
 
 
 @pytest.fixture
@@ -99,6 +99,82 @@ def test_write_once_has_one_winner_among_racing_writers(store):
     assert len(won) == 1
     assert len(lost) == 7
     assert store.get_bytes("once") == won[0]
+
+
+def test_a_conditional_write_replaces_what_was_read(store):
+    store.replace("k", b"one", None)
+    read = store.read_tagged("k")
+    assert read.data == b"one"
+    store.replace("k", b"two", read.tag)
+    assert store.get_bytes("k") == b"two"
+    assert store.find("k").sha256 == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_conditional_write_over_another_writers_bytes_is_refused(store):
+    store.put_bytes("d/k", b"one")
+    read = store.read_tagged("d/k")
+    store.put_bytes("d/k", b"two")
+    with pytest.raises(Changed, match="has changed since it was read"):
+        store.replace("d/k", b"three", read.tag)
+    with pytest.raises(Changed):
+        store.replace("d/k", b"three", None)
+    assert store.get_bytes("d/k") == b"two"
+    store.delete_prefix("d")
+    with pytest.raises(Changed):
+        store.replace("d/k", b"three", read.tag)
+    assert not store.exists("d/k")
+
+
+def test_conditional_writes_have_one_winner_among_racing_writers(store):
+    store.put_bytes("k", b"start")
+    tag = store.read_tagged("k").tag
+    won, lost = [], []
+
+    def write(text):
+        try:
+            store.replace("k", text, tag)
+            won.append(text)
+        except Changed:
+            lost.append(text)
+
+    threads = [threading.Thread(target=write, args=(b"%d" % n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
+    assert store.get_bytes("k") == won[0]
+
+
+def test_a_write_whose_answer_was_lost_is_not_taken_for_another_writers(monkeypatch):
+    """boto3 sends it again, and the second try meets the first one's bytes."""
+    with s3(monkeypatch, "shared"):
+        store = open_store("s3://shared/team")
+        store.put_bytes("k", b"one")
+        tag = store.read_tagged("k").tag
+        send = store._s3.put_object
+
+        def lost_answer(**request):
+            send(**request)
+            return send(**request)
+
+        monkeypatch.setattr(store._s3, "put_object", lost_answer)
+        store.replace("k", b"two", tag)
+        assert store.get_bytes("k") == b"two"
+
+
+def test_a_hash_is_recomputed_where_the_bytes_lie(store):
+    written = store.put_bytes("k", b"good")
+    assert store.rehash("k") == written
+    _overwrite_behind_its_back(store, "k", b"evil")
+    with pytest.raises(CorruptObject, match="is corrupt"):
+        store.rehash("k")
+    with pytest.raises(CorruptObject, match="is corrupt"):
+        store.read_tagged("k")
+    with pytest.raises(NotThere):
+        store.rehash("nothing")
+    with pytest.raises(NotThere):
+        store.read_tagged("nothing")
 
 
 def test_keys_and_delete_prefix_stop_at_path_boundaries(store):

@@ -17,7 +17,7 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import measure
 from tuneline.gguf.lora import export_lora_gguf
 from tuneline.governance import fallback, lineage
-from tuneline.governance.release.manifest import verify
+from tuneline.governance.release.verify import verify
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate, serve
 from tuneline.models.base_model import digest_of

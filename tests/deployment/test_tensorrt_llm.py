@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.deployment.conftest import files_below
 from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
-from tests.lab.releases import point
+from tests.lab.releases import log_release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.s3_server import s3
 from tests.lab.tiny_task import task_rows
@@ -16,7 +16,7 @@ from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, NOT_BUILT
 from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.catalogue import ITEMS
 from tuneline.errors import RetryableError, UserError
-from tuneline.governance.release.manifest import verify
+from tuneline.governance.release.verify import verify
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
 from tuneline.serving.release.released import Release, engine_of, serve_request
@@ -119,7 +119,8 @@ def check_release(lab, image, tmp_path):
             lab.leave(step, SHIPPED.get(step, {}), [HOLDS])
     evidence = lab.execute("lineage")
     assert evidence.verdict == "pass", broken(evidence)
-    uri = MANIFEST_REF.find(lab.run).uri
+    reference = MANIFEST_REF.find(lab.run)
+    uri = reference.uri
     manifest = json.loads(lab.run.store.get_bytes(lab.run.store.key_of(uri)))
     assert manifest["engine"]["gpus"][0]["name"] == L4[0]
     stated = {entry["name"] for entry in manifest["files"]}
@@ -127,7 +128,7 @@ def check_release(lab, image, tmp_path):
     assert "engine/tokenizer/chat_template.jinja" in stated
     assert verify(uri) == []
     name, version = manifest["name"], manifest["version"]
-    point(lab.run.store, name, version)
+    log_release(lab.run.store, name, version, reference.sha256)
     release = Release(name, version, "")
     assert engine_of(lab.run.store, release) == "tensorrt_llm"
     request = serve_request(lab.run.store, [release], tmp_path / "pod", "127.0.0.1", 8081)

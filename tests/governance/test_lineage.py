@@ -10,7 +10,7 @@ from tests.lab.runs import broken, value
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
 from tuneline.evidence import measure
 from tuneline.governance import lineage
-from tuneline.governance.release.manifest import verify
+from tuneline.governance.release.verify import verify
 from tuneline.models.base_model import digest_of
 from tuneline.step import leave_killed
 from tuneline.store import CorruptObject
@@ -30,7 +30,8 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     assert (reference.version, verify(reference.uri)) == ("test", [])
     manifest = manifest_of(lab)
     keys = "schema created_at name version run started_by airflow_run reason base_model dataset"
-    keys += " code hyperparameters engine evidence previous_version files"
+    keys += " dataset_file code hyperparameters engine evidence environments previous_version"
+    keys += " parent signature files"
     assert list(manifest) == keys.split()
     assert manifest["schema"] == "tuneline/manifest/1"
     assert manifest["started_by"] == "alice"

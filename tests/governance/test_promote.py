@@ -1,15 +1,20 @@
 """promote: a finished run is released; each reason to refuse it leaves the pointer where it was."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.governance.conftest import BROKEN, HOLDS
+from tests.lab.dying_store import DyingStore, Killed
+from tests.lab.releases import log_release
 
 from tuneline import human_answers
+from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.governance import promote
-from tuneline.governance.release.manifest import verify
+from tuneline.governance.release.manifest import write_manifest
+from tuneline.governance.release.verify import verify
 
 
 @pytest.fixture
@@ -33,21 +38,12 @@ def log_lines(lab):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def earlier_release(lab):
-    """Release a version before this one; its pointer as bytes."""
-    pointer = {
-        "schema": "tuneline/production/1",
-        "name": "model",
-        "version": "before",
-        "manifest": "file:///x/models/model/before/manifest.json",
-        "manifest_sha256": "0",
-        "release_sha256": "0",
-        "previous_version": None,
-        "released_at": "2026-01-01T00:00:00.000Z",
-    }
-    raw = json.dumps(pointer).encode()
-    lab.run.store.put_bytes("models/model/production.json", raw)
-    return raw
+def earlier_release(lab, version="before"):
+    """Release another version; the pointer as bytes."""
+    manifest = Manifest(name="model", version=version, files=[])
+    digest = write_manifest(lab.run.store, f"models/model/{version}", manifest)
+    log_release(lab.run.store, "model", version, digest)
+    return pointer_file(lab).read_bytes()
 
 
 def refused(lab):
@@ -68,7 +64,7 @@ def test_a_finished_run_is_released(ready_lab):
     assert record.summary == "model test is released"
     pointer = json.loads(pointer_file(lab).read_text())
     keys = "schema name version manifest manifest_sha256 release_sha256 previous_version"
-    assert list(pointer) == [*keys.split(), "released_at"]
+    assert list(pointer) == [*keys.split(), "released_at", "history", "heads", "lines"]
     assert (pointer["version"], pointer["previous_version"]) == ("test", "before")
     assert verify(pointer["manifest"]) == []
     (line,) = log_lines(lab)
@@ -129,7 +125,9 @@ def test_an_approved_release_names_who_approved_it(ready_lab):
     lab = ready_lab(approval=True)
     human_answers.record_approval(lab.run, "approve_release", "Approve", "bob")
     lab.execute("promote")
-    assert log_lines(lab)[0]["approved_by"] == "bob"
+    approved, released = log_lines(lab)
+    assert (approved["event"], approved["by"]) == ("approved", "bob")
+    assert (released["event"], released["approved_by"]) == ("released", "bob")
 
 
 def test_all_reasons_are_named_at_once(ready_lab):
@@ -144,19 +142,93 @@ def test_all_reasons_are_named_at_once(ready_lab):
     assert "fallback" not in sentence
 
 
-def test_a_retry_logs_the_release_once(ready_lab, monkeypatch):
-    """The first try dies between the log and the pointer."""
-    lab = ready_lab()
+def test_a_waiver_and_a_refusal_are_logged_with_the_release(ready_lab):
+    reason = "the task has no stable order of answers"
+    lab = ready_lab(waivers=[{"item": "determinism", "reason": reason}])
+    human_answers.record_waivers(lab.run, "erin")
+    human_answers.record_approval(lab.run, "approve_release", "Reject", "carol")
+    lab.execute("promote")
+    waived, answered, released = log_lines(lab)
+    assert (waived["event"], waived["item"], waived["by"]) == ("waived", "determinism", "erin")
+    assert waived["reason"] == reason
+    assert (answered["decision"], answered["by"]) == ("Reject", "carol")
+    assert released["event"] == "released"
 
-    def dies(store, pointer):
-        raise KeyboardInterrupt
+
+def forget_promotion(lab):
+    """Undo what a promotion wrote."""
+    folder = lab.root / "store/models/model"
+    for path in (*folder.glob("*production.json*"), *folder.glob("test/*release.jsonl*")):
+        path.unlink()
+    lab.run.store.delete_prefix(lab.run.step_key("promote"))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_promotion_killed_at_any_write_is_completed_once(ready_lab, moment):
+    lab = ready_lab()
+    whole, killed = lab.run, 0
+    for number in range(1, 100):
+        forget_promotion(lab)
+        store = DyingStore(whole.store, number, moment, only_writes=True)
+        lab.run = replace(whole, store=store)
+        try:
+            lab.execute("promote")
+        except Killed:
+            killed += 1
+        else:
+            break
+        finally:
+            lab.run = whole
+        for _ in range(2):
+            assert lab.execute("promote").summary == "model test is released"
+        assert [line["event"] for line in log_lines(lab)] == ["released"]
+        pointer = json.loads(pointer_file(lab).read_text())
+        assert [move["version"] for move in pointer["history"]] == ["test"]
+        assert verify(pointer["manifest"]) == []
+    # The pointer, the log, and the step's own folder and record.
+    assert killed >= 4
+
+
+def test_the_second_of_two_promotions_at_once_is_told(ready_lab, monkeypatch):
+    lab = ready_lab()
+    look = promote.refusals
+
+    def meanwhile(ctx, uri):
+        reasons = look(ctx, uri)
+        earlier_release(lab, "rival")
+        return reasons
 
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "write_release", dies)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(promote, "refusals", meanwhile)
+        with pytest.raises(UserError) as told:
             lab.execute("promote")
-    assert not pointer_file(lab).exists()
-    for _ in range(2):
+    assert str(told.value).startswith(
+        "model is not promoted: rival was released while this promotion was at work"
+    )
+    assert not (lab.root / "store/models/model/test/release.jsonl").exists()
+    pointer = json.loads(pointer_file(lab).read_text())
+    assert pointer["version"] == "rival"
+    # Somebody decides to release it over the other.
+    lab.execute("promote")
+    pointer = json.loads(pointer_file(lab).read_text())
+    assert (pointer["version"], pointer["previous_version"]) == ("test", "rival")
+    assert verify(pointer["manifest"]) == []
+
+
+def test_a_late_retry_does_not_take_the_place_of_a_newer_release(ready_lab):
+    lab = ready_lab()
+    lab.execute("promote")
+    newer = earlier_release(lab, "newer")
+    assert "newer is released now" in lab.execute("promote").summary
+    assert pointer_file(lab).read_bytes() == newer
+
+
+def test_a_pointer_that_was_edited_refuses(ready_lab):
+    lab = ready_lab()
+    earlier_release(lab)
+    document = json.loads(pointer_file(lab).read_text())
+    edited = json.dumps({**document, "released_at": "2020-01-01T00:00:00Z"}, indent=1).encode()
+    lab.run.store.put_bytes("models/model/production.json", edited)
+    with pytest.raises(UserError, match="its released_at is not that of the last release"):
         lab.execute("promote")
-    assert len(log_lines(lab)) == 1
-    assert verify(json.loads(pointer_file(lab).read_text())["manifest"]) == []
+    assert pointer_file(lab).read_bytes() == edited

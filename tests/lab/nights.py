@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.lab.releases import log_release
 from tests.lab.runs import Lab
 
 from tuneline.artifacts.governance import Manifest, ManifestFile, ReleasePointer
 from tuneline.artifacts.releases import model_prefix
-from tuneline.governance.release.manifest import put_once, write_manifest, write_release
+from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.models import resolve
 from tuneline.store import sha256_file
 
@@ -52,14 +53,4 @@ def release(
         previous_version=previous,
         files=stated,
     )
-    pointer = ReleasePointer(
-        name=config.name,
-        version=version,
-        manifest=store.uri_of(f"{prefix}/manifest.json"),
-        manifest_sha256=write_manifest(store, prefix, manifest),
-        release_sha256="0" * 64,
-        previous_version=previous,
-        released_at="2026-01-01T00:00:00.000Z",
-    )
-    write_release(store, pointer)
-    return pointer
+    return log_release(store, config.name, version, write_manifest(store, prefix, manifest))

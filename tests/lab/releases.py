@@ -4,14 +4,40 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tuneline.artifacts.deployment import AdapterForm, Apart, BaseForm
 from tuneline.artifacts.governance import Manifest, ReleasePointer
-from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, model_prefix
+from tuneline.artifacts.release_log import Released, log_key, read_line
+from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, model_prefix, pointer_key
 from tuneline.bases.served import keep_form
-from tuneline.governance.release.manifest import write_manifest, write_release
+from tuneline.governance.release.manifest import write_manifest
+from tuneline.governance.release.pointer import last_move, read_pointer, record
 from tuneline.run import Run
-from tuneline.store import sha256_file
+from tuneline.store import FileStore, sha256_file
+
+
+def log_release(
+    store: Any, name: str, version: str, sha256: str, at: str = "2026-10-02T00:00:00Z"
+) -> ReleasePointer:
+    """Log that a version with a manifest of this hash was released, and point to it."""
+    pointed = read_pointer(store, name)
+    previous, follows = last_move(pointed)
+    run = store.uri_of(f"runs/{version}")
+    event = Released(previous_version=previous, follows=follows, by="alice", run=run)
+    with patch("tuneline.governance.release.pointer.now", lambda: at):
+        return record(pointed, version, sha256, [event])
+
+
+def backdate(store: FileStore, name: str, at: str) -> None:
+    """Write the first release of a model as if it had been made at another time."""
+    pointer = read_pointer(store, name).pointer
+    assert pointer is not None
+    for key in (pointer_key(name), log_key(name, pointer.version)):
+        (store.root / key).unlink()
+    events = [read_line(text).event for text in pointer.lines]
+    with patch("tuneline.governance.release.pointer.now", lambda: at):
+        record(read_pointer(store, name), pointer.version, pointer.manifest_sha256, events)
 
 
 def point(store: Any, name: str, version: str, at: str = "2026-10-02T00:00:00Z") -> None:
@@ -42,16 +68,7 @@ def release(
         for file, content in files.items()
     ]
     manifest = {"name": name, "version": "1", "engine": engine, "files": stated}
-    digest = write_manifest(store, prefix, Manifest.model_validate(manifest))
-    pointer = ReleasePointer(
-        name=name,
-        version="1",
-        manifest=store.uri_of(f"{prefix}/manifest.json"),
-        manifest_sha256=digest,
-        release_sha256=digest,
-        released_at="2026-10-02T00:00:00Z",
-    )
-    write_release(store, pointer)
+    log_release(store, name, "1", write_manifest(store, prefix, Manifest.model_validate(manifest)))
 
 
 def release_apart(
@@ -87,13 +104,4 @@ def bare_release(run: Run, name: str | None = None, at: str = "2026-03-01T00:00:
     name = name or run.config.name
     prefix = model_prefix(name, run.run_id)
     manifest = Manifest(name=name, version=run.run_id, run={"uri": run.uri}, files=[])
-    digest = write_manifest(run.store, prefix, manifest)
-    pointer = ReleasePointer(
-        name=name,
-        version=run.run_id,
-        manifest=run.store.uri_of(f"{prefix}/manifest.json"),
-        manifest_sha256=digest,
-        release_sha256=digest,
-        released_at=at,
-    )
-    write_release(run.store, pointer)
+    log_release(run.store, name, run.run_id, write_manifest(run.store, prefix, manifest), at)

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.lab.logged import logged, put
+from tests.lab.releases import backdate
 from tests.lab.whole_runs import TINY, finish, trigger
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import read_release
 from tuneline.config import merge
 from tuneline.data.tables.rows import read_dataset
-from tuneline.governance.release.manifest import write_release
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.processes import ServiceTable
@@ -163,8 +163,7 @@ def released(production):
     assert state == "success", failures
     pointer = read_release(production.store, MODEL)
     assert pointer.version == "first"
-    week_ago = f"{TODAY - timedelta(days=7)}T00:00:00Z"
-    write_release(production.store, pointer.model_copy(update={"released_at": week_ago}))
+    backdate(production.store, MODEL, f"{TODAY - timedelta(days=7)}T00:00:00Z")
     opened = Run.open(run.run_uri())
     path = production.folder / "dataset.parquet"
     (ref,) = [r for r in opened.entry(DATASET.step).artifacts if r.name == DATASET.name]

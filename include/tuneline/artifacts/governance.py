@@ -58,6 +58,50 @@ class ManifestEvidence(_Governed):
     file: str
 
 
+class DatasetFile(_Governed):
+    """The dataset that training read.
+
+    Attributes:
+        key: its key in the store of the release.
+        sha256: hex SHA-256 of its bytes.
+        bytes: size.
+        rows: number of rows, where the step that wrote it counted them.
+    """
+
+    key: str
+    sha256: str
+    bytes: int
+    rows: int | None = None
+
+
+class StepEnvironment(_Governed):
+    """An environment in which steps of the run were carried out.
+
+    Attributes:
+        python: version of Python.
+        packages: version by package.
+        device: name of the accelerator, or `cpu`.
+        steps: the items and helper steps that ran in it.
+    """
+
+    python: str
+    packages: dict[str, str]
+    device: str
+    steps: list[str]
+
+
+class Parent(_Governed):
+    """The release that was in service when the version was made.
+
+    Attributes:
+        version: its version.
+        manifest_sha256: hash of its manifest.
+    """
+
+    version: str
+    manifest_sha256: str
+
+
 class Manifest(_Governed):
     """`manifest.json` of a model version: its files by hash, and what it was made from."""
 
@@ -71,12 +115,44 @@ class Manifest(_Governed):
     reason: str | None = None
     base_model: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
+    dataset_file: DatasetFile | None = None
     code: dict[str, Any] = {}
     hyperparameters: dict[str, Any] = {}
     engine: dict[str, Any] | None = None
     evidence: dict[str, ManifestEvidence] = {}
+    environments: list[StepEnvironment] = []
     previous_version: str | None = None
+    parent: Parent | None = None
+    signature: dict[str, str] | None = None
     files: list[ManifestFile]
+
+
+class LogEnd(_Governed):
+    """Where the release log of a version ends.
+
+    Attributes:
+        lines: number of its lines.
+        sha256: hash of the last one.
+    """
+
+    lines: int
+    sha256: str
+
+
+class PointerMove(_Governed):
+    """One move of the release pointer.
+
+    Attributes:
+        version: the version that it moved to.
+        event: `released` or `rolled_back`.
+        at: RFC 3339.
+        sha256: hash of the line that logs the move in the version's `release.jsonl`.
+    """
+
+    version: str
+    event: str
+    at: str
+    sha256: str
 
 
 class ReleasePointer(_Governed):
@@ -86,6 +162,10 @@ class ReleasePointer(_Governed):
         manifest: address of the version's manifest.
         release_sha256: hash of the line of `release.jsonl` that logs this release.
         released_at: RFC 3339.
+        history: every move of the pointer, oldest first; the last one is the release.
+        heads: the end of the release log of each version.
+        lines: the lines that were logged last, in full. A promotion that dies after it has
+            written the pointer is completed from them.
     """
 
     schema_: Literal["tuneline/production/1"] = Field("tuneline/production/1", alias="schema")
@@ -96,6 +176,9 @@ class ReleasePointer(_Governed):
     release_sha256: str
     previous_version: str | None = None
     released_at: str
+    history: list[PointerMove] = []
+    heads: dict[str, LogEnd] = {}
+    lines: list[str] = []
 
 
 MANIFEST_REF = Document("lineage", "manifest_ref.json", ManifestRef)

@@ -20,6 +20,7 @@ from tuneline.evidence import FileRef
 from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
 
+MANIFEST_FILE = "manifest.json"
 # What a release serves: one file for llama.cpp, else a checkpoint, else a compiled engine.
 MODEL_FILE = "model.gguf"
 CHECKPOINT_FOLDER, ENGINE_FOLDER = "model/", "engine/"
@@ -48,7 +49,7 @@ class Release:
     @property
     def uri(self) -> str:
         """URI of its manifest."""
-        return self.store.uri_of(_manifest_key(self.manifest.name, self.version))
+        return self.store.uri_of(manifest_key(self.manifest.name, self.version))
 
     def run(self) -> Run:
         """Open the run that made it.
@@ -179,7 +180,7 @@ def open_release(store: Store, pointer: ReleasePointer) -> Release:
     if found is None:
         raise UserError(
             f"{store.uri_of(pointer_key(name))} names version {version}, which has no "
-            f"{store.uri_of(_manifest_key(name, version))}; restore it"
+            f"{store.uri_of(manifest_key(name, version))}; restore it"
         )
     return found
 
@@ -198,7 +199,7 @@ def find_version(
     Raises:
         CorruptObject: if the manifest has another hash, or is none.
     """
-    key = _manifest_key(name, version)
+    key = manifest_key(name, version)
     try:
         raw = store.get_bytes(key)
     except NotThere:
@@ -237,5 +238,6 @@ def pointer_key(name: str) -> str:
     return f"models/{name}/production.json"
 
 
-def _manifest_key(name: str, version: str) -> str:
-    return f"{model_prefix(name, version)}/manifest.json"
+def manifest_key(name: str, version: str) -> str:
+    """Return the key of a version's manifest."""
+    return f"{model_prefix(name, version)}/{MANIFEST_FILE}"

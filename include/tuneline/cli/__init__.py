@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import data, evaluating, logs, measuring, review, runs, serving
+from tuneline.cli import data, evaluating, logs, measuring, releases, review, runs, serving
 from tuneline.exits import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"tuneline {__version__}")
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     runs.add_runs(commands)
+    releases.add_releases(commands)
     data.add_data(commands)
     evaluating.add_evaluating(commands)
     serving.add_serving(commands)

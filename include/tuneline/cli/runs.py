@@ -38,7 +38,7 @@ _VERDICT_STYLES = {
 
 
 def add_runs(commands: Commands) -> None:
-    """Add `tuneline items`, `step`, `checklist`, `verify` and `run`."""
+    """Add `tuneline items`, `step`, `checklist` and `run`."""
     items = commands.add_parser("items", help="list the 25 items of the checklist")
     add_json_argument(items)
     items.set_defaults(command=_items)
@@ -50,9 +50,6 @@ def add_runs(commands: Commands) -> None:
     checklist.add_argument("run", metavar="RUN_URI", help="the run")
     add_json_argument(checklist)
     checklist.set_defaults(command=_checklist)
-    verify = commands.add_parser("verify", help="recompute every hash of a released model")
-    verify.add_argument("manifest", metavar="MANIFEST_URI", help="manifest of the release")
-    verify.set_defaults(command=_verify)
     run = commands.add_parser("run", help="create a run, or carry out a helper step of one")
     _add_actions(run.add_subparsers(required=True, metavar="ACTION"))
 
@@ -124,17 +121,6 @@ def _print_table(run_uri: str, rows: Sequence[ItemStatus]) -> None:
     # A pipe or a log has no edge at which to break lines.
     width = None if sys.stdout.isatty() else _WITHOUT_EDGE
     Console(width=width).print(table)
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.release.manifest import verify
-
-    differences = verify(arguments.manifest)
-    for difference in differences:
-        print(f"tuneline: {difference}", file=sys.stderr)
-    if not differences:
-        print(f"{arguments.manifest}: every hash agrees")
-    return EXIT_FAILED if differences else EXIT_OK
 
 
 def _create(arguments: argparse.Namespace) -> int:

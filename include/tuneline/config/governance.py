@@ -25,6 +25,16 @@ class GovernanceConfig(Section):
     drift_p_value: float = Field(
         0.05, gt=0, lt=1, description="Probability of a false alarm of drift in a year of nights."
     )
+    signing_key: str | None = Field(
+        None,
+        description="PEM file of the private key (elliptic curve) that signs releases, where the "
+        "pod of lineage finds it; None signs none. Needs requirements/signing.txt.",
+    )
+    public_key: str | None = Field(
+        None,
+        description="PEM file of the public key by which promote checks the signature of a "
+        "release; None checks none.",
+    )
 
 
 class Waiver(Section):

@@ -1,9 +1,10 @@
 """lineage: a manifest beside the model ties it to its data, code and hyperparameters.
 
 Every file of the model version is hashed and written once, the evidences of the other 24 items
-lie beside it, and the code that made it is a known commit. `tuneline verify` recomputes every
-hash. The form follows SLSA provenance (https://slsa.dev/provenance): what was built, from which
-materials, by whom.
+lie beside it, and the code that made it is a known commit. The dataset, the environments of the
+steps and the release before are stated too, and the whole is signed where a key is configured.
+`tuneline verify` recomputes every hash. The form follows SLSA provenance
+(https://slsa.dev/provenance): what was built, from which materials, by whom.
 """
 
 from __future__ import annotations
@@ -12,33 +13,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.artifacts.artifact import Artifact
-from tuneline.artifacts.data import DATASET_CARD, DATASET_VERSION, SCRUBBED
+from tuneline.artifacts.data import DATASET, DATASET_CARD, DATASET_VERSION, SCRUBBED
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT
 from tuneline.artifacts.governance import (
     MANIFEST_REF,
+    DatasetFile,
     Manifest,
     ManifestEvidence,
     ManifestFile,
     ManifestRef,
+    Parent,
+    StepEnvironment,
 )
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
     CHECKPOINT_FOLDER,
     ENGINE_FOLDER,
+    MANIFEST_FILE,
     MODEL_FILE,
+    manifest_key,
     model_prefix,
-    read_release,
+    released,
 )
-from tuneline.artifacts.training import ADAPTER, LORA, MERGED, PLAN
+from tuneline.artifacts.training import ADAPTER, HISTORY, LORA, MERGED, PLAN
 from tuneline.bases import base_of
-from tuneline.catalogue import ITEMS
+from tuneline.catalogue import ITEMS, STEPS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
-from tuneline.governance.release.manifest import put_once, verify, write_manifest
+from tuneline.governance.release.manifest import put_once, write_manifest
+from tuneline.governance.release.signature import SIGNATURE, public_part, sign
+from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
-from tuneline.run import StepContext
+from tuneline.run import Run, StepContext, environment
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.store import sha256_file
@@ -62,6 +70,7 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     DATASET_CARD,
     LORA,
     PLAN,
+    HISTORY,
     ENGINE_IDENTITY,
     ENGINE_REPORT,
 )
@@ -197,13 +206,62 @@ def store_files(ctx: StepContext, prefix: str, files: dict[str, Path]) -> list[M
     return stated
 
 
+def dataset_file(ctx: StepContext) -> DatasetFile | None:
+    """Return the place and the hash of the rows that training read; None if they were not kept."""
+    try:
+        artifacts = ctx.entry(DATASET.step).artifacts
+    except UserError:
+        return None
+    for ref in artifacts:
+        if ref.name == DATASET.name:
+            key = ctx.run.store.key_of(ref.uri)
+            return DatasetFile(key=key, sha256=ref.sha256, bytes=ref.bytes, rows=ref.rows)
+    return None
+
+
+def environments(run: Run) -> list[StepEnvironment]:
+    """Return Python, packages and device of the run's steps, once for all steps that share them.
+
+    Steps that are no items count if something of them ships. Others may end while this step is
+    at work, and the manifest of a second try would differ.
+    """
+    counted = {item.id for item in ITEMS} | {artifact.step for artifact in SHIPPED_FILES}
+    found: dict[str, StepEnvironment] = {}
+    for step in STEPS:
+        if step.id not in {*counted, ADAPTER.step}:
+            continue
+        try:
+            # This step has no evidence of its own yet.
+            stated = environment() if step.id == "lineage" else run.entry(step.id).environment
+        except UserError:
+            continue
+        one = StepEnvironment(
+            python=stated.get("python", ""),
+            packages=stated.get("packages", {}),
+            device=stated.get("device", ""),
+            steps=[],
+        )
+        found.setdefault(one.model_dump_json(), one).steps.append(step.id)
+    return list(found.values())
+
+
+def parent_of(run: Run) -> Parent | None:
+    """Return the release that the version would replace, by the hash of its manifest."""
+    before = released(run)
+    if before is None:
+        return None
+    key = manifest_key(run.config.name, before.version)
+    return Parent(version=before.version, manifest_sha256=run.store.rehash(key).sha256)
+
+
 def describe(
     ctx: StepContext, evidence: dict[str, ManifestEvidence], files: list[ManifestFile]
 ) -> Manifest:
     """Return the manifest of the run's model version."""
     config, meta = ctx.config, ctx.run.meta
     base = base_of(ctx, weights=False)
-    previous = read_release(ctx.run.store, config.name)
+    parent = parent_of(ctx.run)
+    key = config.governance.signing_key
     return Manifest(
         name=config.name,
         version=ctx.run.run_id,
@@ -221,6 +279,7 @@ def describe(
             **ctx.read_json(DATASET_VERSION.step, DATASET_VERSION.name),
             "source": config.data.source,
         },
+        dataset_file=dataset_file(ctx),
         code=meta["code"],
         hyperparameters={
             **config.training.model_dump(mode="json"),
@@ -229,7 +288,10 @@ def describe(
         },
         engine=_content(ctx, ENGINE_IDENTITY),
         evidence=evidence,
-        previous_version=previous.version if previous else None,
+        environments=environments(ctx.run),
+        previous_version=parent.version if parent else None,
+        parent=parent,
+        signature=public_part(Path(key)) if key else None,
         files=files,
     )
 
@@ -237,6 +299,17 @@ def describe(
 def _content(ctx: StepContext, artifact: Artifact) -> Any:
     """Return a JSON file word for word, None where its step left none."""
     return ctx.read_json(artifact.step, artifact.name) if artifact.exists(ctx) else None
+
+
+def sign_release(ctx: StepContext, prefix: str, files: dict[str, Path]) -> None:
+    """Sign the files and the manifest of the version, if a key is configured and none has."""
+    key, store = ctx.config.governance.signing_key, ctx.run.store
+    if key is None or store.exists(f"{prefix}/{SIGNATURE}"):
+        return
+    manifest = ctx.scratch / MANIFEST_FILE
+    store.get_file(f"{prefix}/{MANIFEST_FILE}", manifest)
+    signature = sign({**files, MANIFEST_FILE: manifest}, Path(key), ctx.scratch)
+    put_once(store, f"{prefix}/{SIGNATURE}", signature, sha256_file(signature))
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -252,8 +325,9 @@ def run(ctx: StepContext) -> Evidence:
     files = {**collect_files(ctx, model), **evidence_files, "config.json": config_file}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest_sha256 = write_manifest(store, prefix, manifest)
-    uri = store.uri_of(f"{prefix}/manifest.json")
-    differences = verify(uri)
+    sign_release(ctx, prefix, files)
+    uri = store.uri_of(f"{prefix}/{MANIFEST_FILE}")
+    differences = version_differences(uri)
     MANIFEST_REF.write(ctx, ManifestRef(uri=uri, sha256=manifest_sha256, version=manifest.version))
     code = manifest.code
     commit = (code.get("commit") or "no commit")[:12]

@@ -1,22 +1,30 @@
 """promote: move the release pointer to the run's model version, or refuse and say why.
 
 Refuses unless all critical items reached a verdict that allows release, the shipping engine was
-built, the manifest verifies at this moment, and the approval that the run asks for was given.
+built, the manifest verifies at this moment, and the approval that the run asks for was given. Who
+approved and who accepts which failure is logged with the release.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
-from tuneline.artifacts.governance import MANIFEST_REF, ReleasePointer
+from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.people import APPROVALS, Approvals
-from tuneline.artifacts.releases import model_prefix, read_release
+from tuneline.artifacts.release_log import Approved, Event, Released, Waived
+from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
-from tuneline.governance.release.manifest import append_release, verify, write_release
-from tuneline.run import Run, StepContext, now
-from tuneline.verdicts import checklist
+from tuneline.governance.release.pointer import (
+    Pointed,
+    complete,
+    last_move,
+    read_pointer,
+    record,
+)
+from tuneline.governance.release.verify import promotion_differences
+from tuneline.run import Run, StepContext
+from tuneline.store import Changed
+from tuneline.verdicts import checklist, valid_waivers
 
 # The question about the release in Airflow, and the answer that allows it.
 QUESTION, YES = "approve_release", "Approve"
@@ -45,47 +53,84 @@ def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
             "nobody has approved the release, which the run asks for (`approval: true`); "
             f"answer the task {QUESTION} in Airflow"
         )
-    return found + verify(manifest_uri)
+    return found + promotion_differences(manifest_uri, config.governance)
+
+
+def people(run: Run) -> list[Event]:
+    """Return what people have said about a run: their answers, and the waivers that count."""
+    answers = APPROVALS.find(run) or Approvals()
+    approved = [
+        Approved(
+            subject=answer.subject, decision=answer.decision, by=answer.by, answered_at=answer.at
+        )
+        for answer in answers.approvals
+    ]
+    waived = [
+        Waived(
+            item=waiver.item,
+            reason=waiver.reason,
+            by=str(waiver.by),
+            approved_by=waiver.critical_approved_by,
+        )
+        for waiver in valid_waivers(run).values()
+    ]
+    return [*waived, *approved]
+
+
+def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
+    """Log the release and move the pointer.
+
+    Raises:
+        UserError: if another run was promoted since the pointer was read.
+    """
+    previous, follows = last_move(pointed)
+    released = Released(
+        previous_version=previous,
+        follows=follows,
+        by=ctx.run.meta.get("started_by"),
+        run=ctx.run.uri,
+        approved_by=approver(ctx.run) if ctx.config.approval else None,
+    )
+    events = [*people(ctx.run), released]
+    try:
+        record(pointed, reference.version, reference.sha256, events)
+    except Changed:
+        now_released = read_release(pointed.store, pointed.name)
+        winner = now_released.version if now_released else "another version"
+        raise UserError(
+            f"{pointed.name} is not promoted: {winner} was released while this promotion was at "
+            f"work, and this run was compared with {previous or 'no release'}; run promote again "
+            f"to release {reference.version} over it"
+        ) from None
 
 
 def run(ctx: StepContext) -> Record:
     """Promote the run's model version.
 
+    A version that was released before stays where it is: a retried task moves nothing a second
+    time, and does not take the place of a version that was released since.
+
     Raises:
-        UserError: if an item, the engine, the approval or the manifest stands in the way;
-            the pointer has not moved.
+        UserError: if an item, the engine, the approval or the manifest stands in the way, or
+            another run was promoted at the same time; the pointer has not moved.
     """
     config, store = ctx.config, ctx.run.store
     reference = MANIFEST_REF.read(ctx)
+    pointed = read_pointer(store, config.name)
+    complete(pointed)
     reasons = refusals(ctx, reference.uri)
     if reasons:
         raise UserError(f"{config.name} is not promoted: " + "; ".join(reasons))
 
-    previous = read_release(store, config.name)
-    # A retry after the pointer has moved must not log the release twice.
-    if previous is None or previous.version != reference.version:
-        previous_version = previous.version if previous else None
-        event: dict[str, Any] = {
-            "event": "released",
-            "version": reference.version,
-            "previous_version": previous_version,
-            "by": ctx.run.meta.get("started_by"),
-            "run": ctx.run.uri,
-        }
-        if config.approval:
-            event["approved_by"] = approver(ctx.run)
-        prefix = model_prefix(config.name, reference.version)
-        pointer = ReleasePointer(
-            name=config.name,
-            version=reference.version,
-            manifest=reference.uri,
-            manifest_sha256=reference.sha256,
-            release_sha256=append_release(store, prefix, reference.sha256, event),
-            previous_version=previous_version,
-            released_at=now(),
+    pointer = pointed.pointer
+    moves = pointer.history if pointer else []
+    done = next((move for move in moves if move.version == reference.version), None)
+    summary = f"{config.name} {reference.version} is released"
+    if pointer is None or done is None:
+        release(ctx, reference, pointed)
+    elif pointer.version != reference.version:
+        summary = (
+            f"{config.name} {reference.version} was released at {done.at}, and "
+            f"{pointer.version} is released now"
         )
-        write_release(store, pointer)
-    return ctx.record(
-        f"{config.name} {reference.version} is released",
-        [measure("items_that_refuse", len(reasons), "items", "==", 0)],
-    )
+    return ctx.record(summary, [measure("items_that_refuse", len(reasons), "items", "==", 0)])

@@ -1,7 +1,8 @@
 """The store: whole objects under a URI, the same on a directory and on S3.
 
 Writes are whole: a reader sees the old object or the new one. Every object carries its SHA-256,
-every read recomputes it, and `once=True` refuses to replace an object.
+every read recomputes it, `once=True` refuses to replace an object, and `replace` writes only over
+the bytes that the caller has read.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuneline.errors import UserError
-from tuneline.store.base import AlreadyThere, CorruptObject, NotThere, Store
+from tuneline.store.base import AlreadyThere, Changed, CorruptObject, NotThere, Store, Tagged
 from tuneline.store.bucket import S3Store
 from tuneline.store.directory import FileStore
 from tuneline.store.whole_files import sha256_file
 
 __all__ = [
     "AlreadyThere",
+    "Changed",
     "CorruptObject",
     "FileStore",
     "NotThere",
     "S3Store",
     "Store",
+    "Tagged",
     "open_store",
     "sha256_file",
     "store_of",

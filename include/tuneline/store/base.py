@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.errors import TunelineError, UserError
@@ -19,8 +20,25 @@ class AlreadyThere(TunelineError):
     """A write-once object exists."""
 
 
+class Changed(TunelineError):
+    """An object is not the one that a conditional write was to replace."""
+
+
 class NotThere(UserError):
     """The object does not exist."""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """An object as it was read, for a conditional write that replaces it.
+
+    Attributes:
+        data: its bytes.
+        tag: the store's tag of these bytes.
+    """
+
+    data: bytes
+    tag: str
 
 
 class Store(ABC):
@@ -70,6 +88,39 @@ class Store(ABC):
         Raises:
             NotThere: if there is no such object.
             CorruptObject: if the hash differs.
+        """
+
+    @abstractmethod
+    def rehash(self, key: str) -> FileRef:
+        """Recompute the hash of an object where it lies, without a copy on this machine.
+
+        Raises:
+            NotThere: if there is no such object.
+            CorruptObject: if it is not the hash that the object was written with.
+            RetryableError: if the server failed.
+        """
+
+    @abstractmethod
+    def read_tagged(self, key: str) -> Tagged:
+        """Read a small object whole, with the tag by which `replace` knows it.
+
+        Raises:
+            NotThere: if there is no such object.
+            CorruptObject: if its bytes are not those that were written.
+        """
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes, tag: str | None) -> None:
+        """Write bytes as one object if it has not changed since it was read.
+
+        Args:
+            key: the object's key.
+            data: the new bytes.
+            tag: the tag that `read_tagged` returned; None if there was no object.
+
+        Raises:
+            Changed: if another writer came first; nothing was written.
+            RetryableError: if the disk is full or the server failed.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef
-from tuneline.store.base import AlreadyThere, NotThere, Store
-from tuneline.store.whole_files import BLOCK, settle, sha256_file, stage_beside
+from tuneline.store.base import AlreadyThere, Changed, NotThere, Store, Tagged
+from tuneline.store.whole_files import BLOCK, require_hash, settle, sha256_file, stage_beside
 
 T = TypeVar("T")
 
@@ -164,6 +165,62 @@ class S3Store(Store):
         destination.parent.mkdir(parents=True, exist_ok=True)
         staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
         return staged, stored
+
+    def rehash(self, key: str) -> FileRef:
+        """See `Store.rehash`."""
+        digest, size, stored = self._call(key, partial(self._hash_stream, key))
+        require_hash(digest, [stored], self.uri_of(key))
+        return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
+
+    def hash_foreign(self, key: str) -> str:
+        """Return the SHA-256 of an object that another program wrote.
+
+        Raises:
+            NotThere: if there is no such object.
+            RetryableError: if the server failed or the transfer was interrupted.
+        """
+        return self._call(key, partial(self._hash_stream, key))[0]
+
+    def _hash_stream(self, key: str) -> tuple[str, int, str]:
+        """Read an object; return its hash, its size in bytes, and its stored hash."""
+        answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+        digest, size = hashlib.sha256(), 0
+        for block in answer["Body"].iter_chunks(BLOCK):
+            digest.update(block)
+            size += len(block)
+        return digest.hexdigest(), size, answer["Metadata"].get("sha256", _UNKNOWN)
+
+    def read_tagged(self, key: str) -> Tagged:
+        """See `Store.read_tagged`; the tag is the server's."""
+
+        def read() -> tuple[bytes, dict[str, Any]]:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+            return answer["Body"].read(), answer
+
+        data, answer = self._call(key, read)
+        stored = answer["Metadata"].get("sha256", _UNKNOWN)
+        require_hash(hashlib.sha256(data).hexdigest(), [stored], self.uri_of(key))
+        return Tagged(data, str(answer["ETag"]))
+
+    def replace(self, key: str, data: bytes, tag: str | None) -> None:
+        """See `Store.replace`."""
+        digest = hashlib.sha256(data).hexdigest()
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        put = partial(
+            self._s3.put_object,
+            Bucket=self.bucket,
+            Key=self._name(key),
+            Body=data,
+            Metadata={"sha256": digest},
+            **condition,
+        )
+        try:
+            self._call(key, put)
+        except (AlreadyThere, NotThere):
+            # boto3 sends a write again whose answer was lost. The second one meets the first.
+            written = self.find(key)
+            if written is None or written.sha256 != digest:
+                raise Changed(f"{self.uri_of(key)} has changed since it was read") from None
 
     def etag(self, key: str) -> str:
         """Return the server's tag of an object, which changes with its bytes.

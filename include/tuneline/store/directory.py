@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuneline.errors import RetryableError, UserError
+from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.evidence import FileRef
-from tuneline.store.base import AlreadyThere, NotThere, Store
-from tuneline.store.whole_files import settle, sha256_file, stage_beside
+from tuneline.store.base import AlreadyThere, Changed, NotThere, Store, Tagged
+from tuneline.store.whole_files import require_hash, settle, sha256_file, stage_beside
 
 
 class FileStore(Store):
@@ -47,18 +48,39 @@ class FileStore(Store):
     def put_file(self, key: str, path: Path, *, once: bool = False, link: bool = False) -> FileRef:
         """See `Store.put_file`."""
         target = self._path(key)
+
+        def refuse_second() -> None:
+            if once and target.exists():
+                raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
+
+        place = _link_or_copy if link else shutil.copyfile
+        return self._put(key, lambda staged: place(path, staged), refuse_second)
+
+    def replace(self, key: str, data: bytes, tag: str | None) -> None:
+        """See `Store.replace`; the tag is the hash of the bytes."""
+        target = self._path(key)
+
+        def refuse_other() -> None:
+            if (sha256_file(target) if target.is_file() else None) != tag:
+                raise Changed(f"{self.uri_of(key)} has changed since it was read")
+
+        self._put(key, lambda staged: staged.write_bytes(data), refuse_other)
+
+    def _put(self, key: str, fill: Callable[[Path], object], refuse: Callable[[], None]) -> FileRef:
+        """Write an object unless `refuse` raises, which is asked again under the lock."""
+        target = self._path(key)
         sidecar = self._sidecar(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if once and target.exists():
-                raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
-            place = _link_or_copy if link else shutil.copyfile
-            staged = stage_beside(target, lambda staged: place(path, staged))
+            refuse()
+            staged = stage_beside(target, fill)
             digest = sha256_file(staged)
             with self._lock():
-                if once and target.exists():
+                try:
+                    refuse()
+                except TunelineError:
                     staged.unlink()
-                    raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
+                    raise
                 _write_whole(sidecar, "\n".join([*_hashes(sidecar), digest]) + "\n")
                 staged.replace(target)
                 _write_whole(sidecar, digest + "\n")
@@ -87,7 +109,29 @@ class FileStore(Store):
                 f"cannot read {self.uri_of(key)}: {error.strerror or error}"
             ) from error
         expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
-        return settle(staged, destination, self.uri_of(key), expected or ["unknown (no hash file)"])
+        return settle(staged, destination, self.uri_of(key), expected)
+
+    def read_tagged(self, key: str) -> Tagged:
+        """See `Store.read_tagged`."""
+        data = self.get_bytes(key)
+        return Tagged(data, hashlib.sha256(data).hexdigest())
+
+    def rehash(self, key: str) -> FileRef:
+        """See `Store.rehash`."""
+        path = self._path(key)
+        if not path.is_file():
+            raise NotThere(f"{self.uri_of(key)} does not exist")
+        known = _hashes(self._sidecar(path))
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            raise RetryableError(
+                f"cannot read {self.uri_of(key)}: {error.strerror or error}"
+            ) from error
+        require_hash(digest, [*known, *_hashes(self._sidecar(path))], self.uri_of(key))
+        return FileRef(
+            name=path.name, uri=self.uri_of(key), sha256=digest, bytes=path.stat().st_size
+        )
 
     def find(self, key: str) -> FileRef | None:
         """See `Store.find`."""

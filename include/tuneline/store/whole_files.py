@@ -45,13 +45,26 @@ def settle(staged: Path, destination: Path, uri: str, expected: Sequence[str]) -
         CorruptObject: if it is not; the copy is deleted.
     """
     digest = sha256_file(staged)
-    if digest not in expected:
+    try:
+        require_hash(digest, expected, uri)
+    except CorruptObject:
         staged.unlink()
-        raise CorruptObject(
-            f"{uri} is corrupt: its SHA-256 is {digest}, expected {' or '.join(expected)}; "
-            "restore it from a backup or run the step again that wrote it"
-        )
+        raise
     staged.replace(destination)
     return FileRef(
         name=uri.rsplit("/", 1)[-1], uri=uri, sha256=digest, bytes=destination.stat().st_size
     )
+
+
+def require_hash(digest: str, expected: Sequence[str], uri: str) -> None:
+    """Refuse a hash that is not one of those expected.
+
+    Raises:
+        CorruptObject: if it is another one.
+    """
+    if digest not in expected:
+        wanted = " or ".join(dict.fromkeys(expected)) or "unknown (no hash file)"
+        raise CorruptObject(
+            f"{uri} is corrupt: its SHA-256 is {digest}, expected {wanted}; "
+            "restore it from a backup or run the step again that wrote it"
+        )

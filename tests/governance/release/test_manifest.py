@@ -6,14 +6,24 @@ from pathlib import Path
 import pytest
 
 from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.release_log import Approved, Canary, Released
 from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.evidence import conclude
 from tuneline.governance.lineage import code_measurements, collect_files
-from tuneline.governance.release.manifest import append_release, put_once, verify, write_manifest
+from tuneline.governance.release.manifest import put_once, write_manifest
+from tuneline.governance.release.pointer import read_pointer, record
+from tuneline.governance.release.verify import verify
 from tuneline.store import open_store, sha256_file
 
 PREFIX = "models/m/v1"
+APPROVED = Approved(subject="approve_release", decision="Approve", by="alice", answered_at="now")
+RELEASED = Released(previous_version=None, follows=None, by="bob", run="file:///runs/v1")
+CANARY = Canary(share=0.1, outcome="started", summary="a tenth of the requests")
+
+
+def log(store, sha, *events):
+    return record(read_pointer(store, "m"), "v1", sha, events)
 
 
 @pytest.fixture
@@ -24,7 +34,7 @@ def model(tmp_path):
     digest = sha256_file(local)
     put_once(store, f"{PREFIX}/model.gguf", local, digest)
     files = [{"name": "model.gguf", "sha256": digest, "bytes": 7}]
-    sha = write_manifest(store, PREFIX, Manifest(files=files))
+    sha = write_manifest(store, PREFIX, Manifest(name="m", version="v1", files=files))
     return store, sha, store.uri_of(f"{PREFIX}/manifest.json")
 
 
@@ -43,8 +53,8 @@ def test_the_tokenizer_ships_with_the_model(make_lab):
 
 def test_a_clean_model_verifies(model):
     store, sha, uri = model
-    append_release(store, PREFIX, sha, {"event": "released"})
-    append_release(store, PREFIX, sha, {"event": "canary"})
+    log(store, sha, RELEASED)
+    log(store, sha, CANARY)
     assert verify(uri) == []
 
 
@@ -75,8 +85,7 @@ def test_a_swapped_file_with_a_fitting_hash_file_is_named(model):
 
 def test_a_rewritten_release_log_breaks_the_chain(model):
     store, sha, uri = model
-    append_release(store, PREFIX, sha, {"event": "approved", "by": "alice"})
-    append_release(store, PREFIX, sha, {"event": "released", "by": "bob"})
+    log(store, sha, APPROVED, RELEASED)
     lines = store.get_bytes(f"{PREFIX}/release.jsonl").decode()
     store.put_bytes(f"{PREFIX}/release.jsonl", lines.replace("alice", "mallory").encode())
     assert "line 2 is not chained" in verify(uri)[0]
@@ -84,7 +93,7 @@ def test_a_rewritten_release_log_breaks_the_chain(model):
 
 def test_a_manifest_rewritten_with_its_hash_breaks_the_chain_to_the_release(model):
     store, sha, uri = model
-    append_release(store, PREFIX, sha, {"event": "released"})
+    log(store, sha, RELEASED)
     document = json.loads(store.get_bytes(f"{PREFIX}/manifest.json"))
     store.put_bytes(f"{PREFIX}/manifest.json", json.dumps({**document, "x": 1}).encode())
     assert "line 1 is not chained" in verify(uri)[0]
@@ -105,7 +114,7 @@ def test_a_retry_may_write_the_same_again(model, tmp_path):
     same = tmp_path / "model.gguf"
     put_once(store, f"{PREFIX}/model.gguf", same, sha256_file(same))
     files = [{"name": "model.gguf", "sha256": sha256_file(same), "bytes": 7}]
-    assert write_manifest(store, PREFIX, Manifest(files=files)) == sha
+    assert write_manifest(store, PREFIX, Manifest(name="m", version="v1", files=files)) == sha
     assert verify(uri) == []
 
 

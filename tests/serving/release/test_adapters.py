@@ -9,7 +9,7 @@ from tests.lab.tiny_task import INTENTS, OTHER_INTENTS, conversation
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
-from tuneline.governance.release.manifest import verify
+from tuneline.governance.release.verify import verify
 from tuneline.serving.engines.engine_server import ServeRequest
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import GatewayProcess

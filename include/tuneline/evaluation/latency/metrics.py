@@ -67,8 +67,13 @@ def _total(value: float, unit: str) -> dict[str, Any]:
 def _spread(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {}
-    found = {"avg": np.mean(values), "min": min(values), "max": max(values), "std": np.std(values)}
-    return {name: round(float(value), 3) for name, value in found.items()}
+    found = {
+        "avg": float(np.mean(values)),
+        "min": min(values),
+        "max": max(values),
+        "std": float(np.std(values)),
+    }
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def _times(seconds: Sequence[float]) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Commands on releases: verify one, draw the ancestry of a model, compare two."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tuneline.cli.groups import Commands, add_json_argument, add_store_argument, store_uri
+from tuneline.errors import EXIT_FAILED, EXIT_OK
+
+_RELEASE = "MODEL/VERSION, MODEL (its released version), or the URI of a manifest.json"
+
+
+def add_releases(commands: Commands) -> None:
+    """Add `tuneline verify`, `lineage` and `diff`."""
+    verify = commands.add_parser(
+        "verify",
+        help="recompute every hash of a released model",
+        description="Recompute the hash of every file of a release, of its dataset and of the "
+        "files that it was read from, and compare the release log and the pointer with each "
+        "other. Prints one sentence for each difference; exit code 1 if there is one.",
+    )
+    verify.add_argument("manifest", metavar="MANIFEST_URI", help="manifest of the release")
+    verify.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="FILE",
+        help="PEM file of the public key by which the release has to be signed",
+    )
+    verify.set_defaults(command=_verify)
+    lineage = commands.add_parser("lineage", help="draw the releases of a model, newest first")
+    lineage.add_argument("model", metavar="MODEL", help="name of the model")
+    lineage.add_argument("--svg", type=Path, metavar="FILE", help="also write a drawing")
+    add_store_argument(lineage)
+    lineage.set_defaults(command=_lineage)
+    diff = commands.add_parser("diff", help="say what changed between two releases")
+    diff.add_argument("before", metavar="A", help=_RELEASE)
+    diff.add_argument("after", metavar="B", help="the same")
+    add_store_argument(diff)
+    add_json_argument(diff)
+    diff.set_defaults(command=_diff)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.release.verify import examine
+
+    found = examine(arguments.manifest, arguments.public_key)
+    for difference in found.differences:
+        print(f"tuneline: {difference}", file=sys.stderr)
+    for note in found.unchecked:
+        print(f"not checked: {note}")
+    if not found.differences:
+        print(f"{arguments.manifest}: every hash agrees")
+    return EXIT_FAILED if found.differences else EXIT_OK
+
+
+def _lineage(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.release.family import ancestors, as_svg, as_text
+    from tuneline.store import open_store
+
+    line = ancestors(open_store(store_uri(arguments)), arguments.model)
+    print(as_text(arguments.model, line))
+    if arguments.svg:
+        arguments.svg.write_text(as_svg(arguments.model, line), encoding="utf-8")
+    return EXIT_OK
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.release.compare import as_text, changes, find_release
+
+    store = arguments.store or os.environ.get("TUNELINE_STORE")
+    before, after = (find_release(a, store) for a in (arguments.before, arguments.after))
+    found = changes(before, after)
+    if arguments.json:
+        print(json.dumps([asdict(change) for change in found], indent=1, ensure_ascii=False))
+    else:
+        print(as_text(before, after, found))
+    return EXIT_OK

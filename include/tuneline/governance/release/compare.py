@@ -1,0 +1,185 @@
+"""What changed between two releases: data, settings, base, code, engine, packages, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.releases import Release, find_version, read_release
+from tuneline.errors import TunelineError, UserError
+from tuneline.evidence import load_evidence
+from tuneline.governance.release.verify import Version
+from tuneline.store import Store, open_store
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value that differs between two releases.
+
+    Attributes:
+        section: what it belongs to.
+        name: its name.
+        before: the value in the first release, None if it has none.
+        after: the value in the second release, None if it has none.
+    """
+
+    section: str
+    name: str
+    before: Any
+    after: Any
+
+
+def find_release(address: str, store_uri: str | None) -> Release:
+    """Return the release that an argument names.
+
+    Args:
+        address: address of a `manifest.json`; `MODEL/VERSION`; or `MODEL`, its released version.
+        store_uri: the store of a model that is named without one.
+
+    Raises:
+        UserError: if there is no such release.
+    """
+    if "://" in address:
+        place = Version.of(address)
+        return _found(place.store, place.name, place.version)
+    if not store_uri:
+        raise UserError(
+            f"no store to look for {address!r} in: give --store, set TUNELINE_STORE, or give the "
+            "address of a manifest.json"
+        )
+    store = open_store(store_uri)
+    name, _, version = address.partition("/")
+    if not version:
+        pointer = read_release(store, name)
+        if pointer is None:
+            raise UserError(f"{store.uri} has no release of {name!r}; name a version: {name}/…")
+        version = pointer.version
+    return _found(store, name, version)
+
+
+def _found(store: Store, name: str, version: str) -> Release:
+    release = find_version(store, name, version)
+    if release is None:
+        raise UserError(f"{store.uri} has no version {version!r} of {name!r}")
+    return release
+
+
+def changes(before: Release, after: Release) -> list[Change]:
+    """Return what differs between two releases, section by section."""
+    ours, theirs = _sections(before), _sections(after)
+    return [
+        Change(section, name, old, new)
+        for section in ours
+        for name, old, new in _differing(ours[section], theirs[section])
+    ]
+
+
+def _differing(before: Values, after: Values) -> Iterator[tuple[str, Any, Any]]:
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)
+
+
+def _sections(release: Release) -> dict[str, Values]:
+    manifest = release.manifest
+    dataset = {k: v for k, v in manifest.dataset.items() if k not in ("sources", "reproduce")}
+    return {
+        "base": manifest.base_model,
+        "data": {**flat(dataset), **_sources(manifest)},
+        "settings": _settings(release),
+        "adapter": flat({name: manifest.hyperparameters.get(name) for name in ("lora", "plan")}),
+        "code": manifest.code,
+        "engine": flat(manifest.engine or {}),
+        "packages": _packages(manifest),
+        "verdicts": {item: entry.verdict for item, entry in manifest.evidence.items()},
+        "metrics": _metrics(release),
+    }
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested objects by their paths; a list is one value."""
+    if not isinstance(content, Mapping):
+        return {prefix: content}
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def _sources(manifest: Manifest) -> Values:
+    return {
+        f"source {entry.get('name')}": entry.get("sha256")
+        for entry in manifest.dataset.get("sources") or []
+    }
+
+
+def _settings(release: Release) -> Values:
+    """Return the run's settings, without those of the adapter, which the manifest states."""
+    ref = release.find("config.json")
+    if ref is None:
+        return flat({k: v for k, v in release.manifest.hyperparameters.items() if k != "lora"})
+    raw = release.store.get_bytes(release.store.key_of(ref.uri), sha256=ref.sha256)
+    return flat(json.loads(raw))
+
+
+def _packages(manifest: Manifest) -> Values:
+    """Return the versions of each package in the environments of the steps."""
+    found: dict[str, set[str]] = {}
+    for one in manifest.environments:
+        for name, version in {"python": one.python, **one.packages}.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(versions)) for name, versions in sorted(found.items())}
+
+
+def _metrics(release: Release) -> Values:
+    """Return the numbers that decided, from the evidence that was shipped."""
+    found: dict[str, Any] = {}
+    for item, entry in release.manifest.evidence.items():
+        ref = release.find(entry.file)
+        if ref is None:
+            continue
+        try:
+            raw = release.store.get_bytes(release.store.key_of(ref.uri), sha256=ref.sha256)
+            evidence = load_evidence(raw, ref.uri)
+        except TunelineError:
+            continue
+        found |= {
+            f"{item}.{one.name}": one.value for one in evidence.measurements if one.rule is not None
+        }
+    return found
+
+
+def as_text(before: Release, after: Release, found: list[Change]) -> str:
+    """Write the changes for a person, a section at a time."""
+    parts = [f"{before.manifest.name} {before.version} → {after.manifest.name} {after.version}"]
+    for section in dict.fromkeys(change.section for change in found):
+        parts.append(section)
+        parts += [
+            f"  {change.name}: {_shown(change.before)} → {_shown(change.after)}{_by(change)}"
+            for change in found
+            if change.section == section
+        ]
+    return "\n".join(parts if found else [*parts, "nothing differs"])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _by(change: Change) -> str:
+    """Return the difference of two numbers."""
+    numbers = [
+        value
+        for value in (change.before, change.after)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return f"  ({numbers[1] - numbers[0]:+.4g})" if len(numbers) == 2 else ""

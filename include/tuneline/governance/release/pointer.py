@@ -1,0 +1,196 @@
+"""The release pointer of a model, moved by conditional writes, and the logs that it records.
+
+An event is recorded by two writes. The first replaces `production.json`, on the condition that
+nobody else has since it was read: it holds the new lines in full and the new end of the version's
+log. The second appends the lines to `release.jsonl`. Only the first one decides, so of two
+promotions at once one wins and the other leaves nothing behind, and a promotion that dies between
+the two is completed by whoever records next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from tuneline.artifacts.governance import LogEnd, PointerMove, ReleasePointer
+from tuneline.artifacts.release_log import (
+    Event,
+    Line,
+    Log,
+    chain,
+    log_bytes,
+    log_key,
+    read_line,
+    read_log,
+)
+from tuneline.artifacts.releases import model_prefix, pointer_key
+from tuneline.errors import RetryableError, UserError
+from tuneline.run import now
+from tuneline.store import Changed, CorruptObject, NotThere, Store
+
+# Another process may complete the same log between the reading and the writing, more than once.
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """The release pointer of a model as it was read.
+
+    Attributes:
+        store: the store.
+        name: the model.
+        pointer: the pointer, None if nothing was released.
+        tag: the store's tag of its bytes, None without a pointer.
+    """
+
+    store: Store
+    name: str
+    pointer: ReleasePointer | None
+    tag: str | None
+
+
+def pointer_bytes(pointer: ReleasePointer) -> bytes:
+    """Return the bytes of `production.json`."""
+    return json.dumps(pointer.model_dump(mode="json", by_alias=True), indent=1).encode()
+
+
+def read_pointer(store: Store, name: str) -> Pointed:
+    """Read the release pointer of a model for a conditional write.
+
+    Raises:
+        CorruptObject: if it is not a pointer, or not in the form in which it was written.
+    """
+    uri = store.uri_of(pointer_key(name))
+    try:
+        stored = store.read_tagged(pointer_key(name))
+    except NotThere:
+        return Pointed(store, name, None, None)
+    try:
+        pointer = ReleasePointer.model_validate_json(stored.data)
+    except ValidationError as error:
+        raise CorruptObject(f"{uri} is not a pointer: {error.errors()[0]['msg']}") from None
+    if pointer_bytes(pointer) != stored.data or pointer.name != name:
+        raise CorruptObject(f"{uri} is not in the form in which promote writes it; restore it")
+    return Pointed(store, name, pointer, stored.tag)
+
+
+def complete(pointed: Pointed) -> None:
+    """Append the lines that the pointer holds to their log, if they are not there yet.
+
+    Raises:
+        CorruptObject: if the log is neither the one before these lines nor the one with them.
+    """
+    pointer = pointed.pointer
+    if pointer is None or not pointer.lines:
+        return
+    version = read_line(pointer.lines[0]).version
+    end = pointer.heads[version]
+
+    def wanted(log: Log) -> list[str] | None:
+        if len(log.texts) >= end.lines and Log(log.uri, None, log.texts[: end.lines]).ends_at(end):
+            return None
+        missing = pointer.lines[-(end.lines - len(log.texts)) :]
+        whole = Log(log.uri, None, [*log.texts, *missing])
+        chained = log.last_sha256 in (None, read_line(missing[0]).previous_sha256)
+        if not chained or not whole.ends_at(end):
+            raise CorruptObject(
+                f"{log.uri} does not end where {pointed.store.uri_of(pointer_key(pointed.name))} "
+                "says; `tuneline verify` names what differs"
+            )
+        return whole.texts
+
+    _write_log(pointed.store, pointed.name, version, wanted)
+
+
+def record(
+    pointed: Pointed, version: str, manifest_sha256: str, events: Sequence[Event]
+) -> ReleasePointer:
+    """Record events of one version, the last of which may move the pointer to it.
+
+    Args:
+        pointed: the pointer that the events were decided on.
+        version: the version that they happened to.
+        manifest_sha256: the hash that the first line of its log is chained to.
+        events: the events in their order.
+
+    Returns:
+        The pointer as it was written.
+
+    Raises:
+        Changed: if another writer came first; nothing was written.
+        CorruptObject: if the version's log does not end where the pointer says.
+        UserError: if nothing is released, and no event releases the version.
+    """
+    store, name = pointed.store, pointed.name
+    complete(pointed)
+    log = read_log(store, name, version)
+    known = pointed.pointer.heads.get(version) if pointed.pointer else None
+    if not log.ends_at(known):
+        raise CorruptObject(
+            f"{log.uri} does not end where {store.uri_of(pointer_key(name))} says; "
+            "`tuneline verify` names what differs"
+        )
+    lines = chain(version, events, known.sha256 if known else manifest_sha256, now())
+    pointer = _advance(pointed, version, manifest_sha256, lines, len(log.texts))
+    store.replace(pointer_key(name), pointer_bytes(pointer), pointed.tag)
+    complete(Pointed(store, name, pointer, None))
+    return pointer
+
+
+def last_move(pointed: Pointed) -> tuple[str | None, str | None]:
+    """Return the released version and the hash of its move: what the next move carries."""
+    pointer = pointed.pointer
+    return (pointer.version, pointer.release_sha256) if pointer else (None, None)
+
+
+def _advance(
+    pointed: Pointed, version: str, manifest_sha256: str, lines: Sequence[Line], before: int
+) -> ReleasePointer:
+    """Return the pointer after new lines of a version's log."""
+    last, old = lines[-1], pointed.pointer
+    end = LogEnd(lines=before + len(lines), sha256=last.sha256)
+    recorded = {
+        "heads": {**(old.heads if old else {}), version: end},
+        "lines": [line.text for line in lines],
+    }
+    if not last.moves:
+        if old is None:
+            raise UserError(
+                f"{pointed.name} has no release yet, so nothing can be recorded of {version}; "
+                "promote a version first"
+            )
+        return old.model_copy(update=recorded)
+    move = PointerMove(version=version, event=last.event.event, at=last.at, sha256=last.sha256)
+    key = f"{model_prefix(pointed.name, version)}/manifest.json"
+    return ReleasePointer(
+        name=pointed.name,
+        version=version,
+        manifest=pointed.store.uri_of(key),
+        manifest_sha256=manifest_sha256,
+        release_sha256=last.sha256,
+        previous_version=old.version if old else None,
+        released_at=last.at,
+        history=[*(old.history if old else []), move],
+        **recorded,
+    )
+
+
+def _write_log(
+    store: Store, name: str, version: str, texts: Callable[[Log], list[str] | None]
+) -> None:
+    """Replace a log by the lines that a function returns, until no other writer interferes."""
+    for _ in range(_TRIES):
+        log = read_log(store, name, version)
+        wanted = texts(log)
+        if wanted is None:
+            return
+        try:
+            tag = log.stored.tag if log.stored else None
+            store.replace(log_key(name, version), log_bytes(wanted), tag)
+        except Changed:
+            continue
+        return
+    raise RetryableError(f"{store.uri_of(log_key(name, version))} is written by others; try again")

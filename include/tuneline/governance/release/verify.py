@@ -1,0 +1,229 @@
+"""Recompute what a manifest states: files, dataset, sources, log, pointer, signature.
+
+Nothing is copied: every hash is computed where the bytes lie, several files at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.releases import (
+    MANIFEST_FILE,
+    Release,
+    manifest_key,
+    model_prefix,
+)
+from tuneline.config import GovernanceConfig
+from tuneline.errors import TunelineError, UserError
+from tuneline.governance.release.dataset_check import check_sources, dataset_difference
+from tuneline.governance.release.logs_check import pointer_differences
+from tuneline.governance.release.signature import SIGNATURE, signature_difference
+from tuneline.progress import track
+from tuneline.store import NotThere, Store, open_store
+
+# Hashing takes a core each; reading from a server waits more than it works.
+_AT_ONCE = 8
+# What lies in a version's folder beside the files that its manifest states.
+_OWN_FILES = (MANIFEST_FILE, "release.jsonl", SIGNATURE)
+
+
+@dataclass
+class Findings:
+    """What `tuneline verify` found.
+
+    Attributes:
+        differences: one sentence for each difference.
+        unchecked: one sentence for each thing that could not be compared with bytes.
+    """
+
+    differences: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Version:
+    """The place of a model version.
+
+    Attributes:
+        store: the store.
+        name: the model.
+        version: its version.
+    """
+
+    store: Store
+    name: str
+    version: str
+
+    @classmethod
+    def of(cls, manifest_uri: str) -> Version:
+        """Take the address of a manifest apart.
+
+        Raises:
+            UserError: if it is not the address of a manifest.
+        """
+        root, models, rest = manifest_uri.rpartition("/models/")
+        parts = rest.split("/")
+        if not models or len(parts) != 3 or parts[2] != MANIFEST_FILE:
+            raise UserError(f"{manifest_uri!r} is not the URI of a manifest.json below /models/")
+        return cls(open_store(root), parts[0], parts[1])
+
+    @property
+    def prefix(self) -> str:
+        """Key of its folder."""
+        return model_prefix(self.name, self.version)
+
+    def manifest(self) -> Manifest:
+        """Read its manifest.
+
+        Raises:
+            UserError: if there is none.
+            CorruptObject: if it is not the one that was written.
+            ValueError: if it is not a manifest.
+        """
+        return Manifest.model_validate_json(
+            self.store.get_bytes(manifest_key(self.name, self.version))
+        )
+
+
+def verify(manifest_uri: str) -> list[str]:
+    """Recompute everything that a manifest states; see `examine`."""
+    return examine(manifest_uri).differences
+
+
+def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
+    """Recompute everything that a manifest states, and compare the model's pointer and logs.
+
+    Args:
+        manifest_uri: address of a `manifest.json`.
+        public_key: key of the person or service that signs releases, a PEM file; without one a
+            signature is not checked.
+
+    Raises:
+        UserError: if there is no manifest at that address, or the key can't be used.
+    """
+    place = Version.of(manifest_uri)
+    found = _version(place, public_key)
+    found.differences += pointer_differences(place.store, place.name, place.version, whole=True)
+    try:
+        manifest = place.manifest()
+    except (TunelineError, ValueError):
+        return found
+    changed, unchecked = check_sources(manifest)
+    found.differences += changed
+    found.unchecked += unchecked
+    return found
+
+
+def version_differences(manifest_uri: str) -> list[str]:
+    """Compare the files of a version with its manifest, and the dataset that it was made from."""
+    return _version(Version.of(manifest_uri), None).differences
+
+
+def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list[str]:
+    """Return what differs of a version that is about to be released.
+
+    The logs of the version and of the released one are compared, not those of all others. The
+    files that the dataset was read from may have changed since: training has read the dataset.
+    """
+    place = Version.of(manifest_uri)
+    key = Path(settings.public_key) if settings.public_key else None
+    return [
+        *_version(place, key).differences,
+        *pointer_differences(place.store, place.name, place.version, whole=False),
+    ]
+
+
+def _version(place: Version, public_key: Path | None) -> Findings:
+    """Compare files, evidence, dataset, parent and signature of a version with its manifest."""
+    store, found = place.store, Findings()
+    try:
+        manifest = place.manifest()
+    except NotThere:
+        raise
+    except TunelineError as error:
+        return Findings([str(error)])
+    except ValidationError as error:
+        uri = store.uri_of(manifest_key(place.name, place.version))
+        return Findings([f"{uri} is not a manifest: {error.errors()[0]['msg']}"])
+    found.differences += _identity(place, manifest)
+    found.differences += _files(place, manifest)
+    found.differences += _files_too_many(place, manifest)
+    found.differences += _parent(place, manifest)
+    changed, unchecked = dataset_difference(store, manifest)
+    found.differences += changed
+    found.unchecked += unchecked
+    changed, unchecked = signature_difference(store, place.prefix, manifest, public_key)
+    found.differences += changed
+    found.unchecked += unchecked
+    return found
+
+
+def _identity(place: Version, manifest: Manifest) -> Iterator[str]:
+    """Compare the manifest's own name with its place, and its evidence with its files."""
+    uri = place.store.uri_of(manifest_key(place.name, place.version))
+    if (manifest.name, manifest.version) != (place.name, place.version):
+        yield f"{uri} is the manifest of {manifest.name} {manifest.version}"
+    stated = {entry.name for entry in manifest.files}
+    for item, evidence in manifest.evidence.items():
+        if evidence.file not in stated:
+            yield f"{uri} names {evidence.file} of {item}, but states no hash of it"
+
+
+def _files(place: Version, manifest: Manifest) -> Iterator[str]:
+    """Recompute the hash of every file, those of a shared base in the store included."""
+    entries: list[tuple[str, str, int | None]] = [
+        (f"{place.prefix}/{entry.name}", entry.sha256, entry.bytes) for entry in manifest.files
+    ]
+    try:
+        apart = Release(place.store, manifest).apart
+    except ValidationError as error:
+        yield f"the base of {manifest.version} is damaged: {error.errors()[0]['msg']}"
+        apart = None
+    if apart is not None and apart.base.key is not None:
+        entries += [
+            (f"{apart.base.key}/{name}", sha256, None) for name, sha256 in apart.base.files.items()
+        ]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        answers = pool.map(lambda entry: hash_difference(place.store, *entry), entries)
+        yield from filter(None, track(answers, len(entries), "hashing the files"))
+
+
+def hash_difference(store: Store, key: str, sha256: str, size: int | None = None) -> str | None:
+    """Recompute the hash of an object; return how it differs, None if it does not."""
+    uri = store.uri_of(key)
+    try:
+        ref = store.rehash(key)
+    except NotThere:
+        return f"{uri} is missing"
+    except TunelineError as error:
+        return str(error)
+    if ref.sha256 != sha256:
+        return f"{uri} is corrupt: its SHA-256 is {ref.sha256}, the manifest says {sha256}"
+    if size not in (None, ref.bytes):
+        return f"{uri} has {ref.bytes} bytes, the manifest says {size}"
+    return None
+
+
+def _files_too_many(place: Version, manifest: Manifest) -> Iterator[str]:
+    stated = {*_OWN_FILES, *(entry.name for entry in manifest.files)}
+    for key in place.store.keys(place.prefix):
+        if key.removeprefix(f"{place.prefix}/") not in stated:
+            yield f"{place.store.uri_of(key)} is a file too many: the manifest does not name it"
+
+
+def _parent(place: Version, manifest: Manifest) -> Iterable[str]:
+    """Compare the manifest of the release before, as long as it is kept."""
+    parent = manifest.parent
+    if parent is None:
+        return []
+    key = manifest_key(place.name, parent.version)
+    if not place.store.exists(key):
+        return []
+    found = hash_difference(place.store, key, parent.manifest_sha256)
+    return [found] if found else []

@@ -1,0 +1,137 @@
+"""A signed release verifies by its key; unsigned, changed or by another key it does not."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.governance.conftest import CLEAN_CODE
+from tests.lab.s3_server import s3
+
+from tuneline.errors import UserError
+from tuneline.governance.release import signature
+from tuneline.governance.release.verify import examine
+from tuneline.store import open_store
+
+MANIFEST = "models/model/test/manifest.json"
+
+
+def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a key by OpenSSL, as the documentation says."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    make = "openssl ecparam -name prime256v1 -genkey -noout -out".split()
+    subprocess.run([*make, str(private)], check=True)
+    subprocess.run(
+        ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)],
+        check=True,
+        capture_output=True,
+    )
+    return private, public
+
+
+@pytest.fixture
+def keys(tmp_path):
+    pytest.importorskip("model_signing", reason="requirements/signing.txt is not installed")
+    return key_pair(tmp_path, "ours")
+
+
+@pytest.fixture
+def signed(finished_lab, keys):
+    """A finished run whose release was signed."""
+    private, public = keys
+    governance = {"signing_key": str(private), "public_key": str(public)}
+    lab = finished_lab(CLEAN_CODE, name="model", profile="production", governance=governance)
+    assert lab.execute("lineage").verdict == "pass"
+    return lab
+
+
+def differences(lab, public):
+    return examine(lab.run.store.uri_of(MANIFEST), public).differences
+
+
+def test_a_signed_release_verifies_and_is_promoted(signed, keys):
+    stated = json.loads((signed.root / "store" / MANIFEST).read_text())["signature"]
+    assert (stated["file"], len(stated["public_key_sha256"])) == ("model.sig", 64)
+    assert differences(signed, keys[1]) == []
+    signed.execute("promote")
+    assert differences(signed, keys[1]) == []
+    # A step that is run again keeps the signature; another one would have other bytes.
+    assert signed.execute("lineage").verdict == "pass"
+
+
+def test_others_tools_verify_it(signed, keys):
+    """The library's own command line, which knows nothing of our manifest."""
+    folder = (signed.root / "store" / MANIFEST).parent
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder)]
+    options = ["--signature", str(folder / "model.sig"), "--public_key", str(keys[1])]
+    call = [*command, *options, "--ignore_unsigned_files"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "lora.json").write_text("{}")
+    assert subprocess.run(call, capture_output=True).returncode != 0
+
+
+def test_a_signed_release_in_a_bucket_verifies(signed, keys, monkeypatch):
+    with s3(monkeypatch, "shared"):
+        bucket = open_store("s3://shared/team")
+        for key in signed.run.store.keys("models"):
+            bucket.put_bytes(key, signed.run.store.get_bytes(key))
+        uri = bucket.uri_of(MANIFEST)
+        assert examine(uri, keys[1]).differences == []
+        bucket.put_bytes("models/model/test/lora.json", b"{}")
+        corrupt, unsigned = examine(uri, keys[1]).differences
+        assert "lora.json is corrupt" in corrupt
+        assert unsigned.endswith("it was made for other bytes of lora.json")
+
+
+def test_without_the_key_the_signature_is_left_unchecked(signed):
+    found = examine(signed.run.store.uri_of(MANIFEST))
+    assert found.differences == []
+    assert any("was not checked: give the public key" in note for note in found.unchecked)
+
+
+def test_a_release_that_is_not_signed_is_refused_by_a_key(finished_lab, keys):
+    lab = finished_lab(name="model")
+    lab.execute("lineage")
+    assert "the release is not signed" in differences(lab, keys[1])[0]
+
+
+def test_a_removed_signature_is_named_without_a_key(signed):
+    (signed.root / "store/models/model/test/model.sig").unlink()
+    assert "the release is not signed" in differences(signed, None)[0]
+
+
+def test_a_signature_by_another_key_is_named(signed, tmp_path):
+    _, other = key_pair(tmp_path, "others")
+    assert "is by another key than" in differences(signed, other)[0]
+
+
+def test_a_rewritten_manifest_is_named_by_the_signature(signed, keys, tmp_path):
+    """Whoever may write to the store fits hashes and names; the key is not in the store."""
+    store = signed.run.store
+    document = json.loads(store.get_bytes(MANIFEST))
+    store.put_bytes(MANIFEST, json.dumps({**document, "reason": "other"}).encode())
+    assert differences(signed, None) == []
+    [sentence] = differences(signed, keys[1])
+    assert "does not sign this release: it was made for other bytes of manifest.json" in sentence
+
+
+@pytest.mark.parametrize("content", ["", "no key"])
+def test_a_key_that_is_none_is_the_users_error(keys, tmp_path, content):
+    bad = tmp_path / "bad.pem"
+    bad.write_text(content)
+    with pytest.raises(UserError, match=r"governance\.signing_key: .*bad\.pem can't be used"):
+        signature.public_part(bad)
+    with pytest.raises(UserError, match=r"can't be used: .*No such file"):
+        signature.public_part(tmp_path / "none.pem")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a key by openssl")
+def test_a_missing_library_is_one_sentence(tmp_path, monkeypatch):
+    private, _ = key_pair(tmp_path, "ours")
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    monkeypatch.setitem(sys.modules, "model_signing.signing", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements/signing\.txt"):
+        signature.public_part(private)
