@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.harness.hardware import Machine, differences, is_target
+from tuneline.harness.hardware import Machine, differences
 
 H100 = Machine("Intel(R) Xeon(R) Platinum 8480+", 16, 128, ("NVIDIA H100 80GB HBM3",))
 TWO_A100 = Machine("AMD EPYC 7763 64-Core Processor", 64, 512, ("NVIDIA A100-SXM4-80GB",) * 2)
@@ -9,12 +9,12 @@ LAPTOP = Machine("AMD EPYC 9B14", 2, 24, ())
 
 
 def test_targets_are_matched_by_name_and_by_what_computed():
-    assert is_target("nvidia-h100", H100, on_gpu=True)
-    assert not is_target("nvidia-h100", H100, on_gpu=False)
-    assert not is_target("nvidia-a10", H100, on_gpu=True)
-    assert not is_target("nvidia-h100", LAPTOP, on_gpu=False)
-    assert is_target("laptop-cpu", LAPTOP, on_gpu=False)
-    assert not is_target("laptop-cpu", H100, on_gpu=True)
+    assert not differences("nvidia-h100", H100, on_gpu=True)
+    assert differences("nvidia-h100", H100, on_gpu=False)
+    assert differences("nvidia-a10", H100, on_gpu=True)
+    assert differences("nvidia-h100", LAPTOP, on_gpu=False)
+    assert not differences("laptop-cpu", LAPTOP, on_gpu=False)
+    assert differences("laptop-cpu", H100, on_gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_other_hardware_is_named(target, machine, on_gpu, named):
 def test_what_an_engine_computed_on_has_the_form_of_a_target():
     assert LAPTOP.computed_on(on_gpu=False) == "cpu"
     assert TWO_A100.computed_on(on_gpu=True) == "2x-nvidia-a100-sxm4-80gb"
-    assert is_target(TWO_A100.computed_on(on_gpu=True), TWO_A100, on_gpu=True)
+    assert not differences(TWO_A100.computed_on(on_gpu=True), TWO_A100, on_gpu=True)

@@ -120,11 +120,3 @@ def _of_gpus(words: list[str], machine: Machine) -> list[str]:
     if counted and (wanted := int(counted.group(1))) != matching:
         return [f"{matching} GPUs of that name instead of {wanted}"]
     return []
-
-
-def is_target(target: str, machine: Machine, *, on_gpu: bool) -> bool:
-    """Return True if a measurement on a machine is valid for the declared hardware.
-
-    The arguments are those of `differences`.
-    """
-    return not differences(target, machine, on_gpu=on_gpu)
