@@ -83,16 +83,21 @@ class ReviewKey(BaseModel):
 
 
 class Mark(BaseModel):
-    """A choice on one pair, one of `CHOICES`, and what the reviewer says of it."""
+    """A choice on one pair, one of `CHOICES`, and what the reviewer says of it.
+
+    `steady` is set for a judge that was asked twice: True if its choice stayed with the answer when
+    the sides were swapped.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     pair: int
     choice: str
     comment: str = ""
+    steady: bool | None = None
 
 
-Source = Literal["airflow", "terminal", "csv", "argilla"]
+Source = Literal["airflow", "terminal", "csv", "argilla", "endpoint"]
 
 
 class Ballot(BaseModel):
@@ -106,7 +111,8 @@ class Ballot(BaseModel):
         marks: the choices.
         comment: what the reviewer says of all of them.
         judge: True if a model voted and not a person.
-        imported_by: the user who read the file in, None for votes that were cast directly.
+        imported_by: the user who read the file in, or had the judge asked; None for votes that were
+            cast directly.
     """
 
     review_id: str
@@ -130,6 +136,7 @@ class Vote(BaseModel):
     source: Source = "airflow"
     at: str = ""
     comment: str = ""
+    steady: bool | None = None
 
 
 class ReviewVotes(BaseModel):

@@ -23,6 +23,25 @@ def add_review(commands: Commands) -> None:
     vote.set_defaults(command=_vote)
     _add_export(actions)
     _add_import(actions)
+    _add_judge(actions)
+
+
+def _add_judge(actions: Commands) -> None:
+    judge = actions.add_parser(
+        "judge",
+        help="have a model vote on the pairs, each in both orders; its votes decide nothing",
+    )
+    judge.add_argument(
+        "model",
+        metavar="URL#MODEL",
+        help="an OpenAI-compatible endpoint and its model; questions and answers are sent there",
+    )
+    add_run_argument(judge)
+    judge.add_argument("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
+    judge.add_argument(
+        "--parallel", type=int, default=4, metavar="N", help="requests at once (default 4)"
+    )
+    judge.set_defaults(command=_ask_judge)
 
 
 def _add_export(actions: Commands) -> None:
@@ -108,6 +127,21 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     for name, count in imported.votes.items():
         print(f"{arguments.file}: {count} votes of {name} stored")
+    return _judged(run)
+
+
+def _ask_judge(arguments: argparse.Namespace) -> int:
+    from tuneline.evaluation.review.llm_judge import judge_pairs
+    from tuneline.harness.subjects import endpoint_of
+    from tuneline.human_answers.terminal import this_user
+
+    endpoint = endpoint_of(arguments.model, arguments.api_key_env, arguments.parallel)
+    run = _prepared(arguments.run)
+    judged = judge_pairs(run, endpoint, asked_by=this_user())
+    print(
+        f"{endpoint.model}: {len(judged.marks)} votes on {judged.pairs} pairs stored; "
+        f"{judged.steady} stayed with their answer when the sides were swapped, the others are ties"
+    )
     return _judged(run)
 
 

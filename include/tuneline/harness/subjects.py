@@ -5,16 +5,21 @@ Both are asked through an `EngineClient`, so that whoever asks need not know whi
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tuneline.config import DeploymentConfig
+from tuneline.errors import UserError
 from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
+
+_ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
 
 
 class Subject(Protocol):
@@ -87,3 +92,25 @@ class Endpoint:
     def client(self) -> EngineClient:
         """Return a client; nothing is started."""
         return EngineClient(self.url, model=self.model, api_key=self.api_key)
+
+
+def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoint:
+    """Return the endpoint that an address names.
+
+    Args:
+        address: `https://host/v1#MODEL_ID`.
+        api_key_env: environment variable with its key; None for an endpoint that asks for none.
+        parallel: requests that are sent at once.
+
+    Raises:
+        UserError: if the address names no model, or the variable is not set.
+    """
+    found = _ENDPOINT.match(address)
+    if found is None or not found["model"]:
+        raise UserError(
+            f"{address}: name the model behind the endpoint, as in https://host/v1#MODEL_ID"
+        )
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        raise UserError(f"--api-key-env {api_key_env}: the variable is not set")
+    return Endpoint(found["url"], found["model"], key, parallel)

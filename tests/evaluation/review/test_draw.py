@@ -31,9 +31,11 @@ def test_a_rare_label_and_both_kinds_of_disagreement_are_seen():
     kinds = strata(rows, answers)
     drawn = balanced(rows, kinds, 12, 7)
     seen = Counter(value for row in drawn for value in vars(kinds[row.row_id]).values())
-    assert seen == {
-        "common": 6, "rare": 6, "near": 6, "far apart": 6, "short": 4, "middling": 4, "long": 4,
-    }  # fmt: skip
+    # A random draw of twelve holds a rare row in one case of five, and hardly ever two.
+    assert abs(seen["rare"] - seen["common"]) <= 2
+    assert abs(seen["near"] - seen["far apart"]) <= 2
+    assert {seen[length] for length in ("short", "middling", "long")} <= {3, 4, 5}
+    assert seen.total() == 36
 
 
 def test_the_same_seed_draws_the_same_rows_and_all_are_drawn_if_there_are_few():

@@ -59,7 +59,9 @@ def similarity(first: str, second: str) -> float:
 
 
 def balanced(rows: Sequence[Row], kinds: Mapping[str, Stratum], count: int, seed: int) -> list[Row]:
-    """Draw rows so that labels, lengths and distances are as even as they can be.
+    """Draw rows so that labels, lengths and distances are nearly even.
+
+    Each row drawn is the one whose label, length and distance were drawn least often so far.
 
     Ties are broken by a hash of the seed and the row's id, so that added rows disturb the draw
     little.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import KeyEntry, Vote
 from tuneline.evaluation.review.agreement import krippendorff_alpha
-from tuneline.evaluation.review.counts import Outcome, by_pair, preference, score
+from tuneline.evaluation.review.counts import Outcome, by_pair, preference, score, steadiness
 from tuneline.evaluation.review.prediction_powered import (
     LEAST_PAIRS,
     PredictionPowered,
@@ -28,12 +28,15 @@ class Judge:
         votes: number of their votes.
         agreement: share of the pairs that people and the judge both decided alike, None without a
             pair that both voted on.
+        steadiness: share of its votes that stayed with their answer when the sides were swapped,
+            None if it was not asked twice.
         combined: the win rate from both kinds of votes, None if there are too few.
     """
 
     names: tuple[str, ...]
     votes: int
     agreement: float | None
+    steadiness: float | None
     combined: PredictionPowered | None
 
 
@@ -53,6 +56,7 @@ def consult(people: Sequence[Vote], judges: Sequence[Vote], key: Key, alpha: flo
         tuple(sorted({vote.reviewer for vote in judges})),
         len(judges),
         sum(human[p] == model[p] for p in both) / len(both) if both else None,
+        steadiness([vote.steady for vote in judges]),
         combined,
     )
 
@@ -146,10 +150,12 @@ def _counts(outcome: Outcome, prefix: str) -> list[Measurement]:
 
 def _combined(judge: Judge) -> list[Measurement]:
     agreed = None if judge.agreement is None else round(judge.agreement, 4)
+    steady = None if judge.steadiness is None else round(judge.steadiness, 4)
     stated = [
         measure("judge", ", ".join(judge.names), "model"),
         measure("judge_votes", judge.votes, "votes"),
         measure("judge_agrees_with_people", agreed, "share"),
+        measure("judge_keeps_its_choice_when_swapped", steady, "share"),
     ]
     if judge.combined is None:
         return stated

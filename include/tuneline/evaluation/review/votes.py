@@ -94,6 +94,7 @@ def _votes(ballot: Ballot, name: str) -> list[Vote]:
             source=ballot.source,
             at=ballot.at,
             comment=mark.comment,
+            steady=mark.steady,
         )
         for mark in ballot.marks
     ]

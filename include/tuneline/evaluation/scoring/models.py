@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,10 @@ from tuneline.errors import UserError
 from tuneline.gguf.lora import export_lora_gguf
 from tuneline.harness.served_apart import hashed_adapter
 from tuneline.harness.served_models import hashed, installed
-from tuneline.harness.subjects import Endpoint, Served, Subject
+from tuneline.harness.subjects import Served, Subject, endpoint_of
 from tuneline.models import resolve
 
 Log = Callable[[str], object]
-_ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,9 @@ def subject_of(asked: Asked, scratch: Path, log: Log) -> Subject:
         UserError: if the address, the adapter or the key is wrong, or the engine is not here.
     """
     if asked.model.startswith(("http://", "https://")):
-        return _endpoint(asked)
+        if asked.adapter:
+            raise UserError("--adapter can't be sent to an endpoint; name its model id there")
+        return endpoint_of(asked.model, asked.api_key_env, asked.deployment.parallel)
     path, engine = Path(asked.model), installed(asked.deployment.engine)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -71,19 +70,3 @@ def subject_of(asked: Asked, scratch: Path, log: Log) -> Subject:
             raise UserError(f"--adapter {adapter} does not exist")
         model = model.beside(hashed_adapter(adapter))
     return Served(model, asked.deployment)
-
-
-def _endpoint(asked: Asked) -> Endpoint:
-    found = _ENDPOINT.match(asked.model)
-    if found is None or not found["model"]:
-        raise UserError(
-            f"{asked.model}: name the model behind the endpoint, as in {asked.model}#MODEL_ID"
-        )
-    if asked.adapter:
-        raise UserError("--adapter can't be sent to an endpoint; name its model id there")
-    key = None
-    if asked.api_key_env:
-        key = os.environ.get(asked.api_key_env)
-        if not key:
-            raise UserError(f"--api-key-env {asked.api_key_env}: the variable is not set")
-    return Endpoint(found["url"], found["model"], key, asked.deployment.parallel)
