@@ -17,6 +17,7 @@ class PatternDetector:
     """Replaces what a pattern matches in each turn on its own, except in unknown words."""
 
     custom_entities = ()
+    ignored_labels = ()
 
     def __init__(self, pattern, entity="ID_NUMBER", keep=None):
         self.pattern, self.entity, self.keep = pattern, entity, keep

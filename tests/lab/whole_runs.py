@@ -35,7 +35,12 @@ TINY = {
         # After so few steps a prompt may stand between two classes; the arithmetic of a batch
         # then decides between them.
         "min_identical_share": 0.0,
-        "latency_requests": 2,
+        # They also teach little more than the form and one class.
+        "min_gain_over_trivial": -1.0,
+        "slices": {"worse_by": 1.0},
+        # Two prompts show no more.
+        "identical_share_to_show": 0.01,
+        "latency_requests": 6,
     },
     "deployment": {"quality_rows": 6, "max_metric_drop": 0.4, "parallel": 2},
 }

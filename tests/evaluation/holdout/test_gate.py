@@ -47,7 +47,7 @@ class Planted:
         nothing = [""] * len(self.expected)
         base = base or nothing
         self.patch.setattr(
-            holdout_performance, "ask_both", lambda *_: Answers(base, list(tuned), False)
+            holdout_performance, "ask_both", lambda *_, **__: Answers(base, list(tuned), False)
         )
         self.patch.setattr(fair_base, "untuned", lambda *_: None)
         self.patch.setattr(fair_base, "ask_kept", lambda *_: (shots or nothing, False))

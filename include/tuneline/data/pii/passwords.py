@@ -53,6 +53,8 @@ _NOT_PASSWORDS = frozenset(
     "up updated use used valid very visible was we weak well were what when where which while who "
     "why will with without won't wont work working works would wrong you your".split()
 )
+# A mark in place of what was found before.
+_MASKED = re.compile(r"\[[A-Z][A-Z_]+\]")
 # What became of a password, and how.
 _STATE_WORD = re.compile(r"[a-z]{2,}(?:ed|ly|ing)")
 # Where a password of words ends.
@@ -73,7 +75,7 @@ def password_words(text: str, lowered: str) -> Iterator[Span]:
     if any(hint in lowered for hint in _PASSWORD_HINTS):
         for pattern in (_CHANGED, _STRANGE):
             for match in pattern.finditer(text):
-                if match[1].casefold() not in _NOT_PASSWORDS:
+                if match[1].casefold() not in _NOT_PASSWORDS and not _MASKED.match(match[1]):
                     yield match.start(1), match.start(1) + len(match[1].rstrip(".,!?'\""))
         yield from _after_cue(text)
         yield from _before_cue(text)
@@ -82,7 +84,7 @@ def password_words(text: str, lowered: str) -> Iterator[Span]:
 def _after_cue(text: str) -> Iterator[Span]:
     for cue in _PASSWORD_CUE.finditer(text):
         words = _PASSWORD_VALUE.match(text, cue.end())
-        if words is None:
+        if words is None or _MASKED.match(words[1]):
             continue
         said = words[1].casefold().split()
         first = said[0].strip("'\".,!?")

@@ -99,14 +99,15 @@ _WORDS = (
     ),
     (
         "reference",
-        r"ref|reference(?: (?:number|code|no))?|booking(?: (?:number|code))?|"
-        r"reservation(?: (?:number|code))?|ticket(?: (?:number|no))?|case(?: (?:number|no))?|"
-        r"confirmation(?: (?:number|code))?|itinerary|control",
+        r"ref|reference(?: (?:number|code|no))?|"
+        # Most of these words are said of other things, too ("a phone case").
+        r"(?:booking|reservation|ticket|case|confirmation|itinerary|control)"
+        r"(?: (?:number|code|no|id|ref)|(?=[ :#]*(?:is |was )?[a-z]{0,7}-?\d))",
     ),
     (
         "business",
-        r"orders?|invoice|tracking|transaction|parcel|shipment|package|receipt|"
-        r"shipping (?:number|id)|request (?:number|id)",
+        r"orders?|invoice|tracking|transaction|parcel|shipment|package|receipt|booking|reservation|"
+        r"ticket|case|confirmation|itinerary|control|shipping (?:number|id)|request (?:number|id)",
     ),
     (
         "name",
