@@ -15,7 +15,7 @@ from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
 FILLER = frozenset(
-    "a about account actually address again ah ahead all also alright am and are as at "
+    "a about account actually adult baby child infant n plus address again ah ahead all also alright am and are as at "
     "back be been birth birthday born but by bye called calling can card cell city code "
     "correct could current dad date day dear digits do does dob done email end ending "
     "english first for forgot from full go good got had has have he hello her here hers "
@@ -48,7 +48,7 @@ _ADDRESS_END = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_LEAD = re.compile(
-    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|got it|"
+    r"^\W*(?:(?:i (?:tried|used|use|typed|put|set|entered)|tried|sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|got it|"
     r"it's|it is|it was|i think|think|maybe|my|"
     r"the|password|passcode|pass|pin|code|is|was|should be|might be|probably|be|try|use|here|hi|"
     r"new one|one|thanks?)\b\W*)*",
@@ -72,6 +72,11 @@ _DATE_DIGITS = re.compile(
 # British and Canadian ones have a shape of their own.
 _POSTCODE = re.compile(
     r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])",
+    re.IGNORECASE,
+)
+_MIXED = re.compile(
+    r"(?<![\w@])(?=\S{0,40}[a-z])(?!\d{1,4}(?:st|nd|rd|th|[ap]m|gb|mb|x)\b)"
+    r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",
     re.IGNORECASE,
 )
 _LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
@@ -101,6 +106,8 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
         yield from _births(text)
     if "secret" in wanted or "code" in wanted:
         yield from _passwords(text)
+        if "secret" in wanted:
+            yield from _mixed(text)
     if "address" in wanted:
         yield from _addresses(text, words, alone="name" not in wanted)
         yield from _postcodes(text)
@@ -157,6 +164,12 @@ def _passwords(text: str) -> Iterator[Hit]:
         yield Hit(start, end, "PASSWORD")
 
 
+def _mixed(text: str) -> Iterator[Hit]:
+    """Yield the words of an answer with digits or signs among their letters."""
+    for match in _MIXED.finditer(text):
+        yield Hit(match.start(1), match.end(1), "PASSWORD")
+
+
 def _people(text: str, words: NameWords) -> Iterator[Hit]:
     """Yield the runs of words of an answer that can be names."""
     run: list[re.Match[str]] = []
@@ -171,10 +184,13 @@ def _people(text: str, words: NameWords) -> Iterator[Hit]:
         if not filler:
             run.append(word)
     runs.append(run)
-    own = sum(map(len, runs))
+    # A list of names is longer, and has no everyday words.
+    short = sum(map(len, runs)) <= _SHORT or not any(
+        words.is_everyday(word[0].casefold()) for run in runs for word in run
+    )
     for some in filter(None, runs):
         lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in some]
-        names = [w for w in lowered if _can_be_name(w, words, short=own <= _SHORT)]
+        names = [w for w in lowered if _can_be_name(w, words, short=short)]
         if len(some) > 4 or len(every) > _LONG:
             # A sentence: the recogniser and the cues look for the names in it.
             continue

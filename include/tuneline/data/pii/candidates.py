@@ -70,7 +70,8 @@ _CODE = re.compile(
 _CODE_PLAIN = re.compile(
     r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
     r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
-    r"\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
+    # Error codes and addresses of memory.
+    r"0x[\da-f]+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
     re.IGNORECASE,
 )
 

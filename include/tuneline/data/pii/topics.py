@@ -60,7 +60,7 @@ _WORDS = (
     ),
     (
         "secret",
-        r"pass ?(?:word|code|phrase|key|wd)s?|pwd?|pass(?= (?:is|was|:|=))|"
+        r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|pass(?= (?:is|was|:|=))|"
         r"(?:memorable|secret|security|safe) (?:word|phrase|answer|question)s?|wi-?fi key|"
         r"network key|"
         r"p\.?i\.?n\.?(?: code)?s?|"
@@ -100,7 +100,7 @@ _WORDS = (
     (
         "reference",
         r"ref|reference(?: (?:number|code|no))?|booking(?: (?:number|code))?|"
-        r"reservation(?: (?:number|code))?|ticket(?: (?:number|no))?|case(?: (?:number|no))?|"
+        r"reservation(?: (?:number|code))?|(?:ticket|tkt)(?: (?:number|no))?|case(?: (?:number|no))?|"
         r"confirmation(?: (?:number|code))?|itinerary|control",
     ),
     (
@@ -115,7 +115,10 @@ _WORDS = (
         r"(?:call|address)|passengers?|travell?ers?|guests?|sender|receiver|recipient|"
         r"(?:what|how) (?:should|shall|may|can|do) (?:i|we) (?:call|address)",
     ),
-    ("code", r"codes?"),
+    (
+        "code",
+        r"codes?|(?:typed|keyed|punched)(?: in)?|(?:texted|messaged) (?:me|us)",
+    ),
     # "Number" alone names nothing, but shows that a number follows.
     ("number", r"numbers?|num|digits?|no\.?(?= ?(?:is|:|#|\d))"),
 )
