@@ -15,21 +15,20 @@ from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
 FILLER = frozenset(
-    "a about account actually adult baby child infant n plus address again ah ahead all also alright am and are as at "
-    "back be been birth birthday born but by bye called calling can card cell city code "
-    "correct could current dad date day dear digits do does dob done email end ending "
-    "english first for forgot from full go good got had has have he hello her here hers "
-    "hey hi him his hm hmm hold holder home hope husband how i id if im in is it its ive "
-    "just kid know last lemme let like live lives lol ma'am maam mam madam man married "
-    "maybe me middle mind mine mobile mom moment mother mr mrs ms miss must my myself na "
-    "name names need new no nope not number of oh ok okay old on one only or our "
-    "passenger password patient phone pin please pls plz po problem provide question "
-    "really right same sec second see sender she should sir sister so sorry spell "
-    "spelled ssn still sure ta tell thank thanks that thats the their them then there "
-    "they thing think this thx to too try u uh um under ur us user username use very "
-    "wait want was way we welcome well what whats when where which who why wife will "
-    "with would i'm it's that's he's she's name's i've i'll don't yeah year years yep "
-    "yes you your yours yup zip".split()
+    "a about account actually adult baby child infant n plus address again ah ahead all also "
+    "alright am and are as at back be been birth birthday born but by bye called calling can "
+    "card cell city code correct could current dad date day dear digits do does dob done email "
+    "end ending english first for forgot from full go good got had has have he hello her here "
+    "hers hey hi him his hm hmm hold holder home hope husband how i id if im in is it its ive "
+    "just kid know last lemme let like live lives lol ma'am maam mam madam man married maybe me "
+    "middle mind mine mobile mom moment mother mr mrs ms miss must my myself na name names need "
+    "new no nope not number of oh ok okay old on one only or our passenger password patient "
+    "phone pin please pls plz po problem provide question really right same sec second see "
+    "sender she should sir sister so sorry spell spelled ssn still sure ta tell thank thanks "
+    "that thats the their them then there they thing think this thx to too try u uh um under ur "
+    "us user username use very wait want was way we welcome well what whats when where which "
+    "who why wife will with would i'm it's that's he's she's name's i've i'll don't yeah year "
+    "years yep yes you your yours yup zip".split()
 )
 # An everyday word may be a name in an answer with so few words besides filler.
 _SHORT = 3
@@ -48,9 +47,11 @@ _ADDRESS_END = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_LEAD = re.compile(
-    r"^\W*(?:(?:i (?:tried|used|use|typed|put|set|entered)|tried|sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|got it|"
+    r"^\W*(?:(?:i (?:tried|used|use|typed|put|set|entered)|tried|sure|yes|yeah|ok|okay|um|"
+    r"uh|oh|well|so|its|got it|"
     r"it's|it is|it was|i think|think|maybe|my|"
-    r"the|password|passcode|pass|pin|code|is|was|should be|might be|probably|be|try|use|here|hi|"
+    r"and|got|it|shows?|says?|now|the|password|passcode|pass|pin|code|is|was|should be|"
+    r"might be|probably|be|try|use|here|hi|"
     r"new one|one|thanks?)\b\W*)*",
     re.IGNORECASE,
 )
@@ -83,6 +84,10 @@ _LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .-]{1,2}[^\W\d_]){2,}(?![\w'
 _MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
 
 
+# One whose host is no provider.
+_AT_ANY = re.compile(
+    r"(?<![\w@.+-])([\w.+-]{3,64})(?: ?@ ?| at )([a-z][\w-]{2,63})(?![\w@])", re.IGNORECASE
+)
 # An address that breaks off after its host, as an answer.
 _AT_PROVIDER = re.compile(
     r"[\w.+-]+(?: (?:dot|underscore|dash|hyphen) [\w+-]+)*(?: ?@ ?| at )"
@@ -238,6 +243,10 @@ def _mailboxes(text: str, words: NameWords) -> Iterator[Hit]:
     for match in _AT_PROVIDER.finditer(text):
         yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")
     found = list(_MAIL_WORDS.finditer(text))
+    for match in _AT_ANY.finditer(text):
+        parts = (match[1].casefold(), match[2].casefold())
+        if "@" in match[0] or not any(p in FILLER or words.is_everyday(p) for p in parts):
+            yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")
     if len(text.split()) > _SHORT + 2:
         return
     for match in found:

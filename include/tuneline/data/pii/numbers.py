@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.caseless import Caseless
@@ -97,7 +98,8 @@ _SHORT_WORDS = frozenset(
     "two uh um up us usd use via was way we who why x ya yes you yr yup zip".split()
 )
 _TOLD_BY_END = re.compile(
-    r"\bend(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|[.,:/]\d| ?(?:days|years|"
+    r"\b(?:end|start|begin)(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|"
+    r"[.,:/]\d| ?(?:days|years|"
     r"weeks|months|hours|minutes|am|pm|dollars|euros|percent)\b)",
     re.IGNORECASE,
 )
@@ -360,7 +362,7 @@ def _is_free(before: str, candidate: Candidate, rule: DigitRule) -> bool:
 
 def _is_typed(digits: Sequence[str]) -> bool:
     """Return True if single digits hold a nought or one digit twice in a row, as no list does."""
-    twice = any(digit == after for digit, after in zip(digits, digits[1:], strict=False))
+    twice = any(digit == after for digit, after in pairwise(digits))
     return len(digits) in _PIN_DIGITS and ("0" in digits or twice)
 
 

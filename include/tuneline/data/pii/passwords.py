@@ -12,10 +12,25 @@ def _any_case(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-_PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "pw", "pas", "wifi", "wi-fi", "creds", "credential", " it to ")
+_PASSWORD_HINTS = (
+    "pass",
+    "pwd",
+    "memorable",
+    "secret",
+    "security",
+    "pw",
+    "pas",
+    "wifi",
+    "wi-fi",
+    "creds",
+    "credential",
+    " it to ",
+)
 _PASSWORD_CUE = _any_case(
-    r"\b(?:pass ?(?:word|code|phrase|key)|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|secret|security|safe) (?:word|phrase|"
-    r"answer)|(?:wi-?fi|network) (?:key|pass|code)|wi-?fi(?=:))"
+    r"\b(?:pass ?(?:word|code|phrase|key)|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|"
+    r"secret|security|safe) (?:word|phrase|"
+    r"answer)|(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"
+    r"our )?wi-?fi|wi-?fi(?=:))"
     r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
     r"(?: (?:on|for|at|of) [a-z ]{1,24})?"
     r"(?: (?:i (?:think|guess|believe)|maybe|probably|should be|might be)(?= (?:it|is|was)))?"
@@ -58,12 +73,13 @@ _NOT_PASSWORDS = frozenset(
     "get gone good had has have help hint how i if ill im in incorrect instead invalid is isn't "
     "isnt it it's its just keeps know last like link locked log login longer lost manager may me "
     "missing more must my needed needs never no not now number of off ok okay old on once one only "
-    "guest both that for admin browser usual slow fast down free off strange weird wonky or our out over page please pls policy prompt properly protected protection recovery rejected "
+    "guest both that for admin browser usual slow fast down free off strange weird wonky or our "
+    "out over page please pls policy prompt properly protected protection recovery rejected "
     "required requirements reset resets resetting right safe same saved screen secure security "
     "set shared should shown so some still strong stolen supposed than that the their them then "
-    "there they this thanks though through to today too too try twice typed u under unknown until "
-    "up updated use used valid very visible was we weak well were what when where which while who "
-    "why will with without won't wont work working works would wrong you your".split()
+    "there they this thanks though through to today too too try twice typed u under unknown "
+    "until up updated use used valid very visible was we weak well were what when where which "
+    "while who why will with without won't wont work working works would wrong you your".split()
 )
 # Most words that follow at once: of a password, and of a passphrase.
 _PASSWORD, _PHRASE = 3, 4

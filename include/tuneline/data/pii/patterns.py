@@ -97,7 +97,8 @@ _EMAIL = re.compile(
 # A slip of the keyboard in the signs, or a name of a provider alone.
 _EMAIL_SLIP = Caseless(
     r"(?<![\w.+%-])[\w+%-]{1,64}(?:\.[\w+%-]{1,64}){0,4}(?: ?@{1,2} ?)(?:"
-    r"[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){0,3}(?:,|;|, | )(?:com|net|org|co\.uk|co|io|de|fr|es|it|nl)\b"
+    r"[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){0,3}(?:,|;|, | )(?:com|net|org|co\.uk|co|io|"
+    r"de|fr|es|it|nl)\b"
     r"|[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){1,4}"
     r"|(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|gmx)(?![\w.]))"
 )
@@ -106,8 +107,8 @@ _DOT = r"(?:\.| \. | ?\(dot\) ?| ?\[dot\] ?| ?\{dot\} ?)"
 _MAILBOX = r"(?<![\w.+%-])[\w+%-]{1,64}"
 _LABEL = r"[\w-]{1,63}"
 # In brackets, or with the word's sign between others, "at" is nothing but the sign.
-_SIGN_AT = r"(?: ?(?:\(at\)|\[at\]|\{at\}|<at>) ?|[_-]at[_-])"
-_SIGN_DOT = r"(?:\.| ?(?:\(dot\)|\[dot\]|\{dot\}|<dot>) ?|[_-]dot[_-]| dot )"
+_SIGN_AT = r"(?: ?[(\[{<*\"']at[)\]}>*\"'] ?|[_-]at[_-])"
+_SIGN_DOT = r"(?:\.| ?[(\[{<*\"']dot[)\]}>*\"'] ?|[_-]dot[_-]| dot )"
 _BOX = r"[a-z0-9+%]{1,64}(?:[_-][a-z0-9+%]{1,64}){0,4}?"
 _EMAIL_SIGNED = Caseless(
     rf"(?<![\w.+%-]){_BOX}(?:{_SIGN_DOT}{_BOX}){{0,4}}{_SIGN_AT}"
@@ -125,15 +126,20 @@ _NUMBER_WORDS = (
     r"ninety|double|triple|\d{1,4})"
 )
 _SPOKEN_SIGN = r"(?: (?:dot|point|period|underscore|dash|hyphen|minus|plus) | ?[._+-] ?)"
+# Without the signs that part them, so that there is one way to read a mailbox.
+_PLAIN_WORD = r"[^\W_]{1,64}"
 _SPOKEN_BOX = (
-    rf"(?<![\w.+%-])(?:[a-z] ){{0,3}}[\w+%-]{{1,64}}(?:{_SPOKEN_SIGN}[\w+%-]{{1,64}}){{0,4}}"
+    rf"(?<![\w.+%'’-])(?:[a-z] ){{0,20}}{_PLAIN_WORD}(?:{_SPOKEN_SIGN}{_PLAIN_WORD}){{0,5}}"
     rf"(?: {_NUMBER_WORDS}){{0,5}}"
 )
 _EMAIL_SPOKEN = Caseless(
     rf"{_SPOKEN_BOX} (?:at|@) (?!the |a |my |our |your |\d)[\w-]{{1,63}}"
     rf"(?:(?: (?:dash|hyphen|minus) | ?- ?)[\w-]{{1,63}}){{0,3}}"
-    rf"(?:(?: dot | ?\. ?)[\w-]{{2,63}}){{0,2}}(?: dot | ?\. ?)(?<=dot )(?!is |it |if |so |or |to |on )"
+    rf"(?:(?: dot | ?\. ?)[\w-]{{2,63}}){{0,2}}(?: dot | ?\. ?)(?<=dot )(?!is |it |if |so |"
+    rf"or |to |on )"
     rf"{_ENDS}(?!\w)(?: dot [a-z]{{2}}(?!\w))?"
+    rf"|{_SPOKEN_BOX} at (?!the |a |my |our |your |\d)[\w-]{{2,63}} [\w-]{{2,63}} dot "
+    r"(?:com|net|org|edu|co dot uk|ac dot uk|com dot au)(?!\w)"
 )
 _EMAIL_SPACED = _any_case(
     rf"{_MAILBOX}(?:(?:\.| \. )[\w+%-]{{1,64}}){{0,4}} ?"
@@ -144,11 +150,12 @@ _EMAIL_SPACED = _any_case(
 )
 # With a provider that everybody knows, the signs in between may be spelled or lost.
 _PROVIDER = (
-    r"(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|live|msn|gmx|"
+    r"(?:g ?mail|googlemail|yahoo|ymail|hot ?mail|outlook|i ?cloud|aol|proton(?:mail)?|"
+    r"live|msn|gmx|"
     r"comcast|verizon|rediffmail|btinternet|bigpond|mail)"
 )
 _MAIL_PROVIDERS = re.compile(_PROVIDER)
-_BRACKETED = re.compile(r"[(\[{<]at[)\]}>]")
+_BRACKETED = re.compile(r"[(\[{<*\"']at[)\]}>*\"']")
 _LETTERED = r"(?<!\w)\w(?: [\w.-]){3,40}"
 _SIGN = r"(?: ?(?:\.|dot|underscore|dash|hyphen|_|-) ?)"
 _EMAIL_PROVIDER = _any_case(
@@ -166,7 +173,7 @@ _EMAIL_AT = _any_case(
 )
 # The provider alone, of a mailbox with a sign or number.
 _EMAIL_HALF = Caseless(
-    r"(?<![\w.+%-])(?:[\w+%-]{1,64}(?: (?:dot|underscore|dash|hyphen) |(?<=\w)[._](?=\w))){1,4}[\w+%-]{1,64}"
+    rf"(?<![\w.+%-])(?:{_PLAIN_WORD}(?: (?:dot|underscore|dash|hyphen) |[._-])){{1,5}}{_PLAIN_WORD}"
     rf"(?: {_NUMBER_WORDS}){{0,4}} at (?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|"
     r"proton(?:mail)?|gmx)\b"
     r"|(?<![\w.+%-])(?=[a-z_.-]{0,40}\d)[\w.+%-]{3,64} at (?:gmail|googlemail|yahoo|ymail|hotmail|"

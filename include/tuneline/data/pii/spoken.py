@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tuneline.data.pii.caseless import Caseless
 
-_DIGIT_WORDS = "zero|nought|naught|nil|oh|o|one|two|three|four|five|six|seven|eight|nine"
+_DIGIT_WORDS = "zero|nought|naught|oh|o|one|two|three|four|five|six|seven|eight|nine"
 _LARGE = (
     "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
     "forty|fourty|fifty|sixty|seventy|eighty|ninety|hundred|thousand"
@@ -69,7 +69,8 @@ def spoken_numbers(text: str) -> Iterator[Spoken]:
         words = [word.lower() for word in _WORD.findall(match[0][len(lead) :])]
         singles = sum(word in _SINGLE for word in words)
         tens = sum(word in _TENS for word in words)
-        amount = not _AMOUNTS.isdisjoint(words) and singles < _READ_OUT
+        one_by_one = _count([word for word in words if word not in _TENS])
+        amount = not _AMOUNTS.isdisjoint(words) and one_by_one < _READ_OUT
         if singles + tens < 2 or amount or _COUNTED.match(text, match.end()):
             continue
         digits = _count(words)

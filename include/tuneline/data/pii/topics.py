@@ -60,7 +60,8 @@ _WORDS = (
     ),
     (
         "secret",
-        r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|pass(?= (?:is|was|:|=))|"
+        r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|"
+        r"pass(?= (?:is|was|:|=))|"
         r"(?:memorable|secret|security|safe) (?:word|phrase|answer|question)s?|wi-?fi key|"
         r"network key|"
         r"p\.?i\.?n\.?(?: code)?s?|"
@@ -100,7 +101,8 @@ _WORDS = (
     (
         "reference",
         r"ref|reference(?: (?:number|code|no))?|booking(?: (?:number|code))?|"
-        r"reservation(?: (?:number|code))?|(?:ticket|tkt)(?: (?:number|no))?|case(?: (?:number|no))?|"
+        r"reservation(?: (?:number|code))?|(?:ticket|tkt)(?: (?:number|no))?|"
+        r"case(?: (?:number|no))?|"
         r"confirmation(?: (?:number|code))?|itinerary|control",
     ),
     (
