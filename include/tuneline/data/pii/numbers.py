@@ -61,7 +61,7 @@ class DigitRule:
 
 _GROUP = re.compile(r"\d+")
 # Questions that are answered piece by piece, in several turns or with words in between.
-_IN_PIECES = frozenset({"ssn", "phone", "card", "secret", "code"})
+_IN_PIECES = frozenset({"ssn", "phone", "card", "secret", "code", "account"})
 # A longer one is found by its topic.
 _LEAST_PIECE, _LONG_PIECE = 2, 4
 _PIECE = re.compile(r"(?<![\w.,:/])\d{1,3}(?![\w:/%]|[.,]\d)")
@@ -124,7 +124,7 @@ _FILLER = Caseless(
     r"mean|believe|have|got|thank|thanks|please|pls|plz|sir|madam|maam|mam|one|sec|"
     r"second|let|me|see|check|found|be|would|should|it|of|course|alright|right|hi|hello|"
     r"hey|well|a|as|for|was|actually|again|correct|says|just|with|ends?|ending|in|on|to|"
-    r"digits?|lol|same|name|then|next|dash|space|double|triple)\b|\W|\d"
+    r"digits?|lol|same|name|then|next|dash|space|double|triple|u|ur)\b|\W|\d"
 )
 
 
@@ -180,6 +180,9 @@ def _pieces(
     """Yield the few digits that are all that an answer holds ("29", "4 then 4 then 0 7")."""
     spans = [piece.span() for piece in _PIECE.finditer(text)]
     if not candidates and sum(end - start for start, end in spans) < _LEAST_PIECE:
+        return
+    if wanted & _IN_PIECES == {"account"} and any(end - start < 3 for start, end in spans):
+        # So short, it may answer the question for any number.
         return
     spans += [(c.start, c.end) for c in candidates if c.digits < _LONG_PIECE]
     if spans and _is_bare(text, candidates):

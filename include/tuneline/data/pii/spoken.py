@@ -71,14 +71,15 @@ def spoken_numbers(text: str) -> Iterator[Spoken]:
         tens = sum(word in _TENS for word in words)
         one_by_one = _count([word for word in words if word not in _TENS])
         amount = not _AMOUNTS.isdisjoint(words) and one_by_one < _READ_OUT
-        if singles + tens < 2 or amount or _COUNTED.match(text, match.end()):
+        repeated = not _TIMES.keys().isdisjoint(words)
+        if (singles + tens < 2 and not repeated) or amount or _COUNTED.match(text, match.end()):
             continue
         digits = _count(words)
         alone = len(match[0]) == len(text.strip())
         if words[0] in _OH and digits < _OH_DIGITS and not (alone and tens == 0):
             continue
         start = match.start() + (len(lead) if digits < _COUNTRY_DIGITS else 0)
-        yield Spoken(start, match.end(), digits, tens == 0 and singles >= 3)
+        yield Spoken(start, match.end(), digits, tens == 0 and (singles >= 3 or repeated))
 
 
 def _count(words: list[str]) -> int:

@@ -63,7 +63,7 @@ _WORDS = (
         r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|"
         r"pass(?= (?:is|was|:|=))|"
         r"(?:memorable|secret|security|safe) (?:word|phrase|answer|question)s?|wi-?fi key|"
-        r"network key|"
+        r"network key|m?tan|pass ?number|safe ?word|token|"
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
         r"(?:three|four|six|[346])[ -]?digits? (?:code|pin|number)|on the back(?: of)?|"
