@@ -243,3 +243,60 @@ def test_spelled_answers(gdpr):
     assert "k-o-v-a-c" not in talk(gdpr, "a:how do you spell your surname", "u:k-o-v-a-c")[1]
     _, mail = talk(gdpr, "a:which e-mail address?", "u:rook dash 5 at icloud")
     assert "rook" not in mail
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("ring plus three one six, double two four, nine oh eight, one seven", "ring "),
+        ("its zero zero four nine one seven one, eight oh five, triple three one", "its "),
+        ("one eight hundred five five five oh one six eight is the office", " is the office"),
+        ("write to ulla underscore 83 at gmail", "write to "),
+        ("use p dot osei nineteen at brightfen dot se please", " please"),
+        ("ines[at]hollowell.io or nothing", " or nothing"),
+        ("ines{at}hollowell{dot}pt or nothing", " or nothing"),
+        ("it wanted 0 0 7 3 from me", " from me"),
+        ("he texted me 440 917 just now", " just now"),
+        ("passwd: Rowan*87 doesnt work", " doesnt work"),
+        ("i tried grebe44nest as password", "i tried "),
+        ("passcode i think its grebe4nest", "passcode i think its "),
+        ("is it in the name of folarin", "is it in the name of "),
+        ("my neighbour svetozar took it", " took it"),
+        ("first name mbali last name ilunga", " last name "),
+        ("hi its anneliek again about the fridge", " again about the fridge"),
+    ],
+)
+def test_forms_in_which_people_give_data(scrubber, text, left):
+    masked = talk(scrubber.masking(), f"u:{text}")[0]
+    assert left in masked
+    kept = masked.split("[")[0] + masked.split("]")[-1]
+    own = set(text.split()) - set(left.split())
+    assert masked != text
+    assert not {word for word in own if any(map(str.isdigit, word))} & set(kept.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "code SAVE20 wont apply to the 3 mugs",
+        "it stops with code 0x80070422",
+        "look at this dot on the screen",
+        "type dot com at the end, or look at gmail",
+        "my colleague said it is under warranty",
+        "two hundred five or three hundred six of them",
+        "wifi: 5 ghz only and slow",
+        "max 4 doses a day",
+    ],
+)
+def test_neighbours_of_data_stay(scrubber, text):
+    assert talk(scrubber, f"u:{text}") == [text]
+
+
+def test_an_answer_may_come_in_pieces(scrubber):
+    _, *pieces = talk(scrubber.masking(), "a:could you read me your ssn", "u:604", "u:31", "u:8820")
+    assert not any(map(str.isdigit, "".join(pieces)))
+
+
+def test_a_spoken_number_with_digits_gets_a_surrogate_for_both(scrubber):
+    (text,) = talk(scrubber, "u:plus 44 seven nine double one three oh six 285")
+    assert not {"44", "seven", "285"} & set(text.split())

@@ -12,7 +12,7 @@ from tests.lab.tiny_task import task_rows
 
 import tuneline
 from tuneline.cli import main
-from tuneline.evaluation.holdout import shared_rows
+from tuneline.evaluation.holdout import fair_base, shared_rows
 from tuneline.evaluation.holdout.ledger import holdout_sha256, open_holdout, read_ledger
 from tuneline.evaluation.holdout.shared_rows import note_rows, overlaps
 from tuneline.harness import asking
@@ -90,7 +90,8 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     again = Lab(bench.root, {"base_model": bench.run.config.base_model}, "again")
     again.leave_dataset(task_rows(SPLITS))
     again.leave_shipped(bench.artifact("production_quantization", "model.gguf"))
-    monkeypatch.setattr(asking, "ask_kept", lambda *args: (["{}"] * 48, True))
+    for asks in (asking, fair_base):
+        monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     second = again.execute("holdout_performance")
     found = values(second)
     assert counted == []
@@ -119,7 +120,8 @@ def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkey
     with pytest.raises(Died):
         bench.execute("holdout_performance")
     before = len(sent)
-    monkeypatch.setattr(asking, "ask_kept", lambda *args: (["{}"] * 48, True))
+    for asks in (asking, fair_base):
+        monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     evidence = bench.execute("holdout_performance")
     # Those that were under way with the 21st are lost.
     assert 48 <= len(sent) <= 48 + 5

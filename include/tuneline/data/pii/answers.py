@@ -15,21 +15,20 @@ from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
 FILLER = frozenset(
-    "a about account actually address again ah ahead all also alright am and are as at "
-    "back be been birth birthday born but by bye called calling can card cell city code "
-    "correct could current dad date day dear digits do does dob done email end ending "
-    "english first for forgot from full go good got had has have he hello her here hers "
-    "hey hi him his hm hmm hold holder home hope husband how i id if im in is it its ive "
-    "just kid know last lemme let like live lives lol ma'am maam mam madam man married "
-    "maybe me middle mind mine mobile mom moment mother mr mrs ms miss must my myself na "
-    "name names need new no nope not number of oh ok okay old on one only or our "
-    "passenger password patient phone pin please pls plz po problem provide question "
-    "really right same sec second see sender she should sir sister so sorry spell "
-    "spelled ssn still sure ta tell thank thanks that thats the their them then there "
-    "they thing think this thx to too try u uh um under ur us user username use very "
-    "wait want was way we welcome well what whats when where which who why wife will "
-    "with would i'm it's that's he's she's name's i've i'll don't yeah year years yep "
-    "yes you your yours yup zip".split()
+    "a about account actually adult baby child infant n plus address again ah ahead all also "
+    "alright am and are as at back be been birth birthday born but by bye called calling can "
+    "card cell city code correct could current dad date day dear digits do does dob done email "
+    "end ending english first for forgot from full go good got had has have he hello her here "
+    "hers hey hi him his hm hmm hold holder home hope husband how i id if im in is it its ive "
+    "just kid know last lemme let like live lives lol ma'am maam mam madam man married maybe me "
+    "middle mind mine mobile mom moment mother mr mrs ms miss must my myself na name names need "
+    "new no nope not number of oh ok okay old on one only or our passenger password patient "
+    "phone pin please pls plz po problem provide question really right same sec second see "
+    "sender she should sir sister so sorry spell spelled ssn still sure ta tell thank thanks "
+    "that thats the their them then there they thing think this thx to too try u uh um under ur "
+    "us user username use very wait want was way we welcome well what whats when where which "
+    "who why wife will with would i'm it's that's he's she's name's i've i'll don't yeah year "
+    "years yep yes you your yours yup zip".split()
 )
 # An everyday word may be a name in an answer with so few words besides filler.
 _SHORT = 3
@@ -48,9 +47,11 @@ _ADDRESS_END = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_LEAD = re.compile(
-    r"^\W*(?:(?:sure|yes|yeah|ok|okay|um|uh|oh|well|so|its|got it|"
+    r"^\W*(?:(?:i (?:tried|used|use|typed|put|set|entered)|tried|sure|yes|yeah|ok|okay|um|"
+    r"uh|oh|well|so|its|got it|"
     r"it's|it is|it was|i think|think|maybe|my|"
-    r"the|password|passcode|pass|pin|code|is|was|should be|might be|probably|be|try|use|here|hi|"
+    r"and|got|it|shows?|says?|now|the|password|passcode|pass|pin|code|is|was|should be|"
+    r"might be|probably|be|try|use|here|hi|"
     r"new one|one|thanks?)\b\W*)*",
     re.IGNORECASE,
 )
@@ -74,10 +75,19 @@ _POSTCODE = re.compile(
     r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])",
     re.IGNORECASE,
 )
+_MIXED = re.compile(
+    r"(?<![\w@])(?=\S{0,40}[a-z])(?!\d{1,4}(?:st|nd|rd|th|[ap]m|gb|mb|x)\b)"
+    r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",
+    re.IGNORECASE,
+)
 _LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
 _MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
 
 
+# One whose host is no provider.
+_AT_ANY = re.compile(
+    r"(?<![\w@.+-])([\w.+-]{3,64})(?: ?@ ?| at )([a-z][\w-]{2,63})(?![\w@])", re.IGNORECASE
+)
 # An address that breaks off after its host, as an answer.
 _AT_PROVIDER = re.compile(
     r"[\w.+-]+(?: (?:dot|underscore|dash|hyphen) [\w+-]+)*(?: ?@ ?| at )"
@@ -101,6 +111,8 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
         yield from _births(text)
     if "secret" in wanted or "code" in wanted:
         yield from _passwords(text)
+        if "secret" in wanted:
+            yield from _mixed(text)
     if "address" in wanted:
         yield from _addresses(text, words, alone="name" not in wanted)
         yield from _postcodes(text)
@@ -157,6 +169,12 @@ def _passwords(text: str) -> Iterator[Hit]:
         yield Hit(start, end, "PASSWORD")
 
 
+def _mixed(text: str) -> Iterator[Hit]:
+    """Yield the words of an answer with digits or signs among their letters."""
+    for match in _MIXED.finditer(text):
+        yield Hit(match.start(1), match.end(1), "PASSWORD")
+
+
 def _people(text: str, words: NameWords) -> Iterator[Hit]:
     """Yield the runs of words of an answer that can be names."""
     run: list[re.Match[str]] = []
@@ -171,10 +189,13 @@ def _people(text: str, words: NameWords) -> Iterator[Hit]:
         if not filler:
             run.append(word)
     runs.append(run)
-    own = sum(map(len, runs))
+    # A list of names is longer, and has no everyday words.
+    short = sum(map(len, runs)) <= _SHORT or not any(
+        words.is_everyday(word[0].casefold()) for run in runs for word in run
+    )
     for some in filter(None, runs):
         lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in some]
-        names = [w for w in lowered if _can_be_name(w, words, short=own <= _SHORT)]
+        names = [w for w in lowered if _can_be_name(w, words, short=short)]
         if len(some) > 4 or len(every) > _LONG:
             # A sentence: the recogniser and the cues look for the names in it.
             continue
@@ -222,6 +243,10 @@ def _mailboxes(text: str, words: NameWords) -> Iterator[Hit]:
     for match in _AT_PROVIDER.finditer(text):
         yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")
     found = list(_MAIL_WORDS.finditer(text))
+    for match in _AT_ANY.finditer(text):
+        parts = (match[1].casefold(), match[2].casefold())
+        if "@" in match[0] or not any(p in FILLER or words.is_everyday(p) for p in parts):
+            yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")
     if len(text.split()) > _SHORT + 2:
         return
     for match in found:

@@ -59,8 +59,12 @@ _EXPLAINED = Caseless(
     r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year)"
 )
 _RUN = re.compile(
-    r"(?<![\w@])\(?\+?\(?\d+(?:(?:[ .-]|\) ?|\)-| - | \. |  )\(?\d+)*(?![^\W\d_]|@|[.,]?\d)"
+    r"(?<![\w@])(?P<plus>plus ?)?\(?\+?\(?\d+(?:(?:[ .-]|\) ?|\)-| - | \. |"
+    r"  )\(?\d+)*(?![^\W\d_]|@|[.,]?\d)",
+    re.IGNORECASE,
 )
+# "Plus" begins the code of a country, or adds a number to another.
+_COUNTRY_DIGITS = 8
 _SEVERAL = re.compile(r"\d[^\d]{0,3}\d|\d[a-z]|[a-z-]\d", re.IGNORECASE)
 _CODE = re.compile(
     r"(?<![\w@./-])(?=[a-z-]{0,12}\d)(?=[\d-]*[a-z])[a-z\d]+(?:-[a-z\d]+){0,4}(?![\w@/-]|"
@@ -70,7 +74,8 @@ _CODE = re.compile(
 _CODE_PLAIN = re.compile(
     r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
     r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
-    r"\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
+    # Error codes and addresses of memory.
+    r"plus\d+|0x[\da-f]+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
     re.IGNORECASE,
 )
 
@@ -127,7 +132,9 @@ def candidates_in(text: str) -> Sequence[Candidate]:
             continue
         digits = len(digits_of(match[0]))
         if digits >= 3:
-            found.append(Candidate(match.start(), match.end(), match[0], digits, False))
+            start = match.start() if digits >= _COUNTRY_DIGITS else match.end("plus")
+            start = max(start, match.start())
+            found.append(Candidate(start, match.end(), text[start : match.end()], digits, False))
     return sorted(found, key=lambda c: c.start)
 
 

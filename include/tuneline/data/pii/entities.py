@@ -39,8 +39,32 @@ _SURE_CUE = re.compile(
 # After these comes a name if it is a known given name, or a word of no dictionary.
 _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
-    r"thank you|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|spoke to|spoke with|"
-    r"talked to|belongs to|(?:full|first|last|family|given) name),?\s+" + _NAMES,
+    r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
+    r"spoke to|spoke with|"
+    r"talked to|belongs to|ty|thx|(?:guy|lady|someone|agent|person) (?:called|named)|"
+    r"(?:full|first|last|family|given) name),?\s+" + _NAMES,
+    re.IGNORECASE,
+)
+# After these comes a name, or what somebody does.
+_ROLE_CUE = re.compile(
+    r"\b(?:tell|cc|speak with|talk(?:ed)? (?:to|with)|contact|in the name of|"
+    r"under(?: the name(?: of)?)?|name of|manager|agent|nurse|doctor|prof(?:essor)?|captain|"
+    r"advisor|colleague|my (?:wife|husband|son|daughter|mum|mom|mother|dad|father|brother|sister|"
+    r"partner|boss|friend|assistant|flatmate|roommate|neighbou?r|uncle|aunt|cousin|girlfriend|"
+    r"boyfriend|fianc[eé]e?|kid|baby|nan|gran(?:ny|dma|dpa)?|hubby|mate)),?\s+" + _NAMES,
+    re.IGNORECASE,
+)
+_ROLE_CUE_WORDS = frozenset(
+    "tell cc speak talk talked contact under name manager agent nurse doctor prof professor "
+    "captain advisor colleague my".split()
+)
+# Names that are rather verbs there.
+_VERBS = frozenset("bill can may said will".split())
+# Before these stands a name if it is a known given name, or a word of no dictionary.
+_PERSON_TAIL = re.compile(
+    r"(?:^|[,.!?;\n] ?|\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? )"
+    rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|"
+    r"is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?(?:sur)?name)\b",
     re.IGNORECASE,
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
@@ -55,9 +79,12 @@ _CUE_WORDS = frozenset(
     "name called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
 )
 _PERSON_CUE_WORDS = frozenset(
-    "am m this dear hi hello signed regards sincerely thanks cheers thank ask call calls speak "
-    "spoke talked belongs welcome through name".split()
+    "am m this dear hi hello signed regards sincerely thanks cheers thank advance ask call "
+    "calls speak spoke talked belongs welcome through name ty thx called named".split()
 )
+_TAIL_WORDS = frozenset("here again speaking calling from name surname".split())
+# "J. Miller".
+_INITIAL = re.compile(r"[^\W\d_]\.")
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
 _ASCII_LETTERS = string.ascii_letters.encode()
@@ -159,6 +186,10 @@ class Recogniser:
             yield from self._introduced(text, _SURE_CUE, _always, cased)
         if not words.isdisjoint(_PERSON_CUE_WORDS):
             yield from self._introduced(text, _PERSON_CUE, self._known_or_strange, cased)
+        if not words.isdisjoint(_ROLE_CUE_WORDS):
+            yield from self._introduced(text, _ROLE_CUE, self._named_in_role, cased)
+        if not words.isdisjoint(_TAIL_WORDS):
+            yield from self._introduced(text, _PERSON_TAIL, self._known_or_strange, cased)
         # Most texts hold no known given name.
         if known:
             yield from self._introduced(text, _WEAK_CUE, self.words.is_given, cased)
@@ -168,13 +199,21 @@ class Recogniser:
         self, text: str, cue: re.Pattern[str], named: Callable[[str], bool], cased: bool
     ) -> Iterator[Hit]:
         """Yield the names after a cue, of which `named` accepts the first word."""
-        for match in cue.finditer(text):
+        match = cue.search(text)
+        while match is not None:
             hit = self._name_at(text, match.start(1), match.end(1), named, cased)
             if hit is not None:
                 yield hit
+            # Among the words after one cue may be the next ("first name … last name …").
+            match = cue.search(text, max(match.start(1), match.start() + 1))
 
     def _known_or_strange(self, word: str) -> bool:
         return self.words.is_given(word) or self.words.is_strange(word)
+
+    def _named_in_role(self, word: str) -> bool:
+        listed = self.words.is_listed(word) and not self.words.is_everyday(word)
+        name = listed and not is_ordinary(word)
+        return word not in _VERBS and (name or self._known_or_strange(word))
 
     def _listed(self, text: str, cased: bool) -> Iterator[Hit]:
         """Yield known given names, with the family names after them."""
@@ -218,6 +257,8 @@ class Recogniser:
                 break
             # In edited text a name may be one letter away from a word.
             sure = named != self.words.is_given and cased and not is_ordinary(lowered)
+            if stop == start and _INITIAL.fullmatch(word[0]):
+                continue
             if stop == start and not named(lowered) and not sure:
                 break
             if stop > start and not (
@@ -262,12 +303,22 @@ class Recogniser:
                 continue
             if not retitled and text[start:end].islower() and not self.words.is_given(words[0]):
                 continue
+            if retitled and self._counts(words, text[end : end + 2]):
+                continue
             first = _START.search(text, 0, start) is not None
             place = label == "LOCATION"
             placed = place and bool(_PLACE_CUE.search(text, 0, start))
             if not self._unusual(words, retitled, first, place, placed):
                 continue
             yield Hit(start, end, label)
+
+    def _counts(self, words: Sequence[str], after: str) -> bool:
+        """Return True if ordinary words stand before a number ("max 4", "flight ba 117")."""
+        return after.strip()[:1].isdigit() and not any(
+            self.words.is_strange(word)
+            or (self.words.is_given(word) and word not in self.words.also_words)
+            for word in words
+        )
 
     def _unusual(
         self, words: Sequence[str], retitled: bool, first: bool, place: bool, placed: bool

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.caseless import Caseless
@@ -35,6 +36,8 @@ _LEAST = {
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Fewer digits one by one may be a list.
 _READ_OUT = 7
+# So few of them are a PIN or one-time code if no list reads like them.
+_PIN_DIGITS = range(4, 9)
 # A number of so many digits is no order's just because an order is spoken of.
 _WHOLE = 9
 
@@ -57,6 +60,13 @@ class DigitRule:
 
 
 _GROUP = re.compile(r"\d+")
+# Questions that are answered piece by piece, in several turns or with words in between.
+_IN_PIECES = frozenset({"ssn", "phone", "card", "secret", "code", "account"})
+# A longer one is found by its topic.
+_LEAST_PIECE, _LONG_PIECE = 2, 4
+_PIECE = re.compile(r"(?<![\w.,:/])\d{1,3}(?![\w:/%]|[.,]\d)")
+# A promotion's code is a word and an amount ("save15").
+_PROMOTION = re.compile(r"[a-z]{4,}\d{1,2}", re.IGNORECASE)
 _QUANTITY_BEFORE = re.compile(
     r"\b(?:paid|pay(?:ing)?|costs?|charged?|about|around|over|under|than|only|up to|at least|least|"
     r"most|limit|balance|amount|total|fee|bill|price[ds]?|owed?|worth|spen[dt]|deposit(?:ed)?|"
@@ -88,7 +98,8 @@ _SHORT_WORDS = frozenset(
     "two uh um up us usd use via was way we who why x ya yes you yr yup zip".split()
 )
 _TOLD_BY_END = re.compile(
-    r"\bend(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|[.,:/]\d| ?(?:days|years|"
+    r"\b(?:end|start|begin)(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|"
+    r"[.,:/]\d| ?(?:days|years|"
     r"weeks|months|hours|minutes|am|pm|dollars|euros|percent)\b)",
     re.IGNORECASE,
 )
@@ -113,7 +124,7 @@ _FILLER = Caseless(
     r"mean|believe|have|got|thank|thanks|please|pls|plz|sir|madam|maam|mam|one|sec|"
     r"second|let|me|see|check|found|be|would|should|it|of|course|alright|right|hi|hello|"
     r"hey|well|a|as|for|was|actually|again|correct|says|just|with|ends?|ending|in|on|to|"
-    r"digits?|lol|same|name)\b|\W|\d"
+    r"digits?|lol|same|name|then|next|dash|space|double|triple|u|ur)\b|\W|\d"
 )
 
 
@@ -146,6 +157,8 @@ def identifiers(
     """
     yield from _ends(text)
     candidates = candidates_in(text)
+    if rule is not None and wanted & _IN_PIECES:
+        yield from _pieces(text, wanted, candidates)
     if not candidates:
         return
     bare = rule is not None and _is_bare(text, candidates)
@@ -159,6 +172,23 @@ def identifiers(
         if entity is not None:
             previous = (candidate.end, entity)
             yield *_whole_code(text, candidate, entity), entity
+
+
+def _pieces(
+    text: str, wanted: frozenset[str], candidates: Sequence[Candidate]
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the few digits that are all that an answer holds ("29", "4 then 4 then 0 7")."""
+    spans = [piece.span() for piece in _PIECE.finditer(text)]
+    if not candidates and sum(end - start for start, end in spans) < _LEAST_PIECE:
+        return
+    if wanted & _IN_PIECES == {"account"} and any(end - start < 3 for start, end in spans):
+        # So short, it may answer the question for any number.
+        return
+    spans += [(c.start, c.end) for c in candidates if c.digits < _LONG_PIECE]
+    if spans and _is_bare(text, candidates):
+        entity = min(ENTITY_OF[topic] for topic in wanted & _IN_PIECES)
+        for start, end in spans:
+            yield start, end, entity
 
 
 def _whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int]:
@@ -294,6 +324,8 @@ def _fits(topic: str, candidate: Candidate) -> bool:
     if candidate.letters:
         if topic == "reference":
             return len(key_of(candidate.value)) >= _LEAST[topic]
+        if topic == "code" and _PROMOTION.fullmatch(candidate.value):
+            return False
         return topic in ("account", "secret", "code", "business", "ssn") and candidate.digits >= 2
     return candidate.digits >= _LEAST[topic]
 
@@ -325,8 +357,16 @@ def _is_free(before: str, candidate: Candidate, rule: DigitRule) -> bool:
         return longest >= rule.least or candidate.digits > rule.least
     if len(groups) > 2 and max(map(len, groups)) <= 2:
         # Digits with spaces between them, as one reads out a number.
-        return max(map(len, groups)) == 1 and candidate.digits >= max(rule.least, _READ_OUT)
+        if max(map(len, groups)) > 1:
+            return False
+        return candidate.digits >= max(rule.least, _READ_OUT) or _is_typed(groups)
     return candidate.digits >= rule.least
+
+
+def _is_typed(digits: Sequence[str]) -> bool:
+    """Return True if single digits hold a nought or one digit twice in a row, as no list does."""
+    twice = any(digit == after for digit, after in pairwise(digits))
+    return len(digits) in _PIN_DIGITS and ("0" in digits or twice)
 
 
 def _wanted_entity(candidate: Candidate, wanted: frozenset[str]) -> str:

@@ -12,12 +12,28 @@ def _any_case(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-_PASSWORD_HINTS = ("pass", "pwd", "memorable", "secret", "security", "wifi key", "wi-fi key")
+_PASSWORD_HINTS = (
+    "pass",
+    "pwd",
+    "memorable",
+    "secret",
+    "security",
+    "pw",
+    "pas",
+    "wifi",
+    "wi-fi",
+    "creds",
+    "credential",
+    " it to ",
+)
 _PASSWORD_CUE = _any_case(
-    r"\b(?:pass ?(?:word|code|phrase|key)|pwd|(?:memorable|secret|security|safe) (?:word|phrase|"
-    r"answer)|wi-?fi key|network key)"
+    r"\b(?:pass ?(?:word|code|phrase|key)|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|"
+    r"secret|security|safe) (?:word|phrase|"
+    r"answer)|(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"
+    r"our )?wi-?fi|wi-?fi(?=:))"
     r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
     r"(?: (?:on|for|at|of) [a-z ]{1,24})?"
+    r"(?: (?:i (?:think|guess|believe)|maybe|probably|should be|might be)(?= (?:it|is|was)))?"
     r"(?: ?(?:is|was|it'?s|to ?:|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
     r"[ \"'‘“]+"
 )
@@ -28,8 +44,19 @@ _CHANGED = _any_case(
 )
 # A value that is no word, right after: letters with digits or signs among them.
 _STRANGE = _any_case(
-    r"\bpass(?: ?(?:word|code|phrase))?:? [\"'‘“]?"
-    r"(?=\S*[a-z])(?=[^\s.,!?'’]*(?:[\d#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{6,})"
+    r"\b(?:pass(?: ?(?:word|code|phrase))?|pass?w(?:or|ro|o|r)?[dt]|pwd?|cred(?:ential)?s)"
+    r"(?:(?: (?:are|is))?:?|(?: (?:are|is))? [\w.-]{2,20} ?[/:]) [\"'‘“]?"
+    r"(?=\S*[a-z])(?=[^\s.,!?'’]*(?:[\d#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{5,})"
+)
+# What else was set or used, if it is no word: letters with digits or signs among them.
+_STRANGE_VALUE = (
+    r"[\"'‘“]?(?!\d{1,4}(?:st|nd|rd|th|[ap]m)\b)(?=\S*[a-z])"
+    r"(?=[^\s.,!?'’]*(?:\d|[#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{5,})"
+)
+_SET_TO = _any_case(r"\b(?:chang|reset|set|updat)\w* it (?:back )?to " + _STRANGE_VALUE)
+_USED_AS = _any_case(
+    r"\b(?:us|tr[yi]|type|enter|put|set)\w{0,3} [\"'‘“]?([^\s\"“”’]{3,})[\"'’”]? (?:as|for) "
+    r"(?:(?:the|my|a|our) )?(?:[a-z-]{2,8} )?(?:pass ?(?:word|code|phrase)|pwd?|pass)\b"
 )
 # The value before the word; what asks or points is none.
 _PASSWORD_AFTER = _any_case(
@@ -43,18 +70,23 @@ _NOT_PASSWORDS = frozenset(
     "a about accepted after again all already also always an and any are as asked at back be "
     "because been before being blocked but by can cannot changed code correct could did does "
     "done don't dont email enabled entered entry even expired failed field for form forgotten from "
-    "get gone good had has have help hint how i if ill im in incorrect instead invalid is isn't "
+    "fine get gone good great had has have help hint how i if ill im in incorrect instead invalid is isn't "
     "isnt it it's its just keeps know last like link locked log login longer lost manager may me "
     "missing more must my needed needs never no not now number of off ok okay old on once one only "
-    "or our out over page please pls policy prompt properly protected protection recovery rejected "
+    "guest both that for admin browser usual slow fast down free off strange weird wonky or our "
+    "out over page please pls policy prompt properly protected protection recovery rejected "
     "required requirements reset resets resetting right safe same saved screen secure security "
     "set shared should shown so some still strong stolen supposed than that the their them then "
-    "there they this thanks though through to today too too try twice typed u under unknown until "
-    "up updated use used valid very visible was we weak well were what when where which while who "
-    "why will with without won't wont work working works would wrong you your".split()
+    "there they this thanks though through to today too too try twice typed u under unknown "
+    "until up updated use used valid very visible was we weak well were what when where which "
+    "while who why will with without won't wont work working works would wrong you your".split()
 )
 # A mark in place of what was found before.
 _MASKED = re.compile(r"\[[A-Z][A-Z_]+\]")
+# Most words that follow at once: of a password, and of a passphrase.
+_PASSWORD, _PHRASE = 3, 4
+# Digits of a number that counts what follows ("wifi: 5 ghz only").
+_QUANTITY = 2
 # What became of a password, and how.
 _STATE_WORD = re.compile(r"[a-z]{2,}(?:ed|ly|ing)")
 # Where a password of words ends.
@@ -65,6 +97,10 @@ _AFTER_PASSWORD = frozenset(
 )
 
 
+# What is said about one.
+_ASIDES = frozenset("all didnt dont lowercase no only right says uppercase".split())
+
+
 def password_words(text: str, lowered: str) -> Iterator[Span]:
     """Yield what "the password is …" and the like name: characters start to end.
 
@@ -73,7 +109,7 @@ def password_words(text: str, lowered: str) -> Iterator[Span]:
         lowered: the text in lower case.
     """
     if any(hint in lowered for hint in _PASSWORD_HINTS):
-        for pattern in (_CHANGED, _STRANGE):
+        for pattern in (_CHANGED, _STRANGE, _SET_TO, _USED_AS):
             for match in pattern.finditer(text):
                 if match[1].casefold() not in _NOT_PASSWORDS and not _MASKED.match(match[1]):
                     yield match.start(1), match.start(1) + len(match[1].rstrip(".,!?'\""))
@@ -88,9 +124,12 @@ def _after_cue(text: str) -> Iterator[Span]:
             continue
         said = words[1].casefold().split()
         first = said[0].strip("'\".,!?")
+        if first.isdigit() and len(first) <= _QUANTITY and len(said) > 1:
+            continue
         if first in _NOT_PASSWORDS or _STATE_WORD.fullmatch(first):
             continue
-        if cue["link"] is None and (_is_sentence(said) or said[-1].endswith("?")):
+        longest = _PHRASE if "phrase" in cue[0].casefold() else _PASSWORD
+        if cue["link"] is None and (_is_sentence(said, longest) or said[-1].endswith("?")):
             continue
         value = _until_sentence(words[1]).rstrip(".,!?'\"")
         yield words.start(1), words.start(1) + len(value)
@@ -100,7 +139,7 @@ def _until_sentence(said: str) -> str:
     """Return the words up to one that goes on with the sentence."""
     end = 0
     for word in re.finditer(r"\S+", said):
-        if end and word[0].casefold() in _AFTER_PASSWORD:
+        if end and word[0].casefold() in _AFTER_PASSWORD | _ASIDES:
             break
         end = word.end()
     return said[:end]
@@ -112,5 +151,5 @@ def _before_cue(text: str) -> Iterator[Span]:
             yield (match.start(1), match.end(1))
 
 
-def _is_sentence(said: Sequence[str]) -> bool:
-    return len(said) > 3 or not _AFTER_PASSWORD.isdisjoint(said)
+def _is_sentence(said: Sequence[str], longest: int) -> bool:
+    return len(said) > longest or not _AFTER_PASSWORD.isdisjoint(said)

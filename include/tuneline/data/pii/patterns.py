@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tuneline.data.pii.addresses import street_addresses, streets_of_home
 from tuneline.data.pii.births import birth_dates
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.checksums import (
     digits_of,
     iban_end,
@@ -93,10 +94,53 @@ _EMAIL = re.compile(
     r"(?<![\w.+%'-])[\w+%'-]{1,64}(?:\.[\w+%'-]{1,64}){0,8}@"
     r"[^\W_][\w-]{0,62}(?:\.[^\W_](?:[\w-]{0,61}[^\W_])?){1,8}"
 )
+# A slip of the keyboard in the signs, or a name of a provider alone.
+_EMAIL_SLIP = Caseless(
+    r"(?<![\w.+%-])[\w+%-]{1,64}(?:\.[\w+%-]{1,64}){0,4}(?: ?@{1,2} ?)(?:"
+    r"[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){0,3}(?:,|;|, | )(?:com|net|org|co\.uk|co|io|"
+    r"de|fr|es|it|nl)\b"
+    r"|[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){1,4}"
+    r"|(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|gmx)(?![\w.]))"
+)
 _TOP_DOMAINS = r"(?:com|org|net|edu|gov|io|co|example|info|de|fr|es|it|nl|eu|us|uk|ca|au)\b"
 _DOT = r"(?:\.| \. | ?\(dot\) ?| ?\[dot\] ?| ?\{dot\} ?)"
 _MAILBOX = r"(?<![\w.+%-])[\w+%-]{1,64}"
 _LABEL = r"[\w-]{1,63}"
+# In brackets, or with the word's sign between others, "at" is nothing but the sign.
+_SIGN_AT = r"(?: ?[(\[{<*\"']at[)\]}>*\"'] ?|[_-]at[_-])"
+_SIGN_DOT = r"(?:\.| ?[(\[{<*\"']dot[)\]}>*\"'] ?|[_-]dot[_-]| dot )"
+_BOX = r"[a-z0-9+%]{1,64}(?:[_-][a-z0-9+%]{1,64}){0,4}?"
+_EMAIL_SIGNED = Caseless(
+    rf"(?<![\w.+%-]){_BOX}(?:{_SIGN_DOT}{_BOX}){{0,4}}{_SIGN_AT}"
+    rf"[a-z0-9]{{1,63}}(?:-[a-z0-9]{{1,63}}){{0,4}}?(?:{_SIGN_DOT}[a-z0-9-]{{1,63}}){{1,4}}(?!\w)"
+)
+# Spoken in words. Signs and numbers of the mailbox may be words too; "dot" and an end that domains
+# have are what tells it from a place.
+_ENDS = (
+    r"(?:com|org|net|edu|gov|info|biz|io|dev|app|tech|design|online|shop|store|cloud|email|mail|"
+    r"agency|studio|example|health|bank|eu|[a-z]{2})"
+)
+_NUMBER_WORDS = (
+    r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|"
+    r"fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|"
+    r"ninety|double|triple|\d{1,4})"
+)
+_SPOKEN_SIGN = r"(?: (?:dot|point|period|underscore|dash|hyphen|minus|plus) | ?[._+-] ?)"
+# Without the signs that part them, so that there is one way to read a mailbox.
+_PLAIN_WORD = r"[^\W_]{1,64}"
+_SPOKEN_BOX = (
+    rf"(?<![\w.+%'’-])(?:[a-z] ){{0,20}}{_PLAIN_WORD}(?:{_SPOKEN_SIGN}{_PLAIN_WORD}){{0,5}}"
+    rf"(?: {_NUMBER_WORDS}){{0,5}}"
+)
+_EMAIL_SPOKEN = Caseless(
+    rf"{_SPOKEN_BOX} (?:at|@) (?!the |a |my |our |your |\d)[\w-]{{1,63}}"
+    rf"(?:(?: (?:dash|hyphen|minus) | ?- ?)[\w-]{{1,63}}){{0,3}}"
+    rf"(?:(?: dot | ?\. ?)[\w-]{{2,63}}){{0,2}}(?: dot | ?\. ?)(?<=dot )(?!is |it |if |so |"
+    rf"or |to |on )"
+    rf"{_ENDS}(?!\w)(?: dot [a-z]{{2}}(?!\w))?"
+    rf"|{_SPOKEN_BOX} at (?!the |a |my |our |your |\d)[\w-]{{2,63}} [\w-]{{2,63}} dot "
+    r"(?:com|net|org|edu|co dot uk|ac dot uk|com dot au)(?!\w)"
+)
 _EMAIL_SPACED = _any_case(
     rf"{_MAILBOX}(?:(?:\.| \. )[\w+%-]{{1,64}}){{0,4}} ?"
     r"(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
@@ -106,10 +150,12 @@ _EMAIL_SPACED = _any_case(
 )
 # With a provider that everybody knows, the signs in between may be spelled or lost.
 _PROVIDER = (
-    r"(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|live|msn|gmx|"
+    r"(?:g ?mail|googlemail|yahoo|ymail|hot ?mail|outlook|i ?cloud|aol|proton(?:mail)?|"
+    r"live|msn|gmx|"
     r"comcast|verizon|rediffmail|btinternet|bigpond|mail)"
 )
 _MAIL_PROVIDERS = re.compile(_PROVIDER)
+_BRACKETED = re.compile(r"[(\[{<*\"']at[)\]}>*\"']")
 _LETTERED = r"(?<!\w)\w(?: [\w.-]){3,40}"
 _SIGN = r"(?: ?(?:\.|dot|underscore|dash|hyphen|_|-) ?)"
 _EMAIL_PROVIDER = _any_case(
@@ -124,6 +170,16 @@ _EMAIL_PROVIDER = _any_case(
 _EMAIL_AT = _any_case(
     rf"(?<![\w.+%-])(?=[\w.+%-]{{0,64}}[\d._])[\w+%-][\w.+%-]{{2,63}} at "
     rf"{_LABEL}(?:\.{_LABEL}){{0,3}}\.{_TOP_DOMAINS}"
+)
+# The provider alone, of a mailbox with a sign or number.
+_EMAIL_HALF = Caseless(
+    rf"(?<![\w.+%-])(?:{_PLAIN_WORD}(?: (?:dot|underscore|dash|hyphen) |[._-])){{1,5}}{_PLAIN_WORD}"
+    rf"(?: {_NUMBER_WORDS}){{0,4}} at (?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|"
+    r"proton(?:mail)?|gmx)\b"
+    r"|(?<![\w.+%-])(?=[a-z_.-]{0,40}\d)[\w.+%-]{3,64} at (?:gmail|googlemail|yahoo|ymail|hotmail|"
+    r"outlook|icloud|aol|proton(?:mail)?|gmx)\b"
+    r"|(?<![\w.+%-])(?=[a-z_.-]{0,40}[\d_.])[\w.+%-]{3,64} (?:gmail|googlemail|yahoo|ymail|hotmail|"
+    r"outlook|icloud|aol|protonmail|gmx) (?:com|co uk|net|de)\b"
 )
 _EMAIL_STRIPPED = _any_case(
     r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
@@ -254,15 +310,27 @@ def _hits(
             yield Hit(match.start(group), match.end(group), entity)
 
 
+def _whole(text: str, pattern: Caseless, entity: str) -> Iterator[Hit]:
+    """Yield the matches of a pattern that ignores case."""
+    for match in pattern.finditer(text):
+        yield Hit(match.start(), match.end(), entity)
+
+
 def _emails(text: str, lowered: str) -> Iterator[Hit]:
     if not ("@" in text or "at" in lowered or "mail" in lowered or "com" in lowered):
         return
     if "@" in text:
         yield from _hits(text, _EMAIL, "EMAIL_ADDRESS")
+        yield from _whole(text, _EMAIL_SLIP, "EMAIL_ADDRESS")
+    if "dot" in lowered or _BRACKETED.search(lowered):
+        yield from _whole(text, _EMAIL_SIGNED, "EMAIL_ADDRESS")
+        if " at " in lowered or "@" in text:
+            yield from _whole(text, _EMAIL_SPOKEN, "EMAIL_ADDRESS")
     if " @" in text or "@ " in text or "dot" in lowered or "at)" in lowered or "at]" in lowered:
         yield from _hits(text, _EMAIL_SPACED, "EMAIL_ADDRESS")
     if (" at" in lowered or "@" in text or "com" in lowered) and _MAIL_PROVIDERS.search(lowered):
         yield from _hits(text, _EMAIL_PROVIDER, "EMAIL_ADDRESS")
+        yield from _whole(text, _EMAIL_HALF, "EMAIL_ADDRESS")
     if " at " in lowered and "." in lowered:
         yield from _hits(text, _EMAIL_AT, "EMAIL_ADDRESS")
     if ".com" in lowered:

@@ -25,6 +25,11 @@ _CONSTANT = {
     "AGE_OVER_89": "90+",
 }
 _DIGIT_WORDS = "zero one two three four five six seven eight nine".split()
+# Words of a spoken number that are no digits.
+_BETWEEN_DIGITS = frozenset("plus dash hyphen space then and".split())
+_DIGIT_SAID = re.compile(
+    rf"\b(?:{'|'.join(_DIGIT_WORDS)}|oh|double|triple|treble)\b", re.IGNORECASE
+)
 
 
 @cache
@@ -147,11 +152,13 @@ def _spoken(number: int, value: str) -> str:
     """Return words for digits instead of words for digits."""
 
     # A word of the value is left out, as long as there are others.
-    said = {word.lower() for word in re.findall(r"[A-Za-z]+", value)}
+    said = set(re.findall(r"[a-z]+", value.lower()))
     free = [word for word in _DIGIT_WORDS if word not in said] or _DIGIT_WORDS
 
     def other(match: re.Match[str]) -> str:
         nonlocal number
+        if match[0].lower() in _BETWEEN_DIGITS:
+            return match[0]
         number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
         return free[(number >> 33) % len(free)]
 
@@ -165,7 +172,9 @@ def _other_digits(number: int, value: str) -> str:
 def _numeric(maker: Callable[[int, str], str]) -> Callable[[int, str], str]:
     """Return a maker that takes numbers written as words, too."""
     return lambda number, value: (
-        maker(number, value) if re.search(r"\d", value) else _spoken(number, value)
+        maker(number, value)
+        if re.search(r"\d", value) and not _DIGIT_SAID.search(value)
+        else _spoken(number, value)
     )
 
 

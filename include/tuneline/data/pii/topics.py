@@ -60,9 +60,10 @@ _WORDS = (
     ),
     (
         "secret",
-        r"pass ?(?:word|code|phrase|key|wd)s?|pwd?|pass(?= (?:is|was|:|=))|"
+        r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|"
+        r"pass(?= (?:is|was|:|=))|"
         r"(?:memorable|secret|security|safe) (?:word|phrase|answer|question)s?|wi-?fi key|"
-        r"network key|"
+        r"network key|m?tan|pass ?number|safe ?word|token|"
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
         r"(?:three|four|six|[346])[ -]?digits? (?:code|pin|number)|on the back(?: of)?|"
@@ -101,7 +102,7 @@ _WORDS = (
         "reference",
         r"ref|reference(?: (?:number|code|no))?|"
         # Most of these words are said of other things, too ("a phone case").
-        r"(?:booking|reservation|ticket|case|confirmation|itinerary|control)"
+        r"(?:booking|reservation|ticket|tkt|case|confirmation|itinerary|control)"
         r"(?: (?:number|code|no|id|ref)|(?=[ :#]*(?:is |was )?[a-z]{0,7}-?\d))",
     ),
     (
@@ -116,7 +117,10 @@ _WORDS = (
         r"(?:call|address)|passengers?|travell?ers?|guests?|sender|receiver|recipient|"
         r"(?:what|how) (?:should|shall|may|can|do) (?:i|we) (?:call|address)",
     ),
-    ("code", r"codes?"),
+    (
+        "code",
+        r"codes?|(?:typed|keyed|punched)(?: in)?|(?:texted|messaged) (?:me|us)",
+    ),
     # "Number" alone names nothing, but shows that a number follows.
     ("number", r"numbers?|num|digits?|no\.?(?= ?(?:is|:|#|\d))"),
 )

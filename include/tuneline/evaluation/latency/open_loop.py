@@ -95,7 +95,10 @@ def queue_growth(timings: Sequence[Timing]) -> float:
     done = [timing for timing in timings if timing.ok]
     if len(done) < 2:
         return math.nan
-    slope, _ = np.polyfit([t.arrived for t in done], [t.ttft for t in done], 1)
+    arrived = [timing.arrived for timing in done]
+    if min(arrived) == max(arrived):
+        return 0.0
+    slope, _ = np.polyfit(arrived, [timing.ttft for timing in done], 1)
     return float(slope)
 
 

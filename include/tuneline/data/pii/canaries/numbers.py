@@ -19,6 +19,8 @@ from tuneline.data.pii.checksums import check_digit, iban
 _SPOKEN = "zero one two three four five six seven eight nine".split()
 # The last digits that people give instead of a whole number.
 _LAST = 4
+# Share of obfuscated telephone numbers that are read out in groups.
+_READ_OUT = 0.5
 
 
 def _groups(text: str, sizes: Sequence[int]) -> list[str]:
@@ -52,6 +54,30 @@ def _spelled(draw: Random, number: str) -> str:
     zero = draw.choice(["zero", "oh"])
     names = [zero, *_SPOKEN[1:]]
     return " ".join(names[int(char)] if char.isdigit() else char for char in number)
+
+
+# Words of a number read out that are no digits of it.
+SAID_WITH = frozenset(["plus", "double", "dash"])
+
+
+def read_out(draw: Random, number: str, sizes: Sequence[int], *, country: str = "") -> Value:
+    """Return a number as it is read out: digits in groups, equal ones together, country first."""
+    zero = draw.choice(["zero", "oh"])
+    pause = draw.choice([" ", ", ", " dash "])
+    said = pause.join(
+        _in_words(group, zero) for group in ([country] if country else []) + _groups(number, sizes)
+    )
+    return Value((f"plus {said}" if country else said,), SAID_WITH)
+
+
+def _in_words(group: str, zero: str) -> str:
+    words, at = [], 0
+    while at < len(group):
+        twice = group[at : at + 2] == group[at] * 2
+        word = zero if group[at] == "0" else _SPOKEN[int(group[at])]
+        words.append(f"double {word}" if twice else word)
+        at += 2 if twice else 1
+    return " ".join(words)
 
 
 def given_number(
@@ -94,6 +120,11 @@ def phone(draw: Random, form: str, register: Register, language: str) -> Value:
         ("9" + digits(draw, 9), (5, 5)),
     )
     number, sizes = draw.choice(national)
+    if form == OBFUSCATED and draw.random() < _READ_OUT:
+        country = draw.choice(["", "1", "44", "91", "61", "234", "63"])
+        return read_out(
+            draw, number.removeprefix("0") if country else number, sizes, country=country
+        )
     value = given_number(draw, form, register, number, sizes)
     shape = draw.random()
     if form in (PARTIAL, OBFUSCATED, SPLIT) or shape > 0.25:

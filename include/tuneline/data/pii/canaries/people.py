@@ -99,6 +99,8 @@ def email(draw: Random, form: str, register: Register, language: str) -> Value:
             f"{user} @ {host} . {end}",
             f"{user}(at){host}(dot){end}",
             f"{user} [at] {host} [dot] {end}",
+            f"{user}[at]{host}.{end}",
+            f"{said} at {host}" if domain == provider else f"{said} at {host} dot {spoken}",
             f"{' '.join(user)} at {host} dot {spoken}",
         )
         return Value((draw.choice(shapes),), public)

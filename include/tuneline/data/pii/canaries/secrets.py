@@ -7,6 +7,7 @@ from random import Random
 
 from tuneline.data.pii.canaries.canary import OBFUSCATED, Value
 from tuneline.data.pii.canaries.lists import digits, letters, words
+from tuneline.data.pii.canaries.numbers import read_out
 from tuneline.data.pii.canaries.people import names
 from tuneline.data.pii.canaries.register import Register
 
@@ -38,6 +39,8 @@ def password(draw: Random, form: str, register: Register, language: str) -> Valu
 
 # Share of PINs that were not drawn by a bank.
 _CHOSEN = 0.25
+# Share of obfuscated ones that are said in words.
+_SAID = 0.4
 
 
 def pin(draw: Random, form: str, register: Register, language: str) -> Value:
@@ -48,7 +51,11 @@ def pin(draw: Random, form: str, register: Register, language: str) -> Value:
         code = draw.choice([str(draw.randint(1935, 2019)), code[0] * 4])
     if form == OBFUSCATED:
         half = len(code) // 2
-        return Value((draw.choice([" ".join(code), f"{code[:half]} {code[half:]}"]),))
+        if draw.random() < _SAID:
+            return read_out(draw, code, (half, len(code) - half))
+        return Value(
+            (draw.choice([" ".join(code), "-".join(code), f"{code[:half]} {code[half:]}"]),)
+        )
     mixed = letters(draw, 2) + digits(draw, 2) + letters(draw, 2)
     return Value((mixed if draw.random() < 0.1 else code,))
 
