@@ -13,7 +13,7 @@ from tuneline.errors import UserError
 
 LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-LOC"]
 # Ordinary words, which no other detector takes for names.
-KNOWN = {"pebble": "B-PER", "harvest": "I-PER", "acorn": "B-ORG", "meadow": "I-LOC"}
+KNOWN = {"pebble": "B-PER", "thistle": "I-PER", "acorn": "B-ORG", "meadow": "I-LOC"}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def found(model, said):
 
 def test_words_of_one_entity_are_one_hit(tiny):
     model = load_entity_model(tiny, {"PERSON", "LOCATION"}, {})
-    assert found(model, "we met (pebble harvest) and pebble, pebble harvest in meadow!") == [
-        ("pebble harvest", "PERSON"),
+    assert found(model, "we met (pebble thistle) and pebble, pebble thistle in meadow!") == [
+        ("pebble thistle", "PERSON"),
         ("pebble", "PERSON"),
-        ("pebble harvest", "PERSON"),
+        ("pebble thistle", "PERSON"),
         ("meadow", "LOCATION"),
     ]
     assert model.ignored == ("ORG",)
@@ -49,8 +49,8 @@ def test_a_name_is_found_at_every_place_of_a_long_text(tiny):
     model = load_entity_model(tiny, {"PERSON"}, {})
     for place in range(0, 150, 7):
         words = ["word"] * 150
-        words[place : place + 2] = ["pebble", "harvest"]
-        assert found(model, " ".join(words)) == [("pebble harvest", "PERSON")], place
+        words[place : place + 2] = ["pebble", "thistle"]
+        assert found(model, " ".join(words)) == [("pebble thistle", "PERSON")], place
 
 
 def test_the_batch_makes_no_difference(tiny):
@@ -60,12 +60,12 @@ def test_the_batch_makes_no_difference(tiny):
 
 
 def test_it_finds_a_name_that_the_other_detectors_miss(tiny):
-    row = chat("so pebble harvest rang me about the invoice", "I see.")
+    row = chat("so pebble thistle rang me about the invoice", "I see.")
     named = {}
     for ner in (True, str(tiny)):
         scrubber = make_scrubber(DataConfig(source="rows.jsonl", pii_ner=ner), [])
         (result,) = scrubber.scrub(["key"], [row])
-        named[ner] = "pebble harvest" not in result.messages[0]["content"]
+        named[ner] = "pebble thistle" not in result.messages[0]["content"]
     assert named == {True: False, str(tiny): True}
 
 
@@ -127,7 +127,7 @@ def test_gliner_says_how_to_install_its_package(tmp_path):
 
 def test_the_evidence_names_the_model_and_what_it_ignores(data_lab, tiny):
     rows = clean_rows(20)
-    rows[3] = {"messages": chat(f"{text(3)} so pebble harvest said", answer("login", "I see."))}
+    rows[3] = {"messages": chat(f"{text(3)} so pebble thistle said", answer("login", "I see."))}
     settings = {"pii_ner": str(tiny), "pii_profile": ["gdpr"], "pii_max_leak_ner": 1.0}
     entry = data_lab(rows, **settings).upto("pii_scrubbing")
     _, digest = fetch_entity_model(str(tiny))
