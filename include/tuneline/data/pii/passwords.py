@@ -67,20 +67,19 @@ _PASSWORD_AFTER = _any_case(
 )
 # What follows the word without being one.
 _NOT_PASSWORDS = frozenset(
-    "a about accepted after again all already also always an and any are as asked at back be "
-    "because been before being blocked but by can cannot changed code correct could did does "
-    "done don't dont email enabled entered entry even expired failed field for form forgotten from "
-    "fine get gone good great had has have help hint how i if ill im in incorrect instead invalid "
-    "is isn't isnt it it's its just keeps know last like link locked log login longer lost manager "
-    "may me missing more must my needed needs never no not now number of off ok okay old on once one "
-    "only "
-    "guest both that for admin browser usual slow fast down free off strange weird wonky or our "
-    "out over page please pls policy prompt properly protected protection recovery rejected "
-    "required requirements reset resets resetting right safe same saved screen secure security "
-    "set shared should shown so some still strong stolen supposed than that the their them then "
-    "there they this thanks though through to today too too try twice typed u under unknown "
-    "until up updated use used valid very visible was we weak well were what when where which "
-    "while who why will with without won't wont work working works would wrong you your".split()
+    "a about accepted admin after again all already also always an and any are as asked at back "
+    "be because been before being blocked both browser but by can cannot changed code correct "
+    "could did does don't done dont down email enabled entered entry even expired failed fast "
+    "field fine for forgotten form free from get gone good great guest had has have help hint how "
+    "i if ill im in incorrect instead invalid is isn't isnt it it's its just keeps know last like "
+    "link locked log login longer lost manager may me missing more must my needed needs never no "
+    "not now number of off ok okay old on once one only or our out over page please pls policy "
+    "prompt properly protected protection recovery rejected required requirements reset resets "
+    "resetting right safe same saved screen secure security set shared should shown slow so some "
+    "still stolen strange strong supposed than thanks that the their them then there they this "
+    "though through to today too try twice typed u under unknown until up updated use used usual "
+    "valid very visible was we weak weird well were what when where which while who why will with "
+    "without won't wonky wont work working works would wrong you your".split()
 )
 # A mark in place of what was found before.
 _MASKED = re.compile(r"\[[A-Z][A-Z_]+\]")
