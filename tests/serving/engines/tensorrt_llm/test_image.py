@@ -11,8 +11,8 @@ from tuneline.catalogue import STEPS
 
 ROOT = Path(__file__).parents[4]
 DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
-# `tuneline bench` is no step.
-_NOT_IN_IMAGES = {"benchmarks"}
+# `tuneline bench` is no step, and GLiNER is for those who install it: its pins fit no image of ours.
+_NOT_IN_IMAGES = {"benchmarks", "gliner"}
 
 
 def file_of(module: str) -> Path | None:
