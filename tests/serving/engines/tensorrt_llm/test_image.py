@@ -11,7 +11,7 @@ from tuneline.catalogue import STEPS
 
 ROOT = Path(__file__).parents[4]
 DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
-# `tuneline bench` is no step, and GLiNER is for those who install it: its pins fit no image of ours.
+# `tuneline bench` is no step; GLiNER is for those who install it, since its pins fit no image.
 _NOT_IN_IMAGES = {"benchmarks", "gliner"}
 
 
