@@ -5,6 +5,7 @@ import pytest
 from tuneline.config import DataConfig
 from tuneline.data.pii.dialogue import wanted
 from tuneline.data.pii.numbers import DigitRule, frequent_numbers, identifiers
+from tuneline.data.pii.patterns import find
 from tuneline.data.pii.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.spoken import spoken_numbers
@@ -300,3 +301,9 @@ def test_an_answer_may_come_in_pieces(scrubber):
 def test_a_spoken_number_with_digits_gets_a_surrogate_for_both(scrubber):
     (text,) = talk(scrubber, "u:plus 44 seven nine double one three oh six 285")
     assert not {"44", "seven", "285"} & set(text.split())
+
+
+def test_a_class_named_password_hides_none():
+    assert list(find('{"intent": "password", "reply": "We look at it."}')) == []
+    (hit,) = find('{"password": "hunter22x"}')
+    assert (hit.start, hit.end, hit.entity) == (14, 23, "PASSWORD")

@@ -31,7 +31,7 @@ _PASSWORD_CUE = _any_case(
     r"secret|security|safe) (?:word|phrase|"
     r"answer)|(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"
     r"our )?wi-?fi|wi-?fi(?=:))"
-    r"(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
+    r"[\"'’”]?(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
     r"(?: (?:on|for|at|of) [a-z ]{1,24})?"
     r"(?: (?:i (?:think|guess|believe)|maybe|probably|should be|might be)(?= (?:it|is|was)))?"
     r"(?: ?(?:is|was|it'?s|to ?:|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
@@ -132,7 +132,8 @@ def _after_cue(text: str) -> Iterator[Span]:
         if cue["link"] is None and (_is_sentence(said, longest) or said[-1].endswith("?")):
             continue
         value = _until_sentence(words[1]).rstrip(".,!?'\"")
-        yield words.start(1), words.start(1) + len(value)
+        if any(map(str.isalnum, value)):
+            yield words.start(1), words.start(1) + len(value)
 
 
 def _until_sentence(said: str) -> str:
