@@ -61,6 +61,7 @@ def error_of(log):
         (DIED.format(4), UserError, r"ended by SIGILL; its kernels.*deployment\.variants: \[f16\]"),
         (DIED.format(9), TunelineError, "ended by SIGKILL; give the pod more memory"),
         (DIED.format(11), TunelineError, r"ended by SIGSEGV \(exit code 1\)"),
+        (DIED.partition("\n")[2], TunelineError, r"ended without a word.*\(exit code 1\)"),
         ("error: vllm is not installed in this image\n", UserError, "image; choose the image"),
         (WORKER + "KeyError: 'model.layers.0'\n", TunelineError, r"layers\.0' \(exit code 1\)"),
     ],

@@ -20,6 +20,8 @@ _USAGE = re.compile(r"^.*\bvllm[^:]*: error: (?P<message>.+)$", re.M)
 _OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
 # A worker that a signal ended says nothing itself; the exceptions are those of its readers.
 _KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?P<signal>\d+)\)")
+# What its readers raise; the engine may end before it can write the line above.
+_NO_WRITER = "cancelled"
 # What pydantic and vLLM append to a message for developers.
 _APPENDIX = re.compile(r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$")
 
@@ -72,6 +74,8 @@ def cause(log: str) -> str | None:
     if raised is None:
         return None
     message = raised["message"]
+    if message == _NO_WRITER:
+        return "a worker ended without a word, as one does that a signal ended"
     if raised["kind"].endswith("ValidationError") and (
         invalid := _INVALID.search(log, raised.end())
     ):
