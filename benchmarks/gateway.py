@@ -8,9 +8,8 @@ cores with the client.
 from __future__ import annotations
 
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.contest.contest import Contest, System
@@ -18,6 +17,7 @@ from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
+from benchmarks.serving.bench_server import own_process
 from benchmarks.serving.litellm_proxy import KEY, LitellmProxy
 from benchmarks.serving.mock_upstream import MODEL
 from benchmarks.serving.request_trials import CONNECTIONS
@@ -41,7 +41,7 @@ def run(options: Options) -> Report:
     text = read_texts(options.input, 1)[0] if options.input else make_corpus(1)[0]
     missing: list[NotMeasured] = []
     with ExitStack() as stack:
-        upstream = stack.enter_context(mock_upstream())
+        upstream = stack.enter_context(own_process("benchmarks.serving.mock_upstream"))
         gateway = stack.enter_context(
             GatewayProcess(
                 options.folder / "gateway",
@@ -119,25 +119,6 @@ def _litellm(stack: ExitStack, upstream: str, folder: Path) -> tuple[System | No
 def _system(name: str, url: str, key: str, version: str) -> System:
     options = {"url": url, "key": key, "version": version}
     return System(name, "benchmarks.serving.request_trials:requests", options)
-
-
-@contextmanager
-def mock_upstream() -> Iterator[str]:
-    """Run the mock upstream in its own process; yield its address."""
-    command = [sys.executable, "-m", "benchmarks.serving.mock_upstream"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        address = process.stdout.readline().strip()
-        try:
-            if not address:
-                raise TunelineError("the mock upstream did not start")
-            yield address
-        finally:
-            # It ends when its standard input closes.
-            process.stdin.close()
 
 
 def _version(python: Path, package: str) -> str:

@@ -7,20 +7,17 @@ cores.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from benchmarks.contest.contest import Contest, System
 from benchmarks.contest.options import Options
 from benchmarks.contest.peers import bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
+from benchmarks.serving.bench_server import own_process
 from benchmarks.workloads.input_rows import read_texts
 from benchmarks.workloads.near_duplicates import SEED, make_corpus
 from tuneline import __version__
-from tuneline.errors import TunelineError
 
 REQUESTS, TOKENS, CONCURRENCY = 160, 32, 16
 # A small model on a GPU: 50 ms to the first token, 100 tokens a second for each request.
@@ -37,7 +34,8 @@ def run(options: Options) -> Report:
     texts = read_texts(source, count) if source else make_corpus(count)
     python = bench_python()
     reason = why_missing(GUIDELLM, python)
-    with token_stream(FIRST, TOKEN) as url:
+    pace = ["--first", str(FIRST), "--token", str(TOKEN)]
+    with own_process("benchmarks.serving.token_stream", pace) as url:
         job = {
             "url": url,
             "texts": texts[:count],
@@ -80,28 +78,3 @@ def _ratios(results: Sequence[Result]) -> dict[str, float]:
         for name, metric in zip(RATIOS, ("ttft", "tpot"), strict=True)
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-@contextmanager
-def token_stream(first: float, token: float) -> Iterator[str]:
-    """Run a `TokenStream` in its own process; yield its address.
-
-    Args:
-        first: time to the first token, in seconds.
-        token: time of each later token, in seconds.
-    """
-    command = [sys.executable, "-m", "benchmarks.serving.token_stream"]
-    command += ["--first", str(first), "--token", str(token)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        address = process.stdout.readline().strip()
-        try:
-            if not address:
-                raise TunelineError("the server of the benchmark did not start")
-            yield address
-        finally:
-            # It ends when its standard input closes.
-            process.stdin.close()

@@ -33,15 +33,15 @@ _TOKENS = 16
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How the server behaves; times in seconds.
+    """Behaviour of the server; times in seconds.
 
     Attributes:
         first: time to the first token, once a slot is free.
         token: time of each later token.
         slots: requests that are answered at once; the others wait.
-        stall_every: every so many requests one stalls before its first token; 0 for none.
+        stall_every: one request in this many stalls before its first token; 0 for none.
         stall: how long it stalls.
-        slow_first: so many requests at the beginning stall.
+        slow_first: number of first requests that stall.
         dies_at: number of the request in whose answer the server dies; 0 for none.
     """
 

@@ -1,4 +1,4 @@
-"""What a failed pod means for the run: only a critical item's error stops it.
+"""Decide what a failed pod means for the run: only a critical item's error stops it.
 
 A step that raises leaves its own evidence. One that was killed, or whose pod never started, can't;
 then the task that watches the pod writes it.

@@ -5,9 +5,9 @@ from tuneline.harness.answers import (
     Task,
     choose_task,
     find_object,
-    scores,
     structure_of,
 )
+from tuneline.harness.judged import judge
 
 EXPECTED = '{"intent": "billing", "reply": "We look at it."}'
 
@@ -55,7 +55,7 @@ def test_auto_takes_the_field_only_where_every_answer_has_it():
 
 def test_scores_refuse_answers_that_are_missing():
     with pytest.raises(ValueError, match="longer"):
-        scores(Task("exact"), ["a"], ["a", "b"])
+        judge(Task("exact"), ["a"], ["a", "b"])
 
 
 def test_structure_keeps_the_label_and_drops_prose():

@@ -23,16 +23,12 @@ class AnswerPair(BaseModel):
     base: str
     tuned: str
 
-    @property
-    def differ(self) -> bool:
-        """True if the two answers differ in more than the space around them."""
-        return self.base.strip() != self.tuned.strip()
-
 
 class ReleasedAnswer(BaseModel):
-    """The answer of the released model to one hold-out row."""
+    """The answer of the released model to one hold-out row, and the one that is expected."""
 
     row_id: str
+    expected: str = ""
     released: str
 
 
@@ -101,7 +97,7 @@ Source = Literal["airflow", "terminal", "csv", "argilla", "endpoint"]
 
 
 class Ballot(BaseModel):
-    """What one reviewer cast at once in one review.
+    """The votes that one reviewer cast at once in one review.
 
     Attributes:
         review_id: the review whose pairs were shown.

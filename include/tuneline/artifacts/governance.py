@@ -128,7 +128,7 @@ class Manifest(_Governed):
 
 
 class LogEnd(_Governed):
-    """Where the release log of a version ends.
+    """The end of the release log of a version.
 
     Attributes:
         lines: number of its lines.

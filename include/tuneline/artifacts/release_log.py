@@ -19,6 +19,7 @@ from tuneline.artifacts.governance import LogEnd
 from tuneline.artifacts.releases import model_prefix
 from tuneline.store import CorruptObject, NotThere, Store, Tagged
 
+LOG_FILE = "release.jsonl"
 SCHEMA: Literal["tuneline/release/1"] = "tuneline/release/1"
 
 
@@ -105,7 +106,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 
 class _Chained(BaseModel):
-    """What every line has beside its event."""
+    """Fields of every line beside those of its event."""
 
     schema_: Literal["tuneline/release/1"] = Field(alias="schema")
     at: str
@@ -222,7 +223,7 @@ class Log:
 
 def log_key(name: str, version: str) -> str:
     """Return the key of a version's release log."""
-    return f"{model_prefix(name, version)}/release.jsonl"
+    return f"{model_prefix(name, version)}/{LOG_FILE}"
 
 
 def log_bytes(texts: Sequence[str]) -> bytes:

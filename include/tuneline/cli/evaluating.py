@@ -6,11 +6,13 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
 from tuneline.cli.groups import Commands, add_json_argument, add_run_argument
 from tuneline.config import DeploymentConfig
+from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.layers import explain
 from tuneline.errors import EXIT_OK, UserError
 
@@ -31,7 +33,7 @@ def add_evaluating(commands: Commands) -> None:
     score.add_argument("--parallel", type=int, default=4, help="requests sent at once (4)")
     score.add_argument("--context", type=int, default=1024, help="context in tokens (1024)")
     score.add_argument("--max-tokens", type=int, default=48, help="limit of an answer (48)")
-    metrics = "auto json_field tool_calls number exact chrf rouge_l macro_f1".split()
+    metrics = get_args(EvaluationConfig.model_fields["metric"].annotation)
     score.add_argument("--metric", choices=metrics, default="auto")
     score.add_argument(
         "--label-field", metavar="NAME", help="field with the class, in a JSON answer"

@@ -32,6 +32,7 @@ from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash
 from tuneline.data.removal.conflicts import advise
 from tuneline.data.removal.judge import conclude
+from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,
@@ -40,7 +41,6 @@ from tuneline.data.tables.rows import (
     Row,
     column_of,
     rows_before,
-    write_decisions,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure

@@ -30,6 +30,7 @@ from tuneline.data.balance.prompt_groups import group_prompts
 from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
 from tuneline.data.removal.judge import conclude
+from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
     HOLDOUT,
     TRAIN,
@@ -37,7 +38,6 @@ from tuneline.data.tables.rows import (
     Row,
     rows_before,
     write_dataset,
-    write_decisions,
 )
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 

@@ -32,9 +32,11 @@ from tuneline.data.pii.leak_estimate import (
 from tuneline.data.pii.name_models import describe_models
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
-from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber, shared_parts
+from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.shared_parts import shared_parts
 from tuneline.data.pii.workers import worker_count
 from tuneline.data.removal.judge import conclude
+from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
     Message,
@@ -44,7 +46,6 @@ from tuneline.data.tables.rows import (
     rows_before,
     scrubbed,
     write_audit,
-    write_decisions,
 )
 from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure

@@ -30,7 +30,7 @@ from tuneline.artifacts.data import (
 from tuneline.catalogue import DATA_ORDER, Severity, get_item
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
 from tuneline.data.gates.run_gate import run_gate
-from tuneline.data.tables.rows import join_rejects
+from tuneline.data.tables.rejects import join_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.evidence import Evidence, Verdict, dump
 from tuneline.run import Run

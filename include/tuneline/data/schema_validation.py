@@ -43,7 +43,8 @@ from tuneline.data.removal.judge import conclude
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.rendering.template_parity import compare
 from tuneline.data.sources.raw_record import BROKEN_FILE
-from tuneline.data.tables.rows import REJECT_COLUMNS, ROW_COLUMNS, Message, class_key
+from tuneline.data.tables.rejects import REJECT_COLUMNS
+from tuneline.data.tables.rows import ROW_COLUMNS, Message, class_key
 from tuneline.data.tables.spool import Spool
 from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure

@@ -16,13 +16,13 @@ from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
 from tuneline.bases import base_of
 from tuneline.data.removal.judge import conclude
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
     Message,
     Row,
     base_id,
     rows_before,
-    write_decisions,
 )
 from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, measure

@@ -98,7 +98,7 @@ def run(ctx: StepContext) -> Record:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         load_seconds, memory = server.load_seconds, server.memory_bytes()
         started = server.request
-    served = ServedLimits(started.parallel, started.context_tokens, started.threads)
+    served = ServedLimits.of(started)
     choice = CHOICE.read(ctx)
     stated = {
         "engine": engine.name,

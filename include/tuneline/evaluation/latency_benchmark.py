@@ -34,7 +34,7 @@ from tuneline.evaluation.latency.plots import plot
 from tuneline.evaluation.latency.table import Objective, hardware_line, table
 from tuneline.evaluation.latency.workload import Workload, workload_of
 from tuneline.evidence import Evidence, measure
-from tuneline.harness.hardware import differences, this_machine
+from tuneline.harness.hardware import Machine, differences, this_machine
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.run import StepContext
@@ -83,8 +83,8 @@ def read_workload(ctx: StepContext, server: EngineServer) -> Workload:
 def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
     """Warm a started server up, and measure it at every level and with the declared load."""
     settings = ctx.config.evaluation
-    request, goal = server.request, objective(settings)
-    limits = ServedLimits(request.parallel, request.context_tokens, request.threads)
+    goal = objective(settings)
+    limits = ServedLimits.of(server.request)
     workload = read_workload(ctx, server)
     chosen = settings.latency_warmup
     warmed = limits.parallel if chosen is None else chosen
@@ -112,11 +112,13 @@ def measure_model(ctx: StepContext, model: ServedModel, served: ServedLimits | N
         return measure_server(ctx, server)
 
 
-def report(ctx: StepContext, bench: Bench, engine: str, version: str) -> dict[str, Any]:
+def report(
+    ctx: StepContext, bench: Bench, machine: Machine, engine: str, version: str
+) -> dict[str, Any]:
     """Return the content of `latency.json`."""
     settings = ctx.config.evaluation
     return {
-        "machine": asdict(this_machine()),
+        "machine": asdict(machine),
         "engine": {
             "name": engine,
             "version": version,
@@ -162,7 +164,7 @@ def run(ctx: StepContext) -> Evidence:
     differing = differences(target, machine, on_gpu=on_gpu)
     line = hardware_line(bench.closed.levels, machine.text(), goal)
     bears = capacity(settings.load, bench.closed.levels, bench.tried)
-    written = report(ctx, bench, engine.name, engine.version())
+    written = report(ctx, bench, machine, engine.name, engine.version())
     written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(bears)}
     ctx.write_json("latency.json", written)
     plot(bench.closed.levels, bench.tried, goal, ctx.out / "latency.png")

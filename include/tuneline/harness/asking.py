@@ -7,7 +7,6 @@ same key is not asked again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -274,8 +273,7 @@ def kept(
         The answers in order, and True if they came from the cache.
     """
     asked = [*Served(model, ctx.config.deployment).identity(), *requests]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    path = cache_root() / "answers" / f"{key}.json"
+    path = cache_root() / "answers" / f"{request_key(*asked)}.json"
     if path.is_file():
         try:
             return list(json.loads(path.read_text())), True

@@ -4,8 +4,9 @@ from functools import partial
 import pytest
 from tests.lab.data_runs import chat, text
 
-from tuneline.data.pii.scrubber import Scrubber, shared_parts
+from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.settings import Settings
+from tuneline.data.pii.shared_parts import shared_parts
 from tuneline.data.pii.workers import AHEAD, LEAST_ROWS, map_chunks, worker_count
 
 

@@ -6,9 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import chat
 
+from tuneline.data.tables import rejects as reject_tables
 from tuneline.data.tables import rows as tables
 from tuneline.data.tables import table_writer
-from tuneline.data.tables.rows import Reject, Row, StandIn, StoredRows
+from tuneline.data.tables.rejects import Reject
+from tuneline.data.tables.rows import Row, StandIn, StoredRows
 
 ROWS = [
     Row("a", chat("hi 🎉", "ho", "Be brief."), "f.jsonl", 1, label="x", own_holdout=True, raw="{}"),
@@ -42,8 +44,8 @@ def test_datasets_and_rejects_come_back(tmp_path):
     assert tables.read_dataset(tmp_path / "held.parquet") == (rows[:1], [1.0])
     assert tables.read_dataset(tmp_path / "held.parquet", holdout=True)[0] == [rows[0], held]
     rejects = [Reject("a", "item", "code: why", "f", 3, "raw\x00")]
-    tables.write_rejects(tmp_path / "rejected.parquet", iter(rejects))
-    assert tables.read_rejects(tmp_path / "rejected.parquet") == rejects
+    reject_tables.write_rejects(tmp_path / "rejected.parquet", iter(rejects))
+    assert reject_tables.read_rejects(tmp_path / "rejected.parquet") == rejects
 
 
 @pytest.mark.usefixtures("parts")
@@ -104,6 +106,6 @@ def test_a_pass_over_stored_rows_holds_one_part(tmp_path, monkeypatch):
 def test_rejects_of_several_tables_are_joined(tmp_path):
     rejects = [Reject(str(n), "item", "code", "f", n, "raw") for n in range(5)]
     for name, part in (("a", rejects[:2]), ("b", []), ("c", rejects[2:])):
-        tables.write_rejects(tmp_path / name, part)
-    tables.join_rejects(tmp_path / "x" / "all", [tmp_path / name for name in "abc"])
-    assert tables.read_rejects(tmp_path / "x" / "all") == rejects
+        reject_tables.write_rejects(tmp_path / name, part)
+    reject_tables.join_rejects(tmp_path / "x" / "all", [tmp_path / name for name in "abc"])
+    assert reject_tables.read_rejects(tmp_path / "x" / "all") == rejects

@@ -15,7 +15,8 @@ from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
 from tuneline.data.sources.raw_record import RawRecord
-from tuneline.data.tables.rows import Message, Reject, Row
+from tuneline.data.tables.rejects import Reject
+from tuneline.data.tables.rows import Message, Row
 
 NOT_SELECTED = "not_selected"
 # Fields that hold the id of a conversation, unless `data.conversation_field` names another.

@@ -5,12 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-Span = tuple[int, int]
-
-
-def _any_case(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
-
+from tuneline.data.pii.matching import LETTERED_POSTCODE, Span, any_case, spans
 
 # Words that end a street's name; the second kind also means something else in ordinary text.
 _STREET_KINDS = (
@@ -38,7 +33,7 @@ _PLACE_AFTER = (
     r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
 )
 _SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
-_ADDRESS = _any_case(
+_ADDRESS = any_case(
     r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
     + _SPOKEN_DIGITS
     + r")(?: (?:"
@@ -52,39 +47,35 @@ _ADDRESS = _any_case(
     + _PLACE_AFTER
     + r")"
 )
-_ADDRESS_WORDS = _any_case(
+_ADDRESS_WORDS = any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
     r"deliver(?:ed|y)?|moved?|moving|located|"
     r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
     r"[^\d\n]{0,30}$"
 )
-_IS_ADDRESS = _any_case(r"\W{1,3}is (?:the|my|our|her|his) [a-z ]{0,12}address")
-# Postal codes with letters, where something else speaks of a place.
-_CODE_ALONE = _any_case(
-    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
-)
+_IS_ADDRESS = any_case(r"\W{1,3}is (?:the|my|our|her|his) [a-z ]{0,12}address")
 # As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
-_FLAT_NUMBER = _any_case(
+_FLAT_NUMBER = any_case(
     r"\b(?:flat|h|house|plot|door|shop) (?:no|number)\b\.? ?#?\d[\w/-]{0,9}"
     rf"{_PLACE_WORDS}{{1,7}}(?:,? ?-? ?\d{{6}}(?!\d))?"
 )
 # A unit, or the words before it, shows that any street is an address.
-_WITH_UNIT = _any_case(
+_WITH_UNIT = any_case(
     r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
     r" (?:apt|apartment|suite|unit)"
     rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
 )
-_AFTER_CUE = _any_case(
+_AFTER_CUE = any_case(
     r"\b(?:live[sd]?|living|resid\w+|located|staying) (?:at|on)|\baddress(?:(?:es)? (?:is|to|:)|:)?"
 )
-_ANY_STREET = _any_case(
+_ANY_STREET = any_case(
     rf"\W{{1,3}}(\d{{1,5}}[a-z]?,?{_PLACE_WORDS}{{1,4}}?(?: \d{{1,4}}(?!\d))?"
     rf"(?:{_PLACE_WORDS}{{0,4}}?,? \d{{5}}(?!\d)|{_PLACE_WORDS}(?=\W*$))?)(?![\w])"
 )
-_MILITARY = _any_case(
+_MILITARY = any_case(
     r"\b(?:psc|unit|cmr) \d{1,5},? box \d{1,5}(?:,? (?:apo|fpo|dpo),? [a-z]{2}(?: \d{5})?)?"
 )
-_PO_BOX = _any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
+_PO_BOX = any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
 _NOT_IN_STREET = frozenset(
     "a an and are at away be by can charge day days down euros dollars for from go have hours "
     "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
@@ -98,7 +89,7 @@ _PLACE = r"(?: [^\W\d_][\w'’.-]*)"
 _ZIP = r"(?:\d{4,6}(?:-\d{3,4})?|[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
 _NEXT_PART = tuple(
     map(
-        _any_case,
+        any_case,
         (
             r",? ?(?:apt|apartment|suite|unit|flat|floor|room|bldg|building)\b\.? ?#?\w{1,6}(?!\w)",
             rf",? {_ZIP}",
@@ -113,8 +104,8 @@ _HOUSE_BEFORE = re.compile(r"(?<![\w.,:#$€£-])(\d{1,6}) $")
 # Lines of an envelope: few words, one with a house number, a later one with a postal code.
 _LINE = re.compile(r"[^\n]+")
 _LINE_WORDS = 6
-_STREET_LINE = _any_case(r"\d{1,6}[a-z]?,? [^\W\d_].*|[^\W\d_].* \d{1,5}[a-z]?")
-_CODE_LINE = _any_case(rf"(?<!\w){_ZIP}$")
+_STREET_LINE = any_case(r"\d{1,6}[a-z]?,? [^\W\d_].*|[^\W\d_].* \d{1,5}[a-z]?")
+_CODE_LINE = any_case(rf"(?<!\w){_ZIP}$")
 # Words that end an address.
 _NOT_IN_PLACE = frozenset(
     "a about after again also am an and any are asap as because been before but by call can card "
@@ -134,7 +125,7 @@ _ABROAD_HINTS = (
 # Streets as they are written elsewhere: the number last, or the kind of street first.
 _ABROAD = tuple(
     map(
-        _any_case,
+        any_case,
         (
             r"(?<![\w@-])(?:\d{1,5} )?[^\W\d_][\w'’-]{2,}(?:straße|strasse|str\.|gasse|weg|allee|"
             r"platz|straat|laan|gatan|vägen|katu|kuja|tie|vej|gade|veien|gata|utca|stræde)"
@@ -151,7 +142,7 @@ _ABROAD = tuple(
 _LONG_HOUSE = re.compile(r"\d{3}")
 _SHORT_KINDS = frozenset("st dr ct pl sq cir".split())
 # A street without a number, where somebody lives.
-_LIVES_ON = _any_case(
+_LIVES_ON = any_case(
     r"\b(?:live[sd]?|living|resid\w+|moved?|staying) (?:on|at|to) ((?:[^\W\d_][\w'’.-]* ){1,3}"
     r"(?:street|avenue|ave|road|lane|boulevard|blvd|terrace|parkway|crescent|close|gardens|drive))\b"
 )
@@ -184,7 +175,7 @@ def streets_of_home(text: str, lowered: str) -> Iterator[Span]:
         lowered: the text in lower case.
     """
     if any(hint in lowered for hint in ("liv", "resid", "mov", "stay")):
-        yield from _spans(text, _LIVES_ON)
+        yield from spans(text, _LIVES_ON)
 
 
 def _blocks(text: str) -> Iterator[Span]:
@@ -232,19 +223,14 @@ def _streets(text: str) -> Iterator[Span]:
             continue
         yield (match.start(), match.end())
     for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
-        yield from _spans(text, pattern)
+        yield from spans(text, pattern)
     for cue in _AFTER_CUE.finditer(text):
         street = _ANY_STREET.match(text, cue.end())
         if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
             yield (street.start(1), street.end(1))
-    yield from _spans(text, _PO_BOX)
-    for match in _CODE_ALONE.finditer(text):
+    yield from spans(text, _PO_BOX)
+    # Without a street, where something else speaks of a place.
+    for match in LETTERED_POSTCODE.finditer(text):
         before = re.sub(r"\d", "", text[max(0, match.start() - 40) : match.start()])
         if _ADDRESS_WORDS.search(before):
             yield (match.start(), match.end())
-
-
-def _spans(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
-    """Yield the spans of a pattern's first group, or of all of it if it has none."""
-    for match in pattern.finditer(text):
-        yield match.span(1 if pattern.groups else 0)

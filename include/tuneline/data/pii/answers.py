@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tuneline.data.pii.matching import LETTERED_POSTCODE
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
@@ -70,11 +71,6 @@ _DATE_DIGITS = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
     r"\d{1,2}[/.-]\d{4}|\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
 )
-# British and Canadian ones have a shape of their own.
-_POSTCODE = re.compile(
-    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])",
-    re.IGNORECASE,
-)
 _MIXED = re.compile(
     r"(?<![\w@])(?=\S{0,40}[a-z])(?!\d{1,4}(?:st|nd|rd|th|[ap]m|gb|mb|x)\b)"
     r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",
@@ -82,8 +78,6 @@ _MIXED = re.compile(
 )
 _LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
 _MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
-
-
 # One whose host is no provider.
 _AT_ANY = re.compile(
     r"(?<![\w@.+-])([\w.+-]{3,64})(?: ?@ ?| at )([a-z][\w-]{2,63})(?![\w@])", re.IGNORECASE
@@ -144,7 +138,7 @@ def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
 
 def _postcodes(text: str) -> Iterator[Hit]:
     """Yield the postal codes of a place that was asked for."""
-    for match in _POSTCODE.finditer(text):
+    for match in LETTERED_POSTCODE.finditer(text):
         yield Hit(match.start(), match.end(), "STREET_ADDRESS")
 
 

@@ -5,22 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tuneline.data.pii.matching import MONTH, Span, any_case, spans
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 
-Span = tuple[int, int]
-
-
-def _any_case(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
-
-
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _DATE = (
     r"(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}-\d{2}-\d{2}|"
-    rf"{_DAY}(?: of)? {_MONTH}\.?,? \d{{4}}|{_MONTH}\.? {_DAY},? \d{{4}})"
+    rf"{_DAY}(?: of)? {MONTH}\.?,? \d{{4}}|{MONTH}\.? {_DAY},? \d{{4}})"
 )
-_BIRTH = _any_case(
+_BIRTH = any_case(
     r"\b(?:born(?: on)?|date of birth|birth ?date|birthday|d\.?o\.?b\.?)\b[^\d\n]{0,12}?\b("
     + _DATE
     + r")(?!\d)"
@@ -28,7 +21,7 @@ _BIRTH = _any_case(
 # Characters between the word and the end of the date.
 _REACH = 40
 _HINTS = ("born", "birth", "dob", "d.o.b")
-_BIRTH_WORD = _any_case(
+_BIRTH_WORD = any_case(
     r"\b(?:born|date of birth|birth ?date|birth ?day|d\.?o\.?b\b\.?)(?: (?:is|was|on|in|the))*"
 )
 _BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
@@ -49,7 +42,7 @@ def birth_dates(text: str, lowered: str) -> Iterator[Span]:
 
 
 def _after_cue(text: str) -> Iterator[Span]:
-    yield from _spans(text, _BIRTH)
+    yield from spans(text, _BIRTH)
     for cue in _BIRTH_WORD.finditer(text):
         for pattern in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE):
             match = pattern.search(text, cue.end(), cue.end() + _REACH)
@@ -59,9 +52,3 @@ def _after_cue(text: str) -> Iterator[Span]:
                 if year:
                     yield year.span()
                 break
-
-
-def _spans(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
-    """Yield the spans of a pattern's first group, or of all of it if it has none."""
-    for match in pattern.finditer(text):
-        yield match.span(1 if pattern.groups else 0)

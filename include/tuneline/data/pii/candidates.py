@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.checksums import digits_of
+from tuneline.data.pii.matching import MONTH
 from tuneline.data.pii.spoken import spoken_numbers
 
 _UNITS = (
@@ -28,7 +29,6 @@ _NOT_COUNTED = (
     r"perhaps|ones|these|those|sometimes|says|works|needs|numbers|digits|keeps|wants|belongs|"
     r"shows|gives|unless|besides|cards|pins|sorry\w*)\b"
 )
-_MONTHS = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _NAMED_BEFORE = (
     r"(?:v|ver|version|firmware|build|release|driver|ios|android|windows|win|model|type|size|gen|"
     r"generation|series|step|pages?|chapter|gate|platform|room|seat|row|aisle|bus|train|route|"
@@ -52,9 +52,9 @@ _EXPLAINED = Caseless(
     r"|(?<![\w/-])\d{1,4} ?/ ?\d{1,2}(?: ?/ ?\d{2,4})?(?![\w/-])"
     r"|(?<![\w-])\d{4}-\d{1,2}-\d{1,2}(?![\w-])"
     r"|(?<![\w.-])\d{1,2}[.-]\d{1,2}[.-](?:\d{4}|\d{2})(?![\w-])"
-    rf"|(?<!\w)\d{{1,2}}(?: of)? {_MONTHS}\b,?(?: (?:19|20)\d\d(?!\d))?"
-    rf"|\b{_MONTHS} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
-    rf"|\b{_MONTHS} (?:19|20)\d\d(?!\d)"
+    rf"|(?<!\w)\d{{1,2}}(?: of)? {MONTH}\b,?(?: (?:19|20)\d\d(?!\d))?"
+    rf"|\b{MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d(?!\d))?"
+    rf"|\b{MONTH} (?:19|20)\d\d(?!\d)"
     rf"|\b{_NAMED_BEFORE}\b\W{{0,2}}(?:number |code |no\.? |#)?(?:is |of )?[a-z]?\d[\d.]*(?!\d)"
     r"|#\d{1,3}(?!\d)|\bx ?\d{1,3}(?!\d)|(?<!\d)\d{1,2}-year)"
 )

@@ -38,7 +38,7 @@ _YEAR = re.compile(r"(?:19|20)\d\d")
 _READ_OUT = 7
 # So few of them are a PIN or one-time code if no list reads like them.
 _PIN_DIGITS = range(4, 9)
-# A number of so many digits is no order's just because an order is spoken of.
+# A number with this many digits does not belong to an order only because the text mentions one.
 _WHOLE = 9
 
 
@@ -129,7 +129,7 @@ _FILLER = Caseless(
 
 
 def frequent_numbers(texts: Iterable[str]) -> frozenset[str]:
-    """Return the numbers and codes of so many texts that they identify nobody."""
+    """Return the numbers and codes that occur in too many texts to identify anybody."""
     counts: Counter[str] = Counter()
     total = 0
     for text in texts:

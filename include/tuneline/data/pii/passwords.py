@@ -5,28 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-Span = tuple[int, int]
-
-
-def _any_case(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
-
+from tuneline.data.pii.matching import Span, any_case
 
 _PASSWORD_HINTS = (
-    "pass",
-    "pwd",
+    "pas",
+    "pw",
     "memorable",
     "secret",
     "security",
-    "pw",
-    "pas",
     "wifi",
     "wi-fi",
     "creds",
     "credential",
     " it to ",
 )
-_PASSWORD_CUE = _any_case(
+_PASSWORD_CUE = any_case(
     r"\b(?:pass ?(?:word|code|phrase|key)|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|"
     r"secret|security|safe) (?:word|phrase|"
     r"answer)|(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"
@@ -37,13 +30,13 @@ _PASSWORD_CUE = _any_case(
     r"(?: ?(?:is|was|it'?s|to ?:|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
     r"[ \"'‘“]+"
 )
-_PASSWORD_VALUE = _any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")
-_CHANGED = _any_case(
+_PASSWORD_VALUE = any_case(r"([^\s\"“”]+(?:(?<![.,;:!?]) (?!\W)[^\s\"“”]+){0,3})")
+_CHANGED = any_case(
     r"\b(?:chang|reset|updat|switch|set)\w*(?: (?:my|the|our|his|her|it|your))?(?: [a-z]{2,8})?"
     r" pass ?(?:word|code|phrase) (?:back )?to [\"'‘“]?(?![\"'‘“])([^\s\"“”]+(?: [a-z]{3,})?)"
 )
 # A value that is no word, right after: letters with digits or signs among them.
-_STRANGE = _any_case(
+_STRANGE = any_case(
     r"\b(?:pass(?: ?(?:word|code|phrase))?|pass?w(?:or|ro|o|r)?[dt]|pwd?|cred(?:ential)?s)"
     r"(?:(?: (?:are|is))?:?|(?: (?:are|is))? [\w.-]{2,20} ?[/:]) [\"'‘“]?"
     r"(?=\S*[a-z])(?=[^\s.,!?'’]*(?:[\d#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{5,})"
@@ -53,13 +46,13 @@ _STRANGE_VALUE = (
     r"[\"'‘“]?(?!\d{1,4}(?:st|nd|rd|th|[ap]m)\b)(?=\S*[a-z])"
     r"(?=[^\s.,!?'’]*(?:\d|[#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{5,})"
 )
-_SET_TO = _any_case(r"\b(?:chang|reset|set|updat)\w* it (?:back )?to " + _STRANGE_VALUE)
-_USED_AS = _any_case(
+_SET_TO = any_case(r"\b(?:chang|reset|set|updat)\w* it (?:back )?to " + _STRANGE_VALUE)
+_USED_AS = any_case(
     r"\b(?:us|tr[yi]|type|enter|put|set)\w{0,3} [\"'‘“]?([^\s\"“”’]{3,})[\"'’”]? (?:as|for) "
     r"(?:(?:the|my|a|our) )?(?:[a-z-]{2,8} )?(?:pass ?(?:word|code|phrase)|pwd?|pass)\b"
 )
 # The value before the word; what asks or points is none.
-_PASSWORD_AFTER = _any_case(
+_PASSWORD_AFTER = any_case(
     r"(?<!\S)[\"'‘“]?(?!(?:what|whats|this|that|these|it|which|where|here|how|who|why|there|and|so|one|"
     r"below|above|because|when|if|whatever|problem|issue|reason|question|i|he|she|but|or|error|also)\b)"
     r"([^\s\"“”’]{3,})[\"'’”]? (?:is|was) (?:the|my|our|his|her|your) (?:[a-z-]{2,8} )?"
@@ -95,10 +88,10 @@ _AFTER_PASSWORD = frozenset(
     "isnt it it's its keeps my not now of on or please pls so thanks that the then this to was "
     "what when where which why will with won't wont works would you your".split()
 )
-
-
-# What is said about one.
-_ASIDES = frozenset("all didnt dont lowercase no only right says uppercase".split())
+# The same, and what is said about a password.
+_NO_MORE_OF_IT = _AFTER_PASSWORD.union(
+    "all didnt dont lowercase no only right says uppercase".split()
+)
 
 
 def password_words(text: str, lowered: str) -> Iterator[Span]:
@@ -140,7 +133,7 @@ def _until_sentence(said: str) -> str:
     """Return the words up to one that goes on with the sentence."""
     end = 0
     for word in re.finditer(r"\S+", said):
-        if end and word[0].casefold() in _AFTER_PASSWORD | _ASIDES:
+        if end and word[0].casefold() in _NO_MORE_OF_IT:
             break
         end = word.end()
     return said[:end]

@@ -24,15 +24,12 @@ from tuneline.data.pii.checksums import (
     is_ssn,
 )
 from tuneline.data.pii.languages import shapes
+from tuneline.data.pii.matching import any_case
 from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.passwords import password_words
 from tuneline.data.pii.safe_harbor import find_demanded
 from tuneline.data.pii.spoken import has_digit_words
 from tuneline.machine.secret_shapes import SECRET_SHAPES, SECRETS
-
-
-def _any_case(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +73,33 @@ _PLAIN = {
     ord("\uff0e"): ".",
 }
 # A number after one of these words is the shop's, not a person's.
-_BUSINESS = _any_case(
+_BUSINESS = any_case(
     r"(?:order|ticket|case|ref|reference|invoice|tracking|serial|sku|item|article|product|booking|"
     r"confirmation|transaction|parcel|shipment|part|model|version|isbn|ean|upc)\W{0,3}"
     r"(?:number|no|nr|id|code)?\W{0,3}(?:is|was)?\W{0,4}$|#\s?$"
 )
-_PHONE_WORDS = _any_case(
+_PHONE_WORDS = any_case(
     r"\b(?:phone|telephone|tel|call(?:ed|ing)?|mobile|cell(?:phone)?|whatsapp|fax|sms|text me|"
     r"ring|dial|reach (?:me|us|him|her)|contact (?:me|number)|answering|messages? to)\b"
     r"(?:[^\d\n]{0,40}|\W{0,3}\n)\(?$"
 )
-_PHONE_KIND_AFTER = _any_case(r"\W{0,2}(?:office|fax|mobile|cell|home|work)\b")
-_VERSION = _any_case(r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$")
+_PHONE_KIND_AFTER = any_case(r"\W{0,2}(?:office|fax|mobile|cell|home|work)\b")
+_VERSION = any_case(r"\b(?:v|ver|version|firmware|build|release|driver|ios|android)\W{0,3}$")
 
 # Repeats are bounded and start at a boundary: a page of letters must not take quadratic time.
 _EMAIL = re.compile(
     r"(?<![\w.+%'-])[\w+%'-]{1,64}(?:\.[\w+%'-]{1,64}){0,8}@"
     r"[^\W_][\w-]{0,62}(?:\.[^\W_](?:[\w-]{0,61}[^\W_])?){1,8}"
 )
+# Providers that everybody knows.
+_MAIL_HOST = r"(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|gmx)"
 # A slip of the keyboard in the signs, or a name of a provider alone.
 _EMAIL_SLIP = Caseless(
     r"(?<![\w.+%-])[\w+%-]{1,64}(?:\.[\w+%-]{1,64}){0,4}(?: ?@{1,2} ?)(?:"
     r"[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){0,3}(?:,|;|, | )(?:com|net|org|co\.uk|co|io|"
     r"de|fr|es|it|nl)\b"
     r"|[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){1,4}"
-    r"|(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|proton(?:mail)?|gmx)(?![\w.]))"
+    rf"|{_MAIL_HOST}(?![\w.]))"
 )
 _TOP_DOMAINS = r"(?:com|org|net|edu|gov|io|co|example|info|de|fr|es|it|nl|eu|us|uk|ca|au)\b"
 _DOT = r"(?:\.| \. | ?\(dot\) ?| ?\[dot\] ?| ?\{dot\} ?)"
@@ -141,7 +140,7 @@ _EMAIL_SPOKEN = Caseless(
     rf"|{_SPOKEN_BOX} at (?!the |a |my |our |your |\d)[\w-]{{2,63}} [\w-]{{2,63}} dot "
     r"(?:com|net|org|edu|co dot uk|ac dot uk|com dot au)(?!\w)"
 )
-_EMAIL_SPACED = _any_case(
+_EMAIL_SPACED = any_case(
     rf"{_MAILBOX}(?:(?:\.| \. )[\w+%-]{{1,64}}){{0,4}} ?"
     r"(?:@|\(at\)|\[at\]|\{at\}|<at>) ?"
     rf"{_LABEL}(?:{_DOT}{_LABEL}){{0,4}}{_DOT}{_TOP_DOMAINS}"
@@ -158,7 +157,7 @@ _MAIL_PROVIDERS = re.compile(_PROVIDER)
 _BRACKETED = re.compile(r"[(\[{<*\"']at[)\]}>*\"']")
 _LETTERED = r"(?<!\w)\w(?: [\w.-]){3,40}"
 _SIGN = r"(?: ?(?:\.|dot|underscore|dash|hyphen|_|-) ?)"
-_EMAIL_PROVIDER = _any_case(
+_EMAIL_PROVIDER = any_case(
     rf"(?:{_LETTERED}|{_MAILBOX}(?:(?: (?:dot|underscore|dash|hyphen) | ?[._-] ?)[\w+%-]{{1,64}})"
     rf"{{0,4}})(?: ?@ ?| ?[(\[]?\bat\b[)\]]? ?| ){_PROVIDER}{_SIGN}"
     r"(?:co(?:m|{0}(?:uk|in|nz|za|jp))?|com{0}(?:au|br|mx|ph)|net|me|org|de|fr|es|it|in|ca|ph)\b".replace(
@@ -167,42 +166,40 @@ _EMAIL_PROVIDER = _any_case(
     + rf"|{_LETTERED}(?: ?@ ?| at ){_LABEL}{_SIGN}(?:com|net|org|me|co|io|edu|uk|de|in)\b"
 )
 # "at" for the sign, a mailbox that is no word.
-_EMAIL_AT = _any_case(
+_EMAIL_AT = any_case(
     rf"(?<![\w.+%-])(?=[\w.+%-]{{0,64}}[\d._])[\w+%-][\w.+%-]{{2,63}} at "
     rf"{_LABEL}(?:\.{_LABEL}){{0,3}}\.{_TOP_DOMAINS}"
 )
 # The provider alone, of a mailbox with a sign or number.
 _EMAIL_HALF = Caseless(
     rf"(?<![\w.+%-])(?:{_PLAIN_WORD}(?: (?:dot|underscore|dash|hyphen) |[._-])){{1,5}}{_PLAIN_WORD}"
-    rf"(?: {_NUMBER_WORDS}){{0,4}} at (?:gmail|googlemail|yahoo|ymail|hotmail|outlook|icloud|aol|"
-    r"proton(?:mail)?|gmx)\b"
-    r"|(?<![\w.+%-])(?=[a-z_.-]{0,40}\d)[\w.+%-]{3,64} at (?:gmail|googlemail|yahoo|ymail|hotmail|"
-    r"outlook|icloud|aol|proton(?:mail)?|gmx)\b"
+    rf"(?: {_NUMBER_WORDS}){{0,4}} at {_MAIL_HOST}\b"
+    rf"|(?<![\w.+%-])(?=[a-z_.-]{{0,40}}\d)[\w.+%-]{{3,64}} at {_MAIL_HOST}\b"
     r"|(?<![\w.+%-])(?=[a-z_.-]{0,40}[\d_.])[\w.+%-]{3,64} (?:gmail|googlemail|yahoo|ymail|hotmail|"
     r"outlook|icloud|aol|protonmail|gmx) (?:com|co uk|net|de)\b"
 )
-_EMAIL_STRIPPED = _any_case(
+_EMAIL_STRIPPED = any_case(
     r"(?<![\w.])(?=[\w.]{0,64}[\d.])\w[\w.]{3,63} ?"
     r"(?:gmail|yahoo|hotmail|outlook|icloud|aol|protonmail)\.com\b"
 )
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ -]?\d[ -]?\d")
 _CARD = re.compile(r"(?<![\d.])\d(?:[ .-]{0,3}\d){11,18}(?!\.?\d)")
 _SSN = re.compile(r"(?<![\w-])\d{3}([-. ])\d{2}\1\d{4}(?![\w-])")
-_SSN_NAMED = _any_case(
+_SSN_NAMED = any_case(
     r"\b(?:ssn|social security|social)\b[^\d\n]{0,30}"
     r"(\d{3}[-. ]{0,3}\d{2}[-. ]{0,3}\d{4}|\d(?:[ -]{1,3}\d){8}|\d{4})(?!\d)"
 )
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
 _IPV4_SPACED = re.compile(r"(?<![\w.])\d{1,3}(?: \. \d{1,3}){3}(?![\w])")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:|:){2,8}[0-9A-Fa-f]{0,4}(?![\w:])")
-_MAC = _any_case(r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])")
+_MAC = any_case(r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])")
 _EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,5})?"
-_PHONE_WORLD = _any_case(
+_PHONE_WORLD = any_case(
     r"(?<![\w+])(?<!\d[ -])(?:\+ ?[1-9]|00 ?[1-9]\d{0,2}(?=[ ./()-]))(?:[ .()/-]{0,3}\d){6,14}"
     + _EXTENSION
     + r"(?!\d)"
 )
-_PHONE_US = _any_case(
+_PHONE_US = any_case(
     r"(?<![\w.+-])(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]?\d{4}"
     + _EXTENSION
     + r"(?![\w-]|\.\d)"
@@ -210,8 +207,8 @@ _PHONE_US = _any_case(
 _PHONE_NATIONAL = re.compile(
     r"(?<![\w.,-])(?<!\d[ -])\(?0\d{1,4}\)?(?:[ ./-]{1,2}\d{2,5}){1,4}(?![\w-])"
 )
-_PHONE_NAMED = _any_case(r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)")
-_ID_NAMED = _any_case(
+_PHONE_NAMED = any_case(r"(?<![\w.])\(?\d(?:[ ()./-]{0,3}\d){5,14}" + _EXTENSION + r"(?!\w)")
+_ID_NAMED = any_case(
     r"\b(?:passport|driv(?:er|ing)'?s? licen[cs]e|medical record|mrn|patient|national id|"
     r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
     r"device|certificate)(?= (?:number|no|id)\b)|(?:licen[cs]e|number) plate|vin)\b"

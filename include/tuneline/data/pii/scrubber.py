@@ -15,7 +15,6 @@ from itertools import chain, islice, tee
 from pathlib import Path
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates.boilerplate import common_affixes
 from tuneline.data.pii.answers import answers, bare_name
 from tuneline.data.pii.dialogue import repeated_values, wanted
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
@@ -28,15 +27,14 @@ from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
 from tuneline.data.pii.residuals import Find, overlaps, places, residual_hits
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
-from tuneline.data.pii.settings import Settings, Shared, settings_of
+from tuneline.data.pii.settings import Settings, settings_of
+from tuneline.data.pii.shared_parts import Shared, shared_parts
 from tuneline.data.pii.surrogates import Surrogates
 from tuneline.data.pii.turns import Segment, map_turn, segments
 from tuneline.data.pii.workers import map_chunks
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
 
-# A system prompt of at least this many rows belongs to the dataset, not to a person.
-SHARED_ROWS = 20
 MAX_PASSES = 3
 # Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on
 # the number of workers.
@@ -374,19 +372,6 @@ def _entity_model(settings: Settings) -> EntityModel | None:
         return None
     wanted = {*settings.profiled, *settings.names} - ({*NER_ENTITIES} - {*settings.names})
     return load_entity_model(Path(settings.name_model), wanted, settings.name_labels)
-
-
-def shared_parts(batch: Iterable[Sequence[Message]]) -> Shared:
-    """Return the system prompts that many rows have, and what nearly all user turns share."""
-    systems: Counter[str] = Counter()
-    users: set[str] = set()
-    for message in chain.from_iterable(batch):
-        if message["role"] == "system":
-            systems[message["content"]] += 1
-        elif message["role"] == "user":
-            users.add(message["content"])
-    many = frozenset(text for text, count in systems.items() if count >= SHARED_ROWS)
-    return Shared(many, common_affixes(users))
 
 
 def shape_finder(config: DataConfig) -> Find:

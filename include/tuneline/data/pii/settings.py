@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates.boilerplate import Affixes
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.numbers import DigitRule
 from tuneline.data.pii.profiles import (
@@ -16,21 +15,9 @@ from tuneline.data.pii.profiles import (
     recognised,
     scrubbed_entities,
 )
+from tuneline.data.pii.shared_parts import Shared
 
 SEED = 7
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The parts that many rows share, which belong to none of them.
-
-    Attributes:
-        systems: system prompts of many rows.
-        affixes: what nearly all user turns begin and end with.
-    """
-
-    systems: frozenset[str] = frozenset()
-    affixes: Affixes = field(default_factory=Affixes)
 
 
 @dataclass(frozen=True)

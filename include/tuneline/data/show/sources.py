@@ -16,7 +16,8 @@ from tuneline.catalogue import DATA_ORDER
 from tuneline.config import PipelineConfig
 from tuneline.data.prepare import read_config
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import Message, Reject, Row, read_dataset, read_rejects, read_rows
+from tuneline.data.tables.rejects import Reject, read_rejects
+from tuneline.data.tables.rows import Message, Row, read_dataset, read_rows
 from tuneline.errors import UserError
 from tuneline.run import Run
 

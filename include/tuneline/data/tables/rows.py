@@ -17,10 +17,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of, rows_of
+from tuneline.artifacts.data import rows_of
 from tuneline.catalogue import data_item_before
 from tuneline.data.tables import table_writer
-from tuneline.data.tables.table_writer import TableWriter, schema_of
+from tuneline.data.tables.table_writer import TableWriter
 from tuneline.errors import UserError
 from tuneline.store import local_file
 
@@ -38,7 +38,6 @@ ROW_COLUMNS = (
 ).split()
 # As the public contract names them.
 DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
-REJECT_COLUMNS = "row_id item reason source_file source_line raw".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +93,6 @@ class Row:
 
 
 _FIELDS = frozenset(field.name for field in fields(Row))
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """A row that a step took out; `reason` is `code` or `code: detail`."""
-
-    row_id: str
-    item: str
-    reason: str
-    source_file: str
-    source_line: int
-    raw: str
-
-    @property
-    def code(self) -> str:
-        """The reason without its detail."""
-        return self.reason.split(":", 1)[0]
 
 
 def _write(path: Path, names: Sequence[str], entries: Iterable[Any], **more: Iterable[Any]) -> None:
@@ -284,35 +266,11 @@ def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[
     return _rows(columns), weights
 
 
-def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
-    """Write `rejected.parquet`."""
-    _write(path, REJECT_COLUMNS, rejects)
-
-
 def stored_dataset(path: Path) -> tuple[StoredRows, list[float]]:
     """Return the rows of `dataset.parquet`, read as they are asked for, and their weights."""
     import pyarrow.parquet as pq
 
     return StoredRows(path), pq.read_table(path, columns=["weight"])["weight"].to_pylist()
-
-
-def join_rejects(path: Path, tables: Iterable[Path]) -> None:
-    """Write the rows of several `rejected.parquet`, one after the other, as one."""
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, schema_of(REJECT_COLUMNS)) as joined:
-        for table in tables:
-            with pq.ParquetFile(table) as file:
-                for batch in file.iter_batches(table_writer.PART_ROWS):
-                    joined.write_batch(batch)
-
-
-def read_rejects(path: Path) -> list[Reject]:
-    """Read `rejected.parquet`."""
-    import pyarrow.parquet as pq
-
-    return [Reject(**entry) for entry in pq.read_table(path).to_pylist()]
 
 
 def write_audit(path: Path, columns: dict[str, Any]) -> None:
@@ -321,60 +279,6 @@ def write_audit(path: Path, columns: dict[str, Any]) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table(columns), path)
-
-
-def write_decisions(
-    ctx: StepContext, rows: Sequence[Row], reasons: Sequence[str | None], **measures: Sequence[Any]
-) -> int:
-    """Write the rows that an item takes out into quarantine, and its audit table.
-
-    Args:
-        ctx: the item's context.
-        rows: every row that came in.
-        reasons: why each row leaves, `code` or `code: detail`; None for a row that stays.
-        measures: further columns of the audit table.
-
-    Returns:
-        The number of rows that leave.
-    """
-    rejects = (
-        Reject(row.row_id, ctx.step, reason, row.source_file, row.source_line, raw)
-        for row, reason, raw in _with_raw_lines(UNSCRUBBED.fetch(ctx), rows, reasons)
-    )
-    with TableWriter(rejected_of(ctx.step).path(ctx), REJECT_COLUMNS) as table:
-        table.write(rejects)
-    columns = {
-        "row_id": column_of(rows, "row_id"),
-        "kept": [reason is None for reason in reasons],
-        "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
-        "class": list(map(class_key, column_of(rows, "label"))),
-    }
-    write_audit(audit_of(ctx.step).path(ctx), {**columns, **measures})
-    return table.rows
-
-
-def _with_raw_lines(
-    path: Path, rows: Iterable[Row], reasons: Sequence[str | None]
-) -> Iterator[tuple[Row, str, str]]:
-    """Yield each row that leaves, its reason, and its source line as schema_validation left it.
-
-    No step changes the order of the rows, so both tables are read once, side by side.
-    """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        lines = (
-            line
-            for batch in file.iter_batches(table_writer.PART_ROWS, columns=["row_id", "raw"])
-            for line in zip(batch["row_id"].to_pylist(), batch["raw"].to_pylist(), strict=True)
-        )
-        row_id, raw = next(lines)
-        for row, reason in zip(rows, reasons, strict=True):
-            if reason is None:
-                continue
-            while row_id != base_id(row.row_id):
-                row_id, raw = next(lines)
-            yield row, reason, raw
 
 
 @lru_cache(maxsize=4096)

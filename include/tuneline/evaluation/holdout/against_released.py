@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
 from tuneline.artifacts.releases import Release, released
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
@@ -18,7 +18,6 @@ from tuneline.harness.served_models import released_model
 from tuneline.run import StepContext
 from tuneline.serving.engines.base import ServedModel
 
-ANSWERS = "released_answers.jsonl"
 _WORSE = "worse_than_released_by"
 
 
@@ -72,7 +71,13 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
             "evaluation.against_released.enabled: false",
         )
     old = judge(tuned.task, answers, [row.answer for row in asked])
-    _write_answers(ctx, asked, answers)
+    RELEASED_ANSWERS.write(
+        ctx,
+        (
+            ReleasedAnswer(row_id=row.row_id, expected=row.answer, released=answer)
+            for row, answer in zip(asked, answers, strict=True)
+        ),
+    )
     found = not_worse(old, tuned.rows(unseen), settings.margin)
     return Comparison(
         [
@@ -177,10 +182,3 @@ def _answers(ctx: StepContext, model: ServedModel, rows: Sequence[Row]) -> tuple
     limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
     prompts = [row.prompt for row in rows]
     return ask_kept(ctx, model, prompts, limits, "released model")
-
-
-def _write_answers(ctx: StepContext, rows: Sequence[Row], answers: Sequence[str]) -> None:
-    with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
-        for row, answer in zip(rows, answers, strict=True):
-            entry = {"row_id": row.row_id, "expected": row.answer, "released": answer}
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")

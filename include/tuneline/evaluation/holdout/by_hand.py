@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from tuneline.evaluation.holdout.ledger import (
     read_ledger,
 )
 from tuneline.harness.rows import of_split
+from tuneline.human_answers.terminal import this_user
 from tuneline.run import Run, StepContext
 
 
@@ -37,7 +37,7 @@ def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
         UserError: if there is no such run, its dataset is not made, or it has no hold-out.
     """
     with _context(run_uri) as ctx:
-        opened = open_holdout(ctx, purpose, "", by=_user(), note=note)
+        opened = open_holdout(ctx, purpose, "", by=this_user(), note=note)
         if not opened.held:
             raise UserError(f"the dataset of {run_uri} has no hold-out row")
         return len(opened.earlier)
@@ -48,14 +48,6 @@ def accesses_of(run_uri: str) -> list[Access]:
     with _context(run_uri) as ctx:
         rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
         return read_ledger(ctx.run.store, holdout_sha256(of_split(rows, HOLDOUT)))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        # A container without an entry for its user.
-        return "unknown"
 
 
 @contextmanager

@@ -155,7 +155,8 @@ def open_holdout(
         note=note,
     )
     note_access(store, identity, access)
-    note_rows(store, identity, held)
+    if not opened.shared.noted:
+        note_rows(store, identity, held)
     return opened
 
 

@@ -58,11 +58,13 @@ class Overlaps:
         found: those that have.
         compared: number of other hold-outs that were compared.
         older: number of older ones that were not.
+        noted: True if this one has left the hashes of its rows.
     """
 
     found: tuple[Overlap, ...]
     compared: int
     older: int
+    noted: bool
 
     @property
     def rows(self) -> frozenset[str]:
@@ -78,9 +80,7 @@ def row_hashes(rows: Iterable[Row]) -> Hashes:
 
 
 def note_rows(store: Store, holdout: str, rows: Sequence[Row]) -> None:
-    """Leave the hashes of a hold-out's rows, unless they are there."""
-    if any(key.endswith(holdout) for key in store.keys(_PREFIX)):
-        return
+    """Leave the hashes of a hold-out's rows."""
     smallest = np.unique(row_hashes(rows))[:MOST_ROWS]
     # The day comes first, so that the newest are found without reading any.
     key = f"{_PREFIX}/{now()[:10]}-{holdout}"
@@ -103,7 +103,7 @@ def overlaps(
         log: function that takes one line of progress.
     """
     names = {key.rpartition("-")[2]: key for key in sorted(store.keys(_PREFIX))}
-    names.pop(holdout, None)
+    noted = names.pop(holdout, None) is not None
     newest = sorted(names.items(), key=lambda named: named[1], reverse=True)[:COMPARED]
     if newest:
         log(f"looking for rows that {len(newest)} other hold-outs have too")
@@ -115,7 +115,7 @@ def overlaps(
         hit = np.flatnonzero(np.isin(own, hashes))
         if hit.size:
             found.append(Overlap(other, frozenset(rows[at].row_id for at in hit.tolist())))
-    return Overlaps(tuple(found), len(newest), len(names) - len(newest))
+    return Overlaps(tuple(found), len(newest), len(names) - len(newest), noted)
 
 
 def _read(store: Store, key: str) -> Hashes:

@@ -26,7 +26,7 @@ from tuneline.artifacts.release_log import (
     read_line,
     read_log,
 )
-from tuneline.artifacts.releases import model_prefix, pointer_key
+from tuneline.artifacts.releases import manifest_key, pointer_key
 from tuneline.errors import RetryableError, UserError
 from tuneline.run import now
 from tuneline.store import Changed, CorruptObject, NotThere, Store
@@ -164,11 +164,10 @@ def _advance(
             )
         return old.model_copy(update=recorded)
     move = PointerMove(version=version, event=last.event.event, at=last.at, sha256=last.sha256)
-    key = f"{model_prefix(pointed.name, version)}/manifest.json"
     return ReleasePointer(
         name=pointed.name,
         version=version,
-        manifest=pointed.store.uri_of(key),
+        manifest=pointed.store.uri_of(manifest_key(pointed.name, version)),
         manifest_sha256=manifest_sha256,
         release_sha256=last.sha256,
         previous_version=old.version if old else None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.release_log import LOG_FILE
 from tuneline.artifacts.releases import (
     MANIFEST_FILE,
     Release,
@@ -30,7 +31,7 @@ from tuneline.store import NotThere, Store, open_store
 # Hashing takes a core each; reading from a server waits more than it works.
 _AT_ONCE = 8
 # What lies in a version's folder beside the files that its manifest states.
-_OWN_FILES = (MANIFEST_FILE, "release.jsonl", SIGNATURE)
+_OWN_FILES = (MANIFEST_FILE, LOG_FILE, SIGNATURE)
 
 
 @dataclass

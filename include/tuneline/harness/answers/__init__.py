@@ -2,7 +2,7 @@
 
 from tuneline.harness.answers.choice import choose_task
 from tuneline.harness.answers.structure import canonical, find_object, structure_of
-from tuneline.harness.answers.task import Metric, Task, scores
+from tuneline.harness.answers.task import Metric, Task
 
 __all__ = [
     "Metric",
@@ -10,6 +10,5 @@ __all__ = [
     "canonical",
     "choose_task",
     "find_object",
-    "scores",
     "structure_of",
 ]

@@ -8,7 +8,7 @@ the metric, and the base is also judged without it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from typing import Any, Literal
@@ -158,8 +158,3 @@ def _whole(text: str) -> str:
 def _unfenced(text: str) -> str:
     fenced = _FENCE.search(text)
     return fenced.group(1) if fenced else text
-
-
-def scores(task: Task, answers: Sequence[str], expected: Sequence[str]) -> list[float]:
-    """Return the score of each answer, in the order of the rows."""
-    return [task.score(got, want) for got, want in zip(answers, expected, strict=True)]

@@ -213,7 +213,6 @@ class EngineClient:
         *,
         concurrency: int,
         max_tokens: int,
-        on_answer: Callable[[int, str], None] | None = None,
     ) -> list[str]:
         """Go on from many sequences of token ids, greedily; texts in the order of the sequences.
 
@@ -223,7 +222,6 @@ class EngineClient:
             batch: token ids of each sequence.
             concurrency: number of requests in flight (a closed loop).
             max_tokens: length limit of a continuation, in tokens.
-            on_answer: called with the number of a sequence and its text, as soon as it is there.
 
         Raises:
             TunelineError: if a request failed; the others are cancelled.
@@ -236,14 +234,14 @@ class EngineClient:
                 raise_for_status(answer.status_code, answer.text)
                 return parse_continuation(answer.json())
 
-        return asyncio.run(self._batch(batch, concurrency, one, on_answer))
+        return asyncio.run(self._batch(batch, concurrency, one))
 
     async def _batch(
         self,
         batch: Sequence[Asked],
         concurrency: int,
         one: Callable[[Asked, httpx.AsyncClient], Awaitable[Answered]],
-        on_answer: Callable[[int, Answered], None] | None,
+        on_answer: Callable[[int, Answered], None] | None = None,
     ) -> list[Answered]:
         gate = asyncio.Semaphore(concurrency)
         async with self.async_http(concurrency) as http:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneline.artifacts.deployment import EngineIdentity
 from tuneline.machine.cores import available_cores, configured_threads
+from tuneline.serving.engines.engine_server import ServeRequest
 
 # Of a release that states no limits of its engine.
 DEFAULT_PARALLEL, DEFAULT_CONTEXT = 2, 2048
@@ -26,6 +27,11 @@ class ServedLimits:
     parallel: int
     context_tokens: int
     threads: int | None = None
+
+    @classmethod
+    def of(cls, request: ServeRequest) -> ServedLimits:
+        """Return the limits that a server was started with."""
+        return cls(request.parallel, request.context_tokens, request.threads)
 
     def as_stated(self) -> dict[str, int | None]:
         """Return the limits as an engine's identity states them."""

@@ -18,7 +18,7 @@ from tuneline.errors import UserError, first_line
 BATCH = 16
 # Least probability of an entity, the usual one of the package.
 LEAST = 0.5
-# GLiNER cuts longer texts off; windows of so many words fit its encoders.
+# GLiNER cuts longer texts off; windows of this many words fit its encoders.
 MOST_WORDS, OVERLAP = 200, 30
 # The package declares an older transformers than ours, hence without its dependencies.
 INSTALL = ".venv-ml/bin/pip install --no-deps 'gliner>=0.2.29,<0.3' sentencepiece"

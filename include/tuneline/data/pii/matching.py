@@ -1,0 +1,28 @@
+"""Parts of the patterns that several finders share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+Span = tuple[int, int]
+
+# A month as it is written in short or in full.
+MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+
+
+def any_case(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern that ignores case."""
+    return re.compile(pattern, re.IGNORECASE)
+
+
+def spans(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
+    """Yield the spans of a pattern's first group, or of all of it if it has none."""
+    for match in pattern.finditer(text):
+        yield match.span(1 if pattern.groups else 0)
+
+
+# British and Canadian postal codes, which have a shape of their own.
+LETTERED_POSTCODE = any_case(
+    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
+)
