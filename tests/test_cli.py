@@ -86,6 +86,16 @@ def test_errors_are_one_sentence(argv, code, message, capsys, monkeypatch, tmp_p
     assert (tmp_path / "message").read_text().startswith("user_error: ")
 
 
+def test_an_error_and_the_pods_last_words_hold_no_secret(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TERMINATION_MESSAGE_PATH", str(tmp_path / "message"))
+    monkeypatch.setenv("WAREHOUSE_TOKEN", "plainwordsecret")
+    data = "ftp://dana:orchard77@files.example/plainwordsecret/rows.jsonl"
+    assert main(["run", "create", "--store", (tmp_path / "s").as_uri(), "--data", data]) == 2
+    for said in (capsys.readouterr().err, (tmp_path / "message").read_text()):
+        assert "files.example/***/rows.jsonl" in said
+        assert "orchard77" not in said
+
+
 def test_no_store_is_said(capsys, monkeypatch):
     monkeypatch.delenv("TUNELINE_STORE", raising=False)
     assert main(["run", "create", "--data", "x"]) == 2

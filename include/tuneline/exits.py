@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, disk_full
+from tuneline.machine.redaction import redact
 
 _INTERRUPTED = 130
 
@@ -41,9 +42,10 @@ def _report(error: TunelineError) -> int:
 
     Kubernetes shows the message in the pod's status, where the retry policy reads it.
     """
-    print(f"tuneline: {error}", file=sys.stderr)
+    said = redact(str(error))
+    print(f"tuneline: {said}", file=sys.stderr)
     kind = {2: "user_error", 75: "retryable"}.get(error.exit_code, "error")
-    leave_termination_message(f"{kind}: {error}")
+    leave_termination_message(f"{kind}: {said}")
     return error.exit_code or EXIT_FAILED
 
 
