@@ -46,8 +46,8 @@ def add_releases(commands: Commands) -> None:
     audit = commands.add_parser(
         "audit",
         help="write a release's technical documentation (Annex IV of the EU AI Act)",
-        description="Map the items to the points of Annex IV to Regulation (EU) 2024/1689, with the "
-        "numbers of a release's evidence, and say what is missing. Writes Markdown.",
+        description="Map the items to the points of Annex IV to Regulation (EU) 2024/1689, with "
+        "the numbers of a release's evidence, and say what is missing. Writes Markdown.",
     )
     audit.add_argument("release", metavar="RELEASE", help=_RELEASE)
     audit.add_argument(

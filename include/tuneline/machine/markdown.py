@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from typing import Any
 
 
 class Verbatim(str):
@@ -15,8 +12,8 @@ class Verbatim(str):
     __slots__ = ()
 
 
-def templates(package: str) -> Environment:
-    """Return the templates beside the modules of a package.
+def render(package: str, template: str, **values: Any) -> str:
+    """Fill in a template that lies beside the modules of a package.
 
     Every value is escaped and put on one line, unless the filter `verbatim` exempts it; `printed`
     writes numbers and lists for a person.
@@ -32,7 +29,7 @@ def templates(package: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"verbatim": Verbatim, "printed": printed}
-    return environment
+    return environment.get_template(template).render(**values)
 
 
 def printed(value: Any) -> str:

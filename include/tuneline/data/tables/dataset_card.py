@@ -24,7 +24,7 @@ from tuneline.artifacts.data import (
 from tuneline.config import DataConfig
 from tuneline.data.tables.rows import SPLITS, Row
 from tuneline.evidence import Evidence, Record
-from tuneline.machine.markdown import templates
+from tuneline.machine.markdown import render
 
 UNDECLARED = "not declared"
 NO_CLASS = "(none)"
@@ -138,7 +138,9 @@ def card(document: DatasetDocument) -> str:
     """Write the card for people, in Markdown."""
     assert document.reproduce is not None
     settings = yaml.safe_dump(document.reproduce.settings, sort_keys=False, allow_unicode=True)
-    return templates("tuneline.data.tables").get_template("dataset_card.jinja").render(
+    return render(
+        "tuneline.data.tables",
+        "dataset_card.jinja",
         d=document,
         classes=sorted({label for counts in document.classes.values() for label in counts}),
         summed=len(document.sources) > MOST_FILES,

@@ -21,7 +21,7 @@ from tuneline.errors import UserError, first_line
 from tuneline.evidence import Measurement
 from tuneline.governance.documents.annex_iv_facts import FACTS
 from tuneline.governance.documents.facts import UNSTATED, Facts, ItemFacts
-from tuneline.machine.markdown import printed, templates
+from tuneline.machine.markdown import printed, render
 
 ANNEX_FILE = "annex_iv.md"
 _POINTS = Path(__file__).with_name("annex_iv.yaml")
@@ -109,23 +109,19 @@ def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
     """
     settings = facts.config.get("governance", {}).get("annex_iv") or {}
     found = answers(facts, {**settings, **(declared or {})})
-    return (
-        templates("tuneline.governance.documents")
-        .get_template("annex_iv.jinja")
-        .render(
-            release=facts.release,
-            manifest=facts.release.manifest,
-            answers={answer.point.point: answer for answer in found},
-            points=points(),
-            missing=[a for a in found if a.state == "missing"],
-            unmeasured=sorted({name for a in found for name in a.unmeasured}),
-            items=ITEMS,
-            stated=facts.items,
-            unstated=UNSTATED,
-            where={item.id: _where(item.id) for item in ITEMS},
-            numbers=deciding_numbers,
-            verdict_of=lambda item: facts.items[item].verdict if item in facts.items else "–",
-        )
+    return render(
+        "tuneline.governance.documents",
+        "annex_iv.jinja",
+        manifest=facts.release.manifest,
+        answers={answer.point.point: answer for answer in found},
+        points=points(),
+        missing=[a for a in found if a.state == "missing"],
+        unmeasured=sorted({name for a in found for name in a.unmeasured}),
+        items=ITEMS,
+        unstated=UNSTATED,
+        where={item.id: _where(item.id) for item in ITEMS},
+        numbers=deciding_numbers,
+        verdict_of=lambda item: facts.items[item].verdict if item in facts.items else "–",
     )
 
 
@@ -140,7 +136,9 @@ def read_texts(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} can't be read: {first_line(error)}") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path} holds no texts by point; write lines like `1(a): The purpose is …`")
+        raise UserError(
+            f"{path} holds no texts by point; write lines like `1(a): The purpose is …`"
+        )
     texts = {str(point): text for point, text in document.items()}
     wrong = next((point for point, text in texts.items() if not isinstance(text, str)), None)
     if wrong is not None:

@@ -59,8 +59,8 @@ def _hardware(facts: Facts) -> Sentences:
 def _development(facts: Facts) -> Sentences:
     base = facts.release.manifest.base_model
     yield (
-        f"A pre-trained model was used: {base.get('uri')}, revision {base.get('revision')}, licence "
-        f"{base.get('license') or 'not stated'}, hash over its files {base.get('digest')}."
+        f"A pre-trained model was used: {base.get('uri')}, revision {base.get('revision')}, "
+        f"licence {base.get('license') or 'not stated'}, hash over its files {base.get('digest')}."
     )
     training = facts.release.manifest.hyperparameters
     stated = ("epochs", "learning_rate", "schedule", "effective_batch", "precision", "seed")

@@ -38,14 +38,14 @@ def bill_of_materials(facts: Facts) -> bytes:
     bom = Bom(
         components=[base, dataset, *packages],
         # The same release has the same number: a step that is run again writes the same bytes.
-        serial_number=uuid5(NAMESPACE_URL, f"{facts.release.uri}#{sorted(facts.model_files.items())}"),
+        serial_number=uuid5(
+            NAMESPACE_URL, f"{facts.release.uri}#{sorted(facts.model_files.items())}"
+        ),
         metadata=BomMetaData(
             component=model,
             tools=ToolRepository(
                 components=[
-                    Component(
-                        name="tuneline", version=__version__, type=ComponentType.APPLICATION
-                    )
+                    Component(name="tuneline", version=__version__, type=ComponentType.APPLICATION)
                 ]
             ),
             timestamp=datetime.fromisoformat(facts.finished_at) if facts.finished_at else None,

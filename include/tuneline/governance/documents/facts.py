@@ -15,11 +15,12 @@ from functools import cached_property
 from typing import Any
 
 from tuneline.artifacts.governance import ManifestFile
-from tuneline.artifacts.releases import ADAPTER_FOLDER, Release
+from tuneline.artifacts.releases import ADAPTER_FOLDER, MODEL_FILE, Release
 from tuneline.catalogue import ITEMS, Item
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
 from tuneline.failures import ended_by_error
+from tuneline.models.base_model import digest_of
 
 # Written by `license_audit`: one line for each licence.
 LICENSES_FILE = "licenses.csv"
@@ -103,8 +104,13 @@ class Facts:
 
     @cached_property
     def model_sha256(self) -> str | None:
-        """The hash that measurements on the shipped bytes name; None if no model was chosen."""
-        return self._json("choice.json").get("sha256")
+        """The hash that measurements on the shipped bytes name; None if no model ships."""
+        if self.release.apart is not None:
+            return self._json("choice.json").get("sha256")
+        refs = self.release.model_files()
+        if MODEL_FILE in refs:
+            return refs[MODEL_FILE].sha256
+        return digest_of({name: ref.sha256 for name, ref in refs.items()}) if refs else None
 
     @cached_property
     def model_files(self) -> dict[str, str]:
@@ -132,7 +138,8 @@ class Facts:
     def finished_at(self) -> str:
         """The time at which the last item ended, RFC 3339; that of the run if none did."""
         ends = [
-            datetime.fromisoformat(one.evidence.started_at) + timedelta(seconds=one.evidence.seconds)
+            datetime.fromisoformat(one.evidence.started_at)
+            + timedelta(seconds=one.evidence.seconds)
             for one in self.items.values()
             if one.evidence is not None
         ]

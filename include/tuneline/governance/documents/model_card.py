@@ -16,7 +16,7 @@ from tuneline.evidence import Verdict
 from tuneline.governance.documents.facts import Facts
 from tuneline.governance.documents.hub_licenses import HUB_LICENSES
 from tuneline.governance.documents.metrics import Metric, metrics
-from tuneline.machine.markdown import templates
+from tuneline.machine.markdown import render
 
 CARD_FILE = "README.md"
 # What no item measures, whatever its verdict.
@@ -34,32 +34,30 @@ def model_card(facts: Facts) -> str:
     """Write the card: metadata in YAML, then Markdown."""
     data, found = card_data(facts), metrics(facts)
     manifest = facts.release.manifest
-    body = (
-        templates("tuneline.governance.documents")
-        .get_template("model_card.jinja")
-        .render(
-            manifest=manifest,
-            base=manifest.base_model,
-            data=facts.dataset,
-            lora=manifest.hyperparameters.get("lora") or {},
-            training=manifest.hyperparameters,
-            engine=manifest.engine or {},
-            config=facts.config,
-            files=sorted(facts.model_files),
-            purpose=_purpose(facts),
-            metrics=found,
-            measured=any(one.measured for one in facts.items.values()),
-            reviewed=bool(facts.items["human_review"].value("votes")),
-            unmeasured=[one for one in facts.items.values() if not one.measured],
-            broken=[one for one in facts.with_verdict(*_BROKEN) if one.measured],
-            not_applicable=list(facts.with_verdict(Verdict.NOT_APPLICABLE)),
-            never_measured=NEVER_MEASURED,
-            declared_license=facts.config.get("governance", {}).get("model_license"),
-            audit=facts.items["license_audit"],
-            latency=facts.items["latency_benchmark"],
-            elsewhere=_measured_elsewhere(facts),
-            uri=facts.release.uri,
-        )
+    body = render(
+        "tuneline.governance.documents",
+        "model_card.jinja",
+        manifest=manifest,
+        base=manifest.base_model,
+        data=facts.dataset,
+        lora=manifest.hyperparameters.get("lora") or {},
+        training=manifest.hyperparameters,
+        engine=manifest.engine or {},
+        config=facts.config,
+        files=sorted(facts.model_files),
+        purpose=_purpose(facts),
+        metrics=found,
+        measured=any(one.measured for one in facts.items.values()),
+        reviewed=bool(facts.items["human_review"].value("votes")),
+        unmeasured=[one for one in facts.items.values() if not one.measured],
+        broken=[one for one in facts.with_verdict(*_BROKEN) if one.measured],
+        not_applicable=list(facts.with_verdict(Verdict.NOT_APPLICABLE)),
+        never_measured=NEVER_MEASURED,
+        declared_license=facts.config.get("governance", {}).get("model_license"),
+        audit=facts.items["license_audit"],
+        latency=facts.items["latency_benchmark"],
+        elsewhere=_measured_elsewhere(facts),
+        uri=facts.release.uri,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 

@@ -113,8 +113,7 @@ def _test_result(facts: Facts, one: ItemFacts) -> Any:
     manifest = facts.release.manifest
     configuration = [_file(e.name, e.sha256) for e in manifest.files if e.name == CONFIG_FILE]
     configuration += [
-        {**_file(entry.name, entry.sha256), "annotations": _annotations(one)}
-        for entry in one.files
+        {**_file(entry.name, entry.sha256), "annotations": _annotations(one)} for entry in one.files
     ]
     folder = f"{model_prefix(manifest.name, manifest.version)}/evidence/{one.item.id}"
     named = {
