@@ -1,5 +1,8 @@
 """The model card claims what the evidence holds, and says what it does not."""
 
+import json
+from hashlib import sha256
+
 import pytest
 from huggingface_hub import ModelCard
 from tests.governance.conftest import HOLDS, MEASURED
@@ -7,6 +10,7 @@ from tests.governance.documents.conftest import HOLDOUT, NO_GAIN, facts, folder
 
 from tuneline.evidence import measure
 from tuneline.governance.documents.model_card import card_data
+from tuneline.models.base_model import digest_of
 from tuneline.step import leave_killed
 
 
@@ -99,3 +103,23 @@ def test_a_licence_is_named_as_the_hub_names_it(documented, declared, expected):
     found = card_data(facts(documented(governance={"model_license": declared})))
     stated = {name: getattr(found, name) for name in ("license", "license_name")}
     assert {name: value for name, value in stated.items() if value} == expected
+
+
+def test_a_checkpoint_is_known_by_the_hash_of_its_files(documented):
+    files = {"merged/tokenizer.json": "{}", "merged/config.json": "{}", "merged/w.safetensors": "w"}
+    hashes = {
+        name.removeprefix("merged/"): sha256(text.encode()).hexdigest()
+        for name, text in files.items()
+    }
+    choice = {"variant": "f16", "engine": "vllm", "sha256": digest_of(hashes)}
+    stated = measure("candidate_sha256", digest_of(hashes), "sha256")
+
+    def change(lab):
+        lab.leave("export_candidate", files)
+        lab.leave("production_quantization", {"choice.json": json.dumps(choice)}, [HOLDS])
+        lab.leave("holdout_performance", {}, [*HOLDOUT, HOLDS, stated])
+
+    lab = documented(change)
+    assert set(facts(lab).model_files) == {f"model/{name}" for name in hashes}
+    [result] = card(lab).data.eval_results
+    assert result.metric_value == 0.9167
