@@ -102,7 +102,7 @@ def test_the_command_writes_the_page_and_takes_texts(documented, tmp_path, capsy
     lab = documented()
     address = ["audit", "model/test", "--store", lab.run.store.uri]
     assert main(address) == 0
-    assert capsys.readouterr().out == annex_iv(facts(lab))
+    assert capsys.readouterr().out == annex_iv(facts(lab)) == page(lab)
     texts = tmp_path / "texts.yaml"
     texts.write_text("1(a): Sorts mails.\n9: We look once a week.\n")
     assert main([*address, "--texts", str(texts)]) == 0

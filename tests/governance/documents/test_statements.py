@@ -6,7 +6,9 @@ import json
 import pytest
 from google.protobuf.json_format import Parse, ParseError
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
-from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult
+from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import (
+    TestResult as Result,
+)
 from jsonschema import Draft202012Validator
 from tests.governance.conftest import BROKEN, HOLDS, MEASURED, WEIGHTS_SHA256
 from tests.governance.documents.conftest import folder
@@ -77,7 +79,7 @@ def test_each_item_has_a_statement_about_the_models_bytes(documented):
         found = statement(lab, name)
         assert found["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
         Draft202012Validator(RESULT).validate(found["predicate"])
-        Parse(json.dumps(found["predicate"]), TestResult())
+        Parse(json.dumps(found["predicate"]), Result())
         assert found["predicate"]["result"] == "PASSED"
     assert result(lab, "holdout_performance")["passedTests"] == ["gain_lower"]
     assert verify(lab.run.store.uri_of("models/model/test/manifest.json")) == []
@@ -86,7 +88,7 @@ def test_each_item_has_a_statement_about_the_models_bytes(documented):
 def test_a_predicate_with_another_field_is_refused_by_the_schema():
     """What the test above relies on."""
     with pytest.raises(ParseError):
-        Parse('{"result": "PASSED", "verdict": "pass"}', TestResult())
+        Parse('{"result": "PASSED", "verdict": "pass"}', Result())
 
 
 def test_a_planted_failure_is_named(documented):

@@ -17,8 +17,8 @@ MANIFEST = "models/model/test/manifest.json"
 
 def leaves(value, path=()):
     """Yield the places of all values of a document that hold no others."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value)
     if isinstance(value, dict | list) and value:
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
         for key, below in inside:
             yield from leaves(below, (*path, key))
     else:
@@ -122,4 +122,4 @@ def test_the_evidence_of_another_item_is_named(release):
     document["evidence"]["fallback"]["file"] = "evidence/determinism/evidence.json"
     store.put_bytes(MANIFEST, json.dumps(document).encode())
     [difference] = examine(store.uri_of(MANIFEST)).differences
-    assert "item, severity, verdict" in difference or "item, verdict" in difference
+    assert "item, phase of fallback are not what evidence/determinism" in difference

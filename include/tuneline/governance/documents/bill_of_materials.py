@@ -17,7 +17,7 @@ from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType, Pedigree
-from cyclonedx.model.license import LicenseAcknowledgement, LicenseExpression
+from cyclonedx.model.license import License, LicenseAcknowledgement
 from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot7
 
@@ -27,64 +27,58 @@ from tuneline.governance.documents.facts import Facts
 from tuneline.governance.documents.metrics import Metric, metrics
 from tuneline.governance.documents.packages import purl
 
+_DATASET = "dataset"
 _SHORTCOMINGS = (Verdict.FAIL, Verdict.NOT_RUN, Verdict.INCONCLUSIVE, Verdict.WARN, Verdict.WAIVED)
 
 
 def bill_of_materials(facts: Facts) -> bytes:
     """Return the bill of materials of a release, in JSON."""
-    model = _model(facts)
-    base, dataset, packages = _base(facts), _dataset(facts), list(_packages(facts))
-    manifest = facts.release.manifest
-    bom = Bom(
-        components=[base, dataset, *packages],
-        # The same release has the same number: a step that is run again writes the same bytes.
-        serial_number=uuid5(
-            NAMESPACE_URL, f"{facts.release.uri}#{sorted(facts.model_files.items())}"
-        ),
-        metadata=BomMetaData(
-            component=model,
-            tools=ToolRepository(
-                components=[
-                    Component(name="tuneline", version=__version__, type=ComponentType.APPLICATION)
-                ]
-            ),
-            timestamp=datetime.fromisoformat(facts.finished_at) if facts.finished_at else None,
-            properties=[Property(name="tuneline:manifest", value=facts.release.uri)],
-        ),
-    )
-    bom.register_dependency(model, [base, dataset, *packages])
+    model, base, dataset = _model(facts), _base(facts), _dataset(facts)
+    parts = [base, dataset, *_packages(facts)]
+    # The same release has the same number: a step that is run again writes the same bytes.
+    number = uuid5(NAMESPACE_URL, f"{facts.release.uri}#{sorted(facts.model_files.items())}")
+    bom = Bom(components=parts, serial_number=number, metadata=_metadata(facts, model))
+    bom.register_dependency(model, parts)
     document = json.loads(JsonV1Dot7(bom).output_as_string())
     document["metadata"]["component"]["modelCard"] = _model_card(facts)
     for component in document["components"]:
-        if component["bom-ref"] == "dataset":
+        if component["bom-ref"] == _DATASET:
             component["data"] = [_data(facts)]
-    assert manifest.version == document["metadata"]["component"]["version"]
     return json.dumps(document, indent=1, ensure_ascii=False).encode()
+
+
+def _metadata(facts: Facts, model: Component) -> BomMetaData:
+    tool = Component(name="tuneline", version=__version__, type=ComponentType.APPLICATION)
+    return BomMetaData(
+        component=model,
+        tools=ToolRepository(components=[tool]),
+        timestamp=datetime.fromisoformat(facts.finished_at) if facts.finished_at else None,
+        properties=[Property(name="tuneline:manifest", value=facts.release.uri)],
+    )
 
 
 def _model(facts: Facts) -> Component:
     manifest, files = facts.release.manifest, facts.model_files
-    only = next(iter(files.values())) if len(files) == 1 else None
+    ancestor = Component(
+        name=str(manifest.base_model.get("uri", "")),
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref="ancestor",
+    )
     return Component(
         name=manifest.name,
         version=manifest.version,
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="model",
-        hashes=[_sha256(only)] if only else [],
-        # A file among several has its hash here; CycloneDX gives a component one hash only.
-        properties=[
-            Property(name=f"tuneline:sha256:{name}", value=sha256)
+        # A model of several files has no hash of its own.
+        hashes=[_sha256(sha256) for sha256 in files.values()] if len(files) == 1 else [],
+        licenses=_licenses(facts.config.get("governance", {}).get("model_license")),
+        components=[
+            Component(
+                name=name, type=ComponentType.FILE, bom_ref=f"file:{name}", hashes=[_sha256(sha256)]
+            )
             for name, sha256 in sorted(files.items())
         ],
-        pedigree=Pedigree(
-            ancestors=[
-                Component(
-                    name=str(manifest.base_model.get("uri", "")),
-                    type=ComponentType.MACHINE_LEARNING_MODEL,
-                    bom_ref="ancestor",
-                )
-            ]
-        ),
+        pedigree=Pedigree(ancestors=[ancestor]),
     )
 
 
@@ -107,7 +101,7 @@ def _dataset(facts: Facts) -> Component:
         name=str(declared.get("name") or facts.release.manifest.name),
         version=declared.get("version"),
         type=ComponentType.DATA,
-        bom_ref="dataset",
+        bom_ref=_DATASET,
         hashes=[_sha256(file.sha256)] if file else [],
         # Of several licences none is that of the whole: the sources below have their own.
         licenses=_licenses(licences.pop()) if len(licences) == 1 else [],
@@ -142,14 +136,12 @@ def _packages(facts: Facts) -> Iterable[Component]:
         )
 
 
-def _licenses(stated: str | None) -> list[Any]:
+def _licenses(stated: str | None) -> list[License]:
     """Return a licence as its publisher declared it; none for none."""
     if not stated or stated == "NOASSERTION":
         return []
-    made = LicenseFactory().make_from_string(
-        stated, license_acknowledgement=LicenseAcknowledgement.DECLARED
-    )
-    return [made] if isinstance(made, LicenseExpression) or made.id or made.name else []
+    declared = LicenseAcknowledgement.DECLARED
+    return [LicenseFactory().make_from_string(stated, license_acknowledgement=declared)]
 
 
 def _sha256(content: str) -> HashType:
@@ -161,7 +153,7 @@ def _model_card(facts: Facts) -> dict[str, Any]:
         "modelParameters": {
             "approach": {"type": "supervised"},
             "task": "text-generation",
-            "datasets": [{"ref": "dataset"}],
+            "datasets": [{"ref": _DATASET}],
         },
         "considerations": {
             "technicalLimitations": [
