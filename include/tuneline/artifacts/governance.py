@@ -102,8 +102,16 @@ class Parent(_Governed):
     manifest_sha256: str
 
 
+# A value that `tuneline verify` compares with bytes, or one that is taken over as it was stated.
+Basis = Literal["checked", "declared"]
+
+
 class Manifest(_Governed):
-    """`manifest.json` of a model version: its files by hash, and what it was made from."""
+    """`manifest.json` of a model version: its files by hash, and what it was made from.
+
+    `basis` says of each field, by its path, whether it is checked or declared; a path holds for
+    all that lies below it, unless a longer one does.
+    """
 
     schema_: Literal["tuneline/manifest/1"] = Field("tuneline/manifest/1", alias="schema")
     created_at: str = ""
@@ -124,6 +132,7 @@ class Manifest(_Governed):
     previous_version: str | None = None
     parent: Parent | None = None
     signature: dict[str, str] | None = None
+    basis: dict[str, Basis] = {}
     files: list[ManifestFile]
 
 

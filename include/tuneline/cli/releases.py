@@ -16,7 +16,7 @@ _RELEASE = "MODEL/VERSION, MODEL (its released version), or the URI of a manifes
 
 
 def add_releases(commands: Commands) -> None:
-    """Add `tuneline verify`, `lineage` and `diff`."""
+    """Add `tuneline verify`, `lineage`, `diff` and `audit`."""
     verify = commands.add_parser(
         "verify",
         help="recompute every hash of a released model",
@@ -43,6 +43,22 @@ def add_releases(commands: Commands) -> None:
     add_store_argument(diff)
     add_json_argument(diff)
     diff.set_defaults(command=_diff)
+    audit = commands.add_parser(
+        "audit",
+        help="write a release's technical documentation (Annex IV of the EU AI Act)",
+        description="Map the items to the points of Annex IV to Regulation (EU) 2024/1689, with "
+        "the numbers of a release's evidence, and say what is missing. Writes Markdown.",
+    )
+    audit.add_argument("release", metavar="RELEASE", help=_RELEASE)
+    audit.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with what you declare, a text by point (1(a), 2(e), …); it goes before "
+        "governance.annex_iv of the run's settings",
+    )
+    add_store_argument(audit)
+    audit.set_defaults(command=_audit)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -79,4 +95,15 @@ def _diff(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(change) for change in found], indent=1, ensure_ascii=False))
     else:
         print(as_text(before, after, found))
+    return EXIT_OK
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.documents.annex_iv import annex_iv, read_texts
+    from tuneline.governance.documents.facts import Facts
+    from tuneline.governance.release.compare import find_release
+
+    texts = read_texts(arguments.texts) if arguments.texts else {}
+    store = arguments.store or os.environ.get("TUNELINE_STORE")
+    print(annex_iv(Facts(find_release(arguments.release, store)), texts), end="")
     return EXIT_OK

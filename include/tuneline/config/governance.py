@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tuneline.config.section import Section
+
+# The points of Annex IV to Regulation (EU) 2024/1689 that ask for something.
+ANNEX_IV_POINTS = (
+    *(f"1({letter})" for letter in "abcdefgh"),
+    *(f"2({letter})" for letter in "abcdefgh"),
+    *"3456789",
+)
 
 
 class GovernanceConfig(Section):
@@ -35,6 +43,36 @@ class GovernanceConfig(Section):
         description="PEM file of the public key by which promote checks the signature of a "
         "release; None checks none.",
     )
+    model_license: str | None = Field(
+        None,
+        description="SPDX licence under which the tuned model is given on, for its model card; "
+        "None declares none.",
+    )
+    annex_iv: dict[str, str] = Field(
+        {},
+        description="What you declare for the technical documentation, by point of Annex IV of the "
+        "EU AI Act: `1(a)` (intended purpose, provider) to `9`.",
+    )
+
+    @field_validator("annex_iv")
+    @classmethod
+    def _points_are_of_the_annex(cls, texts: dict[str, str]) -> dict[str, str]:
+        require_points(texts)
+        return texts
+
+
+def require_points(texts: Iterable[str]) -> None:
+    """Refuse what is not a point of Annex IV.
+
+    Raises:
+        ValueError: if a point is unknown.
+    """
+    unknown = [point for point in texts if point not in ANNEX_IV_POINTS]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(map(repr, unknown))} is no point of Annex IV; the points are "
+            f"{', '.join(ANNEX_IV_POINTS)}"
+        )
 
 
 class Waiver(Section):

@@ -41,7 +41,10 @@ from tuneline.catalogue import ITEMS, STEPS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
-from tuneline.governance.release.manifest import put_once, write_manifest
+from tuneline.governance.documents.facts import LICENSES_FILE
+from tuneline.governance.documents.write import add_documents
+from tuneline.governance.release.basis import BASIS
+from tuneline.governance.release.manifest import put_once, store_files, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
@@ -73,6 +76,7 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     HISTORY,
     ENGINE_IDENTITY,
     ENGINE_REPORT,
+    Artifact("license_audit", LICENSES_FILE),
 )
 
 
@@ -196,16 +200,6 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
     return files, verdicts
 
 
-def store_files(ctx: StepContext, prefix: str, files: dict[str, Path]) -> list[ManifestFile]:
-    """Write the files of the model version, each once; return their hashes in order of name."""
-    stated = []
-    for name, path in ctx.progress(sorted(files.items()), len(files), "storing the model's files"):
-        digest = sha256_file(path)
-        put_once(ctx.run.store, f"{prefix}/{name}", path, digest)
-        stated.append(ManifestFile(name=name, sha256=digest, bytes=path.stat().st_size))
-    return stated
-
-
 def dataset_file(ctx: StepContext) -> DatasetFile | None:
     """Return the place and the hash of the rows that training read; None if they were not kept."""
     try:
@@ -292,6 +286,7 @@ def describe(
         previous_version=parent.version if parent else None,
         parent=parent,
         signature=public_part(Path(key)) if key else None,
+        basis=BASIS,
         files=files,
     )
 
@@ -324,6 +319,7 @@ def run(ctx: StepContext) -> Evidence:
     others = measured_otherwise(ctx, model)
     files = {**collect_files(ctx, model), **evidence_files, "config.json": config_file}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
+    manifest = add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)
     uri = store.uri_of(f"{prefix}/{MANIFEST_FILE}")

@@ -7,7 +7,6 @@ time, so that the same input gives the same bytes.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from tuneline.artifacts.data import (
 from tuneline.config import DataConfig
 from tuneline.data.tables.rows import SPLITS, Row
 from tuneline.evidence import Evidence, Record
+from tuneline.machine.markdown import render
 
 UNDECLARED = "not declared"
 NO_CLASS = "(none)"
@@ -136,48 +136,14 @@ def reproduce(config: DataConfig, base_model: str) -> Reproduce:
 
 def card(document: DatasetDocument) -> str:
     """Write the card for people, in Markdown."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    # In a table nothing may break out of its cell, so every value is escaped that isn't verbatim.
-    environment = Environment(  # noqa: S701 - Markdown, escaped by finalize
-        loader=PackageLoader("tuneline.data.tables", ""),
-        finalize=_cell,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"verbatim": _Verbatim, "printed": _printed}
     assert document.reproduce is not None
     settings = yaml.safe_dump(document.reproduce.settings, sort_keys=False, allow_unicode=True)
-    return environment.get_template("dataset_card.jinja").render(
+    return render(
+        "tuneline.data.tables",
+        "dataset_card.jinja",
         d=document,
         classes=sorted({label for counts in document.classes.values() for label in counts}),
         summed=len(document.sources) > MOST_FILES,
         undeclared=UNDECLARED,
         settings=settings.rstrip(),
     )
-
-
-class _Verbatim(str):
-    """A text that is written as it is."""
-
-    __slots__ = ()
-
-
-def _printed(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return str(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _cell(value: Any) -> str:
-    """Escape a text so that it can't break out of its cell."""
-    if isinstance(value, _Verbatim):
-        return value
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    for character in "\\`|*<[]":
-        text = text.replace(character, f"\\{character}")
-    return text

@@ -27,16 +27,18 @@ def dataset_difference(store: Store, manifest: Manifest) -> tuple[list[str], lis
         return [], [f"the manifest of {manifest.version} states no hash of its dataset"]
     uri = store.uri_of(stated.key)
     try:
-        found = store.rehash(stated.key).sha256
+        ref = store.rehash(stated.key)
     except NotThere:
         return [f"{uri}, the dataset of {manifest.version}, is missing"], []
     except TunelineError as error:
         return [str(error)], []
-    if found != stated.sha256:
+    if ref.sha256 != stated.sha256:
         return [
-            f"{uri} is not the dataset of {manifest.version}: its SHA-256 is {found}, the manifest "
-            f"says {stated.sha256}"
+            f"{uri} is not the dataset of {manifest.version}: its SHA-256 is {ref.sha256}, the "
+            f"manifest says {stated.sha256}"
         ], []
+    if ref.bytes != stated.bytes:
+        return [f"{uri} has {ref.bytes} bytes, the manifest says {stated.bytes}"], []
     return [], []
 
 

@@ -10,10 +10,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.governance import Manifest, ManifestFile
 from tuneline.errors import UserError
-from tuneline.run import now
-from tuneline.store import AlreadyThere, CorruptObject, Store
+from tuneline.run import StepContext, now
+from tuneline.store import AlreadyThere, CorruptObject, Store, sha256_file
 
 
 def write_manifest(store: Store, prefix: str, manifest: Manifest) -> str:
@@ -61,3 +61,13 @@ def put_once(store: Store, key: str, path: Path, sha256: str) -> None:
                 f"{store.uri_of(key)} exists with other bytes and is written once; "
                 "start a new run for a new version"
             ) from None
+
+
+def store_files(ctx: StepContext, prefix: str, files: dict[str, Path]) -> list[ManifestFile]:
+    """Write the files of the model version, each once; return their hashes in order of name."""
+    stated = []
+    for name, path in ctx.progress(sorted(files.items()), len(files), "storing the model's files"):
+        digest = sha256_file(path)
+        put_once(ctx.run.store, f"{prefix}/{name}", path, digest)
+        stated.append(ManifestFile(name=name, sha256=digest, bytes=path.stat().st_size))
+    return stated

@@ -22,6 +22,7 @@ from tuneline.artifacts.releases import (
 )
 from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError
+from tuneline.governance.release.basis import copy_differences
 from tuneline.governance.release.dataset_check import check_sources, dataset_difference
 from tuneline.governance.release.logs_check import pointer_differences
 from tuneline.governance.release.signature import SIGNATURE, signature_difference
@@ -155,6 +156,7 @@ def _version(place: Version, public_key: Path | None) -> Findings:
     found.differences += _identity(place, manifest)
     found.differences += _files(place, manifest)
     found.differences += _files_too_many(place, manifest)
+    found.differences += copy_differences(store, manifest)
     found.differences += _parent(place, manifest)
     changed, unchecked = dataset_difference(store, manifest)
     found.differences += changed

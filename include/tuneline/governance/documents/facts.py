@@ -1,0 +1,186 @@
+"""What the documents of a release may say: its manifest, and the evidence that it ships.
+
+Nothing else is read, so that a document can claim no more than the release holds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from tuneline.artifacts.governance import ManifestFile
+from tuneline.artifacts.releases import ADAPTER_FOLDER, MODEL_FILE, Release
+from tuneline.catalogue import ITEMS, Item
+from tuneline.errors import TunelineError
+from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
+from tuneline.failures import ended_by_error
+from tuneline.models.base_model import digest_of
+
+# Written by `license_audit`: one line for each licence.
+LICENSES_FILE = "licenses.csv"
+CONFIG_FILE, DATASET_FILE = "config.json", "dataset.json"
+# Its verdict rests on the manifest, so that the manifest can't state it.
+UNSTATED = "lineage"
+
+
+@dataclass(frozen=True)
+class ItemFacts:
+    """What a release says of one item.
+
+    Attributes:
+        item: the item.
+        verdict: as the manifest states it; `not_run` if it states none.
+        summary: one sentence from its evidence.
+        because: the broken limits, or why it was waived.
+        evidence: its evidence; None if none was shipped.
+        files: the files of its evidence in the release.
+    """
+
+    item: Item
+    verdict: Verdict
+    summary: str = "not run"
+    because: str = "the step left no evidence"
+    evidence: Evidence | None = None
+    files: list[ManifestFile] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        """True if the item measured something to its end."""
+        return self.evidence is not None and not ended_by_error(self.evidence)
+
+    @property
+    def deciding(self) -> list[Measurement]:
+        """The measurements that have a limit; none of an item that ended with an error."""
+        found = self.evidence.measurements if self.evidence and self.measured else []
+        return [one for one in found if one.rule is not None]
+
+    def value(self, name: str) -> Any:
+        """Return the value of a measurement; None if the item did not measure it to its end."""
+        found = self.evidence.measurements if self.evidence and self.measured else []
+        return next((one.value for one in found if one.name == name), None)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A release as its own files describe it.
+
+    Attributes:
+        release: the release; the files that its manifest names lie in its store.
+    """
+
+    release: Release
+
+    @cached_property
+    def items(self) -> dict[str, ItemFacts]:
+        """What it says of each item, by id, without `lineage`."""
+        return {item.id: self._item(item) for item in ITEMS if item.id != UNSTATED}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings of its run; {} if they were not shipped."""
+        return self._json(CONFIG_FILE)
+
+    @cached_property
+    def dataset(self) -> dict[str, Any]:
+        """Its `dataset.json`, as the manifest states it."""
+        return self.release.manifest.dataset
+
+    @cached_property
+    def licenses(self) -> list[dict[str, str]]:
+        """The lines of `licenses.csv`; none if it was not shipped."""
+        raw = self._bytes(LICENSES_FILE)
+        return list(csv.DictReader(io.StringIO(raw.decode()))) if raw else []
+
+    @cached_property
+    def production(self) -> bool:
+        """True if the run's profile was `production`."""
+        return bool(self.config.get("profile") == "production")
+
+    @cached_property
+    def model_sha256(self) -> str | None:
+        """The hash that measurements on the shipped bytes name; None if no model ships."""
+        if self.release.apart is not None:
+            return self._json("choice.json").get("sha256")
+        refs = self.release.model_files()
+        if MODEL_FILE in refs:
+            return refs[MODEL_FILE].sha256
+        return digest_of({name: ref.sha256 for name, ref in refs.items()}) if refs else None
+
+    @cached_property
+    def model_files(self) -> dict[str, str]:
+        """SHA-256 of the files that the engine loads, by name in the release.
+
+        A release that ships no model falls back to the adapter that was trained.
+        """
+        try:
+            found = [*self.release.model_files().values(), *self.release.adapter_files().values()]
+        except TunelineError:
+            found = []
+        uris = {ref.uri for ref in found}
+        hashes = {
+            entry.name: entry.sha256
+            for entry in self.release.manifest.files
+            if (ref := self.release.find(entry.name)) is not None and ref.uri in uris
+        }
+        return hashes or {
+            entry.name: entry.sha256
+            for entry in self.release.manifest.files
+            if entry.name.startswith(ADAPTER_FOLDER)
+        }
+
+    @cached_property
+    def finished_at(self) -> str:
+        """The time at which the last item ended, RFC 3339; that of the run if none did."""
+        ends = [
+            datetime.fromisoformat(one.evidence.started_at)
+            + timedelta(seconds=one.evidence.seconds)
+            for one in self.items.values()
+            if one.evidence is not None
+        ]
+        if not ends:
+            return str(self.release.manifest.run.get("created_at", ""))
+        stamp = max(ends).astimezone(UTC).isoformat(timespec="milliseconds")
+        return stamp.replace("+00:00", "Z")
+
+    def on_shipped_bytes(self, item: str) -> bool:
+        """Return True if an item measured the bytes that the release ships."""
+        stated = self.items[item].value("candidate_sha256")
+        return stated is not None and stated == self.model_sha256
+
+    def with_verdict(self, *verdicts: Verdict) -> Iterator[ItemFacts]:
+        """Yield the items that have one of the verdicts, in the order of the checklist."""
+        return (one for one in self.items.values() if one.verdict in verdicts)
+
+    def _item(self, item: Item) -> ItemFacts:
+        stated = self.release.manifest.evidence.get(item.id)
+        if stated is None:
+            return ItemFacts(item, Verdict.NOT_RUN)
+        folder = f"evidence/{item.id}/"
+        raw = self._bytes(stated.file)
+        return ItemFacts(
+            item,
+            Verdict(stated.verdict),
+            stated.summary,
+            stated.because,
+            load_evidence(raw, stated.file) if raw else None,
+            [entry for entry in self.release.manifest.files if entry.name.startswith(folder)],
+        )
+
+    def _json(self, name: str) -> dict[str, Any]:
+        raw = self._bytes(name)
+        document = json.loads(raw) if raw else {}
+        return document if isinstance(document, dict) else {}
+
+    def _bytes(self, name: str) -> bytes | None:
+        """Return a file of the release, verified; None if it has no such file."""
+        ref = self.release.find(name)
+        if ref is None:
+            return None
+        store = self.release.store
+        return store.get_bytes(store.key_of(ref.uri), sha256=ref.sha256)

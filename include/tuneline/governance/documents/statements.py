@@ -1,0 +1,171 @@
+"""The verdicts as in-toto statements, and the run as SLSA provenance.
+
+https://in-toto.io/attestation/test-result/v0.1 and https://slsa.dev/provenance/v1, written by
+in-toto-attestation, whose message types refuse a field that the predicate does not have. The
+subject of every statement is the model's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
+from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult
+from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+from in_toto_attestation.v1.statement import Statement
+
+from tuneline import CONTRACT_VERSION, __version__
+from tuneline.artifacts.releases import model_prefix
+from tuneline.evidence import Measurement, Verdict
+from tuneline.governance.documents.facts import CONFIG_FILE, Facts, ItemFacts
+from tuneline.governance.documents.packages import purl
+
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
+PROVENANCE = "https://slsa.dev/provenance/v1"
+# What the parameters of the provenance mean: docs/release-documents.md.
+BUILD_TYPE = "tuneline:finetune_to_production/1"
+# The digest of a directory: a hash over the hashes of its files. SLSA allows names of one's own.
+OF_FILE_HASHES = "tunelineFileHashes"
+
+_RESULTS = {
+    Verdict.PASS: "PASSED",
+    Verdict.WARN: "WARNED",
+    Verdict.WAIVED: "WARNED",
+    # Nothing was tested: PASSED would claim that it was, FAILED that something is wrong.
+    Verdict.NOT_APPLICABLE: "WARNED",
+    Verdict.INCONCLUSIVE: "WARNED",
+    Verdict.NOT_RUN: "FAILED",
+    Verdict.FAIL: "FAILED",
+}
+
+
+def result_of(verdict: Verdict, *, production: bool) -> str:
+    """Return the result that stands for a verdict.
+
+    Args:
+        verdict: the verdict of an item.
+        production: True under `profile: production`, where `inconclusive` stops a critical item.
+    """
+    if production and verdict == Verdict.INCONCLUSIVE:
+        return "FAILED"
+    return _RESULTS[verdict]
+
+
+def test_results(facts: Facts) -> dict[str, dict[str, Any]]:
+    """Return a statement for each item but `lineage`, by the item's id.
+
+    An item that was not run has one too: a statement that is missing could have been left out.
+    """
+    return {
+        name: _statement(facts, TEST_RESULT, _test_result(facts, one))
+        for name, one in facts.items.items()
+    }
+
+
+def provenance(facts: Facts) -> dict[str, Any]:
+    """Return the statement of how the model was made."""
+    manifest = facts.release.manifest
+    lora, plan = (manifest.hyperparameters.get(name) for name in ("lora", "plan"))
+    predicate = ParseDict(
+        {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": facts.config or {"name": manifest.name},
+                "internalParameters": {"lora": lora, "plan": plan, "engine": manifest.engine},
+                "resolvedDependencies": list(_dependencies(facts)),
+            },
+            "runDetails": {
+                "builder": {
+                    "id": f"tuneline:{'airflow' if manifest.airflow_run else 'command_line'}",
+                    "version": {"tuneline": __version__, "contract": str(CONTRACT_VERSION)},
+                },
+                "metadata": {
+                    "invocationId": str(manifest.run.get("uri", "")),
+                    "startedOn": manifest.run.get("created_at"),
+                    "finishedOn": facts.finished_at or None,
+                },
+                "byproducts": [
+                    _file(entry.name, entry.sha256)
+                    for one in facts.items.values()
+                    for entry in one.files
+                ],
+            },
+        },
+        Provenance(),
+    )
+    return _statement(facts, PROVENANCE, predicate)
+
+
+def _statement(facts: Facts, predicate_type: str, predicate: Any) -> dict[str, Any]:
+    subjects = [
+        ResourceDescriptor(name=name, digest={"sha256": sha256}).pb
+        for name, sha256 in sorted(facts.model_files.items())
+    ]
+    statement = Statement(subjects, predicate_type, MessageToDict(predicate))
+    statement.validate()
+    return MessageToDict(statement.pb)
+
+
+def _test_result(facts: Facts, one: ItemFacts) -> Any:
+    manifest = facts.release.manifest
+    configuration = [_file(e.name, e.sha256) for e in manifest.files if e.name == CONFIG_FILE]
+    configuration += [
+        {**_file(entry.name, entry.sha256), "annotations": _annotations(one)} for entry in one.files
+    ]
+    folder = f"{model_prefix(manifest.name, manifest.version)}/evidence/{one.item.id}"
+    named = {
+        "passedTests": _names(m for m in one.deciding if m.ok),
+        "warnedTests": _names(m for m in one.deciding if m.ok is False and m.on_breach == "warn"),
+        "failedTests": _names(m for m in one.deciding if m.ok is False and m.on_breach != "warn"),
+    }
+    return ParseDict(
+        {
+            "result": result_of(one.verdict, production=facts.production),
+            "configuration": configuration,
+            "url": facts.release.store.uri_of(folder),
+            **named,
+        },
+        TestResult(),
+    )
+
+
+def _names(measurements: Iterable[Measurement]) -> list[str]:
+    return [one.name for one in measurements]
+
+
+def _annotations(one: ItemFacts) -> dict[str, str]:
+    """Return what three results can't say: the verdict itself, and why."""
+    return {
+        "item": one.item.id,
+        "severity": str(one.item.severity),
+        "verdict": str(one.verdict),
+        "summary": one.summary,
+        "because": one.because,
+    }
+
+
+def _dependencies(facts: Facts) -> Iterable[Mapping[str, Any]]:
+    manifest = facts.release.manifest
+    base = manifest.base_model
+    if base.get("digest"):
+        digest = {OF_FILE_HASHES: base["digest"]}
+        yield {"name": "base model", "uri": base.get("uri", ""), "digest": digest}
+    if manifest.dataset_file is not None:
+        uri = facts.release.store.uri_of(manifest.dataset_file.key)
+        yield {"name": "dataset", "uri": uri, "digest": {"sha256": manifest.dataset_file.sha256}}
+    for source in facts.dataset.get("sources") or []:
+        path = Path(source["name"])
+        uri = source.get("origin") or (path.as_uri() if path.is_absolute() else source["name"])
+        yield {"name": "source", "uri": uri, "digest": {"sha256": source["sha256"]}}
+    if commit := manifest.code.get("commit"):
+        yield {"name": "code", "digest": {"gitCommit": commit}}
+    packages = {pair for one in manifest.environments for pair in one.packages.items()}
+    for name, version in sorted(packages):
+        yield {"name": "package", "uri": purl(name, version).to_string()}
+
+
+def _file(name: str, sha256: str) -> dict[str, Any]:
+    return {"name": name, "digest": {"sha256": sha256}}

@@ -1,0 +1,83 @@
+"""Write the documents of a release, before its manifest states their hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.releases import Release, model_prefix
+from tuneline.governance.documents.annex_iv import ANNEX_FILE, annex_iv
+from tuneline.governance.documents.bill_of_materials import bill_of_materials
+from tuneline.governance.documents.envelope import kept_or_signed, plain
+from tuneline.governance.documents.facts import Facts
+from tuneline.governance.documents.model_card import CARD_FILE, model_card
+from tuneline.governance.documents.statements import provenance, test_results
+from tuneline.governance.release.manifest import store_files
+from tuneline.run import StepContext
+
+BOM_FILE = "bom.cdx.json"
+STATEMENTS = "attestations/"
+
+
+def add_documents(ctx: StepContext, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+    """Write and store the documents of a version.
+
+    Args:
+        ctx: the step; the files that the manifest names lie in the store of its run.
+        manifest: the manifest without these documents.
+        files: local file by name in the version's folder; the documents are added.
+
+    Returns:
+        The manifest with them.
+
+    Raises:
+        UserError: if the signing key can't be used, or a document exists with other bytes.
+    """
+    documents = write_documents(ctx, manifest)
+    files.update(documents)
+    prefix = model_prefix(manifest.name, manifest.version)
+    stated = [*manifest.files, *store_files(ctx, prefix, documents)]
+    return manifest.model_copy(update={"files": sorted(stated, key=lambda entry: entry.name)})
+
+
+def write_documents(ctx: StepContext, manifest: Manifest) -> dict[str, Path]:
+    """Write the documents of a version.
+
+    Args:
+        ctx: the step; the files that the manifest names lie in the store of its run.
+        manifest: the manifest without these documents.
+
+    Returns:
+        Local file by name in the version's folder.
+
+    Raises:
+        UserError: if the signing key can't be used.
+    """
+    facts = Facts(Release(ctx.run.store, manifest))
+    written = {}
+    for name, content in _documents(ctx, facts):
+        written[name] = ctx.scratch / "documents" / name
+        written[name].parent.mkdir(parents=True, exist_ok=True)
+        written[name].write_bytes(content)
+    return written
+
+
+def _documents(ctx: StepContext, facts: Facts) -> Iterator[tuple[str, bytes]]:
+    yield CARD_FILE, model_card(facts).encode()
+    yield ANNEX_FILE, annex_iv(facts).encode()
+    yield BOM_FILE, bill_of_materials(facts)
+    if not facts.model_files:
+        ctx.log("nothing was trained or chosen that a statement could be about")
+        return
+    key = ctx.config.governance.signing_key
+    manifest = facts.release.manifest
+    prefix = model_prefix(manifest.name, manifest.version)
+    for name, statement in {**test_results(facts), "provenance": provenance(facts)}.items():
+        payload = plain(statement)
+        if key is None:
+            yield f"{STATEMENTS}{name}.intoto.json", payload
+        else:
+            file = f"{STATEMENTS}{name}.dsse.json"
+            stored = kept_or_signed(ctx.run.store, f"{prefix}/{file}", payload, Path(key))
+            yield file, stored
