@@ -41,6 +41,7 @@ from tuneline.catalogue import ITEMS, STEPS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
+from tuneline.governance.licensing.duties import license_files
 from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
@@ -127,7 +128,7 @@ def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path
         compiled = get_engine(model.engine).form == "engine"
         folder = ENGINE_FOLDER if compiled else CHECKPOINT_FOLDER
         files |= {f"{folder}{name}": model.path / name for name in model.files}
-    return files
+    return files | license_files(ctx)
 
 
 def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]:
