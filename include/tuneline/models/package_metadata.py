@@ -15,7 +15,7 @@ _TEXT_CHARACTERS = 600
 
 def stated_licenses() -> list[dict[str, Any]]:
     """Return name, version and every statement on the licence, sorted by name."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for package in metadata.distributions():
         name = package.metadata["Name"]
         if not name:
