@@ -65,7 +65,7 @@ def installed(python: str | None = None, stated: Mapping[str, str] | None = None
         TunelineError: if the other Python can't be asked.
     """
     if python is None:
-        raw = {"prefix": sys.prefix, "packages": package_metadata.stated_licenses()}
+        raw: dict[str, Any] = {"prefix": sys.prefix, "packages": package_metadata.stated_licenses()}
     else:
         raw = _asked(python)
     known = dict(stated or {})
