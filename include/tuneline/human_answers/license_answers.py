@@ -43,10 +43,11 @@ def record(
             "the approval of a licence needs a reason of at least "
             f"{SHORTEST_REASON} characters: who read it, and what it allows"
         )
+    # First, so that an answer which may not be given leaves nothing.
+    record_approval(run, SUBJECT, decision, by)
     earlier = LICENSE_ANSWERS.find(run) or LicenseAnswers()
     answer = LicenseAnswer(asked=list(asked), decision=decision, by=by, reason=why, at=now())
     LICENSE_ANSWERS.put(run, LicenseAnswers(answers=[*earlier.answers, answer]))
-    record_approval(run, SUBJECT, decision, by)
 
 
 def accepted(run: Run) -> dict[tuple[str, str, str], LicenseAnswer]:
