@@ -13,7 +13,8 @@ the store, under `runs/<run id>/<phase>/<item>/evidence.json`.
 
 Steps run as pods, with the same operator on a laptop and on a cluster. Steps that use the GPU
 share the pool `gpu`. People are asked only where the configuration says so: to waive a
-critical item, to review answers blindly, to approve the release.
+critical item, to review answers blindly, to approve the release; and where the rules leave a
+licence to a person.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tuneline.catalogue import STEPS, Phase
 from tuneline.config import Model
 from tuneline_airflow.family import MAIN, dags_of, settings_of
 from tuneline_airflow.launching import form, prepare_run
+from tuneline_airflow.license_question import approve_license, ask_license
 from tuneline_airflow.notify import announcers
 from tuneline_airflow.people import (
     approve_release,
@@ -52,7 +54,7 @@ TOOLTIPS = {
 # when everything before them was skipped.
 OPTIONAL_BEFORE = {
     "schema_validation": "approve_waivers",
-    "license_audit": "approve_waivers",
+    "license_audit": "approve_license",
     "lora_selection": "sweep",
     "human_review": "review_pairs",
     "promote": "approve_release",
@@ -95,6 +97,7 @@ def _wire(model: Model) -> None:
         review_wanted, (pairs_assigned, answers) = ask_review(RUN_URI), review_pairs(model)
     with groups[Phase.GOVERNANCE]:
         approval_wanted, approval = ask_approval(RUN_URI), approve_release(model)
+        license_unclear, license_answer = ask_license(RUN_URI), approve_license(model)
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
     # beside them on a small machine. People may take their time meanwhile.
@@ -103,9 +106,11 @@ def _wire(model: Model) -> None:
             tasks[earlier].last >> tasks[step.id].first
         if not step.after:
             run >> tasks[step.id].first
-    run >> waivers_wanted >> waivers
+    run >> waivers_wanted >> waivers >> tasks["license_audit"].first
+    tasks["fetch_base"].last >> license_unclear >> license_answer
     run >> sweep_wanted
-    optional = {task.task_id: task for task in (waivers, trials, answers, approval)}
+    questions = (waivers, license_answer, trials, answers, approval)
+    optional = {task.task_id: task for task in questions}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first
     for earlier in ("license_audit", "final_audit"):

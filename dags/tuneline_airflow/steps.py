@@ -16,7 +16,11 @@ from tuneline_airflow.training_job import TrainingPods
 # Steps with a special kind of pod; the others have a `StepPod`.
 _PODS: dict[str, type[StepPod]] = {"train": TrainingPods, "sync_tracking": SyncPod}
 # The items that each audit measures again.
-_AUDITED = {"final_audit": DATA_ORDER, "extraction_audit": ("pii_scrubbing",)}
+_AUDITED = {
+    "final_audit": DATA_ORDER,
+    "extraction_audit": ("pii_scrubbing",),
+    "build_engine": ("license_audit",),
+}
 
 
 @dataclass(frozen=True)

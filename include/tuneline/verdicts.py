@@ -23,7 +23,11 @@ from tuneline.run import Run
 # What a broken limit makes of an item.
 _BROKEN = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN)
 # Helper steps that measure items again; the name of a measurement starts with the item.
-_AUDITS = {"final_audit": "the final audit", "extraction_audit": "the extraction audit"}
+_AUDITS = {
+    "final_audit": "the final audit",
+    "extraction_audit": "the extraction audit",
+    "build_engine": "the packages of the engine's image",
+}
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
 CHAINS = (
     "prepare_run fetch_base schema_validation",
     "fetch_base license_audit",
+    "fetch_base ask_license approve_license license_audit",
+    "approve_waivers license_audit",
     "approve_waivers schema_validation pii_scrubbing deduplication token_length_audit",
     "token_length_audit distribution_balancing final_audit lora_selection gradient_accumulation",
     "gradient_accumulation train loss_monitoring export_candidate production_quantization",
@@ -110,7 +112,8 @@ def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
     for task_id in lenient:
         task = dag.get_task(task_id)
         assert task.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
-        questions = {"approve_waivers", "review_pairs", "approve_release", "sweep"}
+        questions = {"approve_waivers", "approve_license", "review_pairs", "approve_release"}
+        questions |= {"sweep"}
         assert task.upstream_task_ids - questions, f"{task_id} hangs on a question alone"
         assert task.upstream_task_ids & questions
 

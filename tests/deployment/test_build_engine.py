@@ -7,9 +7,12 @@ from tests.lab.runs import values
 from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT
 from tuneline.deployment import build_engine
 from tuneline.errors import RetryableError, TunelineError
+from tuneline.evidence import measure
+from tuneline.models import package_metadata
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp, LlamaServer
 from tuneline.serving.probes.engine_probe import ProbeResult
 from tuneline.store import sha256_file
+from tuneline.verdicts import status
 
 CHOSEN = json.dumps({"variant": "f16", "engine": "tensorrt_llm", "sha256": "0" * 64})
 
@@ -21,7 +24,8 @@ def names(record):
 def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     lab = exported_lab(deployment={"parallel": 2, "context_tokens": 256})
     record = lab.execute("build_engine", build_engine.run)
-    assert names(record) == {"engine.json", "identity.json"}
+    packages = {"packages.csv", "open_licenses.json"}
+    assert names(record) == {"engine.json", "identity.json", *packages}
     identity = ENGINE_IDENTITY.find(lab.run)
     assert identity.files == {"model.gguf": sha256_file(tiny_models.candidate_gguf)}
     assert identity.limits == {"max_batch_size": 2, "max_total_tokens": 256}
@@ -32,6 +36,39 @@ def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     )
     engine = lab.document("build_engine", "engine.json")
     assert json.loads(engine["answered"])["reply"] == "We look at it."
+
+
+def test_the_packages_beside_the_engine_count_for_the_licence_audit(exported_lab, monkeypatch):
+    planted = entry(name="planted", version="1", license="AGPL", expression=None)
+    monkeypatch.setattr(
+        package_metadata,
+        "stated_licenses",
+        lambda: [entry(name="xllamacpp", version="1", license="MIT", expression=None), planted],
+    )
+    lab = exported_lab(
+        deployment={"parallel": 1, "context_tokens": 256},
+        governance={"intended_use": "distribution"},
+    )
+    lab.leave("license_audit", {}, [measure("base_model_allowed", True, "flag", "==", True)])
+    record = lab.execute("build_engine", build_engine.run)
+    assert values(record)["license_audit.packages_refused"] == 1
+    found = status(lab.run, "license_audit")
+    assert (found.verdict, found.stops_release) == ("fail", True)
+    assert "license_audit.packages_refused is 1" in found.because
+
+
+def test_an_engine_that_is_not_among_the_packages_is_said_to_be_unseen(exported_lab, monkeypatch):
+    other = [entry(name="elsewhere", version="1", license="MIT", expression=None)]
+    monkeypatch.setattr(package_metadata, "stated_licenses", lambda: other)
+    lab = exported_lab(deployment={"parallel": 1, "context_tokens": 256})
+    lab.leave("license_audit", {}, [measure("base_model_allowed", True, "flag", "==", True)])
+    record = lab.execute("build_engine", build_engine.run)
+    assert "can't be seen: xllamacpp is not among the packages" in record.summary
+    assert status(lab.run, "license_audit").verdict == "warn"
+
+
+def entry(**fields):
+    return {"classifiers": [], "texts": [], **fields}
 
 
 def test_a_file_that_does_not_load_is_not_identified(exported_lab, tiny_models, tmp_path):

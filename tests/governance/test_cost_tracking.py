@@ -8,14 +8,26 @@ from tests.lab.runs import broken, value
 
 from tuneline.governance import cost_tracking
 from tuneline.governance.cost_tracking import REQUESTS
+from tuneline.governance.costs.traffic import Traffic
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import GatewayProcess
+
+
+@pytest.fixture
+def calm_alone(monkeypatch):
+    """Leave traffic that goes wrong out, which has faults of its own below."""
+    monkeypatch.setattr(Traffic, "run", lambda self: [])
 
 
 def test_real_requests_are_reconciled_and_priced(served_lab):
     lab = served_lab(governance={"machine_cost_per_hour": 0.36, "currency": "EUR"})
     evidence = lab.execute("cost_tracking")
     assert evidence.verdict == "pass"
+    assert evidence.seconds < 60
+    # A client that left after three pieces is billed what it got, and little is left unbilled.
+    assert value(evidence, "aborted_tokens_below_received") == 0
+    assert {value(evidence, f"{kind}_attempts") for kind in ("fallbacks",)} == {8}
+    assert value(evidence, "killed_requests_lost") <= 1
     assert "8 requests of 2 keys: every token is counted alike" in evidence.summary
     # 0.36 an hour at 100 tokens a second: 0.0001 a second, 0.001 for 1,000 tokens.
     assert value(evidence, "cost_per_1000_tokens") == pytest.approx(0.001)
@@ -65,7 +77,7 @@ _COLUMNS = (
         ),
     ],
 )
-def test_a_ledger_that_was_tampered_with_fails(served_lab, monkeypatch, fault, names):
+def test_a_ledger_that_was_tampered_with_fails(served_lab, calm_alone, monkeypatch, fault, names):
     class Tampered(GatewayProcess):
         def __exit__(self, *error):
             super().__exit__(*error)
@@ -81,7 +93,7 @@ def test_a_ledger_that_was_tampered_with_fails(served_lab, monkeypatch, fault, n
     assert "counted alike" not in evidence.summary
 
 
-def test_tokens_that_passed_the_gateway_by_fail(served_lab, monkeypatch):
+def test_tokens_that_passed_the_gateway_by_fail(served_lab, calm_alone, monkeypatch):
     """Ledger and clients agree; only the engine knows of one request more."""
 
     class Bypassed(LlamaServer):
@@ -96,3 +108,53 @@ def test_tokens_that_passed_the_gateway_by_fail(served_lab, monkeypatch):
     evidence = served_lab().execute("cost_tracking")
     assert evidence.verdict == "fail"
     assert broken(evidence) == {"completion_tokens_off_engine", "prompt_tokens_off_engine"}
+
+
+# Faults that a ledger of its own can have, as triggers in its database.
+_TRIGGERS = """
+CREATE TRIGGER forgets_what_was_streamed AFTER INSERT ON usage
+WHEN NEW.status = 'client_aborted' AND NEW.ttft_ms IS NOT NULL
+BEGIN UPDATE usage SET completion_tokens = 0 WHERE request_id = NEW.request_id; END;
+CREATE TRIGGER bills_a_stream_twice AFTER INSERT ON usage
+WHEN NEW.status = 'ok' AND NEW.ttft_ms IS NOT NULL
+BEGIN UPDATE usage SET completion_tokens = 2 * completion_tokens
+WHERE request_id = NEW.request_id; END;
+CREATE TRIGGER drops_attempts_that_were_left AFTER INSERT ON usage
+WHEN NEW.status IN ('low_confidence', 'timeout')
+BEGIN DELETE FROM usage WHERE request_id = NEW.request_id AND attempt = NEW.attempt; END;
+CREATE TRIGGER drops_what_a_client_gave_up AFTER INSERT ON usage
+WHEN NEW.status = 'client_aborted' AND NEW.ttft_ms IS NULL
+BEGIN DELETE FROM usage WHERE request_id = NEW.request_id; END;
+"""
+
+
+def test_a_ledger_that_fails_on_traffic_that_goes_wrong_is_caught(served_lab, monkeypatch):
+    class Faulty(GatewayProcess):
+        def start(self):
+            super().start()
+            with closing(sqlite3.connect(self.ledger)) as ledger, ledger:
+                ledger.executescript(_TRIGGERS.replace("CREATE TRIGGER", _ONCE))
+
+        def restart(self):
+            with closing(sqlite3.connect(self.ledger)) as ledger, ledger:
+                ledger.execute("UPDATE usage SET cost = 0 WHERE key = 'team-a'")
+            super().restart()
+
+    monkeypatch.setattr(cost_tracking, "GatewayProcess", Faulty)
+    evidence = served_lab().execute("cost_tracking")
+    assert evidence.verdict == "fail"
+    assert {
+        "streams_tokens_off_clients",
+        "streams_tokens_off_engine",
+        "aborted_tokens_below_received",
+        "fallbacks_attempts",
+        "fallbacks_tokens_off_engine",
+        "timeouts_attempts",
+        "retries_attempts",
+        "killed_settled_rows_changed",
+    } <= broken(evidence)
+    calm = {"requests", "keys_that_differ_from_clients", "completion_tokens_off_engine"}
+    assert not calm & broken(evidence)
+
+
+_ONCE = "CREATE TRIGGER IF NOT EXISTS"

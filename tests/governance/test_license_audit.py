@@ -1,139 +1,252 @@
-"""The licence audit: clean licences pass, each planted licence is caught."""
+"""The licence audit: clean licences pass, planted ones are caught, people's answers count once."""
 
+import json
 from email.message import Message
 
 import pytest
+from tests.lab.runs import broken, value
+from tests.lab.tiny_models import make_model
 
+from tuneline.config import build_config
 from tuneline.evidence import conclude
-from tuneline.governance.license_audit import (
-    audit,
-    judge_all,
-    package_license,
-    shipped_packages,
-)
-from tuneline.models.license_rules import judge, normalise
+from tuneline.governance import license_audit
+from tuneline.harness.licensing.findings import of_packages, open_of_run
+from tuneline.harness.licensing.packages import package_measurements
+from tuneline.human_answers import license_answers
+from tuneline.models import package_licenses
+from tuneline.models.package_licenses import PackageLicense, installed, read
+
+REASON = "read by the legal team; internal and commercial use is fine"
 
 
-class Package:
-    """A distribution with the metadata of a test."""
-
-    version = "1.0"
-
-    def __init__(self, **fields):
-        self.metadata = Message()
-        self.metadata["Name"] = "thing"
-        for name, value in fields.items():
-            for entry in value if isinstance(value, list) else [value]:
-                self.metadata[name.replace("_", "-")] = entry
+def entry(**fields):
+    """A package as its metadata state it."""
+    blank = {"name": "thing", "version": "1", "expression": None, "license": None}
+    return {**blank, "classifiers": [], "texts": [], **fields}
 
 
 @pytest.mark.parametrize(
-    ("written", "spdx"),
+    ("stated", "license_id", "place"),
     [
-        ("Apache 2.0", "Apache-2.0"),
-        ("MIT License", "MIT"),
-        ("mit", "MIT"),
-        ("LicenseRef-llama3.1", "llama3.1"),
-        ("", "NOASSERTION"),
-        (None, "NOASSERTION"),
-        ("UNKNOWN", "NOASSERTION"),
-        ("My own licence", "My own licence"),
-    ],
-)
-def test_names_are_normalised(written, spdx):
-    assert normalise(written) == spdx
-
-
-@pytest.mark.parametrize(
-    ("license_id", "use", "allowed"),
-    [
-        ("Apache-2.0", "distribution", True),
-        ("CC-BY-NC-4.0", "internal", True),
-        ("CC-BY-NC-4.0", "commercial", False),
-        ("GPL-3.0-only", "commercial", True),
-        ("GPL-3.0-only", "distribution", False),
-        ("MIT OR GPL-3.0-only", "distribution", True),
-        ("MIT AND GPL-3.0-only", "distribution", False),
-        ("(MIT OR Apache-2.0) AND BSD-3-Clause", "distribution", True),
-        ("Apache-2.0 WITH LLVM-exception", "distribution", True),
-        ("NOASSERTION", "commercial", False),
-        ("My own licence", "commercial", None),
-        ("MIT AND My own licence", "commercial", None),
-    ],
-)
-def test_rules(license_id, use, allowed):
-    assert judge(license_id, use)[0] is allowed
-
-
-@pytest.mark.parametrize(
-    ("package", "license_id"),
-    [
-        (Package(License_Expression="MIT"), "MIT"),
-        (Package(License="BSD 3-Clause\n\nCopyright …"), "BSD-3-Clause"),
+        ({"expression": "MIT", "license": "GPL"}, "MIT", "License-Expression"),
+        ({"license": "BSD 3-Clause\n\nCopyright …"}, "BSD-3-Clause", "License"),
         (
-            Package(
-                License="Dual License",
-                Classifier=[
-                    "License :: OSI Approved :: BSD License",
-                    "License :: OSI Approved :: Apache Software License",
-                ],
-            ),
+            {
+                "license": "Dual License",
+                "classifiers": ["OSI Approved", "BSD License", "Apache Software License"],
+            },
             "BSD AND Apache-2.0",
+            "classifier",
         ),
-        (Package(), "NOASSERTION"),
+        ({"texts": ["The MIT License\n\nCopyright"]}, "MIT", "the text of its licence"),
+        ({"license": "House"}, "House", "License"),
+        ({}, "NOASSERTION", "no licence in the metadata"),
     ],
 )
-def test_package_metadata_is_read_in_order(package, license_id):
-    assert package_license(package)[0] == license_id
+def test_package_metadata_is_read_in_order(stated, license_id, place):
+    assert read(entry(**stated)) == (license_id, place)
+
+
+def test_a_distribution_on_disk_is_found_with_its_licence_file(tmp_path, monkeypatch):
+    folder = tmp_path / "planted-1.0.dist-info"
+    (folder / "licenses").mkdir(parents=True)
+    meta = Message()
+    meta["Metadata-Version"], meta["Name"], meta["Version"] = "2.4", "Planted", "1.0"
+    meta["License-File"] = "COPYING"
+    (folder / "METADATA").write_text(str(meta))
+    (folder / "licenses" / "COPYING").write_text("MIT License\n\nCopyright")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {package.name: package for package in installed().packages}
+    assert found["Planted"].license == "MIT"
+
+
+def test_another_python_lists_its_own_packages(tmp_path):
+    """What an engine's own interpreter holds is not what this process holds."""
+    import sys
+
+    here, there = installed(), installed(sys.executable)
+    assert [p.name for p in there.packages] == [p.name for p in here.packages]
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\necho '"
+        + json.dumps({"prefix": "/nv", "packages": [entry(name="tensorrt_llm", license="AGPL")]})
+        + "'\n"
+    )
+    script.chmod(0o755)
+    found = installed(str(script))
+    assert (found.prefix, found.has("tensorrt-llm"), found.has("pytest")) == ("/nv", True, False)
+    assert found.packages == [PackageLicense("tensorrt_llm", "1", "AGPL", "License")]
+
+
+@pytest.mark.parametrize(
+    ("license_id", "use", "verdict"),
+    [
+        ("MIT", "distribution", "pass"),
+        ("AGPL", "distribution", "fail"),
+        ("GPL-3.0-only", "commercial", "pass"),
+        ("GPL-3.0-only", "distribution", "fail"),
+        ("House", "internal", "warn"),
+        ("NOASSERTION", "internal", "warn"),
+    ],
+)
+def test_packages(license_id, use, verdict):
+    config = build_config({"data": {"source": "x"}, "governance": {"intended_use": use}})
+    findings = of_packages([PackageLicense("thing", "1", license_id, "License")], config)
+    assert conclude(package_measurements(findings)) == verdict
+
+
+def test_a_stated_licence_fills_a_gap_and_corrects_nothing(monkeypatch):
+    packages = [entry(name="Some.Thing"), entry(name="other", expression="AGPL-3.0-only")]
+    monkeypatch.setattr(package_licenses.package_metadata, "stated_licenses", lambda: packages)
+    found = installed(stated={"some-thing": "mit", "other": "MIT"}).packages
+    assert [package.license for package in found] == ["MIT", "AGPL-3.0-only"]
+    assert found[0].read_from == "governance.package_licenses"
 
 
 def test_what_ships_here_is_allowed_for_distribution():
-    findings = audit(
-        ("m", "Apache-2.0", "x"),
-        [("d", "MIT"), ("e", "CC-BY-4.0")],
-        shipped_packages(),
-        "distribution",
-    )
-    assert len(findings) > 15
-    assert [f for f in findings if f.allowed is not True] == []
+    config = build_config({"data": {"source": "x"}, "governance": {"intended_use": "distribution"}})
+    findings = of_packages(installed().packages, config)
+    assert len(findings) > 100
+    assert [f"{f.name}: {f.rule}" for f in findings if not f.allowed] == []
 
 
-def test_planted_licences_are_found():
-    findings = audit(
-        ("m", "CC-BY-NC-4.0", "x"), [("d", None)], [Package(License="AGPL")], "distribution"
+@pytest.fixture
+def audited(make_lab, tmp_path, monkeypatch):
+    """Make a run of a random base model with a card, and audit it."""
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
+    base = tmp_path / "base"
+    make_model(base)
+
+    def make(license_id="apache-2.0", data="MIT", profile="laptop", **governance):
+        card = f"---\nlicense: {license_id}\n---\n" if license_id else ""
+        (base / "README.md").write_text(card)
+        settings = {
+            "base_model": str(base),
+            "profile": profile,
+            "data": {"license": data},
+            "governance": governance,
+        }
+        if profile == "production":
+            settings["evaluation"] = {"min_metric": 0.5}
+        return make_lab(settings)
+
+    return make
+
+
+def test_a_clean_run_passes_and_leaves_the_files_of_the_release(audited):
+    lab = audited()
+    evidence = lab.execute("license_audit")
+    assert evidence.verdict == "pass"
+    assert "commercial use is allowed" in evidence.summary
+    assert value(evidence, "packages_audited") > 100
+    notice = lab.artifact("license_audit", "NOTICE").read_text()
+    assert "by fine-tuning; its weights were changed" in notice
+    assert "https://www.apache.org/licenses/LICENSE-2.0" in (
+        lab.artifact("license_audit", "LICENSES.md").read_text()
     )
-    assert [f.allowed for f in findings] == [False, False, False]
-    assert "non-commercial" in findings[0].rule
-    two = audit(("m", "MIT", "x"), [("d", "MIT"), ("e", "CC-BY-NC-4.0")], [], "commercial")
-    assert [(f.name, f.allowed) for f in two] == [("m", True), ("d", True), ("e", False)]
 
 
 @pytest.mark.parametrize(
-    ("package", "profile", "verdict"),
+    ("license_id", "data", "profile", "governance", "verdict", "names"),
     [
-        ("MIT", "laptop", "warn"),
-        ("MIT", "production", "fail"),
-        ("AGPL", "laptop", "fail"),
+        ("cc-by-nc-4.0", "MIT", "laptop", {}, "fail", {"base_model_allowed"}),
+        (None, "MIT", "laptop", {"intended_use": "internal"}, "warn", {"base_model_allowed"}),
+        (None, "MIT", "production", {"intended_use": "internal"}, "fail", {"base_model_allowed"}),
+        ("house", "MIT", "production", {}, "fail", {"base_model_allowed"}),
+        ("mit", None, "laptop", {}, "warn", {"dataset_allowed"}),
+        ("mit", None, "production", {}, "fail", {"dataset_allowed"}),
+        ("mit", "CC-BY-NC-4.0", "laptop", {}, "fail", {"dataset_allowed"}),
+        ("mit", "MIT", "laptop", {"generated_by": {"*": "llama2"}}, "fail", {"generators_allowed"}),
+        ("mit", "MIT", "laptop", {"generated_by": {"*": "openai"}}, "warn", {"generators_allowed"}),
     ],
 )
-def test_undeclared_data_warns_on_a_laptop_only(package, profile, verdict):
-    packages = [Package(License=package)]
-    findings = audit(("m", "MIT", "x"), [("d", None)], packages, "distribution")
-    assert conclude(judge_all(findings, profile)) == verdict
+def test_planted_licences(audited, license_id, data, profile, governance, verdict, names):
+    evidence = audited(license_id, data, profile, **governance).execute("license_audit")
+    assert (evidence.verdict, broken(evidence)) == (verdict, names)
+    assert "use is allowed" not in evidence.summary
 
 
-@pytest.mark.model
+def test_a_person_accepts_what_the_rules_leave_open_by_name_and_reason(audited):
+    lab = audited("house", profile="production")
+    waiting = lab.execute("license_audit")
+    assert "tuneline licenses accept" in waiting.summary
+    license_answers.record(lab.run, open_of_run(lab.run), "Approve", "carol", REASON)
+    evidence = lab.execute("license_audit")
+    assert evidence.verdict == "pass"
+    assert f"accepted by carol: {REASON}" in evidence.summary
+    assert any(ref.name == "license_answers.json" for ref in evidence.inputs)
+    approvals = json.loads(lab.run.store.get_bytes(lab.run.key("approvals.json")))["approvals"]
+    assert [(a["subject"], a["by"]) for a in approvals] == [("license_audit", "carol")]
+    assert "accepted by carol" in lab.artifact("license_audit", "LICENSES.md").read_text()
+
+
 @pytest.mark.parametrize(
-    ("data_license", "use", "verdict"),
+    ("decision", "asked_of"),
     [
-        ("Apache-2.0", "commercial", "pass"),
-        (None, "commercial", "warn"),
-        ("CC-BY-NC-4.0", "commercial", "fail"),
-        ("CC-BY-NC-4.0", "internal", "pass"),
+        pytest.param("Reject", "house", id="a rejection"),
+        pytest.param("Approve", "another", id="an approval of another licence"),
     ],
 )
-def test_verdicts(make_lab, data_license, use, verdict):
-    from tuneline.governance import license_audit
+def test_an_answer_that_does_not_accept_this_licence_changes_nothing(audited, decision, asked_of):
+    lab = audited("house", profile="production")
+    lab.execute("license_audit")
+    (asked,) = open_of_run(lab.run)
+    other = asked.model_copy(update={"license": asked.license.replace("house", asked_of)})
+    license_answers.record(lab.run, [other], decision, "carol", REASON)
+    assert lab.execute("license_audit").verdict == "fail"
 
-    lab = make_lab({"data": {"license": data_license}, "governance": {"intended_use": use}})
-    assert lab.execute("license_audit", license_audit.run).verdict == verdict
+
+def test_an_approval_cannot_allow_what_the_rules_refuse(audited):
+    lab = audited("cc-by-nc-4.0", profile="production")
+    finding = license_audit.findings_of(lab.run.config, license_audit.base_of(lab.context("train")))
+    license_answers.record(lab.run, [finding[0].asked], "Approve", "carol", REASON)
+    assert lab.execute("license_audit").verdict == "fail"
+
+
+def test_an_approval_needs_a_reason_and_a_question(audited):
+    lab = audited("house")
+    lab.execute("license_audit")
+    with pytest.raises(Exception, match="needs a reason of at least 10"):
+        license_answers.record(lab.run, open_of_run(lab.run), "Approve", "carol", " ok ")
+    with pytest.raises(Exception, match="no licence of this run waits"):
+        license_answers.record(lab.run, [], "Approve", "carol", REASON)
+    assert not lab.run.store.exists(lab.run.key("approvals.json"))
+
+
+def test_the_duties_of_llama_become_files(audited, tmp_path):
+    (tmp_path / "base" / "LICENSE.txt").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT …")
+    lab = audited("llama3.1", monthly_users=10)
+    evidence = lab.execute("license_audit")
+    assert "has to begin with 'Llama'" in evidence.summary
+    notice = lab.artifact("license_audit", "NOTICE").read_text()
+    assert "Llama 3.1 is licensed under the Llama 3.1 Community License" in notice
+    assert "Built with Llama" in notice
+    text = lab.artifact("license_audit", "licenses/LICENSE.txt").read_text()
+    assert text.startswith("LLAMA 3.1")
+    licenses = lab.artifact("license_audit", "LICENSES.md").read_text()
+    assert "- [ ] show “Built with Llama”" in licenses
+    assert value(evidence, "duties_for_people") == licenses.count("- [ ]") >= 4
+
+
+def test_the_command_line_shows_and_accepts(audited, capsys):
+    from tuneline.cli import main
+
+    lab = audited("house")
+    lab.execute("license_audit")
+    assert main(["licenses", "show", lab.run.uri]) == 0
+    assert "there is no rule for this licence" in capsys.readouterr().out
+    assert main(["licenses", "accept", "--run", lab.run.uri, "--reason", REASON]) == 0
+    evidence = lab.execute("license_audit")
+    assert evidence.verdict == "pass"
+    assert "(command line)" in evidence.summary
+    capsys.readouterr()
+    assert main(["licenses", "show", lab.run.uri]) == 0
+    assert "no licence of this run waits" in capsys.readouterr().out
+
+
+def test_an_engine_in_another_image_is_said_to_be_unseen(audited):
+    lab = audited()
+    config = lab.run.config
+    other = config.pods.model_copy(update={"engine_image": "tuneline/other:1"})
+    assert license_audit.runs_here(config)
+    assert not license_audit.runs_here(config.model_copy(update={"pods": other}))

@@ -55,6 +55,14 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     assert "evidence/pii_scrubbing/extraction_audit.json" in stated
 
 
+def test_what_licences_ask_for_ships(finished_lab):
+    lab = finished_lab(name="model")
+    texts = {"NOTICE": "Built with", "LICENSES.md": "# Licences", "licenses/LICENSE": "text"}
+    lab.leave("license_audit", {**texts, "licenses.csv": "kind"}, [HOLDS])
+    lab.execute("lineage")
+    assert {*texts} <= {entry["name"] for entry in manifest_of(lab)["files"]}
+
+
 def test_an_item_that_measured_other_bytes_fails(finished_lab):
     lab = finished_lab()
     lab.leave("determinism", {}, [HOLDS, measure("candidate_sha256", "0" * 64, "sha256")])

@@ -7,7 +7,17 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import data, evaluating, logs, measuring, releases, review, runs, serving
+from tuneline.cli import (
+    data,
+    evaluating,
+    licenses,
+    logs,
+    measuring,
+    releases,
+    review,
+    runs,
+    serving,
+)
 from tuneline.exits import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
@@ -35,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     evaluating.add_evaluating(commands)
     serving.add_serving(commands)
     review.add_review(commands)
+    licenses.add_licenses(commands)
     logs.add_logs(commands)
     measuring.add_drift(commands)
     measuring.add_bench(commands)

@@ -79,7 +79,7 @@ class SourcesConfig(Section):
         "escaped), single, or none (quotes are text); auto finds it in each file.",
     )
     license: str | None = Field(
-        None, description="SPDX licence of the dataset; None makes the licence audit warn."
+        None, description="SPDX licence of the dataset; None asks a person in the licence audit."
     )
     licenses: dict[str, str] = Field(
         {}, description="SPDX licence by source, as `source` and `holdout` write it; wins there."

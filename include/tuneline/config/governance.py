@@ -20,8 +20,38 @@ ANNEX_IV_POINTS = (
 class GovernanceConfig(Section):
     """Rules and prices."""
 
-    intended_use: Literal["internal", "commercial", "distribution"] = Field(
-        "commercial", description="What the model is for; licences are judged by it."
+    intended_use: Literal["research", "internal", "commercial", "distribution"] = Field(
+        "commercial",
+        description="What the model is for; licences are judged by it: `research` (not "
+        "commercial), `internal` (your own people), `commercial` (you host it, others are served "
+        "by it), `distribution` (weights, or a product that holds them, are handed out).",
+    )
+    monthly_users: int | None = Field(
+        None,
+        ge=0,
+        description="Monthly active users of all products of yours and your affiliates, for "
+        "licences with a limit (Llama: 700 million, Qwen: 100 million); None asks a person there.",
+    )
+    domicile: Literal["eu", "elsewhere"] | None = Field(
+        None,
+        description="Whether you are at home in the European Union, where Llama 3.2 and 4 license "
+        "no multimodal models; None asks a person there.",
+    )
+    outputs_train_models: bool = Field(
+        False,
+        description="Whether answers of the released model will train other models; some licences "
+        "forbid that.",
+    )
+    generated_by: dict[str, str] = Field(
+        {},
+        description="Licence of the model that wrote answers of the dataset, or whose service did "
+        "(`openai`, `anthropic`, `google-api`), by source as `data.source` writes it; `*` stands "
+        "for all of them.",
+    )
+    package_licenses: dict[str, str] = Field(
+        {},
+        description="SPDX licence of packages whose own metadata state none, by the package's "
+        "name.",
     )
     machine_cost_per_hour: float = Field(
         0.10, ge=0, description="Price of the serving machine, in `currency` an hour."

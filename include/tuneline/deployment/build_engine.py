@@ -8,6 +8,8 @@ Otherwise `not_built.json` holds the reason and the commands for a pod that coul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tuneline.artifacts.deployment import (
     CHOICE,
     ENGINE,
@@ -21,7 +23,8 @@ from tuneline.artifacts.deployment import (
 from tuneline.artifacts.training import MERGED
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.evidence import Record, measure
+from tuneline.evidence import Measurement, Record, measure
+from tuneline.harness.licensing.packages import audit_engine_packages
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
 from tuneline.models.resolver import load_tokenizer
@@ -115,17 +118,20 @@ def run(ctx: StepContext) -> Record:
     }
     # What a built engine states of itself takes precedence over what was asked for.
     ENGINE_IDENTITY.write(ctx, EngineIdentity.model_validate({**stated, **report.identity}))
+    packages, seen = audit_engine_packages(ctx, engine)
     ctx.write_json(ENGINE_REPORT.name, {**report.model_dump(), "answered": answer.text})
     return _record(
         ctx,
         f"{engine.title} ({engine.version()}) loads the shipped bytes in {load_seconds:.1f} s and "
-        "answers",
+        f"answers; {seen}",
         built=True,
+        more=packages,
     )
 
 
-def _record(ctx: StepContext, summary: str, *, built: bool) -> Record:
+def _record(
+    ctx: StepContext, summary: str, *, built: bool, more: Sequence[Measurement] = ()
+) -> Record:
     engine = ctx.config.deployment.engine
-    return ctx.record(
-        summary, [measure("built", built, "flag"), measure("engine", engine, "engine")]
-    )
+    stated = [measure("built", built, "flag"), measure("engine", engine, "engine")]
+    return ctx.record(summary, [*stated, *more])

@@ -1,17 +1,30 @@
 """cost_tracking: the ledger that bills API keys counts what clients and engine counted.
 
 Real requests under two keys go through the gateway to the shipped bytes. Then the ledger's sums
-must equal the usage that the clients received and the counters of the engine. The price follows
-from the machine's hourly cost and the throughput that the latency benchmark measured.
+must equal the usage that the clients received and the counters of the engine. Traffic that goes
+wrong follows: streams, clients that leave, fallbacks, timeouts, retries, and a gateway that is
+killed amid a request and started again on its ledger. What no witness was told is bounded. The
+price follows from the machine's hourly cost and the throughput that the latency benchmark measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.governance.costs.phase import Tokens
+from tuneline.governance.costs.traffic import (
+    KEY,
+    MAX_TOKENS,
+    Traffic,
+    models,
+    unseen_tokens,
+    upstreams,
+)
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.run import StepContext
@@ -29,20 +42,6 @@ from tuneline.serving.release.released import THROUGHPUT
 # Two keys with different numbers of requests: sums swapped between keys show.
 REQUESTS = {"team-a": 3, "team-b": 5}
 MODEL_ID = ALIAS
-MAX_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token counts of one witness.
-
-    Attributes:
-        prompt: prompt tokens; the engine leaves out those that it had cached.
-        completion: completion tokens.
-    """
-
-    prompt: int
-    completion: int
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,14 @@ class Trial:
         by_key: the ledger's rows per key.
         totals: the ledger's totals of the upstream, the gateway's own pings included.
         engine: the engine's counters.
+        wrong: what was measured on traffic that goes wrong.
     """
 
     reported: Mapping[str, Tokens]
     by_key: Sequence[KeyUsage]
     totals: UpstreamTotals
     engine: Tokens
+    wrong: Sequence[Measurement] = ()
 
     @property
     def requests(self) -> int:
@@ -114,7 +115,9 @@ def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial
         throughput: completion tokens per second, which the price follows from.
     """
     config = ctx.config
-    prompts = trial_prompts(ctx, sum(REQUESTS.values()))
+    calm = sum(REQUESTS.values())
+    prompts = trial_prompts(ctx, 2 * calm)
+    unseen = unseen_tokens(throughput)
     with server_of(model, config.deployment) as server:
         # The server's own readiness check has generated a token already.
         before = server.counters()
@@ -124,24 +127,27 @@ def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial
         }
         with GatewayProcess(
             ctx.scratch / "gateway",
-            upstreams=[server.upstream("primary", price=price)],
-            models=[{"id": MODEL_ID, "chain": ["primary"]}],
-            keys=tuple(REQUESTS),
+            upstreams=upstreams(server, price),
+            models=models(),
+            keys=(*REQUESTS, KEY),
             settings={"currency": config.governance.currency},
         ) as gateway:
             reported = send_requests(gateway, prompts)
-        after = server.counters()
+            after, until = server.counters(), datetime.now(UTC)
+            ctx.log("calm requests are answered; now traffic that goes wrong")
+            wrong = Traffic(gateway, server, cycle(prompts), unseen).run()
     engine = Tokens(
         after.prompt_tokens - before.prompt_tokens,
         after.completion_tokens - before.completion_tokens,
     )
-    return Trial(reported, usage_by_key(gateway.ledger), _totals(gateway.ledger), engine)
+    by_key = usage_by_key(gateway.ledger, until=until)
+    return Trial(reported, by_key, _totals(gateway.ledger, until), engine, wrong)
 
 
-def _totals(ledger: Path) -> UpstreamTotals:
-    """Return the totals of the one upstream; zeros for an empty ledger."""
+def _totals(ledger: Path, until: datetime) -> UpstreamTotals:
+    """Return the totals of the upstream of calm requests; zeros for an empty ledger."""
     nothing = UpstreamTotals("primary", MODEL_ID, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, "")
-    return next(iter(totals_by_upstream(ledger)), nothing)
+    return next(iter(totals_by_upstream(ledger, until=until)), nothing)
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -154,12 +160,17 @@ def run(ctx: StepContext) -> Evidence:
         "usage.json",
         {"by_key": [asdict(row) for row in trial.by_key], "upstream": asdict(trial.totals)},
     )
-    checks = reconcile(trial)
+    checks = [*reconcile(trial), *trial.wrong]
     broken = [check.name for check in checks if not check.ok]
     finding = (
         f"the ledger does not add up ({', '.join(broken)})"
         if broken
         else "every token is counted alike by the ledger, the clients and the engine"
+    )
+    unbooked = sum(int(m.value or 0) for m in checks if m.name.endswith("_tokens_not_booked"))
+    wrong = (
+        f"of streams, fallbacks, and requests that were cut off {unbooked} tokens were generated "
+        "that nobody was told of"
     )
     currency = ctx.config.governance.currency
     hourly = ctx.config.governance.machine_cost_per_hour
@@ -167,7 +178,7 @@ def run(ctx: StepContext) -> Evidence:
     per_request = trial.cost / max(trial.requests, 1)
     return ctx.conclude(
         f"{trial.requests} requests of {len(trial.by_key)} keys: {finding}; "
-        f"{per_request:.3g} {currency} a request, "
+        f"{wrong}; {per_request:.3g} {currency} a request, "
         + (f"{per_1k:.3g} {currency} per 1,000 tokens" if per_1k else "no throughput to price by"),
         [
             *checks,

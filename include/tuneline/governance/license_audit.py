@@ -1,169 +1,124 @@
-"""license_audit: base model, dataset and shipped packages allow the intended use.
+"""license_audit: base model, data and shipped packages allow the intended use.
 
 It runs before training, since a model that may not be used need not be trained. The licence of
-the base is read from the model, those of packages from their metadata (PEP 639 expression first,
-then the licence field, then trove classifiers). The table in `models.license_rules` judges each.
+the base is read from the model, those of packages from their metadata, those of the data from the
+configuration. The rules in `models/license_rules.yaml` decide: allowed, refused, or a person has
+to read the text. The answer of that person is kept in the run and counts for the licence that was
+shown, and for no other.
+
+The packages are those of the environment in which the engine runs. Where that is another image
+than this step's, `build_engine` reads them there, and this item counts what it found.
 """
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
-from importlib import metadata
+from collections.abc import Sequence
 from typing import Literal
 
+from tuneline.artifacts.licenses import AUDITED, LICENSE_ANSWERS, OPEN_LICENSES, OpenLicenses
 from tuneline.bases import base_of
+from tuneline.config import PipelineConfig
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.models.license_rules import RULES, Use, judge, normalise
+from tuneline.governance.licensing.duties import write_duties
+from tuneline.harness.licensing.findings import Finding, findings_of, of_packages, with_answers
+from tuneline.harness.licensing.packages import package_measurements, write_findings
+from tuneline.models.package_licenses import installed
 from tuneline.run import StepContext
+from tuneline.serving.engines import get_engine
 
-# Packages that a serving image needs at run time; their requirements ship with them.
-SHIPPED_ROOTS = ("xllamacpp", "starlette", "uvicorn", "httpx", "pydantic", "PyYAML", "boto3")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One licence and the rule that decided it.
-
-    Attributes:
-        read_from: where the licence was stated.
-        allowed: True if the use is allowed; None if the table has no rule.
-    """
-
-    kind: Literal["base_model", "dataset", "package"]
-    name: str
-    license: str
-    read_from: str
-    allowed: bool | None
-    rule: str
+# As much of the open licences as a summary can name.
+_SHOWN = 400
 
 
-def package_license(package: metadata.Distribution) -> tuple[str, str]:
-    """Return a package's licence and where its metadata states it."""
-    fields = package.metadata
-    expressions = fields.get_all("License-Expression")
-    if expressions:
-        return expressions[0], "License-Expression"
-    stated = (fields.get_all("License") or [""])[0].strip()
-    # Some packages put the whole licence text there; its first line names it.
-    named = normalise(stated.splitlines()[0] if stated else None)
-    classifiers = [
-        normalise(line.rpartition(" :: ")[2])
-        for line in fields.get_all("Classifier") or []
-        if line.startswith("License ::") and "OSI Approved" not in line.rpartition(" :: ")[2]
-    ]
-    if named in RULES and named != "NOASSERTION":
-        return named, "License"
-    if classifiers:
-        return " AND ".join(classifiers), "classifier"
-    if named != "NOASSERTION":
-        return named[:60], "License"
-    return "NOASSERTION", "no licence in the metadata"
-
-
-def shipped_packages(roots: Iterable[str] = SHIPPED_ROOTS) -> list[metadata.Distribution]:
-    """Return the installed packages of a serving image: the roots and what they require."""
-    seen: dict[str, metadata.Distribution] = {}
-    queue = list(roots)
-    while queue:
-        name = re.sub(r"[-_.]+", "-", queue.pop()).lower()
-        if name in seen:
-            continue
-        try:
-            seen[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        for requirement in seen[name].requires or []:
-            # The requirements of an extra ship only when the extra is asked for.
-            if "extra ==" not in requirement:
-                queue.append(re.split(r"[\s;<>=!~\[(]", requirement, maxsplit=1)[0])
-    return [seen[name] for name in sorted(seen)]
-
-
-def audit(
-    base: tuple[str, str | None, str],
-    datasets: Sequence[tuple[str, str | None]],
-    packages: Iterable[metadata.Distribution],
-    use: Use,
-) -> list[Finding]:
-    """Judge every licence.
-
-    Args:
-        base: name of the base model, its licence, and where that was stated.
-        datasets: address and declared licence of each source of the dataset.
-        packages: packages that ship beside the model.
-        use: the intended use.
-    """
-    findings = []
-    name, stated, source = base
-    license_id = normalise(stated)
-    findings.append(Finding("base_model", name, license_id, source, *judge(license_id, use)))
-    for name, stated in datasets:
-        license_id = normalise(stated)
-        source = "the configuration" if stated else "data.license is not set"
-        findings.append(Finding("dataset", name, license_id, source, *judge(license_id, use)))
-    for package in packages:
-        stated, source = package_license(package)
-        name = f"{package.metadata['Name']} {package.version}"
-        findings.append(Finding("package", name, stated, source, *judge(stated, use)))
-    return findings
+def runs_here(config: PipelineConfig) -> bool:
+    """Return True if the engine runs in the environment of this process."""
+    same_image = config.engine_pods.image == config.pods.image
+    engine = get_engine(config.deployment.engine)
+    return same_image and engine.interpreter() is None and engine.missing() is None
 
 
 def judge_all(findings: Sequence[Finding], profile: str) -> list[Measurement]:
-    """Judge an audit.
+    """Judge the findings on base model and data.
 
     Args:
         findings: the findings, that of the base model first.
-        profile: `laptop`, where data without a stated licence warns, or `production`, where it
-            fails.
+        profile: `laptop`, where a licence that waits for a person warns, or `production`, where
+            it fails; what the rules refuse fails on both.
     """
     model = findings[0]
     data = [f for f in findings if f.kind == "dataset"]
-    packages = [f for f in findings if f.kind == "package"]
-    data_allowed = all(f.allowed is True for f in data)
-    stated = any(f.allowed is not True and f.license != "NOASSERTION" for f in data)
-    breach: Literal["fail", "warn"] = "fail" if profile == "production" or stated else "warn"
-    refused = sum(f.allowed is False and f.license != "NOASSERTION" for f in packages)
-    unknown = sum(f.allowed is None or f.license == "NOASSERTION" for f in packages)
+    wrote = [f for f in findings if f.kind == "generator"]
+    accepted = sum(finding.open_but_accepted for finding in findings)
     return [
         measure("base_model_license", model.license, "SPDX"),
-        measure("base_model_allowed", model.allowed is True, "flag", "==", True),
+        _allowed("base_model_allowed", [model], profile),
         measure("dataset_license", ", ".join(dict.fromkeys(f.license for f in data)), "SPDX"),
-        measure("dataset_allowed", data_allowed, "flag", "==", True, on_breach=breach),
-        measure("packages_audited", len(packages), "packages", ">=", 1),
-        measure("packages_refused", refused, "packages", "==", 0),
-        measure("packages_without_rule", unknown, "packages", "==", 0, on_breach="warn"),
+        _allowed("dataset_allowed", data, profile),
+        *([_allowed("generators_allowed", wrote, profile)] if wrote else []),
+        measure("accepted_by_people", accepted, "licences"),
     ]
+
+
+def _allowed(name: str, findings: Sequence[Finding], profile: str) -> Measurement:
+    refused = any(finding.decision == "refused" for finding in findings)
+    breach: Literal["fail", "warn"] = "fail" if refused or profile == "production" else "warn"
+    allowed = all(finding.allowed for finding in findings)
+    return measure(name, allowed, "flag", "==", True, on_breach=breach)
+
+
+def summarise(findings: Sequence[Finding], use: str, run_uri: str) -> str:
+    """Return what was found, and what to do about licences that wait for a person."""
+    stated = [f"base model {findings[0].license}"]
+    data = dict.fromkeys(f.license for f in findings if f.kind == "dataset")
+    stated.append(f"dataset {', '.join(data)}")
+    packages = sum(f.kind == "package" for f in findings)
+    stated.append(
+        f"{packages} packages beside the engine"
+        if packages
+        else "the packages beside the engine can't be seen here; build_engine reads them"
+    )
+    refused = [f for f in findings if f.decision == "refused"]
+    waiting = [f for f in findings if f.open]
+    said = [f"{use} use is allowed"] if not refused and not waiting else []
+    if refused:
+        said.append("refused: " + _listed(refused))
+    if waiting:
+        said.append(
+            f"a person has to decide: {_listed(waiting)}; `tuneline licenses show {run_uri}` has "
+            "the texts, `tuneline licenses accept` records the decision, then run this step again"
+        )
+    accepted = [f for f in findings if f.open_but_accepted]
+    said += [f"{f.name} ({f.license}) accepted by {f.accepted_by}: {f.reason}" for f in accepted]
+    return f"{', '.join(stated)}: {'; '.join(said)}"
+
+
+def _listed(findings: Sequence[Finding]) -> str:
+    text = "; ".join(f"{f.name}: {f.rule}" for f in findings)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def run(ctx: StepContext) -> Evidence:
     """Audit the run's licences; `licenses.csv` has the table."""
     config = ctx.config
-    use = config.governance.intended_use
     base = base_of(ctx, weights=False)
-    addresses = dict.fromkeys([*config.data.sources, *config.data.holdouts])
-    findings = audit(
-        (config.base_model, base.license, base.license_source),
-        [(address, config.data.license_of(address)) for address in addresses],
-        shipped_packages(),
-        use,
-    )
-    with (ctx.out / "licenses.csv").open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(field.name for field in fields(Finding))
-        writer.writerows(map(astuple, findings))
-    checks = judge_all(findings, config.profile)
-    found = {check.name: check for check in checks}
-    decisive = ("base_model_allowed", "dataset_allowed", "packages_refused")
-    allowed = all(found[name].ok for name in decisive)
-    unclear = "; ".join(f"{f.name}: {f.rule}" for f in findings if f.allowed is not True)
+    if ctx.run.store.exists(LICENSE_ANSWERS.key(ctx.run)):
+        LICENSE_ANSWERS.note(ctx)
+    findings = with_answers(ctx.run, findings_of(config, base))
+    packages: list[Finding] = []
+    if runs_here(config):
+        found = installed(stated=config.governance.package_licenses)
+        packages = with_answers(ctx.run, of_packages(found.packages, config))
+    duties = write_duties(ctx, findings, base.path)
+    every = [*findings, *packages]
+    write_findings(AUDITED.path(ctx), every)
+    OPEN_LICENSES.write(ctx, OpenLicenses(asked=[f.asked for f in every if f.open]))
     return ctx.conclude(
-        f"base model {found['base_model_license'].value}, "
-        f"dataset {found['dataset_license'].value}, "
-        f"{found['packages_audited'].value} shipped packages: "
-        + (f"{use} use is allowed" if allowed else f"refused or unclear: {unclear[:400]}"),
-        checks,
-        rows={"licenses.csv": len(findings)},
+        summarise(every, config.governance.intended_use, ctx.run.uri),
+        [
+            *judge_all(findings, config.profile),
+            *(package_measurements(packages) if packages else []),
+            measure("packages_seen", bool(packages), "flag"),
+            measure("duties_for_people", duties, "duties"),
+        ],
+        rows={AUDITED.name: len(every)},
     )

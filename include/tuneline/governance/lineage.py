@@ -25,6 +25,7 @@ from tuneline.artifacts.governance import (
     Parent,
     StepEnvironment,
 )
+from tuneline.artifacts.licenses import AUDITED
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
     CHECKPOINT_FOLDER,
@@ -41,8 +42,8 @@ from tuneline.catalogue import ITEMS, STEPS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
-from tuneline.governance.documents.facts import LICENSES_FILE
 from tuneline.governance.documents.write import add_documents
+from tuneline.governance.licensing.duties import license_files
 from tuneline.governance.release.basis import BASIS
 from tuneline.governance.release.manifest import put_once, store_files, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
@@ -76,7 +77,7 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     HISTORY,
     ENGINE_IDENTITY,
     ENGINE_REPORT,
-    Artifact("license_audit", LICENSES_FILE),
+    AUDITED,
 )
 
 
@@ -131,7 +132,7 @@ def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path
         compiled = get_engine(model.engine).form == "engine"
         folder = ENGINE_FOLDER if compiled else CHECKPOINT_FOLDER
         files |= {f"{folder}{name}": model.path / name for name in model.files}
-    return files
+    return files | license_files(ctx)
 
 
 def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]:

@@ -33,15 +33,35 @@ _SPDX = {
 
 # First words that identify a licence text without doubt.
 _TEXTS = (
-    (re.compile(r"Apache License\s+Version 2\.0", re.I), "Apache-2.0"),
+    (re.compile(r"Apache License,?\s+Version 2\.0", re.I), "Apache-2.0"),
     (re.compile(r"\bMIT License\b", re.I), "MIT"),
+    (re.compile(r"Permission is hereby granted, free of charge, to any person", re.I), "MIT"),
+    (re.compile(r"LLAMA 4 COMMUNITY LICENSE", re.I), "LicenseRef-llama4"),
     (re.compile(r"LLAMA 3\.3 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.3"),
     (re.compile(r"LLAMA 3\.2 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.2"),
     (re.compile(r"LLAMA 3\.1 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.1"),
     (re.compile(r"META LLAMA 3 COMMUNITY LICENSE", re.I), "LicenseRef-llama3"),
     (re.compile(r"LLAMA 2 COMMUNITY LICENSE", re.I), "LicenseRef-llama2"),
     (re.compile(r"Gemma Terms of Use", re.I), "LicenseRef-gemma"),
+    (re.compile(r"Tongyi Qianwen RESEARCH LICENSE", re.I), "LicenseRef-tongyi-qianwen-research"),
+    (re.compile(r"Tongyi Qianwen LICENSE", re.I), "LicenseRef-tongyi-qianwen"),
+    (re.compile(r"Qwen RESEARCH LICENSE", re.I), "LicenseRef-qwen-research"),
+    (re.compile(r"Qwen LICENSE AGREEMENT", re.I), "LicenseRef-qwen"),
+    (re.compile(r"Mistral AI Research License", re.I), "LicenseRef-MRL-0.1"),
+    (re.compile(r"Mistral AI Non-Production License", re.I), "LicenseRef-MNPL-0.1"),
+    (re.compile(r"DEEPSEEK LICENSE AGREEMENT", re.I), "LicenseRef-deepseek"),
+    (re.compile(r"Falcon 180B TII License", re.I), "LicenseRef-falcon-180b"),
+    (re.compile(r"TII Falcon(?:[- ]LLM)? License", re.I), "LicenseRef-falcon-llm-license"),
+    (re.compile(r"BigScience RAIL License", re.I), "LicenseRef-bigscience-bloom-rail-1.0"),
+    (re.compile(r"(?:CreativeML|BigCode|BigScience)\s+Open\s?RAIL", re.I), "LicenseRef-openrail"),
 )
+_TEXT_CHARACTERS = 2000
+
+
+def license_of_text(text: str) -> str | None:
+    """Return the SPDX identifier that the first words of a licence text give, None if none."""
+    found = (name for pattern, name in _TEXTS if pattern.search(text[:_TEXT_CHARACTERS]))
+    return next(found, None)
 
 
 def to_spdx(name: str) -> str | None:
@@ -79,10 +99,9 @@ def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, s
     if isinstance(config.get("license"), str):
         return to_spdx(config["license"]), "config.json: license"
     for path in sorted(directory.glob("LICEN[SC]E*")):
-        text = path.read_text(encoding="utf-8", errors="replace")[:2000]
-        for pattern, identifier in _TEXTS:
-            if pattern.search(text):
-                return identifier, f"{path.name}: its text"
+        identifier = license_of_text(path.read_text(encoding="utf-8", errors="replace"))
+        if identifier is not None:
+            return identifier, f"{path.name}: its text"
     return None, "not found in the origin note, README.md, config.json or a LICENSE file"
 
 

@@ -1,116 +1,163 @@
-"""A table of the uses that common licences allow.
+"""Judge what a licence allows, by the rules in `license_rules.yaml`.
 
-A summary for a gate, not legal advice. Sources: the SPDX licence list
-(https://spdx.org/licenses/), choosealicense.com's appendix, and the licence texts of
-the model families.
+Every decision is one of three: allowed, refused, or `person`, which asks somebody to read the
+text. A licence that has no rule, or none at all, is never allowed, whatever the use.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
 
-Use = Literal["internal", "commercial", "distribution"]
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuneline.models.license_expression import Expression, Named, parse
+
+Decision = Literal["allowed", "person", "refused"]
+Use = Literal["research", "internal", "hosted", "distributed"]
+Role = Literal["model", "data", "package", "generator"]
+
+NONE = "NOASSERTION"
+# What `governance.intended_use` calls the uses.
+_SETTINGS: dict[Use, str] = {"hosted": "commercial", "distributed": "distribution"}
+_UNSTATED = ("", "unknown", "other", "none", "noassertion", "unlicensed")
+_RANK: dict[Decision, int] = {"allowed": 0, "person": 1, "refused": 2}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Uses = dict[Use, Decision]
+
+
+class _Users(_Part):
+    limit: int
+    binds: list[Use]
+    reason: str
+
+
+class _Region(_Part):
+    region: str
+    always: bool = False
+    reason: str
+    source: str
+
+
+class _Outputs(_Part):
+    decision: Decision
+    reason: str
+
+
+class _ModelName(_Part):
+    begins: str
+    binds: list[Use]
+    reason: str
+
+
+class _Kind(_Part):
+    uses: Uses
+    reason: str
+    as_data: Uses = {}
+    as_package: Uses = {}
+    duties: list[str] = []
+
+
+class Rule(_Part):
+    """What one licence, or a family of them, allows; `license_rules.yaml` explains the fields."""
+
+    ids: list[str] = Field(min_length=1)
+    source: str
+    title: str | None = None
+    names: list[str] | dict[str, list[str]] = []
+    pattern: str | None = None
+    kind: str | None = None
+    uses: Uses = {}
+    reason: str | None = None
+    as_data: Uses = {}
+    as_package: Uses = {}
+    as_generator: Uses = {}
+    generator_reason: str | None = None
+    family: str | None = None
+    users: _Users | None = None
+    not_for: _Region | None = None
+    outputs_train: _Outputs | None = None
+    model_name: _ModelName | None = None
+    notice: str | None = None
+    display: str | None = None
+    duties: list[str] = []
+
+
+class _Exceptions(_Part):
+    ids: list[str]
+    makes: str
+    source: str
+
+
+class _Table(_Part):
+    checked: Any
+    kinds: dict[str, _Kind]
+    exceptions: list[_Exceptions]
+    rules: list[Rule]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The uses that a licence allows, and their condition."""
+class Circumstances:
+    """What a licence is judged for.
 
-    commercial: bool
-    distribution: bool
-    condition: str
+    Attributes:
+        use: the use.
+        monthly_users: monthly active users of the licensee; None if nobody said.
+        in_eu: whether the licensee is at home in the European Union; None if nobody said.
+        multimodal: whether the base model takes more than text.
+        outputs_train: whether answers of the tuned model will train other models.
+        model_name: name of the tuned model.
+        base_family: family of the base model's licence, for data that a model wrote.
+    """
 
-    def allows(self, use: Use) -> bool:
-        """Return True if the use is allowed; distribution means distribution in a product."""
-        if use == "internal":
-            return True
-        return self.commercial and (use == "commercial" or self.distribution)
+    use: Use
+    monthly_users: int | None = None
+    in_eu: bool | None = None
+    multimodal: bool = False
+    outputs_train: bool = False
+    model_name: str = ""
+    base_family: str | None = None
 
 
-_PERMISSIVE = Rule(True, True, "keep the notice")
-_WEAK_COPYLEFT = Rule(True, True, "changes to its own files stay under it")
-_STRONG_COPYLEFT = Rule(True, False, "what is distributed with it must be under it")
-_SHARE_ALIKE = Rule(True, False, "adaptations are shared alike, with attribution")
-_NON_COMMERCIAL = Rule(False, False, "non-commercial use only")
+@dataclass(frozen=True)
+class Judgement:
+    """The decision on a licence.
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        (
-            "Apache-2.0 MIT MIT-0 BSD-2-Clause BSD-3-Clause 0BSD ISC Zlib PSF-2.0 Python-2.0 "
-            "Unlicense CC0-1.0 CC-BY-3.0 CC-BY-4.0 BSL-1.0 HPND CNRI-Python PostgreSQL "
-            "NCSA Unicode-3.0 MIT-CMU BSD Apache CDLA-Permissive-2.0 ODC-By-1.0"
-        ).split(),
-        _PERMISSIVE,
-    ),
-    **dict.fromkeys(
-        (
-            "MPL-2.0 LGPL-2.1-only LGPL-2.1-or-later LGPL-3.0-only LGPL-3.0-or-later LGPL "
-            "EPL-2.0 CDDL-1.0"
-        ).split(),
-        _WEAK_COPYLEFT,
-    ),
-    **dict.fromkeys(
-        (
-            "GPL-2.0-only GPL-2.0-or-later GPL-3.0-only GPL-3.0-or-later GPL AGPL-3.0-only "
-            "AGPL-3.0-or-later AGPL SSPL-1.0"
-        ).split(),
-        _STRONG_COPYLEFT,
-    ),
-    **dict.fromkeys("CC-BY-SA-3.0 CC-BY-SA-4.0 ODbL-1.0".split(), _SHARE_ALIKE),
-    **dict.fromkeys(
-        "CC-BY-NC-4.0 CC-BY-NC-SA-4.0 CC-BY-NC-ND-4.0 CC-BY-NC-2.0 CC-BY-NC-3.0".split(),
-        _NON_COMMERCIAL,
-    ),
-    "CC-BY-ND-4.0": Rule(True, False, "no adapted versions may be distributed"),
-    "llama3": Rule(True, True, "under 700 million monthly users; name Llama in the model's name"),
-    "llama3.1": Rule(True, True, "under 700 million monthly users; name Llama in the model's name"),
-    "llama3.2": Rule(True, True, "under 700 million monthly users; not for EU on vision models"),
-    "llama3.3": Rule(True, True, "under 700 million monthly users; name Llama in the model's name"),
-    "gemma": Rule(True, True, "pass the prohibited-use policy on"),
-    "NOASSERTION": Rule(False, False, "no licence is stated"),
-}
+    Attributes:
+        decision: allowed, refused, or a person has to decide.
+        reason: the rule that decided.
+        source: address of the text that the rule was read from; empty without a rule.
+        rules: the rules that bind, by the licence's id; those not chosen from an OR do not.
+    """
 
-# Names that packages and model cards use for the licences above.
-_ALIASES = {
-    "apache 2.0": "Apache-2.0",
-    "apache-2": "Apache-2.0",
-    "apache2": "Apache-2.0",
-    "apache license 2.0": "Apache-2.0",
-    "apache license, version 2.0": "Apache-2.0",
-    "apache license version 2.0": "Apache-2.0",
-    "apache software license": "Apache-2.0",
-    "apache software license 2.0": "Apache-2.0",
-    "mit license": "MIT",
-    "the mit license": "MIT",
-    "bsd license": "BSD",
-    "bsd-3": "BSD-3-Clause",
-    "3-clause bsd license": "BSD-3-Clause",
-    "bsd 3-clause license": "BSD-3-Clause",
-    "bsd 3-clause": "BSD-3-Clause",
-    "new bsd": "BSD-3-Clause",
-    "new bsd license": "BSD-3-Clause",
-    "modified bsd license": "BSD-3-Clause",
-    "isc license (iscl)": "ISC",
-    "isc license": "ISC",
-    "python software foundation license": "PSF-2.0",
-    "psf": "PSF-2.0",
-    "psf license": "PSF-2.0",
-    "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
-    "mpl 2.0": "MPL-2.0",
-    "the unlicense (unlicense)": "Unlicense",
-    "gnu general public license v3 (gplv3)": "GPL-3.0-only",
-    "gnu general public license v2 (gplv2)": "GPL-2.0-only",
-    "gplv3": "GPL-3.0-only",
-    "gnu affero general public license v3": "AGPL-3.0-only",
-    "gnu lesser general public license v3 (lgplv3)": "LGPL-3.0-only",
-    "gnu library or lesser general public license (lgpl)": "LGPL",
-    "cc by 4.0": "CC-BY-4.0",
-    "cc by 3.0": "CC-BY-3.0",
-    "cc0": "CC0-1.0",
-}
-_BY_LOWER = {name.lower(): name for name in RULES}
+    decision: Decision
+    reason: str
+    source: str
+    rules: Mapping[str, Rule]
+
+
+@cache
+def table() -> _Table:
+    """Return the rules."""
+    import yaml
+
+    text = resources.files("tuneline.models").joinpath("license_rules.yaml").read_text("utf-8")
+    return _Table.model_validate(yaml.safe_load(text))
+
+
+def duties_of(rule: Rule) -> list[str]:
+    """Return what people have to do who use something under a licence."""
+    shared = table().kinds[rule.kind].duties if rule.kind else []
+    return [*shared, *rule.duties]
 
 
 def normalise(text: str | None) -> str:
@@ -119,37 +166,187 @@ def normalise(text: str | None) -> str:
     `NOASSERTION` stands for none; an unknown text is returned as it is.
     """
     cleaned = re.sub(r"\s+", " ", (text or "").strip())
-    lowered = cleaned.lower()
-    if not lowered or lowered in ("unknown", "other", "none"):
-        return "NOASSERTION"
-    # SPDX marks licences that it does not list; the table has some of them.
-    named = lowered.removeprefix("licenseref-")
-    return _ALIASES.get(named) or _BY_LOWER.get(named) or cleaned
+    if cleaned.lower() in _UNSTATED:
+        return NONE
+    key = _key(cleaned)
+    if key in _ids():
+        return _ids()[key][0]
+    return key.upper() if _by_pattern(key) else cleaned
 
 
-def judge(license_id: str, use: Use) -> tuple[bool | None, str]:
+def find_rule(name: str) -> Rule | None:
+    """Return the rule for a licence's name in any spelling, None if there is none."""
+    key = _key(name)
+    return _ids()[key][1] if key in _ids() else _by_pattern(key)
+
+
+def judge(license_id: str, circumstances: Circumstances, role: Role = "model") -> Judgement:
     """Judge whether a licence allows a use.
 
     Args:
-        license_id: an SPDX id or expression with AND, OR and WITH.
-        use: the intended use.
-
-    Returns:
-        True or False with the rule that decides; None for a licence that the table lacks.
+        license_id: an id or an SPDX expression.
+        circumstances: the use and what else the rules ask for.
+        role: what the licence is that of.
     """
-    expression = license_id.replace("(", " ").replace(")", " ").strip()
-    for word, choose in ((" OR ", any), (" AND ", all)):
-        if word in expression:
-            parts = [judge(normalise(part), use) for part in expression.split(word)]
-            reason = "; ".join(why for _, why in parts)
-            verdicts = [allowed for allowed, _ in parts]
-            decisive = choose is any
-            if decisive in verdicts:
-                return decisive, reason
-            return (None, reason) if None in verdicts else (not decisive, reason)
-    name = normalise(expression.split(" WITH ")[0])
-    rule = RULES.get(name)
+    whole = Named(license_id)
+    if license_id == NONE or find_rule(license_id):
+        return _judge(whole, circumstances, role)
+    try:
+        expression = parse(license_id)
+    except ValueError:
+        expression = whole
+    return _judge(expression, circumstances, role)
+
+
+def _judge(expression: Expression, circumstances: Circumstances, role: Role) -> Judgement:
+    if isinstance(expression, Named):
+        return _judge_one(expression, circumstances, role)
+    parts = [_judge(part, circumstances, role) for part in expression.parts]
+    if expression.operator == "OR":
+        # The licensee chooses; the first of the best binds.
+        return min(parts, key=lambda part: _RANK[part.decision])
+    worst = max(parts, key=lambda part: _RANK[part.decision])
+    rules = {name: rule for part in parts for name, rule in part.rules.items()}
+    decisive = [part for part in parts if part.decision == worst.decision]
+    reason = "; ".join(dict.fromkeys(part.reason for part in decisive))
+    return Judgement(worst.decision, reason, worst.source, rules)
+
+
+def _judge_one(named: Named, circumstances: Circumstances, role: Role) -> Judgement:
+    name = normalise(named.name)
+    if name == NONE:
+        return Judgement("person", "no licence is stated", "", {})
+    rule = find_rule(named.name)
     if rule is None:
-        return None, f"{name[:60]}: no rule for this licence"
-    allowed = rule.allows(use)
-    return allowed, f"{name}: {'allows' if allowed else 'refuses'} {use} use ({rule.condition})"
+        return Judgement("person", f"{name[:60]}: there is no rule for this licence", "", {})
+    if named.exception is not None:
+        return _with_exception(name, named.exception, rule, circumstances, role)
+    return _by_rule(name, rule, circumstances, role)
+
+
+def _with_exception(
+    name: str, exception: str, rule: Rule, circumstances: Circumstances, role: Role
+) -> Judgement:
+    shown = f"{name} WITH {exception}"
+    plain = _by_rule(name, rule, circumstances, role)
+    known = next((e for e in table().exceptions if exception in e.ids), None)
+    if known is None:
+        why = f"{shown}: there is no rule for this exception"
+        worst = plain.decision if plain.decision == "refused" else "person"
+        return Judgement(worst, why, rule.source, {shown: rule})
+    eased = table().kinds[known.makes].uses[circumstances.use]
+    if _RANK[eased] >= _RANK[plain.decision]:
+        return plain
+    return Judgement(
+        eased, f"{shown}: {_verb(eased, circumstances.use)}", known.source, plain.rules
+    )
+
+
+def _by_rule(name: str, rule: Rule, circumstances: Circumstances, role: Role) -> Judgement:
+    decision, reason = _uses(rule, role, circumstances)
+    reason = f"{name}: {_verb(decision, circumstances.use)} ({reason})"
+    source = rule.source
+    for check in _CHECKS.get(role, ()):
+        found = check(rule, circumstances)
+        if found is not None and _RANK[found[0]] > _RANK[decision]:
+            decision, reason = found[0], f"{name}: {found[1]}"
+            source = found[2] if len(found) > 2 else rule.source
+    return Judgement(decision, reason, source, {name: rule})
+
+
+def _uses(rule: Rule, role: Role, circumstances: Circumstances) -> tuple[Decision, str]:
+    use = circumstances.use
+    kind = table().kinds[rule.kind] if rule.kind else None
+    reason = rule.reason or (kind.reason if kind else "")
+    uses = {**(kind.uses if kind else {}), **rule.uses}
+    if role == "data":
+        uses |= {**(kind.as_data if kind else {}), **rule.as_data}
+    elif role == "package":
+        uses |= {**(kind.as_package if kind else {}), **rule.as_package}
+    elif role == "generator":
+        reason = rule.generator_reason or reason
+        if rule.family is None or rule.family != circumstances.base_family:
+            uses |= rule.as_generator
+    return uses.get(use, "person"), reason
+
+
+Found = tuple[Decision, str] | tuple[Decision, str, str] | None
+
+
+def _users(rule: Rule, circumstances: Circumstances) -> Found:
+    limit = rule.users
+    if limit is None or circumstances.use not in limit.binds:
+        return None
+    shown = f"{limit.limit // 1_000_000} million monthly users"
+    if circumstances.monthly_users is None:
+        return "person", f"allowed up to {shown}; set governance.monthly_users ({limit.reason})"
+    if circumstances.monthly_users > limit.limit:
+        return "refused", f"refused above {shown} ({limit.reason})"
+    return None
+
+
+def _region(rule: Rule, circumstances: Circumstances) -> Found:
+    bar = rule.not_for
+    if bar is None or not (bar.always or circumstances.multimodal):
+        return None
+    if circumstances.in_eu is None:
+        return "person", f"set governance.domicile ({bar.reason})", bar.source
+    return ("refused", bar.reason, bar.source) if circumstances.in_eu else None
+
+
+def _outputs(rule: Rule, circumstances: Circumstances) -> Found:
+    if not circumstances.outputs_train or rule.outputs_train is None:
+        return None
+    found = rule.outputs_train
+    return found.decision, f"answers that train other models: {found.reason}"
+
+
+def _name(rule: Rule, circumstances: Circumstances) -> Found:
+    wanted = rule.model_name
+    if wanted is None or circumstances.use not in wanted.binds:
+        return None
+    prefix = _key(wanted.begins)
+    if _key(circumstances.model_name).startswith(prefix):
+        return None
+    return (
+        "refused",
+        f"the model's name has to begin with {wanted.begins!r} ({wanted.reason}); set `name: "
+        f"{prefix}-{circumstances.model_name}`",
+    )
+
+
+# What a rule asks for beyond the use, by what the licence is that of.
+_CHECKS: dict[Role, tuple[Callable[[Rule, Circumstances], Found], ...]] = {
+    "model": (_users, _region, _outputs, _name),
+    "generator": (_name,),
+}
+
+
+def _verb(decision: Decision, use: Use) -> str:
+    said = {"allowed": "allows", "refused": "refuses", "person": "a person decides on"}[decision]
+    return f"{said} {_SETTINGS.get(use, use)} use"
+
+
+def _key(name: str) -> str:
+    """Return a name without case, spaces and punctuation; `LicenseRef-` marks unlisted ones."""
+    lowered = name.strip().lower().removeprefix("licenseref-")
+    return re.sub(r"[^a-z0-9.+]+", "-", lowered).strip("-")
+
+
+@cache
+def _ids() -> dict[str, tuple[str, Rule]]:
+    """Return id and rule by every name that a rule lists."""
+    found: dict[str, tuple[str, Rule]] = {}
+    # A family that has a pattern is known by that alone: `CC-BY` without a version is none of it.
+    for rule in (rule for rule in table().rules if rule.pattern is None):
+        names = rule.names if isinstance(rule.names, dict) else {rule.ids[0]: rule.names}
+        for identifier in rule.ids:
+            for name in (identifier, *names.get(identifier, [])):
+                found[_key(name)] = (identifier, rule)
+    return found
+
+
+@cache
+def _by_pattern(key: str) -> Rule | None:
+    rules = (rule for rule in table().rules if rule.pattern and re.search(rule.pattern, key))
+    return next(rules, None)

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from tuneline.artifacts.governance import ManifestFile
+from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES
 from tuneline.artifacts.releases import ADAPTER_FOLDER, MODEL_FILE, Release
 from tuneline.catalogue import ITEMS, Item
 from tuneline.errors import TunelineError
@@ -22,8 +23,6 @@ from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
 from tuneline.failures import ended_by_error
 from tuneline.models.base_model import digest_of
 
-# Written by `license_audit`: one line for each licence.
-LICENSES_FILE = "licenses.csv"
 CONFIG_FILE, DATASET_FILE = "config.json", "dataset.json"
 # Its verdict rests on the manifest, so that the manifest can't state it.
 UNSTATED = "lineage"
@@ -93,9 +92,14 @@ class Facts:
 
     @cached_property
     def licenses(self) -> list[dict[str, str]]:
-        """The lines of `licenses.csv`; none if it was not shipped."""
-        raw = self._bytes(LICENSES_FILE)
-        return list(csv.DictReader(io.StringIO(raw.decode()))) if raw else []
+        """The lines of `licenses.csv`; its packages are those of `packages.csv` where that ships.
+
+        The latter lie in the environment in which the engine answered.
+        """
+        audited, beside_engine = self._rows(AUDITED.name), self._rows(ENGINE_PACKAGES.name)
+        if not beside_engine:
+            return audited
+        return [line for line in audited if line.get("kind") != "package"] + beside_engine
 
     @cached_property
     def production(self) -> bool:
@@ -171,6 +175,10 @@ class Facts:
             load_evidence(raw, stated.file) if raw else None,
             [entry for entry in self.release.manifest.files if entry.name.startswith(folder)],
         )
+
+    def _rows(self, name: str) -> list[dict[str, str]]:
+        raw = self._bytes(name)
+        return list(csv.DictReader(io.StringIO(raw.decode()))) if raw else []
 
     def _json(self, name: str) -> dict[str, Any]:
         raw = self._bytes(name)

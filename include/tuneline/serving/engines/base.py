@@ -199,6 +199,10 @@ class Engine:
         """Return what keeps the engine from being started here, None if nothing does."""
         return f"{self.name} can't be started by a run"
 
+    def interpreter(self) -> str | None:
+        """Return the command of the Python that the engine runs in, None for this one."""
+        return None
+
     def version(self) -> str:
         """Return the engine's package and version, as it is installed here."""
         return self.name

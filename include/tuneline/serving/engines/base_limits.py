@@ -20,6 +20,7 @@ from tuneline.machine.quantity import quantity
 from tuneline.models.base_model import check_directory, is_weights, read_json
 from tuneline.models.license import read_license
 from tuneline.models.license_rules import judge, normalise
+from tuneline.models.license_use import circumstances_of
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ModelFacts, read_facts
 
@@ -99,17 +100,20 @@ def refuse_engine(facts: ModelFacts, config: PipelineConfig, title: str) -> None
 
 
 def refuse_license(facts: ModelFacts, config: PipelineConfig, title: str) -> None:
-    """Refuse a licence that does not allow the intended use, unless license_audit is waived."""
+    """Refuse a licence that forbids the intended use, unless license_audit is waived.
+
+    What the rules leave to a person is asked in license_audit.
+    """
     if any(waiver.item == "license_audit" for waiver in config.waivers):
         return
     stated, source = read_license(facts.path, dict(facts.config))
-    use = config.governance.intended_use
-    allowed, rule = judge(normalise(stated), use)
-    if allowed is not True:
+    circumstances = circumstances_of(config, stated, facts.architecture)
+    found = judge(normalise(stated), circumstances)
+    if found.decision == "refused":
         raise UserError(
-            f"{title}: its licence is not known to allow {use} use: {rule} ({source}). Choose "
-            "another base model, change governance.intended_use, state the licence in its "
-            "README.md (`license:` between two lines of ---), or waive license_audit"
+            f"{title}: its licence forbids {config.governance.intended_use} use: {found.reason} "
+            f"({source}; {found.source}). Choose another base model, change "
+            "governance.intended_use, or waive license_audit"
         )
 
 

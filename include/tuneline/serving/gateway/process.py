@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class Answer:
         served_by: the upstream that answered, from the response's header.
         fallback_reason: why an earlier upstream was left, None if none was.
         seconds: time from sending to the last byte.
+        request_id: id of the request in the ledger; None if the connection broke.
+        attempts: attempts at upstreams that the response names.
     """
 
     status: int
@@ -37,6 +40,8 @@ class Answer:
     served_by: str | None
     fallback_reason: str | None
     seconds: float
+    request_id: str | None = None
+    attempts: int = 1
 
     @property
     def ok(self) -> bool:
@@ -111,6 +116,48 @@ class GatewayProcess(ServerProcess):
         """GET a path without a key, which probes and metrics do not need."""
         return httpx.get(self.base_url + path, timeout=timeout, trust_env=False)
 
+    def restart(self) -> None:
+        """Kill it with SIGKILL, as a crash would, and start it again on the same ledger."""
+        self.kill()
+        self.start()
+
+    @contextmanager
+    def stream(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int,
+        key: str = "trial",
+        extra: Mapping[str, Any] | None = None,
+    ) -> Iterator[tuple[str | None, Iterator[dict[str, Any]]]]:
+        """Open a stream of one chat completion; leaving the block closes the connection.
+
+        Yields:
+            The request's id in the ledger, and the chunks as they come; a broken connection raises
+            `httpx.TransportError`.
+        """
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **(extra or {}),
+        }
+        with httpx.stream(
+            "POST",
+            self.base_url + "/v1/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {self.keys[key]}"},
+            timeout=60.0,
+            trust_env=False,
+        ) as response:
+            lines = (line for line in response.iter_lines() if line.startswith("data: {"))
+            chunks = (json.loads(line.removeprefix("data: ")) for line in lines)
+            yield response.headers.get("x-request-id"), chunks
+
     def chat(
         self,
         model: str,
@@ -147,4 +194,6 @@ class GatewayProcess(ServerProcess):
             response.headers.get("x-tuneline-served-by"),
             response.headers.get("x-tuneline-fallback-reason"),
             time.perf_counter() - started,
+            response.headers.get("x-request-id"),
+            1 + response.headers.get("x-tuneline-attempts", "").count(","),
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.ledger import SCHEMA_VERSION
+from tuneline.serving.gateway.ledger import SCHEMA_VERSION, UsageRow
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ FROM usage WHERE time >= ? AND time < ?
 GROUP BY upstream, model_served, currency ORDER BY upstream, model_served, currency
 """
 
+_ROWS = f"""
+SELECT {", ".join(field.name for field in fields(UsageRow))}
+FROM usage WHERE kind = 'request' AND time >= ? AND time < ? ORDER BY time, attempt
+"""  # noqa: S608 (our own column names)
+
 
 def usage_by_key(
     db: Path, since: datetime | None = None, until: datetime | None = None
@@ -101,6 +106,16 @@ def totals_by_upstream(
         One row per upstream, model and currency, by name.
     """
     return [UpstreamTotals(*row) for row in _query(db, _BY_UPSTREAM, since, until)]
+
+
+def rows_between(
+    db: Path, since: datetime | None = None, until: datetime | None = None
+) -> list[UsageRow]:
+    """Read the attempts themselves, pings and warm-up left out, in the order in which they began.
+
+    Args and Raises are those of `usage_by_key`.
+    """
+    return [UsageRow(*row) for row in _query(db, _ROWS, since, until)]
 
 
 def _query(

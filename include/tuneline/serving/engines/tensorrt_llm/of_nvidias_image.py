@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tuneline.serving.engines.base import Engine
+from tuneline.serving.engines.tensorrt_llm.commands import PYTHON
 from tuneline.serving.engines.tensorrt_llm.identity import installed_versions
 
 
@@ -12,6 +13,10 @@ class OfNvidiasImage(Engine):
     """An engine of TensorRT-LLM: it runs on GPUs alone and is given merged models alone."""
 
     serves_adapters: ClassVar[bool] = False
+
+    def interpreter(self) -> str | None:
+        """Return NVIDIA's Python."""
+        return PYTHON
 
     def version(self) -> str:
         """Return the version of TensorRT-LLM in this image."""

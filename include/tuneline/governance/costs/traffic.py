@@ -1,0 +1,269 @@
+"""The traffic of the trial: streams, clients that leave, fallbacks, retries, a killed gateway.
+
+Each kind runs alone, so that the engine's counters over it are those of its requests. Requests
+that are cut off ask for more tokens than they will see: an engine that generates on after its
+client has left is found out by its counters.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from tuneline.errors import RetryableError
+from tuneline.evidence import Measurement
+from tuneline.governance.costs.phase import Phase, Received, Tokens, bounded, exact, killed
+from tuneline.harness.served_models import ALIAS
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.gateway.ledger import UsageRow
+from tuneline.serving.gateway.process import GatewayProcess
+from tuneline.serving.gateway.usage import rows_between
+from tuneline.serving.server_process import free_port
+
+# Requests of each kind. Few, so that the step stays under a minute on two cores.
+STREAMS, ABORTS, FALLBACKS, TIMEOUTS, RETRIES, AFTERWARDS = 4, 3, 2, 2, 2, 2
+MAX_TOKENS = 24
+LONG_TOKENS = 96
+# Pieces after which a client leaves.
+LEAVES_AFTER = 3
+# An engine may take this long to notice that nobody listens any more, in seconds.
+NOTICES_WITHIN = 0.25
+# Tokens on their way between engine, gateway and client at the moment of leaving.
+ON_THE_WAY = 8
+# A patience in which no long answer comes, in seconds.
+IMPATIENT = 0.02
+# No engine is trusted by it, so that the low-confidence path must be taken.
+_IMPOSSIBLE_CONFIDENCE = -1e-9
+_SETTLES_WITHIN, _PAUSE = 10.0, 0.1
+# An answer that goes on to its limit, whatever the model has to say.
+_ENDLESS = {"ignore_eos": True}
+
+KEY = "others"
+# Models of the gateway: each has a chain of its own over the one engine.
+CALM, UNREACHABLE, UNSURE, HASTY = ALIAS, "unreachable", "unsure", "hasty"
+
+
+def upstreams(server: EngineServer, price: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return the upstreams of the trial's gateway; all but the dead one are the same engine."""
+    return [
+        server.upstream("primary", price=price),
+        {
+            **server.upstream("dead", connect_timeout_s=1.0, ping=False),
+            "base_url": f"http://127.0.0.1:{free_port()}/v1",
+        },
+        server.upstream("impatient", answer_timeout_s=IMPATIENT, price=price, ping=False),
+        server.upstream("second", price=price, ping=False),
+    ]
+
+
+def models() -> list[dict[str, Any]]:
+    """Return the models of the trial's gateway."""
+    doubt = {"min_mean_logprob": _IMPOSSIBLE_CONFIDENCE}
+    return [
+        {"id": CALM, "chain": ["primary"]},
+        {"id": UNREACHABLE, "chain": ["dead", "second"]},
+        {"id": UNSURE, "chain": ["primary", "second"], "low_confidence": doubt},
+        {"id": HASTY, "chain": ["impatient", "second"]},
+    ]
+
+
+@dataclass
+class Traffic:
+    """A gateway over an engine, whose counters are read around each kind of request.
+
+    Attributes:
+        gateway: the running gateway.
+        server: the running engine.
+        prompts: prompts, of which each request takes the next one.
+        unseen: completion tokens that the engine may generate until it notices that its client
+            has left.
+    """
+
+    gateway: GatewayProcess
+    server: EngineServer
+    prompts: Iterator[Messages]
+    unseen: int
+
+    def run(self) -> list[Measurement]:
+        """Send every kind of request, and compare what the witnesses counted."""
+        streams = self._phase("streams", [self._stream] * STREAMS)
+        aborted = self._phase("aborted", [self._leave] * ABORTS, cut=ABORTS, unseen=self.unseen)
+        fell_back = [lambda: self._whole(UNREACHABLE), lambda: self._whole(UNSURE)]
+        fallbacks = self._phase("fallbacks", fell_back * FALLBACKS)
+        timeouts = self._phase(
+            "timeouts",
+            [lambda: self._whole(HASTY, LONG_TOKENS)] * TIMEOUTS,
+            cut=TIMEOUTS,
+            # The gateway sees nothing of a whole answer before its end.
+            unseen=LONG_TOKENS,
+        )
+        retries = self._phase(
+            "retries", [self._give_up, self._whole] * RETRIES, cut=RETRIES, unseen=LONG_TOKENS
+        )
+        return [
+            *exact(streams),
+            *bounded(aborted),
+            *exact(fallbacks),
+            *bounded(timeouts),
+            *bounded(retries),
+            *self._kill(),
+        ]
+
+    def _kill(self) -> list[Measurement]:
+        """Kill the gateway amid streams, start it again on the same ledger, and ask on."""
+        before: list[UsageRow] = []
+
+        def ask() -> list[Received]:
+            before.extend(rows_between(self.gateway.ledger))
+            return [self._cut_off(), *(self._whole() for _ in range(AFTERWARDS))]
+
+        phase = self._counted("killed", ask, cut=1, unseen=LONG_TOKENS, wait_for=AFTERWARDS)
+        return killed(phase, before, rows_between(self.gateway.ledger))
+
+    def _cut_off(self) -> Received:
+        """Return what a client had of its stream when the gateway was killed."""
+        begun = threading.Event()
+        had: list[Received] = []
+
+        def listen(prompt: Messages) -> None:
+            chunks, usage, request_id = 0, None, None
+            with suppress(httpx.HTTPError), self._open(prompt, LONG_TOKENS) as (given, pieces):
+                request_id = given
+                for piece in pieces:
+                    chunks += _has_text(piece)
+                    usage = _usage(piece) or usage
+                    begun.set()
+            had.append(Received(usage, chunks, request_id))
+
+        client = threading.Thread(target=listen, args=(next(self.prompts),))
+        client.start()
+        begun.wait(_SETTLES_WITHIN)
+        self.gateway.restart()
+        client.join()
+        return had[0]
+
+    def _phase(
+        self,
+        name: str,
+        requests: list[Callable[[], Received]],
+        *,
+        cut: int = 0,
+        unseen: int = 0,
+    ) -> Phase:
+        """Send requests one after the other, and count them by all witnesses."""
+        return self._counted(
+            name,
+            lambda: [ask() for ask in requests],
+            cut=cut,
+            unseen=unseen,
+            wait_for=len(requests),
+        )
+
+    def _counted(
+        self,
+        name: str,
+        ask: Callable[[], list[Received]],
+        *,
+        cut: int,
+        unseen: int,
+        wait_for: int,
+    ) -> Phase:
+        before, since = self._counters(), datetime.now(UTC)
+        received = ask()
+        rows = self._rows(since, wait_for)
+        after = self._counters()
+        engine = Tokens(after.prompt - before.prompt, after.completion - before.completion)
+        return Phase(name, received, rows, engine, cut, unseen)
+
+    def _counters(self) -> Tokens:
+        """Return the engine's counters, once they stand still.
+
+        Raises:
+            RetryableError: if they do not.
+        """
+        deadline = time.monotonic() + _SETTLES_WITHIN
+        before: Tokens | None = None
+        while time.monotonic() < deadline:
+            found = self.server.counters()
+            now = Tokens(found.prompt_tokens, found.completion_tokens)
+            if now == before:
+                return now
+            before = now
+            time.sleep(_PAUSE)
+        raise RetryableError("the engine went on generating although nobody asked it")
+
+    def _rows(self, since: datetime, requests: int) -> list[UsageRow]:
+        """Return the ledger's rows since a moment, once so many requests have one."""
+        deadline = time.monotonic() + _SETTLES_WITHIN
+        while True:
+            rows = rows_between(self.gateway.ledger, since)
+            if len({row.request_id for row in rows}) >= requests or time.monotonic() > deadline:
+                return rows
+            time.sleep(_PAUSE)
+
+    def _whole(self, model: str = CALM, tokens: int = MAX_TOKENS) -> Received:
+        """Ask for a whole answer and wait for it."""
+        return self._asked(model, tokens, patience=60.0)
+
+    def _give_up(self) -> Received:
+        """Ask for a whole answer and leave before it comes, as a client that will try again."""
+        return self._asked(CALM, LONG_TOKENS, patience=IMPATIENT)
+
+    def _asked(self, model: str, tokens: int, patience: float) -> Received:
+        answer = self.gateway.chat(
+            model,
+            next(self.prompts),
+            max_tokens=tokens,
+            key=KEY,
+            timeout=patience,
+            extra=_ENDLESS if tokens == LONG_TOKENS else None,
+        )
+        usage = _usage(answer.body) if answer.ok else None
+        return Received(usage, 0, answer.request_id, answer.attempts)
+
+    def _stream(self) -> Received:
+        """Read a stream to its end."""
+        usage, chunks = None, 0
+        with self._open(next(self.prompts), MAX_TOKENS) as (request_id, pieces):
+            for piece in pieces:
+                chunks += _has_text(piece)
+                usage = _usage(piece) or usage
+        return Received(usage, chunks, request_id)
+
+    def _leave(self) -> Received:
+        """Leave a stream after its first pieces."""
+        chunks = 0
+        with self._open(next(self.prompts), LONG_TOKENS) as (request_id, pieces):
+            for piece in pieces:
+                chunks += _has_text(piece)
+                if chunks == LEAVES_AFTER:
+                    break
+        return Received(None, chunks, request_id)
+
+    def _open(self, prompt: Messages, tokens: int) -> Any:
+        extra = _ENDLESS if tokens == LONG_TOKENS else None
+        return self.gateway.stream(CALM, prompt, max_tokens=tokens, key=KEY, extra=extra)
+
+
+def unseen_tokens(tokens_per_second: float) -> int:
+    """Return the tokens that an engine may generate until it notices that its client has left."""
+    return ON_THE_WAY + round(NOTICES_WITHIN * tokens_per_second)
+
+
+def _usage(body: Mapping[str, Any]) -> Tokens | None:
+    usage = body.get("usage")
+    if not usage:
+        return None
+    return Tokens(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
+
+
+def _has_text(piece: Mapping[str, Any]) -> bool:
+    return any((choice.get("delta") or {}).get("content") for choice in piece.get("choices") or [])

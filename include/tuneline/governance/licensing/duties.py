@@ -1,0 +1,114 @@
+"""The files of a release that its licences ask for: NOTICE, LICENSES.md and the licence texts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuneline.artifacts.licenses import ENGINE_PACKAGES, LICENSE_TEXTS, LICENSES, NOTICE
+from tuneline.config import PipelineConfig
+from tuneline.errors import UserError
+from tuneline.harness.licensing.findings import Finding
+from tuneline.models.license_rules import Rule, duties_of, table
+from tuneline.run import StepContext
+
+_TITLES = {
+    "base_model": "Base model",
+    "dataset": "Data",
+    "generator": "Model that wrote answers of the data",
+}
+_TEXT_FILES = ("LICEN[SC]E*", "NOTICE*", "USE_POLICY*")
+
+
+def write_duties(ctx: StepContext, findings: Sequence[Finding], base: Path) -> int:
+    """Write the files; return the number of duties that people have to see to.
+
+    Args:
+        ctx: the step.
+        findings: those of base model and data.
+        base: directory of the base model.
+    """
+    texts = _copy_texts(base, ctx.out / LICENSE_TEXTS)
+    NOTICE.path(ctx).write_text(notice_text(ctx.config, findings), encoding="utf-8")
+    document = licenses_text(ctx.config, findings, texts)
+    LICENSES.path(ctx).write_text(document, encoding="utf-8")
+    return document.count("\n- [ ] ")
+
+
+def _copy_texts(base: Path, folder: Path) -> list[str]:
+    """Copy the licence files of the base model; return their names."""
+    names = sorted({p.name for pattern in _TEXT_FILES for p in base.glob(pattern) if p.is_file()})
+    for name in names:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base / name, folder / name)
+    return names
+
+
+def notice_text(config: PipelineConfig, findings: Sequence[Finding]) -> str:
+    """Return the file NOTICE: what the model was made from, and the lines that licences ask for."""
+    lines = [
+        f"{config.name}",
+        "",
+        f"This model was made from {config.base_model} by fine-tuning; its weights were changed.",
+        "",
+    ]
+    for finding in findings:
+        lines.append(f"{_TITLES[finding.kind]}: {finding.name} ({finding.license})")
+    notices = dict.fromkeys(r.notice for f in findings for r in f.rules.values() if r.notice)
+    shown = dict.fromkeys(r.display for f in findings for r in f.rules.values() if r.display)
+    lines += ["", *(line for line in notices if line), *(line for line in shown if line)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def licenses_text(config: PipelineConfig, findings: Sequence[Finding], texts: Sequence[str]) -> str:
+    """Return LICENSES.md: each licence, its text or address, and what people have to do."""
+    parts = [
+        f"# Licences of {config.name}",
+        f"Judged for {config.governance.intended_use} use by the rules of {table().checked}. The "
+        "rules are a summary for a gate and not legal advice. Boxes are duties that files can't "
+        "fulfil.",
+    ]
+    for finding in findings:
+        lines = [f"## {_TITLES[finding.kind]}: {finding.name}", ""]
+        lines.append(f"- licence: {finding.license}, read from {finding.read_from}")
+        lines.append(f"- decision: {_decision(finding)}")
+        if finding.kind == "base_model" and texts:
+            lines.append("- text: " + ", ".join(f"`{LICENSE_TEXTS}/{name}`" for name in texts))
+        lines += [f"- {name}: {rule.source}" for name, rule in finding.rules.items()]
+        if finding.text and not finding.rules:
+            lines.append(f"- page: {finding.text}")
+        lines += [f"- [ ] {duty}" for rule in finding.rules.values() for duty in _duties(rule)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _decision(finding: Finding) -> str:
+    if finding.open_but_accepted:
+        return f"accepted by {finding.accepted_by}: {finding.reason} (the rules: {finding.rule})"
+    return f"{finding.decision}: {finding.rule}"
+
+
+def _duties(rule: Rule) -> list[str]:
+    shown = [f"show “{rule.display}” in the product or its documentation"] if rule.display else []
+    return [*shown, *duties_of(rule)]
+
+
+def license_files(ctx: StepContext) -> dict[str, Path]:
+    """Fetch the files that ship for the sake of licences: local file by name in the release.
+
+    A run whose audit left none, since it ended with an error, ships none; the checklist says so.
+    """
+    files = {}
+    for step, names in (
+        (LICENSES.step, (NOTICE.name, LICENSES.name)),
+        (ENGINE_PACKAGES.step, (ENGINE_PACKAGES.name,)),
+    ):
+        try:
+            artifacts = ctx.entry(step).artifacts
+        except UserError:
+            continue
+        for ref in artifacts:
+            if ref.name in names or ref.name.startswith(f"{LICENSE_TEXTS}/"):
+                files[ref.name] = ctx.input(step, ref.name)
+    return files

@@ -1,0 +1,1 @@
+"""Licences of base model, data and packages, with the rule or the person that decides on each."""

@@ -1,0 +1,188 @@
+"""The licences of a run, each with the rule or the person that decided on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from tuneline.artifacts.base_model import BASE, StoredBase
+from tuneline.artifacts.licenses import (
+    OPEN_LICENSES,
+    OPEN_PACKAGES,
+    AskedLicense,
+    LicenseAnswer,
+    OpenLicenses,
+)
+from tuneline.config import PipelineConfig
+from tuneline.human_answers.license_answers import accepted
+from tuneline.models import BaseModel
+from tuneline.models.license_rules import (
+    Circumstances,
+    Decision,
+    Role,
+    Rule,
+    judge,
+    normalise,
+)
+from tuneline.models.license_use import circumstances_of, generators_of
+from tuneline.models.package_licenses import PackageLicense
+from tuneline.run import Run
+
+Kind = Literal["base_model", "dataset", "generator", "package"]
+_ROLES: dict[Kind, Role] = {
+    "base_model": "model",
+    "dataset": "data",
+    "generator": "generator",
+    "package": "package",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One licence and what decided on it.
+
+    Attributes:
+        name: what is under the licence.
+        read_from: where the licence was stated.
+        decision: what the rules say.
+        rule: the rule that decided.
+        text: address of the licence's text.
+        accepted_by: who accepted it where the rules ask for a person; empty if nobody did.
+        reason: that person's reason.
+        rules: the rules that bind, by the licence's id.
+    """
+
+    kind: Kind
+    name: str
+    license: str
+    read_from: str
+    decision: Decision
+    rule: str
+    text: str
+    accepted_by: str = ""
+    reason: str = ""
+    rules: Mapping[str, Rule] = field(default_factory=dict, repr=False)
+
+    @property
+    def allowed(self) -> bool:
+        """True if the rules allow the use, or a person accepted what they leave open."""
+        return self.decision == "allowed" or self.open_but_accepted
+
+    @property
+    def open(self) -> bool:
+        """True if it waits for a person."""
+        return self.decision == "person" and not self.accepted_by
+
+    @property
+    def open_but_accepted(self) -> bool:
+        """True if a person accepted it; what the rules refuse can only be waived."""
+        return self.decision == "person" and bool(self.accepted_by)
+
+    @property
+    def asked(self) -> AskedLicense:
+        """The question about it."""
+        return AskedLicense(
+            kind=self.kind, name=self.name, license=self.license, why=self.rule, text=self.text
+        )
+
+    @property
+    def row(self) -> list[str]:
+        """Its row in `licenses.csv`."""
+        return [str(getattr(self, name)) for name in COLUMNS]
+
+
+COLUMNS = "kind name license read_from decision rule text accepted_by reason".split()
+
+
+def findings_of(config: PipelineConfig, base: BaseModel | StoredBase) -> list[Finding]:
+    """Judge the base model, the sources of the dataset, and the models that wrote answers of it.
+
+    Returns:
+        The findings, that of the base model first.
+    """
+    circumstances = circumstances_of(config, base.license, base.architecture)
+    found = [
+        _finding("base_model", config.base_model, base.license, base.license_source, circumstances)
+    ]
+    if not found[0].text:
+        found[0] = replace(found[0], text=_page(config.base_model))
+    addresses = list(dict.fromkeys([*config.data.sources, *config.data.holdouts]))
+    for address in addresses:
+        stated = config.data.license_of(address)
+        source = "the configuration" if stated else "data.license is not set"
+        found.append(_finding("dataset", address, stated, source, circumstances))
+    for address, stated in generators_of(config, addresses).items():
+        found.append(
+            _finding("generator", address, stated, "governance.generated_by", circumstances)
+        )
+    return found
+
+
+def _page(uri: str) -> str:
+    """Return the page of a model on the hub, empty for models from elsewhere."""
+    scheme, _, rest = uri.partition("://")
+    return f"https://huggingface.co/{rest.partition('@')[0]}" if scheme == "hf" else ""
+
+
+def of_packages(packages: Iterable[PackageLicense], config: PipelineConfig) -> list[Finding]:
+    """Judge the packages of an environment."""
+    circumstances = circumstances_of(config, None, "")
+    return [
+        _finding(
+            "package",
+            f"{package.name} {package.version}",
+            package.license,
+            package.read_from,
+            circumstances,
+        )
+        for package in packages
+    ]
+
+
+def _finding(
+    kind: Kind, name: str, stated: str | None, read_from: str, circumstances: Circumstances
+) -> Finding:
+    license_id = normalise(stated)
+    found = judge(license_id, circumstances, _ROLES[kind])
+    return Finding(
+        kind,
+        name,
+        license_id,
+        read_from,
+        found.decision,
+        found.reason,
+        found.source,
+        rules=found.rules,
+    )
+
+
+def with_answers(run: Run, findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings with the answers that people gave to them."""
+    answers: Mapping[tuple[str, str, str], LicenseAnswer] = accepted(run)
+    found = []
+    for finding in findings:
+        answer = answers.get(finding.asked.subject)
+        if answer is not None and finding.decision == "person":
+            finding = replace(finding, accepted_by=answer.by, reason=answer.reason)  # noqa: PLW2901
+        found.append(finding)
+    return found
+
+
+def open_of_run(run: Run) -> list[AskedLicense]:
+    """Return the licences of base model and data that wait for a person.
+
+    They are known once fetch_base has run, so that the question comes before the audit.
+    """
+    base = BASE.find(run)
+    if base is None:
+        return (OPEN_LICENSES.find(run) or OpenLicenses()).asked
+    return [f.asked for f in with_answers(run, findings_of(run.config, base)) if f.open]
+
+
+def open_packages_of_run(run: Run) -> list[AskedLicense]:
+    """Return the packages that wait for a person, as audit and engine build found them."""
+    answered = accepted(run)
+    stated = [document.find(run) or OpenLicenses() for document in (OPEN_LICENSES, OPEN_PACKAGES)]
+    found = {a.subject: a for listed in stated for a in listed.asked if a.kind == "package"}
+    return [asked for subject, asked in found.items() if subject not in answered]

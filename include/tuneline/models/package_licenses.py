@@ -1,0 +1,121 @@
+"""The licences of the packages in an environment, read from their own metadata.
+
+The order of trust is that of PEP 639: expression, then the licence field, then the trove
+classifiers, then the first words of the licence files.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.errors import TunelineError
+from tuneline.models import package_metadata
+from tuneline.models.license import license_of_text
+from tuneline.models.license_rules import NONE, find_rule, normalise
+
+_LONGEST_NAME = 60
+_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class PackageLicense:
+    """A package's licence.
+
+    Attributes:
+        license: SPDX id or expression, or what the package says instead.
+        read_from: where it is stated.
+    """
+
+    name: str
+    version: str
+    license: str
+    read_from: str
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The packages of one environment.
+
+    Attributes:
+        prefix: where it lies.
+        packages: its packages, by name.
+    """
+
+    prefix: str
+    packages: list[PackageLicense]
+
+    def has(self, package: str) -> bool:
+        """Return True if a package is in it."""
+        return any(_same(found.name, package) for found in self.packages)
+
+
+def installed(python: str | None = None, stated: Mapping[str, str] | None = None) -> Environment:
+    """Read the packages of an environment.
+
+    Args:
+        python: the Python of another environment; None reads that of this process.
+        stated: licences of packages whose own metadata state none, by name.
+
+    Raises:
+        TunelineError: if the other Python can't be asked.
+    """
+    if python is None:
+        raw: dict[str, Any] = {"prefix": sys.prefix, "packages": package_metadata.stated_licenses()}
+    else:
+        raw = _asked(python)
+    known = dict(stated or {})
+    return Environment(raw["prefix"], [_package(entry, known) for entry in raw["packages"]])
+
+
+def _asked(python: str) -> dict[str, Any]:
+    command = [python, "-I", str(package_metadata.__file__)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
+        found: dict[str, Any] = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise TunelineError(f"{python} does not list its packages: {error}") from None
+    return found
+
+
+def _package(entry: Mapping[str, Any], stated: Mapping[str, str]) -> PackageLicense:
+    license_id, source = read(entry)
+    if license_id == NONE:
+        for name, given in stated.items():
+            if _same(name, entry["name"]):
+                license_id, source = normalise(given), "governance.package_licenses"
+    return PackageLicense(entry["name"], entry["version"], license_id, source)
+
+
+def read(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a package's licence and where its metadata state it.
+
+    Args:
+        entry: the package as `stated_licenses` describes it.
+    """
+    if entry["expression"]:
+        return entry["expression"], "License-Expression"
+    field = (entry["license"] or "").strip()
+    # Some packages put the whole licence text there; its first line names it.
+    named = normalise(field.splitlines()[0] if field else None)
+    if named != NONE and find_rule(named):
+        return named, "License"
+    classified = [normalise(name) for name in entry["classifiers"] if name != "OSI Approved"]
+    if classified:
+        return " AND ".join(classified), "classifier"
+    from_text = next(filter(None, map(license_of_text, [field, *entry["texts"]])), None)
+    if from_text is not None:
+        return normalise(from_text), "the text of its licence"
+    if named != NONE:
+        return named[:_LONGEST_NAME], "License"
+    return NONE, "no licence in the metadata"
+
+
+def _same(one: str, other: str) -> bool:
+    """Compare names as PEP 503 does."""
+    plain = [name.lower().replace("_", "-").replace(".", "-") for name in (one, other)]
+    return plain[0] == plain[1]
