@@ -175,6 +175,13 @@ class Model:
         default = DeploymentConfig.model_fields["engine"].default
         return str(self._section("deployment").get("engine", default))
 
+    @property
+    def profile(self) -> str:
+        """The profile that its runs have by its file and its preset."""
+        preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")
+        default = PipelineConfig.model_fields["profile"].default
+        return str({"profile": default, **preset, **self.file.settings}["profile"])
+
     def _section(self, name: str) -> dict[str, Any]:
         """Return a section of the settings, from the preset and the file."""
         preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")

@@ -42,6 +42,11 @@ from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
 from tuneline.governance.release.manifest import put_once, write_manifest
+from tuneline.governance.release.policy_record import (
+    policy_copy,
+    policy_measurements,
+    policy_stated,
+)
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
@@ -291,6 +296,7 @@ def describe(
         environments=environments(ctx.run),
         previous_version=parent.version if parent else None,
         parent=parent,
+        policy=policy_stated(ctx.run),
         signature=public_part(Path(key)) if key else None,
         files=files,
     )
@@ -322,7 +328,7 @@ def run(ctx: StepContext) -> Evidence:
     model = shipped_model(ctx)
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
-    files = {**collect_files(ctx, model), **evidence_files, "config.json": config_file}
+    files = {**collect_files(ctx, model), **evidence_files, **policy_copy(ctx), "config.json": config_file}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)
@@ -343,5 +349,6 @@ def run(ctx: StepContext) -> Evidence:
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
+            *policy_measurements(ctx.run),
         ],
     )
