@@ -114,7 +114,7 @@ def _wire(model: Model) -> None:
         optional[before] >> tasks[step_id].first
     for earlier in ("license_audit", "final_audit"):
         tasks[earlier].last >> trials
-    # People read rows while the later data items are at work; the final audit judges what they found.
+    # People read rows while the later data items are at work; the final audit judges them.
     tasks["pii_scrubbing"].last >> rows_assigned
     tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first
     tasks["prepare_review"].last >> pairs_assigned

@@ -384,3 +384,11 @@ def test_a_waiver_of_a_limit_that_is_not_there_is_refused(waiver, sentence):
     with pytest.raises(UserError) as refused:
         made(waivers=[{**LIMIT, **waiver}])
     assert sentence in str(refused.value)
+
+
+def test_waivers_are_a_list_in_the_overrides(tmp_path, dataset):
+    waiver = {"item": "cold_start", "reason": "served from a warm pool"}
+    run = created(tmp_path, dataset, {"waivers": [waiver]})
+    assert [(one.item, one.limit) for one in run.config.waivers] == [("cold_start", None)]
+    with pytest.raises(UserError, match=r"waivers"):
+        created(tmp_path, dataset, {"waivers": {"item": "cold_start"}})

@@ -80,5 +80,7 @@ def test_skipped_rows_leave_nothing(dag, lab):
 
 def test_rows_that_were_not_read_are_asked_about_again(dag, lab):
     with pytest.raises(AirflowException, match="tick that every row was read"):
-        operator(dag, [11, 12]).execute_complete(context(lab), answer({11: None, 12: None}, read=False))
+        operator(dag, [11, 12]).execute_complete(
+            context(lab), answer({11: None, 12: None}, read=False)
+        )
     assert dag.get_task("review_rows").retries == 5

@@ -142,9 +142,7 @@ LIMITS: tuple[Limit, ...] = (
     ),
     *_limits("human_review", "lower", "evaluation.review_alpha"),
     *_limits("adapter_merging", "lower", "deployment.max_merge_loss"),
-    *_limits(
-        "production_quantization", "lower", "deployment.max_metric_drop", "deployment.max_kl"
-    ),
+    *_limits("production_quantization", "lower", "deployment.max_metric_drop", "deployment.max_kl"),
 )
 
 # Numbers that no policy bounds, by the reason.

@@ -34,7 +34,6 @@ from tuneline.config.section import Section
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 
-
 # Entities whose leaks have a limit of their own unless data.pii_max_leak names them.
 NAMES = ("PERSON", "LOCATION")
 

@@ -328,7 +328,12 @@ def run(ctx: StepContext) -> Evidence:
     model = shipped_model(ctx)
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
-    files = {**collect_files(ctx, model), **evidence_files, **policy_copy(ctx), "config.json": config_file}
+    files = {
+        **collect_files(ctx, model),
+        **evidence_files,
+        **policy_copy(ctx),
+        "config.json": config_file,
+    }
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)

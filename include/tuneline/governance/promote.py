@@ -27,6 +27,7 @@ from tuneline.run import Run, StepContext
 from tuneline.store import Changed
 from tuneline.verdicts import checklist, looser_limits, valid_waivers
 
+
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
     """Return what stands in the way of the release, one sentence for each reason."""
     config = ctx.config

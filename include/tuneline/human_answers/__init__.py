@@ -111,4 +111,3 @@ def record_approval(
     kept = earlier.model_copy(update={"approvals": [*earlier.approvals, answer]})
     APPROVALS.put(run, kept)
     return answer
-

@@ -120,6 +120,10 @@ def test_the_question_about_waivers_shows_value_limit_and_reason(finished_lab):
 
 
 def test_a_waiver_that_waives_nothing_says_so(finished_lab):
-    limit = {"item": "holdout_performance", "limit": "evaluation.min_gain", "reason": "just in case"}
+    limit = {
+        "item": "holdout_performance",
+        "limit": "evaluation.min_gain",
+        "reason": "just in case",
+    }
     lab = finished_lab(profile="production", waivers=[limit])
     assert "is within the policy, so nothing is waived" in waivers_question(lab.run, TAB)

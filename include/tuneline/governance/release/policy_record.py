@@ -1,4 +1,4 @@
-"""What a release says of the platform's policy: which one it was, and the limits that are looser."""
+"""State in a release which policy it was made under, and which limits are looser."""
 
 from __future__ import annotations
 

@@ -58,9 +58,9 @@ def form_body(run: Run, numbers: Sequence[int]) -> str:
     sheet = _sheet(run)
     kinds = ", ".join([*KINDS, OTHER])
     told = (
-        "Scrubbing has replaced what it found by `[TYPE]`. Is anything left that tells who somebody "
-        "is, or a secret? Leave the field of a row empty if nothing is. Otherwise copy each piece "
-        f"as `TYPE: text`, several with `{BETWEEN}` between them. Types: {kinds}."
+        "Scrubbing has replaced what it found by `[TYPE]`. Is anything left that tells who "
+        "somebody is, or a secret? Leave the field of a row empty if nothing is. Otherwise copy "
+        f"each piece as `TYPE: text`, several with `{BETWEEN}` between them. Types: {kinds}."
     )
     texts = [f"### Row {number}\n\n{_fenced(sheet.rows[number - 1].text)}" for number in numbers]
     return "\n\n".join([told, *texts])
