@@ -47,8 +47,10 @@ def ask_review(run_uri: str) -> bool:
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
 def ask_approval(run_uri: str) -> bool:
-    """Return True if the run asks for approval before the release."""
-    return Run.open(run_uri).config.approval
+    """Return True if the run or the policy asks for approval before the release."""
+    from tuneline.governance.release.approvals import is_needed
+
+    return is_needed(Run.open(run_uri))
 
 
 class RunApproval(ApprovalOperator):

@@ -121,7 +121,9 @@ class ModelFile(Section):
     description: str = Field("", description="One line for the list of DAGs.")
     owners: list[str] = Field(["ml-platform"], min_length=1, description="Owners of the DAGs.")
     approvers: list[str] = Field(
-        [], description="Users who may answer its questions; empty: everyone who may edit its DAGs."
+        [],
+        description="Users who may answer its questions; empty: everyone who may edit its DAGs. "
+        "Under profile: production none of them approves a run that they started.",
     )
     preset: str = Field("laptop", description="Preset that its runs start from.")
     settings: dict[str, Any] = Field(

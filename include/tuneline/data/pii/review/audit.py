@@ -28,15 +28,15 @@ def asked_review(ctx: StepContext) -> list[Measurement]:
     entry = ctx.entry(SCRUBBED.step)
     found = {m.name: m.value for m in entry.measurements}
     kept = int(found.get("rows_kept") or len(sheet.rows))
-    measured = review_measurements(review, _hits(entry), kept, config)
+    measured = review_measurements(review, hits_of(entry), kept, config)
     read = measure(
         "review_rows_read", len(review.weights), "rows", ">=", len(sheet.rows), on_breach="warn"
     )
     return [m.model_copy(update={"name": f"{SCRUBBED.step}.{m.name}"}) for m in [read, *measured]]
 
 
-def _hits(entry: Evidence | Record) -> Counter[str]:
-    """Return the values that scrubbing found, by entity."""
+def hits_of(entry: Evidence | Record) -> Counter[str]:
+    """Return the values that scrubbing found, by entity, as its evidence states them."""
     return Counter(
         {
             one.name.removeprefix("found_"): int(one.value or 0)
