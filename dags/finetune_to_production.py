@@ -38,6 +38,7 @@ from tuneline_airflow.people import (
     ask_waivers,
     review_pairs,
 )
+from tuneline_airflow.pii_review import review_rows
 from tuneline_airflow.pods import RUN_URI
 from tuneline_airflow.steps import tasks_of
 from tuneline_airflow.sweep import sweep
@@ -55,6 +56,7 @@ TOOLTIPS = {
 OPTIONAL_BEFORE = {
     "schema_validation": "approve_waivers",
     "license_audit": "approve_license",
+    "final_audit": "review_rows",
     "lora_selection": "sweep",
     "human_review": "review_pairs",
     "promote": "approve_release",
@@ -91,6 +93,8 @@ def _wire(model: Model) -> None:
             rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
             tasks[step.id] = tasks_of(step, engine, rule)
     tasks["promote"].last.on_success_callback = announcers("release", model)
+    with groups[Phase.DATA]:
+        rows_assigned, findings = review_rows(model)
     with groups[Phase.TRAINING]:
         sweep_wanted, trials = sweep()
     with groups[Phase.EVALUATION]:
@@ -109,12 +113,14 @@ def _wire(model: Model) -> None:
     run >> waivers_wanted >> waivers >> tasks["license_audit"].first
     tasks["fetch_base"].last >> license_unclear >> license_answer
     run >> sweep_wanted
-    questions = (waivers, license_answer, trials, answers, approval)
+    questions = (waivers, findings, license_answer, trials, answers, approval)
     optional = {task.task_id: task for task in questions}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first
     for earlier in ("license_audit", "final_audit"):
         tasks[earlier].last >> trials
+    # People read rows while the later data items are at work; the final audit judges them.
+    tasks["pii_scrubbing"].last >> rows_assigned
     tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first
     tasks["prepare_review"].last >> pairs_assigned
     tasks["lineage"].last >> approval_wanted >> approval

@@ -56,6 +56,23 @@ def trtllm_image(tmp_path_factory, monkeypatch):
     return TrtllmImage(tmp_path_factory.mktemp("trtllm"), monkeypatch)
 
 
+@pytest.fixture
+def policy(tmp_path, monkeypatch):
+    """Put another policy in place: the shipped one with some of its keys replaced."""
+    import yaml
+
+    from tuneline.config.policy import policy_file
+
+    shipped = yaml.safe_load(policy_file().read_text())
+
+    def place(**keys):
+        path = tmp_path / "policy.yaml"
+        path.write_text(yaml.safe_dump({**shipped, **keys}))
+        monkeypatch.setenv("TUNELINE_POLICY", str(path))
+
+    return place
+
+
 @pytest.fixture(params=["file", "s3"])
 def any_store(request, tmp_path, monkeypatch):
     """A store on a directory, then one on an S3 server over HTTP."""

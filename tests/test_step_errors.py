@@ -6,6 +6,7 @@ import json
 import pytest
 from tests.lab.runs import Lab, values
 
+from tuneline.artifacts.people import waivers_sha256
 from tuneline.catalogue import get_step
 from tuneline.cli import main
 from tuneline.errors import RetryableError, StepNotRun, UserError
@@ -110,8 +111,10 @@ def test_nobody_can_waive_a_critical_item_that_was_not_measured(lab, plant):
         execute("latency_benchmark", lab.run.uri)
     plant("determinism", UserError("wrong"))
     execute("determinism", lab.run.uri)
+    answer = {"subject": "approve_waivers", "decision": "Approve", "by": "bob", "at": "x"}
+    approval = {**answer, "about": waivers_sha256(lab.run)}
     waivers = [
-        {"item": item, "reason": "known", "by": "alice", "critical_approved_by": "bob"}
+        {"item": item, "reason": "known", "by": "alice", "approval": approval}
         for item in ("latency_benchmark", "determinism")
     ]
     document = json.dumps({"waivers": waivers}).encode()

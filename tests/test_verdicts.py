@@ -5,6 +5,7 @@ import json
 import pytest
 from tests.lab.runs import Lab
 
+from tuneline.artifacts.people import waivers_sha256
 from tuneline.evidence import measure
 from tuneline.verdicts import check_item, checklist, status
 
@@ -129,14 +130,22 @@ def test_waiver_by_nobody_counts_for_nothing(lab, by):
     assert status(lab.run, "determinism").verdict == "fail"
 
 
+def _approved(lab):
+    about = waivers_sha256(lab.run)
+    answer = {"subject": "approve_waivers", "decision": "Approve", "by": "bob", "at": "x"}
+    return {**answer, "about": about}
+
+
 def test_critical_waiver_needs_an_approval(lab):
     lab.leave("deduplication", {}, [BAD])
-    _waive(lab, item="deduplication", by="alice", critical_approved_by=None)
+    _waive(lab, item="deduplication", by="alice", approval=None)
     assert status(lab.run, "deduplication").stops_release
-    _waive(lab, item="deduplication", by="alice", critical_approved_by="bob")
+    _waive(lab, item="deduplication", by="alice", approval=_approved(lab))
     assert status(lab.run, "deduplication").verdict == "waived"
+    _waive(lab, item="deduplication", by="alice", approval={**_approved(lab), "about": "0" * 64})
+    assert status(lab.run, "deduplication").stops_release
 
 
 def test_a_waiver_does_not_invent_a_run(lab):
-    _waive(lab, item="deduplication", by="alice", critical_approved_by="bob")
+    _waive(lab, item="deduplication", by="alice", approval=_approved(lab))
     assert status(lab.run, "deduplication").verdict == "not_run"

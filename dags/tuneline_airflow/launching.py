@@ -76,6 +76,7 @@ def prepare_run(model_name: str) -> str:
         },
     }
     model = find_model(model_name)
+    meta["approvers"] = list(model.file.approvers)
     run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
     record_waivers(run, started_by)
     context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param, task
+from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
+from tuneline.artifacts.people import Person
 from tuneline.config import Model
 from tuneline.errors import UserError
 from tuneline.human_answers import review_form
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _VOTE = "Send votes"
 _SKIP = "Skip the review"
+_REASON = "reason"
 
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
@@ -43,21 +47,49 @@ def ask_review(run_uri: str) -> bool:
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
 def ask_approval(run_uri: str) -> bool:
-    """Return True if the run asks for approval before the release."""
-    return Run.open(run_uri).config.approval
+    """Return True if the run or the policy asks for approval before the release."""
+    from tuneline.governance.release.approvals import is_needed
+
+    return is_needed(Run.open(run_uri))
 
 
 class RunApproval(ApprovalOperator):
-    """An approval whose answer is recorded in the run; a rejection fails the task."""
+    """An approval whose answer is recorded in the run; a rejection fails the task for good.
+
+    A yes of someone who may not give it, or without a reason that is needed, fails the task; its
+    next try asks again.
+    """
+
+    def execute(self, context: Context) -> Any:
+        """Show what there is to decide about, and wait."""
+        from tuneline.governance.release.request import release_question, waivers_question
+
+        run, tab = _run(context), checklist_url(context)
+        with fail_plainly():
+            human_answers.note_question(run, self.task_id)
+            self.body = (
+                waivers_question(run, tab)
+                if self.task_id == human_answers.ABOUT_WAIVERS
+                else release_question(run, tab)
+            )
+        return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Record the answer and its author, then go on or fail."""
         if "error" not in event:
-            run = _run(context)
-            decision, user = event["chosen_options"][0], answerer(event)
-            human_answers.record_approval(run, self.task_id, decision, user)
-            if self.task_id == "approve_waivers" and decision == self.APPROVE:
-                human_answers.record_waivers(run, run.meta.get("started_by"), user)
+            run, decision = _run(context), event["chosen_options"][0]
+            reason = str((event["params_input"] or {}).get(_REASON) or "")
+            try:
+                answer = human_answers.record_approval(
+                    run, self.task_id, decision, person(event), reason
+                )
+            except UserError as error:
+                raise AirflowException(str(error)) from None
+            if decision == self.REJECT:
+                why = f": {answer.reason}" if answer.reason else ""
+                raise AirflowFailException(f"{answer.by} rejected it{why}")
+            if self.task_id == human_answers.ABOUT_WAIVERS:
+                human_answers.record_waivers(run, run.meta.get("started_by"), answer)
         return super().execute_complete(context, event)
 
 
@@ -135,26 +167,44 @@ def review_pairs(model: Model) -> tuple[Any, Any]:
 
 
 def approve_waivers(model: Model) -> RunApproval:
-    """Make the task that asks whether failures of critical items may be accepted."""
-    return RunApproval(
-        task_id="approve_waivers",
-        **asked(model),
-        fail_on_reject=True,
-        subject="Accept the failure of critical items?",
-        body="The run waives critical items; `waivers` in its configuration says which and why.\n\n"
-        f"Run: {RUN_URI}",
+    """Make the task that asks whether failures and looser limits of critical items are accepted."""
+    return _approval(
+        model, human_answers.ABOUT_WAIVERS, "Accept this of critical items?", "needed for a yes"
     )
 
 
 def approve_release(model: Model) -> RunApproval:
     """Make the task that asks for approval of the release, when all evidence is there."""
-    return RunApproval(
-        task_id="approve_release",
-        **asked(model),
-        fail_on_reject=True,
-        subject="Release this model?",
-        body=f"Every check has passed. Evidence and manifest: {RUN_URI}",
+    return _approval(
+        model, human_answers.ABOUT_RELEASE, "Release this model?", "kept in the release log"
     )
+
+
+def _approval(model: Model, task_id: str, subject: str, about_reason: str) -> RunApproval:
+    reason = Param(
+        "",
+        type=["string", "null"],
+        format="multiline",
+        title="Reason",
+        description=f"Why you decide so; {about_reason}.",
+    )
+    return RunApproval(
+        task_id=task_id,
+        **asked(model),
+        subject=subject,
+        params={_REASON: reason},
+        # An answer that does not count fails the task; the next try asks again.
+        retries=20,
+        retry_delay=timedelta(seconds=1),
+    )
+
+
+def checklist_url(context: Context) -> str:
+    """Return the address of the run's checklist tab."""
+    ti = context["ti"]
+    base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+    place = f"/dags/{quote(ti.dag_id)}/runs/{quote(ti.run_id)}/plugin/release-checklist"
+    return base + place
 
 
 def _run(context: Context) -> Run:
@@ -163,5 +213,12 @@ def _run(context: Context) -> Run:
 
 def answerer(event: dict[str, Any]) -> str:
     """Return the name of the user who answered, as Airflow recorded it."""
+    return person(event).name or "unknown"
+
+
+def person(event: dict[str, Any]) -> Person:
+    """Return the user who answered, as Airflow recorded it."""
     user = event["responded_by_user"] or {}
-    return str(user.get("name") or user.get("id") or "unknown")
+    user_id = user.get("id")
+    name = str(user.get("name") or user_id or "")
+    return Person(name, None if user_id is None else str(user_id))

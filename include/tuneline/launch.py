@@ -17,7 +17,9 @@ from tuneline.config import (
     merge,
     parse_yaml,
     presets_dir,
+    read_policy,
 )
+from tuneline.config.policy import refuse_unbounded
 from tuneline.data.sources.files import find_here
 from tuneline.data.sources.records import check_file
 from tuneline.errors import TunelineError, UserError
@@ -190,6 +192,8 @@ def create_run(
             f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "
             "a file of its own in config/models"
         )
+    refuse_other_profile(config, model)
+    refuse_unbounded(config, read_policy())
     check_inputs(config)
     described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
     described["dataset_version"] = _dataset_version(config)
@@ -207,6 +211,21 @@ def _dataset_version(config: PipelineConfig) -> dict[str, str] | None:
     except TunelineError:
         # The pods may reach what this machine does not; they say what is wrong with it.
         return None
+
+
+def refuse_other_profile(config: PipelineConfig, model: Model | None) -> None:
+    """Refuse a laptop run of a model whose file says that its runs are production.
+
+    The laptop profile only warns of much that production stops.
+
+    Raises:
+        UserError: if the profile was changed.
+    """
+    if model and model.profile == "production" and config.profile != "production":
+        raise UserError(
+            f"profile is {config.profile}, but the file of {model.name} says production, which a "
+            "run can't leave; choose a preset of that profile, or change config/models"
+        )
 
 
 def check_inputs(config: PipelineConfig) -> None:

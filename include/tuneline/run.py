@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from tuneline import CONTRACT_VERSION
 from tuneline.catalogue import Item, get_item, get_step, is_helper
-from tuneline.config import PipelineConfig, validate_config
+from tuneline.config import PipelineConfig, Policy, read_policy, validate_config
+from tuneline.config.policy import recorded_policy
 from tuneline.errors import StepNotRun, UserError
 from tuneline.evidence import (
     Evidence,
@@ -68,6 +69,15 @@ class Run:
         """The last part of the URI."""
         return self.prefix.rsplit("/", 1)[-1]
 
+    @property
+    def policy(self) -> Policy:
+        """The platform's policy when the run was created.
+
+        Raises:
+            UserError: if its text is not the one that was recorded.
+        """
+        return recorded_policy(self.meta.get("policy"), f"{self.uri}/run.json")
+
     @classmethod
     def create(
         cls, store_uri: str, run_id: str, config: PipelineConfig, meta: Mapping[str, Any]
@@ -102,6 +112,7 @@ class Run:
                 "contract": CONTRACT_VERSION,
                 "created_at": now(),
                 **meta,
+                "policy": read_policy().recorded(),
             }
             store.put_bytes(f"{prefix}/run.json", json.dumps(described, indent=1).encode())
             store.put_bytes(f"{prefix}/config.json", document)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.catalogue import Severity, get_step, is_helper
-from tuneline.errors import EXIT_OK, RetryableError, StepNotRun, TunelineError
+from tuneline.config import read_policy
+from tuneline.errors import EXIT_OK, RetryableError, StepNotRun, TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Record, dump
 from tuneline.failures import (
     explain,
@@ -55,6 +56,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
     """
     name = get_step(step).module
     run = Run.open(run_uri)
+    refuse_other_policy(run)
     with _context(run, step) as context:
         try:
             module = importlib.import_module(name)
@@ -72,6 +74,23 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
             return stored
         with _resources(context):
             return None if entry is None else store_output(context, entry)
+
+
+def refuse_other_policy(run: Run) -> None:
+    """Refuse a production step whose image has another policy than the DAG that made the run.
+
+    Raises:
+        UserError: if the two differ.
+    """
+    if run.config.profile != "production":
+        return
+    here, recorded = read_policy(), run.policy
+    if here.sha256 != recorded.sha256:
+        raise UserError(
+            f"{run.uri} was made under the policy {recorded.sha256[:12]} (version "
+            f"{recorded.version}), this image has {here.sha256[:12]} (version {here.version}); use "
+            "an image that was built from the same config/policy.yaml"
+        )
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tuneline.artifacts.artifact import Document
-from tuneline.artifacts.people import WAIVERS, RecordedWaiver
+from tuneline.artifacts.people import WAIVERS, Person, RecordedWaiver, waivers_sha256, why_not
 from tuneline.catalogue import ITEMS, Item, Severity, get_item
+from tuneline.config import Looser
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Verdict, conclude, worse
 from tuneline.failures import ended_by_error
@@ -99,12 +100,21 @@ def status(run: Run, item_id: str) -> ItemStatus:
             summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
         if opinion.verdict in _BROKEN:
             reasons.append(f"{opinion.source}: {opinion.why}")
+    limits = [one for one in looser_limits(run) if one.looser.item == item.id]
+    opinion = _of_policy(run, item, [one for one in limits if one.waiver is None])
+    if opinion and verdict != Verdict.NOT_APPLICABLE:
+        verdict = worse(verdict, opinion.verdict)
+        reasons.append(f"{opinion.source}: {opinion.why}")
     waiver = valid_waivers(run).get(item.id)
     # A person can accept what was measured. A critical item has to be measured.
     unmeasured = raised and item.severity == Severity.CRITICAL
     if waiver and verdict in _BROKEN and not unmeasured:
         because = f"waived by {waiver.by}: {waiver.reason} (would be {verdict})"
         return _status(run, item, Verdict.WAIVED, summary, because)
+    accepted = [one for one in limits if one.waiver is not None]
+    if accepted and verdict != Verdict.NOT_APPLICABLE:
+        reasons += [f"{one.looser}: {one.told} (would be {verdict})" for one in accepted]
+        verdict = worse(verdict, Verdict.WAIVED)
     return _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
 
 
@@ -127,18 +137,70 @@ def check_item(run_uri: str, item_id: str) -> ItemStatus:
 
 
 def valid_waivers(run: Run) -> dict[str, RecordedWaiver]:
-    """Return the waivers that count, by item.
+    """Return the waivers of failures that count, by item.
 
-    A waiver counts if a person stands for it; that of a critical item also needs a
-    person's approval in Airflow.
+    A waiver counts if a person stands for it; that of a critical item also needs the approval of
+    a person in Airflow, given for the configuration of this run.
     """
+    return {waiver.item: waiver for waiver in _counting(run) if waiver.limit is None}
+
+
+@dataclass(frozen=True)
+class LooserLimit:
+    """A limit that a run sets looser than the policy allows.
+
+    Attributes:
+        looser: the setting, its value and what the policy allows.
+        waiver: the waiver that counts for it, None without one.
+    """
+
+    looser: Looser
+    waiver: RecordedWaiver | None
+
+    @property
+    def told(self) -> str:
+        """Who accepts it and why, as a part of a sentence."""
+        if self.waiver is None:
+            return "nobody has accepted it"
+        by = self.waiver.approved_by or self.waiver.by
+        return f"accepted by {by}: {self.waiver.reason}"
+
+
+def looser_limits(run: Run) -> list[LooserLimit]:
+    """Return the limits that a run sets looser than the policy under which it was created."""
+    looser = run.policy.looser(run.config)
+    waivers = {waiver.limit: waiver for waiver in _counting(run)} if looser else {}
+    return [
+        LooserLimit(one, next((waivers[n] for n in one.names if n in waivers), None))
+        for one in looser
+    ]
+
+
+def _counting(run: Run) -> list[RecordedWaiver]:
+    """Return the waivers that count, of failures and of limits."""
     document = WAIVERS.find(run)
-    return {
-        waiver.item: waiver
-        for waiver in (document.waivers if document else [])
-        if waiver.by
-        and (get_item(waiver.item).severity != Severity.CRITICAL or waiver.critical_approved_by)
-    }
+    if document is None:
+        return []
+    about = waivers_sha256(run)
+
+    def approved(waiver: RecordedWaiver) -> bool:
+        if get_item(waiver.item).severity != Severity.CRITICAL:
+            return True
+        answer = waiver.approval
+        if answer is None or answer.about != about:
+            return False
+        return why_not(run, Person(answer.by, answer.by_id)) is None
+
+    return [waiver for waiver in document.waivers if waiver.by and approved(waiver)]
+
+
+def _of_policy(run: Run, item: Item, limits: Sequence[LooserLimit]) -> _Opinion | None:
+    """Return what the policy says of limits that nobody has accepted, None without any."""
+    if not limits:
+        return None
+    stops = item.severity == Severity.CRITICAL and run.config.profile == "production"
+    why = "; ".join(str(one.looser) for one in limits)
+    return _Opinion("the policy", Verdict.FAIL if stops else Verdict.WARN, why)
 
 
 def _status(run: Run, item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:

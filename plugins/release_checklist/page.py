@@ -10,7 +10,7 @@ from typing import Any
 from tuneline.catalogue import get_item
 from tuneline.evidence import Evidence, Measurement
 from tuneline.run import Run
-from tuneline.verdicts import ItemStatus
+from tuneline.verdicts import ItemStatus, LooserLimit, looser_limits
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -28,7 +28,9 @@ summary code { font-size: .95em; } .why { margin: .2rem 0 .2rem 1.2rem; opacity:
 table { border-collapse: collapse; margin: .4rem 0 .4rem 1.2rem; }
 td, th { border: 1px solid #8884; padding: .15rem .5rem; text-align: left;
   overflow-wrap: anywhere; }
-td.no { color: #cf222e; font-weight: 600; }
+td.no, .no { color: #cf222e; font-weight: 600; }
+.looser { border: 2px solid #cf222e; border-radius: .4rem; padding: .3rem .8rem; }
+.mild { border-color: #9a6700; }
 """
 
 
@@ -62,7 +64,25 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
     return document(
         f"<h1>Release checklist: {escape(run.config.name)}</h1>"
         f'<p class="note">{escape(run.uri)}</p><p class="tally">{counts}</p>'
-        f"<p>{release}</p>{body}"
+        f"<p>{release}</p>{_looser(looser_limits(run))}{body}"
+    )
+
+
+def _looser(limits: Sequence[LooserLimit]) -> str:
+    """Return the table of the limits that are looser than the policy; red with a critical one."""
+    if not limits:
+        return ""
+    lines = "".join(
+        f'<tr><td class="{"no" if one.looser.critical else ""}">{escape(str(one.looser))}</td>'
+        f"<td><code>{escape(one.looser.item)}</code></td>"
+        f"<td>{'critical' if one.looser.critical else 'not critical'}</td>"
+        f"<td>{escape(one.told)}</td></tr>"
+        for one in limits
+    )
+    frame = "looser" if any(one.looser.critical for one in limits) else "looser mild"
+    return (
+        f'<div class="{frame}"><h2>Limits looser than the policy</h2><table><tr><th>limit</th>'
+        f"<th>item</th><th></th><th>waiver</th></tr>{lines}</table></div>"
     )
 
 
@@ -82,12 +102,13 @@ def document(body: str) -> str:
 def _row(row: ItemStatus, evidence: Evidence | None) -> str:
     title = get_item(row.item).title
     sentence = row.because if evidence is None else row.summary
-    detail = f'<p class="why">{escape(row.because)}</p>'
+    red = " no" if row.verdict == "waived" and row.severity == "critical" else ""
+    detail = f'<p class="why{red}">{escape(row.because)}</p>'
     if evidence is not None:
         detail += _measurements(evidence.measurements) + _artifacts(evidence)
     return (
         f'<details><summary><span class="badge {escape(row.verdict)}">{escape(row.verdict)}</span>'
-        f"<b>{escape(title)}</b> <code>{escape(row.item)}</code> "
+        f'<b class="{red.strip()}">{escape(title)}</b> <code>{escape(row.item)}</code> '
         f'<span class="note">{escape(row.severity)}</span><br>{escape(sentence)}</summary>'
         f"{detail}</details>"
     )

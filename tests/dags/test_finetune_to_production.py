@@ -84,6 +84,7 @@ CHAINS = (
     "production_quantization build_engine holdout_performance base_regression extraction_audit",
     "extraction_audit determinism",
     "determinism latency_benchmark engine_optimization health_checks cold_start fallback lineage",
+    "pii_scrubbing assign_rows review_rows final_audit",
     "license_audit lora_selection",
     "license_audit sweep",
     "final_audit sweep lora_selection",
@@ -107,13 +108,13 @@ def test_order(dag, earlier, later):
 def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
     """A task that bears a skipped question still needs a success of something unskippable."""
     lenient = {t.task_id for t in dag.tasks if t.trigger_rule != TriggerRule.ALL_SUCCESS}
-    after_people = {"schema_validation", "license_audit", "human_review", "promote"}
+    after_people = {"schema_validation", "license_audit", "human_review", "promote", "final_audit"}
     assert lenient == {*after_people, "lora_selection"}
     for task_id in lenient:
         task = dag.get_task(task_id)
         assert task.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
-        questions = {"approve_waivers", "approve_license", "review_pairs", "approve_release"}
-        questions |= {"sweep"}
+        questions = {"approve_waivers", "approve_license", "review_rows", "review_pairs"}
+        questions |= {"approve_release", "sweep"}
         assert task.upstream_task_ids - questions, f"{task_id} hangs on a question alone"
         assert task.upstream_task_ids & questions
 

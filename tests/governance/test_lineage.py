@@ -31,7 +31,7 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     manifest = manifest_of(lab)
     keys = "schema created_at name version run started_by airflow_run reason base_model dataset"
     keys += " dataset_file code hyperparameters engine evidence environments previous_version"
-    keys += " parent signature basis files"
+    keys += " parent policy signature basis files"
     assert list(manifest) == keys.split()
     assert manifest["schema"] == "tuneline/manifest/1"
     assert manifest["started_by"] == "alice"

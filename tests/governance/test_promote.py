@@ -9,7 +9,8 @@ from tests.lab.dying_store import DyingStore, Killed
 from tests.lab.releases import log_release
 
 from tuneline import human_answers
-from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.governance import MANIFEST_REF, Manifest
+from tuneline.artifacts.people import APPROVALS, Person
 from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.governance import promote
@@ -44,6 +45,12 @@ def earlier_release(lab, version="before"):
     digest = write_manifest(lab.run.store, f"models/model/{version}", manifest)
     log_release(lab.run.store, "model", version, digest)
     return pointer_file(lab).read_bytes()
+
+
+def answer(lab, subject, decision, name, reason="seen with the owner of the service"):
+    """Put a question as its task does, and answer it."""
+    human_answers.note_question(lab.run, subject)
+    human_answers.record_approval(lab.run, subject, decision, Person(name), reason)
 
 
 def refused(lab):
@@ -115,19 +122,70 @@ def test_a_run_that_asks_for_approval_is_refused_without_one(ready_lab):
 
 def test_only_the_last_answer_to_the_release_counts(ready_lab):
     lab = ready_lab(approval=True)
-    human_answers.record_approval(lab.run, "approve_release", "Approve", "bob")
-    human_answers.record_approval(lab.run, "approve_release", "Reject", "carol")
-    human_answers.record_approval(lab.run, "approve_waivers", "Approve", "dave")
+    answer(lab, "approve_release", "Approve", "bob")
+    answer(lab, "approve_release", "Reject", "carol")
+    answer(lab, "approve_waivers", "Approve", "dave")
     assert "nobody has approved the release" in refused(lab)
 
 
 def test_an_approved_release_names_who_approved_it(ready_lab):
     lab = ready_lab(approval=True)
-    human_answers.record_approval(lab.run, "approve_release", "Approve", "bob")
+    answer(lab, "approve_release", "Approve", "bob")
     lab.execute("promote")
     approved, released = log_lines(lab)
     assert (approved["event"], approved["by"]) == ("approved", "bob")
     assert (released["event"], released["approved_by"]) == ("released", "bob")
+
+
+def test_an_approval_names_the_manifest_and_keeps_its_reason(ready_lab):
+    lab = ready_lab(approval=True)
+    answer(lab, "approve_release", "Approve", "bob")
+    lab.execute("promote")
+    approved, _ = log_lines(lab)
+    assert approved["about"] == MANIFEST_REF.find(lab.run).sha256
+    assert approved["reason"] == "seen with the owner of the service"
+
+
+def test_an_approval_of_another_release_does_not_count(ready_lab):
+    """The answer is copied from a run whose manifest is another one."""
+    lab = ready_lab(approval=True)
+    answer(lab, "approve_release", "Approve", "bob")
+    document = APPROVALS.find(lab.run)
+    other = [one.model_copy(update={"about": "0" * 64}) for one in document.approvals]
+    APPROVALS.put(lab.run, document.model_copy(update={"approvals": other}))
+    assert "it was given for the manifest 000000000000, not for this one" in refused(lab)
+
+
+def test_an_approval_without_a_hash_does_not_count(ready_lab):
+    lab = ready_lab(approval=True)
+    human_answers.record_approval(lab.run, "approve_release", "Approve", Person("bob"))
+    assert "it was given for the manifest without a ha" in refused(lab)
+
+
+def test_an_approval_from_before_the_evidence_changed_does_not_count(ready_lab):
+    lab = ready_lab(approval=True)
+    answer(lab, "approve_release", "Approve", "bob")
+    lab.leave("determinism", {}, [BROKEN])
+    assert "the evidence of determinism has changed since the manifest" in refused(lab)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("alice", "alice started the run"), ("mallory", "mallory is not an approver (alice, bob)")],
+)
+def test_an_approval_by_the_wrong_person_does_not_count(ready_lab, name, sentence):
+    """The task refuses such an answer; here it was written into the run past the task."""
+    lab = ready_lab(approval=True)
+    answer(lab, "approve_release", "Approve", name)
+    lab.run.meta["approvers"] = ["alice", "bob"]
+    assert f"the approval does not count: {sentence}" in refused(lab)
+    answer(lab, "approve_release", "Approve", "bob")
+    lab.execute("promote")
+
+
+def test_the_policy_can_ask_for_an_approval_that_the_run_does_not(ready_lab, policy):
+    policy(approval=True)
+    assert "nobody has approved the release" in refused(ready_lab())
 
 
 def test_all_reasons_are_named_at_once(ready_lab):
@@ -146,13 +204,52 @@ def test_a_waiver_and_a_refusal_are_logged_with_the_release(ready_lab):
     reason = "the task has no stable order of answers"
     lab = ready_lab(waivers=[{"item": "determinism", "reason": reason}])
     human_answers.record_waivers(lab.run, "erin")
-    human_answers.record_approval(lab.run, "approve_release", "Reject", "carol")
+    answer(lab, "approve_release", "Reject", "carol")
     lab.execute("promote")
     waived, answered, released = log_lines(lab)
     assert (waived["event"], waived["item"], waived["by"]) == ("waived", "determinism", "erin")
     assert waived["reason"] == reason
     assert (answered["decision"], answered["by"]) == ("Reject", "carol")
     assert released["event"] == "released"
+
+
+LOOSE = {"evaluation": {"min_gain": -1}}
+LIMIT = {
+    "item": "holdout_performance",
+    "limit": "evaluation.min_gain",
+    "reason": "the base already answers everything",
+}
+
+
+def test_a_looser_critical_limit_refuses_the_release(finished_lab):
+    lab = finished_lab(name="model", profile="production", **LOOSE)
+    lab.execute("lineage")
+    sentence = refused(lab)
+    assert "holdout_performance (fail: the policy: evaluation.min_gain is -1" in sentence
+
+
+def test_a_looser_critical_limit_that_is_accepted_is_in_manifest_and_log(finished_lab):
+    lab = finished_lab(name="model", profile="production", **LOOSE, waivers=[LIMIT])
+    human_answers.note_question(lab.run, "approve_waivers")
+    given = human_answers.record_approval(
+        lab.run, "approve_waivers", "Approve", Person("bob"), "agreed with the product owner"
+    )
+    human_answers.record_waivers(lab.run, "alice", given)
+    lab.execute("lineage")
+    lab.execute("promote")
+    manifest = json.loads((lab.root / "store/models/model/test/manifest.json").read_text())
+    (looser,) = manifest["policy"]["looser"]
+    assert (looser["setting"], looser["value"], looser["allowed"]) == (
+        "evaluation.min_gain", -1, 0,
+    )  # fmt: skip
+    assert (looser["by"], looser["approved_by"], looser["critical"]) == ("alice", "bob", True)
+    assert manifest["evidence"]["holdout_performance"]["verdict"] == "waived"
+    assert "policy.yaml" in [file["name"] for file in manifest["files"]]
+    waived, approved, _ = log_lines(lab)
+    assert waived["limit"] == "evaluation.min_gain is -1.0, the policy allows at least 0"
+    assert (waived["by"], waived["approved_by"]) == ("alice", "bob")
+    assert approved["reason"] == "agreed with the product owner"
+    assert verify(json.loads(pointer_file(lab).read_text())["manifest"]) == []
 
 
 def forget_promotion(lab):

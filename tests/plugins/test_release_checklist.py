@@ -117,3 +117,21 @@ def test_a_watch_shows_what_it_did_and_the_report_behind_it(lab, client):
 def test_a_night_shows_why_it_trained_nothing(lab, client):
     write_outcome(lab.run.store, "nightly_retraining__faq", "night-1", "not trained: no new data")
     assert "not trained: no new data" in client.get("/page/nightly_retraining__faq/night-1").text
+
+
+LOOSE = {"profile": "production", "evaluation": {"min_gain": -1, "min_identical_share": 0.5}}
+
+
+def test_limits_looser_than_the_policy_stand_in_red_on_top(tmp_path, client, monkeypatch):
+    lab = Lab(tmp_path, LOOSE)
+    monkeypatch.setenv("TUNELINE_STORE", lab.run.store.uri)
+    page = client.get("/page/finetune_to_production/test").text
+    assert '<div class="looser">' in page
+    assert '<td class="no">evaluation.min_gain is -1.0, the policy allows at least 0' in page
+    assert '<td class="">evaluation.min_identical_share is 0.5' in page
+    assert "nobody has accepted it" in page
+
+
+def test_a_run_within_the_policy_has_no_such_box(lab, client):
+    page = client.get("/page/finetune_to_production/test").text
+    assert "looser than the policy" not in page

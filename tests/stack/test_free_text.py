@@ -41,5 +41,7 @@ def test_free_text_goes_from_raw_rows_to_a_release(client, tmp_path):
     rows = {row.item: row for row in checklist(made)}
     judged = rows["holdout_performance"]
     assert judged.summary.startswith("chrF on ")
-    assert judged.verdict == "pass", judged.because
+    assert made.find_evidence("holdout_performance").verdict == "pass", judged.because
+    # So small a run needs limits that are looser than the policy, which the checklist says.
+    assert (judged.verdict, judged.because.partition(":")[0]) == ("warn", "the policy")
     assert not [name for name, row in rows.items() if row.stops_release]

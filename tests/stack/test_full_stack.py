@@ -26,6 +26,11 @@ NOT_PASSED = {
     "human_review": ("warn", "votes is 0, must be >= 1"),
     # Nights of some twenty prompts show large changes alone.
     "drift_detection": ("warn", "planted_topic_share_called is"),
+    # Limits that are looser than the policy, as so small a run needs them.
+    "pii_scrubbing": ("warn", "the policy: data.pii_max_leak.other is 1"),
+    "holdout_performance": ("warn", "the policy: evaluation.min_gain_over_trivial is -1"),
+    "determinism": ("warn", "the policy: evaluation.min_identical_share is 0"),
+    "production_quantization": ("warn", "the policy: deployment.max_metric_drop is 0.4"),
 }
 
 
@@ -84,7 +89,7 @@ def test_data_items_have_a_gate_of_their_own(released):
 def test_nobody_was_asked_and_the_rest_ran(released):
     _, _, tasks = released
     skipped = {name for name, task in tasks.items() if task["state"] == "skipped"}
-    people = {"approve_waivers", "prepare_review", "assign_pairs", "review_pairs"}
+    people = {"approve_waivers", "prepare_review", "assign_pairs", "review_pairs", "review_rows"}
     # No sweep was asked for, and without W&B there is no offline run to send.
     assert skipped == people | {"approve_release", "sweep", "sync_tracking"}
     assert {t["state"] for name, t in tasks.items() if name not in skipped} == {"success"}

@@ -3,21 +3,17 @@
 Needs the package `chromium` and `requirements/browser.txt`.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 from tests.lab.reviews import prepared
 from tests.lab.runs import Lab
+from tests.lab.site import Site
 
 from tuneline.human_answers import ballots
 from tuneline.serving.server_process import free_port
-from tuneline.stack import airflow
 from tuneline.stack.layout import Layout
 
 ROOT = Path(__file__).parents[2]
@@ -33,60 +29,6 @@ pytestmark = [
 ]
 
 
-class Site:
-    """An Airflow with three users and one DAG, which asks two of them for votes."""
-
-    def __init__(self, layout, env):
-        self.layout, self.env, self.processes = layout, env, []
-        self.url = layout.ui_url
-
-    def start(self):
-        command = str(self.layout.airflow_python.with_name("airflow"))
-        subprocess.run([command, "db", "migrate"], env=self.env, check=True, capture_output=True)
-        for part in airflow.COMPONENTS:
-            more = ["--skip-serve-logs"] if part == "scheduler" else []
-            log = (self.layout.home / f"{part}.log").open("wb")
-            self.processes.append(
-                subprocess.Popen(
-                    [command, part, *more],
-                    env=self.env,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
-
-    def stop(self):
-        for process in self.processes:
-            os.killpg(process.pid, 2)
-        for process in self.processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-
-    def call(self, user, method, path, **body):
-        token = httpx.post(f"{self.url}/auth/token", json={"username": user, "password": user})
-        headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
-        url = f"{self.url}/api/v2{path}"
-        return httpx.request(method, url, headers=headers, json=body or None, timeout=60)
-
-    def until(self, condition, what, seconds=240):
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if condition():
-                    return
-            except (httpx.HTTPError, KeyError):
-                pass
-            assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-            time.sleep(1)
-
-    def tasks(self, run):
-        found = self.call("eve", "GET", f"/dags/{DAG}/dagRuns/{run}/taskInstances").json()
-        return {(t["task_id"], t["map_index"]): t["state"] for t in found["task_instances"]}
-
-
 @pytest.fixture
 def bench(tmp_path):
     settings = {"review": True, "review_pairs": 5, "reviewers": ["ann", "ben"]}
@@ -98,17 +40,8 @@ def bench(tmp_path):
 @pytest.fixture
 def site(tmp_path, bench):
     layout = Layout(ROOT, tmp_path / "home", free_port(), free_port(), bench.run.store.uri)
-    airflow.prepare(layout)
-    passwords = layout.airflow_home / "passwords.json"
-    passwords.write_text(json.dumps({user: user for user in USERS}))
-    env = {
-        **airflow.environment(layout),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "tests" / "stack" / "dags"),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:admin" for user in USERS),
-        "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
-        "REVIEW_RUN_URI": bench.run.uri,
-    }
-    made = Site(layout, env)
+    users = dict.fromkeys(USERS, "admin")
+    made = Site(layout, users, "eve", REVIEW_RUN_URI=bench.run.uri)
     made.start()
     yield made
     made.stop()
@@ -134,12 +67,17 @@ def test_a_reviewer_votes_in_the_browser_and_others_cannot(site, bench, page, tm
     assert site.call("eve", "POST", f"/dags/{DAG}/dagRuns", **body).is_success
     asked = {("review_pairs", 0), ("review_pairs", 1)}
     site.until(
-        lambda: {t for t, state in site.tasks("r1").items() if state == "awaiting_input"} == asked,
+        lambda: (
+            {t for t, one in site.tasks(DAG, "r1").items() if one["state"] == "awaiting_input"}
+            == asked
+        ),
         "two questions",
     )
 
     vote_in(page, site)
-    site.until(lambda: site.tasks("r1")["review_pairs", 0] == "success", "ann's votes")
+    site.until(
+        lambda: site.tasks(DAG, "r1")["review_pairs", 0]["state"] == "success", "ann's votes"
+    )
     (ballot,) = ballots.ballots(bench.run)
     assert (ballot.reviewer, ballot.source, ballot.comment) == ("ann", "airflow", "B is too long")
     assert [mark.choice for mark in ballot.marks] == ["A", "B", "tie", "both bad", "A"]
@@ -148,7 +86,9 @@ def test_a_reviewer_votes_in_the_browser_and_others_cannot(site, bench, page, tm
     answer = {"chosen_options": ["Skip the review"], "params_input": {}}
     assert site.call("eve", "PATCH", path, **answer).status_code == 403
     assert site.call("ben", "PATCH", path, **answer).status_code == 200
-    site.until(lambda: site.tasks("r1")["review_pairs", 1] == "success", "ben's answer")
+    site.until(
+        lambda: site.tasks(DAG, "r1")["review_pairs", 1]["state"] == "success", "ben's answer"
+    )
     assert len(ballots.ballots(bench.run)) == 1
 
 

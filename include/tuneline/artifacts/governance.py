@@ -106,6 +106,44 @@ class Parent(_Governed):
 Basis = Literal["checked", "declared"]
 
 
+class PolicyException(_Governed):
+    """A limit that the run set looser than the policy allows.
+
+    Attributes:
+        setting: its path in the configuration.
+        item: the item that it decides.
+        critical: True if that item is critical.
+        value: the run's value.
+        allowed: the loosest value of the policy.
+        reason: why it was accepted; None if nobody did.
+        by: who started the run with the waiver.
+        approved_by: who approved it, of a critical item.
+    """
+
+    setting: str
+    item: str
+    critical: bool
+    value: float | bool | str | None
+    allowed: float | bool | str | None
+    reason: str | None = None
+    by: str | None = None
+    approved_by: str | None = None
+
+
+class ManifestPolicy(_Governed):
+    """The policy of the platform under which the version was made.
+
+    Attributes:
+        version: the version that its file states.
+        sha256: hash of the file, which ships as `policy.yaml`.
+        looser: the limits that the run set looser.
+    """
+
+    version: int
+    sha256: str
+    looser: list[PolicyException] = []
+
+
 class Manifest(_Governed):
     """`manifest.json` of a model version: its files by hash, and what it was made from.
 
@@ -131,6 +169,7 @@ class Manifest(_Governed):
     environments: list[StepEnvironment] = []
     previous_version: str | None = None
     parent: Parent | None = None
+    policy: ManifestPolicy | None = None
     signature: dict[str, str] | None = None
     basis: dict[str, Basis] = {}
     files: list[ManifestFile]

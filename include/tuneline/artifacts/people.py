@@ -2,24 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel
 
 from tuneline.artifacts.artifact import RunDocument
 
+if TYPE_CHECKING:
+    from tuneline.run import Run
 
-class RecordedWaiver(BaseModel):
-    """A failure that somebody accepts.
+# Names under which Airflow records a user who is nobody in particular.
+_NOBODY = ("", "unknown", "anonymous")
+
+
+class Approval(BaseModel):
+    """The answer of a person to the task `subject`.
 
     Attributes:
+        by: name of the user that Airflow recorded.
+        by_id: id of that user, where Airflow tells ids from names.
+        reason: why, in that user's words.
+        about: SHA-256 of what was asked about: of the manifest for a release, for waivers see
+            `waivers_sha256`.
+    """
+
+    subject: str
+    decision: str
+    by: str
+    by_id: str | None = None
+    at: str
+    reason: str = ""
+    about: str | None = None
+
+
+class Approvals(BaseModel):
+    """The answers of people, oldest first.
+
+    Attributes:
+        asked: what each question that was put last is about, by task; see `Approval.about`.
+    """
+
+    approvals: list[Approval] = []
+    asked: dict[str, str] = {}
+
+
+class RecordedWaiver(BaseModel):
+    """A failure that somebody accepts, or a limit that is looser than the policy allows.
+
+    Attributes:
+        limit: the setting whose looser limit is accepted; None accepts the failure of the item.
         by: the user who started the run with this waiver; None if a schedule did.
-        critical_approved_by: the user who approved the waiver of a critical item.
+        approval: the approval of the waiver of a critical item.
     """
 
     item: str
+    limit: str | None = None
     reason: str
     by: str | None = None
     at: str = ""
-    critical_approved_by: str | None = None
+    approval: Approval | None = None
+
+    @property
+    def approved_by(self) -> str | None:
+        """The user who approved it."""
+        return self.approval.by if self.approval else None
 
 
 class Waivers(BaseModel):
@@ -28,20 +76,49 @@ class Waivers(BaseModel):
     waivers: list[RecordedWaiver] = []
 
 
-class Approval(BaseModel):
-    """The answer of a person to the task `subject`."""
-
-    subject: str
-    decision: str
-    by: str
-    at: str
-
-
-class Approvals(BaseModel):
-    """The answers of people, oldest first."""
-
-    approvals: list[Approval] = []
-
-
 WAIVERS = RunDocument("waivers.json", Waivers)
 APPROVALS = RunDocument("approvals.json", Approvals)
+
+
+def waivers_sha256(run: Run) -> str:
+    """Return the hash of what the approval of waivers is about: the run and its configuration."""
+    config = run.store.get_bytes(run.key("config.json"))
+    return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
+
+
+@dataclass(frozen=True)
+class Person:
+    """The user who answered, as Airflow recorded it.
+
+    Attributes:
+        name: the user's name; empty if Airflow recorded none.
+        id: the user's id.
+    """
+
+    name: str
+    id: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """What the user may be called by in a list of approvers."""
+        return {self.name, self.id or self.name}
+
+
+def why_not(run: Run, person: Person) -> str | None:
+    """Return why the yes of a person does not count for a run; None if it does.
+
+    With `approvers` in the model's file, only they may approve. Under `profile: production` they
+    may not approve what they started themselves, and somebody has to be known by name.
+    """
+    approvers = run.meta.get("approvers") or []
+    production = run.config.profile == "production"
+    if approvers and not person.names & set(approvers):
+        return f"{person.name or 'nobody'} is not an approver ({', '.join(approvers)})"
+    if production and person.name.casefold() in _NOBODY:
+        return "Airflow does not know who answered, which profile: production requires"
+    if production and approvers and run.meta.get("started_by") in person.names:
+        return (
+            f"{person.name} started the run, and under profile: production another approver has to "
+            f"answer ({', '.join(approvers)})"
+        )
+    return None

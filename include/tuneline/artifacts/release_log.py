@@ -29,20 +29,32 @@ class _Event(BaseModel):
 
 
 class Approved(_Event):
-    """A person's answer to a question about the run, a refusal included."""
+    """A person's answer to a question about the run, a refusal included.
+
+    Attributes:
+        reason: why, in the words of that person.
+        about: SHA-256 of what was asked about; of the manifest for the release.
+    """
 
     event: Literal["approved"] = "approved"
     subject: str
     decision: str
     by: str
     answered_at: str
+    reason: str = ""
+    about: str | None = None
 
 
 class Waived(_Event):
-    """A failure that somebody accepts; that of a critical item needs an approval."""
+    """A failure or a looser limit that somebody accepts; of a critical item it needs an approval.
+
+    Attributes:
+        limit: what is looser than the policy allows, one sentence; None for a failure.
+    """
 
     event: Literal["waived"] = "waived"
     item: str
+    limit: str | None = None
     reason: str
     by: str
     approved_by: str | None = None

@@ -22,6 +22,7 @@ from tuneline.config.layers import (
 )
 from tuneline.config.model_file import Model, ModelFile, find_model, models
 from tuneline.config.pipeline import PipelineConfig, PodConfig
+from tuneline.config.policy import Looser, Policy, read_policy
 from tuneline.config.training import TrainingConfig
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
     "DeploymentConfig",
     "EvaluationConfig",
     "GovernanceConfig",
+    "Looser",
     "Model",
     "ModelFile",
     "PipelineConfig",
     "PodConfig",
+    "Policy",
     "SourceFormat",
     "TargetFormat",
     "TrainingConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "models",
     "parse_yaml",
     "presets_dir",
+    "read_policy",
     "read_yaml",
     "validate_config",
 ]

@@ -230,7 +230,14 @@ class PiiScrubbingConfig(Section):
     )
     pii_review: str | None = Field(
         None,
-        description="Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address.",
+        description="Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address; "
+        "or ask: people read rows in Airflow.",
+    )
+    pii_review_rows: int = Field(
+        60, ge=1, le=500, description="Rows that people are asked to read in Airflow."
+    )
+    pii_review_hours: float = Field(
+        48, gt=0, description="Time that this review waits for answers, in hours."
     )
 
     @field_validator("pii_ner")

@@ -109,4 +109,9 @@ class Waiver(Section):
     """An item whose failure is accepted. Who accepts it is taken from Airflow."""
 
     item: str = Field(description="Id of the item.")
+    limit: str | None = Field(
+        None,
+        description="Setting whose looser limit is accepted, instead of the failure of the item "
+        "(`evaluation.min_gain`); see config/policy.yaml.",
+    )
     reason: str = Field(min_length=10, description="Why its failure is acceptable.")

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -86,6 +86,7 @@ def check_sections(document: Mapping[str, Any], where: str) -> None:
         f"{name}: expected settings (`{name}:` and lines below it), got {document[name]!r:.80}"
         for name, field in PipelineConfig.model_fields.items()
         if name in document
+        and get_origin(field.annotation) is not list
         and _section_of(field.annotation) is not None
         and not isinstance(document[name], Mapping)
     ]

@@ -121,7 +121,9 @@ class ModelFile(Section):
     description: str = Field("", description="One line for the list of DAGs.")
     owners: list[str] = Field(["ml-platform"], min_length=1, description="Owners of the DAGs.")
     approvers: list[str] = Field(
-        [], description="Users who may answer its questions; empty: everyone who may edit its DAGs."
+        [],
+        description="Users who may answer its questions; empty: everyone who may edit its DAGs. "
+        "Under profile: production none of them approves a run that they started.",
     )
     preset: str = Field("laptop", description="Preset that its runs start from.")
     settings: dict[str, Any] = Field(
@@ -174,6 +176,13 @@ class Model:
         """The engine that its runs have unless they are given another one."""
         default = DeploymentConfig.model_fields["engine"].default
         return str(self._section("deployment").get("engine", default))
+
+    @property
+    def profile(self) -> str:
+        """The profile that its runs have by its file and its preset."""
+        preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")
+        default = PipelineConfig.model_fields["profile"].default
+        return str({"profile": default, **preset, **self.file.settings}["profile"])
 
     def _section(self, name: str) -> dict[str, Any]:
         """Return a section of the settings, from the preset and the file."""

@@ -11,6 +11,7 @@ from tuneline.config.data import DataConfig
 from tuneline.config.deployment import ENGINE_IMAGES, DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
+from tuneline.config.limits import check_limit
 from tuneline.config.section import Section
 from tuneline.config.training import TrainingConfig
 
@@ -87,6 +88,8 @@ class PipelineConfig(Section):
         for waiver in self.waivers:
             if waiver.item not in known:
                 raise ValueError(f"waivers: {waiver.item!r} is not an item of the checklist")
+            if waiver.limit is not None:
+                check_limit(waiver.limit, waiver.item)
         return self
 
     @property

@@ -35,6 +35,7 @@ from tuneline.data.conversations.outcomes import Outcome
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.pii.residuals import residual_hits
+from tuneline.data.pii.review.audit import asked_review
 from tuneline.data.pii.scrubber import CHUNK, shape_finder
 from tuneline.data.pii.workers import map_chunks, worker_count
 from tuneline.data.rendering.renderer import Renderer, chat_template
@@ -328,5 +329,6 @@ def run(ctx: StepContext) -> Record:
             *_measurements(
                 rows, weights, before, facts=facts, found=found, limit=limit, config=config
             ),
+            *asked_review(ctx),
         ],
     )

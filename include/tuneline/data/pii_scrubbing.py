@@ -18,6 +18,7 @@ from itertools import tee
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
+from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
 from tuneline.data.pii.leak_estimate import (
     Trial,
@@ -32,6 +33,7 @@ from tuneline.data.pii.leak_estimate import (
 from tuneline.data.pii.name_models import describe_models
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
+from tuneline.data.pii.review.form import ASK, answered, make_sheet
 from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii.shared_parts import shared_parts
 from tuneline.data.pii.workers import worker_count
@@ -172,7 +174,15 @@ def _review(ctx: StepContext) -> Reviewed | None:
     address = ctx.config.data.pii_review
     if address is None:
         return None
-    review = read_review(address, read_rows(ctx.out / ROWS), ctx.scratch)
+    rows = read_rows(ctx.out / ROWS)
+    if address == ASK:
+        sheet = make_sheet(rows, ctx.config.data.pii_review_rows)
+        PII_SHEET.write(ctx, sheet)
+        review = answered(ctx.run, sheet)
+        if not review.weights:
+            return None
+    else:
+        review = read_review(address, rows, ctx.scratch)
     if review.weights:
         write_audit(ctx.out / REVIEW, review.columns())
     return review

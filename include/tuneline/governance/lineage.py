@@ -46,6 +46,11 @@ from tuneline.governance.documents.write import add_documents
 from tuneline.governance.licensing.duties import license_files
 from tuneline.governance.release.basis import BASIS
 from tuneline.governance.release.manifest import put_once, store_files, write_manifest
+from tuneline.governance.release.policy_record import (
+    policy_copy,
+    policy_measurements,
+    policy_stated,
+)
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
@@ -286,6 +291,7 @@ def describe(
         environments=environments(ctx.run),
         previous_version=parent.version if parent else None,
         parent=parent,
+        policy=policy_stated(ctx.run),
         signature=public_part(Path(key)) if key else None,
         basis=BASIS,
         files=files,
@@ -318,7 +324,12 @@ def run(ctx: StepContext) -> Evidence:
     model = shipped_model(ctx)
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
-    files = {**collect_files(ctx, model), **evidence_files, "config.json": config_file}
+    files = {
+        **collect_files(ctx, model),
+        **evidence_files,
+        **policy_copy(ctx),
+        "config.json": config_file,
+    }
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest = add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
@@ -340,5 +351,6 @@ def run(ctx: StepContext) -> Evidence:
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
+            *policy_measurements(ctx.run),
         ],
     )

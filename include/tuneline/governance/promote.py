@@ -14,6 +14,7 @@ from tuneline.artifacts.release_log import Approved, Event, Released, Waived
 from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
+from tuneline.governance.release.approvals import approver, is_needed, refusal
 from tuneline.governance.release.pointer import (
     Pointed,
     complete,
@@ -24,17 +25,7 @@ from tuneline.governance.release.pointer import (
 from tuneline.governance.release.verify import promotion_differences
 from tuneline.run import Run, StepContext
 from tuneline.store import Changed
-from tuneline.verdicts import checklist, valid_waivers
-
-# The question about the release in Airflow, and the answer that allows it.
-QUESTION, YES = "approve_release", "Approve"
-
-
-def approver(run: Run) -> str | None:
-    """Return who approved the release, None if the last answer is a no or there is none."""
-    answers = APPROVALS.find(run) or Approvals()
-    asked = [answer for answer in answers.approvals if answer.subject == QUESTION]
-    return asked[-1].by if asked and asked[-1].decision == YES else None
+from tuneline.verdicts import checklist, looser_limits, valid_waivers
 
 
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
@@ -48,11 +39,8 @@ def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
     if not ENGINE_IDENTITY.exists(ctx):
         why = ctx.entry(ENGINE_IDENTITY.step).summary
         found.append(f"the engine {config.deployment.engine} was not built: {why}")
-    if config.approval and approver(ctx.run) is None:
-        found.append(
-            "nobody has approved the release, which the run asks for (`approval: true`); "
-            f"answer the task {QUESTION} in Airflow"
-        )
+    if is_needed(ctx.run) and (why := refusal(ctx.run)):
+        found.append(why)
     return found + promotion_differences(manifest_uri, config.governance)
 
 
@@ -61,7 +49,12 @@ def people(run: Run) -> list[Event]:
     answers = APPROVALS.find(run) or Approvals()
     approved = [
         Approved(
-            subject=answer.subject, decision=answer.decision, by=answer.by, answered_at=answer.at
+            subject=answer.subject,
+            decision=answer.decision,
+            by=answer.by,
+            answered_at=answer.at,
+            reason=answer.reason,
+            about=answer.about,
         )
         for answer in answers.approvals
     ]
@@ -70,11 +63,22 @@ def people(run: Run) -> list[Event]:
             item=waiver.item,
             reason=waiver.reason,
             by=str(waiver.by),
-            approved_by=waiver.critical_approved_by,
+            approved_by=waiver.approved_by,
         )
         for waiver in valid_waivers(run).values()
     ]
-    return [*waived, *approved]
+    limits = [
+        Waived(
+            item=one.looser.item,
+            limit=str(one.looser),
+            reason=one.waiver.reason,
+            by=str(one.waiver.by),
+            approved_by=one.waiver.approved_by,
+        )
+        for one in looser_limits(run)
+        if one.waiver is not None
+    ]
+    return [*waived, *limits, *approved]
 
 
 def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
@@ -89,7 +93,7 @@ def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
         follows=follows,
         by=ctx.run.meta.get("started_by"),
         run=ctx.run.uri,
-        approved_by=approver(ctx.run) if ctx.config.approval else None,
+        approved_by=approver(ctx.run) if is_needed(ctx.run) else None,
     )
     events = [*people(ctx.run), released]
     try:

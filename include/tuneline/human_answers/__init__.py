@@ -6,17 +6,26 @@ of a review lie in `ballots`, the forms and files that take them beside it.
 
 from __future__ import annotations
 
+from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.artifacts.people import (
     APPROVALS,
     WAIVERS,
     Approval,
     Approvals,
+    Person,
     RecordedWaiver,
     Waivers,
+    waivers_sha256,
+    why_not,
 )
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import Waiver
+from tuneline.errors import UserError
 from tuneline.run import Run, now
+
+# The questions, and the answer that allows what is asked.
+ABOUT_WAIVERS, ABOUT_RELEASE, YES = "approve_waivers", "approve_release", "Approve"
+_LEAST_REASON = 10
 
 
 def critical_waivers(run: Run) -> list[Waiver]:
@@ -24,33 +33,81 @@ def critical_waivers(run: Run) -> list[Waiver]:
     return [w for w in run.config.waivers if get_item(w.item).severity == Severity.CRITICAL]
 
 
-def record_waivers(run: Run, by: str | None, approved_by: str | None = None) -> None:
+def record_waivers(run: Run, by: str | None, approval: Approval | None = None) -> None:
     """Write `waivers.json`: every waiver of the configuration and who stands for it.
 
     Args:
         run: the run.
         by: the user who started the run with these waivers; None if a schedule did, and
             then no waiver counts.
-        approved_by: the user who approved the critical ones; None if nobody did.
+        approval: the approval of the critical ones; None if nobody gave it.
     """
     if not run.config.waivers:
         return
     critical = {waiver.item for waiver in critical_waivers(run)}
+
     entries = [
         RecordedWaiver(
             item=waiver.item,
+            limit=waiver.limit,
             reason=waiver.reason,
             by=by,
             at=now(),
-            critical_approved_by=approved_by if waiver.item in critical else None,
+            approval=approval if waiver.item in critical else None,
         )
         for waiver in run.config.waivers
     ]
     WAIVERS.put(run, Waivers(waivers=entries))
 
 
-def record_approval(run: Run, subject: str, decision: str, by: str) -> None:
-    """Add an answer to `approvals.json`."""
+def note_question(run: Run, subject: str) -> str:
+    """Note what a question is about when it is put, and return the hash of that.
+
+    Raises:
+        UserError: if it is about the release and there is no manifest.
+    """
+    if subject == ABOUT_WAIVERS:
+        about = waivers_sha256(run)
+    else:
+        reference = MANIFEST_REF.find(run)
+        if reference is None:
+            raise UserError(f"{run.uri} has no manifest to approve; run lineage first")
+        about = reference.sha256
     earlier = APPROVALS.find(run) or Approvals()
-    answer = Approval(subject=subject, decision=decision, by=by, at=now())
-    APPROVALS.put(run, Approvals(approvals=[*earlier.approvals, answer]))
+    kept = earlier.model_copy(update={"asked": {**earlier.asked, subject: about}})
+    APPROVALS.put(run, kept)
+    return about
+
+
+def record_approval(
+    run: Run, subject: str, decision: str, person: Person, reason: str = ""
+) -> Approval:
+    """Add an answer to `approvals.json`, with the hash of what was asked about.
+
+    Raises:
+        UserError: if the answer is a yes that this person can't give, or gives without a reason
+            that is needed; nothing is recorded then.
+    """
+    reason = reason.strip()
+    if decision == YES:
+        why = why_not(run, person)
+        if why:
+            raise UserError(f"{subject}: {why}")
+        if subject == ABOUT_WAIVERS and len(reason) < _LEAST_REASON:
+            raise UserError(
+                f"{subject}: accepting a waiver of a critical item needs a reason of at least "
+                f"{_LEAST_REASON} characters; answer again"
+            )
+    earlier = APPROVALS.find(run) or Approvals()
+    answer = Approval(
+        subject=subject,
+        decision=decision,
+        by=person.name,
+        by_id=person.id,
+        at=now(),
+        reason=reason,
+        about=earlier.asked.get(subject),
+    )
+    kept = earlier.model_copy(update={"approvals": [*earlier.approvals, answer]})
+    APPROVALS.put(run, kept)
+    return answer

@@ -62,6 +62,13 @@ VARIABLES = (
         "Folder of presets.",
     ),
     Variable(
+        "TUNELINE_POLICY",
+        ("Airflow", "steps", "the CLI"),
+        "`config/policy.yaml` in the checkout",
+        "File of the platform's limits. Every run records its text, and a production step whose "
+        "image has another one is refused.",
+    ),
+    Variable(
         "TUNELINE_MODELS",
         ("Airflow",),
         "`config/models` in the checkout",

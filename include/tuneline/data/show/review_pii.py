@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
+from tuneline.data.pii.review.audit import hits_of
 from tuneline.data.pii.review.draw import draw_rows
 from tuneline.data.pii.review.estimate import read_review, review_measurements
 from tuneline.data.pii.review.sheet import as_csv
@@ -31,13 +32,7 @@ class _Scrubbed:
     @property
     def hits(self) -> Counter[str]:
         """The values that were found, by entity."""
-        return Counter(
-            {
-                entry.name.removeprefix("found_"): int(entry.value or 0)
-                for entry in self.evidence.measurements
-                if entry.name.startswith("found_")
-            }
-        )
+        return hits_of(self.evidence)
 
 
 def write(target: str, out: Path, count: int) -> int:

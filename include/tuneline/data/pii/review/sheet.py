@@ -69,7 +69,7 @@ def read_sheet(raw: bytes, name: str) -> list[Answer]:
         if row_id in seen:
             raise UserError(f"{where}: row {row_id} is there twice; keep one of the two")
         seen[row_id] = where
-        missed = _missed((entry["missed"] or "").strip(), where)
+        missed = read_missed((entry["missed"] or "").strip(), where)
         answers.append(Answer(where, row_id, (entry["row_hash"] or "").strip(), missed))
     if not answers:
         raise UserError(f"{name} holds no rows; `tuneline data review-pii` writes some")
@@ -102,7 +102,12 @@ def _lines(raw: bytes, name: str) -> Sequence[tuple[int, Mapping[str, str | None
         csv.field_size_limit(before)
 
 
-def _missed(cell: str, where: str) -> tuple[tuple[str, str], ...]:
+def read_missed(cell: str, where: str) -> tuple[tuple[str, str], ...]:
+    """Return the type and text of each piece that a person wrote into a cell.
+
+    Raises:
+        UserError: if it is empty or not of that form; `where` names its place.
+    """
     if not cell:
         raise UserError(f"{where}: the column missed is empty; {_HOW}")
     if cell.casefold() == NONE:

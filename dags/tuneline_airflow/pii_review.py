@@ -1,0 +1,92 @@
+"""The question that asks people to read scrubbed rows for personal data that was missed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Param, task
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowException
+
+from tuneline.config import Model
+from tuneline.errors import UserError
+from tuneline.run import Run
+from tuneline_airflow.people import answerer, asked
+from tuneline_airflow.pods import RUN_URI, run_uri_of
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_SEND, _SKIP = "Send what was found", "Skip these rows"
+
+
+@task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
+def assign_rows(run_uri: str) -> list[list[int]]:
+    """Return the rows of each form that nobody has answered; without any, there is no task."""
+    from tuneline.data.pii.review.form import open_forms
+
+    return open_forms(Run.open(run_uri))
+
+
+class ReviewRows(HITLOperator):
+    """A task that shows some scrubbed rows and takes what one person found in them.
+
+    Args:
+        numbers: the numbers of the rows.
+    """
+
+    def __init__(self, *, numbers: list[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.numbers = numbers
+
+    def execute(self, context: Context) -> Any:
+        """Show the rows, and wait for the time that the run's configuration gives."""
+        from tuneline.data.pii.review.form import form_body
+
+        run = Run.open(run_uri_of(context))
+        self.body = form_body(run, self.numbers)
+        self._make_form(run)
+        self.response_timeout = timedelta(hours=run.config.data.pii_review_hours)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Store what was found with the name of the user that Airflow recorded."""
+        from tuneline.data.pii.review.form import record_form
+
+        run = Run.open(run_uri_of(context))
+        # The operator is made anew for the answer.
+        self._make_form(run)
+        answer = super().execute_complete(context, event)
+        if _SEND in event["chosen_options"]:
+            try:
+                record_form(run, self.numbers, event["params_input"] or {}, answerer(event))
+            except UserError as error:
+                raise AirflowException(str(error)) from None
+        return answer
+
+    def _make_form(self, run: Run) -> None:
+        from tuneline.data.pii.review.form import form_fields
+
+        fields = form_fields(run, self.numbers)
+        self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
+
+
+def review_rows(model: Model) -> tuple[Any, Any]:
+    """Make the task that deals out the rows, and those that ask what was missed in them."""
+    assigned = assign_rows(RUN_URI)
+    return assigned, ReviewRows.partial(
+        task_id="review_rows",
+        **asked(model),
+        subject="Is personal data left in these rows?",
+        options=[_SEND, _SKIP],
+        # A review without an answer is what the evidence states, not a failure.
+        defaults=_SKIP,
+        # An answer that can't be stored fails the task; the next try asks again.
+        retries=5,
+        retry_delay=timedelta(seconds=1),
+        map_index_template="rows {{ task.numbers | join(', ') }}",
+    ).expand(numbers=assigned)

@@ -1,0 +1,289 @@
+"""The platform's policy (`config/policy.yaml`): how loose a run may set the limits of items.
+
+It is read from the checkout or the image alone, never from what starts a run. The run records its
+text when it is created, so that every later verdict is by the same policy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from tuneline.catalogue import Severity, get_item
+from tuneline.config.data import DataConfig
+from tuneline.config.layers import explain, parse_yaml
+from tuneline.config.limits import (
+    LIMITS,
+    OTHER,
+    Value,
+    item_of,
+    leaves,
+    limit_of,
+    limits_in,
+)
+from tuneline.config.pipeline import PipelineConfig
+from tuneline.config.section import Section
+from tuneline.errors import UserError
+from tuneline.machine.checkout import project_root
+
+# Entities whose leaks have a limit of their own unless data.pii_max_leak names them.
+NAMES = ("PERSON", "LOCATION")
+
+
+def policy_file() -> Path:
+    """Return the file: `$TUNELINE_POLICY`, or `config/policy.yaml` of the project."""
+    return Path(os.environ.get("TUNELINE_POLICY") or project_root() / "config" / "policy.yaml")
+
+
+class PolicyFile(Section):
+    """The content of a policy. Limits are nested like the settings that they bound."""
+
+    version: int = Field(ge=1, description="Raise it with every change.")
+    profile: Literal["production"] | None = Field(
+        None, description="Profile that every run must have; null allows both."
+    )
+    approval: bool = Field(
+        False, description="Every run under profile: production needs an approval."
+    )
+    limits: dict[str, Any] = Field(
+        {},
+        description="The loosest value of each limit. One that is not named is its setting's "
+        "default; null leaves a limit free.",
+    )
+    laptop: dict[str, Any] = Field({}, description="Limits under profile: laptop, above those.")
+    models: dict[str, dict[str, Any]] = Field(
+        {}, description="Limits of single models by name, above both."
+    )
+
+    @field_validator("limits", "laptop")
+    @classmethod
+    def _bounds_limits(cls, given: dict[str, Any]) -> dict[str, Any]:
+        _check(given)
+        return given
+
+    @field_validator("models")
+    @classmethod
+    def _bounds_limits_of_models(cls, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        for limits in given.values():
+            _check(limits)
+        return given
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    for path, value in leaves(given, ""):
+        limit = limit_of(path)
+        if limit is None:
+            near = difflib.get_close_matches(path, [one.setting for one in LIMITS], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{path} is not a limit{hint}")
+        if not limit.fits(value):
+            wanted = " or ".join(map(str, limit.levels)) or "a number"
+            raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Looser:
+    """A limit that a run sets looser than the policy allows.
+
+    Attributes:
+        setting: its path in the configuration.
+        item: the item that it decides.
+        value: the run's value.
+        floor: the loosest value that the policy allows.
+    """
+
+    setting: str
+    item: str
+    value: Value
+    floor: Value
+
+    @property
+    def critical(self) -> bool:
+        """True if it is a limit of a critical item."""
+        return get_item(self.item).severity == Severity.CRITICAL
+
+    @property
+    def names(self) -> set[str]:
+        """The names by which a waiver may call it: its own, or that of its map."""
+        map_name = self.setting.rpartition(".")[0]
+        limit = limit_of(map_name)
+        return {self.setting, map_name} if limit and limit.item else {self.setting}
+
+    def __str__(self) -> str:
+        limit = limit_of(self.setting)
+        bound = f"{self.floor}"
+        if limit is not None and not limit.levels:
+            bound = f"at {'most' if limit.stricter == 'lower' else 'least'} {self.floor:g}"
+        return f"{self.setting} is {self.value}, the policy allows {bound}"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy as its file states it.
+
+    Attributes:
+        text: the text of the file.
+        where: its place, for errors.
+    """
+
+    text: str
+    where: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def version(self) -> int:
+        """The version that the file states."""
+        return self.content.version
+
+    @cached_property
+    def content(self) -> PolicyFile:
+        """What the file states.
+
+        Raises:
+            UserError: if it is not a policy.
+        """
+        try:
+            return PolicyFile.model_validate(parse_yaml(self.text, self.where))
+        except ValidationError as error:
+            problems = "; ".join(explain(entry, PolicyFile) for entry in error.errors())
+            raise UserError(f"{self.where}: {problems}") from None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what `run.json` keeps of the policy."""
+        return {"version": self.version, "sha256": self.sha256, "text": self.text}
+
+    def floors(self, name: str, profile: str) -> dict[str, Value]:
+        """Return the loosest value of each limit, for a model and a profile."""
+        content = self.content
+        layers = [content.limits, content.laptop if profile == "laptop" else {}]
+        found = dict(_defaults())
+        for layer in (*layers, content.models.get(name, {})):
+            for path, value in leaves(layer, ""):
+                # A number in place of a map bounds every key of the map.
+                for inner in [key for key in found if key.startswith(f"{path}.")]:
+                    found[inner] = value
+                found[path] = value
+        return found
+
+    def looser(self, config: PipelineConfig) -> list[Looser]:
+        """Return the limits that a configuration sets looser than the policy allows."""
+        floors, values = self.floors(config.name, config.profile), limits_in(config)
+        found = []
+        for path in dict.fromkeys([*values, *(key for key in floors if _is_leak(key))]):
+            value, floor = (_value(path, where) for where in (values, floors))
+            limit = limit_of(path)
+            if limit is None or floor is None or value is None:
+                continue
+            if limit.rank(value) > limit.rank(floor):
+                found.append(Looser(path, item_of(path), value, floor))
+        return found
+
+
+def _is_leak(path: str) -> bool:
+    return path.startswith("data.pii_max_leak.")
+
+
+def _value(path: str, values: Mapping[str, Value]) -> Value:
+    """Return a value of a map of limits; a key that is not named has that of all others."""
+    parent, _, key = path.rpartition(".")
+    others = "data.pii_max_leak_ner" if _is_leak(path) and key in NAMES else f"{parent}.{OTHER}"
+    for name in (path, others):
+        if name in values:
+            return values[name]
+    return None
+
+
+@cache
+def _defaults() -> dict[str, Value]:
+    """Return the limits of a run that sets none."""
+    found = limits_in(PipelineConfig(data=DataConfig(source="rows")))
+    # These two items fail by a limit of their own unless the map names them.
+    failing = "data.removed_share_fail"
+    found[f"{failing}.schema_validation"] = found["data.max_rejected_share"]
+    found[f"{failing}.token_length_audit"] = found["data.max_too_long_share"]
+    return found
+
+
+def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
+    """Refuse a run that the policy does not allow, before anything of it is carried out.
+
+    A production run whose limit of a critical item is looser needs a waiver of that limit. Other
+    looser limits warn in the checklist.
+
+    Raises:
+        UserError: if it is refused; each setting is named, and what to do.
+    """
+    content, where = policy.content, f"{policy.where}, version {policy.version}"
+    if content.profile is not None and config.profile != content.profile:
+        raise UserError(
+            f"profile is {config.profile}, the policy ({where}) allows {content.profile} alone"
+        )
+    if config.profile != "production":
+        return
+    if content.approval and not config.approval:
+        raise UserError(
+            f"approval is false, the policy ({where}) asks for an approval of every release; set "
+            "`approval: true`"
+        )
+    waived = {waiver.limit for waiver in config.waivers}
+    found = [one for one in policy.looser(config) if one.critical and not waived & one.names]
+    if found:
+        waivers = ", ".join(
+            f"{{item: {one.item}, limit: {one.setting}, reason: …}}" for one in found
+        )
+        raise UserError(
+            f"{'; '.join(map(str, found))} ({where}), and profile: production needs a waiver for "
+            f"that; set a value that the policy allows, or add to `waivers` {waivers}, which an "
+            "approver has to accept"
+        )
+
+
+def read_policy() -> Policy:
+    """Read the policy of this checkout or image.
+
+    Raises:
+        UserError: if the file is missing or not a policy.
+    """
+    path = policy_file()
+    try:
+        policy = Policy(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the policy {path} can't be read ({error}); restore config/policy.yaml, or name "
+            "another file in TUNELINE_POLICY"
+        ) from None
+    # A wrong file is refused when it is read, not when a limit is looked up.
+    _ = policy.content
+    return policy
+
+
+def recorded_policy(record: Mapping[str, Any] | None, where: str) -> Policy:
+    """Return the policy that a run recorded; that of this checkout if it recorded none.
+
+    Raises:
+        UserError: if the text is not the one that was recorded.
+    """
+    if not record:
+        return read_policy()
+    policy = _of_text(str(record["text"]), f"{where}: policy")
+    if policy.sha256 != record.get("sha256"):
+        raise UserError(f"{where}: the policy's text is not the one that was recorded")
+    return policy
+
+
+@cache
+def _of_text(text: str, where: str) -> Policy:
+    # A checklist asks for the policy of its run once for each item.
+    return Policy(text, where)

@@ -1,0 +1,63 @@
+"""State in a release which policy it was made under, and which limits are looser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tuneline.artifacts.governance import ManifestPolicy, PolicyException
+from tuneline.config import read_policy
+from tuneline.errors import UserError
+from tuneline.evidence import Measurement, measure
+from tuneline.run import Run, StepContext
+from tuneline.verdicts import looser_limits
+
+POLICY_FILE = "policy.yaml"
+
+
+def policy_copy(ctx: StepContext) -> dict[str, Path]:
+    """Write the policy under which the run was created; the local file by its name."""
+    path = ctx.scratch / POLICY_FILE
+    path.write_bytes(ctx.run.policy.text.encode())
+    return {POLICY_FILE: path}
+
+
+def policy_stated(run: Run) -> ManifestPolicy:
+    """Return what the manifest says of the policy."""
+    return ManifestPolicy(
+        version=run.policy.version,
+        sha256=run.policy.sha256,
+        looser=[
+            PolicyException(
+                setting=one.looser.setting,
+                item=one.looser.item,
+                critical=one.looser.critical,
+                value=one.looser.value,
+                allowed=one.looser.floor,
+                reason=one.waiver.reason if one.waiver else None,
+                by=one.waiver.by if one.waiver else None,
+                approved_by=one.waiver.approved_by if one.waiver else None,
+            )
+            for one in looser_limits(run)
+        ],
+    )
+
+
+def policy_measurements(run: Run) -> list[Measurement]:
+    """Judge whether this image has the policy under which the run was created.
+
+    Another one warns on the laptop and fails under `profile: production`.
+    """
+    breach: Literal["fail", "warn"] = "fail" if run.config.profile == "production" else "warn"
+    try:
+        here = read_policy().sha256
+    except UserError:
+        here = ""
+    # Not `run.policy`, which is this image's where the run recorded none.
+    recorded = (run.meta.get("policy") or {}).get("sha256")
+    found = looser_limits(run)
+    return [
+        measure("policy_is_the_runs", here == recorded, "flag", "==", True, on_breach=breach),
+        measure("limits_looser_than_policy", len(found), "settings"),
+        measure("looser_limits_waived", sum(one.waiver is not None for one in found), "settings"),
+    ]

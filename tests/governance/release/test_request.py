@@ -1,0 +1,129 @@
+"""What an approver is shown: verdicts, deciding numbers, gain, warnings, changes, waivers."""
+
+import re
+
+import pytest
+from tests.governance.conftest import BROKEN, MEASURED
+from tests.lab.releases import log_release
+
+from tuneline import human_answers
+from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestEvidence
+from tuneline.catalogue import ITEMS
+from tuneline.evidence import measure
+from tuneline.governance.release.manifest import write_manifest
+from tuneline.governance.release.request import release_question, waivers_question
+
+TAB = "http://host/dags/d/runs/r/plugin/release-checklist"
+GAIN = [
+    measure("tuned_metric", 0.91, "share"),
+    measure("gain_lower", 0.31, "share", ">", 0.0),
+    measure("difference_to_released", 0.04, "share"),
+    MEASURED,
+]
+
+
+@pytest.fixture
+def asked(finished_lab):
+    """Make a finished run, and return it with its question."""
+
+    def make(work=lambda lab: None, **overrides):
+        lab = finished_lab(name="model", profile="production", **overrides)
+        lab.leave("holdout_performance", {}, GAIN)
+        work(lab)
+        lab.execute("lineage")
+        return lab, release_question(lab.run, TAB)
+
+    return make
+
+
+def release_before(lab):
+    entry = ManifestEvidence(
+        phase="evaluation", severity="recommended", verdict="fail", summary="", because="", file="x"
+    )
+    manifest = Manifest(
+        name="model", version="before", evidence={"determinism": entry}, files=[],
+        base_model={"uri": "pypi://older"},
+    )  # fmt: skip
+    digest = write_manifest(lab.run.store, "models/model/before", manifest)
+    log_release(lab.run.store, "model", "before", digest)
+
+
+def test_it_shows_every_item_with_its_deciding_numbers_and_limits(asked):
+    lab, text = asked()
+    for item in ITEMS:
+        assert re.search(rf"^\| `{item.id}` \| {item.severity} \| \w+ \|", text, re.MULTILINE)
+    assert "limit\\_holds True (must be == True)" in text
+    assert "gain\\_lower 0.31 share (must be \\> 0)" in text
+    assert MANIFEST_REF.find(lab.run).sha256 in text
+    assert f"]({TAB})" in text
+
+
+def test_it_shows_the_gain_over_base_and_released_model(asked):
+    _, text = asked()
+    gain = text.split("## Gain")[1].split("##")[0]
+    assert "tuned\\_metric 0.91 share" in gain
+    assert "difference\\_to\\_released 0.04 share" in gain
+
+
+def test_it_shows_open_warnings_and_broken_numbers(asked):
+    _, text = asked(lambda lab: lab.leave("determinism", {}, [BROKEN]))
+    warnings = text.split("## Open warnings")[1].split("## What")[0]
+    assert "**fail** `determinism` (recommended)" in warnings
+    assert "(must be == True) **broken**" in text
+
+
+def test_without_a_warning_none_is_shown(asked):
+    assert "## Open warnings" not in asked()[1]
+
+
+def test_it_shows_what_changed_since_the_release_before(asked):
+    _, text = asked(release_before)
+    changed = text.split("## What changed since the release before")[1].split("## The 25")[0]
+    assert "compared with `before`" in changed
+    assert "verdicts determinism: fail → pass" in changed
+    assert "base uri: pypi://older →" in changed
+
+
+def test_a_first_release_says_so(asked):
+    assert "nothing was released under this name before" in asked()[1]
+
+
+def test_it_shows_waivers_and_looser_limits(asked):
+    waiver = {"item": "determinism", "reason": "answers have no stable order"}
+    loose = {"evaluation": {"min_identical_share": 0.5}}
+    _, text = asked(waivers=[waiver], **loose)
+    assert "`determinism`: a failure is accepted. Reason: answers have no stable order" in text
+    assert "evaluation.min\\_identical\\_share is 0.5, the policy allows at least 1" in text
+
+
+def test_what_a_run_says_is_no_markup(asked):
+    text = asked(reason="[click](http://evil) | <img src=x>\n# Approved")[1]
+    assert "[click]" not in text.replace("\\[click\\]", "")
+    assert "<img" not in text.replace("\\<img", "")
+    assert "\n# Approved" not in text
+
+
+def test_the_question_about_waivers_shows_value_limit_and_reason(finished_lab):
+    limit = {
+        "item": "holdout_performance",
+        "limit": "evaluation.min_gain",
+        "reason": "the base already answers everything",
+    }
+    evaluation = {"min_gain": -1, "max_ttft_seconds": 9}
+    lab = finished_lab(profile="production", evaluation=evaluation, waivers=[limit])
+    text = waivers_question(lab.run, TAB)
+    assert "evaluation.min\\_gain is -1.0, the policy allows at least 0" in text
+    assert "Reason: the base already answers everything" in text
+    others = text.split("## Other limits")[1]
+    assert "evaluation.max\\_ttft\\_seconds is 9.0, the policy allows at most 2" in others
+    assert human_answers.critical_waivers(lab.run)
+
+
+def test_a_waiver_that_waives_nothing_says_so(finished_lab):
+    limit = {
+        "item": "holdout_performance",
+        "limit": "evaluation.min_gain",
+        "reason": "just in case",
+    }
+    lab = finished_lab(profile="production", waivers=[limit])
+    assert "is within the policy, so nothing is waived" in waivers_question(lab.run, TAB)

@@ -1,0 +1,96 @@
+"""An Airflow of several users, whose DAGs are those of `tests/stack/dags`."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from tuneline.stack import airflow
+from tuneline.stack.layout import Layout
+
+ROOT = Path(__file__).parents[2]
+
+
+class Site:
+    """Airflow's services on free ports, and its API as its users call it.
+
+    Args:
+        layout: folders and ports.
+        users: role by user; everyone's password is the name.
+        watcher: the user as whom a test looks at tasks.
+        environment: further variables of the services.
+    """
+
+    def __init__(
+        self, layout: Layout, users: Mapping[str, str], watcher: str, **environment: str
+    ) -> None:
+        airflow.prepare(layout)
+        passwords = layout.airflow_home / "passwords.json"
+        passwords.write_text(json.dumps({user: user for user in users}))
+        self.layout, self.watcher, self.processes = layout, watcher, []
+        self.url = layout.ui_url
+        listed = ",".join(f"{user}:{role}" for user, role in users.items())
+        self.env = {
+            **airflow.environment(layout),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "tests" / "stack" / "dags"),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": listed,
+            "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
+            **environment,
+        }
+
+    def start(self):
+        command = str(self.layout.airflow_python.with_name("airflow"))
+        subprocess.run([command, "db", "migrate"], env=self.env, check=True, capture_output=True)
+        for part in airflow.COMPONENTS:
+            more = ["--skip-serve-logs"] if part == "scheduler" else []
+            log = (self.layout.home / f"{part}.log").open("wb")
+            self.processes.append(
+                subprocess.Popen(
+                    [command, part, *more],
+                    env=self.env,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+
+    def stop(self):
+        for process in self.processes:
+            os.killpg(process.pid, 2)
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+
+    def request(self, user, method, path, **body):
+        token = httpx.post(f"{self.url}/auth/token", json={"username": user, "password": user})
+        headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
+        return httpx.request(
+            method, f"{self.url}{path}", headers=headers, json=body or None, timeout=60
+        )
+
+    def call(self, user, method, path, **body):
+        """Call the API, version 2."""
+        return self.request(user, method, f"/api/v2{path}", **body)
+
+    def until(self, condition, what, seconds=240):
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if condition():
+                    return
+            except (httpx.HTTPError, KeyError):
+                pass
+            assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+            time.sleep(1)
+
+    def tasks(self, dag, run):
+        """Return the task instances of a run, by task and map index."""
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances"
+        found = self.call(self.watcher, "GET", path).json()
+        return {(t["task_id"], t["map_index"]): t for t in found["task_instances"]}

@@ -1,0 +1,208 @@
+"""Waivers, approvals and reviews over Airflow's API, as users with and without the right.
+
+The tasks are those of the main DAG, in a real Airflow; the test leaves the evidence that steps
+would have left.
+"""
+
+import hashlib
+import json
+
+import pytest
+import yaml
+from tests.lab.reviews import leave_answers
+from tests.lab.runs import Lab
+from tests.lab.site import ROOT, Site
+
+from tuneline.artifacts.governance import Manifest, ManifestFile, ManifestRef
+from tuneline.artifacts.people import APPROVALS, WAIVERS
+from tuneline.artifacts.pii_review import PiiSheet, findings_of
+from tuneline.catalogue import ITEMS
+from tuneline.evidence import measure
+from tuneline.governance.release.approvals import refusal
+from tuneline.governance.release.manifest import write_manifest
+from tuneline.human_answers import ballots
+from tuneline.run import Run
+from tuneline.serving.server_process import free_port
+from tuneline.stack.layout import Layout
+from tuneline.verdicts import status
+
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(900)]
+
+DAG = "approvals"
+USERS = {"alice": "op", "bob": "op", "eve": "op", "vic": "viewer", "root": "admin"}
+WHY = "agreed with the owner of the service"
+HOLDS = measure("limit_holds", True, "flag", "==", True)
+LIMIT = {
+    "item": "holdout_performance",
+    "limit": "evaluation.min_gain",
+    "reason": "the base already answers everything",
+}
+SETTINGS = {
+    "profile": "production",
+    "approval": True,
+    "data": {"pii_leak_breach": "fail", "pii_review": "ask"},
+    "evaluation": {
+        "min_metric": 0.5,
+        "max_regression": 0.03,
+        "max_perplexity_ratio": 1.5,
+        "regression_to_see": 0.05,
+        "review_pairs": 5,
+        "reviewers": ["bob"],
+    },
+}
+DRAWN = PiiSheet.model_validate(
+    {
+        "draw_id": "0123456789ab",
+        "rows": [
+            {"row_id": str(n), "row_hash": "h", "stratum": "other", "weight": 1.0,
+             "text": f"user: call Zebulon {n}"}
+            for n in range(3)
+        ],
+    }
+)  # fmt: skip
+
+
+@pytest.fixture
+def site(tmp_path):
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"messages": turns}) + "\n")
+    folder = tmp_path / "models"
+    folder.mkdir()
+    model = {"approvers": ["alice", "bob"], "settings": {**SETTINGS}}
+    model["settings"]["data"] = {**SETTINGS["data"], "source": str(data)}
+    (folder / "model.yaml").write_text(yaml.safe_dump(model))
+    layout = Layout(
+        ROOT, tmp_path / "home", free_port(), free_port(), (tmp_path / "store").as_uri()
+    )
+    made = Site(layout, USERS, "root", TUNELINE_MODELS=str(folder), REVIEW_RUN_URI="none")
+    made.start()
+    yield made
+    made.stop()
+
+
+def waits(site, task, tries=1):
+    """Wait until a question is put for the given time."""
+    site.until(
+        lambda: any(
+            name == task and one["state"] == "awaiting_input" and one["try_number"] >= tries
+            for (name, _), one in site.tasks(DAG, "r1").items()
+        ),
+        f"question {tries} of {task}",
+    )
+
+
+def answer(site, user, task, option, fields, index=-1):
+    path = f"/dags/{DAG}/dagRuns/r1/taskInstances/{task}/{index}/hitlDetails"
+    body = {"chosen_options": [option], "params_input": fields}
+    return site.call(user, "PATCH", path, **body).status_code
+
+
+def question(site, task, index=-1):
+    path = f"/dags/{DAG}/dagRuns/r1/taskInstances/{task}/{index}/hitlDetails"
+    return site.call("root", "GET", path).json()
+
+
+def succeeds(site, task, index=-1):
+    site.until(
+        lambda: site.tasks(DAG, "r1")[task, index]["state"] == "success", f"the end of {task}"
+    )
+
+
+def leave_evidence(lab):
+    """Leave what the steps would have left, and a manifest that states it."""
+    leave_answers(lab)
+    lab.execute("prepare_review")
+    lab.leave("pii_scrubbing", {"review_sheet.json": DRAWN.model_dump_json()}, [HOLDS])
+    files = []
+    for item in ITEMS:
+        if item.id == "lineage":
+            continue
+        if item.id not in ("pii_scrubbing", "production_quantization"):
+            lab.leave(item.id, {}, [HOLDS])
+        raw = lab.run.store.get_bytes(lab.run.step_key(item.id, "evidence.json"))
+        digest = hashlib.sha256(raw).hexdigest()
+        name = f"evidence/{item.id}/evidence.json"
+        files.append(ManifestFile(name=name, sha256=digest, bytes=len(raw)))
+    manifest = Manifest(name="model", version="r1", files=files)
+    digest = write_manifest(lab.run.store, "models/model/r1", manifest)
+    uri = lab.run.store.uri_of("models/model/r1/manifest.json")
+    reference = ManifestRef(uri=uri, sha256=digest, version="r1")
+    lab.leave("lineage", {"manifest_ref.json": reference.model_dump_json()}, [HOLDS])
+    return digest
+
+
+def test_people_answer_for_what_they_may_and_nothing_else(site, tmp_path):
+    site.until(lambda: site.call("root", "GET", f"/dags/{DAG}").is_success, "the DAG")
+    assert site.call("root", "PATCH", f"/dags/{DAG}", is_paused=False).is_success
+    overrides = yaml.safe_dump({"evaluation": {"min_gain": -1}, "waivers": [LIMIT]})
+    conf = {"overrides": overrides, "reason": "stack test"}
+    body = {"dag_run_id": "r1", "logical_date": None, "conf": conf}
+    assert site.call("vic", "POST", f"/dags/{DAG}/dagRuns", **body).status_code == 403
+    assert site.call("alice", "POST", f"/dags/{DAG}/dagRuns", **body).is_success
+
+    # The waiver of a limit: refused for a viewer, a stranger, the starter, and without a reason.
+    waits(site, "approve_waivers")
+    run = Run.open(site.layout.store + "/runs/r1")
+    assert run.meta["started_by"] == "alice"
+    lab = Lab(tmp_path / "lab", {})
+    lab.run, lab.root = run, tmp_path / "lab"
+    digest = leave_evidence(lab)
+    assert status(run, "holdout_performance").verdict == "fail"
+    assert (
+        "min\\_gain is -1.0, the policy allows at least 0"
+        in (question(site, "approve_waivers")["body"])
+    )
+    given = {"reason": WHY}
+    for user in ("vic", "eve"):
+        assert answer(site, user, "approve_waivers", "Approve", given) == 403
+    assert answer(site, "alice", "approve_waivers", "Approve", given) == 200
+    waits(site, "approve_waivers", tries=2)
+    assert answer(site, "bob", "approve_waivers", "Approve", {"reason": ""}) == 200
+    waits(site, "approve_waivers", tries=3)
+    assert status(run, "holdout_performance").verdict == "fail"
+    assert answer(site, "bob", "approve_waivers", "Approve", given) == 200
+    succeeds(site, "approve_waivers")
+    (waiver,) = WAIVERS.find(run).waivers
+    assert (waiver.by, waiver.approved_by, waiver.approval.reason) == ("alice", "bob", WHY)
+    assert status(run, "holdout_performance").verdict == "waived"
+
+    # The release.
+    waits(site, "approve_release")
+    shown = question(site, "approve_release")["body"]
+    assert digest in shown
+    assert shown.count("limit\\_holds True") >= len(ITEMS) - 2
+    assert "accepted by bob" in shown
+    assert refusal(run) is not None
+    assert answer(site, "eve", "approve_release", "Approve", given) == 403
+    assert answer(site, "alice", "approve_release", "Approve", given) == 200
+    waits(site, "approve_release", tries=2)
+    assert answer(site, "bob", "approve_release", "Approve", given) == 200
+    succeeds(site, "approve_release")
+    assert answer(site, "alice", "approve_release", "Reject", given) == 409
+    kept = [one for one in APPROVALS.find(run).approvals if one.subject == "approve_release"]
+    assert [(one.by, one.decision, one.about) for one in kept] == [("bob", "Approve", digest)]
+    assert refusal(run) is None
+
+    # The reviews: of personal data by the approvers, of answers by the reviewer.
+    waits(site, "review_rows")
+    fields = dict.fromkeys(question(site, "review_rows", 0)["params"])
+    first = next(name for name in fields if name.startswith("row_1_"))
+    found = {**fields, first: "PERSON: Zebulon", "read_all": True}
+    assert answer(site, "eve", "review_rows", "Send what was found", found, 0) == 403
+    assert answer(site, "alice", "review_rows", "Send what was found", found, 0) == 200
+    succeeds(site, "review_rows", 0)
+    (findings,) = findings_of(run, DRAWN.draw_id)
+    assert (findings.reviewer, findings.missed[1]) == ("alice", [("PERSON", "Zebulon")])
+    waits(site, "review_pairs")
+    fields = list(question(site, "review_pairs", 0)["params"])
+    votes = {**dict.fromkeys(fields, "Tie"), "comment": None}
+    assert answer(site, "alice", "review_pairs", "Send votes", votes, 0) == 403
+    assert answer(site, "bob", "review_pairs", "Send votes", votes, 0) == 200
+    succeeds(site, "review_pairs", 0)
+    assert [ballot.reviewer for ballot in ballots.ballots(run)] == ["bob"]
+
+    # Everyone who may read the run sees in its tab what was accepted, in red.
+    page = site.request("vic", "GET", f"/release-checklist/page/{DAG}/r1").text
+    assert '<div class="looser">' in page
+    assert "accepted by bob: the base already answers everything" in page

@@ -1,0 +1,394 @@
+"""The policy: which settings are limits, what is looser, and where a looser run is stopped."""
+
+import json
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from tests.lab.runs import Lab
+
+from tuneline import human_answers
+from tuneline.artifacts.people import Person
+from tuneline.catalogue import Severity, get_item
+from tuneline.config import PipelineConfig, build_config, merge, presets_dir, read_policy
+from tuneline.config.limits import EXEMPT, LIMITS, item_of, limits_in
+from tuneline.config.policy import NAMES, policy_file
+from tuneline.data.pii.entities import NER_ENTITIES
+from tuneline.data.pii.leak_limits import leak_limit
+from tuneline.errors import UserError
+from tuneline.evaluation.forgetting import decision, texts
+from tuneline.evidence import measure
+from tuneline.launch import create_run
+from tuneline.step import execute
+from tuneline.verdicts import status
+
+HOLDS = measure("m", 0, "rows", "<=", 0)
+DATA = {"data": {"source": "rows.jsonl"}}
+
+
+def made(*layers, **settings):
+    return build_config(DATA, *layers, settings)
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    kinds = (annotation, *get_args(annotation))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def has_number(annotation: Any) -> bool:
+    inner = get_args(annotation)
+    if not inner:
+        return annotation in (int, float)
+    return any(has_number(kind) for kind in inner)
+
+
+def numbers(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """The paths of all settings that hold numbers."""
+    found = set()
+    for name, field in section.model_fields.items():
+        for inner in sections(field.annotation):
+            found |= numbers(inner, f"{prefix}{name}.")
+        if not sections(field.annotation) and has_number(field.annotation):
+            found.add(prefix + name)
+    return found
+
+
+def test_every_number_is_a_limit_or_exempt_with_a_reason():
+    exempt = [path for paths in EXEMPT.values() for path in paths]
+    assert len(exempt) == len(set(exempt))
+    limits = {limit.setting for limit in LIMITS}
+    assert limits & set(exempt) == set()
+    numeric = {limit.setting for limit in LIMITS if not limit.levels}
+    assert numbers(PipelineConfig) == numeric | set(exempt)
+
+
+def test_a_setting_that_nobody_thought_of_would_be_seen():
+    class Grown(PipelineConfig):
+        new_limit: float = 1.0
+
+    assert "new_limit" in numbers(Grown)
+
+
+def test_every_limit_belongs_to_an_item():
+    for path in limits_in(made()):
+        assert get_item(item_of(path))
+
+
+def test_the_shipped_policy_names_every_limit_of_a_critical_item():
+    floors = read_policy().content.limits
+    for limit in LIMITS:
+        if limit.item and get_item(limit.item).severity == Severity.CRITICAL:
+            place = floors
+            for part in limit.setting.split("."):
+                if part not in place:
+                    # What only warns may keep the default of its setting.
+                    assert limit.setting.startswith(
+                        ("evaluation.slices", "evaluation.paraphrases")
+                    ), limit.setting
+                    break
+                place = place[part]
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in presets_dir().glob("*.yaml")])
+def test_no_preset_is_looser_than_the_shipped_policy(preset):
+    assert read_policy().looser(build_config(DATA, preset=preset)) == []
+
+
+def test_what_unset_limits_stand_for_is_what_the_items_take():
+    values = limits_in(made())
+    assert values["evaluation.max_regression"] == decision.DEFAULT_LIMIT
+    assert values["evaluation.max_perplexity_ratio"] == texts.DEFAULT_LIMIT
+    assert set(NAMES) == set(NER_ENTITIES)
+    config = made().data
+    for entity in ("EMAIL_ADDRESS", "STREET_ADDRESS", "other"):
+        assert values[f"data.pii_max_leak.{entity}"] == leak_limit(entity, config)
+
+
+def nested(path, value):
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return value
+
+
+# Values that every validator of the settings takes.
+LOOSE = {
+    "lower": [1, 0.99, 0.4, 1.5, 5, 100, 1000],
+    "higher": [0, 0.01, 0.5, 1, -1, -0.5],
+}
+STRICT = {"lower": [1e-6, 0.001, 1.01, 1, 2], "higher": [1, 0.99, 256, 32, 0.9]}
+
+
+def first_that_fits(limit, path, candidates, *, looser):
+    now = limits_in(made())[path]
+    for value in limit.levels or candidates[limit.stricter]:
+        if now is None or (limit.rank(value) > limit.rank(now)) != looser or value == now:
+            continue
+        try:
+            return made(nested(path, value), profile="production")
+        except UserError:
+            continue
+    return None
+
+
+ONES = [(limit, path) for limit in LIMITS for path in limits_in(made()) if
+        path == limit.setting or path.startswith(f"{limit.setting}.")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "path"), ONES, ids=[path for _, path in ONES])
+def test_each_limit_is_seen_when_it_is_looser_and_not_when_it_is_stricter(limit, path):
+    loose = first_that_fits(limit, path, LOOSE, looser=True)
+    if loose is None:
+        # It is free by default: null is as loose as it gets, and levels may begin there.
+        assert limit.unset == 0 or limits_in(made())[path] == limit.levels[0]
+    else:
+        assert path in [one.setting for one in read_policy().looser(loose)]
+    strict = first_that_fits(limit, path, STRICT, looser=False)
+    if strict is not None:
+        assert read_policy().looser(strict) == []
+
+
+def test_a_limit_of_leaks_as_one_number_loosens_every_entity():
+    found = {one.setting for one in read_policy().looser(made(data={"pii_max_leak": 0.2}))}
+    assert found == {"data.pii_max_leak.other", "data.pii_max_leak.EMAIL_ADDRESS"}
+    named = made(data={"pii_max_leak": {"IBAN_CODE": 0.2}})
+    assert [str(one) for one in read_policy().looser(named)] == [
+        "data.pii_max_leak.IBAN_CODE is 0.2, the policy allows at most 0.05"
+    ]
+    # Names have a limit of their own, which this stays below.
+    assert read_policy().looser(made(data={"pii_max_leak": {"PERSON": 0.12}})) == []
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    return str(path)
+
+
+# The laptop's preset is looser than the policy of production in these.
+IN_PRODUCTION = {
+    "profile": "production",
+    "data": {"pii_leak_breach": "fail"},
+    "evaluation": {
+        "min_metric": 0.5,
+        "max_regression": 0.03,
+        "max_perplexity_ratio": 1.5,
+        "regression_to_see": 0.05,
+    },
+}
+
+
+def test_the_preset_of_the_laptop_is_not_enough_for_production(tmp_path, dataset):
+    looser = {"data": {"pii_leak_breach": "warn"}, "evaluation": {"max_regression": 0.1}}
+    with pytest.raises(UserError) as refused:
+        created(tmp_path, dataset, looser)
+    assert "data.pii_leak_breach is warn, the policy allows fail; evaluation.max_regression is" in (
+        str(refused.value)
+    )
+
+
+def created(tmp_path, dataset, settings, **fields):
+    settings = merge(IN_PRODUCTION, settings)
+    fields = {"data": dataset, "overrides": json.dumps(settings), **fields}
+    return create_run(fields, (tmp_path / "store").as_uri(), "run")
+
+
+LIMIT = {
+    "item": "holdout_performance",
+    "limit": "evaluation.min_gain",
+    "reason": "the base already answers everything",
+}
+
+
+def test_a_gain_of_minus_one_is_refused_in_production_before_anything_runs(tmp_path, dataset):
+    with pytest.raises(UserError) as refused:
+        created(tmp_path, dataset, {"evaluation": {"min_gain": -1}})
+    sentence = str(refused.value)
+    assert "evaluation.min_gain is -1.0, the policy allows at least 0" in sentence
+    assert "waivers" in sentence
+    assert not (tmp_path / "store/runs").exists()
+
+
+def test_a_waiver_of_the_item_is_no_waiver_of_its_limit(tmp_path, dataset):
+    whole = {**LIMIT, "limit": None}
+    with pytest.raises(UserError, match="needs a waiver"):
+        created(tmp_path, dataset, {"evaluation": {"min_gain": -1}, "waivers": [whole]})
+
+
+def test_a_run_with_a_waiver_is_made_and_records_the_policy(tmp_path, dataset):
+    run = created(tmp_path, dataset, {"evaluation": {"min_gain": -1}, "waivers": [LIMIT]})
+    assert [w.limit for w in human_answers.critical_waivers(run)] == ["evaluation.min_gain"]
+    assert run.meta["policy"] == read_policy().recorded()
+    assert run.policy.sha256 == read_policy().sha256
+
+
+def test_the_laptop_profile_makes_the_run(tmp_path, dataset):
+    run = created(tmp_path, dataset, {"profile": "laptop", "evaluation": {"min_gain": -1}})
+    assert [one.setting for one in run.policy.looser(run.config)] == ["evaluation.min_gain"]
+
+
+@pytest.mark.parametrize("settings", [{"policy": {"version": 2}}, {"governance": {"policy": "x"}}])
+def test_what_starts_a_run_can_not_name_a_policy(tmp_path, dataset, settings):
+    with pytest.raises(UserError, match="there is no such setting"):
+        created(tmp_path, dataset, settings)
+    with pytest.raises(UserError, match="unknown field 'policy'"):
+        created(tmp_path, dataset, {}, policy="version: 2")
+
+
+def test_a_policy_can_demand_the_profile_and_the_approval(tmp_path, dataset, policy):
+    policy(profile="production", approval=True)
+    with pytest.raises(UserError, match=r"profile is laptop, the policy \(.*\) allows production"):
+        created(tmp_path, dataset, {"profile": "laptop"})
+    with pytest.raises(UserError, match="asks for an approval of every release"):
+        created(tmp_path, dataset, {})
+    assert created(tmp_path, dataset, {"approval": True}).config.approval
+
+
+def test_a_model_has_limits_of_its_own(policy):
+    policy(models={"faq": {"evaluation": {"min_metric": 0.8}}})
+    low = {"evaluation": {"min_metric": 0.7}}
+    assert [str(one) for one in read_policy().looser(made(low, name="faq"))] == [
+        "evaluation.min_metric is 0.7, the policy allows at least 0.8"
+    ]
+    assert read_policy().looser(made(name="faq"))
+    assert read_policy().looser(made(low, name="other")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"limits": {"evaluation": {"min_gian": 0}}}, "did you mean evaluation.min_gain?"),
+        ({"limits": {"evaluation": {"min_gain": "low"}}}, "must be a number or null, not 'low'"),
+        ({"laptop": {"data": {"pii_leak_breach": "no"}}}, "must be warn or fail or null"),
+        ({"version": 0}, "version"),
+        ({"limit": {}}, "did you mean limits?"),
+    ],
+)
+def test_a_wrong_policy_is_refused_with_a_sentence(policy, change, sentence):
+    policy(**change)
+    with pytest.raises(UserError) as refused:
+        read_policy()
+    assert sentence in str(refused.value)
+    assert str(policy_file()) in str(refused.value)
+
+
+def test_a_missing_policy_stops(monkeypatch, tmp_path):
+    monkeypatch.setenv("TUNELINE_POLICY", str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match=r"restore config/policy\.yaml"):
+        read_policy()
+
+
+def test_an_item_that_the_policy_does_not_name_keeps_its_default(policy):
+    policy(limits={})
+    (found,) = read_policy().looser(made(evaluation={"min_gain": -1}))
+    assert found.floor == 0
+
+
+# The verdicts.
+
+
+def lab(tmp_path, *, started_by="alice", approver=None, **settings):
+    made = Lab(tmp_path, settings)
+    human_answers.record_waivers(made.run, started_by)
+    if approver:
+        human_answers.note_question(made.run, "approve_waivers")
+        given = human_answers.record_approval(
+            made.run, "approve_waivers", "Approve", Person(approver), "agreed with the owner"
+        )
+        human_answers.record_waivers(made.run, started_by, given)
+    made.leave("holdout_performance", {}, [HOLDS])
+    return made
+
+
+MINUS_ONE = {"evaluation": {"min_gain": -1}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict", "stops"),
+    [
+        ({}, "pass", False),
+        ({"profile": "production"}, "pass", False),
+        (MINUS_ONE, "warn", False),
+        ({"profile": "production", **MINUS_ONE}, "fail", True),
+        ({"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}, "fail", True),
+    ],
+)
+def test_a_looser_critical_limit_warns_on_the_laptop_and_fails_in_production(
+    tmp_path, settings, verdict, stops
+):
+    row = status(lab(tmp_path, **settings).run, "holdout_performance")
+    assert (row.verdict, row.stops_release) == (verdict, stops)
+    if verdict != "pass":
+        assert "evaluation.min_gain is -1.0, the policy allows at least 0" in row.because
+
+
+def test_an_approved_waiver_of_the_limit_lets_it_pass_as_waived(tmp_path):
+    settings = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
+    row = status(lab(tmp_path, approver="bob", **settings).run, "holdout_performance")
+    assert (row.verdict, row.stops_release) == ("waived", False)
+    assert "accepted by bob: the base already answers" in row.because
+
+
+def test_a_waiver_of_a_limit_accepts_no_failure(tmp_path):
+    settings = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
+    made = lab(tmp_path, approver="bob", **settings)
+    made.leave("holdout_performance", {}, [measure("m", 3, "rows", "<=", 0)])
+    assert status(made.run, "holdout_performance").verdict == "fail"
+
+
+def test_a_waiver_of_a_run_that_a_schedule_started_does_not_count(tmp_path):
+    settings = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
+    made = lab(tmp_path, started_by=None, approver="bob", **settings)
+    assert status(made.run, "holdout_performance").verdict == "fail"
+
+
+def test_a_looser_limit_of_a_recommended_item_warns_in_production(tmp_path):
+    made = Lab(tmp_path, {"profile": "production", "evaluation": {"min_identical_share": 0.5}})
+    made.leave("determinism", {}, [HOLDS])
+    row = status(made.run, "determinism")
+    assert (row.verdict, row.stops_release) == ("warn", False)
+    assert "the policy allows at least 1" in row.because
+
+
+def test_verdicts_keep_to_the_policy_of_the_run(tmp_path, policy):
+    made = lab(tmp_path, profile="production", **MINUS_ONE)
+    policy(limits={"evaluation": {"min_gain": -1}})
+    assert status(made.run, "holdout_performance").verdict == "fail"
+
+
+def test_an_edited_record_of_the_policy_is_found(tmp_path):
+    made = lab(tmp_path, profile="production", **MINUS_ONE)
+    text = made.run.policy.text.replace("min_gain: 0.0", "min_gain: -1.0")
+    made.run.meta["policy"] = {**made.run.meta["policy"], "text": text}
+    with pytest.raises(UserError, match="the policy's text is not the one that was recorded"):
+        status(made.run, "holdout_performance")
+
+
+def test_a_pod_with_another_policy_is_refused_in_production(tmp_path, policy):
+    made = Lab(tmp_path, {"profile": "production"})
+    policy(version=9)
+    with pytest.raises(UserError, match=r"this image has .* \(version 9\)"):
+        execute("cold_start", made.run.uri)
+
+
+@pytest.mark.parametrize(
+    ("waiver", "sentence"),
+    [
+        ({"limit": "evaluation.min_gian"}, "did you mean evaluation.min_gain?"),
+        ({"item": "lineage"}, "is a limit of holdout_performance, not of lineage"),
+        ({"limit": "data.removed_share_fail"}, "has a limit for each item; name data.removed"),
+    ],
+)
+def test_a_waiver_of_a_limit_that_is_not_there_is_refused(waiver, sentence):
+    with pytest.raises(UserError) as refused:
+        made(waivers=[{**LIMIT, **waiver}])
+    assert sentence in str(refused.value)
+
+
+def test_waivers_are_a_list_in_the_overrides(tmp_path, dataset):
+    waiver = {"item": "cold_start", "reason": "served from a warm pool"}
+    run = created(tmp_path, dataset, {"waivers": [waiver]})
+    assert [(one.item, one.limit) for one in run.config.waivers] == [("cold_start", None)]
+    with pytest.raises(UserError, match=r"waivers"):
+        created(tmp_path, dataset, {"waivers": {"item": "cold_start"}})
