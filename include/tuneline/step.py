@@ -33,7 +33,8 @@ from tuneline.failures import (
     set_partial,
 )
 from tuneline.machine.garbage import rare_collections
-from tuneline.run import Run, StepContext, airflow_identity
+from tuneline.run import Run, StepContext
+from tuneline.surroundings import airflow_identity
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:

@@ -4,7 +4,7 @@ import json
 from hashlib import sha256
 
 import pytest
-from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
+from tests.governance.conftest import CLEAN_CODE, HOLDS, MEASURED, SHIPPED
 from tests.lab.runs import broken, value
 
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
@@ -101,6 +101,22 @@ def test_a_manifest_with_more_or_fewer_keys_is_readable():
     assert Manifest.model_validate_json(old).files[0].name == "a"
     newer = Manifest.model_validate_json(old.replace('"files"', '"signed_by": "x", "files"'))
     assert newer == Manifest.model_validate_json(old)
+
+
+def test_evidence_out_of_date_fails(finished_lab):
+    lab = finished_lab(name="model")
+
+    def judge(ctx):
+        ctx.read_json("train", "adapter/adapter_config.json")
+        return ctx.conclude("judged", [HOLDS, MEASURED])
+
+    lab.execute("determinism", judge)
+    files = {"adapter/adapter_config.json": '{"r": 8}', "adapter/adapter_model.safetensors": "a"}
+    lab.leave("train", files)
+    evidence = lab.execute("lineage")
+    assert broken(evidence) == {"causes_of_outdated_evidence"}
+    assert "determinism read adapter/adapter_config.json of train" in evidence.summary
+    assert manifest_of(lab)["evidence"]["determinism"]["verdict"] == "not_run"
 
 
 def test_a_step_that_is_run_again_may_write_the_same(finished_lab):

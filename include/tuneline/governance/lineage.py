@@ -41,15 +41,17 @@ from tuneline.catalogue import ITEMS, STEPS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
+from tuneline.freshness import Freshness
 from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
-from tuneline.run import Run, StepContext, environment
+from tuneline.run import Run, StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.store import sha256_file
+from tuneline.surroundings import environment
 from tuneline.verdicts import status
 
 # A gateway counts tokens with it where an engine reports none.
@@ -168,6 +170,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
         Local file by name in the version's folder (gates and the extraction audit included), and
         the verdict of each item that has evidence.
     """
+    fresh = Freshness(ctx.run)
     files: dict[str, Path] = {}
     verdicts: dict[str, ManifestEvidence] = {}
     for item in ITEMS:
@@ -179,7 +182,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
                 shipped = f"evidence/{item.id}/{name}"
                 files[shipped] = ctx.scratch / shipped
                 ctx.run.store.get_file(key, files[shipped])
-        row = status(ctx.run, item.id)
+        row = status(ctx.run, item.id, fresh)
         verdicts[item.id] = ManifestEvidence(
             phase=item.phase,
             severity=item.severity,
@@ -322,6 +325,7 @@ def run(ctx: StepContext) -> Evidence:
     model = shipped_model(ctx)
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
+    stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
     files = {**collect_files(ctx, model), **evidence_files, "config.json": config_file}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest_sha256 = write_manifest(store, prefix, manifest)
@@ -334,12 +338,14 @@ def run(ctx: StepContext) -> Evidence:
     return ctx.conclude(
         f"{uri} states {len(manifest.files)} files by hash, {len(evidences)} evidences, dataset "
         f"{manifest.dataset['version'][:12]} and code {commit} ({code['note']})"
-        + (f"; not measured on the bytes that ship: {', '.join(others)}" if others else ""),
+        + (f"; not measured on the bytes that ship: {', '.join(others)}" if others else "")
+        + (f"; out of date: {'; '.join(stale)}" if stale else ""),
         [
             measure("evidences", len(evidences), "files", "==", len(ITEMS) - 1),
             measure("files_hashed", len(manifest.files), "files", ">=", 1),
             measure("hashes_that_differ", len(differences), "files", "==", 0),
             measure("items_measured_on_other_bytes", len(others), "items", "==", 0),
+            measure("causes_of_outdated_evidence", len(stale), "inputs", "==", 0),
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),

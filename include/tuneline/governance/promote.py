@@ -1,8 +1,8 @@
 """promote: move the release pointer to the run's model version, or refuse and say why.
 
 Refuses unless all critical items reached a verdict that allows release, the shipping engine was
-built, the manifest verifies at this moment, and the approval that the run asks for was given. Who
-approved and who accepts which failure is logged with the release.
+built, no evidence is out of date, the manifest verifies at this moment, and the approval that the
+run asks for was given. Who approved and who accepts which failure is logged with the release.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.people import APPROVALS, Approvals
 from tuneline.artifacts.release_log import Approved, Event, Released, Waived
 from tuneline.artifacts.releases import read_release
+from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
+from tuneline.freshness import Freshness
 from tuneline.governance.release.pointer import (
     Pointed,
     complete,
@@ -40,11 +42,13 @@ def approver(run: Run) -> str | None:
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
     """Return what stands in the way of the release, one sentence for each reason."""
     config = ctx.config
+    fresh = Freshness(ctx.run, deep=True)
     found = [
         f"{row.item} ({row.verdict}: {row.because})"
         for row in checklist(ctx.run)
-        if row.stops_release
+        if row.stops_release and fresh.stale(row.item) is None
     ]
+    found += fresh.outdated(item.id for item in ITEMS)
     if not ENGINE_IDENTITY.exists(ctx):
         why = ctx.entry(ENGINE_IDENTITY.step).summary
         found.append(f"the engine {config.deployment.engine} was not built: {why}")
