@@ -108,7 +108,9 @@ def test_what_rests_on_evidence_out_of_date_is_out_of_date_too(lab):
 
 def test_input_that_came_or_went_is_named(lab):
     def look(ctx):
-        return ctx.conclude("looked", [measure("there", LORA.find(ctx.run) is None, "flag", "==", 1)])
+        return ctx.conclude(
+            "looked", [measure("there", LORA.find(ctx.run) is None, "flag", "==", 1)]
+        )
 
     lab.execute("cold_start", look)
     lab.leave("lora_selection", {"lora.json": '{"r": 16, "alpha": 32}'}, [HOLDS])
@@ -173,7 +175,9 @@ def test_an_audit_out_of_date_leaves_what_it_judged_not_run(lab):
     train(lab, "another adapter")
     row = status(lab.run, "pii_scrubbing")
     assert row.verdict == "not_run"
-    assert row.because.startswith("the extraction audit: extraction_audit read adapter.bin of train")
+    assert row.because.startswith(
+        "the extraction audit: extraction_audit read adapter.bin of train"
+    )
 
 
 def test_the_checklist_keeps_the_reason_when_another_item_fails(lab):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -18,6 +18,7 @@ from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
 from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
+from tuneline_airflow.pod_images import note_image
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
@@ -160,6 +161,9 @@ class StepPod(KubernetesPodOperator):
         context: Context | None = None,
     ) -> None:
         """Delete the pod; if it failed, raise one sentence that the retry policy reads."""
+        if context is not None:
+            uri = partial(run_uri_of, context)
+            note_image(remote_pod, uri, self.task_id, self.base_container_name)
         try:
             super().cleanup(pod, remote_pod, xcom_result, context)
         except AirflowSkipException:

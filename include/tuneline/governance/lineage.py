@@ -23,7 +23,6 @@ from tuneline.artifacts.governance import (
     ManifestFile,
     ManifestRef,
     Parent,
-    StepEnvironment,
 )
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
@@ -37,11 +36,18 @@ from tuneline.artifacts.releases import (
 )
 from tuneline.artifacts.training import ADAPTER, HISTORY, LORA, MERGED, PLAN
 from tuneline.bases import base_of
-from tuneline.catalogue import ITEMS, STEPS
+from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
 from tuneline.freshness import Freshness
+from tuneline.governance.release.environments import (
+    environment_measurements,
+    environments,
+    other_steps,
+    seeds,
+)
+from tuneline.governance.release.lock import lock_files
 from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
@@ -51,7 +57,6 @@ from tuneline.run import Run, StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.store import sha256_file
-from tuneline.surroundings import environment
 from tuneline.verdicts import status
 
 # A gateway counts tokens with it where an engine reports none.
@@ -76,6 +81,9 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     ENGINE_IDENTITY,
     ENGINE_REPORT,
 )
+
+
+_SHIPPING = tuple({*(artifact.step for artifact in SHIPPED_FILES), ADAPTER.step})
 
 
 def code_measurements(code: dict[str, Any], profile: str) -> list[Measurement]:
@@ -222,32 +230,6 @@ def dataset_file(ctx: StepContext) -> DatasetFile | None:
     return None
 
 
-def environments(run: Run) -> list[StepEnvironment]:
-    """Return Python, packages and device of the run's steps, once for all steps that share them.
-
-    Steps that are no items count if something of them ships. Others may end while this step is
-    at work, and the manifest of a second try would differ.
-    """
-    counted = {item.id for item in ITEMS} | {artifact.step for artifact in SHIPPED_FILES}
-    found: dict[str, StepEnvironment] = {}
-    for step in STEPS:
-        if step.id not in {*counted, ADAPTER.step}:
-            continue
-        try:
-            # This step has no evidence of its own yet.
-            stated = environment() if step.id == "lineage" else run.entry(step.id).environment
-        except UserError:
-            continue
-        one = StepEnvironment(
-            python=stated.get("python", ""),
-            packages=stated.get("packages", {}),
-            device=stated.get("device", ""),
-            steps=[],
-        )
-        found.setdefault(one.model_dump_json(), one).steps.append(step.id)
-    return list(found.values())
-
-
 def parent_of(run: Run) -> Parent | None:
     """Return the release that the version would replace, by the hash of its manifest."""
     before = released(run)
@@ -291,7 +273,8 @@ def describe(
         },
         engine=_content(ctx, ENGINE_IDENTITY),
         evidence=evidence,
-        environments=environments(ctx.run),
+        environments=environments(ctx.run, _SHIPPING),
+        seeds=seeds(ctx.run),
         previous_version=parent.version if parent else None,
         parent=parent,
         signature=public_part(Path(key)) if key else None,
@@ -330,16 +313,19 @@ def run(ctx: StepContext) -> Evidence:
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)
+    locks = lock_files(store, list(store.keys(prefix)), ctx.config.governance)
     uri = store.uri_of(f"{prefix}/{MANIFEST_FILE}")
     differences = version_differences(uri)
     MANIFEST_REF.write(ctx, ManifestRef(uri=uri, sha256=manifest_sha256, version=manifest.version))
-    code = manifest.code
+    code, surroundings = manifest.code, manifest.environments
+    differing = other_steps(code, surroundings)
     commit = (code.get("commit") or "no commit")[:12]
     return ctx.conclude(
         f"{uri} states {len(manifest.files)} files by hash, {len(evidences)} evidences, dataset "
         f"{manifest.dataset['version'][:12]} and code {commit} ({code['note']})"
         + (f"; not measured on the bytes that ship: {', '.join(others)}" if others else "")
-        + (f"; out of date: {'; '.join(stale)}" if stale else ""),
+        + (f"; out of date: {'; '.join(stale)}" if stale else "")
+        + (f"; of other code: {'; '.join(differing)}" if differing else ""),
         [
             measure("evidences", len(evidences), "files", "==", len(ITEMS) - 1),
             measure("files_hashed", len(manifest.files), "files", ">=", 1),
@@ -349,5 +335,7 @@ def run(ctx: StepContext) -> Evidence:
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
+            *locks,
+            *environment_measurements(code, surroundings, ctx.config.profile),
         ],
     )
