@@ -18,6 +18,7 @@ from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
 from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
+from tuneline_airflow.open_lineage import step_lineage
 from tuneline_airflow.pod_images import note_image
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
@@ -27,6 +28,7 @@ from tuneline_airflow.step_errors import goes_on_without
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
 RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
@@ -174,6 +176,13 @@ class StepPod(KubernetesPodOperator):
                 raise
             # The operator's own message has less in it.
             raise AirflowException(f"Pod {remote_pod.metadata.name} failed.\n{why}") from None
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """Return what the step read, left and found; the OpenLineage provider asks for it."""
+        run_uri = task_instance.xcom_pull(task_ids="prepare_run")
+        return step_lineage(str(run_uri), self.task_id)
+
+    get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
 
     def why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
         """Return `<kind>: <sentence>` in the form that steps leave, None if nothing is known."""

@@ -14,7 +14,7 @@ from tuneline.artifacts.release_log import Approved, Event, Released, Waived
 from tuneline.artifacts.releases import read_release
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
-from tuneline.evidence import Record, measure
+from tuneline.evidence import Measurement, Record, measure
 from tuneline.freshness import Freshness
 from tuneline.governance.release.pointer import (
     Pointed,
@@ -23,6 +23,7 @@ from tuneline.governance.release.pointer import (
     read_pointer,
     record,
 )
+from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
 from tuneline.run import Run, StepContext
 from tuneline.store import Changed
@@ -130,11 +131,16 @@ def run(ctx: StepContext) -> Record:
     moves = pointer.history if pointer else []
     done = next((move for move in moves if move.version == reference.version), None)
     summary = f"{config.name} {reference.version} is released"
+    registry: list[Measurement] = []
     if pointer is None or done is None:
         release(ctx, reference, pointed)
-    elif pointer.version != reference.version:
+    if pointer is None or done is None or pointer.version == reference.version:
+        registered, registry = register(ctx.run, reference)
+        summary += registered
+    else:
         summary = (
             f"{config.name} {reference.version} was released at {done.at}, and "
             f"{pointer.version} is released now"
         )
-    return ctx.record(summary, [measure("items_that_refuse", len(reasons), "items", "==", 0)])
+    refused = measure("items_that_refuse", len(reasons), "items", "==", 0)
+    return ctx.record(summary, [refused, *registry])
