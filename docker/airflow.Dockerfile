@@ -1,5 +1,5 @@
 # Airflow with this project's library: scheduler, API server, DAG processor.
-# docker build -f docker/airflow.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t tuneline/airflow:local .
+# docker build -f docker/airflow.Dockerfile --build-arg COMMIT=$(scripts/commit.sh) -t tuneline/airflow:local .
 FROM python:3.11-slim
 
 RUN useradd --create-home --uid 50000 airflow \
@@ -24,6 +24,7 @@ RUN pip install --no-cache-dir --no-deps -e .
 
 # Lineage names the commit an image was built from; a container has no git history.
 ARG COMMIT=
+LABEL org.opencontainers.image.revision=$COMMIT
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     AIRFLOW_HOME=/opt/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags \

@@ -1,5 +1,5 @@
 # The ML environment: every step of a run, the llama.cpp engine, the gateway.
-# docker build -f docker/ml.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t tuneline/ml:local .
+# docker build -f docker/ml.Dockerfile --build-arg COMMIT=$(scripts/commit.sh) -t tuneline/ml:local .
 FROM python:3.11-slim
 
 RUN useradd --create-home --uid 50000 tuneline \
@@ -18,6 +18,7 @@ COPY config ./config
 RUN pip install --no-cache-dir --no-deps -e .
 
 ARG COMMIT=
+LABEL org.opencontainers.image.revision=$COMMIT
 # Threads that spin while they wait slow everything else on the machine tenfold.
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     OMP_WAIT_POLICY=PASSIVE \

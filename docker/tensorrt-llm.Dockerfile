@@ -1,6 +1,6 @@
 # The image that builds and serves TensorRT-LLM engines. It needs an NVIDIA GPU to run, and
 # starts from NVIDIA's own image: tensorrt-llm pins versions that fit nobody else.
-# docker build -f docker/tensorrt-llm.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t tuneline/tensorrt-llm:local .
+# docker build -f docker/tensorrt-llm.Dockerfile --build-arg COMMIT=$(scripts/commit.sh) -t tuneline/tensorrt-llm:local .
 ARG TENSORRT_LLM=1.2.1
 FROM nvcr.io/nvidia/tensorrt-llm/release:${TENSORRT_LLM}
 
@@ -21,6 +21,7 @@ RUN env -u PIP_CONSTRAINT python3 -m pip --python /opt/tuneline/venv install --n
  && ln -s /opt/tuneline/venv/bin/tuneline /usr/local/bin/tuneline
 
 ARG COMMIT=
+LABEL org.opencontainers.image.revision=$COMMIT
 # Threads that spin while they wait slow everything else on the machine tenfold.
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     OMP_WAIT_POLICY=PASSIVE \

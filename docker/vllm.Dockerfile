@@ -1,6 +1,6 @@
 # The image of the steps that start vLLM on NVIDIA GPUs, and of the engine itself. It starts from
 # vLLM's own image, whose torch, CUDA and kernels stay as they are.
-# docker build -f docker/vllm.Dockerfile --build-arg COMMIT=$(git rev-parse HEAD) -t tuneline/vllm:local .
+# docker build -f docker/vllm.Dockerfile --build-arg COMMIT=$(scripts/commit.sh) -t tuneline/vllm:local .
 ARG VLLM=v0.32.0
 FROM vllm/vllm-openai:${VLLM}
 
@@ -24,6 +24,7 @@ RUN python3 -m pip install --no-cache-dir --no-deps -e . \
  && ln -sf "$(command -v python3)" /usr/local/bin/python
 
 ARG COMMIT=
+LABEL org.opencontainers.image.revision=$COMMIT
 # No statistics leave the pod, and no weights are looked for on a hub.
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     OMP_WAIT_POLICY=PASSIVE \

@@ -87,7 +87,7 @@ def test_dump_and_load():
 
 def test_the_order_of_the_keys_is_the_published_one():
     findings = ["summary", "measurements", "inputs", "artifacts", "started_at", "seconds"]
-    findings += ["environment", "airflow"]
+    findings += ["environment", "airflow", "reads"]
     head = ["schema", "item", "phase", "severity", "verdict"]
     assert list(json.loads(dump(_evidence()))) == [*head, *findings]
     record = Record(step="train", phase="training", summary="s", started_at="now", seconds=0.1)

@@ -213,7 +213,7 @@ def test_the_server_is_told_again_what_it_checked_of_each_part(monkeypatch):
         )
         store.put_bytes("large", b"x" * (6 << 20))
     assert [part["PartNumber"] for part in told] == [1, 2]
-    assert all(part["ETag"] and part["ChecksumCRC32"] for part in told)
+    assert all(part["ETag"] and part["ChecksumSHA256"] for part in told)
 
 
 def test_crash_between_the_renames_leaves_an_object_that_verifies(tmp_path, monkeypatch):

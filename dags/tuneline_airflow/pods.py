@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -18,6 +18,8 @@ from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
 from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
+from tuneline_airflow.open_lineage import step_lineage
+from tuneline_airflow.pod_images import note_image
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
@@ -26,6 +28,7 @@ from tuneline_airflow.step_errors import goes_on_without
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
 RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
@@ -160,6 +163,9 @@ class StepPod(KubernetesPodOperator):
         context: Context | None = None,
     ) -> None:
         """Delete the pod; if it failed, raise one sentence that the retry policy reads."""
+        if context is not None:
+            uri = partial(run_uri_of, context)
+            note_image(remote_pod, uri, self.task_id, self.base_container_name)
         try:
             super().cleanup(pod, remote_pod, xcom_result, context)
         except AirflowSkipException:
@@ -170,6 +176,13 @@ class StepPod(KubernetesPodOperator):
                 raise
             # The operator's own message has less in it.
             raise AirflowException(f"Pod {remote_pod.metadata.name} failed.\n{why}") from None
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """Return what the step read, left and found; the OpenLineage provider asks for it."""
+        run_uri = task_instance.xcom_pull(task_ids="prepare_run")
+        return step_lineage(str(run_uri), self.task_id)
+
+    get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
 
     def why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
         """Return `<kind>: <sentence>` in the form that steps leave, None if nothing is known."""

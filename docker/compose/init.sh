@@ -17,7 +17,7 @@ AIRFLOW_API_SECRET=$(secret 64)
 AIRFLOW_JWT_SECRET=$(secret 64)
 AIRFLOW_FERNET_KEY=$(python3 -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())')
 TUNELINE_ADMIN_PASSWORD=$(secret 12)
-TUNELINE_COMMIT=$(git rev-parse HEAD 2>/dev/null || true)
+TUNELINE_COMMIT=$(scripts/commit.sh)
 ENV
 mkdir -p data
 echo "wrote .env; put datasets into ./data (seen by the steps as /data)"

@@ -68,6 +68,8 @@ class ContainerRun:
         # On the monotonic clock: do not try to start it sooner.
         self.next_try = 0.0
         self.started_at: str | None = None
+        # What stands for its image, as a digest.
+        self.image_id = ""
         self.exit: Exit | None = None
         # The reason why it was stopped: deleted, deadline or shutdown.
         self.cause: str | None = None

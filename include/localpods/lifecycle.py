@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from localpods.collection import Collection
 from localpods.containers import ContainerRun, reap
+from localpods.digests import digest_of
 from localpods.environment import ContainerConfigError, build_command
 from localpods.events import EventLog
 from localpods.images import ImageMap, ImageMissing
@@ -182,6 +183,7 @@ class Kubelet:
                 log.warning("pod %s: %s", describe(pod), message)
                 self._events.emit(pod, "Failed", message, warning=True)
             return
+        run.image_id = digest_of(image.path_prepend)
         run.launch(command, memory_limit(container))
         if run.started_at:
             log.info("pod %s: started container %s", describe(pod), name)

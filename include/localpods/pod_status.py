@@ -64,7 +64,7 @@ def _container(spec: Json, run: ContainerRun | None) -> Json:
     return {
         "name": spec["name"],
         "image": spec["image"],
-        "imageID": "",
+        "imageID": run.image_id if run else "",
         "restartCount": 0,
         "state": state,
         "ready": running,

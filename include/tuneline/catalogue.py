@@ -388,3 +388,15 @@ def data_item_before(item_id: str) -> str | None:
 def is_helper(step_id: str) -> bool:
     """Return True if a step is a helper and not an item of the checklist."""
     return step_id in _HELPERS_BY_ID
+
+
+def steps_after(step_id: str) -> frozenset[str]:
+    """Return the steps that wait for a step, directly or through others."""
+    found: set[str] = set()
+    waiting = [step_id]
+    while waiting:
+        before = waiting.pop()
+        more = {step for step, after in _GRAPH.items() if before in after} - found
+        found |= more
+        waiting.extend(more)
+    return frozenset(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tuneline.machine.checkout import project_root
 
 # Set when an image is built: a container has the code but no git history.
 IMAGE_COMMIT = "TUNELINE_IMAGE_COMMIT"
+# What follows the commit of an image that was built from a checkout with changes.
+_DIRTY = "-dirty"
 
 
 def code_identity(root: Path | None = None) -> dict[str, Any]:
@@ -22,11 +25,16 @@ def code_identity(root: Path | None = None) -> dict[str, Any]:
 
     Returns:
         `source` (git, image or files), `commit` (None without one), `dirty` (True if files
-        differ from the commit), `tree_sha256` of the Python files and configuration, and a
-        `note` for a person.
+        differ from the commit), `tree_sha256` of the Python files and configuration,
+        `library_sha256` of the part of them that every image holds, and a `note` for a person.
     """
     root = root or project_root()
-    identity: dict[str, Any] = {"commit": None, "dirty": None, "tree_sha256": tree_sha256(root)}
+    identity: dict[str, Any] = {
+        "commit": None,
+        "dirty": None,
+        "tree_sha256": tree_sha256(root),
+        "library_sha256": tree_sha256(root, ("include/tuneline",)),
+    }
     head = _git(root, "rev-parse", "HEAD")
     top = _git(root, "rev-parse", "--show-toplevel")
     # A tarball unpacked inside another repository does not belong to its commit.
@@ -37,12 +45,14 @@ def code_identity(root: Path | None = None) -> dict[str, Any]:
         return {**identity, "source": "git", "commit": head, "dirty": dirty, "note": note}
     built = os.environ.get(IMAGE_COMMIT)
     if built:
+        dirty = built.endswith(_DIRTY)
         return {
             **identity,
             "source": "image",
-            "commit": built,
-            "dirty": False,
-            "note": "the image states the commit it was built from",
+            "commit": built.removesuffix(_DIRTY),
+            "dirty": dirty,
+            "note": "the image states the commit it was built from"
+            + (" and that files differed from it" if dirty else ""),
         }
     return {
         **identity,
@@ -51,10 +61,11 @@ def code_identity(root: Path | None = None) -> dict[str, Any]:
     }
 
 
-def tree_sha256(root: Path) -> str:
+def tree_sha256(
+    root: Path, folders: Sequence[str] = ("include", "dags", "plugins", "config")
+) -> str:
     """Return the SHA-256 of the project's code: path and bytes of each file, in order."""
     digest = hashlib.sha256()
-    folders = ("include", "dags", "plugins", "config")
     files = (
         path
         for folder in folders
@@ -65,6 +76,53 @@ def tree_sha256(root: Path) -> str:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def other_code(dag: Mapping[str, Any], step: Mapping[str, Any]) -> str | None:
+    """Return how the code of a step differs from that of the DAG that made its run.
+
+    Args:
+        dag: the identity that `code_identity` found where the run was made.
+        step: the one that it found where the step is carried out.
+
+    Returns:
+        A sentence that says what to do; None if both are the same, as far as they are known.
+    """
+    made, runs = dag.get("commit"), step.get("commit")
+    if made and runs and made != runs:
+        return (
+            f"the step's code is of commit {runs[:12]}, and the DAG that made the run is of "
+            f"{made[:12]}; build the image from {made[:12]}, or start a new run"
+        )
+    if made and step and not runs:
+        return (
+            f"the step's code names no commit, and the DAG that made the run is of {made[:12]}; "
+            f"build the image with --build-arg COMMIT={made[:12]}…"
+        )
+    both = [code.get("library_sha256") for code in (dag, step)]
+    if all(both) and both[0] != both[1]:
+        return (
+            f"the step's code says that it is of commit {str(runs)[:12]}, as the DAG that made the "
+            "run, but its files differ from the DAG's; build the image from a clean checkout"
+            if runs
+            else "the files of the step's code differ from those of the DAG that made the run; "
+            "build the image from the DAG's files, or start a new run"
+        )
+    return None
+
+
+def unknown_code(code: Mapping[str, Any], whose: str) -> str | None:
+    """Return why nobody can tell which code it is; None for a clean checkout of a commit.
+
+    Args:
+        code: an identity that `code_identity` found.
+        whose: the code, with which the sentence begins.
+    """
+    if code.get("commit") is None:
+        return f"{whose} is of no commit ({code.get('note')}); run it from a commit"
+    if code.get("dirty") is not False:
+        return f"{whose} differs from its commit ({code.get('note')}); commit the changes"
+    return None
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -93,6 +93,18 @@ class FileRef(_Strict):
     rows: int | None = None
 
 
+class Read(_Strict):
+    """Something that a step read of an earlier step or of the configuration.
+
+    `name` is an artifact of `step`, or `measurements` for its numbers and its verdict; of the step
+    `config` it is a section of the run's configuration. `sha256` is null if it was not there.
+    """
+
+    step: str
+    name: str
+    sha256: str | None = None
+
+
 class _Findings(_Strict):
     """The fields that the files of items and of helper steps share."""
 
@@ -104,6 +116,7 @@ class _Findings(_Strict):
     seconds: float
     environment: dict[str, Any] = {}
     airflow: dict[str, Any] | None = None
+    reads: list[Read] = []
 
 
 # In the files the step comes before its findings: pydantic begins with the last base's fields.

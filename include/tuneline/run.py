@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +25,17 @@ from tuneline.evidence import (
     conclude,
     load_evidence,
 )
+from tuneline.reads import (
+    MEASUREMENTS,
+    ObservedConfig,
+    Reads,
+    hash_measurements,
+    hash_sections,
+)
 from tuneline.store import NotThere, Store, open_store
+from tuneline.surroundings import airflow_identity, environment
 
 T = TypeVar("T")
-
-_REPORTED_PACKAGES = (
-    "torch transformers peft trl bitsandbytes datasketch great-expectations presidio-analyzer "
-    "spacy mlflow wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
-).split()
 
 
 def now() -> str:
@@ -52,12 +52,16 @@ class Run:
         prefix: the run's prefix in it, `runs/<run_id>`.
         config: the run's configuration.
         meta: the content of `run.json`.
+        sections: hash of each section of `config.json`.
+        reads: where a step's looks at the run are noted; None outside of steps.
     """
 
     store: Store
     prefix: str
     config: PipelineConfig
     meta: dict[str, Any]
+    sections: dict[str, str] = field(default_factory=dict)
+    reads: Reads | None = field(default=None, compare=False)
 
     @property
     def uri(self) -> str:
@@ -140,7 +144,19 @@ class Run:
                 f"{uri} was made for contract {meta.get('contract')}, this image speaks "
                 f"{CONTRACT_VERSION}; use the image that matches the DAG"
             )
-        return cls(store, prefix, validate_config(config, f"{uri}/config.json"), meta)
+        valid = validate_config(config, f"{uri}/config.json")
+        return cls(store, prefix, valid, meta, hash_sections(config))
+
+    def observed_by(self, step: str) -> Run:
+        """Return the run as a step sees it, which notes what the step reads."""
+        reads = Reads(step)
+        config = ObservedConfig.of(self.config, self.sections, reads)
+        return replace(self, config=config, reads=reads)
+
+    def note(self, step: str, name: str, sha256: str | None) -> None:
+        """Note that the step at work has read something; see `Reads.note`."""
+        if self.reads is not None:
+            self.reads.note(step, name, sha256)
 
     def key(self, *parts: str) -> str:
         """Return a key below the run."""
@@ -152,11 +168,10 @@ class Run:
 
     def find_evidence(self, item: str) -> Evidence | None:
         """Return an item's evidence, or None if the item has not been run."""
-        key = self.step_key(item, "evidence.json")
-        try:
-            return load_evidence(self.store.get_bytes(key), self.store.uri_of(key))
-        except NotThere:
-            return None
+        entry = self.find_entry(item)
+        self._note_measurements(item, entry)
+        assert not isinstance(entry, Record)
+        return entry
 
     def entry(self, step: str) -> Evidence | Record:
         """Return the evidence of an item, or the record of a helper step.
@@ -164,15 +179,29 @@ class Run:
         Raises:
             StepNotRun: if the step has not been run.
         """
-        name = "record.json" if is_helper(step) else "evidence.json"
-        key = self.step_key(step, name)
+        entry = self.find_entry(step)
+        self._note_measurements(step, entry)
+        if entry is None:
+            raise StepNotRun(f"{step} has not been run in {self.uri}; run it first")
+        return entry
+
+    def find_entry(self, step: str) -> Evidence | Record | None:
+        """Return the evidence or record of a step, None if it has not been run.
+
+        For a look at its artifacts: its measurements are not noted as read.
+        """
+        key = self.step_key(step, "record.json" if is_helper(step) else "evidence.json")
         try:
             raw = self.store.get_bytes(key)
         except NotThere:
-            raise StepNotRun(f"{step} has not been run in {self.uri}; run it first") from None
+            return None
         if is_helper(step):
             return Record.model_validate_json(raw)
         return load_evidence(raw, self.store.uri_of(key))
+
+    def _note_measurements(self, step: str, entry: Evidence | Record | None) -> None:
+        if self.reads is not None:
+            self.note(step, MEASUREMENTS, None if entry is None else hash_measurements(entry))
 
 
 @dataclass
@@ -199,6 +228,10 @@ class StepContext:
     _clock: float = field(default_factory=time.monotonic)
     _rows: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Note from now on what the step reads of its run."""
+        self.run = self.run.observed_by(self.step)
+
     @property
     def config(self) -> PipelineConfig:
         """The run's configuration."""
@@ -214,8 +247,14 @@ class StepContext:
         return self.run.entry(step)
 
     def has(self, step: str, name: str) -> bool:
-        """Return True if an earlier step left an artifact of that name."""
-        return any(ref.name == name for ref in self.entry(step).artifacts)
+        """Return True if an earlier step left an artifact of that name.
+
+        Raises:
+            StepNotRun: if the step has not been run.
+        """
+        found = next((ref for ref in self._artifacts(step) if ref.name == name), None)
+        self.run.note(step, name, found and found.sha256)
+        return found is not None
 
     def input(self, step: str, name: str) -> Path:
         """Fetch an artifact of an earlier step, verified against the hash it recorded.
@@ -228,23 +267,26 @@ class StepContext:
             UserError: if the step has not been run, or left no such artifact.
             CorruptObject: if the bytes are not the recorded ones.
         """
-        entry = self.entry(step)
-        for ref in entry.artifacts:
+        for ref in self._artifacts(step):
             if ref.name == name:
                 return self._fetch(step, ref)
-        raise UserError(f"{step} left no artifact {name!r} in {self.run.uri}: {entry.summary}")
+        raise self._nothing(step, f"no artifact {name!r} in")
 
     def input_dir(self, step: str, folder: str) -> Path:
         """Fetch every artifact below a folder of an earlier step; see `input`."""
-        entry = self.entry(step)
-        refs = [r for r in entry.artifacts if r.name.startswith(folder + "/")]
+        refs = [r for r in self._artifacts(step) if r.name.startswith(folder + "/")]
         if not refs:
-            raise UserError(
-                f"{step} left no artifacts below {folder!r} in {self.run.uri}: {entry.summary}"
-            )
+            raise self._nothing(step, f"no artifacts below {folder!r} in")
         for ref in refs:
             self._fetch(step, ref)
         return self.scratch / "inputs" / step / folder
+
+    def _artifacts(self, step: str) -> list[FileRef]:
+        entry = self.run.find_entry(step)
+        return self.entry(step).artifacts if entry is None else entry.artifacts
+
+    def _nothing(self, step: str, what: str) -> UserError:
+        return UserError(f"{step} left {what} {self.run.uri}: {self.entry(step).summary}")
 
     def fetched_hashes(self, path: Path) -> dict[str, str]:
         """Return the SHA-256 of each file that `input` or `input_dir` fetched to a path, by name.
@@ -261,6 +303,7 @@ class StepContext:
         }
 
     def _fetch(self, step: str, ref: FileRef) -> Path:
+        self.run.note(step, ref.name, ref.sha256)
         target = self.scratch / "inputs" / step / ref.name
         if not target.exists():
             self.run.store.get_file(self.run.store.key_of(ref.uri), target, sha256=ref.sha256)
@@ -354,48 +397,9 @@ class StepContext:
             "summary": summary,
             "measurements": list(measurements),
             "inputs": list(self.inputs.values()),
+            "reads": self.run.reads.listed() if self.run.reads else [],
             "started_at": self.started_at,
             "seconds": round(time.monotonic() - self._clock, 3),
             "environment": environment(),
             "airflow": airflow_identity(),
         }
-
-
-def environment() -> dict[str, Any]:
-    """Return Python, package versions and device of this process."""
-    packages = {}
-    for name in _REPORTED_PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        "packages": packages,
-        "device": device(),
-        "cores": os.cpu_count(),
-    }
-
-
-def device() -> str:
-    """Return the name of this process's accelerator, `cpu` without one.
-
-    Torch is asked only if the step has loaded it, since importing it takes seconds.
-    """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name(0))
-    return "cpu"
-
-
-def airflow_identity() -> dict[str, Any] | None:
-    """Return the Airflow task of this process, as the DAG passed it on; None without one."""
-    dag_id = os.environ.get("TUNELINE_AIRFLOW_DAG_ID")
-    if not dag_id:
-        return None
-    return {
-        "dag_id": dag_id,
-        "run_id": os.environ.get("TUNELINE_AIRFLOW_RUN_ID", ""),
-        "task_id": os.environ.get("TUNELINE_AIRFLOW_TASK_ID", ""),
-        "try_number": int(os.environ.get("TUNELINE_AIRFLOW_TRY_NUMBER", "1")),
-    }

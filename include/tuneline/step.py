@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.environments import keep_packages
 from tuneline.catalogue import Severity, get_step, is_helper
+from tuneline.code_identity import other_code, unknown_code
 from tuneline.config import read_policy
 from tuneline.errors import EXIT_OK, RetryableError, StepNotRun, TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Record, dump
@@ -34,7 +36,8 @@ from tuneline.failures import (
     set_partial,
 )
 from tuneline.machine.garbage import rare_collections
-from tuneline.run import Run, StepContext, airflow_identity
+from tuneline.run import Run, StepContext
+from tuneline.surroundings import airflow_identity, own_code
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:
@@ -58,6 +61,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
     run = Run.open(run_uri)
     refuse_other_policy(run)
     with _context(run, step) as context:
+        _refuse_other_code(context)
         try:
             module = importlib.import_module(name)
             with _resources(context), rare_collections():
@@ -91,6 +95,30 @@ def refuse_other_policy(run: Run) -> None:
             f"{recorded.version}), this image has {here.sha256[:12]} (version {here.version}); use "
             "an image that was built from the same config/policy.yaml"
         )
+
+
+def _refuse_other_code(context: StepContext) -> None:
+    """Refuse other code than that of the DAG in production, before any work; warn on a laptop.
+
+    Raises:
+        UserError: if the run is one of production and its DAG or this step runs code that nobody
+            can tell, or code of another commit than the other.
+    """
+    dag = context.run.meta.get("code")
+    if not dag:
+        return
+    own = own_code()
+    if context.config.profile != "production":
+        if why := other_code(dag, own):
+            context.log(f"warning: {why}")
+        return
+    why = (
+        unknown_code(dag, "the code of the DAG that made the run")
+        or other_code(dag, own)
+        or unknown_code(own, "the code of this step")
+    )
+    if why:
+        raise UserError(f"{context.step} is not carried out under profile: production: {why}")
 
 
 @contextmanager
@@ -199,6 +227,7 @@ def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | R
         *_upload(context, context.out, folder, ""),
         *_upload(context, context.quarantine, run.key("quarantine", step), "quarantine/"),
     ]
+    keep_packages(run, entry.environment)
     entry = entry.model_copy(update={"artifacts": artifacts})
     run.store.put_bytes(f"{folder}/{last}", dump(entry))
     return entry

@@ -1,7 +1,8 @@
 """The verdict of an item: the worst that its step, its gate and the audits say, then waivers.
 
 A critical item that fails or was not run stops the release. One whose sample is too small to decide
-stops it in production and warns on a laptop.
+stops it in production and warns on a laptop. Evidence that rests on what has changed since counts
+as not run, see `tuneline.freshness`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from tuneline.artifacts.artifact import Document
 from tuneline.artifacts.people import WAIVERS, Person, RecordedWaiver, waivers_sha256, why_not
 from tuneline.catalogue import ITEMS, Item, Severity, get_item
 from tuneline.config import Looser
-from tuneline.errors import UserError
-from tuneline.evidence import Measurement, Verdict, conclude, worse
+from tuneline.evidence import Evidence, Measurement, Verdict, conclude, worse
 from tuneline.failures import ended_by_error
+from tuneline.freshness import Freshness
 from tuneline.run import Run
 
 # What a broken limit makes of an item.
@@ -81,24 +82,36 @@ class _Opinion:
     why: str
 
 
-def status(run: Run, item_id: str) -> ItemStatus:
+def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemStatus:
     """Return the status of one item of a run.
+
+    Args:
+        run: the run.
+        item_id: id of the item.
+        freshness: what is up to date in the run, where the caller knows it already.
 
     Raises:
         UserError: if there is no such item, or a file of the run is damaged.
     """
     item = get_item(item_id)
-    evidence = run.find_evidence(item.id)
-    if evidence is None:
+    # A verdict is no input of the step that asks for it; what that step reads itself is.
+    run = replace(run, reads=None)
+    fresh = freshness or Freshness(run)
+    evidence = fresh.entry(item.id)
+    if not isinstance(evidence, Evidence):
         return _status(run, item, Verdict.NOT_RUN, "not run", "the step left no evidence")
+    stale = fresh.stale(item.id)
+    if stale is not None:
+        said = f"out of date: {evidence.summary}"
+        return _status(run, item, Verdict.NOT_RUN, said, stale.because)
     verdict, summary = evidence.verdict, evidence.summary
     raised = ended_by_error(evidence)
     reasons = ["its step ended with an error"] if raised else _broken(evidence.measurements)
-    for opinion in _second_opinions(run, item):
+    for opinion in _second_opinions(run, item, fresh):
         if worse(verdict, opinion.verdict) != verdict:
             verdict = opinion.verdict
             summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
-        if opinion.verdict in _BROKEN:
+        if opinion.verdict in (*_BROKEN, Verdict.NOT_RUN):
             reasons.append(f"{opinion.source}: {opinion.why}")
     limits = [one for one in looser_limits(run) if one.looser.item == item.id]
     opinion = _of_policy(run, item, [one for one in limits if one.waiver is None])
@@ -120,15 +133,14 @@ def status(run: Run, item_id: str) -> ItemStatus:
 
 def checklist(run: Run) -> list[ItemStatus]:
     """Return the 25 rows of a run; an item that a failure kept from running names that failure."""
-    rows = [status(run, item.id) for item in ITEMS]
+    fresh = Freshness(run)
+    rows = [status(run, item.id, fresh) for item in ITEMS]
     critical = (row for row in rows if row.severity == Severity.CRITICAL)
     failed = next((row.item for row in critical if row.verdict == Verdict.FAIL), None)
     if failed is None:
         return rows
     because = f"{failed} failed and stopped the run before it"
-    return [
-        replace(row, because=because) if row.verdict == Verdict.NOT_RUN else row for row in rows
-    ]
+    return [row if fresh.entry(row.item) else replace(row, because=because) for row in rows]
 
 
 def check_item(run_uri: str, item_id: str) -> ItemStatus:
@@ -220,18 +232,19 @@ def _rounded(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _second_opinions(run: Run, item: Item) -> list[_Opinion]:
+def _second_opinions(run: Run, item: Item, fresh: Freshness) -> list[_Opinion]:
     """Return what the gate and the audits found on an item."""
     opinions = []
     gate = Document(item.id, "gate.json", _Gate).find(run)
     if gate is not None:
         opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
     for step, source in _AUDITS.items():
-        try:
-            audit = run.entry(step).measurements
-        except UserError:
+        audit = fresh.entry(step)
+        about = [m for m in audit.measurements if m.name.startswith(f"{item.id}.")] if audit else []
+        stale = fresh.stale(step) if about else None
+        if stale is not None:
+            opinions.append(_Opinion(source, Verdict.NOT_RUN, stale.because))
             continue
-        about = [m for m in audit if m.name.startswith(f"{item.id}.")]
         if about:
             why = "; ".join(_broken(about)) or "every limit holds"
             opinions.append(_Opinion(source, conclude(about), why))

@@ -4,9 +4,10 @@ import json
 from hashlib import sha256
 
 import pytest
-from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
+from tests.governance.conftest import CLEAN_CODE, HOLDS, MEASURED, SHIPPED
 from tests.lab.runs import broken, value
 
+from tuneline.artifacts.environments import PodImage, image_of
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
 from tuneline.evidence import measure
 from tuneline.governance import lineage
@@ -30,7 +31,7 @@ def test_a_finished_run_is_tied_to_data_code_and_parameters(finished_lab):
     assert (reference.version, verify(reference.uri)) == ("test", [])
     manifest = manifest_of(lab)
     keys = "schema created_at name version run started_by airflow_run reason base_model dataset"
-    keys += " dataset_file code hyperparameters engine evidence environments previous_version"
+    keys += " dataset_file code hyperparameters engine evidence environments seeds previous_version"
     keys += " parent policy signature basis files"
     assert list(manifest) == keys.split()
     assert manifest["schema"] == "tuneline/manifest/1"
@@ -111,6 +112,22 @@ def test_a_manifest_with_more_or_fewer_keys_is_readable():
     assert newer == Manifest.model_validate_json(old)
 
 
+def test_evidence_out_of_date_fails(finished_lab):
+    lab = finished_lab(name="model")
+
+    def judge(ctx):
+        ctx.read_json("train", "adapter/adapter_config.json")
+        return ctx.conclude("judged", [HOLDS, MEASURED])
+
+    lab.execute("determinism", judge)
+    files = {"adapter/adapter_config.json": '{"r": 8}', "adapter/adapter_model.safetensors": "a"}
+    lab.leave("train", files)
+    evidence = lab.execute("lineage")
+    assert broken(evidence) == {"causes_of_outdated_evidence"}
+    assert "determinism read adapter/adapter_config.json of train" in evidence.summary
+    assert manifest_of(lab)["evidence"]["determinism"]["verdict"] == "not_run"
+
+
 def test_a_step_that_is_run_again_may_write_the_same(finished_lab):
     lab = finished_lab(profile="production")
     assert lab.execute("lineage").verdict == lab.execute("lineage").verdict == "pass"
@@ -153,6 +170,33 @@ def test_dirty_code_fails_in_production(finished_lab, profile, verdict):
     assert evidence.verdict == verdict
     assert broken(evidence) == {"code_is_clean"}
     assert "3 uncommitted changes" in evidence.summary
+
+
+@pytest.mark.parametrize(("profile", "verdict"), [("production", "fail"), ("laptop", "warn")])
+def test_a_step_of_another_commit_fails_in_production(finished_lab, monkeypatch, profile, verdict):
+    lab = finished_lab(profile=profile)
+    with monkeypatch.context() as patch:
+        patch.setattr("tuneline.surroundings.own_code", lambda: {**CLEAN_CODE, "commit": "b" * 40})
+        lab.leave("fallback", {}, [HOLDS, MEASURED])
+    evidence = lab.execute("lineage")
+    assert evidence.verdict == verdict
+    assert broken(evidence) == {"steps_of_other_code"}
+    assert "fallback: the step's code is of commit bbbbbbbbbbbb" in evidence.summary
+
+
+def test_environments_state_all_packages_code_image_and_seeds(finished_lab):
+    lab = finished_lab(name="model")
+    ran = PodImage(image="tuneline/ml:7", image_id="tuneline/ml@sha256:" + "d" * 64)
+    image_of("determinism").put(lab.run, ran)
+    canaries = [HOLDS, measure("canary_seed", "9f", "text")]
+    lab.leave("pii_scrubbing", {}, canaries)
+    assert value(lab.execute("lineage"), "images_known_by_digest") == 1
+    manifest = manifest_of(lab)
+    in_pod = next(one for one in manifest["environments"] if one["image_id"])
+    assert (in_pod["steps"], in_pod["image_id"]) == (["determinism"], ran.image_id)
+    assert {"pydantic", "pytest"} <= in_pod["packages"].keys()
+    assert all(one["code"]["commit"] == CLEAN_CODE["commit"] for one in manifest["environments"])
+    assert manifest["seeds"] == {"training.seed": 7, "pii_scrubbing.canary_seed": "9f"}
 
 
 def test_unversioned_code_fails_in_production(finished_lab):

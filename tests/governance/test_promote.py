@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.governance.conftest import BROKEN, HOLDS
+from tests.governance.conftest import BROKEN, HOLDS, MEASURED
 from tests.lab.dying_store import DyingStore, Killed
 from tests.lab.releases import log_release
 
@@ -108,11 +108,34 @@ def test_each_fault_refuses(ready_lab, fault, reason):
     assert reason in refused(lab)
 
 
-def test_a_failure_of_a_recommended_item_does_not_refuse(ready_lab):
-    lab = ready_lab()
-    lab.leave("determinism", {}, [BROKEN])
+def test_a_failure_of_a_recommended_item_does_not_refuse(finished_lab):
+    lab = finished_lab(name="model", profile="production")
+    lab.leave("determinism", {}, [BROKEN, MEASURED])
+    assert lab.execute("lineage").verdict == "pass"
     lab.execute("promote")
     assert read_release(lab.run.store, "model").version == "test"
+
+
+def test_evidence_that_changed_after_the_manifest_refuses(ready_lab):
+    lab = ready_lab()
+    lab.leave("determinism", {}, [BROKEN])
+    reason = refused(lab)
+    assert "lineage read measurements of determinism as" in reason
+    assert "start a new run for a new version" in reason
+
+
+def test_an_item_measured_again_alike_does_not_refuse(ready_lab):
+    lab = ready_lab()
+    lab.leave("determinism", {}, [HOLDS, MEASURED])
+    lab.execute("promote")
+    assert read_release(lab.run.store, "model").version == "test"
+
+
+def test_a_model_swapped_beside_its_record_refuses(ready_lab):
+    lab = ready_lab()
+    key = lab.run.step_key("production_quantization", "model.gguf")
+    lab.run.store.put_bytes(key, b"other weights")
+    assert "lineage read model.gguf of production_quantization as" in refused(lab)
 
 
 def test_a_run_that_asks_for_approval_is_refused_without_one(ready_lab):

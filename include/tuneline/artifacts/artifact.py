@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,9 @@ class Document(Artifact, Generic[Model]):
         try:
             raw = run.store.get_bytes(self.key(run))
         except NotThere:
+            run.note(self.step, self.name, None)
             return None
+        run.note(self.step, self.name, hashlib.sha256(raw).hexdigest())
         return self._parse(raw, run)
 
     def write(self, ctx: StepContext, content: Model) -> None:

@@ -79,14 +79,20 @@ class StepEnvironment(_Governed):
 
     Attributes:
         python: version of Python.
-        packages: version by package.
+        packages: version by package, of everything that is installed there.
         device: name of the accelerator, or `cpu`.
+        code: commit, whether files differ from it, and hash of the library.
+        image: the image that the steps' pods asked for; empty without pods.
+        image_id: what the cluster ran, with the image's digest; empty where nobody reported it.
         steps: the items and helper steps that ran in it.
     """
 
     python: str
     packages: dict[str, str]
     device: str
+    code: dict[str, Any] = {}
+    image: str = ""
+    image_id: str = ""
     steps: list[str]
 
 
@@ -167,6 +173,7 @@ class Manifest(_Governed):
     engine: dict[str, Any] | None = None
     evidence: dict[str, ManifestEvidence] = {}
     environments: list[StepEnvironment] = []
+    seeds: dict[str, Any] = {}
     previous_version: str | None = None
     parent: Parent | None = None
     policy: ManifestPolicy | None = None

@@ -73,6 +73,16 @@ class GovernanceConfig(Section):
         description="PEM file of the public key by which promote checks the signature of a "
         "release; None checks none.",
     )
+    lock_days: int | None = Field(
+        None,
+        gt=0,
+        description="Days for which the files of a release are locked against deletion by the "
+        "bucket's Object Lock; None leaves it to the bucket's own rule.",
+    )
+    lock_mode: Literal["governance", "compliance"] = Field(
+        "governance",
+        description="Lock that those with the right to bypass it may lift, or that nobody may.",
+    )
     model_license: str | None = Field(
         None,
         description="SPDX licence under which the tuned model is given on, for its model card; "

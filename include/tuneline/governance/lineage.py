@@ -23,7 +23,6 @@ from tuneline.artifacts.governance import (
     ManifestFile,
     ManifestRef,
     Parent,
-    StepEnvironment,
 )
 from tuneline.artifacts.licenses import AUDITED
 from tuneline.artifacts.releases import (
@@ -38,13 +37,21 @@ from tuneline.artifacts.releases import (
 )
 from tuneline.artifacts.training import ADAPTER, HISTORY, LORA, MERGED, PLAN
 from tuneline.bases import base_of
-from tuneline.catalogue import ITEMS, STEPS
+from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
+from tuneline.freshness import Freshness
 from tuneline.governance.documents.write import add_documents
 from tuneline.governance.licensing.duties import license_files
 from tuneline.governance.release.basis import BASIS
+from tuneline.governance.release.environments import (
+    environment_measurements,
+    environments,
+    other_steps,
+    seeds,
+)
+from tuneline.governance.release.lock import lock_files
 from tuneline.governance.release.manifest import put_once, store_files, write_manifest
 from tuneline.governance.release.policy_record import (
     policy_copy,
@@ -55,7 +62,7 @@ from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
-from tuneline.run import Run, StepContext, environment
+from tuneline.run import Run, StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.store import sha256_file
@@ -84,6 +91,9 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     ENGINE_REPORT,
     AUDITED,
 )
+
+
+_SHIPPING = tuple({*(artifact.step for artifact in SHIPPED_FILES), ADAPTER.step})
 
 
 def code_measurements(code: dict[str, Any], profile: str) -> list[Measurement]:
@@ -178,6 +188,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
         Local file by name in the version's folder (gates and the extraction audit included), and
         the verdict of each item that has evidence.
     """
+    fresh = Freshness(ctx.run)
     files: dict[str, Path] = {}
     verdicts: dict[str, ManifestEvidence] = {}
     for item in ITEMS:
@@ -189,7 +200,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
                 shipped = f"evidence/{item.id}/{name}"
                 files[shipped] = ctx.scratch / shipped
                 ctx.run.store.get_file(key, files[shipped])
-        row = status(ctx.run, item.id)
+        row = status(ctx.run, item.id, fresh)
         verdicts[item.id] = ManifestEvidence(
             phase=item.phase,
             severity=item.severity,
@@ -217,32 +228,6 @@ def dataset_file(ctx: StepContext) -> DatasetFile | None:
             key = ctx.run.store.key_of(ref.uri)
             return DatasetFile(key=key, sha256=ref.sha256, bytes=ref.bytes, rows=ref.rows)
     return None
-
-
-def environments(run: Run) -> list[StepEnvironment]:
-    """Return Python, packages and device of the run's steps, once for all steps that share them.
-
-    Steps that are no items count if something of them ships. Others may end while this step is
-    at work, and the manifest of a second try would differ.
-    """
-    counted = {item.id for item in ITEMS} | {artifact.step for artifact in SHIPPED_FILES}
-    found: dict[str, StepEnvironment] = {}
-    for step in STEPS:
-        if step.id not in {*counted, ADAPTER.step}:
-            continue
-        try:
-            # This step has no evidence of its own yet.
-            stated = environment() if step.id == "lineage" else run.entry(step.id).environment
-        except UserError:
-            continue
-        one = StepEnvironment(
-            python=stated.get("python", ""),
-            packages=stated.get("packages", {}),
-            device=stated.get("device", ""),
-            steps=[],
-        )
-        found.setdefault(one.model_dump_json(), one).steps.append(step.id)
-    return list(found.values())
 
 
 def parent_of(run: Run) -> Parent | None:
@@ -288,7 +273,8 @@ def describe(
         },
         engine=_content(ctx, ENGINE_IDENTITY),
         evidence=evidence,
-        environments=environments(ctx.run),
+        environments=environments(ctx.run, _SHIPPING),
+        seeds=seeds(ctx.run),
         previous_version=parent.version if parent else None,
         parent=parent,
         policy=policy_stated(ctx.run),
@@ -324,6 +310,7 @@ def run(ctx: StepContext) -> Evidence:
     model = shipped_model(ctx)
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
+    stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
     files = {
         **collect_files(ctx, model),
         **evidence_files,
@@ -334,23 +321,30 @@ def run(ctx: StepContext) -> Evidence:
     manifest = add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
     sign_release(ctx, prefix, files)
+    locks = lock_files(store, list(store.keys(prefix)), ctx.config.governance)
     uri = store.uri_of(f"{prefix}/{MANIFEST_FILE}")
     differences = version_differences(uri)
     MANIFEST_REF.write(ctx, ManifestRef(uri=uri, sha256=manifest_sha256, version=manifest.version))
-    code = manifest.code
+    code, surroundings = manifest.code, manifest.environments
+    differing = other_steps(code, surroundings)
     commit = (code.get("commit") or "no commit")[:12]
     return ctx.conclude(
         f"{uri} states {len(manifest.files)} files by hash, {len(evidences)} evidences, dataset "
         f"{manifest.dataset['version'][:12]} and code {commit} ({code['note']})"
-        + (f"; not measured on the bytes that ship: {', '.join(others)}" if others else ""),
+        + (f"; not measured on the bytes that ship: {', '.join(others)}" if others else "")
+        + (f"; out of date: {'; '.join(stale)}" if stale else "")
+        + (f"; of other code: {'; '.join(differing)}" if differing else ""),
         [
             measure("evidences", len(evidences), "files", "==", len(ITEMS) - 1),
             measure("files_hashed", len(manifest.files), "files", ">=", 1),
             measure("hashes_that_differ", len(differences), "files", "==", 0),
             measure("items_measured_on_other_bytes", len(others), "items", "==", 0),
+            measure("causes_of_outdated_evidence", len(stale), "inputs", "==", 0),
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
             *policy_measurements(ctx.run),
+            *locks,
+            *environment_measurements(code, surroundings, ctx.config.profile),
         ],
     )

@@ -1,8 +1,8 @@
 """promote: move the release pointer to the run's model version, or refuse and say why.
 
 Refuses unless all critical items reached a verdict that allows release, the shipping engine was
-built, the manifest verifies at this moment, and the approval that the run asks for was given. Who
-approved and who accepts which failure is logged with the release.
+built, no evidence is out of date, the manifest verifies at this moment, and the approval that the
+run asks for was given. Who approved and who accepts which failure is logged with the release.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.people import APPROVALS, Approvals
 from tuneline.artifacts.release_log import Approved, Event, Released, Waived
 from tuneline.artifacts.releases import read_release
+from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
-from tuneline.evidence import Record, measure
+from tuneline.evidence import Measurement, Record, measure
+from tuneline.freshness import Freshness
 from tuneline.governance.release.approvals import approver, is_needed, refusal
 from tuneline.governance.release.pointer import (
     Pointed,
@@ -22,6 +24,7 @@ from tuneline.governance.release.pointer import (
     read_pointer,
     record,
 )
+from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
 from tuneline.run import Run, StepContext
 from tuneline.store import Changed
@@ -31,11 +34,13 @@ from tuneline.verdicts import checklist, looser_limits, valid_waivers
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
     """Return what stands in the way of the release, one sentence for each reason."""
     config = ctx.config
+    fresh = Freshness(ctx.run, deep=True)
     found = [
         f"{row.item} ({row.verdict}: {row.because})"
         for row in checklist(ctx.run)
-        if row.stops_release
+        if row.stops_release and fresh.stale(row.item) is None
     ]
+    found += fresh.outdated(item.id for item in ITEMS)
     if not ENGINE_IDENTITY.exists(ctx):
         why = ctx.entry(ENGINE_IDENTITY.step).summary
         found.append(f"the engine {config.deployment.engine} was not built: {why}")
@@ -130,11 +135,16 @@ def run(ctx: StepContext) -> Record:
     moves = pointer.history if pointer else []
     done = next((move for move in moves if move.version == reference.version), None)
     summary = f"{config.name} {reference.version} is released"
+    registry: list[Measurement] = []
     if pointer is None or done is None:
         release(ctx, reference, pointed)
-    elif pointer.version != reference.version:
+    if pointer is None or done is None or pointer.version == reference.version:
+        registered, registry = register(ctx.run, reference)
+        summary += registered
+    else:
         summary = (
             f"{config.name} {reference.version} was released at {done.at}, and "
             f"{pointer.version} is released now"
         )
-    return ctx.record(summary, [measure("items_that_refuse", len(reasons), "items", "==", 0)])
+    refused = measure("items_that_refuse", len(reasons), "items", "==", 0)
+    return ctx.record(summary, [refused, *registry])

@@ -7,9 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef
+
+LockMode = Literal["governance", "compliance"]
 
 
 class CorruptObject(TunelineError):
@@ -122,6 +125,24 @@ class Store(ABC):
             Changed: if another writer came first; nothing was written.
             RetryableError: if the disk is full or the server failed.
         """
+
+    def retain(self, key: str, days: int, mode: LockMode) -> bool:
+        """Lock an object against deletion, where the store can.
+
+        Args:
+            key: the object's key.
+            days: how long from now.
+            mode: `governance`, which those with a right of their own may lift, or `compliance`,
+                which nobody may.
+
+        Returns:
+            False if this store locks nothing: a directory, or a bucket without Object Lock.
+
+        Raises:
+            UserError: if the credentials do not allow it.
+            RetryableError: if the server failed.
+        """
+        return False
 
     @abstractmethod
     def find(self, key: str) -> FileRef | None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef
-from tuneline.store.base import AlreadyThere, Changed, NotThere, Store, Tagged
+from tuneline.store.base import AlreadyThere, Changed, LockMode, NotThere, Store, Tagged
+from tuneline.store.uploads import put_parts, sealed
 from tuneline.store.whole_files import BLOCK, require_hash, settle, sha256_file, stage_beside
 
 T = TypeVar("T")
 
+# Between the tries of a read that broke on its way, in seconds.
+_WAITS_S = (0.2, 0.8, 2.0)
 # Stands for the hash of an object that another program wrote.
 _UNKNOWN = "unknown (no sha256 metadata)"
 
@@ -91,6 +96,27 @@ class S3Store(Store):
     def _call(self, key: str, action: Callable[[], T]) -> T:
         return call_s3(self.uri_of(key), action)
 
+    def _read(self, key: str, action: Callable[[], T]) -> T:
+        """Read an object; from its start again if the connection breaks on the way.
+
+        boto3 repeats requests, but does not read an answer again of which a part came.
+        """
+        from botocore.exceptions import (
+            IncompleteReadError,
+            ReadTimeoutError,
+            ResponseStreamingError,
+        )
+
+        broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+        for wait in _WAITS_S:
+            try:
+                return call_s3(self.uri_of(key), action)
+            except RetryableError as error:
+                if not isinstance(error.__cause__, broken):
+                    raise
+                time.sleep(wait)
+        return self._call(key, action)
+
     def put_file(self, key: str, path: Path, *, once: bool = False, link: bool = False) -> FileRef:
         """See `Store.put_file`."""
         digest, size = sha256_file(path), path.stat().st_size
@@ -99,37 +125,14 @@ class S3Store(Store):
 
         def whole() -> None:
             with path.open("rb") as body:
-                self._s3.put_object(**where, Body=body, Metadata={"sha256": digest}, **condition)
+                self._s3.put_object(**where, Body=body, **sealed(digest), **condition)
 
         if size <= self.MULTIPART_BYTES:
             self._call(key, whole)
         else:
-            self._call(key, lambda: self._put_parts(path, where, digest, condition))
+            sent = partial(put_parts, self._s3, path, self.MULTIPART_BYTES, where, digest)
+            self._call(key, partial(sent, condition=condition))
         return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
-
-    def _put_parts(
-        self, path: Path, where: dict[str, str], digest: str, condition: dict[str, str]
-    ) -> None:
-        upload = self._s3.create_multipart_upload(**where, Metadata={"sha256": digest})["UploadId"]
-        try:
-            parts: list[dict[str, Any]] = []
-            with path.open("rb") as handle:
-                while block := handle.read(self.MULTIPART_BYTES):
-                    number = len(parts) + 1
-                    answer = self._s3.upload_part(
-                        **where, UploadId=upload, PartNumber=number, Body=block
-                    )
-                    # boto3 sends a checksum with each part. A server that kept it compares it
-                    # again with what it is told at the end, and refuses to be told nothing.
-                    kept = {n: v for n, v in answer.items() if n.startswith("Checksum")}
-                    kept.pop("ChecksumType", None)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"], **kept})
-            self._s3.complete_multipart_upload(
-                **where, UploadId=upload, MultipartUpload={"Parts": parts}, **condition
-            )
-        except BaseException:
-            self._s3.abort_multipart_upload(**where, UploadId=upload)
-            raise
 
     def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
         """See `Store.get_file`."""
@@ -163,12 +166,12 @@ class S3Store(Store):
                     handle.write(block)
 
         destination.parent.mkdir(parents=True, exist_ok=True)
-        staged = stage_beside(destination, lambda path: self._call(key, lambda: fetch(path)))
+        staged = stage_beside(destination, lambda path: self._read(key, lambda: fetch(path)))
         return staged, stored
 
     def rehash(self, key: str) -> FileRef:
         """See `Store.rehash`."""
-        digest, size, stored = self._call(key, partial(self._hash_stream, key))
+        digest, size, stored = self._read(key, partial(self._hash_stream, key))
         require_hash(digest, [stored], self.uri_of(key))
         return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
 
@@ -179,7 +182,7 @@ class S3Store(Store):
             NotThere: if there is no such object.
             RetryableError: if the server failed or the transfer was interrupted.
         """
-        return self._call(key, partial(self._hash_stream, key))[0]
+        return self._read(key, partial(self._hash_stream, key))[0]
 
     def _hash_stream(self, key: str) -> tuple[str, int, str]:
         """Read an object; return its hash, its size in bytes, and its stored hash."""
@@ -197,7 +200,7 @@ class S3Store(Store):
             answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
             return answer["Body"].read(), answer
 
-        data, answer = self._call(key, read)
+        data, answer = self._read(key, read)
         stored = answer["Metadata"].get("sha256", _UNKNOWN)
         require_hash(hashlib.sha256(data).hexdigest(), [stored], self.uri_of(key))
         return Tagged(data, str(answer["ETag"]))
@@ -211,7 +214,7 @@ class S3Store(Store):
             Bucket=self.bucket,
             Key=self._name(key),
             Body=data,
-            Metadata={"sha256": digest},
+            **sealed(digest),
             **condition,
         )
         try:
@@ -221,6 +224,39 @@ class S3Store(Store):
             written = self.find(key)
             if written is None or written.sha256 != digest:
                 raise Changed(f"{self.uri_of(key)} has changed since it was read") from None
+
+    def retain(self, key: str, days: int, mode: LockMode) -> bool:
+        """See `Store.retain`."""
+        if not self._locks:
+            return False
+        until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+        lock = {"Mode": mode.upper(), "RetainUntilDate": until}
+        where = {"Bucket": self.bucket, "Key": self._name(key)}
+        self._call(key, lambda: self._s3.put_object_retention(**where, Retention=lock))
+        return True
+
+    @cached_property
+    def _locks(self) -> bool:
+        """True if the bucket has Object Lock."""
+        from botocore.exceptions import ClientError
+
+        def ask() -> bool:
+            try:
+                answer = self._s3.get_object_lock_configuration(Bucket=self.bucket)
+            except ClientError as error:
+                # Without Object Lock, or on a server that does not know it.
+                missing = (
+                    "ObjectLockConfigurationNotFoundError",
+                    "NotImplemented",
+                    "MethodNotAllowed",
+                )
+                if error.response["Error"]["Code"] in missing:
+                    return False
+                raise
+            found = answer.get("ObjectLockConfiguration", {})
+            return bool(found.get("ObjectLockEnabled") == "Enabled")
+
+        return self._call("", ask)
 
     def etag(self, key: str) -> str:
         """Return the server's tag of an object, which changes with its bytes.

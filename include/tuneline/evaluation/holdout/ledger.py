@@ -18,8 +18,9 @@ from tuneline.artifacts.data import DATASET
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
 from tuneline.evaluation.holdout.shared_rows import Overlap, Overlaps, note_rows, overlaps
 from tuneline.harness.rows import of_split
-from tuneline.run import StepContext, airflow_identity, now
+from tuneline.run import StepContext, now
 from tuneline.store import AlreadyThere, Store
+from tuneline.surroundings import airflow_identity
 
 Purpose = Literal["score", "review", "choose"]
 # A blind look at answers that are scored already chooses nothing.

@@ -6,7 +6,6 @@ of this checkout's stack if it runs, or else the file that this server shows whe
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from tuneline.artifacts.training import TrackedRun
 from tuneline.errors import UserError
 from tuneline.machine.checkout import stack_home
+from tuneline.machine.mlflow_client import mlflow_client
 from tuneline.training.tracking import local_mlflow
 from tuneline.training.tracking.sender import Sender, short_reason
 from tuneline.training.tracking.tracked_run import Description, without_password
@@ -24,16 +24,6 @@ from tuneline.training.tracking.tracked_run import Description, without_password
 _KEY_TAG = "tuneline.training"
 # MLflow takes 1,000 metrics in a request; a step has about ten.
 _STEPS_AT_ONCE = 90
-
-# MLflow's own defaults hold a training up for minutes when the server is away. What the
-# environment says counts more.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 class Place(NamedTuple):
@@ -88,14 +78,8 @@ def open_mlflow(
 def _open(
     description: Description, log: Callable[[str], None], run_id: str
 ) -> tuple[TrackedRun, MlflowTracker]:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     place = find_place()
-    client = MlflowClient(tracking_uri=place.uri)
+    client = mlflow_client(place.uri)
     experiment = _experiment(client, description.project)
     run_id = run_id or _unfinished_run(client, experiment, description.key)
     resumed = bool(run_id)

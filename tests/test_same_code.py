@@ -1,0 +1,97 @@
+"""A step refuses code of another commit than that of its DAG in production, and warns elsewhere."""
+
+import pytest
+from tests.lab.runs import Lab
+
+from tuneline.artifacts.environments import find_packages
+from tuneline.catalogue import get_step
+from tuneline.code_identity import code_identity, other_code
+from tuneline.errors import UserError
+from tuneline.evidence import measure
+from tuneline.run import Run
+from tuneline.step import execute
+
+CLEAN = {"commit": "a" * 40, "dirty": False, "library_sha256": "1" * 64, "note": "a clean checkout"}
+
+
+@pytest.fixture
+def carried_out(tmp_path, monkeypatch):
+    """Carry out a step that measures nothing, by an image's code in the run of a DAG's code."""
+
+    def run(ctx):
+        return ctx.conclude("measured", [measure("m", 0, "rows", "==", 0)])
+
+    def make(dag, image, profile="production"):
+        lab = Lab(tmp_path, {"profile": profile})
+        Run.create(lab.run.store.uri, "run", lab.run.config, {"code": dag})
+        monkeypatch.setattr("tuneline.step.own_code", lambda: image)
+        module = get_step("cold_start").module
+        monkeypatch.setattr(f"{module}.run", run)
+        return execute("cold_start", lab.run.store.uri_of("runs/run"))
+
+    return make
+
+
+@pytest.mark.parametrize("profile", ["laptop", "production"])
+def test_the_same_clean_code_works(carried_out, capsys, profile):
+    assert carried_out(CLEAN, CLEAN, profile).verdict == "pass"
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dag", "image", "sentence"),
+    [
+        ({}, {"commit": "b" * 40}, "the step's code is of commit bbbbbbbbbbbb, and the DAG"),
+        ({}, {"commit": None, "library_sha256": None}, "the step's code names no commit"),
+        ({}, {"library_sha256": "2" * 64}, "its files differ from the DAG's"),
+        ({}, {"dirty": True}, "the code of this step differs from its commit"),
+        ({"dirty": True}, {}, "the code of the DAG that made the run differs from its commit"),
+        ({"commit": None}, {"commit": None}, "the code of the DAG that made the run is of no"),
+    ],
+    ids=["other commit", "image without", "other files", "dirty image", "dirty DAG", "no commit"],
+)
+def test_other_or_unknown_code_is_refused_in_production(carried_out, dag, image, sentence):
+    with pytest.raises(UserError) as refusal:
+        carried_out({**CLEAN, **dag}, {**CLEAN, **image})
+    assert str(refusal.value).startswith("cold_start is not carried out under profile: production:")
+    assert sentence in str(refusal.value)
+
+
+def test_a_laptop_warns_of_another_commit(carried_out, capsys):
+    entry = carried_out(CLEAN, {**CLEAN, "commit": "b" * 40}, "laptop")
+    assert entry.verdict == "pass"
+    assert "warning: the step's code is of commit bbbbbbbbbbbb" in capsys.readouterr().err
+
+
+def test_a_tarball_of_other_files_is_other_code():
+    tarball = {"commit": None, "library_sha256": "1" * 64}
+    assert other_code(tarball, tarball) is None
+    sentence = other_code(tarball, {**tarball, "library_sha256": "2" * 64})
+    assert "differ from those of the DAG" in str(sentence)
+
+
+def test_an_image_states_the_changes_that_it_was_built_with(tmp_path, monkeypatch):
+    for folder in ("include/tuneline", "dags"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "include/tuneline/a.py").write_text("1")
+    monkeypatch.setenv("TUNELINE_IMAGE_COMMIT", "c" * 40)
+    clean = code_identity(tmp_path)
+    assert (clean["source"], clean["commit"], clean["dirty"]) == ("image", "c" * 40, False)
+    monkeypatch.setenv("TUNELINE_IMAGE_COMMIT", f"{'c' * 40}-dirty")
+    dirty = code_identity(tmp_path)
+    assert (dirty["commit"], dirty["dirty"]) == ("c" * 40, True)
+    # An image lacks dags/, its library is the same.
+    (tmp_path / "dags/d.py").write_text("2")
+    more = code_identity(tmp_path)
+    assert more["library_sha256"] == clean["library_sha256"]
+    assert more["tree_sha256"] != clean["tree_sha256"]
+
+
+def test_evidence_states_its_code_and_the_run_keeps_all_packages(tmp_path):
+    lab = Lab(tmp_path, {})
+    lab.leave("cold_start", {}, [measure("m", 0, "rows", "==", 0)])
+    stated = lab.run.entry("cold_start").environment
+    assert len(stated["code"]["library_sha256"]) == 64
+    every = find_packages(lab.run, stated)
+    assert {"pydantic", "pytest"} <= every.keys()
+    assert stated["packages"].items() <= every.items()
