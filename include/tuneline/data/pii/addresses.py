@@ -51,7 +51,7 @@ _ADDRESS_WORDS = any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
     r"deliver(?:ed|y)?|moved?|moving|located|"
     r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
-    r"[^\d\n]{0,30}$"
+    r"[^\d\n]{0,30}(?:\d{1,6} )?$"
 )
 _IS_ADDRESS = any_case(r"\W{1,3}is (?:the|my|our|her|his) [a-z ]{0,12}address")
 # As addresses are written in India: "flat no 12 …", with a postal code of six digits or without.
@@ -75,6 +75,9 @@ _ANY_STREET = any_case(
 _MILITARY = any_case(
     r"\b(?:psc|unit|cmr) \d{1,5},? box \d{1,5}(?:,? (?:apo|fpo|dpo),? [a-z]{2}(?: \d{5})?)?"
 )
+_MILITARY_PLACE = any_case(
+    r"\b(?:[^\W\d_][\w'’.-]* ){1,2}(?:apo|fpo|dpo),? (?:aa|ae|ap) \d{5}(?!\d)"
+)
 _PO_BOX = any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
 _NOT_IN_STREET = frozenset(
     "a an and are at away be by can charge day days down euros dollars for from go have hours "
@@ -85,7 +88,16 @@ _NOT_IN_STREET = frozenset(
 )
 # What may follow a street, in this order of preference.
 _MOST_PARTS = 5
-_PLACE = r"(?: [^\W\d_][\w'’.-]*)"
+_COUNTRIES = (
+    "usa|united states|uk|united kingdom|england|scotland|wales|ireland|canada|australia|"
+    "new zealand|south africa|india|germany|austria|switzerland|france|belgium|netherlands|"
+    "luxembourg|italy|spain|portugal|denmark|sweden|norway|finland|iceland|estonia|latvia|"
+    "lithuania|poland|czech republic|slovakia|slovenia|croatia|serbia|hungary|romania|bulgaria|"
+    "greece|cyprus|turkey|ukraine|russia|brazil|argentina|chile|mexico|uruguay|colombia|peru|"
+    "japan|china|korea|taiwan|singapore|malaysia|philippines|indonesia|thailand|vietnam|pakistan|"
+    "bangladesh|sri lanka|nepal|egypt|tunisia|morocco|nigeria|ghana|kenya|israel|greenland"
+)
+_PLACE = r"(?: {1,2}[^\W\d_][\w'’.-]*)"
 _ZIP = r"(?:\d{4,6}(?:-\d{3,4})?|[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
 _NEXT_PART = tuple(
     map(
@@ -93,8 +105,8 @@ _NEXT_PART = tuple(
         (
             r",? ?(?:apt|apartment|suite|unit|flat|floor|room|bldg|building)\b\.? ?#?\w{1,6}(?!\w)",
             rf",? {_ZIP}",
-            rf",?{_PLACE}{{1,4}}?,? {_ZIP}",
-            rf",?{_PLACE}{{1,3}}?,? (?:{_STATES})\b",
+            rf",?{_PLACE}{{1,4}}?,? {{1,2}}{_ZIP}",
+            rf",?{_PLACE}{{1,3}}?,? {{1,2}}(?:{_STATES}|{_COUNTRIES})\b(?: \d{{4,6}}(?!\d))?",
             rf",{_PLACE}{{1,3}}(?=,|\W*$)",
             rf"{_PLACE}{{1,4}}(?=\W*$)",
         ),
@@ -222,7 +234,7 @@ def _streets(text: str) -> Iterator[Span]:
         if match["unsure"] and not sure and not named and not told:
             continue
         yield (match.start(), match.end())
-    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
+    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY, _MILITARY_PLACE):
         yield from spans(text, pattern)
     for cue in _AFTER_CUE.finditer(text):
         street = _ANY_STREET.match(text, cue.end())

@@ -40,6 +40,10 @@ _STREET_START = re.compile(
     r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b)",
     re.IGNORECASE,
 )
+_IN_STREETS = re.compile(
+    r",|\b(?:street|road|lane|avenue|drive|close|court|house|cottage|farm|hill|park|way)\b",
+    re.IGNORECASE,
+)
 _ADDRESS_END = re.compile(
     r"[!?;\n]|\.(?= |$)(?<!\bst\.)(?<!\bave\.)(?<!\brd\.)(?<!\bapt\.)(?<!\bdr\.)|"
     r",? (?:and|but|my|thanks?|thank you|please|pls|plz|is|was|"
@@ -47,6 +51,7 @@ _ADDRESS_END = re.compile(
     r"could|that|it|i|the (?:phone|card|account)|phone|mobile|cell|e-?mail|for|sir|mam|ma'am)\b",
     re.IGNORECASE,
 )
+_FLOOR = frozenset("floor top ground basement upper lower rear first second third house".split())
 _PASSWORD_LEAD = re.compile(
     r"^\W*(?:(?:i (?:tried|used|use|typed|put|set|entered)|tried|sure|yes|yeah|ok|okay|um|"
     r"uh|oh|well|so|its|got it|"
@@ -58,7 +63,7 @@ _PASSWORD_LEAD = re.compile(
 )
 _PASSWORD_TAIL = re.compile(
     r"(?:\W+(?:thanks?|thank you|thx|pls|please|i think|i guess|right|ok|lol|sir|mam|maam|"
-    r"all lower ?case|lower ?case))*\W?$",
+    r"all lower ?case|lower ?case|then|last try|maybe|again|now|for now|i mean|ta|cheers))*\W?$",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
@@ -66,6 +71,16 @@ _NO_ANSWER = re.compile(
     r"never (?:had|got|set|received|mind|did)|"
     r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need)\b",
     re.IGNORECASE,
+)
+# Parts of an answer with several values ("0081 and sugarplum"), and the words that only link them.
+_APART = re.compile(r"(?:,|;| /|/ |\b(?:and|or|then|either|both)\b)\W*", re.IGNORECASE)
+# A sentence has one of these; a password of words hardly ever does.
+_IN_SENTENCES = frozenset(
+    "am are asked at be been before can could did do does doing dont for from get give given go "
+    "going got had has have he her him his how if into it its just let like made make me might "
+    "must need of off ok our out put said same say says see send she should so than that thats "
+    "their them there they this to too took u us want was we went were when where while who will "
+    "with would you your late soon much many expired balance".split()
 )
 _DATE_DIGITS = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
@@ -101,14 +116,19 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
     """
     if not user:
         return
+    rest = text
     if "birth" in wanted:
-        yield from _births(text)
+        births = list(_births(text))
+        yield from births
+        for hit in births:
+            # Its digits begin no address.
+            rest = rest[: hit.start] + " " * (hit.end - hit.start) + rest[hit.end :]
     if "secret" in wanted or "code" in wanted:
         yield from _passwords(text)
         if "secret" in wanted:
             yield from _mixed(text)
     if "address" in wanted:
-        yield from _addresses(text, words, alone="name" not in wanted)
+        yield from _addresses(rest, words, alone="name" not in wanted)
         yield from _postcodes(text)
     if "name" in wanted:
         yield from _spelled(text)
@@ -155,12 +175,27 @@ def _births(text: str) -> Iterator[Hit]:
 
 
 def _passwords(text: str) -> Iterator[Hit]:
+    """Yield the parts of an answer that can be a password of any words."""
+    at = 0
+    for apart in (*_APART.finditer(text), None):
+        end = len(text) if apart is None else apart.start()
+        span = _password_part(text[at:end])
+        if span is not None:
+            yield Hit(at + span[0], at + span[1], "PASSWORD")
+        at = end if apart is None else apart.end()
+
+
+def _password_part(text: str) -> tuple[int, int] | None:
     lead = _PASSWORD_LEAD.match(text)
     tail = _PASSWORD_TAIL.search(text)
     start, end = lead.end() if lead else 0, tail.start() if tail else len(text)
-    value = text[start:end]
-    if value and len(value) > 2 and len(value.split()) <= 4 and not _NO_ANSWER.search(value):
-        yield Hit(start, end, "PASSWORD")
+    value = text[start:end].rstrip()
+    said = value.casefold().split()
+    if len(value) < 3 or len(said) > 4 or _NO_ANSWER.search(value):
+        return None
+    if len(said) > 1 and not _IN_SENTENCES.isdisjoint(said):
+        return None
+    return start, start + len(value)
 
 
 def _mixed(text: str) -> Iterator[Hit]:
@@ -212,7 +247,8 @@ def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
     """Yield the part of an answer from the house number to the end of the address."""
     first = _STREET_START.search(text)
     if first is None:
-        if alone and len(text.split()) <= _SHORT + 2:
+        longest = _SHORT + (5 if _IN_STREETS.search(text) else 2)
+        if alone and len(text.split()) <= longest:
             own = [w for w in _WORD.finditer(text) if w[0].casefold() not in FILLER]
             if own and not all(words.is_everyday(w[0].casefold()) for w in own):
                 yield Hit(own[0].start(), own[-1].end(), "STREET_ADDRESS")
@@ -221,6 +257,9 @@ def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
     before = list(re.finditer(r"[^\W_]+(?:['’][^\W_]+)*", text[:start]))
     for word in reversed(before):
         # A place or the letters of a postcode stand before the number.
+        if word[0].casefold() in _FLOOR:
+            start = word.start()
+            continue
         if word[0].casefold() in FILLER or words.is_everyday(word[0].casefold()):
             break
         start = word.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tuneline.data.pii.matching import MONTH, Span, any_case, spans
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
@@ -20,13 +20,20 @@ _BIRTH = any_case(
 )
 # Characters between the word and the end of the date.
 _REACH = 40
-_HINTS = ("born", "birth", "dob", "d.o.b")
+_HINTS = ("born", "birth", "dob", "d.o.b", "bday", "b-day")
 _BIRTH_WORD = any_case(
-    r"\b(?:born|date of birth|birth ?date|birth ?day|d\.?o\.?b\b\.?)(?: (?:is|was|on|in|the))*"
+    r"\b(?:born|date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b\b\.?)"
+    r"(?: (?:is|was|on|in|the))*"
+)
+# Later years are rather those of an appointment.
+_BORN_YEAR = r"(?:19[2-9]\d|200\d|201[0-5])"
+_AFTER_PERSON = any_case(
+    rf"[,:]? \(?((?:\d{{1,2}}[./ -]\d{{1,2}}[./ -]{_BORN_YEAR}|{_BORN_YEAR}-\d{{2}}-\d{{2}}|"
+    rf"{_DAY}(?: of)? {MONTH}\.?,? {_BORN_YEAR}|{MONTH}\.? {_DAY},? {_BORN_YEAR}))(?![\w/-])"
 )
 _BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
 _SHORT_DATE = re.compile(
-    r"(?<![\w./-])(?:\d{1,2}[./ -]\d{1,2}[./ -](?:\d{4}|\d{2})|\d{8})(?![\w/-]|\.\d)"
+    r"(?<![\w./-])(?:\d{1,2}[./ -]\d{1,2}[./ -](?:\d{4}|\d{2})|\d{8}|\d{6})(?![\w/-]|\.\d)"
 )
 
 
@@ -39,6 +46,19 @@ def birth_dates(text: str, lowered: str) -> Iterator[Span]:
     """
     if any(hint in lowered for hint in _HINTS):
         yield from _after_cue(text)
+
+
+def births_after(text: str, ends: Iterable[int]) -> Iterator[Span]:
+    """Yield the dates right after a person, if somebody can be born then ("amara, 12 june 1988").
+
+    Args:
+        text: any text.
+        ends: where the people's names end.
+    """
+    for end in ends:
+        match = _AFTER_PERSON.match(text, end)
+        if match is not None:
+            yield match.span(1)
 
 
 def _after_cue(text: str) -> Iterator[Span]:

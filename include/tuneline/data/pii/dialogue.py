@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from tuneline.data.pii.patterns import Hit
-from tuneline.data.pii.topics import asked, goes_on
+from tuneline.data.pii.topics import accepts, asked, goes_on, meant
 from tuneline.data.tables.rows import Message
 
 # Turns that a question stays open without an answer ("hold on, let me look").
@@ -26,6 +26,7 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
     """Return the topics that each turn is expected to answer."""
     expected: list[frozenset[str]] = []
     open_topics: dict[str, tuple[frozenset[str], int]] = {}
+    said = ""
     for message in messages:
         role, text = message["role"], message["content"]
         topics_open = _NONE
@@ -38,9 +39,14 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
         if role == "system":
             continue
         found = asked(_request(role, text))
+        if role == "assistant":
+            found = found or meant(text, said)
+        said = text
         mine, age = open_topics.get(role, (_NONE, 0))
         if found:
             open_topics[role] = (found, 0)
+        elif accepts(text):
+            open_topics.pop(role, None)
         elif mine and (goes_on(text) or (age < OPEN_TURNS - 1 and "?" not in text)):
             open_topics[role] = (mine, age if goes_on(text) else age + 1)
         else:

@@ -41,7 +41,7 @@ _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
     r"spoke to|spoke with|"
-    r"talked to|belongs to|ty|thx|(?:guy|lady|someone|agent|person) (?:called|named)|"
+    r"talked to|belongs to|(?:change|correct|update) (?:it|that|the name|my name) to|ty|thx|(?:guy|lady|someone|agent|person) (?:called|named)|"
     r"(?:full|first|last|family|given) name),?\s+" + _NAMES,
     re.IGNORECASE,
 )
@@ -51,7 +51,7 @@ _ROLE_CUE = re.compile(
     r"under(?: the name(?: of)?)?|name of|manager|agent|nurse|doctor|prof(?:essor)?|captain|"
     r"advisor|colleague|my (?:wife|husband|son|daughter|mum|mom|mother|dad|father|brother|sister|"
     r"partner|boss|friend|assistant|flatmate|roommate|neighbou?r|uncle|aunt|cousin|girlfriend|"
-    r"boyfriend|fianc[eé]e?|kid|baby|nan|gran(?:ny|dma|dpa)?|hubby|mate)),?\s+" + _NAMES,
+    r"boyfriend|fianc[eé]e?|kid|baby|nan|gran(?:ny|dma|dpa)?|hubby|mate)(?:'?s)?),?\s+" + _NAMES,
     re.IGNORECASE,
 )
 _ROLE_CUE_WORDS = frozenset(
@@ -63,8 +63,8 @@ _VERBS = frozenset("bill can may said will".split())
 # Before these stands a name if it is a known given name, or a word of no dictionary.
 _PERSON_TAIL = re.compile(
     r"(?:^|[,.!?;\n] ?|\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? )"
-    rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|"
-    r"is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?(?:sur)?name)\b",
+    rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|lives (?:on|at|in)|"
+    r"(?:can|could|may) (?:i|you|we)|is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?(?:sur)?name)\b",
     re.IGNORECASE,
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
@@ -80,13 +80,15 @@ _CUE_WORDS = frozenset(
 )
 _PERSON_CUE_WORDS = frozenset(
     "am m this dear hi hello signed regards sincerely thanks cheers thank advance ask call "
-    "calls speak spoke talked belongs welcome through name ty thx called named".split()
+    "change correct update calls speak spoke talked belongs welcome through name ty thx called named".split()
 )
-_TAIL_WORDS = frozenset("here again speaking calling from name surname".split())
+_TAIL_WORDS = frozenset("here again speaking calling from name surname lives can could may".split())
 # "J. Miller".
 _INITIAL = re.compile(r"[^\W\d_]\.")
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
+# At the end of what is said, even an everyday word is a family name ("ivan king").
+_ENDS_HERE = re.compile(r"\W*$|[,;.!?]|\n")
 _ASCII_LETTERS = string.ascii_letters.encode()
 _ASCII_CAPITALS = string.ascii_uppercase.encode()
 _START = re.compile(r"(?:^|[.!?\n]\s*)[\"'(]*$")
@@ -180,7 +182,7 @@ class Recogniser:
     def _by_rules(self, text: str) -> Iterator[Hit]:
         """Yield the people that a cue introduces or whose given name is known."""
         words = set(_LETTERS.findall(text.casefold()))
-        known = any(map(self.words.is_given, words))
+        known = any(self.words.is_given(word) or self.words.is_sure(word) for word in words)
         cased = not _lacks_case(text)
         if not words.isdisjoint(_CUE_WORDS):
             yield from self._introduced(text, _SURE_CUE, _always, cased)
@@ -208,7 +210,8 @@ class Recogniser:
             match = cue.search(text, max(match.start(1), match.start() + 1))
 
     def _known_or_strange(self, word: str) -> bool:
-        return self.words.is_given(word) or self.words.is_strange(word)
+        known = self.words.is_given(word) or self.words.is_strange(word)
+        return known or self.words.is_name_only(word)
 
     def _named_in_role(self, word: str) -> bool:
         listed = self.words.is_listed(word) and not self.words.is_everyday(word)
@@ -219,7 +222,8 @@ class Recogniser:
         """Yield known given names, with the family names after them."""
         for match in _WORD.finditer(text):
             lowered = match[0].casefold()
-            if not self.words.is_given(lowered) or lowered in self.words.also_words:
+            known = self.words.is_given(lowered) or self.words.is_sure(lowered)
+            if not known or lowered in self.words.also_words:
                 continue
             if cased and not match[0][0].isupper():
                 continue
@@ -234,7 +238,9 @@ class Recogniser:
             lowered = following[1].rstrip(".").casefold()
             if lowered in self.words.not_people or lowered in self.words.common:
                 break
-            family = self.words.is_listed(lowered) and not self.words.is_everyday(lowered)
+            family = self.words.is_listed(lowered) and (
+                not self.words.is_everyday(lowered) or _ENDS_HERE.match(text, following.end(1))
+            )
             if not cased and not family and not self.words.is_strange(lowered):
                 break
             end = following.end(1)
@@ -261,11 +267,13 @@ class Recogniser:
                 continue
             if stop == start and not named(lowered) and not sure:
                 break
+            last = start + word.start() + len(word[0].rstrip(".,'’"))
+            closes = not self.words.is_everyday(lowered) and _ENDS_HERE.match(text, last)
             if stop > start and not (
-                cased or known or len(bare) == 1 or self.words.is_strange(lowered)
+                cased or known or len(bare) == 1 or closes or self.words.is_strange(lowered)
             ):
                 break
-            stop = start + word.start() + len(word[0].rstrip(".,'’"))
+            stop = last
             if word[0][-1] in ",;:!?" or (word[0][-1] == "." and len(bare) > 2):
                 break
         return Hit(start, stop, "PERSON") if stop > start else None

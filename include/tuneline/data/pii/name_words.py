@@ -19,6 +19,10 @@ _NAME = re.compile(r"[^\W\d_]{2,}")
 _LAST_LATIN = "\u024f"
 
 
+# A shorter given name that looks like a slip of a word is one more often.
+_LEAST_GIVEN = 4
+
+
 class NameLists(NamedTuple):
     """Names in lower case."""
 
@@ -78,7 +82,33 @@ class NameWords:
 
     def is_given(self, word: str) -> bool:
         """Return True if a lower-case word is a given name and hardly anything else."""
-        return word in self.given or (word in self._listed_given and self.is_strange(word))
+        if word in self.given:
+            return True
+        if word not in self._listed_given:
+            return False
+        return self.is_strange(word) or (len(word) > _LEAST_GIVEN and self.is_name_only(word))
+
+    def is_name_only(self, word: str) -> bool:
+        """Return True if a lower-case word is a listed name and a word of nothing else.
+
+        It may look like a slip of another word ("bilal").
+        """
+        return (
+            self.is_listed(word)
+            and not is_ordinary(word)
+            and word not in self.common
+            and word not in self.not_people
+        )
+
+    def is_sure(self, word: str) -> bool:
+        """Return True if a lower-case word is a family name, or a name's genitive, and no brand.
+
+        Brands and places are in the dictionary with a capital ("Toyota").
+        """
+        if len(word) <= _LEAST_GIVEN or not self.is_strange(word) or is_ordinary(word.title()):
+            return False
+        stem = word.removesuffix("s")
+        return self.is_listed(word) or (stem != word and self.is_name_only(stem))
 
     def is_listed(self, word: str) -> bool:
         """Return True if a lower-case word is a given or family name, whatever else it is."""

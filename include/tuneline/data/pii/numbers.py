@@ -64,7 +64,11 @@ _GROUP = re.compile(r"\d+")
 _IN_PIECES = frozenset({"ssn", "phone", "card", "secret", "code", "account"})
 # A longer one is found by its topic.
 _LEAST_PIECE, _LONG_PIECE = 2, 4
-_PIECE = re.compile(r"(?<![\w.,:/])\d{1,3}(?![\w:/%]|[.,]\d)")
+_PIECE = re.compile(
+    r"(?<![\w.,:/])(?:\d{1,3}(?![\w:/%]|[.,]\d)|(?:zero|oh|one|two|three|four|five|six|seven|eight|"
+    r"nine)(?!\w))",
+    re.IGNORECASE,
+)
 # A promotion's code is a word and an amount ("save15").
 _PROMOTION = re.compile(r"[a-z]{4,}\d{1,2}", re.IGNORECASE)
 _QUANTITY_BEFORE = re.compile(
@@ -88,6 +92,11 @@ _ENDS = re.compile(
 )
 # Before and after a number that identifies: letters of a plate, policy or serial number.
 _LETTERS_BEFORE = re.compile(r"(?<![\w@'’-])([a-z]{1,3})[ -]$", re.IGNORECASE)
+# Letters that are read out one by one, or by a word that begins with them ("w as in whiskey").
+_READ_BEFORE = re.compile(
+    r"(?<![\w@'’-])((?:(?:[a-z] (?:(?:as in|for|like) [a-z]+,? )?){2,6}|[a-z] (?:as in|for|like) [a-z]+,? ))$",
+    re.IGNORECASE,
+)
 _LETTERS_AFTER = re.compile(r"[ -]([a-z]{1,3})(?=\W{0,2}$)", re.IGNORECASE)
 _GROUPS_AFTER = re.compile(r"(?: \d{2,6}){1,5}(?![\w.,:/%]\d|\w)")
 _SHORT_WORDS = frozenset(
@@ -113,6 +122,13 @@ _LINK = re.compile(
     r"x+|real|full|same|still|now|just|currently|please|pls|back|me|him|her|us|you)\b)*",
     re.IGNORECASE,
 )
+# A few words between a name and its number, if what says "is" stands before the number ("the pin
+# for the back door is 6610").
+_LOOSE_LINK = re.compile(
+    r"(?:[^\w.!?;]+[a-z']{1,12}){0,6}[^\w.!?;]+(?:is|was|it's|its|says|reads|shows|=|:)[\W]{1,3}",
+    re.IGNORECASE,
+)
+_LOOSE_TOPICS = frozenset({"secret", "ssn", "account", "phone", "card"})
 _SENTENCE_END = re.compile(r"[.!?]\s[^.!?]*$")
 _CHAIN = re.compile(
     r"\W*(?:\b(?:and|or|not|no|then|sorry|i mean|wait|nope|but)\b\W*)*", re.IGNORECASE
@@ -124,7 +140,8 @@ _FILLER = Caseless(
     r"mean|believe|have|got|thank|thanks|please|pls|plz|sir|madam|maam|mam|one|sec|"
     r"second|let|me|see|check|found|be|would|should|it|of|course|alright|right|hi|hello|"
     r"hey|well|a|as|for|was|actually|again|correct|says|just|with|ends?|ending|in|on|to|"
-    r"digits?|lol|same|name|then|next|dash|space|double|triple|u|ur)\b|\W|\d"
+    r"digits?|lol|same|name|then|next|dash|space|double|triple|u|ur|try|maybe|try|zero|nought|"
+    r"one|two|three|four|five|six|seven|eight|nine|uhm|last|first|area|code|plus|or)\b|\W|\d"
 )
 
 
@@ -179,7 +196,9 @@ def _pieces(
 ) -> Iterator[tuple[int, int, str]]:
     """Yield the few digits that are all that an answer holds ("29", "4 then 4 then 0 7")."""
     spans = [piece.span() for piece in _PIECE.finditer(text)]
-    if not candidates and sum(end - start for start, end in spans) < _LEAST_PIECE:
+    # A word counts as one digit, and alone it is a word ("one sec").
+    digits = sum(end - start if text[start].isdigit() else 1 for start, end in spans)
+    if not candidates and digits < _LEAST_PIECE:
         return
     if wanted & _IN_PIECES == {"account"} and any(end - start < 3 for start, end in spans):
         # So short, it may answer the question for any number.
@@ -199,6 +218,9 @@ def _whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int]
     lead = _LETTERS_BEFORE.search(text, 0, start)
     if lead and lead[1].casefold() not in _SHORT_WORDS:
         start = lead.start(1)
+    read = _READ_BEFORE.search(text, 0, candidate.start)
+    if read:
+        start = read.start(1)
     if candidate.letters:
         more = _GROUPS_AFTER.match(text, end)
         end = more.end() if more else end
@@ -299,7 +321,7 @@ def _nearest(text: str, candidate: Candidate) -> tuple[str | None, bool]:
         elif topic.end <= candidate.start and topic.name in (*NUMBER_TOPICS, "email", "address"):
             found = topic
     if found is not None and candidate.start - found.end <= BEFORE:
-        adjacent = _LINK.fullmatch(text, found.end, candidate.start) is not None
+        adjacent = _is_linked(text, found, candidate.start)
         if found.name in NUMBER_TOPICS:
             return found.name, adjacent
         if adjacent:
@@ -309,6 +331,13 @@ def _nearest(text: str, candidate: Candidate) -> tuple[str | None, bool]:
         between = None if apart else _LINK.fullmatch(text, candidate.end, after.start)
         return (after.name, True) if between and after.name != "business" else (None, False)
     return None, False
+
+
+def _is_linked(text: str, topic: Topic, start: int) -> bool:
+    """Return True if nothing but links stands between a topic and a number after it."""
+    if _LINK.fullmatch(text, topic.end, start):
+        return True
+    return topic.name in _LOOSE_TOPICS and bool(_LOOSE_LINK.fullmatch(text, topic.end, start))
 
 
 def _weighs(candidate: Candidate) -> bool:

@@ -13,6 +13,7 @@ _PASSWORD_HINTS = (
     "memorable",
     "secret",
     "security",
+    "word",
     "wifi",
     "wi-fi",
     "creds",
@@ -22,9 +23,11 @@ _PASSWORD_HINTS = (
 _PASSWORD_CUE = any_case(
     r"\b(?:pass ?(?:word|code|phrase|key)|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|"
     r"secret|security|safe) (?:word|phrase|"
-    r"answer)|(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"
+    r"answer)|(?:code|safe|key|magic) ?word|"
+    r"(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"
     r"our )?wi-?fi|wi-?fi(?=:))"
-    r"[\"'’”]?(?P<link>(?: (?:i|we) (?:have|use|used|set|chose|typed|put|got|remember))?"
+    r"[\"'’”]?(?P<link>(?: (?:i|we|u|you|they|he|she) (?:have|use|used|set|chose|typed|put|got|remember|"
+    r"gave|sent|told|made|picked|wrote|texted|mailed)(?: (?:me|us|down|up))?)?"
     r"(?: (?:on|for|at|of) [a-z ]{1,24})?"
     r"(?: (?:i (?:think|guess|believe)|maybe|probably|should be|might be)(?= (?:it|is|was)))?"
     r"(?: ?(?:is|was|it'?s|to ?:|:|=|(?:re)?set to|changed to)(?: now)?)+)?"
@@ -38,7 +41,8 @@ _CHANGED = any_case(
 # A value that is no word, right after: letters with digits or signs among them.
 _STRANGE = any_case(
     r"\b(?:pass(?: ?(?:word|code|phrase))?|pass?w(?:or|ro|o|r)?[dt]|pwd?|cred(?:ential)?s)"
-    r"(?:(?: (?:are|is))?:?|(?: (?:are|is))? [\w.-]{2,20} ?[/:]) [\"'‘“]?"
+    r"(?:(?: (?:i|we|u|you|they|he|she) [a-z]{2,7}(?: (?:me|us))?)?(?: (?:are|is))?:?|"
+    r"(?: (?:are|is))? [\w.-]{2,20} ?[/:]) [\"'‘“]?"
     r"(?=\S*[a-z])(?=[^\s.,!?'’]*(?:[\d#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{5,})"
 )
 # What else was set or used, if it is no word: letters with digits or signs among them.

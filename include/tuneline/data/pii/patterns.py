@@ -29,6 +29,7 @@ from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.passwords import password_words
 from tuneline.data.pii.safe_harbor import find_demanded
 from tuneline.data.pii.spoken import has_digit_words
+from tuneline.data.pii.user_names import user_names
 from tuneline.machine.secret_shapes import SECRET_SHAPES, SECRETS
 
 
@@ -276,6 +277,7 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
         yield from _hits(text, _MAC, "MAC_ADDRESS")
     yield from (Hit(*span, "BIRTH_DATE") for span in birth_dates(text, lowered))
     yield from (Hit(*span, "PASSWORD") for span in password_words(text, lowered))
+    yield from (Hit(*span, "ID_NUMBER") for span in user_names(text, lowered))
     yield from _places_and_numbers(text, lowered, languages)
 
 

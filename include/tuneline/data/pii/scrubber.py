@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.answers import answers, bare_name
+from tuneline.data.pii.births import births_after
 from tuneline.data.pii.dialogue import repeated_values, wanted
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
@@ -308,6 +309,8 @@ class Scrubber:
         def change(text: str) -> str:
             hits = [*said.get(text, ()), *named.get(text, ())]
             hits = [*self.find(text), *hits, *mentions(text)]
+            people = (hit.end for hit in hits if hit.entity == "PERSON")
+            hits += [Hit(*span, "BIRTH_DATE") for span in births_after(text, people)]
             taken = places(text, replaced)
             parts, at = [], 0
             for hit in self._allowed(text, resolve(hits)):

@@ -62,7 +62,8 @@ _WORDS = (
         "secret",
         r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|"
         r"pass(?= (?:is|was|:|=))|"
-        r"(?:memorable|secret|security|safe) (?:word|phrase|answer|question)s?|wi-?fi key|"
+        r"(?:memorable|secret|security|safe) (?:words?|phrase|answer|question)s?|wi-?fi key|"
+        r"(?:code|safe|key|secret|magic) ?words?|combos?|digits you press|"
         r"network key|m?tan|pass ?number|safe ?word|token|"
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
@@ -96,7 +97,7 @@ _WORDS = (
         r"where (?:do|are|does|should|shall|can|would|is) (?:you|we|i|it|he|she|they)|"
         r"deliver(?:y|ed|ing)? (?:to|it)|ship(?:ped|ping)? (?:to|it|address)|"
         r"(?:live|lives|living|reside|resides|located|moved|moving) (?:at|in|on|to)|"
-        r"home address|house number|street|locat(?:ed|ion)",
+        r"home address|house number|(?:and the|your|which|what) (?:flat|unit|house|building)|street|locat(?:ed|ion)",
     ),
     (
         "reference",
@@ -119,7 +120,9 @@ _WORDS = (
     ),
     (
         "code",
-        r"codes?|(?:typed|keyed|punched)(?: in)?|(?:texted|messaged) (?:me|us)",
+        r"codes?|(?:typed|keyed|punched)(?: in)?|(?:texted|messaged) (?:me|us)|"
+        r"(?:text|sms|message|msg|screen|app|letter|sticker|slip)(?: you sent)? "
+        r"(?:says|said|reads|shows|has)",
     ),
     # "Number" alone names nothing, but shows that a number follows.
     ("number", r"numbers?|num|digits?|no\.?(?= ?(?:is|:|#|\d))"),
@@ -137,6 +140,33 @@ _ASKS = Caseless(
 )
 # A turn of so few words asks even without a word for it ("name and e-mail").
 _SHORT = 7
+# The value was not the right one; the next turn tries another.
+_AGAIN = re.compile(
+    r"\W*(?:(?:sorry|hm+|no|nope|unfortunately|i'?m afraid|i am afraid|ok|okay|well)\W+){0,3}"
+    r"(?:no|nope|again|wrong|(?:that|it|this|neither|none|both)(?:'?s|\W+(?:is|was|does|did|one))?"
+    r"(?:n'?t|\W+not)?\W+(?:it|right|match(?:es)?|work(?:ed|ing)?|correct|wrong|invalid|that one)|"
+    r"(?:was |got )?(?:rejected|declined|not accepted|not recogni[sz]ed)|"
+    r"(?:try|say|type|check|repeat)(?: (?:it|that|another|a different|the other))?"
+    r"(?: (?:one|again|once more))?|"
+    r"(?:any|some|an)(?:thing)?\W?other(?: (?:one|you \w+(?: \w+){0,3}))?|i have a different one|"
+    r"missing a digit|one digit short)\b.{0,40}",
+    re.IGNORECASE | re.DOTALL,
+)
+# What is asked for was named by the one who will answer ("my password fails" "what do you type?").
+_WHAT = re.compile(
+    r"\b(?:which (?:one|is it|of)|what (?:is|was|does|did|do|are|have) (?:it|you|they|that|the one)|"
+    r"what(?:'s| is) (?:it|that)|(?:read|type|say|spell|repeat|tell me|send|give me) "
+    r"(?:it|that|the one|them))\b",
+    re.IGNORECASE,
+)
+# What is known from the words before only, having no shape of its own.
+_SHAPELESS = frozenset({"secret", "code", "ssn", "account", "card"})
+_ACCEPTED = re.compile(
+    r"\W*(?:(?:yes|ok|okay|great|perfect|lovely|brilliant|thanks?|thank you|that(?:'s| is| one)?)\W+)"
+    r"{0,3}(?:correct|accepted|verified|that works|works?|matches|done|updated|unlocked|cleared|"
+    r"you are (?:through|verified)|you're (?:through|verified))\b",
+    re.IGNORECASE,
+)
 _GO_ON = re.compile(
     r"\W*(?:(?:and|ok|okay|yes|go|on|the|next|last|ahead|rest|continue|then|got|it|sure|"
     r"alright|great|thanks|thank|you|mhm|uh|huh|right|of)\W+){0,5}"
@@ -176,5 +206,17 @@ def asked(text: str) -> frozenset[str]:
 
 
 def goes_on(text: str) -> bool:
-    """Return True if a turn asks for more of the same ("next", "and the last")."""
-    return _GO_ON.fullmatch(text) is not None
+    """Return True if a turn asks for more of the same ("next", "that's not it")."""
+    return _GO_ON.fullmatch(text) is not None or _AGAIN.fullmatch(text) is not None
+
+
+def meant(text: str, before: str) -> frozenset[str]:
+    """Return what a turn asks for without naming it, by what the turn before spoke of."""
+    if _WHAT.search(text) is None:
+        return frozenset()
+    return frozenset(topic.name for topic in topics(before)) & _SHAPELESS
+
+
+def accepts(text: str) -> bool:
+    """Return True if a turn says that the value was right, and asks for nothing."""
+    return "?" not in text and _ACCEPTED.match(text) is not None

@@ -16,11 +16,14 @@ from tuneline.data.pii.canaries.lists import digits, letters
 from tuneline.data.pii.canaries.register import Register
 from tuneline.data.pii.checksums import check_digit, iban
 
-_SPOKEN = "zero one two three four five six seven eight nine".split()
+SPOKEN = "zero one two three four five six seven eight nine".split()
 # The last digits that people give instead of a whole number.
 _LAST = 4
 # Share of obfuscated telephone numbers that are read out in groups.
 _READ_OUT = 0.5
+# Share of numbers in groups of other sizes than usual, in text without punctuation.
+_ODD = 0.2
+_BETWEEN = (" ", " ", " ", "-", ", ", ".", " / ", "  ")
 
 
 def _groups(text: str, sizes: Sequence[int]) -> list[str]:
@@ -52,7 +55,7 @@ def _spelled(draw: Random, number: str) -> str:
     if draw.random() < 0.4:
         return " ".join(number)
     zero = draw.choice(["zero", "oh"])
-    names = [zero, *_SPOKEN[1:]]
+    names = [zero, *SPOKEN[1:]]
     return " ".join(names[int(char)] if char.isdigit() else char for char in number)
 
 
@@ -74,10 +77,22 @@ def _in_words(group: str, zero: str) -> str:
     words, at = [], 0
     while at < len(group):
         twice = group[at : at + 2] == group[at] * 2
-        word = zero if group[at] == "0" else _SPOKEN[int(group[at])]
+        word = zero if group[at] == "0" else SPOKEN[int(group[at])]
         words.append(f"double {word}" if twice else word)
         at += 2 if twice else 1
     return " ".join(words)
+
+
+def oddly_grouped(draw: Random, number: str) -> str:
+    """Return a number in groups of any sizes, with any signs between them."""
+    found, at = "", 0
+    usual = draw.choice(_BETWEEN)
+    while at < len(number):
+        size = draw.choice([1, 1, 2, 2, 3, 4])
+        sign = usual if draw.random() < 0.8 else draw.choice(_BETWEEN)
+        found += (sign if at else "") + number[at : at + size]
+        at += size
+    return found
 
 
 def given_number(
@@ -101,6 +116,8 @@ def given_number(
     groups = _groups(number, sizes)
     if form == SPLIT:
         return Value(tuple(groups))
+    if draw.random() < _ODD * register.unmarked:
+        return Value((oddly_grouped(draw, number),))
     return Value((register.separator(draw).join(groups),))
 
 

@@ -30,6 +30,7 @@ from tuneline.data.pii.canaries.canary import (
 from tuneline.data.pii.canaries.carriers import Carriers, Spot, find_carriers
 from tuneline.data.pii.canaries.kinds import DIALOGUE, KINDS, NEEDS_WORDS, planted_groups
 from tuneline.data.pii.canaries.lists import lists
+from tuneline.data.pii.canaries.loose import loose_ways
 from tuneline.data.pii.canaries.register import Register, measure_register, misspell
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.tables.rows import Message
@@ -79,6 +80,7 @@ class _Planter:
             spot for spots in self.carriers.turns.values() for spot in spots
         ]
         self.replies_to = [spot for spot in self.turns if self._follows_reply(spot)]
+        self.loose = loose_ways(self.kind, self.language, self.register)
 
     def plant(self) -> Canary:
         """Plant a value in one of the forms of its kind."""
@@ -90,12 +92,12 @@ class _Planter:
         given = _Given(form, self._place(form), value)
         if given.place == ANSWER:
             spot = self.draw.choice(self._answers())
-            return self._at(given, spot, self._phrase(self.words["answers"], spot))
+            return self._at(given, spot, self._answer(spot))
         if given.place == REPLACED:
             return self._at(given, self.draw.choice(self._likes()), "{}")
         spot = self.draw.choice(self.turns)
         if given.place == MESSAGE:
-            return self._at(given, spot, self._phrase(self._own_words(form), spot))
+            return self._at(given, spot, self._leading(form, spot))
         if self.carriers.replies and self.draw.random() < _IN_REPLIES:
             spot = self.draw.choice(self.carriers.replies)
         return self._inserted(given, spot)
@@ -152,9 +154,25 @@ class _Planter:
             return re.sub(r"[,;:!?]|'(?=\w)", "", phrase)
         return phrase[0].upper() + phrase[1:] if phrase[0] != "{" else phrase
 
+    def _leading(self, form: str, spot: Spot) -> str:
+        """Return words that lead to a value, with a gap for it."""
+        if self.loose.drawn(self.draw):
+            return self.loose.phrase(self.draw)
+        return self._phrase(self._own_words(form), spot)
+
+    def _answer(self, spot: Spot) -> str:
+        if self.loose.drawn(self.draw):
+            return self.loose.answer(self.draw)
+        return self._phrase(self.words["answers"], spot)
+
     def _bare(self, value: Value) -> Canary:
         """Plant a value alone: after a question for it, or with its noun where nobody asked."""
         given = _Given(BARE, ANSWER, value)
+        if self.replies_to and self.loose.drawn(self.draw):
+            spot = self.draw.choice(self.replies_to)
+            question = self.draw.choice(self.loose.questions())
+            phrase = self.loose.answer(self.draw) if self.loose.drawn(self.draw) else "{}"
+            return self._at(given, spot, phrase, question, self.loose.wait(self.draw))
         if len(self._answers()) >= LEAST_SPOTS:
             return self._at(given, self.draw.choice(self._answers()), "{}")
         if self.replies_to and self.register.multi_turn >= DIALOGUE:
@@ -168,8 +186,23 @@ class _Planter:
         row = self.carriers.rows[spot.row]
         return spot.turn > 0 and row[spot.turn - 1]["role"] == "assistant"
 
-    def _at(self, given: _Given, spot: Spot, phrase: str, question: str = "") -> Canary:
-        """Write a value in place of the text at a spot, after another question if given."""
+    def _at(
+        self,
+        given: _Given,
+        spot: Spot,
+        phrase: str,
+        question: str = "",
+        between: Sequence[str] = (),
+    ) -> Canary:
+        """Write a value in place of the text at a spot, after another question if given.
+
+        Args:
+            given: the value.
+            spot: its place.
+            phrase: words with a gap for it.
+            question: turn of the assistant before it, in place of the dataset's.
+            between: turns after the question, of the user and the assistant in turn.
+        """
         row = self.carriers.rows[spot.row]
         text = row[spot.turn]["content"]
         before, after = phrase.split("{}")
@@ -184,7 +217,12 @@ class _Planter:
                 "role": "assistant",
                 "content": self._dress(question, row[spot.turn - 1]["content"]),
             }
-        return self._canary(given, messages, [(spot.turn, start, start + len(dressed))])
+        messages[spot.turn : spot.turn] = [
+            {"role": role, "content": self._dress(said, text)}
+            for role, said in zip(("user", "assistant"), between, strict=False)
+        ]
+        at = spot.turn + len(between)
+        return self._canary(given, messages, [(at, start, start + len(dressed))])
 
     def _inserted(self, given: _Given, spot: Spot) -> Canary:
         """Write words with a value between the sentences of a turn, or at one of its ends."""
@@ -195,7 +233,7 @@ class _Planter:
             if match.end() < spot.end
         ]
         at = self.draw.choice([spot.start, spot.end, spot.end, *ends])
-        phrase = self._phrase(self._own_words(given.form), spot)
+        phrase = self._leading(given.form, spot)
         marked = phrase[0].isupper() and at != spot.end
         before = " " if at > 0 and not text[at - 1].isspace() else ""
         after = ("." if marked else "") + (" " if at < len(text) else "")

@@ -7,7 +7,7 @@ from random import Random
 
 from tuneline.data.pii.canaries.canary import OBFUSCATED, Value
 from tuneline.data.pii.canaries.lists import digits, letters, words
-from tuneline.data.pii.canaries.numbers import read_out
+from tuneline.data.pii.canaries.numbers import SPOKEN, oddly_grouped, read_out
 from tuneline.data.pii.canaries.people import names
 from tuneline.data.pii.canaries.register import Register
 
@@ -31,6 +31,11 @@ def password(draw: Random, form: str, register: Register, language: str) -> Valu
                     f"{letters(draw, 4, _ALNUM)}{sign}{letters(draw, 5, _ALNUM)}",
                     f"{word.replace('o', '0').replace('e', '3')}{digits(draw, 1)}",
                     f"{word} {other}",
+                    # What people remember, and what they are asked for as a word.
+                    word,
+                    name,
+                    f"{name} {word}",
+                    f"{word} {other} {draw.choice(words('words'))}",
                 ]
             ),
         )
@@ -41,6 +46,24 @@ def password(draw: Random, form: str, register: Register, language: str) -> Valu
 _CHOSEN = 0.25
 # Share of obfuscated ones that are said in words.
 _SAID = 0.4
+
+
+_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+
+
+def in_tens(code: str) -> str:
+    """Return a code as it is said in pairs of digits ("forty two oh seven")."""
+    said = []
+    for pair in (code[at : at + 2] for at in range(0, len(code), 2)):
+        ten, one = (pair[0], pair[1]) if len(pair) == 2 else ("0", pair)
+        if ten == "1":
+            said.append(_TEENS[int(one)])
+            continue
+        first = "oh" if ten == "0" else _TENS[int(ten)]
+        rest = "" if one == "0" and ten != "0" else SPOKEN[int(one)]
+        said.append(f"{first} {rest}".strip())
+    return " ".join(said)
 
 
 def pin(draw: Random, form: str, register: Register, language: str) -> Value:
@@ -54,7 +77,17 @@ def pin(draw: Random, form: str, register: Register, language: str) -> Value:
         if draw.random() < _SAID:
             return read_out(draw, code, (half, len(code) - half))
         return Value(
-            (draw.choice([" ".join(code), "-".join(code), f"{code[:half]} {code[half:]}"]),)
+            (
+                draw.choice(
+                    [
+                        " ".join(code),
+                        "-".join(code),
+                        f"{code[:half]} {code[half:]}",
+                        oddly_grouped(draw, code),
+                        in_tens(code),
+                    ]
+                ),
+            )
         )
     mixed = letters(draw, 2) + digits(draw, 2) + letters(draw, 2)
     return Value((mixed if draw.random() < 0.1 else code,))

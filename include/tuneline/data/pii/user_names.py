@@ -1,0 +1,27 @@
+"""Find the names of accounts by the words before them ("login is rhea.dsouza")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tuneline.data.pii.matching import Span, any_case
+
+_HINTS = ("user", "login", "log in", "handle", "online id")
+# A name of an account has a digit, a sign or a capital inside; other words speak of it.
+_USER_NAME = any_case(
+    r"\b(?:user ?(?:name|id)|log ?in(?: (?:name|id))?|online id|handle)"
+    r"(?: (?:for|to|on|at|of) (?:the |my |your )?[a-z]{2,12})?(?: ?(?:is|was|:|=))? "
+    r"(?=[\w.-]*(?:\d|[a-z][._-][a-z]))([a-z][\w.-]{3,}[a-z\d])(?![\w@/])"
+)
+
+
+def user_names(text: str, lowered: str) -> Iterator[Span]:
+    """Yield the names of accounts: characters start to end.
+
+    Args:
+        text: any text.
+        lowered: the text in lower case.
+    """
+    if any(hint in lowered for hint in _HINTS):
+        for match in _USER_NAME.finditer(text):
+            yield match.span(1)
