@@ -36,6 +36,7 @@ from tuneline.data.tables.rows import (
     TRAIN,
     VALIDATION,
     Row,
+    column_of,
     rows_before,
     write_dataset,
 )
@@ -68,8 +69,12 @@ class Classes:
 
 def classes_of(rows: Sequence[Row], config: DataConfig) -> Classes:
     """Return the class of every row: its label, or its group if no training row has a label."""
-    if any(row.label is not None for row in rows if row.split == TRAIN):
-        return Classes([row.label for row in rows])
+    labels = column_of(rows, "label")
+    if any(
+        label is not None and split == TRAIN
+        for label, split in zip(labels, column_of(rows, "split"), strict=True)
+    ):
+        return Classes(labels)
     groups = None
     if config.unlabelled != "ignore":
         groups = group_prompts(similarity_texts(rows))
@@ -91,10 +96,11 @@ def balance(
     Returns:
         For each row the reason for which it leaves (None if it stays), and its loss weight.
     """
-    names = [name or "" for name in classes or [row.label for row in rows]]
+    names = [name or "" for name in classes or column_of(rows, "label")]
+    splits = column_of(rows, "split")
     members: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        if row.split == TRAIN:
+    for index, split in enumerate(splits):
+        if split == TRAIN:
             members[names[index]].append(index)
     counts = {label: len(indices) for label, indices in members.items()}
     ratio = config.max_class_ratio if config.balancing in ("both", "sample") else None
@@ -115,8 +121,8 @@ def balance(
         {k: v for k, v in stay.items() if v}, largest, config.min_rows_per_class
     )
     return reasons, [
-        weights.get(name, 1.0) if row.split == TRAIN and reason is None else 1.0
-        for row, name, reason in zip(rows, names, reasons, strict=True)
+        weights.get(name, 1.0) if split == TRAIN and reason is None else 1.0
+        for split, name, reason in zip(splits, names, reasons, strict=True)
     ]
 
 
@@ -131,16 +137,18 @@ def _cap_held_out(
     scale = 1.0
     if config.max_train_rows is not None and train_rows:
         scale = min(1.0, config.max_train_rows / train_rows)
+    splits, labels = column_of(rows, "split"), column_of(rows, "label")
+    held = column_of(rows, "own_holdout")
     for split in (VALIDATION, HOLDOUT):
-        members = [index for index, row in enumerate(rows) if row.split == split]
-        own = split == HOLDOUT and any(rows[index].own_holdout for index in members)
+        members = [index for index, other in enumerate(splits) if other == split]
+        own = split == HOLDOUT and any(held[index] for index in members)
         total = len(members) if own else min(len(members), max(1, round(scale * len(members))))
         if split == HOLDOUT and config.max_holdout_rows is not None:
             total = min(total, config.max_holdout_rows)
         if total == len(members):
             continue
         drawn = draw(
-            [rows[index].label for index in members],
+            [labels[index] for index in members],
             [_order(rows[index]) for index in members],
             total,
         )

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -34,7 +35,7 @@ from tuneline.data.conversations.answer_checks import AnswerCounts, check_answer
 from tuneline.data.conversations.outcomes import Outcome
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.search import similarity_texts
-from tuneline.data.pii.residuals import residual_hits
+from tuneline.data.pii.residuals import residual_hits, surrogates_of
 from tuneline.data.pii.review.audit import asked_review
 from tuneline.data.pii.scrubber import CHUNK, shape_finder
 from tuneline.data.pii.workers import map_chunks, worker_count
@@ -60,6 +61,7 @@ from tuneline.data.tables.rows import (
     base_id,
     column_of,
     stored_dataset,
+    with_stand_ins,
 )
 from tuneline.evidence import Measurement, Record, measure
 
@@ -133,7 +135,7 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
         before: the rows after scrubbing, which know their surrogates.
         limit: Jaccard similarity from which two rows are near-duplicates.
     """
-    stand_ins = {row.row_id: row.stand_ins for row in before if row.stand_ins}
+    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
     members: dict[str, list[str]] = {split: [] for split in SPLITS}
     known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
     texts = similarity_texts(known, before)
@@ -237,14 +239,10 @@ def _measurements(
     *,
     facts: Sequence[Row],
     found: Format,
+    with_pii: int,
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
-    surrogates = {
-        row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
-        for row in before
-        if row.stand_ins
-    }
     counted = column_of(rows, "n_tokens")
     stale = sum(count != length for count, length in zip(counted, found.lengths, strict=True))
     leaking = leaking_rows(rows, before, config.near_duplicate_jaccard)
@@ -270,7 +268,7 @@ def _measurements(
         measure(
             "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
         ),
-        none("pii_scrubbing.rows_with_pattern_hits", rows_with_pii(rows, surrogates, config)),
+        none("pii_scrubbing.rows_with_pattern_hits", with_pii),
         none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
         none("distribution_balancing.weights_out_of_range", outside),
     ]
@@ -295,10 +293,14 @@ def run(ctx: StepContext) -> Record:
     before = StoredRows(SCRUBBED.fetch(ctx))
     facts = rows.facts()
     base = base_of(ctx, weights=False)
-    renderer = Renderer(load_tokenizer(base.path), config.target_format)
     limit = min(config.max_tokens, base.context_length)
-    found = measure_format(rows, renderer)
-    version = dataset_version(rows, weights)
+    with ThreadPoolExecutor(1) as beside:
+        # In processes of its own, while this one renders and hashes.
+        counting = beside.submit(rows_with_pii, rows, surrogates_of(before), config)
+        renderer = Renderer(load_tokenizer(base.path), config.target_format)
+        found = measure_format(rows, renderer)
+        version = dataset_version(rows, weights)
+        with_pii = counting.result()
     template = chat_template(renderer.tokenizer, config.target_format)
     document = DatasetDocument(
         name=ctx.config.name,
@@ -327,7 +329,14 @@ def run(ctx: StepContext) -> Record:
             measure("rows", len(rows), "rows", ">=", 1),
             measure("dataset_version", version, "sha256"),
             *_measurements(
-                rows, weights, before, facts=facts, found=found, limit=limit, config=config
+                rows,
+                weights,
+                before,
+                facts=facts,
+                found=found,
+                with_pii=with_pii,
+                limit=limit,
+                config=config,
             ),
             *asked_review(ctx),
         ],

@@ -85,7 +85,7 @@ def fit(
     left: list[tuple[Row, str]] = []
     for row, length in zip(rows, lengths, strict=True):
         if length <= limit:
-            kept.append(replace(row, n_tokens=length))
+            kept.append(row if row.n_tokens == length else replace(row, n_tokens=length))
             continue
         pieces = split_at_turns(row.messages, limit, renderer) if policy == "split" else None
         if pieces is None:

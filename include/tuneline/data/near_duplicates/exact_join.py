@@ -156,7 +156,8 @@ def _candidates(
     for side in (left, right):
         grams = (side[batch] for batch in batches(side))
         for cells in in_threads(lambda texts: _cell(distinct(shingle(texts))), grams):
-            counts += np.bincount(cells, minlength=_CELLS)
+            # Not by `bincount`, which makes and adds a whole table for each batch.
+            np.add.at(counts, cells, 1)
     held = _rarest(right, shingle, counts, threshold).sorted()
     keys = held.keys(held.sizes[held.texts])
 

@@ -195,7 +195,8 @@ def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[froze
     parts = [part for text in texts for part in text]
     counts = np.zeros(_CELLS, dtype=np.int64)
     for batch in batches(parts):
-        counts += np.bincount(_cells(parts[batch]).hashes.view(np.int64), minlength=_CELLS)
+        # Not by `bincount`, which makes and adds a whole table for each batch.
+        np.add.at(counts, _cells(parts[batch]).hashes.view(np.int64), 1)
     frequent = counts >= least
     found: list[frozenset[str]] = []
     for batch in batches(parts):

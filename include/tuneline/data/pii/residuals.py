@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneline.data.pii.patterns import Hit, find
-from tuneline.data.tables.rows import Message
+from tuneline.data.tables.rows import Message, Row, with_stand_ins
 
 Find = Callable[[str], Sequence[Hit]]
 
@@ -23,6 +23,14 @@ def residual_hits(
             taken = places(message["content"], values)
             count += sum(not overlaps(hit, taken) for hit in hits)
     return count
+
+
+def surrogates_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the surrogates in each scrubbed row that holds any, by its id."""
+    return {
+        row.row_id: [row.messages[s.turn]["content"][s.start : s.end] for s in row.stand_ins]
+        for row in with_stand_ins(rows)
+    }
 
 
 def overlaps(hit: Hit, taken: Iterable[tuple[int, int, str]]) -> bool:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of
 from tuneline.data.tables import table_writer
-from tuneline.data.tables.rows import Row, base_id, class_key, column_of, write_audit
+from tuneline.data.tables.rows import (
+    Row,
+    base_id,
+    chosen_of,
+    class_key,
+    column_of,
+    write_audit,
+)
 from tuneline.data.tables.table_writer import TableWriter, schema_of
 
 if TYPE_CHECKING:
@@ -92,14 +99,19 @@ def write_decisions(
 
 
 def _with_raw_lines(
-    path: Path, rows: Iterable[Row], reasons: Sequence[str | None]
+    path: Path, rows: Sequence[Row], reasons: Sequence[str | None]
 ) -> Iterator[tuple[Row, str, str]]:
     """Yield each row that leaves, its reason, and its source line as schema_validation left it.
 
-    No step changes the order of the rows, so both tables are read once, side by side.
+    No step changes the order of the rows, so both tables are read once, side by side, as far as
+    there are rows that leave.
     """
     import pyarrow.parquet as pq
 
+    told = [reason for reason in reasons if reason is not None]
+    if not told:
+        return
+    leaving = chosen_of(rows, [reason is not None for reason in reasons])
     with pq.ParquetFile(path) as file:
         lines = (
             line
@@ -107,9 +119,7 @@ def _with_raw_lines(
             for line in zip(batch["row_id"].to_pylist(), batch["raw"].to_pylist(), strict=True)
         )
         row_id, raw = next(lines)
-        for row, reason in zip(rows, reasons, strict=True):
-            if reason is None:
-                continue
+        for row, reason in zip(leaving, told, strict=True):
             while row_id != base_id(row.row_id):
                 row_id, raw = next(lines)
             yield row, reason, raw

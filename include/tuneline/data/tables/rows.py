@@ -92,6 +92,8 @@ class Row:
         return self.messages[-1]["content"]
 
 
+# Rows read by number that stay at hand; those of one cluster are asked for several times.
+_AT_HAND = 1024
 _FIELDS = frozenset(field.name for field in fields(Row))
 
 
@@ -123,7 +125,8 @@ def _rows(columns: dict[str, list[Any]]) -> list[Row]:
 class StoredRows(Sequence[Row]):
     """The rows of a table on disk, of which one part at a time is in memory.
 
-    To read them in order costs as much as a list of them; each access by number reads one row.
+    To read them in order costs as much as a list of them; each access by number reads one row, and
+    the last ones stay at hand.
 
     Args:
         path: `rows.parquet` or `dataset.parquet`. Beside it, the rows are laid out once more in a
@@ -147,6 +150,7 @@ class StoredRows(Sequence[Row]):
             self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         mapped.unlink()
         self._names = schema.names
+        self._one = lru_cache(maxsize=_AT_HAND)(self._read_one)
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
 
     def __len__(self) -> int:
@@ -170,6 +174,9 @@ class StoredRows(Sequence[Row]):
         number = at + len(self) if at < 0 else at
         if not 0 <= number < len(self):
             raise IndexError(at)
+        return self._one(number)
+
+    def _read_one(self, number: int) -> Row:
         return self._cut(number, number + 1)[0]
 
     def _cut(self, start: int, stop: int) -> list[Row]:
@@ -212,6 +219,11 @@ class StoredRows(Sequence[Row]):
 def chosen_of(rows: Sequence[Row], flags: Sequence[int]) -> Iterable[Row]:
     """Return the rows whose flag is not 0, in their order."""
     return rows.chosen(flags) if isinstance(rows, StoredRows) else compress(rows, flags)
+
+
+def with_stand_ins(rows: Sequence[Row]) -> Iterable[Row]:
+    """Return the rows that hold surrogates, of which no others are read."""
+    return chosen_of(rows, list(map(bool, column_of(rows, "stand_ins"))))
 
 
 def column_of(rows: Sequence[Row], name: str) -> list[Any]:
