@@ -19,6 +19,7 @@ BENCHES = {
     "train": "training against TRL's SFTTrainer",
     "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
     "latency": "what the client of the latency benchmark adds, and guidellm where it is installed",
+    "regression": "verdicts of base_regression on harmless adapters and on forgetful ones",
     "drift": "detection of drift and false alarms, on public sets of intents",
     "coldstart": "the first request to a fresh server, cold and warmed up",
     "pipeline": "the orchestration's share of the latest demo run",

@@ -20,11 +20,10 @@ import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 _STREAM = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 MODEL = "stub"
 # Of a request that names none.
@@ -43,6 +42,7 @@ class Behaviour:
         stall: how long it stalls.
         slow_first: number of first requests that stall.
         dies_at: number of the request in whose answer the server dies; 0 for none.
+        per_connection: requests after which a connection is closed without notice; 0 for none.
     """
 
     first: float = 0.002
@@ -52,6 +52,21 @@ class Behaviour:
     stall: float = 0.0
     slow_first: int = 0
     dies_at: int = 0
+    per_connection: int = 0
+
+
+class _Stamped(asyncio.StreamReaderProtocol):
+    """A connection that knows when its last bytes came.
+
+    A task wakes after all that came at the same moment has been read and answered, which is the
+    server's own time and no client's.
+    """
+
+    received = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.received = time.perf_counter()
+        super().data_received(data)
 
 
 class TokenStream:
@@ -60,6 +75,7 @@ class TokenStream:
     Attributes:
         bodies: the bodies of the requests so far.
         timings: TTFT, time to the last token and tokens of each answer, as the server saw them.
+        connections: connections so far.
         dead: whether it has died.
         url: its address.
     """
@@ -70,31 +86,44 @@ class TokenStream:
         self._numbers = itertools.count(1)
         self.bodies: list[dict[str, Any]] = []
         self.timings: list[tuple[float, float, int]] = []
+        self.connections = 0
         self.dead = False
         self.url = ""
 
     async def listen(self) -> None:
         """Start to listen on a free port."""
         self._free = asyncio.Semaphore(self._how.slots)
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=512)
+        loop = asyncio.get_running_loop()
+
+        def connection() -> _Stamped:
+            return _Stamped(StreamReader(loop=loop), self._connected, loop=loop)
+
+        self._server = await loop.create_server(connection, "127.0.0.1", 0, backlog=512)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self.connections += 1
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            if head.startswith(b"GET"):
-                await self._tell(head.split()[1], writer)
-                return
-            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            body = json.loads(await reader.readexactly(length))
-            received = time.perf_counter()
-            self.bodies.append(body)
-            async with self._free:
-                await self._stream(next(self._numbers), body, writer, received)
+            for number in itertools.count(1):
+                await self._answer(reader, writer)
+                if number == self._how.per_connection:
+                    break
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+
+    async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET"):
+            await self._tell(head.split()[1], writer)
+            return
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+        received = cast(_Stamped, writer.transport.get_protocol()).received
+        self.bodies.append(body)
+        async with self._free:
+            await self._stream(next(self._numbers), body, writer, received)
 
     async def _tell(self, path: bytes, writer: StreamWriter) -> None:
         if path == b"/timings":
@@ -104,7 +133,7 @@ class TokenStream:
         else:
             text = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
         head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(text)}"
-        writer.write(f"{head}\r\nconnection: close\r\n\r\n{text}".encode())
+        writer.write(f"{head}\r\n\r\n{text}".encode())
         await writer.drain()
 
     async def _stream(

@@ -42,8 +42,8 @@ def tuneline(job: Job) -> Trial:
     batches = read_batches(job)
     setup = Setup(
         base=base,
-        lora=_lora(job),
-        config=_config(job),
+        lora=lora_of(job),
+        config=config_of(job),
         precision=job["precision"],
         device=job["device"],
         scratch=Path(job["scratch"]) / "tuneline",
@@ -69,8 +69,8 @@ def short_rows(job: Job) -> Trial:
 
     base, batches = Path(job["base"]), read_batches(job)
     setting = "on" if job["packed"] else "off"
-    config = _config(job).model_copy(update={"packing": setting, "cpu_kernels": False})
-    setup = Setup(base, _lora(job), config, job["precision"], job["device"], Path(job["scratch"]))
+    config = config_of(job).model_copy(update={"packing": setting, "cpu_kernels": False})
+    setup = Setup(base, lora_of(job), config, job["precision"], job["device"], Path(job["scratch"]))
     rows = list(chain.from_iterable(batches))
     tokenizer, model = load_tokenizer(base), setup.model()
     packing = setup.packing_for(model, rows, tokenizer, 1).packing
@@ -205,7 +205,8 @@ def _tokens(batches: Sequence[Sequence[Any]], warm_up: int) -> int:
     return sum(len(row.ids) for batch in batches[warm_up:] for row in batch)
 
 
-def _config(job: Job) -> Any:
+def config_of(job: Job) -> Any:
+    """Return the training section of the configuration for a job."""
     from tuneline.config import TrainingConfig
 
     return TrainingConfig(
@@ -220,7 +221,8 @@ def _config(job: Job) -> Any:
     )
 
 
-def _lora(job: Job) -> Any:
+def lora_of(job: Job) -> Any:
+    """Return the adapter of a job."""
     from tuneline.artifacts.training import LoraSettings
 
     return LoraSettings(
@@ -259,7 +261,7 @@ def _trl_arguments(torch: Any, job: Job) -> Any:
         weights["quantization_config"] = nf4_config()
     if job.get("attention"):
         weights["attn_implementation"] = job["attention"]
-    config = _config(job)
+    config = config_of(job)
     return SFTConfig(
         output_dir=str(Path(job["scratch"]) / "trl"),
         model_init_kwargs=weights,

@@ -130,7 +130,7 @@ def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
     from tuneline.training.loop.base_weights import attach_lora, load_unquantised
     from tuneline.training.loop.token_loss import add_labelled_head, row_losses
 
-    model = attach_lora(load_unquantised(Path(job["base"])), train_trials._lora(job))
+    model = attach_lora(load_unquantised(Path(job["base"])), train_trials.lora_of(job))
     add_labelled_head(model.get_base_model())
     expected = row_losses(model, rows[1], batch=4, pad_id=0, device="cpu", precision="fp32")
     assert train_trials.validation_loss(model, job) == pytest.approx(expected.mean, rel=1e-4)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 from tests.evaluation.conftest import SPLITS
-from tests.lab.runs import broken, values
+from tests.lab.runs import broken, exchange, values
 from tests.lab.tiny_task import task_rows
 
+from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation.holdout.ledger import (
     Access,
@@ -14,7 +15,7 @@ from tuneline.evaluation.holdout.ledger import (
     note_access,
     read_ledger,
 )
-from tuneline.evaluation.holdout_performance import share_measurements
+from tuneline.evaluation.holdout_performance import leak_measurements, share_measurements
 from tuneline.store import sha256_file
 
 
@@ -65,6 +66,35 @@ def test_a_copy_of_a_holdout_row_in_training_fails(scored_lab):
     assert found["rows_also_seen"] == 1
     leaks = bench.document("holdout_performance", "leaks.json")
     assert {leak["row_id"] for leak in leaks} == {rows[-1]["row_id"], rows[-2]["row_id"]}
+
+
+QUESTION = (
+    "Since the update on Tuesday the scanner at the second till prints every receipt twice, and "
+    "the manager of the shop asks when somebody can come to look at it."
+)
+NEARLY = QUESTION.replace("Tuesday", "Monday").replace("manager", "owner")
+OTHER = (
+    "The parcel with the winter coats has been in the depot for nine days and the driver says that "
+    "the street is not on his list, so who tells him where we live?"
+)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "leaks"), [(QUESTION, 1), (NEARLY, 1), (OTHER, 0)], ids=["exact", "near", "none"]
+)
+def test_a_row_that_leaked_word_for_word_or_nearly_is_found_under_another_id(trained_on, leaks):
+    held, seen = (
+        Row(row_id, exchange(question, "hardware"), "rows.jsonl", line, split=split)
+        for row_id, question, line, split in (
+            ("held", QUESTION, 1, "holdout"),
+            ("seen", trained_on, 2, "train"),
+        )
+    )
+    measurements, found = leak_measurements([held], [seen], 0.8)
+    counted = {m.name: (m.value, m.ok) for m in measurements}
+    assert counted["near_duplicates_of_seen_rows"] == (leaks, leaks == 0)
+    assert counted["rows_also_seen"] == (0, True)
+    assert [leak["row_id"] for leak in found] == ["held"] * leaks
 
 
 def test_every_access_is_in_the_ledger_and_a_retry_is_reported(scored_lab, tiny_models):

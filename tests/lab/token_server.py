@@ -29,8 +29,16 @@ class TokenServer:
         return self
 
     def __exit__(self, *_):
+        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    async def _hang_up(self):
+        """End the connections that clients have kept."""
+        kept = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in kept:
+            task.cancel()
+        await asyncio.gather(*kept, return_exceptions=True)
 
     @property
     def bodies(self):

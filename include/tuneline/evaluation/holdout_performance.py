@@ -12,6 +12,9 @@ it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
 margin at most, by the lower end of the interval (`harness/judged.py`).
+
+Of free text, the likelihood of the expected answers under both models is stated beside the scores
+(`holdout/reference_likelihood.py`); it decides nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from tuneline.evaluation.holdout.gate import decide
 from tuneline.evaluation.holdout.inspection import inspect, ledger_measurements
 from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
 from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.holdout.reference_likelihood import expected_likelihoods
 from tuneline.evaluation.holdout.row_scores import (
     recorded_answers,
     scoring_measurements,
@@ -131,6 +135,7 @@ def run(ctx: StepContext) -> Evidence:
     answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
     decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
     against = compare_with_released(ctx, asked, decision.tuned)
+    likely = expected_likelihoods(ctx, task, chosen, asked)
     found = inspect(ctx, opened, asked, decision.tuned.scores)
 
     HOLDOUT_ANSWERS.write(
@@ -142,11 +147,12 @@ def run(ctx: StepContext) -> Evidence:
     )
     texts = {"base": answers.base, "tuned": answers.tuned}
     judged = {"base": decision.base.scores, "tuned": decision.tuned.scores}
-    write_scores(ctx, chosen, asked, texts, judged)
+    write_scores(ctx, chosen, asked, texts, judged, more=likely.columns if likely else {})
     ctx.write_json("leaks.json", leaks)
+    likelihood = f"{likely.sentence()}; " if likely else ""
     return ctx.conclude(
-        f"{decision.sentence}; {len(leaks)} of the rows were seen before; {against.sentence}; "
-        f"{found.sentence}",
+        f"{decision.sentence}; {likelihood}{len(leaks)} of the rows were seen before; "
+        f"{against.sentence}; {found.sentence}",
         [
             *decision.measurements,
             *share_measurements(
@@ -154,6 +160,7 @@ def run(ctx: StepContext) -> Evidence:
             ),
             *leak_limits,
             *left_out,
+            *(likely.measurements() if likely else []),
             *against.measurements,
             *found.measurements,
             *ledger_measurements(ctx, opened, chosen),

@@ -10,23 +10,30 @@ with content; TPOT, which AIPerf calls inter-token latency, is the time after it
 output tokens without the first. Tokens are counted by the server's `usage` and not by chunks,
 since a chunk may hold several. Requests carry `ignore_eos`, as there: each generates the number of
 tokens that it was given, so that the load does not depend on where a model ends.
+
+A request's clock starts when it is written to a connection that is open already, and each byte of
+its answer is stamped as it comes (`serving/client/timed_stream.py`): what this client does with an
+answer is not measured.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from tuneline.errors import TunelineError
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client.timed_stream import Exchange, Link, no_collections, read
 
 # Known to llama.cpp, vLLM and SGLang: the end-of-answer token is never chosen.
 _SAME_WORK = {"ignore_eos": True}
+# An open loop takes or opens a request's connection so long before its arrival, in seconds.
+_LEAD = 0.02
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,12 @@ def drive(
         A timing for each request that was sent, in the order of the prompts, and the time of all
         together, in seconds.
     """
-    return asyncio.run(_drive(client, prompts, concurrency, _each(max_tokens, prompts), give_up))
+    tokens = _each(max_tokens, prompts)
+    requests = _requests(client, prompts, tokens)
+    with no_collections():
+        exchanges, seconds = asyncio.run(_drive(client, requests, concurrency, give_up))
+    timings = [_timing(client, *each) for each in zip(exchanges, tokens, strict=False)]
+    return timings, seconds
 
 
 def drive_open(
@@ -110,75 +122,103 @@ def drive_open(
         A timing for each request, in the order of the prompts, and the time from the start to the
         end of the last one, in seconds.
     """
-    return asyncio.run(_drive_open(client, prompts, arrivals, _each(max_tokens, prompts)))
-
-
-def _each(max_tokens: int | Sequence[int], prompts: Sequence[Messages]) -> Sequence[int]:
-    return [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
-
-
-async def _drive(
-    client: EngineClient,
-    prompts: Sequence[Messages],
-    concurrency: int,
-    tokens: Sequence[int],
-    give_up: int | None,
-) -> tuple[list[Timing], float]:
-    waiting = list(enumerate(prompts))[::-1]
-    timings: dict[int, Timing] = {}
-    failures = 0
-    async with client.async_http(concurrency) as http:
-
-        async def worker() -> None:
-            nonlocal failures
-            while waiting and (give_up is None or failures < give_up):
-                number, messages = waiting.pop()
-                timings[number] = timing = await _one(client, http, messages, tokens[number])
-                failures = 0 if timing.ok else failures + 1
-
-        start = time.perf_counter()
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
-        seconds = time.perf_counter() - start
-    return [timings[number] for number in sorted(timings)], seconds
-
-
-async def _drive_open(
-    client: EngineClient,
-    prompts: Sequence[Messages],
-    arrivals: Sequence[float],
-    tokens: Sequence[int],
-) -> tuple[list[Timing], float]:
-    # As many connections as requests: none may wait for another one's.
-    async with client.async_http(len(prompts)) as http:
-        start = time.perf_counter()
-
-        async def send(number: int) -> Timing:
-            planned = arrivals[number]
-            await asyncio.sleep(max(0.0, start + planned - time.perf_counter()))
-            late = time.perf_counter() - start - planned
-            timing = await _one(client, http, prompts[number], tokens[number])
-            return replace(
+    tokens = _each(max_tokens, prompts)
+    requests = _requests(client, prompts, tokens)
+    with no_collections():
+        exchanges, start, seconds = asyncio.run(_drive_open(client, requests, arrivals))
+    timings = []
+    for exchange, planned, wanted in zip(exchanges, arrivals, tokens, strict=True):
+        timing, late = _timing(client, exchange, wanted), exchange.sent - start - planned
+        timings.append(
+            replace(
                 timing,
                 ttft=timing.ttft + late,
                 total=timing.total + late,
                 arrived=planned,
                 late=late,
             )
-
-        timings = await asyncio.gather(*(send(number) for number in range(len(prompts))))
-        seconds = time.perf_counter() - start
-    return list(timings), seconds
-
-
-async def _one(client: EngineClient, http: Any, messages: Messages, max_tokens: int) -> Timing:
-    start = time.perf_counter()
-    try:
-        result = await client.achat(
-            messages, http=http, max_tokens=max_tokens, stream=True, extra=_SAME_WORK
         )
+    return timings, seconds
+
+
+def _each(max_tokens: int | Sequence[int], prompts: Sequence[Messages]) -> Sequence[int]:
+    return [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+
+
+def _requests(
+    client: EngineClient, prompts: Sequence[Messages], tokens: Sequence[int]
+) -> list[bytes]:
+    """Return the requests as bytes, made before any clock starts."""
+    return [
+        client.streamed_request(messages, max_tokens=wanted, extra=_SAME_WORK)
+        for messages, wanted in zip(prompts, tokens, strict=True)
+    ]
+
+
+async def _drive(
+    client: EngineClient,
+    requests: Sequence[bytes],
+    concurrency: int,
+    give_up: int | None,
+) -> tuple[list[Exchange], float]:
+    waiting = list(enumerate(requests))[::-1]
+    exchanges: dict[int, Exchange] = {}
+    failures = 0
+    async with _open_links(client, concurrency) as links:
+
+        async def worker(link: Link) -> None:
+            nonlocal failures
+            while waiting and (give_up is None or failures < give_up):
+                number, request = waiting.pop()
+                exchanges[number] = exchange = await link.ask(request)
+                failures = failures + 1 if exchange.refused else 0
+
+        start = time.perf_counter()
+        await asyncio.gather(*(worker(link) for link in links))
+        seconds = time.perf_counter() - start
+    return [exchanges[number] for number in sorted(exchanges)], seconds
+
+
+async def _drive_open(
+    client: EngineClient, requests: Sequence[bytes], arrivals: Sequence[float]
+) -> tuple[list[Exchange], float, float]:
+    # As many connections as requests under way: none waits for another one's.
+    async with _open_links(client, 1) as free:
+        start = time.perf_counter() + _LEAD
+
+        async def send(number: int) -> Exchange:
+            due = start + arrivals[number]
+            await asyncio.sleep(due - _LEAD - time.perf_counter())
+            link = free.pop() if free else Link(client.base_url, client.timeout)
+            await link.open()
+            await asyncio.sleep(due - time.perf_counter())
+            exchange = await link.ask(requests[number])
+            free.append(link)
+            return exchange
+
+        exchanges = await asyncio.gather(*(send(number) for number in range(len(requests))))
+        seconds = time.perf_counter() - start
+    return list(exchanges), start, seconds
+
+
+@asynccontextmanager
+async def _open_links(client: EngineClient, count: int) -> AsyncIterator[list[Link]]:
+    """Open connections; a server that accepts none is seen when it is asked."""
+    links = [Link(client.base_url, client.timeout) for _ in range(count)]
+    await asyncio.gather(*(link.open() for link in links))
+    try:
+        yield links
+    finally:
+        for link in links:
+            link.close()
+
+
+def _timing(client: EngineClient, exchange: Exchange, tokens: int) -> Timing:
+    try:
+        result = read(exchange, client.base_url)
     except TunelineError as error:
-        return _failed(time.perf_counter() - start, str(error))
-    return timing_of(result, max_tokens)
+        return _failed(exchange.ended - exchange.sent, str(error))
+    return timing_of(result, tokens)
 
 
 def timing_of(result: ChatResult, tokens: int) -> Timing:

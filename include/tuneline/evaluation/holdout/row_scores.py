@@ -32,6 +32,8 @@ def write_scores(
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
+    *,
+    more: Mapping[str, Sequence[float | int | None]],
 ) -> None:
     """Write `answers.parquet`.
 
@@ -41,12 +43,13 @@ def write_scores(
         rows: the rows that were asked.
         answers: the answers of each model, by its name (`base`, `tuned`).
         scores: the score of each answer, from 0 to 1, by the same names.
+        more: further columns.
     """
     import pyarrow.parquet as pq
 
     limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
     keys = _keys(ctx, chosen, rows, limits)
-    table = score_table(rows, answers, scores, tuned_request=keys)
+    table = score_table(rows, answers, scores, tuned_request=keys, **more)
     described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": str(limits[0])}
     pq.write_table(table.replace_schema_metadata(described), HOLDOUT_SCORES.path(ctx))
 
@@ -55,7 +58,7 @@ def score_table(
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
-    **more: Sequence[str],
+    **more: Sequence[str] | Sequence[float | int | None],
 ) -> pa.Table:
     """Return a table with the answers of models to rows, and the score of each.
 

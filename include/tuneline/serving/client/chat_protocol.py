@@ -167,8 +167,12 @@ class StreamCollector:
         self._finish = ""
         self._complete = False
 
-    def feed(self, line: str) -> None:
+    def feed(self, line: str, at: float | None = None) -> None:
         """Take one line of the stream.
+
+        Args:
+            line: the line.
+            at: when it came, by `time.perf_counter()`; None for now.
 
         Raises:
             EngineError: if the engine reported an error in the stream.
@@ -188,7 +192,8 @@ class StreamCollector:
             content = choice.get("delta", {}).get("content")
             if content:
                 self._parts.append(content)
-                self._times.append(time.perf_counter() - self._started)
+                now = time.perf_counter() if at is None else at
+                self._times.append(now - self._started)
             self._logprobs.extend(_logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
 
@@ -197,8 +202,11 @@ class StreamCollector:
         """Whether a part of the answer is there."""
         return bool(self._times)
 
-    def result(self) -> ChatResult:
+    def result(self, ended: float | None = None) -> ChatResult:
         """Return the whole answer.
+
+        Args:
+            ended: when its last byte came, by `time.perf_counter()`; None for now.
 
         Raises:
             EngineError: if the stream ended before its end mark.
@@ -209,7 +217,7 @@ class StreamCollector:
             text="".join(self._parts),
             finish_reason=self._finish,
             ttft=self._times[0] if self._times else None,
-            total=time.perf_counter() - self._started,
+            total=(time.perf_counter() if ended is None else ended) - self._started,
             chunk_times=tuple(self._times),
             logprobs=tuple(self._logprobs),
             usage=_usage(self._counted),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from tuneline.serving.client.chat_protocol import (
     raise_for_status,
     request_body,
 )
+from tuneline.serving.client.timed_stream import post
 from tuneline.serving.metrics_text import read_metrics
 
 # Long enough for a full answer of a small model on a busy laptop.
@@ -61,6 +63,7 @@ class EngineClient:
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.fields = dict(fields or {})
+        self.timeout = timeout
         self._timeout = httpx.Timeout(timeout, connect=10.0)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(
@@ -169,6 +172,20 @@ class EngineClient:
                 async for line in response.aiter_lines():
                     collector.feed(line)
                 return collector.result()
+
+    def streamed_request(
+        self, messages: Messages, *, max_tokens: int, extra: Mapping[str, Any] | None = None
+    ) -> bytes:
+        """Return the bytes of a request for a streamed answer, for `timed_stream.Link`.
+
+        Args:
+            messages: see `chat`.
+            max_tokens: see `chat`.
+            extra: see `chat`.
+        """
+        fields = {**self.fields, **(extra or {})}
+        body = request_body(self.model, messages, max_tokens=max_tokens, stream=True, extra=fields)
+        return post(self.base_url, _CHAT, self._headers, json.dumps(body).encode())
 
     def async_http(self, connections: int) -> httpx.AsyncClient:
         """Return a connection pool for `achat`; the caller closes it."""
