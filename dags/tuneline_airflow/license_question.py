@@ -14,7 +14,7 @@ from tuneline.config import Model
 from tuneline.errors import UserError
 from tuneline.human_answers import license_answers
 from tuneline.run import Run
-from tuneline_airflow.people import answerer, asked
+from tuneline_airflow.people import answerer, asked, person
 from tuneline_airflow.pods import run_uri_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class LicenseApproval(ApprovalOperator):
             decision = event["chosen_options"][0]
             reason = (event["params_input"] or {}).get(_REASON)
             try:
-                license_answers.record(run, _open(run), decision, answerer(event), reason)
+                license_answers.record(run, _open(run), decision, person(event), reason)
             except UserError as error:
                 raise AirflowException(str(error)) from None
             if decision == self.REJECT:

@@ -114,10 +114,10 @@ def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemSt
         if opinion.verdict in (*_BROKEN, Verdict.NOT_RUN):
             reasons.append(f"{opinion.source}: {opinion.why}")
     limits = [one for one in looser_limits(run) if one.looser.item == item.id]
-    opinion = _of_policy(run, item, [one for one in limits if one.waiver is None])
-    if opinion and verdict != Verdict.NOT_APPLICABLE:
-        verdict = worse(verdict, opinion.verdict)
-        reasons.append(f"{opinion.source}: {opinion.why}")
+    policy = _of_policy(run, item, [one for one in limits if one.waiver is None])
+    if policy and verdict != Verdict.NOT_APPLICABLE:
+        verdict = worse(verdict, policy.verdict)
+        reasons.append(f"{policy.source}: {policy.why}")
     waiver = valid_waivers(run).get(item.id)
     # A person can accept what was measured. A critical item has to be measured.
     unmeasured = raised and item.severity == Severity.CRITICAL

@@ -7,6 +7,7 @@ import pytest
 from tests.lab.runs import broken, value
 from tests.lab.tiny_models import make_model
 
+from tuneline.artifacts.people import Person
 from tuneline.config import build_config
 from tuneline.evidence import conclude
 from tuneline.governance import license_audit
@@ -170,7 +171,7 @@ def test_a_person_accepts_what_the_rules_leave_open_by_name_and_reason(audited):
     lab = audited("house", profile="production")
     waiting = lab.execute("license_audit")
     assert "tuneline licenses accept" in waiting.summary
-    license_answers.record(lab.run, open_of_run(lab.run), "Approve", "carol", REASON)
+    license_answers.record(lab.run, open_of_run(lab.run), "Approve", Person("carol"), REASON)
     evidence = lab.execute("license_audit")
     assert evidence.verdict == "pass"
     assert f"accepted by carol: {REASON}" in evidence.summary
@@ -192,14 +193,14 @@ def test_an_answer_that_does_not_accept_this_licence_changes_nothing(audited, de
     lab.execute("license_audit")
     (asked,) = open_of_run(lab.run)
     other = asked.model_copy(update={"license": asked.license.replace("house", asked_of)})
-    license_answers.record(lab.run, [other], decision, "carol", REASON)
+    license_answers.record(lab.run, [other], decision, Person("carol"), REASON)
     assert lab.execute("license_audit").verdict == "fail"
 
 
 def test_an_approval_cannot_allow_what_the_rules_refuse(audited):
     lab = audited("cc-by-nc-4.0", profile="production")
     finding = license_audit.findings_of(lab.run.config, license_audit.base_of(lab.context("train")))
-    license_answers.record(lab.run, [finding[0].asked], "Approve", "carol", REASON)
+    license_answers.record(lab.run, [finding[0].asked], "Approve", Person("carol"), REASON)
     assert lab.execute("license_audit").verdict == "fail"
 
 
@@ -207,9 +208,9 @@ def test_an_approval_needs_a_reason_and_a_question(audited):
     lab = audited("house")
     lab.execute("license_audit")
     with pytest.raises(Exception, match="needs a reason of at least 10"):
-        license_answers.record(lab.run, open_of_run(lab.run), "Approve", "carol", " ok ")
+        license_answers.record(lab.run, open_of_run(lab.run), "Approve", Person("carol"), " ok ")
     with pytest.raises(Exception, match="no licence of this run waits"):
-        license_answers.record(lab.run, [], "Approve", "carol", REASON)
+        license_answers.record(lab.run, [], "Approve", Person("carol"), REASON)
     assert not lab.run.store.exists(lab.run.key("approvals.json"))
 
 

@@ -60,13 +60,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _accept(arguments: argparse.Namespace) -> int:
-    from tuneline.human_answers import license_answers
+    from tuneline.artifacts.people import Person
+    from tuneline.human_answers import YES, license_answers
     from tuneline.run import Run
 
     run = Run.open(arguments.run)
     waiting = _waiting(run)
     by = f"{getpass.getuser()} (command line)"
-    license_answers.record(run, waiting, license_answers.APPROVE, by, arguments.reason)
+    license_answers.record(run, waiting, YES, Person(by), arguments.reason)
     for asked in waiting:
         print(f"accepted by {by}: {asked.name} ({asked.license})")
     print(f"now run `tuneline step license_audit --run {run.uri}` again")
