@@ -11,8 +11,10 @@ WORKDIR /opt/tuneline
 COPY requirements.txt ./
 COPY requirements ./requirements
 # PostgreSQL is what the full stack keeps Airflow's metadata in; the laptop needs no driver.
+# EXTRAS names further files, such as requirements/openlineage.txt.
+ARG EXTRAS=
 RUN pip install --no-cache-dir -r requirements.txt -r requirements/postgres.txt \
-      -c requirements/airflow.constraints.txt
+      ${EXTRAS:+-r $EXTRAS} -c requirements/airflow.constraints.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY include ./include

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tuneline.config import Model, ModelFile
 from tuneline.errors import UserError
 from tuneline.launch import config_from_fields, create_run, form_fields, safe_run_id
 from tuneline.run import Run
@@ -149,3 +150,15 @@ def test_a_production_run_without_a_floor_is_refused(rows, tmp_path):
     with pytest.raises(UserError, match=r"evaluation\.min_metric is not set, and profile: prod"):
         create_run(fields, (tmp_path / "store").as_uri(), "r1")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_model_in_production_is_not_run_under_the_laptop_profile(rows, tmp_path):
+    """Which only warns of what production stops; anyone may fill the form."""
+    file = ModelFile.model_validate({"preset": "laptop", "settings": {"profile": "production"}})
+    model = Model("m", "", file, "m.yaml")
+    fields = {"data": str(rows), "overrides": "{profile: laptop}"}
+    with pytest.raises(UserError, match="but the file of m says production"):
+        create_run(fields, (tmp_path / "store").as_uri(), "r1", model=model)
+    gpu = Model("m", "", ModelFile.model_validate({"preset": "gpu"}), "m.yaml")
+    with pytest.raises(UserError, match="but the file of m says production"):
+        create_run(fields, (tmp_path / "store").as_uri(), "r1", model=gpu)

@@ -26,6 +26,9 @@ _STREAM = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 MODEL = "stub"
+# Requests of one burst have all come, and have their time, before the first of them is read, in
+# seconds: what reading costs is the server's.
+_BURST = 0.001
 # Of a request that names none.
 _TOKENS = 16
 
@@ -119,11 +122,10 @@ class TokenStream:
             await self._tell(head.split()[1], writer)
             return
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        body = json.loads(await reader.readexactly(length))
+        text = await reader.readexactly(length)
         received = cast(_Stamped, writer.transport.get_protocol()).received
-        self.bodies.append(body)
         async with self._free:
-            await self._stream(next(self._numbers), body, writer, received)
+            await self._stream(next(self._numbers), text, writer, received)
 
     async def _tell(self, path: bytes, writer: StreamWriter) -> None:
         if path == b"/timings":
@@ -137,14 +139,17 @@ class TokenStream:
         await writer.drain()
 
     async def _stream(
-        self, number: int, body: dict[str, Any], writer: StreamWriter, received: float
+        self, number: int, text: bytes, writer: StreamWriter, received: float
     ) -> None:
-        how, first, last = self._how, 0.0, 0.0
+        how, first, last, due = self._how, 0.0, 0.0, time.perf_counter()
+        await asyncio.sleep(min(_BURST, how.first / 2))
+        body = json.loads(text)
+        self.bodies.append(body)
         if number <= how.slow_first or (how.stall_every and number % how.stall_every == 0):
+            due += how.stall
             await asyncio.sleep(how.stall)
         writer.write(_STREAM)
         tokens = int(body.get("max_tokens") or body.get("max_completion_tokens") or _TOKENS)
-        due = time.perf_counter()
         for place in range(tokens):
             # By the clock and not by naps, whose errors would add up.
             due += how.token if place else how.first
@@ -156,10 +161,10 @@ class TokenStream:
                 writer.transport.abort()
                 return
             delta = {"index": 0, "delta": {"content": f"t{place} "}, "finish_reason": None}
-            _send(writer, {"choices": [delta]})
-            await writer.drain()
             last = time.perf_counter() - received
             first = first or last
+            _send(writer, {"choices": [delta]})
+            await writer.drain()
         _send(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
         _send(writer, {"choices": [], "usage": _usage(body, tokens)})
         _chunk(writer, b"data: [DONE]\n\n")

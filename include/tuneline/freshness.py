@@ -111,7 +111,7 @@ class Freshness:
             return stated
         # Either a file beside the record, or one that is to be compared with it.
         held = self.run.store.find(Artifact(read.step, read.name).key(self.run))
-        return held and held.sha256
+        return held.sha256 if held else None
 
 
 def _difference(step: str, read: Read, now: str | None) -> str:

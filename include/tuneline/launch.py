@@ -193,8 +193,8 @@ def create_run(
             "a file of its own in config/models"
         )
     refuse_other_profile(config, model)
-    refuse_unbounded(config, read_policy())
     check_inputs(config)
+    refuse_unbounded(config, read_policy())
     described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
     described["dataset_version"] = _dataset_version(config)
     if fields.get("trigger"):

@@ -253,7 +253,7 @@ class StepContext:
             StepNotRun: if the step has not been run.
         """
         found = next((ref for ref in self._artifacts(step) if ref.name == name), None)
-        self.run.note(step, name, found and found.sha256)
+        self.run.note(step, name, found.sha256 if found else None)
         return found is not None
 
     def input(self, step: str, name: str) -> Path:

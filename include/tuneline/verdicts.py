@@ -122,7 +122,8 @@ def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemSt
     # A person can accept what was measured. A critical item has to be measured.
     unmeasured = raised and item.severity == Severity.CRITICAL
     if waiver and verdict in _BROKEN and not unmeasured:
-        because = f"waived by {waiver.by}: {waiver.reason} (would be {verdict})"
+        approved = f", approved by {waiver.approved_by}" if waiver.approved_by else ""
+        because = f"waived by {waiver.by}{approved}: {waiver.reason} (would be {verdict})"
         return _status(run, item, Verdict.WAIVED, summary, because)
     accepted = [one for one in limits if one.waiver is not None]
     if accepted and verdict != Verdict.NOT_APPLICABLE:

@@ -34,5 +34,9 @@ def test_our_client_sees_what_the_server_did(tmp_path):
 )
 def test_ttft_and_tpot_are_those_of_guidellm(tmp_path):
     report = run(Options(tmp_path, lambda _: None))
-    assert report.ratios["ttft_vs_guidellm"] == pytest.approx(1, abs=0.05)
+    # guidellm's own client adds some 5 ms to the 50 of the server, so that less than its TTFT is
+    # nearer to the truth; below the truth is no client.
+    truth = report.value(OURS, "ttft") - report.value(OURS, "added_ttft")
+    assert 50 <= truth <= report.value(OURS, "ttft") <= 1.05 * report.value(GUIDELLM, "ttft")
+    assert report.value(OURS, "added_ttft") <= report.value(GUIDELLM, "added_ttft")
     assert report.ratios["tpot_vs_guidellm"] == pytest.approx(1, abs=0.05)

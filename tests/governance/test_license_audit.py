@@ -97,11 +97,17 @@ def test_packages(license_id, use, verdict):
 
 
 def test_a_stated_licence_fills_a_gap_and_corrects_nothing(monkeypatch):
-    packages = [entry(name="Some.Thing"), entry(name="other", expression="AGPL-3.0-only")]
+    packages = [
+        entry(name="Some.Thing"),
+        entry(name="other", expression="AGPL-3.0-only"),
+        entry(name="vllm"),
+    ]
     monkeypatch.setattr(package_licenses.package_metadata, "stated_licenses", lambda: packages)
     found = installed(stated={"some-thing": "mit", "other": "MIT"}).packages
-    assert [package.license for package in found] == ["MIT", "AGPL-3.0-only"]
+    assert [package.license for package in found] == ["MIT", "AGPL-3.0-only", "Apache-2.0"]
     assert found[0].read_from == "governance.package_licenses"
+    # The rules know an engine whose wheel states nothing.
+    assert found[2].read_from == "https://github.com/vllm-project/vllm/blob/main/LICENSE"
 
 
 def test_what_ships_here_is_allowed_for_distribution():

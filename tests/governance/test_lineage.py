@@ -222,3 +222,18 @@ def test_a_critical_item_whose_step_broke_stops_the_release(finished_lab):
     leave_killed(lab.run.uri, "latency_benchmark", "its pod was killed", {})
     stops = [row.item for row in checklist(lab.run) if row.stops_release]
     assert "latency_benchmark" in stops
+
+
+@pytest.mark.parametrize(("profile", "verdict"), [("laptop", "warn"), ("production", "fail")])
+def test_an_image_with_another_policy_is_found(finished_lab, policy, profile, verdict):
+    lab = finished_lab(profile=profile)
+    policy(version=9)
+    evidence = lab.execute("lineage")
+    assert evidence.verdict == verdict
+    assert broken(evidence) == {"policy_is_the_runs"}
+
+
+def test_a_run_without_a_recorded_policy_is_found(finished_lab):
+    lab = finished_lab(profile="production")
+    del lab.run.meta["policy"]
+    assert broken(lab.execute("lineage")) == {"policy_is_the_runs"}

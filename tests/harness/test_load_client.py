@@ -22,7 +22,8 @@ def test_a_closed_loop_keeps_its_connections_and_counts_every_token():
     # connections take three rounds.
     seen = sorted(timing.ttft for timing in timings)
     assert all(ours >= theirs for ours, theirs in zip(seen, of_server, strict=True))
-    assert all(timing.total >= timing.ttft + 0.9 * 0.005 * 3 for timing in timings)
+    # Counted from the request, since a busy machine may see the first token late.
+    assert all(timing.total >= 0.03 + 0.005 * (timing.output_tokens - 1) for timing in timings)
     assert seconds >= 3 * 0.03
     assert gc.isenabled()
 

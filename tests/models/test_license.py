@@ -38,6 +38,27 @@ def test_the_order_of_sources(tmp_path):
     assert read_license(tmp_path, {}) == ("CC-BY-4.0", "the wheel")
 
 
+def test_of_several_licences_all_bind(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, cc-by-nc-4.0, other]\n---\n")
+    assert read_license(tmp_path, {})[0] == "MIT AND CC-BY-NC-4.0 AND NOASSERTION"
+
+
+@pytest.mark.parametrize(
+    ("text", "identifier"),
+    [
+        ("Qwen RESEARCH LICENSE AGREEMENT\n\nRelease Date", "LicenseRef-qwen-research"),
+        ("Tongyi Qianwen LICENSE AGREEMENT\n\nRelease", "LicenseRef-tongyi-qianwen"),
+        ("# Mistral AI Research License\n\nIf You want", "LicenseRef-MRL-0.1"),
+        ("DEEPSEEK LICENSE AGREEMENT\n\nVersion 1.0", "LicenseRef-deepseek"),
+        ("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "LicenseRef-llama3.2"),
+        ("A licence of our house", None),
+    ],
+)
+def test_the_first_words_of_a_text_name_its_licence(tmp_path, text, identifier):
+    (tmp_path / "LICENSE").write_text(text)
+    assert read_license(tmp_path, {})[0] == identifier
+
+
 @pytest.mark.parametrize(
     "card", ["no front matter", "---\n[broken: yaml\n---\n", "---\n- a\n---\n"]
 )

@@ -8,13 +8,8 @@ import yaml
 from tuneline.config import build_config
 from tuneline.models.license import to_spdx
 from tuneline.models.license_expression import Joined, Named, parse
-from tuneline.models.license_rules import (
-    Circumstances,
-    find_rule,
-    judge,
-    normalise,
-    table,
-)
+from tuneline.models.license_rules import Circumstances, judge
+from tuneline.models.license_table import find_rule, normalise, table
 from tuneline.models.license_use import circumstances_of
 
 CASES = yaml.safe_load((Path(__file__).parent / "license_cases.yaml").read_text())

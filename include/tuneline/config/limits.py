@@ -39,7 +39,7 @@ class Limit:
     def rank(self, value: Value) -> float:
         """Return a number that grows as a value becomes looser."""
         if self.levels:
-            return -self.levels.index(value)  # type: ignore[arg-type]
+            return -self.levels.index(value)
         number = float(value)  # type: ignore[arg-type]
         return number if self.stricter == "lower" else -number
 

@@ -135,7 +135,8 @@ def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial
             reported = send_requests(gateway, prompts)
             after, until = server.counters(), datetime.now(UTC)
             ctx.log("calm requests are answered; now traffic that goes wrong")
-            wrong = Traffic(gateway, server, cycle(prompts), unseen).run()
+            context = config.deployment.context_tokens
+            wrong = Traffic(gateway, server, cycle(prompts), unseen, context).run()
     engine = Tokens(
         after.prompt_tokens - before.prompt_tokens,
         after.completion_tokens - before.completion_tokens,
@@ -169,7 +170,7 @@ def run(ctx: StepContext) -> Evidence:
     )
     unbooked = sum(int(m.value or 0) for m in checks if m.name.endswith("_tokens_not_booked"))
     wrong = (
-        f"of streams, fallbacks, and requests that were cut off {unbooked} tokens were generated "
+        f"of streams, fallbacks and requests that were cut off, {unbooked} tokens were generated "
         "that nobody was told of"
     )
     currency = ctx.config.governance.currency

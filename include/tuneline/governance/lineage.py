@@ -24,7 +24,6 @@ from tuneline.artifacts.governance import (
     ManifestRef,
     Parent,
 )
-from tuneline.artifacts.licenses import AUDITED
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
     CHECKPOINT_FOLDER,
@@ -44,6 +43,7 @@ from tuneline.failures import ended_by_error
 from tuneline.freshness import Freshness
 from tuneline.governance.documents.write import add_documents
 from tuneline.governance.licensing.duties import license_files
+from tuneline.governance.release import policy_record
 from tuneline.governance.release.basis import BASIS
 from tuneline.governance.release.environments import (
     environment_measurements,
@@ -53,11 +53,6 @@ from tuneline.governance.release.environments import (
 )
 from tuneline.governance.release.lock import lock_files
 from tuneline.governance.release.manifest import put_once, store_files, write_manifest
-from tuneline.governance.release.policy_record import (
-    policy_copy,
-    policy_measurements,
-    policy_stated,
-)
 from tuneline.governance.release.signature import SIGNATURE, public_part, sign
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
@@ -89,10 +84,7 @@ SHIPPED_FILES: tuple[Artifact, ...] = (
     HISTORY,
     ENGINE_IDENTITY,
     ENGINE_REPORT,
-    AUDITED,
 )
-
-
 _SHIPPING = tuple({*(artifact.step for artifact in SHIPPED_FILES), ADAPTER.step})
 
 
@@ -277,7 +269,7 @@ def describe(
         seeds=seeds(ctx.run),
         previous_version=parent.version if parent else None,
         parent=parent,
-        policy=policy_stated(ctx.run),
+        policy=policy_record.stated(ctx.run),
         signature=public_part(Path(key)) if key else None,
         basis=BASIS,
         files=files,
@@ -305,18 +297,11 @@ def run(ctx: StepContext) -> Evidence:
     store = ctx.run.store
     prefix = model_prefix(ctx.config.name, ctx.run.run_id)
     evidence_files, evidences = collect_evidences(ctx)
-    config_file = ctx.scratch / "config.json"
-    store.get_file(ctx.run.key("config.json"), config_file)
     model = shipped_model(ctx)
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
     stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
-    files = {
-        **collect_files(ctx, model),
-        **evidence_files,
-        **policy_copy(ctx),
-        "config.json": config_file,
-    }
+    files = {**collect_files(ctx, model), **evidence_files, **policy_record.copied(ctx)}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest = add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
@@ -343,7 +328,7 @@ def run(ctx: StepContext) -> Evidence:
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
-            *policy_measurements(ctx.run),
+            *policy_record.measurements(ctx.run),
             *locks,
             *environment_measurements(code, surroundings, ctx.config.profile),
         ],

@@ -26,9 +26,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tuneline.errors import TunelineError
+from tuneline.machine.garbage import no_collections
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.client.client import EngineClient
-from tuneline.serving.client.timed_stream import Exchange, Link, no_collections, read
+from tuneline.serving.client.timed_stream import Exchange, Link, read_answer
 
 # Known to llama.cpp, vLLM and SGLang: the end-of-answer token is never chosen.
 _SAME_WORK = {"ignore_eos": True}
@@ -215,7 +216,7 @@ async def _open_links(client: EngineClient, count: int) -> AsyncIterator[list[Li
 
 def _timing(client: EngineClient, exchange: Exchange, tokens: int) -> Timing:
     try:
-        result = read(exchange, client.base_url)
+        result = read_answer(exchange, client.base_url)
     except TunelineError as error:
         return _failed(exchange.ended - exchange.sent, str(error))
     return timing_of(result, tokens)

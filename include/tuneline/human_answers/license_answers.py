@@ -47,7 +47,9 @@ def record(
     # First, so that an answer which may not be given leaves nothing.
     record_approval(run, SUBJECT, decision, person, why)
     earlier = LICENSE_ANSWERS.find(run) or LicenseAnswers()
-    answer = LicenseAnswer(asked=list(asked), decision=decision, by=person.name, reason=why, at=now())
+    answer = LicenseAnswer(
+        asked=list(asked), decision=decision, by=person.name, reason=why, at=now()
+    )
     LICENSE_ANSWERS.put(run, LicenseAnswers(answers=[*earlier.answers, answer]))
 
 

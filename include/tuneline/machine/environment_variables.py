@@ -274,6 +274,18 @@ VARIABLES = (
         "none; `docker/compose/init.sh` writes it",
         "Git commit that images are built from.",
     ),
+    Variable(
+        "TUNELINE_AIRFLOW_EXTRAS",
+        ("docker-compose.yaml",),
+        "none",
+        "File of further packages of Airflow's image, such as `requirements/openlineage.txt`.",
+    ),
+    Variable(
+        "TUNELINE_OPENLINEAGE_TRANSPORT",
+        ("docker-compose.yaml",),
+        "none: nothing is sent",
+        'Server of lineage events, as in `{"type": "http", "url": "https://LINEAGE_SERVER"}`.',
+    ),
 )
 _DEFAULTS = {variable.name: variable.default.strip("`") for variable in VARIABLES}
 

@@ -23,3 +23,18 @@ def rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Search for no cycles for as long as this lasts: a search stops the thread that takes times.
+
+    In a process that has loaded torch it takes 0.1 s and more.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

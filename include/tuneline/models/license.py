@@ -92,10 +92,7 @@ def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, s
             return str(noted["license"]), str(noted["license_source"])
     card = _front_matter(directory / "README.md")
     if card.get("license"):
-        named = str(card["license"])
-        if named.lower() == "other" and card.get("license_name"):
-            return to_spdx(str(card["license_name"])), "README.md: license_name"
-        return to_spdx(named), "README.md: license"
+        return _of_card(card)
     if isinstance(config.get("license"), str):
         return to_spdx(config["license"]), "config.json: license"
     for path in sorted(directory.glob("LICEN[SC]E*")):
@@ -103,6 +100,18 @@ def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, s
         if identifier is not None:
             return identifier, f"{path.name}: its text"
     return None, "not found in the origin note, README.md, config.json or a LICENSE file"
+
+
+def _of_card(card: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the licence that a model card states, and the field that states it."""
+    named = card["license"]
+    if isinstance(named, list):
+        # The hub does not say which of them binds, so all of them do.
+        names = [to_spdx(str(name)) or "NOASSERTION" for name in named]
+        return " AND ".join(names), "README.md: license"
+    if str(named).lower() == "other" and card.get("license_name"):
+        return to_spdx(str(card["license_name"])), "README.md: license_name"
+    return to_spdx(str(named)), "README.md: license"
 
 
 def _front_matter(path: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tuneline.config import PipelineConfig
-from tuneline.models.license_rules import Circumstances, Use, find_rule, normalise
+from tuneline.models.license_rules import Circumstances
+from tuneline.models.license_table import Use, find_rule, normalise
 
 _USES: dict[str, Use] = {
     "research": "research",

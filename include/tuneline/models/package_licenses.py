@@ -16,7 +16,7 @@ from typing import Any
 from tuneline.errors import TunelineError
 from tuneline.models import package_metadata
 from tuneline.models.license import license_of_text
-from tuneline.models.license_rules import NONE, find_rule, normalise
+from tuneline.models.license_table import NONE, find_rule, normalise, table
 
 _LONGEST_NAME = 60
 _SECONDS = 120.0
@@ -85,9 +85,11 @@ def _asked(python: str) -> dict[str, Any]:
 def _package(entry: Mapping[str, Any], stated: Mapping[str, str]) -> PackageLicense:
     license_id, source = read(entry)
     if license_id == NONE:
-        for name, given in stated.items():
+        known = {name: (found.license, found.source) for name, found in table().packages.items()}
+        known |= {name: (given, "governance.package_licenses") for name, given in stated.items()}
+        for name, (given, place) in known.items():
             if _same(name, entry["name"]):
-                license_id, source = normalise(given), "governance.package_licenses"
+                license_id, source = normalise(given), place
     return PackageLicense(entry["name"], entry["version"], license_id, source)
 
 

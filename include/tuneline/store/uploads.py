@@ -58,8 +58,13 @@ def _send(s3: Any, path: Path, part_bytes: int, named: Mapping[str, str]) -> lis
     with path.open("rb") as handle:
         while block := handle.read(part_bytes):
             number = len(parts) + 1
-            checked = _base64(hashlib.sha256(block).digest())
-            answer = s3.upload_part(**named, PartNumber=number, Body=block, ChecksumSHA256=checked)
+            answer = s3.upload_part(
+                **named,
+                PartNumber=number,
+                Body=block,
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=_base64(hashlib.sha256(block).digest()),
+            )
             # A server that kept the checksum compares it again with what it is told at the end,
             # and refuses to be told nothing.
             kept = {name: value for name, value in answer.items() if name.startswith("Checksum")}

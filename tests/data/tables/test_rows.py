@@ -60,6 +60,10 @@ def test_stored_rows_are_a_sequence_of_the_rows_written(tmp_path, rows):
         assert stored[start:stop] == rows[start:stop]
     for flags in ([n % 3 == 1 for n in range(len(rows))], [0] * len(rows), b"\x01" * len(rows)):
         assert list(stored.chosen(flags)) == list(compress(rows, flags))
+    for number in (*range(len(rows)), *range(len(rows))):
+        assert stored[number] == rows[number]
+    holding = [row for row in rows if row.stand_ins]
+    assert list(tables.with_stand_ins(stored)) == list(tables.with_stand_ins(rows)) == holding
     assert stored.column("row_id") == [row.row_id for row in rows]
     assert stored.facts() == [replace(row, messages=[], raw="", stand_ins=()) for row in rows]
     with pytest.raises(IndexError):
@@ -73,6 +77,44 @@ def test_a_stored_dataset_is_the_dataset(tmp_path):
     tables.write_dataset(tmp_path / "dataset.parquet", iter(rows), iter([1.0, 2.5]))
     stored, weights = tables.stored_dataset(tmp_path / "dataset.parquet")
     assert (list(stored), weights) == (rows, [1.0, 2.5])
+
+
+class Leaving:
+    """What `write_decisions` asks of a step's context."""
+
+    step = "deduplication"
+
+    def __init__(self, folder):
+        self.out = self.quarantine = folder
+        self.asked = []
+
+    def input(self, step, name):
+        self.asked.append((step, name))
+        return self.out / "unscrubbed.parquet"
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("reasons", [[None, "near: x", None, "far"], [None] * 4, ["a"] * 4])
+def test_rows_that_leave_are_written_with_their_lines(tmp_path, reasons):
+    whole = [
+        Row(name, chat("hi", "ho"), "f", n, raw=f"line {name}") for n, name in enumerate("abc")
+    ]
+    tables.write_rows(tmp_path / "unscrubbed.parquet", whole)
+    pieces = [replace(whole[0], raw=""), *(replace(whole[1], row_id=f"b#{k}") for k in "01")]
+    tables.write_rows(tmp_path / "in.parquet", [*pieces, whole[2]])
+    left = reject_tables.write_decisions(
+        Leaving(tmp_path), StoredRows(tmp_path / "in.parquet"), reasons
+    )
+    written = reject_tables.read_rejects(next(tmp_path.rglob("rejected.parquet")))
+    wanted = [
+        Reject(row_id, "deduplication", reason, "f", line, f"line {row_id[0]}")
+        for row_id, line, reason in zip(
+            ("a", "b#0", "b#1", "c"), (0, 1, 1, 2), reasons, strict=True
+        )
+        if reason is not None
+    ]
+    assert written == wanted
+    assert left == len(wanted)
 
 
 def peak_of(work):

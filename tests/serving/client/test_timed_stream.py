@@ -10,7 +10,7 @@ import pytest
 
 from tuneline.serving.client.chat_protocol import ContextOverflow, EngineError, EngineUnavailable
 from tuneline.serving.client.client import EngineClient
-from tuneline.serving.client.timed_stream import Link, read
+from tuneline.serving.client.timed_stream import Link, read_answer
 
 HELLO = [{"role": "user", "content": "hello"}]
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -103,17 +103,19 @@ def ask(url, count=1, timeout=2.0):
 def answer(*pieces, **options):
     with replies(list(pieces), **options) as (url, _, _):
         (exchange,) = ask(url, timeout=options.get("timeout", 2.0))
-        return read(exchange, url)
+        return read_answer(exchange, url)
 
 
 def test_each_piece_has_the_time_at_which_it_came():
     result = answer(*chunked(*BODY, more=KEEP), pause=0.03)
     assert result.text == "née"
     assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (3, 2)
-    # The head alone has no content; the events come 30 ms apart.
-    assert result.ttft == result.chunk_times[0] >= 0.03
-    assert result.chunk_times[1] - result.chunk_times[0] >= 0.02
-    assert result.total >= result.chunk_times[1] + 0.05
+    # The head alone has no content; the pieces come 30 ms apart, on a busy machine later.
+    first, second = result.chunk_times
+    assert result.ttft == first >= 0.03
+    assert second >= 0.06
+    assert first < second < result.total
+    assert result.total >= 0.15
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])
@@ -138,7 +140,7 @@ def test_trailers_are_no_end_that_is_waited_for():
 def test_a_connection_is_kept():
     with replies(chunked(*BODY), chunked(*BODY)) as (url, came, seen):
         both = ask(url, 2)
-        assert [read(each, url).text for each in both] == ["née"] * 2
+        assert [read_answer(each, url).text for each in both] == ["née"] * 2
     assert came == [0, 0]
     head, _, body = seen[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
@@ -148,7 +150,7 @@ def test_a_connection_is_kept():
 def test_a_kept_connection_that_the_server_closes_costs_a_new_one_and_no_failure():
     with replies(chunked(*BODY), chunked(*BODY), close=True) as (url, came, _):
         first, second = ask(url, 2)
-        assert read(second, url).text == "née"
+        assert read_answer(second, url).text == "née"
     assert came == [0, 1]
     assert second.sent >= first.ended
 
@@ -157,7 +159,7 @@ def test_a_server_that_hangs_up_on_a_new_connection_has_failed():
     with replies([]) as (url, _, _):
         (exchange,) = ask(url)
         with pytest.raises(EngineUnavailable, match="closed the connection"):
-            read(exchange, url)
+            read_answer(exchange, url)
     assert exchange.refused
 
 
@@ -172,14 +174,14 @@ def test_a_server_that_falls_silent_is_not_waited_for_longer_than_said():
     with replies(chunked(*BODY)[:2], pause=5.0) as (url, _, _):
         (exchange,) = ask(url, timeout=0.3)
         with pytest.raises(EngineUnavailable, match="did not answer in time"):
-            read(exchange, url)
+            read_answer(exchange, url)
     assert 0.25 < exchange.ended - exchange.pieces[-1][0] < 4.0
 
 
 def test_nobody_listens():
     (exchange,) = ask("http://127.0.0.1:9")
     with pytest.raises(EngineUnavailable, match="can't be reached"):
-        read(exchange, "http://127.0.0.1:9")
+        read_answer(exchange, "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_a_refusal_has_the_engines_words(status, message, error):
         (exchange,) = ask(url)
         assert exchange.refused
         with pytest.raises(error, match=message):
-            read(exchange, url)
+            read_answer(exchange, url)
 
 
 def test_what_is_not_http_or_not_json():

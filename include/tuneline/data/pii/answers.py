@@ -12,6 +12,7 @@ from tuneline.data.pii.matching import LETTERED_POSTCODE
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
+from tuneline.data.pii.stretches import asked_dates
 
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
@@ -69,7 +70,8 @@ _PASSWORD_TAIL = re.compile(
 _NO_ANSWER = re.compile(
     r"\b(?:don'?t|dont|do not|can'?t|cannot|forgot|forgotten|remember|reset|why|didn'?t|not|isn'?t|"
     r"never (?:had|got|set|received|mind|did)|"
-    r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need)\b",
+    r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need|"
+    r"secs?|seconds?|moment|minutes?|wait|hang on|looking|checking)\b",
     re.IGNORECASE,
 )
 # Parts of an answer with several values ("0081 and sugarplum"), and the words that only link them.
@@ -169,6 +171,8 @@ def _spelled(text: str) -> Iterator[Hit]:
 
 
 def _births(text: str) -> Iterator[Hit]:
+    for start, end in asked_dates(text):
+        yield Hit(start, end, "BIRTH_DATE")
     for pattern in (NUMBERED_DATE, SPOKEN_DATE, _DATE_DIGITS):
         for match in pattern.finditer(text):
             yield Hit(match.start(), match.end(), "BIRTH_DATE")

@@ -25,7 +25,7 @@ _UNITS = (
 )
 # Words that end in "s" and follow a number without being what is counted.
 _NOT_COUNTED = (
-    r"(?:is|was|this|thanks|yes|plus|address|has|his|its|pls|does|always|expires?|ends|as|us|less|"
+    r"(?:is|was|this|thats|whats|thanks|yes|plus|address|has|his|its|pls|does|always|expires?|ends|as|us|less|"
     r"perhaps|ones|these|those|sometimes|says|works|needs|numbers|digits|keeps|wants|belongs|"
     r"shows|gives|unless|besides|cards|pins|sorry\w*)\b"
 )

@@ -41,7 +41,9 @@ _PERSON_CUE = re.compile(
     r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
     r"spoke to|spoke with|"
-    r"talked to|belongs to|(?:change|correct|update) (?:it|that|the name|my name) to|ty|thx|(?:guy|lady|someone|agent|person) (?:called|named)|"
+    r"talked to|belongs to|"
+    r"(?:change|correct|update) (?:it|that|the name|my name) to|ty|thx|"
+    r"(?:guy|lady|someone|agent|person) (?:called|named)|"
     r"(?:full|first|last|family|given) name),?\s+" + _NAMES,
     re.IGNORECASE,
 )
@@ -64,7 +66,8 @@ _VERBS = frozenset("bill can may said will".split())
 _PERSON_TAIL = re.compile(
     r"(?:^|[,.!?;\n] ?|\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? )"
     rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|lives (?:on|at|in)|"
-    r"(?:can|could|may) (?:i|you|we)|is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?(?:sur)?name)\b",
+    r"(?:can|could|may) (?:i|you|we)|is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?"
+    r"(?:sur)?name)\b",
     re.IGNORECASE,
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
@@ -80,7 +83,8 @@ _CUE_WORDS = frozenset(
 )
 _PERSON_CUE_WORDS = frozenset(
     "am m this dear hi hello signed regards sincerely thanks cheers thank advance ask call "
-    "change correct update calls speak spoke talked belongs welcome through name ty thx called named".split()
+    "change correct update calls speak spoke talked belongs welcome "
+    "through name ty thx called named".split()
 )
 _TAIL_WORDS = frozenset("here again speaking calling from name surname lives can could may".split())
 # "J. Miller".

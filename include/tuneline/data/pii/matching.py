@@ -8,9 +8,7 @@ from collections.abc import Iterator
 Span = tuple[int, int]
 
 # A month as it is written in short or in full.
-MONTH = (
-    r"(?:(?:jan|feb|apr|jun|jul|aug|sep|oct|nov|dec)[a-z]*|mar(?:ch)?(?![a-z])|may(?![a-z]))"
-)
+MONTH = r"(?:(?:jan|feb|apr|jun|jul|aug|sep|oct|nov|dec)[a-z]*|mar(?:ch)?(?![a-z])|may(?![a-z]))"
 
 
 def any_case(pattern: str) -> re.Pattern[str]:

@@ -16,12 +16,12 @@ from itertools import pairwise
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.caseless import Caseless
-from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, Topic, topics
+from tuneline.data.pii.naming import BEFORE, SENTENCE_END, nearest
+from tuneline.data.pii.stretches import asked_numbers
+from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, topics
 
 # A number in this many rows, and in this share of them, belongs to nobody: a hotline, a model.
 LEAST_ROWS, LEAST_SHARE = 20, 0.001
-# Characters before and after a number in which a word can name its type.
-BEFORE, AFTER = 60, 24
 # Fewest digits of a number by the topic that a word nearby, or a question, gives it.
 _LEAST = {
     "secret": 3,
@@ -94,7 +94,8 @@ _ENDS = re.compile(
 _LETTERS_BEFORE = re.compile(r"(?<![\w@'’-])([a-z]{1,3})[ -]$", re.IGNORECASE)
 # Letters that are read out one by one, or by a word that begins with them ("w as in whiskey").
 _READ_BEFORE = re.compile(
-    r"(?<![\w@'’-])((?:(?:[a-z] (?:(?:as in|for|like) [a-z]+,? )?){2,6}|[a-z] (?:as in|for|like) [a-z]+,? ))$",
+    r"(?<![\w@'’-])((?:(?:[a-z] (?:(?:as in|for|like) [a-z]+,? )?){2,6}|"
+    r"[a-z] (?:as in|for|like) [a-z]+,? ))$",
     re.IGNORECASE,
 )
 _LETTERS_AFTER = re.compile(r"[ -]([a-z]{1,3})(?=\W{0,2}$)", re.IGNORECASE)
@@ -112,24 +113,6 @@ _TOLD_BY_END = re.compile(
     r"weeks|months|hours|minutes|am|pm|dollars|euros|percent)\b)",
     re.IGNORECASE,
 )
-# Words between the name of a number and the number itself.
-_LINK = re.compile(
-    r"(?:\W|\b(?:number|num|no|nr|id|code|is|was|are|be|it|its|"
-    r"s|should|must|as|ends?|ending|in|with|"
-    r"last|four|4|digits?|of|the|to|from|set|set up|my|your|his|her|our|and|i|we|put|enter(?:ed)?|"
-    r"that|this|has|have|got|says?|asks?|shows?|changed?|use[ds]?|using|try|tried|new|old|also|a|"
-    r"uh|um|here|called|named|under|on|for|file|starts?|says|typed?|gave|give|am|at|which|"
-    r"x+|real|full|same|still|now|just|currently|please|pls|back|me|him|her|us|you)\b)*",
-    re.IGNORECASE,
-)
-# A few words between a name and its number, if what says "is" stands before the number ("the pin
-# for the back door is 6610").
-_LOOSE_LINK = re.compile(
-    r"(?:[^\w.!?;]+[a-z']{1,12}){0,6}[^\w.!?;]+(?:is|was|it's|its|says|reads|shows|=|:)[\W]{1,3}",
-    re.IGNORECASE,
-)
-_LOOSE_TOPICS = frozenset({"secret", "ssn", "account", "phone", "card"})
-_SENTENCE_END = re.compile(r"[.!?]\s[^.!?]*$")
 _CHAIN = re.compile(
     r"\W*(?:\b(?:and|or|not|no|then|sorry|i mean|wait|nope|but)\b\W*)*", re.IGNORECASE
 )
@@ -176,6 +159,7 @@ def identifiers(
     candidates = candidates_in(text)
     if rule is not None and wanted & _IN_PIECES:
         yield from _pieces(text, wanted, candidates)
+        yield from asked_numbers(text, wanted)
     if not candidates:
         return
     bare = rule is not None and _is_bare(text, candidates)
@@ -263,7 +247,7 @@ def _entity(
 ) -> str | None:
     """Return the entity type of a candidate, None if it identifies nobody."""
     before = text[max(0, candidate.start - BEFORE) : candidate.start]
-    near, adjacent = _nearest(text, candidate)
+    near, adjacent = nearest(text, candidate)
     if near == "business" and not adjacent and candidate.digits >= _WHOLE:
         # The word is about something else in the same sentence.
         near = None
@@ -305,39 +289,10 @@ def _named(
         within: True if any word of the same sentence counts for a long number.
     """
     ends = _ENDS.search(before) is not None and 3 <= candidate.digits <= 6
-    weighs = within and _SENTENCE_END.search(before) is None and _weighs(candidate)
+    weighs = within and SENTENCE_END.search(before) is None and _weighs(candidate)
     if near is not None and (adjacent or ends or weighs) and _fits(near, candidate):
         return ENTITY_OF[near]
     return "ID_NUMBER" if ends and not candidate.letters else None
-
-
-def _nearest(text: str, candidate: Candidate) -> tuple[str | None, bool]:
-    """Return the topic that names a candidate, and whether nothing but links is between."""
-    found: Topic | None = None
-    after: Topic | None = None
-    for topic in topics(text):
-        if topic.start >= candidate.end:
-            after = after or topic
-        elif topic.end <= candidate.start and topic.name in (*NUMBER_TOPICS, "email", "address"):
-            found = topic
-    if found is not None and candidate.start - found.end <= BEFORE:
-        adjacent = _is_linked(text, found, candidate.start)
-        if found.name in NUMBER_TOPICS:
-            return found.name, adjacent
-        if adjacent:
-            return None, False
-    if after is not None and after.name in NUMBER_TOPICS and after.start - candidate.end <= AFTER:
-        apart = _SENTENCE_END.search(text[candidate.end : after.start]) is not None
-        between = None if apart else _LINK.fullmatch(text, candidate.end, after.start)
-        return (after.name, True) if between and after.name != "business" else (None, False)
-    return None, False
-
-
-def _is_linked(text: str, topic: Topic, start: int) -> bool:
-    """Return True if nothing but links stands between a topic and a number after it."""
-    if _LINK.fullmatch(text, topic.end, start):
-        return True
-    return topic.name in _LOOSE_TOPICS and bool(_LOOSE_LINK.fullmatch(text, topic.end, start))
 
 
 def _weighs(candidate: Candidate) -> bool:

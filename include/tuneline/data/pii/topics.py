@@ -97,7 +97,9 @@ _WORDS = (
         r"where (?:do|are|does|should|shall|can|would|is) (?:you|we|i|it|he|she|they)|"
         r"deliver(?:y|ed|ing)? (?:to|it)|ship(?:ped|ping)? (?:to|it|address)|"
         r"(?:live|lives|living|reside|resides|located|moved|moving) (?:at|in|on|to)|"
-        r"home address|house number|(?:and the|your|which|what) (?:flat|unit|house|building)|street|locat(?:ed|ion)",
+        r"home address|house number|(?:and the|your|which|what) (?:flat|unit|house|building)|"
+        r"street|"
+        r"locat(?:ed|ion)",
     ),
     (
         "reference",
@@ -154,7 +156,8 @@ _AGAIN = re.compile(
 )
 # What is asked for was named by the one who will answer ("my password fails" "what do you type?").
 _WHAT = re.compile(
-    r"\b(?:which (?:one|is it|of)|what (?:is|was|does|did|do|are|have) (?:it|you|they|that|the one)|"
+    r"\b(?:which (?:one|is it|of)|"
+    r"what (?:is|was|does|did|do|are|have) (?:it|you|they|that|the one)|"
     r"what(?:'s| is) (?:it|that)|(?:read|type|say|spell|repeat|tell me|send|give me) "
     r"(?:it|that|the one|them))\b",
     re.IGNORECASE,
@@ -162,8 +165,9 @@ _WHAT = re.compile(
 # What is known from the words before only, having no shape of its own.
 _SHAPELESS = frozenset({"secret", "code", "ssn", "account", "card"})
 _ACCEPTED = re.compile(
-    r"\W*(?:(?:yes|ok|okay|great|perfect|lovely|brilliant|thanks?|thank you|that(?:'s| is| one)?)\W+)"
-    r"{0,3}(?:correct|accepted|verified|that works|works?|matches|done|updated|unlocked|cleared|"
+    r"\W*(?:(?:yes|ok|okay|great|perfect|lovely|brilliant|thanks?|thank you|"
+    r"that(?:'s| is| one)?)\W+){0,3}"
+    r"(?:correct|accepted|verified|that works|works?|matches|done|updated|unlocked|cleared|"
     r"you are (?:through|verified)|you're (?:through|verified))\b",
     re.IGNORECASE,
 )

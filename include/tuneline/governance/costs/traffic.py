@@ -31,14 +31,16 @@ from tuneline.serving.server_process import free_port
 # Requests of each kind. Few, so that the step stays under a minute on two cores.
 STREAMS, ABORTS, FALLBACKS, TIMEOUTS, RETRIES, AFTERWARDS = 4, 3, 2, 2, 2, 2
 MAX_TOKENS = 24
-LONG_TOKENS = 96
+# Of whole answers that are cut off; no answer of so many comes within `IMPATIENT` seconds.
+WHOLE_TOKENS = 48
+# Of streams that are cut off, at least.
+STREAM_TOKENS = 96
 # Pieces after which a client leaves.
 LEAVES_AFTER = 3
 # An engine may take this long to notice that nobody listens any more, in seconds.
 NOTICES_WITHIN = 0.25
 # Tokens on their way between engine, gateway and client at the moment of leaving.
 ON_THE_WAY = 8
-# A patience in which no long answer comes, in seconds.
 IMPATIENT = 0.02
 # No engine is trusted by it, so that the low-confidence path must be taken.
 _IMPOSSIBLE_CONFIDENCE = -1e-9
@@ -85,12 +87,22 @@ class Traffic:
         prompts: prompts, of which each request takes the next one.
         unseen: completion tokens that the engine may generate until it notices that its client
             has left.
+        context_tokens: context of a request.
     """
 
     gateway: GatewayProcess
     server: EngineServer
     prompts: Iterator[Messages]
     unseen: int
+    context_tokens: int
+
+    @property
+    def stream_tokens(self) -> int:
+        """Tokens that streams which are cut off ask for.
+
+        Twice what may come unseen, so that an engine which generates on to the end is found out.
+        """
+        return max(STREAM_TOKENS, min(2 * self.unseen, self.context_tokens // 2))
 
     def run(self) -> list[Measurement]:
         """Send every kind of request, and compare what the witnesses counted."""
@@ -100,13 +112,13 @@ class Traffic:
         fallbacks = self._phase("fallbacks", fell_back * FALLBACKS)
         timeouts = self._phase(
             "timeouts",
-            [lambda: self._whole(HASTY, LONG_TOKENS)] * TIMEOUTS,
+            [lambda: self._whole(HASTY, WHOLE_TOKENS)] * TIMEOUTS,
             cut=TIMEOUTS,
             # The gateway sees nothing of a whole answer before its end.
-            unseen=LONG_TOKENS,
+            unseen=WHOLE_TOKENS,
         )
         retries = self._phase(
-            "retries", [self._give_up, self._whole] * RETRIES, cut=RETRIES, unseen=LONG_TOKENS
+            "retries", [self._give_up, self._whole] * RETRIES, cut=RETRIES, unseen=WHOLE_TOKENS
         )
         return [
             *exact(streams),
@@ -125,7 +137,7 @@ class Traffic:
             before.extend(rows_between(self.gateway.ledger))
             return [self._cut_off(), *(self._whole() for _ in range(AFTERWARDS))]
 
-        phase = self._counted("killed", ask, cut=1, unseen=LONG_TOKENS, wait_for=AFTERWARDS)
+        phase = self._counted("killed", ask, cut=1, unseen=self.stream_tokens, wait_for=AFTERWARDS)
         return killed(phase, before, rows_between(self.gateway.ledger))
 
     def _cut_off(self) -> Received:
@@ -135,7 +147,10 @@ class Traffic:
 
         def listen(prompt: Messages) -> None:
             chunks, usage, request_id = 0, None, None
-            with suppress(httpx.HTTPError), self._open(prompt, LONG_TOKENS) as (given, pieces):
+            with (
+                suppress(httpx.HTTPError),
+                self._open(prompt, self.stream_tokens) as (given, pieces),
+            ):
                 request_id = given
                 for piece in pieces:
                     chunks += _has_text(piece)
@@ -215,7 +230,7 @@ class Traffic:
 
     def _give_up(self) -> Received:
         """Ask for a whole answer and leave before it comes, as a client that will try again."""
-        return self._asked(CALM, LONG_TOKENS, patience=IMPATIENT)
+        return self._asked(CALM, WHOLE_TOKENS, patience=IMPATIENT)
 
     def _asked(self, model: str, tokens: int, patience: float) -> Received:
         answer = self.gateway.chat(
@@ -224,7 +239,7 @@ class Traffic:
             max_tokens=tokens,
             key=KEY,
             timeout=patience,
-            extra=_ENDLESS if tokens == LONG_TOKENS else None,
+            extra=_ENDLESS if tokens > MAX_TOKENS else None,
         )
         usage = _usage(answer.body) if answer.ok else None
         return Received(usage, 0, answer.request_id, answer.attempts)
@@ -241,7 +256,7 @@ class Traffic:
     def _leave(self) -> Received:
         """Leave a stream after its first pieces."""
         chunks = 0
-        with self._open(next(self.prompts), LONG_TOKENS) as (request_id, pieces):
+        with self._open(next(self.prompts), self.stream_tokens) as (request_id, pieces):
             for piece in pieces:
                 chunks += _has_text(piece)
                 if chunks == LEAVES_AFTER:
@@ -249,7 +264,7 @@ class Traffic:
         return Received(None, chunks, request_id)
 
     def _open(self, prompt: Messages, tokens: int) -> Any:
-        extra = _ENDLESS if tokens == LONG_TOKENS else None
+        extra = _ENDLESS if tokens > MAX_TOKENS else None
         return self.gateway.stream(CALM, prompt, max_tokens=tokens, key=KEY, extra=extra)
 
 

@@ -33,7 +33,7 @@ def signed(payload: bytes, private_key: Path) -> bytes:
     try:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
         from securesystemslib.dsse import Envelope
-        from securesystemslib.signer import CryptoSigner
+        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise UserError(
             f"signed statements need securesystemslib ({error}); install it: "

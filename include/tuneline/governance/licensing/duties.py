@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneline.artifacts.licenses import ENGINE_PACKAGES, LICENSE_TEXTS, LICENSES, NOTICE
+from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES, LICENSE_TEXTS, LICENSES, NOTICE
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.harness.licensing.findings import Finding
-from tuneline.models.license_rules import Rule, duties_of, table
+from tuneline.models.license_table import Rule, duties_of, table
 from tuneline.run import StepContext
 
 _TITLES = {
@@ -101,7 +101,7 @@ def license_files(ctx: StepContext) -> dict[str, Path]:
     """
     files = {}
     for step, names in (
-        (LICENSES.step, (NOTICE.name, LICENSES.name)),
+        (LICENSES.step, (AUDITED.name, NOTICE.name, LICENSES.name)),
         (ENGINE_PACKAGES.step, (ENGINE_PACKAGES.name,)),
     ):
         try:

@@ -12,10 +12,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from tuneline.artifacts.governance import Basis, Manifest, ManifestEvidence
 from tuneline.artifacts.releases import Release
 from tuneline.errors import TunelineError
-from tuneline.evidence import Evidence, Verdict, load_evidence, worse
+from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.store import Store
 
 # By path; `*` stands for any key. A longer path goes before a shorter one.
@@ -71,8 +73,11 @@ def basis_of(path: str) -> Basis:
 def copy_differences(store: Store, manifest: Manifest) -> Iterator[str]:
     """Compare what the manifest repeats with the files of the release that it was copied from.
 
-    A file that is missing or has other bytes than the manifest states is left to the hashes.
+    A file that is missing or has other bytes than the manifest states is left to the hashes. A
+    manifest without a basis, as they were written before, promises no copies.
     """
+    if not manifest.basis:
+        return
     release = Release(store, manifest)
     dataset = {k: v for k, v in manifest.dataset.items() if k != "source"}
     for field, copy, name in (
@@ -92,8 +97,7 @@ def copy_differences(store: Store, manifest: Manifest) -> Iterator[str]:
         if name == "evidence.json" and item not in manifest.evidence:
             yield f"{release.uri} states no verdict of {item}, but ships {entry.name}"
     parent = manifest.parent.version if manifest.parent else None
-    # Manifests without a basis name no parent either.
-    if manifest.basis and manifest.previous_version != parent:
+    if manifest.previous_version != parent:
         yield f"{release.uri}: previous_version is not the version of its parent"
 
 
@@ -102,9 +106,9 @@ def _evidence_differences(release: Release, item: str, stated: ManifestEvidence)
     if raw is None:
         return
     try:
-        evidence = load_evidence(raw, stated.file)
-    except TunelineError as error:
-        yield str(error)
+        evidence = Evidence.model_validate_json(raw)
+    except ValidationError as error:
+        yield f"{release.uri}: {stated.file} is no evidence: {error.errors()[0]['msg']}"
         return
     if wrong := [name for name, holds in _agreements(item, stated, evidence).items() if not holds]:
         yield (

@@ -93,6 +93,7 @@ def _sections(release: Release) -> dict[str, Values]:
         "data": {**flat(dataset), **_sources(manifest)},
         "settings": _settings(release),
         "adapter": flat({name: manifest.hyperparameters.get(name) for name in ("lora", "plan")}),
+        "policy": flat(manifest.policy.model_dump(mode="json") if manifest.policy else {}),
         "code": manifest.code,
         "engine": flat(manifest.engine or {}),
         "packages": _packages(manifest),

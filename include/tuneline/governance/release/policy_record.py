@@ -12,17 +12,18 @@ from tuneline.evidence import Measurement, measure
 from tuneline.run import Run, StepContext
 from tuneline.verdicts import looser_limits
 
-POLICY_FILE = "policy.yaml"
+CONFIG_FILE, POLICY_FILE = "config.json", "policy.yaml"
 
 
-def policy_copy(ctx: StepContext) -> dict[str, Path]:
-    """Write the policy under which the run was created; the local file by its name."""
-    path = ctx.scratch / POLICY_FILE
-    path.write_bytes(ctx.run.policy.text.encode())
-    return {POLICY_FILE: path}
+def copied(ctx: StepContext) -> dict[str, Path]:
+    """Return copies of the run's configuration and of the policy that bounds it, by name."""
+    files = {name: ctx.scratch / name for name in (CONFIG_FILE, POLICY_FILE)}
+    ctx.run.store.get_file(ctx.run.key(CONFIG_FILE), files[CONFIG_FILE])
+    files[POLICY_FILE].write_bytes(ctx.run.policy.text.encode())
+    return files
 
 
-def policy_stated(run: Run) -> ManifestPolicy:
+def stated(run: Run) -> ManifestPolicy:
     """Return what the manifest says of the policy."""
     return ManifestPolicy(
         version=run.policy.version,
@@ -43,7 +44,7 @@ def policy_stated(run: Run) -> ManifestPolicy:
     )
 
 
-def policy_measurements(run: Run) -> list[Measurement]:
+def measurements(run: Run) -> list[Measurement]:
     """Judge whether this image has the policy under which the run was created.
 
     Another one warns on the laptop and fails under `profile: production`.

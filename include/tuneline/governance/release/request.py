@@ -181,7 +181,7 @@ def _changes(run: Run) -> Iterator[str]:
 
 
 # What decides about a release comes first, versions of packages last.
-_ORDER = "verdicts base data settings adapter engine code metrics packages".split()
+_ORDER = "verdicts policy base data settings adapter engine code metrics packages".split()
 
 
 def _weight(change: Change) -> int:

@@ -17,14 +17,8 @@ from tuneline.artifacts.licenses import (
 from tuneline.config import PipelineConfig
 from tuneline.human_answers.license_answers import accepted
 from tuneline.models import BaseModel
-from tuneline.models.license_rules import (
-    Circumstances,
-    Decision,
-    Role,
-    Rule,
-    judge,
-    normalise,
-)
+from tuneline.models.license_rules import Circumstances, Role, judge
+from tuneline.models.license_table import Decision, Rule, normalise
 from tuneline.models.license_use import circumstances_of, generators_of
 from tuneline.models.package_licenses import PackageLicense
 from tuneline.run import Run

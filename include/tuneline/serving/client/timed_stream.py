@@ -11,11 +11,9 @@ clock starts, a request is one write, each piece of an answer gets its time and 
 from __future__ import annotations
 
 import asyncio
-import gc
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -64,7 +62,12 @@ class Exchange:
 
 
 class _Connection(asyncio.Protocol):
-    """A kept connection with one exchange at a time."""
+    """A kept connection with one exchange at a time.
+
+    Attributes:
+        used: whether it has had a request.
+        hung_up: whether it was closed before an answer was complete.
+    """
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -72,6 +75,7 @@ class _Connection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._reader: _BodyEnd | None = None
         self.used = False
+        self.hung_up = False
 
     @property
     def open(self) -> bool:
@@ -96,6 +100,7 @@ class _Connection(asyncio.Protocol):
         if self._exchange is None or self._reader is None:
             return
         whole = error is None and self._reader.ended_by(b"")
+        self.hung_up = not whole
         self._finish("" if whole else "the server closed the connection")
 
     async def ask(self, exchange: Exchange, timeout: float) -> None:
@@ -172,7 +177,7 @@ class _BodyEnd:
             parser.receive_data(data)
             return any(isinstance(event, h11.EndOfMessage) for event in _events(parser))
         except h11.RemoteProtocolError:
-            # What is no HTTP has no further end that could be waited for; `read` says so.
+            # What is no HTTP has no further end that could be waited for; `read_answer` says so.
             self.last = True
             return bool(data)
 
@@ -200,7 +205,7 @@ class Link:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, self._connection = await asyncio.get_running_loop().create_connection(
                     _Connection,
-                    self._url.hostname,
+                    self._url.hostname or "",
                     port,
                     ssl=ssl.create_default_context() if secure else None,
                 )
@@ -226,8 +231,8 @@ class Link:
             connection, kept = self._connection, self._connection.used
             exchange = Exchange(request)
             await connection.ask(exchange, self._timeout)
-            closed = bool(exchange.error) and not exchange.pieces and not connection.open
-            if not (kept and closed and "in time" not in exchange.error):
+            unread = kept and connection.hung_up and not exchange.pieces
+            if not unread:
                 return exchange
 
     def close(self) -> None:
@@ -261,7 +266,7 @@ def post(url: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
     return b"".join(part for part in parts if part)
 
 
-def read(exchange: Exchange, url: str) -> ChatResult:
+def read_answer(exchange: Exchange, url: str) -> ChatResult:
     """Read the streamed answer of an exchange; its times are those at which its bytes came.
 
     Args:
@@ -323,18 +328,3 @@ def _events(parser: h11.Connection) -> Iterator[Any]:
         yield event
         if isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
             return
-
-
-@contextmanager
-def no_collections() -> Iterator[None]:
-    """Leave reference cycles alone for as long as this lasts: a search stops all clocks' readers.
-
-    A search among the objects of a process that has loaded torch takes 0.1 s and more.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

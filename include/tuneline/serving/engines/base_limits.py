@@ -19,7 +19,8 @@ from tuneline.gguf.tokenizer import refuse_foreign
 from tuneline.machine.quantity import quantity
 from tuneline.models.base_model import check_directory, is_weights, read_json
 from tuneline.models.license import read_license
-from tuneline.models.license_rules import judge, normalise
+from tuneline.models.license_rules import judge
+from tuneline.models.license_table import normalise
 from tuneline.models.license_use import circumstances_of
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ModelFacts, read_facts

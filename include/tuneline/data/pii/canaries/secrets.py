@@ -56,7 +56,10 @@ def in_tens(code: str) -> str:
     """Return a code as it is said in pairs of digits ("forty two oh seven")."""
     said = []
     for pair in (code[at : at + 2] for at in range(0, len(code), 2)):
-        ten, one = (pair[0], pair[1]) if len(pair) == 2 else ("0", pair)
+        if len(pair) == 1:
+            said.append(SPOKEN[int(pair)])
+            continue
+        ten, one = pair
         if ten == "1":
             said.append(_TEENS[int(one)])
             continue

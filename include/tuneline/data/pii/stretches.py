@@ -1,0 +1,125 @@
+"""Read an answer for the number or date that was asked for, however it is broken up.
+
+People give a number in groups of any size, with pauses and signs between them, some of it in words
+("9214 uh 8...92-27", "the fourteenth of june ninety one"). After a question, all groups that follow
+each other are one value if they have as many digits as such a value has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tuneline.data.pii.matching import MONTH, Span
+from tuneline.data.pii.topics import ENTITY_OF
+
+# Longer answers hold more than a value.
+_LONGEST = 160
+_ONES = "zero|nought|oh|o|one|two|three|four|five|six|seven|eight|nine"
+_TENS = (
+    "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
+    "forty|fourty|fifty|sixty|seventy|eighty|ninety"
+)
+_TIMES = {"double": 2, "triple": 3, "treble": 3}
+_UNIT = rf"(?:\d+|(?:double|triple|treble) (?:\d|{_ONES})\b|(?:{_ONES}|{_TENS})\b)"
+_PAUSE = (
+    r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|space|next|hyphen)\b) ?"
+    r"| {1,3}){1,3}"
+)
+_STRETCH = re.compile(
+    rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\d+|[a-z]+", re.IGNORECASE)
+_TEN_WORDS = frozenset(_TENS.split("|"))
+_ONE_WORDS = frozenset(_ONES.split("|"))
+# Digits of a whole value, and of the part that is asked for, by topic.
+_LENGTHS: dict[str, frozenset[int]] = {
+    "ssn": frozenset({4, 5, 9}),
+    "card": frozenset({4, 8, *range(12, 20)}),
+    "phone": frozenset({4, *range(7, 16)}),
+    "account": frozenset(range(4, 23)),
+    "secret": frozenset(range(3, 9)),
+    "code": frozenset(range(3, 9)),
+}
+_MOST_SPECIFIC = ("ssn", "card", "phone", "secret", "code", "account")
+_LETTERED = frozenset({"ID_NUMBER", "US_SSN"})
+# "a", "i" and "u" are words, and so is most of what has two letters in lower case.
+_CODE = r"(?:[b-hj-tv-z]|[A-Z]{2,5}|[A-Z]{0,4}\d[A-Z\d]{0,8})"
+_LETTERS_BEFORE = re.compile(rf"(?<![\w'’])({_CODE})[ /.-]{{1,2}}$")
+_LETTERS_AFTER = re.compile(rf"[ /.-]{{1,2}}({_CODE})(?![\w'’])")
+_COUNTED = re.compile(
+    r" ?(?:%|percent|dollars?|bucks?|euros?|pounds?|cents?|days?|weeks?|months?|years?|hours?|"
+    r"minutes?|mins?|times|people|am|pm|gb|mb|kg|km|miles)\b",
+    re.IGNORECASE,
+)
+_ORDINALS = (
+    "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth|"
+    "fourteenth|fifteenth|sixteenth|seventeenth|eighteenth|nineteenth|twentieth|thirtieth"
+)
+_DATE_UNIT = rf"(?:\d{{1,8}}(?:st|nd|rd|th)?|{MONTH}|{_ORDINALS}|{_TENS}|{_ONES})(?!\w)"
+_DATE_PAUSE = r"(?:[ .,/'’-]|\b(?:of|the|in|and)\b){1,6}"
+_DATE = re.compile(rf"(?<![\w$£€:]){_DATE_UNIT}(?:{_DATE_PAUSE}{_DATE_UNIT}){{1,7}}", re.IGNORECASE)
+
+
+def asked_numbers(text: str, wanted: frozenset[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield the numbers of an answer that have the length of what was asked for.
+
+    Args:
+        text: a turn.
+        wanted: topics that the turn before asked for.
+
+    Yields:
+        Start, end and entity.
+    """
+    asked = [topic for topic in _MOST_SPECIFIC if topic in wanted]
+    if not asked or len(text) > _LONGEST:
+        return
+    for match in _STRETCH.finditer(text):
+        words = _WORD.findall(match[0].casefold())
+        if len(words) < 2 or _COUNTED.match(text, match.end()):
+            # One group is a candidate like any other.
+            continue
+        digits = _count(words)
+        fitting = [topic for topic in asked if digits in _LENGTHS[topic]]
+        if fitting:
+            start, end = match.span()
+            if ENTITY_OF[fitting[0]] in _LETTERED:
+                start, end = _with_letters(text, start, end)
+            yield start, end, ENTITY_OF[fitting[0]]
+
+
+def _with_letters(text: str, start: int, end: int) -> Span:
+    """Return a number with the single letters and codes beside it ("z 3 3 1", "T99 QX")."""
+    while lead := _LETTERS_BEFORE.search(text, 0, start):
+        start = lead.start(1)
+    while tail := _LETTERS_AFTER.match(text, end):
+        end = tail.end(1)
+    return start, end
+
+
+def asked_dates(text: str) -> Iterator[Span]:
+    """Yield the dates of an answer to a question for one, in digits or words."""
+    if len(text) <= _LONGEST:
+        for match in _DATE.finditer(text):
+            if len(_WORD.findall(match[0])) > 1:
+                yield match.span()
+
+
+def _count(words: list[str]) -> int:
+    """Return the number of digits that the words of a stretch stand for."""
+    digits, times, after_ten = 0, 1, False
+    for word in words:
+        if word in _TIMES:
+            times = _TIMES[word]
+        elif word.isdigit():
+            digits += times * len(word)
+            times, after_ten = 1, False
+        elif word in _ONE_WORDS:
+            # "forty two" are two digits.
+            digits += 0 if after_ten and word not in ("zero", "oh", "o") else times
+            times, after_ten = 1, False
+        elif word in _TEN_WORDS:
+            digits += 2
+            after_ten = word.endswith("ty")
+    return digits
