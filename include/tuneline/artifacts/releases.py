@@ -21,6 +21,8 @@ from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
 
 MANIFEST_FILE = "manifest.json"
+# The limits of the platform under which the version was made.
+POLICY_FILE = "policy.yaml"
 # What a release serves: one file for llama.cpp, else a checkpoint, else a compiled engine.
 MODEL_FILE = "model.gguf"
 CHECKPOINT_FOLDER, ENGINE_FOLDER = "model/", "engine/"

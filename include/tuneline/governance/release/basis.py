@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tuneline.artifacts.governance import Basis, Manifest, ManifestEvidence
-from tuneline.artifacts.releases import Release
+from tuneline.artifacts.releases import POLICY_FILE, Release
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.store import Store
@@ -43,8 +43,11 @@ BASIS: dict[str, Basis] = {
     "evidence": "checked",
     "evidence.*.because": "declared",
     "environments": "declared",
+    "seeds": "declared",
     "previous_version": "checked",
     "parent": "checked",
+    "policy": "declared",
+    "policy.sha256": "checked",
     "signature": "checked",
     "basis": "declared",
     "files": "checked",
@@ -89,6 +92,10 @@ def copy_differences(store: Store, manifest: Manifest) -> Iterator[str]:
         raw = _read(release, name)
         if raw is not None and json.loads(raw) != copy:
             yield f"{release.uri}: {field} is not what {name} of the release says"
+    policy = release.find(POLICY_FILE)
+    stated_policy = manifest.policy.sha256 if manifest.policy else None
+    if stated_policy != (policy.sha256 if policy else None):
+        yield f"{release.uri}: policy.sha256 is not the hash of {POLICY_FILE} of the release"
     for item, stated in manifest.evidence.items():
         yield from _evidence_differences(release, item, stated)
     for entry in manifest.files:

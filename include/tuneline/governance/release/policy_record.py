@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from tuneline.artifacts.governance import ManifestPolicy, PolicyException
+from tuneline.artifacts.releases import POLICY_FILE
 from tuneline.config import read_policy
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.run import Run, StepContext
 from tuneline.verdicts import looser_limits
 
-CONFIG_FILE, POLICY_FILE = "config.json", "policy.yaml"
+CONFIG_FILE = "config.json"
 
 
 def copied(ctx: StepContext) -> dict[str, Path]:
