@@ -92,7 +92,7 @@ class _Package(_Part):
 
 
 class _Table(_Part):
-    checked: Any
+    as_of: Any
     packages: dict[str, _Package]
     kinds: dict[str, _Kind]
     exceptions: list[_Exceptions]

@@ -65,7 +65,7 @@ def licenses_text(config: PipelineConfig, findings: Sequence[Finding], texts: Se
     """Return LICENSES.md: each licence, its text or address, and what people have to do."""
     parts = [
         f"# Licences of {config.name}",
-        f"Judged for {config.governance.intended_use} use by the rules of {table().checked}. The "
+        f"Judged for {config.governance.intended_use} use by the rules of {table().as_of}. The "
         "rules are a summary for a gate and not legal advice. Boxes are duties that files can't "
         "fulfil.",
     ]
