@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
 @cache
 def all_packages() -> dict[str, str]:
     """Return the version of every package that this process could import, by name."""
-    found = {}
+    found: dict[str, str] = {}
     # The first folder of the path that has a package is the one that it is imported from.
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"] or "").lower().replace("_", "-")

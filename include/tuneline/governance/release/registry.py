@@ -98,7 +98,7 @@ def _create(client: Any, run: Run, name: str, tags: Mapping[str, str]) -> str:
 
 def _source(folder: str) -> str:
     """Return the folder of a version as MLflow takes it; it refuses folders of a machine."""
-    return f"tuneline+{folder}" if folder.startswith("file:") else folder
+    return f"tuneline-{folder}" if folder.startswith("file:") else folder
 
 
 def _training_of(run: Run) -> str | None:
