@@ -111,7 +111,8 @@ class TokenStream:
                 await self._answer(reader, writer)
                 if number == self._how.per_connection:
                     break
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            # Cancelled only as the server ends, while a client keeps the connection.
             pass
         finally:
             writer.close()
@@ -168,9 +169,10 @@ class TokenStream:
         _send(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
         _send(writer, {"choices": [], "usage": _usage(body, tokens)})
         _chunk(writer, b"data: [DONE]\n\n")
+        # Before the end that lets the client ask for the timings.
+        self.timings.append((first, last, tokens))
         writer.write(b"0\r\n\r\n")
         await writer.drain()
-        self.timings.append((first, last, tokens))
 
 
 def _usage(body: dict[str, Any], tokens: int) -> dict[str, int]:

@@ -30,6 +30,8 @@ _AUDITS = {
     "extraction_audit": "the extraction audit",
     "build_engine": "the packages of the engine's image",
 }
+# Begins the summary of evidence whose input has changed since.
+OUT_OF_DATE = "out of date: "
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemSt
         return _status(run, item, Verdict.NOT_RUN, "not run", "the step left no evidence")
     stale = fresh.stale(item.id)
     if stale is not None:
-        said = f"out of date: {evidence.summary}"
+        said = f"{OUT_OF_DATE}{evidence.summary}"
         return _status(run, item, Verdict.NOT_RUN, said, stale.because)
     verdict, summary = evidence.verdict, evidence.summary
     raised = ended_by_error(evidence)

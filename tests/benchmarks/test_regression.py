@@ -1,7 +1,10 @@
 import json
+import shutil
 
 import pytest
+from benchmarks.contest.contest import Contest
 from benchmarks.contest.options import Options
+from benchmarks.contest.trial import Sample
 from benchmarks.regression import counted, find_kept, keep, planned
 from benchmarks.training.adapters import RECIPES, with_scrambled_words, with_shuffled_answers
 from benchmarks.training.rows import sample_conversations
@@ -93,3 +96,27 @@ def test_a_real_adapter_that_was_trained_on_noise_is_caught(tmp_path, monkeypatc
     report = regression.run(Options(tmp_path / "work", print, runs=1, rows=160))
     assert report.value("base_regression", "alarms_forgetful") == 1.0
     assert report.value("base_regression", "alarms_harmless") == 0.0
+
+
+def test_the_item_decides_on_the_model_that_was_trained(tiny_models, tmp_path, monkeypatch):
+    """All but the training: a run of its own, the exported bytes, the item's own evidence."""
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TUNELINE_THREADS", "1")
+    monkeypatch.setattr(regression, "BASE", str(tiny_models.base))
+    given = {False: tiny_models.base_gguf, True: tiny_models.candidate_gguf}
+    (tmp_path / "work").mkdir()
+
+    def train(contest, system, job):
+        shutil.copy(given[system.name == "rate too high"], job["gguf"])
+        return Sample("0", 1, 2.0, 2.0, 1.0, {"last_loss": 3.0})
+
+    monkeypatch.setattr(Contest, "run", train)
+    options = Options(tmp_path / "work", lambda _: None, rows=40)
+    by_name = {recipe.name: recipe for recipe in RECIPES}
+    same = regression._decided(by_name["other seed"], 1, options)
+    other = regression._decided(by_name["rate too high"], 1, options)
+    assert (same["drop"], same["perplexity_ratio"], same["last_loss"]) == (0.0, 1.0, 3.0)
+    assert "drop" not in same["broken"]
+    assert other["perplexity_ratio"] != 1.0
+    assert same["questions"] == other["questions"] == 40
+    assert not list((tmp_path / "work").iterdir())

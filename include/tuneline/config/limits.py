@@ -215,6 +215,7 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "pods.user",
         "pods.deadline_hours",
         "governance.machine_cost_per_hour",
+        "governance.lock_days",
     ),
     "it describes the service that the evidence then claims; the manifest states it": (
         "evaluation.max_new_tokens",
@@ -227,6 +228,7 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "deployment.context_tokens",
         "deployment.max_lora_rank",
         "deployment.max_adapter_slowdown",
+        "governance.monthly_users",
     ),
     "it says how people are asked": (
         "data.pii_review_rows",

@@ -19,6 +19,7 @@ from tuneline.artifacts.releases import POLICY_FILE, Release
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.store import Store
+from tuneline.verdicts import OUT_OF_DATE
 
 # By path; `*` stands for any key. A longer path goes before a shorter one.
 BASIS: dict[str, Basis] = {
@@ -135,7 +136,7 @@ def _agreements(item: str, stated: ManifestEvidence, evidence: Evidence) -> dict
         "item": evidence.item == item,
         "phase": evidence.phase == stated.phase,
         "severity": evidence.severity == stated.severity,
-        "summary": stated.summary == evidence.summary
+        "summary": stated.summary.removeprefix(OUT_OF_DATE) == evidence.summary
         or stated.summary.startswith(f"{evidence.summary} (but "),
         "verdict": borne or verdict in _BETTER_THAN_EVIDENCE,
     }
