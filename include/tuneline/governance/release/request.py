@@ -14,7 +14,7 @@ from tuneline.artifacts.releases import find_version, released
 from tuneline.config import Waiver
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict
-from tuneline.governance.release.compare import Change, changes
+from tuneline.governance.release.compare import changes
 from tuneline.human_answers import critical_waivers
 from tuneline.run import Run
 from tuneline.verdicts import ItemStatus, LooserLimit, checklist, looser_limits
@@ -33,7 +33,8 @@ _GAINS = (
 )
 _OPEN = (Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WAIVED, Verdict.NOT_RUN)
 _MOST_NUMBERS = 4
-_MOST_CHANGES = 25
+# Of each section.
+_MOST_CHANGES = 10
 _LONGEST = 160
 
 
@@ -174,18 +175,21 @@ def _changes(run: Run) -> Iterator[str]:
         yield f"it can't be compared: {_text(error)}"
         return
     yield f"compared with {_code(before.version)}; `tuneline diff` shows all {len(found)} changes"
-    for change in sorted(found, key=_weight)[:_MOST_CHANGES]:
-        yield (
-            f"{change.section} {_text(change.name)}: {_text(change.before)} → {_text(change.after)}"
-        )
+    for section in sorted({change.section for change in found}, key=_weight):
+        here = [change for change in found if change.section == section]
+        for change in here[:_MOST_CHANGES]:
+            shown = f"{_text(change.before)} → {_text(change.after)}"
+            yield f"{section} {_text(change.name)}: {shown}"
+        if len(here) > _MOST_CHANGES:
+            yield f"{section}: {len(here) - _MOST_CHANGES} more changes"
 
 
 # What decides about a release comes first, versions of packages last.
 _ORDER = "verdicts policy base data settings adapter engine code metrics packages".split()
 
 
-def _weight(change: Change) -> int:
-    return _ORDER.index(change.section) if change.section in _ORDER else len(_ORDER)
+def _weight(section: str) -> int:
+    return _ORDER.index(section) if section in _ORDER else len(_ORDER)
 
 
 def _text(value: object) -> str:
