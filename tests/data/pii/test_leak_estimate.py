@@ -19,6 +19,9 @@ from tuneline.data.pii.leak_estimate import (
 )
 from tuneline.data.pii.leak_limits import decides, leak_limit
 
+# A number in one turn, whatever the signs between its groups.
+ONE_TURN = re.compile(r"\+?\d(?:[ .,/()-]{0,4}\d){4,}")
+
 
 def trial_of(detector, rows, **settings):
     config = DataConfig(source="x", pii_canaries=60, **settings)
@@ -58,7 +61,7 @@ def test_a_detector_of_edited_text_fails_in_chat():
 
 def test_a_leak_across_turns_alone_is_caught():
     # Each number is found in a turn of its own; what is given in pieces is not.
-    trial, _ = trial_of(PatternDetector(LONG_NUMBERS), pieces_rows(), pii_profile=["pci"])
+    trial, _ = trial_of(PatternDetector(ONE_TURN), pieces_rows(), pii_profile=["pci"])
     cards = {
         form: trial.shares(lambda c: f"{c.kind} {c.form}")[f"CREDIT_CARD {form}"].value
         for form in ("disclosed", "split")
@@ -164,7 +167,7 @@ def test_step_and_gate_pass_with_a_good_detector(data_lab, monkeypatch):
     ("profile", "verdict"), [(["gdpr"], "fail"), (["pci"], "warn")], ids=["demanded", "other"]
 )
 def test_a_detector_that_misses_a_type_turns_step_and_gate(data_lab, monkeypatch, profile, verdict):
-    addresses = re.compile(r"(?i)@|\bat\b|gmail|yahoo|hotmail|outlook|icloud|aol|mail")
+    addresses = re.compile(r"(?i)@|\bat\b|gmail|yahoo|hotmail|outlook|icloud|aol|\be?-?mail")
     use(monkeypatch, PatternDetector(EVERYTHING, keep=addresses))
     lab = data_lab(conversations(), pii_profile=profile, **LIMITS)
     entry = lab.upto(ITEM)

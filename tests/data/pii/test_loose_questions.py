@@ -1,5 +1,6 @@
 """What is asked without naming it, answered late, or said in a roundabout way."""
 
+import re
 from random import Random
 
 import pytest
@@ -97,6 +98,6 @@ def test_a_number_is_found_in_whatever_groups_it_is_given(scrubber, question, co
             said += digits[at : at + size]
             at += size
         lead = draw.choice(["", "hers is ", "on the paper it says ", "no wait "])
-        _, answer = talk(scrubber, f"a:{question}", f"u:{lead}{said} i hope")
-        left += said in answer
+        _, answer = talk(scrubber.masking(), f"a:{question}", f"u:{lead}{said} i hope")
+        left += re.search(r"\d", answer) is not None
     assert left <= 2

@@ -78,6 +78,7 @@ _MILITARY = any_case(
 _MILITARY_PLACE = any_case(
     r"\b(?:[^\W\d_][\w'’.-]* ){1,2}(?:apo|fpo|dpo),? (?:aa|ae|ap) \d{5}(?!\d)"
 )
+_POST_OFFICE = any_case(r"[afd]po,? a")
 _PO_BOX = any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
 _NOT_IN_STREET = frozenset(
     "a an and are at away be by can charge day days down euros dollars for from go have hours "
@@ -234,8 +235,10 @@ def _streets(text: str) -> Iterator[Span]:
         if match["unsure"] and not sure and not named and not told:
             continue
         yield (match.start(), match.end())
-    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY, _MILITARY_PLACE):
+    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
         yield from spans(text, pattern)
+    if _POST_OFFICE.search(text):
+        yield from spans(text, _MILITARY_PLACE)
     for cue in _AFTER_CUE.finditer(text):
         street = _ANY_STREET.match(text, cue.end())
         if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):

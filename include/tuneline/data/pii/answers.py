@@ -12,7 +12,7 @@ from tuneline.data.pii.matching import LETTERED_POSTCODE
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
-from tuneline.data.pii.stretches import asked_dates
+from tuneline.data.pii.stretches import asked_dates, asked_numbers
 
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # Words around a value in an answer.
@@ -126,7 +126,11 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
             # Its digits begin no address.
             rest = rest[: hit.start] + " " * (hit.end - hit.start) + rest[hit.end :]
     if "secret" in wanted or "code" in wanted:
-        yield from _passwords(text)
+        said = text
+        for start, end, _ in asked_numbers(text, wanted):
+            # They are one value, which is not cut where a password would be.
+            said = said[:start] + " " * (end - start) + said[end:]
+        yield from _passwords(said)
         if "secret" in wanted:
             yield from _mixed(text)
     if "address" in wanted:

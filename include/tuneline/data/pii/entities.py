@@ -166,7 +166,9 @@ class Recogniser:
         found: list[list[Hit]] = [[] for _ in texts]
         if "PERSON" in self._entities and self._english:
             for hits, text in zip(found, texts, strict=True):
-                hits.extend(self._by_rules(text))
+                for hit in self._by_rules(text):
+                    if not any(h.start <= hit.start and hit.end <= h.end for h in hits):
+                        hits.append(hit)
         if self._shared is not None:
             # It was trained to read texts as they are.
             for hits, text, own in zip(found, texts, self._shared.find(texts), strict=True):

@@ -108,7 +108,8 @@ class NameWords:
         if len(word) <= _LEAST_GIVEN or not self.is_strange(word) or is_ordinary(word.title()):
             return False
         stem = word.removesuffix("s")
-        return self.is_listed(word) or (stem != word and self.is_name_only(stem))
+        genitive = stem != word and len(stem) > _LEAST_GIVEN and self.is_name_only(stem)
+        return self.is_listed(word) or genitive
 
     def is_listed(self, word: str) -> bool:
         """Return True if a lower-case word is a given or family name, whatever else it is."""

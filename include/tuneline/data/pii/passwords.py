@@ -13,7 +13,11 @@ _PASSWORD_HINTS = (
     "memorable",
     "secret",
     "security",
-    "word",
+    "codew",
+    "e word",
+    "eword",
+    "y word",
+    "c word",
     "wifi",
     "wi-fi",
     "creds",
@@ -73,7 +77,8 @@ _NOT_PASSWORDS = frozenset(
     "link locked log login longer lost manager may me missing more must my needed needs never no "
     "not now number of off ok okay old on once one only or our out over page please pls policy "
     "prompt properly protected protection recovery rejected required requirements reset resets "
-    "resetting right safe same saved screen secure security set shared she should shown slow so some "
+    "resetting right safe same saved screen secure security set shared she should shown slow "
+    "so some "
     "still stolen strange strong supposed than thanks that the their them then there they this "
     "though through to today too try twice typed u under unknown until up updated use used usual "
     "valid very visible was we weak weird well were what when where which while who why will with "

@@ -45,8 +45,8 @@ _LENGTHS: dict[str, frozenset[int]] = {
 _MOST_SPECIFIC = ("ssn", "card", "phone", "secret", "code", "account")
 _LETTERED = frozenset({"ID_NUMBER", "US_SSN"})
 # "a", "i" and "u" are words, and so is most of what has two letters in lower case.
-_CODE = r"(?:[b-hj-tv-z]|[A-Z]{2,5}|[A-Z]{0,4}\d[A-Z\d]{0,8})"
-_LETTERS_BEFORE = re.compile(rf"(?<![\w'’])({_CODE})[ /.-]{{1,2}}$")
+_CODE = r"(?:[b-hj-tv-zB-HJ-Z]|[A-Z]{2,5}|[A-Z]{0,4}\d[A-Z\d]{0,8})"
+_LETTERS_BEFORE = re.compile(rf"(?<![\w'’])({_CODE}|[A-Za-z] as in [a-z]+)[ /.-]{{1,2}}$")
 _LETTERS_AFTER = re.compile(rf"[ /.-]{{1,2}}({_CODE})(?![\w'’])")
 _COUNTED = re.compile(
     r" ?(?:%|percent|dollars?|bucks?|euros?|pounds?|cents?|days?|weeks?|months?|years?|hours?|"

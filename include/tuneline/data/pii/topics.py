@@ -62,7 +62,8 @@ _WORDS = (
         "secret",
         r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|"
         r"pass(?= (?:is|was|:|=))|"
-        r"(?:memorable|secret|security|safe) (?:words?|phrase|answer|question)s?|wi-?fi key|"
+        r"(?:memorable|secret|security|safe) (?:words?|phrase|answer|question)s?|"
+        r"memorable (?:place|name|date)|wi-?fi key|"
         r"(?:code|safe|key|secret|magic) ?words?|combos?|digits you press|"
         r"network key|m?tan|pass ?number|safe ?word|token|"
         r"p\.?i\.?n\.?(?: code)?s?|"

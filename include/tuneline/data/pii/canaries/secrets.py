@@ -59,7 +59,7 @@ def in_tens(code: str) -> str:
         if len(pair) == 1:
             said.append(SPOKEN[int(pair)])
             continue
-        ten, one = pair
+        ten, one = pair[0], pair[1]
         if ten == "1":
             said.append(_TEENS[int(one)])
             continue
