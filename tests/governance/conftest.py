@@ -40,7 +40,7 @@ SHIPPED: dict[str, dict[str, str]] = {
 @pytest.fixture
 def make_lab(tmp_path: Path) -> Callable[..., Lab]:
     """Make a run with the given settings above the defaults."""
-    return lambda overrides=None: Lab(tmp_path, overrides or {})
+    return lambda overrides=None, run_id="test": Lab(tmp_path, overrides or {}, run_id)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 from email.message import Message
 
 import pytest
+from tests.lab.nights import release
 from tests.lab.runs import broken, value
 from tests.lab.tiny_models import make_model
 
@@ -124,7 +125,7 @@ def audited(make_lab, tmp_path, monkeypatch):
     base = tmp_path / "base"
     make_model(base)
 
-    def make(license_id="apache-2.0", data="MIT", profile="laptop", **governance):
+    def make(license_id="apache-2.0", data="MIT", profile="laptop", run_id="test", **governance):
         card = f"---\nlicense: {license_id}\n---\n" if license_id else ""
         (base / "README.md").write_text(card)
         settings = {
@@ -135,7 +136,7 @@ def audited(make_lab, tmp_path, monkeypatch):
         }
         if profile == "production":
             settings["evaluation"] = {"min_metric": 0.5}
-        return make_lab(settings)
+        return make_lab(settings, run_id=run_id)
 
     return make
 
@@ -257,3 +258,60 @@ def test_an_engine_in_another_image_is_said_to_be_unseen(audited):
     other = config.pods.model_copy(update={"engine_image": "tuneline/other:1"})
     assert license_audit.runs_here(config)
     assert not license_audit.runs_here(config.model_copy(update={"pods": other}))
+
+
+def ship(lab, tmp_path):
+    """Release the version of a run with what the audit left."""
+    config = tmp_path / f"{lab.run.run_id}.json"
+    config.write_bytes(lab.run.store.get_bytes(lab.run.key("config.json")))
+    table = lab.artifact("license_audit", "licenses.csv")
+    release(lab, {"licenses.csv": table, "config.json": config})
+
+
+def test_the_next_runs_of_a_released_model_are_not_asked_again(audited, tmp_path):
+    lab = audited("house", profile="production", run_id="night1")
+    lab.execute("license_audit")
+    license_answers.record(lab.run, open_of_run(lab.run), "Approve", Person("carol"), REASON)
+    lab.execute("license_audit")
+    # Only what was released: an answer in a run that went no further counts for that run.
+    second = audited("house", profile="production", run_id="night2")
+    assert second.execute("license_audit").verdict == "fail"
+    ship(lab, tmp_path)
+    third = audited("house", profile="production", run_id="night3")
+    evidence = third.execute("license_audit")
+    assert open_of_run(third.run) == []
+    assert evidence.verdict == "pass"
+    assert f"accepted by carol, for version night1: {REASON}" in evidence.summary
+    ship(third, tmp_path)
+    fourth = audited("house", profile="production", run_id="night4")
+    assert "carol, for version night1:" in fourth.execute("license_audit").summary
+
+
+@pytest.mark.parametrize(
+    ("license_id", "changed"),
+    [
+        pytest.param("house", {"intended_use": "distribution"}, id="another use"),
+        pytest.param("house", {"monthly_users": 10**9}, id="more users"),
+        pytest.param("barn", {}, id="another licence"),
+    ],
+)
+def test_an_acceptance_ends_with_its_circumstances(audited, tmp_path, license_id, changed):
+    lab = audited("house", profile="production", run_id="night1")
+    lab.execute("license_audit")
+    license_answers.record(lab.run, open_of_run(lab.run), "Approve", Person("carol"), REASON)
+    lab.execute("license_audit")
+    ship(lab, tmp_path)
+    later = audited(license_id, profile="production", run_id="night2", **changed)
+    assert later.execute("license_audit").verdict == "fail"
+
+
+def test_a_rejection_ends_an_acceptance_of_the_release(audited, tmp_path):
+    lab = audited("house", profile="production", run_id="night1")
+    lab.execute("license_audit")
+    asked = open_of_run(lab.run)
+    license_answers.record(lab.run, asked, "Approve", Person("carol"), REASON)
+    lab.execute("license_audit")
+    ship(lab, tmp_path)
+    later = audited("house", profile="production", run_id="night2")
+    license_answers.record(later.run, asked, "Reject", Person("dave"), "")
+    assert later.execute("license_audit").verdict == "fail"

@@ -11,11 +11,10 @@ from tuneline.artifacts.licenses import (
     OPEN_LICENSES,
     OPEN_PACKAGES,
     AskedLicense,
-    LicenseAnswer,
     OpenLicenses,
 )
 from tuneline.config import PipelineConfig
-from tuneline.human_answers.license_answers import accepted
+from tuneline.harness.licensing.carried import acceptances
 from tuneline.models import BaseModel
 from tuneline.models.license_rules import Circumstances, Role, judge
 from tuneline.models.license_table import Decision, Rule, normalise
@@ -152,8 +151,8 @@ def _finding(
 
 
 def with_answers(run: Run, findings: Iterable[Finding]) -> list[Finding]:
-    """Return findings with the answers that people gave to them."""
-    answers: Mapping[tuple[str, str, str], LicenseAnswer] = accepted(run)
+    """Return findings with the answers that people gave to them, now or for what is released."""
+    answers = acceptances(run)
     found = []
     for finding in findings:
         answer = answers.get(finding.asked.subject)
@@ -176,7 +175,7 @@ def open_of_run(run: Run) -> list[AskedLicense]:
 
 def open_packages_of_run(run: Run) -> list[AskedLicense]:
     """Return the packages that wait for a person, as audit and engine build found them."""
-    answered = accepted(run)
+    answered = acceptances(run)
     stated = [document.find(run) or OpenLicenses() for document in (OPEN_LICENSES, OPEN_PACKAGES)]
     found = {a.subject: a for listed in stated for a in listed.asked if a.kind == "package"}
     return [asked for subject, asked in found.items() if subject not in answered]
