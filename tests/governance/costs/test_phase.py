@@ -82,7 +82,7 @@ def test_a_phase_that_must_agree(fault, names):
     [
         pytest.param(
             {"rows": [row("a")]},
-            {"attempts", "tokens_below_received", "tokens_not_booked"},
+            {"cut_off", "attempts", "tokens_below_received", "tokens_not_booked"},
             id="the aborted stream has no row",
         ),
         pytest.param(

@@ -104,9 +104,15 @@ def bounded(phase: Phase) -> list[Measurement]:
 
     The ledger must hold a row for each attempt. It must not bill a cut answer below what its client
     received, nor more than the engine generated, and it may miss what the engine generated until
-    it noticed, which is at most `cut × unseen` tokens.
+    it noticed, which is at most `cut × unseen` tokens. Where the engine was too fast for any attempt
+    to be cut off, the phase shows nothing, and warns.
     """
-    return [*_rows(phase), *_bounds(phase, sum(r.chunks for r in phase.received if not r.usage))]
+    cut_off = sum(row.status != "ok" for row in phase.rows)
+    return [
+        measure(f"{phase.name}_cut_off", cut_off, "attempts", ">=", 1, on_breach="warn"),
+        *_rows(phase),
+        *_bounds(phase, sum(r.chunks for r in phase.received if not r.usage)),
+    ]
 
 
 def killed(phase: Phase, before: Sequence[UsageRow], now: Sequence[UsageRow]) -> list[Measurement]:

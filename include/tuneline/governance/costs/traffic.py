@@ -31,7 +31,7 @@ from tuneline.serving.server_process import free_port
 # Requests of each kind. Few, so that the step stays under a minute on two cores.
 STREAMS, ABORTS, FALLBACKS, TIMEOUTS, RETRIES, AFTERWARDS = 4, 3, 2, 2, 2, 2
 MAX_TOKENS = 24
-# Of whole answers that are cut off; no answer of so many comes within `IMPATIENT` seconds.
+# Of whole answers that are cut off; few engines write so many within `IMPATIENT` seconds.
 WHOLE_TOKENS = 48
 # Of streams that are cut off, at least.
 STREAM_TOKENS = 96

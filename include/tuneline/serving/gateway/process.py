@@ -18,6 +18,7 @@ from tuneline.serving.gateway.keys import add_key
 from tuneline.serving.server_process import ServerProcess
 
 START_SECONDS = 60.0
+_CONNECT_WITHIN = 5.0
 _LISTENING = "gateway on http://"
 
 
@@ -182,7 +183,8 @@ class GatewayProcess(ServerProcess):
                 self.base_url + "/v1/chat/completions",
                 json=body,
                 headers={"Authorization": f"Bearer {self.keys[key]}"},
-                timeout=timeout,
+                # Who has no patience has sent the request nevertheless.
+                timeout=httpx.Timeout(timeout, connect=_CONNECT_WITHIN, write=_CONNECT_WITHIN),
                 trust_env=False,
             )
             document = response.json()
