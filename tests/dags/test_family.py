@@ -95,7 +95,7 @@ def test_waiting_holds_no_worker(parsed):
     tasks = [task for dag in dags.values() for task in dag.tasks]
     kinds = [task.operator_class if task.is_mapped else type(task) for task in tasks]
     asking = [t for t, kind in zip(tasks, kinds, strict=True) if issubclass(kind, HITLOperator)]
-    assert len(asking) == 5
+    assert len(asking) == 6
     assert {task.pool for task in asking} == {"default_pool"}
 
 
