@@ -16,7 +16,7 @@ from tuneline.stack.rest import Airflow
 from tuneline.stack.timings import breakdown
 from tuneline.verdicts import checklist
 
-pytestmark = [pytest.mark.stack, pytest.mark.model, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.stack, pytest.mark.model, pytest.mark.timeout(3000)]
 
 # Verdicts other than pass, and a part of the reason that the checklist gives.
 NOT_PASSED = {
@@ -45,7 +45,7 @@ def client(running):
 def released(client, sample):
     """A run that went through."""
     run = trigger(client, "whole", sample, TINY, reason="full-stack test")
-    state, tasks, failures = finish(run, 1200)
+    state, tasks, failures = finish(run, 2700)
     assert state == "success", failures
     return Run.open(run.run_uri()), run, tasks
 
