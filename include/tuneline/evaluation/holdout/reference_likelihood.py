@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
+from tuneline.failures import one_line
 from tuneline.harness.answers import Task
 from tuneline.harness.asking import kept
 from tuneline.harness.intervals import Z95, Interval
@@ -148,8 +150,12 @@ def expected_likelihoods(
     if not masks:
         return _unknown(len(rows), "no row's answer could be told from its prompt in its context")
     sequences, scored = [rendered[number].ids for number in masks], list(masks.values())
-    tuned = _logprobs(ctx, chosen.model, sequences, scored, "tuned model")
-    base = tuned and _logprobs(ctx, untuned(ctx), sequences, scored, "base model", cached=True)
+    try:
+        tuned = _logprobs(ctx, chosen.model, sequences, scored, "tuned model")
+        base = tuned and _logprobs(ctx, untuned(ctx), sequences, scored, "base model", cached=True)
+    except UserError as error:
+        # It decides nothing, so the item is judged without it.
+        return _unknown(len(rows), one_line(str(error)))
     if not tuned or not base:
         name = ctx.config.deployment.engine
         return _unknown(len(rows), f"{name} does not tell the probabilities of given tokens")
