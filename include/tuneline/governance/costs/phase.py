@@ -104,8 +104,8 @@ def bounded(phase: Phase) -> list[Measurement]:
 
     The ledger must hold a row for each attempt. It must not bill a cut answer below what its client
     received, nor more than the engine generated, and it may miss what the engine generated until
-    it noticed, which is at most `cut × unseen` tokens. Where the engine was too fast for any attempt
-    to be cut off, the phase shows nothing, and warns.
+    it noticed, which is at most `cut × unseen` tokens. Where the engine was too fast for any
+    attempt to be cut off, the phase shows nothing, and warns.
     """
     cut_off = sum(row.status != "ok" for row in phase.rows)
     return [
