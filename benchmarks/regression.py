@@ -69,7 +69,7 @@ def run(options: Options) -> Report:
 
 
 def planned(harmless: int) -> list[tuple[Recipe, int]]:
-    """Return the adapters to train: so many harmless ones, and half as many that forget.
+    """Return the adapters to train: harmless ones, and half as many that forget.
 
     Both kinds alternate, so that a benchmark that is stopped has decided on some of each.
     """
@@ -153,7 +153,7 @@ def _job(recipe: Recipe, seed: int, folder: Path, options: Options) -> dict[str,
 
 
 def _judged(folder: Path, options: Options) -> Any:
-    """Run the item on the exported model, in a run of its own; return its evidence."""
+    """Return the evidence of the item on the exported model, which gets a run of its own."""
     from tuneline.artifacts.deployment import CHOICE, MODEL
     from tuneline.config import build_config
     from tuneline.evaluation import base_regression

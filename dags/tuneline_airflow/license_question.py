@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Param, task
-from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk import task
 
+from tuneline.artifacts.people import Person
 from tuneline.config import Model
-from tuneline.errors import UserError
 from tuneline.human_answers import license_answers
 from tuneline.run import Run
-from tuneline_airflow.people import answerer, asked, person
-from tuneline_airflow.pods import run_uri_of
+from tuneline_airflow.people import RecordedApproval, asked, reason_field
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from tuneline.artifacts.licenses import AskedLicense
-
-_REASON = "reason"
 
 
 @task.short_circuit(ignore_downstream_trigger_rules=False)
@@ -31,43 +24,20 @@ def ask_license(run_uri: str) -> bool:
     return bool(_open(Run.open(run_uri)))
 
 
-class LicenseApproval(ApprovalOperator):
+class LicenseApproval(RecordedApproval):
     """A question about licences: the answer and its reason are kept, a rejection stops the run."""
 
-    def execute(self, context: Context) -> Any:
-        """Show the licences, and ask."""
+    rejected = "the licences"
+
+    def question(self, run: Run, context: Context) -> str:
+        """Show the licences that wait for a person."""
         from tuneline.governance.licensing.question import question_text
 
-        run = Run.open(run_uri_of(context))
-        self.body = question_text(run, _open(run))
-        self._make_form()
-        return super().execute(context)
+        return question_text(run, _open(run))
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Record the answer and its author, then go on or fail."""
-        # The operator is made anew for the answer.
-        self._make_form()
-        if "error" not in event:
-            run = Run.open(run_uri_of(context))
-            decision = event["chosen_options"][0]
-            reason = (event["params_input"] or {}).get(_REASON)
-            try:
-                license_answers.record(run, _open(run), decision, person(event), reason)
-            except UserError as error:
-                raise AirflowException(str(error)) from None
-            if decision == self.REJECT:
-                # Not to be asked again, which a failure with retries left would do.
-                raise AirflowFailException(f"{answerer(event)} rejected the licences: {reason}")
-        return super().execute_complete(context, event)
-
-    def _make_form(self) -> None:
-        field = Param(
-            None,
-            type=["string", "null"],
-            title="Reason",
-            description="Who read the licence, and what it allows. An approval needs it.",
-        )
-        self.params = ParamsDict({_REASON: field})
+    def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
+        """Keep the answer for the licences that were shown."""
+        license_answers.record(run, _open(run), decision, by, reason)
 
 
 def approve_license(model: Model) -> LicenseApproval:
@@ -75,11 +45,8 @@ def approve_license(model: Model) -> LicenseApproval:
     return LicenseApproval(
         task_id="approve_license",
         **asked(model),
-        fail_on_reject=True,
         subject="May these licences be used?",
-        # An approval without a reason fails the task; the next try asks again.
-        retries=5,
-        retry_delay=timedelta(seconds=1),
+        params=reason_field("Who read the licence, and what it allows. An approval needs it."),
     )
 
 

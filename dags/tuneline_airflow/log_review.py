@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
-from airflow.sdk.exceptions import AirflowException
 
 from tuneline.config import Model
-from tuneline.errors import UserError
 from tuneline_airflow.launching import store_uri
 from tuneline_airflow.people import answerer, asked
+from tuneline_airflow.retries import asking_again
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,10 +53,8 @@ class LabelRows(HITLOperator):
         if _SEND in event["chosen_options"]:
             text = str((event["params_input"] or {}).get("labels") or "")
             store, run = open_store(store_uri()), context["dag_run"]
-            try:
+            with asking_again():
                 put_answers(store, self.model_name, run.run_id, text, answerer(event))
-            except UserError as error:
-                raise AirflowException(str(error)) from None
         return answer
 
 
@@ -81,7 +78,4 @@ def label_rows(model: Model) -> LabelRows:
         params={"labels": labels},
         **asked(model),
         response_timeout=timedelta(hours=model.file.drift.review_hours),
-        # Unreadable labels fail the task; the next try asks again.
-        retries=5,
-        retry_delay=timedelta(seconds=1),
     )

@@ -1,4 +1,4 @@
-"""What a step read, left and found, for the OpenLineage provider of Airflow, where it is installed.
+"""Tell the OpenLineage provider of Airflow, where it is installed, what a step read and left.
 
 The provider asks the operator when its task has ended, and sends the answer to the server that its
 transport names (`AIRFLOW__OPENLINEAGE__TRANSPORT`). Files are datasets whose version is their

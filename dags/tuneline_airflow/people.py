@@ -11,19 +11,18 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOper
 from airflow.sdk import Param, task
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
 from tuneline.artifacts.people import Person
 from tuneline.config import Model
-from tuneline.errors import UserError
 from tuneline.human_answers import review_form
 from tuneline.human_answers.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.notify import announcers
 from tuneline_airflow.pods import RUN_URI, run_uri_of
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+from tuneline_airflow.retries import asking_again, fail_plainly, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -53,44 +52,80 @@ def ask_approval(run_uri: str) -> bool:
     return is_needed(Run.open(run_uri))
 
 
-class RunApproval(ApprovalOperator):
+class RecordedApproval(ApprovalOperator):
     """An approval whose answer is recorded in the run; a rejection fails the task for good.
 
     A yes of someone who may not give it, or without a reason that is needed, fails the task; its
     next try asks again.
+
+    Attributes:
+        rejected: what a person rejects, in the error of the task.
     """
+
+    rejected = "it"
+
+    def question(self, run: Run, context: Context) -> str:
+        """Return what there is to decide about, in Markdown."""
+        raise NotImplementedError
+
+    def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
+        """Record an answer.
+
+        Raises:
+            UserError: if it can't be taken.
+        """
+        raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
         """Show what there is to decide about, and wait."""
-        from tuneline.governance.release.request import release_question, waivers_question
-
-        run, tab = _run(context), checklist_url(context)
         with fail_plainly():
-            human_answers.note_question(run, self.task_id)
-            self.body = (
-                waivers_question(run, tab)
-                if self.task_id == human_answers.ABOUT_WAIVERS
-                else release_question(run, tab)
-            )
+            self.body = self.question(_run(context), context)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Record the answer and its author, then go on or fail."""
         if "error" not in event:
-            run, decision = _run(context), event["chosen_options"][0]
-            reason = str((event["params_input"] or {}).get(_REASON) or "")
-            try:
-                answer = human_answers.record_approval(
-                    run, self.task_id, decision, person(event), reason
-                )
-            except UserError as error:
-                raise AirflowException(str(error)) from None
+            decision = event["chosen_options"][0]
+            reason = str((event["params_input"] or {}).get(_REASON) or "").strip()
+            with asking_again():
+                self.record(_run(context), decision, person(event), reason)
             if decision == self.REJECT:
-                why = f": {answer.reason}" if answer.reason else ""
-                raise AirflowFailException(f"{answer.by} rejected it{why}")
-            if self.task_id == human_answers.ABOUT_WAIVERS:
-                human_answers.record_waivers(run, run.meta.get("started_by"), answer)
+                why = f": {reason}" if reason else ""
+                raise AirflowFailException(f"{answerer(event)} rejected {self.rejected}{why}")
         return super().execute_complete(context, event)
+
+
+class WaiverApproval(RecordedApproval):
+    """The question whether failures and looser limits of critical items are accepted."""
+
+    def question(self, run: Run, context: Context) -> str:
+        """Note the waivers that are asked about, and show them."""
+        from tuneline.governance.release.request import waivers_question
+
+        human_answers.note_question(run, human_answers.ABOUT_WAIVERS)
+        return waivers_question(run, checklist_url(context))
+
+    def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
+        """Record the answer; a yes makes the waivers count."""
+        about = human_answers.ABOUT_WAIVERS
+        answer = human_answers.record_approval(run, about, decision, by, reason)
+        if decision == self.APPROVE:
+            human_answers.record_waivers(run, run.meta.get("started_by"), answer)
+
+
+class ReleaseApproval(RecordedApproval):
+    """The question whether the run's model version may be released."""
+
+    def question(self, run: Run, context: Context) -> str:
+        """Note the manifest that is asked about, and show what the evidence says."""
+        from tuneline.governance.release.request import release_question
+
+        human_answers.note_question(run, human_answers.ABOUT_RELEASE)
+        return release_question(run, checklist_url(context))
+
+    def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
+        """Record the answer."""
+        human_answers.record_approval(run, human_answers.ABOUT_RELEASE, decision, by, reason)
 
 
 @task(retries=2, retry_policy=worker_retry_policy)
@@ -129,10 +164,8 @@ class ReviewPairs(HITLOperator):
         answer = super().execute_complete(context, event)
         if _VOTE in event["chosen_options"]:
             pairs, given = self.assignment["pairs"], event["params_input"] or {}
-            try:
+            with asking_again():
                 review_form.record_form(run, pairs, given, answerer(event))
-            except UserError as error:
-                raise AirflowException(str(error)) from None
         return answer
 
     def _make_form(self, run: Run) -> None:
@@ -141,11 +174,17 @@ class ReviewPairs(HITLOperator):
         self.params = ParamsDict(params)
 
 
-def asked(model: Model) -> dict[str, Any]:
-    """Return the users and the notifiers of a question, as arguments of its operator."""
+def asked(model: Model, retries: int = 5) -> dict[str, Any]:
+    """Return users, notifiers and retries of a question, as arguments of its operator."""
     users = [HITLUser(id=name, name=name) for name in model.file.approvers]
-    # None: everyone who may edit the DAG.
-    return {"assigned_users": users or None, "notifiers": announcers("question", model)}
+    return {
+        # None: everyone who may edit the DAG.
+        "assigned_users": users or None,
+        "notifiers": announcers("question", model),
+        # An answer that can't be taken fails the task; the next try asks again.
+        "retries": retries,
+        "retry_delay": timedelta(seconds=1),
+    }
 
 
 def review_pairs(model: Model) -> tuple[Any, Any]:
@@ -158,45 +197,41 @@ def review_pairs(model: Model) -> tuple[Any, Any]:
         options=[_VOTE, _SKIP],
         # A review without an answer is an outcome that human_review states, not a failure.
         defaults=_SKIP,
-        # Votes that can't be stored fail the task; the next try asks again.
-        retries=5,
-        retry_delay=timedelta(seconds=1),
         map_index_template="pairs {{ task.assignment['pairs'] | join(', ') }}"
         "{% if task.assignment['reviewer'] %} for {{ task.assignment['reviewer'] }}{% endif %}",
     ).expand(assignment=assigned)
 
 
-def approve_waivers(model: Model) -> RunApproval:
+def approve_waivers(model: Model) -> WaiverApproval:
     """Make the task that asks whether failures and looser limits of critical items are accepted."""
-    return _approval(
-        model, human_answers.ABOUT_WAIVERS, "Accept this of critical items?", "needed for a yes"
+    return WaiverApproval(
+        task_id=human_answers.ABOUT_WAIVERS,
+        **asked(model, retries=20),
+        subject="Accept this of critical items?",
+        params=reason_field("Why you decide so; needed for a yes."),
     )
 
 
-def approve_release(model: Model) -> RunApproval:
+def approve_release(model: Model) -> ReleaseApproval:
     """Make the task that asks for approval of the release, when all evidence is there."""
-    return _approval(
-        model, human_answers.ABOUT_RELEASE, "Release this model?", "kept in the release log"
+    return ReleaseApproval(
+        task_id=human_answers.ABOUT_RELEASE,
+        **asked(model, retries=20),
+        subject="Release this model?",
+        params=reason_field("Why you decide so; kept in the release log."),
     )
 
 
-def _approval(model: Model, task_id: str, subject: str, about_reason: str) -> RunApproval:
+def reason_field(description: str) -> dict[str, Param]:
+    """Return the form of an approval: a field for the reason."""
     reason = Param(
         "",
         type=["string", "null"],
         format="multiline",
         title="Reason",
-        description=f"Why you decide so; {about_reason}.",
+        description=description,
     )
-    return RunApproval(
-        task_id=task_id,
-        **asked(model),
-        subject=subject,
-        params={_REASON: reason},
-        # An answer that does not count fails the task; the next try asks again.
-        retries=20,
-        retry_delay=timedelta(seconds=1),
-    )
+    return {_REASON: reason}
 
 
 def checklist_url(context: Context) -> str:

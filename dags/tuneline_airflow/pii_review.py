@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param, task
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowException
 
 from tuneline.config import Model
-from tuneline.errors import UserError
 from tuneline.run import Run
 from tuneline_airflow.people import answerer, asked
 from tuneline_airflow.pods import RUN_URI, run_uri_of
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+from tuneline_airflow.retries import asking_again, fail_plainly, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -62,10 +60,8 @@ class ReviewRows(HITLOperator):
         self._make_form(run)
         answer = super().execute_complete(context, event)
         if _SEND in event["chosen_options"]:
-            try:
+            with asking_again():
                 record_form(run, self.numbers, event["params_input"] or {}, answerer(event))
-            except UserError as error:
-                raise AirflowException(str(error)) from None
         return answer
 
     def _make_form(self, run: Run) -> None:
@@ -85,8 +81,5 @@ def review_rows(model: Model) -> tuple[Any, Any]:
         options=[_SEND, _SKIP],
         # A review without an answer is what the evidence states, not a failure.
         defaults=_SKIP,
-        # An answer that can't be stored fails the task; the next try asks again.
-        retries=5,
-        retry_delay=timedelta(seconds=1),
         map_index_template="rows {{ task.numbers | join(', ') }}",
     ).expand(numbers=assigned)

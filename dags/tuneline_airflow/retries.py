@@ -15,7 +15,7 @@ from airflow.sdk import (
     RetryPolicy,
     RetryRule,
 )
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from tuneline.errors import UserError
 from tuneline.machine.environment_variables import seconds_from
@@ -81,6 +81,15 @@ def fail_plainly() -> Iterator[None]:
         yield
     except UserError as error:
         raise AirflowFailException(str(error)) from None
+
+
+@contextmanager
+def asking_again() -> Iterator[None]:
+    """Fail a task if an answer of a person can't be taken; its next try asks again."""
+    try:
+        yield
+    except UserError as error:
+        raise AirflowException(str(error)) from None
 
 
 # For tasks in the worker: only an unreachable store is worth another try.

@@ -18,21 +18,33 @@ _DIRTY = "-dirty"
 
 
 def code_identity(root: Path | None = None) -> dict[str, Any]:
-    """Identify the code that runs.
+    """Identify the code that runs, with all that was made from the checkout.
+
+    Args:
+        root: the project's folder; by default that of the running code.
+
+    Returns:
+        What `library_identity` returns, and `tree_sha256` of all Python files and configuration.
+    """
+    root = root or project_root()
+    return {**library_identity(root), "tree_sha256": tree_sha256(root)}
+
+
+def library_identity(root: Path | None = None) -> dict[str, Any]:
+    """Identify the library that runs.
 
     Args:
         root: the project's folder; by default that of the running code.
 
     Returns:
         `source` (git, image or files), `commit` (None without one), `dirty` (True if files
-        differ from the commit), `tree_sha256` of the Python files and configuration,
-        `library_sha256` of the part of them that every image holds, and a `note` for a person.
+        differ from the commit), `library_sha256` of the code that every image holds, and a
+        `note` for a person.
     """
     root = root or project_root()
     identity: dict[str, Any] = {
         "commit": None,
         "dirty": None,
-        "tree_sha256": tree_sha256(root),
         "library_sha256": tree_sha256(root, ("include/tuneline",)),
     }
     head = _git(root, "rev-parse", "HEAD")

@@ -173,6 +173,11 @@ def holds(value: Scalar, rule: Rule, limit: Scalar | Sequence[Scalar]) -> bool:
     return bool(_COMPARE[rule](value, limit))
 
 
+def breach_in(profile: str) -> Breach:
+    """Return what a broken limit does that stops production and only warns on a laptop."""
+    return "fail" if profile == "production" else "warn"
+
+
 def measure(
     name: str,
     value: Scalar,

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from tuneline.code_identity import code_identity
+from tuneline.code_identity import library_identity
 
 _REPORTED_PACKAGES = (
     "torch transformers peft trl bitsandbytes datasketch great-expectations presidio-analyzer "
@@ -56,9 +56,8 @@ def hash_packages(packages: Mapping[str, str]) -> str:
 
 @cache
 def own_code() -> dict[str, Any]:
-    """Return the identity of the code of this process, without its note; see `code_identity`."""
-    code = code_identity()
-    return {key: code[key] for key in ("source", "commit", "dirty", "library_sha256")}
+    """Return the identity of the code of this process, without its note; see `library_identity`."""
+    return {key: value for key, value in library_identity().items() if key != "note"}
 
 
 def device() -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel
 
 from tuneline.artifacts.artifact import Document
-from tuneline.artifacts.people import WAIVERS, Person, RecordedWaiver, waivers_sha256, why_not
+from tuneline.artifacts.people import WAIVERS, RecordedWaiver, waivers_sha256, why_not
 from tuneline.catalogue import ITEMS, Item, Severity, get_item
 from tuneline.config import Looser
 from tuneline.evidence import Evidence, Measurement, Verdict, conclude, worse
@@ -84,21 +85,20 @@ class _Opinion:
     why: str
 
 
-def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemStatus:
+def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus:
     """Return the status of one item of a run.
 
     Args:
         run: the run.
         item_id: id of the item.
-        freshness: what is up to date in the run, where the caller knows it already.
+        grounds: the grounds of the run, where the caller has them already.
 
     Raises:
         UserError: if there is no such item, or a file of the run is damaged.
     """
     item = get_item(item_id)
-    # A verdict is no input of the step that asks for it; what that step reads itself is.
-    run = replace(run, reads=None)
-    fresh = freshness or Freshness(run)
+    grounds = grounds or Grounds(run)
+    run, fresh = grounds.run, grounds.fresh
     evidence = fresh.entry(item.id)
     if not isinstance(evidence, Evidence):
         return _status(run, item, Verdict.NOT_RUN, "not run", "the step left no evidence")
@@ -115,12 +115,12 @@ def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemSt
             summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
         if opinion.verdict in (*_BROKEN, Verdict.NOT_RUN):
             reasons.append(f"{opinion.source}: {opinion.why}")
-    limits = [one for one in looser_limits(run) if one.looser.item == item.id]
+    limits = [one for one in grounds.limits if one.looser.item == item.id]
     policy = _of_policy(run, item, [one for one in limits if one.waiver is None])
     if policy and verdict != Verdict.NOT_APPLICABLE:
         verdict = worse(verdict, policy.verdict)
         reasons.append(f"{policy.source}: {policy.why}")
-    waiver = valid_waivers(run).get(item.id)
+    waiver = grounds.waivers.get(item.id)
     # A person can accept what was measured. A critical item has to be measured.
     unmeasured = raised and item.severity == Severity.CRITICAL
     if waiver and verdict in _BROKEN and not unmeasured:
@@ -136,14 +136,14 @@ def status(run: Run, item_id: str, freshness: Freshness | None = None) -> ItemSt
 
 def checklist(run: Run) -> list[ItemStatus]:
     """Return the 25 rows of a run; an item that a failure kept from running names that failure."""
-    fresh = Freshness(run)
-    rows = [status(run, item.id, fresh) for item in ITEMS]
+    grounds = Grounds(run)
+    rows = [status(run, item.id, grounds) for item in ITEMS]
     critical = (row for row in rows if row.severity == Severity.CRITICAL)
     failed = next((row.item for row in critical if row.verdict == Verdict.FAIL), None)
     if failed is None:
         return rows
     because = f"{failed} failed and stopped the run before it"
-    return [row if fresh.entry(row.item) else replace(row, because=because) for row in rows]
+    return [row if grounds.fresh.entry(row.item) else replace(row, because=because) for row in rows]
 
 
 def check_item(run_uri: str, item_id: str) -> ItemStatus:
@@ -157,7 +157,7 @@ def valid_waivers(run: Run) -> dict[str, RecordedWaiver]:
     A waiver counts if a person stands for it; that of a critical item also needs the approval of
     a person in Airflow, given for the configuration of this run.
     """
-    return {waiver.item: waiver for waiver in _counting(run) if waiver.limit is None}
+    return Grounds(run).waivers
 
 
 @dataclass(frozen=True)
@@ -183,30 +183,53 @@ class LooserLimit:
 
 def looser_limits(run: Run) -> list[LooserLimit]:
     """Return the limits that a run sets looser than the policy under which it was created."""
-    looser = run.policy.looser(run.config)
-    waivers = {waiver.limit: waiver for waiver in _counting(run)} if looser else {}
-    return [
-        LooserLimit(one, next((waivers[n] for n in one.names if n in waivers), None))
-        for one in looser
-    ]
+    return Grounds(run).limits
 
 
-def _counting(run: Run) -> list[RecordedWaiver]:
-    """Return the waivers that count, of failures and of limits."""
-    document = WAIVERS.find(run)
-    if document is None:
-        return []
-    about = waivers_sha256(run)
+class Grounds:
+    """What the verdicts of a run rest on beside each item's own evidence, looked up once.
 
-    def approved(waiver: RecordedWaiver) -> bool:
-        if get_item(waiver.item).severity != Severity.CRITICAL:
-            return True
-        answer = waiver.approval
-        if answer is None or answer.about != about:
-            return False
-        return why_not(run, Person(answer.by, answer.by_id)) is None
+    Attributes:
+        run: the run.
+        fresh: what is up to date in it.
+    """
 
-    return [waiver for waiver in document.waivers if waiver.by and approved(waiver)]
+    def __init__(self, run: Run) -> None:
+        # A verdict is no input of the step that asks for it; what that step reads itself is.
+        self.run = replace(run, reads=None)
+        self.fresh = Freshness(self.run)
+
+    @cached_property
+    def waivers(self) -> dict[str, RecordedWaiver]:
+        """The waivers of failures that count, by item."""
+        return {waiver.item: waiver for waiver in self._counting if waiver.limit is None}
+
+    @cached_property
+    def limits(self) -> list[LooserLimit]:
+        """The limits that the run sets looser than its policy, with the waivers that count."""
+        waivers = {waiver.limit: waiver for waiver in self._counting}
+        return [
+            LooserLimit(one, next((waivers[n] for n in one.names if n in waivers), None))
+            for one in self.run.policy.looser(self.run.config)
+        ]
+
+    @cached_property
+    def _counting(self) -> list[RecordedWaiver]:
+        """The waivers that count, of failures and of limits."""
+        document = WAIVERS.find(self.run)
+        if document is None:
+            return []
+        about = waivers_sha256(self.run)
+
+        def approved(waiver: RecordedWaiver) -> bool:
+            if get_item(waiver.item).severity != Severity.CRITICAL:
+                return True
+            answer = waiver.approval
+            if answer is None or answer.about != about:
+                return False
+            return why_not(self.run, answer.person) is None
+
+        return [waiver for waiver in document.waivers if waiver.by and approved(waiver)]
 
 
 def _of_policy(run: Run, item: Item, limits: Sequence[LooserLimit]) -> _Opinion | None:

@@ -1,4 +1,4 @@
-"""What a run's steps were carried out in: lists of packages, and images of pods.
+"""The environments of a run's steps: lists of packages, and images of pods.
 
 A list of packages lies once under `environments/` of the run, named by its hash, which evidence
 states. The image of each step's pod lies under `images/`, as the cluster reported it.

@@ -1,10 +1,13 @@
-"""What people were asked about licences and what they answered, and the packages of the engine."""
+"""Questions to people about licences, their answers, and the packages of the engine."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel
 
 from tuneline.artifacts.artifact import Artifact, Document, RunDocument
+
+# Kind, name and licence of a thing.
+Subject = tuple[str, str, str]
 
 
 class AskedLicense(BaseModel):
@@ -25,8 +28,8 @@ class AskedLicense(BaseModel):
     text: str = ""
 
     @property
-    def subject(self) -> tuple[str, str, str]:
-        """What an answer is about: it counts for no other thing and no other licence."""
+    def subject(self) -> Subject:
+        """The thing and the licence that an answer counts for; it counts for no other."""
         return self.kind, self.name, self.license
 
 

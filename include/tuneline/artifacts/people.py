@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 _NOBODY = ("", "unknown", "anonymous")
 
 
+@dataclass(frozen=True)
+class Person:
+    """The user who answered, as Airflow recorded it.
+
+    Attributes:
+        name: the user's name; empty if Airflow recorded none.
+        id: the user's id.
+    """
+
+    name: str
+    id: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """Both ways in which a list of approvers may name the user."""
+        return {self.name, self.id or self.name}
+
+
 class Approval(BaseModel):
     """The answer of a person to the task `subject`.
 
@@ -35,6 +53,11 @@ class Approval(BaseModel):
     at: str
     reason: str = ""
     about: str | None = None
+
+    @property
+    def person(self) -> Person:
+        """The user who gave it."""
+        return Person(self.by, self.by_id)
 
 
 class Approvals(BaseModel):
@@ -84,24 +107,6 @@ def waivers_sha256(run: Run) -> str:
     """Return the hash of what the approval of waivers is about: the run and its configuration."""
     config = run.store.get_bytes(run.key("config.json"))
     return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
-
-
-@dataclass(frozen=True)
-class Person:
-    """The user who answered, as Airflow recorded it.
-
-    Attributes:
-        name: the user's name; empty if Airflow recorded none.
-        id: the user's id.
-    """
-
-    name: str
-    id: str | None = None
-
-    @property
-    def names(self) -> set[str]:
-        """What the user may be called by in a list of approvers."""
-        return {self.name, self.id or self.name}
 
 
 def why_not(run: Run, person: Person) -> str | None:

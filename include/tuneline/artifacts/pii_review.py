@@ -34,7 +34,7 @@ class PiiSheet(BaseModel):
 
 
 class PiiFindings(BaseModel):
-    """What one person found in some of the rows.
+    """The personal data that one person found in some of the rows.
 
     Attributes:
         reviewer: the user that Airflow recorded.

@@ -21,8 +21,8 @@ from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
 
 MANIFEST_FILE = "manifest.json"
-# The limits of the platform under which the version was made.
-POLICY_FILE = "policy.yaml"
+# The configuration of the run, and the limits of the platform that bounded it.
+CONFIG_FILE, POLICY_FILE = "config.json", "policy.yaml"
 # What a release serves: one file for llama.cpp, else a checkpoint, else a compiled engine.
 MODEL_FILE = "model.gguf"
 CHECKPOINT_FOLDER, ENGINE_FOLDER = "model/", "engine/"
@@ -69,6 +69,18 @@ class Release:
                 uri = self.store.uri_of(key)
                 return FileRef(name=name, uri=uri, sha256=file.sha256, bytes=file.bytes)
         return None
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of one of its files, verified; None if it has no such file.
+
+        Raises:
+            NotThere: if the store has lost it.
+            CorruptObject: if its bytes are others.
+        """
+        ref = self.find(name)
+        if ref is None:
+            return None
+        return self.store.get_bytes(self.store.key_of(ref.uri), sha256=ref.sha256)
 
     @property
     def engine(self) -> str:

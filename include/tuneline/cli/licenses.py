@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import Commands, add_json_argument, add_run_argument
@@ -62,11 +61,12 @@ def _show(arguments: argparse.Namespace) -> int:
 def _accept(arguments: argparse.Namespace) -> int:
     from tuneline.artifacts.people import Person
     from tuneline.human_answers import YES, license_answers
+    from tuneline.human_answers.terminal import this_user
     from tuneline.run import Run
 
     run = Run.open(arguments.run)
     waiting = _waiting(run)
-    by = f"{getpass.getuser()} (command line)"
+    by = f"{this_user()} (command line)"
     license_answers.record(run, waiting, YES, Person(by), arguments.reason)
     for asked in waiting:
         print(f"accepted by {by}: {asked.name} ({asked.license})")

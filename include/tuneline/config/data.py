@@ -24,6 +24,9 @@ CsvQuoting = Literal["auto", "double", "backslash", "single", "none"]
 SourceFormat = Literal[
     "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "chatml_text", "llama3_text"
 ]
+# Share of personal data that may leak: of mailboxes and addresses, and of all others but names.
+USUAL_LEAKS = {"EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25}
+OTHER_LEAKS = 0.05
 
 
 class CsvMapping(Section):
@@ -217,7 +220,7 @@ class PiiScrubbingConfig(Section):
         200, ge=20, description="Canaries of each kind of personal data, planted in every run."
     )
     pii_max_leak: float | dict[str, float] = Field(
-        {"EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25},
+        USUAL_LEAKS,
         description="Share of an entity that may leak, by the upper end of its interval: a number "
         "for all but names and places, or a map by entity; what it does not name keeps the "
         "default, which is 0.05 for all but these.",

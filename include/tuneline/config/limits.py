@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
+
 Value = float | bool | str | None
 # In a map of limits: whatever the map does not name.
 OTHER = "other"
@@ -40,7 +42,8 @@ class Limit:
         """Return a number that grows as a value becomes looser."""
         if self.levels:
             return -self.levels.index(value)
-        number = float(value)  # type: ignore[arg-type]
+        assert isinstance(value, int | float)
+        number = float(value)
         return number if self.stricter == "lower" else -number
 
     def fits(self, value: object) -> bool:
@@ -167,7 +170,7 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "evaluation.review_judge_pairs",
         "deployment.quality_rows",
     ),
-    "it chooses rows; what is left is measured by limits of its own": (
+    "it chooses rows; the rows that stay are measured by limits of their own": (
         "data.template_repeats",
         "data.repeated_phrase_share",
         "data.max_tokens",
@@ -263,6 +266,12 @@ def item_of(path: str) -> str:
     return limit.item or path.rpartition(".")[2]
 
 
+def near_limit(path: str) -> str:
+    """Return the question whether a limit of a similar name was meant; empty without one."""
+    near = difflib.get_close_matches(path, [one.setting for one in LIMITS], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def check_limit(path: str, item: str) -> None:
     """Refuse a path that is not a limit of an item.
 
@@ -271,8 +280,7 @@ def check_limit(path: str, item: str) -> None:
     """
     limit = limit_of(path)
     if limit is None:
-        near = difflib.get_close_matches(path, [one.setting for one in LIMITS], n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; docs/governance.md lists the limits"
+        hint = near_limit(path) or "; docs/governance.md lists the limits"
         raise ValueError(f"{path!r} is not a limit{hint}")
     if not limit.item and path == limit.setting:
         raise ValueError(f"{path} has a limit for each item; name {path}.{item}")
@@ -300,7 +308,7 @@ def _leaks(value: float | Mapping[str, float]) -> Mapping[str, float]:
     if not isinstance(value, Mapping):
         return {OTHER: value}
     # docs/data.md: a map that does not name an entity keeps its default.
-    return {OTHER: 0.05, "EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25, **value}
+    return {OTHER: OTHER_LEAKS, **USUAL_LEAKS, **value}
 
 
 def leaves(content: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,6 @@ text when it is created, so that every later verdict is by the same policy.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Mapping
@@ -21,13 +20,13 @@ from tuneline.catalogue import Severity, get_item
 from tuneline.config.data import DataConfig
 from tuneline.config.layers import explain, parse_yaml
 from tuneline.config.limits import (
-    LIMITS,
     OTHER,
     Value,
     item_of,
     leaves,
     limit_of,
     limits_in,
+    near_limit,
 )
 from tuneline.config.pipeline import PipelineConfig
 from tuneline.config.section import Section
@@ -81,9 +80,7 @@ def _check(given: Mapping[str, Any]) -> None:
     for path, value in leaves(given, ""):
         limit = limit_of(path)
         if limit is None:
-            near = difflib.get_close_matches(path, [one.setting for one in LIMITS], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{path} is not a limit{hint}")
+            raise ValueError(f"{path} is not a limit{near_limit(path)}")
         if not limit.fits(value):
             wanted = " or ".join(map(str, limit.levels)) or "a number"
             raise ValueError(f"{path} must be {wanted} or null, not {value!r}")

@@ -10,7 +10,7 @@ steps and the release before are stated too, and the whole is signed where a key
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.data import DATASET, DATASET_CARD, DATASET_VERSION, SCRUBBED
@@ -38,7 +38,7 @@ from tuneline.artifacts.training import ADAPTER, HISTORY, LORA, MERGED, PLAN
 from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, Measurement, Verdict, measure
+from tuneline.evidence import Evidence, Measurement, Verdict, breach_in, measure
 from tuneline.failures import ended_by_error
 from tuneline.freshness import Freshness
 from tuneline.governance.documents.write import add_documents
@@ -61,7 +61,7 @@ from tuneline.run import Run, StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.store import sha256_file
-from tuneline.verdicts import status
+from tuneline.verdicts import Grounds, status
 
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")
@@ -96,7 +96,7 @@ def code_measurements(code: dict[str, Any], profile: str) -> list[Measurement]:
         profile: `laptop`, where unversioned or dirty code warns, or `production`, where it
             fails.
     """
-    breach: Literal["fail", "warn"] = "fail" if profile == "production" else "warn"
+    breach = breach_in(profile)
     versioned = code.get("commit") is not None
     return [
         measure("code_is_versioned", versioned, "flag", "==", True, on_breach=breach),
@@ -180,7 +180,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
         Local file by name in the version's folder (gates and the extraction audit included), and
         the verdict of each item that has evidence.
     """
-    fresh = Freshness(ctx.run)
+    grounds = Grounds(ctx.run)
     files: dict[str, Path] = {}
     verdicts: dict[str, ManifestEvidence] = {}
     for item in ITEMS:
@@ -192,7 +192,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
                 shipped = f"evidence/{item.id}/{name}"
                 files[shipped] = ctx.scratch / shipped
                 ctx.run.store.get_file(key, files[shipped])
-        row = status(ctx.run, item.id, fresh)
+        row = status(ctx.run, item.id, grounds)
         verdicts[item.id] = ManifestEvidence(
             phase=item.phase,
             severity=item.severity,

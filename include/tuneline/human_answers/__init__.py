@@ -24,7 +24,13 @@ from tuneline.errors import UserError
 from tuneline.run import Run, now
 
 # The questions, and the answer that allows what is asked.
-ABOUT_WAIVERS, ABOUT_RELEASE, YES = "approve_waivers", "approve_release", "Approve"
+ABOUT_WAIVERS, ABOUT_RELEASE, ABOUT_LICENSES = "approve_waivers", "approve_release", "license_audit"
+YES = "Approve"
+# The answers that need a reason, and what it has to say.
+_NEEDS_REASON = {
+    ABOUT_WAIVERS: ("accepting a waiver of a critical item", ""),
+    ABOUT_LICENSES: ("the approval of a licence", ": who read it, and what it allows"),
+}
 _LEAST_REASON = 10
 
 
@@ -93,10 +99,11 @@ def record_approval(
         why = why_not(run, person)
         if why:
             raise UserError(f"{subject}: {why}")
-        if subject == ABOUT_WAIVERS and len(reason) < _LEAST_REASON:
+        if subject in _NEEDS_REASON and len(reason) < _LEAST_REASON:
+            what, about = _NEEDS_REASON[subject]
             raise UserError(
-                f"{subject}: accepting a waiver of a critical item needs a reason of at least "
-                f"{_LEAST_REASON} characters; answer again"
+                f"{subject}: {what} needs a reason of at least {_LEAST_REASON} characters{about}; "
+                "answer again"
             )
     earlier = APPROVALS.find(run) or Approvals()
     answer = Approval(

@@ -9,15 +9,12 @@ from tuneline.artifacts.licenses import (
     AskedLicense,
     LicenseAnswer,
     LicenseAnswers,
+    Subject,
 )
 from tuneline.artifacts.people import Person
 from tuneline.errors import UserError
-from tuneline.human_answers import YES, record_approval
+from tuneline.human_answers import ABOUT_LICENSES, YES, record_approval
 from tuneline.run import Run, now
-
-SUBJECT = "license_audit"
-# As long as the reason of a waiver.
-SHORTEST_REASON = 10
 
 
 def record(
@@ -39,13 +36,8 @@ def record(
     why = (reason or "").strip()
     if not asked:
         raise UserError(f"{run.uri}: no licence of this run waits for a person")
-    if decision == YES and len(why) < SHORTEST_REASON:
-        raise UserError(
-            "the approval of a licence needs a reason of at least "
-            f"{SHORTEST_REASON} characters: who read it, and what it allows"
-        )
     # First, so that an answer which may not be given leaves nothing.
-    record_approval(run, SUBJECT, decision, person, why)
+    record_approval(run, ABOUT_LICENSES, decision, person, why)
     earlier = LICENSE_ANSWERS.find(run) or LicenseAnswers()
     answer = LicenseAnswer(
         asked=list(asked), decision=decision, by=person.name, reason=why, at=now()
@@ -53,12 +45,12 @@ def record(
     LICENSE_ANSWERS.put(run, LicenseAnswers(answers=[*earlier.answers, answer]))
 
 
-def accepted(run: Run) -> dict[tuple[str, str, str], LicenseAnswer]:
+def last_answers(run: Run) -> dict[Subject, LicenseAnswer]:
+    """Return the last answer about each licence, approval or rejection, by its subject."""
+    answers = (LICENSE_ANSWERS.find(run) or LicenseAnswers()).answers
+    return {asked.subject: answer for answer in answers for asked in answer.asked}
+
+
+def accepted(run: Run) -> dict[Subject, LicenseAnswer]:
     """Return the approval of each licence by its subject; the last answer counts."""
-    found: dict[tuple[str, str, str], LicenseAnswer] = {}
-    for answer in (LICENSE_ANSWERS.find(run) or LicenseAnswers()).answers:
-        for asked in answer.asked:
-            found.pop(asked.subject, None)
-            if answer.decision == YES:
-                found[asked.subject] = answer
-    return found
+    return {s: answer for s, answer in last_answers(run).items() if answer.decision == YES}

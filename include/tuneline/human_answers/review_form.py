@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from tuneline.artifacts.evaluation import BOTH_BAD, Mark, ReviewPair
 from tuneline.errors import UserError
 from tuneline.human_answers.ballots import cast, sheet_of
+from tuneline.machine.markdown import fenced
 from tuneline.run import Run
 
 COMMENT = "comment"
@@ -107,12 +107,5 @@ def _shown(run: Run, numbers: Collection[int]) -> list[ReviewPair]:
 
 def _pair(pair: ReviewPair) -> str:
     texts = [("Question", pair.prompt), ("A", pair.A), ("B", pair.B)]
-    shown = "\n\n".join(f"**{name}**\n\n{_fenced(text)}" for name, text in texts)
+    shown = "\n\n".join(f"**{name}**\n\n{fenced(text)}" for name, text in texts)
     return f"### Pair {pair.pair}\n\n{shown}"
-
-
-def _fenced(text: str) -> str:
-    # A fence longer than any inside keeps the model's answer from becoming markup.
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 
@@ -49,3 +50,11 @@ def escaped(value: Any) -> str:
     for character in "\\`|*<[]":
         text = text.replace(character, f"\\{character}")
     return text
+
+
+def fenced(text: str) -> str:
+    """Return a text as a block of its own, out of which no markup of it can break."""
+    # The fence is longer than any inside.
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

@@ -51,7 +51,7 @@ class Environment:
 
     def has(self, package: str) -> bool:
         """Return True if a package is in it."""
-        return any(_same(found.name, package) for found in self.packages)
+        return any(_plain(found.name) == _plain(package) for found in self.packages)
 
 
 def installed(python: str | None = None, stated: Mapping[str, str] | None = None) -> Environment:
@@ -68,7 +68,9 @@ def installed(python: str | None = None, stated: Mapping[str, str] | None = None
         raw: dict[str, Any] = {"prefix": sys.prefix, "packages": package_metadata.stated_licenses()}
     else:
         raw = _asked(python)
-    known = dict(stated or {})
+    known = {_plain(name): (p.license, p.source) for name, p in table().packages.items()}
+    for name, given in (stated or {}).items():
+        known[_plain(name)] = given, "governance.package_licenses"
     return Environment(raw["prefix"], [_package(entry, known) for entry in raw["packages"]])
 
 
@@ -82,14 +84,11 @@ def _asked(python: str) -> dict[str, Any]:
     return found
 
 
-def _package(entry: Mapping[str, Any], stated: Mapping[str, str]) -> PackageLicense:
+def _package(entry: Mapping[str, Any], known: Mapping[str, tuple[str, str]]) -> PackageLicense:
     license_id, source = read(entry)
-    if license_id == NONE:
-        known = {name: (found.license, found.source) for name, found in table().packages.items()}
-        known |= {name: (given, "governance.package_licenses") for name, given in stated.items()}
-        for name, (given, place) in known.items():
-            if _same(name, entry["name"]):
-                license_id, source = normalise(given), place
+    if license_id == NONE and _plain(entry["name"]) in known:
+        given, source = known[_plain(entry["name"])]
+        license_id = normalise(given)
     return PackageLicense(entry["name"], entry["version"], license_id, source)
 
 
@@ -117,7 +116,6 @@ def read(entry: Mapping[str, Any]) -> tuple[str, str]:
     return NONE, "no licence in the metadata"
 
 
-def _same(one: str, other: str) -> bool:
-    """Compare names as PEP 503 does."""
-    plain = [name.lower().replace("_", "-").replace(".", "-") for name in (one, other)]
-    return plain[0] == plain[1]
+def _plain(name: str) -> str:
+    """Return a package's name in the form in which PEP 503 compares names."""
+    return name.lower().replace("_", "-").replace(".", "-")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tuneline.config import DataConfig
+from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
 from tuneline.data.pii.canaries.kinds import KINDS, entity_of
 from tuneline.data.pii.entities import NER_ENTITIES
 from tuneline.data.pii.profiles import demanded
-
-# Of numbers and secrets.
-STRICT = 0.05
 
 
 def leak_limit(group: str, config: DataConfig) -> float:
@@ -19,12 +17,11 @@ def leak_limit(group: str, config: DataConfig) -> float:
     entity = entity_of(kind) if kind in KINDS else kind
     given = config.pii_max_leak
     if isinstance(given, dict):
-        usual: dict[str, float] = DataConfig.model_fields["pii_max_leak"].default
-        for limits in (given, usual):
+        for limits in (given, USUAL_LEAKS):
             for name in (group, kind, entity):
                 if name in limits:
                     return limits[name]
-        given = STRICT
+        given = OTHER_LEAKS
     return config.pii_max_leak_ner if entity in NER_ENTITIES else given
 
 

@@ -33,7 +33,7 @@ def signed(payload: bytes, private_key: Path) -> bytes:
     try:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
         from securesystemslib.dsse import Envelope
-        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # exported, but not in __all__
     except ModuleNotFoundError as error:
         raise UserError(
             f"signed statements need securesystemslib ({error}); install it: "

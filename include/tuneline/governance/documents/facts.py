@@ -16,14 +16,13 @@ from typing import Any
 
 from tuneline.artifacts.governance import ManifestFile
 from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES
-from tuneline.artifacts.releases import ADAPTER_FOLDER, MODEL_FILE, Release
+from tuneline.artifacts.releases import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FILE, Release
 from tuneline.catalogue import ITEMS, Item
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
 from tuneline.failures import ended_by_error
 from tuneline.models.base_model import digest_of
 
-CONFIG_FILE, DATASET_FILE = "config.json", "dataset.json"
 # Its verdict rests on the manifest, so that the manifest can't state it.
 UNSTATED = "lineage"
 
@@ -166,7 +165,7 @@ class Facts:
         if stated is None:
             return ItemFacts(item, Verdict.NOT_RUN)
         folder = f"evidence/{item.id}/"
-        raw = self._bytes(stated.file)
+        raw = self.release.read(stated.file)
         return ItemFacts(
             item,
             Verdict(stated.verdict),
@@ -177,18 +176,10 @@ class Facts:
         )
 
     def _rows(self, name: str) -> list[dict[str, str]]:
-        raw = self._bytes(name)
+        raw = self.release.read(name)
         return list(csv.DictReader(io.StringIO(raw.decode()))) if raw else []
 
     def _json(self, name: str) -> dict[str, Any]:
-        raw = self._bytes(name)
+        raw = self.release.read(name)
         document = json.loads(raw) if raw else {}
         return document if isinstance(document, dict) else {}
-
-    def _bytes(self, name: str) -> bytes | None:
-        """Return a file of the release, verified; None if it has no such file."""
-        ref = self.release.find(name)
-        if ref is None:
-            return None
-        store = self.release.store
-        return store.get_bytes(store.key_of(ref.uri), sha256=ref.sha256)

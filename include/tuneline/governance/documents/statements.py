@@ -18,9 +18,9 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
 from tuneline import CONTRACT_VERSION, __version__
-from tuneline.artifacts.releases import model_prefix
+from tuneline.artifacts.releases import CONFIG_FILE, model_prefix
 from tuneline.evidence import Measurement, Verdict
-from tuneline.governance.documents.facts import CONFIG_FILE, Facts, ItemFacts
+from tuneline.governance.documents.facts import Facts, ItemFacts
 from tuneline.governance.documents.packages import purl
 
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"

@@ -19,6 +19,7 @@ from tuneline.governance.production.label_files import parse_labels
 from tuneline.governance.production.labels import open_rows, read_labels, store_labels
 from tuneline.governance.production.review_rows import ReviewRow, review_rows
 from tuneline.governance.production.vocabulary import Decision
+from tuneline.machine.markdown import fenced
 from tuneline.production_logs.partition import folder_name
 from tuneline.store import AlreadyThere, NotThere, Store
 
@@ -55,7 +56,7 @@ def review_sheet(
     parts = [_INSTRUCTIONS]
     for row in rows:
         texts = (("Prompt", row.prompt), ("Answer", row.answer))
-        shown = "\n\n".join(f"**{name}**\n\n{_fenced(text)}" for name, text in texts)
+        shown = "\n\n".join(f"**{name}**\n\n{fenced(text)}" for name, text in texts)
         parts.append(f"### Row {numbers[row.request_id]} ({row.stratum}, {row.day})\n\n{shown}")
     return "\n\n".join(parts)
 
@@ -181,10 +182,3 @@ def _claim_numbers(store: Store, model: str, rows: Sequence[ReviewRow]) -> dict[
         except AlreadyThere:
             # Somebody else claimed these numbers in between.
             continue
-
-
-def _fenced(text: str) -> str:
-    # A fence longer than any inside keeps the model's answer from becoming markup.
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"

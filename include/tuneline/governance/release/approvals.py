@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
-from tuneline.artifacts.people import APPROVALS, Approval, Approvals, Person, why_not
+from tuneline.artifacts.people import APPROVALS, Approval, Approvals, why_not
 from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError
 from tuneline.human_answers import ABOUT_RELEASE, YES
@@ -45,7 +45,7 @@ def refusal(run: Run) -> str | None:
     if answer.decision != YES:
         why = f": {answer.reason}" if answer.reason else ""
         return f"nobody has approved the release; {answer.by} has rejected it{why}"
-    fault = why_not(run, Person(answer.by, answer.by_id))
+    fault = why_not(run, answer.person)
     if fault:
         return f"the approval does not count: {fault}; {ask}"
     if reference is None or answer.about != reference.sha256:

@@ -144,10 +144,7 @@ def _agreements(item: str, stated: ManifestEvidence, evidence: Evidence) -> dict
 
 def _read(release: Release, name: str) -> Any:
     """Return a file of the release; None if it has none, or one that its hash does not fit."""
-    ref = release.find(name)
-    if ref is None:
-        return None
     try:
-        return release.store.get_bytes(release.store.key_of(ref.uri), sha256=ref.sha256)
+        return release.read(name)
     except TunelineError:
         return None

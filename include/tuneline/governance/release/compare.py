@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.artifacts.governance import Manifest
-from tuneline.artifacts.releases import Release, find_version, read_release
+from tuneline.artifacts.releases import CONFIG_FILE, Release, find_version, read_release
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import load_evidence
 from tuneline.governance.release.verify import Version
@@ -121,10 +121,9 @@ def _sources(manifest: Manifest) -> Values:
 
 def _settings(release: Release) -> Values:
     """Return the run's settings, without those of the adapter, which the manifest states."""
-    ref = release.find("config.json")
-    if ref is None:
+    raw = release.read(CONFIG_FILE)
+    if raw is None:
         return flat({k: v for k, v in release.manifest.hyperparameters.items() if k != "lora"})
-    raw = release.store.get_bytes(release.store.key_of(ref.uri), sha256=ref.sha256)
     return flat(json.loads(raw))
 
 
@@ -141,13 +140,12 @@ def _metrics(release: Release) -> Values:
     """Return the numbers that decided, from the evidence that was shipped."""
     found: dict[str, Any] = {}
     for item, entry in release.manifest.evidence.items():
-        ref = release.find(entry.file)
-        if ref is None:
-            continue
         try:
-            raw = release.store.get_bytes(release.store.key_of(ref.uri), sha256=ref.sha256)
-            evidence = load_evidence(raw, ref.uri)
+            raw = release.read(entry.file)
+            evidence = load_evidence(raw, entry.file) if raw else None
         except TunelineError:
+            continue
+        if evidence is None:
             continue
         found |= {
             f"{item}.{one.name}": one.value for one in evidence.measurements if one.rule is not None

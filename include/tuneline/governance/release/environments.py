@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tuneline.artifacts.environments import find_packages, image_of
 from tuneline.artifacts.governance import StepEnvironment
 from tuneline.catalogue import ITEMS, STEPS
 from tuneline.code_identity import other_code
-from tuneline.evidence import Evidence, Measurement, Record, measure
+from tuneline.evidence import Evidence, Measurement, Record, breach_in, measure
 from tuneline.run import Run
 from tuneline.surroundings import environment
 
@@ -63,7 +63,7 @@ def environment_measurements(
         found: the environments of its steps.
         profile: `laptop`, where other code warns, or `production`, where it fails.
     """
-    breach: Literal["fail", "warn"] = "fail" if profile == "production" else "warn"
+    breach = breach_in(profile)
     others = [step for one in found if other_code(code, one.code) for step in one.steps]
     digests = {one.image_id for one in found if one.image_id}
     return [

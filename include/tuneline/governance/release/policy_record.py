@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from tuneline.artifacts.governance import ManifestPolicy, PolicyException
-from tuneline.artifacts.releases import POLICY_FILE
+from tuneline.artifacts.releases import CONFIG_FILE, POLICY_FILE
 from tuneline.config import read_policy
 from tuneline.errors import UserError
-from tuneline.evidence import Measurement, measure
+from tuneline.evidence import Measurement, breach_in, measure
 from tuneline.run import Run, StepContext
 from tuneline.verdicts import looser_limits
-
-CONFIG_FILE = "config.json"
 
 
 def copied(ctx: StepContext) -> dict[str, Path]:
@@ -50,7 +47,7 @@ def measurements(run: Run) -> list[Measurement]:
 
     Another one warns on the laptop and fails under `profile: production`.
     """
-    breach: Literal["fail", "warn"] = "fail" if run.config.profile == "production" else "warn"
+    breach = breach_in(run.config.profile)
     try:
         here = read_policy().sha256
     except UserError:

@@ -68,10 +68,11 @@ def waivers_question(run: Run, tab: str) -> str:
         tab: address of its checklist in Airflow.
     """
     wanted = critical_waivers(run)
-    others = [one for one in looser_limits(run) if not one.looser.names & {w.limit for w in wanted}]
+    looser = looser_limits(run)
+    others = [one for one in looser if not one.looser.names & {w.limit for w in wanted}]
     sections = [
         _head(run, tab),
-        ("## Asked for", [_waiver(waiver, run) for waiver in wanted]),
+        ("## Asked for", [_waiver(waiver, looser) for waiver in wanted]),
         ("## Other limits looser than the policy", [_looser(one) for one in others]),
     ]
     note = "Accept only what you would stand for: name and reason go into the release log."
@@ -116,12 +117,12 @@ def _looser(one: LooserLimit) -> str:
     return f"{sort}{_code(one.looser.item)}: {_text(one.looser)}; {_text(one.told)}"
 
 
-def _waiver(waiver: Waiver, run: Run | None = None) -> str:
+def _waiver(waiver: Waiver, limits: Sequence[LooserLimit] | None = None) -> str:
     what = "a failure is accepted"
     if waiver.limit is not None:
         what = f"{_code(waiver.limit)} is looser than the policy allows"
-        if run is not None:
-            named = [o.looser for o in looser_limits(run) if waiver.limit in o.looser.names]
+        if limits is not None:
+            named = [one.looser for one in limits if waiver.limit in one.looser.names]
             what = "; ".join(_text(one) for one in named) or (
                 f"{_code(waiver.limit)} is within the policy, so nothing is waived"
             )

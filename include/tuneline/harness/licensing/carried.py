@@ -12,15 +12,15 @@ import io
 import json
 from dataclasses import dataclass
 
-from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES, LICENSE_ANSWERS, LicenseAnswers
-from tuneline.artifacts.releases import Release, released
-from tuneline.human_answers.license_answers import accepted
+from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES, Subject
+from tuneline.artifacts.releases import CONFIG_FILE, Release, released
+from tuneline.human_answers import YES
+from tuneline.human_answers.license_answers import last_answers
 from tuneline.run import Run
 
 # What `circumstances_of` and `generators_of` read of the configuration.
 _CIRCUMSTANCES = "intended_use monthly_users domicile outputs_train_models generated_by".split()
 _FOR = ", for version "
-Subject = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,12 @@ def acceptances(run: Run) -> dict[Subject, Acceptance]:
     Raises:
         CorruptObject: if the released version is not the one that was released.
     """
-    here = {subject: Acceptance(a.by, a.reason) for subject, a in accepted(run).items()}
-    answers = (LICENSE_ANSWERS.find(run) or LicenseAnswers()).answers
-    answered = {asked.subject for answer in answers for asked in answer.asked}
+    answered = last_answers(run)
+    here = {
+        subject: Acceptance(answer.by, answer.reason)
+        for subject, answer in answered.items()
+        if answer.decision == YES
+    }
     release = released(run)
     if release is None or _circumstances(release) != _circumstances_of_run(run):
         return here
@@ -66,14 +69,14 @@ def _circumstances_of_run(run: Run) -> dict[str, object]:
 
 
 def _circumstances(release: Release) -> dict[str, object]:
-    raw = _bytes(release, "config.json")
+    raw = release.read(CONFIG_FILE)
     config = json.loads(raw) if raw else {}
     governance = config.get("governance") or {}
     return {"name": config.get("name"), **{name: governance.get(name) for name in _CIRCUMSTANCES}}
 
 
 def _accepted_by_release(release: Release, name: str) -> dict[Subject, Acceptance]:
-    raw = _bytes(release, name)
+    raw = release.read(name)
     rows = csv.DictReader(io.StringIO(raw.decode())) if raw else []
     return {
         (row["kind"], row["name"], row["license"]): Acceptance(
@@ -87,11 +90,3 @@ def _accepted_by_release(release: Release, name: str) -> dict[Subject, Acceptanc
 def _dated(by: str, version: str) -> str:
     """Return who accepted a licence and for which version, the first one that it was for."""
     return by if _FOR in by else f"{by}{_FOR}{version}"
-
-
-def _bytes(release: Release, name: str) -> bytes | None:
-    """Return a file of the release, verified; None if it has no such file."""
-    ref = release.find(name)
-    if ref is None:
-        return None
-    return release.store.get_bytes(release.store.key_of(ref.uri), sha256=ref.sha256)

@@ -153,13 +153,14 @@ def _finding(
 def with_answers(run: Run, findings: Iterable[Finding]) -> list[Finding]:
     """Return findings with the answers that people gave to them, now or for what is released."""
     answers = acceptances(run)
-    found = []
-    for finding in findings:
+
+    def answered(finding: Finding) -> Finding:
         answer = answers.get(finding.asked.subject)
-        if answer is not None and finding.decision == "person":
-            finding = replace(finding, accepted_by=answer.by, reason=answer.reason)  # noqa: PLW2901
-        found.append(finding)
-    return found
+        if answer is None or finding.decision != "person":
+            return finding
+        return replace(finding, accepted_by=answer.by, reason=answer.reason)
+
+    return [answered(finding) for finding in findings]
 
 
 def open_of_run(run: Run) -> list[AskedLicense]:

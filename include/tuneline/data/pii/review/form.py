@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from tuneline.data.pii.review.estimate import Reviewed
 from tuneline.data.pii.review.sheet import BETWEEN, NONE, OTHER, read_missed
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
+from tuneline.machine.markdown import fenced
 from tuneline.run import Run, now
 
 # `data.pii_review` when people are to be asked.
@@ -62,7 +62,7 @@ def form_body(run: Run, numbers: Sequence[int]) -> str:
         "somebody is, or a secret? Leave the field of a row empty if nothing is. Otherwise copy "
         f"each piece as `TYPE: text`, several with `{BETWEEN}` between them. Types: {kinds}."
     )
-    texts = [f"### Row {number}\n\n{_fenced(sheet.rows[number - 1].text)}" for number in numbers]
+    texts = [f"### Row {number}\n\n{fenced(sheet.rows[number - 1].text)}" for number in numbers]
     return "\n\n".join([told, *texts])
 
 
@@ -167,10 +167,3 @@ def _sheet(run: Run) -> PiiSheet:
 
 def _field(draw_id: str, number: int) -> str:
     return f"row_{number}_{draw_id}"
-
-
-def _fenced(text: str) -> str:
-    # A fence longer than any inside keeps a row from becoming markup.
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
