@@ -16,6 +16,12 @@ LEAST_DIGITS = 4
 _DIGITS = re.compile(r"\d")
 # A user asks for a value in few words ("what's my account number").
 MOST_WORDS = 12
+# The same is asked about somebody else ("and your husband's?").
+_OTHERS = re.compile(
+    r"\W*(?:and |what about |how about )(?:yours|his|hers|theirs|mine|(?:(?:your|his|her|their|the|my) )?"
+    r"(?:[a-z]+ )?[a-z]+(?:'s|s|’s|s'))\W*",
+    re.IGNORECASE,
+)
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _YOURS = re.compile(r"\b(?:what|which|tell|give|send me|read|your|who)", re.IGNORECASE)
 _NONE: frozenset[str] = frozenset()
@@ -27,6 +33,7 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
     expected: list[frozenset[str]] = []
     open_topics: dict[str, tuple[frozenset[str], int]] = {}
     said = ""
+    lasting = _NONE
     for message in messages:
         role, text = message["role"], message["content"]
         topics_open = _NONE
@@ -41,6 +48,9 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
         found = asked(_request(role, text))
         if role == "assistant":
             found = found or meant(text, said)
+            if not found and _OTHERS.fullmatch(text):
+                found = lasting
+            lasting = found or lasting
         said = text
         mine, age = open_topics.get(role, (_NONE, 0))
         if found:
