@@ -13,6 +13,7 @@ from tuneline.data.tables.rows import Message
 OPEN_TURNS = 2
 # A shorter number is said again by chance.
 LEAST_DIGITS = 4
+_WORD = re.compile(r"\w+")
 _DIGITS = re.compile(r"\d")
 # A user asks for a value in few words ("what's my account number").
 MOST_WORDS = 12
@@ -70,6 +71,21 @@ def _request(role: str, text: str) -> str:
         return text
     last = _SENTENCES.split(text.strip())[-1]
     return last if len(last.split()) <= MOST_WORDS and _YOURS.search(last) else ""
+
+
+def may_be_said_again(values: Iterable[tuple[str, str]], rest: Sequence[str]) -> bool:
+    """Return True if what is left of a row's texts has a word or the digits of one of its values.
+
+    Making the patterns of a row's values takes longer than this, and most rows say each once.
+
+    Args:
+        values: entity and text of each value.
+        rest: the parts of the texts outside of the values.
+    """
+    words = set(_WORD.findall(" ".join(rest).casefold()))
+    if sum(map(len, _DIGITS.findall(" ".join(rest)))) >= LEAST_DIGITS:
+        return True
+    return not words.isdisjoint(_WORD.findall(" ".join(value for _, value in values).casefold()))
 
 
 def repeated_values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from tuneline.data.pii.open_answers import (
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.shared_parts import Shared
+from tuneline.data.pii.spoken import has_digit_words
 from tuneline.data.pii.turns import Segment
 from tuneline.data.tables.rows import Message
 
@@ -38,6 +40,7 @@ _TELLING = frozenset(
 _SURER = frozenset({"BIRTH_DATE", "STREET_ADDRESS", "EMAIL_ADDRESS", "CREDIT_CARD"})
 
 Allowed = Callable[[str, Iterable[Hit]], list[Hit]]
+_DIGIT = re.compile(r"\d")
 Said = dict[str, tuple[Hit, ...]]
 
 
@@ -49,12 +52,14 @@ class Place(NamedTuple):
         user: True if it is not the assistant's.
         open: True if it follows a question that may ask for an identifier.
         log_in: True if the turns around it speak of logging in.
+        numbered: True if it has digits or words for them.
     """
 
     wanted: frozenset[str]
     user: bool
     open: bool
     log_in: bool
+    numbered: bool
 
 
 class Listener:
@@ -100,11 +105,13 @@ class Listener:
                 continue
             start, end = shared.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
             heard.append((piece, start, end))
+            numbered = _DIGIT.search(piece.text) is not None or has_digit_words(piece.text.lower())
             place = Place(
                 expected[piece.turn],
                 role == "user",
-                follows_open_question(messages, piece.turn),
+                numbered and follows_open_question(messages, piece.turn),
                 logging_in[piece.turn],
+                numbered,
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
         if len(heard) > 1 and any(
@@ -139,7 +146,8 @@ class Listener:
         hits = [Hit(*found) for found in identifiers(text, place.wanted, self._rule)]
         hits += answers(text, place.wanted, self._words, user=place.user)
         if place.user:
-            hits += [Hit(*found) for found in named_stretches(text)]
+            if place.numbered:
+                hits += [Hit(*found) for found in named_stretches(text)]
             hits += fields(text, self._words)
             hits += named_places(text, self._words)
             hits += [Hit(*s, "EMAIL_ADDRESS") for s in told_mailboxes(text, asked=False)]
@@ -157,12 +165,13 @@ class Listener:
 
 
 def apart(hits: Iterable[Hit], others: Sequence[Hit]) -> list[Hit]:
-    """Return the hits that overlap none of some surer ones of another kind."""
+    """Return the hits that are no part of some surer ones, and overlap none of another kind."""
     return [
         hit
         for hit in hits
         if not any(
-            other.start < hit.end and hit.start < other.end and other.entity in _SURER
+            (other.start <= hit.start and hit.end <= other.end)
+            or (other.start < hit.end and hit.start < other.end and other.entity in _SURER)
             for other in others
         )
     ]

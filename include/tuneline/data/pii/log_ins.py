@@ -22,6 +22,8 @@ _ABOUT = Caseless(
     r"(?:wont|won't|doesnt|doesn't|didnt|didn't|not) (?:take|accept|like)|"
     r"(?:try|typed?|typing|put in|entered?))\b"
 )
+# Without any of these no word is made up of several sorts of signs.
+_MIXED = re.compile(r"[A-Za-z]\d|\d[A-Za-z]|[#$%&*+=^~_!?.]\w|[a-z][A-Z]|[A-Za-z]-[A-Z]", re.ASCII)
 _WORD = re.compile(r"[^\s\"“”()<>]+")
 _LETTER, _DIGIT = re.compile(r"[a-z]", re.IGNORECASE), re.compile(r"\d")
 _SIGN_INSIDE = re.compile(r"\w[#$%&*+=^~_!?]+(?=\w)|[#$%&*^~]\w")
@@ -41,6 +43,8 @@ _LONGEST = 60
 
 def about_log_ins(messages: Sequence[Message]) -> list[bool]:
     """Return for each turn whether it or one near it speaks of logging in."""
+    if not any(_MIXED.search(message["content"]) for message in messages):
+        return [False] * len(messages)
     spoken = [_ABOUT.found_in(message["content"]) for message in messages]
     return [any(spoken[max(0, at - _REACH) : at + _REACH]) for at in range(len(messages))]
 

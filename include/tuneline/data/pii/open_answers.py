@@ -101,9 +101,9 @@ def stated_numbers(text: str) -> Iterator[tuple[int, int, str]]:
     Args:
         text: a turn of the user.
     """
-    if _QUANTITY_ASKED.search(text) is None:
-        found = candidates_in(text)
-        yield from _free_numbers(text, [c for c in found if _STATED.search(text, 0, c.start)])
+    found = [c for c in candidates_in(text) if _STATED.search(text, 0, c.start)]
+    if found and _QUANTITY_ASKED.search(text) is None:
+        yield from _free_numbers(text, found)
 
 
 def _free_numbers(

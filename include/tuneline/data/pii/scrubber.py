@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.births import births_after
-from tuneline.data.pii.dialogue import repeated_values
+from tuneline.data.pii.dialogue import may_be_said_again, repeated_values
 from tuneline.data.pii.echoes import echoes
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
@@ -248,11 +248,17 @@ class Scrubber:
     ) -> Callable[[str], list[Hit]]:
         """Return a finder of the values of a row wherever else they are said in it."""
         values: dict[tuple[str, str], None] = {}
+        rest: list[str] = []
         for piece in own:
-            text = piece.text
+            text, at = piece.text, 0
             for hit in resolve([*self.find(text), *said.get(text, ()), *named.get(text, ())]):
                 values[hit.entity, text[hit.start : hit.end]] = None
-        again = repeated_values(values, self._words.is_name_part)
+                rest.append(text[at : hit.start])
+                at = hit.end
+            rest.append(text[at:])
+        again: Callable[[str], list[Hit]] = lambda _: []
+        if may_be_said_again(values, rest):
+            again = repeated_values(values, self._words.is_name_part)
         pins = frozenset(
             len(value) for entity, value in values if entity == "PASSWORD" and value.isdigit()
         )
