@@ -4,7 +4,8 @@ from __future__ import annotations
 
 # Words around a value in an answer.
 FILLER = frozenset(
-    "mm mhm a about account actually adult baby child infant n plus address again ah ahead all also "
+    "mm mhm "
+    "a about account actually adult baby child infant n plus address again ah ahead all also "
     "alright am and are as at back be been birth birthday born but by bye called calling can "
     "card cell city code correct could current dad date day dear digits do does dob done email "
     "end ending english first for forgot from full go good got had has have he hello her here "

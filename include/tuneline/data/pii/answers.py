@@ -73,7 +73,9 @@ _DATE_DIGITS = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
     r"\d{1,2}[/.-]\d{4}|\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
 )
-_YEAR_ALONE = re.compile(r"^\W*(?:(?:in|the year|it's|its|yes|uh|um)\W+)*(['’]?\d{2})\W*$", re.IGNORECASE)
+_YEAR_ALONE = re.compile(
+    r"^\W*(?:(?:in|the year|it's|its|yes|uh|um)\W+)*(['’]?\d{2})\W*$", re.IGNORECASE
+)
 _MIXED = re.compile(
     r"(?<![\w@])(?=\S{0,40}[a-z])(?!\d{1,4}(?:st|nd|rd|th|[ap]m|gb|mb|x)\b)"
     r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",

@@ -19,7 +19,8 @@ _DIGITS = re.compile(r"\d")
 MOST_WORDS = 12
 # The same is asked about somebody else ("and your husband's?").
 _OTHERS = re.compile(
-    r"\W*(?:and |what about |how about )(?:yours|his|hers|theirs|mine|(?:(?:your|his|her|their|the|my) )?"
+    r"\W*(?:and |what about |how about )(?:yours|his|hers|theirs|mine|"
+    r"(?:(?:your|his|her|their|the|my) )?"
     r"(?:[a-z]+ )?[a-z]+(?:'s|s|’s|s'))\W*",
     re.IGNORECASE,
 )

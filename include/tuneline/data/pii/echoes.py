@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable
 from tuneline.data.pii.candidates import candidates_in, key_of
 from tuneline.data.pii.patterns import Hit
 
-_NUMBERS = frozenset(
-    "ID_NUMBER PHONE_NUMBER CREDIT_CARD US_SSN IBAN_CODE PASSWORD".split()
-)
+_NUMBERS = frozenset("ID_NUMBER PHONE_NUMBER CREDIT_CARD US_SSN IBAN_CODE PASSWORD".split())
 _LEAST_DIGITS = 4
 # Digits that may differ: of a PIN, and of a longer number.
 _SLIPS, _LONG, _LONG_SLIPS = 1, 7, 2

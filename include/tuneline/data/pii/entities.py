@@ -38,7 +38,8 @@ _SURE_CUE = re.compile(
 )
 # After these comes a name if it is a known given name, or a word of no dictionary.
 _PERSON_CUE = re.compile(
-    r"\b(?:i am|i'm|i’m|this is|b(?:irth)?-?day|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
+    r"\b(?:i am|i'm|i’m|this is|b(?:irth)?-?day|"
+    r"dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
     r"spoke to|spoke with|"
     r"talked to|belongs to|"
@@ -82,7 +83,8 @@ _CUE_WORDS = frozenset(
     "name called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
 )
 _PERSON_CUE_WORDS = frozenset(
-    "am m this bday birthday day dear hi hello signed regards sincerely thanks cheers thank advance ask call "
+    "am m this bday birthday day "
+    "dear hi hello signed regards sincerely thanks cheers thank advance ask call "
     "change correct update calls speak spoke talked belongs welcome "
     "through name ty thx called named".split()
 )
@@ -245,8 +247,10 @@ class Recogniser:
         """
         for match in _WORD.finditer(text):
             word, lowered = match[0], match[0].casefold()
-            alone = word[0].isupper() and word[1:].islower() and not _START.search(
-                text, 0, match.start()
+            alone = (
+                word[0].isupper()
+                and word[1:].islower()
+                and not _START.search(text, 0, match.start())
             )
             if alone and self.words.is_strange(lowered) and not is_ordinary(word):
                 yield Hit(match.start(), match.end(), "PERSON")

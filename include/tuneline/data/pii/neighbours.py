@@ -1,4 +1,4 @@
-"""Find names by what stands beside them: another name of a list, a telephone number, a date of birth.
+"""Find names by what stands beside them: another name of a list, a number, a date of birth.
 
 "Ayodele, 4/12/2013; Temitope, 9/30/2016" and "folake / 0803 441 9982" name people by their place.
 """

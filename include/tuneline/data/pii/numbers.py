@@ -64,9 +64,14 @@ class Spanned(Protocol):
     """Characters start to end of a text."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """The first character."""
+        ...
+
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """The character after the last."""
+        ...
 
 
 _GROUP = re.compile(r"\d+")
@@ -311,6 +316,7 @@ def _weighs(candidate: Candidate) -> bool:
 
 
 def is_round(candidate: Candidate) -> bool:
+    """Return True if a candidate reads as a round amount."""
     return candidate.value.endswith("000") and candidate.digits <= 7
 
 
@@ -329,6 +335,7 @@ def _fits_any(wanted: Iterable[str], candidate: Candidate) -> bool:
 
 
 def is_quantity(before: str, candidate: Candidate, adjacent: bool) -> bool:
+    """Return True if the words before a candidate make an amount of it."""
     if candidate.digits > 7 or candidate.letters:
         return False
     return not adjacent and _QUANTITY_BEFORE.search(before) is not None

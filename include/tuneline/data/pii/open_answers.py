@@ -106,9 +106,7 @@ def stated_numbers(text: str) -> Iterator[tuple[int, int, str]]:
         yield from _free_numbers(text, found)
 
 
-def _free_numbers(
-    text: str, candidates: Sequence[Candidate]
-) -> Iterator[tuple[int, int, str]]:
+def _free_numbers(text: str, candidates: Sequence[Candidate]) -> Iterator[tuple[int, int, str]]:
     for candidate in candidates:
         if _is_free(text, candidate):
             start, end = candidate.start, candidate.end
@@ -182,5 +180,7 @@ def _counts(text: str, stretch: Stretch) -> bool:
     said = text[stretch.start : stretch.end]
     groups = re.findall(r"\d+", said)
     lengths = {len(group) for group in groups}
-    listed = len(groups) > 1 and "," in said and max(lengths) <= 2 and not _NOUGHT_FIRST.search(said)
+    listed = (
+        len(groups) > 1 and "," in said and max(lengths) <= 2 and not _NOUGHT_FIRST.search(said)
+    )
     return listed and lengths != {1}

@@ -24,7 +24,9 @@ _WORD = re.compile(r"[^\s,;]+")
 _SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;:\n]| / ")
 _MOST_WORDS = 12
 _HOUSE = re.compile(r"#?[A-Z]?-?\d{1,5}[A-Za-z]?(?:[/-]\w{1,5})*\.?")
-_UNIT = frozenset("flat unit suite apt apartment house plot door block no floor tower room shop".split())
+_UNIT = frozenset(
+    "flat unit suite apt apartment house plot door block no floor tower room shop".split()
+)
 _PLACE_AFTER = re.compile(r" [A-ZÄÖÜ][\w'’-]{2,}")
 
 

@@ -256,9 +256,8 @@ class Scrubber:
                 rest.append(text[at : hit.start])
                 at = hit.end
             rest.append(text[at:])
-        again: Callable[[str], list[Hit]] = lambda _: []
-        if may_be_said_again(values, rest):
-            again = repeated_values(values, self._words.is_name_part)
+        repeated = values if may_be_said_again(values, rest) else {}
+        again = repeated_values(repeated, self._words.is_name_part)
         pins = frozenset(
             len(value) for entity, value in values if entity == "PASSWORD" and value.isdigit()
         )

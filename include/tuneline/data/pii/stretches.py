@@ -26,8 +26,8 @@ _LARGE = "hundred|thousand"
 _UNIT = rf"(?:\d+|(?:double|triple|treble) (?:\d|{_ONES})\b|(?:{_ONES}|{_TENS}|{_LARGE})\b)"
 # Somebody who corrects himself goes on with the same number.
 _PAUSE = (
-    r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|stroke|space|next|hyphen|"
-    r"wait|sorry|no|i mean|actually)\b) ?| {1,3}){1,3}"
+    r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|stroke|space|"
+    r"next|hyphen|wait|sorry|no|i mean|actually)\b) ?| {1,3}){1,3}"
 )
 _STRETCH = re.compile(
     rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)",
