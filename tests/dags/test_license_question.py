@@ -81,7 +81,7 @@ def test_the_question_shows_the_licence_and_its_text(dag, bench, monkeypatch):
         operator(dag).execute(context(bench()))
     (detail,) = told
     assert "there is no rule for this licence" in detail["body"]
-    assert "> House licence. You may look at it." in detail["body"]
+    assert "```\nHouse licence. You may look at it.\n```" in detail["body"]
     assert [field["schema"]["title"] for field in detail["params"].values()] == ["Reason"]
 
 
