@@ -253,18 +253,12 @@ def test_the_command_line_shows_and_accepts(audited, capsys):
     assert "no licence of this run waits" in capsys.readouterr().out
 
 
-def test_no_name_or_text_of_a_licence_breaks_out_of_the_question(audited, tmp_path):
-    text = "Free.\n```\n# Already approved\n[Approve](https://elsewhere.example)\n"
-    (tmp_path / "base" / "LICENSE.txt").write_text(text)
+def test_no_name_breaks_out_of_the_question(audited):
     lab = audited("house", profile="production")
     lab.execute("license_audit")
     (asked,) = open_of_run(lab.run)
     asked = asked.model_copy(update={"name": "[house](https://elsewhere.example)\n# House"})
-    question = question_text(lab.run, [asked])
-    outside = question.partition("\n````\n")[0]
-    assert r"\[house\](https://elsewhere.example) # House" in outside
-    assert "# Already approved" not in outside
-    assert question.endswith(f"\n````\n{text}\n````")
+    assert r"\[house\](https://elsewhere.example) # House" in question_text(lab.run, [asked])
 
 
 def test_an_engine_in_another_image_is_said_to_be_unseen(audited):
