@@ -25,7 +25,7 @@ def talk(scrubber: Scrubber, *turns: str) -> list[str]:
 # Turns, the one that holds a value, and a part of it that must go.
 LEAKS: Sequence[tuple[tuple[str, ...], int, str]] = (
     (("a:what do you see on the slip?", "u:T 5 0 2 dash 8 8 4"), 1, "5 0 2"),
-    (("u:the side gate is 6391#",), 0, "6391"),
+    (("u:the back porch is 6391#",), 0, "6391"),
     (("u:card is 5 2 0 1 um 4 4 7 wait 4 4 7 0 then 1 8 8 2 then 6 1 0 3",), 0, "4 4 7"),
     (("a:your pin?", "u:7316", "a:no", "u:i mean 7361 sorry not 7316"), 3, "7361"),
     (("a:your email please", "u:q u i l l the number 9 at sign yahoo dot com"), 1, "u i l l"),

@@ -22,7 +22,7 @@ _CODES = (
 )
 _WORD = re.compile(r"[^\s,;]+")
 _SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;:\n]| / ")
-_MOST_WORDS = 12
+_MOST_WORDS, _MOST_CHARS = 12, 160
 _HOUSE = re.compile(r"#?[A-Z]?-?\d{1,5}[A-Za-z]?(?:[/-]\w{1,5})*\.?")
 _UNIT = frozenset(
     "flat unit suite apt apartment house plot door block no floor tower room shop".split()
@@ -49,8 +49,9 @@ def postal_addresses(text: str) -> Iterator[Span]:
 
 def _beginning(text: str, code: int) -> int | None:
     """Return where the address begins whose postal code begins at `code`, None if it is none."""
-    ends = [match.end() for match in _SENTENCE.finditer(text, 0, code)]
-    words = list(_WORD.finditer(text, ends[-1] if ends else 0, code))[-_MOST_WORDS:]
+    first = max(0, code - _MOST_CHARS)
+    ends = [match.end() for match in _SENTENCE.finditer(text, first, code)]
+    words = list(_WORD.finditer(text, ends[-1] if ends else first, code))[-_MOST_WORDS:]
     start, after = None, False
     for word in reversed(words):
         lowered = word[0].casefold().strip(".-")
