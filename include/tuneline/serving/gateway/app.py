@@ -81,6 +81,7 @@ class _Answers:
         reason = self._runtime.why_not_ready()
         body = _health(reason or "Service is ready", "not_ready" if reason else "ready")
         body["upstreams"] = self._runtime.prober.states()
+        body["circuits"] = self._runtime.prober.circuits()
         if reason is None:
             return JSONResponse(body)
         state = "draining" if self._runtime.draining else "not_ready"

@@ -8,13 +8,14 @@ import secrets
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tuneline.serving.gateway.attempt import Attempt, Call
+from tuneline.serving.gateway.attempt import Attempt, Call, Candidate
 from tuneline.serving.gateway.chain import AllFailed
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
@@ -27,6 +28,13 @@ log = logging.getLogger("tuneline.gateway")
 _BODY_WITHIN_S = 30.0
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
+# Of a request that nobody answered, by the last fault; 502 for all others.
+_STATUS = {
+    Outcome.TIMEOUT: 504,
+    Outcome.BUDGET_SPENT: 504,
+    Outcome.UPSTREAM_BUSY: 503,
+    Outcome.CIRCUIT_OPEN: 503,
+}
 
 
 class ChatEndpoint:
@@ -145,8 +153,7 @@ class _Exchange:
         try:
             yield
         except AllFailed as failed:
-            last = failed.attempts[-1].outcome
-            self._runtime.log_request(call, None, last or Outcome.BAD_RESPONSE)
+            self._runtime.log_request(call, None, failed.last)
             raise _nobody_answered(failed) from None
         except ClientFault as fault:
             self._runtime.log_request(call, None, Outcome.CLIENT_ERROR)
@@ -160,7 +167,7 @@ class _Exchange:
         with self._failures_answered(call):
             answer = await chain.answer(call)
         self._log(call, answer.attempt)
-        headers = self._headers(answer.attempt, answer.trail)
+        headers = self._headers(answer)
         await self._respond(
             Response(answer.content, media_type="application/json", headers=headers)
         )
@@ -171,7 +178,7 @@ class _Exchange:
             stream = await chain.stream(call)
         attempt = stream.attempt
         try:
-            headers = self._headers(attempt, stream.trail) | {"cache-control": "no-cache"}
+            headers = self._headers(stream) | {"cache-control": "no-cache"}
             opening = Response(headers=headers, media_type="text/event-stream")
             # The length that it has now is that of an empty body.
             del opening.headers["content-length"]
@@ -180,7 +187,7 @@ class _Exchange:
             try:
                 async for piece in stream.pieces():
                     await self._send(_part(piece))
-                attempt.end(Outcome.LOW_CONFIDENCE if stream.low else Outcome.OK)
+                attempt.end(stream.doubt or Outcome.OK)
                 await self._send(_part(event(DONE)))
                 await stream.read_end()
             except UpstreamFault as fault:
@@ -198,13 +205,16 @@ class _Exchange:
             self._log(call, attempt)
             await stream.release()
 
-    def _headers(self, attempt: Attempt, trail: str) -> dict[str, str]:
+    def _headers(self, found: Candidate) -> dict[str, str]:
+        attempt = found.attempt
         self._served_by = attempt.upstream.name
         headers = {
             "x-request-id": self._id,
             "x-tuneline-served-by": attempt.upstream.name,
-            "x-tuneline-attempts": trail,
+            "x-tuneline-attempts": found.trail,
         }
+        if found.skipped:
+            headers["x-tuneline-skipped"] = found.skipped
         if attempt.fallback_reason is not None:
             headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
         return headers
@@ -274,13 +284,14 @@ def _part(body: bytes, *, more: bool = True) -> Message:
 
 
 def _nobody_answered(failed: AllFailed) -> ApiError:
-    last = failed.attempts[-1].outcome
-    status = 504 if last is Outcome.TIMEOUT else 503 if last is Outcome.UPSTREAM_BUSY else 502
+    headers = {"x-tuneline-attempts": failed.trail, "x-tuneline-skipped": failed.skipped}
+    if failed.retry_after_s is not None:
+        headers["retry-after"] = str(ceil(failed.retry_after_s))
     return ApiError(
-        status,
+        _STATUS.get(failed.last, 502),
         f"No model could answer ({failed}).",
-        code=str(last),
-        headers={"x-tuneline-attempts": str(failed)},
+        code=str(failed.last),
+        headers={name: value for name, value in headers.items() if value},
     )
 
 

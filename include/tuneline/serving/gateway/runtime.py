@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
+from tuneline.serving.gateway.breaker import Circuit
 from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
 from tuneline.serving.gateway.keys import KeyRing
@@ -30,6 +31,7 @@ _COUNTERS = {
     "tuneline_gateway_requests_total": "Chat requests, by model asked for and HTTP status.",
     "tuneline_gateway_attempts_total": "Attempts at upstreams, by how they ended.",
     "tuneline_gateway_fallbacks_total": "Attempts made because an earlier one was left.",
+    "tuneline_gateway_skipped_total": "Upstreams that a request passed over, by reason.",
     "tuneline_gateway_tokens_total": "Tokens written to the ledger.",
     "tuneline_gateway_cost_total": "Cost written to the ledger.",
     "tuneline_gateway_confidence_unknown_total": "Answers to be judged without logprobs.",
@@ -77,7 +79,7 @@ class Runtime:
 
         def chain(model: ModelConfig) -> Chain:
             upstreams = [self._upstreams[name] for name in model.chain]
-            return Chain(model, upstreams, recorder, self.metrics)
+            return Chain(model, upstreams, recorder, self.metrics, config.readiness.stale_s)
 
         # By the id that a client asks for. A versioned id without a ready upstream does not make
         # the gateway unready: the model itself may still be answered by a fallback.
@@ -166,6 +168,14 @@ class Runtime:
         gauge("ledger_pending", "Ledger rows not yet written.", lambda: self.ledger.pending)
         ready = "1 while /v1/health/ready answers 200."
         gauge("ready", ready, lambda: self.why_not_ready() is None)
+        self.metrics.gauge(
+            "tuneline_gateway_circuit_open",
+            "1 while nothing is sent to the upstream, 0.5 while single requests try it.",
+            lambda: {
+                (("upstream", name),): {Circuit.OPEN: 1.0, Circuit.HALF_OPEN: 0.5}.get(state, 0.0)
+                for name, state in self.prober.circuits().items()
+            },
+        )
         self.metrics.gauge(
             "tuneline_gateway_upstream_ready",
             "1 while the upstream is ready.",
