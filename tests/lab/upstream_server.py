@@ -67,7 +67,7 @@ class UpstreamServer:
         self.adapters = 2
         self.words = 5
         # The whole answer, instead of words.
-        self.answer: str | None = None
+        self.reply: str | None = None
         self.logprob = -0.1
         self.sends_logprobs = True
         self.sends_usage = True
@@ -188,8 +188,8 @@ class UpstreamServer:
                 self.cut_off.set()
 
     def _text(self, words: int, first: int = 0) -> str:
-        if self.answer is not None:
-            return self.answer if first == 0 else ""
+        if self.reply is not None:
+            return self.reply if first == 0 else ""
         return "".join(f"{self.name}-{first + i} " for i in range(words))
 
     def _logprob(self, i: int) -> dict:

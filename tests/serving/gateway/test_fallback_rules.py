@@ -83,7 +83,7 @@ def test_a_prompt_that_fits_nowhere_is_the_clients_error(calm, small, large):
 
 def test_an_answer_that_breaks_the_schema_falls_back(calm, small, large):
     gateway = calm(small, large)
-    small.answer, large.answer = '{"id": "x"}', '{"id": 7}'
+    small.reply, large.reply = '{"id": "x"}', '{"id": 7}'
     response = gateway.chat(response_format=FORM)
     assert json.loads(response.json()["choices"][0]["message"]["content"]) == {"id": 7}
     assert response.headers["x-tuneline-fallback-reason"] == "invalid_json"
@@ -94,17 +94,17 @@ def test_an_answer_that_breaks_the_schema_falls_back(calm, small, large):
 
 def test_an_answer_that_keeps_the_schema_stays(calm, small, large):
     gateway = calm(small, large)
-    small.answer = '{"id": 7}'
+    small.reply = '{"id": 7}'
     assert gateway.chat(response_format=FORM).headers["x-tuneline-served-by"] == "small"
     # Without a schema nobody looks for JSON.
-    small.answer = "no JSON"
+    small.reply = "no JSON"
     assert gateway.chat().headers["x-tuneline-served-by"] == "small"
     assert large.requests() == []
 
 
 def test_wrong_json_is_better_than_none(calm, small, large):
     gateway = calm(small, large)
-    small.answer = "no JSON"
+    small.reply = "no JSON"
     large.mode = "busy"
     response = gateway.chat(response_format={"type": "json_object"})
     assert response.headers["x-tuneline-served-by"] == "small"
@@ -119,7 +119,7 @@ LIMITS = {"min_mean_logprob": -1.0, "stream_window_tokens": 8}
 
 def test_a_stream_that_fits_the_window_is_held_against_the_schema(calm, small, large):
     gateway = calm(small, large, model={"low_confidence": LIMITS})
-    small.answer, large.answer = '{"id": "x"}', '{"id": 7}'
+    small.reply, large.reply = '{"id": "x"}', '{"id": 7}'
     response, events, done = gateway.stream(response_format=FORM)
     assert text_of(events) == '{"id": 7}'
     assert done
@@ -129,7 +129,7 @@ def test_a_stream_that_fits_the_window_is_held_against_the_schema(calm, small, l
 def test_a_stream_that_is_longer_than_the_window_is_not(calm, small, large):
     limits = LIMITS | {"stream_window_tokens": 3}
     gateway = calm(small, large, model={"low_confidence": limits})
-    small.answer = "no JSON"
+    small.reply = "no JSON"
     response, _, _ = gateway.stream(response_format=FORM)
     assert response.headers["x-tuneline-served-by"] == "small"
 
