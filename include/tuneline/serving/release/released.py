@@ -198,7 +198,10 @@ def upstream_of(store: Store, release: Release, place: int, base_url: str) -> di
         "model": release.name,
         "version": release.version,
     }
-    apart = _version(store, release).apart
+    version = _version(store, release)
+    if version.manifest.engine:
+        entry["context_tokens"] = _limits_of(version).context_tokens
+    apart = version.apart
     if apart is not None:
         entry["model"] = BASE_ALIAS
         # llama.cpp, which loads a GGUF file, knows adapters by their places.
