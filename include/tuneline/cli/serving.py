@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.cli.calibrating import add_calibrate
 from tuneline.cli.groups import Commands, add_store_argument, store_uri
 from tuneline.errors import EXIT_FAILED, EXIT_OK
 from tuneline.serving.probes.engine_probe import KINDS, probe
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_serving(commands: Commands) -> None:
-    """Add `tuneline model`, `gateway`, `engine`, `probe` and `gateway-key`."""
+    """Add `tuneline model`, `gateway`, `engine`, `probe`, `gateway-key` and `calibrate`."""
     model = commands.add_parser("model", help="fetch base models")
     actions = model.add_subparsers(required=True, metavar="ACTION")
     pull = actions.add_parser("pull", help="fetch a base model into the cache")
@@ -59,6 +60,7 @@ def add_serving(commands: Commands) -> None:
     key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
     key.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
     key.set_defaults(command=_gateway_key)
+    add_calibrate(commands)
 
 
 def _pull(arguments: argparse.Namespace) -> int:
