@@ -26,6 +26,12 @@ def add_serving(commands: Commands) -> None:
     gateway.add_argument(
         "--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway"
     )
+    gateway.add_argument(
+        "--watch",
+        action="store_true",
+        help="take over changes of the file unasked, and wait for it if it is missing; SIGHUP "
+        "has it read again in any case",
+    )
     gateway.set_defaults(command=_gateway)
     engine = commands.add_parser("engine", help="serve released models on their engine")
     add_store_argument(engine)
@@ -72,7 +78,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 def _gateway(arguments: argparse.Namespace) -> int:
     from tuneline.serving.gateway.server import run_gateway
 
-    return run_gateway(arguments.config, _scrubber_for)
+    return run_gateway(arguments.config, _scrubber_for, watch=arguments.watch)
 
 
 def _scrubber_for(languages: Sequence[str]) -> PlaceholderScrubber:

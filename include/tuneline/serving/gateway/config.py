@@ -145,6 +145,12 @@ class ModelConfig(Section):
     low_confidence: LowConfidenceConfig | None = Field(
         None, description="When to fall back from an answer that came."
     )
+    released: str | None = Field(
+        None,
+        min_length=1,
+        description="Version that is released; readiness and metrics say while the primary is of "
+        "another one. The follower writes it.",
+    )
 
 
 class LedgerConfig(Section):
@@ -268,8 +274,12 @@ class GatewayConfig(Section):
     currency: str = Field(
         "USD", pattern=r"^[A-Z]{3}$", description="Currency of all prices (ISO 4217)."
     )
-    upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1, description="Who can answer.")
-    models: tuple[ModelConfig, ...] = Field(min_length=1, description="What clients can ask for.")
+    upstreams: tuple[UpstreamConfig, ...] = Field(
+        description="Who can answer; `[]` before a first release."
+    )
+    models: tuple[ModelConfig, ...] = Field(
+        description="What clients can ask for; `[]` before a first release."
+    )
     readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
     drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
     request_log: RequestLogConfig | None = Field(
