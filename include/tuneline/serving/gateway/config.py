@@ -324,9 +324,22 @@ def load_config(path: Path) -> GatewayConfig:
     Raises:
         UserError: if it cannot be read, is not a YAML mapping, or a field is wrong or unknown.
     """
-    document = read_yaml(path)
+    return check_config(read_yaml(path), path, path.resolve().parent)
+
+
+def check_config(document: Any, path: Path, base: Path) -> GatewayConfig:
+    """Check the content of a configuration file.
+
+    Args:
+        document: the content.
+        path: the file, for errors.
+        base: folder that relative paths are taken from.
+
+    Raises:
+        UserError: if a field is wrong or unknown.
+    """
     try:
-        return GatewayConfig.model_validate(document, context={"base": path.resolve().parent})
+        return GatewayConfig.model_validate(document, context={"base": base})
     except ValidationError as error:
         # Values are left out: one may be a secret.
         problems = error.errors(include_input=False, include_url=False)
