@@ -254,7 +254,7 @@ def test_models_have_engines_of_their_own_and_settings_stay(site):
 
 def test_releases_under_load_drop_no_request(site):
     """50 requests a second while two releases come; each old engine is stopped."""
-    fake_engine.behave(site.engines, **{version: 0.1 for version in "123"})
+    fake_engine.behave(site.engines, **dict.fromkeys("123", 0.1))
     site.release("1")
     site.serve()
     site.follow("--no-previous")

@@ -104,9 +104,7 @@ class Reloader:
             return
         state.taken, state.refused = found, None
         self._runtime.metrics.add(RELOADS, outcome="taken")
-        models = ", ".join(
-            f"{model.id} ({' -> '.join(model.chain)})" for model in config.models
-        )
+        models = ", ".join(f"{model.id} ({' -> '.join(model.chain)})" for model in config.models)
         log.info("configuration %s taken over, models: %s", found, models or "none")
 
 

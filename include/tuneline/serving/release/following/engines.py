@@ -24,8 +24,9 @@ from tuneline.serving.server_process import free_port
 State = Literal["starting", "ready", "failed"]
 
 _PROBE_SECONDS = 5.0
-# Between two looks at an engine that is ready, and how long it may fail them.
-_LOOK_SECONDS, _HANGS_SECONDS = 10.0, 60.0
+# Between two looks at an engine that is ready, and how long it may fail them. The gateway looks
+# more often, and leaves one that hangs to its fallback meanwhile.
+_LOOK_SECONDS, _HANGS_SECONDS = 30.0, 120.0
 # Engines drain by themselves after SIGTERM, for at most half a minute.
 _STOP_SECONDS = 45.0
 _KILL_SECONDS = 5.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.artifacts.governance import PointerMove, ReleasePointer
-from tuneline.artifacts.releases import read_release
+from tuneline.artifacts.releases import previous_version, read_release
 from tuneline.store import Store
 
 _POINTER = "production.json"
@@ -46,24 +45,3 @@ def model_names(store: Store) -> list[str]:
     """Return the names of all models of a store that have a release."""
     keys = (key.split("/") for key in store.keys("models"))
     return sorted({key[1] for key in keys if len(key) == 3 and key[2] == _POINTER})
-
-
-def previous_version(pointer: ReleasePointer) -> str | None:
-    """Return the version that was released before the present one and not left by a rollback.
-
-    What a rollback moved away from is what nobody wants to be served any more.
-    """
-    standing = standing_moves(pointer.history)
-    return standing[-2].version if len(standing) > 1 else None
-
-
-def standing_moves(history: Sequence[PointerMove]) -> list[PointerMove]:
-    """Return the moves whose versions still stand, oldest first; the last one is the release."""
-    standing: list[PointerMove] = []
-    for move in history:
-        if move.event == "rolled_back":
-            while standing and standing[-1].version != move.version:
-                standing.pop()
-        if not standing or standing[-1].version != move.version:
-            standing.append(move)
-    return standing
