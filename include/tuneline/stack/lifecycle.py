@@ -139,7 +139,7 @@ class Stack:
         self.started.clear()
 
     def down(self) -> None:
-        """End active runs, then stop all services: gateway and engines first, pods after Airflow."""
+        """End active runs, then stop all services: the gateway first, pods after Airflow."""
         # An Airflow that no longer answers is stopped all the same.
         with contextlib.suppress(TunelineError):
             self.end_active_runs()

@@ -105,7 +105,7 @@ def test_a_withdrawn_version_is_not_served_again(house):
     event = Withdrawn(by="alice", reason="it answers with names of customers")
     pointed = read_pointer(house.store, "m")
     record(pointed, "b", "unused", [event])
-    with pytest.raises(UserError, match="withdrawn at .* by alice: it answers with names"):
+    with pytest.raises(UserError, match=r"withdrawn at .* by alice: it answers with names"):
         house.back()
     assert house.released == "c"
 

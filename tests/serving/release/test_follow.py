@@ -225,8 +225,10 @@ def test_a_second_follower_of_a_folder_is_refused(site):
     site.follow()
     wait_for(lambda: "following" in site.log())
     again = subprocess.run(
-        [*CLI, "follow", "--store", site.store.uri, "--settings", site.folder / "settings.yaml"]
-        + ["--folder", site.folder / "state"],
+        [
+            *(*CLI, "follow", "--store", site.store.uri, "--folder", site.folder / "state"),
+            *("--settings", site.folder / "settings.yaml"),
+        ],
         capture_output=True,
         text=True,
         env=child_environment(),
