@@ -41,7 +41,7 @@ from tuneline.harness.served_models import (
 from tuneline.run import StepContext
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.release.chain import low_confidence, served_chain
+from tuneline.serving.release.chain import ChainSettings, low_confidence, served_chain
 
 SECOND_ID = "second"
 BASE = "base"
@@ -162,13 +162,12 @@ def inject_faults(
                 engines, links, (f"{name}-{ctx.run.run_id}", second.name), strict=True
             )
         ]
-        chain = served_chain(name, entries, settings, calibration)
+        chain = served_chain(name, entries, ChainSettings(settings, calibration))
         gateway = stack.enter_context(
             GatewayProcess(
                 ctx.scratch / "gateway",
                 upstreams=chain.upstreams,
                 models=[chain.model],
-                settings={"allowed_hosts": list(chain.allowed_hosts)},
             )
         )
         limits = chain.model.get("low_confidence") or {}

@@ -4,16 +4,13 @@ import json
 
 import pytest
 from pydantic import ValidationError
-from tests.lab.releases import log_release, release
+from tests.lab.releases import release
 
 from tuneline.artifacts.calibration import Calibration, Threshold
-from tuneline.artifacts.governance import Manifest
-from tuneline.artifacts.releases import model_prefix
 from tuneline.config.served_chain import FallbackConfig
-from tuneline.governance.release.manifest import write_manifest
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.release.chain import previous_release, served_chain, settings_of
-from tuneline.serving.release.released import Release, newest_release
+from tuneline.serving.release.chain import ChainSettings, served_chain, settings_of
+from tuneline.serving.release.released import newest_release
 from tuneline.store import open_store
 
 NEW = {"name": "support-b", "base_url": "http://127.0.0.1:8081/v1", "model": "support"}
@@ -50,16 +47,15 @@ def loaded(chain) -> GatewayConfig:
         "ledger": {"path": "usage.sqlite"},
         "upstreams": list(chain.upstreams),
         "models": [chain.model],
-        "allowed_hosts": list(chain.allowed_hosts),
     }
     return GatewayConfig.model_validate(document)
 
 
 def test_the_release_the_one_before_and_the_larger_model(monkeypatch):
     monkeypatch.setenv("LARGE_MODEL_KEY", "x")
-    config = loaded(served_chain("support", [NEW, OLD], SETTINGS, calibration(-0.4, -0.7)))
+    config = loaded(served_chain("support", [NEW, OLD], ChainSettings(SETTINGS, calibration(-0.4, -0.7))))
     (model,) = config.models
-    assert model.chain == ("support-b", "support-a", "larger")
+    assert model.chain == ("support-b", "support-a", "support-larger")
     assert model.budget_s == SETTINGS.budget_s
     limits = model.low_confidence
     assert (limits.min_mean_logprob, limits.stream_min_mean_logprob) == (-0.4, -0.7)
@@ -72,11 +68,11 @@ def test_the_release_the_one_before_and_the_larger_model(monkeypatch):
     )
     assert larger.price.rates().cost(1000, 1000) == pytest.approx(0.003)
     assert {upstream.answer_timeout_s for upstream in config.upstreams} == {60.0}
-    assert config.allowed_hosts == ("127.0.0.1", "models.example.com")
 
 
 def test_a_first_release_stands_alone():
-    chain = served_chain("support", [NEW], FallbackConfig(), calibration(-0.4, -0.7))
+    settings = ChainSettings(FallbackConfig(), calibration(-0.4, -0.7))
+    chain = served_chain("support", [NEW], settings)
     # Nobody could be asked about a doubtful answer.
     assert "low_confidence" not in chain.model
     assert loaded(chain).models[0].chain == ("support-b",)
@@ -84,13 +80,14 @@ def test_a_first_release_stands_alone():
 
 @pytest.mark.parametrize("found", [None, calibration(None, None), calibration(None, -0.5)])
 def test_without_a_threshold_no_answer_is_doubted(found):
-    assert "low_confidence" not in served_chain("s", [NEW, OLD], FallbackConfig(), found).model
+    chain = served_chain("s", [NEW, OLD], ChainSettings(FallbackConfig(), found))
+    assert "low_confidence" not in chain.model
 
 
 @pytest.mark.parametrize("found", [calibration(-0.4, None), calibration(-0.4, -0.7, tokens=16)])
 def test_streams_are_judged_by_a_threshold_of_their_own_window_or_not(found):
-    limits = served_chain("s", [NEW, OLD], SETTINGS, found).model["low_confidence"]
-    assert limits == {"min_mean_logprob": -0.4}
+    chain = served_chain("s", [NEW, OLD], ChainSettings(SETTINGS, found))
+    assert chain.model["low_confidence"] == {"min_mean_logprob": -0.4}
 
 
 def test_prompts_go_to_no_host_that_is_not_allowed():
@@ -117,24 +114,18 @@ def test_settings_and_thresholds_are_those_of_the_release(store):
         "calibration.json": found.model_dump_json(by_alias=True).encode(),
     }
     release(store, files)
-    settings, thresholds = settings_of(store, newest_release(store))
-    assert settings.budget_s == 33
-    assert thresholds == found
+    settings = settings_of(store, newest_release(store))
+    assert settings.fallback.budget_s == 33
+    assert settings.calibration == found
 
 
 def test_a_release_without_either_takes_the_defaults(store):
     release(store, {})
-    assert settings_of(store, newest_release(store)) == (FallbackConfig(), None)
+    assert settings_of(store, newest_release(store)) == ChainSettings()
 
 
-def test_the_previous_release_is_the_one_that_the_manifest_names(store):
-    release(store, {})
-    assert previous_release(store, newest_release(store)) is None
-    prefix = model_prefix("a", "2")
-    manifest = Manifest(name="a", version="2", previous_version="1", files=[])
-    log_release(store, "a", "2", write_manifest(store, prefix, manifest))
-    newest = newest_release(store)
-    assert newest.version == "2"
-    assert previous_release(store, newest).version == "1"
-    # Back at the first version, the second one is not its fallback.
-    assert previous_release(store, Release("a", "1", "")) is None
+def test_a_gateway_that_may_not_call_the_larger_model_is_served_without():
+    settings = ChainSettings(SETTINGS)
+    chain = served_chain("s", [NEW], settings, behind=["own"], allowed_hosts=["other.example.com"])
+    assert chain.model["chain"] == ["support-b", "own"]
+    assert [upstream["name"] for upstream in chain.upstreams] == ["support-b"]

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tuneline.serving.gateway.attempt import Attempt, Call, Candidate
 from tuneline.serving.gateway.chain import AllFailed
+from tuneline.serving.gateway.generation import Generation
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
 from tuneline.serving.gateway.runtime import Runtime
@@ -45,19 +46,23 @@ class ChatEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = _Exchange(self._runtime, scope, receive, send)
-        self._runtime.in_flight += 1
-        try:
-            await exchange.run()
-        finally:
-            self._runtime.in_flight -= 1
+        with self._runtime.request() as generation:
+            await _Exchange(self._runtime, generation, scope, receive, send).run()
 
 
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        generation: Generation,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         self._runtime = runtime
+        self._generation = generation
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -107,7 +112,7 @@ class _Exchange:
                 headers={"retry-after": "5"},
             )
         request = parse_chat(await self._body())
-        chain = runtime.chains.get(request.model)
+        chain = self._generation.chains.get(request.model)
         if chain is None:
             raise ApiError(
                 404,
@@ -163,7 +168,7 @@ class _Exchange:
             raise
 
     async def _serve_whole(self, call: Call) -> None:
-        chain = self._runtime.chains[call.request.model]
+        chain = self._generation.chains[call.request.model]
         with self._failures_answered(call):
             answer = await chain.answer(call)
         self._log(call, answer.attempt)
@@ -173,7 +178,7 @@ class _Exchange:
         )
 
     async def _serve_stream(self, call: Call) -> None:
-        chain = self._runtime.chains[call.request.model]
+        chain = self._generation.chains[call.request.model]
         with self._failures_answered(call):
             stream = await chain.stream(call)
         attempt = stream.attempt

@@ -154,6 +154,12 @@ class ModelConfig(Section):
         description="Time for a whole request over all attempts, of a stream until its first "
         "byte. An attempt gets at most what is left of it.",
     )
+    released: str | None = Field(
+        None,
+        min_length=1,
+        description="Version that is released; readiness and metrics say while the primary is of "
+        "another one. The follower writes it.",
+    )
 
 
 class LedgerConfig(Section):
@@ -283,13 +289,17 @@ class GatewayConfig(Section):
     currency: str = Field(
         "USD", pattern=r"^[A-Z]{3}$", description="Currency of all prices (ISO 4217)."
     )
-    upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1, description="Who can answer.")
+    upstreams: tuple[UpstreamConfig, ...] = Field(
+        description="Who can answer; `[]` before a first release."
+    )
     allowed_hosts: tuple[str, ...] | None = Field(
         None,
         description="Hosts that upstreams may be called at, beside this machine's loopback; None "
         "allows all that `upstreams` names.",
     )
-    models: tuple[ModelConfig, ...] = Field(min_length=1, description="What clients can ask for.")
+    models: tuple[ModelConfig, ...] = Field(
+        description="What clients can ask for; `[]` before a first release."
+    )
     readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
     drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
     request_log: RequestLogConfig | None = Field(
@@ -345,9 +355,22 @@ def load_config(path: Path) -> GatewayConfig:
     Raises:
         UserError: if it cannot be read, is not a YAML mapping, or a field is wrong or unknown.
     """
-    document = read_yaml(path)
+    return check_config(read_yaml(path), path, path.resolve().parent)
+
+
+def check_config(document: Any, path: Path, base: Path) -> GatewayConfig:
+    """Check the content of a configuration file.
+
+    Args:
+        document: the content.
+        path: the file, for errors.
+        base: folder that relative paths are taken from.
+
+    Raises:
+        UserError: if a field is wrong or unknown.
+    """
     try:
-        return GatewayConfig.model_validate(document, context={"base": path.resolve().parent})
+        return GatewayConfig.model_validate(document, context={"base": base})
     except ValidationError as error:
         # Values are left out: one may be a secret.
         problems = error.errors(include_input=False, include_url=False)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
 from tuneline.artifacts.releases import CONFIG_FILE, find_version
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.served_chain import FallbackConfig, LargerModel
 from tuneline.serving.release.released import Release
 from tuneline.store import Store
 
@@ -28,19 +28,32 @@ class ServedChain:
     Attributes:
         upstreams: entries of `upstreams`, the primary first.
         model: entry of `models`.
-        allowed_hosts: the hosts that its upstreams are called at.
     """
 
     upstreams: tuple[dict[str, Any], ...]
     model: dict[str, Any]
-    allowed_hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """What a release is served with.
+
+    Attributes:
+        fallback: the settings of its run.
+        calibration: the thresholds that its run has found; None judges no confidence.
+    """
+
+    fallback: FallbackConfig = FallbackConfig()
+    calibration: Calibration | None = None
 
 
 def served_chain(
     name: str,
     engines: Sequence[Mapping[str, Any]],
-    settings: FallbackConfig,
-    calibration: Calibration | None,
+    settings: ChainSettings,
+    *,
+    behind: Sequence[str] = (),
+    allowed_hosts: Sequence[str] | None = None,
 ) -> ServedChain:
     """Return the chain of a model.
 
@@ -49,26 +62,27 @@ def served_chain(
         engines: the upstreams of the engines that run, as `upstream_of` states them: that of the
             release, and that of the release before it if there is one.
         settings: the settings of the release.
-        calibration: the thresholds that its run has found; None judges no confidence.
+        behind: names of further upstreams, which the gateway's owner has configured.
+        allowed_hosts: hosts that the gateway may call; a larger model elsewhere is left out. None
+            leaves it to the settings.
     """
+    fallback = settings.fallback
     times = {
-        "answer_timeout_s": settings.answer_timeout_s,
-        "first_token_timeout_s": settings.first_token_timeout_s,
+        "answer_timeout_s": fallback.answer_timeout_s,
+        "first_token_timeout_s": fallback.first_token_timeout_s,
     }
     upstreams = [{**times, **engine} for engine in engines]
-    if settings.larger is not None:
-        upstreams.append({**times, **_larger(settings)})
-    model: dict[str, Any] = {
-        "id": name,
-        "chain": [upstream["name"] for upstream in upstreams],
-        "budget_s": settings.budget_s,
-    }
-    limits = low_confidence(calibration, settings.stream_window_tokens)
+    if fallback.larger is not None:
+        larger = {**times, **_larger(name, fallback, fallback.larger)}
+        if allowed_hosts is None or urlsplit(larger["base_url"]).hostname in allowed_hosts:
+            upstreams.append(larger)
+    chain = [*(str(upstream["name"]) for upstream in upstreams), *behind]
+    model: dict[str, Any] = {"id": name, "chain": chain, "budget_s": fallback.budget_s}
+    limits = low_confidence(settings.calibration, fallback.stream_window_tokens)
     # Without another model there is nobody to ask about a doubtful answer.
-    if limits is not None and len(upstreams) > 1:
+    if limits is not None and len(chain) > 1:
         model["low_confidence"] = limits
-    hosts = {urlsplit(upstream["base_url"]).hostname or "" for upstream in upstreams}
-    return ServedChain(tuple(upstreams), model, tuple(sorted(hosts)))
+    return ServedChain(tuple(upstreams), model)
 
 
 def low_confidence(calibration: Calibration | None, window: int) -> dict[str, Any] | None:
@@ -88,7 +102,7 @@ def low_confidence(calibration: Calibration | None, window: int) -> dict[str, An
     return limits
 
 
-def settings_of(store: Store, release: Release) -> tuple[FallbackConfig, Calibration | None]:
+def settings_of(store: Store, release: Release) -> ChainSettings:
     """Return the settings that a release was proven with, and its thresholds.
 
     Raises:
@@ -99,28 +113,12 @@ def settings_of(store: Store, release: Release) -> tuple[FallbackConfig, Calibra
     found = version.read(CALIBRATION_FILE) if version else None
     stated = json.loads(config).get("governance", {}).get("fallback", {}) if config else {}
     calibration = Calibration.model_validate_json(found) if found else None
-    return FallbackConfig.model_validate(stated), calibration
+    return ChainSettings(FallbackConfig.model_validate(stated), calibration)
 
 
-def previous_release(store: Store, release: Release) -> Release | None:
-    """Return the release before one, which answers in its place; None if there is none.
-
-    It is the version that was released when the release was made, as its manifest names it.
-    """
-    version = find_version(store, release.name, release.version)
-    before = version.manifest.previous_version if version else None
-    if before is None or before == release.version:
-        return None
-    if find_version(store, release.name, before) is None:
-        return None
-    return Release(release.name, before, "")
-
-
-def _larger(settings: FallbackConfig) -> dict[str, Any]:
-    larger = settings.larger
-    assert larger is not None
+def _larger(name: str, settings: FallbackConfig, larger: LargerModel) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "name": LARGER,
+        "name": f"{name}-{LARGER}",
         "base_url": larger.base_url,
         "model": larger.model,
         # It bills every token.
