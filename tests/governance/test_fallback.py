@@ -73,8 +73,9 @@ def test_every_fault_ends_as_it_must(chain_lab):
     assert "bad_response" in reports["garbage"]["reasons"]
     assert "connection_lost" in reports["dies_before_first_byte"]["reasons"]
     assert reports["dies_midstream"]["expected"] == "error"
-    assert "connect_error" in reports["killed"]["reasons"] or "connection_lost" in (
-        reports["killed"]["reasons"]
+    assert (
+        "connect_error" in reports["killed"]["reasons"]
+        or "connection_lost" in (reports["killed"]["reasons"])
     )
 
 

@@ -43,8 +43,9 @@ class UpstreamServer:
     """A server that answers "word-0 word-1 …"; its attributes set its behaviour.
 
     mode: ok, hang (no answer), error (500), busy (429), refuse (401), bad_request (400),
-    too_long (400, the prompt does not fit), garbage (200 without JSON), die_before (closes before a token), die_after (closes after
-    two tokens), stall_after (hangs after two tokens, comments go on), error_event.
+    too_long (400, the prompt does not fit), garbage (200 without JSON), die_before (closes
+    before a token), die_after (closes after two tokens), stall_after (hangs after two tokens,
+    comments go on), error_event.
     """
 
     def __init__(self, name: str) -> None:

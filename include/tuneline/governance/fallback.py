@@ -85,9 +85,7 @@ def reachable(settings: FallbackConfig) -> FallbackConfig:
     return settings.model_copy(update={"larger": None})
 
 
-def prompts_of(
-    ctx: StepContext, found: Sequence[Confidence], calibration: Calibration
-) -> Prompts:
+def prompts_of(ctx: StepContext, found: Sequence[Confidence], calibration: Calibration) -> Prompts:
     """Choose validation rows whose answers are clearly above the thresholds, and below.
 
     Without thresholds every row will do, and none is unsure.

@@ -15,7 +15,6 @@ from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.keys import add_key
 
-
 # Health as it was at the start: the pings do not see a fault before a request meets it.
 QUIET = {
     "ping_interval_s": 60,

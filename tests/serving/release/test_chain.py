@@ -53,7 +53,9 @@ def loaded(chain) -> GatewayConfig:
 
 def test_the_release_the_one_before_and_the_larger_model(monkeypatch):
     monkeypatch.setenv("LARGE_MODEL_KEY", "x")
-    config = loaded(served_chain("support", [NEW, OLD], ChainSettings(SETTINGS, calibration(-0.4, -0.7))))
+    config = loaded(
+        served_chain("support", [NEW, OLD], ChainSettings(SETTINGS, calibration(-0.4, -0.7)))
+    )
     (model,) = config.models
     assert model.chain == ("support-b", "support-a", "support-larger")
     assert model.budget_s == SETTINGS.budget_s

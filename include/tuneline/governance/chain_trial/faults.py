@@ -181,9 +181,7 @@ class Chain:
         raise RetryableError(f"the release did not answer again after a planted fault: {seen}")
 
 
-def report(
-    fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = True
-) -> FaultReport:
+def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = True) -> FaultReport:
     """Count what clients saw under a fault.
 
     Args:

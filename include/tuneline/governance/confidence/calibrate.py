@@ -42,13 +42,17 @@ def calibrate(
     told = ask_for_confidence(ctx, model, rows, max_tokens)
     found = confidences(rows, told, task, target.stream_window_tokens)
     engine = f"{model.engine} {get_engine(model.engine).version()}"
-    return thresholds(found, task, target, model.sha256, engine, max_tokens), found
+    return (
+        thresholds(found, task, target, sha256=model.sha256, engine=engine, max_tokens=max_tokens),
+        found,
+    )
 
 
 def thresholds(
     found: Sequence[Confidence],
     task: Task,
     target: FallbackConfig,
+    *,
     sha256: str,
     engine: str,
     max_tokens: int,

@@ -38,38 +38,45 @@ def find_threshold(
     pairs = list(zip(confidences, right, strict=True))
     good = sorted(value for value, is_right in pairs if is_right)
     bad = [value for value, is_right in pairs if not is_right]
-    if not pairs:
-        return Threshold(tokens=tokens, reason="the engine states no log-probabilities")
-    if not bad:
-        return Threshold(tokens=tokens, reason=f"none of {len(pairs)} answers was wrong")
-    if len(bad) < MIN_WRONG:
-        why = f"only {len(bad)} of {len(pairs)} answers were wrong, and {MIN_WRONG} are needed"
-        return Threshold(tokens=tokens, reason=why)
     place = floor(false_alarm_share * (len(good) + 1))
-    if place < 1:
-        need = ceil(1 / false_alarm_share) - 1
-        why = f"only {len(good)} answers were right, and {need} are needed"
-        return Threshold(tokens=tokens, reason=why)
+    if lacking := _lacking(len(good), len(bad), false_alarm_share):
+        return Threshold(tokens=tokens, reason=lacking)
     value = good[place - 1]
     caught = wilson(sum(one < value for one in bad), len(bad))
     alarms = _false_alarms(place, len(good))
-    found = Threshold(
+    reason = (
+        f"{caught.text()} of {len(bad)} wrong answers are caught for "
+        f"{alarms.value:.3f} [{alarms.lower:.3f}, {alarms.upper:.3f}] of the right ones"
+    )
+    refused = ""
+    if caught.value < caught_share:
+        refused = f"; {caught_share:g} were to be caught"
+    elif caught.lower <= alarms.value:
+        refused = "; so few rows can't tell that from chance"
+    elif value >= 0:
+        refused = "; the model is wholly sure of its least sure answers"
+    return Threshold(
         tokens=tokens,
+        value=None if refused else value,
         caught=Share(value=caught.value, lower=caught.lower, upper=caught.upper),
         false_alarms=alarms,
-        reason=f"{caught.text()} of {len(bad)} wrong answers are caught for "
-        f"{alarms.value:.3f} [{alarms.lower:.3f}, {alarms.upper:.3f}] of the right ones",
+        reason=reason + refused,
     )
-    if caught.value < caught_share:
-        return found.model_copy(
-            update={"reason": f"{found.reason}; {caught_share:g} were to be caught"}
-        )
-    if caught.lower <= alarms.value:
-        why = f"{found.reason}; so few rows can't tell that from chance"
-        return found.model_copy(update={"reason": why})
-    if value >= 0:
-        return found.model_copy(update={"reason": "the model is wholly sure of every answer"})
-    return found.model_copy(update={"value": value})
+
+
+def _lacking(good: int, bad: int, false_alarm_share: float) -> str:
+    """Return what the rows lack for a threshold; empty if they are enough."""
+    rows = good + bad
+    if rows == 0:
+        return "the engine states no log-probabilities"
+    if bad == 0:
+        return f"none of {rows} answers was wrong"
+    if bad < MIN_WRONG:
+        return f"only {bad} of {rows} answers were wrong, and {MIN_WRONG} are needed"
+    if floor(false_alarm_share * (good + 1)) < 1:
+        need = ceil(1 / false_alarm_share) - 1
+        return f"only {good} answers were right, and {need} are needed"
+    return ""
 
 
 def _false_alarms(place: int, count: int) -> Share:

@@ -47,9 +47,7 @@ class Breaker:
         clock: monotonic clock, in seconds.
     """
 
-    def __init__(
-        self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
         self._in_a_row = 0

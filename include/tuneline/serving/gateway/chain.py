@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
@@ -223,9 +223,7 @@ class Chain:
             if walk.chosen is not None or walk.spent:
                 return
 
-    async def _try(
-        self, walk: _Walk[C], number: int, upstream: Upstream, *, judged: bool
-    ) -> None:
+    async def _try(self, walk: _Walk[C], number: int, upstream: Upstream, *, judged: bool) -> None:
         """Ask one upstream, and note its product or why it was left.
 
         Args:
@@ -278,12 +276,12 @@ class Chain:
         if walk.too_long is not None and set(ends) == {Outcome.CONTEXT_OVERFLOW}:
             return walk.too_long
         waits = [u.breaker.retry_after_s() for u in self.upstreams if not u.breaker.passes]
-        last = Outcome.BUDGET_SPENT if walk.spent else next(
-            (end for end in reversed(ends) if end is not None), Outcome.CIRCUIT_OPEN
+        last = (
+            Outcome.BUDGET_SPENT
+            if walk.spent
+            else next((end for end in reversed(ends) if end is not None), Outcome.CIRCUIT_OPEN)
         )
-        return AllFailed(
-            last, _trail(walk.attempts), _skipped(walk), min(waits) if waits else None
-        )
+        return AllFailed(last, _trail(walk.attempts), _skipped(walk), min(waits) if waits else None)
 
     async def _complete(self, attempt: Attempt, doubts: Doubts) -> Answer:
         request = attempt.call.request

@@ -26,9 +26,7 @@ def mean_logprob(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def is_low(
-    values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False
-) -> bool:
+def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False) -> bool:
     """Return True if an answer with these log-probabilities should not be trusted.
 
     Args:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from tuneline.serving.gateway.outcome import Outcome
 
-
 _UNKNOWN = "not checked yet"
 
 

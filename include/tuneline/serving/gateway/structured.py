@@ -97,9 +97,7 @@ def _unjudged(*_: Any) -> Iterator[ValidationError]:
     return iter(())
 
 
-def _additional(
-    validator: Any, allowed: Any, value: Any, where: Any
-) -> Iterator[ValidationError]:
+def _additional(validator: Any, allowed: Any, value: Any, where: Any) -> Iterator[ValidationError]:
     # It matches the patterns of its neighbour.
     if "patternProperties" not in where:
         follow = Draft202012Validator.VALIDATORS["additionalProperties"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,7 +43,7 @@ class ChainSettings:
         calibration: the thresholds that its run has found; None judges no confidence.
     """
 
-    fallback: FallbackConfig = FallbackConfig()
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
     calibration: Calibration | None = None
 
 

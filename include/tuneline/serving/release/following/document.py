@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Served:
     name: str
     released: str
     chain: tuple[Mapping[str, Any], ...]
-    settings: ChainSettings = ChainSettings()
+    settings: ChainSettings = field(default_factory=ChainSettings)
 
 
 def gateway_document(
