@@ -67,13 +67,16 @@ def thresholds(
         engine: the engine and its version.
         max_tokens: limit of an answer's length.
     """
-    shares = {"caught_share": target.caught_share, "false_alarm_share": target.false_alarm_share}
+    caught, cost = target.caught_share, target.false_alarm_share
     window = target.stream_window_tokens
     judged = [one for one in found if one.whole is not None and one.beginning is not None]
     right = [one.right for one in judged]
-    whole = find_threshold([one.whole or 0.0 for one in judged], right, **shares)
+    means = [one.whole or 0.0 for one in judged]
+    whole = find_threshold(means, right, caught_share=caught, false_alarm_share=cost)
     beginnings = [one.beginning or 0.0 for one in judged]
-    stream = find_threshold(beginnings, right, **shares, tokens=window)
+    stream = find_threshold(
+        beginnings, right, caught_share=caught, false_alarm_share=cost, tokens=window
+    )
     if window == 0:
         stream = stream.model_copy(update={"value": None, "reason": "streams are not judged"})
     if task.graded:
@@ -87,7 +90,8 @@ def thresholds(
         rows=len(found),
         wrong=sum(not one.right for one in found),
         max_tokens=max_tokens,
-        **shares,
+        caught_share=caught,
+        false_alarm_share=cost,
         whole=whole,
         stream=stream,
     )
@@ -130,10 +134,10 @@ def calibrate_run(
     except ValueError as error:
         raise UserError(f"tuneline calibrate: {error}") from None
     with TemporaryDirectory(prefix="tuneline-calibrate-") as folder:
-        places = {name: Path(folder) / name for name in ("out", "quarantine", "scratch")}
-        for place in places.values():
+        out, quarantine, scratch = (Path(folder) / n for n in ("out", "quarantine", "scratch"))
+        for place in (out, quarantine, scratch):
             place.mkdir()
-        ctx = StepContext(run, CALIBRATION.step, **places)
+        ctx = StepContext(run, CALIBRATION.step, out=out, quarantine=quarantine, scratch=scratch)
         found, _ = calibrate(ctx, candidate(ctx).model, target)
     BY_HAND.put(run, found)
     return found
