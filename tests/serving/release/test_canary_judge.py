@@ -7,8 +7,9 @@ from bisect import bisect_left
 
 import pytest
 
+from tuneline.serving.gateway.tally import BOUNDS, Counts
 from tuneline.serving.release.canary.evidence import Block, NotWorse, Worse, nearest
-from tuneline.serving.release.canary.judge import BOUNDS, MARGINS, SLOW, Counts, Judge
+from tuneline.serving.release.canary.judge import MARGINS, SLOW, Judge, since
 
 # Of 200 canaries with an error probability of 5 %, more than this go wrong once in 10,000 times.
 CANARIES, MOST_WRONG = 200, 23
@@ -112,8 +113,8 @@ def test_the_nearest_rates_lie_a_margin_apart_around_the_rate():
 def test_a_gateway_that_counts_from_zero_again_loses_nothing():
     first = Counts(10, {"errors": 1}, [0] * 44 + [10])
     again = Counts(4, {"errors": 2}, [0] * 44 + [4])
-    assert again.since(first) is again
-    assert first.since(Counts(6, {"errors": 1}, [0] * 44 + [6])).requests == 4
+    assert since(first, again) is again
+    assert since(Counts(6, {"errors": 1}, [0] * 44 + [6]), first).requests == 4
 
 
 def test_slow_is_what_the_release_seldom_is():

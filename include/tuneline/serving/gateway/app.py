@@ -83,6 +83,7 @@ class _Answers:
         body = _health(reason or "Service is ready", "not_ready" if reason else "ready")
         body["upstreams"] = self._runtime.prober.states()
         body["behind"] = self._runtime.behind()
+        body["canary"] = self._runtime.tally.read()
         body["reload"] = asdict(self._runtime.reload)
         if reason is None:
             return JSONResponse(body)

@@ -135,6 +135,13 @@ class LowConfidenceConfig(Section):
     )
 
 
+class CanaryConfig(Section):
+    """A candidate that answers a share of the keys, before the chain."""
+
+    upstream: str = Field(min_length=1, description="Name of the candidate's upstream.")
+    share: float = Field(gt=0, lt=1, description="Share of the keys, drawn by their names.")
+
+
 class ModelConfig(Section):
     """A model id that clients ask for, and the chain of upstreams behind it."""
 
@@ -144,6 +151,9 @@ class ModelConfig(Section):
     )
     low_confidence: LowConfidenceConfig | None = Field(
         None, description="When to fall back from an answer that came."
+    )
+    canary: CanaryConfig | None = Field(
+        None, description="A candidate beside the chain. The follower writes it."
     )
     released: str | None = Field(
         None,
@@ -305,6 +315,9 @@ class GatewayConfig(Section):
             for name in model.chain:
                 if name not in upstreams:
                     raise ValueError(f"the chain of model {model.id} names no upstream: {name}")
+            candidate = model.canary.upstream if model.canary else None
+            if candidate is not None and (candidate in model.chain or candidate not in upstreams):
+                raise ValueError(f"the canary of model {model.id} must be an upstream of its own")
             if model.low_confidence and len(model.chain) == 1:
                 raise ValueError(f"model {model.id} has low_confidence but nobody to fall back to")
         return self

@@ -4,9 +4,9 @@ A block holds the new outcomes of both groups since the last look. Its e-value i
 of the block under a bet that was made before it, over the likelihood under the point of the null
 hypothesis that is nearest to the bet (Turner, Ly and Gruenwald, "Generic E-variables for exact
 sequential k-sample tests that allow for optional stopping", 2024; for convex nulls Turner and
-Gruenwald, "Anytime-valid confidence intervals for contingency tables and beyond", 2023). Under
-the null hypothesis no strategy of looking makes the product exceed 1/p with a probability above p
-(Ville's inequality), whatever the sizes of the blocks.
+Gruenwald, "Exact anytime-valid confidence intervals for contingency tables and beyond", 2023).
+Under the null hypothesis no strategy of looking makes the product exceed 1/p with a probability
+above p (Ville's inequality), whatever the sizes of the blocks.
 """
 
 from __future__ import annotations

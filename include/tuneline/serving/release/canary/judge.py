@@ -10,49 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from tuneline.serving.gateway.tally import BOUNDS, ERRORS, FALLBACKS, LOW, Counts
 from tuneline.serving.release.canary.evidence import Block, NotWorse, Worse
 
 Outcome = Literal["promote", "withdraw"]
 
-# Upper bounds of the latency's buckets, in seconds; the last bucket has none.
-BOUNDS = tuple(round(0.01 * 1.25**step, 4) for step in range(44))
 # An answer counts as slow if it takes longer than this share of the release's first answers.
 _FAST_SHARE = 0.75
 SLOW = "slow answers"
 # The differences that are not accepted, in shares of the requests.
-MARGINS = {"errors": 0.02, "answers of low confidence": 0.05, "fallbacks": 0.05, SLOW: 0.1}
-
-
-@dataclass
-class Counts:
-    """The requests of one arm of a canary so far.
-
-    Attributes:
-        requests: requests that ended, without those that the client left.
-        hits: of each share but the slow ones, how many had the property.
-        seconds: requests by the bucket of their duration.
-    """
-
-    requests: int = 0
-    hits: dict[str, int] = field(default_factory=dict)
-    seconds: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
-
-    def since(self, before: Counts) -> Counts:
-        """Return what was added; all of it if the counting has begun again."""
-        if self.requests < before.requests:
-            return self
-        return Counts(
-            self.requests - before.requests,
-            {name: count - before.hits.get(name, 0) for name, count in self.hits.items()},
-            [now - then for now, then in zip(self.seconds, before.seconds, strict=True)],
-        )
-
-    def slower_than(self, bucket: int) -> int:
-        """Return the number of requests in later buckets than one."""
-        return sum(self.seconds[bucket + 1 :])
+MARGINS = {ERRORS: 0.02, LOW: 0.05, FALLBACKS: 0.05, SLOW: 0.1}
 
 
 @dataclass(frozen=True)
@@ -95,7 +65,7 @@ class Judge:
 
     def look(self, candidate: Counts, released: Counts) -> Verdict:
         """Take the counts of both arms so far, and return what they say."""
-        new = candidate.since(self._seen[0]), released.since(self._seen[1])
+        new = since(self._seen[0], candidate), since(self._seen[1], released)
         self._seen = candidate, released
         for name in self._worse:
             block = self._block(name, *new)
@@ -113,7 +83,7 @@ class Judge:
             # The first answers only say what is slow.
             return None
         else:
-            hits = candidate.slower_than(self._bucket), released.slower_than(self._bucket)
+            hits = _later(candidate, self._bucket), _later(released, self._bucket)
         return Block(candidate.requests, hits[0], released.requests, hits[1])
 
     def _verdict(self) -> Verdict:
@@ -125,6 +95,21 @@ class Judge:
         if not open_:
             return Verdict("promote", f"as good as the release after {requests} answers")
         return Verdict(None, f"{requests} answers do not decide about {', '.join(open_)}")
+
+
+def since(before: Counts, now: Counts) -> Counts:
+    """Return what was added to counts; all of it if the counting has begun again."""
+    if now.requests < before.requests:
+        return now
+    return Counts(
+        now.requests - before.requests,
+        {name: count - before.hits.get(name, 0) for name, count in now.hits.items()},
+        [new - old for new, old in zip(now.seconds, before.seconds, strict=True)],
+    )
+
+
+def _later(counts: Counts, bucket: int) -> int:
+    return sum(counts.seconds[bucket + 1 :])
 
 
 def _bucket_of(released: Counts) -> int:

@@ -19,11 +19,15 @@ class Served:
         name: the model, which is the id that clients ask for.
         released: the released version, which need not be served yet.
         chain: the gateway's entries of its upstreams, the primary first.
+        candidate: the entry of a released version that is tried on a share of the keys.
+        share: that share.
     """
 
     name: str
     released: str
     chain: tuple[Mapping[str, Any], ...]
+    candidate: Mapping[str, Any] | None = None
+    share: float = 0.0
 
 
 def gateway_document(
@@ -55,7 +59,10 @@ def gateway_document(
         if len(chain) == 1:
             # Nobody to fall back to, so there is nothing to judge.
             fields.pop("low_confidence", None)
-        entry = {"id": model.name, "chain": chain, "released": model.released}
+        entry: dict[str, Any] = {"id": model.name, "chain": chain, "released": model.released}
+        if model.candidate is not None:
+            upstreams.append(dict(model.candidate))
+            entry["canary"] = {"upstream": model.candidate["name"], "share": model.share}
         own[model.name] = fields | entry
     unique = {entry["name"]: entry for entry in upstreams}
     document = {**settings, "upstreams": list(unique.values()), "models": list(own.values())}
