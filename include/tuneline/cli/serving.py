@@ -14,6 +14,7 @@ from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.serving.release.following.trials import CanaryOptions
 
 
 def add_serving(commands: Commands) -> None:
@@ -114,6 +115,19 @@ def _add_follow(commands: Commands) -> None:
         "--no-previous", action="store_true", help="don't keep the release before as a fallback"
     )
     follow.add_argument(
+        "--canary",
+        type=float,
+        metavar="SHARE",
+        help="try a new release on this share of the keys first (0.1), and go back to the one "
+        "before if it is worse; it is switched to at once by default",
+    )
+    follow.add_argument(
+        "--canary-hours",
+        type=float,
+        default=24,
+        help="a canary that is not decided by then is withdrawn (24)",
+    )
+    follow.add_argument(
         "--start-seconds", type=float, default=600, help="longest time to a first token (600)"
     )
     follow.add_argument("--every", type=float, default=2, help="seconds between two looks (2)")
@@ -140,7 +154,22 @@ def _follow(arguments: argparse.Namespace) -> int:
         keep_previous=not arguments.no_previous,
         start_seconds=arguments.start_seconds,
         every=arguments.every,
+        canary=_canary(arguments),
     )
+
+
+def _canary(arguments: argparse.Namespace) -> CanaryOptions | None:
+    """Return how new releases are tried, recorded where this floor alone can."""
+    from tuneline.governance.release.canary import CanaryLog
+    from tuneline.serving.release.following.trials import CanaryOptions
+    from tuneline.store import open_store
+
+    if arguments.canary is None:
+        return None
+    if not 0 < arguments.canary < 1:
+        raise UserError(f"--canary {arguments.canary:g}: give a share between 0 and 1, such as 0.1")
+    records = CanaryLog(open_store(store_uri(arguments)))
+    return CanaryOptions(arguments.canary, arguments.canary_hours, records)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -2,11 +2,11 @@
 
 import json
 import signal
-import threading
 import time
 
 import pytest
 import yaml
+from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 from tests.serving.gateway.conftest import upstream_entry
 
@@ -163,36 +163,11 @@ def test_what_is_released_but_not_served_shows(reloading, small):
     assert f"{behind} 0" in reloading.gateway.get("/metrics").text
 
 
-class Load:
-    """Requests at a rate, over their own connections, until it is stopped."""
-
-    def __init__(self, reloading, per_second):
-        self.answers = []
-        self._reloading, self._pause = reloading, 1 / per_second
-        self._stop = threading.Event()
-        self._threads = []
-        self._pacer = threading.Thread(target=self._pace)
-
-    def _pace(self):
-        while not self._stop.wait(self._pause):
-            thread = threading.Thread(target=lambda: self.answers.append(self._reloading.ask()))
-            thread.start()
-            self._threads.append(thread)
-
-    def __enter__(self):
-        self._pacer.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in (self._pacer, *self._threads):
-            thread.join()
-
-
 def test_a_switch_under_load_drops_no_request(reloading, small, large):
     """50 requests a second, two switches, the old engine stopped after each."""
     small.answer_delay_s = large.answer_delay_s = 0.2
-    with Load(reloading, 50) as load:
+    gateway = reloading.gateway
+    with SteadyLoad(gateway.base_url, gateway.keys["trial"], "support", 50) as load:
         time.sleep(1)
         for new, old in ((large, small), (small, large)):
             new.start()
@@ -204,9 +179,8 @@ def test_a_switch_under_load_drops_no_request(reloading, small, large):
     small.start()
     large.start()
     assert len(load.answers) > 60
-    assert [answer for answer in load.answers if not answer.ok] == []
-    assert {answer.served_by for answer in load.answers} == {"small", "large"}
-    assert {answer.attempts for answer in load.answers} == {1}
+    assert {answer.status for answer in load.answers} == {200}
+    assert {answer.attempts for answer in load.answers} == {"small", "large"}
 
 
 def test_watching_waits_for_the_file_and_follows_it(tmp_path, small, large):
@@ -235,3 +209,20 @@ class WatchingProcess(GatewayProcess):
     def __init__(self, of):
         self.__dict__.update(of.__dict__)
         self._command = [*of._command, "--watch"]
+
+
+def test_a_canary_answers_its_keys_and_both_arms_are_counted(reloading, small, large):
+    canary = {"upstream": "large", "share": 0.999999}
+    reloading.offer(
+        upstreams=[upstream_entry(small), upstream_entry(large)],
+        models=[{"id": "support", "chain": ["small"], "canary": canary}],
+    )
+    assert reloading.settled()["refused"] is None
+    assert reloading.ask().served_by == "large"
+    large.mode = "error"
+    left = reloading.ask()
+    assert (left.served_by, left.fallback_reason) == ("small", "upstream_5xx")
+    arms = reloading.ready()["canary"]["large"]
+    assert arms["candidate"]["requests"] == sum(arms["candidate"]["seconds"]) == 2
+    assert arms["candidate"]["hits"]["fallbacks"] == 1
+    assert arms["released"]["requests"] == 0

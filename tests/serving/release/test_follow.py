@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pytest
 from tests.lab import fake_engine
 from tests.lab.releases import log_release
+from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 
 from tuneline.artifacts.governance import Manifest
@@ -261,36 +261,13 @@ def test_releases_under_load_drop_no_request(site):
     site.serve()
     site.follow("--no-previous")
     site.wait_served("1")
-    answers, stop = [], threading.Event()
-
-    def one():
-        try:
-            answer = site.ask()
-            found = answer.status_code, answer.headers.get("x-tuneline-attempts")
-        except httpx.HTTPError as error:
-            found = type(error).__name__, None
-        answers.append(found)
-
-    def load():
-        threads = []
-        while not stop.wait(0.02):
-            threads.append(threading.Thread(target=one))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-
-    loading = threading.Thread(target=load)
-    loading.start()
-    try:
+    with SteadyLoad(f"http://127.0.0.1:{site.port}", site.key, "a", 50) as load:
         for version in "23":
             old = next(iter(site.pids().values()))
             site.release(version)
             wait_for(lambda v=version: site.status().models[0].served == v, 30)
             wait_for(lambda pid=old: not psutil.pid_exists(pid), 30, "the old engine's end")
             time.sleep(0.5)
-    finally:
-        stop.set()
-        loading.join()
-    assert len(answers) > 100
-    assert {status for status, _ in answers} == {200}
-    assert {trail for _, trail in answers} == {"a-1", "a-2", "a-3"}
+    assert len(load.answers) > 100
+    assert {answer.status for answer in load.answers} == {200}
+    assert {answer.attempts for answer in load.answers} == {"a-1", "a-2", "a-3"}

@@ -84,6 +84,7 @@ class _Answers:
         body["upstreams"] = self._runtime.prober.states()
         body["circuits"] = self._runtime.prober.circuits()
         body["behind"] = self._runtime.behind()
+        body["canary"] = self._runtime.tally.read()
         body["reload"] = asdict(self._runtime.reload)
         if reason is None:
             return JSONResponse(body)

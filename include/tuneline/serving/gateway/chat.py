@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tuneline.serving.gateway.attempt import Attempt, Call, Candidate
-from tuneline.serving.gateway.chain import AllFailed
+from tuneline.serving.gateway.chain import AllFailed, Chain
 from tuneline.serving.gateway.generation import Generation
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
@@ -69,6 +69,7 @@ class _Exchange:
         self._id = f"req-{secrets.token_hex(12)}"
         self._began = time.perf_counter()
         self._key = ""
+        self._chain: Chain
         # Only known models become labels: a client must not be able to make new series.
         self._model = ""
         self._stream = False
@@ -112,7 +113,7 @@ class _Exchange:
                 headers={"retry-after": "5"},
             )
         request = parse_chat(await self._body())
-        chain = self._generation.chains.get(request.model)
+        chain = self._generation.chain_of(request.model, self._key)
         if chain is None:
             raise ApiError(
                 404,
@@ -121,6 +122,7 @@ class _Exchange:
             )
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
+        self._chain = chain
         return Call(self._id, "request", self._key, self._model, request)
 
     async def _body(self) -> bytes:
@@ -168,7 +170,7 @@ class _Exchange:
             raise
 
     async def _serve_whole(self, call: Call) -> None:
-        chain = self._generation.chains[call.request.model]
+        chain = self._chain
         with self._failures_answered(call):
             answer = await chain.answer(call)
         self._log(call, answer.attempt)
@@ -178,7 +180,7 @@ class _Exchange:
         )
 
     async def _serve_stream(self, call: Call) -> None:
-        chain = self._generation.chains[call.request.model]
+        chain = self._chain
         with self._failures_answered(call):
             stream = await chain.stream(call)
         attempt = stream.attempt

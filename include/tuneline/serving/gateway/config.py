@@ -139,6 +139,13 @@ class UpstreamConfig(Section):
         return self.adapter if isinstance(self.adapter, str) else self.model
 
 
+class CanaryConfig(Section):
+    """A candidate that answers a share of the keys, before the chain."""
+
+    upstream: str = Field(min_length=1, description="Name of the candidate's upstream.")
+    share: float = Field(gt=0, lt=1, description="Share of the keys, drawn by their names.")
+
+
 class ModelConfig(Section):
     """A model id that clients ask for, and the chain of upstreams behind it."""
 
@@ -153,6 +160,9 @@ class ModelConfig(Section):
         600.0,
         description="Time for a whole request over all attempts, of a stream until its first "
         "byte. An attempt gets at most what is left of it.",
+    )
+    canary: CanaryConfig | None = Field(
+        None, description="A candidate beside the chain. The follower writes it."
     )
     released: str | None = Field(
         None,
@@ -328,6 +338,9 @@ class GatewayConfig(Section):
             for name in model.chain:
                 if name not in upstreams:
                     raise ValueError(f"the chain of model {model.id} names no upstream: {name}")
+            candidate = model.canary.upstream if model.canary else None
+            if candidate is not None and (candidate in model.chain or candidate not in upstreams):
+                raise ValueError(f"the canary of model {model.id} must be an upstream of its own")
             if model.low_confidence and len(model.chain) == 1:
                 raise ValueError(f"model {model.id} has low_confidence but nobody to fall back to")
         return self

@@ -11,6 +11,7 @@ from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.readiness import Prober
+from tuneline.serving.gateway.tally import is_drawn
 from tuneline.serving.gateway.upstream import Upstream
 from tuneline.serving.gateway.versions import pinned_models
 
@@ -61,10 +62,34 @@ class Generation:
         # By the id that a client asks for. A versioned id without a ready upstream does not make
         # the gateway unready: the model itself may still be answered by a fallback.
         plain = {model.id: chain(model) for model in config.models}
+        self._canaries = {
+            model.id: (
+                model.canary,
+                chain(model.model_copy(update={"chain": (model.canary.upstream, *model.chain)})),
+            )
+            for model in config.models
+            if model.canary
+        }
         self.chains = plain | {id_: chain(m) for id_, m in pinned_models(config).items()}
         self.prober = Prober(
             config.readiness, list(self.upstreams.values()), list(plain.values()), recorder
         )
+
+    @property
+    def canaries(self) -> list[tuple[str, str]]:
+        """The models that have a canary, each with the candidate's upstream."""
+        return [(model, canary.upstream) for model, (canary, _) in self._canaries.items()]
+
+    def share_of(self, model: str) -> float:
+        """Return the share of the keys that go to a model's candidate; 0 without a canary."""
+        return self._canaries[model][0].share if model in self._canaries else 0.0
+
+    def chain_of(self, asked: str, key: str) -> Chain | None:
+        """Return the chain that answers a key's requests for a model; None if there is none."""
+        canary, chain = self._canaries.get(asked, (None, None))
+        if canary is not None and is_drawn(canary.upstream, canary.share, key):
+            return chain
+        return self.chains.get(asked)
 
     def start(self) -> None:
         """Start the pings."""

@@ -18,6 +18,7 @@ from tuneline.serving.gateway.ledger import Ledger, UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.request_log import DROPPED, RequestLog
+from tuneline.serving.gateway.tally import Tally
 
 if TYPE_CHECKING:
     from tuneline.serving.gateway.chain import Chain
@@ -94,6 +95,8 @@ class Runtime:
             on_written=self._count_written,
         )
         self._current = Generation(config, self.ledger, self.metrics)
+        self.tally = Tally()
+        self.tally.keep(self._current.canaries)
         self._retiring: set[asyncio.Task[None]] = set()
         self._declare_metrics()
 
@@ -154,6 +157,7 @@ class Runtime:
         if self.production_log and self._scrubber_for and config.production_log:
             self.production_log.scrub_with(self._scrubber_for(config.production_log.languages))
         self._current = new
+        self.tally.keep(new.canaries)
         task = asyncio.create_task(self._retire(old, new))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -184,13 +188,14 @@ class Runtime:
         await asyncio.to_thread(self.ledger.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
-        """Hand a request that has ended to the logs, unless its key is not logged.
+        """Count a request that has ended, and hand it to the logs unless its key is not logged.
 
         Args:
             call: the request.
             attempt: the attempt that served it, None if none did.
             status: how it ended.
         """
+        self.tally.note(call, attempt, status, self._current.share_of(call.model))
         logged = self.keys.is_logged(call.key)
         if self.request_log and logged:
             self.request_log.note(call, attempt)

@@ -22,6 +22,7 @@ from tuneline.serving.release.following.engines import Launch
 from tuneline.serving.release.following.follower import Follower, Options
 from tuneline.serving.release.following.gateway_file import GatewayFile
 from tuneline.serving.release.following.status import read_status
+from tuneline.serving.release.following.trials import CanaryOptions
 from tuneline.store import open_store
 
 CONFIG_FILE = "gateway.yaml"
@@ -40,6 +41,7 @@ def run_follower(
     keep_previous: bool,
     start_seconds: float,
     every: float,
+    canary: CanaryOptions | None = None,
 ) -> int:
     """Follow the releases of a store until SIGTERM or SIGINT.
 
@@ -57,6 +59,7 @@ def run_follower(
         keep_previous: whether the release before stays as a fallback.
         start_seconds: longest time until an engine's first token.
         every: time between two looks at the store, in seconds.
+        canary: how new releases are tried; None switches to them at once.
 
     Raises:
         UserError: if the settings are wrong, or another follower works in the folder.
@@ -69,11 +72,11 @@ def run_follower(
         launch = Launch(store_uri, folder / "logs", start_seconds, _binaries(binaries))
         follower = Follower(
             open_store(store_uri),
-            Options(names, given, keep_previous, every=every),
+            Options(names, given, keep_previous, every=every, canary=canary),
             launch,
             GatewayFile(folder / CONFIG_FILE, url.rstrip("/")),
-            folder,
-            _say,
+            folder=folder,
+            say=_say,
         )
         ends = _Ends()
         _say(f"following {store_uri} for the gateway at {url}")

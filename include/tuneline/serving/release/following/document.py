@@ -21,12 +21,16 @@ class Served:
         released: the released version, which need not be served yet.
         chain: the gateway's entries of its engines, the primary first.
         settings: what the primary's release is served with.
+        candidate: the entry of a released version that is tried on a share of the keys.
+        share: that share.
     """
 
     name: str
     released: str
     chain: tuple[Mapping[str, Any], ...]
     settings: ChainSettings = field(default_factory=ChainSettings)
+    candidate: Mapping[str, Any] | None = None
+    share: float = 0.0
 
 
 def gateway_document(
@@ -65,7 +69,10 @@ def gateway_document(
         if len(chain) == 1:
             # Nobody to fall back to, so there is nothing to judge.
             fields.pop("low_confidence", None)
-        entry = {"chain": chain, "released": model.released}
+        entry: dict[str, Any] = {"chain": chain, "released": model.released}
+        if model.candidate is not None:
+            upstreams.append(dict(model.candidate))
+            entry["canary"] = {"upstream": model.candidate["name"], "share": model.share}
         own[model.name] = served.model | fields | entry
     unique = {entry["name"]: entry for entry in upstreams}
     document = {**settings, "upstreams": list(unique.values()), "models": list(own.values())}

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from tuneline.machine.free_memory import free_memory
 from tuneline.machine.redaction import redact
 from tuneline.serving.release.following.document import Facts, Served, gateway_document
 from tuneline.serving.release.following.engines import EngineProcess, Launch, take_over
+from tuneline.serving.release.following.failure import Failure
 from tuneline.serving.release.following.gateway_file import GatewayFile, GatewayState
 from tuneline.serving.release.following.status import EngineRow, ModelRow, Status
+from tuneline.serving.release.following.trials import CanaryOptions, Trials
 from tuneline.serving.release.following.units import Unit, Units
 from tuneline.serving.release.following.wanted import Wanted, model_names, wanted_of
 from tuneline.store import Store
 
 Say = Callable[[str], None]
 
-# A release that failed is tried again after this long, then after twice as long, and so on.
-_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 5.0, 300.0
 # Without named models, the whole store is searched for new ones this often.
 _SEARCH_SECONDS = 30.0
 _OFFER_AGAIN_SECONDS = 15.0
@@ -45,6 +45,7 @@ class Options:
         keep_previous: whether the engine of the release before stays, as a fallback.
         drain_seconds: longest time that an old engine waits for requests under way.
         every: time between two looks at the store, in seconds.
+        canary: how new releases are tried on a share of the keys; None switches at once.
     """
 
     names: Sequence[str]
@@ -52,19 +53,7 @@ class Options:
     keep_previous: bool = True
     drain_seconds: float = 330.0
     every: float = 2.0
-
-
-@dataclass
-class _Failure:
-    reason: str
-    count: int = 1
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def over(self) -> bool:
-        """True if it is time for another try."""
-        wait = min(_RETRY_SECONDS * 2 ** (self.count - 1), _LONGEST_RETRY_SECONDS)
-        return time.monotonic() - self.since >= wait
+    canary: CanaryOptions | None = None
 
 
 class Follower:
@@ -85,6 +74,7 @@ class Follower:
         options: Options,
         launch: Launch,
         gateway: GatewayFile,
+        *,
         folder: Path,
         say: Say,
     ) -> None:
@@ -101,9 +91,12 @@ class Follower:
         self._stopping: list[EngineProcess] = []
         self._wanted: list[Wanted] = []
         self._found: tuple[float, list[str]] | None = None
-        self._failures: dict[str, _Failure] = {}
+        self._failures: dict[str, Failure] = {}
         # The engines of each model's chain, as they were written last.
         self._chains: dict[str, list[EngineProcess]] = {}
+        self._trials = Trials(options.canary, say) if options.canary else None
+        # The engines that answer a share of their models' keys.
+        self._candidates: dict[str, EngineProcess] = {}
         # Whether an engine may stay as a fallback, decided once.
         self._stays: dict[EngineProcess, bool] = {}
         # Entries of the file that was there before: a model keeps them until it has an engine.
@@ -132,9 +125,12 @@ class Follower:
         self._start_missing(targets)
         chains = {wanted.name: self._chain(wanted, targets) for wanted in self._wanted}
         self._chains = {name: chain for name, chain in chains.items() if chain}
+        ready = [e for e in self._engines if e.state == "ready"]
+        self._candidates = {n: e for n, e in self._candidates.items() if n in chains and e in ready}
         if self._gateway.write(self._document()):
             self._say(f"gateway: {self._summary()}")
         state = self._gateway.state()
+        self._judge(state)
         self._offer_again(state)
         self._stop_unused(targets, state)
         return self._record(state)
@@ -236,6 +232,10 @@ class Follower:
             # What serves goes on; a dead engine is better named in an error than unknown.
             before = self._chains.get(wanted.name, [])
             return [e for e in before if e.state == "ready"] or before
+        if standing := self._standing(wanted, target):
+            self._candidates[wanted.name] = target
+            return standing
+        self._candidates.pop(wanted.name, None)
         previous = None
         if self._options.keep_previous and wanted.previous:
             previous = self._ready(wanted.name, wanted.previous)
@@ -245,19 +245,44 @@ class Follower:
         stays = self._stays.setdefault(previous, free_memory() > target.memory_bytes())
         return [target, previous] if stays else [target]
 
+    def _standing(self, wanted: Wanted, target: EngineProcess) -> list[EngineProcess]:
+        """Return the chain beside which a new release is tried; [] if it is not or no longer."""
+        before = [e for e in self._chains.get(wanted.name, []) if e.state == "ready"]
+        if self._trials is None or not before or before[0] is target:
+            return []
+        try:
+            return before if self._trials.tries(wanted.name, wanted.version) else []
+        except TunelineError as error:
+            self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
+            return before
+
+    def _judge(self, state: GatewayState | None) -> None:
+        """Look at the canaries that are under way."""
+        for name, engine in self._candidates.items():
+            if self._trials is not None and state is not None:
+                counts = state.canary.get(str(self._entry(engine, name)["name"]))
+                try:
+                    self._trials.look(name, counts)
+                    self._tell("canary", "")
+                except TunelineError as error:
+                    self._tell("canary", f"a canary's outcome can't be recorded: {error}")
+
     def _document(self) -> dict[str, Any]:
         served, spoken, currencies = [], [], []
         released = {wanted.name: wanted.version for wanted in self._wanted}
         for name, engines in self._chains.items():
             entries, settings = [], []
-            for engine in engines:
+            candidate = self._candidates.get(name)
+            for engine in [*engines, *([candidate] if candidate else [])]:
                 release = next(r for r in engine.unit.releases if r.name == name)
                 fields, languages, currency = self._facts.of(release)
                 entries.append({**self._entry(engine, name), **fields})
                 settings.append(self._facts.settings(release))
                 spoken += languages
                 currencies += [currency] if currency else []
-            served.append(Served(name, released[name], tuple(entries), settings[0]))
+            tried = entries.pop() if candidate else None
+            share = self._trials.share if self._trials else 0.0
+            served.append(Served(name, released[name], tuple(entries), settings[0], tried, share))
         for name, version in released.items():
             if name not in self._chains and name in self._inherited:
                 served.append(Served(name, version, tuple(self._inherited[name])))
@@ -313,14 +338,10 @@ class Follower:
         )
 
     def _fail(self, key: str, reason: str) -> None:
-        reason = redact(reason)
-        known = self._failures.get(key)
-        if known is None:
-            self._failures[key] = _Failure(reason)
-            self._say(f"{key} is not served: {reason}")
-        elif known.over:
-            known.reason, known.count, known.since = reason, known.count + 1, time.monotonic()
-            self._say(f"{key} is not served after {known.count} tries: {reason}")
+        failure = self._failures.setdefault(key, Failure())
+        if failure.note(redact(reason)):
+            tries = f" after {failure.count} tries" if failure.count > 1 else ""
+            self._say(f"{key} is not served{tries}: {failure.reason}")
 
     def _tell(self, subject: str, text: str) -> None:
         """Say something once, until it changes."""
@@ -350,6 +371,8 @@ class Follower:
                 None,
             )
             reason = self._failures[key].reason if key and served != wanted.version else None
+            if reason is None and self._trials is not None:
+                reason = self._trials.reason(wanted.name, wanted.version)
             models.append(ModelRow(wanted.name, wanted.version, served, len(chain) > 1, reason))
         engines = [
             EngineRow(engine.unit.key, engine.port, engine.state, engine.reason)

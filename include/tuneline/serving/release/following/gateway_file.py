@@ -25,11 +25,13 @@ class GatewayState:
         taken: fingerprint of the file that it serves.
         refused: fingerprint of a later file that it refused, None if it refused none.
         retiring: older configurations that still have requests.
+        canary: counts of both arms of each canary, by the candidate's upstream.
     """
 
     taken: str
     refused: str | None
     retiring: int
+    canary: Mapping[str, Any]
 
 
 class GatewayFile:
@@ -77,8 +79,9 @@ class GatewayFile:
         """Ask the gateway; None if it does not answer."""
         url = f"{self.url}/v1/health/ready"
         try:
-            found = httpx.get(url, timeout=_WITHIN_SECONDS, trust_env=False).json()["reload"]
-            return GatewayState(found["taken"], found["refused"], found["retiring"])
+            body = httpx.get(url, timeout=_WITHIN_SECONDS, trust_env=False).json()
+            found = body["reload"]
+            return GatewayState(found["taken"], found["refused"], found["retiring"], body["canary"])
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return None
 
