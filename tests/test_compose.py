@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneline.serving.gateway.config import load_config
+from tuneline.serving.gateway.config import GatewayConfig
+from tuneline.serving.release.following.command import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = set(
     "postgres s3 airflow-init airflow-api-server airflow-scheduler airflow-dag-processor pods "
-    "tracking engine gateway".split()
+    "tracking gateway follower".split()
 )
 
 
@@ -81,13 +82,13 @@ def test_the_files_it_mounts_and_builds_from_exist(resolved):
         build = service.get("build")
         if build:
             assert (ROOT / build["dockerfile"]).is_file()
-    for name in ("init.sh", "pods.sh", "gateway.sh", "settings/init.sh"):
+    for name in ("init.sh", "pods.sh", "follow.sh", "settings/init.sh"):
         assert (ROOT / "docker/compose" / name).is_file()
 
 
 @pytest.mark.parametrize("rate", ["0", "0.5", "1"])
 def test_the_gateway_logs_to_the_store_unless_told_otherwise(tmp_path, rate):
-    script = (ROOT / "docker/compose/gateway.sh").read_text()
+    script = (ROOT / "docker/compose/follow.sh").read_text()
     program = tmp_path / "tuneline"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -95,7 +96,6 @@ def test_the_gateway_logs_to_the_store_unless_told_otherwise(tmp_path, rate):
         ["bash", "-c", script.replace("/var/lib/tuneline", str(tmp_path))],
         env={
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "TUNELINE_MODEL": "support",
             "TUNELINE_STORE": "s3://tuneline/main",
             "TUNELINE_LOG_SAMPLE_RATE": rate,
         },
@@ -104,7 +104,9 @@ def test_the_gateway_logs_to_the_store_unless_told_otherwise(tmp_path, rate):
     )
     assert done.returncode == 0, done.stderr
     (tmp_path / "keys.json").write_text('{"keys": []}')
-    log = load_config(tmp_path / "gateway.yaml").production_log
+    log = GatewayConfig.model_validate(
+        {**read_settings(tmp_path / "settings.yaml"), "upstreams": [], "models": []}
+    ).production_log
     if rate == "0":
         assert log is None
     else:
@@ -117,3 +119,37 @@ def test_the_gateway_reaches_the_store_and_has_time_to_end(resolved):
     assert gateway["environment"]["TUNELINE_STORE"] == "s3://tuneline/main"
     assert gateway["environment"]["AWS_ENDPOINT_URL"] == "http://s3:8333"
     assert gateway["stop_grace_period"] == "45s"
+
+
+def test_the_follower_writes_the_file_that_the_gateway_watches(resolved):
+    gateway, follower = (resolved["services"][name] for name in ("gateway", "follower"))
+    assert "--watch" in gateway["command"]
+    (state,) = (v for v in gateway["volumes"] if v["target"] == "/var/lib/tuneline")
+    assert state in follower["volumes"]
+    script = (ROOT / "docker/compose/follow.sh").read_text()
+    assert '--folder "$home"' in script
+    # Engines listen on loopback, so both are on one network.
+    assert follower["network_mode"] == "service:gateway"
+
+
+def test_the_cluster_s_pod_has_both_and_the_gateway_ends_first():
+    """A sidecar starts before the gateway and is told to end after it."""
+    documents = list(yaml.safe_load_all((ROOT / "deploy/serving.yaml").read_text()))
+    (serving,) = (d for d in documents if d["kind"] == "StatefulSet")
+    pod = serving["spec"]["template"]["spec"]
+    (gateway,), (follower,) = pod["containers"], pod["initContainers"]
+    assert follower["restartPolicy"] == "Always"
+    shared = {m["mountPath"] for m in gateway["volumeMounts"]} & {
+        m["mountPath"] for m in follower["volumeMounts"]
+    }
+    config = Path(gateway["command"][gateway["command"].index("--config") + 1])
+    folder = follower["command"][follower["command"].index("--folder") + 1]
+    assert str(config.parent) == folder
+    assert folder in shared
+    assert pod["automountServiceAccountToken"] is False
+    for container in (gateway, follower):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    (settings,) = (d for d in documents if d["kind"] == "ConfigMap")
+    whole = {**yaml.safe_load(settings["data"]["settings.yaml"]), "upstreams": [], "models": []}
+    drain = GatewayConfig.model_validate(whole).drain
+    assert pod["terminationGracePeriodSeconds"] > drain.delay_s + drain.timeout_s + 45

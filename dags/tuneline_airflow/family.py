@@ -1,4 +1,4 @@
-"""The DAGs of each model: the same four, made from its file in `config/models`.
+"""The DAGs of each model: the same five, made from its file in `config/models`.
 
 With several models each id ends in `__<model>`. A model whose file can't be used keeps its DAGs'
 ids, with one task that fails with the reason, and leaves the other models alone.
@@ -22,6 +22,7 @@ MAIN = "finetune_to_production"
 NIGHTLY = "nightly_retraining"
 LOGS = "production_logs"
 DRIFT = "drift_watch"
+ROLLBACK = "rollback"
 
 
 def dag_id(kind: str, model: Model) -> str:
@@ -35,7 +36,7 @@ def dags_of(kind: str, build: Callable[[Model], DAG]) -> dict[str, DAG]:
     A worker that parses the file for one task needs no other DAG than that of the task.
 
     Args:
-        kind: `MAIN`, `NIGHTLY`, `LOGS` or `DRIFT`.
+        kind: `MAIN`, `NIGHTLY`, `LOGS`, `DRIFT` or `ROLLBACK`.
         build: makes the DAG of a model.
 
     Returns:
@@ -59,7 +60,7 @@ def settings_of(kind: str, model: Model, title: str, doc: str | None) -> dict[st
     """Return the arguments that the DAGs of a family share.
 
     Args:
-        kind: `MAIN`, `NIGHTLY`, `LOGS` or `DRIFT`.
+        kind: `MAIN`, `NIGHTLY`, `LOGS`, `DRIFT` or `ROLLBACK`.
         model: the model.
         title: name for a person.
         doc: description in Markdown.

@@ -43,8 +43,9 @@ class UpstreamServer:
     """A server that answers "word-0 word-1 …"; its attributes set its behaviour.
 
     mode: ok, hang (no answer), error (500), busy (429), refuse (401), bad_request (400),
-    garbage (200 without JSON), die_before (closes before a token), die_after (closes after
-    two tokens), stall_after (hangs after two tokens, comments go on), error_event.
+    too_long (400, the prompt does not fit), garbage (200 without JSON), die_before (closes
+    before a token), die_after (closes after two tokens), stall_after (hangs after two tokens,
+    comments go on), error_event.
     """
 
     def __init__(self, name: str) -> None:
@@ -66,6 +67,8 @@ class UpstreamServer:
         self.models = [f"{self.name}-model"]
         self.adapters = 2
         self.words = 5
+        # The whole answer, instead of words.
+        self.reply: str | None = None
         self.logprob = -0.1
         self.sends_logprobs = True
         self.sends_usage = True
@@ -114,9 +117,11 @@ class UpstreamServer:
         if self.mode == "hang":
             await _until_left(request)
             self.cut_off.set()
-        refusals = {"error": 500, "busy": 429, "refuse": 401, "bad_request": 400}
+        refusals = {"error": 500, "busy": 429, "refuse": 401, "bad_request": 400, "too_long": 400}
         if self.mode in refusals:
-            error = {"message": "context is too long", "type": "exceed_context_size_error"}
+            error = {"message": "top_k must be a number", "type": "invalid_request_error"}
+            if self.mode == "too_long":
+                error = {"message": "context is too long", "type": "exceed_context_size_error"}
             return JSONResponse({"error": error}, refusals[self.mode])
         if self.mode == "garbage":
             return Response("<html>not what you wanted</html>")
@@ -184,6 +189,8 @@ class UpstreamServer:
                 self.cut_off.set()
 
     def _text(self, words: int, first: int = 0) -> str:
+        if self.reply is not None:
+            return self.reply if first == 0 else ""
         return "".join(f"{self.name}-{first + i} " for i in range(words))
 
     def _logprob(self, i: int) -> dict:

@@ -11,13 +11,13 @@ from tests.stack.conftest import interrupt
 from tuneline.stack import locks
 from tuneline.stack.airflow import COMPONENTS
 from tuneline.stack.dag_run import DagRun
-from tuneline.stack.lifecycle import PODS, Stack
+from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, PODS, Stack
 from tuneline.stack.ports import is_free
 from tuneline.stack.rest import Airflow
 from tuneline.stack.tracking import TRACKING
 
 ROWS = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{}"}]}\n'
-SERVICES = {*COMPONENTS, PODS, TRACKING}
+SERVICES = {*COMPONENTS, PODS, TRACKING, FOLLOWER, GATEWAY}
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ manifest states the files of the version by hash and names the version that was 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from tuneline.artifacts.deployment import Apart
-from tuneline.artifacts.governance import Manifest, ReleasePointer
+from tuneline.artifacts.governance import Manifest, PointerMove, ReleasePointer
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
 from tuneline.run import Run
@@ -240,6 +240,27 @@ def ancestry(release: Release) -> Iterator[Release]:
         seen.add(current.version)
         before = current.manifest.previous_version
         current = find_version(release.store, release.manifest.name, before) if before else None
+
+
+def previous_version(pointer: ReleasePointer) -> str | None:
+    """Return the version that was released before the present one and not left by a rollback.
+
+    What a rollback moved away from is what nobody wants to be served any more.
+    """
+    standing = standing_moves(pointer.history)
+    return standing[-2].version if len(standing) > 1 else None
+
+
+def standing_moves(history: Sequence[PointerMove]) -> list[PointerMove]:
+    """Return the moves whose versions still stand, oldest first; the last one is the release."""
+    standing: list[PointerMove] = []
+    for move in history:
+        known = [earlier.version for earlier in standing]
+        if move.event == "rolled_back" and move.version in known:
+            del standing[known.index(move.version) + 1 :]
+        else:
+            standing.append(move)
+    return standing
 
 
 def model_prefix(name: str, version: str) -> str:

@@ -1,8 +1,9 @@
-"""Commands on releases: verify one, draw the ancestry of a model, compare two."""
+"""Commands on releases: verify one, draw the ancestry of a model, compare two, go back to one."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ _RELEASE = "MODEL/VERSION, MODEL (its released version), or the URI of a manifes
 
 
 def add_releases(commands: Commands) -> None:
-    """Add `tuneline verify`, `lineage`, `diff` and `audit`."""
+    """Add `tuneline verify`, `lineage`, `diff`, `audit` and `rollback`."""
     verify = commands.add_parser(
         "verify",
         help="recompute every hash of a released model",
@@ -59,6 +60,22 @@ def add_releases(commands: Commands) -> None:
     )
     add_store_argument(audit)
     audit.set_defaults(command=_audit)
+
+    rollback = commands.add_parser(
+        "rollback",
+        help="release an earlier version of a model again",
+        description="Move a model's release pointer back to a version that was released before, "
+        "after its files were compared with its manifest. A follower serves it within seconds. "
+        "The release log keeps who did it, and why.",
+    )
+    rollback.add_argument("model", metavar="MODEL", help="name of the model")
+    rollback.add_argument(
+        "version", metavar="VERSION", nargs="?", help="the version; the one before by default"
+    )
+    rollback.add_argument("--reason", help="why; kept in the release log")
+    rollback.add_argument("--by", help="who does it; the user of this machine by default")
+    add_store_argument(rollback)
+    rollback.set_defaults(command=_rollback)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -106,4 +123,15 @@ def _audit(arguments: argparse.Namespace) -> int:
     texts = read_texts(arguments.texts) if arguments.texts else {}
     store = arguments.store or os.environ.get("TUNELINE_STORE")
     print(annex_iv(Facts(find_release(arguments.release, store)), texts), end="")
+    return EXIT_OK
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.release.rollback import NO_REASON, announce, roll_back
+    from tuneline.store import open_store
+
+    store = open_store(store_uri(arguments))
+    by, reason = arguments.by or getpass.getuser(), arguments.reason or NO_REASON
+    pointer = roll_back(store, arguments.model, arguments.version, by=by, reason=reason)
+    print(announce(store, pointer))
     return EXIT_OK

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuneline.cli.calibrating import add_calibrate
 from tuneline.cli.groups import Commands, add_store_argument, store_uri
-from tuneline.errors import EXIT_FAILED, EXIT_OK
+from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.serving.release.following.trials import CanaryOptions
 
 
 def add_serving(commands: Commands) -> None:
-    """Add `tuneline model`, `gateway`, `engine`, `probe` and `gateway-key`."""
+    """Add `tuneline model`, `gateway`, `engine`, `probe`, `gateway-key` and `calibrate`."""
     model = commands.add_parser("model", help="fetch base models")
     actions = model.add_subparsers(required=True, metavar="ACTION")
     pull = actions.add_parser("pull", help="fetch a base model into the cache")
@@ -25,6 +27,12 @@ def add_serving(commands: Commands) -> None:
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
     gateway.add_argument(
         "--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway"
+    )
+    gateway.add_argument(
+        "--watch",
+        action="store_true",
+        help="take over changes of the file unasked, and wait for it if it is missing; SIGHUP "
+        "has it read again in any case",
     )
     gateway.set_defaults(command=_gateway)
     engine = commands.add_parser("engine", help="serve released models on their engine")
@@ -36,6 +44,13 @@ def add_serving(commands: Commands) -> None:
         help="model; the one released last by default. Repeat it for models whose adapters share "
         "one base: one engine serves them all",
     )
+    engine.add_argument(
+        "--release",
+        action="append",
+        default=[],
+        metavar="MODEL@VERSION",
+        help="serve this version in place of the released one; repeat it as --name",
+    )
     engine.add_argument("--host", default="127.0.0.1", help="address to listen on (loopback)")
     engine.add_argument("--port", type=int, default=8081, help="port to listen on (8081)")
     engine.add_argument(
@@ -43,6 +58,7 @@ def add_serving(commands: Commands) -> None:
     )
     engine.add_argument("--wait", action="store_true", help="wait for a first release")
     engine.set_defaults(command=_engine)
+    _add_follow(commands)
     probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
     probe.add_argument("kind", choices=KINDS, help="the question that a pod's probe asks")
     probe.add_argument("--engine", required=True, metavar="URL", help="address, without /v1")
@@ -59,6 +75,101 @@ def add_serving(commands: Commands) -> None:
     key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
     key.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
     key.set_defaults(command=_gateway_key)
+    add_calibrate(commands)
+
+
+def _add_follow(commands: Commands) -> None:
+    follow = commands.add_parser(
+        "follow",
+        help="keep engines and a gateway at what is released",
+        description="Follow the release pointers of a store: start the new engine beside the old "
+        "one, wait for its first token, have the gateway switch, drain and stop the old one. Start "
+        "the gateway with `tuneline gateway --watch --config FOLDER/gateway.yaml`.",
+    )
+    add_store_argument(follow)
+    follow.add_argument(
+        "--name", action="append", default=[], help="model, may be repeated; all by default"
+    )
+    follow.add_argument(
+        "--settings", type=Path, metavar="FILE", help="the gateway's file without what is released"
+    )
+    follow.add_argument(
+        "--folder",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder of the gateway.yaml that is written, of logs and of its state",
+    )
+    follow.add_argument(
+        "--gateway", metavar="URL", help="the gateway; http://127.0.0.1 and its port by default"
+    )
+    follow.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="ENGINE=FOLDER",
+        help="folder of the command tuneline in the environment of an engine, such as "
+        "vllm=.venv-vllm/bin; this environment by default",
+    )
+    follow.add_argument(
+        "--no-previous", action="store_true", help="don't keep the release before as a fallback"
+    )
+    follow.add_argument(
+        "--canary",
+        type=float,
+        metavar="SHARE",
+        help="try a new release on this share of the keys first (0.1), and go back to the one "
+        "before if it is worse; it is switched to at once by default",
+    )
+    follow.add_argument(
+        "--canary-hours",
+        type=float,
+        default=24,
+        help="a canary that is not decided by then is withdrawn (24)",
+    )
+    follow.add_argument(
+        "--start-seconds", type=float, default=600, help="longest time to a first token (600)"
+    )
+    follow.add_argument("--every", type=float, default=2, help="seconds between two looks (2)")
+    follow.add_argument(
+        "--status", action="store_true", help="print how the follower of the folder stands"
+    )
+    follow.set_defaults(command=_follow)
+
+
+def _follow(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.release.following.command import run_follower, show_status
+
+    if arguments.status:
+        return show_status(arguments.folder)
+    if arguments.settings is None:
+        raise UserError("give --settings: the gateway's file without what is released")
+    return run_follower(
+        store_uri(arguments),
+        names=arguments.name,
+        settings=arguments.settings,
+        folder=arguments.folder,
+        gateway_url=arguments.gateway,
+        binaries=arguments.engine,
+        keep_previous=not arguments.no_previous,
+        start_seconds=arguments.start_seconds,
+        every=arguments.every,
+        canary=_canary(arguments),
+    )
+
+
+def _canary(arguments: argparse.Namespace) -> CanaryOptions | None:
+    """Return how new releases are tried, recorded where this floor alone can."""
+    from tuneline.governance.release.canary import CanaryLog
+    from tuneline.serving.release.following.trials import CanaryOptions
+    from tuneline.store import open_store
+
+    if arguments.canary is None:
+        return None
+    if not 0 < arguments.canary < 1:
+        raise UserError(f"--canary {arguments.canary:g}: give a share between 0 and 1, such as 0.1")
+    records = CanaryLog(open_store(store_uri(arguments)))
+    return CanaryOptions(arguments.canary, arguments.canary_hours, records)
 
 
 def _pull(arguments: argparse.Namespace) -> int:
@@ -72,7 +183,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 def _gateway(arguments: argparse.Namespace) -> int:
     from tuneline.serving.gateway.server import run_gateway
 
-    return run_gateway(arguments.config, _scrubber_for)
+    return run_gateway(arguments.config, _scrubber_for, watch=arguments.watch)
 
 
 def _scrubber_for(languages: Sequence[str]) -> PlaceholderScrubber:
@@ -88,6 +199,7 @@ def _engine(arguments: argparse.Namespace) -> int:
     return run_engine(
         store_uri(arguments),
         names=arguments.name,
+        versions=arguments.release,
         host=arguments.host,
         port=arguments.port,
         parallel=arguments.parallel,

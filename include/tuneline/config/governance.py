@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from tuneline.config.section import Section
+from tuneline.config.served_chain import FallbackConfig
 
 # The points of Annex IV to Regulation (EU) 2024/1689 that ask for something.
 ANNEX_IV_POINTS = (
@@ -58,7 +59,13 @@ class GovernanceConfig(Section):
     )
     currency: str = Field("USD", description="Currency of prices.")
     min_confidence: float = Field(
-        -1.5, lt=0, description="Mean token log-probability below which an answer falls back."
+        -1.5,
+        lt=0,
+        description="Mean token log-probability below which an answer counts as unsure, for drift "
+        "and reviews. When an answer falls back is calibrated, see `fallback`.",
+    )
+    fallback: FallbackConfig = Field(
+        FallbackConfig(), description="The chain of models that the release is served with."
     )
     drift_p_value: float = Field(
         0.05, gt=0, lt=1, description="Probability of a false alarm of drift in a year of nights."

@@ -169,6 +169,7 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "evaluation.review_pairs",
         "evaluation.review_judge_pairs",
         "deployment.quality_rows",
+        "governance.fallback.calibration_rows",
     ),
     "it chooses rows; the rows that stay are measured by limits of their own": (
         "data.template_repeats",
@@ -232,6 +233,13 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "deployment.max_lora_rank",
         "deployment.max_adapter_slowdown",
         "governance.monthly_users",
+        "governance.fallback.budget_s",
+        "governance.fallback.answer_timeout_s",
+        "governance.fallback.first_token_timeout_s",
+        "governance.fallback.stream_window_tokens",
+        "governance.fallback.larger.context_tokens",
+        "governance.fallback.larger.per_1k_prompt",
+        "governance.fallback.larger.per_1k_completion",
     ),
     "it says how people are asked": (
         "data.pii_review_rows",
@@ -243,6 +251,8 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
     "a rate of alarms in service; too high is as bad as too low": (
         "governance.min_confidence",
         "governance.drift_p_value",
+        "governance.fallback.caught_share",
+        "governance.fallback.false_alarm_share",
     ),
 }
 

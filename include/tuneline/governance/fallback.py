@@ -1,20 +1,36 @@
 """fallback: on an error or low confidence another model answers.
 
-Faults are injected into a chain of real engines behind the real gateway: the primary answers
-with low confidence, hangs, and is killed. Each time the second model of the chain must answer,
-and the gateway must state why. The second model is the previous release, or the base model
-where nothing was released yet.
+The chain is the one that the release will be served with, built by the same function: the release,
+the release before it, a larger model where one is configured; and so are its limits of time and
+its confidence threshold, which is set here on validation rows. Faults are planted in it behind the
+real gateway: the release's engine answers garbage, dies within a stream, is slow, hangs, is
+killed, or is unsure; the previous release is gone; both are gone. Where nothing was released yet,
+the base model stands in for the previous release, and the item warns.
 """
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
+from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
+from tuneline.config.served_chain import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.rows import trial_prompts
+from tuneline.governance.chain_trial.asking import Client
+from tuneline.governance.chain_trial.faults import (
+    NO_FAULT,
+    REQUESTS,
+    Chain,
+    FaultReport,
+    Prompts,
+)
+from tuneline.governance.chain_trial.faulty_link import FaultyLink
+from tuneline.governance.confidence.calibrate import by_hand, calibrate
+from tuneline.harness.intervals import Z95
+from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import (
     ALIAS,
     candidate,
@@ -23,157 +39,202 @@ from tuneline.harness.served_models import (
     untuned,
 )
 from tuneline.run import StepContext
-from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.base import ServedModel
-from tuneline.serving.engines.engine_server import EngineServer
-from tuneline.serving.gateway.process import Answer, GatewayProcess
+from tuneline.serving.gateway.process import GatewayProcess
+from tuneline.serving.release.chain import ChainSettings, low_confidence, served_chain
 
-REQUESTS_PER_FAULT = 4
-MODEL_ID = ALIAS
 SECOND_ID = "second"
-NO_FAULT = "none"
-# A primary that hangs is left after this long; real answers here take under a second.
-HANG_SECONDS = 8.0
-# A log-probability that no answer reaches, so that the low-confidence path must be taken.
-IMPOSSIBLE_CONFIDENCE = -1e-9
+BASE = "base"
+# How far beyond the gateway's own limits a client of the trial waits.
+_PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
-class FaultReport:
-    """Outcome of the requests under one injected fault.
+class Second:
+    """The model behind the release.
 
     Attributes:
-        fault: its name; `none` for the requests without a fault.
-        requests: requests that were sent.
-        answered: those that got an answer.
-        by_fallback: those that the second model answered.
-        reasons: reasons for a fallback that the gateway stated.
+        name: its name in the chain.
+        model: its bytes.
+        described: what it is.
+        served: whether it will be served; False for a stand-in.
     """
 
-    fault: str
-    requests: int
-    answered: int
-    by_fallback: int
-    reasons: list[str]
+    name: str
+    model: ServedModel
+    described: str
+    served: bool
 
 
-def summarise(fault: str, answers: Sequence[Answer]) -> FaultReport:
-    """Count the answers by the model that gave them."""
-    good = [a for a in answers if a.ok]
-    return FaultReport(
-        fault,
-        len(answers),
-        len(good),
-        sum(a.served_by == "fallback" for a in good),
-        sorted({a.fallback_reason for a in good if a.fallback_reason}),
-    )
-
-
-def split_reports(reports: Sequence[FaultReport]) -> tuple[FaultReport, list[FaultReport]]:
-    """Return the report without a fault, and those with one."""
-    calm = next(r for r in reports if r.fault == NO_FAULT)
-    return calm, [r for r in reports if r.fault != NO_FAULT]
-
-
-def judge(reports: Sequence[FaultReport]) -> list[Measurement]:
-    """Judge the reports by what a fallback must do.
-
-    Args:
-        reports: one for each injected fault, and one named `none` without.
-    """
-    calm, faulty = split_reports(reports)
-    answered = sum(r.answered for r in faulty) / sum(r.requests for r in faulty)
-    return [
-        measure("answered_share", answered, "share", "==", 1.0),
-        *(
-            measure(f"{r.fault}_by_fallback", r.by_fallback, "requests", "==", r.requests)
-            for r in faulty
-        ),
-        measure("reasons_missing", sum(not r.reasons for r in faulty), "faults", "==", 0),
-        # A good answer may fall short of the confidence now and then; not all of them.
-        measure("calm_by_candidate", calm.requests - calm.by_fallback, "requests", ">=", 1),
-    ]
-
-
-def second_model(ctx: StepContext) -> tuple[ServedModel, str]:
-    """Return the model to fall back to and its description."""
+def second_model(ctx: StepContext) -> Second:
+    """Return the previous release, or the base model where nothing was released yet."""
     release = released(ctx.run)
     if release is None:
-        return untuned(ctx), "the base model (nothing was released yet)"
-    return released_model(ctx, release), f"the previous release {release.version}"
+        what = "the base model, which stands in for a previous release (nothing was released yet)"
+        return Second(BASE, untuned(ctx), what, served=False)
+    name = f"{ctx.config.name}-{release.version}"
+    what = f"the previous release {release.version}"
+    return Second(name, released_model(ctx, release), what, served=True)
 
 
-def _gateway(
-    ctx: StepContext,
-    folder: str,
-    primary: EngineServer,
-    second: EngineServer,
-    min_mean_logprob: float,
-) -> GatewayProcess:
-    """Return a gateway with a chain of two running servers."""
-    upstreams = [
-        primary.upstream("primary", answer_timeout_s=HANG_SECONDS),
-        second.upstream("fallback"),
+def reachable(settings: FallbackConfig) -> FallbackConfig:
+    """Return the settings without a larger model whose key this machine does not have."""
+    key = settings.larger.api_key_env if settings.larger else None
+    if key is None or os.environ.get(key):
+        return settings
+    return settings.model_copy(update={"larger": None})
+
+
+def prompts_of(ctx: StepContext, found: Sequence[Confidence], calibration: Calibration) -> Prompts:
+    """Choose validation rows whose answers are clearly above the thresholds, and below.
+
+    Without thresholds every row will do, and none is unsure.
+    """
+    rows = {row.row_id: row for row in validation_rows(ctx)}
+    limit = calibration.whole.value
+    told = [one for one in found if one.whole is not None] or list(found)
+    order = sorted(told, key=lambda one: min(one.whole or 0.0, one.beginning or 0.0))
+    sure = order[::-1]
+    unsure = [] if limit is None else [o for o in order if o.whole is not None and o.whole < limit]
+    unsure.sort(key=lambda one: one.whole or 0.0)
+
+    def asked(chosen: Sequence[Confidence]) -> list[list[dict[str, str]]]:
+        return [rows[one.row_id].prompt for one in chosen if one.row_id in rows]
+
+    known = asked(sure)
+    repeated = [known[at % len(known)] for at in range(max(REQUESTS, len(known)))]
+    return Prompts(repeated, asked(unsure))
+
+
+def judge(reports: Sequence[FaultReport], *, served: int) -> list[Measurement]:
+    """Judge the reports by what the chain must do.
+
+    Args:
+        reports: one for each fault, and one named `none` without.
+        served: models behind the release in the chain that is served.
+    """
+    ended = sum(r.ended for r in reports) / sum(r.requests for r in reports)
+    fell_back = [r for r in reports if r.fault not in (NO_FAULT, "previous_gone", "both_gone")]
+    silent = [r for r in fell_back if r.expected != "error" and not r.reasons]
+    return [
+        measure("models_to_fall_back_to", served, "models", ">=", 1, on_breach="warn"),
+        measure("ended_share", ended, "share", "==", 1.0),
+        *(
+            measure(f"{r.fault}_as_expected", r.as_expected, "requests", "==", r.requests)
+            for r in reports
+        ),
+        measure("reasons_missing", len(silent), "faults", "==", 0),
+        measure("faults_not_planted", sum(not r.planted for r in reports), "faults", "==", 0),
     ]
-    model = {
-        "id": MODEL_ID,
-        "chain": ["primary", "fallback"],
-        "low_confidence": {"min_mean_logprob": min_mean_logprob},
-    }
-    return GatewayProcess(ctx.scratch / folder, upstreams=upstreams, models=[model])
 
 
 def inject_faults(
-    ctx: StepContext, shipped: ServedModel, second_model: ServedModel
+    ctx: StepContext,
+    shipped: ServedModel,
+    second: Second,
+    calibration: Calibration,
+    prompts: Prompts,
 ) -> list[FaultReport]:
-    """Serve both models and inject the faults one after the other.
+    """Serve the chain and plant the faults.
 
     Args:
         ctx: the step.
         shipped: the shipped bytes.
-        second_model: the model to fall back to.
+        second: the model behind them.
+        calibration: the thresholds.
+        prompts: what is asked.
     """
-    deployment = ctx.config.deployment
-    prompts = trial_prompts(ctx, REQUESTS_PER_FAULT)
-    reports: list[FaultReport] = []
-
-    def ask(gateway: GatewayProcess, fault: str, asked: Sequence[Messages] = prompts) -> None:
-        answers = [gateway.chat(MODEL_ID, prompt, max_tokens=16) for prompt in asked]
-        reports.append(summarise(fault, answers))
-
-    with (
-        server_of(shipped, deployment, alias=MODEL_ID, parallel=2) as primary,
-        server_of(second_model, deployment, alias=SECOND_ID, parallel=2) as second,
-    ):
-        with _gateway(ctx, "low", primary, second, IMPOSSIBLE_CONFIDENCE) as gateway:
-            ask(gateway, "low_confidence")
-        confidence = ctx.config.governance.min_confidence
-        with _gateway(ctx, "faults", primary, second, confidence) as gateway:
-            ask(gateway, NO_FAULT)
-            primary.signal(signal.SIGSTOP)
-            ask(gateway, "hang", prompts[:1])
-            primary.signal(signal.SIGCONT)
-            primary.kill()
-            ask(gateway, "killed")
-    return reports
+    deployment, settings = ctx.config.deployment, reachable(ctx.config.governance.fallback)
+    name = ctx.config.name
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(server_of(model, deployment, alias=alias, parallel=2))
+            for model, alias in ((shipped, ALIAS), (second.model, SECOND_ID))
+        ]
+        links = [stack.enter_context(FaultyLink(engine.url)) for engine in engines]
+        entries = [
+            engine.upstream(
+                upstream, base_url=link.base_url, context_tokens=deployment.context_tokens
+            )
+            for engine, link, upstream in zip(
+                engines, links, (f"{name}-{ctx.run.run_id}", second.name), strict=True
+            )
+        ]
+        chain = served_chain(name, entries, ChainSettings(settings, calibration))
+        gateway = stack.enter_context(
+            GatewayProcess(
+                ctx.scratch / "gateway",
+                upstreams=chain.upstreams,
+                models=[chain.model],
+            )
+        )
+        limits = chain.model.get("low_confidence") or {}
+        under_trial = Chain(
+            Client(
+                gateway,
+                name,
+                ctx.config.evaluation.max_new_tokens,
+                patience=settings.budget_s * _PATIENCE,
+            ),
+            primary=engines[0],
+            second=engines[1],
+            to_primary=links[0],
+            to_second=links[1],
+            names=chain.model["chain"],
+            first_token_s=settings.first_token_timeout_s,
+            window=int(limits.get("stream_window_tokens", 0)),
+        )
+        return under_trial.run(prompts)
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Inject the faults and judge who answered."""
+    """Set the threshold, plant the faults, and judge who answered."""
     shipped = candidate(ctx).model
-    second, described = second_model(ctx)
-    reports = inject_faults(ctx, shipped, second)
+    second = second_model(ctx)
+    settings = ctx.config.governance.fallback
+    calibration, found = calibrate(ctx, shipped, settings)
+    calibration = by_hand(ctx, shipped) or calibration
+    CALIBRATION.write(ctx, calibration)
+    CONFIDENCES.write(ctx, found)
+    prompts = prompts_of(ctx, found, calibration)
+    reports = inject_faults(ctx, shipped, second, calibration, prompts)
     ctx.write_json("faults.json", [asdict(r) for r in reports])
-    calm, faulty = split_reports(reports)
-    min_confidence = ctx.config.governance.min_confidence
+    larger = settings.larger is not None
+    tried = reachable(settings).larger is not None
+    whole = calibration.whole
     return ctx.conclude(
-        f"{sum(r.answered for r in faulty)} of {sum(r.requests for r in faulty)} requests under "
-        f"{len(faulty)} injected faults were answered, {sum(r.by_fallback for r in faulty)} by "
-        f"{described}; without a fault {calm.requests - calm.by_fallback} of {calm.requests} by "
-        "the candidate; a larger foundation model was not tried",
+        f"{sum(r.as_expected for r in reports)} of {sum(r.requests for r in reports)} requests "
+        f"ended as they must under {len(reports) - 1} planted faults; behind the release stands "
+        f"{second.described}"
+        + (", then the larger model" if tried else "")
+        + ("; the larger model was not tried, as its key is not here" if larger > tried else "")
+        + (
+            f"; answers below {whole.value:.3f} nats fall back"
+            if whole.value is not None
+            else "; no answer falls back for low confidence"
+        )
+        + f": {whole.reason}",
         [
-            *judge(reports),
-            measure("min_confidence", min_confidence, "nats"),
+            *judge(reports, served=int(second.served) + int(larger)),
+            *threshold_measurements(calibration, settings.stream_window_tokens),
             measure("candidate_sha256", shipped.sha256, "sha256"),
         ],
+        rows={CONFIDENCES.name: len(found)},
     )
+
+
+def threshold_measurements(calibration: Calibration, window: int) -> list[Measurement]:
+    """State the thresholds, what they catch and what they cost."""
+    limits = low_confidence(calibration, window) or {}
+    whole = calibration.whole
+    stated = [
+        measure("calibration_rows", calibration.rows, "rows"),
+        measure("calibration_wrong", calibration.wrong, "rows"),
+        measure("min_mean_logprob", limits.get("min_mean_logprob"), "nats"),
+        measure("stream_min_mean_logprob", limits.get("stream_min_mean_logprob"), "nats"),
+    ]
+    for name, share in (("caught_share", whole.caught), ("false_alarm_share", whole.false_alarms)):
+        if share is not None:
+            error = (share.upper - share.lower) / (2 * Z95)
+            stated.append(measure(name, round(share.value, 4), "share", noise=round(error, 4)))
+    return stated

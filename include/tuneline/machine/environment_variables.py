@@ -227,18 +227,6 @@ VARIABLES = (
         "Folder of datasets, which steps see as `/data`.",
     ),
     Variable(
-        "TUNELINE_MODEL",
-        ("docker-compose.yaml",),
-        "`support-intents`",
-        "Released model that the engine and the gateway serve.",
-    ),
-    Variable(
-        "TUNELINE_ADAPTER",
-        ("docker-compose.yaml",),
-        "empty",
-        "`0` if that model was released as an adapter beside a base (`deployment.multi_tenant`).",
-    ),
-    Variable(
         "TUNELINE_UI_URL",
         ("docker-compose.yaml",),
         "`http://localhost:8080`",

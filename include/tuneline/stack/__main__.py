@@ -7,9 +7,9 @@ import signal
 import sys
 import time
 
-from tuneline.errors import EXIT_OK
+from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.exits import guarded
-from tuneline.serving.release.released import newest_release
+from tuneline.serving.release.released import Release, newest_release
 from tuneline.stack import release
 from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo
@@ -44,21 +44,31 @@ def _up(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
     with stack.changing():
         newest = newest_release(open_store(stack.layout.store))
-        if newest is not None:
-            release.check_port(stack)
+        release.check_port(stack)
         try:
             stack.up()
-            if newest is None:
-                say("no model is released yet, so there is no gateway; `make demo` makes one")
-            else:
-                release.serve(stack, newest, say)
+            release.serve(stack, say)
             stack.await_tracking()
         except BaseException:
             stack.stop_started()
             raise
+    if newest is None:
+        say("no model is released yet; the gateway serves the first one by itself")
+    else:
+        _await_model(stack, newest)
     print(f"Airflow UI: {stack.layout.ui_url}  user {USER}, password {password(stack.layout)}")
     print(f"MLflow:     {address(stack.layout)}")
     return EXIT_OK
+
+
+def _await_model(stack: Stack, newest: Release) -> None:
+    try:
+        release.await_served(stack, newest.name, newest.version)
+    except TunelineError as error:
+        # The stack is up all the same, and the follower goes on trying.
+        say(str(error))
+    else:
+        say(f"the gateway serves {newest.name} {newest.version}: {stack.layout.gateway_url}")
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         try:
             fields = _fields(layout, data, config, say)
             began = time.monotonic()
-            _start(stack)
+            _start(stack, say)
             started_in = time.monotonic() - began
             run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
             run.trigger(fields)
@@ -66,11 +66,12 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
             client.close()
 
 
-def _start(stack: Stack) -> None:
+def _start(stack: Stack, say: Say) -> None:
     with stack.changing():
         release.check_port(stack)
         try:
             stack.up()
+            release.serve(stack, say)
             if "scheduler" in stack.started:
                 stack.end_active_runs()
         except BaseException:
@@ -155,7 +156,9 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
     if newest is None:
         raise TunelineError("the run succeeded, but the store holds no released model")
     with stack.changing():
-        release.serve(stack, newest, say)
+        release.serve(stack, say)
+    release.await_served(stack, newest.name, newest.version)
+    say(f"the gateway serves {newest.name} {newest.version}: {stack.layout.gateway_url}/v1")
     question = _question(run)
     body = {
         "model": newest.name,

@@ -25,7 +25,7 @@ from tuneline.stack.processes import Service, ServiceTable
 from tuneline.stack.rest import Airflow
 
 PODS = "localpods"
-ENGINE = "engine"
+FOLLOWER = "follower"
 GATEWAY = "gateway"
 
 # A cold start imports a gigabyte of Python; on a slow disk that takes minutes.
@@ -139,12 +139,12 @@ class Stack:
         self.started.clear()
 
     def down(self) -> None:
-        """End active runs, then stop all services: gateway and engine first, pods after Airflow."""
+        """End active runs, then stop all services: the gateway first, pods after Airflow."""
         # An Airflow that no longer answers is stopped all the same.
         with contextlib.suppress(TunelineError):
             self.end_active_runs()
         airflow_last = ["scheduler", "dag-processor", "api-server"]
-        order = [GATEWAY, ENGINE, *airflow_last, PODS, tracking.TRACKING]
+        order = [GATEWAY, FOLLOWER, *airflow_last, PODS, tracking.TRACKING]
         others = [name for name in self.table.names() if name not in order]
         stopped = [name for name in [*others, *order] if self.table.stop(name)]
         self._say(f"stopped {', '.join(stopped)}" if stopped else "nothing was running")

@@ -1,58 +1,87 @@
-"""Serve the released model on this machine: an engine and the gateway in front of it."""
+"""Serve what is released on this machine: the gateway, and the follower that starts engines."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
-from tuneline.errors import TunelineError
+from tuneline.config.deployment import ENGINE_IMAGES
+from tuneline.errors import TunelineError, UserError
 from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.probes import engine_probe
-from tuneline.serving.release.released import (
-    Release,
-    engine_of,
-    fetch_tokenizer,
-    languages,
-    price,
-    upstream_of,
-)
-from tuneline.serving.server_process import free_port
+from tuneline.serving.release.following.status import Status, read_status
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
-from tuneline.stack.lifecycle import ENGINE, GATEWAY, Say, Stack
+from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, Say, Stack
 from tuneline.stack.ports import require_free
 from tuneline.stack.processes import Service
-from tuneline.store import open_store
 
 _KEY_NAME = "demo"
 # A small model loads in seconds; a large one reads gigabytes first.
 _ENGINE_SECONDS = 600
-_PROBE_SECONDS = 5.0
+_START_SECONDS = 60
 
 
-def serve(stack: Stack, release: Release, say: Say) -> None:
-    """Start engine and gateway on a release, unless they serve it already.
+def serve(stack: Stack, say: Say) -> None:
+    """Start the gateway and the follower that keeps it at what is released, if they don't run.
 
     Raises:
         UserError: if the gateway's port is taken.
-        TunelineError: if the release has no weights for this machine, or a process did not start.
+        TunelineError: if one of them did not start.
     """
-    layout = stack.layout
-    if _serves(stack, release):
-        say(f"the gateway serves {release.name} {release.version} already: {layout.gateway_url}")
+    if all(stack.table.find(name) for name in (FOLLOWER, GATEWAY)):
         return
-    for name in (GATEWAY, ENGINE):
+    for name in (GATEWAY, FOLLOWER):
         stack.table.stop(name)
     check_port(stack)
-    say(f"starting the engine on {release.name} {release.version} …")
-    port = _start_engine(stack, release)
-    _start_gateway(stack, release, port)
-    say(f"the gateway serves {release.name}: {layout.gateway_url}/v1")
+    layout = stack.layout
+    api_key(layout)
+    folder = _folder(layout)
+    settings = folder / "settings.yaml"
+    settings.write_text(yaml.safe_dump(gateway_settings(layout), sort_keys=False))
+    tuneline = str(layout.ml_bin / "tuneline")
+    follow = [tuneline, "follow", "--store", layout.store, "--settings", str(settings)]
+    follow += ["--folder", str(folder), *_engines(layout)]
+    service = Service(FOLLOWER, follow, _environment(), layout.project, stop_seconds=60)
+    stack.start(service)
+    config = folder / "gateway.yaml"
+    argv = [tuneline, "gateway", "--watch", "--config", str(config)]
+    notes = {"port": layout.gateway_port}
+    stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
+    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/health/live"
+    stack.await_ready(GATEWAY, lambda: _answers(url), _START_SECONDS)
+    say(f"the gateway follows what is released: {layout.gateway_url}/v1")
+
+
+def await_served(stack: Stack, name: str, version: str) -> None:
+    """Wait until the gateway answers with a version of a model.
+
+    Raises:
+        TunelineError: with what stands in the way, if that is known or it takes too long.
+    """
+    deadline = time.monotonic() + _ENGINE_SECONDS
+    reason: str | None = None
+    while time.monotonic() < deadline:
+        for service in (FOLLOWER, GATEWAY):
+            if stack.table.find(service) is None:
+                raise TunelineError(f"{service} ended; see {stack.layout.log_of(service)}")
+        status = _status(stack.layout)
+        row = next((row for row in status.models if row.name == name), None) if status else None
+        if status and row and row.served == version and status.switched:
+            return
+        reason = row.reason if row and row.released == version else None
+        if reason:
+            break
+        time.sleep(0.3)
+    raise TunelineError(
+        f"{name} {version} is not served: {reason or 'it takes too long'}; "
+        f"see {stack.layout.log_of(FOLLOWER)}"
+    )
 
 
 def check_port(stack: Stack) -> None:
@@ -109,85 +138,41 @@ def curl_line(layout: Layout, body: dict[str, Any]) -> str:
     )
 
 
-def _serves(stack: Stack, release: Release) -> bool:
-    ready = all(stack.table.find(name) for name in (ENGINE, GATEWAY))
-    return ready and stack.table.notes(GATEWAY).get("version") == release.version
+def gateway_settings(layout: Layout) -> dict[str, Any]:
+    """Return the gateway's configuration without what is released, which the follower adds.
 
-
-def _start_engine(stack: Stack, release: Release) -> int:
-    port = free_port()
-    layout = stack.layout
-    place = layout.engine_bin(engine_of(open_store(layout.store), release))
-    argv = [str(place / "tuneline"), "engine", "--store", layout.store, "--name", release.name]
-    argv += ["--port", str(port)]
-    stack.start(Service(ENGINE, argv, _environment(), layout.project, {"port": port}))
-    url = f"http://{LOOPBACK}:{port}"
-    entry = _upstream(layout, release, port)
-    listed, adapter = entry["model"], entry.get("adapter")
-    stack.await_ready(
-        ENGINE,
-        lambda: _engine_ready(url, listed, adapter),
-        _ENGINE_SECONDS,
-    )
-    return port
-
-
-def _start_gateway(stack: Stack, release: Release, engine_port: int) -> None:
-    layout = stack.layout
-    api_key(layout)
-    path = _folder(layout) / "gateway.yaml"
-    path.write_text(yaml.safe_dump(gateway_config(layout, release, engine_port), sort_keys=False))
-    argv = [str(layout.ml_bin / "tuneline"), "gateway", "--config", str(path)]
-    notes = {"port": layout.gateway_port, "model": release.name, "version": release.version}
-    stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
-    url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/health/ready"
-    stack.await_ready(GATEWAY, lambda: _answers(url), _ENGINE_SECONDS)
-
-
-def gateway_config(layout: Layout, release: Release, engine_port: int) -> dict[str, Any]:
-    """Return the configuration of a gateway in front of an engine that serves a release.
-
-    The release's tokenizer counts the tokens of answers that broke off, for which the engine
-    states no usage. The release's price applies where it states one. Requests are logged in the
-    store, without the personal data that has a pattern in the languages of the release's data.
+    Requests are logged in the store, without the personal data that has a pattern in the languages
+    of the released model's data.
     """
-    store = open_store(layout.store)
-    upstream = _upstream(layout, release, engine_port)
-    if tokenizer := fetch_tokenizer(store, release, _folder(layout)):
-        upstream["tokenizer"] = str(tokenizer)
-    config: dict[str, Any] = {
+    folder = _folder(layout)
+    settings: dict[str, Any] = {
         "host": LOOPBACK,
         "port": layout.gateway_port,
         "keys_file": str(_keys_file(layout)),
-        "ledger": {"path": str(_folder(layout) / "usage.sqlite")},
-        "upstreams": [upstream],
-        "models": [{"id": release.name, "chain": [upstream["name"]]}],
+        "ledger": {"path": str(folder / "usage.sqlite")},
     }
     if layout.log_sample_rate:
-        config["production_log"] = {
+        settings["production_log"] = {
             "store": layout.store,
-            "spool": str(_folder(layout) / "spool"),
+            "spool": str(folder / "spool"),
             "sample_rate": layout.log_sample_rate,
         }
-        if spoken := languages(store, release):
-            config["production_log"]["languages"] = spoken
-    if cost := price(store, release):
-        upstream["price"] = {
-            "hourly_cost": cost.hourly_cost,
-            "completion_tokens_per_second": cost.tokens_per_second,
-        }
-        config["currency"] = cost.currency
-    return config
+    return settings
 
 
-def _upstream(layout: Layout, release: Release, engine_port: int) -> dict[str, Any]:
-    """Return the gateway's entry of a release that an engine of its own serves."""
-    url = f"http://{LOOPBACK}:{engine_port}/v1"
-    return upstream_of(open_store(layout.store), release, 0, url)
+def _engines(layout: Layout) -> list[str]:
+    """Return the options that name the environments of engines, as far as they are built."""
+    own = {engine: layout.engine_bin(engine) for engine in ENGINE_IMAGES}
+    found = {e: place for e, place in own.items() if place != layout.ml_bin}
+    there = {e: place for e, place in found.items() if (place / "tuneline").exists()}
+    return [word for e, place in there.items() for word in ("--engine", f"{e}={place}")]
 
 
-def _engine_ready(url: str, model: str, adapter: int | str | None) -> bool:
-    return engine_probe.ready(url, _PROBE_SECONDS, model, adapter).ok
+def _status(layout: Layout) -> Status | None:
+    try:
+        return read_status(_folder(layout))
+    except UserError:
+        return None
 
 
 def _environment() -> dict[str, str]:

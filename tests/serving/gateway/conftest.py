@@ -15,6 +15,15 @@ from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.keys import add_key
 
+# Health as it was at the start: the pings do not see a fault before a request meets it.
+QUIET = {
+    "ping_interval_s": 60,
+    "ping_timeout_s": 5,
+    "stale_after_s": 120,
+    # So that the first ping is the proof, and none comes after it.
+    "warmup_prompt_words": [],
+}
+
 
 class Gateway:
     """A running gateway with a client that holds a key of it."""
@@ -58,6 +67,14 @@ class Gateway:
 
     def wait_ready(self) -> None:
         wait_for(lambda: self.client.get("/v1/health/ready").status_code == 200)
+
+    def wait_all_ready(self) -> None:
+        """Wait until every upstream is ready, so that none is passed over."""
+
+        def states() -> set[str]:
+            return set(self.client.get("/v1/health/ready").json()["upstreams"].values())
+
+        wait_for(lambda: states() == {"ready"})
 
     def stop(self) -> None:
         self.client.close()

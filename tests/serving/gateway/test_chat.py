@@ -8,7 +8,7 @@ from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.usage import totals_by_upstream
 
-from .conftest import ask, text_of, upstream_entry
+from .conftest import QUIET, ask, text_of, upstream_entry
 
 
 def test_whole_answer_is_passed_on_and_billed(start, small):
@@ -159,12 +159,13 @@ def test_errors_of_paths_and_methods_have_openais_shape(start, small):
 
 
 def test_the_clients_own_mistake_is_passed_back_without_fallback(start, small, large):
+    gateway = start(small, large, readiness=QUIET)
+    gateway.wait_all_ready()
     small.mode = "bad_request"
-    gateway = start(small, large)
     for response in (gateway.chat(), gateway.chat(stream=True)):
         assert response.status_code == 400
-        assert response.json()["error"]["message"] == "context is too long"
-        assert response.json()["error"]["type"] == "exceed_context_size_error"
+        assert response.json()["error"]["message"] == "top_k must be a number"
+        assert response.json()["error"]["type"] == "invalid_request_error"
     assert large.requests() == []
     assert [row["status"] for row in gateway.rows(2)] == ["client_error"] * 2
 

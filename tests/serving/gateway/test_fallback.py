@@ -1,21 +1,27 @@
 import pytest
 
-from tuneline.serving.server_process import free_port
-
-from .conftest import text_of, upstream_entry
+from .conftest import QUIET, text_of, upstream_entry
 
 LIMITS = {"min_mean_logprob": -1.0}
 FAST = {"answer_timeout_s": 0.3, "first_token_timeout_s": 0.3, "idle_timeout_s": 0.3}
 
 
-def dead(**fields: object) -> dict:
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    return {"name": "dead", "base_url": url, "model": "dead-model", **fields}
+@pytest.fixture
+def calm(start):
+    """Starts a gateway whose upstreams are all ready, and whose pings see no later fault."""
+
+    def run(*servers, **fields):
+        gateway = start(*servers, readiness=QUIET, **fields)
+        gateway.wait_all_ready()
+        return gateway
+
+    return run
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_upstream_that_is_not_there(start, large, stream):
-    gateway = start(dead(), large)
+def test_an_upstream_that_is_not_there(calm, small, large, stream):
+    gateway = calm(upstream_entry(small, name="dead"), large)
+    small.stop()
     response = gateway.chat(stream=stream)
     assert response.status_code == 200
     assert "large-0" in response.text
@@ -43,9 +49,9 @@ def test_an_upstream_that_is_not_there(start, large, stream):
         ("die_before", "connection_lost"),
     ],
 )
-def test_each_fault_before_the_first_byte(start, small, large, mode, reason, stream):
+def test_each_fault_before_the_first_byte(calm, small, large, mode, reason, stream):
+    gateway = calm(upstream_entry(small, **FAST), large)
     small.mode = mode
-    gateway = start(upstream_entry(small, **FAST), large)
     response = gateway.chat(stream=stream)
     assert response.status_code == 200
     assert "large-4" in response.text
@@ -58,9 +64,10 @@ def test_each_fault_before_the_first_byte(start, small, large, mode, reason, str
     ("mode", "stream", "reason"),
     [("garbage", False, "bad_response"), ("error_event", True, "upstream_5xx")],
 )
-def test_answers_that_are_none(start, small, large, mode, stream, reason):
+def test_answers_that_are_none(calm, small, large, mode, stream, reason):
+    gateway = calm(small, large)
     small.mode = mode
-    response = start(small, large).chat(stream=stream)
+    response = gateway.chat(stream=stream)
     assert "large-4" in response.text
     assert response.headers["x-tuneline-fallback-reason"] == reason
 
@@ -99,9 +106,10 @@ def test_unknown_confidence_is_counted_and_not_low(start, small, large):
     assert 'tuneline_gateway_confidence_unknown_total{upstream="small"} 1' in metrics
 
 
-def test_a_doubtful_answer_is_better_than_none(start, small):
+def test_a_doubtful_answer_is_better_than_none(calm, small, large):
     small.logprob = -2.0
-    gateway = start(small, dead(), model={"low_confidence": LIMITS})
+    gateway = calm(small, upstream_entry(large, name="dead"), model={"low_confidence": LIMITS})
+    large.stop()
     response = gateway.chat()
     assert response.status_code == 200
     assert response.headers["x-tuneline-served-by"] == "small"
@@ -144,10 +152,11 @@ def test_a_stream_shorter_than_the_window_is_judged_as_a_whole(start, small, lar
     assert response.headers["x-tuneline-served-by"] == "large"
 
 
-def test_a_doubtful_stream_is_better_than_none(start, small):
+def test_a_doubtful_stream_is_better_than_none(calm, small, large):
     small.logprob = -2.0
     limits = LIMITS | {"stream_window_tokens": 3}
-    gateway = start(small, dead(), model={"low_confidence": limits})
+    gateway = calm(small, upstream_entry(large, name="dead"), model={"low_confidence": limits})
+    large.stop()
     response, events, done = gateway.stream()
     assert response.headers["x-tuneline-served-by"] == "small"
     assert text_of(events) == "".join(f"small-{i} " for i in range(5))
@@ -157,9 +166,9 @@ def test_a_doubtful_stream_is_better_than_none(start, small):
 
 
 @pytest.mark.parametrize("mode", ["die_after", "stall_after"])
-def test_after_the_first_byte_there_is_no_way_back(start, small, large, mode):
+def test_after_the_first_byte_there_is_no_way_back(calm, small, large, mode):
+    gateway = calm(upstream_entry(small, **FAST), large)
     small.mode = mode
-    gateway = start(upstream_entry(small, **FAST), large)
     response, events, done = gateway.stream()
     assert response.status_code == 200
     assert text_of(events) == "small-0 small-1 "
@@ -170,13 +179,21 @@ def test_after_the_first_byte_there_is_no_way_back(start, small, large, mode):
     assert (row["status"], row["completion_tokens"], row["estimated"]) == ("died_midstream", 2, 1)
 
 
-def test_nobody_answers(start, small):
+def test_nobody_answers(calm, small, large):
+    gateway = calm(upstream_entry(large, name="dead"), small)
     small.mode = "error"
-    gateway = start(dead(), small)
-    for response in (gateway.chat(), gateway.chat(stream=True)):
-        assert response.status_code == 502
-        assert response.json()["error"]["code"] == "upstream_5xx"
-        assert response.headers["x-tuneline-attempts"] == "dead=connect_error, small=upstream_5xx"
+    large.stop()
+    response = gateway.chat()
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_5xx"
+    assert response.headers["x-tuneline-attempts"] == "dead=connect_error, small=upstream_5xx"
+    # Who is known to be out is asked last, since nobody else answers.
+    again = gateway.chat(stream=True)
+    assert again.status_code == 502
+    assert set(again.headers["x-tuneline-attempts"].split(", ")) == {
+        "dead=connect_error",
+        "small=upstream_5xx",
+    }
     assert {row["served"] for row in gateway.rows(4)} == {0}
 
 

@@ -27,7 +27,7 @@ from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
-from .conftest import ask, upstream_entry
+from .conftest import QUIET, ask, upstream_entry
 
 PREFIX = "tuneline_gateway_production_log"
 # Written down by hand, so that nothing the detector knows made them.
@@ -150,8 +150,9 @@ def test_a_client_that_leaves_is_a_row(start, small, section, store):
 
 
 def test_a_fallback_states_who_answered_and_why(start, small, large, section, store):
+    gateway = start(small, large, production_log=section, readiness=QUIET)
+    gateway.wait_all_ready()
     small.mode = "error"
-    gateway = start(small, large, production_log=section)
     gateway.chat()
     large.mode = "busy"
     assert gateway.chat().status_code == 503

@@ -38,6 +38,10 @@ def test_ready_only_after_listing_warm_up_and_a_ping(start, small):
         "message": "Service is ready",
         "status": "ready",
         "upstreams": {"small": "ready"},
+        "circuits": {"small": "closed"},
+        "behind": {},
+        "canary": {},
+        "reload": {"refused": None, "retiring": 0, "taken": ""},
     }
 
 

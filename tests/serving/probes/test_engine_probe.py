@@ -59,6 +59,12 @@ def test_a_healthy_route_without_tokens_is_not_believed():
         assert live(url, 1.0).reason == "it answered 500"
 
 
+@pytest.mark.parametrize("metrics", ["{{}}", "a", "[1]", "llamacpp:requests_processing many"])
+def test_counters_that_can_not_be_read_are_a_no(metrics):
+    with server(metrics=metrics) as url:
+        assert not ready(url, 1.0, "m").ok
+
+
 @pytest.mark.parametrize("metrics", [METRICS, VLLM_METRICS])
 def test_a_busy_engine_that_moves_is_live_though_it_has_no_slot_for_a_ping(metrics):
     with server(busy=4, moves=True, hangs=True, metrics=metrics) as url:

@@ -9,8 +9,9 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
+from tuneline.machine.free_memory import cgroup_free
 from tuneline.machine.quantity import quantity
-from tuneline.training.memory.limit import FREE_SHARE, cgroup_free, memory_limit
+from tuneline.training.memory.limit import FREE_SHARE, memory_limit
 from tuneline.training.memory.predict import GIB, Climb, Peak
 
 # A model that takes 1,000 bytes, and 10 bytes for each token of rows of 8 tokens.

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tuneline.artifacts.governance import ManifestRef
+from tuneline.artifacts.governance import ManifestRef, ReleasePointer
 from tuneline.artifacts.training import SYNCED, TRAINED
 from tuneline.errors import first_line
 from tuneline.evidence import Measurement, measure
@@ -50,6 +50,27 @@ def register(run: Run, reference: ManifestRef) -> tuple[str, list[Measurement]]:
             [_registered(False)],
         )
     return f"; MLflow has it as version {number}", [_registered(True)]
+
+
+def move_alias(pointer: ReleasePointer) -> str:
+    """Have the registry name the version that a pointer went back to.
+
+    Returns:
+        What could not be done, as the end of a sentence; "" if it was, or there is no server.
+    """
+    uri = os.environ.get(SERVER)
+    if not uri:
+        return ""
+    try:
+        client = mlflow_client(uri)
+        number = _find(client, pointer.name, {_SHA256: pointer.manifest_sha256})
+        if number is None:
+            return f"; MLflow's registry has no {pointer.version}"
+        client.set_registered_model_alias(pointer.name, ALIAS, number)
+    except Exception as error:  # whatever breaks there, the release stands
+        why = redact(first_line(error))
+        return f"; MLflow's registry still names {pointer.previous_version} ({why})"
+    return ""
 
 
 def _registered(done: bool) -> Measurement:

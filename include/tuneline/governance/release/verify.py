@@ -21,7 +21,7 @@ from tuneline.artifacts.releases import (
     model_prefix,
 )
 from tuneline.config import GovernanceConfig
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.governance.release.basis import copy_differences
 from tuneline.governance.release.dataset_check import check_sources, dataset_difference
 from tuneline.governance.release.logs_check import pointer_differences
@@ -125,6 +125,28 @@ def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
 def version_differences(manifest_uri: str) -> list[str]:
     """Compare the files of a version with its manifest, and the dataset that it was made from."""
     return _version(Version.of(manifest_uri), None).differences
+
+
+def served_differences(store: Store, name: str, version: str) -> list[str]:
+    """Return what differs of a released version in what is served, and in its log and pointer.
+
+    The dataset may be gone since: no engine reads it.
+
+    Raises:
+        UserError: if it has no manifest.
+    """
+    place = Version(store, name, version)
+    try:
+        manifest = place.manifest()
+    except NotThere:
+        raise
+    except (TunelineError, ValidationError) as error:
+        return [first_line(error)]
+    return [
+        *_identity(place, manifest),
+        *_files(place, manifest),
+        *pointer_differences(store, name, version, whole=False),
+    ]
 
 
 def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -67,12 +68,12 @@ class _Answers:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
-        self._models = [{"id": asked, **entry} for asked in runtime.chains]
+        self._entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
 
     async def models(self, request: Request) -> Response:
         authenticate(self._runtime, request)
-        return JSONResponse({"object": "list", "data": self._models})
+        known = [{"id": asked, **self._entry} for asked in self._runtime.chains]
+        return JSONResponse({"object": "list", "data": known})
 
     async def live(self, _: Request) -> Response:
         return JSONResponse(_health("Service is live", "live"))
@@ -81,6 +82,10 @@ class _Answers:
         reason = self._runtime.why_not_ready()
         body = _health(reason or "Service is ready", "not_ready" if reason else "ready")
         body["upstreams"] = self._runtime.prober.states()
+        body["circuits"] = self._runtime.prober.circuits()
+        body["behind"] = self._runtime.behind()
+        body["canary"] = self._runtime.tally.read()
+        body["reload"] = asdict(self._runtime.reload)
         if reason is None:
             return JSONResponse(body)
         state = "draining" if self._runtime.draining else "not_ready"

@@ -24,6 +24,9 @@ from tuneline.serving.gateway.upstream import Upstream
 
 log = logging.getLogger("tuneline.gateway")
 
+# The kind of a client's request; pings and warm-up have others.
+REQUEST = "request"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -52,7 +55,8 @@ class Attempt:
         number: its place in the chain, from 1.
         upstream: the upstream that is asked.
         currency: currency of the upstream's price.
-        fallback_reason: why the attempt before was left.
+        fallback_reason: why the upstream before was left.
+        trial: True if it is the one by which a half-open circuit is tried.
     """
 
     call: Call
@@ -60,6 +64,7 @@ class Attempt:
     upstream: Upstream
     currency: str
     fallback_reason: Outcome | None = None
+    trial: bool = False
     usage: Usage | None = None
     texts: list[str] = field(default_factory=list)
     chunks: int = 0
@@ -91,6 +96,15 @@ class Attempt:
         if self.outcome is None:
             self.outcome = outcome
             self.latency_s = time.perf_counter() - self.clock
+            # A slow ping may only mean a busy engine; readiness judges pings.
+            if self.call.kind == REQUEST:
+                self.upstream.breaker.end(outcome, trial=self.trial)
+
+    def works(self) -> None:
+        """Note that its stream has begun: a circuit that it tries need not wait for its end."""
+        if self.trial:
+            self.trial = False
+            self.upstream.breaker.end(Outcome.OK, trial=True)
 
     @cached_property
     def row(self) -> UsageRow:
@@ -143,14 +157,16 @@ class Candidate:
     """The product of an attempt, which a chain serves or leaves.
 
     Attributes:
-        low: True if its confidence is low.
+        doubt: why it is not trusted (low confidence, wrong JSON); None if it is.
         trail: the attempts of its request and their ends.
+        skipped: the upstreams that were not asked, and why.
     """
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
-        self.low = False
+        self.doubt: Outcome | None = None
         self.trail = ""
+        self.skipped = ""
 
     async def release(self) -> None:
         """Release its resources, if it has any."""
@@ -168,7 +184,8 @@ class Recorder:
         self, call: Call, number: int, upstream: Upstream, reason: Outcome | None = None
     ) -> Attempt:
         """Begin an attempt; its clock runs."""
-        return Attempt(call, number, upstream, self._currency, reason)
+        trial = call.kind == REQUEST and upstream.breaker.begin()
+        return Attempt(call, number, upstream, self._currency, reason, trial)
 
     def record(self, attempt: Attempt, *, served: bool) -> None:
         """Record an ended attempt.

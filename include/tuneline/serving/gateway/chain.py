@@ -1,62 +1,135 @@
 """The fallback chain: upstreams asked in order until one gives a usable answer.
 
-An upstream is left when it cannot be reached, breaks, times out, answers 5xx or 429, or answers
-with low confidence. A stream can only be left before its first byte was sent to the client, so
-its beginning is held back until a token has come, or the whole window where its confidence is
-judged. An answer of low confidence is kept, and served if no later upstream answers.
+An upstream is left when it cannot be reached, breaks, times out, answers 5xx or 429, finds the
+prompt too long, or gives an answer of low confidence or not of the JSON form that was asked for.
+It is passed over where its pings or its circuit show that it cannot answer. A stream can only be
+left before its first byte was sent to the client, so its beginning is held back until a token has
+come, or the whole window where its confidence is judged. A doubtful answer is kept, and served if
+no later upstream answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
 
 from tuneline.serving.gateway.attempt import Attempt, Call, Candidate, Recorder
-from tuneline.serving.gateway.confidence import is_low
-from tuneline.serving.gateway.config import LowConfidenceConfig, ModelConfig
+from tuneline.serving.gateway.config import ModelConfig
+from tuneline.serving.gateway.doubts import Doubts
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
+from tuneline.serving.gateway.overflow import is_overflow
 from tuneline.serving.gateway.protocol import upstream_body, without_logprobs
 from tuneline.serving.gateway.stream import OpenStream
+from tuneline.serving.gateway.structured import judge_of
 from tuneline.serving.gateway.upstream import Upstream
 
 log = logging.getLogger("tuneline.gateway")
 
 
 C = TypeVar("C", bound=Candidate)
-# A function that asks the attempt's upstream once, and judges the answer if limits are given.
-Ask: TypeAlias = Callable[[Attempt, LowConfidenceConfig | None], Awaitable[C]]
+# A function that asks the attempt's upstream once, and judges the answer.
+Ask: TypeAlias = Callable[[Attempt, Doubts], Awaitable[C]]
 
 
 class Answer(Candidate):
     """A whole answer; `content` is what the client gets."""
 
-    def __init__(self, attempt: Attempt, content: bytes, *, low: bool) -> None:
+    def __init__(self, attempt: Attempt, content: bytes, doubt: Outcome | None) -> None:
         super().__init__(attempt)
         self.content = content
-        self.low = low
+        self.doubt = doubt
 
 
 class AllFailed(Exception):
-    """No upstream of the chain gave an answer."""
+    """No upstream of the chain gave an answer.
 
-    def __init__(self, attempts: list[Attempt]) -> None:
-        super().__init__(_trail(attempts))
-        self.attempts = attempts
+    Attributes:
+        last: the last fault, which decides the status of the response.
+        trail: the attempts and their ends.
+        skipped: the upstreams that were not asked, and why.
+        retry_after_s: time until a circuit lets a request pass, seconds; None if none is open.
+    """
+
+    def __init__(
+        self, last: Outcome, trail: str, skipped: str, retry_after_s: float | None
+    ) -> None:
+        super().__init__("; ".join(filter(None, (trail, skipped and f"not asked: {skipped}"))))
+        self.last = last
+        self.trail = trail
+        self.skipped = skipped
+        self.retry_after_s = retry_after_s
+
+
+@dataclass
+class _Walk(Generic[C]):
+    """One request on its way through a chain.
+
+    Attributes:
+        attempts: every attempt.
+        skipped: upstreams that were passed over, and why.
+        held: doubtful candidates; all but the one that is served are released.
+        reason: why the upstream before was left or passed over.
+        too_long: the refusal of a prompt that did not fit.
+        context: the longest context that it did not fit, 0 before.
+        spent: True once the time budget has run out.
+    """
+
+    call: Call
+    ask: Ask[C]
+    attempts: list[Attempt] = field(default_factory=list)
+    skipped: dict[str, Outcome] = field(default_factory=dict)
+    held: list[C] = field(default_factory=list)
+    chosen: C | None = None
+    reason: Outcome | None = None
+    too_long: ClientFault | None = None
+    context: int = 0
+    spent: bool = False
+
+    def fits(self, upstream: Upstream) -> bool:
+        """Return False if a prompt that did not fit cannot fit here either."""
+        stated = upstream.config.context_tokens
+        return self.too_long is None or stated is None or stated > self.context
+
+    def skip(self, upstream: Upstream, why: Outcome) -> None:
+        """Note an upstream that is passed over."""
+        self.skipped[upstream.name] = self.reason = why
+
+    def ask_after_all(self, names: list[str]) -> None:
+        """Forget that upstreams were passed over."""
+        for name in names:
+            self.skipped.pop(name, None)
+        self.reason = self.attempts[-1].outcome if self.attempts else None
 
 
 class Chain:
-    """The upstreams of one model."""
+    """The upstreams of one model.
+
+    Args:
+        config: the model.
+        upstreams: the primary, then the fallbacks in order.
+        recorder: takes ended attempts.
+        metrics: the counters.
+        stale_after_s: age of the last token from which an upstream is not ready, seconds.
+    """
 
     def __init__(
-        self, config: ModelConfig, upstreams: list[Upstream], recorder: Recorder, metrics: Metrics
+        self,
+        config: ModelConfig,
+        upstreams: list[Upstream],
+        recorder: Recorder,
+        metrics: Metrics,
+        stale_after_s: float,
     ) -> None:
         self.config = config
         self.upstreams = upstreams
         self.recorder = recorder
         self._metrics = metrics
+        self._stale_after_s = stale_after_s
 
     async def answer(self, call: Call) -> Answer:
         """Return a whole answer; its attempts are recorded.
@@ -65,7 +138,7 @@ class Chain:
             AllFailed: if no upstream answered.
             ClientFault: if the request itself is wrong.
         """
-        answer = await self._walk(call, self._complete)
+        answer = await self._walk(_Walk(call, self._complete))
         self.recorder.record(answer.attempt, served=True)
         return answer
 
@@ -76,118 +149,174 @@ class Chain:
             AllFailed: if no upstream answered.
             ClientFault: if the request itself is wrong.
         """
-        return await self._walk(call, self._open)
+        return await self._walk(_Walk(call, self._open))
 
-    async def _walk(self, call: Call, ask: Ask[C]) -> C:
-        attempts: list[Attempt] = []
-        held: list[C] = []
+    async def _walk(self, walk: _Walk[C]) -> C:
         chosen: C | None = None
         try:
-            chosen = await self._choose(call, ask, attempts, held)
+            chosen = await self._choose(walk)
         finally:
             # Attempts that were left are recorded at once, even if a cancellation comes next.
-            for candidate in held:
+            for candidate in walk.held:
                 if candidate is not chosen:
-                    candidate.attempt.end(Outcome.LOW_CONFIDENCE)
-            left = [a for a in attempts if chosen is None or a is not chosen.attempt]
+                    candidate.attempt.end(candidate.doubt or Outcome.OK)
+            left = [a for a in walk.attempts if chosen is None or a is not chosen.attempt]
             for attempt in left:
                 self.recorder.record(attempt, served=False)
+            for name, why in walk.skipped.items():
+                self._metrics.add("tuneline_gateway_skipped_total", upstream=name, reason=why)
         chosen.trail = _trail([*left, chosen.attempt])
+        chosen.skipped = _skipped(walk)
         return chosen
 
-    async def _choose(self, call: Call, ask: Ask[C], attempts: list[Attempt], held: list[C]) -> C:
-        """Return the first trusted candidate, or the first doubtful one if none is trusted.
-
-        Args:
-            call: the request.
-            ask: function that asks an upstream.
-            attempts: list that gets every attempt.
-            held: list that gets every doubtful candidate; all but the one returned are released.
-        """
-        chosen: C | None = None
-        reason: Outcome | None = None
+    async def _choose(self, walk: _Walk[C]) -> C:
+        """Return the first trusted candidate, or the first doubtful one if none is trusted."""
         try:
-            for number, upstream in enumerate(self.upstreams, 1):
-                attempt = self.recorder.begin(call, number, upstream, reason)
-                attempts.append(attempt)
-                # The last upstream has no successor, so its answer is not judged.
-                limits = None if number == len(self.upstreams) else self.config.low_confidence
-                try:
-                    found, reason = await self._try(attempt, ask, limits)
-                except ClientFault:
-                    if not held:
-                        raise
-                    break
-                if found is not None and not found.low:
-                    chosen = found
-                    break
-                if found is not None:
-                    held.append(found)
-            chosen = chosen or next(iter(held), None)
-            if chosen is None:
-                raise AllFailed(attempts)
-            return chosen
+            try:
+                await self._ask_all(walk)
+            except ClientFault:
+                if not walk.held:
+                    raise
+            walk.chosen = walk.chosen or next(iter(walk.held), None)
+            if walk.chosen is None:
+                raise self._nobody(walk)
+            return walk.chosen
         finally:
             try:
-                for candidate in held:
-                    if candidate is not chosen:
+                for candidate in walk.held:
+                    if candidate is not walk.chosen:
                         await candidate.release()
             except asyncio.CancelledError:
-                if chosen is not None:
-                    await chosen.release()
+                if walk.chosen is not None:
+                    await walk.chosen.release()
                 raise
 
-    @staticmethod
-    async def _try(
-        attempt: Attempt, ask: Ask[C], limits: LowConfidenceConfig | None
-    ) -> tuple[C | None, Outcome | None]:
-        """Return the upstream's product, and the reason to go on to the next one."""
-        try:
-            found = await ask(attempt, limits)
-        except UpstreamFault as fault:
-            attempt.end(fault.outcome)
-            attempt.upstream.health.met(fault.outcome, fault.detail)
-            request_id, name = attempt.call.request_id, attempt.upstream.name
-            log.warning("%s: %s left: %s", request_id, name, fault)
-            return None, fault.outcome
-        except ClientFault:
-            attempt.end(Outcome.CLIENT_ERROR)
-            raise
-        return found, Outcome.LOW_CONFIDENCE if found.low else None
+    async def _ask_all(self, walk: _Walk[C]) -> None:
+        """Ask the upstreams that can answer; those that are not ready only if nobody else did."""
+        waiting: list[tuple[int, Upstream]] = []
+        ready: list[tuple[int, Upstream]] = []
+        for number, upstream in enumerate(self.upstreams, 1):
+            out = upstream.health.is_out(self._stale_after_s)
+            (waiting if out else ready).append((number, upstream))
+        await self._ask_these(walk, ready, {upstream.name for _, upstream in waiting})
+        if walk.chosen is None and not walk.held and not walk.spent:
+            walk.ask_after_all([upstream.name for _, upstream in waiting])
+            await self._ask_these(walk, waiting, set())
 
-    async def _complete(self, attempt: Attempt, limits: LowConfidenceConfig | None) -> Answer:
+    async def _ask_these(
+        self, walk: _Walk[C], these: list[tuple[int, Upstream]], not_ready: set[str]
+    ) -> None:
+        places = dict(these)
+        for number, upstream in enumerate(self.upstreams, 1):
+            if upstream.name in not_ready:
+                walk.skip(upstream, Outcome.NOT_READY)
+            if number not in places or not walk.fits(upstream):
+                continue
+            if not upstream.breaker.passes:
+                walk.skip(upstream, Outcome.CIRCUIT_OPEN)
+                continue
+            later = any(
+                place > number and other.breaker.passes and walk.fits(other)
+                for place, other in these
+            )
+            await self._try(walk, number, upstream, judged=later)
+            if walk.chosen is not None or walk.spent:
+                return
+
+    async def _try(self, walk: _Walk[C], number: int, upstream: Upstream, *, judged: bool) -> None:
+        """Ask one upstream, and note its product or why it was left.
+
+        Args:
+            walk: the request.
+            number: place in the chain, from 1.
+            upstream: the upstream.
+            judged: True if another one can answer instead; otherwise any answer will do.
+        """
+        left = self.config.budget_s - (time.perf_counter() - walk.call.clock)
+        if left <= 0:
+            walk.spent = True
+            return
+        attempt = self.recorder.begin(walk.call, number, upstream, walk.reason)
+        walk.attempts.append(attempt)
+        doubts = Doubts(self.config.low_confidence, judge_of(walk.call.request.body))
+        try:
+            async with asyncio.timeout(left):
+                found = await walk.ask(attempt, doubts if judged else Doubts())
+        except TimeoutError:
+            walk.spent = True
+            self._leave(walk, attempt, Outcome.BUDGET_SPENT, "the time of the request is spent")
+        except UpstreamFault as fault:
+            self._leave(walk, attempt, fault.outcome, fault.detail)
+        except ClientFault as fault:
+            if not is_overflow(fault.error):
+                attempt.end(Outcome.CLIENT_ERROR)
+                raise
+            walk.too_long = fault
+            walk.context = max(walk.context, upstream.config.context_tokens or 0)
+            attempt.end(Outcome.CONTEXT_OVERFLOW)
+            walk.reason = Outcome.CONTEXT_OVERFLOW
+        else:
+            attempt.works()
+            walk.reason = found.doubt
+            if found.doubt is None:
+                walk.chosen = found
+            else:
+                walk.held.append(found)
+
+    @staticmethod
+    def _leave(walk: _Walk[C], attempt: Attempt, outcome: Outcome, detail: str) -> None:
+        attempt.end(outcome)
+        walk.reason = outcome
+        upstream = attempt.upstream
+        upstream.health.met(outcome, detail)
+        log.warning("%s: %s left: %s: %s", walk.call.request_id, upstream.name, outcome, detail)
+
+    def _nobody(self, walk: _Walk[C]) -> Exception:
+        ends = [attempt.outcome for attempt in walk.attempts]
+        if walk.too_long is not None and set(ends) == {Outcome.CONTEXT_OVERFLOW}:
+            return walk.too_long
+        waits = [u.breaker.retry_after_s() for u in self.upstreams if not u.breaker.passes]
+        last = (
+            Outcome.BUDGET_SPENT
+            if walk.spent
+            else next((end for end in reversed(ends) if end is not None), Outcome.CIRCUIT_OPEN)
+        )
+        return AllFailed(last, _trail(walk.attempts), _skipped(walk), min(waits) if waits else None)
+
+    async def _complete(self, attempt: Attempt, doubts: Doubts) -> Answer:
         request = attempt.call.request
         upstream = attempt.upstream
+        limits = doubts.limits
         body = upstream_body(request, upstream.config, judged=limits is not None)
         payload, content = await upstream.complete(body, upstream.config.answer_timeout_s)
         attempt.saw(payload, "message")
-        low = limits is not None and self._judge(attempt, limits)
-        attempt.end(Outcome.LOW_CONFIDENCE if low else Outcome.OK)
+        doubt = doubts.of_answer(attempt.logprobs, payload)
+        self._count_unknown(attempt, judged=limits is not None)
+        attempt.end(doubt or Outcome.OK)
         if limits is not None and not request.wants_logprobs:
             content = without_logprobs(payload)
-        return Answer(attempt, content, low=low)
+        return Answer(attempt, content, doubt)
 
-    async def _open(self, attempt: Attempt, limits: LowConfidenceConfig | None) -> OpenStream:
+    async def _open(self, attempt: Attempt, doubts: Doubts) -> OpenStream:
         request = attempt.call.request
         upstream = attempt.upstream
-        judged = limits is not None and limits.stream_window_tokens > 0
+        judged = doubts.window > 0
         body = upstream_body(request, upstream.config, judged=judged)
         response = await upstream.open_stream(body, upstream.config.first_token_timeout_s)
         stream = OpenStream(attempt, response, hide_logprobs=judged and not request.wants_logprobs)
         try:
-            await stream.begin(limits.stream_window_tokens if limits and judged else 1)
+            await stream.begin(doubts.window or 1)
         except BaseException:
             await stream.release()
             raise
-        if limits and judged:
-            stream.low = self._judge(attempt, limits)
+        stream.doubt = doubts.of_beginning(attempt.logprobs, stream.held())
+        self._count_unknown(attempt, judged=judged)
         return stream
 
-    def _judge(self, attempt: Attempt, limits: LowConfidenceConfig) -> bool:
-        if not attempt.logprobs:
+    def _count_unknown(self, attempt: Attempt, *, judged: bool) -> None:
+        if judged and not attempt.logprobs:
             name = "tuneline_gateway_confidence_unknown_total"
             self._metrics.add(name, upstream=attempt.upstream.name)
-        return is_low(attempt.logprobs, limits)
 
 
 def _trail(attempts: list[Attempt]) -> str:
@@ -198,3 +327,8 @@ def _trail(attempts: list[Attempt]) -> str:
         else f"{attempt.upstream.name}={attempt.outcome}"
         for attempt in attempts
     )
+
+
+def _skipped(walk: _Walk[C]) -> str:
+    """Return the upstreams that were not asked and why, such as `small=not_ready`."""
+    return ", ".join(f"{name}={why}" for name, why in walk.skipped.items())

@@ -8,14 +8,16 @@ import secrets
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from tuneline.serving.gateway.attempt import Attempt, Call
-from tuneline.serving.gateway.chain import AllFailed
+from tuneline.serving.gateway.attempt import Attempt, Call, Candidate
+from tuneline.serving.gateway.chain import AllFailed, Chain
+from tuneline.serving.gateway.generation import Generation
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
 from tuneline.serving.gateway.runtime import Runtime
@@ -27,6 +29,13 @@ log = logging.getLogger("tuneline.gateway")
 _BODY_WITHIN_S = 30.0
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
+# Of a request that nobody answered, by the last fault; 502 for all others.
+_STATUS = {
+    Outcome.TIMEOUT: 504,
+    Outcome.BUDGET_SPENT: 504,
+    Outcome.UPSTREAM_BUSY: 503,
+    Outcome.CIRCUIT_OPEN: 503,
+}
 
 
 class ChatEndpoint:
@@ -37,25 +46,30 @@ class ChatEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = _Exchange(self._runtime, scope, receive, send)
-        self._runtime.in_flight += 1
-        try:
-            await exchange.run()
-        finally:
-            self._runtime.in_flight -= 1
+        with self._runtime.request() as generation:
+            await _Exchange(self._runtime, generation, scope, receive, send).run()
 
 
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        generation: Generation,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         self._runtime = runtime
+        self._generation = generation
         self._scope = scope
         self._receive = receive
         self._send = send
         self._id = f"req-{secrets.token_hex(12)}"
         self._began = time.perf_counter()
         self._key = ""
+        self._chain: Chain
         # Only known models become labels: a client must not be able to make new series.
         self._model = ""
         self._stream = False
@@ -99,7 +113,7 @@ class _Exchange:
                 headers={"retry-after": "5"},
             )
         request = parse_chat(await self._body())
-        chain = runtime.chains.get(request.model)
+        chain = self._generation.chain_of(request.model, self._key)
         if chain is None:
             raise ApiError(
                 404,
@@ -108,6 +122,7 @@ class _Exchange:
             )
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
+        self._chain = chain
         return Call(self._id, "request", self._key, self._model, request)
 
     async def _body(self) -> bytes:
@@ -145,8 +160,7 @@ class _Exchange:
         try:
             yield
         except AllFailed as failed:
-            last = failed.attempts[-1].outcome
-            self._runtime.log_request(call, None, last or Outcome.BAD_RESPONSE)
+            self._runtime.log_request(call, None, failed.last)
             raise _nobody_answered(failed) from None
         except ClientFault as fault:
             self._runtime.log_request(call, None, Outcome.CLIENT_ERROR)
@@ -156,22 +170,22 @@ class _Exchange:
             raise
 
     async def _serve_whole(self, call: Call) -> None:
-        chain = self._runtime.chains[call.request.model]
+        chain = self._chain
         with self._failures_answered(call):
             answer = await chain.answer(call)
         self._log(call, answer.attempt)
-        headers = self._headers(answer.attempt, answer.trail)
+        headers = self._headers(answer)
         await self._respond(
             Response(answer.content, media_type="application/json", headers=headers)
         )
 
     async def _serve_stream(self, call: Call) -> None:
-        chain = self._runtime.chains[call.request.model]
+        chain = self._chain
         with self._failures_answered(call):
             stream = await chain.stream(call)
         attempt = stream.attempt
         try:
-            headers = self._headers(attempt, stream.trail) | {"cache-control": "no-cache"}
+            headers = self._headers(stream) | {"cache-control": "no-cache"}
             opening = Response(headers=headers, media_type="text/event-stream")
             # The length that it has now is that of an empty body.
             del opening.headers["content-length"]
@@ -180,7 +194,7 @@ class _Exchange:
             try:
                 async for piece in stream.pieces():
                     await self._send(_part(piece))
-                attempt.end(Outcome.LOW_CONFIDENCE if stream.low else Outcome.OK)
+                attempt.end(stream.doubt or Outcome.OK)
                 await self._send(_part(event(DONE)))
                 await stream.read_end()
             except UpstreamFault as fault:
@@ -198,13 +212,16 @@ class _Exchange:
             self._log(call, attempt)
             await stream.release()
 
-    def _headers(self, attempt: Attempt, trail: str) -> dict[str, str]:
+    def _headers(self, found: Candidate) -> dict[str, str]:
+        attempt = found.attempt
         self._served_by = attempt.upstream.name
         headers = {
             "x-request-id": self._id,
             "x-tuneline-served-by": attempt.upstream.name,
-            "x-tuneline-attempts": trail,
+            "x-tuneline-attempts": found.trail,
         }
+        if found.skipped:
+            headers["x-tuneline-skipped"] = found.skipped
         if attempt.fallback_reason is not None:
             headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
         return headers
@@ -274,13 +291,14 @@ def _part(body: bytes, *, more: bool = True) -> Message:
 
 
 def _nobody_answered(failed: AllFailed) -> ApiError:
-    last = failed.attempts[-1].outcome
-    status = 504 if last is Outcome.TIMEOUT else 503 if last is Outcome.UPSTREAM_BUSY else 502
+    headers = {"x-tuneline-attempts": failed.trail, "x-tuneline-skipped": failed.skipped}
+    if failed.retry_after_s is not None:
+        headers["retry-after"] = str(ceil(failed.retry_after_s))
     return ApiError(
-        status,
+        _STATUS.get(failed.last, 502),
         f"No model could answer ({failed}).",
-        code=str(last),
-        headers={"x-tuneline-attempts": str(failed)},
+        code=str(failed.last),
+        headers={name: value for name, value in headers.items() if value},
     )
 
 

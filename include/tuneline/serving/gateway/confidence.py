@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneline.serving.gateway.config import LowConfidenceConfig
+from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
 
 
 def token_logprobs(choice: Any) -> list[float]:
@@ -26,8 +26,13 @@ def mean_logprob(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def is_low(values: Sequence[float], limits: LowConfidenceConfig) -> bool:
+def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False) -> bool:
     """Return True if an answer with these log-probabilities should not be trusted.
+
+    Args:
+        values: log-probability of each token, in nats.
+        limits: the limits.
+        window: True if these are the first tokens of a stream.
 
     Without log-probabilities the confidence is unknown, which is not low: otherwise an upstream
     that does not report them would send every request to the fallback.
@@ -35,6 +40,7 @@ def is_low(values: Sequence[float], limits: LowConfidenceConfig) -> bool:
     mean = mean_logprob(values)
     if mean is None:
         return False
-    if mean < limits.min_mean_logprob:
+    least = (limits.stream_min_mean_logprob if window else None) or limits.min_mean_logprob
+    if mean < least:
         return True
     return limits.min_token_logprob is not None and min(values) < limits.min_token_logprob

@@ -6,6 +6,7 @@ variables that the file only names.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, mod
 from tuneline.config import read_yaml
 from tuneline.config.section import Section
 from tuneline.errors import UserError
+from tuneline.serving.gateway.fallback_config import BreakerConfig, LowConfidenceConfig
 from tuneline.serving.gateway.prices import PriceConfig
 
 
@@ -93,6 +95,15 @@ class UpstreamConfig(Section):
         description="Adapter that it is asked for: its name in vLLM, its place in llama.cpp, from "
         "0. None asks `model` itself.",
     )
+    context_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Context of one request, prompt and answer, in tokens. A prompt that is too "
+        "long for one upstream goes to those with a longer context, or that state none.",
+    )
+    breaker: BreakerConfig = Field(
+        BreakerConfig(), description="When it is left alone because it keeps failing."
+    )
     extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
         {},
         description="Fields set in every request to it, over the client's, such as `top_k: 40`.",
@@ -110,29 +121,29 @@ class UpstreamConfig(Section):
         return self
 
     @property
+    def host(self) -> str:
+        """The host that it is called at."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is called over this machine's loopback."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
     def asked_model(self) -> str:
         """The model id that requests ask it for, and that it must list."""
         return self.adapter if isinstance(self.adapter, str) else self.model
 
 
-class LowConfidenceConfig(Section):
-    """The limits below which an answer is not trusted (natural logarithms; 0 is certainty)."""
+class CanaryConfig(Section):
+    """A candidate that answers a share of the keys, before the chain."""
 
-    min_mean_logprob: float = Field(
-        lt=0,
-        description="Fall back when the mean log-probability of the answer's tokens is below "
-        "this. Calibrate it on validation rows.",
-    )
-    min_token_logprob: float | None = Field(
-        None, lt=0, description="Fall back when the weakest token is below this."
-    )
-    stream_window_tokens: int = Field(
-        0,
-        ge=0,
-        le=512,
-        description="Hold back this many first tokens of a stream and judge them; 0 leaves "
-        "streams unjudged.",
-    )
+    upstream: str = Field(min_length=1, description="Name of the candidate's upstream.")
+    share: float = Field(gt=0, lt=1, description="Share of the keys, drawn by their names.")
 
 
 class ModelConfig(Section):
@@ -144,6 +155,20 @@ class ModelConfig(Section):
     )
     low_confidence: LowConfidenceConfig | None = Field(
         None, description="When to fall back from an answer that came."
+    )
+    budget_s: Seconds = Field(
+        600.0,
+        description="Time for a whole request over all attempts, of a stream until its first "
+        "byte. An attempt gets at most what is left of it.",
+    )
+    canary: CanaryConfig | None = Field(
+        None, description="A candidate beside the chain. The follower writes it."
+    )
+    released: str | None = Field(
+        None,
+        min_length=1,
+        description="Version that is released; readiness and metrics say while the primary is of "
+        "another one. The follower writes it.",
     )
 
 
@@ -242,6 +267,12 @@ class ReadinessConfig(Section):
     )
     warmup_timeout_s: Seconds = Field(120.0, description="Time for one warm-up prompt.")
 
+    @property
+    def stale_s(self) -> float:
+        """The age of the last token from which an upstream is not ready, seconds."""
+        # Between two pings of an idle upstream there is no newer token to be had.
+        return max(self.stale_after_s, self.ping_interval_s + self.ping_timeout_s)
+
 
 class DrainConfig(Section):
     """The time between SIGTERM and the end."""
@@ -268,8 +299,17 @@ class GatewayConfig(Section):
     currency: str = Field(
         "USD", pattern=r"^[A-Z]{3}$", description="Currency of all prices (ISO 4217)."
     )
-    upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1, description="Who can answer.")
-    models: tuple[ModelConfig, ...] = Field(min_length=1, description="What clients can ask for.")
+    upstreams: tuple[UpstreamConfig, ...] = Field(
+        description="Who can answer; `[]` before a first release."
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None,
+        description="Hosts that upstreams may be called at, beside this machine's loopback; None "
+        "allows all that `upstreams` names.",
+    )
+    models: tuple[ModelConfig, ...] = Field(
+        description="What clients can ask for; `[]` before a first release."
+    )
     readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
     drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
     request_log: RequestLogConfig | None = Field(
@@ -290,14 +330,28 @@ class GatewayConfig(Section):
         upstreams = [upstream.name for upstream in self.upstreams]
         _unique("upstream", upstreams)
         _unique("model", [model.id for model in self.models])
+        for upstream in self.upstreams:
+            if self.allowed_hosts is not None and not upstream.is_local:
+                _require_allowed(upstream, self.allowed_hosts)
         for model in self.models:
             _unique(f"upstream in the chain of {model.id}", list(model.chain))
             for name in model.chain:
                 if name not in upstreams:
                     raise ValueError(f"the chain of model {model.id} names no upstream: {name}")
+            candidate = model.canary.upstream if model.canary else None
+            if candidate is not None and (candidate in model.chain or candidate not in upstreams):
+                raise ValueError(f"the canary of model {model.id} must be an upstream of its own")
             if model.low_confidence and len(model.chain) == 1:
                 raise ValueError(f"model {model.id} has low_confidence but nobody to fall back to")
         return self
+
+
+def _require_allowed(upstream: UpstreamConfig, hosts: tuple[str, ...]) -> None:
+    if upstream.host not in {host.lower() for host in hosts}:
+        raise ValueError(
+            f"upstream {upstream.name} is called at {upstream.host}, which allowed_hosts does not "
+            "name; add the host there, or remove the upstream"
+        )
 
 
 def _unique(what: str, names: list[str]) -> None:
@@ -314,9 +368,22 @@ def load_config(path: Path) -> GatewayConfig:
     Raises:
         UserError: if it cannot be read, is not a YAML mapping, or a field is wrong or unknown.
     """
-    document = read_yaml(path)
+    return check_config(read_yaml(path), path, path.resolve().parent)
+
+
+def check_config(document: Any, path: Path, base: Path) -> GatewayConfig:
+    """Check the content of a configuration file.
+
+    Args:
+        document: the content.
+        path: the file, for errors.
+        base: folder that relative paths are taken from.
+
+    Raises:
+        UserError: if a field is wrong or unknown.
+    """
     try:
-        return GatewayConfig.model_validate(document, context={"base": path.resolve().parent})
+        return GatewayConfig.model_validate(document, context={"base": base})
     except ValidationError as error:
         # Values are left out: one may be a secret.
         problems = error.errors(include_input=False, include_url=False)

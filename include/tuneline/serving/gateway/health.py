@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from tuneline.serving.gateway.outcome import Outcome
 
+_UNKNOWN = "not checked yet"
+
 
 @dataclass
 class UpstreamHealth:
@@ -20,7 +22,7 @@ class UpstreamHealth:
 
     listed: bool = False
     warm: bool = False
-    error: str | None = "not checked yet"
+    error: str | None = _UNKNOWN
     last_proof: float | None = None
     # Set when a request met a fault, so that the next ping does not wait its turn.
     suspect: asyncio.Event = field(default_factory=asyncio.Event)
@@ -48,6 +50,10 @@ class UpstreamHealth:
     def proof_age(self) -> float:
         """Return the seconds since the last token; infinite before the first."""
         return float("inf") if self.last_proof is None else time.monotonic() - self.last_proof
+
+    def is_out(self, stale_after_s: float) -> bool:
+        """Return True if it is known not to be ready; before the first check nothing is known."""
+        return self.error != _UNKNOWN and self.why_not_ready(stale_after_s) is not None
 
     def why_not_ready(self, stale_after_s: float) -> str | None:
         """Return why it should get no traffic, None if it is ready."""

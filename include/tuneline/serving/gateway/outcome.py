@@ -20,6 +20,15 @@ class Outcome(StrEnum):
     # 401, 403, 404, a redirect: our configuration is wrong, not the client's request.
     UPSTREAM_REFUSED = "upstream_refused"
     BAD_RESPONSE = "bad_response"
+    # The prompt does not fit its context; an upstream with a longer one may answer.
+    CONTEXT_OVERFLOW = "context_overflow"
+    # A schema was asked for, and the answer is not what it says; it is billed, not trusted.
+    INVALID_JSON = "invalid_json"
+    # The time for the whole request ran out, not that of the attempt.
+    BUDGET_SPENT = "budget_spent"
+    # Nothing was sent: its pings show that it cannot answer, or its circuit is open.
+    NOT_READY = "not_ready"
+    CIRCUIT_OPEN = "circuit_open"
     # The upstream found the client's request wrong; another upstream would too.
     CLIENT_ERROR = "client_error"
     CLIENT_ABORTED = "client_aborted"
@@ -34,6 +43,7 @@ WITHOUT_TOKENS = frozenset(
         Outcome.UPSTREAM_5XX,
         Outcome.UPSTREAM_BUSY,
         Outcome.UPSTREAM_REFUSED,
+        Outcome.CONTEXT_OVERFLOW,
         Outcome.CLIENT_ERROR,
     }
 )

@@ -121,6 +121,10 @@ class ProductionLog(BatchWriter[_Entry]):
         super().start()
         self._uploader.start()
 
+    def scrub_with(self, scrub: Scrub) -> None:
+        """Use another scrubber from the next row on, such as one of other languages."""
+        self._scrub = scrub
+
     def note(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
         """Take a request that has ended.
 

@@ -14,6 +14,7 @@ import secrets
 from contextlib import suppress
 
 from tuneline.serving.gateway.attempt import Call, Recorder
+from tuneline.serving.gateway.breaker import Circuit
 from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import ReadinessConfig
 from tuneline.serving.gateway.ledger import OWN_KEY
@@ -47,8 +48,7 @@ class Prober:
         self._upstreams = upstreams
         self._chains = chains
         self._recorder = recorder
-        # Between two pings of an idle upstream there is no newer token to be had.
-        self._stale_s = max(config.stale_after_s, config.ping_interval_s + config.ping_timeout_s)
+        self._stale_s = config.stale_s
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -67,6 +67,10 @@ class Prober:
             upstream.name: upstream.health.why_not_ready(self._stale_s) or "ready"
             for upstream in self._upstreams
         }
+
+    def circuits(self) -> dict[str, Circuit]:
+        """Return the state of each upstream's circuit."""
+        return {upstream.name: upstream.breaker.state for upstream in self._upstreams}
 
     def why_not_ready(self) -> str | None:
         """Return why the gateway should get no traffic, None if it is ready."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -14,7 +15,8 @@ import uvicorn
 
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
-from tuneline.serving.gateway.config import DrainConfig, GatewayConfig, load_config
+from tuneline.serving.gateway.config import GatewayConfig, load_config
+from tuneline.serving.gateway.reload import Reloader, await_file, fingerprint
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 
 log = logging.getLogger("tuneline.gateway")
@@ -24,8 +26,10 @@ _CUT_OFF_S = 1
 _BACKLOG = 2048
 
 
-def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, then drain.
+def run_gateway(
+    config_path: Path, scrubber_for: ScrubberFor | None = None, *, watch: bool = False
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; SIGHUP reads the configuration again.
 
     After the first signal the readiness probe answers 503 while requests are still served for
     `drain.delay_s`; then new ones are refused and those under way finish, for at most
@@ -34,6 +38,8 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
     Args:
         config_path: the configuration file.
         scrubber_for: see `Runtime`.
+        watch: whether changes of the file are taken over unasked, and a missing file is waited
+            for.
 
     Returns:
         0 after a stop by signal.
@@ -41,6 +47,10 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
     Raises:
         UserError: if the configuration or a file it names is wrong, or the port is taken.
     """
+    if watch:
+        await_file(config_path)
+    # Before the file is read: a change between the two is then seen as one.
+    taken = fingerprint(config_path)
     config = load_config(config_path)
     app = create_app(config, scrubber_for)
     listener = _listen(config)
@@ -62,7 +72,7 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
             timeout_graceful_shutdown=_CUT_OFF_S,
         ),
         app.state.runtime,
-        config.drain,
+        Reloader(config_path, app.state.runtime, taken, watch=watch),
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -76,11 +86,19 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
 class _DrainingServer(uvicorn.Server):
     """A server that drains first; uvicorn closes its port on the first signal."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, drain: DrainConfig) -> None:
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, reloader: Reloader) -> None:
         super().__init__(config)
         self._runtime = runtime
-        self._drain = drain
+        self._reloader = reloader
         self._drain_began: float | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, and take over changes of the configuration meanwhile."""
+        reloads = asyncio.create_task(self._reloader.run())
+        try:
+            await super().serve(sockets)
+        finally:
+            reloads.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_began is None:
@@ -96,11 +114,11 @@ class _DrainingServer(uvicorn.Server):
             return True
         if self._drain_began is None:
             return False
-        passed = time.monotonic() - self._drain_began
-        if passed < self._drain.delay_s:
+        passed, drain = time.monotonic() - self._drain_began, self._runtime.config.drain
+        if passed < drain.delay_s:
             return False
         self._runtime.closed = True
-        if passed < self._drain.delay_s + self._drain.timeout_s:
+        if passed < drain.delay_s + drain.timeout_s:
             return self._runtime.in_flight == 0
         log.warning("drain timed out; %d requests are cut off", self._runtime.in_flight)
         return True

@@ -56,6 +56,10 @@ class OpenStream(Candidate):
             if self._fault is not None:
                 raise self._fault
 
+    def held(self) -> list[bytes] | None:
+        """Return the events that wait for the client; None if more are to come."""
+        return list(self._ready) if self._finished else None
+
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the bytes for the client, without the final `[DONE]`.
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
+from tuneline.serving.gateway.breaker import Breaker
 from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.health import UpstreamHealth
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
@@ -53,6 +52,7 @@ class Upstream:
         self.rates = config.price.rates() if config.price else _FREE
         self.counter = TokenCounter(config.tokenizer)
         self.health = UpstreamHealth()
+        self.breaker = Breaker(config.breaker)
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if config.api_key_env:
             headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
@@ -68,7 +68,7 @@ class Upstream:
                     keepalive_expiry=_KEEPALIVE_S,
                 ),
                 # A proxy from the environment is for the outside, not for the engine next door.
-                trust_env=not _is_local(config.base_url),
+                trust_env=not config.is_local,
             )
 
         self._client = client(None)
@@ -185,14 +185,6 @@ async def _read(response: httpx.Response) -> None:
         await response.aclose()
 
 
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _json(content: bytes) -> Any:
     try:
         return json.loads(content)
@@ -220,7 +212,8 @@ def _check_status(response: httpx.Response) -> None:
     if status < 400 or status in (401, 403, 404, 405):
         raise UpstreamFault(Outcome.UPSTREAM_REFUSED, detail, status)
     payload = _json(response.content)
-    error = payload.get("error") if isinstance(payload, dict) else None
+    # Some engines do not wrap the error.
+    error = payload.get("error", payload) if isinstance(payload, dict) else None
     if not isinstance(error, dict):
         error = {"message": "The model's server refused the request.", "type": "invalid_request"}
     raise ClientFault(status, error)

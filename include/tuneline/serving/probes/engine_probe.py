@@ -13,6 +13,7 @@ TensorRT-LLM have such counters; reading those of TensorRT-LLM takes them away f
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -24,6 +25,8 @@ from typing import Any
 from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.metrics_text import read_metrics
 
+# What reading the answers of something that is no healthy engine may raise.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, http.client.HTTPException)
 KINDS = ("live", "ready", "startup")
 # Pause between two readings of a busy engine's counters.
 LOOK_SECONDS = 0.25
@@ -88,7 +91,7 @@ def ready(
     start = time.monotonic()
     try:
         listed = [entry["id"] for entry in _json(url, "/v1/models", timeout)["data"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         return _result(start, False, _reason(error))
     if model is not None and model not in listed:
         return _result(start, False, f"it serves {', '.join(listed) or 'nothing'}, not {model}")
@@ -120,7 +123,7 @@ def live(url: str, timeout: float, adapter: int | str | None = None) -> ProbeRes
             if any(now.get(name, 0.0) > before.get(name, 0.0) for name in _PROGRESS):
                 return _result(start, True, "its running requests move")
         _one_token(url, left(), adapter)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         return _result(start, False, _reason(error))
     return _result(start, True, "it generated a token")
 

@@ -77,6 +77,23 @@ def engine_of(store: Store, release: Release) -> str:
     return _version(store, release).engine
 
 
+def base_of(store: Store, release: Release) -> str | None:
+    """Return the hash of the base that a release's adapter is served on; None if it is merged."""
+    apart = _version(store, release).apart
+    return None if apart is None else apart.base.sha256
+
+
+def find_release(store: Store, name: str, version: str) -> Release:
+    """Return a version of a model that need not be the released one.
+
+    Raises:
+        UserError: if it has no manifest.
+    """
+    release = Release(name, version, "")
+    _version(store, release)
+    return release
+
+
 def adapter_name(release: Release) -> str:
     """Return the name of a release's adapter in the API of its engine."""
     return f"{release.name}@{release.version}"
@@ -198,7 +215,10 @@ def upstream_of(store: Store, release: Release, place: int, base_url: str) -> di
         "model": release.name,
         "version": release.version,
     }
-    apart = _version(store, release).apart
+    version = _version(store, release)
+    if version.manifest.engine:
+        entry["context_tokens"] = _limits_of(version).context_tokens
+    apart = version.apart
     if apart is not None:
         entry["model"] = BASE_ALIAS
         # llama.cpp, which loads a GGUF file, knows adapters by their places.

@@ -13,6 +13,7 @@ from tuneline.serving.engines import get_engine
 from tuneline.serving.release.released import (
     Release,
     engine_of,
+    find_release,
     newest_release,
     serve_request,
 )
@@ -25,6 +26,7 @@ def run_engine(
     store_uri: str,
     *,
     names: Sequence[str],
+    versions: Sequence[str] = (),
     host: str,
     port: int,
     parallel: int | None,
@@ -36,6 +38,7 @@ def run_engine(
         store_uri: the store.
         names: names of the models; none takes the model released last. Several must be adapters
             of one base, and a request names the adapter that answers.
+        versions: `NAME@VERSION` of what is served in place of the released versions.
         host: address to listen on.
         port: port to listen on.
         parallel: requests served at once; None takes the number that was measured.
@@ -47,7 +50,8 @@ def run_engine(
     """
     store = open_store(store_uri)
     wanted: Sequence[str | None] = list(dict.fromkeys(names)) or [None]
-    found = [_find(store, name, wait) for name in wanted]
+    found = [_pinned(store, text) for text in versions]
+    found = found or [_find(store, name, wait) for name in wanted]
     release = found[0]
     engine = get_engine(engine_of(store, release))
     lacking = engine.missing()
@@ -63,6 +67,13 @@ def run_engine(
     for place, adapter in enumerate(request.adapters):
         print(f"adapter {place}: {adapter}", flush=True)
     os.execv(argv[0], argv)
+
+
+def _pinned(store: Store, text: str) -> Release:
+    name, _, version = text.partition("@")
+    if not name or not version:
+        raise UserError(f"--release {text}: name a version as MODEL@VERSION")
+    return find_release(store, name, version)
 
 
 def _find(store: Store, name: str | None, wait: bool) -> Release:

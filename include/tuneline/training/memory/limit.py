@@ -5,43 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tuneline.machine.free_memory import CGROUP, cgroup_free
 from tuneline.machine.quantity import quantity
 from tuneline.training.memory.predict import GIB
 
 # The rest is for the caches of the kernel and for other processes.
 FREE_SHARE = 0.6
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def cgroup_free(root: Path = CGROUP) -> int | None:
-    """Return the bytes that the container may still take; None without a limit.
-
-    Reads cgroup v2 (`memory.max`, `memory.current`) or v1. Inactive cached files count as free,
-    as they do for Kubernetes.
-    """
-    for limit_name, used_name, stat_name in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        try:
-            limit = (root / limit_name).read_text().strip()
-            used = int((root / used_name).read_text())
-        except (OSError, ValueError):
-            continue
-        # Version 1 says "no limit" by a number beyond any machine.
-        if limit == "max" or int(limit) >= 1 << 60:
-            continue
-        return max(0, int(limit) - used + _inactive_files(root / stat_name))
-    return None
-
-
-def _inactive_files(stat: Path) -> int:
-    try:
-        lines = stat.read_text().splitlines()
-    except OSError:
-        return 0
-    counts = dict(line.split() for line in lines if line)
-    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
 
 
 def memory_limit(

@@ -1,0 +1,72 @@
+"""### Release an earlier version of a model again
+
+Moves the release pointer back, after the files of that version were compared with its manifest.
+Engines and gateways that follow the store (`tuneline follow`) serve it within seconds, without a
+dropped request; the version that is left is no fallback any more.
+
+*Trigger* it with a reason. An empty `version` takes the release before the present one. The release
+log keeps your name, as Airflow knows it, and the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, Param, get_current_context, task
+from airflow.sdk.definitions.param import ParamsDict
+
+from tuneline.config import Model
+from tuneline_airflow.family import ROLLBACK, dags_of, settings_of
+from tuneline_airflow.launching import store_uri
+from tuneline_airflow.rest import leave_note
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+
+
+def build(model: Model) -> DAG:
+    """Make the DAG of a model."""
+    with DAG(
+        description="Release an earlier version again",
+        schedule=None,
+        **settings_of(ROLLBACK, model, "Rollback", __doc__),
+    ) as dag:
+        move_back(model.name)
+    dag.params = ParamsDict(_form())
+    return dag
+
+
+def _form() -> dict[str, Param]:
+    return {
+        "version": Param(
+            None,
+            type=["string", "null"],
+            title="Version",
+            description="Version to release again, the id of the run that made it; empty: the "
+            "release before the present one.",
+        ),
+        "reason": Param(
+            "",
+            type="string",
+            minLength=1,
+            title="Reason",
+            description="Why; kept in the release log.",
+        ),
+    }
+
+
+@task(retries=3, retry_policy=worker_retry_policy)
+@fail_plainly()
+def move_back(model_name: str) -> None:
+    """Move the pointer, and say in the run's note what is released now."""
+    from tuneline.governance.release.rollback import announce, roll_back
+    from tuneline.store import open_store
+
+    context: Any = get_current_context()
+    params, store = context["params"], open_store(store_uri())
+    by = context["dag_run"].triggering_user_name
+    pointer = roll_back(
+        store, model_name, params["version"] or None, by=by, reason=params["reason"]
+    )
+    leave_note(context, announce(store, pointer))
+
+
+globals().update(dags_of(ROLLBACK, build))

@@ -1,0 +1,1 @@
+"""Faults planted in the chain that is served."""

@@ -1,0 +1,207 @@
+"""Plant the faults of real servers in a served chain, one after the other."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tuneline.errors import RetryableError
+from tuneline.governance.chain_trial.asking import Client, Seen
+from tuneline.governance.chain_trial.faulty_link import Fault, FaultyLink
+from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.engines.engine_server import EngineServer
+
+NO_FAULT = "none"
+REQUESTS = 2
+# A delay beyond any limit of the chain, as a share of it.
+_TOO_SLOW = 1.5
+# Events of a stream that come before its first token: the role.
+_OPENING_EVENTS = 1
+_RECOVERS_WITHIN = 60.0
+_PAUSE = 0.1
+
+
+@dataclass(frozen=True)
+class FaultReport:
+    """What clients saw under one fault.
+
+    Attributes:
+        fault: its name; `none` for the requests without a fault.
+        expected: who has to answer, or `error` where nobody can.
+        requests: requests that were sent.
+        as_expected: those that ended so.
+        ended: those whose client knows how they ended: a whole answer, or a clean error.
+        reasons: reasons for a fallback that the gateway stated.
+        planted: whether the fault took place.
+    """
+
+    fault: str
+    expected: str
+    requests: int
+    as_expected: int
+    ended: int
+    reasons: list[str]
+    planted: bool = True
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a trial.
+
+    Attributes:
+        sure: prompts whose answers are above the thresholds.
+        unsure: prompts whose answers are below that of whole answers; none without a threshold.
+    """
+
+    sure: Sequence[Messages]
+    unsure: Sequence[Messages]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain under trial.
+
+    Attributes:
+        client: a client of its gateway.
+        primary: the engine of the release.
+        second: the engine behind it.
+        to_primary: the link from the gateway to the first.
+        to_second: the link to the second.
+        names: names of the chain's upstreams, in order.
+        first_token_s: the time that a stream's first token may take.
+        window: tokens of a stream that are held back; 0 if streams are not judged.
+    """
+
+    client: Client
+    primary: EngineServer
+    second: EngineServer
+    to_primary: FaultyLink
+    to_second: FaultyLink
+    names: Sequence[str]
+    first_token_s: float
+    window: int
+
+    def run(self, prompts: Prompts) -> list[FaultReport]:
+        """Plant every fault; the engines are dead afterwards.
+
+        Raises:
+            RetryableError: if the primary does not recover from one.
+        """
+        primary, second = self.names[0], self.names[1]
+        sure = prompts.sure[:REQUESTS]
+        reports = [self._ask(NO_FAULT, primary, sure)]
+        if prompts.unsure:
+            reports.append(self._ask("unsure", second, prompts.unsure[:REQUESTS]))
+        reports.append(self._linked("garbage", "garbage", second, sure))
+        reports.append(self._cut("dies_before_first_byte", second, sure, events=0))
+        reports.append(
+            self._cut("dies_midstream", "error", sure, events=self.window + _OPENING_EVENTS + 1)
+        )
+        self.to_primary.delay_s = self.first_token_s * _TOO_SLOW
+        reports.append(self._linked("slow", "slow", second, sure[:1], stream=True))
+        reports.append(self._hung(second, sure[:1]))
+        reports.append(self._without_second(primary, [*sure[:1], *prompts.unsure[:1]]))
+        self.primary.kill()
+        reports.append(self._ask("killed", second, sure))
+        self.second.kill()
+        last = self.names[2] if len(self.names) > 2 else "error"
+        reports.append(self._ask("both_gone", last, sure))
+        return reports
+
+    def _ask(
+        self,
+        fault: str,
+        expected: str,
+        prompts: Sequence[Messages],
+        *,
+        stream: bool = False,
+        planted: Callable[[], bool] = lambda: True,
+    ) -> FaultReport:
+        seen = [self.client.ask(prompt, stream=stream) for prompt in prompts]
+        return report(fault, expected, seen, planted=planted())
+
+    def _linked(
+        self,
+        name: str,
+        fault: Fault,
+        expected: str,
+        prompts: Sequence[Messages],
+        *,
+        stream: bool = False,
+    ) -> FaultReport:
+        self.to_primary.fault = fault
+        try:
+            return self._ask(name, expected, prompts, stream=stream)
+        finally:
+            self.to_primary.fault = "none"
+            self._recover(prompts[0])
+
+    def _cut(
+        self, name: str, expected: str, prompts: Sequence[Messages], *, events: int
+    ) -> FaultReport:
+        self.to_primary.events = events
+        before = self.to_primary.cuts
+        found = self._linked(name, "cut", expected, prompts, stream=True)
+        planted = self.to_primary.cuts > before
+        return FaultReport(**{**vars(found), "planted": planted})
+
+    def _hung(self, expected: str, prompts: Sequence[Messages]) -> FaultReport:
+        self.primary.signal(signal.SIGSTOP)
+        try:
+            return self._ask("hung", expected, prompts, stream=True)
+        finally:
+            self.primary.signal(signal.SIGCONT)
+            self._recover(prompts[0])
+
+    def _without_second(self, expected: str, prompts: Sequence[Messages]) -> FaultReport:
+        self.to_second.fault = "gone"
+        try:
+            return self._ask("previous_gone", expected, prompts)
+        finally:
+            self.to_second.fault = "none"
+            self._recover(prompts[0])
+
+    def _recover(self, prompt: Messages) -> None:
+        """Wait until the release answers again, so that one fault does not add to the next.
+
+        Raises:
+            RetryableError: if it does not.
+        """
+        deadline = time.monotonic() + _RECOVERS_WITHIN
+        seen: Seen | None = None
+        while time.monotonic() < deadline:
+            document = self.client.gateway.get("/v1/health/ready").json()
+            if {document["upstreams"][name] for name in self.names[:2]} == {"ready"}:
+                seen = self.client.ask(prompt)
+                if seen.served_by == self.names[0]:
+                    return
+            time.sleep(_PAUSE)
+        raise RetryableError(f"the release did not answer again after a planted fault: {seen}")
+
+
+def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = True) -> FaultReport:
+    """Count what clients saw under a fault.
+
+    Args:
+        fault: its name.
+        expected: the upstream that has to answer, or `error`.
+        seen: what the client of each request saw.
+        planted: whether the fault took place.
+    """
+
+    def fits(one: Seen) -> bool:
+        if expected == "error":
+            return one.clean_error
+        return one.complete and one.served_by == expected
+
+    return FaultReport(
+        fault,
+        expected,
+        len(seen),
+        sum(map(fits, seen)),
+        sum(one.ended for one in seen),
+        sorted({one.reason for one in seen if one.reason}),
+        planted,
+    )

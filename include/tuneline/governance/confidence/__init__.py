@@ -1,0 +1,1 @@
+"""The confidence threshold of a release, set on validation rows."""

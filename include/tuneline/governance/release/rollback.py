@@ -1,0 +1,110 @@
+"""Move the release pointer back to an earlier version: by hand, from the UI or by a canary.
+
+Only a version that was released before, whose files are all there and unchanged, is moved to. The
+line of the move says who did it and why. What is moved away from is no fallback any more.
+"""
+
+from __future__ import annotations
+
+from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.release_log import RolledBack, Withdrawn, read_log
+from tuneline.artifacts.releases import find_version, standing_moves
+from tuneline.errors import UserError
+from tuneline.governance.release.pointer import complete, last_move, read_pointer, record
+from tuneline.governance.release.registry import move_alias
+from tuneline.governance.release.verify import served_differences
+from tuneline.store import Changed, Store
+
+NO_REASON = "no reason was given"
+
+
+def roll_back(
+    store: Store, name: str, version: str | None, *, by: str | None, reason: str
+) -> ReleasePointer:
+    """Release an earlier version of a model again.
+
+    Args:
+        store: the store.
+        name: the model.
+        version: the version; None takes the one that was released before.
+        by: who does it.
+        reason: why, in one sentence.
+
+    Returns:
+        The pointer as it was written.
+
+    Raises:
+        UserError: if there is no such version to go back to, its files are not what its manifest
+            states, it was withdrawn, or the pointer was moved meanwhile; nothing has moved.
+    """
+    pointed = read_pointer(store, name)
+    if pointed.pointer is None:
+        raise UserError(f"{store.uri} holds no release of {name}, so there is nothing to roll back")
+    complete(pointed)
+    target = version or _before(pointed.pointer)
+    _check_history(pointed.pointer, target)
+    manifest = _check_log(store, name, target)
+    differing = served_differences(store, name, target)
+    if differing:
+        raise UserError(
+            f"{name} stays at {pointed.pointer.version}: {target} can't be served again: "
+            + "; ".join(differing)
+        )
+    previous, follows = last_move(pointed)
+    event = RolledBack(previous_version=previous, follows=follows, by=by, reason=reason)
+    try:
+        return record(pointed, target, manifest, [event])
+    except Changed:
+        raise UserError(
+            f"{name} is not rolled back: another version was released meanwhile; look at "
+            f"`tuneline lineage {name}` and try again"
+        ) from None
+
+
+def _before(pointer: ReleasePointer) -> str:
+    standing = standing_moves(pointer.history)
+    if len(standing) < 2:
+        raise UserError(
+            f"{pointer.name} {pointer.version} has no release before it to roll back to"
+        )
+    return standing[-2].version
+
+
+def _check_history(pointer: ReleasePointer, target: str) -> None:
+    if target == pointer.version:
+        raise UserError(f"{pointer.name} {target} is released already")
+    known = list(dict.fromkeys(move.version for move in pointer.history))
+    if target not in known:
+        raise UserError(
+            f"{pointer.name} {target} was never released, so nothing says that it may be served; "
+            f"released were {', '.join(known)}"
+        )
+
+
+def _check_log(store: Store, name: str, target: str) -> str:
+    """Return the hash of the manifest that a version was released with.
+
+    Raises:
+        UserError: if it has no log, or must not be served any more; the message says who withdrew
+            it, and why.
+    """
+    lines = read_log(store, name, target).lines()
+    if not lines:
+        raise UserError(f"{name} {target} has no release log; restore it")
+    for line in lines:
+        if isinstance(line.event, Withdrawn):
+            raise UserError(
+                f"{name} {target} was withdrawn at {line.at} by {line.event.by or 'nobody known'}: "
+                f"{line.event.reason}"
+            )
+    return lines[0].previous_sha256
+
+
+def announce(store: Store, pointer: ReleasePointer) -> str:
+    """Tell MLflow's registry of a rollback, and return one sentence about it for a person."""
+    found = find_version(store, pointer.name, pointer.version)
+    made = f", made at {found.manifest.created_at}" if found and found.manifest.created_at else ""
+    return (
+        f"{pointer.name} {pointer.version} is released again{made}; "
+        f"{pointer.previous_version} no longer is{move_alias(pointer)}"
+    )

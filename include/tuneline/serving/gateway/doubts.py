@@ -1,0 +1,75 @@
+"""What an answer is judged by, where another upstream could answer instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.serving.gateway.confidence import is_low
+from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
+from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.protocol import choices_of
+from tuneline.serving.gateway.structured import Judge
+
+_DATA = b"data: "
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """The limits of confidence and the form of JSON; None judges nothing."""
+
+    limits: LowConfidenceConfig | None = None
+    form: Judge | None = None
+
+    @property
+    def window(self) -> int:
+        """The tokens of a stream that are held back and judged."""
+        return self.limits.stream_window_tokens if self.limits else 0
+
+    def of_answer(self, logprobs: Sequence[float], payload: Mapping[str, Any]) -> Outcome | None:
+        """Return why a whole answer is not trusted, None if it is.
+
+        Args:
+            logprobs: log-probability of each of its tokens, in nats.
+            payload: the answer.
+        """
+        if self.form is not None:
+            messages = [choice.get("message") for choice in choices_of(payload)]
+            contents = [m.get("content") for m in messages if isinstance(m, dict)]
+            if not self._all_fit(contents):
+                return Outcome.INVALID_JSON
+        if self.limits is not None and is_low(logprobs, self.limits):
+            return Outcome.LOW_CONFIDENCE
+        return None
+
+    def of_beginning(
+        self, logprobs: Sequence[float], whole: Sequence[bytes] | None
+    ) -> Outcome | None:
+        """Return why a stream is not trusted by what was held back of it, None if it is.
+
+        Args:
+            logprobs: log-probability of each token so far, in nats.
+            whole: the events of a stream that has ended already; None if more are to come, whose
+                form nobody can judge yet.
+        """
+        if self.form is not None and whole is not None and self.window:
+            contents: dict[Any, str] = {}
+            for data in whole:
+                for choice in choices_of(json.loads(data.strip().removeprefix(_DATA))):
+                    delta = choice.get("delta")
+                    piece = delta.get("content") if isinstance(delta, dict) else None
+                    if isinstance(piece, str):
+                        place = choice.get("index")
+                        contents[place] = contents.get(place, "") + piece
+            if not self._all_fit(list(contents.values())):
+                return Outcome.INVALID_JSON
+        if self.limits is not None and self.window and is_low(logprobs, self.limits, window=True):
+            return Outcome.LOW_CONFIDENCE
+        return None
+
+    def _all_fit(self, contents: Sequence[Any]) -> bool:
+        # A call of a tool has no content; its arguments have a schema of their own.
+        texts = [text for text in contents if isinstance(text, str) and text]
+        return self.form is None or all(self.form.accepts(text) for text in texts)

@@ -1,0 +1,1 @@
+"""Compare a candidate with the release on live requests, and decide."""

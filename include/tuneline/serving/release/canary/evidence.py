@@ -1,0 +1,138 @@
+"""E-processes that compare the rates of two groups and may be looked at after every request.
+
+A block holds the new outcomes of both groups since the last look. Its e-value is the likelihood
+of the block under a bet that was made before it, over the likelihood under the point of the null
+hypothesis that is nearest to the bet (Turner, Ly and Gruenwald, "Generic E-variables for exact
+sequential k-sample tests that allow for optional stopping", 2024; for convex nulls Turner and
+Gruenwald, "Exact anytime-valid confidence intervals for contingency tables and beyond", 2023).
+Under the null hypothesis no strategy of looking makes the product exceed 1/p with a probability
+above p (Ville's inequality), whatever the sizes of the blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Observations that an estimate begins with: little, so that the first block decides the first bet.
+_PRIOR = 0.18
+# Rates of a bet stay off 0 and 1, where a single outcome would end the process.
+_EDGE = 1e-6
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Block:
+    """New outcomes of both groups.
+
+    Attributes:
+        candidate: number of outcomes of the candidate.
+        candidate_hits: how many of them had the property.
+        released: number of outcomes of the release.
+        released_hits: how many of them had the property.
+    """
+
+    candidate: int
+    candidate_hits: int
+    released: int
+    released_hits: int
+
+    def __add__(self, other: Block) -> Block:
+        """Return both blocks as one."""
+        return Block(
+            self.candidate + other.candidate,
+            self.candidate_hits + other.candidate_hits,
+            self.released + other.released,
+            self.released_hits + other.released_hits,
+        )
+
+    def rates(self) -> tuple[float, float]:
+        """Return estimates of both rates, the candidate's first."""
+        return (
+            (self.candidate_hits + _PRIOR) / (self.candidate + 2 * _PRIOR),
+            (self.released_hits + _PRIOR) / (self.released + 2 * _PRIOR),
+        )
+
+    def pooled(self) -> float:
+        """Return an estimate of one rate of both groups."""
+        hits = self.candidate_hits + self.released_hits
+        return (hits + _PRIOR) / (self.candidate + self.released + 2 * _PRIOR)
+
+    def log_likelihood(self, candidate: float, released: float) -> float:
+        """Return the log-likelihood of its outcomes under two rates, without its constant."""
+        return _log(self.candidate_hits, self.candidate, candidate) + _log(
+            self.released_hits, self.released, released
+        )
+
+
+class Worse:
+    """Evidence against "the candidate's rate is not above the release's"."""
+
+    def __init__(self) -> None:
+        self._seen = Block(0, 0, 0, 0)
+        self.log_e = 0.0
+
+    def add(self, block: Block) -> None:
+        """Bet on a block by what was seen before it."""
+        candidate, released = map(_inside, self._seen.rates())
+        total = block.candidate + block.released
+        if candidate > released and total:
+            mean = (block.candidate * candidate + block.released * released) / total
+            bet = block.log_likelihood(candidate, released)
+            self.log_e += bet - block.log_likelihood(mean, mean)
+        self._seen += block
+
+
+class NotWorse:
+    """Evidence against "the candidate's rate is above the release's by at least a margin".
+
+    Args:
+        margin: the difference of the rates that is not accepted.
+    """
+
+    def __init__(self, margin: float) -> None:
+        self._margin = margin
+        self._seen = Block(0, 0, 0, 0)
+        self.log_e = 0.0
+
+    def add(self, block: Block) -> None:
+        """Bet on a block by what was seen before it: that both rates are the same."""
+        rate = _inside(self._seen.pooled())
+        if block.candidate and block.released:
+            candidate, released = nearest(rate, block.candidate, block.released, self._margin)
+            bet = block.log_likelihood(rate, rate)
+            self.log_e += bet - block.log_likelihood(candidate, released)
+        self._seen += block
+
+
+def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[float, float]:
+    """Return the rates with a margin between them that are nearest to one rate of both groups.
+
+    Args:
+        rate: the rate of both groups.
+        candidate: weight of the candidate, its number of outcomes.
+        released: weight of the release.
+        margin: the candidate's rate less the release's.
+
+    Returns:
+        The rates whose Kullback-Leibler divergence from `rate`, weighted, is least.
+    """
+    low, high = _EDGE, 1 - margin - _EDGE
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        # The derivative of the divergence, which is convex.
+        slope = candidate * _slope(rate, middle + margin) + released * _slope(rate, middle)
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return low + margin, low
+
+
+def _slope(rate: float, at: float) -> float:
+    return (at - rate) / (at * (1 - at))
+
+
+def _log(hits: int, total: int, rate: float) -> float:
+    return hits * math.log(rate) + (total - hits) * math.log1p(-rate)
+
+
+def _inside(rate: float) -> float:
+    return min(max(rate, _EDGE), 1 - _EDGE)

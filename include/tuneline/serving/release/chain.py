@@ -1,0 +1,132 @@
+"""The chain that is served: the release, the release before it, and a larger model.
+
+One function builds it, for the gateway in service and for the item that proves it. It starts
+nothing and reads nothing: whoever runs the engines says where they answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
+from tuneline.artifacts.releases import CONFIG_FILE, find_version
+from tuneline.config.served_chain import FallbackConfig, LargerModel
+from tuneline.serving.release.released import Release
+from tuneline.store import Store
+
+LARGER = "larger"
+
+
+@dataclass(frozen=True)
+class ServedChain:
+    """What a gateway's configuration says of one model.
+
+    Attributes:
+        upstreams: entries of `upstreams`, the primary first.
+        model: entry of `models`.
+    """
+
+    upstreams: tuple[dict[str, Any], ...]
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """What a release is served with.
+
+    Attributes:
+        fallback: the settings of its run.
+        calibration: the thresholds that its run has found; None judges no confidence.
+    """
+
+    fallback: FallbackConfig = field(default_factory=FallbackConfig)
+    calibration: Calibration | None = None
+
+
+def served_chain(
+    name: str,
+    engines: Sequence[Mapping[str, Any]],
+    settings: ChainSettings,
+    *,
+    behind: Sequence[str] = (),
+    allowed_hosts: Sequence[str] | None = None,
+) -> ServedChain:
+    """Return the chain of a model.
+
+    Args:
+        name: the model id that clients ask for.
+        engines: the upstreams of the engines that run, as `upstream_of` states them: that of the
+            release, and that of the release before it if there is one.
+        settings: the settings of the release.
+        behind: names of further upstreams, which the gateway's owner has configured.
+        allowed_hosts: hosts that the gateway may call; a larger model elsewhere is left out. None
+            leaves it to the settings.
+    """
+    fallback = settings.fallback
+    times = {
+        "answer_timeout_s": fallback.answer_timeout_s,
+        "first_token_timeout_s": fallback.first_token_timeout_s,
+    }
+    upstreams = [{**times, **engine} for engine in engines]
+    if fallback.larger is not None:
+        larger = {**times, **_larger(name, fallback, fallback.larger)}
+        if allowed_hosts is None or urlsplit(larger["base_url"]).hostname in allowed_hosts:
+            upstreams.append(larger)
+    chain = [*(str(upstream["name"]) for upstream in upstreams), *behind]
+    model: dict[str, Any] = {"id": name, "chain": chain, "budget_s": fallback.budget_s}
+    limits = low_confidence(settings.calibration, fallback.stream_window_tokens)
+    # Without another model there is nobody to ask about a doubtful answer.
+    if limits is not None and len(chain) > 1:
+        model["low_confidence"] = limits
+    return ServedChain(tuple(upstreams), model)
+
+
+def low_confidence(calibration: Calibration | None, window: int) -> dict[str, Any] | None:
+    """Return the limits of confidence as a gateway's configuration states them.
+
+    Args:
+        calibration: the thresholds; None for none.
+        window: the first tokens of a stream that are held back.
+    """
+    if calibration is None or calibration.whole.value is None:
+        return None
+    limits: dict[str, Any] = {"min_mean_logprob": calibration.whole.value}
+    stream = calibration.stream
+    # The threshold of a beginning of another length says nothing about this one.
+    if stream.value is not None and stream.tokens == window:
+        limits |= {"stream_window_tokens": window, "stream_min_mean_logprob": stream.value}
+    return limits
+
+
+def settings_of(store: Store, release: Release) -> ChainSettings:
+    """Return the settings that a release was proven with, and its thresholds.
+
+    Raises:
+        CorruptObject: if a file has other bytes than the release states.
+    """
+    version = find_version(store, release.name, release.version)
+    config = version.read(CONFIG_FILE) if version else None
+    found = version.read(CALIBRATION_FILE) if version else None
+    stated = json.loads(config).get("governance", {}).get("fallback", {}) if config else {}
+    calibration = Calibration.model_validate_json(found) if found else None
+    return ChainSettings(FallbackConfig.model_validate(stated), calibration)
+
+
+def _larger(name: str, settings: FallbackConfig, larger: LargerModel) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": f"{name}-{LARGER}",
+        "base_url": larger.base_url,
+        "model": larger.model,
+        # It bills every token.
+        "ping": False,
+    }
+    optional = {
+        "api_key_env": larger.api_key_env,
+        "context_tokens": larger.context_tokens,
+        "price": settings.price() or None,
+    }
+    return entry | {key: value for key, value in optional.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Keep engines and a gateway at what a store says is released."""

@@ -1,0 +1,104 @@
+"""How a follower stands, in a file that `tuneline follow --status` reads."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tuneline.errors import UserError
+
+_FILE = "follow.json"
+# A follower that is at work writes every few seconds, also while a probe takes its time.
+_SILENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model.
+
+    Attributes:
+        name: the model.
+        released: the released version.
+        served: the version that answers, None if none does.
+        has_fallback: whether the release before it stands behind it.
+        reason: why the released version is not served; None while it only starts.
+    """
+
+    name: str
+    released: str
+    served: str | None
+    has_fallback: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """An engine: the releases that it serves, its port, its state, and what it lacks."""
+
+    releases: str
+    port: int
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a follower stands.
+
+    Attributes:
+        models: the released models.
+        engines: the engines.
+        switched: whether the gateway serves what the follower wrote.
+        gateway: what is wrong with the gateway, None if nothing is.
+    """
+
+    models: list[ModelRow]
+    engines: list[EngineRow]
+    switched: bool
+    gateway: str | None
+
+    @property
+    def complete(self) -> bool:
+        """True if every released version is served."""
+        return self.switched and all(row.served == row.released for row in self.models)
+
+    def write(self, folder: Path) -> None:
+        """Write it into the follower's folder."""
+        fresh = folder / f"{_FILE}.new"
+        fresh.write_text(json.dumps({"at": time.time(), **asdict(self)}, indent=1))
+        fresh.replace(folder / _FILE)
+
+    def lines(self) -> list[str]:
+        """Return it as text, a line for each model and engine."""
+        found = []
+        for row in self.models:
+            what = "is served" if row.served == row.released else "is starting"
+            if row.served != row.released and row.reason:
+                what = f"is not served: {row.reason}"
+            behind = f"; {row.served} serves" if row.served not in (None, row.released) else ""
+            fallback = "; the release before it stands behind it" if row.has_fallback else ""
+            found.append(f"{row.name}: {row.released} {what}{behind}{fallback}")
+        found += [f"engine {e.releases} on {e.port}: {e.state} {e.reason}" for e in self.engines]
+        if not self.switched:
+            found.append(f"gateway: {self.gateway or 'it has not taken the last change yet'}")
+        return found or ["no model is released yet"]
+
+
+def read_status(folder: Path) -> Status:
+    """Return how the follower of a folder stands.
+
+    Raises:
+        UserError: if no follower is at work there.
+    """
+    try:
+        found = json.loads((folder / _FILE).read_text())
+        age = time.time() - found["at"]
+        models = [ModelRow(**row) for row in found["models"]]
+        engines = [EngineRow(**row) for row in found["engines"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"no follower has worked in {folder}; start `tuneline follow`") from None
+    if age > _SILENT_SECONDS:
+        raise UserError(f"the follower of {folder} has been silent for {age:.0f} s; start it again")
+    return Status(models, engines, found["switched"], found["gateway"])

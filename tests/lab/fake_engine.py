@@ -1,0 +1,122 @@
+"""An engine without a model, in a process of its own: `tuneline engine` for a follower's tests.
+
+    python -m tests.lab.fake_engine engine --store URI --release a@1 --port 4711
+
+It answers with the versions that it serves. `behaviour.json` beside the command says how each
+version behaves: `exit` (it ends at once), `silent` (it listens and never answers), or seconds that
+an answer takes. SIGTERM lets running requests finish.
+"""
+
+import argparse
+import json
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def install(folder: Path) -> Path:
+    """Make a command `tuneline` that starts fake engines, and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tuneline"
+    path.write_text(
+        f"#!/bin/sh\ncd {ROOT}\nexec {sys.executable} -m tests.lab.fake_engine "
+        f'--behaviour {folder / "behaviour.json"} "$@"\n'
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    behave(folder)
+    return folder
+
+
+def behave(folder: Path, **versions: object) -> None:
+    """Say how versions behave from now on, also those that run."""
+    (folder / "behaviour.json").write_text(json.dumps(versions))
+
+
+class _Engine(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    behaviour: Path
+    releases: list[str]
+
+    def do_GET(self):
+        if self._mode() == "silent":
+            time.sleep(3600)
+        if self.path == "/v1/models":
+            names = [release.partition("@")[0] for release in self.releases]
+            self._send({"data": [{"id": name} for name in names]})
+        else:
+            self._send([])
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        mode = self._mode()
+        if mode == "silent":
+            time.sleep(3600)
+        if mode == "error":
+            self._send({"error": {"message": "broken"}}, 500)
+            return
+        if isinstance(mode, int | float) and body["messages"][0]["content"] != "ping":
+            time.sleep(mode)
+        message = {"role": "assistant", "content": ",".join(self.releases)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        self._send({"object": "chat.completion", "choices": [choice], "usage": usage})
+
+    def _mode(self):
+        return _mode(self.behaviour, self.releases)
+
+    def _send(self, payload, status=200):
+        data = json.dumps(payload).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    # A follower's engine drains: running answers are waited for.
+    daemon_threads = False
+    request_queue_size = 256
+
+
+def _mode(behaviour: Path, releases: list[str]):
+    known = json.loads(behaviour.read_text())
+    return next((known[r.split("@")[1]] for r in releases if r.split("@")[1] in known), None)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--behaviour", type=Path, required=True)
+    parser.add_argument("command")
+    parser.add_argument("--store")
+    parser.add_argument("--release", action="append")
+    parser.add_argument("--port", type=int)
+    given = parser.parse_args()
+    if _mode(given.behaviour, given.release) == "exit":
+        print(f"tuneline: {given.release[0]} can't be loaded: out of memory", file=sys.stderr)
+        sys.exit(1)
+    _Engine.behaviour, _Engine.releases = given.behaviour, given.release
+    server = _Server(("127.0.0.1", given.port), _Engine)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    stop.wait()
+    server.shutdown()
+    # Idle connections hold threads open; what runs gets a moment.
+    time.sleep(0.5)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
