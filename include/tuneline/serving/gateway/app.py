@@ -68,11 +68,14 @@ class _Answers:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
-        self._models = [{"id": asked, **entry} for asked in runtime.chains]
+        self._models = [
+            (chain.config.id, {"id": asked, **entry}) for asked, chain in runtime.chains.items()
+        ]
 
     async def models(self, request: Request) -> Response:
-        authenticate(self._runtime, request)
-        return JSONResponse({"object": "list", "data": self._models})
+        grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
+        allowed = [entry for model, entry in self._models if grant and grant.allows(model)]
+        return JSONResponse({"object": "list", "data": allowed})
 
     async def live(self, _: Request) -> Response:
         return JSONResponse(_health("Service is live", "live"))

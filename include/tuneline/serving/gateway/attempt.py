@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from tuneline.serving.gateway.confidence import mean_logprob, token_logprobs
-from tuneline.serving.gateway.ledger import Ledger, UsageRow
+from tuneline.serving.gateway.ledger import Ledger
+from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import WITHOUT_TOKENS, Outcome
 from tuneline.serving.gateway.protocol import (
@@ -32,6 +33,7 @@ class Call:
     Attributes:
         arrived: Unix time of its admission.
         clock: the same on the clock that measures durations.
+        user: the client's own user, as the ledger keeps it.
     """
 
     request_id: str
@@ -41,6 +43,7 @@ class Call:
     request: ChatRequest
     arrived: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
+    user: str = ""
 
 
 @dataclass
@@ -118,6 +121,7 @@ class Attempt:
             status=str(self.outcome),
             served=self.served,
             fallback_reason=None if self.fallback_reason is None else str(self.fallback_reason),
+            user_id=self.call.user,
         )
 
     def _tokens(self) -> tuple[Usage, bool]:

@@ -71,6 +71,7 @@ class _Exchange:
         except ApiError as error:
             await self._respond(error.response({"x-request-id": self._id}))
         finally:
+            self._runtime.admission.release(self._id)
             self._note()
 
     async def _admit(self) -> Call:
@@ -108,7 +109,8 @@ class _Exchange:
             )
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
-        return Call(self._id, "request", self._key, self._model, request)
+        call = Call(self._id, "request", self._key, self._model, request)
+        return runtime.admission.admit(call)
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes

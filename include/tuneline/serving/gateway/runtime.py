@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
+from tuneline.serving.gateway.admission import Admission
 from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
 from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
 from tuneline.serving.gateway.keys import KeyRing
-from tuneline.serving.gateway.ledger import Ledger, UsageRow
+from tuneline.serving.gateway.ledger import Ledger
+from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.readiness import Prober
 from tuneline.serving.gateway.request_log import DROPPED, RequestLog
+from tuneline.serving.gateway.spending import SpendingBook
 from tuneline.serving.gateway.upstream import Upstream
 from tuneline.serving.gateway.versions import pinned_models
 
@@ -68,10 +71,25 @@ class Runtime:
         self.production_log = self._make_production_log(scrubber_for)
         self._upstreams = {entry.name: Upstream(entry) for entry in config.upstreams}
         self.ledger = Ledger(
-            config.ledger.path,
+            config.ledger.place,
             queue_limit=config.ledger.queue_limit,
             flush_interval_s=config.ledger.flush_interval_s,
             on_written=self._count_written,
+        )
+        self._book = SpendingBook(
+            config.ledger.place,
+            currency=config.currency,
+            grants=self.keys.grants,
+            written=lambda: self.ledger.written,
+            metrics=self.metrics,
+        )
+        self.admission = Admission(
+            self.keys,
+            self.ledger,
+            self._book,
+            rates={model.id: self._upstreams[model.chain[0]].rates for model in config.models},
+            users=config.ledger.users,
+            metrics=self.metrics,
         )
         recorder = Recorder(self.ledger, self.metrics, config.currency)
 
@@ -90,6 +108,7 @@ class Runtime:
     async def start(self) -> None:
         """Start the writers and the pings."""
         self.ledger.start()
+        await asyncio.to_thread(self._book.start)
         if self.request_log:
             self.request_log.start()
         if self.production_log:
@@ -105,6 +124,7 @@ class Runtime:
             await asyncio.to_thread(self.request_log.close)
         if self.production_log:
             await asyncio.to_thread(self.production_log.close)
+        await asyncio.to_thread(self._book.close)
         await asyncio.to_thread(self.ledger.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
