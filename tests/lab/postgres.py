@@ -70,18 +70,19 @@ class PostgresServer:
         return str(self.folder / "data")
 
     def _run(self, program: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [str(_program(program)), *arguments],
-            user=self._user,
-            cwd=self.folder,
-            # Output goes to a file: a server that inherits a pipe would keep it open for ever.
-            stdout=(out := tempfile.TemporaryFile("w+")),
-            stderr=subprocess.STDOUT,
-            timeout=120,
-            check=False,
-        )
-        out.seek(0)
-        text = out.read()
+        # Output goes to a file: a server that inherits a pipe would keep it open for ever.
+        with tempfile.TemporaryFile("w+") as out:
+            done = subprocess.run(
+                [str(_program(program)), *arguments],
+                user=self._user,
+                cwd=self.folder,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=120,
+                check=False,
+            )
+            out.seek(0)
+            text = out.read()
         assert done.returncode == 0, f"{program}: {text}"
         return text
 

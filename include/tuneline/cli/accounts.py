@@ -56,7 +56,7 @@ def add_accounts(commands: Commands) -> None:
     )
     form = costs.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print CSV")
-    add_json_argument(form)
+    form.add_argument("--json", action="store_true", help="print JSON")
     costs.set_defaults(command=_costs)
     usage = commands.add_parser("usage", help="take over the usage of other gateways")
     actions = usage.add_subparsers(required=True, metavar="ACTION")

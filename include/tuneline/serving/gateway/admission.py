@@ -55,9 +55,9 @@ class _Claim:
     key: str
     periods: tuple[str, str]
     claimed: Spent
-    counts: Spent = Spent()
+    counts: Spent = _NOTHING
     request: Request | None = None
-    seen: Spent = Spent()
+    seen: Spent = _NOTHING
     known: bool = True
     ended_at: int = 0
 

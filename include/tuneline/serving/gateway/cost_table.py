@@ -66,8 +66,8 @@ def as_json(
 def told(compared: BreakEven, currency: str) -> str:
     """Return the comparison with an API in sentences."""
     text = (
-        f"These requests cost {compared.cost:.4f} {currency}; at the API's price they would have "
-        f"cost {compared.api_cost:.4f}."
+        f"These requests cost {compared.cost:.6f} {currency}; at the API's price they would have "
+        f"cost {compared.api_cost:.6f}."
     )
     if compared.from_requests_per_hour is not None:
         text += (
@@ -80,8 +80,8 @@ def told(compared: BreakEven, currency: str) -> str:
 def _cells(name: str, group: Group, price: ApiPrice | None) -> list[str]:
     cells = [name, f"{group.requests}", f"{group.attempts}"]
     cells += [f"{group.prompt_tokens}", f"{group.completion_tokens}"]
-    cells += [f"{group.cost:.4f}", group.currency]
-    return [*cells, f"{price.of(group):.4f}"] if price else cells
+    cells += [f"{group.cost:.6f}", group.currency]
+    return [*cells, f"{price.of(group):.6f}"] if price else cells
 
 
 def _sum(groups: Sequence[Group]) -> Group:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias, get_args
 
-from sqlalchemy import ColumnElement, Text, case, cast, distinct, func, select
+from sqlalchemy import ColumnElement, Text, cast, distinct, func, select
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.ledger_database import Place, periods
@@ -69,7 +69,7 @@ class BreakEven:
     Attributes:
         cost: what all requests cost by the ledger.
         api_cost: what they would have cost at the API.
-        requests_per_hour: of the window, from its first request to its last.
+        requests_per_hour: from the first request of the window to its last, over an hour at least.
         from_requests_per_hour: requests of the same mix in an hour, from which on a machine is
             cheaper; None without its price, or if the API costs nothing.
     """
@@ -156,7 +156,7 @@ def break_even(
     )
     ((first, last, requests),) = rows_of(place, query)
     api_cost = sum(map(price.of, groups))
-    hours = max((last - first) / _SECONDS_PER_HOUR, 1 / _SECONDS_PER_HOUR)
+    hours = max((last - first) / _SECONDS_PER_HOUR, 1.0)
     return BreakEven(
         cost=sum(group.cost for group in groups),
         api_cost=api_cost,

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
-from sqlalchemy import NullPool
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from tuneline.errors import RetryableError, TunelineError, UserError, first_line
@@ -65,9 +64,7 @@ _VALUES = attrgetter(*COLUMNS)
 _NAMES = ", ".join(COLUMNS)
 # A batch whose commit was in doubt is written again without billing twice.
 _ONCE = "ON CONFLICT DO NOTHING"
-_SQLITE_INSERT = (
-    f"INSERT INTO usage ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))}) {_ONCE}"  # noqa: S608 (our own column names)
-)
+_SQLITE_INSERT = f"INSERT INTO usage ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))}) {_ONCE}"  # noqa: S608 (our own column names)
 _SQLITE_SPEND = (
     f"INSERT INTO spending (period, key, currency, tokens, cost) VALUES (?, ?, ?, ?, ?) {ADD}"  # noqa: S608 (our own names)
 )
@@ -221,16 +218,16 @@ class _SqliteWriter:
     """A SQLite file; the plain driver, since its `executemany` is the fastest way in."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(
-            path, timeout=_SQLITE_WAITS_S, check_same_thread=False
-        )
+        self._connection = sqlite3.connect(path, timeout=_SQLITE_WAITS_S, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         # One fsync per batch, not per request, so full durability costs nothing here.
         self._connection.execute("PRAGMA synchronous=FULL")
 
     def insert(self, rows: Sequence[UsageRow]) -> int:
         with self._connection:
-            if self._connection.executemany(_SQLITE_INSERT, map(_VALUES, rows)).rowcount == len(rows):
+            if self._connection.executemany(_SQLITE_INSERT, map(_VALUES, rows)).rowcount == len(
+                rows
+            ):
                 self._spend(rows)
                 return len(rows)
             # Some were there already. Which ones, only a statement for each row can tell.

@@ -85,7 +85,7 @@ def parse_limits(stated: Any, where: str) -> Limits:
     if stated is None:
         return NO_LIMITS
     if not isinstance(stated, Mapping):
-        raise UserError(f"{where} must be an object such as {{\"tokens_per_day\": 100000}}")
+        raise UserError(f'{where} must be an object such as {{"tokens_per_day": 100000}}')
     if unknown := sorted(set(map(str, stated)) - set(LIMITS)):
         raise UserError(f"{where}.{unknown[0]} is unknown; limits are {', '.join(LIMITS)}")
     return Limits(**{name: _amount(name, value, where) for name, value in stated.items()})

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, case, cast, distinct, func, select
+from sqlalchemy import BigInteger, ColumnElement, Executable, and_, case, cast, distinct, func, select
+    BigInteger,
+    ColumnElement,
+    and_,
+    case,
+    cast,
+    distinct,
+    func,
+    select,
+)
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.ledger_database import COLUMNS, Place, UsageRow, reading
@@ -139,14 +147,14 @@ def rows_between(
     return [UsageRow(*row) for row in rows_of(place, query)]
 
 
-def rows_of(place: Place, query: Select[Any]) -> Sequence[Row[Any]]:
+def rows_of(place: Place, query: Executable) -> list[tuple[Any, ...]]:
     """Run a query over a ledger.
 
     Raises:
         UserError, RetryableError: see `reading`.
     """
     with reading(place) as connection:
-        return connection.execute(query).all()
+        return [tuple(row) for row in connection.execute(query)]
 
 
 def within(since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
