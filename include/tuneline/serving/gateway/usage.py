@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Executable, and_, case, cast, distinct, func, select
+from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Executable,
     and_,
     case,
     cast,
