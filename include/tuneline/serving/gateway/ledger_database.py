@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -87,8 +88,13 @@ class Writer(Protocol):
 
 def periods(time: float) -> tuple[str, str]:
     """Return the day and the month of a Unix time, UTC, as `spending` names them."""
-    day = datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d")
-    return day, day[:7]
+    return _periods(int(time // _DAY_S))
+
+
+@lru_cache(maxsize=8)
+def _periods(day: int) -> tuple[str, str]:
+    text = datetime.fromtimestamp(day * _DAY_S, UTC).strftime("%Y-%m-%d")
+    return text, text[:7]
 
 
 def open_writer(place: Place) -> Writer:

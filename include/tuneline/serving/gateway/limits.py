@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from tuneline.errors import UserError
@@ -39,7 +40,7 @@ class Limits:
     cost_per_day: float | None = None
     cost_per_month: float | None = None
 
-    @property
+    @cached_property
     def budgets(self) -> tuple[Budget, ...]:
         """The budgets that are set."""
         return tuple(
@@ -48,14 +49,14 @@ class Limits:
             if (amount := getattr(self, name)) is not None
         )
 
-    @property
+    @cached_property
     def rated(self) -> bool:
         """True if requests or tokens per minute are limited."""
         return self.requests_per_minute is not None or self.tokens_per_minute is not None
 
     def __bool__(self) -> bool:
         """Return True if anything is limited."""
-        return self != NO_LIMITS
+        return self.rated or bool(self.budgets)
 
     def stated(self) -> dict[str, float]:
         """Return the limits that are set, by name."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from sqlalchemy import Engine, select
 
@@ -35,8 +35,7 @@ ALARMS = "tuneline_gateway_budget_alarms_total"
 _FAILURES = "tuneline_gateway_budget_read_failures_total"
 
 
-@dataclass(frozen=True)
-class Spent:
+class Spent(NamedTuple):
     """Tokens and money of a key in a period."""
 
     tokens: int = 0
@@ -119,17 +118,16 @@ class SpendingBook:
 
     def look(self) -> None:
         """Read the sums now, and tell which budgets are nearly or wholly spent."""
-        budgeted = [grant for grant in self._grants() if grant.limits.budgets]
+        budgeted = {grant.name: grant.limits for grant in self._grants() if grant.limits.budgets}
         # Read first: what is written meanwhile may or may not be in the sums.
         written = self._written()
         now = periods(self._clock())
-        sums = self._read(now, {grant.name for grant in budgeted}) if budgeted else {}
+        sums = self._read(now, budgeted.keys()) if budgeted else {}
         self.view = View(sums, written)
-        for grant in budgeted:
-            for budget in grant.limits.budgets:
-                period = now[0] if budget.period == "day" else now[1]
-                spent = sums.get((period, grant.name), Spent()).of(budget)
-                self._tell(grant.name, budget, period, spent)
+        for (period, key), spent in sums.items():
+            for budget in budgeted[key].budgets if key in budgeted else ():
+                if period == now[budget.period == "month"]:
+                    self._tell(key, budget, period, spent.of(budget))
 
     def _run(self) -> None:
         while not self._stop.wait(_LOOK_S):
