@@ -167,8 +167,8 @@ def _serving() -> Path:
 
 
 def _create(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway.key_limits import parse_limits
     from tuneline.serving.gateway.keys import add_key
-    from tuneline.serving.gateway.limits import parse_limits
 
     stated = {name: getattr(arguments, name) for name in _LIMITS}
     stated = {name: value for name, value in stated.items() if value is not None}

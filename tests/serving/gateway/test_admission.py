@@ -8,8 +8,8 @@ import httpx
 import pytest
 from tests.lab.waiting import wait_for
 
+from tuneline.serving.gateway.key_limits import Limits
 from tuneline.serving.gateway.keys import add_key, revoke_key
-from tuneline.serving.gateway.limits import Limits
 
 from .conftest import ask
 
@@ -127,6 +127,13 @@ def test_requests_under_way_can_not_all_pass_through_the_rest(limited, small):
     # What they really took is known once they have ended, and leaves room.
     assert alice.chat(max_tokens=60).status_code == 200
     assert len(gateway.rows(3)) == 3
+
+
+@pytest.mark.parametrize("absurd", [10**400, -5, True, "many"])
+def test_an_absurd_number_of_tokens_is_no_fault_of_the_gateway(limited, small, absurd):
+    gateway, alice = limited(small, tokens_per_day=10_000, cost_per_day=1.0)
+    assert alice.chat(n=absurd, max_completion_tokens=absurd).status_code == 200
+    assert gateway.chat().status_code == 200
 
 
 def test_a_failed_request_gives_its_claim_back(limited, small):

@@ -13,10 +13,10 @@ from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.costs import costs
+from tuneline.serving.gateway.key_limits import Limits
 from tuneline.serving.gateway.keys import add_key, revoke_key
 from tuneline.serving.gateway.ledger_database import UsageRow, open_writer, reading
 from tuneline.serving.gateway.ledger_schema import SPENDING
-from tuneline.serving.gateway.limits import Limits
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.usage import rows_between, totals_by_upstream, usage_by_key
 

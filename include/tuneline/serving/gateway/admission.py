@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuneline.serving.gateway.attempt import Attempt, Call
+from tuneline.serving.gateway.key_limits import Budget, Limits
 from tuneline.serving.gateway.keys import Grant, KeyRing
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.ledger_database import periods
-from tuneline.serving.gateway.limits import Budget, Limits
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import WITHOUT_TOKENS
 from tuneline.serving.gateway.prices import Rates
@@ -32,10 +32,11 @@ REFUSALS = "tuneline_gateway_refusals_total"
 _BYTES_PER_TOKEN = 4
 # Claimed for an answer whose length the client leaves open.
 _UNSTATED_TOKENS = 256
+# JSON has integers that no float holds.
+_MOST_TOKENS = 2**31
 # Until it is known how much of a budget the requests under way leave.
 _SOON_S = 1
 _NOTHING = Spent()
-_FREE = Rates(0.0, 0.0)
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Admission:
         keys: the keys and what they may do.
         ledger: the ledger of the gateway's own requests.
         book: the sums of the ledger, of all gateways.
-        rates: the price of each model's primary upstream, by the model's id.
+        rates_of: function that returns the price of a model's primary upstream, by the model's id.
         users: what the ledger keeps of the request's field `user`.
         metrics: counters of refusals.
         clock: Unix time.
@@ -115,7 +116,7 @@ class Admission:
         ledger: Ledger,
         book: SpendingBook,
         *,
-        rates: Mapping[str, Rates],
+        rates_of: Callable[[str], Rates],
         users: KeptUser,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
@@ -123,7 +124,7 @@ class Admission:
         self._keys = keys
         self._ledger = ledger
         self._book = book
-        self._rates = rates
+        self._rates_of = rates_of
         self._users = users
         self._metrics = metrics
         self._clock = clock
@@ -190,7 +191,7 @@ class Admission:
         prompt = call.request.size // _BYTES_PER_TOKEN
         stated = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens"))
         answer = (stated or _UNSTATED_TOKENS) * (_count(body.get("n")) or 1)
-        return Spent(prompt + answer, self._rates.get(call.model, _FREE).cost(prompt, answer))
+        return Spent(prompt + answer, self._rates_of(call.model).cost(prompt, answer))
 
     def _saw(self, attempt: Attempt) -> None:
         """Note what an attempt took, as the upstream reported it."""
@@ -244,8 +245,8 @@ class Admission:
 
 
 def _count(value: Any) -> int:
-    """Return a client's number if it is one; upstreams refuse what is none."""
-    return value if isinstance(value, int) and value > 0 else 0
+    """Return a client's number if it is one; upstreams refuse what is none, or is absurd."""
+    return min(value, _MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
 
 
 def _refusal(budget: Budget, period: str, now: float, is_spent: bool) -> ApiError:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from tuneline.errors import TunelineError, UserError
-from tuneline.serving.gateway.limits import NO_LIMITS, Limits, parse_limits
+from tuneline.serving.gateway.key_limits import NO_LIMITS, Limits, parse_limits
 
 log = logging.getLogger("tuneline.gateway")
 

@@ -114,7 +114,7 @@ def open_writer(place: Place) -> Writer:
             ) from None
     engine = _engine(url)
     try:
-        with _explained(url, "opened"):
+        with explained(url, "opened"):
             with engine.begin() as connection:
                 if not ledger_schema.prepare(connection):
                     raise _other(url)
@@ -139,7 +139,7 @@ def reading(place: Place) -> Iterator[Connection]:
         raise UserError(f"{database}: no such usage ledger")
     engine = reader(url)
     try:
-        with _explained(url, "read"), engine.connect() as connection:
+        with explained(url, "read"), engine.connect() as connection:
             if not ledger_schema.is_current(connection):
                 raise _other(url)
             yield connection
@@ -204,7 +204,17 @@ def _other(url: URL) -> UserError:
 
 
 @contextmanager
-def _explained(url: URL, done: str) -> Iterator[None]:
+def explained(url: URL, done: str) -> Iterator[None]:
+    """Turn a database's errors into a sentence without a password.
+
+    Args:
+        url: the ledger.
+        done: what cannot be done to it.
+
+    Raises:
+        UserError: in place of an error of the database.
+        RetryableError: if its server cannot be reached.
+    """
     try:
         yield
     except TunelineError:

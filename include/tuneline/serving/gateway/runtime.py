@@ -16,6 +16,7 @@ from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.readiness import Prober
 from tuneline.serving.gateway.request_log import DROPPED, RequestLog
 from tuneline.serving.gateway.spending import SpendingBook
@@ -87,7 +88,7 @@ class Runtime:
             self.keys,
             self.ledger,
             self._book,
-            rates={model.id: self._upstreams[model.chain[0]].rates for model in config.models},
+            rates_of=self._rates_of,
             users=config.ledger.users,
             metrics=self.metrics,
         )
@@ -108,7 +109,7 @@ class Runtime:
     async def start(self) -> None:
         """Start the writers and the pings."""
         self.ledger.start()
-        await asyncio.to_thread(self._book.start)
+        self._book.start()
         if self.request_log:
             self.request_log.start()
         if self.production_log:
@@ -164,6 +165,10 @@ class Runtime:
         from tuneline.serving.gateway.production_log import ProductionLog
 
         return ProductionLog(config, scrubber_for(config.languages), self.metrics)
+
+    def _rates_of(self, model: str) -> Rates:
+        """Return the price of a model's primary upstream."""
+        return self._upstreams[self.chains[model].config.chain[0]].rates
 
     def _count_written(self, rows: list[UsageRow]) -> None:
         for row in rows:

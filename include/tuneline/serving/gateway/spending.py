@@ -17,10 +17,10 @@ from typing import NamedTuple, TypeAlias
 from sqlalchemy import Engine, select
 
 from tuneline.errors import first_line
+from tuneline.serving.gateway.key_limits import Budget
 from tuneline.serving.gateway.keys import Grant
-from tuneline.serving.gateway.ledger_database import Place, periods, reader, url_of
+from tuneline.serving.gateway.ledger_database import Place, explained, periods, reader, url_of
 from tuneline.serving.gateway.ledger_schema import SPENDING
-from tuneline.serving.gateway.limits import Budget
 from tuneline.serving.gateway.metrics import Metrics
 
 log = logging.getLogger("tuneline.gateway")
@@ -78,6 +78,10 @@ class SpendingBook:
 
     Attributes:
         view: the sums; replaced as a whole.
+
+    Raises:
+        UserError, RetryableError: if the sums can't be read; the first request is held against
+            them already.
     """
 
     def __init__(
@@ -100,13 +104,14 @@ class SpendingBook:
         self._failing = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="budgets", daemon=True)
-        self.view = View({}, 0)
         metrics.counter(ALARMS, "Keys that reached a share of a budget, by budget and per cent.")
         metrics.counter(_FAILURES, "Readings of the ledger's sums that failed.")
+        self.view = View({}, 0)
+        with explained(url_of(place), "read"):
+            self.look()
 
     def start(self) -> None:
-        """Read the sums, so that the first request is held against them; then go on reading."""
-        self.look()
+        """Begin to read them again and again."""
         self._thread.start()
 
     def close(self) -> None:

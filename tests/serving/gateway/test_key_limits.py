@@ -4,8 +4,8 @@ import pytest
 
 from tuneline.cli import main
 from tuneline.errors import UserError
+from tuneline.serving.gateway.key_limits import Limits, parse_limits
 from tuneline.serving.gateway.keys import KeyRing, add_key, read_keys, revoke_key
-from tuneline.serving.gateway.limits import Limits, parse_limits
 
 
 def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, capsys):
