@@ -31,7 +31,9 @@ class OpenStream(Candidate):
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
-    def __init__(self, attempt: Attempt, response: aiohttp.ClientResponse, *, hide_logprobs: bool) -> None:
+    def __init__(
+        self, attempt: Attempt, response: aiohttp.ClientResponse, *, hide_logprobs: bool
+    ) -> None:
         super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs

@@ -177,9 +177,7 @@ class Upstream:
             connector=connector,
             headers=self._headers,
             # Every wait after connecting has a deadline where it is awaited.
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self.config.connect_timeout_s
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_timeout_s),
             # An engine's cookies would travel from one client's request to the next.
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
