@@ -79,6 +79,11 @@ def run(options: Options) -> Report:
         job = {"requests": requests, "text": text}
         contest = Contest(options.folder, options.log, one_core=False)
         samples = contest.measure(systems, job, options.runs or RUNS)
+        missing += [
+            NotMeasured(name, "it answered no stream; the rest is measured")
+            for name, runs in samples.items()
+            if "ttft" not in runs[0].scores
+        ]
         many = MEMORY_PER_ROW * options.rows if options.rows else MEMORY_REQUESTS
         options.log(f"memory of {OURS} over {many} requests")
         grown = memory_growth({**job, **(ours.options or {})}, many)
@@ -194,7 +199,9 @@ def _system(
 ) -> System:
     options = {"url": url, "key": key, "version": version, "pid": pid, "model_id": model_id}
     trial = "benchmarks.serving.request_trials:requests"
-    return System(name, trial, {**options, "headers": dict(headers or {})})
+    # Without streams a peer is measured for the rest; the others have to stream.
+    extra = {"headers": dict(headers or {}), "streams_may_fail": name in PEERS}
+    return System(name, trial, {**options, **extra})
 
 
 def _answers(system: System, folder: Path) -> None:

@@ -75,7 +75,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 
 async def _stream(send: Send) -> None:
-    headers = [(b"content-type", b"text/event-stream")]
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for number in range(CHUNKS):
         if number:

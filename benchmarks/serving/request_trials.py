@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -63,11 +63,20 @@ def requests(job: Job) -> Trial:
         spent = cpu_seconds(watched) if watched else 0.0
         concurrent, seconds = client.exchange(each * CONNECTIONS, CONNECTIONS)
         spent = cpu_seconds(watched) - spent if watched else 0.0
-        first, delays = client.streams(min(STREAMS, len(items)))
+        first, delays = _streamed(client, min(STREAMS, len(items)), may_fail=job["streams_may_fail"])
         resident = resident_mib(watched) if watched else 0.0
         return Load(latencies, concurrent, seconds, spent, first, delays, resident)
 
     return Trial(job["version"], range(max(MIN_REQUESTS, job["requests"])), work, _score)
+
+
+def _streamed(client: _Client, count: int, *, may_fail: bool) -> tuple[list[float], list[float]]:
+    try:
+        return client.streams(count)
+    except RuntimeError:
+        if not may_fail:
+            raise
+        return [], []
 
 
 def memory_growth(job: Job, count: int) -> float:
@@ -90,9 +99,10 @@ def _score(load: Load) -> dict[str, float]:
         "p50_at_8": together[49] * 1000,
         "p99_at_8": together[98] * 1000,
         "requests_per_s": len(load.concurrent) / load.concurrent_seconds,
-        "ttft": quantiles(load.first_chunks, n=100)[49] * 1000,
-        "chunk_delay": fmean(load.chunk_delays) * 1000,
     }
+    if load.first_chunks:
+        scores["ttft"] = median(load.first_chunks) * 1000
+        scores["chunk_delay"] = fmean(load.chunk_delays) * 1000
     if load.server_seconds:
         scores["requests_per_core_s"] = len(load.concurrent) / load.server_seconds
         scores["resident"] = load.resident
