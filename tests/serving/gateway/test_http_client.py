@@ -1,4 +1,4 @@
-"""The client of the upstreams against a server of bare sockets, which says exactly what a test asks."""
+"""The client of the upstreams against a server of bare sockets that says what it is told."""
 
 import asyncio
 import datetime
