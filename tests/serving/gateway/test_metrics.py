@@ -16,7 +16,7 @@ def test_the_text_format():
     metrics.observe("seconds", 0.005)
     metrics.observe("seconds", 0.02)
     metrics.observe("seconds", 1e6)
-    lines = metrics.page()[0].decode().splitlines()
+    lines = metrics.text().splitlines()
     assert "# TYPE requests_total counter" in lines
     assert 'requests_total{model="a",status="200"} 3.0' in lines
     assert 'requests_total{model="say \\"hi\\"\\\\\\n"} 1.0' in lines

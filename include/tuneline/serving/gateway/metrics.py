@@ -88,6 +88,10 @@ class Metrics(Collector):
                     metric.add_sample(name, dict(key), value)
             yield metric
 
+    def text(self) -> str:
+        """Return all series in the text format."""
+        return self.page()[0].decode()
+
     def page(self, accepted: str = "") -> tuple[bytes, str]:
         """Return all series in the format that an `Accept` header asks for, and its media type."""
         write, media_type = choose_encoder(accepted)
