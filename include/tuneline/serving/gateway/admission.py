@@ -21,7 +21,6 @@ from tuneline.serving.gateway.keys import Grant, KeyRing
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.ledger_database import periods
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.outcome import WITHOUT_TOKENS
 from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.protocol import ApiError
 from tuneline.serving.gateway.rates import Minute, Request, whole_seconds
@@ -198,7 +197,7 @@ class Admission:
         claim = self._claims.get(attempt.call.request_id)
         if claim is None:
             return
-        if attempt.usage is None and (attempt.texts or attempt.outcome not in WITHOUT_TOKENS):
+        if attempt.must_count:
             # The writer's thread counts the tokens; until the sums have them the claim holds.
             claim.known = False
             return

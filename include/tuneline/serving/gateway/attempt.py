@@ -124,11 +124,14 @@ class Attempt:
             user_id=self.call.user,
         )
 
+    @property
+    def must_count(self) -> bool:
+        """True if its tokens have to be counted, since the upstream reported none."""
+        return self.usage is None and (self.outcome not in WITHOUT_TOKENS or bool(self.texts))
+
     def _tokens(self) -> tuple[Usage, bool]:
-        if self.usage is not None:
-            return self.usage, False
-        if self.outcome in WITHOUT_TOKENS and not self.texts:
-            return Usage(0, 0, 0), False
+        if not self.must_count:
+            return self.usage or Usage(0, 0, 0), False
         try:
             return self._counted(self.upstream.counter), True
         except Exception as error:  # a tokenizer's failure must not cost the row
@@ -183,6 +186,10 @@ class Recorder:
         """
         attempt.end(Outcome.CLIENT_ABORTED)
         attempt.served = served
+        if not attempt.must_count:
+            # Made here, one by one: hundreds at once in the writer's thread would keep the
+            # interpreter from the event loop for milliseconds.
+            _ = attempt.row
         self._ledger.put(attempt)
         name = attempt.upstream.name
         self._metrics.add(

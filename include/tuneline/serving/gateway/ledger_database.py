@@ -61,6 +61,7 @@ class UsageRow:
 
 
 COLUMNS = tuple(field.name for field in fields(UsageRow))
+# In C: a batch must not keep the interpreter from the event loop.
 _VALUES = attrgetter(*COLUMNS)
 _NAMES = ", ".join(COLUMNS)
 # A batch whose commit was in doubt is written again without billing twice.
