@@ -44,7 +44,8 @@ class Ledger(BatchWriter[Countable]):
 
     Attributes:
         taken: attempts that it took so far.
-        written: those of them that are committed; they are the first ones.
+        begun: those of them that are committed or being written; they are the first ones.
+        written: those of them that are surely committed.
         on_taken: function that sees each attempt as it is taken.
 
     Raises:
@@ -62,6 +63,7 @@ class Ledger(BatchWriter[Countable]):
         self._writer = open_writer(place)
         self._on_written = on_written
         self.taken = 0
+        self.begun = 0
         self.written = 0
         self.on_taken: Callable[[Any], None] | None = None
         super().__init__(
@@ -85,6 +87,7 @@ class Ledger(BatchWriter[Countable]):
 
     def _insert(self, attempts: list[Countable]) -> None:
         rows = [attempt.row for attempt in attempts]
+        self.begun = self.written + len(rows)
         self._writer.insert(rows)
         self.written += len(rows)
         self._on_written(rows)

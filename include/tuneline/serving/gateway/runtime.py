@@ -82,7 +82,7 @@ class Runtime:
             config.ledger.place,
             currency=config.currency,
             grants=self.keys.grants,
-            written=lambda: self.ledger.written,
+            progress=lambda: (self.ledger.begun, self.ledger.written),
             metrics=self.metrics,
         )
         self.admission = Admission(

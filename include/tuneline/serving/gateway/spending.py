@@ -26,6 +26,9 @@ from tuneline.serving.gateway.metrics import Metrics
 log = logging.getLogger("tuneline.gateway")
 
 _LOOK_S = 0.25
+# A reading that a write of this gateway fell into is repeated so often, after a pause.
+_READINGS = 5
+_PAUSE_S = 0.01
 _CLOSE_TIMEOUT_S = 5.0
 # More names than this in one query gain nothing over reading all.
 _MANY_KEYS = 500
@@ -72,7 +75,8 @@ class SpendingBook:
         place: the ledger.
         currency: the currency of budgets of money.
         grants: function that returns the grants of all keys.
-        written: function that returns how many attempts this gateway has written.
+        progress: function that returns how many attempts this gateway has begun to write, and
+            how many it has written.
         metrics: counters of alarms.
         clock: Unix time.
 
@@ -90,14 +94,14 @@ class SpendingBook:
         *,
         currency: str,
         grants: Callable[[], list[Grant]],
-        written: Callable[[], int],
+        progress: Callable[[], tuple[int, int]],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine: Engine = reader(url_of(place))
         self._currency = currency
         self._grants = grants
-        self._written = written
+        self._progress = progress
         self._metrics = metrics
         self._clock = clock
         self._told: dict[tuple[str, str, str], float] = {}
@@ -124,10 +128,14 @@ class SpendingBook:
     def look(self) -> None:
         """Read the sums now, and tell which budgets are nearly or wholly spent."""
         budgeted = {grant.name: grant.limits for grant in self._grants() if grant.limits.budgets}
-        # Read first: what is written meanwhile may or may not be in the sums.
-        written = self._written()
         now = periods(self._clock())
-        sums = self._read(now, budgeted.keys()) if budgeted else {}
+        for _ in range(_READINGS):
+            begun, written = self._progress()
+            sums = self._read(now, budgeted.keys()) if budgeted else {}
+            # What is written meanwhile may be in the sums, and would count as under way as well.
+            if not budgeted or begun == written == self._progress()[0]:
+                break
+            time.sleep(_PAUSE_S)
         self.view = View(sums, written)
         for (period, key), spent in sums.items():
             for budget in budgeted[key].budgets if key in budgeted else ():
