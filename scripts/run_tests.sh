@@ -40,10 +40,12 @@ needed=()
 "${PYTHON:-python3}" scripts/setup.py "${needed[@]}" || exit
 
 # One test reads docker-compose.yaml with the real parser, which needs no Docker engine; one talks
-# to the local pods with kubectl.
+# to the local pods with kubectl; the ledger's tests start a PostgreSQL server.
 missing=()
 command -v docker-compose >/dev/null || missing+=(docker-compose)
 command -v kubectl >/dev/null || missing+=(kubernetes-client)
+{ command -v initdb || compgen -G "/usr/lib/postgresql/*/bin/initdb"; } >/dev/null \
+  || missing+=(postgresql)
 if (($# == 0 && ${#missing[@]})) && command -v apt-get >/dev/null; then
   if ((EUID == 0)); then
     echo "=== installing ${missing[*]}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tuneline import __version__
 from tuneline.cli import (
+    accounts,
     data,
     evaluating,
     licenses,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_data(commands)
     evaluating.add_evaluating(commands)
     serving.add_serving(commands)
+    accounts.add_accounts(commands)
     review.add_review(commands)
     licenses.add_licenses(commands)
     logs.add_logs(commands)

@@ -56,6 +56,18 @@ VARIABLES = (
         "Folder of base models and of what is computed once for each of them.",
     ),
     Variable(
+        "TUNELINE_KEYS",
+        ("the CLI",),
+        "that of the local stack",
+        "File of API keys that `tuneline keys` works on.",
+    ),
+    Variable(
+        "TUNELINE_LEDGER",
+        ("the CLI",),
+        "that of the local stack",
+        "Usage ledger that `tuneline costs` and `usage import` work on: a file or a URL.",
+    ),
+    Variable(
         "TUNELINE_PRESETS",
         ("Airflow", "steps", "the CLI"),
         "`config/presets` in the checkout",

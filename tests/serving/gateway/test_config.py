@@ -74,7 +74,10 @@ def set_in(config: dict, path: str, value: object) -> dict:
         ("models.0.chain", ["small", "small"], ["chain of support", "small"]),
         ("models.0.low_confidence", {"min_mean_logprob": 0.5}, ["min_mean_logprob", "less than 0"]),
         ("request_log", {"dir": "r", "log_prompts": True}, ["`request_log`", "redact"]),
-        ("ledger", {}, ["`ledger.path`", "required"]),
+        ("ledger", {}, ["`ledger`", "path", "url"]),
+        ("ledger", {"path": "a.db", "url": "sqlite:///b.db"}, ["`ledger`", "either"]),
+        ("ledger.url", "mysql://h/db", ["`ledger.url`", "postgresql://"]),
+        ("ledger.url", "postgresql://me:sk-very-secret@h/db", ["`ledger.url`", "PGPASSWORD"]),
     ],
 )
 def test_a_wrong_field_is_named_with_its_file(tmp_path, path, value, words):

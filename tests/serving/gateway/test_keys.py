@@ -98,7 +98,7 @@ def test_the_same_name_twice_in_a_file_is_refused(tmp_path):
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match="gateway-key"):
+    with pytest.raises(UserError, match="keys create"):
         KeyRing(tmp_path / "keys.json")
 
 

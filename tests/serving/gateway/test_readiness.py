@@ -146,12 +146,10 @@ def test_a_ledger_that_cannot_be_written_is_not_ready(start, small, tmp_path):
     gateway.wait_ready()
     blocker = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     # What a full disk does too: the write fails, the rows stay.
-    blocker.execute("DROP TABLE usage")
+    blocker.execute("ALTER TABLE usage RENAME TO away")
     gateway.chat()
     wait_not_ready(gateway, "ledger")
-    from tuneline.serving.gateway.ledger import open_ledger
-
-    open_ledger(tmp_path / "usage.db").close()
+    blocker.execute("ALTER TABLE away RENAME TO usage")
     blocker.close()
     gateway.wait_ready()
     gateway.rows(1)

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.ledger import Ledger, UsageRow, open_ledger
+from tuneline.serving.gateway.ledger import Ledger
+from tuneline.serving.gateway.ledger_database import UsageRow, open_writer
 from tuneline.serving.gateway.usage import totals_by_upstream, usage_by_key
 
 ROW = UsageRow(
@@ -100,14 +101,14 @@ def test_what_is_no_ledger(tmp_path):
     with pytest.raises(UserError, match="no such usage ledger"):
         usage_by_key(tmp_path / "missing.db")
     (tmp_path / "text.db").write_text("hello " * 200)
-    for use in (usage_by_key, open_ledger):
+    for use in (usage_by_key, open_writer):
         with pytest.raises(UserError, match=r"text\.db"):
             use(tmp_path / "text.db")
     other = sqlite3.connect(tmp_path / "other.db")
     other.execute("CREATE TABLE usage (x)")
     other.close()
-    for use in (usage_by_key, open_ledger):
+    for use in (usage_by_key, open_writer):
         with pytest.raises(UserError, match="not a usage ledger"):
             use(tmp_path / "other.db")
     with pytest.raises(UserError, match="cannot be opened"):
-        open_ledger(tmp_path)
+        open_writer(tmp_path)

@@ -7,16 +7,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from inspect import isfunction, ismethod
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneline.serving.gateway.chat import ChatEndpoint, authenticate
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.gateway.metrics import CONTENT_TYPE
 from tuneline.serving.gateway.protocol import ApiError
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 
@@ -44,7 +47,7 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
         finally:
             await runtime.stop()
 
-    app = Starlette(
+    app = _Gateway(
         routes=[
             Route("/v1/chat/completions", ChatEndpoint(runtime), methods=["POST"]),
             Route("/v1/models", answers.models),
@@ -63,6 +66,29 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
     return app
 
 
+class _Gateway(Starlette):
+    """Starlette with a straight way to the endpoints that are ASGI applications.
+
+    These see their own errors through; routing and middleware would cost a tenth of a request.
+    """
+
+    def __init__(self, routes: list[Route], **settings: Any) -> None:
+        super().__init__(routes=routes, **settings)
+        self._direct: dict[tuple[str, str], ASGIApp] = {
+            (method, route.path): ServerErrorMiddleware(route.app, handler=_own_error)
+            for route in routes
+            if not isfunction(route.endpoint) and not ismethod(route.endpoint)
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._direct.get((scope.get("method", ""), scope.get("path", "")))
+        if app is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+
 class _Answers:
     """The endpoints that ask no engine. Probes answer as NVIDIA NIM does, for existing probes."""
 
@@ -71,9 +97,13 @@ class _Answers:
         self._entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
 
     async def models(self, request: Request) -> Response:
-        authenticate(self._runtime, request)
-        known = [{"id": asked, **self._entry} for asked in self._runtime.chains]
-        return JSONResponse({"object": "list", "data": known})
+        grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
+        allowed = [
+            {"id": asked, **self._entry}
+            for asked, chain in self._runtime.chains.items()
+            if grant and grant.allows(chain.config.id)
+        ]
+        return JSONResponse({"object": "list", "data": allowed})
 
     async def live(self, _: Request) -> Response:
         return JSONResponse(_health("Service is live", "live"))
@@ -91,8 +121,9 @@ class _Answers:
         state = "draining" if self._runtime.draining else "not_ready"
         return JSONResponse(body, 503, headers={"x-tuneline-server-state": state})
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._runtime.metrics.text(), headers={"content-type": CONTENT_TYPE})
+    async def metrics(self, request: Request) -> Response:
+        page, media_type = self._runtime.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": media_type})
 
 
 def _health(message: str, status: str) -> dict[str, object]:

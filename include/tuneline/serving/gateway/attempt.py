@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from tuneline.serving.gateway.confidence import mean_logprob, token_logprobs
-from tuneline.serving.gateway.ledger import Ledger, UsageRow
+from tuneline.serving.gateway.ledger import Ledger
+from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import WITHOUT_TOKENS, Outcome
 from tuneline.serving.gateway.protocol import (
@@ -35,6 +36,7 @@ class Call:
     Attributes:
         arrived: Unix time of its admission.
         clock: the same on the clock that measures durations.
+        user: the client's own user, as the ledger keeps it.
     """
 
     request_id: str
@@ -44,6 +46,7 @@ class Call:
     request: ChatRequest
     arrived: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
+    user: str = ""
 
 
 @dataclass
@@ -132,13 +135,17 @@ class Attempt:
             status=str(self.outcome),
             served=self.served,
             fallback_reason=None if self.fallback_reason is None else str(self.fallback_reason),
+            user_id=self.call.user,
         )
 
+    @property
+    def must_count(self) -> bool:
+        """True if its tokens have to be counted, since the upstream reported none."""
+        return self.usage is None and (self.outcome not in WITHOUT_TOKENS or bool(self.texts))
+
     def _tokens(self) -> tuple[Usage, bool]:
-        if self.usage is not None:
-            return self.usage, False
-        if self.outcome in WITHOUT_TOKENS and not self.texts:
-            return Usage(0, 0, 0), False
+        if not self.must_count:
+            return self.usage or Usage(0, 0, 0), False
         try:
             return self._counted(self.upstream.counter), True
         except Exception as error:  # a tokenizer's failure must not cost the row
@@ -196,6 +203,10 @@ class Recorder:
         """
         attempt.end(Outcome.CLIENT_ABORTED)
         attempt.served = served
+        if not attempt.must_count:
+            # Made here, one by one: hundreds at once in the writer's thread would keep the
+            # interpreter from the event loop for milliseconds.
+            _ = attempt.row
         self._ledger.put(attempt)
         name = attempt.upstream.name
         self._metrics.add(

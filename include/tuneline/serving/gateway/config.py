@@ -19,6 +19,7 @@ from tuneline.config.section import Section
 from tuneline.errors import UserError
 from tuneline.serving.gateway.fallback_config import BreakerConfig, LowConfidenceConfig
 from tuneline.serving.gateway.prices import PriceConfig
+from tuneline.serving.gateway.users import KeptUser
 
 
 def _beside_file(path: Path, info: ValidationInfo) -> Path:
@@ -35,6 +36,18 @@ def _http_url(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("must hold no query and no fragment")
     return url.rstrip("/")
+
+
+def _ledger_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("postgresql", "sqlite"):
+        raise ValueError("must be a URL such as postgresql://user@host:5432/database")
+    if parts.password or "password=" in parts.query:
+        raise ValueError("must hold no password; set PGPASSWORD or PGPASSFILE instead")
+    return url
 
 
 def _no_request_fields(body: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +188,17 @@ class ModelConfig(Section):
 class LedgerConfig(Section):
     """The usage ledger."""
 
-    path: FilePath = Field(description="The SQLite file; made when missing.")
+    path: FilePath | None = Field(None, description="The SQLite file; made when missing.")
+    url: Annotated[str, AfterValidator(_ledger_url)] | None = Field(
+        None,
+        description="A database in place of the file, `postgresql://user@host:5432/database`, "
+        "which several gateways may share. A password comes from `PGPASSWORD` or `PGPASSFILE`.",
+    )
+    users: KeptUser = Field(
+        "hash",
+        description="What is kept of a request's `user`: its hash (`hash`), up to 64 characters of "
+        "it (`plain`) or nothing (`none`).",
+    )
     queue_limit: int = Field(
         10_000,
         ge=1,
@@ -183,6 +206,19 @@ class LedgerConfig(Section):
         "what cannot be counted is not served.",
     )
     flush_interval_s: Seconds = Field(0.25, description="Time between two writes.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> LedgerConfig:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path, a SQLite file, or url, a database")
+        return self
+
+    @property
+    def place(self) -> Path | str:
+        """The file or the URL."""
+        place = self.path or self.url
+        assert place is not None
+        return place
 
 
 class RequestLogConfig(Section):

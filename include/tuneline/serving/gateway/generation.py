@@ -10,6 +10,7 @@ from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.readiness import Prober
 from tuneline.serving.gateway.tally import is_drawn
 from tuneline.serving.gateway.upstream import Upstream
@@ -79,6 +80,10 @@ class Generation:
     def canaries(self) -> list[tuple[str, str]]:
         """The models that have a canary, each with the candidate's upstream."""
         return [(model, canary.upstream) for model, (canary, _) in self._canaries.items()]
+
+    def rates_of(self, model: str) -> Rates:
+        """Return the price of a model's primary upstream."""
+        return self.upstreams[self.chains[model].config.chain[0]].rates
 
     def share_of(self, model: str) -> float:
         """Return the share of the keys that go to a model's candidate; 0 without a canary."""

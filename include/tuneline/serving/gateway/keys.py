@@ -1,4 +1,4 @@
-"""API keys: made here, shown once, stored only as SHA-256.
+"""API keys: made here, shown once, stored only as SHA-256, beside what they may do.
 
 A key is 32 random bytes, so one round of SHA-256 is enough: there is no weak password to guess,
 which is what a slow hash (scrypt) protects.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import hmac
 import json
 import logging
 import os
 import re
 import secrets
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from tuneline.errors import TunelineError, UserError
+from tuneline.serving.gateway.key_limits import NO_LIMITS, Limits, parse_limits
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -31,20 +34,35 @@ _RELOAD_AFTER_S = 1.0
 
 
 class KeyRecord(TypedDict):
-    """A key as the keys file stores it; requests of one with `"log": false` are not logged."""
+    """A key as the keys file stores it.
+
+    Requests of one with `"log": false` are not logged; one with `models` may ask for these alone;
+    one with `revoked_at` opens nothing. `limits` are those of `Limits`.
+    """
 
     name: str
     sha256: str
     created_at: str
     log: NotRequired[bool]
+    models: NotRequired[list[str]]
+    limits: NotRequired[dict[str, float]]
+    revoked_at: NotRequired[str]
 
 
-def new_key(name: str, *, logged: bool = True) -> tuple[str, KeyRecord]:
+def new_key(
+    name: str,
+    *,
+    logged: bool = True,
+    models: Sequence[str] = (),
+    limits: Limits = NO_LIMITS,
+) -> tuple[str, KeyRecord]:
     """Make a key.
 
     Args:
         name: its name in the ledger and the log.
         logged: False to keep its requests out of the request log and the production log.
+        models: ids of the models that it may ask for; all if there are none.
+        limits: its rates and budgets.
 
     Returns:
         The key itself, to be shown once, and the record to store.
@@ -58,13 +76,27 @@ def new_key(name: str, *, logged: bool = True) -> tuple[str, KeyRecord]:
             "underscores or @, starting with a letter or digit"
         )
     plain = _PREFIX + secrets.token_urlsafe(32)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    record: KeyRecord = {"name": name, "sha256": _digest(plain), "created_at": created}
-    return plain, record if logged else {**record, "log": False}
+    record: KeyRecord = {"name": name, "sha256": _digest(plain), "created_at": _now()}
+    if not logged:
+        record["log"] = False
+    if models:
+        record["models"] = list(models)
+    if limits:
+        record["limits"] = limits.stated()
+    return plain, record
 
 
-def add_key(path: Path, name: str, *, logged: bool = True) -> str:
+def add_key(
+    path: Path,
+    name: str,
+    *,
+    logged: bool = True,
+    models: Sequence[str] = (),
+    limits: Limits = NO_LIMITS,
+) -> str:
     """Make a key and add its record to a keys file (made with mode 0600 if it is missing).
+
+    Args are those of `new_key`.
 
     Returns:
         The key itself; it cannot be shown again.
@@ -73,33 +105,62 @@ def add_key(path: Path, name: str, *, logged: bool = True) -> str:
         UserError: if the name is taken or unfit, or the file is not a keys file.
         TunelineError: if the file cannot be written.
     """
-    plain, record = new_key(name, logged=logged)
+    plain, record = new_key(name, logged=logged, models=models, limits=limits)
+    with _changing(path) as records:
+        if any(known["name"] == name for known in records):
+            # Also a revoked one: its usage stands in the ledger under this name.
+            raise UserError(f"{path}: a key named {name} exists; choose another name")
+        records.append(record)
+    return plain
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Revoke a key: gateways that follow the file refuse it within a second.
+
+    The record stays, so that nobody else gets its name and, with it, its usage and budgets.
+
+    Raises:
+        UserError: if there is no such key, it is revoked already, or the file is no keys file.
+        TunelineError: if the file cannot be written.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such keys file")
+    with _changing(path) as records:
+        record = next((known for known in records if known["name"] == name), None)
+        if record is None:
+            raise UserError(f"{path}: no key is named {name}; `tuneline keys list` names them")
+        if revoked := record.get("revoked_at"):
+            raise UserError(f"{path}: the key {name} was revoked at {revoked}")
+        record["revoked_at"] = _now()
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[list[KeyRecord]]:
+    """Give the records of a keys file to a change and write them back."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Two processes that add a key at once must not lose one of them.
+        # Two processes that change the file at once must not lose a change.
         with path.with_name(path.name + ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             records = read_keys(path) if path.exists() else []
-            if any(known["name"] == name for known in records):
-                raise UserError(f"{path}: a key named {name} exists; choose another name")
-            _write_whole(path, json.dumps({"keys": [*records, record]}, indent=1) + "\n")
+            yield records
+            _write_whole(path, json.dumps({"keys": records}, indent=1) + "\n")
     except OSError as error:
         raise TunelineError(f"{path}: the key cannot be stored: {error.strerror}") from None
-    return plain
 
 
 def read_keys(path: Path) -> list[KeyRecord]:
     """Read a keys file.
 
     Raises:
-        UserError: if it cannot be read, or an entry lacks its name or its hash.
+        UserError: if it cannot be read, or an entry is wrong.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such keys file; make one with the first key by "
-            f"`tuneline gateway-key NAME --keys {path}`"
+            f"`tuneline keys create NAME --keys {path}`"
         ) from None
     except OSError as error:
         raise UserError(f"{path}: the keys file cannot be read: {error.strerror}") from None
@@ -110,23 +171,68 @@ def read_keys(path: Path) -> list[KeyRecord]:
         raise UserError(f'{path}: the keys file must be {{"keys": [{{"name", "sha256"}}, …]}}')
     records: list[KeyRecord] = []
     for number, entry in enumerate(entries):
-        fields = entry if isinstance(entry, dict) else {}
-        name, digest = fields.get("name"), fields.get("sha256")
-        # The message never quotes the entry: someone may have put a plain key there.
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise UserError(f"{path}: keys[{number}].name is missing or not a plain name")
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise UserError(f"{path}: keys[{number}].sha256 must be 64 lower-case hex digits")
-        if any(known["name"] == name for known in records):
-            raise UserError(f"{path}: keys[{number}] has the same name as an earlier key: {name}")
-        logged = fields.get("log", True)
-        if not isinstance(logged, bool):
-            raise UserError(f"{path}: keys[{number}].log must be true or false")
-        created = str(fields.get("created_at") or "")
-        record: KeyRecord = {"name": name, "sha256": digest, "created_at": created}
-        # The entry stays as it is when another key is added.
-        records.append(record if logged else {**record, "log": False})
+        record = _record(entry, f"{path}: keys[{number}]")
+        if any(known["name"] == record["name"] for known in records):
+            raise UserError(
+                f"{path}: keys[{number}] has the same name as an earlier key: {record['name']}"
+            )
+        records.append(record)
     return records
+
+
+def _record(entry: Any, where: str) -> KeyRecord:
+    """Return an entry of the file, as it is, so that a change of another key keeps it."""
+    fields = entry if isinstance(entry, dict) else {}
+    name, digest = fields.get("name"), fields.get("sha256")
+    # The message never quotes the entry: someone may have put a plain key there.
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"{where}.name is missing or not a plain name")
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise UserError(f"{where}.sha256 must be 64 lower-case hex digits")
+    logged, models = fields.get("log", True), fields.get("models")
+    if not isinstance(logged, bool):
+        raise UserError(f"{where}.log must be true or false")
+    if models is not None and not _is_list_of_names(models):
+        raise UserError(f"{where}.models must be a list of at least one model id")
+    revoked = fields.get("revoked_at")
+    if revoked is not None and not isinstance(revoked, str):
+        raise UserError(f"{where}.revoked_at must be the time at which the key was revoked")
+    created = str(fields.get("created_at") or "")
+    record: KeyRecord = {"name": name, "sha256": digest, "created_at": created}
+    if not logged:
+        record["log"] = False
+    if models:
+        record["models"] = models
+    if limits := parse_limits(fields.get("limits"), f"{where}.limits").stated():
+        record["limits"] = limits
+    if revoked is not None:
+        record["revoked_at"] = revoked
+    return record
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a key may do.
+
+    Attributes:
+        name: its name in the ledger and the log.
+        models: the models that it may ask for, None for all.
+        limits: its rates and budgets.
+        logged: True if its requests may be logged.
+    """
+
+    name: str
+    models: frozenset[str] | None
+    limits: Limits
+    logged: bool
+
+    def allows(self, model: str) -> bool:
+        """Return True if the key may ask for a model, by its id without a version."""
+        return self.models is None or model in self.models
 
 
 class KeyRing:
@@ -143,26 +249,31 @@ class KeyRing:
         self._looked = time.monotonic()
 
     def name_of(self, plain: str) -> str | None:
-        """Return the name of a presented key, None if it is unknown.
+        """Return the name of a presented key, None if it is unknown or revoked.
 
-        Every stored hash is compared, each in constant time, so that the time taken does not
-        show which one came close.
+        The hash is looked up, not compared with each one: the time that this takes depends on
+        bits of a SHA-256 that nobody can choose, and tells nothing about a key.
         """
         self._follow_file()
-        presented = hashlib.sha256(plain.encode("utf-8", "surrogateescape")).digest()
-        found: str | None = None
-        for name, digest in self._keys:
-            if hmac.compare_digest(digest, presented):
-                found = name
-        return found
+        return self._names.get(hashlib.sha256(plain.encode("utf-8", "surrogateescape")).digest())
+
+    def grant_of(self, name: str) -> Grant | None:
+        """Return what a key may do, None if it is unknown or revoked by now."""
+        return self._grants.get(name)
+
+    def grants(self) -> list[Grant]:
+        """Return the grants of all keys that are in force."""
+        return list(self._grants.values())
 
     def is_logged(self, name: str) -> bool:
-        """Return True if the requests of a key may be logged."""
-        return name not in self._unlogged
+        """Return True if the requests of a key may be logged; those of a removed one may not."""
+        grant = self._grants.get(name)
+        return grant is not None and grant.logged
 
     def _take(self, records: list[KeyRecord]) -> None:
-        self._keys = _digests(records)
-        self._unlogged = frozenset(r["name"] for r in records if not r.get("log", True))
+        valid = [record for record in records if "revoked_at" not in record]
+        self._names = {bytes.fromhex(record["sha256"]): record["name"] for record in valid}
+        self._grants = {record["name"]: _grant(record) for record in valid}
 
     def _follow_file(self) -> None:
         now = time.monotonic()
@@ -175,7 +286,7 @@ class KeyRing:
         self._stamp = stamp
         try:
             self._take(read_keys(self._path))
-            log.info("keys file read again: %d keys", len(self._keys))
+            log.info("keys file read again: %d keys", len(self._names))
         except UserError as error:
             log.error("the keys stay as they were: %s", error)
 
@@ -193,8 +304,18 @@ def _digest(plain: str) -> str:
     return hashlib.sha256(plain.encode("utf-8")).hexdigest()
 
 
-def _digests(records: list[KeyRecord]) -> tuple[tuple[str, bytes], ...]:
-    return tuple((record["name"], bytes.fromhex(record["sha256"])) for record in records)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _grant(record: KeyRecord) -> Grant:
+    models = record.get("models")
+    return Grant(
+        name=record["name"],
+        models=frozenset(models) if models else None,
+        limits=parse_limits(record.get("limits"), "limits"),
+        logged=record.get("log", True),
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The usage ledger: one row per attempt at an upstream, in SQLite.
+"""The usage ledger: one row per attempt at an upstream, in SQLite or PostgreSQL.
 
 An attempt is billed whether or not its answer reached the client, since the machine did the
 work: a request that fell back has two rows. Where the upstream reported no usage, the gateway
@@ -9,74 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Protocol
+from dataclasses import asdict
+from typing import Any, Protocol
 
-from tuneline.errors import UserError
 from tuneline.serving.gateway.batch import BatchWriter
+from tuneline.serving.gateway.ledger_database import Place, UsageRow, open_writer
 
 log = logging.getLogger("tuneline.gateway")
 
-SCHEMA_VERSION = 1
 # The key name of the gateway's own requests; no API key can have it.
 OWN_KEY = "_gateway"
 _CLOSE_TIMEOUT_S = 10.0
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS usage (
-    request_id TEXT NOT NULL,
-    attempt INTEGER NOT NULL,         -- from 1, in the order of the chain
-    time REAL NOT NULL,               -- Unix time at which the attempt began
-    kind TEXT NOT NULL,               -- request, ping or warmup
-    key TEXT NOT NULL,                -- name of the API key
-    model TEXT NOT NULL,              -- the model id that the client asked for
-    upstream TEXT NOT NULL,
-    model_served TEXT NOT NULL,       -- the upstream's own model id
-    prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,   -- of the prompt tokens, those the upstream had cached
-    completion_tokens INTEGER NOT NULL,
-    estimated INTEGER NOT NULL,       -- 1: counted by the gateway, not reported
-    cost REAL NOT NULL,
-    currency TEXT NOT NULL,
-    latency_ms REAL NOT NULL,
-    ttft_ms REAL,                     -- NULL when nothing was streamed
-    mean_logprob REAL,                -- NULL when log-probabilities were not asked for
-    status TEXT NOT NULL,             -- how the attempt ended
-    served INTEGER NOT NULL,          -- 1: this answer went to the client
-    fallback_reason TEXT,             -- why the attempt before was left; NULL on the first
-    PRIMARY KEY (request_id, attempt)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS usage_by_time ON usage (time);
-"""
-
-
-@dataclass(frozen=True)
-class UsageRow:
-    """One attempt; the schema explains the columns."""
-
-    request_id: str
-    attempt: int
-    time: float
-    kind: str
-    key: str
-    model: str
-    upstream: str
-    model_served: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    estimated: bool
-    cost: float
-    currency: str
-    latency_ms: float
-    ttft_ms: float | None
-    mean_logprob: float | None
-    status: str
-    served: bool
-    fallback_reason: str | None
 
 
 class Countable(Protocol):
@@ -87,80 +31,63 @@ class Countable(Protocol):
         """The finished row; read in the writer's thread, so it may count tokens."""
 
 
-_COLUMNS = tuple(field.name for field in fields(UsageRow))
-# OR IGNORE: a batch whose commit was in doubt is written again without billing twice.
-_INSERT = (
-    f"INSERT OR IGNORE INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 (our own column names)
-)
-
-
-def open_ledger(path: Path) -> sqlite3.Connection:
-    """Open a ledger for writing; make it if it is missing.
-
-    Raises:
-        UserError: if the file is not a ledger of this version, or cannot be opened.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=10.0, check_same_thread=False)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version != SCHEMA_VERSION and (version or tables):
-            connection.close()
-            raise UserError(
-                f"{path}: not a usage ledger of version {SCHEMA_VERSION}; name another file"
-            )
-        connection.execute("PRAGMA journal_mode=WAL")
-        # One fsync per batch, not per request, so full durability costs nothing here.
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(f"{path}: the usage ledger cannot be opened: {error}") from None
-    return connection
-
-
 class Ledger(BatchWriter[Countable]):
     """A ledger that takes attempts from the event loop and writes them in the background.
 
     While it is `full`, new requests should wait.
 
     Args:
-        path: the SQLite file.
+        place: the SQLite file, or the URL of a database.
         queue_limit: rows that may wait before `full`.
         flush_interval_s: time between two writes.
         on_written: function that gets each batch after it is committed.
 
+    Attributes:
+        taken: attempts that it took so far.
+        begun: those of them that are committed or being written; they are the first ones.
+        written: those of them that are surely committed.
+        on_taken: function that sees each attempt as it is taken.
+
     Raises:
-        UserError: see `open_ledger`.
+        UserError, RetryableError: see `open_writer`.
     """
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         *,
         queue_limit: int,
         flush_interval_s: float,
         on_written: Callable[[list[UsageRow]], None],
     ) -> None:
-        self._connection = open_ledger(path)
+        self._writer = open_writer(place)
         self._on_written = on_written
+        self.taken = 0
+        self.begun = 0
+        self.written = 0
+        self.on_taken: Callable[[Any], None] | None = None
         super().__init__(
             "usage ledger", self._insert, limit=queue_limit, interval_s=flush_interval_s
         )
+
+    def put(self, item: Countable) -> None:
+        """Take an attempt, from the event loop, without waiting."""
+        self.taken += 1
+        if self.on_taken:
+            self.on_taken(item)
+        super().put(item)
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> list[Countable]:
         """Write the waiting attempts; log those that cannot be written, row by row."""
         left = super().close(timeout_s)
         for attempt in left:
             log.error("usage not written: %s", json.dumps(asdict(attempt.row)))
-        self._connection.close()
+        self._writer.close()
         return left
 
     def _insert(self, attempts: list[Countable]) -> None:
         rows = [attempt.row for attempt in attempts]
-        with self._connection:
-            self._connection.executemany(
-                _INSERT, [tuple(getattr(row, name) for name in _COLUMNS) for row in rows]
-            )
+        self.begun = self.written + len(rows)
+        self._writer.insert(rows)
+        self.written += len(rows)
         self._on_written(rows)

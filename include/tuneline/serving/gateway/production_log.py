@@ -208,7 +208,7 @@ class ProductionLog(BatchWriter[_Entry]):
             fallback_reason=usage.fallback_reason if usage else None,
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
-            finish_reason=_known(attempt.finish_reason, _FINISH_REASONS) if attempt else None,
+            finish_reason=known_finish(attempt.finish_reason) if attempt else None,
             status=str(entry.status),
             sample_rate=self._config.sample_rate,
             redactions=redactions,
@@ -219,27 +219,14 @@ class ProductionLog(BatchWriter[_Entry]):
     ) -> tuple[list[LoggedMessage] | None, str | None, list[Redactions] | None]:
         """Return the scrubbed prompt and answer, without images and the prompt's tool calls."""
         turns = [
-            {
-                "role": _known(message["role"], _ROLES) or "",
-                "content": _valid("\n".join(message_texts(message))),
-            }
+            {"role": message["role"], "content": "\n".join(message_texts(message))}
             for message in entry.call.request.body["messages"]
         ]
-        written = _valid("".join(entry.attempt.texts)) if entry.attempt else None
-        answer = [] if written is None else [{"role": "assistant", "content": written}]
-        try:
-            scrubbed, counts = self._scrub([*turns, *answer])
-        except Exception as error:  # whatever it raises, the text must not be written
+        written = "".join(entry.attempt.texts) if entry.attempt else None
+        texts = scrubbed_texts(turns, written, self._scrub, entry.call.request_id)
+        if texts[0] is None:
             self._metrics.add(_UNSCRUBBED)
-            log.error("scrubbing %s failed: %s", entry.call.request_id, type(error).__name__)
-            return None, None, None
-        texts: list[LoggedMessage] = [
-            {"role": turn["role"], "content": turn["content"]} for turn in scrubbed
-        ]
-        found: list[Redactions] = [
-            {"type": name, "count": count} for name, count in sorted(Counter(counts).items())
-        ]
-        return texts[: len(turns)], texts[-1]["content"] if answer else None, found
+        return texts
 
     def _drop(self, reason: str, count: int, why: str) -> None:
         self._metrics.add(DROPPED, count, reason=reason)
@@ -263,14 +250,49 @@ class ProductionLog(BatchWriter[_Entry]):
         )
 
 
+def scrubbed_texts(
+    turns: Sequence[Mapping[str, str]], written: str | None, scrub: Scrub, request_id: str
+) -> tuple[list[LoggedMessage] | None, str | None, list[Redactions] | None]:
+    """Return a prompt, its answer and what was removed from them; None each if scrubbing failed.
+
+    Args:
+        turns: the prompt, with `role` and `content`.
+        written: the answer, None if there is none.
+        scrub: function that removes personal data from a conversation.
+        request_id: the id that a failure is logged with.
+    """
+    prompt = [
+        {"role": known_role(turn["role"]), "content": _valid(turn["content"])} for turn in turns
+    ]
+    answer = [] if written is None else [{"role": "assistant", "content": _valid(written)}]
+    try:
+        scrubbed, counts = scrub([*prompt, *answer])
+    except Exception as error:  # whatever it raises, the text must not be written
+        log.error("scrubbing %s failed: %s", request_id, type(error).__name__)
+        return None, None, None
+    texts: list[LoggedMessage] = [
+        {"role": turn["role"], "content": turn["content"]} for turn in scrubbed
+    ]
+    found: list[Redactions] = [
+        {"type": name, "count": count} for name, count in sorted(Counter(counts).items())
+    ]
+    return texts[: len(prompt)], texts[-1]["content"] if answer else None, found
+
+
 def is_sampled(request_id: str, rate: float) -> bool:
     """Return True if a request is in a sample; every gateway decides alike."""
     digest = hashlib.sha256(request_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") < rate * 2**64
 
 
-def _known(text: str | None, known: frozenset[str]) -> str | None:
-    return text if text is None or text in known else "other"
+def known_role(role: str) -> str:
+    """Return a role that is one of OpenAI's, `other` for any other text."""
+    return role if role in _ROLES else "other"
+
+
+def known_finish(reason: str | None) -> str | None:
+    """Return a reason to finish that is one of OpenAI's, `other` for any other text."""
+    return reason if reason is None or reason in _FINISH_REASONS else "other"
 
 
 def _finite(value: float | None) -> float | None:

@@ -6,7 +6,6 @@ OpenAI's shape, so that clients of that API can read them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from starlette.responses import Response
 
 from tuneline.serving.adapter_fields import adapter_fields
+from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.config import UpstreamConfig
 
 # Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
@@ -61,7 +61,7 @@ class ApiError(Exception):
 def error_body(message: str, kind: str, code: str | None) -> bytes:
     """Return OpenAI's error object as JSON."""
     error = {"message": message, "type": kind, "param": None, "code": code}
-    return json.dumps({"error": error}).encode()
+    return json_text.dumps({"error": error})
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def parse_chat(raw: bytes) -> ChatRequest:
         ApiError: 400, naming the field that is wrong.
     """
     try:
-        body = json.loads(raw, parse_constant=_not_json)
-    except (ValueError, RecursionError):
+        body = json_text.loads(raw)
+    except ValueError:
         raise ApiError(400, "The request body is not valid JSON.") from None
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
@@ -125,11 +125,6 @@ def parse_chat(raw: bytes) -> ChatRequest:
     )
 
 
-def _not_json(constant: str) -> None:
-    """Refuse NaN and Infinity, which Python would read and the upstream would not."""
-    raise ValueError(constant)
-
-
 def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
     """Return the request as an upstream gets it.
 
@@ -147,7 +142,7 @@ def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: boo
     if judged and not request.wants_logprobs:
         # One alternative per token: without the field llama.cpp sends twenty, with 0 none.
         body |= {"logprobs": True, "top_logprobs": 1}
-    return json.dumps(body, separators=(",", ":")).encode()
+    return json_text.dumps(body)
 
 
 def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
@@ -185,4 +180,4 @@ def without_logprobs(payload: dict[str, Any]) -> bytes:
     """Return the answer or chunk as JSON, without its log-probabilities."""
     for choice in choices_of(payload):
         choice.pop("logprobs", None)
-    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return json_text.dumps(payload)

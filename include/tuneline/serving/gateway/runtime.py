@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
+from tuneline.serving.gateway.admission import Admission
 from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.breaker import Circuit
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.generation import Generation
 from tuneline.serving.gateway.keys import KeyRing
-from tuneline.serving.gateway.ledger import Ledger, UsageRow
+from tuneline.serving.gateway.ledger import Ledger
+from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.request_log import DROPPED, RequestLog
+from tuneline.serving.gateway.spending import SpendingBook
 from tuneline.serving.gateway.tally import Tally
 
 if TYPE_CHECKING:
@@ -89,10 +94,25 @@ class Runtime:
         )
         self.production_log = self._make_production_log(config)
         self.ledger = Ledger(
-            config.ledger.path,
+            config.ledger.place,
             queue_limit=config.ledger.queue_limit,
             flush_interval_s=config.ledger.flush_interval_s,
             on_written=self._count_written,
+        )
+        self._book = SpendingBook(
+            config.ledger.place,
+            currency=config.currency,
+            grants=self.keys.grants,
+            progress=lambda: (self.ledger.begun, self.ledger.written),
+            metrics=self.metrics,
+        )
+        self.admission = Admission(
+            self.keys,
+            self.ledger,
+            self._book,
+            rates_of=self._rates_of,
+            users=config.ledger.users,
+            metrics=self.metrics,
         )
         self._current = Generation(config, self.ledger, self.metrics)
         self.tally = Tally()
@@ -130,6 +150,7 @@ class Runtime:
     async def start(self) -> None:
         """Start the writers and the pings."""
         self.ledger.start()
+        self._book.start()
         if self.request_log:
             self.request_log.start()
         if self.production_log:
@@ -185,6 +206,7 @@ class Runtime:
             await asyncio.to_thread(self.request_log.close)
         if self.production_log:
             await asyncio.to_thread(self.production_log.close)
+        await asyncio.to_thread(self._book.close)
         await asyncio.to_thread(self.ledger.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
@@ -237,13 +259,22 @@ class Runtime:
 
         return ProductionLog(config, self._scrubber_for(config.languages), self.metrics)
 
+    def _rates_of(self, model: str) -> Rates:
+        """Return the price of a model's primary upstream."""
+        return self._current.rates_of(model)
+
     def _count_written(self, rows: list[UsageRow]) -> None:
+        tokens: Counter[tuple[str, bool, str]] = Counter()
+        costs: defaultdict[str, float] = defaultdict(float)
         for row in rows:
-            labels = {"upstream": row.upstream, "estimated": str(row.estimated).lower()}
-            name = "tuneline_gateway_tokens_total"
-            self.metrics.add(name, row.prompt_tokens, **labels, type="prompt")
-            self.metrics.add(name, row.completion_tokens, **labels, type="completion")
-            self.metrics.add("tuneline_gateway_cost_total", row.cost, currency=row.currency)
+            tokens[row.upstream, row.estimated, "prompt"] += row.prompt_tokens
+            tokens[row.upstream, row.estimated, "completion"] += row.completion_tokens
+            costs[row.currency] += row.cost
+        for (upstream, estimated, kind), count in tokens.items():
+            labels = {"upstream": upstream, "estimated": str(estimated).lower(), "type": kind}
+            self.metrics.add("tuneline_gateway_tokens_total", count, **labels)
+        for currency, cost in costs.items():
+            self.metrics.add("tuneline_gateway_cost_total", cost, currency=currency)
 
     def _declare_metrics(self) -> None:
         for name, text in _COUNTERS.items():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-import httpx
-
+from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.attempt import Attempt, Candidate
+from tuneline.serving.gateway.http_client import BrokenConnection, HttpAnswer
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import choices_of, without_logprobs
 from tuneline.serving.gateway.sse import DONE, SseParser, event
@@ -31,11 +30,10 @@ class OpenStream(Candidate):
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
-    def __init__(self, attempt: Attempt, response: httpx.Response, *, hide_logprobs: bool) -> None:
+    def __init__(self, attempt: Attempt, response: HttpAnswer, *, hide_logprobs: bool) -> None:
         super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
-        self._chunks = response.aiter_raw()
         self._parser = SseParser()
         self._ready: list[bytes] = []
         self._finished = False
@@ -79,31 +77,29 @@ class OpenStream(Candidate):
 
     async def release(self) -> None:
         """Close the stream; an upstream that is still writing notices and stops."""
-        with suppress(httpx.HTTPError):
-            await self._response.aclose()
+        self._response.close()
 
     async def read_end(self) -> None:
         """Read the rest after the last event, so that the connection can serve again."""
-        with suppress(TimeoutError, httpx.HTTPError):
+        with suppress(TimeoutError, BrokenConnection):
             async with asyncio.timeout(_END_WITHIN_S):
-                async for _ in self._chunks:
-                    pass
+                await self._response.read()
 
     async def _advance(self) -> None:
         """Read one chunk; a fault is kept until everything before it has been passed on."""
         try:
             async with asyncio.timeout_at(self._deadline):
-                chunk = await anext(self._chunks)
+                chunk = await self._response.part()
             for data in self._parser.feed(chunk):
                 self._take(data)
-        except StopAsyncIteration:
-            if not self._saw_finish:
-                self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
-            self._finished = True
+            if not chunk:
+                self._finished = True
+                if not self._saw_finish:
+                    self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
         except TimeoutError:
             self._fault = UpstreamFault(Outcome.TIMEOUT, "no token in time")
-        except httpx.HTTPError as error:
-            detail = f"the stream broke off ({type(error).__name__})"
+        except BrokenConnection as broken:
+            detail = f"the stream broke off ({broken})"
             self._fault = UpstreamFault(Outcome.CONNECTION_LOST, detail)
         except UpstreamFault as fault:
             self._fault = fault
@@ -113,7 +109,7 @@ class OpenStream(Candidate):
             self._finished = True
             return
         try:
-            payload = json.loads(data)
+            payload = json_text.loads(data)
         except ValueError:
             payload = None
         if not isinstance(payload, dict):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
-from urllib.parse import quote
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Executable,
+    and_,
+    case,
+    cast,
+    distinct,
+    func,
+    select,
+)
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.ledger import SCHEMA_VERSION, UsageRow
+from tuneline.serving.gateway.ledger_database import COLUMNS, Place, UsageRow, reading
+from tuneline.serving.gateway.ledger_schema import USAGE
 
 
 @dataclass(frozen=True)
@@ -53,36 +62,13 @@ class UpstreamTotals:
     currency: str
 
 
-_BY_KEY = """
-SELECT key, count(DISTINCT request_id), count(*), sum(prompt_tokens), sum(completion_tokens),
-       sum(estimated), sum(cost), currency
-FROM usage WHERE kind = 'request' AND time >= ? AND time < ?
-GROUP BY key, currency ORDER BY key, currency
-"""
-
-_BY_UPSTREAM = """
-SELECT upstream, model_served, count(*),
-       sum(prompt_tokens * (1 - estimated)), sum(cached_tokens),
-       sum(completion_tokens * (1 - estimated)), sum(estimated),
-       sum(prompt_tokens * estimated), sum(completion_tokens * estimated),
-       sum(kind <> 'request'), sum(cost), currency
-FROM usage WHERE time >= ? AND time < ?
-GROUP BY upstream, model_served, currency ORDER BY upstream, model_served, currency
-"""
-
-_ROWS = f"""
-SELECT {", ".join(field.name for field in fields(UsageRow))}
-FROM usage WHERE kind = 'request' AND time >= ? AND time < ? ORDER BY time, attempt
-"""  # noqa: S608 (our own column names)
-
-
 def usage_by_key(
-    db: Path, since: datetime | None = None, until: datetime | None = None
+    place: Place, since: datetime | None = None, until: datetime | None = None
 ) -> list[KeyUsage]:
-    """Read usage and cost per API key, without the gateway's own pings.
+    """Read usage and cost per API key, without the gateway's own pings and imported rows.
 
     Args:
-        db: the ledger file; a running gateway may be writing to it.
+        place: the ledger's file or URL; a running gateway may be writing to it.
         since: first moment that is counted, with a time zone; None counts from the start.
         until: first moment that is no longer counted; None counts to the end.
 
@@ -90,54 +76,106 @@ def usage_by_key(
         One row per key and currency, by name.
 
     Raises:
-        UserError: if the file is missing or not a ledger, or a time has no zone.
+        UserError: if the ledger is missing or none, or a time has no zone.
+        RetryableError: if a database server cannot be reached.
     """
-    return [KeyUsage(*row) for row in _query(db, _BY_KEY, since, until)]
+    u = USAGE.c
+    query = (
+        select(
+            u.key,
+            func.count(distinct(u.request_id)),
+            func.count(),
+            total(u.prompt_tokens),
+            total(u.completion_tokens),
+            total(u.estimated),
+            func.sum(u.cost),
+            u.currency,
+        )
+        .where(u.kind == "request", within(since, until))
+        .group_by(u.key, u.currency)
+        .order_by(u.key, u.currency)
+    )
+    return [KeyUsage(*row) for row in rows_of(place, query)]
 
 
 def totals_by_upstream(
-    db: Path, since: datetime | None = None, until: datetime | None = None
+    place: Place, since: datetime | None = None, until: datetime | None = None
 ) -> list[UpstreamTotals]:
-    """Read totals per upstream and model, pings and warm-up included.
+    """Read totals per upstream and model, pings and warm-up included, imported rows left out.
 
     Args and Raises are those of `usage_by_key`.
 
     Returns:
         One row per upstream, model and currency, by name.
     """
-    return [UpstreamTotals(*row) for row in _query(db, _BY_UPSTREAM, since, until)]
+    u = USAGE.c
+    reported = 1 - u.estimated
+    query = (
+        select(
+            u.upstream,
+            u.model_served,
+            func.count(),
+            total(u.prompt_tokens * reported),
+            total(u.cached_tokens),
+            total(u.completion_tokens * reported),
+            total(u.estimated),
+            total(u.prompt_tokens * u.estimated),
+            total(u.completion_tokens * u.estimated),
+            total(case((u.kind != "request", 1), else_=0)),
+            func.sum(u.cost),
+            u.currency,
+        )
+        .where(u.kind != "imported", within(since, until))
+        .group_by(u.upstream, u.model_served, u.currency)
+        .order_by(u.upstream, u.model_served, u.currency)
+    )
+    return [UpstreamTotals(*row) for row in rows_of(place, query)]
 
 
 def rows_between(
-    db: Path, since: datetime | None = None, until: datetime | None = None
+    place: Place, since: datetime | None = None, until: datetime | None = None
 ) -> list[UsageRow]:
     """Read the attempts themselves, pings and warm-up left out, in the order in which they began.
 
     Args and Raises are those of `usage_by_key`.
     """
-    return [UsageRow(*row) for row in _query(db, _ROWS, since, until)]
+    u = USAGE.c
+    query = (
+        select(*(u[name] for name in COLUMNS))
+        .where(u.kind == "request", within(since, until))
+        .order_by(u.time, u.attempt)
+    )
+    return [UsageRow(*row) for row in rows_of(place, query)]
 
 
-def _query(
-    db: Path, statement: str, since: datetime | None, until: datetime | None
-) -> list[tuple[Any, ...]]:
-    if not db.is_file():
-        raise UserError(f"{db}: no such usage ledger")
-    window = (_epoch(since, 0.0), _epoch(until, datetime.max.replace(tzinfo=UTC).timestamp()))
-    try:
-        uri = f"file:{quote(str(db.resolve()))}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=10.0)) as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version != SCHEMA_VERSION:
-                raise UserError(f"{db}: not a usage ledger of version {SCHEMA_VERSION}")
-            return list(connection.execute(statement, window))
-    except sqlite3.Error as error:
-        raise UserError(f"{db}: the usage ledger cannot be read: {error}") from None
+def rows_of(place: Place, query: Executable) -> list[tuple[Any, ...]]:
+    """Run a query over a ledger.
+
+    Raises:
+        UserError, RetryableError: see `reading`.
+    """
+    with reading(place) as connection:
+        return [tuple(row) for row in connection.execute(query)]
 
 
-def _epoch(moment: datetime | None, otherwise: float) -> float:
-    if moment is None:
-        return otherwise
+def within(since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
+    """Return the condition that an attempt began in a window of time.
+
+    Raises:
+        UserError: if a time has no zone.
+    """
+    conditions = [USAGE.c.time >= _epoch(since)] if since else []
+    if until:
+        conditions.append(USAGE.c.time < _epoch(until))
+    return and_(True, *conditions)
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Return a sum of whole numbers; PostgreSQL's would be a decimal number."""
+    return cast(func.sum(column), BigInteger)
+
+
+def _epoch(moment: datetime) -> float:
     if moment.tzinfo is None:
         raise UserError(f"{moment.isoformat()} has no time zone; add one, such as +00:00")
     return moment.timestamp()

@@ -1,0 +1,292 @@
+"""Commands around money: API keys, costs, and usage of other gateways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuneline.cli.groups import Commands, add_json_argument
+from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+from tuneline.machine.checkout import stack_home
+
+if TYPE_CHECKING:
+    from tuneline.serving.gateway.costs import ApiPrice
+    from tuneline.serving.usage_import.report import Report
+
+_LIMITS = {
+    "requests_per_minute": (int, "N", "requests in a minute"),
+    "tokens_per_minute": (int, "N", "tokens of prompts and answers in a minute"),
+    "tokens_per_day": (int, "N", "tokens in a day, UTC"),
+    "tokens_per_month": (int, "N", "tokens in a month, UTC"),
+    "cost_per_day": (float, "AMOUNT", "money in a day, in the gateway's currency"),
+    "cost_per_month": (float, "AMOUNT", "money in a month"),
+}
+
+
+def add_accounts(commands: Commands) -> None:
+    """Add `tuneline keys`, `costs` and `usage`."""
+    _add_keys(commands)
+    costs = commands.add_parser("costs", help="sum up what requests cost")
+    _add_ledger(costs)
+    costs.add_argument(
+        "--by", required=True, choices=("key", "user", "model", "day"), help="what makes a line"
+    )
+    costs.add_argument(
+        "--since", type=_moment, metavar="TIME", help="a day (UTC) or RFC 3339 time to count from"
+    )
+    costs.add_argument(
+        "--until", type=_moment, metavar="TIME", help="a day or time that is no longer counted"
+    )
+    costs.add_argument(
+        "--against",
+        type=_price,
+        metavar="IN,OUT",
+        help="price of an API for a million prompt and completion tokens, to compare with",
+    )
+    costs.add_argument(
+        "--hourly-cost",
+        type=_amount,
+        metavar="AMOUNT",
+        help="what the machines cost in an hour, for the break-even with --against",
+    )
+    form = costs.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    costs.set_defaults(command=_costs)
+    usage = commands.add_parser("usage", help="take over the usage of other gateways")
+    actions = usage.add_subparsers(required=True, metavar="ACTION")
+    _add_import(actions)
+
+
+def _add_keys(commands: Commands) -> None:
+    keys = commands.add_parser("keys", help="make, list and revoke API keys of the gateway")
+    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("name", help="name of the key's owner in ledger and logs")
+    _add_file(create)
+    create.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="model that it may ask for; repeat it for several (all)",
+    )
+    for name, (kind, metavar, text) in _LIMITS.items():
+        create.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    create.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
+    create.set_defaults(command=_create)
+    listed = actions.add_parser("list", help="list the keys and what they may do")
+    _add_file(listed)
+    add_json_argument(listed)
+    listed.set_defaults(command=_list)
+    revoke = actions.add_parser("revoke", help="revoke a key; gateways refuse it within a second")
+    revoke.add_argument("name", help="name of the key")
+    _add_file(revoke)
+    revoke.set_defaults(command=_revoke)
+
+
+def _add_import(actions: Commands) -> None:
+    taken = actions.add_parser("import", help="take rows into the ledger and the production log")
+    taken.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        choices=("litellm", "otel"),
+        help="LiteLLM's table LiteLLM_SpendLogs, or spans of OpenTelemetry (GenAI)",
+    )
+    taken.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="JSON, JSON lines or CSV; for otel OTLP JSON lines; for litellm also a database's URL",
+    )
+    _add_ledger(taken)
+    taken.add_argument(
+        "--store", metavar="URI", help="also take prompts, scrubbed, into this store's log (none)"
+    )
+    taken.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        help="language whose patterns of personal data apply beside the English ones; repeatable",
+    )
+    taken.add_argument(
+        "--price",
+        type=_price,
+        metavar="IN,OUT",
+        help="price of a million prompt and completion tokens, for rows without a cost (0)",
+    )
+    taken.add_argument("--currency", default="USD", help="currency of the costs (USD)")
+    taken.add_argument(
+        "--users",
+        choices=("hash", "plain", "none"),
+        default="hash",
+        help="what is kept of a row's user (hash)",
+    )
+    add_json_argument(taken, "print counts and rejected lines as JSON")
+    taken.set_defaults(command=_import)
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="the keys file; $TUNELINE_KEYS or that of the local stack by default",
+    )
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ledger",
+        metavar="PLACE",
+        help="the ledger's SQLite file, or postgresql://user@host/database; $TUNELINE_LEDGER or "
+        "that of the local stack by default",
+    )
+
+
+def _keys_file(arguments: argparse.Namespace) -> Path:
+    named = arguments.keys or os.environ.get("TUNELINE_KEYS")
+    return Path(named) if named else _serving() / "keys.json"
+
+
+def _ledger(arguments: argparse.Namespace) -> Path | str:
+    named = arguments.ledger or os.environ.get("TUNELINE_LEDGER")
+    if not named:
+        return _serving() / "usage.sqlite"
+    return str(named) if "://" in named else Path(named)
+
+
+def _serving() -> Path:
+    return stack_home() / "serving"
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway.key_limits import parse_limits
+    from tuneline.serving.gateway.keys import add_key
+
+    stated = {name: getattr(arguments, name) for name in _LIMITS}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    limits = parse_limits(stated, "limits")
+    path = _keys_file(arguments)
+    logged = not arguments.no_log
+    print(add_key(path, arguments.name, logged=logged, models=arguments.model, limits=limits))
+    return EXIT_OK
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway.keys import read_keys
+
+    records = read_keys(_keys_file(arguments))
+    if arguments.json:
+        shown = [{k: v for k, v in record.items() if k != "sha256"} for record in records]
+        print(json.dumps({"keys": shown}, indent=1))
+        return EXIT_OK
+    for record in records:
+        words = [record["name"], record["created_at"] or "-"]
+        if "revoked_at" in record:
+            words.append(f"revoked={record['revoked_at']}")
+        words.append(f"models={','.join(record.get('models', [])) or 'all'}")
+        words += [f"{name}={value:g}" for name, value in record.get("limits", {}).items()]
+        if not record.get("log", True):
+            words.append("not logged")
+        print("  ".join(words))
+    return EXIT_OK
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway.keys import revoke_key
+
+    path = _keys_file(arguments)
+    revoke_key(path, arguments.name)
+    print(f"{path}: {arguments.name} is revoked")
+    return EXIT_OK
+
+
+def _costs(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.gateway.cost_table import as_csv, as_json, as_table, told
+    from tuneline.serving.gateway.costs import break_even, costs
+
+    if arguments.hourly_cost is not None and arguments.against is None:
+        raise UserError("--hourly-cost needs --against IN,OUT, the price of the API")
+    place, price, by = _ledger(arguments), arguments.against, arguments.by
+    window = {"since": arguments.since, "until": arguments.until}
+    groups = costs(place, by, **window)
+    compared = None
+    if price:
+        compared = break_even(place, groups, price, hourly_cost=arguments.hourly_cost, **window)
+    if arguments.json:
+        sys.stdout.write(as_json(by, groups, price, compared))
+    elif arguments.csv:
+        sys.stdout.write(as_csv(by, groups, price))
+    else:
+        sys.stdout.write(as_table(by, groups, price))
+        if compared:
+            sys.stdout.write(told(compared, groups[0].currency))
+    return EXIT_OK
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.serving.gateway.prices import Rates
+    from tuneline.serving.usage_import.take import Settings, take
+
+    price = arguments.price
+    rates = Rates(price.prompt / 1e3, price.completion / 1e3) if price else Rates(0.0, 0.0)
+    report = take(
+        arguments.files,
+        _ledger(arguments),
+        Settings(
+            source=arguments.source,
+            store=arguments.store,
+            currency=arguments.currency,
+            users=arguments.users,
+            rates=rates,
+        ),
+        PlaceholderScrubber(arguments.language),
+    )
+    _tell(report, as_json=arguments.json)
+    return EXIT_FAILED if report.rejected else EXIT_OK
+
+
+def _tell(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.document(), indent=1))
+        return
+    for rejection in report.rejected:
+        print(f"{rejection.place}: {rejection.reason}", file=sys.stderr)
+    print(report.summary())
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no day (2026-11-26) and no RFC 3339 time"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = -1.0
+    if not 0 <= amount < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of 0 or more")
+    return amount
+
+
+def _price(text: str) -> ApiPrice:
+    from tuneline.serving.gateway.costs import ApiPrice
+
+    amounts = text.split(",")
+    if len(amounts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} must be two prices, such as 0.15,0.60")
+    return ApiPrice(_amount(amounts[0]), _amount(amounts[1]))

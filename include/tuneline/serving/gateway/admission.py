@@ -1,0 +1,278 @@
+"""Whether a key may make a request: its models, its rates, its budgets.
+
+A budget is held against what the ledger says is spent, plus what the key's requests under way may
+still take. The latter is a claim: the tokens of the prompt by its length, and `max_tokens`. When
+an upstream has reported its usage, that replaces the claim, and when the ledger's sums have it,
+the claim goes. So requests that come at once can't all pass through the last tokens of a budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tuneline.serving.gateway.attempt import Attempt, Call
+from tuneline.serving.gateway.key_limits import Budget, Limits
+from tuneline.serving.gateway.keys import Grant, KeyRing
+from tuneline.serving.gateway.ledger import Ledger
+from tuneline.serving.gateway.ledger_database import periods
+from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.prices import Rates
+from tuneline.serving.gateway.protocol import ApiError
+from tuneline.serving.gateway.rates import Minute, Request, whole_seconds
+from tuneline.serving.gateway.spending import SpendingBook, Spent
+from tuneline.serving.gateway.users import KeptUser, kept_user
+
+REFUSALS = "tuneline_gateway_refusals_total"
+_BYTES_PER_TOKEN = 4
+# Claimed for an answer whose length the client leaves open.
+_UNSTATED_TOKENS = 256
+# JSON has integers that no float holds.
+_MOST_TOKENS = 2**31
+# Until it is known how much of a budget the requests under way leave.
+_SOON_S = 1
+_NOTHING = Spent()
+
+
+@dataclass
+class _Claim:
+    """What a request may take, until the ledger's sums have what it took.
+
+    Attributes:
+        periods: day and month of its admission; what it takes counts there.
+        claimed: what it may take, by its length and its limit of tokens.
+        counts: what it counts for at the moment.
+        request: its part of the key's last minute, None if the key has no rates.
+        seen: what its attempts took, by the usage that upstreams reported.
+        known: False if an attempt took tokens that nobody has counted yet.
+        ended_at: number of attempts that the ledger had taken when it ended.
+    """
+
+    key: str
+    periods: tuple[str, str]
+    claimed: Spent
+    counts: Spent = _NOTHING
+    request: Request | None = None
+    seen: Spent = _NOTHING
+    known: bool = True
+    ended_at: int = 0
+
+
+class _UnderWay:
+    """Sums of the claims of each key and period."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], Spent] = {}
+        self._claims: Counter[tuple[str, str]] = Counter()
+
+    def of(self, period: str, key: str) -> Spent:
+        return self._sums.get((period, key), _NOTHING)
+
+    def add(self, claim: _Claim) -> None:
+        for period in claim.periods:
+            self._claims[period, claim.key] += 1
+        self.change(claim, claim.claimed)
+
+    def change(self, claim: _Claim, counts: Spent) -> None:
+        """Let a claim count for something else."""
+        tokens, cost = counts.tokens - claim.counts.tokens, counts.cost - claim.counts.cost
+        for period in claim.periods:
+            place = (period, claim.key)
+            before = self.of(*place)
+            self._sums[place] = Spent(before.tokens + tokens, before.cost + cost)
+        claim.counts = counts
+
+    def remove(self, claim: _Claim) -> None:
+        self.change(claim, _NOTHING)
+        for period in claim.periods:
+            place = (period, claim.key)
+            self._claims[place] -= 1
+            if not self._claims[place]:
+                # Also what is left of rounding goes.
+                del self._claims[place], self._sums[place]
+
+
+class Admission:
+    """The limits of all keys, in the event loop of one gateway.
+
+    Args:
+        keys: the keys and what they may do.
+        ledger: the ledger of the gateway's own requests.
+        book: the sums of the ledger, of all gateways.
+        rates_of: function that returns the price of a model's primary upstream, by the model's id.
+        users: what the ledger keeps of the request's field `user`.
+        metrics: counters of refusals.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        ledger: Ledger,
+        book: SpendingBook,
+        *,
+        rates_of: Callable[[str], Rates],
+        users: KeptUser,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._keys = keys
+        self._ledger = ledger
+        self._book = book
+        self._rates_of = rates_of
+        self._users = users
+        self._metrics = metrics
+        self._clock = clock
+        self._claims: dict[str, _Claim] = {}
+        self._ended: deque[_Claim] = deque()
+        self._under_way = _UnderWay()
+        self._minutes: dict[str, Minute] = {}
+        ledger.on_taken = self._saw
+        metrics.counter(REFUSALS, "Requests refused by a limit of their key, by limit.")
+
+    def admit(self, call: Call) -> Call:
+        """Let a request pass, or say why not; `release` has to follow.
+
+        Returns:
+            The request with the user that the ledger keeps.
+
+        Raises:
+            ApiError: 401 if the key was revoked a moment ago, 403 if the model is not for it,
+                429 if a rate or a budget is used up.
+        """
+        grant = self._keys.grant_of(call.key)
+        if grant is None:
+            raise ApiError(401, "The API key was revoked.", code="invalid_api_key")
+        if not grant.allows(call.model):
+            self._metrics.add(REFUSALS, limit="models")
+            raise ApiError(
+                403,
+                "This API key may not use that model; GET /v1/models lists those that it may.",
+                kind="permission_error",
+                code="model_not_allowed",
+            )
+        if grant.limits:
+            self._take(call, grant)
+        user = kept_user(call.request.body.get("user"), self._users)
+        return replace(call, user=user) if user else call
+
+    def release(self, request_id: str) -> None:
+        """End a request: what it took is in the queue of the ledger by now."""
+        claim = self._claims.pop(request_id, None)
+        if claim is None:
+            return
+        claim.ended_at = self._ledger.taken
+        took = claim.seen if claim.known else claim.claimed
+        self._under_way.change(claim, took)
+        if claim.request:
+            self._minutes[claim.key].change(claim.request, took.tokens)
+        self._ended.append(claim)
+
+    def _take(self, call: Call, grant: Grant) -> None:
+        self._settle()
+        self._check_budgets(grant)
+        claim = _Claim(call.key, periods(self._clock()), self._claimed(call))
+        if grant.limits.rated:
+            now = time.monotonic()
+            minute = self._minutes.setdefault(call.key, Minute())
+            self._check_rates(grant.limits, minute, now)
+            claim.request = Request(now, claim.claimed.tokens)
+            minute.add(claim.request)
+        self._under_way.add(claim)
+        self._claims[call.request_id] = claim
+
+    def _claimed(self, call: Call) -> Spent:
+        body = call.request.body
+        prompt = call.request.size // _BYTES_PER_TOKEN
+        stated = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens"))
+        answer = (stated or _UNSTATED_TOKENS) * (_count(body.get("n")) or 1)
+        return Spent(prompt + answer, self._rates_of(call.model).cost(prompt, answer))
+
+    def _saw(self, attempt: Attempt) -> None:
+        """Note what an attempt took, as the upstream reported it."""
+        claim = self._claims.get(attempt.call.request_id)
+        if claim is None:
+            return
+        if attempt.must_count:
+            # The writer's thread counts the tokens; until the sums have them the claim holds.
+            claim.known = False
+            return
+        row = attempt.row
+        tokens = row.prompt_tokens + row.completion_tokens
+        claim.seen = Spent(claim.seen.tokens + tokens, claim.seen.cost + row.cost)
+
+    def _settle(self) -> None:
+        """Forget the claims of requests that the ledger's sums have."""
+        written = self._book.view.written
+        while self._ended and self._ended[0].ended_at <= written:
+            self._under_way.remove(self._ended.popleft())
+
+    def _check_budgets(self, grant: Grant) -> None:
+        if not (budgets := grant.limits.budgets):
+            return
+        now = self._clock()
+        day, month = periods(now)
+        sums = self._book.view.sums
+        for budget in budgets:
+            period = day if budget.period == "day" else month
+            spent = sums.get((period, grant.name), _NOTHING).of(budget)
+            under_way = self._under_way.of(period, grant.name).of(budget)
+            if spent + under_way >= budget.amount:
+                self._metrics.add(REFUSALS, limit=budget.name)
+                raise _refusal(budget, period, now, spent >= budget.amount)
+
+    def _check_rates(self, limits: Limits, minute: Minute, now: float) -> None:
+        checks: list[tuple[str, int | None, Callable[[int, float], float]]] = [
+            ("requests", limits.requests_per_minute, minute.wait_for_request),
+            ("tokens", limits.tokens_per_minute, minute.wait_for_tokens),
+        ]
+        for what, limit, wait_for in checks:
+            if limit is not None and (wait := wait_for(limit, now)) > 0:
+                self._metrics.add(REFUSALS, limit=f"{what}_per_minute")
+                raise ApiError(
+                    429,
+                    f"This API key may use {limit} {what} per minute, and has; try again in "
+                    f"{whole_seconds(wait)} s.",
+                    kind=what,
+                    code="rate_limit_exceeded",
+                    headers={"retry-after": str(whole_seconds(wait))},
+                )
+
+
+def _count(value: Any) -> int:
+    """Return a client's number if it is one; upstreams refuse what is none, or is absurd."""
+    return min(value, _MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
+
+
+def _refusal(budget: Budget, period: str, now: float, is_spent: bool) -> ApiError:
+    amount = f"{budget.amount:g} {'tokens' if budget.unit == 'tokens' else 'in money'}"
+    if not is_spent:
+        return ApiError(
+            429,
+            f"The requests of this API key under way may use up its budget of {amount} per "
+            f"{budget.period}; try again when one of them has ended.",
+            kind="insufficient_quota",
+            code="budget_claimed",
+            headers={"retry-after": str(_SOON_S)},
+        )
+    left = whole_seconds((_end_of(budget, now) - datetime.fromtimestamp(now, UTC)).total_seconds())
+    return ApiError(
+        429,
+        f"The budget of this API key for the {budget.period} {period} (UTC), {amount}, is spent.",
+        kind="insufficient_quota",
+        code="insufficient_quota",
+        # Clients of OpenAI's library must not try again within seconds.
+        headers={"retry-after": str(left), "x-should-retry": "false"},
+    )
+
+
+def _end_of(budget: Budget, now: float) -> datetime:
+    midnight = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if budget.period == "day":
+        return midnight + timedelta(days=1)
+    # The 28th plus four days is in the next month, whatever the month.
+    return (midnight.replace(day=28) + timedelta(days=4)).replace(day=1)

@@ -1,0 +1,304 @@
+"""Where a usage ledger lies: a SQLite file, or a PostgreSQL database that gateways share."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+
+from tuneline.errors import RetryableError, TunelineError, UserError, first_line
+from tuneline.serving.gateway import ledger_schema
+from tuneline.serving.gateway.ledger_schema import ADD
+
+# A SQLite file by its path, or a database by its URL.
+Place: TypeAlias = "Path | str"
+
+_DAY_S = 86_400
+_SQLITE_WAITS_S = 10.0
+_CONNECT_WITHIN_S = 5
+_KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+# A statement that hangs must not hold the ledger's writer for ever.
+_STATEMENT_LIMIT = "-c statement_timeout=15s"
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """One attempt; the schema explains the columns."""
+
+    request_id: str
+    attempt: int
+    time: float
+    kind: str
+    key: str
+    model: str
+    upstream: str
+    model_served: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    cost: float
+    currency: str
+    latency_ms: float
+    ttft_ms: float | None
+    mean_logprob: float | None
+    status: str
+    served: bool
+    fallback_reason: str | None
+    user_id: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(UsageRow))
+# In C: a batch must not keep the interpreter from the event loop.
+_VALUES = attrgetter(*COLUMNS)
+_NAMES = ", ".join(COLUMNS)
+# A batch whose commit was in doubt is written again without billing twice.
+_ONCE = "ON CONFLICT DO NOTHING"
+_SQLITE_INSERT = f"INSERT INTO usage ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))}) {_ONCE}"  # noqa: S608 (our own column names)
+_SQLITE_SPEND = (
+    f"INSERT INTO spending (period, key, currency, tokens, cost) VALUES (?, ?, ?, ?, ?) {ADD}"  # noqa: S608 (our own names)
+)
+# One statement and one parameter for the whole batch: one round trip, however many rows.
+_POSTGRES_INSERT = (
+    f"INSERT INTO usage ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 (our own column names)
+    f"FROM json_populate_recordset(NULL::usage, %s::json) {_ONCE}"
+)
+
+
+class Writer(Protocol):
+    """A ledger that is open for writing."""
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        """Write rows in one transaction; return how many of them were new."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+def periods(time: float) -> tuple[str, str]:
+    """Return the day and the month of a Unix time, UTC, as `spending` names them."""
+    return _periods(int(time // _DAY_S))
+
+
+@lru_cache(maxsize=8)
+def _periods(day: int) -> tuple[str, str]:
+    text = datetime.fromtimestamp(day * _DAY_S, UTC).strftime("%Y-%m-%d")
+    return text, text[:7]
+
+
+def open_writer(place: Place) -> Writer:
+    """Open a ledger for writing; make it if it is missing.
+
+    Raises:
+        UserError: if the place is not a ledger of this version, or cannot be opened.
+        RetryableError: if a database server cannot be reached.
+    """
+    url = url_of(place)
+    if database := _file_of(url):
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{database}: the usage ledger cannot be opened: {error.strerror}"
+            ) from None
+    engine = _engine(url)
+    try:
+        with explained(url, "opened"):
+            with engine.begin() as connection:
+                if not ledger_schema.prepare(connection):
+                    raise _other(url)
+            if database:
+                return _SqliteWriter(database)
+        return _PostgresWriter(engine)
+    finally:
+        if database:
+            engine.dispose()
+
+
+@contextmanager
+def reading(place: Place) -> Iterator[Connection]:
+    """Open a ledger for reading; a running gateway may be writing to it.
+
+    Raises:
+        UserError: if the place is missing or not a ledger of this version.
+        RetryableError: if a database server cannot be reached.
+    """
+    url = url_of(place)
+    if (database := _file_of(url)) and not database.is_file():
+        raise UserError(f"{database}: no such usage ledger")
+    engine = reader(url)
+    try:
+        with explained(url, "read"), engine.connect() as connection:
+            if not ledger_schema.is_current(connection):
+                raise _other(url)
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def reader(url: URL) -> Engine:
+    """Return the engine of a ledger that is only read."""
+    if not (database := _file_of(url)):
+        return _engine(url)
+    uri = f"file:{quote(str(database.resolve()))}?mode=ro"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=_SQLITE_WAITS_S, check_same_thread=False)
+
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+
+def url_of(place: Place) -> URL:
+    """Return the URL of a ledger.
+
+    Raises:
+        UserError: if it is neither a path, nor a URL of SQLite or PostgreSQL.
+    """
+    if isinstance(place, Path) or "://" not in place:
+        return URL.create("sqlite", database=str(place))
+    try:
+        url = make_url(place)
+    except (ArgumentError, ValueError):
+        # The URL is not quoted: it may hold a password.
+        raise UserError(
+            "the ledger's URL is not one; write postgresql://user@host:5432/database"
+        ) from None
+    if url.drivername in ("sqlite", "postgresql") and url.database:
+        return url if url.drivername == "sqlite" else url.set(drivername="postgresql+psycopg")
+    raise UserError(
+        "a ledger is a SQLite file, sqlite:///PATH or postgresql://user@host:5432/database, not "
+        + url.render_as_string(hide_password=True)
+    )
+
+
+def _engine(url: URL) -> Engine:
+    if database := _file_of(url):
+        return create_engine(URL.create("sqlite", database=str(database)))
+    arguments: dict[str, Any] = {"connect_timeout": _CONNECT_WITHIN_S, **_KEEPALIVES}
+    if "options" not in url.query:
+        arguments["options"] = _STATEMENT_LIMIT
+    # A connection that a restart of the server has cut is replaced, not used.
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
+
+
+def _file_of(url: URL) -> Path | None:
+    return Path(url.database or "") if url.drivername == "sqlite" else None
+
+
+def _other(url: URL) -> UserError:
+    place = _file_of(url) or url.render_as_string(hide_password=True)
+    return UserError(
+        f"{place}: not a usage ledger of version {ledger_schema.VERSION}; name another"
+    )
+
+
+@contextmanager
+def explained(url: URL, done: str) -> Iterator[None]:
+    """Turn a database's errors into a sentence without a password.
+
+    Args:
+        url: the ledger.
+        done: what cannot be done to it.
+
+    Raises:
+        UserError: in place of an error of the database.
+        RetryableError: if its server cannot be reached.
+    """
+    try:
+        yield
+    except TunelineError:
+        raise
+    except (SQLAlchemyError, sqlite3.Error, ModuleNotFoundError) as error:
+        cause: BaseException = error
+        if isinstance(error, DBAPIError) and error.orig is not None:
+            cause = error.orig
+        place = _file_of(url) or url.render_as_string(hide_password=True)
+        message = f"{place}: the usage ledger cannot be {done}: {first_line(cause)}"
+        if isinstance(error, OperationalError) and not _file_of(url):
+            raise RetryableError(message) from None
+        raise UserError(message) from None
+
+
+class _SqliteWriter:
+    """A SQLite file; the plain driver, since its `executemany` is the fastest way in."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=_SQLITE_WAITS_S, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        # One fsync per batch, not per request, so full durability costs nothing here.
+        self._connection.execute("PRAGMA synchronous=FULL")
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        with self._connection:
+            if self._connection.executemany(_SQLITE_INSERT, map(_VALUES, rows)).rowcount == len(
+                rows
+            ):
+                self._spend(rows)
+                return len(rows)
+            # Some were there already. Which ones, only a statement for each row can tell.
+            self._connection.rollback()
+        with self._connection:
+            run = self._connection.execute
+            fresh = [row for row in rows if run(_SQLITE_INSERT, _VALUES(row)).rowcount]
+            self._spend(fresh)
+        return len(fresh)
+
+    def _spend(self, rows: Sequence[UsageRow]) -> None:
+        sums: dict[tuple[int, str, str], list[float]] = {}
+        for row in rows:
+            if row.kind == "request":
+                place = (int(row.time // _DAY_S), row.key, row.currency)
+                spent = sums.setdefault(place, [0, 0.0])
+                spent[0] += row.prompt_tokens + row.completion_tokens
+                spent[1] += row.cost
+        self._connection.executemany(
+            _SQLITE_SPEND,
+            [
+                (period, key, currency, *spent)
+                for (day, key, currency), spent in sums.items()
+                for period in periods(day * _DAY_S)
+            ],
+        )
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _PostgresWriter:
+    """A PostgreSQL database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        batch = json.dumps([_plain(row) for row in rows])
+        with self._engine.begin() as connection:
+            return connection.exec_driver_sql(_POSTGRES_INSERT, (batch,)).rowcount
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _plain(row: UsageRow) -> dict[str, Any]:
+    """Return a row as PostgreSQL's JSON takes it: no booleans for numbers, no NaN, no NUL."""
+    return {name: _value(getattr(row, name)) for name in COLUMNS}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.replace("\0", "") if isinstance(value, str) else value

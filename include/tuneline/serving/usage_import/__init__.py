@@ -1,0 +1,1 @@
+"""Usage of gateways that are not ours, taken into the ledger and the production log."""
