@@ -127,6 +127,9 @@ def test_a_model_that_kept_everything_passes(made_up_lab, forgetful):
     assert value(evidence, "choices_by_likelihood") is True
     assert value(evidence, "base_share") > 0.9
     assert value(evidence, "perplexity_ratio") == 1.0
+    assert evidence.summary.startswith(
+        "of 120 general questions (120 by the likelihood of their choices) the tuned model"
+    )
 
 
 def test_a_model_that_forgot_arithmetic_only_fails_and_is_told_so(made_up_lab, forgetful):
@@ -149,6 +152,7 @@ def test_an_engine_without_probabilities_names_one_of_the_choices(
     lab = made_up_lab(forgetful[1])
     evidence = lab.execute("base_regression")
     assert value(evidence, "choices_by_likelihood") is False
+    assert value(evidence, "questions_by_likelihood") == 0
     assert value(evidence, "drop") == 0.0
     assert "the engine does not tell the probabilities" in evidence.summary
     assert all(entry["tuned"] for entry in lab.lines("base_regression", "answers.jsonl"))
@@ -165,7 +169,7 @@ def test_a_first_look_is_enough_for_a_model_that_kept_everything(made_up_lab, fo
     assert (found["questions"], found["questions_planned"]) == (40, 120)
     assert found["texts"] == 5
     assert evidence.summary.endswith(
-        "80 more were not asked, since a loss of 0.2 is excluded at 99%"
+        "80 more were not asked, since these exclude a loss of 0.2 at 99%"
     )
 
 

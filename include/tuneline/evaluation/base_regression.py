@@ -125,7 +125,7 @@ def settled(result: Paired, table: Sequence[CategoryRow], limits: Limits, *, fai
     if fails_early(result, table, limits):
         return "a limit is broken beyond doubt"
     if passes_early(result, table, limits):
-        return f"a loss of {limits.to_see:g} is excluded at {1 - MISS:.0%}"
+        return f"these exclude a loss of {limits.to_see:g} at {1 - MISS:.0%}"
     return ""
 
 
@@ -138,6 +138,7 @@ def summarise(
     base: str,
     tuned: str,
     against: str,
+    chosen: int,
 ) -> str:
     """Say in one sentence whether general ability was kept, and what would have been seen.
 
@@ -149,6 +150,7 @@ def summarise(
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
         against: the base, as text.
+        chosen: questions that were answered by the likelihood of their choices.
     """
     asked = sum(row.questions for row in table)
     drop, detectable = measured["drop"], measured["detectable_drop"]
@@ -164,7 +166,8 @@ def summarise(
     needed = questions_needed(result, asked, limits)
     more = "" if detectable.ok else f" ({max(needed - asked, 1)} more questions would be needed)"
     return (
-        f"of {asked} general questions the tuned model answers {tuned} right and {against} "
+        f"of {asked} general questions ({chosen} by the likelihood of their choices) the tuned "
+        f"model answers {tuned} right and {against} "
         f"{base}; the drop of {drop.value} is {judged} the allowed {drop.limit}{by_chance}; "
         f"{categories} (the weakest, {worst.category}: {worst.change:+.2f}); a loss of "
         f"{detectable.value} would have been seen with a probability of 80 %{more}"
@@ -213,6 +216,7 @@ def run(ctx: StepContext) -> Evidence:
         base=base_share.text(),
         tuned=tuned_share.text(),
         against=origin.name,
+        chosen=pair.chosen,
     )
     left = len(questions) - len(asked)
     unasked = f"; {left} more were not asked, since {replies.why}" if replies.why else ""
@@ -235,6 +239,7 @@ def run(ctx: StepContext) -> Evidence:
                 on_breach="warn",
             ),
             measure("choices_by_likelihood", pair.likelihood, "flag"),
+            measure("questions_by_likelihood", pair.chosen, "questions"),
             measure("base_answers_from_cache", pair.cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],
