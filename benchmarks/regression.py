@@ -3,8 +3,8 @@
 Adapters of SmolLM2-135M are trained by the product's own trainer: on rows of the sample with other
 seeds and with shuffled labels, at a rate that leaves general ability alone; and by two mistakes
 that take it away. Each is merged and exported as it would ship, and `base_regression` decides on
-it with its default limits, but with a smaller first look. An adapter takes some two minutes of
-processor time: what was decided is kept in `bench/regression.jsonl`, and a later call goes on from
+it with its default limits, but with a smaller first look. An adapter takes minutes of processor
+time: what was decided is kept in `bench/regression.jsonl`, and a later call goes on from
 there. The base is asked once for all.
 """
 
