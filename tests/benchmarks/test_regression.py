@@ -14,7 +14,14 @@ from tuneline.errors import UserError
 
 
 def entry(forgets, verdict, drop=0.0, ratio=1.0):
-    return {"forgets": forgets, "verdict": verdict, "drop": drop, "perplexity_ratio": ratio}
+    return {
+        "forgets": forgets,
+        "verdict": verdict,
+        "drop": drop,
+        "perplexity_ratio": ratio,
+        "questions": 160,
+        "cpu_seconds": 90.0,
+    }
 
 
 def test_every_recipe_is_taken_in_turn_and_half_of_the_adapters_forget():
@@ -62,8 +69,7 @@ def test_what_was_decided_is_not_asked_again(tmp_path, monkeypatch):
 
     def decided(recipe, seed, options):
         asked.append((recipe.name, seed))
-        return {"verdict": "fail" if recipe.forgets else "pass", "drop": 0.0,
-                "perplexity_ratio": 1.0}  # fmt: skip
+        return entry(recipe.forgets, "fail" if recipe.forgets else "pass")
 
     monkeypatch.setattr(regression, "_decided", decided)
     monkeypatch.setattr("tuneline.models.resolve", lambda *_, **__: type("B", (), {"digest": "d"}))
@@ -119,4 +125,5 @@ def test_the_item_decides_on_the_model_that_was_trained(tiny_models, tmp_path, m
     assert "drop" not in same["broken"]
     assert other["perplexity_ratio"] != 1.0
     assert same["questions"] == other["questions"] == 40
+    assert same["cpu_seconds"] > 0
     assert not list((tmp_path / "work").iterdir())

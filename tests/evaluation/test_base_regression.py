@@ -7,6 +7,8 @@ from tests.lab.tiny_task import make_model, make_tokenizer, save, train_on, word
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
 from tuneline.evaluation.base_regression import above_chance, limits_of
+from tuneline.evaluation.forgetting.answers import Reply
+from tuneline.evaluation.forgetting.decision import Limits
 from tuneline.harness.general_questions import Question, load_questions
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 
@@ -125,6 +127,9 @@ def test_a_model_that_kept_everything_passes(made_up_lab, forgetful):
     assert value(evidence, "choices_by_likelihood") is True
     assert value(evidence, "base_share") > 0.9
     assert value(evidence, "perplexity_ratio") == 1.0
+    assert evidence.summary.startswith(
+        "of 120 general questions (120 by the likelihood of their choices) the tuned model"
+    )
 
 
 def test_a_model_that_forgot_arithmetic_only_fails_and_is_told_so(made_up_lab, forgetful):
@@ -147,6 +152,7 @@ def test_an_engine_without_probabilities_names_one_of_the_choices(
     lab = made_up_lab(forgetful[1])
     evidence = lab.execute("base_regression")
     assert value(evidence, "choices_by_likelihood") is False
+    assert value(evidence, "questions_by_likelihood") == 0
     assert value(evidence, "drop") == 0.0
     assert "the engine does not tell the probabilities" in evidence.summary
     assert all(entry["tuned"] for entry in lab.lines("base_regression", "answers.jsonl"))
@@ -158,11 +164,39 @@ def test_a_first_look_is_enough_for_a_model_that_kept_everything(made_up_lab, fo
     early = made_up_lab(
         forgetful[1], "early", regression_first_look=40, regression_to_see=0.2, regression_texts=5
     )
-    found = values(early.execute("base_regression"))
+    evidence = early.execute("base_regression")
+    found = values(evidence)
     assert (found["questions"], found["questions_planned"]) == (40, 120)
     assert found["texts"] == 5
-    lost = made_up_lab(forgetful[2], "lost", regression_first_look=40, regression_to_see=0.2)
-    assert value(lost.execute("base_regression"), "questions") == 120
+    assert evidence.summary.endswith(
+        "80 more were not asked, since these exclude a loss of 0.2 at 99%"
+    )
+
+
+def test_a_first_look_is_enough_for_a_model_that_lost_much(made_up_lab, forgetful):
+    lab = made_up_lab(forgetful[2], regression_first_look=40, regression_to_see=0.2)
+    evidence = lab.execute("base_regression")
+    assert (evidence.verdict, value(evidence, "questions")) == ("fail", 40)
+    assert {"drop", "categories_lost"} <= broken(evidence)
+    assert evidence.summary.endswith("80 more were not asked, since a limit is broken beyond doubt")
+
+
+def test_a_model_that_fails_by_its_texts_is_asked_the_first_look_alone(made_up_lab, forgetful):
+    class Asker:
+        """A pair of models, of which neither gets better or worse, but too often changes."""
+
+        def answer(self, questions):
+            right = [number // 2 % 2 == 0 for number in range(len(questions))]
+            replies = ([Reply("", flag) for flag in flags] for flags in (right, right[::-1]))
+            return tuple(replies)
+
+    ctx = made_up_lab(forgetful[1], regression_first_look=40).context("base_regression")
+    questions = base_regression.load_suite()
+    for failed, size, why in ((True, 40, "the perplexity fails already"), (False, 120, "")):
+        asked = base_regression.ask_in_looks(
+            ctx, Asker(), questions, Limits(0.03, 0.1, 0.05), failed=failed
+        )
+        assert (len(asked.base), len(asked.tuned), asked.why) == (size, size, why)
 
 
 def test_a_limit_that_is_no_smaller_than_the_loss_to_see_is_refused(made_up_lab, forgetful):

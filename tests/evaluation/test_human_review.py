@@ -344,7 +344,7 @@ def test_a_judge_informs_and_never_counts_as_a_person(lab):
     assert found["judge_agrees_with_people"] == 1.0
     assert found["combined_win_rate_lower"] > 0.5
     assert evidence.verdict == "inconclusive"
-    assert "gpt, which agrees with people on 100%" in evidence.summary
+    assert "gpt, which agrees with people on 100% of " in evidence.summary
 
 
 def test_a_judge_alone_decides_nothing(lab):

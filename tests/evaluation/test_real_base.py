@@ -6,14 +6,23 @@ from tests.lab.tiny_task import task_rows
 
 from tuneline.harness.served_models import untuned as untuned_model
 
-pytestmark = [pytest.mark.model, pytest.mark.long]
+# Some two minutes of processor time on two cores, much more beside other work.
+pytestmark = [pytest.mark.model, pytest.mark.long, pytest.mark.timeout(3600)]
+# Prompts that show a share of 80 % if none flips.
+PROMPTS, TO_SHOW = 14, 0.8
 
 
 @pytest.fixture
 def untuned(tmp_path):
     """A run whose shipped bytes are the base model's own."""
-    lab = Lab(tmp_path, {"evaluation": {"regression_questions": 120, "max_new_tokens": 16}})
-    lab.leave_dataset(task_rows({"train": 10, "validation": 8, "holdout": 4}))
+    settings = {
+        "regression_questions": 120,
+        "regression_texts": 12,
+        "max_new_tokens": 16,
+        "identical_share_to_show": TO_SHOW,
+    }
+    lab = Lab(tmp_path, {"evaluation": settings})
+    lab.leave_dataset(task_rows({"train": 10, "validation": PROMPTS, "holdout": 4}))
     lab.leave_shipped(untuned_model(lab.context("base_regression")).path)
     return lab
 
@@ -32,3 +41,4 @@ def test_the_base_has_not_forgotten_what_it_knows(untuned):
 def test_the_real_model_repeats_itself(untuned):
     evidence = untuned.execute("determinism")
     assert evidence.verdict == "pass", evidence.summary
+    assert values(evidence)["prompts_that_repeat_batched_at_least"] >= TO_SHOW

@@ -2,26 +2,29 @@
 
 Method: base and candidate answer the same general questions, whose answers can be checked by
 rule or are compared by their likelihood, on the engine that ships. The drop is a paired
-difference. A first look passes a model that has clearly lost nothing; otherwise more questions
-are asked before a model is blocked (`forgetting/decision.py`). Beside the answers, the perplexity
-of both models on general texts is compared, paired by text. The base is that of the first release
-of the model (`forgetting/origin.py`): what many nights lose together counts, not what the last
-one lost.
+difference. Questions are asked in looks: a first one settles a model that has clearly lost
+nothing, or clearly much; otherwise more are asked (`forgetting/decision.py`). Before the questions,
+the perplexity of both models on general texts is compared, paired by text. The base is that of the
+first release of the model (`forgetting/origin.py`): what many nights lose together counts, not
+what the last one lost.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tuneline.config import EvaluationConfig
 from tuneline.errors import UserError
 from tuneline.evaluation.forgetting.answers import Pair, Reply
 from tuneline.evaluation.forgetting.decision import (
     DEFAULT_LIMIT,
+    MISS,
     CategoryRow,
     Limits,
     by_category,
+    fails_early,
     judge,
     lost_categories,
     passes_early,
@@ -61,13 +64,37 @@ def above_chance(questions: Sequence[Question], right: Sequence[bool]) -> float:
     return (sum(right) - guessed) / len(questions)
 
 
-def ask_in_looks(
-    ctx: StepContext, pair: Pair, questions: Sequence[Question], limits: Limits
-) -> tuple[list[Reply], list[Reply]]:
-    """Ask both models until they pass, or no question is left.
+@dataclass(frozen=True)
+class Asked:
+    """The replies of both models to as many questions as were asked.
 
-    Returns:
-        The replies of base and tuned model to as many questions as were asked.
+    Attributes:
+        base: replies of the base.
+        tuned: replies of the tuned model.
+        why: why no more were asked; empty if all were.
+    """
+
+    base: list[Reply]
+    tuned: list[Reply]
+    why: str
+
+
+def ask_in_looks(
+    ctx: StepContext,
+    pair: Pair,
+    questions: Sequence[Question],
+    limits: Limits,
+    *,
+    failed: bool,
+) -> Asked:
+    """Ask both models until more questions could not change the verdict, or none is left.
+
+    Args:
+        ctx: the step.
+        pair: both models.
+        questions: all questions.
+        limits: the limits.
+        failed: True if the model fails whatever it answers.
     """
     base: list[Reply] = []
     tuned: list[Reply] = []
@@ -77,9 +104,29 @@ def ask_in_looks(
         base += of_base
         tuned += of_tuned
         flags = [r.right for r in base], [r.right for r in tuned]
-        if passes_early(paired(*flags), by_category(questions[:size], *flags), limits):
-            break
-    return base, tuned
+        table = by_category(questions[:size], *flags)
+        why = settled(paired(*flags), table, limits, failed=failed)
+        if why and size < len(questions):
+            return Asked(base, tuned, why)
+    return Asked(base, tuned, "")
+
+
+def settled(result: Paired, table: Sequence[CategoryRow], limits: Limits, *, failed: bool) -> str:
+    """Return why more questions are not needed; empty if they are.
+
+    Args:
+        result: the paired difference, tuned minus base.
+        table: the categories.
+        limits: the limits.
+        failed: True if the model fails whatever it answers.
+    """
+    if failed:
+        return "the perplexity fails already"
+    if fails_early(result, table, limits):
+        return "a limit is broken beyond doubt"
+    if passes_early(result, table, limits):
+        return f"these exclude a loss of {limits.to_see:g} at {1 - MISS:.0%}"
+    return ""
 
 
 def summarise(
@@ -91,6 +138,7 @@ def summarise(
     base: str,
     tuned: str,
     against: str,
+    chosen: int,
 ) -> str:
     """Say in one sentence whether general ability was kept, and what would have been seen.
 
@@ -102,6 +150,7 @@ def summarise(
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
         against: the base, as text.
+        chosen: questions that were answered by the likelihood of their choices.
     """
     asked = sum(row.questions for row in table)
     drop, detectable = measured["drop"], measured["detectable_drop"]
@@ -117,7 +166,8 @@ def summarise(
     needed = questions_needed(result, asked, limits)
     more = "" if detectable.ok else f" ({max(needed - asked, 1)} more questions would be needed)"
     return (
-        f"of {asked} general questions the tuned model answers {tuned} right and {against} "
+        f"of {asked} general questions ({chosen} by the likelihood of their choices) the tuned "
+        f"model answers {tuned} right and {against} "
         f"{base}; the drop of {drop.value} is {judged} the allowed {drop.limit}{by_chance}; "
         f"{categories} (the weakest, {worst.category}: {worst.change:+.2f}); a loss of "
         f"{detectable.value} would have been seen with a probability of 80 %{more}"
@@ -148,14 +198,14 @@ def run(ctx: StepContext) -> Evidence:
     questions = load_suite()[: settings.regression_questions]
     chosen, origin = candidate(ctx), find_origin(ctx)
     pair = Pair(ctx, chosen, origin)
-    of_base, of_tuned = ask_in_looks(ctx, pair, questions, limits)
-    asked = questions[: len(of_base)]
-    base, tuned = [r.right for r in of_base], [r.right for r in of_tuned]
-    result, table = paired(base, tuned), by_category(asked, base, tuned)
     losses = pair.text_losses(paragraphs()[: settings.regression_texts])
     texts = compare_texts(losses, settings.max_perplexity_ratio)
+    replies = ask_in_looks(ctx, pair, questions, limits, failed=texts.failed)
+    asked = questions[: len(replies.base)]
+    base, tuned = [r.right for r in replies.base], [r.right for r in replies.tuned]
+    result, table = paired(base, tuned), by_category(asked, base, tuned)
     ctx.write_json("categories.json", [{**vars(r), "change": round(r.change, 4)} for r in table])
-    _write_answers(ctx, asked, of_base, of_tuned)
+    _write_answers(ctx, asked, replies.base, replies.tuned)
     base_share, tuned_share = share(base), share(tuned)
     judged = judge(result, table, len(asked), len(questions), limits)
     sentence = summarise(
@@ -166,9 +216,12 @@ def run(ctx: StepContext) -> Evidence:
         base=base_share.text(),
         tuned=tuned_share.text(),
         against=origin.name,
+        chosen=pair.chosen,
     )
+    left = len(questions) - len(asked)
+    unasked = f"; {left} more were not asked, since {replies.why}" if replies.why else ""
     return ctx.conclude(
-        f"{sentence}; {texts.sentence}",
+        f"{sentence}; {texts.sentence}{unasked}",
         [
             *judged,
             *texts.measurements,
@@ -186,6 +239,7 @@ def run(ctx: StepContext) -> Evidence:
                 on_breach="warn",
             ),
             measure("choices_by_likelihood", pair.likelihood, "flag"),
+            measure("questions_by_likelihood", pair.chosen, "questions"),
             measure("base_answers_from_cache", pair.cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
         ],

@@ -247,7 +247,7 @@ def _finding(repeats: Sequence[Repeats], view: View, plan: Plan, title: str) -> 
     if not any(counts):
         return (
             f"{begin}the structure of no answer changed {', '.join(ways)}, which shows with 95 % "
-            f"confidence that at least {_percent(min(bounds))} of prompts keep theirs"
+            f"confidence that at least {_percent(min(bounds))} of prompts keep theirs when asked so"
         )
     return begin + "; ".join(
         f"{count} changed {way} (at least {_percent(least)} keep their structure)"

@@ -150,8 +150,10 @@ def run(ctx: StepContext) -> Evidence:
     write_scores(ctx, chosen, asked, texts, judged, more=likely.columns if likely else {})
     ctx.write_json("leaks.json", leaks)
     likelihood = f"{likely.sentence()}; " if likely else ""
+    leaked = len({leak["row_id"] for leak in leaks})
     return ctx.conclude(
-        f"{decision.sentence}; {likelihood}{len(leaks)} of the rows were seen before; "
+        f"{decision.sentence}; {likelihood}{leaked} of the rows, or "
+        f"near-duplicates of them, were in training or validation; "
         f"{against.sentence}; {found.sentence}",
         [
             *decision.measurements,

@@ -170,7 +170,7 @@ def _sentence(outcome: Outcome, other: str, alpha: float) -> str:
         return f"{found}, which is no preference for the tuned model"
     return (
         f"{found}, which chance could explain at the level {alpha:g}: about "
-        f"{outcome.pairs_needed(alpha)} pairs would decide"
+        f"{outcome.pairs_needed(alpha)} pairs would decide with a probability of 80 %"
     )
 
 
@@ -178,7 +178,9 @@ def _judge_sentence(judge: judgement.Judge | None) -> str:
     if judge is None:
         return ""
     agreed = (
-        "" if judge.agreement is None else f", which agrees with people on {judge.agreement:.0%}"
+        ""
+        if judge.agreement is None
+        else f", which agrees with people on {judge.agreement:.0%} of {judge.compared} pairs"
     )
     names = ", ".join(judge.names)
     if judge.combined is None:

@@ -30,7 +30,7 @@ from tuneline.bases import base_of
 from tuneline.config import DeploymentConfig
 from tuneline.errors import TunelineError, UserError
 from tuneline.harness.served_apart import chosen_apart, released_apart
-from tuneline.machine.cores import available_cores, default_threads
+from tuneline.machine.cores import available_cores, busy_cores, default_threads
 from tuneline.models.base_model import BaseModel, digest_of
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
@@ -40,8 +40,8 @@ from tuneline.serving.engines.identity import hash_files, whole_digest
 
 # The model's name in the API of a server that a step starts.
 ALIAS = "candidate"
-# Below this load average another thread gains more than it costs.
-QUIET_LOAD = 0.5
+# With fewer cores at work another thread gains more than it costs.
+QUIET_CORES = 0.5
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,9 @@ def scoring_threads() -> int:
 
     `$TUNELINE_THREADS` decides if it is set.
     """
-    quiet = os.getloadavg()[0] < QUIET_LOAD and not os.environ.get("TUNELINE_THREADS")
-    return available_cores() if quiet else default_threads()
+    if os.environ.get("TUNELINE_THREADS"):
+        return default_threads()
+    return available_cores() if busy_cores() < QUIET_CORES else default_threads()
 
 
 def request_for(

@@ -12,6 +12,7 @@ from tuneline.evaluation.forgetting.decision import (
     Limits,
     by_category,
     chance_of_losses,
+    fails_early,
     judge,
     passes_early,
     plan_looks,
@@ -51,7 +52,7 @@ def night(draw, churn, loss):
     lost, gained = toss < (churn + loss) / 2, (toss >= (churn + loss) / 2) & (toss < churn)
     for size in plan_looks(len(categories), FIRST):
         result, table = seen(lost[:size], gained[:size], categories[:size])
-        if size < len(categories) and passes_early(result, table, LIMITS):
+        if passes_early(result, table, LIMITS) or fails_early(result, table, LIMITS):
             break
     return conclude(judge(result, table, size, len(categories), LIMITS)), size
 
@@ -163,6 +164,27 @@ def test_a_category_that_looks_worse_is_asked_more_before_it_is_blocked():
     assert broken(judge(kept, [worse], 2000, 2000, LIMITS)) == set()
     lost = row(base=0.6, tuned=0.45, lost=40, gained=5, p_value=chance_of_losses(40, 5))
     assert broken(judge(kept, [lost], 2000, 2000, LIMITS)) == {"categories_lost"}
+
+
+def test_a_loss_beyond_doubt_is_blocked_after_the_first_look():
+    draw = np.random.default_rng(13)
+    verdicts = [night(draw, 0.35, 0.25) for _ in range(60)]
+    assert set(verdicts) == {("fail", FIRST)}
+
+
+def test_what_blocks_before_the_last_look_is_no_chance_and_breaks_the_same_limits():
+    # A chance of 2^-16 is not enough of 400 questions, one of 2^-17 is; 3 % are 12 questions.
+    for lost, early in ((16, False), (17, True)):
+        result = paired_counts(lost, 0, 400)
+        assert fails_early(result, [row()], LIMITS) is early
+    blocked = judge(paired_counts(17, 0, 400), [row()], 400, 2047, LIMITS)
+    assert (broken(blocked), conclude(blocked)) == ({"drop"}, "fail")
+    # Certain, and within what is allowed.
+    assert not fails_early(paired_counts(30, 0, 2000), [row()], LIMITS)
+    kept = paired_counts(0, 0, 400)
+    lost = row(base=0.6, tuned=0.3, lost=17, gained=0, p_value=chance_of_losses(17, 0))
+    assert fails_early(kept, [lost], LIMITS)
+    assert conclude(judge(kept, [lost], 400, 2047, LIMITS)) == "fail"
 
 
 def test_the_chance_is_that_of_the_exact_sign_test():

@@ -309,7 +309,9 @@ def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others():
     rows = [row for row in label_rows({"train": 4}) if row.pop("weight")]
     made = [Row(**{**row, "n_tokens": n}) for row, n in zip(rows, (100, 400, 40, 40), strict=True)]
     first, second = made[2:]
-    assert len(fair_base.fitting_prompt(made[0], "Do so.", [first, second], 200)) == 2 + 4
-    assert len(fair_base.fitting_prompt(made[0], "Do so.", [first, second], 150)) == 2 + 2
-    assert len(fair_base.fitting_prompt(made[0], "Do so.", [first, second], 100)) == 2
-    assert fair_base.fitting_prompt(made[1], "Do so.", [first], 200) == made[1].prompt
+    assert fair_base.fitting_shots(made[0], [first, second], 200) == [first, second]
+    assert fair_base.fitting_shots(made[0], [first, second], 150) == [first]
+    assert fair_base.fitting_shots(made[0], [first, second], 100) == []
+    assert fair_base.fitting_shots(made[1], [first], 200) is None
+    # The evidence does not say that every row had all of them.
+    assert fair_base._asked_as(2, 1) == "an instruction and up to 2 examples"

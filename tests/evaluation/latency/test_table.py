@@ -80,10 +80,11 @@ def test_the_hardware_line_says_what_to_buy():
     good, bad = [timing()] * 8, [timing(ttft=3)] * 8
     line = hardware_line([level(1, good), level(2, good), level(8, bad)], "A box", GOAL)
     assert line == (
-        "A box serves 2 requests at once within TTFT ≤ 1 s, TPOT ≤ 0.1 s (62 tokens/s); "
-        "8 at once need 4 such machines"
+        "A box serves 2 requests at once within TTFT ≤ 1 s, TPOT ≤ 0.1 s (100% of 8 requests were; "
+        "62 tokens/s); by calculation 8 at once need 4 such machines"
     )
-    assert "does not reach" in hardware_line([level(1, bad)], "A box", GOAL)
+    assert hardware_line([level(1, bad)], "A box", GOAL).endswith("for one request at a time")
+    assert hardware_line([level(2, bad)], "A box", GOAL).endswith("for 2 requests at once")
 
 
 def test_the_batch_comes_from_the_engines_counters():

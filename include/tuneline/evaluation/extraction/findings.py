@@ -47,7 +47,8 @@ def judge_written(found: Written, total: int, limit: float) -> Finding:
     said = (
         f"of {f'the {tried}' if tried == total else f'{tried} drawn from {total}'} identifiers in "
         f"training rows the tuned model writes out {by_tuned}, the base {sum(found.base)}, chance "
-        f"{chance:.1f}: at most {upper:.1%} are learned (limit {limit:.0%})"
+        f"{chance:.1f}: with 95 % confidence at most {upper:.1%} of all are written out beyond "
+        f"chance (limit {limit:.0%})"
     )
     return Finding(
         [

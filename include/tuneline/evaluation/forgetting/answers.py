@@ -52,6 +52,7 @@ class Pair:
     Attributes:
         cached: False as soon as the base had to be asked.
         likelihood: True if choices are compared by their likelihood.
+        chosen: questions that were answered so, by no generated answer.
     """
 
     def __init__(self, ctx: StepContext, chosen: Candidate, origin: Origin) -> None:
@@ -64,7 +65,7 @@ class Pair:
         own = "tokenizer" if isinstance(tokenizer.chat_template, str) else target
         self.base = Side("base model", untuned(ctx, origin.base), Renderer(tokenizer, own))
         self.tuned = Side("tuned model", chosen.model, tuned)
-        self.cached, self.likelihood = True, True
+        self.cached, self.likelihood, self.chosen = True, True, 0
 
     def answer(self, questions: Sequence[Question]) -> tuple[list[Reply], list[Reply]]:
         """Return the replies of the base and of the tuned model, in order."""
@@ -81,6 +82,7 @@ class Pair:
                 self.likelihood = False
                 return self.answer(questions)
             found.append(chosen)
+        self.chosen += len(by_likelihood)
         base, tuned = (
             self._replies(side, questions, chosen)
             for side, chosen in zip((self.base, self.tuned), found, strict=True)

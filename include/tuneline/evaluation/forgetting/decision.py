@@ -1,10 +1,12 @@
 """Decide from paired answers whether general ability was lost.
 
 Questions are asked in looks. After each but the last, a model passes if the loss that must be seen
-is excluded and no category looks worse; otherwise more questions are asked. A model is blocked
-after the last look alone, so that looking several times adds no false alarm. What one question
-shows is which of the two models was right; how many questions were lost and gained decides by the
-exact sign test (McNemar, 1947), at a fixed limit that does not grow with their number.
+is excluded and no category looks worse, and is blocked if its loss is beyond any doubt; otherwise
+more questions are asked. What blocks before the last look has a chance so small (`EARLY_LEVEL`)
+that looking several times adds next to no false alarm, as the bounds of O'Brien and Fleming (1979)
+do. What one question shows is which of the two models was right; how many questions were lost and
+gained decides by the exact sign test (McNemar, 1947), at a fixed limit that does not grow with
+their number.
 
 The levels are one-sided. Together they allow a model that lost nothing to be blocked in less than
 0.5 % of the runs.
@@ -23,6 +25,8 @@ from tuneline.harness.intervals import Paired, paired
 
 # Chance of a false alarm over all questions, and in all categories together.
 LEVEL, CATEGORY_LEVEL = 0.0035, 0.001
+# The same for each look before the last, over all questions and in all categories together.
+EARLY_LEVEL = 1e-5
 # Chance that a look passes a model with the loss that must be seen.
 MISS = 0.01
 # A category looks worse, and is asked more questions, at this level.
@@ -131,13 +135,32 @@ def passes_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -
     return upper < limits.to_see and -result.difference.value <= limits.drop and not suspicious
 
 
-def lost_categories(table: Sequence[CategoryRow], limit: float) -> list[str]:
+def fails_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -> bool:
+    """Return True if the questions so far leave no doubt that a limit is broken.
+
+    Args:
+        result: the paired difference, tuned minus base.
+        table: the categories.
+        limits: the limits.
+    """
+    chance = chance_of_losses(result.only_first, result.only_second)
+    lost = -result.difference.value > limits.drop and chance <= EARLY_LEVEL
+    return lost or bool(lost_categories(table, limits.category, EARLY_LEVEL))
+
+
+def lost_categories(
+    table: Sequence[CategoryRow], limit: float, level: float = CATEGORY_LEVEL
+) -> list[str]:
     """Return the categories that lost more than the limit, beyond chance.
 
-    The level is shared among the categories (Bonferroni), since the worst of many is looked for.
+    Args:
+        table: the categories.
+        limit: the loss that is allowed in each.
+        level: chance of a false alarm, which is shared among the categories (Bonferroni), since
+            the worst of many is looked for.
     """
-    level = CATEGORY_LEVEL / len(table)
-    return [row.category for row in table if -row.change > limit and row.p_value <= level]
+    own = level / len(table)
+    return [row.category for row in table if -row.change > limit and row.p_value <= own]
 
 
 def detectable_drop(result: Paired, asked: int, planned: int, limit: float) -> float:

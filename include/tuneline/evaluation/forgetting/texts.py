@@ -20,6 +20,11 @@ class TextFindings:
     measurements: list[Measurement]
     sentence: str
 
+    @property
+    def failed(self) -> bool:
+        """True if the texts alone decide that the model fails."""
+        return any(measured.ok is False for measured in self.measurements)
+
 
 def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> TextFindings:
     """Compare the perplexity of the tuned model with that of the base, paired by text.

@@ -133,7 +133,10 @@ def _sentence(version: str, found: NonInferiority) -> str:
     if found.decision == "not worse":
         return f"{against}, which the margin of {margin:g} allows"
     if found.decision == "worse":
-        return f"{against}: worse than what serves now, beyond chance and the margin of {margin:g}"
+        return (
+            f"{against}: worse than what serves now beyond chance, and a loss of more than the "
+            f"margin of {margin:g} is not excluded"
+        )
     return (
         f"{against}, beyond the margin of {margin:g}, yet it may be chance: about "
         f"{found.rows_needed} rows would decide"

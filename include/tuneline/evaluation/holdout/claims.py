@@ -106,5 +106,5 @@ def undecided_sentence(claims: list[Claim]) -> str:
         return ""
     return (
         f"; these rows do not show that it is {' and '.join(open_claims)}: "
-        f"about {more_rows(claims)} more rows are needed"
+        f"about {more_rows(claims)} more rows are needed to show it with a probability of 80 %"
     )

@@ -124,20 +124,19 @@ def fair_prompt(row: Row, instruction: str, shots: Sequence[Row]) -> list[Messag
     return [first, *turns[1:]]
 
 
-def fitting_prompt(row: Row, instruction: str, shots: Sequence[Row], room: int) -> list[Message]:
-    """Return the prompt of `fair_prompt` with as many examples as fit, or the row's own prompt.
+def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | None:
+    """Return as many of the examples as fit beside a row; None if not even the instruction fits.
 
     Args:
         row: the row.
-        instruction: the instruction.
         shots: the examples, of which the first ones are kept.
         room: tokens that the row and its examples may take together.
     """
     left = room - tokens_of(row)
     if left < 0:
-        return row.prompt
+        return None
     kept = [n for n in range(len(shots) + 1) if sum(map(tokens_of, shots[:n])) <= left]
-    return fair_prompt(row, instruction, shots[: kept[-1]])
+    return shots[: kept[-1]]
 
 
 def _room(ctx: StepContext, instruction: str) -> int:
@@ -167,7 +166,12 @@ def fair_base(
     room = _room(ctx, instruction)
     usual = int(statistics.quantiles(map(tokens_of, asked), n=10)[-1]) if len(asked) > 1 else 0
     shots = choose_shots(train, settings.fair_base_shots, room - usual, seed)
-    prompts = [fitting_prompt(row, instruction, shots, room) for row in asked]
+    fitting = [fitting_shots(row, shots, room) for row in asked]
+    prompts = [
+        row.prompt if kept is None else fair_prompt(row, instruction, kept)
+        for row, kept in zip(asked, fitting, strict=True)
+    ]
+    fewer = sum(kept is None or len(kept) < len(shots) for kept in fitting)
     limits = [settings.max_new_tokens] * len(asked)
     answers, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
     _write(ctx, asked, answers)
@@ -180,14 +184,20 @@ def fair_base(
     return FairBase(
         (
             Form("its answer found in prose", generous, (True,) * len(rows)),
-            Form(f"an instruction and {len(shots)} examples", helped, keep),
+            Form(_asked_as(len(shots), fewer), helped, keep),
         ),
         (
             measure("fair_base_examples", len(shots), "rows"),
             measure("fair_base_rows", len(asked), "rows"),
+            measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
             measure("fair_base_answers_from_cache", cached, "flag"),
         ),
     )
+
+
+def _asked_as(shots: int, fewer: int) -> str:
+    """Name the form with examples: not all rows had room for them."""
+    return f"an instruction and {'up to ' if fewer else ''}{shots} examples"
 
 
 def _write(ctx: StepContext, rows: Sequence[Row], answers: Sequence[str]) -> None:

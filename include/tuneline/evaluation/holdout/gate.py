@@ -91,7 +91,8 @@ def decide(
         f"{task.name} on {len(rows)} hold-out rows: tuned {tuned.interval.text()}, base "
         f"{base.interval.text()}; {_gain_sentence(gain)}; over the base with {form.name} "
         f"{fair.estimate.value:+.3f}, over a constant answer {constant.estimate.value:+.3f}, over "
-        f"the nearest training row {nearest.estimate.value:+.3f}{undecided_sentence(claims)}",
+        f"the nearest training row {nearest.estimate.value:+.3f}{_doubt(nearest)}"
+        f"{undecided_sentence(claims)}",
     )
 
 
@@ -218,6 +219,11 @@ def write_tables(
         ctx.write_json("by_field.json", fields)
     if judged["tuned"].wanted:
         ctx.write_json("confusion.json", {who: confusion(one) for who, one in judged.items()})
+
+
+def _doubt(nearest: Claim) -> str:
+    """Say that a gain over the nearest training rows is not shown; empty if it is, or is none."""
+    return " (which chance could explain)" if nearest.rows_needed is not None else ""
 
 
 def _gain_sentence(gain: Claim) -> str:

@@ -233,7 +233,8 @@ def slice_sentence(found: Slices) -> str:
     if not found.judged:
         return "no part of it has enough rows to be judged alone"
     if not found.worse:
-        return f"none of {len(found.judged)} parts of it is clearly worse than the rest"
+        small = f"; {len(found.not_judged)} were too small to judge" if found.not_judged else ""
+        return f"none of {len(found.judged)} parts of it is shown to be clearly worse{small}"
     named = "; ".join(each.text() for each in found.worse[:NAMED])
     more = len(found.worse) - NAMED
     return f"clearly worse than the rest: {named}" + (f" and {more} more" if more > 0 else "")

@@ -152,4 +152,4 @@ def load_line(load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal
     if bears.replicas is None:
         return f"{line}; no rate was found that one server bears"
     servers = "server" if bears.replicas == 1 else "servers"
-    return f"{line}; it needs {bears.replicas} such {servers}"
+    return f"{line}; by its goodput the load needs {bears.replicas} such {servers}"

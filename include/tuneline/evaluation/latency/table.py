@@ -137,14 +137,18 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
     """Say how many requests a machine serves, and how many machines the highest level needs."""
     best = sustained(levels)
     if best is None:
-        return f"{machine} does not reach {goal.text()} even for one request at a time"
+        fewest = min(level.concurrency for level in levels)
+        at_once = "one request at a time" if fewest == 1 else f"{fewest} requests at once"
+        return f"{machine} does not reach {goal.text()} even for {at_once}"
     top = max(level.concurrency for level in levels)
     line = (
         f"{machine} serves {best.concurrency} requests at once within {goal.text()} "
-        f"({best.tokens_per_s:.0f} tokens/s)"
+        f"({best.within_share:.0%} of {best.requests} requests were; "
+        f"{best.tokens_per_s:.0f} tokens/s)"
     )
     if top > best.concurrency:
-        line += f"; {top} at once need {math.ceil(top / best.concurrency)} such machines"
+        needed = math.ceil(top / best.concurrency)
+        line += f"; by calculation {top} at once need {needed} such machines"
     return line
 
 

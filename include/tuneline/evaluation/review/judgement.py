@@ -28,6 +28,7 @@ class Judge:
         votes: number of their votes.
         agreement: share of the pairs that people and the judge both decided alike, None without a
             pair that both voted on.
+        compared: number of those pairs.
         steadiness: share of its votes that stayed with their answer when the sides were swapped,
             None if it was not asked twice.
         combined: the win rate from both kinds of votes, None if there are too few.
@@ -36,6 +37,7 @@ class Judge:
     names: tuple[str, ...]
     votes: int
     agreement: float | None
+    compared: int
     steadiness: float | None
     combined: PredictionPowered | None
 
@@ -56,6 +58,7 @@ def consult(people: Sequence[Vote], judges: Sequence[Vote], key: Key, alpha: flo
         tuple(sorted({vote.reviewer for vote in judges})),
         len(judges),
         sum(human[p] == model[p] for p in both) / len(both) if both else None,
+        len(both),
         steadiness([vote.steady for vote in judges]),
         combined,
     )
