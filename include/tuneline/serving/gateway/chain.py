@@ -309,7 +309,7 @@ class Chain:
         except BaseException:
             await stream.release()
             raise
-        stream.doubt = doubts.of_beginning(attempt.logprobs, stream.held())
+        stream.doubt = doubts.of_beginning(attempt.logprobs, stream.held(doubts.window))
         self._count_unknown(attempt, judged=judged)
         return stream
 

@@ -54,9 +54,14 @@ class OpenStream(Candidate):
             if self._fault is not None:
                 raise self._fault
 
-    def held(self) -> list[bytes] | None:
-        """Return the events that wait for the client; None if more are to come."""
-        return list(self._ready) if self._finished else None
+    def held(self, tokens: int) -> list[bytes] | None:
+        """Return the events of a stream of so many tokens at most, None of a longer one.
+
+        What the network happened to deliver beyond that many does not count, so that the same
+        answer is judged alike each time.
+        """
+        short = max(self.attempt.chunks, len(self.attempt.logprobs)) <= tokens
+        return list(self._ready) if self._finished and short else None
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the bytes for the client, without the final `[DONE]`.

@@ -59,6 +59,11 @@ def error_of(log):
             "CUDA out of memory; give the pod more memory",
         ),
         (DIED.format(4), UserError, r"ended by SIGILL; its kernels.*deployment\.variants: \[f16\]"),
+        (
+            WORKER + "AttributeError: '_OpNamespace' '_C' object has no attribute 'gemm_x'\n",
+            UserError,
+            r"'gemm_x'; this build of vLLM lacks .*deployment\.variants: \[f16\]",
+        ),
         (DIED.format(9), TunelineError, "ended by SIGKILL; give the pod more memory"),
         (DIED.format(11), TunelineError, r"ended by SIGSEGV \(exit code 1\)"),
         (DIED.partition("\n")[2], TunelineError, r"ended without a word.*\(exit code 1\)"),

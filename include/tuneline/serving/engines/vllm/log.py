@@ -49,6 +49,11 @@ _USER = (
         "where the CPU names it); set deployment.variants: [f16], or serve on another machine",
     ),
     (
+        r"'_OpNamespace' '\w+' object has no attribute",
+        "this build of vLLM lacks that kernel for the CPU of this machine (those for four-bit "
+        "weights need AVX-512); set deployment.variants: [f16], or serve on another machine",
+    ),
+    (
         r"is not installed in this image",
         "choose the image of vLLM (docker/vllm.Dockerfile), or run `make setup-vllm`",
     ),
