@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
+from tuneline.serving.gateway.api import CHAT
 from tuneline.serving.gateway.confidence import mean_logprob, token_logprobs
 from tuneline.serving.gateway.ledger import Ledger, UsageRow
 from tuneline.serving.gateway.metrics import Metrics
@@ -25,6 +27,16 @@ from tuneline.serving.gateway.upstream import Upstream
 log = logging.getLogger("tuneline.gateway")
 
 
+class Trace(Protocol):
+    """What follows a request and its attempts, if anything does."""
+
+    def began(self, attempt: Attempt) -> Mapping[str, str]:
+        """Note the begin of an attempt; return headers for its upstream."""
+
+    def ended(self, attempt: Attempt) -> None:
+        """Note the end of an attempt."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A request on its way through a chain.
@@ -32,6 +44,7 @@ class Call:
     Attributes:
         arrived: Unix time of its admission.
         clock: the same on the clock that measures durations.
+        trace: what follows it, None if nothing does.
     """
 
     request_id: str
@@ -41,6 +54,7 @@ class Call:
     request: ChatRequest
     arrived: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
+    trace: Trace | None = None
 
 
 @dataclass
@@ -53,6 +67,9 @@ class Attempt:
         upstream: the upstream that is asked.
         currency: currency of the upstream's price.
         fallback_reason: why the attempt before was left.
+
+    Attributes:
+        headers: headers for the upstream beside its usual ones.
     """
 
     call: Call
@@ -68,6 +85,7 @@ class Attempt:
     finish_reason: str | None = None
     outcome: Outcome | None = None
     served: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
     latency_s: float = 0.0
     began: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
@@ -76,7 +94,7 @@ class Attempt:
         """Note a whole answer (`part` is `message`) or a chunk of one (`delta`)."""
         self.usage = reported_usage(payload) or self.usage
         for choice in choices_of(payload):
-            if text := written_text(choice.get(part)):
+            if text := written_text(choice):
                 self.texts.append(text)
                 self.chunks += part == "delta"
                 if part == "delta" and self.first_token_s is None:
@@ -132,8 +150,11 @@ class Attempt:
             return self._counted(TokenCounter(None)), True
 
     def _counted(self, counter: TokenCounter) -> Usage:
+        request = self.call.request
         return Usage(
-            prompt_tokens=counter.messages(self.call.request.body["messages"]),
+            prompt_tokens=counter.messages(request.messages)
+            if request.api is CHAT
+            else counter.prompts(request.prompts),
             completion_tokens=counter.text("".join(self.texts), chunks=self.chunks),
             cached_tokens=0,
         )
@@ -168,7 +189,10 @@ class Recorder:
         self, call: Call, number: int, upstream: Upstream, reason: Outcome | None = None
     ) -> Attempt:
         """Begin an attempt; its clock runs."""
-        return Attempt(call, number, upstream, self._currency, reason)
+        attempt = Attempt(call, number, upstream, self._currency, reason)
+        if call.trace is not None:
+            attempt.headers = call.trace.began(attempt)
+        return attempt
 
     def record(self, attempt: Attempt, *, served: bool) -> None:
         """Record an ended attempt.
@@ -179,6 +203,8 @@ class Recorder:
         """
         attempt.end(Outcome.CLIENT_ABORTED)
         attempt.served = served
+        if attempt.call.trace is not None:
+            attempt.call.trace.ended(attempt)
         self._ledger.put(attempt)
         name = attempt.upstream.name
         self._metrics.add(

@@ -219,7 +219,7 @@ class ProductionLog(BatchWriter[_Entry]):
                 "role": _known(message["role"], _ROLES) or "",
                 "content": _valid("\n".join(message_texts(message))),
             }
-            for message in entry.call.request.body["messages"]
+            for message in entry.call.request.messages
         ]
         written = _valid("".join(entry.attempt.texts)) if entry.attempt else None
         answer = [] if written is None else [{"role": "assistant", "content": written}]
