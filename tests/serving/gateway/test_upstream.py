@@ -74,8 +74,8 @@ def test_streams_and_lists_of_models_are_sent_again_too():
         async with Server(answered=1) as server:
             for _ in range(2):
                 response = await server.upstream.open_stream(BODY, 5)
-                assert await response.aread() == ANSWER
-                await response.aclose()
+                assert await response.read() == ANSWER
+                response.close()
             with pytest.raises(UpstreamFault, match="its list of models cannot be read"):
                 await server.upstream.listed_models(5)
             return server

@@ -6,7 +6,6 @@ OpenAI's shape, so that clients of that API can read them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from starlette.responses import Response
 
 from tuneline.serving.adapter_fields import adapter_fields
+from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.api import CHAT, COMPLETIONS, MODEL, Api, Field
 from tuneline.serving.gateway.config import UpstreamConfig
 
@@ -65,7 +65,7 @@ class ApiError(Exception):
 def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
     """Return OpenAI's error object as JSON."""
     error = {"message": message, "type": kind, "param": param, "code": code}
-    return json.dumps({"error": error}).encode()
+    return json_text.dumps({"error": error})
 
 
 @dataclass(frozen=True)
@@ -132,18 +132,17 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ChatRequest:
     Raises:
         ApiError: 400, naming the field that is wrong.
     """
-    too_deep = ApiError(400, f"The request body is nested deeper than {max_depth} levels.")
     try:
-        body = json.loads(raw, parse_constant=_not_json)
+        body = json_text.loads(raw)
     except ValueError:
-        raise ApiError(400, "The request body is not valid JSON.") from None
-    except RecursionError:
-        raise too_deep from None
+        raise ApiError(
+            400, f"The request body is not valid JSON, or nested deeper than {max_depth} levels."
+        ) from None
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
     # Few brackets can't be deep, which spares most bodies the walk.
     if raw.count(b"[") + raw.count(b"{") > max_depth and is_deeper(body, max_depth):
-        raise too_deep
+        raise ApiError(400, f"The request body is nested deeper than {max_depth} levels.")
     _check_fields(api, body)
     stream = api.streams and body.get("stream") is True
     options = body.get("stream_options") or {}
@@ -199,11 +198,6 @@ def is_deeper(body: Any, max_depth: int) -> bool:
     return True
 
 
-def _not_json(constant: str) -> None:
-    """Refuse NaN and Infinity, which Python would read and the upstream would not."""
-    raise ValueError(constant)
-
-
 def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
     """Return the request as an upstream gets it.
 
@@ -222,7 +216,7 @@ def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: boo
         # One alternative per token: without the field llama.cpp sends twenty, with 0 none.
         older = request.api is COMPLETIONS
         body |= {"logprobs": 1} if older else {"logprobs": True, "top_logprobs": 1}
-    return json.dumps(body, separators=(",", ":")).encode()
+    return json_text.dumps(body)
 
 
 def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
@@ -265,4 +259,4 @@ def without_logprobs(payload: dict[str, Any]) -> bytes:
     """Return the answer or chunk as JSON, without its log-probabilities."""
     for choice in choices_of(payload):
         choice.pop("logprobs", None)
-    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return json_text.dumps(payload)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-import httpx
+import aiohttp
 
+from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.attempt import Attempt, Candidate
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import choices_of, without_logprobs
@@ -31,11 +31,11 @@ class OpenStream(Candidate):
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
-    def __init__(self, attempt: Attempt, response: httpx.Response, *, hide_logprobs: bool) -> None:
+    def __init__(self, attempt: Attempt, response: aiohttp.ClientResponse, *, hide_logprobs: bool) -> None:
         super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
-        self._chunks = response.aiter_raw()
+        self._chunks = response.content.iter_any()
         self._parser = SseParser()
         self._ready: list[bytes] = []
         self._finished = False
@@ -75,15 +75,14 @@ class OpenStream(Candidate):
 
     async def release(self) -> None:
         """Close the stream; an upstream that is still writing notices and stops."""
-        with suppress(httpx.HTTPError):
-            await self._response.aclose()
+        # Once the body has been read, the connection is back in the pool and nothing is closed.
+        self._response.close()
 
     async def read_end(self) -> None:
         """Read the rest after the last event, so that the connection can serve again."""
-        with suppress(TimeoutError, httpx.HTTPError):
+        with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(_END_WITHIN_S):
-                async for _ in self._chunks:
-                    pass
+                await self._response.read()
 
     async def _advance(self) -> None:
         """Read one chunk; a fault is kept until everything before it has been passed on."""
@@ -98,7 +97,7 @@ class OpenStream(Candidate):
             self._finished = True
         except TimeoutError:
             self._fault = UpstreamFault(Outcome.TIMEOUT, "no token in time")
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             detail = f"the stream broke off ({type(error).__name__})"
             self._fault = UpstreamFault(Outcome.CONNECTION_LOST, detail)
         except UpstreamFault as fault:
@@ -109,7 +108,7 @@ class OpenStream(Candidate):
             self._finished = True
             return
         try:
-            payload = json.loads(data)
+            payload = json_text.loads(data)
         except ValueError:
             payload = None
         if not isinstance(payload, dict):

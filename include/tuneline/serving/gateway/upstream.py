@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+from yarl import URL
 
+from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.health import UpstreamHealth
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
@@ -23,18 +27,9 @@ from tuneline.serving.gateway.tokens import TokenCounter
 # a request on a connection that is being closed would look like a dead engine.
 _KEEPALIVE_S = 3.0
 _FREE = Rates(0.0, 0.0)
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # How a connection ends under a request that was written to it.
-_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-
-
-class _Trace:
-    """Notes whether a request opened a new connection; httpcore calls it at each event."""
-
-    connected = False
-
-    async def __call__(self, event: str, info: dict[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            self.connected = True
+_BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 
 
 class Upstream:
@@ -53,27 +48,14 @@ class Upstream:
         self.rates = config.price.rates() if config.price else _FREE
         self.counter = TokenCounter(config.tokenizer)
         self.health = UpstreamHealth()
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if config.api_key_env:
-            headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
-
-        def client(kept: int | None) -> httpx.AsyncClient:
-            return httpx.AsyncClient(
-                headers=headers,
-                # Every wait after connecting has a deadline where it is awaited.
-                timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
-                limits=httpx.Limits(
-                    max_connections=None,
-                    max_keepalive_connections=kept,
-                    keepalive_expiry=_KEEPALIVE_S,
-                ),
-                # A proxy from the environment is for the outside, not for the engine next door.
-                trust_env=not _is_local(config.base_url),
-            )
-
-        self._client = client(None)
-        self._unkept = client(0)
-        self._chat_url = config.base_url + "/chat/completions"
+            self._headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+        self._proxy = _proxy_for(config.base_url)
+        self._chat_url = URL(config.base_url + "/chat/completions", encoded=True)
+        # Made with the first request, since they belong to a running event loop.
+        self._kept: aiohttp.ClientSession | None = None
+        self._unkept: aiohttp.ClientSession | None = None
 
     async def complete(self, body: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
         """Ask for a whole answer.
@@ -87,14 +69,14 @@ class Upstream:
         """
         async with _within(timeout_s, "no answer"):
             response = await self._send("POST", self._chat_url, body)
-            await _read(response)
-        _check_status(response)
-        payload = _json(response.content)
+            content = await response.read()
+        _check_status(response.status, content)
+        payload = _json(content)
         if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
             raise UpstreamFault(Outcome.BAD_RESPONSE, "the answer is no chat completion")
-        return payload, response.content
+        return payload, content
 
-    async def open_stream(self, body: bytes, timeout_s: float) -> httpx.Response:
+    async def open_stream(self, body: bytes, timeout_s: float) -> aiohttp.ClientResponse:
         """Ask for a stream; the response is open and must be closed by the caller.
 
         Raises:
@@ -103,9 +85,8 @@ class Upstream:
         """
         async with _within(timeout_s, "no stream"):
             response = await self._send("POST", self._chat_url, body)
-            if response.status_code != httpx.codes.OK:
-                await _read(response)
-        _check_status(response)
+            content = b"" if response.status == HTTPStatus.OK else await response.read()
+        _check_status(response.status, content)
         return response
 
     async def listed_models(self, timeout_s: float) -> list[str]:
@@ -134,20 +115,23 @@ class Upstream:
 
     async def _list(self, url: str, timeout_s: float) -> Any:
         async with _within(timeout_s, "no list"):
-            response = await self._send("GET", url)
-            await _read(response)
+            response = await self._send("GET", URL(url, encoded=True))
+            content = await response.read()
         try:
-            _check_status(response)
+            _check_status(response.status, content)
         except ClientFault as fault:
             raise UpstreamFault(Outcome.UPSTREAM_REFUSED, str(fault), fault.status) from None
-        return _json(response.content)
+        return _json(content)
 
     async def aclose(self) -> None:
         """Close its connections."""
-        await self._client.aclose()
-        await self._unkept.aclose()
+        for session in (self._kept, self._unkept):
+            if session is not None:
+                await session.close()
 
-    async def _send(self, method: str, url: str, body: bytes | None = None) -> httpx.Response:
+    async def _send(
+        self, method: str, url: URL, body: bytes | None = None
+    ) -> aiohttp.ClientResponse:
         """Send a request; the response's body is still to be read.
 
         A server may close a kept connection just when a request is written to it: llama.cpp's
@@ -155,15 +139,60 @@ class Upstream:
         came, the request is sent once more, on a new connection; a request that breaks on a
         new connection is the server's fault and is not tried again.
         """
-        trace = _Trace()
-        request = self._client.build_request(method, url, content=body, extensions={"trace": trace})
+        if self._kept is None:
+            self._kept = self._session(keep=True)
+        trace = SimpleNamespace(connected=False)
         try:
-            return await self._client.send(request, stream=True)
+            return await self._request(self._kept, method, url, body, trace)
+        except _NOT_CONNECTED:
+            raise
         except _BROKEN:
             if trace.connected:
                 raise
-        again = self._unkept.build_request(method, url, content=body)
-        return await self._unkept.send(again, stream=True)
+        if self._unkept is None:
+            self._unkept = self._session(keep=False)
+        return await self._request(self._unkept, method, url, body, trace)
+
+    async def _request(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        url: URL,
+        body: bytes | None,
+        trace: SimpleNamespace,
+    ) -> aiohttp.ClientResponse:
+        return await session.request(
+            method, url, data=body, allow_redirects=False, trace_request_ctx=trace
+        )
+
+    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
+        connector = (
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
+            if keep
+            else aiohttp.TCPConnector(limit=0, force_close=True)
+        )
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(_note_connection)
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            # Every wait after connecting has a deadline where it is awaited.
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self.config.connect_timeout_s
+            ),
+            # An engine's cookies would travel from one client's request to the next.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            proxy=self._proxy,
+            trace_configs=[trace],
+        )
+
+
+async def _note_connection(
+    _: aiohttp.ClientSession, trace: SimpleNamespace, __: aiohttp.TraceConnectionCreateEndParams
+) -> None:
+    """Note that a request opened a new connection."""
+    trace.trace_request_ctx.connected = True
 
 
 @asynccontextmanager
@@ -172,17 +201,21 @@ async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
+    # A connection that was not opened in time is a timeout and a fault of the connection.
+    except (aiohttp.ClientError, ConnectionResetError) as error:
+        raise _transport_fault(error) from None
     except TimeoutError:
         raise UpstreamFault(Outcome.TIMEOUT, f"{missing} within {seconds:g} s") from None
-    except httpx.HTTPError as error:
-        raise _transport_fault(error) from None
 
 
-async def _read(response: httpx.Response) -> None:
-    try:
-        await response.aread()
-    finally:
-        await response.aclose()
+def _proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, None for the engine next door."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_local(url) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _is_local(url: str) -> bool:
@@ -195,31 +228,30 @@ def _is_local(url: str) -> bool:
 
 def _json(content: bytes) -> Any:
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return json_text.loads(content)
+    except ValueError:
         return None
 
 
-def _transport_fault(error: httpx.HTTPError) -> UpstreamFault:
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+def _transport_fault(error: Exception) -> UpstreamFault:
+    if isinstance(error, _NOT_CONNECTED):
         return UpstreamFault(Outcome.CONNECT_ERROR, "cannot connect")
     return UpstreamFault(Outcome.CONNECTION_LOST, f"connection broken ({type(error).__name__})")
 
 
-def _check_status(response: httpx.Response) -> None:
-    status = response.status_code
-    if status == httpx.codes.OK:
+def _check_status(status: int, content: bytes) -> None:
+    if status == HTTPStatus.OK:
         return
     detail = f"HTTP {status}"
     if status >= 500:
         raise UpstreamFault(Outcome.UPSTREAM_5XX, detail, status)
-    if status == httpx.codes.TOO_MANY_REQUESTS:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise UpstreamFault(Outcome.UPSTREAM_BUSY, detail, status)
-    if status == httpx.codes.REQUEST_TIMEOUT:
+    if status == HTTPStatus.REQUEST_TIMEOUT:
         raise UpstreamFault(Outcome.TIMEOUT, detail, status)
     if status < 400 or status in (401, 403, 404, 405):
         raise UpstreamFault(Outcome.UPSTREAM_REFUSED, detail, status)
-    payload = _json(response.content)
+    payload = _json(content)
     error = payload.get("error") if isinstance(payload, dict) else None
     if not isinstance(error, dict):
         error = {"message": "The model's server refused the request.", "type": "invalid_request"}
