@@ -13,10 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tuneline.serving.gateway.api import APIS
 from tuneline.serving.gateway.chat import ChatEndpoint, authenticate
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.metrics import CONTENT_TYPE
-from tuneline.serving.gateway.protocol import ApiError
+from tuneline.serving.gateway.openapi import document
+from tuneline.serving.gateway.page import ChatPage
+from tuneline.serving.gateway.protocol import ApiError, unknown_model
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 
 log = logging.getLogger("tuneline.gateway")
@@ -45,11 +48,17 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatEndpoint(runtime), methods=["POST"]),
+            *(
+                Route(f"/v1{api.path}", ChatEndpoint(runtime, api), methods=["POST"])
+                for api in APIS
+            ),
             Route("/v1/models", answers.models),
+            Route("/v1/models/{model:path}", answers.model),
             Route("/v1/health/live", answers.live),
             Route("/v1/health/ready", answers.ready),
             Route("/metrics", answers.metrics),
+            Route("/openapi.json", answers.openapi),
+            *([Route("/", answers.page)] if config.chat_page else []),
         ],
         exception_handlers={
             ApiError: _api_error,
@@ -68,11 +77,19 @@ class _Answers:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
-        self._models = [{"id": asked, **entry} for asked in runtime.chains]
+        self._models = {asked: {"id": asked, **entry} for asked in runtime.chains}
+        self._page = ChatPage()
 
     async def models(self, request: Request) -> Response:
         authenticate(self._runtime, request)
-        return JSONResponse({"object": "list", "data": self._models})
+        return JSONResponse({"object": "list", "data": list(self._models.values())})
+
+    async def model(self, request: Request) -> Response:
+        authenticate(self._runtime, request)
+        entry = self._models.get(request.path_params["model"])
+        if entry is None:
+            raise unknown_model()
+        return JSONResponse(entry)
 
     async def live(self, _: Request) -> Response:
         return JSONResponse(_health("Service is live", "live"))
@@ -88,6 +105,12 @@ class _Answers:
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._runtime.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    async def page(self, _: Request) -> Response:
+        return self._page.response()
 
 
 def _health(message: str, status: str) -> dict[str, object]:

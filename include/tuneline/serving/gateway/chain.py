@@ -107,11 +107,13 @@ class Chain:
         chosen: C | None = None
         reason: Outcome | None = None
         try:
-            for number, upstream in enumerate(self.upstreams, 1):
+            falls_back = call.request.api.falls_back
+            upstreams = self.upstreams if falls_back else self.upstreams[:1]
+            for number, upstream in enumerate(upstreams, 1):
                 attempt = self.recorder.begin(call, number, upstream, reason)
                 attempts.append(attempt)
                 # The last upstream has no successor, so its answer is not judged.
-                limits = None if number == len(self.upstreams) else self.config.low_confidence
+                limits = None if number == len(upstreams) else self.config.low_confidence
                 try:
                     found, reason = await self._try(attempt, ask, limits)
                 except ClientFault:
@@ -159,7 +161,9 @@ class Chain:
         request = attempt.call.request
         upstream = attempt.upstream
         body = upstream_body(request, upstream.config, judged=limits is not None)
-        payload, content = await upstream.complete(body, upstream.config.answer_timeout_s)
+        payload, content = await upstream.complete(
+            body, upstream.config.answer_timeout_s, request.api, attempt.headers
+        )
         attempt.saw(payload, "message")
         low = limits is not None and self._judge(attempt, limits)
         attempt.end(Outcome.LOW_CONFIDENCE if low else Outcome.OK)
@@ -172,7 +176,9 @@ class Chain:
         upstream = attempt.upstream
         judged = limits is not None and limits.stream_window_tokens > 0
         body = upstream_body(request, upstream.config, judged=judged)
-        response = await upstream.open_stream(body, upstream.config.first_token_timeout_s)
+        response = await upstream.open_stream(
+            body, upstream.config.first_token_timeout_s, request.api, attempt.headers
+        )
         stream = OpenStream(attempt, response, hide_logprobs=judged and not request.wants_logprobs)
         try:
             await stream.begin(limits.stream_window_tokens if limits and judged else 1)

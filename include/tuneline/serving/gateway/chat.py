@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: admission, the chain, and the response."""
+"""The endpoints that ask engines: admission, the chain, and the response."""
 
 from __future__ import annotations
 
@@ -14,30 +14,41 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from tuneline.serving.gateway.api import Api
 from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.chain import AllFailed
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
-from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
+from tuneline.serving.gateway.protocol import (
+    ApiError,
+    check_content_type,
+    error_body,
+    parse_request,
+    unknown_model,
+)
 from tuneline.serving.gateway.runtime import Runtime
 from tuneline.serving.gateway.sse import DONE, event
 
 log = logging.getLogger("tuneline.gateway")
 
-# A body that trickles in must not hold a place for ever.
-_BODY_WITHIN_S = 30.0
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
 
 
 class ChatEndpoint:
-    """The endpoint as an ASGI application, since it has to see the client leave."""
+    """An endpoint as an ASGI application, since it has to see the client leave.
 
-    def __init__(self, runtime: Runtime) -> None:
+    Args:
+        runtime: the gateway's parts.
+        api: the API that it serves.
+    """
+
+    def __init__(self, runtime: Runtime, api: Api) -> None:
         self._runtime = runtime
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = _Exchange(self._runtime, scope, receive, send)
+        exchange = _Exchange(self._runtime, self._api, scope, receive, send)
         self._runtime.in_flight += 1
         try:
             await exchange.run()
@@ -48,8 +59,11 @@ class ChatEndpoint:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, runtime: Runtime, api: Api, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._runtime = runtime
+        self._api = api
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -60,7 +74,9 @@ class _Exchange:
         self._model = ""
         self._stream = False
         self._served_by = ""
+        self._reason: str | None = None
         self._status = _CLIENT_LEFT
+        self._trace = runtime.trace(Request(scope).headers, api)
 
     async def run(self) -> None:
         try:
@@ -98,17 +114,15 @@ class _Exchange:
                 code="ledger_full",
                 headers={"retry-after": "5"},
             )
-        request = parse_chat(await self._body())
+        check_content_type(Request(self._scope).headers)
+        raw = await self._body()
+        request = parse_request(self._api, raw, max_depth=runtime.config.limits.json_depth)
         chain = runtime.chains.get(request.model)
         if chain is None:
-            raise ApiError(
-                404,
-                "That model does not exist here; GET /v1/models lists those that do.",
-                code="model_not_found",
-            )
+            raise unknown_model()
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
-        return Call(self._id, "request", self._key, self._model, request)
+        return Call(self._id, "request", self._key, self._model, request, trace=self._trace)
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes
@@ -124,7 +138,7 @@ class _Exchange:
             raise too_large
         body = bytearray()
         try:
-            async with asyncio.timeout(_BODY_WITHIN_S):
+            async with asyncio.timeout(self._runtime.config.limits.body_timeout_s):
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
@@ -206,7 +220,7 @@ class _Exchange:
             "x-tuneline-attempts": trail,
         }
         if attempt.fallback_reason is not None:
-            headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
+            self._reason = headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
         return headers
 
     async def _respond(self, response: Response) -> None:
@@ -240,15 +254,25 @@ class _Exchange:
         if self._model:
             name = "tuneline_gateway_request_seconds"
             metrics.observe(name, seconds, model=self._model, stream=str(self._stream).lower())
+        facts = {
+            "request_id": self._id,
+            "operation": self._api.operation,
+            "key": self._key,
+            "model": self._model,
+            "stream": self._stream,
+            "served_by": self._served_by,
+            "fallback_reason": self._reason,
+            "status": self._status,
+            "ms": round(seconds * 1e3, 1),
+        }
         log.info(
-            "%s key=%s model=%s served_by=%s status=%d ms=%.1f",
-            self._id,
-            self._key,
-            self._model,
-            self._served_by,
-            self._status,
-            seconds * 1e3,
+            "%(request_id)s key=%(key)s model=%(model)s served_by=%(served_by)s status=%(status)d "
+            "ms=%(ms).1f",
+            facts,
+            extra={"fields": facts},
         )
+        if self._trace is not None:
+            self._trace.end(self._status, facts)
 
 
 def authenticate(runtime: Runtime, request: Request) -> str:

@@ -121,6 +121,29 @@ def _is_text(prompt: Any) -> bool:
     return isinstance(prompt, str)
 
 
+def unknown_model() -> ApiError:
+    """Return the error of a model that is not served."""
+    return ApiError(
+        404,
+        "That model does not exist here; GET /v1/models lists those that do.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def check_content_type(headers: Mapping[str, str]) -> None:
+    """Refuse a body that is declared to be something else than JSON, or compressed.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "The body must be JSON, sent with `Content-Type: application/json`.")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise ApiError(415, "The body must be sent uncompressed, without Content-Encoding.")
+
+
 def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ChatRequest:
     """Read a request body.
 

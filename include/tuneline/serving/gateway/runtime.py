@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
+from tuneline.serving.gateway.api import EMBEDDINGS, Api
 from tuneline.serving.gateway.attempt import Attempt, Call, Recorder
 from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
@@ -21,6 +22,7 @@ from tuneline.serving.gateway.versions import pinned_models
 
 if TYPE_CHECKING:
     from tuneline.serving.gateway.production_log import ProductionLog, Scrub
+    from tuneline.serving.gateway.tracing import RequestTrace, Tracing
 
 # Makes the scrubber of the production log for some languages. It comes from the data phase, which
 # is on this floor and therefore not imported here.
@@ -66,6 +68,7 @@ class Runtime:
             RequestLog(config.request_log, self.metrics) if config.request_log else None
         )
         self.production_log = self._make_production_log(scrubber_for)
+        self.tracing = _make_tracing(config)
         self._upstreams = {entry.name: Upstream(entry) for entry in config.upstreams}
         self.ledger = Ledger(
             config.ledger.path,
@@ -87,6 +90,10 @@ class Runtime:
             config.readiness, list(self._upstreams.values()), list(plain.values()), recorder
         )
 
+    def trace(self, headers: Mapping[str, str], api: Api) -> RequestTrace | None:
+        """Begin to trace a request, if requests are traced."""
+        return None if self.tracing is None else self.tracing.begin(headers, api)
+
     async def start(self) -> None:
         """Start the writers and the pings."""
         self.ledger.start()
@@ -106,6 +113,8 @@ class Runtime:
         if self.production_log:
             await asyncio.to_thread(self.production_log.close)
         await asyncio.to_thread(self.ledger.close)
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
         """Hand a request that has ended to the logs, unless its key is not logged.
@@ -118,7 +127,8 @@ class Runtime:
         logged = self.keys.is_logged(call.key)
         if self.request_log and logged:
             self.request_log.note(call, attempt)
-        if self.production_log:
+        # Vectors are no text that could be learned from.
+        if self.production_log and call.request.api is not EMBEDDINGS:
             if logged:
                 self.production_log.note(call, attempt, status)
             else:
@@ -174,3 +184,11 @@ class Runtime:
                 for name, state in self.prober.states().items()
             },
         )
+
+
+def _make_tracing(config: GatewayConfig) -> Tracing | None:
+    if config.tracing is None:
+        return None
+    from tuneline.serving.gateway.tracing import Tracing
+
+    return Tracing(config.tracing)

@@ -16,6 +16,7 @@ from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import DrainConfig, GatewayConfig, load_config
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
+from tuneline.serving.gateway.structured_log import JsonFormatter
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -47,6 +48,9 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    if config.log.format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     # Both would log a line per upstream request, with its URL.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -31,7 +31,9 @@ class OpenStream(Candidate):
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
-    def __init__(self, attempt: Attempt, response: aiohttp.ClientResponse, *, hide_logprobs: bool) -> None:
+    def __init__(
+        self, attempt: Attempt, response: aiohttp.ClientResponse, *, hide_logprobs: bool
+    ) -> None:
         super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
@@ -39,7 +41,8 @@ class OpenStream(Candidate):
         self._parser = SseParser()
         self._ready: list[bytes] = []
         self._finished = False
-        self._saw_finish = False
+        # Each choice ends by itself; only the end of the last one is the stream's.
+        self._unfinished = attempt.call.request.choices
         self._fault: UpstreamFault | None = None
         self._deadline = (
             asyncio.get_running_loop().time() + attempt.upstream.config.first_token_timeout_s
@@ -92,7 +95,7 @@ class OpenStream(Candidate):
             for data in self._parser.feed(chunk):
                 self._take(data)
         except StopAsyncIteration:
-            if not self._saw_finish:
+            if self._unfinished > 0:
                 self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
             self._finished = True
         except TimeoutError:
@@ -117,7 +120,7 @@ class OpenStream(Candidate):
         if not choices and "error" in payload:
             raise UpstreamFault(Outcome.UPSTREAM_5XX, "an error in the stream")
         self.attempt.saw(payload, "delta")
-        self._saw_finish = self._saw_finish or any(c.get("finish_reason") for c in choices)
+        self._unfinished -= sum(bool(choice.get("finish_reason")) for choice in choices)
         config = self.attempt.upstream.config
         if self.attempt.chunks:
             self._deadline = asyncio.get_running_loop().time() + config.idle_timeout_s

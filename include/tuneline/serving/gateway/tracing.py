@@ -32,6 +32,7 @@ _STATES = TraceContextTextMapPropagator()
 _CLOSE_TIMEOUT_MS = 5_000
 # Ends of an attempt that are no error of the upstream.
 _NO_ERROR = frozenset({Outcome.OK, Outcome.LOW_CONFIDENCE, Outcome.CLIENT_ABORTED})
+_FACTS = ("request_id", "key", "served_by", "fallback_reason")
 # Fields of a request that the conventions know.
 _ASKED = {
     "frequency_penalty": "gen_ai.request.frequency_penalty",
@@ -146,10 +147,14 @@ class RequestTrace:
 
         Args:
             status: HTTP status of the answer.
-            facts: more attributes; those without a value are left out.
+            facts: what the log states of it.
         """
         self._span.set_attribute("http.response.status_code", status)
-        self._span.set_attributes({name: fact for name, fact in facts.items() if fact})
+        if model := facts.get("model"):
+            self._span.set_attribute("gen_ai.request.model", model)
+        for name in _FACTS:
+            if fact := facts.get(name):
+                self._span.set_attribute(f"tuneline.{name}", fact)
         if status >= 500:
             self._span.set_attribute("error.type", str(status))
             self._span.set_status(Status(StatusCode.ERROR))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from tuneline.serving.gateway import json_text
+from tuneline.serving.gateway.api import APIS, CHAT, Api
 from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.health import UpstreamHealth
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
@@ -26,6 +27,10 @@ from tuneline.serving.gateway.tokens import TokenCounter
 # Shorter than the 5 s after which uvicorn and llama.cpp close an idle connection:
 # a request on a connection that is being closed would look like a dead engine.
 _KEEPALIVE_S = 3.0
+Headers: TypeAlias = Mapping[str, str]
+_NO_HEADERS: Headers = {}
+# How an engine answers that does not have an API: there is no such path, or it says so.
+_NOT_OFFERED = frozenset({404, 405, 501})
 _FREE = Rates(0.0, 0.0)
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # How a connection ends under a request that was written to it.
@@ -52,13 +57,21 @@ class Upstream:
         if config.api_key_env:
             self._headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
         self._proxy = _proxy_for(config.base_url)
-        self._chat_url = URL(config.base_url + "/chat/completions", encoded=True)
+        self._urls = {api: URL(config.base_url + api.path, encoded=True) for api in APIS}
         # Made with the first request, since they belong to a running event loop.
         self._kept: aiohttp.ClientSession | None = None
         self._unkept: aiohttp.ClientSession | None = None
 
-    async def complete(self, body: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    async def complete(
+        self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
+    ) -> tuple[dict[str, Any], bytes]:
         """Ask for a whole answer.
+
+        Args:
+            body: the request.
+            timeout_s: time for the answer, in seconds.
+            api: the API to ask by.
+            headers: headers beside the usual ones.
 
         Returns:
             The answer, parsed and as it came.
@@ -68,23 +81,33 @@ class Upstream:
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no answer"):
-            response = await self._send("POST", self._chat_url, body)
+            response = await self._send("POST", self._urls[api], body, headers)
             content = await response.read()
+        if not api.falls_back and response.status in _NOT_OFFERED:
+            raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
         _check_status(response.status, content)
         payload = _json(content)
-        if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
-            raise UpstreamFault(Outcome.BAD_RESPONSE, "the answer is no chat completion")
+        if not isinstance(payload, dict) or not isinstance(payload.get(api.holds), list):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, f"the answer has no list `{api.holds}`")
         return payload, content
 
-    async def open_stream(self, body: bytes, timeout_s: float) -> aiohttp.ClientResponse:
+    async def open_stream(
+        self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
+    ) -> aiohttp.ClientResponse:
         """Ask for a stream; the response is open and must be closed by the caller.
+
+        Args:
+            body: the request.
+            timeout_s: time for the head of the response, in seconds.
+            api: the API to ask by.
+            headers: headers beside the usual ones.
 
         Raises:
             UpstreamFault: if no stream began.
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no stream"):
-            response = await self._send("POST", self._chat_url, body)
+            response = await self._send("POST", self._urls[api], body, headers)
             content = b"" if response.status == HTTPStatus.OK else await response.read()
         _check_status(response.status, content)
         return response
@@ -130,7 +153,11 @@ class Upstream:
                 await session.close()
 
     async def _send(
-        self, method: str, url: URL, body: bytes | None = None
+        self,
+        method: str,
+        url: URL,
+        body: bytes | None = None,
+        headers: Headers = _NO_HEADERS,
     ) -> aiohttp.ClientResponse:
         """Send a request; the response's body is still to be read.
 
@@ -143,7 +170,7 @@ class Upstream:
             self._kept = self._session(keep=True)
         trace = SimpleNamespace(connected=False)
         try:
-            return await self._request(self._kept, method, url, body, trace)
+            return await self._request(self._kept, method, url, body, headers=headers, trace=trace)
         except _NOT_CONNECTED:
             raise
         except _BROKEN:
@@ -151,7 +178,7 @@ class Upstream:
                 raise
         if self._unkept is None:
             self._unkept = self._session(keep=False)
-        return await self._request(self._unkept, method, url, body, trace)
+        return await self._request(self._unkept, method, url, body, headers=headers, trace=trace)
 
     async def _request(
         self,
@@ -159,10 +186,12 @@ class Upstream:
         method: str,
         url: URL,
         body: bytes | None,
+        *,
+        headers: Headers,
         trace: SimpleNamespace,
     ) -> aiohttp.ClientResponse:
         return await session.request(
-            method, url, data=body, allow_redirects=False, trace_request_ctx=trace
+            method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=trace
         )
 
     def _session(self, *, keep: bool) -> aiohttp.ClientSession:
@@ -177,9 +206,7 @@ class Upstream:
             connector=connector,
             headers=self._headers,
             # Every wait after connecting has a deadline where it is awaited.
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self.config.connect_timeout_s
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_timeout_s),
             # An engine's cookies would travel from one client's request to the next.
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -231,6 +258,14 @@ def _json(content: bytes) -> Any:
         return json_text.loads(content)
     except ValueError:
         return None
+
+
+def _not_offered(api: Api) -> dict[str, object]:
+    return {
+        "message": f"This model has no {api.operation}: its engine does not offer them.",
+        "type": "invalid_request_error",
+        "code": f"{api.operation}_not_offered",
+    }
 
 
 def _transport_fault(error: Exception) -> UpstreamFault:
