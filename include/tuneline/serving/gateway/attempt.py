@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from tuneline.serving.gateway.protocol import (
     reported_usage,
     written_text,
 )
+from tuneline.serving.gateway.reports import UsageReports, is_of_one_choice
 from tuneline.serving.gateway.tokens import TokenCounter
 from tuneline.serving.gateway.upstream import Upstream
 
@@ -78,6 +79,7 @@ class Attempt:
     currency: str
     fallback_reason: Outcome | None = None
     usage: Usage | None = None
+    reports: UsageReports = field(init=False)
     texts: list[str] = field(default_factory=list)
     chunks: int = 0
     logprobs: list[float] = field(default_factory=list)
@@ -90,10 +92,20 @@ class Attempt:
     began: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
 
+    def __post_init__(self) -> None:
+        """Expect as many answers as the request asks for."""
+        request = self.call.request
+        self.reports = UsageReports(request.choices, len(request.prompts))
+
     def saw(self, payload: dict[str, Any], part: str) -> None:
         """Note a whole answer (`part` is `message`) or a chunk of one (`delta`)."""
-        self.usage = reported_usage(payload) or self.usage
-        for choice in choices_of(payload):
+        choices = choices_of(payload)
+        if usage := reported_usage(payload):
+            at_an_end = all(choice.get("finish_reason") for choice in choices)
+            self.usage = self.reports.add(usage, at_an_end=at_an_end and part == "delta")
+            if part == "message" and self.call.request.choices > 1:
+                self.reports.of_one_choice = is_of_one_choice(payload)
+        for choice in choices:
             if text := written_text(choice):
                 self.texts.append(text)
                 self.chunks += part == "delta"
@@ -139,15 +151,19 @@ class Attempt:
         )
 
     def _tokens(self) -> tuple[Usage, bool]:
-        if self.usage is not None:
+        if self.usage is not None and not self.reports.of_one_choice:
             return self.usage, False
-        if self.outcome in WITHOUT_TOKENS and not self.texts:
+        if self.usage is None and self.outcome in WITHOUT_TOKENS and not self.texts:
             return Usage(0, 0, 0), False
         try:
-            return self._counted(self.upstream.counter), True
+            counted = self._counted(self.upstream.counter)
         except Exception as error:  # a tokenizer's failure must not cost the row
             log.error("tokens of %s counted by bytes: %s", self.call.request_id, error)
-            return self._counted(TokenCounter(None)), True
+            counted = self._counted(TokenCounter(None))
+        if self.usage is not None and len(self.call.request.prompts) == 1:
+            # All choices have the same prompt, so its count is right.
+            counted = replace(self.usage, completion_tokens=counted.completion_tokens)
+        return counted, True
 
     def _counted(self, counter: TokenCounter) -> Usage:
         request = self.call.request

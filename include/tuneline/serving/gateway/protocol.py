@@ -104,7 +104,9 @@ class ChatRequest:
 
     @property
     def prompts(self) -> list[Any]:
-        """The prompts of a request that is no chat: texts and lists of token ids."""
+        """The prompts: texts and lists of token ids; a conversation is one."""
+        if self.api is CHAT:
+            return [None]
         given = self.body[self.api.required]
         if isinstance(given, str) or isinstance(given[0], int | float):
             return [given]
@@ -113,8 +115,7 @@ class ChatRequest:
     @property
     def choices(self) -> int:
         """The number of choices that a whole answer has."""
-        several = 1 if self.api is CHAT else len(self.prompts)
-        return int(self.body.get("n") or 1) * several
+        return int(self.body.get("n") or 1) * len(self.prompts)
 
 
 def _is_text(prompt: Any) -> bool:
