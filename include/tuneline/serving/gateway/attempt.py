@@ -150,11 +150,16 @@ class Attempt:
             fallback_reason=None if self.fallback_reason is None else str(self.fallback_reason),
         )
 
+    @property
+    def must_count(self) -> bool:
+        """True if its tokens have to be counted, since the upstream reported none, or not all."""
+        if self.usage is not None:
+            return self.reports.of_one_choice
+        return self.outcome not in WITHOUT_TOKENS or bool(self.texts)
+
     def _tokens(self) -> tuple[Usage, bool]:
-        if self.usage is not None and not self.reports.of_one_choice:
-            return self.usage, False
-        if self.usage is None and self.outcome in WITHOUT_TOKENS and not self.texts:
-            return Usage(0, 0, 0), False
+        if not self.must_count:
+            return self.usage or Usage(0, 0, 0), False
         try:
             counted = self._counted(self.upstream.counter)
         except Exception as error:  # a tokenizer's failure must not cost the row
@@ -221,6 +226,10 @@ class Recorder:
         attempt.served = served
         if attempt.call.trace is not None:
             attempt.call.trace.ended(attempt)
+        if not attempt.must_count:
+            # Made here, one by one: hundreds at once in the writer's thread would keep the
+            # interpreter from the event loop for milliseconds.
+            _ = attempt.row
         self._ledger.put(attempt)
         name = attempt.upstream.name
         self._metrics.add(

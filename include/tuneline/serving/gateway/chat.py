@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,9 @@ from tuneline.serving.gateway.sse import DONE, event
 
 log = logging.getLogger("tuneline.gateway")
 
+# Whether the client is still there is looked at from then on: most answers of a small model, and
+# all that are refused, are out by that time, and need no second task.
+_WATCH_AFTER_S = 0.05
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
 
@@ -77,6 +80,8 @@ class _Exchange:
         self._reason: str | None = None
         self._status = _CLIENT_LEFT
         self._trace = runtime.trace(Request(scope).headers, api)
+        self._watch: asyncio.Task[None] | None = None
+        self._left = False
 
     async def run(self) -> None:
         try:
@@ -175,9 +180,8 @@ class _Exchange:
             answer = await chain.answer(call)
         self._log(call, answer.attempt)
         headers = self._headers(answer.attempt, answer.trail)
-        await self._respond(
-            Response(answer.content, media_type="application/json", headers=headers)
-        )
+        await self._start(200, headers, b"application/json", length=len(answer.content))
+        await self._send(_part(answer.content, more=False))
 
     async def _serve_stream(self, call: Call) -> None:
         chain = self._runtime.chains[call.request.model]
@@ -186,11 +190,7 @@ class _Exchange:
         attempt = stream.attempt
         try:
             headers = self._headers(attempt, stream.trail) | {"cache-control": "no-cache"}
-            opening = Response(headers=headers, media_type="text/event-stream")
-            # The length that it has now is that of an empty body.
-            del opening.headers["content-length"]
-            start = {"type": "http.response.start", "status": 200, "headers": opening.raw_headers}
-            await self._send(start)
+            await self._start(200, headers, b"text/event-stream; charset=utf-8")
             try:
                 async for piece in stream.pieces():
                     await self._send(_part(piece))
@@ -227,22 +227,42 @@ class _Exchange:
         self._status = response.status_code
         await response(self._scope, self._receive, self._send)
 
+    async def _start(
+        self, status: int, headers: Mapping[str, str], kind: bytes, *, length: int | None = None
+    ) -> None:
+        """Send the head of a response; without a length its body comes in chunks."""
+        raw = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in headers.items()]
+        raw.append((b"content-type", kind))
+        if length is not None:
+            raw.append((b"content-length", b"%d" % length))
+            self._status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work; stop it, and with it the upstream, when the client leaves."""
-        task = asyncio.create_task(work)
-        watch = asyncio.create_task(self._client_left())
+        task = asyncio.current_task()
+        assert task is not None
+        timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin_watch, task)
         try:
-            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
+            await work
+        except asyncio.CancelledError:
+            # A gateway that stops cancels as well, and that goes on to who waits for this task.
+            if not self._left:
+                raise
+            task.uncancel()
         finally:
-            task.cancel()
-            watch.cancel()
-            await asyncio.gather(task, watch, return_exceptions=True)
+            timer.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
 
-    async def _client_left(self) -> None:
+    def _begin_watch(self, task: asyncio.Task[Any]) -> None:
+        self._watch = asyncio.create_task(self._client_left(task))
+
+    async def _client_left(self, task: asyncio.Task[Any]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._left = True
+        task.cancel()
 
     def _log(self, call: Call, attempt: Attempt) -> None:
         self._runtime.log_request(call, attempt, attempt.outcome or Outcome.OK)

@@ -1,8 +1,8 @@
 """JSON on its way through the gateway: read and written fast, accepted as widely as ever.
 
-orjson refuses what Python's own reader takes: lone surrogates, which an engine may send when it
-cuts an answer inside a character, and integers beyond 64 bits. What it refuses is tried again by
-the standard library, so that speed changes no answer.
+orjson refuses texts that Python's own reader takes, such as lone surrogates, which an engine sends
+when it cuts an answer inside a character. What it refuses is tried again by the standard library.
+One difference stays: integers beyond 64 bits become floats.
 """
 
 from __future__ import annotations

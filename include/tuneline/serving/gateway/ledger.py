@@ -12,6 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -88,6 +89,8 @@ class Countable(Protocol):
 
 
 _COLUMNS = tuple(field.name for field in fields(UsageRow))
+# In C: a batch must not keep the interpreter from the event loop.
+_values = attrgetter(*_COLUMNS)
 # OR IGNORE: a batch whose commit was in doubt is written again without billing twice.
 _INSERT = (
     f"INSERT OR IGNORE INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 (our own column names)
@@ -160,7 +163,5 @@ class Ledger(BatchWriter[Countable]):
     def _insert(self, attempts: list[Countable]) -> None:
         rows = [attempt.row for attempt in attempts]
         with self._connection:
-            self._connection.executemany(
-                _INSERT, [tuple(getattr(row, name) for name in _COLUMNS) for row in rows]
-            )
+            self._connection.executemany(_INSERT, list(map(_values, rows)))
         self._on_written(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -156,12 +157,17 @@ class Runtime:
         return ProductionLog(config, scrubber_for(config.languages), self.metrics)
 
     def _count_written(self, rows: list[UsageRow]) -> None:
+        tokens: Counter[tuple[str, bool, str]] = Counter()
+        costs: defaultdict[str, float] = defaultdict(float)
         for row in rows:
-            labels = {"upstream": row.upstream, "estimated": str(row.estimated).lower()}
-            name = "tuneline_gateway_tokens_total"
-            self.metrics.add(name, row.prompt_tokens, **labels, type="prompt")
-            self.metrics.add(name, row.completion_tokens, **labels, type="completion")
-            self.metrics.add("tuneline_gateway_cost_total", row.cost, currency=row.currency)
+            tokens[row.upstream, row.estimated, "prompt"] += row.prompt_tokens
+            tokens[row.upstream, row.estimated, "completion"] += row.completion_tokens
+            costs[row.currency] += row.cost
+        for (upstream, estimated, kind), count in tokens.items():
+            labels = {"upstream": upstream, "estimated": str(estimated).lower(), "type": kind}
+            self.metrics.add("tuneline_gateway_tokens_total", count, **labels)
+        for currency, cost in costs.items():
+            self.metrics.add("tuneline_gateway_cost_total", cost, currency=currency)
 
     def _declare_metrics(self) -> None:
         for name, text in _COUNTERS.items():
