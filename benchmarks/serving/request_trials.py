@@ -1,86 +1,229 @@
-"""The client of the gateway benchmark: requests one after the other, then several at once.
+"""The client of the gateway benchmark: requests in turn, several at once, and streams.
 
-It uses Python's own HTTP client on connections that stay open, the cheapest one available: the
-cost of the client is the same in every figure.
+It speaks HTTP over bare sockets in one thread, which is the cheapest client that there is: its cost
+is the same in every figure, and no lock of its own delays an answer.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
+import re
+import selectors
+import socket
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.contest.trial import Job, Trial
+from benchmarks.serving.processes import cpu_seconds, resident_mib
 
 CONNECTIONS = 8
+STREAMS = 20
 MIN_REQUESTS = 2
+_PATIENCE_S = 60.0
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+# The mock upstream writes into each chunk when it sent it, on the clock that all processes share.
+_SENT = re.compile(rb"at (\d+) ns")
 
 
 @dataclass(frozen=True)
 class Load:
-    """The time that requests took.
+    """What a run saw; times are in seconds.
 
     Attributes:
-        latencies: time of each request sent one after the other, in seconds.
-        concurrent: number of requests sent several at once.
-        concurrent_seconds: time of all of those, in seconds.
+        latencies: time of each request sent one after the other.
+        concurrent: time of each request sent several at once.
+        concurrent_seconds: time of all of those.
+        server_seconds: CPU time of the server and its children for those; 0 if it is not watched.
+        first_chunks: time of each stream from its request to its first chunk.
+        chunk_delays: of every chunk, the time from the upstream's sending to its arrival.
+        resident: memory of the server at the end, in MiB; 0 if it is not watched.
     """
 
     latencies: list[float]
-    concurrent: int
+    concurrent: list[float]
     concurrent_seconds: float
+    server_seconds: float
+    first_chunks: list[float]
+    chunk_delays: list[float]
+    resident: float
 
 
 def requests(job: Job) -> Trial:
-    """Send the job's chat requests to its URL, first one by one, then over all connections."""
-    address = urlsplit(job["url"])
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {job['key']}"}
-    question = {"role": "user", "content": job["text"]}
-    body = json.dumps({"model": job["model_id"], "messages": [question], "max_tokens": 64})
-
-    def connect() -> http.client.HTTPConnection:
-        assert address.hostname
-        return http.client.HTTPConnection(address.hostname, address.port, timeout=60)
-
-    def ask(connection: http.client.HTTPConnection) -> None:
-        connection.request("POST", "/v1/chat/completions", body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"answered {answer.status}: {content[:200]!r}")
-
-    def several(count: int) -> None:
-        connection = connect()
-        for _ in range(count):
-            ask(connection)
-        connection.close()
+    """Send the job's chat requests to its URL: one by one, over all connections, as streams."""
+    client = _Client(job)
+    watched = job.get("pid")
 
     def work(items: Sequence[Any]) -> Load:
-        connection = connect()
-        latencies = []
-        for _ in items:
-            started = time.perf_counter()
-            ask(connection)
-            latencies.append(time.perf_counter() - started)
-        connection.close()
+        latencies, _ = client.exchange(len(items), 1)
         each = max(1, len(items) // CONNECTIONS)
-        started = time.perf_counter()
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            list(pool.map(several, [each] * CONNECTIONS))
-        return Load(latencies, each * CONNECTIONS, time.perf_counter() - started)
+        spent = cpu_seconds(watched) if watched else 0.0
+        concurrent, seconds = client.exchange(each * CONNECTIONS, CONNECTIONS)
+        spent = cpu_seconds(watched) - spent if watched else 0.0
+        first, delays = _streamed(client, min(STREAMS, len(items)), may_fail=job["streams_may_fail"])
+        resident = resident_mib(watched) if watched else 0.0
+        return Load(latencies, concurrent, seconds, spent, first, delays, resident)
 
-    def score(load: Load) -> dict[str, float]:
-        cuts = quantiles(load.latencies, n=100)
-        return {
-            "p50": cuts[49] * 1000,
-            "p99": cuts[98] * 1000,
-            "requests_per_s": load.concurrent / load.concurrent_seconds,
+    return Trial(job["version"], range(max(MIN_REQUESTS, job["requests"])), work, _score)
+
+
+def _streamed(client: _Client, count: int, *, may_fail: bool) -> tuple[list[float], list[float]]:
+    try:
+        return client.streams(count)
+    except RuntimeError:
+        if not may_fail:
+            raise
+        return [], []
+
+
+def memory_growth(job: Job, count: int) -> float:
+    """Return what a server's memory grows by over a number of requests, in MiB.
+
+    A twentieth of as many goes before, so that what it allocates once is not counted.
+    """
+    client = _Client(job)
+    client.exchange(max(CONNECTIONS, count // 20), CONNECTIONS)
+    before = resident_mib(job["pid"])
+    client.exchange(count, CONNECTIONS)
+    return resident_mib(job["pid"]) - before
+
+
+def _score(load: Load) -> dict[str, float]:
+    alone, together = quantiles(load.latencies, n=100), quantiles(load.concurrent, n=100)
+    scores = {
+        "p50": alone[49] * 1000,
+        "p99": alone[98] * 1000,
+        "p50_at_8": together[49] * 1000,
+        "p99_at_8": together[98] * 1000,
+        "requests_per_s": len(load.concurrent) / load.concurrent_seconds,
+    }
+    if load.first_chunks:
+        scores["ttft"] = median(load.first_chunks) * 1000
+        scores["chunk_delay"] = fmean(load.chunk_delays) * 1000
+    if load.server_seconds:
+        scores["requests_per_core_s"] = len(load.concurrent) / load.server_seconds
+        scores["resident"] = load.resident
+    return scores
+
+
+class _Client:
+    def __init__(self, job: Job) -> None:
+        address = urlsplit(job["url"])
+        assert address.hostname
+        assert address.port
+        self._address = (address.hostname, address.port)
+        question = {"role": "user", "content": job["text"]}
+        asked = {"model": job["model_id"], "messages": [question], "max_tokens": 64}
+        headers = {
+            "Host": address.netloc,
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {job['key']}",
+            **job.get("headers", {}),
         }
+        self._request = _written(headers, asked)
+        self._stream_request = _written(headers, {**asked, "stream": True})
 
-    return Trial(job["version"], range(max(MIN_REQUESTS, job["requests"])), work, score)
+    def exchange(self, count: int, connections: int) -> tuple[list[float], float]:
+        """Send requests, each connection its next one as soon as its answer is there.
+
+        Returns:
+            The time of each request, and of all together.
+        """
+        latencies: list[float] = []
+        left = count
+        with selectors.DefaultSelector() as selector:
+            began = time.perf_counter()
+            for _ in range(connections):
+                connection = _Connection(self._address)
+                selector.register(connection.socket, selectors.EVENT_READ, connection)
+                connection.send(self._request)
+                left -= 1
+            while len(latencies) < count:
+                ready = selector.select(_PATIENCE_S)
+                if not ready:
+                    raise RuntimeError(f"no answer within {_PATIENCE_S:g} s")
+                for key, _ in ready:
+                    connection = key.data
+                    if not connection.take():
+                        continue
+                    latencies.append(time.perf_counter() - connection.sent)
+                    if left:
+                        connection.send(self._request)
+                        left -= 1
+            seconds = time.perf_counter() - began
+            for key in list(selector.get_map().values()):
+                key.data.socket.close()
+        return latencies, seconds
+
+    def streams(self, count: int) -> tuple[list[float], list[float]]:
+        """Read streams one after the other.
+
+        Returns:
+            The time to the first chunk of each, and the delay of every chunk.
+        """
+        first: list[float] = []
+        delays: list[float] = []
+        connection = _Connection(self._address)
+        for _ in range(count):
+            connection.send(self._stream_request)
+            seen = 0
+            for part in connection.parts():
+                now = time.monotonic_ns()
+                for sent in _SENT.findall(part):
+                    if not seen:
+                        first.append(time.perf_counter() - connection.sent)
+                    seen += 1
+                    delays.append((now - int(sent)) / 1e9)
+            if not seen:
+                raise RuntimeError("a stream held no chunk of the upstream")
+        connection.socket.close()
+        return first, delays
+
+
+class _Connection:
+    """A connection that stays open; it knows whole answers by their length or last chunk."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address, timeout=_PATIENCE_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sent = 0.0
+        self._read = b""
+
+    def send(self, request: bytes) -> None:
+        self._read = b""
+        self.sent = time.perf_counter()
+        self.socket.sendall(request)
+
+    def take(self) -> bool:
+        """Read what is there; return True if the answer is complete."""
+        part = self.socket.recv(1 << 16)
+        if not part:
+            raise RuntimeError(f"the connection was closed after {self._read[:200]!r}")
+        self._read += part
+        head, end, body = self._read.partition(b"\r\n\r\n")
+        if not end:
+            return False
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"answered {self._read[:300]!r}")
+        length = _LENGTH.search(head)
+        return len(body) >= int(length[1]) if length else body.endswith(b"0\r\n\r\n")
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield the parts of an answer as they arrive."""
+        known, complete = 0, False
+        while not complete:
+            complete = self.take()
+            # A mark that two packets share is found with the second.
+            whole = self._read.rfind(b"\n") + 1
+            yield self._read[known:whole]
+            known = max(known, whole)
+
+
+def _written(headers: dict[str, str], body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    lines = [f"{name}: {text}" for name, text in headers.items()]
+    head = "\r\n".join(["POST /v1/chat/completions HTTP/1.1", *lines])
+    return f"{head}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content

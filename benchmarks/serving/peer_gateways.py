@@ -1,0 +1,150 @@
+"""Other gateways as child processes, each with what it has of keys and of a log in SQLite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.contest.peers import INSTALL
+from tuneline.errors import TunelineError
+from tuneline.serving.server_process import ServerProcess, free_port
+
+_START_SECONDS = 60.0
+
+
+class PeerGateway(ServerProcess):
+    """A gateway in front of one upstream; it listens when the `with` block begins.
+
+    Args:
+        name: its name in the results.
+        command: its command line.
+        port: port that it was told to listen on.
+        folder: folder of its log.
+        key: API key that requests present.
+        headers: further headers that requests need.
+        environment: variables set for it.
+    """
+
+    stop_seconds = 10.0
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        port: int,
+        folder: Path,
+        key: str,
+        headers: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        self.key = key
+        self.headers = dict(headers or {})
+        self._port = port
+        super().__init__(
+            command,
+            start_seconds=_START_SECONDS,
+            log_file=folder / f"{name}.log",
+            environment={**os.environ, **(environment or {})},
+        )
+
+    def waiting_for(self) -> str | None:
+        """Return what it lacks until it listens."""
+        try:
+            socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+        except OSError:
+            return "it did not listen"
+        return None
+
+    def start_error(self, code: int | None, lacking: str) -> TunelineError:
+        """Return an error with the last line that it wrote."""
+        return TunelineError(f"{self.name} did not start: {self.last_words()}")
+
+
+def ferrogw(python: Path, upstream: str, model: str, folder: Path, *, logged: bool) -> PeerGateway:
+    """ferrogw, with its keys in SQLite; `logged` keeps each request in SQLite as well.
+
+    Raises:
+        TunelineError: if it is not installed.
+    """
+    name = "ferrogw+log" if logged else "ferrogw"
+    home = folder / name
+    home.mkdir(parents=True, exist_ok=True)
+    stages = ("before_request", "after_request", "on_error") if logged else ()
+    config = home / "config.json"
+    document = {
+        "strategy": {"mode": "fallback"},
+        "targets": [{"virtual_key": "openai", "models": [model]}],
+        "plugins": [
+            {
+                "name": "request-logger",
+                "type": "logging",
+                "stage": stage,
+                "enabled": True,
+                "config": {"level": "info", "persist": True},
+            }
+            for stage in stages
+        ],
+    }
+    config.write_text(json.dumps(document))
+    port = free_port()
+    key = "fgw_" + "a" * 40
+    store = {
+        "REQUEST_LOG_STORE_BACKEND": "sqlite",
+        "REQUEST_LOG_STORE_DSN": str(home / "requests.db"),
+    }
+    environment = {
+        "PORT": str(port),
+        "GATEWAY_CONFIG": str(config),
+        "OPENAI_API_KEY": "unused",
+        "OPENAI_BASE_URL": f"{upstream}/v1",
+        "MASTER_KEY": key,
+        # Its limit of 20 requests a second and address is on by default.
+        "RATE_LIMIT_RPS": "0",
+        "API_KEY_STORE_BACKEND": "sqlite",
+        "API_KEY_STORE_DSN": str(home / "keys.db"),
+        **(store if logged else {}),
+    }
+    command = [_program(python.parent / "ferrogw")]
+    return PeerGateway(name, command, port=port, folder=home, key=key, environment=environment)
+
+
+def portkey(python: Path, upstream: str, folder: Path) -> PeerGateway:
+    """Portkey's gateway on Node.js; it has neither keys of its own nor a ledger.
+
+    Raises:
+        TunelineError: if it, or Node.js, is not installed.
+    """
+    node = shutil.which("node")
+    if node is None:
+        raise TunelineError("Node.js is not installed")
+    prefix = python.parents[1] / "node_modules" / "@portkey-ai" / "gateway"
+    port = free_port()
+    command = [node, _program(prefix / "build" / "start-server.js"), f"--port={port}", "--headless"]
+    headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"}
+    return PeerGateway("portkey", command, port=port, folder=folder, key="unused", headers=headers)
+
+
+def vllm_router(python: Path, upstream: str, folder: Path) -> PeerGateway:
+    """vLLM's router, with its one API key; it has no ledger.
+
+    Raises:
+        TunelineError: if it is not installed.
+    """
+    port, key = free_port(), "sk-bench"
+    command = [_program(python.parent / "vllm-router"), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--worker-urls", upstream, "--policy", "round_robin"]
+    command += ["--api-key", key, "--prometheus-port", str(free_port())]
+    return PeerGateway("vllm-router", command, port=port, folder=folder, key=key)
+
+
+def _program(path: Path) -> str:
+    if not path.is_file():
+        raise TunelineError(f"there is no {path}; {INSTALL}")
+    return str(path)
