@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ import uvicorn
 
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
+from tuneline.serving.gateway.client_connection import connection_class
 from tuneline.serving.gateway.config import DrainConfig, GatewayConfig, load_config
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 from tuneline.serving.gateway.structured_log import JsonFormatter
@@ -56,6 +58,9 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
     server = _DrainingServer(
         uvicorn.Config(
             app,
+            http=connection_class(config.limits),
+            ws="none",
+            timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
             log_config=None,
             log_level="warning",
             access_log=False,
