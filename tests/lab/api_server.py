@@ -12,6 +12,8 @@ from tests.lab.upstream_server import UpstreamServer
 class ApiServer(UpstreamServer):
     """A server that answers as vLLM does, or as llama.cpp where that is said.
 
+    mode: beside those of `UpstreamServer`, `any` (answers alike whatever is asked) and
+    `die_between` (a stream that ends with its first choice).
     has_embeddings: False answers 501, as an engine does that was started without them.
     reports: `all` reports usage of all choices together (vLLM); `each` one after the other in a
     stream, and only one in a whole answer (llama.cpp).
@@ -31,6 +33,8 @@ class ApiServer(UpstreamServer):
 
     async def _chat(self, request: Request) -> Response:
         body = json.loads(await request.body())
+        if self.mode == "any":
+            return self._same(body, "chat.completion")
         choices = body.get("n") or 1
         if choices == 1 and not body.get("tools"):
             return await super()._chat(request)
@@ -44,6 +48,8 @@ class ApiServer(UpstreamServer):
         self._note(body, request)
         if self.mode == "error":
             return JSONResponse({"error": {"message": "failed"}}, 500)
+        if self.mode == "any":
+            return self._same(body, "text_completion")
         prompt = body["prompt"]
         prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
         choices = len(prompts) * (body.get("n") or 1)
@@ -55,6 +61,8 @@ class ApiServer(UpstreamServer):
         self._note(body, request)
         if not self.has_embeddings:
             return JSONResponse({"error": {"code": 501, "message": "start with --embeddings"}}, 501)
+        if self.mode == "any":
+            return JSONResponse({"data": [], "usage": {"prompt_tokens": 1, "total_tokens": 1}})
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         vectors = [
             {"object": "embedding", "index": i, "embedding": [float(len(text)), 0.5]}
@@ -63,6 +71,9 @@ class ApiServer(UpstreamServer):
         words = sum(len(text.split()) for text in texts)
         usage = {"prompt_tokens": words, "total_tokens": words}
         return JSONResponse({"object": "list", "model": "m", "data": vectors, "usage": usage})
+
+    def _same(self, body: dict, kind: str) -> Response:
+        return self._answer({"stream": body.get("stream")}, 1, 1, kind)
 
     def _note(self, body: dict, request: Request) -> None:
         body.setdefault("messages", [{"content": ""}])
