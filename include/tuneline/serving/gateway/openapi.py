@@ -82,8 +82,9 @@ def _operation(api: Api) -> dict[str, Any]:
     """Return the entry of an API that asks an engine."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(_answer_of(api))}}
     if api.streams:
-        # Events of one line, `data: {…}`, until `data: [DONE]`.
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # Events whose data is a JSON object, until one with `[DONE]`.
+        event = _object(["data"], data={"type": "string"})
+        content["text/event-stream"] = {"schema": event}
     headers = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
     }
