@@ -21,7 +21,7 @@ def bench(tmp_path):
         made = Lab(tmp_path, {"data": {"license": data}})
         place = tmp_path / "shelf"
         place.mkdir()
-        (place / "LICENSE").write_text("House licence. You may look at it.")
+        (place / "LICENSE").write_text("House licence.\n```\n# You may look at it.")
         stored = {
             "uri": made.run.config.base_model,
             "place": place.as_uri(),
@@ -81,7 +81,7 @@ def test_the_question_shows_the_licence_and_its_text(dag, bench, monkeypatch):
         operator(dag).execute(context(bench()))
     (detail,) = told
     assert "there is no rule for this licence" in detail["body"]
-    assert "> House licence. You may look at it." in detail["body"]
+    assert "````\nHouse licence.\n```\n# You may look at it.\n````" in detail["body"]
     assert [field["schema"]["title"] for field in detail["params"].values()] == ["Reason"]
 
 

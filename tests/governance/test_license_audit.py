@@ -12,6 +12,7 @@ from tuneline.artifacts.people import Person
 from tuneline.config import build_config
 from tuneline.evidence import conclude
 from tuneline.governance import license_audit
+from tuneline.governance.licensing.question import question_text
 from tuneline.harness.licensing.findings import of_packages, open_of_run
 from tuneline.harness.licensing.packages import package_measurements
 from tuneline.human_answers import license_answers
@@ -250,6 +251,14 @@ def test_the_command_line_shows_and_accepts(audited, capsys):
     capsys.readouterr()
     assert main(["licenses", "show", lab.run.uri]) == 0
     assert "no licence of this run waits" in capsys.readouterr().out
+
+
+def test_no_name_breaks_out_of_the_question(audited):
+    lab = audited("house", profile="production")
+    lab.execute("license_audit")
+    (asked,) = open_of_run(lab.run)
+    asked = asked.model_copy(update={"name": "[house](https://elsewhere.example)\n# House"})
+    assert r"\[house\](https://elsewhere.example) # House" in question_text(lab.run, [asked])
 
 
 def test_an_engine_in_another_image_is_said_to_be_unseen(audited):

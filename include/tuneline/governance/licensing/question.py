@@ -8,6 +8,7 @@ from tuneline.artifacts.base_model import BASE, StoredBase
 from tuneline.artifacts.licenses import AskedLicense
 from tuneline.bases.shelf import directory_of
 from tuneline.errors import TunelineError
+from tuneline.machine.markdown import escaped, fenced
 from tuneline.run import Run
 from tuneline.store import open_store
 
@@ -32,14 +33,14 @@ def question_text(run: Run, asked: Sequence[AskedLicense]) -> str:
     lines = [
         "The rules of this project do not decide whether these licences allow the use. Approve "
         "if you have read them and they do, and say why; reject to stop the run.",
-        f"**Intended use**: {governance.intended_use}. **Model**: {run.config.name}. "
-        f"**Run**: {run.uri}",
+        f"**Intended use**: {escaped(governance.intended_use)}. "
+        f"**Model**: {escaped(run.config.name)}. **Run**: {escaped(run.uri)}",
     ]
     for licence in asked:
         lines += [
-            f"### {_TITLES[licence.kind]}: {licence.name}",
-            f"- licence: {licence.license}\n- why you are asked: {licence.why}\n"
-            f"- text: {licence.text or 'no address is known; ask whoever provided it'}",
+            f"### {_TITLES[licence.kind]}: {escaped(licence.name)}",
+            f"- licence: {escaped(licence.license)}\n- why you are asked: {escaped(licence.why)}\n"
+            f"- text: {escaped(licence.text or 'no address is known; ask whoever provided it')}",
         ]
         if licence.kind == "base_model":
             lines += _texts(run)
@@ -47,12 +48,12 @@ def question_text(run: Run, asked: Sequence[AskedLicense]) -> str:
 
 
 def _texts(run: Run) -> list[str]:
-    """Return the licence files of the base model as quotes."""
+    """Return the licence files of the base model, none of whose words is read as markup."""
     base = BASE.find(run)
     if base is None:
         return []
     names = sorted(name for name in base.files if name.upper().startswith(("LICEN", "USE_POLICY")))
-    return [f"`{name}`:\n\n{_quoted(_read(base, name))}" for name in names]
+    return [f"{escaped(name)}:\n\n{fenced(_read(base, name))}" for name in names]
 
 
 def _read(base: StoredBase, name: str) -> str:
@@ -68,7 +69,3 @@ def _read(base: StoredBase, name: str) -> str:
         return f"(it can't be read here: {error})"
     text = raw.decode("utf-8", errors="replace")
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}\n… (cut off here)"
-
-
-def _quoted(text: str) -> str:
-    return "\n".join(f"> {line}" for line in text.splitlines())
