@@ -146,7 +146,15 @@ def _starters(upstream: str, folder: Path) -> dict[str, Callable[[ExitStack], Sy
     def started(make: Callable[[], PeerGateway], version: Callable[[], str]) -> Any:
         def start(stack: ExitStack) -> System:
             peer = stack.enter_context(make())
-            found = _system(peer.name, peer.url, peer.key, version(), peer.pid, MODEL, peer.headers)
+            found = _system(
+                peer.name,
+                peer.url,
+                peer.key,
+                version(),
+                peer.pid,
+                model_id=MODEL,
+                headers=peer.headers,
+            )
             _answers(found, folder)
             return found
 
@@ -194,6 +202,7 @@ def _system(
     key: str,
     version: str,
     pid: int | None,
+    *,
     model_id: str = MODEL_ID,
     headers: Mapping[str, str] | None = None,
 ) -> System:

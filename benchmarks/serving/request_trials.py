@@ -63,7 +63,9 @@ def requests(job: Job) -> Trial:
         spent = cpu_seconds(watched) if watched else 0.0
         concurrent, seconds = client.exchange(each * CONNECTIONS, CONNECTIONS)
         spent = cpu_seconds(watched) - spent if watched else 0.0
-        first, delays = _streamed(client, min(STREAMS, len(items)), may_fail=job["streams_may_fail"])
+        first, delays = _streamed(
+            client, min(STREAMS, len(items)), may_fail=job["streams_may_fail"]
+        )
         resident = resident_mib(watched) if watched else 0.0
         return Load(latencies, concurrent, seconds, spent, first, delays, resident)
 

@@ -1,13 +1,16 @@
+import json
 import os
 import sqlite3
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from benchmarks.contest.options import Options
-from benchmarks.contest.trial import WARM_UP, Sample
+from benchmarks.contest.trial import WARM_UP, Sample, conduct
 from benchmarks.serving.litellm_proxy import LitellmProxy
 from benchmarks.serving.mock_upstream import MODEL
-from benchmarks.serving.request_trials import CONNECTIONS
+from benchmarks.serving.request_trials import CONNECTIONS, STREAMS, requests
 
 from benchmarks import gateway
 from tuneline.errors import TunelineError
@@ -21,15 +24,60 @@ def test_requests_go_through_the_real_gateway(tmp_path, monkeypatch):
     # A few milliseconds even on a busy machine; 40 would be Nagle's algorithm on a socket.
     assert report.value("direct", "p50") < 30
     assert report.value("tuneline", "requests_per_s") > 0
+    assert report.value("tuneline", "requests_per_core_s") > 0
+    assert report.value("tuneline", "added_ttft") > 0
+    assert report.value("tuneline", "resident") > 10
     assert report.ratios == {}
-    (missing,) = report.not_measured
-    assert missing.system == "litellm"
-    assert missing.ratios == gateway.RATIOS
-    # The ledger has every request: warm-up and measured ones, in turn and several at once.
+    # No peer is left out without a word.
+    assert [missing.system for missing in report.not_measured] == list(gateway.PEERS)
+    assert "requests_per_core_s_vs_ferrogw_log" in report.not_measured[3].ratios
+    # The ledger has every request: warm-up and measured ones, in turn, several at once, as
+    # streams, and those that the memory was watched over.
     with closing(sqlite3.connect(tmp_path / "gateway" / "usage.sqlite")) as ledger:
         (billed,) = ledger.execute("SELECT count(*) FROM usage WHERE kind = 'request'").fetchone()
     at_once = sum(n // CONNECTIONS * CONNECTIONS for n in (WARM_UP, 80))
-    assert billed == WARM_UP + 80 + at_once
+    watched = 80 * gateway.MEMORY_PER_ROW
+    assert billed == WARM_UP + 80 + at_once + 2 * STREAMS + watched + watched // 20
+
+
+def job(server):
+    port = server.server_address[1]
+    return {
+        "url": f"http://127.0.0.1:{port}",
+        "key": "k",
+        "text": "t",
+        "model_id": "m",
+        "version": "1",
+        "requests": 2,
+        "streams_may_fail": True,
+    }
+
+
+class OnlyWhole(BaseHTTPRequestHandler):
+    """A gateway that answers, but no stream."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(500 if asked.get("stream") else 200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_peer_without_streams_is_measured_for_the_rest_and_ours_is_not_forgiven():
+    with ThreadingHTTPServer(("127.0.0.1", 0), OnlyWhole) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sample = conduct(requests(job(server)))
+        assert sample.scores["p50"] > 0
+        assert "ttft" not in sample.scores
+        with pytest.raises(RuntimeError, match="answered"):
+            conduct(requests({**job(server), "streams_may_fail": False}))
+        server.shutdown()
 
 
 def sample(p50):

@@ -272,8 +272,7 @@ def test_a_client_that_stops_reading_frees_its_place(gateway, small, monkeypatch
     raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.send(raw.head(b"Content-Length: %d" % len(body(stream=True))) + body(stream=True))
     raw.socket.recv(100)
-    wait_for(lambda: 'status="499"' in httpx.get(f"{gateway.url}/metrics").text)
-    assert 'outcome="client_aborted"' in httpx.get(f"{gateway.url}/metrics").text
+    wait_for(lambda: 'outcome="client_aborted"' in httpx.get(f"{gateway.url}/metrics").text)
 
 
 def test_many_half_open_connections_hold_up_nobody(gateway):

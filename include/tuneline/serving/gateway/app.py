@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tuneline.serving.gateway.api import APIS
 from tuneline.serving.gateway.chat import ChatEndpoint, authenticate
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.gateway.metrics import CONTENT_TYPE
 from tuneline.serving.gateway.openapi import document
 from tuneline.serving.gateway.page import ChatPage
 from tuneline.serving.gateway.protocol import ApiError, unknown_model
@@ -130,8 +129,9 @@ class _Answers:
         state = "draining" if self._runtime.draining else "not_ready"
         return JSONResponse(body, 503, headers={"x-tuneline-server-state": state})
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._runtime.metrics.text(), headers={"content-type": CONTENT_TYPE})
+    async def metrics(self, request: Request) -> Response:
+        page, media_type = self._runtime.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": media_type})
 
     async def openapi(self, _: Request) -> Response:
         return Response(document(), media_type="application/json")

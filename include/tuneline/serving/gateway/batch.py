@@ -1,4 +1,4 @@
-"""A writer in a background thread: items gather, then go to disk in one batch."""
+"""Writing in batches: a thread for items that go to disk, and a stream that gathers log lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TextIO, TypeVar
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -97,3 +97,31 @@ class BatchWriter(Generic[T]):
             for _ in batch:
                 self._items.popleft()
         return True
+
+
+class GatheredLines:
+    """A stream for a log handler whose lines are written together, when `write_out` is called.
+
+    A system call per line would give the interpreter to a waiting writer each time.
+
+    Args:
+        stream: where the lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: deque[str] = deque()
+
+    def write(self, text: str) -> None:
+        """Take a text, from any thread, without waiting."""
+        self._lines.append(text)
+
+    def flush(self) -> None:
+        """Do nothing; the handler asks for it after every line."""
+
+    def write_out(self) -> None:
+        """Write all that was taken."""
+        # Another thread may add to them meanwhile.
+        if count := len(self._lines):
+            self._stream.write("".join([self._lines.popleft() for _ in range(count)]))
+            self._stream.flush()

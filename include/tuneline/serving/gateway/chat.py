@@ -131,16 +131,9 @@ class _Exchange:
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes
-        too_large = ApiError(
-            413,
-            f"The request body is larger than {limit} bytes.",
-            code="request_too_large",
-            # The rest of the body is not read, so the connection cannot go on.
-            headers={"connection": "close"},
-        )
         length = Request(self._scope).headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
-            raise too_large
+            raise _too_large(limit)
         body = bytearray()
         try:
             async with asyncio.timeout(self._runtime.config.limits.body_timeout_s):
@@ -150,7 +143,7 @@ class _Exchange:
                         raise ApiError(_CLIENT_LEFT, "The client left.")
                     body += message.get("body", b"")
                     if len(body) > limit:
-                        raise too_large
+                        raise _too_large(limit)
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
@@ -315,6 +308,16 @@ def authenticate(runtime: Runtime, request: Request) -> str:
 
 def _part(body: bytes, *, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body is larger than {limit} bytes.",
+        code="request_too_large",
+        # The rest of the body is not read, so the connection cannot go on.
+        headers={"connection": "close"},
+    )
 
 
 def _nobody_answered(failed: AllFailed) -> ApiError:

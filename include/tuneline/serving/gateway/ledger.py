@@ -12,6 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
@@ -92,9 +93,11 @@ _COLUMNS = tuple(field.name for field in fields(UsageRow))
 # In C: a batch must not keep the interpreter from the event loop.
 _values = attrgetter(*_COLUMNS)
 # OR IGNORE: a batch whose commit was in doubt is written again without billing twice.
-_INSERT = (
-    f"INSERT OR IGNORE INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 (our own column names)
-)
+_INSERT = f"INSERT OR IGNORE INTO usage ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608 (our own column names)
+_PLACES = f"({', '.join('?' * len(_COLUMNS))})"
+# SQLite gives the interpreter back for every statement, and under load it takes a switch to get
+# it again: with one row a statement the writer falls behind the event loop at 2,000 rows a second.
+_ROWS_A_STATEMENT = 100
 
 
 def open_ledger(path: Path) -> sqlite3.Connection:
@@ -163,5 +166,8 @@ class Ledger(BatchWriter[Countable]):
     def _insert(self, attempts: list[Countable]) -> None:
         rows = [attempt.row for attempt in attempts]
         with self._connection:
-            self._connection.executemany(_INSERT, list(map(_values, rows)))
+            for first in range(0, len(rows), _ROWS_A_STATEMENT):
+                some = rows[first : first + _ROWS_A_STATEMENT]
+                statement = _INSERT + ", ".join([_PLACES] * len(some))
+                self._connection.execute(statement, [*chain.from_iterable(map(_values, some))])
         self._on_written(rows)

@@ -1,20 +1,30 @@
-"""Counters, gauges and histograms in the Prometheus text format (version 0.0.4)."""
+"""Counters, gauges and histograms, stated by Prometheus's client library.
+
+The values are kept here and handed to the library when they are read: its own counters have to
+know their labels beforehand and take half as long again for each step.
+"""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import TypeAlias
+
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From the overhead of a gateway to a long answer on a CPU.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_LIMITS = (*map(floatToGoString, SECONDS), "+Inf")
 
 
-class Metrics:
+class Metrics(Collector):
     """The series of one process; safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -23,9 +33,13 @@ class Metrics:
         self._values: dict[str, dict[Labels, float]] = {}
         self._buckets: dict[str, dict[Labels, list[int]]] = {}
         self._gauges: dict[str, Callable[[], Mapping[Labels, float]]] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        # Memory, CPU time and open files of the process.
+        ProcessCollector(registry=self._registry)
 
     def counter(self, name: str, text: str) -> None:
-        """Declare a counter; it is listed from the start, even if empty."""
+        """Declare a counter, whose name ends in `_total`; it is listed from the start."""
         self._help[name] = ("counter", text)
         self._values[name] = {}
 
@@ -56,39 +70,36 @@ class Metrics:
             counts = self._buckets[name].setdefault(key, [0] * (len(SECONDS) + 1))
             counts[bisect_left(SECONDS, seconds)] += 1
 
+    def collect(self) -> Iterator[Metric]:
+        """Yield all series as the client library's types."""
+        for name, (kind, text) in self._help.items():
+            if kind == "gauge":
+                values = dict(self._gauges[name]())
+            else:
+                with self._lock:
+                    values = dict(self._values[name])
+                    buckets = {k: list(v) for k, v in self._buckets.get(name, {}).items()}
+            # The library puts the ending of a counter's name back where a format wants it.
+            metric = Metric(name.removesuffix("_total"), text, kind)
+            for key, value in sorted(values.items()):
+                if kind == "histogram":
+                    _add_histogram(metric, dict(key), buckets[key], value)
+                else:
+                    metric.add_sample(name, dict(key), value)
+            yield metric
+
     def text(self) -> str:
         """Return all series in the text format."""
-        lines: list[str] = []
-        with self._lock:
-            for name, (kind, text) in self._help.items():
-                lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-                if kind == "histogram":
-                    for key, counts in sorted(self._buckets[name].items()):
-                        lines += _histogram(name, key, counts, self._values[name][key])
-                    continue
-                values = self._gauges[name]() if kind == "gauge" else self._values[name]
-                lines += [f"{name}{_braces(key)} {_number(v)}" for key, v in sorted(values.items())]
-        return "\n".join(lines) + "\n"
+        return self.page()[0].decode()
+
+    def page(self, accepted: str = "") -> tuple[bytes, str]:
+        """Return all series in the format that an `Accept` header asks for, and its media type."""
+        write, media_type = choose_encoder(accepted)
+        return write(self._registry), media_type
 
 
-def _histogram(name: str, key: Labels, counts: list[int], total: float) -> list[str]:
-    lines = []
-    below = 0
-    for limit, count in zip((*map(_number, SECONDS), "+Inf"), counts, strict=True):
-        below += count
-        lines.append(f"{name}_bucket{_braces((*key, ('le', limit)))} {below}")
-    return [*lines, f"{name}_sum{_braces(key)} {total!r}", f"{name}_count{_braces(key)} {below}"]
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def _braces(labels: Labels) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels) + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def _add_histogram(metric: Metric, labels: dict[str, str], counts: list[int], total: float) -> None:
+    for limit, below in zip(_LIMITS, accumulate(counts), strict=True):
+        metric.add_sample(f"{metric.name}_bucket", {**labels, "le": limit}, below)
+    metric.add_sample(f"{metric.name}_count", labels, sum(counts))
+    metric.add_sample(f"{metric.name}_sum", labels, total)

@@ -16,6 +16,7 @@ import uvicorn
 
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
+from tuneline.serving.gateway.batch import GatheredLines
 from tuneline.serving.gateway.client_connection import connection_class
 from tuneline.serving.gateway.config import DrainConfig, GatewayConfig, load_config
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
@@ -49,8 +50,9 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
     config = load_config(config_path)
     app = create_app(config, scrubber_for)
     listener = _listen(config)
+    lines = GatheredLines(sys.stderr)
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+        stream=lines, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     if config.log.format == "json":
         for handler in logging.getLogger().handlers:
@@ -67,18 +69,24 @@ def run_gateway(config_path: Path, scrubber_for: ScrubberFor | None = None) -> i
             # Nothing here needs the client's address.
             proxy_headers=False,
             server_header=False,
+            # Named, since uvicorn would fall back to its slow ones without a word.
+            loop="uvloop",
             timeout_graceful_shutdown=_CUT_OFF_S,
         ),
         app.state.runtime,
         config.drain,
+        lines,
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(model.id for model in config.models)
     _steady_interpreter()
     log.info("gateway on http://%s:%d/v1, models: %s", shown, port, models)
-    server.run(sockets=[listener])
-    log.info("gateway stopped")
+    try:
+        server.run(sockets=[listener])
+        log.info("gateway stopped")
+    finally:
+        lines.write_out()
     return EXIT_OK
 
 
@@ -92,13 +100,18 @@ def _steady_interpreter() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH_S)
+    # No line of ours states them, and each costs a look-up per line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class _DrainingServer(uvicorn.Server):
     """A server that drains first; uvicorn closes its port on the first signal."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, drain: DrainConfig) -> None:
+    def __init__(
+        self, config: uvicorn.Config, runtime: Runtime, drain: DrainConfig, lines: GatheredLines
+    ) -> None:
         super().__init__(config)
+        self._lines = lines
         self._runtime = runtime
         self._drain = drain
         self._drain_began: float | None = None
@@ -113,6 +126,7 @@ class _DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return True to stop serving; uvicorn calls it ten times a second."""
+        self._lines.write_out()
         if await super().on_tick(counter):
             return True
         if self._drain_began is None:

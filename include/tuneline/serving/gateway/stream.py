@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-import aiohttp
-
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.attempt import Attempt, Candidate
+from tuneline.serving.gateway.http_client import BrokenConnection, HttpAnswer
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import choices_of, without_logprobs
 from tuneline.serving.gateway.sse import DONE, SseParser, event
@@ -31,13 +30,10 @@ class OpenStream(Candidate):
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
-    def __init__(
-        self, attempt: Attempt, response: aiohttp.ClientResponse, *, hide_logprobs: bool
-    ) -> None:
+    def __init__(self, attempt: Attempt, response: HttpAnswer, *, hide_logprobs: bool) -> None:
         super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
-        self._chunks = response.content.iter_any()
         self._parser = SseParser()
         self._ready: list[bytes] = []
         self._finished = False
@@ -78,12 +74,11 @@ class OpenStream(Candidate):
 
     async def release(self) -> None:
         """Close the stream; an upstream that is still writing notices and stops."""
-        # Once the body has been read, the connection is back in the pool and nothing is closed.
         self._response.close()
 
     async def read_end(self) -> None:
         """Read the rest after the last event, so that the connection can serve again."""
-        with suppress(TimeoutError, aiohttp.ClientError):
+        with suppress(TimeoutError, BrokenConnection):
             async with asyncio.timeout(_END_WITHIN_S):
                 await self._response.read()
 
@@ -91,17 +86,17 @@ class OpenStream(Candidate):
         """Read one chunk; a fault is kept until everything before it has been passed on."""
         try:
             async with asyncio.timeout_at(self._deadline):
-                chunk = await anext(self._chunks)
+                chunk = await self._response.part()
             for data in self._parser.feed(chunk):
                 self._take(data)
-        except StopAsyncIteration:
-            if self._unfinished > 0:
-                self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
-            self._finished = True
+            if not chunk:
+                self._finished = True
+                if self._unfinished > 0:
+                    self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
         except TimeoutError:
             self._fault = UpstreamFault(Outcome.TIMEOUT, "no token in time")
-        except aiohttp.ClientError as error:
-            detail = f"the stream broke off ({type(error).__name__})"
+        except BrokenConnection as broken:
+            detail = f"the stream broke off ({broken})"
             self._fault = UpstreamFault(Outcome.CONNECTION_LOST, detail)
         except UpstreamFault as fault:
             self._fault = fault

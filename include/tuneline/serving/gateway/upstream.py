@@ -8,18 +8,20 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
-from yarl import URL
-
 from tuneline.serving.gateway import json_text
-from tuneline.serving.gateway.api import APIS, CHAT, Api
+from tuneline.serving.gateway.api import CHAT, Api
 from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.health import UpstreamHealth
+from tuneline.serving.gateway.http_client import (
+    BrokenConnection,
+    CannotConnect,
+    HttpAnswer,
+    HttpClient,
+)
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.tokens import TokenCounter
@@ -32,9 +34,6 @@ _NO_HEADERS: Headers = {}
 # How an engine answers that does not have an API: there is no such path, or it says so.
 _NOT_OFFERED = frozenset({404, 405, 501})
 _FREE = Rates(0.0, 0.0)
-_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-# How a connection ends under a request that was written to it.
-_BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 
 
 class Upstream:
@@ -53,14 +52,17 @@ class Upstream:
         self.rates = config.price.rates() if config.price else _FREE
         self.counter = TokenCounter(config.tokenizer)
         self.health = UpstreamHealth()
-        self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if config.api_key_env:
-            self._headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
-        self._proxy = _proxy_for(config.base_url)
-        self._urls = {api: URL(config.base_url + api.path, encoded=True) for api in APIS}
-        # Made with the first request, since they belong to a running event loop.
-        self._kept: aiohttp.ClientSession | None = None
-        self._unkept: aiohttp.ClientSession | None = None
+            headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+        self._client = HttpClient(
+            config.base_url,
+            headers,
+            connect_timeout_s=config.connect_timeout_s,
+            keepalive_s=_KEEPALIVE_S,
+            proxy=_proxy_for(config.base_url),
+        )
+        self._path = urlsplit(config.base_url).path
 
     async def complete(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
@@ -81,7 +83,7 @@ class Upstream:
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no answer"):
-            response = await self._send("POST", self._urls[api], body, headers)
+            response = await self._client.send("POST", self._path + api.path, body, headers)
             content = await response.read()
         if not api.falls_back and response.status in _NOT_OFFERED:
             raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
@@ -93,7 +95,7 @@ class Upstream:
 
     async def open_stream(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
-    ) -> aiohttp.ClientResponse:
+    ) -> HttpAnswer:
         """Ask for a stream; the response is open and must be closed by the caller.
 
         Args:
@@ -107,7 +109,7 @@ class Upstream:
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no stream"):
-            response = await self._send("POST", self._urls[api], body, headers)
+            response = await self._client.send("POST", self._path + api.path, body, headers)
             content = b"" if response.status == HTTPStatus.OK else await response.read()
         _check_status(response.status, content)
         return response
@@ -118,7 +120,7 @@ class Upstream:
         Raises:
             UpstreamFault: if it gives no list.
         """
-        payload = await self._list(self.config.base_url + "/models", timeout_s)
+        payload = await self._list(self._path + "/models", timeout_s)
         entries = payload.get("data") if isinstance(payload, dict) else None
         if not isinstance(entries, list):
             raise UpstreamFault(Outcome.BAD_RESPONSE, "its list of models cannot be read")
@@ -130,15 +132,15 @@ class Upstream:
         Raises:
             UpstreamFault: if it gives no list.
         """
-        root = self.config.base_url.removesuffix("/v1")
+        root = self._path.removesuffix("/v1")
         entries = await self._list(root + "/lora-adapters", timeout_s)
         if not isinstance(entries, list):
             raise UpstreamFault(Outcome.BAD_RESPONSE, "its list of adapters cannot be read")
         return [entry["id"] for entry in entries if isinstance(entry, dict) and "id" in entry]
 
-    async def _list(self, url: str, timeout_s: float) -> Any:
+    async def _list(self, path: str, timeout_s: float) -> Any:
         async with _within(timeout_s, "no list"):
-            response = await self._send("GET", URL(url, encoded=True))
+            response = await self._client.send("GET", path)
             content = await response.read()
         try:
             _check_status(response.status, content)
@@ -147,79 +149,8 @@ class Upstream:
         return _json(content)
 
     async def aclose(self) -> None:
-        """Close its connections."""
-        for session in (self._kept, self._unkept):
-            if session is not None:
-                await session.close()
-
-    async def _send(
-        self,
-        method: str,
-        url: URL,
-        body: bytes | None = None,
-        headers: Headers = _NO_HEADERS,
-    ) -> aiohttp.ClientResponse:
-        """Send a request; the response's body is still to be read.
-
-        A server may close a kept connection just when a request is written to it: llama.cpp's
-        does so after some hundred requests, without announcing it. If not a byte of an answer
-        came, the request is sent once more, on a new connection; a request that breaks on a
-        new connection is the server's fault and is not tried again.
-        """
-        if self._kept is None:
-            self._kept = self._session(keep=True)
-        trace = SimpleNamespace(connected=False)
-        try:
-            return await self._request(self._kept, method, url, body, headers=headers, trace=trace)
-        except _NOT_CONNECTED:
-            raise
-        except _BROKEN:
-            if trace.connected:
-                raise
-        if self._unkept is None:
-            self._unkept = self._session(keep=False)
-        return await self._request(self._unkept, method, url, body, headers=headers, trace=trace)
-
-    async def _request(
-        self,
-        session: aiohttp.ClientSession,
-        method: str,
-        url: URL,
-        body: bytes | None,
-        *,
-        headers: Headers,
-        trace: SimpleNamespace,
-    ) -> aiohttp.ClientResponse:
-        return await session.request(
-            method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=trace
-        )
-
-    def _session(self, *, keep: bool) -> aiohttp.ClientSession:
-        connector = (
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S)
-            if keep
-            else aiohttp.TCPConnector(limit=0, force_close=True)
-        )
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(_note_connection)
-        return aiohttp.ClientSession(
-            connector=connector,
-            headers=self._headers,
-            # Every wait after connecting has a deadline where it is awaited.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_timeout_s),
-            # An engine's cookies would travel from one client's request to the next.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            proxy=self._proxy,
-            trace_configs=[trace],
-        )
-
-
-async def _note_connection(
-    _: aiohttp.ClientSession, trace: SimpleNamespace, __: aiohttp.TraceConnectionCreateEndParams
-) -> None:
-    """Note that a request opened a new connection."""
-    trace.trace_request_ctx.connected = True
+        """Close its idle connections."""
+        self._client.close()
 
 
 @asynccontextmanager
@@ -228,11 +159,20 @@ async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
-    # A connection that was not opened in time is a timeout and a fault of the connection.
-    except (aiohttp.ClientError, ConnectionResetError) as error:
-        raise _transport_fault(error) from None
+    except CannotConnect:
+        raise UpstreamFault(Outcome.CONNECT_ERROR, "cannot connect") from None
+    except BrokenConnection as broken:
+        raise UpstreamFault(Outcome.CONNECTION_LOST, f"connection broken ({broken})") from None
     except TimeoutError:
         raise UpstreamFault(Outcome.TIMEOUT, f"{missing} within {seconds:g} s") from None
+
+
+def _not_offered(api: Api) -> dict[str, object]:
+    return {
+        "message": f"This model has no {api.operation}: its engine does not offer them.",
+        "type": "invalid_request_error",
+        "code": f"{api.operation}_not_offered",
+    }
 
 
 def _proxy_for(url: str) -> str | None:
@@ -258,20 +198,6 @@ def _json(content: bytes) -> Any:
         return json_text.loads(content)
     except ValueError:
         return None
-
-
-def _not_offered(api: Api) -> dict[str, object]:
-    return {
-        "message": f"This model has no {api.operation}: its engine does not offer them.",
-        "type": "invalid_request_error",
-        "code": f"{api.operation}_not_offered",
-    }
-
-
-def _transport_fault(error: Exception) -> UpstreamFault:
-    if isinstance(error, _NOT_CONNECTED):
-        return UpstreamFault(Outcome.CONNECT_ERROR, "cannot connect")
-    return UpstreamFault(Outcome.CONNECTION_LOST, f"connection broken ({type(error).__name__})")
 
 
 def _check_status(status: int, content: bytes) -> None:
