@@ -129,10 +129,13 @@ def test_requests_under_way_can_not_all_pass_through_the_rest(limited, small):
     assert len(gateway.rows(3)) == 3
 
 
-@pytest.mark.parametrize("absurd", [10**400, -5, True, "many"])
-def test_an_absurd_number_of_tokens_is_no_fault_of_the_gateway(limited, small, absurd):
+@pytest.mark.parametrize(
+    ("absurd", "status"), [(10**18, 200), (10**400, 400), (-5, 400), (True, 400), ("many", 400)]
+)
+def test_an_absurd_number_of_tokens_is_no_fault_of_the_gateway(limited, small, absurd, status):
     gateway, alice = limited(small, tokens_per_day=10_000, cost_per_day=1.0)
-    assert alice.chat(n=absurd, max_completion_tokens=absurd).status_code == 200
+    assert alice.chat(max_completion_tokens=absurd).status_code == status
+    assert alice.chat(n=absurd).status_code == 400
     assert gateway.chat().status_code == 200
 
 

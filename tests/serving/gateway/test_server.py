@@ -39,7 +39,7 @@ class Process:
             stderr=self.log.open("w"),
             stdout=subprocess.DEVNULL,
         )
-        found = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.log.read_text()), 20)
+        found = wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.log.read_text()), 60)
         self.url = found.group()
         self.client = httpx.Client(
             base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20

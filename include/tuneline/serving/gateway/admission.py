@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tuneline.serving.gateway.api import EMBEDDINGS
 from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.key_limits import Budget, Limits
 from tuneline.serving.gateway.keys import Grant, KeyRing
@@ -189,7 +190,8 @@ class Admission:
         body = call.request.body
         prompt = call.request.size // _BYTES_PER_TOKEN
         stated = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens"))
-        answer = (stated or _UNSTATED_TOKENS) * (_count(body.get("n")) or 1)
+        choices = max(call.request.choices, _count(body.get("best_of")))
+        answer = 0 if call.request.api is EMBEDDINGS else (stated or _UNSTATED_TOKENS) * choices
         return Spent(prompt + answer, self._rates_of(call.model).cost(prompt, answer))
 
     def _saw(self, attempt: Attempt) -> None:

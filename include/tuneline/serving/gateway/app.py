@@ -18,9 +18,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tuneline.serving.gateway.api import APIS
 from tuneline.serving.gateway.chat import ChatEndpoint, authenticate
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.gateway.protocol import ApiError
+from tuneline.serving.gateway.openapi import document
+from tuneline.serving.gateway.page import ChatPage
+from tuneline.serving.gateway.protocol import ApiError, unknown_model
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 
 log = logging.getLogger("tuneline.gateway")
@@ -49,11 +52,17 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
 
     app = _Gateway(
         routes=[
-            Route("/v1/chat/completions", ChatEndpoint(runtime), methods=["POST"]),
+            *(
+                Route(f"/v1{api.path}", ChatEndpoint(runtime, api), methods=["POST"])
+                for api in APIS
+            ),
             Route("/v1/models", answers.models),
+            Route("/v1/models/{model:path}", answers.model),
             Route("/v1/health/live", answers.live),
             Route("/v1/health/ready", answers.ready),
             Route("/metrics", answers.metrics),
+            Route("/openapi.json", answers.openapi),
+            *([Route("/", answers.page)] if config.chat_page else []),
         ],
         exception_handlers={
             ApiError: _api_error,
@@ -95,15 +104,25 @@ class _Answers:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
+        self._page = ChatPage()
 
     async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": list(self._allowed(request).values())})
+
+    async def model(self, request: Request) -> Response:
+        entry = self._allowed(request).get(request.path_params["model"])
+        if entry is None:
+            raise unknown_model()
+        return JSONResponse(entry)
+
+    def _allowed(self, request: Request) -> dict[str, dict[str, object]]:
+        """Return the models that the key of a request may ask for, by id."""
         grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
-        allowed = [
-            {"id": asked, **self._entry}
+        return {
+            asked: {"id": asked, **self._entry}
             for asked, chain in self._runtime.chains.items()
             if grant and grant.allows(chain.config.id)
-        ]
-        return JSONResponse({"object": "list", "data": allowed})
+        }
 
     async def live(self, _: Request) -> Response:
         return JSONResponse(_health("Service is live", "live"))
@@ -124,6 +143,12 @@ class _Answers:
     async def metrics(self, request: Request) -> Response:
         page, media_type = self._runtime.metrics.page(request.headers.get("accept", ""))
         return Response(page, headers={"content-type": media_type})
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    async def page(self, _: Request) -> Response:
+        return self._page.response()
 
 
 def _health(message: str, status: str) -> dict[str, object]:

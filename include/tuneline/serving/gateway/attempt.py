@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
+from tuneline.serving.gateway.api import CHAT
 from tuneline.serving.gateway.confidence import mean_logprob, token_logprobs
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.ledger_database import UsageRow
@@ -20,6 +22,7 @@ from tuneline.serving.gateway.protocol import (
     reported_usage,
     written_text,
 )
+from tuneline.serving.gateway.reports import UsageReports, is_of_one_choice
 from tuneline.serving.gateway.tokens import TokenCounter
 from tuneline.serving.gateway.upstream import Upstream
 
@@ -27,6 +30,16 @@ log = logging.getLogger("tuneline.gateway")
 
 # The kind of a client's request; pings and warm-up have others.
 REQUEST = "request"
+
+
+class Trace(Protocol):
+    """What follows a request and its attempts, if anything does."""
+
+    def began(self, attempt: Attempt) -> Mapping[str, str]:
+        """Note the begin of an attempt; return headers for its upstream."""
+
+    def ended(self, attempt: Attempt) -> None:
+        """Note the end of an attempt."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Call:
         arrived: Unix time of its admission.
         clock: the same on the clock that measures durations.
         user: the client's own user, as the ledger keeps it.
+        trace: what follows it, None if nothing does.
     """
 
     request_id: str
@@ -47,6 +61,7 @@ class Call:
     arrived: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
     user: str = ""
+    trace: Trace | None = None
 
 
 @dataclass
@@ -60,6 +75,9 @@ class Attempt:
         currency: currency of the upstream's price.
         fallback_reason: why the upstream before was left.
         trial: True if it is the one by which a half-open circuit is tried.
+
+    Attributes:
+        headers: headers for the upstream beside its usual ones.
     """
 
     call: Call
@@ -69,6 +87,7 @@ class Attempt:
     fallback_reason: Outcome | None = None
     trial: bool = False
     usage: Usage | None = None
+    reports: UsageReports = field(init=False)
     texts: list[str] = field(default_factory=list)
     chunks: int = 0
     logprobs: list[float] = field(default_factory=list)
@@ -76,15 +95,26 @@ class Attempt:
     finish_reason: str | None = None
     outcome: Outcome | None = None
     served: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
     latency_s: float = 0.0
     began: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
 
+    def __post_init__(self) -> None:
+        """Expect as many answers as the request asks for."""
+        request = self.call.request
+        self.reports = UsageReports(request.choices, len(request.prompts))
+
     def saw(self, payload: dict[str, Any], part: str) -> None:
         """Note a whole answer (`part` is `message`) or a chunk of one (`delta`)."""
-        self.usage = reported_usage(payload) or self.usage
-        for choice in choices_of(payload):
-            if text := written_text(choice.get(part)):
+        choices = choices_of(payload)
+        if usage := reported_usage(payload):
+            at_an_end = all(choice.get("finish_reason") for choice in choices)
+            self.usage = self.reports.add(usage, at_an_end=at_an_end and part == "delta")
+            if part == "message" and self.call.request.choices > 1:
+                self.reports.of_one_choice = is_of_one_choice(payload)
+        for choice in choices:
+            if text := written_text(choice):
                 self.texts.append(text)
                 self.chunks += part == "delta"
                 if part == "delta" and self.first_token_s is None:
@@ -140,21 +170,30 @@ class Attempt:
 
     @property
     def must_count(self) -> bool:
-        """True if its tokens have to be counted, since the upstream reported none."""
-        return self.usage is None and (self.outcome not in WITHOUT_TOKENS or bool(self.texts))
+        """True if its tokens have to be counted, since the upstream reported none, or not all."""
+        if self.usage is not None:
+            return self.reports.of_one_choice
+        return self.outcome not in WITHOUT_TOKENS or bool(self.texts)
 
     def _tokens(self) -> tuple[Usage, bool]:
         if not self.must_count:
             return self.usage or Usage(0, 0, 0), False
         try:
-            return self._counted(self.upstream.counter), True
+            counted = self._counted(self.upstream.counter)
         except Exception as error:  # a tokenizer's failure must not cost the row
             log.error("tokens of %s counted by bytes: %s", self.call.request_id, error)
-            return self._counted(TokenCounter(None)), True
+            counted = self._counted(TokenCounter(None))
+        if self.usage is not None and len(self.call.request.prompts) == 1:
+            # All choices have the same prompt, so its count is right.
+            counted = replace(self.usage, completion_tokens=counted.completion_tokens)
+        return counted, True
 
     def _counted(self, counter: TokenCounter) -> Usage:
+        request = self.call.request
         return Usage(
-            prompt_tokens=counter.messages(self.call.request.body["messages"]),
+            prompt_tokens=counter.messages(request.messages)
+            if request.api is CHAT
+            else counter.prompts(request.prompts),
             completion_tokens=counter.text("".join(self.texts), chunks=self.chunks),
             cached_tokens=0,
         )
@@ -192,7 +231,10 @@ class Recorder:
     ) -> Attempt:
         """Begin an attempt; its clock runs."""
         trial = call.kind == REQUEST and upstream.breaker.begin()
-        return Attempt(call, number, upstream, self._currency, reason, trial)
+        attempt = Attempt(call, number, upstream, self._currency, reason, trial)
+        if call.trace is not None:
+            attempt.headers = call.trace.began(attempt)
+        return attempt
 
     def record(self, attempt: Attempt, *, served: bool) -> None:
         """Record an ended attempt.
@@ -203,6 +245,8 @@ class Recorder:
         """
         attempt.end(Outcome.CLIENT_ABORTED)
         attempt.served = served
+        if attempt.call.trace is not None:
+            attempt.call.trace.ended(attempt)
         if not attempt.must_count:
             # Made here, one by one: hundreds at once in the writer's thread would keep the
             # interpreter from the event loop for milliseconds.

@@ -70,6 +70,7 @@ class _Walk(Generic[C]):
     """One request on its way through a chain.
 
     Attributes:
+        upstreams: those that may answer, in order.
         attempts: every attempt.
         skipped: upstreams that were passed over, and why.
         held: doubtful candidates; all but the one that is served are released.
@@ -81,6 +82,7 @@ class _Walk(Generic[C]):
 
     call: Call
     ask: Ask[C]
+    upstreams: list[Upstream]
     attempts: list[Attempt] = field(default_factory=list)
     skipped: dict[str, Outcome] = field(default_factory=dict)
     held: list[C] = field(default_factory=list)
@@ -138,7 +140,7 @@ class Chain:
             AllFailed: if no upstream answered.
             ClientFault: if the request itself is wrong.
         """
-        answer = await self._walk(_Walk(call, self._complete))
+        answer = await self._walk(_Walk(call, self._complete, self._upstreams_for(call)))
         self.recorder.record(answer.attempt, served=True)
         return answer
 
@@ -149,7 +151,10 @@ class Chain:
             AllFailed: if no upstream answered.
             ClientFault: if the request itself is wrong.
         """
-        return await self._walk(_Walk(call, self._open))
+        return await self._walk(_Walk(call, self._open, self._upstreams_for(call)))
+
+    def _upstreams_for(self, call: Call) -> list[Upstream]:
+        return self.upstreams if call.request.api.falls_back else self.upstreams[:1]
 
     async def _walk(self, walk: _Walk[C]) -> C:
         chosen: C | None = None
@@ -195,7 +200,7 @@ class Chain:
         """Ask the upstreams that can answer; those that are not ready only if nobody else did."""
         waiting: list[tuple[int, Upstream]] = []
         ready: list[tuple[int, Upstream]] = []
-        for number, upstream in enumerate(self.upstreams, 1):
+        for number, upstream in enumerate(walk.upstreams, 1):
             out = upstream.health.is_out(self._stale_after_s)
             (waiting if out else ready).append((number, upstream))
         await self._ask_these(walk, ready, {upstream.name for _, upstream in waiting})
@@ -207,7 +212,7 @@ class Chain:
         self, walk: _Walk[C], these: list[tuple[int, Upstream]], not_ready: set[str]
     ) -> None:
         places = dict(these)
-        for number, upstream in enumerate(self.upstreams, 1):
+        for number, upstream in enumerate(walk.upstreams, 1):
             if upstream.name in not_ready:
                 walk.skip(upstream, Outcome.NOT_READY)
             if number not in places or not walk.fits(upstream):
@@ -275,7 +280,7 @@ class Chain:
         ends = [attempt.outcome for attempt in walk.attempts]
         if walk.too_long is not None and set(ends) == {Outcome.CONTEXT_OVERFLOW}:
             return walk.too_long
-        waits = [u.breaker.retry_after_s() for u in self.upstreams if not u.breaker.passes]
+        waits = [u.breaker.retry_after_s() for u in walk.upstreams if not u.breaker.passes]
         last = (
             Outcome.BUDGET_SPENT
             if walk.spent
@@ -288,7 +293,9 @@ class Chain:
         upstream = attempt.upstream
         limits = doubts.limits
         body = upstream_body(request, upstream.config, judged=limits is not None)
-        payload, content = await upstream.complete(body, upstream.config.answer_timeout_s)
+        payload, content = await upstream.complete(
+            body, upstream.config.answer_timeout_s, request.api, attempt.headers
+        )
         attempt.saw(payload, "message")
         doubt = doubts.of_answer(attempt.logprobs, payload)
         self._count_unknown(attempt, judged=limits is not None)
@@ -302,7 +309,9 @@ class Chain:
         upstream = attempt.upstream
         judged = doubts.window > 0
         body = upstream_body(request, upstream.config, judged=judged)
-        response = await upstream.open_stream(body, upstream.config.first_token_timeout_s)
+        response = await upstream.open_stream(
+            body, upstream.config.first_token_timeout_s, request.api, attempt.headers
+        )
         stream = OpenStream(attempt, response, hide_logprobs=judged and not request.wants_logprobs)
         try:
             await stream.begin(doubts.window or 1)

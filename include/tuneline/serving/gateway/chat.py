@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: admission, the chain, and the response."""
+"""The endpoints that ask engines: admission, the chain, and the response."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from tuneline.serving.gateway.api import Api
 from tuneline.serving.gateway.attempt import Attempt, Call, Candidate
 from tuneline.serving.gateway.chain import AllFailed, Chain
 from tuneline.serving.gateway.generation import Generation
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
-from tuneline.serving.gateway.protocol import ApiError, error_body, parse_chat
+from tuneline.serving.gateway.protocol import (
+    ApiError,
+    check_content_type,
+    error_body,
+    parse_request,
+    unknown_model,
+)
 from tuneline.serving.gateway.runtime import Runtime
 from tuneline.serving.gateway.sse import DONE, event
 
 log = logging.getLogger("tuneline.gateway")
 
-# A body that trickles in must not hold a place for ever.
-_BODY_WITHIN_S = 30.0
 # Whether the client is still there is looked at from then on: most answers of a small model, and
 # all that are refused, are out by that time, and need no second task.
 _WATCH_AFTER_S = 0.05
@@ -39,18 +44,26 @@ _STATUS = {
     Outcome.UPSTREAM_BUSY: 503,
     Outcome.CIRCUIT_OPEN: 503,
 }
+Connection: TypeAlias = tuple[Scope, Receive, Send]
 
 
 class ChatEndpoint:
-    """The endpoint as an ASGI application, since it has to see the client leave."""
+    """An endpoint as an ASGI application, since it has to see the client leave.
 
-    def __init__(self, runtime: Runtime) -> None:
+    Args:
+        runtime: the gateway's parts.
+        api: the API that it serves.
+    """
+
+    def __init__(self, runtime: Runtime, api: Api) -> None:
         self._runtime = runtime
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         with self._runtime.request() as generation:
-            await _Exchange(self._runtime, generation, scope, receive, send).run()
+            connection = (scope, receive, send)
+            await _Exchange(self._runtime, generation, self._api, connection).run()
 
 
 class _Exchange:
@@ -60,15 +73,13 @@ class _Exchange:
         self,
         runtime: Runtime,
         generation: Generation,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        api: Api,
+        connection: Connection,
     ) -> None:
         self._runtime = runtime
         self._generation = generation
-        self._scope = scope
-        self._receive = receive
-        self._send = send
+        self._api = api
+        self._scope, self._receive, self._send = connection
         self._id = f"req-{secrets.token_hex(12)}"
         self._began = time.perf_counter()
         self._key = ""
@@ -77,7 +88,9 @@ class _Exchange:
         self._model = ""
         self._stream = False
         self._served_by = ""
+        self._reason: str | None = None
         self._status = _CLIENT_LEFT
+        self._trace = runtime.trace(Request(self._scope).headers, api)
         self._watch: asyncio.Task[None] | None = None
         self._left = False
 
@@ -118,19 +131,23 @@ class _Exchange:
                 code="ledger_full",
                 headers={"retry-after": "5"},
             )
-        request = parse_chat(await self._body())
-        chain = self._generation.chain_of(request.model, self._key)
+        check_content_type(Request(self._scope).headers)
+        raw = await self._body()
+        request = parse_request(self._api, raw, max_depth=runtime.config.limits.json_depth)
+        chain = self._chain_of(request.model)
         if chain is None:
-            raise ApiError(
-                404,
-                "That model does not exist here; GET /v1/models lists those that do.",
-                code="model_not_found",
-            )
+            raise unknown_model()
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
         self._chain = chain
-        call = Call(self._id, "request", self._key, self._model, request)
+        call = Call(self._id, "request", self._key, self._model, request, trace=self._trace)
         return runtime.admission.admit(call)
+
+    def _chain_of(self, asked: str) -> Chain | None:
+        if self._api.falls_back:
+            return self._generation.chain_of(asked, self._key)
+        # A candidate's answers are no substitute either.
+        return self._generation.chains.get(asked)
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes
@@ -139,7 +156,7 @@ class _Exchange:
             raise _too_large(limit)
         body = bytearray()
         try:
-            async with asyncio.timeout(_BODY_WITHIN_S):
+            async with asyncio.timeout(self._runtime.config.limits.body_timeout_s):
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
@@ -218,7 +235,7 @@ class _Exchange:
         if found.skipped:
             headers["x-tuneline-skipped"] = found.skipped
         if attempt.fallback_reason is not None:
-            headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
+            self._reason = headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
         return headers
 
     async def _respond(self, response: Response) -> None:
@@ -272,15 +289,25 @@ class _Exchange:
         if self._model:
             name = "tuneline_gateway_request_seconds"
             metrics.observe(name, seconds, model=self._model, stream=str(self._stream).lower())
+        facts = {
+            "request_id": self._id,
+            "operation": self._api.operation,
+            "key": self._key,
+            "model": self._model,
+            "stream": self._stream,
+            "served_by": self._served_by,
+            "fallback_reason": self._reason,
+            "status": self._status,
+            "ms": round(seconds * 1e3, 1),
+        }
         log.info(
-            "%s key=%s model=%s served_by=%s status=%d ms=%.1f",
-            self._id,
-            self._key,
-            self._model,
-            self._served_by,
-            self._status,
-            seconds * 1e3,
+            "%(request_id)s key=%(key)s model=%(model)s served_by=%(served_by)s status=%(status)d "
+            "ms=%(ms).1f",
+            facts,
+            extra={"fields": facts},
         )
+        if self._trace is not None:
+            self._trace.end(self._status, facts)
 
 
 def authenticate(runtime: Runtime, request: Request) -> str:

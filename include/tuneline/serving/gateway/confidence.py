@@ -16,8 +16,13 @@ from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
 def token_logprobs(choice: Any) -> list[float]:
     """Return the log-probabilities of the tokens of a choice or stream chunk, in nats."""
     logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    values = [entry.get("logprob") for entry in content or [] if isinstance(entry, dict)]
+    if not isinstance(logprobs, dict):
+        return []
+    content = logprobs.get("content")
+    # The older API has a plain list. Where the prompt is repeated, its first token has None.
+    values = [entry.get("logprob") for entry in content or [] if isinstance(entry, dict)] or (
+        logprobs.get("token_logprobs") or []
+    )
     return [float(value) for value in values if isinstance(value, int | float)]
 
 

@@ -18,7 +18,9 @@ from tuneline.config import read_yaml
 from tuneline.config.section import Section
 from tuneline.errors import UserError
 from tuneline.serving.gateway.fallback_config import BreakerConfig, LowConfidenceConfig
+from tuneline.serving.gateway.limits import LimitsConfig
 from tuneline.serving.gateway.prices import PriceConfig
+from tuneline.serving.gateway.structured_log import LogConfig
 from tuneline.serving.gateway.users import KeptUser
 
 
@@ -325,6 +327,26 @@ class DrainConfig(Section):
     )
 
 
+class TracingConfig(Section):
+    """Traces of requests for an OpenTelemetry collector; none are made without this section."""
+
+    endpoint: Annotated[str, AfterValidator(_http_url)] = Field(
+        "http://127.0.0.1:4318/v1/traces", description="Where spans go, by OTLP over HTTP."
+    )
+    service_name: str = Field(
+        "tuneline-gateway", min_length=1, description="Name of the service in the traces."
+    )
+    sample_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that is traced, where the client has not decided.",
+    )
+    headers_env: Annotated[str, AfterValidator(_env_set)] | None = Field(
+        None, description="Environment variable that holds headers for it: `name=value,…`."
+    )
+
+
 class GatewayConfig(Section):
     """The whole file."""
 
@@ -357,6 +379,12 @@ class GatewayConfig(Section):
     max_body_bytes: int = Field(
         1_000_000, ge=1_000, description="Largest request body; more gets 413."
     )
+    limits: LimitsConfig = Field(
+        LimitsConfig(), description="What a client may send, and how long it may take."
+    )
+    log: LogConfig = Field(LogConfig(), description="The gateway's own log.")
+    tracing: TracingConfig | None = Field(None, description="OpenTelemetry traces.")
+    chat_page: bool = Field(True, description="Whether `/` answers with a page to chat on.")
     max_in_flight: int = Field(
         256, ge=1, description="Requests at once; more get 429 with Retry-After."
     )

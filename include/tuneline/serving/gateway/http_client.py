@@ -26,6 +26,7 @@ _HEAD_LIMIT = 64 * 1024
 # Of a body that nobody reads, so much waits here before the server has to wait.
 _UNREAD_LIMIT = 1 << 20
 _PORTS = {"http": 80, "https": 443}
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class CannotConnect(Exception):
@@ -81,7 +82,13 @@ class HttpClient:
             "latin-1"
         )
 
-    async def send(self, method: str, path: str, body: bytes | None = None) -> HttpAnswer:
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> HttpAnswer:
         """Send a request; the body of the answer is still to be read.
 
         A server may close a kept connection just when a request is written to it: llama.cpp's
@@ -95,6 +102,7 @@ class HttpClient:
         """
         head = [method.encode(), b" ", self._origin, path.encode("ascii"), b" HTTP/1.1\r\n"]
         head.append(self._headers)
+        head += [f"{name}: {text}\r\n".encode("latin-1") for name, text in headers.items()]
         if body is not None:
             head.append(b"content-length: %d\r\n" % len(body))
         request = b"".join([*head, b"\r\n", body or b""])

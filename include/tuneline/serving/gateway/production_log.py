@@ -220,7 +220,7 @@ class ProductionLog(BatchWriter[_Entry]):
         """Return the scrubbed prompt and answer, without images and the prompt's tool calls."""
         turns = [
             {"role": message["role"], "content": "\n".join(message_texts(message))}
-            for message in entry.call.request.body["messages"]
+            for message in entry.call.request.messages
         ]
         written = "".join(entry.attempt.texts) if entry.attempt else None
         texts = scrubbed_texts(turns, written, self._scrub, entry.call.request_id)

@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions protocol, as far as a gateway has to read it.
+"""OpenAI's protocol, as far as a gateway has to read it.
 
 Requests are passed on unchanged except for the fields that route, count and judge. Errors have
 OpenAI's shape, so that clients of that API can read them.
@@ -14,11 +14,13 @@ from starlette.responses import Response
 
 from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.gateway import json_text
+from tuneline.serving.gateway.api import CHAT, COMPLETIONS, MODEL, Api, Field
 from tuneline.serving.gateway.config import UpstreamConfig
 
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
 # them; otherwise one tenant could ask for another's adapter.
-_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+_WRITTEN = ("content", "refusal", "text")
 NOT_FROM_CLIENTS = frozenset({"lora", "lora_request", "lora_path", "id_slot", "kv_transfer_params"})
 
 
@@ -30,6 +32,7 @@ class ApiError(Exception):
         message: one sentence for the client.
         kind: OpenAI's `type`; None takes the usual one of the status.
         code: OpenAI's `code`.
+        param: OpenAI's `param`, the field that is wrong.
         headers: further response headers.
     """
 
@@ -40,12 +43,13 @@ class ApiError(Exception):
         *,
         kind: str | None = None,
         code: str | None = None,
+        param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         usual = "server_error" if status >= 500 else "invalid_request_error"
-        self.body = error_body(message, kind or _KINDS.get(status, usual), code)
+        self.body = error_body(message, kind or _KINDS.get(status, usual), code, param)
         self.headers = dict(headers or {})
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
@@ -58,9 +62,9 @@ class ApiError(Exception):
         )
 
 
-def error_body(message: str, kind: str, code: str | None) -> bytes:
+def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
     """Return OpenAI's error object as JSON."""
-    error = {"message": message, "type": kind, "param": None, "code": code}
+    error = {"message": message, "type": kind, "param": param, "code": code}
     return json_text.dumps({"error": error})
 
 
@@ -79,6 +83,7 @@ class ChatRequest:
 
     Attributes:
         body: the client's body, without the fields that the gateway sets.
+        api: the API that it came by.
         size: bytes of the body as it came.
     """
 
@@ -87,11 +92,66 @@ class ChatRequest:
     stream: bool
     wants_usage: bool
     wants_logprobs: bool
+    api: Api = CHAT
     size: int = 0
 
+    @property
+    def messages(self) -> list[Any]:
+        """The prompt as messages; each text of another API than chat is a user's."""
+        if self.api is CHAT:
+            return list(self.body["messages"])
+        return [{"role": "user", "content": text} for text in self.prompts if _is_text(text)]
 
-def parse_chat(raw: bytes) -> ChatRequest:
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompts: texts and lists of token ids; a conversation is one."""
+        if self.api is CHAT:
+            return [None]
+        given = self.body[self.api.required]
+        if isinstance(given, str) or isinstance(given[0], int | float):
+            return [given]
+        return list(given)
+
+    @property
+    def choices(self) -> int:
+        """The number of choices that a whole answer has."""
+        return int(self.body.get("n") or 1) * len(self.prompts)
+
+
+def _is_text(prompt: Any) -> bool:
+    return isinstance(prompt, str)
+
+
+def unknown_model() -> ApiError:
+    """Return the error of a model that is not served."""
+    return ApiError(
+        404,
+        "That model does not exist here; GET /v1/models lists those that do.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def check_content_type(headers: Mapping[str, str]) -> None:
+    """Refuse a body that is declared to be something else than JSON, or compressed.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, "The body must be JSON, sent with `Content-Type: application/json`.")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise ApiError(415, "The body must be sent uncompressed, without Content-Encoding.")
+
+
+def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ChatRequest:
     """Read a request body.
+
+    Args:
+        api: the API that it came by.
+        raw: the body.
+        max_depth: how deep its lists and objects may be nested.
 
     Raises:
         ApiError: 400, naming the field that is wrong.
@@ -99,30 +159,67 @@ def parse_chat(raw: bytes) -> ChatRequest:
     try:
         body = json_text.loads(raw)
     except ValueError:
-        raise ApiError(400, "The request body is not valid JSON.") from None
+        raise ApiError(
+            400, f"The request body is not valid JSON, or nested deeper than {max_depth} levels."
+        ) from None
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
-    model, messages, stream = body.get("model"), body.get("messages"), body.get("stream")
-    if not isinstance(model, str) or not model:
-        raise ApiError(400, "`model` must be the id of a model; GET /v1/models lists them.")
-    if not isinstance(messages, list) or not messages:
-        raise ApiError(400, "`messages` must be a list with at least one message.")
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ApiError(400, f"`messages[{number}]` must be an object with a `role`.")
-    if stream is not None and not isinstance(stream, bool):
-        raise ApiError(400, "`stream` must be true or false.")
+    # Few brackets can't be deep, which spares most bodies the walk.
+    if raw.count(b"[") + raw.count(b"{") > max_depth and is_deeper(body, max_depth):
+        raise ApiError(400, f"The request body is nested deeper than {max_depth} levels.")
+    _check_fields(api, body)
+    stream = api.streams and body.get("stream") is True
     options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise ApiError(400, "`stream_options` must be an object.")
+    logprobs = body.get("logprobs")
     return ChatRequest(
-        model=model,
+        model=body["model"],
         body={name: value for name, value in body.items() if name not in NOT_FROM_CLIENTS},
         size=len(raw),
-        stream=bool(stream),
+        api=api,
+        stream=stream,
         wants_usage=options.get("include_usage") is True,
-        wants_logprobs=body.get("logprobs") is True,
+        # A number in the older API, in which 0 asks for them too.
+        wants_logprobs=logprobs is not None and logprobs is not False,
     )
+
+
+def _check_fields(api: Api, body: dict[str, Any]) -> None:
+    if not MODEL.accepts(body.get("model")):
+        raise ApiError(400, f"`model` must be {MODEL.says}.", param="model")
+    if body.get(api.required) is None:
+        says = api.fields[api.required].says
+        raise ApiError(400, f"`{api.required}` must be {says}.", param=api.required)
+    for name, value in body.items():
+        field = api.fields.get(name)
+        if field is not None and value is not None and not field.accepts(value):
+            raise _wrong_field(name, value, field)
+
+
+def _wrong_field(name: str, value: Any, field: Field) -> ApiError:
+    if name == "messages" and isinstance(value, list):
+        for number, message in enumerate(value):
+            place = f"messages[{number}]"
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                return ApiError(400, f"`{place}` must be an object with a `role`.", param=place)
+            if not field.accepts([message]):
+                says = "must be a string or a list of objects"
+                return ApiError(400, f"`{place}.content` {says}.", param=f"{place}.content")
+    return ApiError(400, f"`{name}` must be {field.says}.", param=name)
+
+
+def is_deeper(body: Any, max_depth: int) -> bool:
+    """Return True if a JSON value is nested deeper than a limit."""
+    level = [body]
+    for _ in range(max_depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not level:
+            return False
+    return True
 
 
 def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
@@ -141,7 +238,8 @@ def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: boo
         body.pop("stream_options", None)
     if judged and not request.wants_logprobs:
         # One alternative per token: without the field llama.cpp sends twenty, with 0 none.
-        body |= {"logprobs": True, "top_logprobs": 1}
+        older = request.api is COMPLETIONS
+        body |= {"logprobs": 1} if older else {"logprobs": True, "top_logprobs": 1}
     return json_text.dumps(body)
 
 
@@ -150,7 +248,8 @@ def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
     usage = payload.get("usage")
     if not isinstance(usage, dict):
         return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    # Embeddings have no completion.
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
     if not isinstance(prompt, int) or not isinstance(completion, int):
         return None
     details = usage.get("prompt_tokens_details")
@@ -158,12 +257,16 @@ def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
     return Usage(prompt, completion, cached if isinstance(cached, int) else 0)
 
 
-def written_text(message: Any) -> str:
-    """Return the text of a message or delta: reasoning, content, refusal, tool calls."""
+def written_text(choice: Mapping[str, Any]) -> str:
+    """Return the text of a choice: reasoning, content, refusal, tool calls, or a plain text."""
+    message = choice.get("message") or choice.get("delta") or choice
     if not isinstance(message, dict):
         return ""
-    parts = [message.get(name) for name in ("reasoning_content", "content", "refusal")]
-    for call in message.get("tool_calls") or []:
+    # Some engines send their reasoning under both names.
+    parts = [message.get("reasoning_content") or message.get("reasoning")]
+    parts += [message.get(name) for name in _WRITTEN]
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
             parts += [function.get("name"), function.get("arguments")]

@@ -116,7 +116,7 @@ def load_redaction(name: str | None) -> Redact:
 
 def _line(entry: _Entry, redact: Redact | None) -> dict[str, Any]:
     call, attempt = entry.call, entry.attempt
-    messages = call.request.body["messages"]
+    messages = call.request.messages
     line: dict[str, Any] = {
         "timestamp": entry.time.isoformat(timespec="milliseconds"),
         "request_id": call.request_id,
@@ -152,7 +152,7 @@ def _texts(entry: _Entry, redact: Redact) -> dict[str, Any]:
     try:
         messages = [
             {"role": message["role"], "content": redact("\n".join(message_texts(message)))}
-            for message in entry.call.request.body["messages"]
+            for message in entry.call.request.messages
         ]
         completion = redact("".join(entry.attempt.texts)) if entry.attempt else None
     except Exception as error:  # whatever the function raises, the text must not be written

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.admission import Admission
+from tuneline.serving.gateway.api import EMBEDDINGS, Api
 from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.breaker import Circuit
 from tuneline.serving.gateway.config import GatewayConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tuneline.serving.gateway.chain import Chain
     from tuneline.serving.gateway.production_log import ProductionLog, Scrub
     from tuneline.serving.gateway.readiness import Prober
+    from tuneline.serving.gateway.tracing import RequestTrace, Tracing
     from tuneline.serving.gateway.upstream import Upstream
 
 # Makes the scrubber of the production log for some languages. It comes from the data phase, which
@@ -93,6 +95,7 @@ class Runtime:
             RequestLog(config.request_log, self.metrics) if config.request_log else None
         )
         self.production_log = self._make_production_log(config)
+        self.tracing = _make_tracing(config)
         self.ledger = Ledger(
             config.ledger.place,
             queue_limit=config.ledger.queue_limit,
@@ -146,6 +149,10 @@ class Runtime:
         finally:
             self.in_flight -= 1
             generation.requests -= 1
+
+    def trace(self, headers: Mapping[str, str], api: Api) -> RequestTrace | None:
+        """Begin to trace a request, if requests are traced."""
+        return None if self.tracing is None else self.tracing.begin(headers, api)
 
     async def start(self) -> None:
         """Start the writers and the pings."""
@@ -208,6 +215,8 @@ class Runtime:
             await asyncio.to_thread(self.production_log.close)
         await asyncio.to_thread(self._book.close)
         await asyncio.to_thread(self.ledger.close)
+        if self.tracing:
+            await asyncio.to_thread(self.tracing.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
         """Count a request that has ended, and hand it to the logs unless its key is not logged.
@@ -221,7 +230,8 @@ class Runtime:
         logged = self.keys.is_logged(call.key)
         if self.request_log and logged:
             self.request_log.note(call, attempt)
-        if self.production_log:
+        # Vectors are no text that could be learned from.
+        if self.production_log and call.request.api is not EMBEDDINGS:
             if logged:
                 self.production_log.note(call, attempt, status)
             else:
@@ -313,6 +323,14 @@ class Runtime:
                 for name, state in self.prober.states().items()
             },
         )
+
+
+def _make_tracing(config: GatewayConfig) -> Tracing | None:
+    if config.tracing is None:
+        return None
+    from tuneline.serving.gateway.tracing import Tracing
+
+    return Tracing(config.tracing)
 
 
 def _without(generation: Generation, other: Generation) -> list[Upstream]:

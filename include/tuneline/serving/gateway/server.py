@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import socket
 import sys
@@ -17,9 +18,11 @@ import uvicorn
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.batch import GatheredLines
+from tuneline.serving.gateway.client_connection import connection_class
 from tuneline.serving.gateway.config import GatewayConfig, load_config
 from tuneline.serving.gateway.reload import Reloader, await_file, fingerprint
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
+from tuneline.serving.gateway.structured_log import JsonFormatter
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -61,9 +64,15 @@ def run_gateway(
     logging.basicConfig(
         stream=lines, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    if config.log.format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     server = _DrainingServer(
         uvicorn.Config(
             app,
+            http=connection_class(config.limits),
+            ws="none",
+            timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -72,7 +81,6 @@ def run_gateway(
             server_header=False,
             # Named, since uvicorn would fall back to its slow ones without a word.
             loop="uvloop",
-            http="httptools",
             timeout_graceful_shutdown=_CUT_OFF_S,
         ),
         app.state.runtime,

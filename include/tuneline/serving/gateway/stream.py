@@ -37,7 +37,8 @@ class OpenStream(Candidate):
         self._parser = SseParser()
         self._ready: list[bytes] = []
         self._finished = False
-        self._saw_finish = False
+        # Each choice ends by itself; only the end of the last one is the stream's.
+        self._unfinished = attempt.call.request.choices
         self._fault: UpstreamFault | None = None
         self._deadline = (
             asyncio.get_running_loop().time() + attempt.upstream.config.first_token_timeout_s
@@ -99,7 +100,7 @@ class OpenStream(Candidate):
                 self._take(data)
             if not chunk:
                 self._finished = True
-                if not self._saw_finish:
+                if self._unfinished > 0:
                     self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
         except TimeoutError:
             self._fault = UpstreamFault(Outcome.TIMEOUT, "no token in time")
@@ -123,7 +124,7 @@ class OpenStream(Candidate):
         if not choices and "error" in payload:
             raise UpstreamFault(Outcome.UPSTREAM_5XX, "an error in the stream")
         self.attempt.saw(payload, "delta")
-        self._saw_finish = self._saw_finish or any(c.get("finish_reason") for c in choices)
+        self._unfinished -= sum(bool(choice.get("finish_reason")) for choice in choices)
         config = self.attempt.upstream.config
         if self.attempt.chunks:
             self._deadline = asyncio.get_running_loop().time() + config.idle_timeout_s

@@ -59,6 +59,10 @@ class TokenCounter:
             total += _PER_MESSAGE + self.text("\n".join(message_texts(message)))
         return total
 
+    def prompts(self, prompts: Iterable[Any]) -> int:
+        """Count the tokens of prompts without a template: texts, or lists of token ids."""
+        return sum(self.text(one) if isinstance(one, str) else len(one) for one in prompts)
+
 
 def message_texts(message: Any) -> list[str]:
     """Return the texts of a chat message: its string, or the text parts of its list of parts."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tuneline.serving.gateway import json_text
+from tuneline.serving.gateway.api import CHAT, Api
 from tuneline.serving.gateway.breaker import Breaker
 from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.health import UpstreamHealth
@@ -28,6 +29,10 @@ from tuneline.serving.gateway.tokens import TokenCounter
 # Shorter than the 5 s after which uvicorn and llama.cpp close an idle connection:
 # a request on a connection that is being closed would look like a dead engine.
 _KEEPALIVE_S = 3.0
+Headers: TypeAlias = Mapping[str, str]
+_NO_HEADERS: Headers = {}
+# How an engine answers that does not have an API: there is no such path, or it says so.
+_NOT_OFFERED = frozenset({404, 405, 501})
 _FREE = Rates(0.0, 0.0)
 
 
@@ -60,8 +65,16 @@ class Upstream:
         )
         self._path = urlsplit(config.base_url).path
 
-    async def complete(self, body: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+    async def complete(
+        self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
+    ) -> tuple[dict[str, Any], bytes]:
         """Ask for a whole answer.
+
+        Args:
+            body: the request.
+            timeout_s: time for the answer, in seconds.
+            api: the API to ask by.
+            headers: headers beside the usual ones.
 
         Returns:
             The answer, parsed and as it came.
@@ -71,23 +84,33 @@ class Upstream:
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no answer"):
-            response = await self._client.send("POST", self._path + "/chat/completions", body)
+            response = await self._client.send("POST", self._path + api.path, body, headers)
             content = await response.read()
+        if not api.falls_back and response.status in _NOT_OFFERED:
+            raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
         _check_status(response.status, content)
         payload = _json(content)
-        if not isinstance(payload, dict) or not isinstance(payload.get("choices"), list):
-            raise UpstreamFault(Outcome.BAD_RESPONSE, "the answer is no chat completion")
+        if not isinstance(payload, dict) or not isinstance(payload.get(api.holds), list):
+            raise UpstreamFault(Outcome.BAD_RESPONSE, f"the answer has no list `{api.holds}`")
         return payload, content
 
-    async def open_stream(self, body: bytes, timeout_s: float) -> HttpAnswer:
+    async def open_stream(
+        self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
+    ) -> HttpAnswer:
         """Ask for a stream; the response is open and must be closed by the caller.
+
+        Args:
+            body: the request.
+            timeout_s: time for the head of the response, in seconds.
+            api: the API to ask by.
+            headers: headers beside the usual ones.
 
         Raises:
             UpstreamFault: if no stream began.
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no stream"):
-            response = await self._client.send("POST", self._path + "/chat/completions", body)
+            response = await self._client.send("POST", self._path + api.path, body, headers)
             content = b"" if response.status == HTTPStatus.OK else await response.read()
         _check_status(response.status, content)
         return response
@@ -143,6 +166,14 @@ async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
         raise UpstreamFault(Outcome.CONNECTION_LOST, f"connection broken ({broken})") from None
     except TimeoutError:
         raise UpstreamFault(Outcome.TIMEOUT, f"{missing} within {seconds:g} s") from None
+
+
+def _not_offered(api: Api) -> dict[str, object]:
+    return {
+        "message": f"This model has no {api.operation}: its engine does not offer them.",
+        "type": "invalid_request_error",
+        "code": f"{api.operation}_not_offered",
+    }
 
 
 def _proxy_for(config: UpstreamConfig) -> str | None:

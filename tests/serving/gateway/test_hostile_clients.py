@@ -1,0 +1,283 @@
+"""Clients that send what no library sends, over raw sockets, to the gateway as it runs."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import httpx
+import pytest
+import yaml
+from tests.lab.waiting import wait_for
+
+from tuneline.serving.gateway.keys import add_key
+
+from .conftest import ask, upstream_entry
+from .test_server import Process
+
+LIMITS = {
+    "header_bytes": 4096,
+    "header_timeout_s": 0.6,
+    "body_timeout_s": 0.6,
+    "idle_timeout_s": 2,
+    "write_timeout_s": 1,
+}
+END = b"\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory, servers):
+    """One gateway for all of them: each must leave it in order for the next."""
+    folder = tmp_path_factory.mktemp("gateway")
+    servers["small"].reset()
+    key = add_key(folder / "keys.json", "tester")
+    config = {
+        "port": 0,
+        "keys_file": "keys.json",
+        "ledger": {"path": "usage.db", "flush_interval_s": 0.02},
+        "upstreams": [upstream_entry(servers["small"], ping=False)],
+        "models": [{"id": "support", "chain": ["small"]}],
+        "max_body_bytes": 200_000,
+        "limits": LIMITS,
+    }
+    path = folder / "gateway.yaml"
+    path.write_text(yaml.safe_dump(config))
+    process = Process(path, key)
+    process.key = key
+    yield process
+    process.client.close()
+    process.popen.kill()
+    process.popen.wait()
+
+
+@pytest.fixture(autouse=True)
+def still_in_order(gateway, small):
+    yield
+    small.reset()
+    assert gateway.client.post("/v1/chat/completions", json=ask()).status_code == 200
+    wait_for(lambda: "tuneline_gateway_in_flight 0" in gateway.client.get("/metrics").text)
+
+
+class Raw:
+    """A socket to the gateway."""
+
+    def __init__(self, gateway: Process) -> None:
+        host, _, port = gateway.url.removeprefix("http://").partition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.key = gateway.key.encode()
+
+    def head(self, *lines: bytes, path: bytes = b"/v1/chat/completions") -> bytes:
+        start = [b"POST " + path + b" HTTP/1.1", b"Host: a", b"Authorization: Bearer " + self.key]
+        return b"\r\n".join([*start, *lines]) + END
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def send_for_ever(self, data: bytes, pause_s: float = 0.0) -> None:
+        for _ in range(1000):
+            self.send(data)
+            time.sleep(pause_s)
+
+    def until_closed(self) -> bytes:
+        """What comes until the gateway closes the connection."""
+        got = b""
+        with suppress(ConnectionResetError):
+            while part := self.socket.recv(65536):
+                got += part
+        return got
+
+    def statuses(self) -> list[int]:
+        return [int(part[:3]) for part in self.until_closed().split(b"HTTP/1.1 ")[1:]]
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps(ask(**fields)).encode()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"Content-Length: 5", b"Transfer-Encoding: chunked"],
+        [b"Transfer-Encoding: chunked", b"Content-Length: 5"],
+        [b"Content-Length: 5", b"Content-Length: 50"],
+        [b"Content-Length: 5", b"Content-Length: 5"],
+        [b"Content-Length: 5, 5"],
+        [b"Content-Length: +5"],
+        [b"Content-Length: 0x5"],
+        [b"Content-Length: -1"],
+        [b"Content-Length : 5"],
+        [b"Transfer-Encoding: chunked, identity"],
+        [b"Transfer-Encoding: xchunked"],
+        [b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"],
+        [b"Transfer-Encoding:\x0bchunked"],
+        [b"X: a\x00b", b"Content-Length: 5"],
+        [b"X: a", b" folded: b", b"Content-Length: 5"],
+    ],
+)
+def test_where_a_body_ends_is_never_in_doubt(gateway, small, lines):
+    """A proxy that reads it differently would let one client's request begin inside another's."""
+    raw = Raw(gateway)
+    smuggled = b"GET /v1/models HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + raw.key + END
+    raw.send(raw.head(*lines) + b"0\r\n\r\n" + smuggled)
+    statuses = raw.statuses()
+    assert len(statuses) <= 1 or 200 not in statuses, statuses
+    assert statuses == [] or statuses[0] >= 400
+    assert small.requests() == []
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"-5\r\nabcde", b"5;a=\x00\r\nabcde", b"FFFFFFFFFFFFFFFFF\r\na", b"5\nabcde"]
+)
+def test_broken_chunks_reach_no_engine(gateway, small, chunk):
+    raw = Raw(gateway)
+    raw.send(raw.head(b"Transfer-Encoding: chunked") + chunk + b"\r\n0" + END)
+    assert 200 not in raw.statuses()
+    assert small.requests() == []
+
+
+def test_headers_that_trickle_in_are_cut_off(gateway):
+    raw = Raw(gateway)
+    raw.send(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    began = time.monotonic()
+    with pytest.raises(OSError):  # noqa: PT011 (broken pipe or reset)
+        raw.send_for_ever(b"X-A: b\r\n", pause_s=0.1)
+    assert time.monotonic() - began < 8
+
+
+def test_a_connection_without_a_request_is_closed(gateway):
+    assert Raw(gateway).until_closed() == b""
+
+
+def test_a_body_that_trickles_in_is_408(gateway, small):
+    raw = Raw(gateway)
+    raw.send(raw.head(b"Content-Length: 1000") + b"{")
+    threading.Thread(target=_drip, args=(raw,), daemon=True).start()
+    assert raw.statuses() == [408]
+    assert small.requests() == []
+
+
+def test_a_refused_request_may_not_drip_its_body_for_ever(gateway):
+    raw = Raw(gateway)
+    raw.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100000" + END)
+    drip = threading.Thread(target=_drip, args=(raw,), daemon=True)
+    drip.start()
+    assert raw.statuses() == [401]
+    drip.join(5)
+    assert not drip.is_alive()
+
+
+def _drip(raw: Raw) -> None:
+    with suppress(OSError):
+        raw.send_for_ever(b" ", pause_s=0.1)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("big", [b"X-A: " + b"a" * 9000, b"X: a\r\n" * 2000 + b"Y: b"])
+def test_large_headers_are_431(gateway, big, pieces):
+    raw = Raw(gateway)
+    data = raw.head(big, b"Content-Length: 0")
+    for i in range(pieces):
+        raw.send(data[len(data) * i // pieces : len(data) * (i + 1) // pieces])
+        time.sleep(0.05)
+    assert raw.statuses() == [431]
+
+
+def test_an_endless_header_does_not_fill_the_memory(gateway):
+    raw = Raw(gateway)
+    raw.send(b"GET / HTTP/1.1\r\nX: ")
+    with pytest.raises(OSError):  # noqa: PT011 (broken pipe or reset)
+        raw.send_for_ever(b"a" * 65536)
+
+
+def test_a_body_larger_than_declared_is_another_request_and_no_http(gateway, small):
+    raw = Raw(gateway)
+    raw.send(raw.head(b"Content-Length: 2") + b"{}" + b'{"model": "support"}')
+    assert raw.statuses()[-1] == 400
+    assert small.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "word"),
+    [
+        (b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, "nested"),
+        (
+            b'{"model": "support", "x": ' + b"[" * 70 + b"]" * 70 + b"}",
+            400,
+            "nested deeper than 64",
+        ),
+        (b'{"model": "support", "messages": [' + b'{"role":"a"},' * 40_000 + b"1]}", 413, "larger"),
+        (b"[" * 190_000, 400, "JSON"),
+        (b'{"model": NaN}', 400, "JSON"),
+        (
+            b'{"model": "support", "messages": [{"role": "user"}], "top_p": 1e999}',
+            400,
+            "`top_p` must be",
+        ),
+        (b"\xff\xfe{}", 400, "JSON"),
+        (b'{"model": "support", "messages": [{"role": "user"}], "n": "2"}', 400, "`n` must be"),
+        (b'{"model": "support", "messages": [{"role": "user"}], "n": true}', 400, "`n` must be"),
+        (b'{"model": "support", "messages": [{"role": "u", "content": 1}]}', 400, "content` must"),
+        (b'{"model": 5, "messages": []}', 400, "`model` must be"),
+        (b'{"model": "nope", "messages": [{"role": "user"}]}', 404, "GET /v1/models"),
+        (b"", 400, "JSON"),
+    ],
+)
+def test_bodies_that_are_wrong_get_one_sentence(gateway, small, content, status, word):
+    response = gateway.client.post("/v1/chat/completions", content=content)
+    assert response.status_code == status
+    message = response.json()["error"]["message"]
+    assert word in message
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert small.requests() == []
+
+
+def test_wrong_types_methods_and_encodings(gateway):
+    client = gateway.client
+    url = "/v1/chat/completions"
+    form = client.post(url, content=body(), headers={"content-type": "text/plain"})
+    assert (form.status_code, "Content-Type" in form.text) == (415, True)
+    packed = client.post(url, content=body(), headers={"content-encoding": "gzip"})
+    assert (packed.status_code, "uncompressed" in packed.text) == (415, True)
+    wrong = client.get(url)
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    assert wrong.json()["error"]["message"] == "Method Not Allowed."
+    json_as_declared = {"content-type": "application/json; charset=utf-8"}
+    assert client.post(url, content=body(), headers=json_as_declared).status_code == 200
+
+
+def test_of_two_equal_fields_the_engine_sees_what_was_checked(gateway, small):
+    twice = b'{"lora": 1, "model": "nope", "model": "support", ' + body()[1:]
+    assert gateway.client.post("/v1/chat/completions", content=twice).status_code == 200
+    (seen,) = small.requests()
+    assert seen["model"] == "small-model"
+    assert "lora" not in seen
+
+
+def test_what_is_no_http_is_400_in_json(gateway):
+    raw = Raw(gateway)
+    raw.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc" + END)
+    answer = raw.until_closed()
+    assert b" 400 " in answer
+    assert json.loads(answer.split(END)[1])["error"]["type"] == "invalid_request_error"
+
+
+def test_a_client_that_stops_reading_frees_its_place(gateway, small, monkeypatch):
+    # More than the kernel's buffers hold.
+    small.words = 5_000
+    monkeypatch.setattr(small, "_text", lambda *_: "word " * 2_000)
+    raw = Raw(gateway)
+    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.send(raw.head(b"Content-Length: %d" % len(body(stream=True))) + body(stream=True))
+    raw.socket.recv(100)
+    wait_for(lambda: 'outcome="client_aborted"' in httpx.get(f"{gateway.url}/metrics").text)
+
+
+def test_many_half_open_connections_hold_up_nobody(gateway):
+    slow = [Raw(gateway) for _ in range(300)]
+    for raw in slow:
+        raw.send(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert gateway.client.post("/v1/chat/completions", json=ask()).status_code == 200
+    assert {raw.until_closed() for raw in slow} == {b""}

@@ -1,0 +1,223 @@
+"""Many requests at once while upstreams die, hang, talk garbage or refuse; and a killed gateway.
+
+Every request ends in an answer, a fallback or a clean error, and the ledger has what clients saw.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+from tests.lab.upstream_server import UpstreamServer
+from tests.lab.waiting import wait_for
+
+from tuneline.serving.gateway.keys import add_key
+
+from .conftest import ask, upstream_entry
+from .test_server import Process
+
+AT_ONCE = 256
+# 256 connections at once take their time on a machine that is busy; only who hangs is left soon.
+PATIENT = {"connect_timeout_s": 60, "ping": False}
+SOON = {"answer_timeout_s": 0.5, "first_token_timeout_s": 0.5}
+WITHIN_S = 120
+
+
+@dataclass
+class Seen:
+    """What a client saw."""
+
+    request_id: str
+    status: int
+    served_by: str | None
+    tokens: int | None
+    whole: bool
+
+
+async def seen_by_client(session: aiohttp.ClientSession, url: str, *, stream: bool) -> Seen:
+    body = ask(stream=stream, stream_options={"include_usage": True} if stream else None)
+    async with asyncio.timeout(WITHIN_S):
+        async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+            text = (await response.read()).decode()
+            headers = response.headers
+    usage, whole = None, False
+    if response.status == 200 and stream:
+        events = [line[6:] for line in text.split("\n\n") if line.startswith("data: ")]
+        whole = events[-1] == "[DONE]"
+        if not whole:
+            assert "error" in json.loads(events[-1]), "a stream ends by [DONE] or by an error"
+        for event in events[: -1 if whole else None]:
+            usage = json.loads(event).get("usage") or usage
+    elif response.status == 200:
+        usage, whole = json.loads(text)["usage"], True
+    else:
+        assert json.loads(text)["error"]["message"].endswith(".")
+    tokens = usage["completion_tokens"] if usage else None
+    served_by = headers.get("x-tuneline-served-by")
+    return Seen(headers["x-request-id"], response.status, served_by, tokens, whole)
+
+
+def all_at_once(url: str, key: str, meanwhile=None) -> list[Seen]:
+    """What 256 clients saw, half of them of streams; `meanwhile` runs once they are under way."""
+
+    async def run() -> list[Seen]:
+        headers = {"authorization": f"Bearer {key}"}
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+            tasks = [
+                asyncio.create_task(seen_by_client(session, url, stream=bool(i % 2)))
+                for i in range(AT_ONCE)
+            ]
+            if meanwhile is not None:
+                await asyncio.to_thread(meanwhile)
+            return await asyncio.gather(*tasks)
+
+    return asyncio.run(run())
+
+
+def served_rows(ledger) -> dict[str, dict]:
+    with closing(sqlite3.connect(ledger)) as db:
+        db.row_factory = sqlite3.Row
+        found = db.execute("SELECT * FROM usage WHERE kind = 'request' AND served = 1")
+        return {row["request_id"]: dict(row) for row in found}
+
+
+def check_ledger(gateway, seen: list[Seen]) -> None:
+    """Every answer has one row that was served, by whom and with as many tokens as was told."""
+    assert len({one.request_id for one in seen}) == len(seen)
+    answered = [one for one in seen if one.status == 200]
+    wait_for(lambda: gateway.runtime.ledger.pending == 0)
+    rows = served_rows(gateway.ledger)
+    assert set(rows) == {one.request_id for one in answered}
+    for one in answered:
+        row = rows[one.request_id]
+        assert row["upstream"] == one.served_by
+        if one.tokens is not None:
+            assert (row["completion_tokens"], row["estimated"]) == (one.tokens, 0)
+        assert (row["status"] == "ok") == one.whole
+
+
+def test_256_streams_at_once_are_whole_and_billed(start, small):
+    gateway = start(upstream_entry(small, **PATIENT))
+    small.words, small.token_delay_s = 20, 0.02
+    seen = all_at_once(gateway.url, gateway.key)
+    assert {(one.status, one.tokens, one.whole) for one in seen} == {(200, 20, True)}
+    check_ledger(gateway, seen)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("hang", "timeout"),
+        ("error", "upstream_5xx"),
+        ("busy", "upstream_busy"),
+        ("refuse", "upstream_refused"),
+        ("die_before", "connection_lost"),
+        ("garbage", None),
+    ],
+)
+def test_with_a_second_upstream_nobody_notices(start, small, large, mode, reason):
+    small.mode = mode
+    limits = {**PATIENT, **(SOON if mode == "hang" else {})}
+    gateway = start(upstream_entry(small, **limits), upstream_entry(large, **PATIENT))
+    seen = all_at_once(gateway.url, gateway.key)
+    assert {(one.status, one.served_by, one.tokens, one.whole) for one in seen} == {
+        (200, "large", 5, True)
+    }
+    check_ledger(gateway, seen)
+    with closing(sqlite3.connect(gateway.ledger)) as db:
+        left = Counter(db.execute("SELECT status FROM usage WHERE kind = 'request' AND served = 0"))
+    assert reason is None or (reason,) in left
+
+
+@pytest.mark.parametrize("mode", ["hang", "error", "busy", "refuse", "die_before", "garbage"])
+def test_without_one_everybody_gets_a_clean_error_in_time(start, small, mode):
+    small.mode = mode
+    limits = {**PATIENT, **(SOON if mode == "hang" else {})}
+    gateway = start(upstream_entry(small, **limits))
+    seen = all_at_once(gateway.url, gateway.key)
+    assert {one.status for one in seen} <= {502, 503, 504}
+    check_ledger(gateway, seen)
+    assert gateway.runtime.in_flight == 0
+    small.reset()
+    wait_for(lambda: gateway.chat().status_code == 200)
+
+
+def test_an_upstream_that_is_killed_in_the_middle(start, small, large):
+    victim = UpstreamServer("victim")
+    victim.words, victim.token_delay_s, victim.answer_delay_s = 1000, 0.1, 100.0
+    gateway = start(upstream_entry(victim, **PATIENT), upstream_entry(large, **PATIENT))
+
+    def kill() -> None:
+        wait_for(lambda: len(victim.requests()) == AT_ONCE, 90)
+        victim.stop()
+
+    try:
+        seen = all_at_once(gateway.url, gateway.key, kill)
+    finally:
+        victim.stop()
+    # Whole answers fell back; streams that had begun say that they broke off.
+    assert {one.status for one in seen} == {200}
+    assert Counter((one.served_by, one.whole) for one in seen) == {
+        ("large", True): AT_ONCE // 2,
+        ("victim", False): AT_ONCE // 2,
+    }
+    check_ledger(gateway, seen)
+
+
+def test_a_killed_gateway_loses_the_last_second_at_most(tmp_path, write_config, small):
+    key = add_key(tmp_path / "keys.json", "tester")
+    config = write_config(
+        [upstream_entry(small, ping=False)],
+        port=0,
+        ledger={"path": "usage.db", "flush_interval_s": 0.25},
+    )
+    process = Process(config, key)
+    answered: list[tuple[float, Seen]] = []
+
+    async def ask_on(session: aiohttp.ClientSession, number: int) -> None:
+        try:
+            while True:
+                seen = await seen_by_client(session, process.url, stream=bool(number % 2))
+                answered.append((time.monotonic(), seen))
+        except (aiohttp.ClientError, ConnectionError):
+            pass
+
+    async def until_killed() -> float:
+        headers = {"authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            clients = [asyncio.create_task(ask_on(session, i)) for i in range(8)]
+            await asyncio.sleep(4)
+            os.kill(process.popen.pid, signal.SIGKILL)
+            killed = time.monotonic()
+            await asyncio.gather(*clients)
+        return killed
+
+    killed = asyncio.run(until_killed())
+    process.client.close()
+    process.popen.wait()
+    rows = served_rows(tmp_path / "usage.db")
+    due = [seen for at, seen in answered if at < killed - 1.0]
+    assert len(due) > 50
+    lost = [seen for seen in due if seen.request_id not in rows]
+    assert lost == []
+    for seen in due:
+        assert rows[seen.request_id]["completion_tokens"] == seen.tokens == 5
+    # What was settled before is not touched by the next one, and nothing is booked twice.
+    again = Process(config, key)
+    try:
+        assert again.client.post("/v1/chat/completions", json=ask()).status_code == 200
+    finally:
+        again.client.close()
+        again.signal()
+        assert again.popen.wait(20) == 0
+    after = served_rows(tmp_path / "usage.db")
+    assert {name: after[name] for name in rows} == rows
+    assert len(after) == len(rows) + 1

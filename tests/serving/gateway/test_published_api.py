@@ -1,0 +1,107 @@
+"""The published document: it is what is served, and nothing in it is served without a key."""
+
+import json
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    positive_data_acceptance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+from starlette.routing import Route
+from tests.lab.api_server import ApiServer
+
+from tuneline.serving.gateway.openapi import document
+
+from .conftest import upstream_entry
+
+# What answers without a key: it tells nothing that is anybody's.
+PUBLIC = {"/", "/metrics", "/openapi.json", "/v1/health/live", "/v1/health/ready"}
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+DOCUMENT = schemathesis.openapi.from_dict(json.loads(document()))
+
+
+@pytest.fixture
+def small():
+    server = ApiServer("small")
+    server.mode = "any"
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gateway(start, small):
+    return start(upstream_entry(small, ping=False))
+
+
+def paths_of(gateway) -> set[str]:
+    routes = gateway.thread.server.config.app.routes
+    assert all(isinstance(route, Route) for route in routes)
+    return {route.path.replace(":path", "") for route in routes}
+
+
+def test_what_is_served_is_what_is_published(gateway):
+    published = gateway.client.get("/openapi.json").json()
+    assert published["openapi"] == "3.1.0"
+    assert paths_of(gateway) == set(published["paths"])
+    open_to_all = {
+        path
+        for path, entry in published["paths"].items()
+        for operation in entry.values()
+        if not operation["security"]
+    }
+    assert open_to_all == PUBLIC
+
+
+def test_no_route_answers_without_a_valid_key(gateway, small):
+    paths = paths_of(gateway) - PUBLIC
+    assert len(paths) == 5
+    for path in paths:
+        for key in (None, "", "Bearer", "Bearer tl-wrong", f"Basic {gateway.key}", gateway.key):
+            headers = {} if key is None else {"authorization": key}
+            for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE"):
+                url = gateway.url + path.replace("{model}", "support")
+                answer = httpx.request(method, url, headers=headers, json={"model": "support"})
+                assert answer.status_code in (401, 405), (method, path, key)
+    assert small.bodies == []
+
+
+@DOCUMENT.parametrize()
+@settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_every_operation_keeps_to_the_document(case, gateway):
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    response = case.call(base_url=gateway.url, headers=headers, timeout=20)
+    case.validate_response(response, checks=CHECKS)
+
+
+@DOCUMENT.include(method="POST").parametrize()
+@settings(
+    max_examples=10,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_what_the_document_allows_is_not_refused(case, gateway):
+    if case.meta.generation.mode.is_negative:
+        return
+    case.body = {**case.body, "model": "support"}
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    response = case.call(base_url=gateway.url, headers=headers, timeout=20)
+    case.validate_response(response, checks=[*CHECKS, positive_data_acceptance])
