@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from datetime import datetime
@@ -22,6 +23,9 @@ from tuneline.serving.gateway.usage import rows_between, totals_by_upstream, usa
 
 from .conftest import upstream_entry
 from .test_usage import ROW
+
+# Longer than a gateway takes to hear of what others have written, also on a busy machine.
+_HEARD_S = 3.0
 
 INCLUDE = Path(__file__).parents[3] / "include"
 PROMPT = [{"role": "user", "content": "a b c"}]
@@ -176,16 +180,14 @@ def test_two_replicas_share_a_budget(tmp_path, small, database):
             # Each sees what the other has written, half a second later at most.
             wait_for(lambda done=served: len(rows_between(database)) == done)
         assert served == 9
-        # Whoever asks last: what both have served is known to each a moment later.
-        wait_for(lambda: ask(second).ok or code(ask(second)) == "insufficient_quota")
-        wait_for(lambda: len(rows_between(database)) == 10)
-        # The first may not have heard of the last request yet, and serve one more.
-        extra = until_spent(first, second)
-        assert extra <= 1
+        # Each knows what the other has served half a second later; then nobody goes over.
+        time.sleep(_HEARD_S)
+        assert ask(second).ok
+        time.sleep(_HEARD_S)
         asked = len(small.requests())
         assert [code(ask(process)) for process in (first, second)] == ["insufficient_quota"] * 2
         assert len(small.requests()) == asked
-    assert sums(database) == {"alice": (10 + extra) * TOKENS}
+    assert sums(database) == {"alice": 10 * TOKENS}
 
 
 def test_replicas_that_write_at_once_lose_nothing(tmp_path, small, database):

@@ -52,6 +52,11 @@ class Reloading:
     def wait_ready(self):
         wait_for(lambda: self.gateway.get("/v1/health/ready").status_code == 200)
 
+    def log_with(self, words):
+        """The log once it holds some words; its lines are written out ten times a second."""
+        wait_for(lambda: words in self.gateway.read_log())
+        return self.gateway.read_log()
+
     def ask(self, **fields):
         return self.gateway.chat("support", ASKED, max_tokens=8, **fields)
 
@@ -115,8 +120,7 @@ def test_a_wrong_file_is_refused_and_the_old_one_stays(reloading, text, why):
         "retiring": 0,
     }
     assert reloading.ask().served_by == "small"
-    log = reloading.gateway.read_log()
-    assert "the configuration stays as it was" in log
+    log = reloading.log_with("the configuration stays as it was")
     assert why in log
     assert "Traceback" not in log
 
@@ -125,7 +129,7 @@ def test_an_upstream_that_does_not_answer_is_not_switched_to(reloading, large):
     large.mode = "error"
     reloading.offer(**other(large))
     assert reloading.settled()["refused"] == fingerprint(reloading.path)
-    assert "while the gateway is ready as it is" in reloading.gateway.read_log()
+    assert reloading.log_with("while the gateway is ready as it is")
     assert reloading.ask().served_by == "small"
     large.mode = "ok"
     reloading.gateway.signal(signal.SIGHUP)
@@ -136,7 +140,7 @@ def test_an_upstream_that_does_not_answer_is_not_switched_to(reloading, large):
 def test_a_key_that_is_bound_at_the_start_is_refused(reloading, tmp_path):
     reloading.offer(ledger={"path": str(tmp_path / "other.sqlite")})
     assert reloading.settled()["refused"]
-    assert "`ledger` can't change while the gateway runs" in reloading.gateway.read_log()
+    assert reloading.log_with("`ledger` can't change while the gateway runs")
     reloading.offer(max_in_flight=1)
     assert reloading.settled()["refused"] is None
 
