@@ -1,6 +1,8 @@
 """Budgets over gateways as processes: killed, restarted, and several on one PostgreSQL server."""
 
+import json
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -113,6 +115,19 @@ def test_a_killed_gateway_knows_what_was_spent(tmp_path, small):
         assert code(ask(process)) == "insufficient_quota"
     assert len(rows_between(process.ledger)) == 5
     assert sums(process.ledger) == {"alice": 5 * TOKENS}
+
+
+def test_a_budget_of_money_is_in_the_currency_of_the_reloaded_file(tmp_path, small):
+    # A gateway that starts before the first release hears only then in which currency it bills.
+    process = gateway(tmp_path / "g", small, cost_per_day=0.025)
+    path = tmp_path / "g" / "gateway.yaml"
+    with process:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "currency": "EUR"}))
+        process.signal(signal.SIGHUP)
+        wait_for(lambda: "taken over" in process.read_log())
+        # 0.003 for the prompt and 0.010 for the answer.
+        assert until_spent(process) == 2
+    assert {row.currency for row in rows_between(process.ledger)} == {"EUR"}
 
 
 def test_a_kill_under_load_loses_a_second_at_most(tmp_path, small):

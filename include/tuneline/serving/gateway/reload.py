@@ -25,7 +25,16 @@ log = logging.getLogger("tuneline.gateway")
 _LOOK_S = 0.25
 # The parts of the configuration that a reload exchanges; the others are bound at the start.
 LIVE = frozenset(
-    {"upstreams", "models", "readiness", "drain", "currency", "max_body_bytes", "max_in_flight"}
+    {
+        "upstreams",
+        "models",
+        "allowed_hosts",
+        "readiness",
+        "drain",
+        "currency",
+        "max_body_bytes",
+        "max_in_flight",
+    }
 )
 
 

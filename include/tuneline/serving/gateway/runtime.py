@@ -185,6 +185,7 @@ class Runtime:
         if self.production_log and self._scrubber_for and config.production_log:
             self.production_log.scrub_with(self._scrubber_for(config.production_log.languages))
         self._current = new
+        self._book.currency = config.currency
         self.tally.keep(new.canaries)
         task = asyncio.create_task(self._retire(old, new))
         self._retiring.add(task)

@@ -82,6 +82,7 @@ class SpendingBook:
 
     Attributes:
         view: the sums; replaced as a whole.
+        currency: the currency of budgets of money; a reload may change it.
 
     Raises:
         UserError, RetryableError: if the sums can't be read; the first request is held against
@@ -99,7 +100,7 @@ class SpendingBook:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine: Engine = reader(url_of(place))
-        self._currency = currency
+        self.currency = currency
         self._grants = grants
         self._progress = progress
         self._metrics = metrics
@@ -163,7 +164,7 @@ class SpendingBook:
             for row in connection.execute(query):
                 known = sums.get((row.period, row.key), Spent())
                 # Money in another currency can't be held against the budget; its tokens can.
-                cost = row.cost if row.currency == self._currency else 0.0
+                cost = row.cost if row.currency == self.currency else 0.0
                 sums[row.period, row.key] = Spent(known.tokens + row.tokens, known.cost + cost)
         return sums
 
@@ -178,7 +179,7 @@ class SpendingBook:
         self._told[place] = reached
         percent = f"{reached:.0%}".rstrip("%")
         self._metrics.add(ALARMS, budget=budget.name, percent=percent)
-        unit = "tokens" if budget.unit == "tokens" else self._currency
+        unit = "tokens" if budget.unit == "tokens" else self.currency
         log.warning(
             "budget: key %s has spent %s %% of %s in %s (%g of %g %s)",
             key,
