@@ -168,7 +168,8 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
     }
     answer = release.ask(stack.layout, body)
     print(f"\nQuestion: {question[-1]['content']}\nAnswer:   {answer}\n")
-    print(f"Ask it yourself:\n  {release.curl_line(stack.layout, body)}\n", flush=True)
+    print(f"Ask it yourself:\n  {release.curl_line(stack.layout, body)}\n")
+    print(f"or on a page, with the same key:  {stack.layout.gateway_url}/\n", flush=True)
 
 
 def _question(run: Run) -> list[Message]:
