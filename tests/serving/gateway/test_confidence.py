@@ -1,7 +1,7 @@
 import pytest
 
 from tuneline.serving.gateway.confidence import is_low, mean_logprob, token_logprobs
-from tuneline.serving.gateway.config import LowConfidenceConfig
+from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
 
 MEAN = LowConfidenceConfig(min_mean_logprob=-1.0)
 WEAKEST = LowConfidenceConfig(min_mean_logprob=-1.0, min_token_logprob=-3.0)

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.upstream import Upstream
+from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
 BODY = json.dumps({"messages": []}).encode()
 ANSWER = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()

@@ -6,152 +6,25 @@ variables that the file only names.
 
 from __future__ import annotations
 
-import ipaddress
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tuneline.config import read_yaml
 from tuneline.config.section import Section
 from tuneline.errors import UserError
-from tuneline.serving.gateway.fallback_config import BreakerConfig, LowConfidenceConfig
+from tuneline.serving.gateway.config_fields import FilePath, Name, Seconds
+from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
 from tuneline.serving.gateway.limits import LimitsConfig
-from tuneline.serving.gateway.prices import PriceConfig
+from tuneline.serving.gateway.record_config import (
+    LedgerConfig,
+    ProductionLogConfig,
+    RequestLogConfig,
+    TracingConfig,
+)
 from tuneline.serving.gateway.structured_log import LogConfig
-from tuneline.serving.gateway.users import KeptUser
-
-
-def _beside_file(path: Path, info: ValidationInfo) -> Path:
-    base = (info.context or {}).get("base")
-    return Path(base, path.expanduser()) if base else path.expanduser()
-
-
-def _http_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL such as http://127.0.0.1:8081/v1")
-    if parts.username or parts.password:
-        raise ValueError("must hold no user or password; name a variable in api_key_env instead")
-    if parts.query or parts.fragment:
-        raise ValueError("must hold no query and no fragment")
-    return url.rstrip("/")
-
-
-def _ledger_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("postgresql", "sqlite"):
-        raise ValueError("must be a URL such as postgresql://user@host:5432/database")
-    if parts.password or "password=" in parts.query:
-        raise ValueError("must hold no password; set PGPASSWORD or PGPASSFILE instead")
-    return url
-
-
-def _no_request_fields(body: dict[str, Any]) -> dict[str, Any]:
-    if taken := {"model", "messages", "stream", "stream_options"} & body.keys():
-        raise ValueError(f"the gateway sets {', '.join(sorted(taken))} itself")
-    return body
-
-
-def _env_set(name: str) -> str:
-    if not os.environ.get(name):
-        raise ValueError(f"the environment variable {name} is not set")
-    return name
-
-
-# Relative paths mean "beside the configuration file", wherever the gateway is started from.
-FilePath = Annotated[Path, AfterValidator(_beside_file)]
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][\w.:@/+-]*$")]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-
-
-class UpstreamConfig(Section):
-    """An OpenAI-compatible server."""
-
-    name: Name = Field(description="Its name in chains, headers, ledger and metrics.")
-    base_url: Annotated[str, AfterValidator(_http_url)] = Field(
-        description="Where its API begins, `/v1` included."
-    )
-    model: str = Field(
-        min_length=1, description="The model id it must list; it is what requests ask it for."
-    )
-    api_key_env: Annotated[str, AfterValidator(_env_set)] | None = Field(
-        None, description="Environment variable that holds its API key."
-    )
-    connect_timeout_s: Seconds = Field(2.0, description="Time to open a connection.")
-    answer_timeout_s: Seconds = Field(
-        300.0, description="Time for a whole answer that is not streamed."
-    )
-    first_token_timeout_s: Seconds = Field(60.0, description="Time to the first token of a stream.")
-    idle_timeout_s: Seconds = Field(
-        60.0, description="Longest silence inside a stream that has begun."
-    )
-    version: str | None = Field(
-        None,
-        min_length=1,
-        description="Version of the model that it serves, such as the release's run id; the "
-        "production log states it.",
-    )
-    price: PriceConfig | None = Field(
-        None, description="What its tokens cost; without it they cost nothing."
-    )
-    tokenizer: FilePath | None = Field(
-        None,
-        description="Its `tokenizer.json`, for counting where it reports no usage; without it "
-        "four bytes count as one token.",
-    )
-    adapter: Annotated[int, Field(ge=0)] | Name | None = Field(
-        None,
-        description="Adapter that it is asked for: its name in vLLM, its place in llama.cpp, from "
-        "0. None asks `model` itself.",
-    )
-    context_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Context of one request, prompt and answer, in tokens. A prompt that is too "
-        "long for one upstream goes to those with a longer context, or that state none.",
-    )
-    breaker: BreakerConfig = Field(
-        BreakerConfig(), description="When it is left alone because it keeps failing."
-    )
-    extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
-        {},
-        description="Fields set in every request to it, over the client's, such as `top_k: 40`.",
-    )
-    ping: bool = Field(
-        True,
-        description="Prove by a one-token answer that it lives. `false` only reads its list of "
-        "models, for upstreams that bill every token.",
-    )
-
-    @model_validator(mode="after")
-    def _one_adapter(self) -> UpstreamConfig:
-        if self.adapter is not None and "lora" in self.extra_body:
-            raise ValueError("adapter and extra_body.lora both choose an adapter; keep adapter")
-        return self
-
-    @property
-    def host(self) -> str:
-        """The host that it is called at."""
-        return urlsplit(self.base_url).hostname or ""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is called over this machine's loopback."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    @property
-    def asked_model(self) -> str:
-        """The model id that requests ask it for, and that it must list."""
-        return self.adapter if isinstance(self.adapter, str) else self.model
+from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
 
 class CanaryConfig(Section):
@@ -184,100 +57,6 @@ class ModelConfig(Section):
         min_length=1,
         description="Version that is released; readiness and metrics say while the primary is of "
         "another one. The follower writes it.",
-    )
-
-
-class LedgerConfig(Section):
-    """The usage ledger."""
-
-    path: FilePath | None = Field(None, description="The SQLite file; made when missing.")
-    url: Annotated[str, AfterValidator(_ledger_url)] | None = Field(
-        None,
-        description="A database in place of the file, `postgresql://user@host:5432/database`, "
-        "which several gateways may share. A password comes from `PGPASSWORD` or `PGPASSFILE`.",
-    )
-    users: KeptUser = Field(
-        "hash",
-        description="What is kept of a request's `user`: its hash (`hash`), up to 64 characters of "
-        "it (`plain`) or nothing (`none`).",
-    )
-    queue_limit: int = Field(
-        10_000,
-        ge=1,
-        description="Rows that may wait to be written; beyond it new requests get 503, since "
-        "what cannot be counted is not served.",
-    )
-    flush_interval_s: Seconds = Field(0.25, description="Time between two writes.")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> LedgerConfig:
-        if (self.path is None) == (self.url is None):
-            raise ValueError("give either path, a SQLite file, or url, a database")
-        return self
-
-    @property
-    def place(self) -> Path | str:
-        """The file or the URL."""
-        place = self.path or self.url
-        assert place is not None
-        return place
-
-
-class RequestLogConfig(Section):
-    """Requests kept for drift detection; nothing is kept without this section."""
-
-    dir: FilePath = Field(description="Folder of the daily files `requests-YYYY-MM-DD.jsonl`.")
-    log_prompts: bool = Field(
-        False, description="Keep the redacted text; otherwise only counts and times."
-    )
-    redact: str | None = Field(
-        None,
-        description="`module:function` from text to text, applied to every text before it is "
-        "written; `none` keeps it as it came. Needed with `log_prompts`.",
-    )
-    queue_limit: int = Field(
-        10_000, ge=1, description="Lines that may wait; beyond it lines are dropped."
-    )
-
-    @model_validator(mode="after")
-    def _redaction_is_a_choice(self) -> RequestLogConfig:
-        if self.log_prompts and self.redact is None:
-            raise ValueError("log_prompts needs redact: a `module:function`, or `none`")
-        return self
-
-
-class ProductionLogConfig(Section):
-    """Scrubbed requests and answers, kept in the store; nothing is kept without this section."""
-
-    store: str = Field(
-        description="Root of the store, `file:///dir` or `s3://bucket/prefix`; rows go to "
-        "`logs/<model>/<day>/` below it."
-    )
-    spool: FilePath = Field(
-        description="Folder of this gateway alone, for rows that the store does not have yet."
-    )
-    sample_rate: float = Field(
-        1.0, ge=0, le=1, description="Share of the requests that is logged, drawn by request id."
-    )
-    languages: tuple[str, ...] = Field(
-        ("en",),
-        description="Languages whose patterns of personal data apply, beside the English ones.",
-    )
-    flush_interval_s: Seconds = Field(
-        1.0, description="Time between two writes to the spool; a kill loses no more than that."
-    )
-    part_seconds: Seconds = Field(60.0, description="Age at which rows are uploaded.")
-    part_rows: int = Field(
-        5_000, ge=1, le=1_000_000, description="Number of rows that are uploaded sooner."
-    )
-    queue_limit: int = Field(
-        10_000, ge=1, description="Requests that may wait for the spool; more are dropped."
-    )
-    queue_bytes: int = Field(
-        64 << 20, ge=1, description="Bytes of requests and answers that may wait in memory."
-    )
-    spool_bytes: int = Field(
-        1 << 30, ge=1, description="Bytes that the spool may hold; more are dropped."
     )
 
 
@@ -324,26 +103,6 @@ class DrainConfig(Section):
     )
     timeout_s: Seconds = Field(
         30.0, description="Then finish requests under way for at most this long."
-    )
-
-
-class TracingConfig(Section):
-    """Traces of requests for an OpenTelemetry collector; none are made without this section."""
-
-    endpoint: Annotated[str, AfterValidator(_http_url)] = Field(
-        "http://127.0.0.1:4318/v1/traces", description="Where spans go, by OTLP over HTTP."
-    )
-    service_name: str = Field(
-        "tuneline-gateway", min_length=1, description="Name of the service in the traces."
-    )
-    sample_rate: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Share of the requests that is traced, where the client has not decided.",
-    )
-    headers_env: Annotated[str, AfterValidator(_env_set)] | None = Field(
-        None, description="Environment variable that holds headers for it: `name=value,…`."
     )
 
 

@@ -21,9 +21,9 @@ from tuneline.production_logs.partition import folder_name
 from tuneline.production_logs.request import LoggedMessage, LoggedRequest, Redactions
 from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.batch import BatchWriter
-from tuneline.serving.gateway.config import ProductionLogConfig
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.record_config import ProductionLogConfig
 from tuneline.serving.gateway.spool import Spool, SpoolFull
 from tuneline.serving.gateway.tokens import message_texts
 from tuneline.serving.gateway.uploads import (

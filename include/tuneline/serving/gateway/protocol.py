@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.api import CHAT, COMPLETIONS, MODEL, Api, Field
-from tuneline.serving.gateway.config import UpstreamConfig
+from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets

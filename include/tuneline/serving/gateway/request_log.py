@@ -20,8 +20,8 @@ from typing import Any
 from tuneline.errors import UserError
 from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.batch import BatchWriter
-from tuneline.serving.gateway.config import RequestLogConfig
 from tuneline.serving.gateway.metrics import Metrics
+from tuneline.serving.gateway.record_config import RequestLogConfig
 from tuneline.serving.gateway.tokens import message_texts
 
 log = logging.getLogger("tuneline.gateway")

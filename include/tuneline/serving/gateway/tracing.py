@@ -26,7 +26,7 @@ from tuneline.serving.gateway.outcome import Outcome
 
 if TYPE_CHECKING:
     from tuneline.serving.gateway.attempt import Attempt
-    from tuneline.serving.gateway.config import TracingConfig
+    from tuneline.serving.gateway.record_config import TracingConfig
 
 _STATES = TraceContextTextMapPropagator()
 _CLOSE_TIMEOUT_MS = 5_000

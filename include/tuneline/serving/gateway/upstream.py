@@ -14,7 +14,6 @@ from urllib.request import getproxies, proxy_bypass
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.api import CHAT, Api
 from tuneline.serving.gateway.breaker import Breaker
-from tuneline.serving.gateway.config import UpstreamConfig
 from tuneline.serving.gateway.health import UpstreamHealth
 from tuneline.serving.gateway.http_client import (
     BrokenConnection,
@@ -25,6 +24,7 @@ from tuneline.serving.gateway.http_client import (
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.tokens import TokenCounter
+from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
 # Shorter than the 5 s after which uvicorn and llama.cpp close an idle connection:
 # a request on a connection that is being closed would look like a dead engine.
