@@ -34,7 +34,7 @@ log = logging.getLogger("tuneline.gateway")
 
 # Whether the client is still there is looked at from then on: most answers of a small model, and
 # all that are refused, are out by that time, and need no second task.
-_WATCH_AFTER_S = 0.05
+_WATCH_AFTER_S = 0.01
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
 # Of a request that nobody answered, by the last fault; 502 for all others.
