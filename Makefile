@@ -79,8 +79,13 @@ docs: python ## write docs/reference from the code
 hooks: $(DEV)/tuneline-stamp ## have git run the checks before each commit
 	@$(DEV)/bin/pre-commit install
 
-bench: setup $(BENCH)/tuneline-stamp ## run all benchmarks; writes bench/results.json
+bench: setup $(BENCH)/tuneline-stamp $(BENCH)/portkey-stamp ## run all benchmarks; writes bench/results.json
 	@$(ML)/tuneline bench all
+
+$(BENCH)/portkey-stamp: $(BENCH)/tuneline-stamp
+	@if command -v npm >/dev/null; then \
+	  npm install --silent --no-fund --no-audit --prefix $(@D) @portkey-ai/gateway@1.15.2; fi
+	@touch $@
 
 # An environment from one file of requirements: the linters, and the peers of the benchmarks.
 $(DEV)/tuneline-stamp: requirements/lint.txt

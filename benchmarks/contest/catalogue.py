@@ -17,7 +17,7 @@ BENCHES = {
     "tokens": "the token audit against the bare tokenizer",
     "data": "`data prepare` from raw rows to the dataset, step by step",
     "train": "training against TRL's SFTTrainer",
-    "gateway": "what the gateway adds to a request, and LiteLLM's proxy where it is installed",
+    "gateway": "what the gateway adds to a request and a stream, beside other gateways",
     "latency": "what the client of the latency benchmark adds, and guidellm where it is installed",
     "regression": "verdicts of base_regression on harmless adapters and on forgetful ones",
     "drift": "detection of drift and false alarms, on public sets of intents",
