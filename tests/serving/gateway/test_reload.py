@@ -14,7 +14,7 @@ from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.reload import fingerprint
 
 ASKED = [{"role": "user", "content": "a b c"}]
-QUICK = {"ping_interval_s": 0.2, "ping_timeout_s": 2.0, "stale_after_s": 3.0}
+QUICK = {"ping_interval_s": 0.2, "ping_timeout_s": 10.0, "stale_after_s": 15.0}
 
 
 class Reloading:
@@ -25,7 +25,7 @@ class Reloading:
             folder,
             upstreams=[upstream_entry(server) for server in servers],
             models=[{"id": "support", "chain": [server.name for server in servers]}],
-            settings={"readiness": {**QUICK, "warmup_timeout_s": 2.0}},
+            settings={"readiness": {**QUICK, "warmup_timeout_s": 10.0}},
         )
         self.path = folder / "gateway.yaml"
         self.document = json.loads(self.path.read_text())
@@ -46,7 +46,10 @@ class Reloading:
     def settled(self):
         """What the gateway says of the file once it has looked at it."""
         wanted = fingerprint(self.path)
-        wait_for(lambda: wanted in (self.ready()["reload"][key] for key in ("taken", "refused")))
+        # On a busy machine a warm-up takes its time.
+        wait_for(
+            lambda: wanted in (self.ready()["reload"][key] for key in ("taken", "refused")), 60
+        )
         return self.ready()["reload"]
 
     def wait_ready(self):

@@ -27,7 +27,7 @@ from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
 CLI = [sys.executable, "-m", "tuneline.cli"]
-QUICK = {"ping_interval_s": 0.2, "ping_timeout_s": 2.0, "stale_after_s": 3.0}
+QUICK = {"ping_interval_s": 0.2, "ping_timeout_s": 10.0, "stale_after_s": 15.0}
 
 
 @dataclass
