@@ -53,8 +53,8 @@ _ONE = "request_id = (SELECT max(request_id) FROM usage WHERE key = 'team-a')"
 _COUNTS = {"requests", "keys_that_differ_from_clients", "completion_tokens_off_engine"}
 _COLUMNS = (
     "attempt, time, kind, key, user_id, model, upstream, model_served, prompt_tokens, "
-    "cached_tokens, completion_tokens, estimated, cost, currency, latency_ms, ttft_ms, mean_logprob, status, "
-    "served, fallback_reason"
+    "cached_tokens, completion_tokens, estimated, cost, currency, latency_ms, ttft_ms, "
+    "mean_logprob, status, served, fallback_reason"
 )
 
 

@@ -96,6 +96,21 @@ def test_the_threshold_that_is_served_is_tried(chain_lab):
     assert broken(evidence) == {"models_to_fall_back_to"}
 
 
+def test_an_answer_that_is_held_back_whole_can_only_break_within(chain_lab):
+    lab = chain_lab(stream_window_tokens=64)
+    lab.execute("fallback")
+    told = lab.document("fallback", "calibration.json")
+    # Below any answer, so that nothing falls back for low confidence.
+    whole = Threshold(value=-99.0, reason="set by a person")
+    stream = Threshold(value=-99.0, reason="set by a person", tokens=64)
+    changed = {"whole": whole, "stream": stream}
+    BY_HAND.put(lab.run, Calibration.model_validate(told).model_copy(update=changed))
+    evidence = lab.execute("fallback")
+    assert broken(evidence) == {"models_to_fall_back_to"}
+    broke_off = by_fault(lab)["dies_midstream"]
+    assert (broke_off["expected"], broke_off["reasons"]) == ("base", ["connection_lost"])
+
+
 def test_a_chain_whose_second_model_is_gone_fails(chain_lab, monkeypatch):
     class Gone(LlamaServer):
         def start(self):

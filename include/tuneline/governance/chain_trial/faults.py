@@ -96,9 +96,7 @@ class Chain:
             reports.append(self._ask("unsure", second, prompts.unsure[:REQUESTS]))
         reports.append(self._linked("garbage", "garbage", second, sure))
         reports.append(self._cut("dies_before_first_byte", second, sure, events=0))
-        reports.append(
-            self._cut("dies_midstream", "error", sure, events=self.window + _OPENING_EVENTS + 1)
-        )
+        reports.append(self._dies_midstream(second, sure))
         self.to_primary.delay_s = self.first_token_s * _TOO_SLOW
         reports.append(self._linked("slow", "slow", second, sure[:1], stream=True))
         reports.append(self._hung(second, sure[:1]))
@@ -146,6 +144,30 @@ class Chain:
         found = self._linked(name, "cut", expected, prompts, stream=True)
         planted = self.to_primary.cuts > before
         return FaultReport(**{**vars(found), "planted": planted})
+
+    def _dies_midstream(self, second: str, prompts: Sequence[Messages]) -> FaultReport:
+        """Break each stream off once the gateway has begun to pass it on.
+
+        An answer that is held back whole can only break within what is held back, where the second
+        model still takes over.
+        """
+        name = "dies_midstream"
+        passed_on = self.window + _OPENING_EVENTS + 1
+        found = []
+        for prompt in prompts:
+            one = self._cut(name, "error", [prompt], events=passed_on)
+            if not one.planted:
+                one = self._cut(name, second, [prompt], events=_OPENING_EVENTS)
+            found.append(one)
+        return FaultReport(
+            name,
+            " or ".join(sorted({one.expected for one in found})),
+            sum(one.requests for one in found),
+            sum(one.as_expected for one in found),
+            sum(one.ended for one in found),
+            sorted({reason for one in found for reason in one.reasons}),
+            all(one.planted for one in found),
+        )
 
     def _hung(self, expected: str, prompts: Sequence[Messages]) -> FaultReport:
         self.primary.signal(signal.SIGSTOP)
