@@ -126,8 +126,8 @@ def right_share(answers, numbers):
     return right / len(answers)
 
 
-def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(fallback, "HANG_SECONDS", 3.0)
+@pytest.mark.long
+def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_path):
     # With so few rows only a generous limit takes the quantised base.
     lab = apart_lab(max_metric_drop=0.3)
     found = {step: lab.execute(step) for step in STEPS}
@@ -172,10 +172,10 @@ def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_
 
     # The next run falls back to this release, and is compared with it.
     later = apart_lab("later")
-    model, described = fallback.second_model(later.context("fallback"))
-    assert described == "the previous release test"
-    assert model.sha256 == choice.sha256
-    with serve(model, later.run.config.deployment) as server:
+    second = fallback.second_model(later.context("fallback"))
+    assert second.described == "the previous release test"
+    assert second.model.sha256 == choice.sha256
+    with serve(second.model, later.run.config.deployment) as server:
         assert answers_of(server, numbers) == tuned
 
 

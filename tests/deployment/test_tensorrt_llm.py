@@ -28,6 +28,9 @@ STEPS = """adapter_merging production_quantization build_engine holdout_performa
 extraction_audit determinism latency_benchmark engine_optimization health_checks cold_start
 cost_tracking fallback""".split()
 
+# So few questions decide nothing; a first release has none before it to fall back to.
+OTHER_VERDICTS = {"base_regression": ("inconclusive", "warn"), "fallback": ("warn",)}
+
 
 @pytest.fixture
 def trtllm_lab(trtllm_image, tiny_models, tmp_path, monkeypatch):
@@ -55,6 +58,7 @@ def trtllm_lab(trtllm_image, tiny_models, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_tiny_model_through_every_step(trtllm_lab, trtllm_image, tmp_path, monkeypatch):
     monkeypatch.setattr(S3Store, "MULTIPART_BYTES", 5 << 20)
     monkeypatch.setenv("TRTLLM_LAB_PADDING", str(6 << 20))
@@ -66,7 +70,7 @@ def test_the_tiny_model_through_every_step(trtllm_lab, trtllm_image, tmp_path, m
         for step in STEPS:
             entry = lab.execute(step)
             # Twenty general questions decide nothing, and a tiny base knows none of them.
-            verdicts = ("inconclusive", "warn") if step == "base_regression" else ("pass",)
+            verdicts = OTHER_VERDICTS.get(step, ("pass",))
             verdict = getattr(entry, "verdict", "pass")
             assert verdict in verdicts, (step, broken(entry), entry.summary)
             found[step] = values(entry)
