@@ -38,8 +38,7 @@ _SURE_CUE = re.compile(
 )
 # After these comes a name if it is a known given name, or a word of no dictionary.
 _PERSON_CUE = re.compile(
-    r"\b(?:i am|i'm|i’m|this is|b(?:irth)?-?day|"
-    r"dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
+    r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
     r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
     r"spoke to|spoke with|"
     r"talked to|belongs to|"
@@ -83,15 +82,13 @@ _CUE_WORDS = frozenset(
     "name called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
 )
 _PERSON_CUE_WORDS = frozenset(
-    "am m this bday birthday day "
-    "dear hi hello signed regards sincerely thanks cheers thank advance ask call "
+    "am m this dear hi hello signed regards sincerely thanks cheers thank advance ask call "
     "change correct update calls speak spoke talked belongs welcome "
     "through name ty thx called named".split()
 )
 _TAIL_WORDS = frozenset("here again speaking calling from name surname lives can could may".split())
 # "J. Miller".
 _INITIAL = re.compile(r"[^\W\d_]\.")
-_INITIALS_BEFORE = re.compile(r"(?<![\w.])(?:[A-ZÀ-Þ]\. ?)+$")
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
 # At the end of what is said, even an everyday word is a family name ("ivan king").
@@ -201,8 +198,6 @@ class Recogniser:
             yield from self._introduced(text, _ROLE_CUE, self._named_in_role, cased)
         if not words.isdisjoint(_TAIL_WORDS):
             yield from self._introduced(text, _PERSON_TAIL, self._known_or_strange, cased)
-        if not cased and not text.islower():
-            yield from self._capitals(text)
         # Most texts hold no known given name.
         if known:
             yield from self._introduced(text, _WEAK_CUE, self.words.is_given, cased)
@@ -239,21 +234,6 @@ class Recogniser:
             if cased and not match[0][0].isupper():
                 continue
             yield Hit(match.start(), self._family_end(text, match.end(), cased), "PERSON")
-
-    def _capitals(self, text: str) -> Iterator[Hit]:
-        """Yield the one word that a text without capitals writes with one, if nothing else has it.
-
-        Brands and places are in the dictionary with a capital.
-        """
-        for match in _WORD.finditer(text):
-            word, lowered = match[0], match[0].casefold()
-            alone = (
-                word[0].isupper()
-                and word[1:].islower()
-                and not _START.search(text, 0, match.start())
-            )
-            if alone and self.words.is_strange(lowered) and not is_ordinary(word):
-                yield Hit(match.start(), match.end(), "PERSON")
 
     def _family_end(self, text: str, end: int, cased: bool) -> int:
         """Return the end of a name: up to two more words, capitalised or in no dictionary."""
@@ -344,9 +324,6 @@ class Recogniser:
             placed = place and bool(_PLACE_CUE.search(text, 0, start))
             if not self._unusual(words, retitled, first, place, placed):
                 continue
-            if label == "PERSON":
-                initials = _INITIALS_BEFORE.search(text, 0, start)
-                start = initials.start() if initials else start
             yield Hit(start, end, label)
 
     def _counts(self, words: Sequence[str], after: str) -> bool:

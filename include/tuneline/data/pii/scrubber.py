@@ -15,17 +15,15 @@ from itertools import chain, islice, tee
 from pathlib import Path
 
 from tuneline.config import DataConfig
+from tuneline.data.pii.answers import answers, bare_name
 from tuneline.data.pii.births import births_after
-from tuneline.data.pii.dialogue import may_be_said_again, repeated_values
-from tuneline.data.pii.echoes import echoes
+from tuneline.data.pii.dialogue import repeated_values, wanted
 from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
-from tuneline.data.pii.listening import REMEMBERED, Listener
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.neighbours import names_beside
 from tuneline.data.pii.ner.entity_model import EntityModel
 from tuneline.data.pii.ner.fetched import fetch_entity_model, load_entity_model
-from tuneline.data.pii.numbers import alike, frequent_numbers
+from tuneline.data.pii.numbers import alike, frequent_numbers, identifiers
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
 from tuneline.data.pii.residuals import Find, overlaps, places, residual_hits
@@ -42,6 +40,8 @@ MAX_PASSES = 3
 # Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on
 # the number of workers.
 CHUNK = 512
+# Texts repeat in chat data; the hits of this many are remembered.
+REMEMBERED = 10_000
 
 
 @dataclass
@@ -103,9 +103,9 @@ class Scrubber:
         models = (recogniser.ignored_labels for recogniser in self._recognisers.values())
         self.ignored_labels = next(models, ())
         self.find = lru_cache(maxsize=REMEMBERED)(self._find)
+        self._answers = lru_cache(maxsize=REMEMBERED)(self._answered)
         english = self._recognisers.get(ENGLISH)
         self._words = english.words if english else NameWords(settings.common)
-        self._listener = Listener(settings, self._words, self._allowed)
 
     def _find(self, text: str) -> tuple[Hit, ...]:
         """Find personal data that has a shape, by our patterns and the user's recognisers."""
@@ -113,6 +113,19 @@ class Scrubber:
         if self._custom is not None and text.strip():
             found = resolve([*found, *self._custom.find(text)])
         return tuple(self._allowed(text, found))
+
+    def _answered(self, text: str, expected: frozenset[str], user: bool) -> tuple[Hit, ...]:
+        """Find what the place of a text in its conversation shows to be personal data."""
+        rule = self._settings.digits
+        if rule is None:
+            return ()
+        hits = [Hit(*found) for found in identifiers(text, expected, rule)]
+        hits += answers(text, expected, self._words, user=user)
+        if user and "PERSON" in self._settings.names and ENGLISH in self._recognisers:
+            hits += bare_name(text, self._words)
+        elif "PERSON" not in self._settings.names:
+            hits = [hit for hit in hits if hit.entity != "PERSON"]
+        return tuple(self._allowed(text, hits))
 
     def _allowed(self, text: str, hits: Iterable[Hit]) -> list[Hit]:
         """Return the hits that are not on the allow-list."""
@@ -183,7 +196,8 @@ class Scrubber:
         outcomes: list[_Outcome] = []
         for (key, messages), own in zip(chunk, pieces, strict=True):
             result = None
-            said = self._listener.said(messages, own, shared, self.find)
+            expected = wanted(messages)
+            said = self._said(messages, own, expected, shared)
             if (
                 said
                 or any(named.get(piece.text) or self.find(piece.text) for piece in own)
@@ -193,6 +207,26 @@ class Scrubber:
                 result = self._row(messages, own, named, said, surrogates)
             outcomes.append((result, self._foreign(messages, shared)))
         return outcomes
+
+    def _said(
+        self,
+        messages: Sequence[Message],
+        own: Sequence[Segment],
+        expected: Sequence[frozenset[str]],
+        shared: Shared,
+    ) -> dict[str, tuple[Hit, ...]]:
+        """Find what the places of a row's texts in its conversation show, by text."""
+        said: dict[str, tuple[Hit, ...]] = {}
+        for piece in own:
+            role = messages[piece.turn]["role"]
+            if role == "system" or piece.text != messages[piece.turn]["content"]:
+                continue
+            start, end = shared.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
+            hits = self._answers(piece.text[start:end], expected[piece.turn], role == "user")
+            if hits:
+                moved = tuple(Hit(h.start + start, h.end + start, h.entity) for h in hits)
+                said[piece.text] = (*said.get(piece.text, ()), *moved)
+        return said
 
     def _foreign(self, messages: Sequence[Message], shared: Shared) -> str | None:
         """Return the undeclared language of a row's own turns, without the shared parts."""
@@ -248,30 +282,17 @@ class Scrubber:
     ) -> Callable[[str], list[Hit]]:
         """Return a finder of the values of a row wherever else they are said in it."""
         values: dict[tuple[str, str], None] = {}
-        rest: list[str] = []
         for piece in own:
-            text, at = piece.text, 0
+            text = piece.text
             for hit in resolve([*self.find(text), *said.get(text, ()), *named.get(text, ())]):
                 values[hit.entity, text[hit.start : hit.end]] = None
-                rest.append(text[at : hit.start])
-                at = hit.end
-            rest.append(text[at:])
-        repeated = values if may_be_said_again(values, rest) else {}
-        again = repeated_values(repeated, self._words.is_name_part)
+        again = repeated_values(values, self._words.is_name_part)
         pins = frozenset(
             len(value) for entity, value in values if entity == "PASSWORD" and value.isdigit()
         )
-        if self._settings.digits is None:
+        if not pins or self._settings.digits is None:
             return again
-        echo = echoes(values, self._words.is_name_part)
-        if not pins and echo is None:
-            return again
-
-        def find(text: str) -> list[Hit]:
-            hits = [*again(text), *(Hit(*found) for found in alike(text, pins))]
-            return [*hits, *(echo(text) if echo else ())]
-
-        return find
+        return lambda text: [*again(text), *(Hit(*found) for found in alike(text, pins))]
 
     def _row(
         self,
@@ -288,8 +309,6 @@ class Scrubber:
         def change(text: str) -> str:
             hits = [*said.get(text, ()), *named.get(text, ())]
             hits = [*self.find(text), *hits, *mentions(text)]
-            if self._settings.names and self._settings.digits is not None:
-                hits += [Hit(*span, "PERSON") for span in names_beside(text, hits, self._words)]
             people = (hit.end for hit in hits if hit.entity == "PERSON")
             hits += [Hit(*span, "BIRTH_DATE") for span in births_after(text, people)]
             taken = places(text, replaced)

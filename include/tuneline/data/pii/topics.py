@@ -65,7 +65,6 @@ _WORDS = (
         r"(?:memorable|secret|security|safe) (?:words?|phrase|answer|question)s?|"
         r"memorable (?:place|name|date)|wi-?fi key|"
         r"(?:code|safe|key|secret|magic) ?words?|combos?|digits you press|"
-        r"psk|passkey|p[a-z]{0,2}s[a-z]{0,2}w[a-z]{0,2}r?d|"
         r"network key|m?tan|pass ?number|safe ?word|token|"
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
@@ -82,7 +81,6 @@ _WORDS = (
     ),
     (
         "birth",
-        r"(?:month|day)(?:,? (?:and )?(?:day|month|year)){1,2}|"
         r"birth ?days?|birth ?dates?|date of birth|births?|born|d\.?o\.?b\.?|b-?day|birthed",
     ),
     (
@@ -99,7 +97,6 @@ _WORDS = (
         r"address(?:es)?|zip(?: ?codes?)?|post ?codes?|postal(?: codes?)?|apartment|apt|city|"
         r"where (?:do|are|does|should|shall|can|would|is) (?:you|we|i|it|he|she|they)|"
         r"deliver(?:y|ed|ing)? (?:to|it)|ship(?:ped|ping)? (?:to|it|address)|"
-        r"(?:and|which|what) (?:flat|unit|house|apartment|door)|"
         r"(?:live|lives|living|reside|resides|located|moved|moving) (?:at|in|on|to)|"
         r"home address|house number|(?:and the|your|which|what) (?:flat|unit|house|building)|"
         r"street|"
@@ -140,7 +137,7 @@ _TOPIC = Caseless(
 )
 # In a text without any of these no topic can be found; looking for them is faster.
 _ASKS = Caseless(
-    r"\?|^\W*and\b|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|needs|give|"
+    r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|needs|give|"
     r"confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|send|say|"
     r"asks?|required?|state|spell|repeat|get)\b"
 )
