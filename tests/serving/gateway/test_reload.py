@@ -90,6 +90,18 @@ def test_requests_go_to_the_new_upstream(reloading, large):
     assert 'tuneline_gateway_reloads_total{outcome="taken"} 1' in metrics
 
 
+def test_a_candidate_answers_its_keys_from_the_first_request_on(reloading, small, large):
+    # Its warm-up takes a second; until then it would be passed over.
+    large.answer_delay_s = 0.5
+    canary = {"upstream": "large", "share": 0.999999}
+    reloading.offer(
+        upstreams=[upstream_entry(small), upstream_entry(large)],
+        models=[{"id": "support", "chain": ["small"], "canary": canary}],
+    )
+    assert reloading.settled()["taken"] == fingerprint(reloading.path)
+    assert {reloading.ask().served_by for _ in range(3)} == {"large"}
+
+
 def test_a_stream_finishes_on_the_upstream_that_began_it(reloading, small, large):
     small.words, small.token_delay_s = 20, 0.1
     with reloading.gateway.stream("support", ASKED, max_tokens=20) as (_, chunks):

@@ -111,20 +111,26 @@ class Generation:
             await upstream.aclose()
 
     async def await_ready(self, seconds: float) -> str | None:
-        """Wait until every model has a ready upstream.
+        """Wait until every model has a ready upstream, and every candidate is ready.
+
+        A candidate that is not ready would be passed over, and its keys be answered by another
+        version for a while.
 
         Args:
             seconds: the longest wait.
 
         Returns:
-            What is still lacking after that time; None if nothing is.
+            What the models still lack after that time; None if nothing. A candidate that is not
+            ready lacks them nothing, since the chain stands behind it.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        while (lacking := self.prober.why_not_ready()) is not None:
+        while True:
+            lacking, states = self.prober.why_not_ready(), self.prober.states()
+            if lacking is None and all(states[name] == "ready" for _, name in self.canaries):
+                return None
             if asyncio.get_running_loop().time() > deadline:
                 return lacking
             await asyncio.sleep(_LOOK_S)
-        return None
 
     async def await_idle(self) -> None:
         """Wait until its last request has ended."""
