@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from tuneline.config.addresses import HttpUrl, host_of, is_allowed
 from tuneline.config.section import Section
-
-
-def _http_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL such as https://models.example.com/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must hold no user, password, query or fragment")
-    return url.rstrip("/")
 
 
 class LargerModel(Section):
     """A larger model, or any OpenAI-compatible API: the last of the chain."""
 
-    base_url: Annotated[str, AfterValidator(_http_url)] = Field(
+    base_url: HttpUrl = Field(
         description="Where its API begins, `/v1` included; its host must be in `allowed_hosts`."
     )
     model: str = Field(min_length=1, description="The model id to ask for.")
@@ -83,13 +74,10 @@ class FallbackConfig(Section):
 
     @model_validator(mode="after")
     def _host_is_allowed(self) -> FallbackConfig:
-        if self.larger is None:
-            return self
-        host = urlsplit(self.larger.base_url).hostname
-        if host not in {allowed.lower() for allowed in self.allowed_hosts}:
+        if self.larger is not None and not is_allowed(self.larger.base_url, self.allowed_hosts):
             raise ValueError(
-                f"larger.base_url is at {host}, which allowed_hosts does not name: add it there "
-                "if prompts may be sent to it"
+                f"larger.base_url is at {host_of(self.larger.base_url)}, which allowed_hosts does "
+                "not name: add it there if prompts may be sent to it"
             )
         return self
 

@@ -71,10 +71,11 @@ class Gateway:
     def wait_all_ready(self) -> None:
         """Wait until every upstream is ready, so that none is passed over."""
 
-        def states() -> set[str]:
-            return set(self.client.get("/v1/health/ready").json()["upstreams"].values())
+        wait_for(lambda: set(self.states().values()) == {"ready"})
 
-        wait_for(lambda: states() == {"ready"})
+    def states(self) -> dict[str, str]:
+        """What the probe says of each upstream, by name."""
+        return self.client.get("/v1/health/ready").json()["upstreams"]
 
     def stop(self) -> None:
         self.client.close()
@@ -162,3 +163,15 @@ def start(tmp_path: Path, write_config: Callable[..., Path]) -> Iterator[Callabl
     yield run
     for gateway in running:
         gateway.stop()
+
+
+@pytest.fixture
+def calm(start: Callable[..., Gateway]) -> Callable[..., Gateway]:
+    """Starts a gateway whose upstreams are all ready, and whose pings see no later fault."""
+
+    def run(*servers: UpstreamServer | dict, **fields: object) -> Gateway:
+        gateway = start(*servers, readiness=QUIET, **fields)
+        gateway.wait_all_ready()
+        return gateway
+
+    return run

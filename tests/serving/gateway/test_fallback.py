@@ -1,21 +1,9 @@
 import pytest
 
-from .conftest import QUIET, text_of, upstream_entry
+from .conftest import text_of, upstream_entry
 
 LIMITS = {"min_mean_logprob": -1.0}
 FAST = {"answer_timeout_s": 0.3, "first_token_timeout_s": 0.3, "idle_timeout_s": 0.3}
-
-
-@pytest.fixture
-def calm(start):
-    """Starts a gateway whose upstreams are all ready, and whose pings see no later fault."""
-
-    def run(*servers, **fields):
-        gateway = start(*servers, readiness=QUIET, **fields)
-        gateway.wait_all_ready()
-        return gateway
-
-    return run
 
 
 @pytest.mark.parametrize("stream", [False, True])

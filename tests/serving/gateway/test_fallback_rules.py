@@ -11,22 +11,11 @@ SCHEMA = {"type": "object", "properties": {"id": {"type": "integer"}}, "required
 FORM = {"type": "json_schema", "json_schema": {"name": "order", "schema": SCHEMA}}
 
 
-@pytest.fixture
-def calm(start):
-    def run(*servers, **fields):
-        gateway = start(*servers, readiness=QUIET, **fields)
-        gateway.wait_all_ready()
-        return gateway
-
-    return run
-
-
 def test_an_upstream_that_is_known_to_be_out_is_passed_over(start, small, large):
     gateway = start(small, large)
     gateway.wait_all_ready()
     small.mode = "error"
-    states = lambda: gateway.client.get("/v1/health/ready").json()["upstreams"]  # noqa: E731
-    wait_for(lambda: states()["small"] == "HTTP 500")
+    wait_for(lambda: gateway.states()["small"] == "HTTP 500")
     response = gateway.chat()
     assert response.headers["x-tuneline-served-by"] == "large"
     assert response.headers["x-tuneline-fallback-reason"] == "not_ready"
@@ -41,8 +30,9 @@ def test_it_is_asked_after_all_where_nobody_else_answers(start, small, large):
     # The model list lacks what it serves, so it is not ready; it answers nevertheless.
     small.models = ["another"]
     gateway = start(small, large, readiness=QUIET | {"ping_interval_s": 0.1})
-    states = lambda: gateway.client.get("/v1/health/ready").json()["upstreams"]  # noqa: E731
-    wait_for(lambda: states()["large"] == "ready" and "not listed" in states()["small"])
+    wait_for(
+        lambda: gateway.states()["large"] == "ready" and "not listed" in gateway.states()["small"]
+    )
     large.mode = "busy"
     response = gateway.chat()
     assert response.headers["x-tuneline-served-by"] == "small"

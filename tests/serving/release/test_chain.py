@@ -126,6 +126,11 @@ def test_a_release_without_either_takes_the_defaults(store):
     assert settings_of(store, newest_release(store)) == ChainSettings()
 
 
+def test_a_host_is_allowed_whatever_its_case():
+    chain = served_chain("s", [NEW], ChainSettings(SETTINGS), allowed_hosts=["Models.Example.COM"])
+    assert chain.model["chain"][-1] == "s-larger"
+
+
 def test_a_gateway_that_may_not_call_the_larger_model_is_served_without():
     settings = ChainSettings(SETTINGS)
     chain = served_chain("s", [NEW], settings, behind=["own"], allowed_hosts=["other.example.com"])

@@ -243,10 +243,12 @@ class Chain:
             return
         attempt = self.recorder.begin(walk.call, number, upstream, walk.reason)
         walk.attempts.append(attempt)
-        doubts = Doubts(self.config.low_confidence, judge_of(walk.call.request.body))
+        doubts = Doubts()
+        if judged:
+            doubts = Doubts(self.config.low_confidence, judge_of(walk.call.request.body))
         try:
             async with asyncio.timeout(left):
-                found = await walk.ask(attempt, doubts if judged else Doubts())
+                found = await walk.ask(attempt, doubts)
         except TimeoutError:
             walk.spent = True
             self._leave(walk, attempt, Outcome.BUDGET_SPENT, "the time of the request is spent")

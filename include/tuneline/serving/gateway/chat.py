@@ -80,6 +80,7 @@ class _Exchange:
         self._generation = generation
         self._api = api
         self._scope, self._receive, self._send = connection
+        self._request = Request(self._scope)
         self._id = f"req-{secrets.token_hex(12)}"
         self._began = time.perf_counter()
         self._key = ""
@@ -90,7 +91,7 @@ class _Exchange:
         self._served_by = ""
         self._reason: str | None = None
         self._status = _CLIENT_LEFT
-        self._trace = runtime.trace(Request(self._scope).headers, api)
+        self._trace = runtime.trace(self._request.headers, api)
         self._watch: asyncio.Task[None] | None = None
         self._left = False
 
@@ -109,7 +110,7 @@ class _Exchange:
     async def _admit(self) -> Call:
         """Check everything that needs no upstream."""
         runtime = self._runtime
-        self._key = authenticate(runtime, Request(self._scope))
+        self._key = authenticate(runtime, self._request)
         if runtime.closed:
             raise ApiError(
                 503,
@@ -131,7 +132,7 @@ class _Exchange:
                 code="ledger_full",
                 headers={"retry-after": "5"},
             )
-        check_content_type(Request(self._scope).headers)
+        check_content_type(self._request.headers)
         raw = await self._body()
         request = parse_request(self._api, raw, max_depth=runtime.config.limits.json_depth)
         chain = self._chain_of(request.model)
@@ -151,7 +152,7 @@ class _Exchange:
 
     async def _body(self) -> bytes:
         limit = self._runtime.config.max_body_bytes
-        length = Request(self._scope).headers.get("content-length", "")
+        length = self._request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
         body = bytearray()
@@ -187,18 +188,16 @@ class _Exchange:
             raise
 
     async def _serve_whole(self, call: Call) -> None:
-        chain = self._chain
         with self._failures_answered(call):
-            answer = await chain.answer(call)
+            answer = await self._chain.answer(call)
         self._log(call, answer.attempt)
         headers = self._headers(answer)
         await self._start(200, headers, b"application/json", length=len(answer.content))
         await self._send(_part(answer.content, more=False))
 
     async def _serve_stream(self, call: Call) -> None:
-        chain = self._chain
         with self._failures_answered(call):
-            stream = await chain.stream(call)
+            stream = await self._chain.stream(call)
         attempt = stream.attempt
         try:
             headers = self._headers(stream) | {"cache-control": "no-cache"}
@@ -220,7 +219,7 @@ class _Exchange:
             await self._send(_part(b"", more=False))
         finally:
             # An attempt without an end was cut off: the client left, or the gateway stops.
-            chain.recorder.record(attempt, served=True)
+            self._chain.recorder.record(attempt, served=True)
             self._log(call, attempt)
             await stream.release()
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from tuneline.config import read_yaml
+from tuneline.config.addresses import is_allowed
 from tuneline.config.section import Section
 from tuneline.errors import UserError
 from tuneline.serving.gateway.config_fields import FilePath, Name, Seconds
@@ -170,7 +171,7 @@ class GatewayConfig(Section):
 
 
 def _require_allowed(upstream: UpstreamConfig, hosts: tuple[str, ...]) -> None:
-    if upstream.host not in {host.lower() for host in hosts}:
+    if not is_allowed(upstream.base_url, hosts):
         raise ValueError(
             f"upstream {upstream.name} is called at {upstream.host}, which allowed_hosts does not "
             "name; add the host there, or remove the upstream"

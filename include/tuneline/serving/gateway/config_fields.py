@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
@@ -13,17 +12,6 @@ from pydantic import AfterValidator, Field, ValidationInfo
 def _beside_file(path: Path, info: ValidationInfo) -> Path:
     base = (info.context or {}).get("base")
     return Path(base, path.expanduser()) if base else path.expanduser()
-
-
-def _http_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL such as http://127.0.0.1:8081/v1")
-    if parts.username or parts.password:
-        raise ValueError("must hold no user or password; name a variable in api_key_env instead")
-    if parts.query or parts.fragment:
-        raise ValueError("must hold no query and no fragment")
-    return url.rstrip("/")
 
 
 def _env_set(name: str) -> str:
@@ -38,4 +26,3 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 # Keys and other secrets stand in the environment; the file only names the variable.
 EnvName = Annotated[str, AfterValidator(_env_set)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]

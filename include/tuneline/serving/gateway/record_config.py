@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from tuneline.config.addresses import HttpUrl
 from tuneline.config.section import Section
-from tuneline.serving.gateway.config_fields import EnvName, FilePath, HttpUrl, Seconds
+from tuneline.serving.gateway.config_fields import EnvName, FilePath, Seconds
 from tuneline.serving.gateway.users import KeptUser
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from tuneline.config.addresses import HttpUrl, host_of
 from tuneline.config.section import Section
-from tuneline.serving.gateway.config_fields import EnvName, FilePath, HttpUrl, Name, Seconds
+from tuneline.serving.gateway.config_fields import EnvName, FilePath, Name, Seconds
 from tuneline.serving.gateway.fallback_config import BreakerConfig
 from tuneline.serving.gateway.prices import PriceConfig
 
@@ -86,7 +86,7 @@ class UpstreamConfig(Section):
     @property
     def host(self) -> str:
         """The host that it is called at."""
-        return urlsplit(self.base_url).hostname or ""
+        return host_of(self.base_url)
 
     @property
     def is_local(self) -> bool:

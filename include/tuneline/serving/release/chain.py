@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
 from tuneline.artifacts.releases import CONFIG_FILE, find_version
+from tuneline.config.addresses import is_allowed
 from tuneline.config.served_chain import FallbackConfig, LargerModel
 from tuneline.serving.release.released import Release
 from tuneline.store import Store
@@ -74,7 +74,7 @@ def served_chain(
     upstreams = [{**times, **engine} for engine in engines]
     if fallback.larger is not None:
         larger = {**times, **_larger(name, fallback, fallback.larger)}
-        if allowed_hosts is None or urlsplit(larger["base_url"]).hostname in allowed_hosts:
+        if allowed_hosts is None or is_allowed(larger["base_url"], allowed_hosts):
             upstreams.append(larger)
     chain = [*(str(upstream["name"]) for upstream in upstreams), *behind]
     model: dict[str, Any] = {"id": name, "chain": chain, "budget_s": fallback.budget_s}

@@ -69,12 +69,13 @@ def run_follower(
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        gateway = GatewayFile(folder / CONFIG_FILE, url.rstrip("/"))
         launch = Launch(store_uri, folder / "logs", start_seconds, _binaries(binaries))
         follower = Follower(
             open_store(store_uri),
             Options(names, given, keep_previous, every=every, canary=canary),
             launch,
-            GatewayFile(folder / CONFIG_FILE, url.rstrip("/")),
+            gateway,
             folder=folder,
             say=_say,
         )
@@ -87,7 +88,7 @@ def run_follower(
             except Exception as error:  # engines that serve must not end with one odd answer
                 _say(redact(f"this look failed, trying again: {type(error).__name__}: {error}"))
             ends.asked.wait(_HURRY_SECONDS if follower.hurries else every)
-        _end(follower, GatewayFile(folder / CONFIG_FILE, url.rstrip("/")), ends, given)
+        _end(follower, gateway, ends, given)
     return EXIT_OK
 
 
