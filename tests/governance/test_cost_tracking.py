@@ -30,6 +30,7 @@ def calm_alone(monkeypatch):
 def test_real_requests_are_reconciled_and_priced(served_lab):
     lab = served_lab(governance={"machine_cost_per_hour": 0.36, "currency": "EUR"})
     evidence = lab.execute("cost_tracking")
+    assert broken(evidence) == set()
     assert evidence.verdict == "pass"
     # A client that left after three pieces is billed what it got, and little is left unbilled.
     assert value(evidence, "aborted_tokens_below_received") == 0

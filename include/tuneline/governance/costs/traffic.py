@@ -41,6 +41,8 @@ LEAVES_AFTER = 3
 NOTICES_WITHIN = 0.25
 # Tokens on their way between engine, gateway and client at the moment of leaving.
 ON_THE_WAY = 8
+# A gateway that starts pings its upstream, which the engine counts and nobody is billed for.
+PING_TOKENS = 1
 IMPATIENT = 0.02
 # No engine is trusted by it, so that the low-confidence path must be taken.
 _IMPOSSIBLE_CONFIDENCE = -1e-9
@@ -137,7 +139,8 @@ class Traffic:
             before.extend(rows_between(self.gateway.ledger))
             return [self._cut_off(), *(self._whole() for _ in range(AFTERWARDS))]
 
-        phase = self._counted("killed", ask, cut=1, unseen=self.stream_tokens, wait_for=AFTERWARDS)
+        unseen = self.stream_tokens + PING_TOKENS
+        phase = self._counted("killed", ask, cut=1, unseen=unseen, wait_for=AFTERWARDS)
         return killed(phase, before, rows_between(self.gateway.ledger))
 
     def _cut_off(self) -> Received:
