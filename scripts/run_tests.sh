@@ -8,6 +8,9 @@ export OMP_WAIT_POLICY=PASSIVE
 
 # These run in the Airflow environment, all others in the ML environment.
 airflow_folders=(tests/dags tests/plugins tests/localpods tests/stack tests/cluster)
+# The whole suite as parts that need about the same time, the longest first: the tests of the Airflow
+# environment, folders of the ML environment, and all that is left of it.
+suite=(airflow serving data training evaluation governance deployment "other folders")
 
 which=$1
 shift
@@ -64,39 +67,54 @@ part() { # name, command...
   "$@" || failed+=("$name")
 }
 
-ml_tests() {
-  .venv-ml/bin/python -m pytest -q "${marks[@]}" "${airflow_folders[@]/#/--ignore=}" "${ml[@]}"
+ml_tests() { # path...
+  .venv-ml/bin/python -m pytest -q "${marks[@]}" "${airflow_folders[@]/#/--ignore=}" "$@"
 }
-airflow_tests() {
-  .venv-airflow/bin/python -m pytest -q "${marks[@]}" "${airflow[@]}"
+airflow_tests() { # path...
+  .venv-airflow/bin/python -m pytest -q "${marks[@]}" "$@"
 }
-ended() { # the exit code of a process of ours; a signal that we hear meanwhile is not its end
-  local code
-  while wait "$1"; code=$?; kill -0 "$1" 2>/dev/null; do :; done
-  return "$code"
+tests_of() { # a part of the suite
+  local other rest=()
+  case $1 in
+    airflow) airflow_tests "${airflow[@]}" ;;
+    "other folders")
+      for other in "${suite[@]:1:${#suite[@]}-2}"; do rest+=("--ignore=tests/$other"); done
+      ml_tests tests "${rest[@]}"
+      ;;
+    *) ml_tests "tests/$1" ;;
+  esac
 }
-side_by_side() { # the output of each is shown whole, at its end
-  local logs name ticking interrupted=0
+side_by_side() { # two parts at a time; the output of each is shown whole, at its end
+  local logs name code ticking next=0 ended=0 interrupted=0
   local -A running=()
   logs=$(mktemp -d)
-  # After Ctrl-C the tests stop what they have started, which takes a while.
-  trap 'interrupted=1' INT
-  for name in ml airflow; do
-    # A shell has what it starts in the background ignore Ctrl-C.
-    (trap - INT && "${name}_tests") >"$logs/$name" 2>&1 </dev/null &
-    running[$name]=$!
-  done
+  # After Ctrl-C the tests stop what they have started, which takes a while, and no more begin.
+  trap 'next=${#suite[@]}; interrupted=1' INT
   while sleep 60 &>/dev/null; do
-    for name in ml airflow; do
-      printf '%s %s  ' "$name" "$(grep -o '[0-9]*%]$' "$logs/$name" | tail -n 1 | tr -d ']')"
+    for name in "${suite[@]}"; do
+      [[ ! -e $logs/$name ]] || printf '%s %s  ' "$name" \
+        "$(grep -o '[0-9]*%]$' "$logs/$name" | tail -n 1 | tr -d ']')"
     done
     echo
   done &
   ticking=$!
-  for name in ml airflow; do
-    ended "${running[$name]}" || failed+=("tests of the $name environment")
-    echo "=== tests of the $name environment"
-    cat "$logs/$name"
+  while ((next < ${#suite[@]} || ${#running[@]})); do
+    while ((next < ${#suite[@]} && ${#running[@]} < 2)); do
+      name=${suite[next++]}
+      # A shell has what it starts in the background ignore Ctrl-C.
+      (trap - INT && tests_of "$name") >"$logs/$name" 2>&1 </dev/null &
+      running[$name]=$!
+    done
+    for name in "${!running[@]}"; do
+      kill -0 "${running[$name]}" 2>/dev/null && continue
+      wait "${running[$name]}"
+      code=$?
+      unset "running[$name]"
+      ((code == 0)) || failed+=("tests of $name")
+      echo "=== tests of $name ($((++ended)) of ${#suite[@]} parts)"
+      cat "$logs/$name"
+    done
+    sleep 0.2
   done
   kill "$ticking" 2>/dev/null
   rm -r "$logs"
@@ -105,11 +123,11 @@ side_by_side() { # the output of each is shown whole, at its end
 }
 
 if (($# == 0 && $(nproc) > 1)); then
-  echo "=== tests of both environments, side by side"
+  echo "=== all tests, two parts at a time"
   side_by_side
 else
-  ((${#ml[@]} == 0)) || part "tests of the ml environment" ml_tests
-  ((${#airflow[@]} == 0)) || part "tests of the airflow environment" airflow_tests
+  ((${#ml[@]} == 0)) || part "tests of the ml environment" ml_tests "${ml[@]}"
+  ((${#airflow[@]} == 0)) || part "tests of airflow" airflow_tests "${airflow[@]}"
 fi
 if (($# == 0)); then
   part "lint" scripts/lint.sh

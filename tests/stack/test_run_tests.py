@@ -8,6 +8,9 @@ import pytest
 from tests.lab.commands import call
 
 ROOT = Path(__file__).parents[2]
+AIRFLOW = ("dags", "plugins", "localpods", "stack", "cluster")
+ML = ("serving", "data", "training", "evaluation", "governance", "deployment")
+NOT_AIRFLOW = " ".join(f"--ignore=tests/{d}" for d in AIRFLOW)
 
 
 @pytest.fixture
@@ -23,9 +26,9 @@ def run(tmp_path):
     for name in ("ml", "airflow", "vllm"):
         python = tmp_path / f".venv-{name}" / "bin" / "python"
         python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\necho {name} "$@"\nsh tests.sh {name}\n')
+        python.write_text(f'#!/bin/sh\necho {name} "$@"\nsh tests.sh {name} "$@"\n')
         python.chmod(0o755)
-    for folder in ("data", "dags", "stack", "localpods", "plugins", "cluster"):
+    for folder in (*ML, *AIRFLOW):
         (tmp_path / "tests" / folder).mkdir(parents=True)
 
     def start(*arguments, tests="", cores=2):
@@ -47,11 +50,9 @@ def lines(done):
 def test_a_path_of_the_ml_environment_builds_that_one_alone(run):
     done = run("all", "tests/data/")
     assert done.returncode == 0, done.stderr
-    airflow = ("dags", "plugins", "localpods", "stack", "cluster")
-    ignored = " ".join(f"--ignore=tests/{d}" for d in airflow)
     assert lines(done) == [
         "setup --only ml",
-        f"ml -m pytest -q -m not long {ignored} tests/data",
+        f"ml -m pytest -q -m not long {NOT_AIRFLOW} tests/data",
         "all passed",
     ]
 
@@ -78,30 +79,37 @@ def test_paths_of_both_environments_run_in_both(run):
     assert [line.split()[0] for line in lines(done)[1:]] == ["ml", "airflow", "all"]
 
 
-def test_without_a_path_everything_runs_and_lint_and_types(run):
+def test_without_a_path_every_test_runs_once_and_lint_and_types(run):
     done = run("all")
     assert lines(done)[-3:] == ["lint", "types", "all passed"]
-    folders = "tests/dags tests/plugins tests/localpods tests/stack tests/cluster"
-    assert f"airflow -m pytest -q -m not long {folders}" in done.stdout
+    asked = sorted(line for line in lines(done) if " -m pytest " in line)
+    assert asked == sorted(
+        [
+            "airflow -m pytest -q -m not long " + " ".join(f"tests/{d}" for d in AIRFLOW),
+            *(f"ml -m pytest -q -m not long {NOT_AIRFLOW} tests/{folder}" for folder in ML),
+            " ".join(
+                [
+                    f"ml -m pytest -q -m not long {NOT_AIRFLOW} tests",
+                    *(f"--ignore=tests/{folder}" for folder in ML),
+                ]
+            ),
+        ]
+    )
 
 
-# Begins only when the other environment has begun, or gives up.
-MEET = """
-touch began-$1
-for _ in $(seq 100); do [ -e began-ml ] && [ -e began-airflow ] && break; sleep 0.05; done
-[ -e began-ml ] && [ -e began-airflow ] && echo "$1 met the other"
+# Counts the parts that run at the same time; each takes a while.
+SIDE_BY_SIDE = """
+touch "running-$$"; ls running-* | wc -l >> counts; sleep 0.3; rm "running-$$"
 """
 
 
-def test_two_cores_run_both_environments_side_by_side_and_keep_their_output_apart(run):
-    done = run("all", tests=MEET)
+def test_two_cores_run_two_parts_at_a_time_and_keep_their_output_apart(run, tmp_path):
+    done = run("all", tests=SIDE_BY_SIDE)
     assert done.returncode == 0
-    assert [line.split(" -m ")[0] for line in lines(done)[1:5]] == [
-        "ml",
-        "ml met the other",
-        "airflow",
-        "airflow met the other",
-    ]
+    counts = [int(count) for count in (tmp_path / "counts").read_text().split()]
+    assert len(counts) == len(ML) + 2
+    assert max(counts) == 2
+    assert all(f"({n} of 8 parts)" in done.stdout for n in range(1, 9))
 
 
 ALONE = "[ -e running ] && echo together; touch running; sleep 0.2; rm running"
@@ -113,11 +121,12 @@ def test_one_core_runs_one_after_the_other(run):
     assert "together" not in done.stdout
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_an_environment_that_fails_is_named_and_stops_nothing(run, cores):
-    done = run("all", tests='test "$1" = airflow', cores=cores)
+@pytest.mark.parametrize(("cores", "name"), [(1, "the ml environment"), (2, "governance")])
+def test_a_part_that_fails_is_named_and_stops_nothing(run, cores, name):
+    fault = 'case "$*" in *"tests/governance") exit 1 ;; *"tests") exit 1 ;; esac'
+    done = run("all", tests=fault, cores=cores)
     assert done.returncode == 1
-    assert lines(done)[-3:] == ["lint", "types", "FAILED: tests of the ml environment"]
+    assert lines(done)[-3:] == ["lint", "types", f"FAILED: tests of {name}"]
 
 
 def test_the_long_tests_run_alone(run):
