@@ -234,19 +234,25 @@ def test_crash_between_the_renames_leaves_an_object_that_verifies(tmp_path, monk
     assert store.get_bytes("k") == b"old"
 
 
-def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch):
-    store = open_store(tmp_path.as_uri())
+@pytest.mark.parametrize("call", ["shutil.copyfile", "pathlib.Path.write_bytes"])
+def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch, call):
+    root, new = tmp_path / "store", tmp_path / "new"
+    new.write_bytes(b"new")
+    store = open_store(root.as_uri())
     store.put_bytes("k", b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr(call, full)
     with pytest.raises(RetryableError, match="No space left on device"):
-        store.put_bytes("k", b"new")
+        if call == "shutil.copyfile":
+            store.put_file("k", new)
+        else:
+            store.put_bytes("k", b"new")
     monkeypatch.undo()
     assert store.get_bytes("k") == b"old"
-    assert [p.name for p in tmp_path.iterdir() if p.name not in ("k", ".k.sha256", ".lock")] == []
+    assert [p.name for p in root.iterdir() if p.name not in ("k", ".k.sha256", ".lock")] == []
 
 
 @pytest.mark.parametrize("uri", ["", "/tmp/x", "file://host/x", "gs://b/x", "s3://"])

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -264,12 +264,18 @@ def load_evidence(raw: bytes, where: str) -> Evidence:
         UserError: if it is not a valid evidence file.
     """
     try:
-        document = json.loads(raw)
-        _validator().validate(document)
-        return Evidence.model_validate(document)
+        return _parsed(raw)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{where} is not a valid evidence file: {reason}") from None
+
+
+# The gate, lineage and the documents of a release each read the evidence of all items, many times.
+@lru_cache(maxsize=256)
+def _parsed(raw: bytes) -> Evidence:
+    document = json.loads(raw)
+    _validator().validate(document)
+    return Evidence.model_validate(document)
 
 
 def json_schema() -> dict[str, Any]:

@@ -47,14 +47,12 @@ class FileStore(Store):
 
     def put_file(self, key: str, path: Path, *, once: bool = False, link: bool = False) -> FileRef:
         """See `Store.put_file`."""
-        target = self._path(key)
-
-        def refuse_second() -> None:
-            if once and target.exists():
-                raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
-
         place = _link_or_copy if link else shutil.copyfile
-        return self._put(key, lambda staged: place(path, staged), refuse_second)
+        return self._put(key, lambda staged: place(path, staged), self._refusal(key, once))
+
+    def put_bytes(self, key: str, data: bytes, *, once: bool = False) -> FileRef:
+        """See `Store.put_bytes`; there is no temporary directory, which costs more than all else."""
+        return self._put(key, lambda staged: staged.write_bytes(data), self._refusal(key, once))
 
     def replace(self, key: str, data: bytes, tag: str | None) -> None:
         """See `Store.replace`; the tag is the hash of the bytes."""
@@ -65,6 +63,16 @@ class FileStore(Store):
                 raise Changed(f"{self.uri_of(key)} has changed since it was read")
 
         self._put(key, lambda staged: staged.write_bytes(data), refuse_other)
+
+    def _refusal(self, key: str, once: bool) -> Callable[[], None]:
+        """Return what refuses a second writing of an object that is written once."""
+        target = self._path(key)
+
+        def refuse_second() -> None:
+            if once and target.exists():
+                raise AlreadyThere(f"{self.uri_of(key)} is written once and exists already")
+
+        return refuse_second
 
     def _put(self, key: str, fill: Callable[[Path], object], refuse: Callable[[], None]) -> FileRef:
         """Write an object unless `refuse` raises, which is asked again under the lock."""
@@ -110,6 +118,23 @@ class FileStore(Store):
             ) from error
         expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
         return settle(staged, destination, self.uri_of(key), expected)
+
+    def get_bytes(self, key: str, *, sha256: str | None = None) -> bytes:
+        """See `Store.get_bytes`; there is no temporary directory, which costs more than all else."""
+        source = self._path(key)
+        sidecar = self._sidecar(source)
+        if not source.is_file():
+            raise NotThere(f"{self.uri_of(key)} does not exist")
+        known = _hashes(sidecar)
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise RetryableError(
+                f"cannot read {self.uri_of(key)}: {error.strerror or error}"
+            ) from error
+        expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
+        require_hash(hashlib.sha256(data).hexdigest(), expected, self.uri_of(key))
+        return data
 
     def read_tagged(self, key: str) -> Tagged:
         """See `Store.read_tagged`."""
