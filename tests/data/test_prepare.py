@@ -216,6 +216,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_point_then_run_again(call, base_dir, tmp_path):
     assert call(clean_rows(60)) == 0
     obsolete = json.loads(Path("out/result.json").read_text())["dataset"]["version"]
@@ -248,6 +249,7 @@ def test_killed_at_any_point_then_run_again(call, base_dir, tmp_path):
     assert {p.name for p in Path("out").iterdir()} == {p.name for p in Path("fresh").iterdir()}
 
 
+@pytest.mark.long
 def test_the_sample_in_other_files_and_another_order(call, tmp_path):
     lines, _ = make_sample(7)
     (tmp_path / "drawn.yaml").write_text(f"{SETTINGS}max_train_rows: 300\nmax_holdout_rows: 60\n")

@@ -301,6 +301,7 @@ def test_what_ran_out_of_memory_before_is_not_tried_again(lab, quick_probe):
         named.execute("gradient_accumulation", gradient_accumulation.run)
 
 
+@pytest.mark.long
 def test_a_probe_without_enough_memory_says_so_and_the_next_size_is_tried(lab, monkeypatch):
     from tuneline.training.loop.trainer import LabelledTokenTrainer
 

@@ -47,7 +47,7 @@ def run_two(lab, *command: str, packed=False, **settings):
     ("sharding", "packed"),
     [
         ("none", False),
-        ("fsdp", True),
+        pytest.param("fsdp", True, marks=pytest.mark.long),
         pytest.param("none", True, marks=pytest.mark.long),
         pytest.param("fsdp", False, marks=pytest.mark.long),
     ],

@@ -96,6 +96,7 @@ def run_in_mlflow(mlflow, run):
     return mlflow.client().search_runs([experiment], of_run, order_by=newest, max_results=1)[0]
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_in_the_same_runs(
     lab, mlflow, wandb_server, monkeypatch, tmp_path
 ):

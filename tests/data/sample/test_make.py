@@ -52,6 +52,7 @@ def intent_of(line: int) -> str:
     return json.loads(turns(line)["assistant"])["intent"]
 
 
+@pytest.mark.long
 def test_same_seed_gives_the_same_bytes_everywhere():
     digest = hashlib.sha256(b"\n".join(made()[0])).hexdigest()
     assert digest == SHA256

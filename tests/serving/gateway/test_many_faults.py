@@ -137,7 +137,17 @@ def test_with_a_second_upstream_nobody_notices(start, small, large, mode, reason
     assert reason is None or (reason,) in left
 
 
-@pytest.mark.parametrize("mode", ["hang", "error", "busy", "refuse", "die_before", "garbage"])
+# All but the first are slow and end on the same way.
+FAULTS = [
+    "hang",
+    *(
+        pytest.param(mode, marks=pytest.mark.long)
+        for mode in ("error", "busy", "refuse", "die_before", "garbage")
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", FAULTS)
 def test_without_one_everybody_gets_a_clean_error_in_time(start, small, mode):
     small.mode = mode
     limits = {**PATIENT, **(SOON if mode == "hang" else {})}

@@ -111,6 +111,7 @@ def look_at_the_whole(run, resumed_from, processes):
     assert [e["step"] for e in run.history if "loss" in e] == list(range(1, 46))
 
 
+@pytest.mark.long
 def test_a_training_that_is_asked_to_end_loses_no_step(lab, tmp_path):
     """As a drained node asks it."""
     run = lab("asked", epochs=10, **LONG)
@@ -132,6 +133,7 @@ def test_a_training_that_is_asked_to_end_loses_no_step(lab, tmp_path):
         assert torch.allclose(run.adapter[name], tensor, atol=1e-5), name
 
 
+@pytest.mark.long
 def test_several_processes_that_are_asked_to_end_end_together(lab, tmp_path, monkeypatch):
     """With one checkpoint, from which several go on."""
     run = lab(epochs=10, processes=2, effective_batch=8, **LONG)

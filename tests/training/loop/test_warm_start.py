@@ -1,6 +1,7 @@
 """A warm start continues the released adapter, and refuses one that does not fit."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -30,12 +31,21 @@ def lora_of(night):
     return night.document("lora_selection", "lora.json")
 
 
-@pytest.fixture
-def first(lab):
-    """A trained run that is not released yet."""
-    night = lab("nights", epochs=4)
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory, tiny_base):
+    """A trained run, and a copy of its folder."""
+    night = TrainingLab(tmp_path_factory.mktemp("nights"), tiny_base, {"training": {"epochs": 4}})
     night.train()
-    return night
+    return night, shutil.copytree(night.root, tmp_path_factory.mktemp("kept") / "nights")
+
+
+@pytest.fixture
+def first(trained_once):
+    """A trained run that is not released yet; what a test does to it is undone."""
+    night, kept = trained_once
+    yield night
+    shutil.rmtree(night.root)
+    shutil.copytree(kept, night.root)
 
 
 @pytest.fixture

@@ -161,6 +161,7 @@ def test_a_base_is_built_once_for_a_gpu(image, tiny_dir, tmp_path, monkeypatch, 
     assert len(lines) == 2
 
 
+@pytest.mark.long
 def test_variants_lose_what_their_quantisation_loses(image, tiny_dir, tmp_path):
     """The logits are the engines' own, by the LLM API in NVIDIA's Python."""
     engine = ENGINE.sized(2, 128)
