@@ -11,6 +11,7 @@ from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.release.canary_outcome import (
     canary_state,
     is_awaited,
+    told_of,
     why_none,
     withdrawal,
 )
@@ -35,6 +36,9 @@ def test_it_is_due_then_under_way_then_promoted(store):
     log = CanaryLog(store)
     assert state(store) == ("due", "no follower has begun the canary of m b yet")
     log.started("m", "b", 0.1)
+    assert told_of(store, "m", "b") == state(store)[1]
+    # A run that is not released yet has no canary, whatever else is.
+    assert told_of(store, "m", "c") is None
     assert state(store)[0] == "under_way"
     assert "m b answers 10% of the keys since 20" in state(store)[1]
     began = canary_state(store, "m", "b").began

@@ -256,8 +256,7 @@ def test_a_candidate_has_limits_of_its_own(reloading, small, large, own, served_
     canary = {"upstream": "large", "share": 0.999999, "low_confidence": own}
     model = {"id": "support", "chain": ["small", "again"], "canary": canary}
     reloading.offer(
-        upstreams=[upstream_entry(small), {**upstream_entry(small), "name": "again"}]
-        + [upstream_entry(large)],
+        upstreams=[*map(upstream_entry, (small, large)), upstream_entry(small) | {"name": "again"}],
         models=[{**model, "low_confidence": {"min_mean_logprob": -0.2}}],
     )
     assert reloading.settled()["refused"] is None

@@ -99,7 +99,7 @@ class Site:
         return answer.headers.get("x-tuneline-served-by") if answer.status_code == 200 else None
 
     def wait_served(self, version, name="a"):
-        wait_for(lambda: self.answered_by(name) == f"{name}-{version}", 30, f"{name} {version}")
+        wait_for(lambda: self.answered_by(name) == f"{name}-{version}", 90, f"{name} {version}")
 
     def status(self):
         return read_status(self.folder / "state")

@@ -8,7 +8,14 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from tuneline.artifacts.governance import ReleasePointer
-from tuneline.artifacts.release_log import Canary, Line, RolledBack, Withdrawn, read_log
+from tuneline.artifacts.release_log import (
+    Canary,
+    Line,
+    Released,
+    RolledBack,
+    Withdrawn,
+    read_log,
+)
 from tuneline.artifacts.releases import previous_version, read_release
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.errors import UserError
@@ -66,6 +73,14 @@ def canary_state(store: Store, name: str, version: str) -> CanaryState:
         told = f"{name} {version} answers {event.share:.0%} of the keys since {line.at}"
         return CanaryState("under_way", told, datetime.fromisoformat(line.at))
     return CanaryState("due", f"no follower has begun the canary of {name} {version} yet")
+
+
+def told_of(store: Store, name: str, version: str) -> str | None:
+    """Return how the canary of a version stands for a person, None if it was never released."""
+    lines = read_log(store, name, version).lines()
+    if not any(isinstance(line.event, Released) for line in lines):
+        return None
+    return canary_state(store, name, version).told
 
 
 def why_none(store: Store, name: str, version: str, asked: ReleaseCanaryConfig) -> str | None:

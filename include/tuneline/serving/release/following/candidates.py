@@ -82,10 +82,10 @@ class Candidates:
             The chain; empty while nobody serves yet and the version before is on its way.
         """
         self._engines.pop(wanted.name, None)
-        wants = self._wants(wanted)
+        wants = self._wants(wanted) if wanted.previous else False
         if wants is False:
             return None
-        before = [e for e in engines if wanted.previous and _serves(e, wanted, wanted.previous)]
+        before = [e for e in engines if _serves(e, wanted, str(wanted.previous))]
         chain = _beside(wanted, served) or [e for e in before if e.state == "ready"]
         if not chain:
             # Requests go before the comparison: what can answer does, once anybody answered.

@@ -146,6 +146,8 @@ class Trials:
         trial = self._trials.get(name)
         if trial is None or trial.version != version or (name, version) in self._passed:
             return None
+        if not trial.is_under_way:
+            return None
         return f"it is tried on {trial.share:.0%} of the keys: {trial.verdict.reason}"
 
     def look(self, name: str, counts: Mapping[str, Any] | None) -> None:
