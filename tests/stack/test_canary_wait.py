@@ -10,19 +10,23 @@ from tuneline.governance.release.canary import CanaryLog
 from tuneline.serving.server_process import free_port
 from tuneline.stack.layout import Layout
 
-pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("canary")
     layout = Layout(ROOT, folder / "home", free_port(), free_port(), (folder / "store").as_uri())
-    made = Site(layout, {"root": "admin"}, "root")
+    # On a busy machine the API server takes its time.
+    patience = {"AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60", "TUNELINE_WAIT_SECONDS": "2"}
+    made = Site(layout, {"root": "admin"}, "root", **patience)
     made.start()
-    made.until(lambda: made.call("root", "GET", "/dags/canary").is_success, "the DAG", 400)
-    made.call("root", "PATCH", "/dags/canary", is_paused=False)
-    yield made
-    made.stop()
+    try:
+        made.until(lambda: made.call("root", "GET", "/dags/canary").is_success, "the DAG", 400)
+        made.call("root", "PATCH", "/dags/canary", is_paused=False)
+        yield made
+    finally:
+        made.stop()
 
 
 def waiting(site, folder, version):

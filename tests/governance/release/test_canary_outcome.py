@@ -62,6 +62,15 @@ def test_a_withdrawn_one_says_why_and_what_serves(store):
     assert withdrawal(store, "m", "a") is None
 
 
+def test_a_withdrawal_goes_back_past_a_version_that_was_not_proven_either(store):
+    log = CanaryLog(store)
+    log.started("m", "b", 0.1)
+    release(store, "m", "c", settings=ASKED)
+    log.started("m", "c", 0.1)
+    log.withdrawn("m", "c", 0.1, "more errors")
+    assert state(store, "c") == ("withdrawn", "m c was withdrawn: more errors; a serves now")
+
+
 def test_a_withdrawal_that_is_half_recorded_is_one(store):
     """The pointer moves before the outcome is written; a follower may die in between."""
     CanaryLog(store).started("m", "b", 0.1)
