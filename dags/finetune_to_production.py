@@ -15,6 +15,9 @@ Steps run as pods, with the same operator on a laptop and on a cluster. Steps th
 share the pool `gpu`. People are asked only where the configuration says so: to waive a
 critical item, to review answers blindly, to approve the release; and where the rules leave a
 licence to a person.
+
+Where the configuration asks for a canary (`governance.canary`), the released version answers a
+share of the keys first, and the task `canary` waits, deferred, until it is promoted or withdrawn.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.catalogue import STEPS, Phase
 from tuneline.config import Model
+from tuneline_airflow.canary import AwaitCanary
 from tuneline_airflow.family import MAIN, dags_of, settings_of
 from tuneline_airflow.launching import form, prepare_run
 from tuneline_airflow.license_question import approve_license, ask_license
@@ -68,7 +72,8 @@ def build(model: Model) -> DAG:
     with DAG(
         description="Raw instruction data to a served model, with evidence for 25 items",
         schedule=None,
-        dagrun_timeout=timedelta(days=7),
+        # A week for people, and a week for a canary.
+        dagrun_timeout=timedelta(days=14),
         **settings_of(MAIN, model, "Fine-tune to production", __doc__),
     ) as dag:
         _wire(model)
@@ -100,6 +105,7 @@ def _wire(model: Model) -> None:
     with groups[Phase.EVALUATION]:
         review_wanted, (pairs_assigned, answers) = ask_review(RUN_URI), review_pairs(model)
     with groups[Phase.GOVERNANCE]:
+        tasks["promote"].last >> AwaitCanary()
         approval_wanted, approval = ask_approval(RUN_URI), approve_release(model)
         license_unclear, license_answer = ask_license(RUN_URI), approve_license(model)
 

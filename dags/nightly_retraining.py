@@ -4,6 +4,9 @@ Compares the model's data (its source files and the reviewed rows of its product
 those of the released model. Without a change the run ends there, and its note says so. With one it
 starts `finetune_to_production`, waits for its end and notes whether it was released.
 
+The night does not wait for the canary of what it has released, which may take a day: its note
+says how it stood. No further night trains before that canary is decided.
+
 The new model has to pass the whole checklist. In it, hold-out performance compares it with the
 released model row by row: if it is worse by more than the stated margin, the old one stays.
 What was forgotten is counted from the first base model on, however many nights lie between.
@@ -46,6 +49,7 @@ def build(model: Model) -> DAG:
             target=main,
             run_id="{{ ti.xcom_pull(task_ids='start_run') }}",
             hours=nightly.hours,
+            last="canary",
         )
         decided >> started >> ended >> say_outcome(model.name, main)
     dag.params = ParamsDict(_form())
@@ -121,6 +125,7 @@ def start_run(model_name: str, main: str) -> str:
 def say_outcome(model_name: str, main: str) -> None:
     """Note whether the night's model was released, or why the old one stays."""
     from tuneline.artifacts.releases import read_release
+    from tuneline.governance.release.canary_outcome import canary_state
     from tuneline.governance.retraining.nightly import why_kept
     from tuneline.store import open_store
 
@@ -129,7 +134,10 @@ def say_outcome(model_name: str, main: str) -> None:
     store = open_store(store_uri())
     release = read_release(store, model_name)
     if release is not None and release.version == run_id:
-        leave_note(context, f"{model_name} {run_id} is released")
+        told = ""
+        if AirflowApi().task_state(main, run_id, "canary") == "deferred":
+            told = f"; {canary_state(store, model_name, run_id).told}"
+        leave_note(context, f"{model_name} {run_id} is released{told}")
         return
     stays = f"{release.version} stays" if release else "nothing is released"
     leave_note(context, f"{main} {run_id} was not released; {stays}: {why_kept(store, run_id)}")

@@ -13,8 +13,8 @@ from tuneline.serving.release.following.command import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = set(
-    "postgres s3 airflow-init airflow-api-server airflow-scheduler airflow-dag-processor pods "
-    "tracking gateway follower".split()
+    "postgres s3 airflow-init airflow-api-server airflow-scheduler airflow-dag-processor "
+    "airflow-triggerer pods tracking gateway follower".split()
 )
 
 

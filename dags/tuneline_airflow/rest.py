@@ -56,6 +56,12 @@ class AirflowApi:
         """Return the state of a run: queued, running, success or failed."""
         return str(self._call("GET", f"/dags/{dag_id}/dagRuns/{run_id}").json()["state"])
 
+    def task_state(self, dag_id: str, run_id: str, task_id: str) -> str | None:
+        """Return the state of a task of a run, None if it has none yet."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        answer = self._call("GET", path, ok=(404,))
+        return answer.json().get("state") if answer.is_success else None
+
     def unpause(self, dag_id: str) -> bool:
         """Return True if the DAG was paused, and let it run from now on."""
         paused = bool(self._call("GET", f"/dags/{dag_id}").json()["is_paused"])
@@ -146,6 +152,17 @@ def leave_note(context: Any, text: str, report: str | None = None) -> None:
         write_outcome(open_store(store_uri()), run.dag_id, run.run_id, text, report)
     except (UserError, RetryableError) as error:
         _log.warning("the tab has no text: %s", error)
+    note_run(context, text)
+
+
+def note_run(context: Any, text: str) -> None:
+    """Say something in the note of the run at work, if the API can be asked.
+
+    Args:
+        context: the task's context.
+        text: one or two sentences.
+    """
+    run = context["dag_run"]
     try:
         AirflowApi().note(run.dag_id, run.run_id, text)
     except (UserError, RetryableError) as error:

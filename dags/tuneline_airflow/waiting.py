@@ -122,25 +122,32 @@ class BackfillDays(_Waiting):
 class RunEnds(_Waiting):
     """Wait for the end of a run of another DAG; its failure is not this task's.
 
+    A run whose last task is deferred has done its work, and only waits for what comes of it.
+
     Args:
         task_id: id of the task.
         target: the DAG of the run.
         run_id: template of the run's id.
         hours: the longest wait, hours.
+        last: id of that task.
     """
 
     template_fields = ("run_id",)
 
     def __init__(
-        self, *, task_id: str, target: str, run_id: str, hours: float, **kwargs: Any
+        self, *, task_id: str, target: str, run_id: str, hours: float, last: str, **kwargs: Any
     ) -> None:
         super().__init__(task_id=task_id, hours=hours, **kwargs)
         self.awaited = target
         self.run_id = run_id
+        self.last = last
 
     @fail_plainly()
     def poke(self, context: Context) -> bool:
         """Return True if the run has ended."""
-        state = AirflowApi().state(self.awaited, self.run_id)
+        api = AirflowApi()
+        state = api.state(self.awaited, self.run_id)
         print(f"{self.awaited} {self.run_id}: {state}")
-        return state in _ENDED
+        if state in _ENDED:
+            return True
+        return api.task_state(self.awaited, self.run_id, self.last) == "deferred"

@@ -9,6 +9,7 @@ from typing import Any
 
 from tuneline.catalogue import get_item
 from tuneline.evidence import Evidence, Measurement
+from tuneline.governance.release.canary_outcome import told_of
 from tuneline.run import Run
 from tuneline.verdicts import ItemStatus, LooserLimit, looser_limits
 
@@ -64,8 +65,16 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
     return document(
         f"<h1>Release checklist: {escape(run.config.name)}</h1>"
         f'<p class="note">{escape(run.uri)}</p><p class="tally">{counts}</p>'
-        f"<p>{release}</p>{_looser(looser_limits(run))}{body}"
+        f"<p>{release}</p>{_canary(run)}{_looser(looser_limits(run))}{body}"
     )
+
+
+def _canary(run: Run) -> str:
+    """Return how the canary of the run's version stands; "" if it asks for none."""
+    if not run.config.governance.canary.share:
+        return ""
+    told = told_of(run.store, run.config.name, run.run_id)
+    return f"<p>Canary: {escape(told)}.</p>" if told else ""
 
 
 def _looser(limits: Sequence[LooserLimit]) -> str:

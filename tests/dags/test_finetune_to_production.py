@@ -65,6 +65,16 @@ def test_every_check_stands_before_the_release(dag):
     assert {"check_final_audit", "check_extraction_audit", "approve_release"} <= waits_for
 
 
+def test_the_canary_waits_deferred_after_the_release_and_nothing_waits_for_it(dag):
+    task = dag.get_task("canary")
+    assert type(task).__name__ == "AwaitCanary"
+    assert task.upstream_task_ids == {"promote"}
+    assert not task.downstream_task_ids
+    assert task.task_group.group_id == "governance"
+    # Answers of people and the days of a canary both fit.
+    assert dag.dagrun_timeout.days == 14
+
+
 def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
     groups = dag.task_group.get_task_group_dict()
     for item in ITEMS:
@@ -95,6 +105,7 @@ CHAINS = (
     "holdout_performance prepare_review assign_pairs review_pairs human_review lineage promote",
     "cold_start cost_tracking",
     "cold_start drift_detection",
+    "promote canary",
 )
 PAIRS = [pair for chain in CHAINS for pair in pairwise(chain.split())]
 

@@ -20,10 +20,7 @@ OTHER = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-2")}
 @pytest.fixture
 def api(monkeypatch):
     with airflow_api() as (url, records):
-        connection = {
-            "conn_type": "http", "host": url, "login": "admin", "password": records.password
-        }  # fmt: skip
-        monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", json.dumps(connection))
+        monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", records.connection(url))
         yield records
 
 
@@ -34,7 +31,10 @@ def backfill(days="2026-03-01..2026-03-03"):
 
 
 def test_both_leave_their_slot_between_two_looks():
-    for task in (backfill(), RunEnds(task_id="await", target="d", run_id="r", hours=1)):
+    for task in (
+        backfill(),
+        RunEnds(task_id="await", target="d", run_id="r", hours=1, last="canary"),
+    ):
         assert task.mode == "reschedule"
         assert task.reschedule
 
@@ -90,10 +90,20 @@ def test_no_days_skip_the_task(api):
 
 
 def test_a_run_is_awaited_until_it_ends_however_it_ends(api):
-    task = RunEnds(task_id="await", target="main", run_id="night-1", hours=1)
+    task = RunEnds(task_id="await", target="main", run_id="night-1", hours=1, last="canary")
     api.runs["main", "night-1"] = "running"
     assert not task.poke(CONTEXT)
     api.runs["main", "night-1"] = "failed"
+    assert task.poke(CONTEXT)
+
+
+def test_a_run_that_only_waits_for_its_canary_is_not_waited_for(api):
+    task = RunEnds(task_id="await", target="main", run_id="night-1", hours=1, last="canary")
+    api.runs["main", "night-1"] = "running"
+    for state in ("scheduled", "running"):
+        api.tasks["main", "night-1", "canary"] = state
+        assert not task.poke(CONTEXT)
+    api.tasks["main", "night-1", "canary"] = "deferred"
     assert task.poke(CONTEXT)
 
 

@@ -32,6 +32,12 @@ class AirflowRecords:
         self.failures: list[int] = []
         self.failed_days: list[str] = []
         self.lose_answer = False
+        self.tasks: dict[tuple[str, str, str], str] = {}
+
+    def connection(self, url: str) -> str:
+        """Return the connection of tasks to the API at an address."""
+        login = {"login": "admin", "password": self.password}
+        return json.dumps({"conn_type": "http", "host": url, **login})
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Answer a request to `/api/v2`."""
@@ -44,6 +50,9 @@ class AirflowRecords:
             return 200, {"backfills": [{"logical_date": f"{d}T00:15:00Z"} for d in _days(body)]}
         if path == "/backfills":
             return self._backfill(body)
+        if task := re.fullmatch(r"/dags/([^/]+)/dagRuns/([^/]+)/taskInstances/([^/]+)", path):
+            state = self.tasks.get(task.groups())
+            return (404, {}) if state is None else (200, {"state": state})
         dag, run = re.fullmatch(r"/dags/([^/]+)(?:/dagRuns(?:/([^/]+))?)?", path).groups()
         if "logical_date_gte" in query:
             found = [{"logical_date": f"{day}T00:15:00Z"} for day in self.failed_days]

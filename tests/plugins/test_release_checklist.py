@@ -8,9 +8,11 @@ import json
 
 import pytest
 from fastapi.testclient import TestClient
+from tests.lab.canaries import ASKED, release
 from tests.lab.runs import Lab
 
 from tuneline.evidence import measure
+from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.retraining.outcome import write_outcome
 
 
@@ -64,6 +66,18 @@ def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):
     assert "Release refused by: schema_validation" in page
     assert "bad is 3, must be == 0 rows" in page
     assert "stopped the run before it" in page
+
+
+def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, client):
+    run = Lab(tmp_path, ASKED).run
+    monkeypatch.setenv("TUNELINE_STORE", run.store.uri)
+    name = run.config.name
+    release(run.store, name, "before")
+    assert "Canary:" not in client.get("/page/finetune_to_production/test").text
+    release(run.store, name, "test")
+    CanaryLog(run.store).withdrawn(name, "test", 0.1, "more <b>errors</b>")
+    page = client.get("/page/finetune_to_production/test").text
+    assert "was withdrawn: more &lt;b&gt;errors&lt;/b&gt;; before serves now." in page
 
 
 def test_what_a_run_says_is_escaped(lab, client):

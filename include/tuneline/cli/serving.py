@@ -118,8 +118,10 @@ def _add_follow(commands: Commands) -> None:
         "--canary",
         type=float,
         metavar="SHARE",
+        default=0.0,
         help="try a new release on this share of the keys first (0.1), and go back to the one "
-        "before if it is worse; it is switched to at once by default",
+        "before if it is worse; 0, the default, switches to it at once. A release whose settings "
+        "name a share (governance.canary) is tried as it asks",
     )
     follow.add_argument(
         "--canary-hours",
@@ -158,15 +160,13 @@ def _follow(arguments: argparse.Namespace) -> int:
     )
 
 
-def _canary(arguments: argparse.Namespace) -> CanaryOptions | None:
+def _canary(arguments: argparse.Namespace) -> CanaryOptions:
     """Return how new releases are tried, recorded where this floor alone can."""
     from tuneline.governance.release.canary import CanaryLog
     from tuneline.serving.release.following.trials import CanaryOptions
     from tuneline.store import open_store
 
-    if arguments.canary is None:
-        return None
-    if not 0 < arguments.canary < 1:
+    if not 0 <= arguments.canary < 1:
         raise UserError(f"--canary {arguments.canary:g}: give a share between 0 and 1, such as 0.1")
     records = CanaryLog(open_store(store_uri(arguments)))
     return CanaryOptions(arguments.canary, arguments.canary_hours, records)

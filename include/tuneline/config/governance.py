@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.config.section import Section
 from tuneline.config.served_chain import FallbackConfig
 
@@ -66,6 +67,9 @@ class GovernanceConfig(Section):
     )
     fallback: FallbackConfig = Field(
         FallbackConfig(), description="The chain of models that the release is served with."
+    )
+    canary: ReleaseCanaryConfig = Field(
+        ReleaseCanaryConfig(), description="How the release is tried before it answers everybody."
     )
     drift_p_value: float = Field(
         0.05, gt=0, lt=1, description="Probability of a false alarm of drift in a year of nights."

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from tests.lab.canaries import ASKED, release
 from tests.lab.releases import bare_release
 
 from tuneline.config import build_config
 from tuneline.data.sources.dataset_version import dataset_version
+from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.retraining.nightly import decide, note_tried
 from tuneline.launch import create_run
 from tuneline.run import Run
@@ -115,3 +117,21 @@ def test_a_spent_budget_trains_nothing_even_on_new_data(nights):
     assert not night.train
     assert "the budget of March is spent" in night.why
     assert nights.decide(over_budget="the budget of March is spent", force=True).train
+
+
+def test_no_night_trains_beside_a_canary_that_is_not_decided(nights):
+    model = "support-intents"
+    bare_release(nights.run("first"))
+    nights.run("second")
+    release(nights.store, model, "second", settings=ASKED)
+    nights.write("c.jsonl", "three")
+    night = nights.decide()
+    assert not night.train
+    assert night.why == f"not trained: the canary of {model} second is not decided yet"
+    assert nights.decide(force=True).train
+    # Once it is withdrawn, its data were tried, and the reason is known.
+    note_tried(nights.store, model, nights.version, "second")
+    CanaryLog(nights.store).withdrawn(model, "second", 0.1, "more errors than the release")
+    night = nights.decide()
+    assert not night.train
+    assert "its canary withdrew it: more errors than the release" in night.why

@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tuneline.serving.gateway.http_client import BrokenConnection, CannotConnect, HttpClient
+from tuneline.serving.gateway.http_answer import AnswerTooLarge, BrokenConnection
+from tuneline.serving.gateway.http_client import CannotConnect, HttpClient
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HEADERS = {"authorization": "Bearer secret"}
@@ -164,6 +165,26 @@ def test_a_body_that_is_not_read_makes_the_server_wait():
             assert read == size
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+@pytest.mark.parametrize("head", [b"content-length: 64000000\r\n\r\n", b"\r\n"])
+def test_an_answer_that_is_too_large_is_given_up_and_its_connection_closed(head):
+    """Whether the server says how much it will send or just goes on sending."""
+
+    async def main():
+        script = Script(OK + head + bytes(64_000_000), OK + b"content-length: 2\r\n\r\nhi")
+        async with served(script) as port:
+            asked = client(port)
+            answer = await asked.send("GET", "/")
+            with pytest.raises(AnswerTooLarge, match="more than 100,000 bytes"):
+                await answer.read(100_000)
+            assert not script.drained
+            # The next request has a connection of its own; the rest answers nothing.
+            again = await asked.send("GET", "/")
+            assert await again.read(100_000) == b"hi"
+            assert script.connections == 2
+
+    asyncio.run(asyncio.wait_for(main(), 10))
 
 
 def test_nobody_listening_and_no_answer_to_a_handshake_cannot_connect():

@@ -245,3 +245,21 @@ def test_a_canary_answers_its_keys_and_both_arms_are_counted(reloading, small, l
     assert arms["candidate"]["requests"] == sum(arms["candidate"]["seconds"]) == 2
     assert arms["candidate"]["hits"]["fallbacks"] == 1
     assert arms["released"]["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "served_by"), [({"min_mean_logprob": -1.0}, "large"), (None, "small")]
+)
+def test_a_candidate_has_limits_of_its_own(reloading, small, large, own, served_by):
+    """Its answers are less sure than the limit of the chain allows, and surer than its own."""
+    large.logprob = -0.5
+    canary = {"upstream": "large", "share": 0.999999, "low_confidence": own}
+    model = {"id": "support", "chain": ["small", "again"], "canary": canary}
+    reloading.offer(
+        upstreams=[*map(upstream_entry, (small, large)), upstream_entry(small) | {"name": "again"}],
+        models=[{**model, "low_confidence": {"min_mean_logprob": -0.2}}],
+    )
+    assert reloading.settled()["refused"] is None
+    assert reloading.ask().served_by == served_by
+    arms = reloading.ready()["canary"]["large"]
+    assert arms["candidate"]["hits"]["answers of low confidence"] == (own is None)

@@ -109,3 +109,24 @@ def test_an_answer_that_has_begun_is_not_asked_for_again():
     server, fault = asyncio.run(main())
     assert fault.outcome == Outcome.CONNECTION_LOST
     assert server.requests == 2
+
+
+def test_an_answer_that_is_too_large_is_a_failure_of_the_upstream():
+    """Two million bytes where 1,000 are taken: an answer, an error, a list."""
+    refusal = b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(2_000_000)
+
+    async def main():
+        async with Server(answered=0, part=refusal) as server:
+            config = server.upstream.config.model_copy(update={"max_answer_bytes": 1_000})
+            upstream = Upstream(config)
+            for asked in (
+                upstream.complete(BODY, 5),
+                upstream.open_stream(BODY, 5),
+                upstream.listed_models(5),
+            ):
+                with pytest.raises(UpstreamFault, match=r"more than 1,000 bytes \(`max_") as fault:
+                    await asked
+                assert fault.value.outcome is Outcome.BAD_RESPONSE
+            await upstream.aclose()
+
+    asyncio.run(main())

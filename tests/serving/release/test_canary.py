@@ -24,10 +24,12 @@ def site(tmp_path):
     made.release("1")
     made.serve()
     made.follow("--canary", str(SHARE))
-    made.wait_served("1")
-    yield made
-    for what in ("gateway", "follower"):
-        made.stop(what)
+    try:
+        made.wait_served("1")
+        yield made
+    finally:
+        for what in ("gateway", "follower"):
+            made.stop(what)
 
 
 def events(site, version):
@@ -113,3 +115,50 @@ def test_a_worse_release_is_withdrawn_and_nobody_gets_an_error(site, behaviour, 
     # The next release is tried again.
     site.release("3")
     wait_tried(site, "3")
+
+
+def state(site):
+    return json.loads((site.folder / "state" / "canaries.json").read_text())["a"]
+
+
+def test_a_new_follower_goes_on_where_the_one_before_was(site):
+    """Killed in the middle: the share of the keys stays, and so does all that was seen."""
+    fake_engine.behave(site.engines, **{"1": 0.01, "2": 0.01})
+    site.release("2")
+    wait_tried(site, "2")
+    with Users(site) as users:
+        wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 20, 60)
+        follower = site.processes.pop("follower")
+        follower.kill()
+        follower.wait()
+        before = state(site)
+        site.follow("--canary", str(SHARE))
+        wait_for(lambda: "is tried on 40% of the keys again" in site.log(), 40)
+        wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 40, 60)
+    after = state(site)
+    assert (after["began"], after["counting"]) == (before["began"], before["counting"])
+    assert users.statuses == {200}
+    for name, answers in users.answers.items():
+        drawn = "a-2" if is_drawn("a-2", SHARE, name) else "a-1"
+        assert {trail for _, trail in answers} == {drawn}
+    assert [e.get("outcome") for e in events(site, "2")] == [None, "started"]
+
+
+def test_a_release_that_names_its_share_is_tried_without_flags(tmp_path):
+    """Also if follower and engines start from nothing, with the version before to compare with."""
+    made = Site(tmp_path)
+    made.release("1")
+    made.release("2", settings={"governance": {"canary": {"share": 0.25, "hours": 2}}})
+    made.serve()
+    made.follow()
+    try:
+        wait_for(lambda: "a@2 is tried on 25% of the keys" in made.log(), 60)
+        wait_tried(made, "2")
+        wait_for(lambda: made.status().models[0].served == "1")
+        assert made.status().models[0].released == "2"
+        # One that names none is switched to at once.
+        made.release("3")
+        wait_for(lambda: made.status().models[0].served == "3", 40)
+    finally:
+        for what in ("gateway", "follower"):
+            made.stop(what)

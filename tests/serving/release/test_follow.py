@@ -13,13 +13,10 @@ import httpx
 import psutil
 import pytest
 from tests.lab import fake_engine
-from tests.lab.releases import log_release
+from tests.lab.canaries import release
 from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 
-from tuneline.artifacts.governance import Manifest
-from tuneline.artifacts.releases import model_prefix
-from tuneline.governance.release.manifest import write_manifest
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.gateway.keys import add_key
 from tuneline.serving.release.following.status import read_status
@@ -54,10 +51,8 @@ class Site:
         }
         (self.folder / "settings.yaml").write_text(json.dumps(document))
 
-    def release(self, version, name="a"):
-        prefix = model_prefix(name, version)
-        stated = Manifest(name=name, version=version, engine={"engine": "llama_cpp"}, files=[])
-        log_release(self.store, name, version, write_manifest(self.store, prefix, stated))
+    def release(self, version, name="a", settings=None):
+        release(self.store, name, version, settings=settings)
 
     def start(self, what, *command):
         with (self.folder / f"{what}.log").open("ab") as log:
@@ -104,7 +99,7 @@ class Site:
         return answer.headers.get("x-tuneline-served-by") if answer.status_code == 200 else None
 
     def wait_served(self, version, name="a"):
-        wait_for(lambda: self.answered_by(name) == f"{name}-{version}", 30, f"{name} {version}")
+        wait_for(lambda: self.answered_by(name) == f"{name}-{version}", 90, f"{name} {version}")
 
     def status(self):
         return read_status(self.folder / "state")

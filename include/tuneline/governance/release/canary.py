@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.release_log import Canary, Event, Withdrawn, read_log
-from tuneline.artifacts.releases import read_release
+from tuneline.artifacts.releases import read_release, standing_moves
 from tuneline.errors import UserError
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.governance.release.rollback import roll_back
@@ -50,14 +51,26 @@ class CanaryLog:
     def withdrawn(self, name: str, version: str, share: float, reason: str) -> None:
         """Release the version before again, and record that this one is withdrawn.
 
+        One whose own canary was not decided, since this one was released over it, is passed over.
+
         Raises:
             UserError: if there is no version to go back to.
         """
         pointer = read_release(self._store, name)
         if pointer is not None and pointer.version == version:
-            roll_back(self._store, name, None, by=BY, reason=f"{version}: {reason}")
+            target = self._proven_before(pointer)
+            roll_back(self._store, name, target, by=BY, reason=f"{version}: {reason}")
         outcome = self._event(share, "withdrawn", reason)
         self._append(name, version, [outcome, Withdrawn(by=BY, reason=reason)])
+
+    def _proven_before(self, pointer: ReleasePointer) -> str | None:
+        """Return the last version before that no open canary doubts, None if there is none."""
+        for move in reversed(standing_moves(pointer.history)[:-1]):
+            events = [e.event for e in read_log(self._store, pointer.name, move.version).lines()]
+            outcomes = {event.outcome for event in events if isinstance(event, Canary)}
+            if outcomes != {"started"}:
+                return move.version
+        return None
 
     @staticmethod
     def _event(

@@ -7,6 +7,7 @@ tried is noted in the store, below `retraining/<model>/tried/`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from tuneline.artifacts.releases import Release, open_release, read_release
 from tuneline.data.sources.dataset_version import DatasetVersion, difference
 from tuneline.errors import TunelineError
+from tuneline.governance.release.canary_outcome import is_awaited, withdrawal
 from tuneline.run import Run, now
 from tuneline.store import NotThere, Store
 from tuneline.verdicts import checklist
@@ -73,6 +75,9 @@ def decide(
     tried = _tried(store, name, version)
     if force:
         return Night(True, "a training was asked for, whatever the data", released)
+    if release and is_awaited(store, name, release.version, datetime.now(UTC)):
+        why = f"not trained: the canary of {name} {release.version} is not decided yet"
+        return Night(False, why, released)
     if release and known == version:
         return Night(
             False,
@@ -132,7 +137,10 @@ def _outcome(store: Store, tried: Tried) -> str:
 def why_kept(store: Store, run_id: str) -> str:
     """Return why a run was not released, as part of a sentence."""
     try:
-        rows = checklist(Run.open(store.uri_of(f"runs/{run_id}")))
+        run = Run.open(store.uri_of(f"runs/{run_id}"))
+        if why := withdrawal(store, run.config.name, run_id):
+            return f"its canary withdrew it: {why}"
+        rows = checklist(run)
     except TunelineError as error:
         return str(error)
     stopping = [row for row in rows if row.stops_release]

@@ -16,7 +16,7 @@ from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import WITHOUT_TOKENS, Outcome
 from tuneline.serving.gateway.protocol import (
-    ChatRequest,
+    ApiRequest,
     Usage,
     choices_of,
     reported_usage,
@@ -57,7 +57,7 @@ class Call:
     kind: str
     key: str
     model: str
-    request: ChatRequest
+    request: ApiRequest
     arrived: float = field(default_factory=time.time)
     clock: float = field(default_factory=time.perf_counter)
     user: str = ""

@@ -245,7 +245,8 @@ class Chain:
         walk.attempts.append(attempt)
         doubts = Doubts()
         if judged:
-            doubts = Doubts(self.config.low_confidence, judge_of(walk.call.request.body))
+            limits = self.config.limits_of(upstream.name)
+            doubts = Doubts(limits, judge_of(walk.call.request.body))
         try:
             async with asyncio.timeout(left):
                 found = await walk.ask(attempt, doubts)

@@ -33,6 +33,9 @@ class CanaryConfig(Section):
 
     upstream: str = Field(min_length=1, description="Name of the candidate's upstream.")
     share: float = Field(gt=0, lt=1, description="Share of the keys, drawn by their names.")
+    low_confidence: LowConfidenceConfig | None = Field(
+        None, description="When to fall back from its answers; None takes the model's limits."
+    )
 
 
 class ModelConfig(Section):
@@ -59,6 +62,12 @@ class ModelConfig(Section):
         description="Version that is released; readiness and metrics say while the primary is of "
         "another one. The follower writes it.",
     )
+
+    def limits_of(self, upstream: str) -> LowConfidenceConfig | None:
+        """Return the limits of confidence of an upstream's answers, None if they have none."""
+        own = self.canary.low_confidence if self.canary is not None else None
+        is_candidate = self.canary is not None and self.canary.upstream == upstream
+        return own if own is not None and is_candidate else self.low_confidence
 
 
 class ReadinessConfig(Section):

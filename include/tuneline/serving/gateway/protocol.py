@@ -78,7 +78,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class ChatRequest:
+class ApiRequest:
     """A checked request.
 
     Attributes:
@@ -145,7 +145,7 @@ def check_content_type(headers: Mapping[str, str]) -> None:
         raise ApiError(415, "The body must be sent uncompressed, without Content-Encoding.")
 
 
-def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ChatRequest:
+def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ApiRequest:
     """Read a request body.
 
     Args:
@@ -171,7 +171,7 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ChatRequest:
     stream = api.streams and body.get("stream") is True
     options = body.get("stream_options") or {}
     logprobs = body.get("logprobs")
-    return ChatRequest(
+    return ApiRequest(
         model=body["model"],
         body={name: value for name, value in body.items() if name not in NOT_FROM_CLIENTS},
         size=len(raw),
@@ -222,7 +222,7 @@ def is_deeper(body: Any, max_depth: int) -> bool:
     return True
 
 
-def upstream_body(request: ChatRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
+def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
     """Return the request as an upstream gets it.
 
     Args:

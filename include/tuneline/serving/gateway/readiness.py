@@ -19,7 +19,7 @@ from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import ReadinessConfig
 from tuneline.serving.gateway.ledger import OWN_KEY
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
-from tuneline.serving.gateway.protocol import ChatRequest, upstream_body
+from tuneline.serving.gateway.protocol import ApiRequest, upstream_body
 from tuneline.serving.gateway.upstream import Upstream
 
 log = logging.getLogger("tuneline.gateway")
@@ -157,7 +157,7 @@ class Prober:
         messages = [{"role": "user", "content": prompt}]
         body = {"messages": messages, "max_tokens": tokens, "temperature": 0}
         model = upstream.config.model
-        request = ChatRequest(model, body, stream=False, wants_usage=False, wants_logprobs=False)
+        request = ApiRequest(model, body, stream=False, wants_usage=False, wants_logprobs=False)
         call = Call(f"{kind}-{secrets.token_hex(12)}", kind, OWN_KEY, model, request)
         attempt = self._recorder.begin(call, 1, upstream)
         try:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.attempt import Attempt, Candidate
-from tuneline.serving.gateway.http_client import BrokenConnection, HttpAnswer
+from tuneline.serving.gateway.http_answer import BrokenConnection, HttpAnswer
 from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
 from tuneline.serving.gateway.protocol import choices_of, without_logprobs
 from tuneline.serving.gateway.sse import DONE, SseParser, event

@@ -49,18 +49,25 @@ def is_drawn(canary: str, share: float, key: str) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+@dataclass(frozen=True)
+class _Counting:
+    """The counts of one canary, and the Unix time of their begin, which tells them from others."""
+
+    arms: dict[Arm, Counts] = field(
+        default_factory=lambda: {"candidate": Counts(), "released": Counts()}
+    )
+    began: float = field(default_factory=time.time)
+
+
 class Tally:
     """Counts the requests of both arms of every canary."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], dict[Arm, Counts]] = {}
+        self._counts: dict[tuple[str, str], _Counting] = {}
 
     def keep(self, canaries: Collection[tuple[str, str]]) -> None:
         """Forget all canaries but these: names of models and of their candidates' upstreams."""
-        self._counts = {
-            canary: self._counts.get(canary) or {"candidate": Counts(), "released": Counts()}
-            for canary in canaries
-        }
+        self._counts = {canary: self._counts.get(canary) or _Counting() for canary in canaries}
 
     def note(self, call: Call, attempt: Attempt | None, status: Outcome, share: float) -> None:
         """Count a request that has ended.
@@ -73,16 +80,19 @@ class Tally:
         """
         if status in _OF_THE_CLIENT:
             return
-        for (model, candidate), arms in self._counts.items():
+        for (model, candidate), counting in self._counts.items():
             if model == call.model:
                 arm: Arm = "candidate" if is_drawn(candidate, share, call.key) else "released"
-                _count(arms[arm], call, attempt, status)
+                _count(counting.arms[arm], call, attempt, status)
 
     def read(self) -> dict[str, dict[str, object]]:
-        """Return all counts as JSON has them, by the candidate's upstream."""
+        """Return all counts as JSON has them, and when they began, by the candidate's upstream."""
         return {
-            candidate: {arm: vars(counts) for arm, counts in arms.items()}
-            for (_, candidate), arms in self._counts.items()
+            candidate: {
+                "began": counting.began,
+                **{arm: vars(counts) for arm, counts in counting.arms.items()},
+            }
+            for (_, candidate), counting in self._counts.items()
         }
 
 

@@ -15,12 +15,8 @@ from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.api import CHAT, Api
 from tuneline.serving.gateway.breaker import Breaker
 from tuneline.serving.gateway.health import UpstreamHealth
-from tuneline.serving.gateway.http_client import (
-    BrokenConnection,
-    CannotConnect,
-    HttpAnswer,
-    HttpClient,
-)
+from tuneline.serving.gateway.http_answer import AnswerTooLarge, BrokenConnection, HttpAnswer
+from tuneline.serving.gateway.http_client import CannotConnect, HttpClient
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.tokens import TokenCounter
@@ -85,7 +81,7 @@ class Upstream:
         """
         async with _within(timeout_s, "no answer"):
             response = await self._client.send("POST", self._path + api.path, body, headers)
-            content = await response.read()
+            content = await response.read(self.config.max_answer_bytes)
         if not api.falls_back and response.status in _NOT_OFFERED:
             raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
         _check_status(response.status, content)
@@ -111,7 +107,8 @@ class Upstream:
         """
         async with _within(timeout_s, "no stream"):
             response = await self._client.send("POST", self._path + api.path, body, headers)
-            content = b"" if response.status == HTTPStatus.OK else await response.read()
+            ok = response.status == HTTPStatus.OK
+            content = b"" if ok else await response.read(self.config.max_answer_bytes)
         _check_status(response.status, content)
         return response
 
@@ -142,7 +139,7 @@ class Upstream:
     async def _list(self, path: str, timeout_s: float) -> Any:
         async with _within(timeout_s, "no list"):
             response = await self._client.send("GET", path)
-            content = await response.read()
+            content = await response.read(self.config.max_answer_bytes)
         try:
             _check_status(response.status, content)
         except ClientFault as fault:
@@ -162,6 +159,9 @@ async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
             yield
     except CannotConnect:
         raise UpstreamFault(Outcome.CONNECT_ERROR, "cannot connect") from None
+    except AnswerTooLarge as large:
+        detail = f"the answer is too large: {large} (`max_answer_bytes`)"
+        raise UpstreamFault(Outcome.BAD_RESPONSE, detail) from None
     except BrokenConnection as broken:
         raise UpstreamFault(Outcome.CONNECTION_LOST, f"connection broken ({broken})") from None
     except TimeoutError:

@@ -11,6 +11,7 @@ from tuneline.config.addresses import HttpUrl, host_of
 from tuneline.config.section import Section
 from tuneline.serving.gateway.config_fields import EnvName, FilePath, Name, Seconds
 from tuneline.serving.gateway.fallback_config import BreakerConfig
+from tuneline.serving.gateway.http_answer import ANSWER_LIMIT
 from tuneline.serving.gateway.prices import PriceConfig
 
 
@@ -38,6 +39,12 @@ class UpstreamConfig(Section):
     first_token_timeout_s: Seconds = Field(60.0, description="Time to the first token of a stream.")
     idle_timeout_s: Seconds = Field(
         60.0, description="Longest silence inside a stream that has begun."
+    )
+    max_answer_bytes: int = Field(
+        ANSWER_LIMIT,
+        ge=1_000,
+        description="Largest answer that is not streamed; a larger one is a failure of the "
+        "upstream, and its connection is closed.",
     )
     version: str | None = Field(
         None,

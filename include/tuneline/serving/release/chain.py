@@ -14,6 +14,7 @@ from typing import Any
 from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
 from tuneline.artifacts.releases import CONFIG_FILE, find_version
 from tuneline.config.addresses import is_allowed
+from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.config.served_chain import FallbackConfig, LargerModel
 from tuneline.serving.release.released import Release
 from tuneline.store import Store
@@ -41,10 +42,17 @@ class ChainSettings:
     Attributes:
         fallback: the settings of its run.
         calibration: the thresholds that its run has found; None judges no confidence.
+        canary: how its run wants it to be tried.
     """
 
     fallback: FallbackConfig = field(default_factory=FallbackConfig)
     calibration: Calibration | None = None
+    canary: ReleaseCanaryConfig = field(default_factory=ReleaseCanaryConfig)
+
+    @property
+    def limits(self) -> dict[str, Any] | None:
+        """The limits of confidence as a gateway's configuration states them, None for none."""
+        return low_confidence(self.calibration, self.fallback.stream_window_tokens)
 
 
 def served_chain(
@@ -78,7 +86,7 @@ def served_chain(
             upstreams.append(larger)
     chain = [*(str(upstream["name"]) for upstream in upstreams), *behind]
     model: dict[str, Any] = {"id": name, "chain": chain, "budget_s": fallback.budget_s}
-    limits = low_confidence(settings.calibration, fallback.stream_window_tokens)
+    limits = settings.limits
     # Without another model there is nobody to ask about a doubtful answer.
     if limits is not None and len(chain) > 1:
         model["low_confidence"] = limits
@@ -111,9 +119,12 @@ def settings_of(store: Store, release: Release) -> ChainSettings:
     version = find_version(store, release.name, release.version)
     config = version.read(CONFIG_FILE) if version else None
     found = version.read(CALIBRATION_FILE) if version else None
-    stated = json.loads(config).get("governance", {}).get("fallback", {}) if config else {}
-    calibration = Calibration.model_validate_json(found) if found else None
-    return ChainSettings(FallbackConfig.model_validate(stated), calibration)
+    stated = json.loads(config).get("governance", {}) if config else {}
+    return ChainSettings(
+        FallbackConfig.model_validate(stated.get("fallback", {})),
+        Calibration.model_validate_json(found) if found else None,
+        ReleaseCanaryConfig.model_validate(stated.get("canary", {})),
+    )
 
 
 def _larger(name: str, settings: FallbackConfig, larger: LargerModel) -> dict[str, Any]:

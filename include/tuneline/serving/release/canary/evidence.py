@@ -65,12 +65,31 @@ class Block:
         )
 
 
-class Worse:
-    """Evidence against "the candidate's rate is not above the release's"."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a process has come: the sum of its blocks, and the logarithm of its e-value."""
 
-    def __init__(self) -> None:
-        self._seen = Block(0, 0, 0, 0)
-        self.log_e = 0.0
+    seen: Block
+    log_e: float
+
+
+NOTHING = Progress(Block(0, 0, 0, 0), 0.0)
+
+
+class Worse:
+    """Evidence against "the candidate's rate is not above the release's".
+
+    Args:
+        progress: how far it had come before.
+    """
+
+    def __init__(self, progress: Progress = NOTHING) -> None:
+        self._seen, self.log_e = progress.seen, progress.log_e
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come."""
+        return Progress(self._seen, self.log_e)
 
     def add(self, block: Block) -> None:
         """Bet on a block by what was seen before it."""
@@ -88,12 +107,17 @@ class NotWorse:
 
     Args:
         margin: the difference of the rates that is not accepted.
+        progress: how far it had come before.
     """
 
-    def __init__(self, margin: float) -> None:
+    def __init__(self, margin: float, progress: Progress = NOTHING) -> None:
         self._margin = margin
-        self._seen = Block(0, 0, 0, 0)
-        self.log_e = 0.0
+        self._seen, self.log_e = progress.seen, progress.log_e
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come."""
+        return Progress(self._seen, self.log_e)
 
     def add(self, block: Block) -> None:
         """Bet on a block by what was seen before it: that both rates are the same."""

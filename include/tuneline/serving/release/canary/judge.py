@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tuneline.serving.gateway.tally import BOUNDS, ERRORS, FALLBACKS, LOW, Counts
-from tuneline.serving.release.canary.evidence import Block, NotWorse, Worse
+from tuneline.serving.release.canary.evidence import NOTHING, Block, NotWorse, Progress, Worse
 
 Outcome = Literal["promote", "withdraw"]
 
@@ -38,6 +38,28 @@ class Verdict:
     reason: str
 
 
+@dataclass(frozen=True)
+class Known:
+    """All that a judge has seen.
+
+    Attributes:
+        shares: by name, how far the evidence has come that it is worse, and that it is not.
+        candidate: the candidate's counts at the last look.
+        released: those of the release.
+        bucket: the bucket of the latency up to which answers are not slow.
+    """
+
+    shares: dict[str, tuple[Progress, Progress]]
+    candidate: Counts = field(default_factory=Counts)
+    released: Counts = field(default_factory=Counts)
+    bucket: int | None = None
+
+    def fits(self) -> bool:
+        """Return False if its latencies were counted in other buckets."""
+        buckets = len(BOUNDS) + 1
+        return {len(c.seconds) for c in (self.candidate, self.released)} == {buckets}
+
+
 class Judge:
     """Decides on a canary from counts that only grow.
 
@@ -45,6 +67,10 @@ class Judge:
         margins: the difference of each share that is not accepted.
         false_withdrawal: probability of withdrawing a candidate that is worse in nothing.
         false_promotion: probability of promoting one that is worse by a margin.
+        known: what an earlier judge of the same canary had seen.
+
+    Raises:
+        ValueError: if that one compared other shares.
     """
 
     def __init__(
@@ -53,15 +79,29 @@ class Judge:
         *,
         false_withdrawal: float = 0.05,
         false_promotion: float = 0.05,
+        known: Known | None = None,
     ) -> None:
         # Any of the shares may withdraw, so they divide the error among them; all of them have
         # to speak for a promotion, so each has the whole.
         self._withdraw_at = math.log(len(margins) / false_withdrawal)
         self._promote_at = math.log(1 / false_promotion)
-        self._worse = {name: Worse() for name in margins}
-        self._not_worse = {name: NotWorse(margin) for name, margin in margins.items()}
-        self._seen = (Counts(), Counts())
-        self._bucket: int | None = None
+        known = known or Known(dict.fromkeys(margins, (NOTHING, NOTHING)))
+        if known.shares.keys() != margins.keys() or not known.fits():
+            raise ValueError("it compared other shares")
+        self._worse = {name: Worse(known.shares[name][0]) for name in margins}
+        self._not_worse = {n: NotWorse(m, known.shares[n][1]) for n, m in margins.items()}
+        self._seen = known.candidate, known.released
+        self._bucket = known.bucket
+
+    @property
+    def known(self) -> Known:
+        """All that it has seen, for another judge to go on with."""
+        shares = {n: (self._worse[n].progress, self._not_worse[n].progress) for n in self._worse}
+        return Known(shares, *self._seen, self._bucket)
+
+    def begin_again(self) -> None:
+        """Expect counts from zero, as after a restart of the gateway; what was seen stays seen."""
+        self._seen = Counts(), Counts()
 
     def look(self, candidate: Counts, released: Counts) -> Verdict:
         """Take the counts of both arms so far, and return what they say."""
@@ -74,7 +114,7 @@ class Judge:
                 self._not_worse[name].add(block)
         if self._bucket is None and released.requests:
             self._bucket = _bucket_of(released)
-        return self._verdict()
+        return self.verdict
 
     def _block(self, name: str, candidate: Counts, released: Counts) -> Block | None:
         if name != SLOW:
@@ -86,8 +126,10 @@ class Judge:
             hits = _later(candidate, self._bucket), _later(released, self._bucket)
         return Block(candidate.requests, hits[0], released.requests, hits[1])
 
-    def _verdict(self) -> Verdict:
-        requests = self._seen[0].requests
+    @property
+    def verdict(self) -> Verdict:
+        """What all that it has seen says."""
+        requests = max(e.progress.seen.candidate for e in self._worse.values())
         for name, worse in self._worse.items():
             if worse.log_e >= self._withdraw_at:
                 return Verdict("withdraw", f"more {name} than the release after {requests} answers")

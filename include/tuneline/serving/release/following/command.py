@@ -41,7 +41,7 @@ def run_follower(
     keep_previous: bool,
     start_seconds: float,
     every: float,
-    canary: CanaryOptions | None = None,
+    canary: CanaryOptions,
 ) -> int:
     """Follow the releases of a store until SIGTERM or SIGINT.
 
@@ -59,7 +59,7 @@ def run_follower(
         keep_previous: whether the release before stays as a fallback.
         start_seconds: longest time until an engine's first token.
         every: time between two looks at the store, in seconds.
-        canary: how new releases are tried; None switches to them at once.
+        canary: how new releases are tried that do not say so themselves.
 
     Raises:
         UserError: if the settings are wrong, or another follower works in the folder.
@@ -73,7 +73,7 @@ def run_follower(
         launch = Launch(store_uri, folder / "logs", start_seconds, _binaries(binaries))
         follower = Follower(
             open_store(store_uri),
-            Options(names, given, keep_previous, every=every, canary=canary),
+            Options(names, given, canary, keep_previous, every=every),
             launch,
             gateway,
             folder=folder,

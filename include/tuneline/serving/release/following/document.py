@@ -13,6 +13,21 @@ from tuneline.store import Store
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A released version that is tried on a share of the keys.
+
+    Attributes:
+        entry: the gateway's entry of its engine.
+        share: the share.
+        limits: the limits of confidence of its answers; None takes those of the chain.
+    """
+
+    entry: Mapping[str, Any]
+    share: float
+    limits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Served:
     """What answers for one model.
 
@@ -21,16 +36,14 @@ class Served:
         released: the released version, which need not be served yet.
         chain: the gateway's entries of its engines, the primary first.
         settings: what the primary's release is served with.
-        candidate: the entry of a released version that is tried on a share of the keys.
-        share: that share.
+        tried: a released version that is tried beside it.
     """
 
     name: str
     released: str
     chain: tuple[Mapping[str, Any], ...]
     settings: ChainSettings = field(default_factory=ChainSettings)
-    candidate: Mapping[str, Any] | None = None
-    share: float = 0.0
+    tried: Tried | None = None
 
 
 def gateway_document(
@@ -70,9 +83,12 @@ def gateway_document(
             # Nobody to fall back to, so there is nothing to judge.
             fields.pop("low_confidence", None)
         entry: dict[str, Any] = {"chain": chain, "released": model.released}
-        if model.candidate is not None:
-            upstreams.append(dict(model.candidate))
-            entry["canary"] = {"upstream": model.candidate["name"], "share": model.share}
+        if model.tried is not None:
+            upstreams.append(dict(model.tried.entry))
+            entry["canary"] = {"upstream": model.tried.entry["name"], "share": model.tried.share}
+            # Where the chain is not judged, or by limits of the owner, so is the candidate.
+            if model.tried.limits and "low_confidence" in served.model.keys() - fields.keys():
+                entry["canary"]["low_confidence"] = model.tried.limits
         own[model.name] = served.model | fields | entry
     unique = {entry["name"]: entry for entry in upstreams}
     document = {**settings, "upstreams": list(unique.values()), "models": list(own.values())}

@@ -17,7 +17,9 @@ from typing import Any
 from tuneline.errors import TunelineError
 from tuneline.machine.free_memory import free_memory
 from tuneline.machine.redaction import redact
-from tuneline.serving.release.following.document import Facts, Served, gateway_document
+from tuneline.serving.release.canary.limits import candidate_limits
+from tuneline.serving.release.following.candidates import Candidates
+from tuneline.serving.release.following.document import Facts, Served, Tried, gateway_document
 from tuneline.serving.release.following.engines import EngineProcess, Launch, take_over
 from tuneline.serving.release.following.failure import Failure
 from tuneline.serving.release.following.gateway_file import GatewayFile, GatewayState
@@ -45,15 +47,15 @@ class Options:
         keep_previous: whether the engine of the release before stays, as a fallback.
         drain_seconds: longest time that an old engine waits for requests under way.
         every: time between two looks at the store, in seconds.
-        canary: how new releases are tried on a share of the keys; None switches at once.
+        canary: how new releases are tried on a share of the keys.
     """
 
     names: Sequence[str]
     settings: Mapping[str, Any]
+    canary: CanaryOptions
     keep_previous: bool = True
     drain_seconds: float = 330.0
     every: float = 2.0
-    canary: CanaryOptions | None = None
 
 
 class Follower:
@@ -94,9 +96,8 @@ class Follower:
         self._failures: dict[str, Failure] = {}
         # The engines of each model's chain, as they were written last.
         self._chains: dict[str, list[EngineProcess]] = {}
-        self._trials = Trials(options.canary, say) if options.canary else None
-        # The engines that answer a share of their models' keys.
-        self._candidates: dict[str, EngineProcess] = {}
+        trials = Trials(options.canary, folder, say)
+        self._candidates = Candidates(trials, self._units, self._facts, self._tell)
         # Whether an engine may stay as a fallback, decided once.
         self._stays: dict[EngineProcess, bool] = {}
         # Entries of the file that was there before: a model keeps them until it has an engine.
@@ -126,11 +127,12 @@ class Follower:
         chains = {wanted.name: self._chain(wanted, targets) for wanted in self._wanted}
         self._chains = {name: chain for name, chain in chains.items() if chain}
         ready = [e for e in self._engines if e.state == "ready"]
-        self._candidates = {n: e for n, e in self._candidates.items() if n in chains and e in ready}
+        self._candidates.keep(list(chains), ready)
         if self._gateway.write(self._document()):
             self._say(f"gateway: {self._summary()}")
         state = self._gateway.state()
-        self._judge(state)
+        if state is not None:
+            self._candidates.look(state.canary)
         self._offer_again(state)
         self._stop_unused(targets, state)
         return self._record(state)
@@ -179,7 +181,12 @@ class Follower:
                 self._fail(f"{wanted.name}@{wanted.version}", str(error))
             else:
                 fit.append((wanted.name, wanted.version))
-        return self._units.of(fit)
+        targets = self._units.of(fit)
+        for wanted in self._wanted:
+            served = self._chains.get(wanted.name, [])
+            beside = self._candidates.unit_beside(wanted, served, self._engines)
+            targets += [beside] if beside and beside not in targets else []
+        return targets
 
     def _look_at(self, engine: EngineProcess) -> None:
         before = engine.state
@@ -232,10 +239,10 @@ class Follower:
             # What serves goes on; a dead engine is better named in an error than unknown.
             before = self._chains.get(wanted.name, [])
             return [e for e in before if e.state == "ready"] or before
-        if standing := self._standing(wanted, target):
-            self._candidates[wanted.name] = target
+        served = self._chains.get(wanted.name, [])
+        standing = self._candidates.standing(wanted, target, served, self._engines)
+        if standing is not None:
             return standing
-        self._candidates.pop(wanted.name, None)
         previous = None
         if self._options.keep_previous and wanted.previous:
             previous = self._ready(wanted.name, wanted.previous)
@@ -245,34 +252,12 @@ class Follower:
         stays = self._stays.setdefault(previous, free_memory() > target.memory_bytes())
         return [target, previous] if stays else [target]
 
-    def _standing(self, wanted: Wanted, target: EngineProcess) -> list[EngineProcess]:
-        """Return the chain beside which a new release is tried; [] if it is not or no longer."""
-        before = [e for e in self._chains.get(wanted.name, []) if e.state == "ready"]
-        if self._trials is None or not before or before[0] is target:
-            return []
-        try:
-            return before if self._trials.tries(wanted.name, wanted.version) else []
-        except TunelineError as error:
-            self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
-            return before
-
-    def _judge(self, state: GatewayState | None) -> None:
-        """Look at the canaries that are under way."""
-        for name, engine in self._candidates.items():
-            if self._trials is not None and state is not None:
-                counts = state.canary.get(str(self._entry(engine, name)["name"]))
-                try:
-                    self._trials.look(name, counts)
-                    self._tell("canary", "")
-                except TunelineError as error:
-                    self._tell("canary", f"a canary's outcome can't be recorded: {error}")
-
     def _document(self) -> dict[str, Any]:
         served, spoken, currencies = [], [], []
         released = {wanted.name: wanted.version for wanted in self._wanted}
         for name, engines in self._chains.items():
             entries, settings = [], []
-            candidate = self._candidates.get(name)
+            candidate, share = self._candidates.of(name) or (None, 0.0)
             for engine in [*engines, *([candidate] if candidate else [])]:
                 release = next(r for r in engine.unit.releases if r.name == name)
                 fields, languages, currency = self._facts.of(release)
@@ -280,9 +265,10 @@ class Follower:
                 settings.append(self._facts.settings(release))
                 spoken += languages
                 currencies += [currency] if currency else []
-            tried = entries.pop() if candidate else None
-            share = self._trials.share if self._trials else 0.0
-            served.append(Served(name, released[name], tuple(entries), settings[0], tried, share))
+            tried = None
+            if candidate:
+                tried = Tried(entries.pop(), share, candidate_limits(settings[0], settings[-1]))
+            served.append(Served(name, released[name], tuple(entries), settings[0], tried))
         for name, version in released.items():
             if name not in self._chains and name in self._inherited:
                 served.append(Served(name, version, tuple(self._inherited[name])))
@@ -371,8 +357,7 @@ class Follower:
                 None,
             )
             reason = self._failures[key].reason if key and served != wanted.version else None
-            if reason is None and self._trials is not None:
-                reason = self._trials.reason(wanted.name, wanted.version)
+            reason = reason or self._candidates.reason(wanted.name, wanted.version)
             models.append(ModelRow(wanted.name, wanted.version, served, len(chain) > 1, reason))
         engines = [
             EngineRow(engine.unit.key, engine.port, engine.state, engine.reason)

@@ -1,0 +1,30 @@
+"""Releases of a model and what their canaries leave, for whoever waits for one."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.lab.releases import log_release
+
+from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.releases import model_prefix
+from tuneline.governance.release.manifest import write_manifest
+
+ASKED = {"governance": {"canary": {"share": 0.1, "hours": 6, "begin_hours": 1}}}
+
+
+def release(
+    store: Any, name: str, version: str, *, settings: Mapping[str, Any] | None = None, at: str = ""
+) -> None:
+    """Release a version, which ships its settings as `config.json` if it has any."""
+    prefix = model_prefix(name, version)
+    files = []
+    if settings:
+        ref = store.put_bytes(f"{prefix}/config.json", json.dumps(settings).encode())
+        files = [{"name": "config.json", "sha256": ref.sha256, "bytes": ref.bytes}]
+    stated = Manifest.model_validate(
+        {"name": name, "version": version, "engine": {"engine": "llama_cpp"}, "files": files}
+    )
+    digest = write_manifest(store, prefix, stated)
+    log_release(store, name, version, digest, at or datetime.now(UTC).isoformat())
