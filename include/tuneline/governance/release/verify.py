@@ -1,4 +1,4 @@
-"""Recompute what a manifest states: files, dataset, sources, log, pointer, signature.
+"""Recompute what a manifest states: files, dataset, sources, log, pointer, signature, lineage.
 
 Nothing is copied: every hash is computed where the bytes lie, several files at once.
 """
@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.release_log import LOG_FILE
 from tuneline.artifacts.releases import (
+    LINEAGE_EVIDENCE,
+    LINEAGE_STATEMENTS,
     MANIFEST_FILE,
     Release,
     manifest_key,
@@ -24,6 +26,7 @@ from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.governance.release.basis import copy_differences
 from tuneline.governance.release.dataset_check import check_sources, dataset_difference
+from tuneline.governance.release.lineage_check import lineage_differences
 from tuneline.governance.release.logs_check import pointer_differences
 from tuneline.governance.release.signature import SIGNATURE, signature_difference
 from tuneline.progress import track
@@ -32,7 +35,7 @@ from tuneline.store import NotThere, Store, open_store
 # Hashing takes a core each; reading from a server waits more than it works.
 _AT_ONCE = 8
 # What lies in a version's folder beside the files that its manifest states.
-_OWN_FILES = (MANIFEST_FILE, LOG_FILE, SIGNATURE)
+_OWN_FILES = (MANIFEST_FILE, LOG_FILE, SIGNATURE, LINEAGE_EVIDENCE, *LINEAGE_STATEMENTS)
 
 
 @dataclass
@@ -117,6 +120,12 @@ def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
     except (TunelineError, ValueError):
         return found
     changed, unchecked = check_sources(manifest)
+    found.differences += changed
+    found.unchecked += unchecked
+    digest = place.store.rehash(manifest_key(place.name, place.version)).sha256
+    changed, unchecked = lineage_differences(
+        place.store, place.name, place.version, digest, public_key
+    )
     found.differences += changed
     found.unchecked += unchecked
     return found
