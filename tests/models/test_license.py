@@ -51,7 +51,10 @@ def test_of_several_licences_all_bind(tmp_path):
         ("# Mistral AI Research License\n\nIf You want", "LicenseRef-MRL-0.1"),
         ("DEEPSEEK LICENSE AGREEMENT\n\nVersion 1.0", "LicenseRef-deepseek"),
         ("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "LicenseRef-llama3.2"),
-        ("BigScience RAIL License v1.0\ndated May 19, 2022", "LicenseRef-bigscience-bloom-rail-1.0"),
+        (
+            "BigScience RAIL License v1.0\ndated May 19, 2022",
+            "LicenseRef-bigscience-bloom-rail-1.0",
+        ),
         ("BigScience Open RAIL-M License\ndated", "LicenseRef-bigscience-openrail-m"),
         ("BigCode Open RAIL-M v1 License Agreement", "LicenseRef-bigcode-openrail-m"),
         ("CreativeML Open RAIL-M\n\ndated", "LicenseRef-creativeml-openrail-m"),

@@ -119,9 +119,9 @@ def test_every_rule_names_its_source_and_no_name_has_two_rules():
 
 @pytest.mark.parametrize(
     "license_id",
-    """CDLA-Permissive-1.0 CDLA-Permissive-2.0 CDLA-Sharing-1.0 ODC-By-1.0 ODbL-1.0 PDDL-1.0 deepseek
-    tongyi-qianwen tongyi-qianwen-research qwen qwen-research falcon-llm-license falcon-2-11b
-    falcon-180b bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    """CDLA-Permissive-1.0 CDLA-Permissive-2.0 CDLA-Sharing-1.0 ODC-By-1.0 ODbL-1.0 PDDL-1.0
+    deepseek tongyi-qianwen tongyi-qianwen-research qwen qwen-research falcon-llm-license
+    falcon-2-11b falcon-180b bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
     creativeml-openrail-m""".split(),
 )
 def test_rules_that_were_read_cite_a_section(license_id):
