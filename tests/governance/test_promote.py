@@ -146,9 +146,7 @@ def test_a_late_result_says_what_became_of_the_version(ready_lab):
 def test_a_review_that_comes_late_says_so_at_its_end(ready_lab, monkeypatch, capsys):
     lab = ready_lab()
     judged_as = [HOLDS, MEASURED]
-    monkeypatch.setattr(
-        "tuneline.step.execute", lambda step, uri: lab.leave(step, {}, judged_as)
-    )
+    monkeypatch.setattr("tuneline.step.execute", lambda step, uri: lab.leave(step, {}, judged_as))
     review._judged(lab.run)
     assert "not part of the version" not in capsys.readouterr().out
     judged_as[0] = BROKEN

@@ -60,7 +60,9 @@ def test_lineage_has_a_statement_that_names_the_manifest(finished_lab):
     assert predicate["result"] == "PASSED"
     assert "hashes_that_differ" in predicate["passedTests"]
     assert predicate["configuration"][-1]["digest"]["sha256"] == store.rehash(EVIDENCE).sha256
-    assert store.get_bytes(EVIDENCE) == store.get_bytes(lab.run.step_key("lineage", "evidence.json"))
+    assert store.get_bytes(EVIDENCE) == store.get_bytes(
+        lab.run.step_key("lineage", "evidence.json")
+    )
     found = examined(lab)
     assert found.differences == []
     assert not any("lineage" in note for note in found.unchecked)

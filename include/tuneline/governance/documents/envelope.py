@@ -54,34 +54,6 @@ def signed(payload: bytes, private_key: Path) -> bytes:
     return json.dumps(envelope.to_dict(), indent=1).encode()
 
 
-def envelope_fault(raw: bytes, public_key: Path) -> str | None:
-    """Return why an envelope is not signed by a key; None if it is.
-
-    Args:
-        raw: the bytes of the envelope.
-        public_key: PEM file of the key, which was read before.
-
-    Raises:
-        UserError: if the library is missing.
-    """
-    try:
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-        from securesystemslib.dsse import Envelope
-        from securesystemslib.signer import SSlibKey
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"signed statements need securesystemslib ({error}); install it: "
-            "pip install -r requirements/signing.txt"
-        ) from None
-    key: Any = load_pem_public_key(public_key.read_bytes())
-    try:
-        Envelope.from_dict(json.loads(raw)).verify([SSlibKey.from_crypto(key)], 1)
-    # The library raises what its parsers raise.
-    except Exception as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    return None
-
-
 def kept_or_signed(store: Store, key: str, payload: bytes, private_key: Path) -> bytes:
     """Return the envelope that an earlier try has stored, otherwise sign.
 

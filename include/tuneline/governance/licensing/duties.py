@@ -79,7 +79,9 @@ def licenses_text(config: PipelineConfig, findings: Sequence[Finding], texts: Se
         lines += [f"- {name}: {rule.source}" for name, rule in finding.rules.items()]
         if finding.text and not finding.rules:
             lines.append(f"- page: {finding.text}")
-        lines += [f"- [ ] {duty}" for rule in finding.rules.values() for duty in _duties(rule, config)]
+        lines += [
+            f"- [ ] {duty}" for rule in finding.rules.values() for duty in _duties(rule, config)
+        ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

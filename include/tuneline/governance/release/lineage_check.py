@@ -22,14 +22,15 @@ from tuneline.artifacts.releases import (
     model_prefix,
 )
 from tuneline.errors import TunelineError
-from tuneline.governance.documents.envelope import envelope_fault
+from tuneline.governance.release.keyless import Identity
+from tuneline.governance.release.signature import envelope_fault
 from tuneline.store import Store
 
 _SIGNED = LINEAGE_STATEMENTS[1]
 
 
 def lineage_differences(
-    store: Store, name: str, version: str, manifest_sha256: str, public_key: Path | None
+    store: Store, name: str, version: str, manifest_sha256: str, signer: Path | Identity | None
 ) -> tuple[list[str], list[str]]:
     """Compare the statement of `lineage` of a version.
 
@@ -38,7 +39,8 @@ def lineage_differences(
         name: the model.
         version: its version.
         manifest_sha256: hash of the version's manifest.
-        public_key: the key that the release must be signed with, None to leave it unchecked.
+        signer: who must have signed the release. A key signs the statement as well, an identity
+            the files of the manifest alone.
 
     Returns:
         Differences, and what could not be compared; one sentence each.
@@ -66,9 +68,9 @@ def lineage_differences(
     except TunelineError as error:
         return [f"{error}; the release log names its hash"], []
     found = [f"{uris[0]} {fault}" for fault in _faults(raw, store, prefix, manifest_sha256)]
-    if public_key is not None:
-        wrong = envelope_fault(raw, public_key) if there[0] == _SIGNED else "it has no envelope"
-        found += [f"{uris[0]} is not signed by {public_key}: {wrong}"] if wrong else []
+    if isinstance(signer, Path):
+        wrong = envelope_fault(raw, signer) if there[0] == _SIGNED else "it has no envelope"
+        found += [f"{uris[0]} is not signed by {signer}: {wrong}"] if wrong else []
     return found, []
 
 

@@ -26,6 +26,7 @@ from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.governance.release.basis import copy_differences
 from tuneline.governance.release.dataset_check import check_sources, dataset_difference
+from tuneline.governance.release.keyless import Identity
 from tuneline.governance.release.lineage_check import lineage_differences
 from tuneline.governance.release.logs_check import pointer_differences
 from tuneline.governance.release.signature import SIGNATURE, signature_difference
@@ -101,19 +102,19 @@ def verify(manifest_uri: str) -> list[str]:
     return examine(manifest_uri).differences
 
 
-def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
+def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Findings:
     """Recompute everything that a manifest states, and compare the model's pointer and logs.
 
     Args:
         manifest_uri: address of a `manifest.json`.
-        public_key: key of the person or service that signs releases, a PEM file; without one a
-            signature is not checked.
+        signer: key of the person or service that signs releases, a PEM file, or the identity;
+            without one a signature is not checked.
 
     Raises:
         UserError: if there is no manifest at that address, or the key can't be used.
     """
     place = Version.of(manifest_uri)
-    found = _version(place, public_key)
+    found = _version(place, signer)
     found.differences += pointer_differences(place.store, place.name, place.version, whole=True)
     try:
         manifest = place.manifest()
@@ -123,9 +124,7 @@ def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
     found.differences += changed
     found.unchecked += unchecked
     digest = place.store.rehash(manifest_key(place.name, place.version)).sha256
-    changed, unchecked = lineage_differences(
-        place.store, place.name, place.version, digest, public_key
-    )
+    changed, unchecked = lineage_differences(place.store, place.name, place.version, digest, signer)
     found.differences += changed
     found.unchecked += unchecked
     return found
@@ -165,14 +164,16 @@ def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list
     files that the dataset was read from may have changed since: training has read the dataset.
     """
     place = Version.of(manifest_uri)
-    key = Path(settings.public_key) if settings.public_key else None
+    signer: Path | Identity | None = Path(settings.public_key) if settings.public_key else None
+    if settings.keyless is not None:
+        signer = Identity.of(settings.keyless)
     return [
-        *_version(place, key).differences,
+        *_version(place, signer).differences,
         *pointer_differences(place.store, place.name, place.version, whole=False),
     ]
 
 
-def _version(place: Version, public_key: Path | None) -> Findings:
+def _version(place: Version, signer: Path | Identity | None) -> Findings:
     """Compare files, evidence, dataset, parent and signature of a version with its manifest."""
     store, found = place.store, Findings()
     try:
@@ -192,7 +193,7 @@ def _version(place: Version, public_key: Path | None) -> Findings:
     changed, unchecked = dataset_difference(store, manifest)
     found.differences += changed
     found.unchecked += unchecked
-    changed, unchecked = signature_difference(store, place.prefix, manifest, public_key)
+    changed, unchecked = signature_difference(store, place.prefix, manifest, signer)
     found.differences += changed
     found.unchecked += unchecked
     return found
