@@ -162,7 +162,7 @@ def envelope_fault(raw: bytes, public_key: Path) -> str | None:
     _library()
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import SSlibKey
+    from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]  # exported, but not in __all__
 
     key: Any = load_pem_public_key(public_key.read_bytes())
     try:
