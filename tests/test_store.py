@@ -234,8 +234,14 @@ def test_crash_between_the_renames_leaves_an_object_that_verifies(tmp_path, monk
     assert store.get_bytes("k") == b"old"
 
 
-@pytest.mark.parametrize("call", ["shutil.copyfile", "pathlib.Path.write_bytes"])
-def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize(
+    ("call", "write"),
+    [
+        ("shutil.copyfile", lambda store, path: store.put_file("k", path)),
+        ("pathlib.Path.write_bytes", lambda store, path: store.put_bytes("k", b"new")),
+    ],
+)
+def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch, call, write):
     root, new = tmp_path / "store", tmp_path / "new"
     new.write_bytes(b"new")
     store = open_store(root.as_uri())
@@ -246,10 +252,7 @@ def test_full_disk_is_one_sentence_and_worth_a_retry(tmp_path, monkeypatch, call
 
     monkeypatch.setattr(call, full)
     with pytest.raises(RetryableError, match="No space left on device"):
-        if call == "shutil.copyfile":
-            store.put_file("k", new)
-        else:
-            store.put_bytes("k", b"new")
+        write(store, new)
     monkeypatch.undo()
     assert store.get_bytes("k") == b"old"
     assert [p.name for p in root.iterdir() if p.name not in ("k", ".k.sha256", ".lock")] == []

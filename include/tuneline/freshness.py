@@ -11,14 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.releases import manifest_key, read_release
 from tuneline.catalogue import STEPS
 from tuneline.evidence import Evidence, Read, Record
 from tuneline.reads import CONFIG, MEASUREMENTS, hash_measurements
 from tuneline.run import Run
 
 _STEPS = frozenset(step.id for step in STEPS)
-# What to do about a step that can't write what it left a second time.
-_INSTEAD = {"lineage": "its manifest is written once, so start a new run for a new version"}
+# It can't write what it left a second time.
+_WRITES_ONCE = "lineage"
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Freshness:
         changed = [(read, now) for read in entry.reads if (now := self._now(read)) != read.sha256]
         if changed:
             more = f" (and {len(changed) - 1} more of its inputs changed)" if changed[1:] else ""
-            advice = _INSTEAD.get(step, "run it again")
-            return Stale(step, f"{_difference(step, *changed[0])}{more}: {advice}")
+            return Stale(step, f"{_difference(step, *changed[0])}{more}: {self._advice(step)}")
         for name in dict.fromkeys(read.step for read in entry.reads if read.step in _STEPS):
             before = self.stale(name)
             if before is not None:
@@ -96,6 +96,21 @@ class Freshness:
                 why = f"{step} rests on {root.step}, which is out of date: {root.because}"
                 return Stale(step, why, root)
         return None
+
+    def _advice(self, step: str) -> str:
+        """Return what to do about a step whose input has changed."""
+        if step != _WRITES_ONCE:
+            return "run it again"
+        store, name, version = self.run.store, self.run.config.name, self.run.run_id
+        if not store.exists(manifest_key(name, version)):
+            return "run it again, and promote after it"
+        pointer = read_release(store, name)
+        if pointer is not None and version in {move.version for move in pointer.history}:
+            return (
+                f"{name} {version} was released with what its manifest states, and stays so; start "
+                "a new run for a version with the new result"
+            )
+        return "its manifest is written once, so start a new run for a new version"
 
     def _now(self, read: Read) -> str | None:
         """Return the hash that something has now, None if it is not there."""

@@ -237,6 +237,17 @@ def test_the_duties_of_llama_become_files(audited, tmp_path):
     assert value(evidence, "duties_for_people") == licenses.count("- [ ]") >= 4
 
 
+def test_words_that_a_licence_demands_name_the_model(audited):
+    lab = audited("falcon-llm-license")
+    lab.execute("license_audit")
+    words = (
+        f"{lab.run.config.name} is built using artificial intelligence technology from the "
+        "Technology Innovation Institute"
+    )
+    assert words in lab.artifact("license_audit", "NOTICE").read_text()
+    assert f"- [ ] show “{words}”" in lab.artifact("license_audit", "LICENSES.md").read_text()
+
+
 def test_the_command_line_shows_and_accepts(audited, capsys):
     from tuneline.cli import main
 

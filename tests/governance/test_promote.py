@@ -12,10 +12,12 @@ from tuneline import human_answers
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
 from tuneline.artifacts.people import APPROVALS, Person
 from tuneline.artifacts.releases import read_release
+from tuneline.cli import review
 from tuneline.errors import UserError
 from tuneline.governance import promote
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.verify import verify
+from tuneline.verdicts import status
 
 
 @pytest.fixture
@@ -122,6 +124,37 @@ def test_evidence_that_changed_after_the_manifest_refuses(ready_lab):
     reason = refused(lab)
     assert "lineage read measurements of determinism as" in reason
     assert "start a new run for a new version" in reason
+
+
+def because(lab):
+    return status(lab.run, "lineage").because
+
+
+def test_a_late_result_says_what_became_of_the_version(ready_lab):
+    lab = ready_lab()
+    lab.leave("human_review", {}, [BROKEN, MEASURED])
+    assert because(lab).endswith("so start a new run for a new version")
+    lab.leave("human_review", {}, [HOLDS, MEASURED])
+    lab.execute("promote")
+    lab.leave("human_review", {}, [BROKEN, MEASURED])
+    assert "model test was released with what its manifest states, and stays so" in because(lab)
+    assert verify(json.loads(pointer_file(lab).read_text())["manifest"]) == []
+    (lab.root / "store/models/model/test/manifest.json").unlink()
+    assert because(lab).endswith("run it again, and promote after it")
+
+
+def test_a_review_that_comes_late_says_so_at_its_end(ready_lab, monkeypatch, capsys):
+    lab = ready_lab()
+    judged_as = [HOLDS, MEASURED]
+    monkeypatch.setattr("tuneline.step.execute", lambda step, uri: lab.leave(step, {}, judged_as))
+    review._judged(lab.run)
+    assert "not part of the version" not in capsys.readouterr().out
+    judged_as[0] = BROKEN
+    review._judged(lab.run)
+    said = capsys.readouterr().out
+    assert "human_review: fail" in said
+    assert "not part of the version of this run: lineage read measurements of human_review" in said
+    assert "start a new run for a new version" in said
 
 
 def test_an_item_measured_again_alike_does_not_refuse(ready_lab):

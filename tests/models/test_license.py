@@ -51,6 +51,18 @@ def test_of_several_licences_all_bind(tmp_path):
         ("# Mistral AI Research License\n\nIf You want", "LicenseRef-MRL-0.1"),
         ("DEEPSEEK LICENSE AGREEMENT\n\nVersion 1.0", "LicenseRef-deepseek"),
         ("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT", "LicenseRef-llama3.2"),
+        (
+            "BigScience RAIL License v1.0\ndated May 19, 2022",
+            "LicenseRef-bigscience-bloom-rail-1.0",
+        ),
+        ("BigScience Open RAIL-M License\ndated", "LicenseRef-bigscience-openrail-m"),
+        ("BigCode Open RAIL-M v1 License Agreement", "LicenseRef-bigcode-openrail-m"),
+        ("CreativeML Open RAIL-M\n\ndated", "LicenseRef-creativeml-openrail-m"),
+        ("CreativeML Open RAIL++-M License", "LicenseRef-creativeml-openrail-plus-m"),
+        ("TII Falcon License\n\nDecember 2024", "LicenseRef-falcon-llm-license"),
+        ("TII Falcon LLM License Version 1.0\n\nMay 2023", "LicenseRef-falcon-llm-1.0"),
+        ("Falcon 2 11B TII License Version 1.0", "LicenseRef-falcon-2-11b"),
+        ("FALCON 180B TII LICENSE VERSION 1.0", "LicenseRef-falcon-180b"),
         ("A licence of our house", None),
     ],
 )

@@ -118,6 +118,25 @@ def test_every_rule_names_its_source_and_no_name_has_two_rules():
 
 
 @pytest.mark.parametrize(
+    "license_id",
+    """CDLA-Permissive-1.0 CDLA-Permissive-2.0 CDLA-Sharing-1.0 ODC-By-1.0 ODbL-1.0 PDDL-1.0
+    deepseek tongyi-qianwen tongyi-qianwen-research qwen qwen-research falcon-llm-license
+    falcon-2-11b falcon-180b bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    creativeml-openrail-m""".split(),
+)
+def test_rules_that_were_read_cite_a_section(license_id):
+    rule = find_rule(license_id)
+    assert rule.read.startswith("20")
+    assert "section" in rule.reason
+
+
+def test_a_name_in_every_spelling_of_the_hub_has_its_own_text():
+    for tag in "bigscience-openrail-m creativeml-openrail-m openrail++ bigcode-openrail-m".split():
+        assert judge(normalise(to_spdx(tag)), Circumstances("hosted")).decision == "allowed"
+    assert judge(normalise(to_spdx("openrail")), Circumstances("hosted")).decision == "person"
+
+
+@pytest.mark.parametrize(
     ("written", "spdx"),
     [
         ("Apache 2.0", "Apache-2.0"),

@@ -97,12 +97,15 @@ class Released(_Move):
         by: who started the run, None if a schedule did.
         run: the run's address.
         approved_by: who approved the release, if the run asked for it.
+        lineage_sha256: hash of the statement of `lineage`; None in a line that an earlier version
+            of Tuneline wrote.
     """
 
     event: Literal["released"] = "released"
     by: Any = None
     run: str
     approved_by: str | None = None
+    lineage_sha256: str | None = None
 
 
 class RolledBack(_Move):

@@ -29,6 +29,10 @@ CHECKPOINT_FOLDER, ENGINE_FOLDER = "model/", "engine/"
 # The adapter of a release that is served beside a base: a file for llama.cpp, else a PEFT folder,
 # which every release has.
 ADAPTER_FILE, ADAPTER_FOLDER = "adapter.gguf", "adapter/"
+# What promote adds about `lineage`, whose verdict the manifest can't state: its evidence, and the
+# statement about it, plain or signed.
+LINEAGE_EVIDENCE = "evidence/lineage/evidence.json"
+LINEAGE_STATEMENTS = ("attestations/lineage.intoto.json", "attestations/lineage.dsse.json")
 
 
 @dataclass(frozen=True)

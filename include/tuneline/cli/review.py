@@ -169,7 +169,11 @@ def _prepared(uri: str) -> Run:
 
 
 def _judged(run: Run) -> int:
-    """Evaluate human_review again with the votes that are there now, and print its verdict."""
+    """Evaluate human_review again with the votes that are there now, and print its verdict.
+
+    Votes that come after `lineage` change nothing of the version that its manifest describes.
+    """
+    from tuneline.freshness import Freshness
     from tuneline.step import execute
     from tuneline.verdicts import status
 
@@ -178,4 +182,7 @@ def _judged(run: Run) -> int:
     print(f"human_review: {row.verdict}: {row.summary}")
     if row.verdict != "pass":
         print(f"  because {row.because}")
+    late = Freshness(run).stale("lineage")
+    if late is not None:
+        print(f"  not part of the version of this run: {late.because}")
     return EXIT_OK

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from tuneline.config.keyless import KeylessConfig
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.config.section import Section
 from tuneline.config.served_chain import FallbackConfig
@@ -77,12 +78,17 @@ class GovernanceConfig(Section):
     signing_key: str | None = Field(
         None,
         description="PEM file of the private key (elliptic curve) that signs releases, where the "
-        "pod of lineage finds it; None signs none. Needs requirements/signing.txt.",
+        "pods of lineage and promote find it; None signs none. Needs requirements/signing.txt.",
     )
     public_key: str | None = Field(
         None,
         description="PEM file of the public key by which promote checks the signature of a "
         "release; None checks none.",
+    )
+    keyless: KeylessConfig | None = Field(
+        None,
+        description="Sign releases by an identity (Sigstore) instead of a key, and have promote "
+        "check it; needs a network and requirements/signing.txt.",
     )
     lock_days: int | None = Field(
         None,
@@ -104,6 +110,12 @@ class GovernanceConfig(Section):
         description="What you declare for the technical documentation, by point of Annex IV of the "
         "EU AI Act: `1(a)` (intended purpose, provider) to `9`.",
     )
+
+    @model_validator(mode="after")
+    def _signed_in_one_way(self) -> GovernanceConfig:
+        if self.keyless is not None and (self.signing_key or self.public_key):
+            raise ValueError("signing_key and public_key, or keyless: a release has one signature")
+        return self
 
     @field_validator("annex_iv")
     @classmethod

@@ -54,7 +54,7 @@ from tuneline.governance.release.environments import (
 )
 from tuneline.governance.release.lock import lock_files
 from tuneline.governance.release.manifest import put_once, store_files, write_manifest
-from tuneline.governance.release.signature import SIGNATURE, public_part, sign
+from tuneline.governance.release.signature import SIGNATURE, sign, stated
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
@@ -242,7 +242,6 @@ def describe(
     config, meta = ctx.config, ctx.run.meta
     base = base_of(ctx, weights=False)
     parent = parent_of(ctx.run)
-    key = config.governance.signing_key
     return Manifest(
         name=config.name,
         version=ctx.run.run_id,
@@ -274,7 +273,7 @@ def describe(
         previous_version=parent.version if parent else None,
         parent=parent,
         policy=policy_record.stated(ctx.run),
-        signature=public_part(Path(key)) if key else None,
+        signature=stated(config.governance),
         basis=BASIS,
         files=files,
     )
@@ -286,13 +285,15 @@ def _content(ctx: StepContext, artifact: Artifact) -> Any:
 
 
 def sign_release(ctx: StepContext, prefix: str, files: dict[str, Path]) -> None:
-    """Sign the files and the manifest of the version, if a key is configured and none has."""
-    key, store = ctx.config.governance.signing_key, ctx.run.store
-    if key is None or store.exists(f"{prefix}/{SIGNATURE}"):
+    """Sign the files and the manifest of the version, if that is configured and was not done."""
+    governance, store = ctx.config.governance, ctx.run.store
+    key = Path(governance.signing_key) if governance.signing_key else None
+    signer = governance.keyless or key
+    if signer is None or store.exists(f"{prefix}/{SIGNATURE}"):
         return
     manifest = ctx.scratch / MANIFEST_FILE
     store.get_file(f"{prefix}/{MANIFEST_FILE}", manifest)
-    signature = sign({**files, MANIFEST_FILE: manifest}, Path(key), ctx.scratch)
+    signature = sign({**files, MANIFEST_FILE: manifest}, signer, ctx.scratch)
     put_once(store, f"{prefix}/{SIGNATURE}", signature, sha256_file(signature))
 
 

@@ -2,7 +2,8 @@
 
 Refuses unless all critical items reached a verdict that allows release, the shipping engine was
 built, no evidence is out of date, the manifest verifies at this moment, and the approval that the
-run asks for was given. Who approved and who accepts which failure is logged with the release.
+run asks for was given. Who approved and who accepts which failure is logged with the release, and
+the statement of `lineage`, which has no place in the manifest, is written beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.freshness import Freshness
+from tuneline.governance.documents.lineage_statement import (
+    lock_lineage_statement,
+    write_lineage_statement,
+)
 from tuneline.governance.release.approvals import approver, is_needed, refusal
 from tuneline.governance.release.pointer import (
     Pointed,
@@ -94,12 +99,14 @@ def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
         UserError: if another run was promoted since the pointer was read.
     """
     previous, follows = last_move(pointed)
+    statement = write_lineage_statement(ctx, reference)
     released = Released(
         previous_version=previous,
         follows=follows,
         by=ctx.run.meta.get("started_by"),
         run=ctx.run.uri,
         approved_by=approver(ctx.run) if is_needed(ctx.run) else None,
+        lineage_sha256=statement,
     )
     events = [*people(ctx.run), released]
     try:
@@ -137,8 +144,10 @@ def run(ctx: StepContext) -> Record:
     done = next((move for move in moves if move.version == reference.version), None)
     summary = f"{config.name} {reference.version} is released"
     registry: list[Measurement] = []
+    locks: list[Measurement] = []
     if pointer is None or done is None:
         release(ctx, reference, pointed)
+        locks = lock_lineage_statement(ctx, reference.version)
     if pointer is None or done is None or pointer.version == reference.version:
         registered, registry = register(ctx.run, reference)
         summary += registered
@@ -148,4 +157,4 @@ def run(ctx: StepContext) -> Record:
             f"{pointer.version} is released now"
         )
     refused = measure("items_that_refuse", len(reasons), "items", "==", 0)
-    return ctx.record(summary, [refused, *registry])
+    return ctx.record(summary, [refused, *locks, *registry])

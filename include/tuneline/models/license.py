@@ -29,6 +29,8 @@ _SPDX = {
     "lgpl-3.0": "LGPL-3.0-only",
     "mpl-2.0": "MPL-2.0",
     "unlicense": "Unlicense",
+    # SPDX allows no plus in a name.
+    "openrail++": "LicenseRef-creativeml-openrail-plus-m",
 }
 
 # First words that identify a licence text without doubt.
@@ -51,9 +53,14 @@ _TEXTS = (
     (re.compile(r"Mistral AI Non-Production License", re.I), "LicenseRef-MNPL-0.1"),
     (re.compile(r"DEEPSEEK LICENSE AGREEMENT", re.I), "LicenseRef-deepseek"),
     (re.compile(r"Falcon 180B TII License", re.I), "LicenseRef-falcon-180b"),
+    (re.compile(r"Falcon 2 11B TII License", re.I), "LicenseRef-falcon-2-11b"),
+    (re.compile(r"TII Falcon LLM License Version 1\.0", re.I), "LicenseRef-falcon-llm-1.0"),
     (re.compile(r"TII Falcon(?:[- ]LLM)? License", re.I), "LicenseRef-falcon-llm-license"),
     (re.compile(r"BigScience RAIL License", re.I), "LicenseRef-bigscience-bloom-rail-1.0"),
-    (re.compile(r"(?:CreativeML|BigCode|BigScience)\s+Open\s?RAIL", re.I), "LicenseRef-openrail"),
+    (re.compile(r"BigScience\s+Open\s?RAIL", re.I), "LicenseRef-bigscience-openrail-m"),
+    (re.compile(r"BigCode\s+Open\s?RAIL", re.I), "LicenseRef-bigcode-openrail-m"),
+    (re.compile(r"CreativeML\s+Open\s?RAIL\+\+", re.I), "LicenseRef-creativeml-openrail-plus-m"),
+    (re.compile(r"CreativeML\s+Open\s?RAIL", re.I), "LicenseRef-creativeml-openrail-m"),
 )
 _TEXT_CHARACTERS = 2000
 

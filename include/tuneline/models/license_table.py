@@ -60,6 +60,7 @@ class Rule(_Part):
 
     ids: list[str] = Field(min_length=1)
     source: str
+    read: str | None = None
     title: str | None = None
     names: list[str] | dict[str, list[str]] = []
     pattern: str | None = None

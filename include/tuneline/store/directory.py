@@ -51,7 +51,7 @@ class FileStore(Store):
         return self._put(key, lambda staged: place(path, staged), self._refusal(key, once))
 
     def put_bytes(self, key: str, data: bytes, *, once: bool = False) -> FileRef:
-        """See `Store.put_bytes`; there is no temporary directory, which costs more than all else."""
+        """See `Store.put_bytes`; a temporary directory would cost more than all else."""
         return self._put(key, lambda staged: staged.write_bytes(data), self._refusal(key, once))
 
     def replace(self, key: str, data: bytes, tag: str | None) -> None:
@@ -120,7 +120,7 @@ class FileStore(Store):
         return settle(staged, destination, self.uri_of(key), expected)
 
     def get_bytes(self, key: str, *, sha256: str | None = None) -> bytes:
-        """See `Store.get_bytes`; there is no temporary directory, which costs more than all else."""
+        """See `Store.get_bytes`; a temporary directory would cost more than all else."""
         source = self._path(key)
         sidecar = self._sidecar(source)
         if not source.is_file():

@@ -23,7 +23,7 @@ from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
 from tuneline.failures import ended_by_error
 from tuneline.models.base_model import digest_of
 
-# Its verdict rests on the manifest, so that the manifest can't state it.
+# Its verdict rests on the manifest, so that the manifest can't state it; see lineage_statement.
 UNSTATED = "lineage"
 
 

@@ -2,7 +2,7 @@
 
 https://in-toto.io/attestation/test-result/v0.1 and https://slsa.dev/provenance/v1, written by
 in-toto-attestation, whose message types refuse a field that the predicate does not have. The
-subject of every statement is the model's bytes.
+subject of every statement is the model's bytes; that of `lineage` names the manifest too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
 from tuneline import CONTRACT_VERSION, __version__
-from tuneline.artifacts.releases import CONFIG_FILE, model_prefix
+from tuneline.artifacts.releases import CONFIG_FILE, MANIFEST_FILE, model_prefix
 from tuneline.evidence import Measurement, Verdict
 from tuneline.governance.documents.facts import Facts, ItemFacts
 from tuneline.governance.documents.packages import purl
@@ -65,6 +65,18 @@ def test_results(facts: Facts) -> dict[str, dict[str, Any]]:
     }
 
 
+def lineage_result(facts: Facts, one: ItemFacts, manifest_sha256: str) -> dict[str, Any]:
+    """Return the statement of `lineage`, which is about the manifest as well.
+
+    Args:
+        facts: the release.
+        one: what the run says of `lineage`.
+        manifest_sha256: hash of the manifest that it verified.
+    """
+    manifest = {MANIFEST_FILE: manifest_sha256}
+    return _statement(facts, TEST_RESULT, _test_result(facts, one), manifest)
+
+
 def provenance(facts: Facts) -> dict[str, Any]:
     """Return the statement of how the model was made."""
     manifest = facts.release.manifest
@@ -99,10 +111,13 @@ def provenance(facts: Facts) -> dict[str, Any]:
     return _statement(facts, PROVENANCE, predicate)
 
 
-def _statement(facts: Facts, predicate_type: str, predicate: Any) -> dict[str, Any]:
+def _statement(
+    facts: Facts, predicate_type: str, predicate: Any, also: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    files = {**facts.model_files, **(also or {})}
     subjects = [
         ResourceDescriptor(name=name, digest={"sha256": sha256}).pb
-        for name, sha256 in sorted(facts.model_files.items())
+        for name, sha256 in sorted(files.items())
     ]
     statement = Statement(subjects, predicate_type, MessageToDict(predicate))
     statement.validate()

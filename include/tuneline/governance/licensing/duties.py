@@ -56,8 +56,9 @@ def notice_text(config: PipelineConfig, findings: Sequence[Finding]) -> str:
     for finding in findings:
         lines.append(f"{_TITLES[finding.kind]}: {finding.name} ({finding.license})")
     notices = dict.fromkeys(r.notice for f in findings for r in f.rules.values() if r.notice)
-    shown = dict.fromkeys(r.display for f in findings for r in f.rules.values() if r.display)
-    lines += ["", *(line for line in notices if line), *(line for line in shown if line)]
+    rules = (rule for finding in findings for rule in finding.rules.values())
+    shown = dict.fromkeys(filter(None, (_shown(rule, config) for rule in rules)))
+    lines += ["", *(line for line in notices if line), *shown]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -78,7 +79,9 @@ def licenses_text(config: PipelineConfig, findings: Sequence[Finding], texts: Se
         lines += [f"- {name}: {rule.source}" for name, rule in finding.rules.items()]
         if finding.text and not finding.rules:
             lines.append(f"- page: {finding.text}")
-        lines += [f"- [ ] {duty}" for rule in finding.rules.values() for duty in _duties(rule)]
+        lines += [
+            f"- [ ] {duty}" for rule in finding.rules.values() for duty in _duties(rule, config)
+        ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -89,8 +92,14 @@ def _decision(finding: Finding) -> str:
     return f"{finding.decision}: {finding.rule}"
 
 
-def _duties(rule: Rule) -> list[str]:
-    shown = [f"show “{rule.display}” in the product or its documentation"] if rule.display else []
+def _shown(rule: Rule, config: PipelineConfig) -> str | None:
+    """Return the words that a licence wants to be shown, with the model's name in them."""
+    return rule.display.replace("{name}", config.name) if rule.display else None
+
+
+def _duties(rule: Rule, config: PipelineConfig) -> list[str]:
+    words = _shown(rule, config)
+    shown = [f"show “{words}” in the product or its documentation"] if words else []
     return [*shown, *duties_of(rule)]
 
 

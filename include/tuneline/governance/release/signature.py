@@ -2,13 +2,15 @@
 
 The signature covers every file of the version's folder, its manifest included, in the format of
 https://github.com/ossf/model-signing-spec (a Sigstore bundle). It is made with a key on an
-elliptic curve and needs no network. `model_signing verify key` checks it as `tuneline verify` does.
+elliptic curve, which needs no network, or by an identity, see `keyless`. `model_signing verify`
+checks it as `tuneline verify` does.
 The library is optional: `requirements/signing.txt`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,7 +22,11 @@ from typing import Any
 
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import MANIFEST_FILE
-from tuneline.errors import UserError
+from tuneline.config import GovernanceConfig
+from tuneline.config.keyless import KeylessConfig
+from tuneline.errors import UserError, first_line
+from tuneline.governance.release import keyless
+from tuneline.governance.release.keyless import Identity
 from tuneline.store import FileStore, Store
 
 SIGNATURE = "model.sig"
@@ -49,19 +55,31 @@ def public_part(private_key: Path) -> dict[str, str]:
     }
 
 
-def sign(files: Mapping[str, Path], private_key: Path, scratch: Path) -> Path:
+def stated(governance: GovernanceConfig) -> dict[str, str] | None:
+    """Return what a manifest says of its signature; None if the release is not signed.
+
+    Raises:
+        UserError: if the key can't be read, or the library is missing.
+    """
+    if governance.keyless is not None:
+        return keyless.stated(governance.keyless, SIGNATURE)
+    return public_part(Path(governance.signing_key)) if governance.signing_key else None
+
+
+def sign(files: Mapping[str, Path], signer: Path | KeylessConfig, scratch: Path) -> Path:
     """Sign files as the folder in which they will lie.
 
     Args:
         files: local file by name in the version's folder, the manifest included.
-        private_key: PEM file of a key on an elliptic curve, without a password.
+        signer: PEM file of a key on an elliptic curve, without a password; or the identity.
         scratch: folder for the signature and for links to the files.
 
     Returns:
         The signature.
 
     Raises:
-        UserError: if the key can't be used, or the library is missing.
+        UserError: if key or token can't be used, or the library is missing.
+        RetryableError: if Sigstore can't be reached.
     """
     signing = _library("signing")
     folder = scratch / "to-sign"
@@ -74,16 +92,19 @@ def sign(files: Mapping[str, Path], private_key: Path, scratch: Path) -> Path:
             # On another disk, or on one without links.
             shutil.copyfile(path, target)
     signature = scratch / SIGNATURE
+    if isinstance(signer, KeylessConfig):
+        keyless.sign_folder(folder, signature, signer)
+        return signature
     try:
-        config = signing.Config().use_elliptic_key_signer(private_key=private_key)
+        config = signing.Config().use_elliptic_key_signer(private_key=signer)
         config.sign(folder, signature)
     except (OSError, ValueError, TypeError) as error:
-        raise _refused("governance.signing_key", private_key, error) from None
+        raise _refused("governance.signing_key", signer, error) from None
     return signature
 
 
 def signature_difference(
-    store: Store, prefix: str, manifest: Manifest, public_key: Path | None
+    store: Store, prefix: str, manifest: Manifest, signer: Path | Identity | None
 ) -> tuple[list[str], list[str]]:
     """Check the signature of a version.
 
@@ -91,33 +112,72 @@ def signature_difference(
         store: the store.
         prefix: the version's folder.
         manifest: its manifest, which says whether it was signed.
-        public_key: the key that it must be signed with, None to leave the signature unchecked.
+        signer: the public key or the identity that it must be signed by, None to leave the
+            signature unchecked.
 
     Returns:
         Differences, and what could not be compared; one sentence each.
 
     Raises:
         UserError: if the key can't be read, or the library is missing.
+        RetryableError: if Sigstore can't be reached for an identity.
     """
     there, uri = store.exists(f"{prefix}/{SIGNATURE}"), store.uri_of(f"{prefix}/{SIGNATURE}")
-    if not there and (manifest.signature or public_key):
+    if not there and (manifest.signature or signer):
         return [f"{uri} is missing: the release is not signed"], []
-    if public_key is None:
-        return [], [f"{uri} was not checked: give the public key"] if there else []
-    fingerprint = _fingerprint_of(public_key)
-    stated = (manifest.signature or {}).get("public_key_sha256")
-    if stated != fingerprint:
-        return [f"{uri} is by another key than {public_key}"], []
+    said = manifest.signature or {}
+    if signer is None:
+        way = "the identity and its issuer" if "identity" in said else "the public key"
+        return [], [f"{uri} was not checked: give {way}"] if there else []
+    config: Any
+    if isinstance(signer, Identity):
+        _library()
+        if (said.get("identity"), said.get("issuer")) != (signer.name, signer.issuer):
+            return [f"{uri} is not by {signer}: the manifest names {_named(said)}"], []
+        config = keyless.verifier_of(signer)
+    else:
+        if said.get("public_key_sha256") != _fingerprint_of(signer):
+            return [f"{uri} is by another key than {signer}"], []
+        config = _library("verifying").Config().use_elliptic_key_verifier(public_key=signer)
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         folder = _folder(store, prefix, manifest, Path(scratch))
         try:
-            verifying = _library("verifying")
-            config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
             config.set_ignore_unsigned_files(True).verify(folder, folder / SIGNATURE)
         # The library raises what its parsers raise.
         except Exception as error:
             return [f"{uri} does not sign this release: {_reason(error)}"], []
     return [], []
+
+
+def envelope_fault(raw: bytes, public_key: Path) -> str | None:
+    """Return why a DSSE envelope is not signed by a key; None if it is.
+
+    Args:
+        raw: the bytes of the envelope.
+        public_key: PEM file of the key, which was read before.
+
+    Raises:
+        UserError: if the library is missing.
+    """
+    _library()
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]  # exported, but not in __all__
+
+    key: Any = load_pem_public_key(public_key.read_bytes())
+    try:
+        Envelope.from_dict(json.loads(raw)).verify([SSlibKey.from_crypto(key)], 1)
+    # The library raises what its parsers raise.
+    except Exception as error:
+        return first_line(error)
+    return None
+
+
+def _named(signature: Mapping[str, str]) -> str:
+    """Return whom a manifest names for its signature."""
+    if "identity" in signature:
+        return f"{signature['identity']} of {signature.get('issuer')}"
+    return "a key" if signature else "nobody"
 
 
 def _reason(error: Exception) -> str:

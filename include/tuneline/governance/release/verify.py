@@ -1,4 +1,4 @@
-"""Recompute what a manifest states: files, dataset, sources, log, pointer, signature.
+"""Recompute what a manifest states: files, dataset, sources, log, pointer, signature, lineage.
 
 Nothing is copied: every hash is computed where the bytes lie, several files at once.
 """
@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.release_log import LOG_FILE
 from tuneline.artifacts.releases import (
+    LINEAGE_EVIDENCE,
+    LINEAGE_STATEMENTS,
     MANIFEST_FILE,
     Release,
     manifest_key,
@@ -24,6 +26,8 @@ from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.governance.release.basis import copy_differences
 from tuneline.governance.release.dataset_check import check_sources, dataset_difference
+from tuneline.governance.release.keyless import Identity
+from tuneline.governance.release.lineage_check import lineage_differences
 from tuneline.governance.release.logs_check import pointer_differences
 from tuneline.governance.release.signature import SIGNATURE, signature_difference
 from tuneline.progress import track
@@ -32,7 +36,7 @@ from tuneline.store import NotThere, Store, open_store
 # Hashing takes a core each; reading from a server waits more than it works.
 _AT_ONCE = 8
 # What lies in a version's folder beside the files that its manifest states.
-_OWN_FILES = (MANIFEST_FILE, LOG_FILE, SIGNATURE)
+_OWN_FILES = (MANIFEST_FILE, LOG_FILE, SIGNATURE, LINEAGE_EVIDENCE, *LINEAGE_STATEMENTS)
 
 
 @dataclass
@@ -98,25 +102,29 @@ def verify(manifest_uri: str) -> list[str]:
     return examine(manifest_uri).differences
 
 
-def examine(manifest_uri: str, public_key: Path | None = None) -> Findings:
+def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Findings:
     """Recompute everything that a manifest states, and compare the model's pointer and logs.
 
     Args:
         manifest_uri: address of a `manifest.json`.
-        public_key: key of the person or service that signs releases, a PEM file; without one a
-            signature is not checked.
+        signer: key of the person or service that signs releases, a PEM file, or the identity;
+            without one a signature is not checked.
 
     Raises:
         UserError: if there is no manifest at that address, or the key can't be used.
     """
     place = Version.of(manifest_uri)
-    found = _version(place, public_key)
+    found = _version(place, signer)
     found.differences += pointer_differences(place.store, place.name, place.version, whole=True)
     try:
         manifest = place.manifest()
     except (TunelineError, ValueError):
         return found
     changed, unchecked = check_sources(manifest)
+    found.differences += changed
+    found.unchecked += unchecked
+    digest = place.store.rehash(manifest_key(place.name, place.version)).sha256
+    changed, unchecked = lineage_differences(place.store, place.name, place.version, digest, signer)
     found.differences += changed
     found.unchecked += unchecked
     return found
@@ -156,14 +164,16 @@ def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list
     files that the dataset was read from may have changed since: training has read the dataset.
     """
     place = Version.of(manifest_uri)
-    key = Path(settings.public_key) if settings.public_key else None
+    signer: Path | Identity | None = Path(settings.public_key) if settings.public_key else None
+    if settings.keyless is not None:
+        signer = Identity.of(settings.keyless)
     return [
-        *_version(place, key).differences,
+        *_version(place, signer).differences,
         *pointer_differences(place.store, place.name, place.version, whole=False),
     ]
 
 
-def _version(place: Version, public_key: Path | None) -> Findings:
+def _version(place: Version, signer: Path | Identity | None) -> Findings:
     """Compare files, evidence, dataset, parent and signature of a version with its manifest."""
     store, found = place.store, Findings()
     try:
@@ -183,7 +193,7 @@ def _version(place: Version, public_key: Path | None) -> Findings:
     changed, unchecked = dataset_difference(store, manifest)
     found.differences += changed
     found.unchecked += unchecked
-    changed, unchecked = signature_difference(store, place.prefix, manifest, public_key)
+    changed, unchecked = signature_difference(store, place.prefix, manifest, signer)
     found.differences += changed
     found.unchecked += unchecked
     return found
