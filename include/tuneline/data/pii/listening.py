@@ -15,7 +15,7 @@ from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
 from tuneline.data.pii.mailboxes import told_mailboxes
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.numbers import identifiers
+from tuneline.data.pii.numbers import identifiers, uncounted_by
 from tuneline.data.pii.open_answers import (
     asks_for_quantity,
     follows_open_question,
@@ -74,6 +74,7 @@ class Listener:
 
     def __init__(self, settings: Settings, words: NameWords, allowed: Allowed) -> None:
         self._rule = settings.digits
+        self._uncounted = uncounted_by(settings.digits)
         self._names = "PERSON" in settings.names
         self._english = ENGLISH in settings.languages
         self._words = words
@@ -136,7 +137,7 @@ class Listener:
     ) -> None:
         """Add the numbers that nothing explains in a text of a telling conversation."""
         own = text[start:end]
-        hits = apart(self._rare(own, open_answers(own, known=True)), find(own))
+        hits = apart(self._rare(own, open_answers(own, self._uncounted, known=True)), find(own))
         if start == 0:
             hits = apart(hits, said.get(text, ()))
         _add(said, text, start, self._allowed(own, hits))
@@ -157,9 +158,9 @@ class Listener:
             hits += fields(text, self._words)
             hits += named_places(text, self._words)
             hits += [Hit(*s, "EMAIL_ADDRESS") for s in told_mailboxes(text, asked=False)]
-            loose = self._rare(text, stated_numbers(text))
+            loose = self._rare(text, stated_numbers(text, self._uncounted))
             if place.open:
-                loose += self._rare(text, open_answers(text, known=False))
+                loose += self._rare(text, open_answers(text, self._uncounted, known=False))
             hits += apart(loose, hits)
         if place.log_in:
             secrets = (Hit(*span, "PASSWORD") for span in typed_secrets(text))

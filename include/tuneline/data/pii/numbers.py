@@ -266,13 +266,13 @@ def _entity(
     if near == "business" and not adjacent and candidate.digits >= _WHOLE:
         # The word is about something else in the same sentence.
         near = None
-    unwanted = near in _uncounted(rule) or (near == "code" and rule is None)
+    unwanted = near in uncounted_by(rule) or (near == "code" and rule is None)
     if unwanted or is_quantity(before, candidate, adjacent):
         return None
     named = _named(before, candidate, near, adjacent, within=rule is not None)
     if named is not None or rule is None:
         return named
-    topics_wanted = (wanted & NUMBER_TOPICS) - _uncounted(rule)
+    topics_wanted = (wanted & NUMBER_TOPICS) - uncounted_by(rule)
     if _fits_any(topics_wanted, candidate) and not _is_dated(before, candidate):
         return _wanted_entity(candidate, topics_wanted)
     other = bool({"address", "birth"} & wanted) and candidate.digits < 9
@@ -280,7 +280,7 @@ def _entity(
     return by_shape(candidate) if free and not other else None
 
 
-def _uncounted(rule: DigitRule | None) -> frozenset[str]:
+def uncounted_by(rule: DigitRule | None) -> frozenset[str]:
     """Return the topics whose numbers are the business's own under a rule."""
     if rule is None:
         return frozenset({"business", "reference"})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.dialogue import OPEN_TURNS
-from tuneline.data.pii.naming import BEFORE, SENTENCE_END
+from tuneline.data.pii.naming import BEFORE, SENTENCE_END, nearest
 from tuneline.data.pii.numbers import by_shape, is_bare, is_quantity, is_round
 from tuneline.data.pii.stretches import Stretch, stretches, with_letters
 from tuneline.data.pii.topics import ENTITY_OF, asks, goes_on, topics
@@ -27,7 +27,10 @@ _LEAST = 4
 _LEAST_JOINED = 6
 # A digit after the other is no list of quantities.
 _LEAST_SINGLE = 3
-_STATED = re.compile(r"\b(?:is|was|are|its|it's|it’s|=|:)\W{1,3}$", re.IGNORECASE)
+# At the beginning of a sentence "is" asks ("is B-46278 on its way?").
+_STATED = re.compile(
+    r"(?:(?<=\w )(?:is|was|are)|\b(?:its|it's|it’s)|[\w ][=:])\W{1,3}$", re.IGNORECASE
+)
 _QUANTITY_ASKED = re.compile(
     r"\b(?:how (?:many|much|long|far|old|tall|big|often|fast|heavy|wide|high|deep|late|soon)|"
     r"amounts?|prices?|costs?|sizes?|scores?|readings?|years?|weigh\w*|heights?|incomes?|"
@@ -78,11 +81,14 @@ def follows_open_question(messages: Sequence[Message], turn: int) -> bool:
     return False
 
 
-def open_answers(text: str, *, known: bool) -> Iterator[tuple[int, int, str]]:
+def open_answers(
+    text: str, uncounted: frozenset[str], *, known: bool
+) -> Iterator[tuple[int, int, str]]:
     """Yield the numbers that a turn gives without a word for them: start, end and entity.
 
     Args:
         text: a turn of the user after an open question, or one beside other identifiers.
+        uncounted: topics whose numbers are the business's own.
         known: True if the conversation holds another identifier, so that parts count too.
     """
     words = len(text.split())
@@ -93,10 +99,10 @@ def open_answers(text: str, *, known: bool) -> Iterator[tuple[int, int, str]]:
         yield from _joined(text, bare=bare)
     if words > MOST_WORDS and not known:
         return
-    yield from _free_numbers(text, found)
+    yield from _free_numbers(text, found, uncounted)
 
 
-def stated_numbers(text: str) -> Iterator[tuple[int, int, str]]:
+def stated_numbers(text: str, uncounted: frozenset[str]) -> Iterator[tuple[int, int, str]]:
     """Yield the numbers that a turn says something to be: start, end and entity.
 
     What is a number of four digits or more, and no quantity, date or time, is somebody's ("the
@@ -104,15 +110,18 @@ def stated_numbers(text: str) -> Iterator[tuple[int, int, str]]:
 
     Args:
         text: a turn of the user.
+        uncounted: topics whose numbers are the business's own.
     """
     found = [c for c in candidates_in(text) if _STATED.search(text, 0, c.start)]
     if found and _QUANTITY_ASKED.search(text) is None:
-        yield from _free_numbers(text, found)
+        yield from _free_numbers(text, found, uncounted)
 
 
-def _free_numbers(text: str, candidates: Sequence[Candidate]) -> Iterator[tuple[int, int, str]]:
+def _free_numbers(
+    text: str, candidates: Sequence[Candidate], uncounted: frozenset[str]
+) -> Iterator[tuple[int, int, str]]:
     for candidate in candidates:
-        if _is_free(text, candidate):
+        if _is_free(text, candidate) and nearest(text, candidate)[0] not in uncounted:
             start, end = candidate.start, candidate.end
             if not candidate.letters:
                 start, end = with_letters(text, start, end)

@@ -142,7 +142,7 @@ _TOPIC = Caseless(
 _ASKS = Caseless(
     r"\?|^\W*and\b|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|"
     r"needs|give|confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|"
-    r"send|say|asks?|required?|state|spell|repeat|get)\b"
+    r"send|say|asks?|required?|state|spell|repeat|read|get)\b"
 )
 # A turn of so few words asks even without a word for it ("name and e-mail").
 _SHORT = 7
