@@ -53,9 +53,16 @@ def test_a_value_without_a_word_for_it_is_found(scrubber, turns, at, left):
         ("u:the series had 144 episodes in 2016",),
         ("u:see you at the station at 7 30",),
         ("u:build 22631 fails with error 1603 after the update",),
+        ("u:is B-46278 on its way?",),
+        ("u:my order is B-46278",),
+        ("a:go on.", "u:the blue kettle came with a red lid and no manual 3c6ac"),
+        ("u:i cant log in after update SM991B, 20+30=50",),
+        ("u:log in and fill in [username1].Then write down keywords: 'divide', 'remainder'",),
+        ("a:when do you pick up the car?", "u:pick it up on the 9th at 10 and drop it off at 3"),
+        ("a:your email?", "u:call me at seven"),
     ],
 )
-def test_quantities_stay(scrubber, turns):
+def test_what_is_no_identifier_stays(scrubber, turns):
     assert talk(scrubber, *turns) == [turn[2:] for turn in turns]
 
 
@@ -64,3 +71,21 @@ def test_a_detector_without_open_answers_leaks(monkeypatch):
     plain = make_scrubber(DataConfig(source="rows.jsonl"), []).masking()
     turns = ("a:what do you see on the slip?", "u:T 5 0 2 dash 8 8 4")
     assert "5 0 2" in talk(plain, *turns)[1]
+
+
+def test_the_label_of_a_classified_row_is_no_talk_of_logging_in(scrubber):
+    question = "u:the carpet 1eef0 came without its box"
+    assert talk(scrubber, question, 'a:{"intent": "login"}')[0] == question[2:]
+    assert "1eef0" not in talk(scrubber, question, "a:is that what you typed to log in?")[0]
+
+
+def test_a_number_of_many_rows_is_nobodys_in_an_open_answer():
+    texts = ["ring 48213 for help"] * 40
+    known = make_scrubber(DataConfig(source="rows.jsonl"), texts).masking()
+    turns = ("a:what do you see on the slip?", "u:top left it has 48213 and a blue line")
+    assert talk(known, *turns)[1] == turns[1][2:]
+
+
+def test_a_town_of_an_address_is_no_echo_of_it(scrubber):
+    said = talk(scrubber, "a:address?", "u:77 Marram Rise, Seattle", "a:is Seattle right?")
+    assert said[2] == "is Seattle right?"

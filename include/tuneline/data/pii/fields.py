@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from tuneline.data.pii.answers import answers
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.matching import MONTH
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
@@ -50,13 +51,12 @@ def fields(text: str, words: NameWords) -> Iterator[Hit]:
 
 
 # Words after which somebody names a place, and what shows that it is the number of a house.
-_PLACE_FRAME = re.compile(
+_PLACE_FRAME = Caseless(
     r"\b(?:deliver(?:ed|y)?(?: it)? to|pick (?:me|us|him|her|it) up(?: (?:at|from))?|"
     r"drop (?:it|me|us|them)(?: off)?(?: at)?|send (?:it |them |someone )?(?:to|round to)|"
     r"i(?:'m| am) at|come to|(?:live|lives|living|staying|moved) (?:at|to|in)|address is) "
     r"(?=(?:[a-z'’]+,? ){0,3}?(?:(?:flat|unit|tower|house|plot|block|door|apt|no) ?\d|"
-    r"corner of|\d{1,5}[a-z]?,? [a-z]|\d{1,3}(?:st|nd|rd|th) ))",
-    re.IGNORECASE,
+    r"corner of|\d{1,5}[a-z]?,? [a-z]|\d{1,3}(?:st|nd|rd|th) ))"
 )
 _NO_PLACE = re.compile(
     r"(?:[a-z'’]+,? ){0,3}?(?:\d{1,2}:\d\d|\d{1,2}(?:st|nd|rd|th)(?=\W|$)(?! [a-z]+ (?:street|st|"

@@ -38,6 +38,11 @@ _END = re.compile(
     r"(?:com|org|net|edu|gov|info|biz|io|dev|app|tech|online|shop|email|[a-z]{2})[.!?]?",
     re.IGNORECASE,
 )
+# Without any of these there is a host only where one was asked for.
+_HOST_HINT = re.compile(
+    rf"\w\.\w|(?<!\w)(?:[(\[{{]?dot[)\]}}]?|\.|point|period|{_PROVIDERS.pattern})(?!\w)",
+    re.IGNORECASE,
+)
 # Not the host of anything ("at home", "at the desk").
 _NO_HOST = FILLER | frozenset(
     "noon night home work school lunch least most once all first last present checkout some any "
@@ -56,7 +61,7 @@ def told_mailboxes(text: str, *, asked: bool) -> Iterator[Span]:
         text: a turn.
         asked: True if the turn before asked for one; then the host may be any word.
     """
-    if _HINT.search(text) is None:
+    if _HINT.search(text) is None or not (asked or _HOST_HINT.search(text)):
         return
     tokens = list(_TOKEN.finditer(text))
     words = [token[0].casefold() for token in tokens]

@@ -20,6 +20,8 @@ _CODES = (
     re.compile(r"(?<=- )\d{6}(?![\w-]|[.,]\d)|(?<=[a-z] )\d{6}(?=[,.;]?(?:$|\n| / ))"),
     re.compile(r"(?<=, )\d{5}(?= [A-ZÄÖÜ][a-zäöüß]{2,})"),
 )
+# Every code has one of these, which most texts have not.
+_HINT = re.compile(r"\d{5}|[A-Za-z]\d")
 _WORD = re.compile(r"[^\s,;]+")
 _SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;:\n]| / ")
 _MOST_WORDS, _MOST_CHARS = 12, 160
@@ -36,6 +38,8 @@ def postal_addresses(text: str) -> Iterator[Span]:
     Args:
         text: any text.
     """
+    if _HINT.search(text) is None:
+        return
     for number, pattern in enumerate(_CODES):
         for code in pattern.finditer(text):
             start = _beginning(text, code.start())

@@ -140,10 +140,12 @@ _TOPIC = Caseless(
 )
 # In a text without any of these no topic can be found; looking for them is faster.
 _ASKS = Caseless(
-    r"\?|^\W*and\b|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|"
+    r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|"
     r"needs|give|confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|"
     r"send|say|asks?|required?|state|spell|repeat|read|get)\b"
 )
+# "And the postcode" goes on with a question.
+_AND = re.compile(r"\W*and\b", re.IGNORECASE)
 # A turn of so few words asks even without a word for it ("name and e-mail").
 _SHORT = 7
 # The value was not the right one; the next turn tries another.
@@ -203,7 +205,7 @@ def topics(text: str) -> tuple[Topic, ...]:
 
 def asks(text: str) -> bool:
     """Return True if a turn asks or tells the other side to say something."""
-    return _ASKS.found_in(text)
+    return _ASKS.found_in(text) or _AND.match(text) is not None
 
 
 @lru_cache(maxsize=10_000)
