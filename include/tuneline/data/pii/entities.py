@@ -122,7 +122,7 @@ class Recogniser:
             yield from self._introduced(text, ROLE_CUE, self._named_in_role, cased)
         if not words.isdisjoint(TAIL_WORDS):
             yield from self._introduced(text, PERSON_TAIL, self._known_or_strange, cased)
-        if not cased and not text.islower():
+        if not cased and not text[1:].islower():
             yield from self._capitals(text)
         # Most texts hold no known given name.
         if known:

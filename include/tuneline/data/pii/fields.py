@@ -21,6 +21,8 @@ _LINK = re.compile(
     r"(?: (?:no|number|nr|id|code|in full|as on [a-z ]{1,20}))?\.? ?(?:[:=]|-{1,2}>?(?= )| – ) ?",
     re.IGNORECASE,
 )
+# In a text without any of these no label stands before a value.
+_LINK_SIGNS = (":", "=", "- ", "-> ", " – ")
 _END = re.compile(r"[;|\n]| / | - |, ?(?=[^\W\d_][\w .'-]{0,24}[:=])")
 # What a text is to be about.
 _KEYWORDS = re.compile(r"key ?words?", re.IGNORECASE)
@@ -35,7 +37,7 @@ def fields(text: str, words: NameWords) -> Iterator[Hit]:
         text: any text of a conversation.
         words: names and ordinary words.
     """
-    if not (":" in text or "=" in text or " - " in text):
+    if not any(sign in text for sign in _LINK_SIGNS):
         return
     for topic in topics(text):
         link = _LINK.match(text, topic.end) if topic.name in _TOPICS else None
@@ -72,7 +74,7 @@ def named_places(text: str, words: NameWords) -> Iterator[Hit]:
     """Yield the addresses that somebody asks to come to or says to live at.
 
     Args:
-        text: a turn of the user.
+        text: a turn of the user, with a digit or a corner in it.
         words: names and ordinary words.
     """
     for frame in _PLACE_FRAME.finditer(text):

@@ -52,8 +52,8 @@ class Place(NamedTuple):
         wanted: topics that it is expected to answer.
         user: True if it is not the assistant's.
         open: True if it follows a question that may ask for an identifier.
-        log_in: True if the turns around it speak of logging in.
-        numbered: True if it has digits or words for them.
+        log_in: True if it is the user's and the turns around it speak of logging in.
+        numbered: True if it is the user's and has digits or words for them.
     """
 
     wanted: frozenset[str]
@@ -100,31 +100,33 @@ class Listener:
             return {}
         said: Said = {}
         expected, logging_in = wanted(messages), about_log_ins(messages)
-        heard: list[tuple[Segment, int, int]] = []
+        heard: list[str] = []
+        open_to: list[tuple[str, int, int]] = []
         for piece in own:
             role = messages[piece.turn]["role"]
+            user = role == "user"
             if role == "system" or piece.text != messages[piece.turn]["content"]:
                 continue
-            start, end = shared.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
-            heard.append((piece, start, end))
-            numbered = _DIGIT.search(piece.text) is not None or has_digit_words(piece.text.lower())
+            start, end = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
+            heard.append(piece.text)
+            numbered = user and (
+                _DIGIT.search(piece.text) is not None or has_digit_words(piece.text.lower())
+            )
+            if numbered and not asks_for_quantity(messages, piece.turn):
+                open_to.append((piece.text, start, end))
             place = Place(
                 expected[piece.turn],
-                role == "user",
+                user,
                 numbered and follows_open_question(messages, piece.turn),
-                logging_in[piece.turn],
+                user and logging_in[piece.turn],
                 numbered,
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
-        if len(heard) > 1 and any(
-            hit.entity in _TELLING
-            for piece, _, _ in heard
-            for hit in (*said.get(piece.text, ()), *find(piece.text))
-        ):
-            for piece, start, end in heard:
-                user = messages[piece.turn]["role"] == "user"
-                if user and not asks_for_quantity(messages, piece.turn):
-                    self._add_open(said, piece.text, start, end, find)
+        if len(heard) < 2 or not open_to:
+            return said
+        if any(hit.entity in _TELLING for t in heard for hit in (*said.get(t, ()), *find(t))):
+            for text, start, end in open_to:
+                self._add_open(said, text, start, end, find)
         return said
 
     def _add_open(
@@ -153,11 +155,12 @@ class Listener:
         hits = [Hit(*found) for found in identifiers(text, place.wanted, self._rule)]
         hits += answers(text, place.wanted, self._words, user=place.user)
         if place.user:
-            if place.numbered:
-                hits += [Hit(*found) for found in named_stretches(text)]
             hits += fields(text, self._words)
-            hits += named_places(text, self._words)
+            if place.numbered or "corner" in text:
+                hits += named_places(text, self._words)
             hits += [Hit(*s, "EMAIL_ADDRESS") for s in told_mailboxes(text, asked=False)]
+        if place.numbered:
+            hits += [Hit(*found) for found in named_stretches(text)]
             loose = self._rare(text, stated_numbers(text, self._uncounted))
             if place.open:
                 loose += self._rare(text, open_answers(text, self._uncounted, known=False))

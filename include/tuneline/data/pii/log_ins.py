@@ -24,7 +24,12 @@ _ABOUT = Caseless(
     r"(?:try|typed?|typing|put in|entered?))\b"
 )
 # Without any of these no word is made up of several sorts of signs.
-_MIXED = re.compile(r"[A-Za-z]\d|\d[A-Za-z]|[#$%&*+=^~_!?]\w", re.ASCII)
+_MIXED = re.compile(
+    r"[A-Za-z]\d|\d(?!(?:st|nd|rd|th|[ap]m|x|s|k)\b)[A-Za-z]|[A-Za-z][#$%&*+=^~_!?]+\w|"
+    r"[#$%&*+=^~_!?][A-Za-z]",
+    re.ASCII,
+)
+_SIGN = re.compile(r"[#$%&*+=^~_!?]\w")
 _WORD = re.compile(r"[^\s\"“”()<>]+")
 _LETTER, _DIGIT = re.compile(r"[a-z]", re.IGNORECASE), re.compile(r"\d")
 _SIGN_INSIDE = re.compile(r"\w[#$%&*+=^~_!?]+(?=\w)|[#$%&*^~]\w")
@@ -51,18 +56,25 @@ _LONGEST = 60
 
 def about_log_ins(messages: Sequence[Message]) -> list[bool]:
     """Return for each turn whether it or one near it speaks of logging in."""
-    if not any(_MIXED.search(message["content"]) for message in messages):
+    if not any(m["role"] == "user" and _is_mixed(m["content"]) for m in messages):
         return [False] * len(messages)
     spoken = [_speaks(message) for message in messages]
     return [any(spoken[max(0, at - _REACH) : at + _REACH]) for at in range(len(messages))]
 
 
+def _is_mixed(text: str) -> bool:
+    """Return True if a text can hold a word that is made up of several sorts of signs."""
+    # Looking for one sort of sign is faster, and most texts have none.
+    some = _DIGIT.search(text) or _SIGN.search(text)
+    return some is not None and _MIXED.search(text) is not None
+
+
 def _speaks(message: Message) -> bool:
     """Return True if a turn speaks of logging in; the label of a classified row is no speech."""
     text = message["content"]
-    if message["role"] == "assistant" and answer_object(text) is not None:
+    if not _ABOUT.found_in(text):
         return False
-    return _ABOUT.found_in(text)
+    return message["role"] != "assistant" or answer_object(text) is None
 
 
 def typed_secrets(text: str) -> Iterator[Span]:

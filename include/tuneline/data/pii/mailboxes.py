@@ -14,7 +14,8 @@ from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.matching import Span
 
 _TOKEN = re.compile(r"[^\s,;]+")
-_HINT = re.compile(r"(?<!\w)at\W|@", re.IGNORECASE)
+# No mailbox begins with the sign, so something stands before it.
+_HINT = re.compile(r"[ (\[{<*]at\W", re.IGNORECASE)
 _SIGN = re.compile(r"[(\[{<*\"']?(?:at|@|at-?sign)[)\]}>*\"']?", re.IGNORECASE)
 _SIGN_WORD = frozenset({"sign", "symbol"})
 _DOT = frozenset({"dot", ".", "point", "period", "(dot)", "[dot]", "{dot}"})
@@ -61,7 +62,7 @@ def told_mailboxes(text: str, *, asked: bool) -> Iterator[Span]:
         text: a turn.
         asked: True if the turn before asked for one; then the host may be any word.
     """
-    if _HINT.search(text) is None or not (asked or _HOST_HINT.search(text)):
+    if not ("@" in text or _HINT.search(text)) or not (asked or _HOST_HINT.search(text)):
         return
     tokens = list(_TOKEN.finditer(text))
     words = [token[0].casefold() for token in tokens]

@@ -15,8 +15,7 @@ from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
-_APART = re.compile(r"[,;&|()\n:]| / ")
-_AND = re.compile(r"\b(?:and|or|plus)\b", re.IGNORECASE)
+_APART = re.compile(r"[,;&|()\n:]| / |\b(?:and|or|plus)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*")
 _CONTACTS = frozenset({"PERSON", "PHONE_NUMBER", "EMAIL_ADDRESS", "BIRTH_DATE"})
 _MOST_WORDS = 3
@@ -52,7 +51,7 @@ def names_beside(text: str, hits: Sequence[Hit], words: NameWords) -> Iterator[S
 def _items(text: str) -> Iterator[Span]:
     """Yield the parts of a list."""
     at = 0
-    for sign in sorted([*_APART.finditer(text), *_AND.finditer(text)], key=lambda m: m.start()):
+    for sign in _APART.finditer(text):
         yield at, sign.start()
         at = sign.end()
     yield at, len(text)
@@ -80,6 +79,6 @@ def _name(text: str, start: int, end: int, words: NameWords) -> Span | None:
 
 def _can_be_unlisted(word: str, words: NameWords) -> bool:
     """Return True if no list has a word, and neither has the dictionary, as it has towns."""
-    if _INTERJECTION.fullmatch(word) or is_ordinary(word.title()):
+    if _INTERJECTION.fullmatch(word) or not words.is_strange(word):
         return False
-    return words.is_strange(word)
+    return not is_ordinary(word.title())

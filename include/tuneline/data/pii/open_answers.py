@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.dialogue import OPEN_TURNS
 from tuneline.data.pii.naming import BEFORE, SENTENCE_END, nearest
 from tuneline.data.pii.numbers import by_shape, is_bare, is_quantity, is_round
@@ -31,7 +32,7 @@ _LEAST_SINGLE = 3
 _STATED = re.compile(
     r"(?:(?<=\w )(?:is|was|are)|\b(?:its|it's|it’s)|[\w ][=:])\W{1,3}$", re.IGNORECASE
 )
-_QUANTITY_ASKED = re.compile(
+_QUANTITY_ASKED = Caseless(
     r"\b(?:how (?:many|much|long|far|old|tall|big|often|fast|heavy|wide|high|deep|late|soon)|"
     r"amounts?|prices?|costs?|sizes?|scores?|readings?|years?|weigh\w*|heights?|incomes?|"
     r"salar\w+|quantit\w+|models?|versions?|errors?|builds?|times?|dates?|when|turnover|tax code|"
@@ -40,8 +41,7 @@ _QUANTITY_ASKED = re.compile(
     r"parts?|products?|chapters?|populations?|worth|spend\w*|paid|pay|owed?|charged?|refund\w*|"
     r"rooms?|seats?|flights?|trains?|buses|channel|frequency|cost cent\w+|company|orders?|"
     r"invoices?|tracking|percentage|equals?|solve|compute|numbers? (?:of|between)|pick a number|"
-    r"guess|expir\w*|valid)\b",
-    re.IGNORECASE,
+    r"guess|expir\w*|valid)\b"
 )
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _NOUGHT_FIRST = re.compile(r"(?<![\d.])0\d")
@@ -60,7 +60,7 @@ class Span(NamedTuple):
 
 def asks_for_quantity(messages: Sequence[Message], turn: int) -> bool:
     """Return True if the turn before asks how much, which version, when and the like."""
-    return turn > 0 and _QUANTITY_ASKED.search(messages[turn - 1]["content"]) is not None
+    return turn > 0 and _QUANTITY_ASKED.found_in(messages[turn - 1]["content"])
 
 
 def follows_open_question(messages: Sequence[Message], turn: int) -> bool:
@@ -113,7 +113,7 @@ def stated_numbers(text: str, uncounted: frozenset[str]) -> Iterator[tuple[int, 
         uncounted: topics whose numbers are the business's own.
     """
     found = [c for c in candidates_in(text) if _STATED.search(text, 0, c.start)]
-    if found and _QUANTITY_ASKED.search(text) is None:
+    if found and not _QUANTITY_ASKED.found_in(text):
         yield from _free_numbers(text, found, uncounted)
 
 
@@ -166,14 +166,12 @@ def named_stretches(text: str) -> Iterator[tuple[int, int, str]]:
     Args:
         text: any text of a conversation.
     """
-    spoken = topics(text)
-    found: list[Stretch] | None = None
+    least = min(_BROKEN_UP.values())
+    found = [s for s in stretches(text) if s.groups > 1 and s.digits >= least]
+    spoken = topics(text) if found else ()
     for at, topic in enumerate(spoken):
         if topic.name not in _BROKEN_UP:
             continue
-        found = found if found is not None else [s for s in stretches(text) if s.groups > 1]
-        if not found:
-            return
         stop = next((t.start for t in spoken[at + 1 :] if t.name in ENTITY_OF), len(text))
         for stretch in found:
             near = topic.end <= stretch.start < stop and stretch.start - topic.end <= BEFORE

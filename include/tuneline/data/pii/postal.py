@@ -22,6 +22,7 @@ _CODES = (
 )
 # Every code has one of these, which most texts have not.
 _HINT = re.compile(r"\d{5}|[A-Za-z]\d")
+_DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"[^\s,;]+")
 _SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;:\n]| / ")
 _MOST_WORDS, _MOST_CHARS = 12, 160
@@ -38,7 +39,7 @@ def postal_addresses(text: str) -> Iterator[Span]:
     Args:
         text: any text.
     """
-    if _HINT.search(text) is None:
+    if _DIGIT.search(text) is None or _HINT.search(text) is None:
         return
     for number, pattern in enumerate(_CODES):
         for code in pattern.finditer(text):

@@ -8,9 +8,11 @@ each other are one value if they have as many digits as such a value has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.matching import MONTH, Span
 from tuneline.data.pii.topics import ENTITY_OF
 
@@ -29,9 +31,8 @@ _PAUSE = (
     r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|stroke|space|"
     r"next|hyphen|wait|sorry|no|i mean|actually)\b) ?| {1,3}){1,3}"
 )
-_STRETCH = re.compile(
-    rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)",
-    re.IGNORECASE,
+_STRETCH = Caseless(
+    rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)"
 )
 _WORD = re.compile(r"\d+|[a-z]+", re.IGNORECASE)
 # Fewest digits of an answer.
@@ -116,13 +117,16 @@ class Stretch(NamedTuple):
     digits: int
 
 
-def stretches(text: str) -> Iterator[Stretch]:
-    """Yield the numbers of a text that may be broken up, but for what is counted ("5 days")."""
+@lru_cache(maxsize=10_000)
+def stretches(text: str) -> Sequence[Stretch]:
+    """Return the numbers of a text that may be broken up, but for what is counted ("5 days")."""
+    found = []
     for match in _STRETCH.finditer(text):
         if not COUNTED.match(text, match.end()):
             words = _WORD.findall(match[0].casefold())
             said = [word for word in words if word not in _BETWEEN]
-            yield Stretch(match.start(), match.end(), len(said), _count(said))
+            found.append(Stretch(match.start(), match.end(), len(said), _count(said)))
+    return found
 
 
 def with_letters(text: str, start: int, end: int) -> Span:
