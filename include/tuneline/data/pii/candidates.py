@@ -19,7 +19,7 @@ _UNITS = (
     r"lbs?|oz|ounces?|litres?|liters?|inch(?:es)?|feet|foot|ft|miles?|mph|k?hz|k?wh?|volts?|watts?|"
     r"px|pixels?|dpi|fps|degrees?|bar|psi|gigs?|megs?|"
     r"seconds?|secs?|min(?:ute)?s?|hours?|hrs?|days?|business days?|nights?|weeks?|months?|"
-    r"years?|yrs?|times?|x|people|persons?|pax|children|kids|adults|pieces?|pcs|pairs?|"
+    r"years?|yrs?|times?|x|people|persons?|men|women|pax|children|kids|adults|pieces?|pcs|pairs?|"
     r"points?|pts|words?|pages?|rows?|megapixels?|am|pm|st|nd|rd|"
     r"th|of (?:them|these|those)|[a-z]{3,14}s"
 )

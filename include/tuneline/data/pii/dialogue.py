@@ -13,9 +13,17 @@ from tuneline.data.tables.rows import Message
 OPEN_TURNS = 2
 # A shorter number is said again by chance.
 LEAST_DIGITS = 4
+_WORD = re.compile(r"\w+")
 _DIGITS = re.compile(r"\d")
 # A user asks for a value in few words ("what's my account number").
 MOST_WORDS = 12
+# The same is asked about somebody else ("and your husband's?").
+_OTHERS = re.compile(
+    r"\W*(?:and |what about |how about )(?:yours|his|hers|theirs|mine|"
+    r"(?:(?:your|his|her|their|the|my) )?"
+    r"(?:[a-z]+ )?[a-z]+(?:'s|s|’s|s'))\W*",
+    re.IGNORECASE,
+)
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _YOURS = re.compile(r"\b(?:what|which|tell|give|send me|read|your|who)", re.IGNORECASE)
 _NONE: frozenset[str] = frozenset()
@@ -27,6 +35,7 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
     expected: list[frozenset[str]] = []
     open_topics: dict[str, tuple[frozenset[str], int]] = {}
     said = ""
+    lasting = _NONE
     for message in messages:
         role, text = message["role"], message["content"]
         topics_open = _NONE
@@ -41,6 +50,9 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
         found = asked(_request(role, text))
         if role == "assistant":
             found = found or meant(text, said)
+            if not found and _OTHERS.fullmatch(text):
+                found = lasting
+            lasting = found or lasting
         said = text
         mine, age = open_topics.get(role, (_NONE, 0))
         if found:
@@ -60,6 +72,21 @@ def _request(role: str, text: str) -> str:
         return text
     last = _SENTENCES.split(text.strip())[-1]
     return last if len(last.split()) <= MOST_WORDS and _YOURS.search(last) else ""
+
+
+def may_be_said_again(values: Iterable[tuple[str, str]], rest: Sequence[str]) -> bool:
+    """Return True if what is left of a row's texts has a word or the digits of one of its values.
+
+    Making the patterns of a row's values takes longer than this, and most rows say each once.
+
+    Args:
+        values: entity and text of each value.
+        rest: the parts of the texts outside of the values.
+    """
+    words = set(_WORD.findall(" ".join(rest).casefold()))
+    if sum(map(len, _DIGITS.findall(" ".join(rest)))) >= LEAST_DIGITS:
+        return True
+    return not words.isdisjoint(_WORD.findall(" ".join(value for _, value in values).casefold()))
 
 
 def repeated_values(

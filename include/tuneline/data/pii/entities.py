@@ -8,11 +8,22 @@ given names or otherwise unusual. The share of names that is still missed is mea
 from __future__ import annotations
 
 import re
-import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tuneline.data.pii.cases import WORD, lacks_case
+from tuneline.data.pii.cues import (
+    PERSON_CUE,
+    PERSON_CUE_WORDS,
+    PERSON_TAIL,
+    ROLE_CUE,
+    ROLE_CUE_WORDS,
+    SURE_CUE,
+    SURE_CUE_WORDS,
+    TAIL_WORDS,
+    VERBS,
+    WEAK_CUE,
+)
 from tuneline.data.pii.models import load_model
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.ner.entity_model import EntityModel
@@ -23,105 +34,18 @@ NER_ENTITIES = ("PERSON", "LOCATION")
 # The labels of OntoNotes and, in most other languages, of WikiNER.
 _LABELS = {"PERSON": "PERSON", "PER": "PERSON", "GPE": "LOCATION", "LOC": "LOCATION"}
 BATCH = 128
-# A word in this many texts without capitals is not a name; in fewer it may be one customer's name.
-LEAST_UNCASED = 20
 SHORT_NAME = 6
 
-_NAME = r"[^\W\d_][^\W\d_'’.-]*(?:['’-][^\W\d_]+)*\.?"
-_NAMES = rf"({_NAME}(?: {_NAME}){{0,3}})"
-# After these comes a name, in any case.
-_SURE_CUE = re.compile(
-    r"\b(?:my (?:full )?name(?: is|'s|’s|:)|the name(?: is|'s|’s|:)|i am called|i'm called|"
-    r"name(?: is|:)|mr|mrs|ms|dr|miss|account holder(?: is|:)|cardholder(?: is|:)|"
-    r"holder(?: is|:)|on behalf of|attn:?|customer:|client:)\.? " + _NAMES,
-    re.IGNORECASE,
-)
-# After these comes a name if it is a known given name, or a word of no dictionary.
-_PERSON_CUE = re.compile(
-    r"\b(?:i am|i'm|i’m|this is|dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
-    r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
-    r"spoke to|spoke with|"
-    r"talked to|belongs to|"
-    r"(?:change|correct|update) (?:it|that|the name|my name) to|ty|thx|"
-    r"(?:guy|lady|someone|agent|person) (?:called|named)|"
-    r"(?:full|first|last|family|given) name),?\s+" + _NAMES,
-    re.IGNORECASE,
-)
-# After these comes a name, or what somebody does.
-_ROLE_CUE = re.compile(
-    r"\b(?:tell|cc|speak with|talk(?:ed)? (?:to|with)|contact|in the name of|"
-    r"under(?: the name(?: of)?)?|name of|manager|agent|nurse|doctor|prof(?:essor)?|captain|"
-    r"advisor|colleague|my (?:wife|husband|son|daughter|mum|mom|mother|dad|father|brother|sister|"
-    r"partner|boss|friend|assistant|flatmate|roommate|neighbou?r|uncle|aunt|cousin|girlfriend|"
-    r"boyfriend|fianc[eé]e?|kid|baby|nan|gran(?:ny|dma|dpa)?|hubby|mate)(?:'?s)?),?\s+" + _NAMES,
-    re.IGNORECASE,
-)
-_ROLE_CUE_WORDS = frozenset(
-    "tell cc speak talk talked contact under name manager agent nurse doctor prof professor "
-    "captain advisor colleague my".split()
-)
-# Names that are rather verbs there.
-_VERBS = frozenset("bill can may said will".split())
-# Before these stands a name if it is a known given name, or a word of no dictionary.
-_PERSON_TAIL = re.compile(
-    r"(?:^|[,.!?;\n] ?|\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? )"
-    rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|lives (?:on|at|in)|"
-    r"(?:can|could|may) (?:i|you|we)|is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?"
-    r"(?:sur)?name)\b",
-    re.IGNORECASE,
-)
-# After these comes a name only if it is a known given name: it may be a place, too.
-_WEAK_CUE = re.compile(r"(?:\b(?:yours|best|to|for|from|with|by),?\s+|\n)" + _NAMES, re.IGNORECASE)
-
-
 _PLACE_CUE = re.compile(r"\b(?:in|from|to|near|of|at|around|outside|via|through) $", re.I)
-_WORD = re.compile(r"(?<![\w@.-])[^\W\d_]{2,}(?![\w@]|[.-]\w)")
 _LETTERS = re.compile(r"[^\W\d_]+")
-# Every sure cue holds one of these.
-_CUE_WORDS = frozenset(
-    "name called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
-)
-_PERSON_CUE_WORDS = frozenset(
-    "am m this dear hi hello signed regards sincerely thanks cheers thank advance ask call "
-    "change correct update calls speak spoke talked belongs welcome "
-    "through name ty thx called named".split()
-)
-_TAIL_WORDS = frozenset("here again speaking calling from name surname lives can could may".split())
 # "J. Miller".
 _INITIAL = re.compile(r"[^\W\d_]\.")
+_INITIALS_BEFORE = re.compile(r"(?<![\w.])(?:[A-ZÀ-Þ]\. ?)+$")
 _FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
 _FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
 # At the end of what is said, even an everyday word is a family name ("ivan king").
 _ENDS_HERE = re.compile(r"\W*$|[,;.!?]|\n")
-_ASCII_LETTERS = string.ascii_letters.encode()
-_ASCII_CAPITALS = string.ascii_uppercase.encode()
 _START = re.compile(r"(?:^|[.!?\n]\s*)[\"'(]*$")
-
-
-def common_words(texts: Iterable[str]) -> frozenset[str]:
-    """Return the words that are in lower case in many texts, so they are not names.
-
-    Texts that use capital letters count most: in others names are in lower case too, and a word
-    must be in many of them not to be a name.
-    """
-    cased: Counter[str] = Counter()
-    uncased: Counter[str] = Counter()
-    total = 0
-    for text, times in Counter(texts).items():
-        total += times
-        # Parts of addresses such as `anna.smith@…` are not words.
-        words = set(filter(str.islower, _WORD.findall(text)))
-        counts = uncased if text.islower() else cased
-        if times == 1:
-            counts.update(words)
-        else:
-            counts.update(dict.fromkeys(words, times))
-    least = max(2, total // 1000)
-    often = max(LEAST_UNCASED, total // 100)
-    return frozenset(
-        [word for word, count in cased.items() if count >= least]
-        + [word for word, count in uncased.items() if count >= often]
-    )
 
 
 class Recogniser:
@@ -189,18 +113,20 @@ class Recogniser:
         """Yield the people that a cue introduces or whose given name is known."""
         words = set(_LETTERS.findall(text.casefold()))
         known = any(self.words.is_given(word) or self.words.is_sure(word) for word in words)
-        cased = not _lacks_case(text)
-        if not words.isdisjoint(_CUE_WORDS):
-            yield from self._introduced(text, _SURE_CUE, _always, cased)
-        if not words.isdisjoint(_PERSON_CUE_WORDS):
-            yield from self._introduced(text, _PERSON_CUE, self._known_or_strange, cased)
-        if not words.isdisjoint(_ROLE_CUE_WORDS):
-            yield from self._introduced(text, _ROLE_CUE, self._named_in_role, cased)
-        if not words.isdisjoint(_TAIL_WORDS):
-            yield from self._introduced(text, _PERSON_TAIL, self._known_or_strange, cased)
+        cased = not lacks_case(text)
+        if not words.isdisjoint(SURE_CUE_WORDS):
+            yield from self._introduced(text, SURE_CUE, _always, cased)
+        if not words.isdisjoint(PERSON_CUE_WORDS):
+            yield from self._introduced(text, PERSON_CUE, self._known_or_strange, cased)
+        if not words.isdisjoint(ROLE_CUE_WORDS):
+            yield from self._introduced(text, ROLE_CUE, self._named_in_role, cased)
+        if not words.isdisjoint(TAIL_WORDS):
+            yield from self._introduced(text, PERSON_TAIL, self._known_or_strange, cased)
+        if not cased and not text[1:].islower():
+            yield from self._capitals(text)
         # Most texts hold no known given name.
         if known:
-            yield from self._introduced(text, _WEAK_CUE, self.words.is_given, cased)
+            yield from self._introduced(text, WEAK_CUE, self.words.is_given, cased)
             yield from self._listed(text, cased)
 
     def _introduced(
@@ -222,11 +148,11 @@ class Recogniser:
     def _named_in_role(self, word: str) -> bool:
         listed = self.words.is_listed(word) and not self.words.is_everyday(word)
         name = listed and not is_ordinary(word)
-        return word not in _VERBS and (name or self._known_or_strange(word))
+        return word not in VERBS and (name or self._known_or_strange(word))
 
     def _listed(self, text: str, cased: bool) -> Iterator[Hit]:
         """Yield known given names, with the family names after them."""
-        for match in _WORD.finditer(text):
+        for match in WORD.finditer(text):
             lowered = match[0].casefold()
             known = self.words.is_given(lowered) or self.words.is_sure(lowered)
             if not known or lowered in self.words.also_words:
@@ -234,6 +160,21 @@ class Recogniser:
             if cased and not match[0][0].isupper():
                 continue
             yield Hit(match.start(), self._family_end(text, match.end(), cased), "PERSON")
+
+    def _capitals(self, text: str) -> Iterator[Hit]:
+        """Yield the one word that a text without capitals writes with one, if nothing else has it.
+
+        Brands and places are in the dictionary with a capital.
+        """
+        for match in WORD.finditer(text):
+            word, lowered = match[0], match[0].casefold()
+            alone = (
+                word[0].isupper()
+                and word[1:].islower()
+                and not _START.search(text, 0, match.start())
+            )
+            if alone and self.words.is_strange(lowered) and not is_ordinary(word):
+                yield Hit(match.start(), match.end(), "PERSON")
 
     def _family_end(self, text: str, end: int, cased: bool) -> int:
         """Return the end of a name: up to two more words, capitalised or in no dictionary."""
@@ -286,7 +227,7 @@ class Recogniser:
 
     def _cased(self, text: str) -> str:
         """Return a text without case as an editor would write it, with capitals for names."""
-        if not _lacks_case(text):
+        if not lacks_case(text):
             return text
 
         def write(match: re.Match[str]) -> str:
@@ -324,6 +265,9 @@ class Recogniser:
             placed = place and bool(_PLACE_CUE.search(text, 0, start))
             if not self._unusual(words, retitled, first, place, placed):
                 continue
+            if label == "PERSON":
+                initials = _INITIALS_BEFORE.search(text, 0, start)
+                start = initials.start() if initials else start
             yield Hit(start, end, label)
 
     def _counts(self, words: Sequence[str], after: str) -> bool:
@@ -368,18 +312,6 @@ class Recogniser:
 
 def _always(_: str) -> bool:
     return True
-
-
-def _lacks_case(text: str) -> bool:
-    """Return True if a text has no capital letters, or nearly nothing else."""
-    if text.isascii():
-        raw = text.encode()
-        letters = len(raw) - len(raw.translate(None, _ASCII_LETTERS))
-        capitals = len(raw) - len(raw.translate(None, _ASCII_CAPITALS))
-    else:
-        letters = sum(map(str.isalpha, text))
-        capitals = sum(map(str.isupper, text))
-    return capitals <= 1 or capitals >= 0.8 * letters
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

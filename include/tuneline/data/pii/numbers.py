@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.caseless import Caseless
@@ -57,6 +58,20 @@ class DigitRule:
     business: bool
     references: bool = True
     frequent: frozenset[str] = frozenset()
+
+
+class Spanned(Protocol):
+    """Characters start to end of a text."""
+
+    @property
+    def start(self) -> int:
+        """The first character."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The character after the last."""
+        ...
 
 
 _GROUP = re.compile(r"\d+")
@@ -162,7 +177,7 @@ def identifiers(
         yield from asked_numbers(text, wanted)
     if not candidates:
         return
-    bare = rule is not None and _is_bare(text, candidates)
+    bare = rule is not None and is_bare(text, candidates)
     previous: tuple[int, str] | None = None
     for candidate in candidates:
         entity = _entity(text, candidate, wanted, rule, bare)
@@ -188,7 +203,7 @@ def _pieces(
         # So short, it may answer the question for any number.
         return
     spans += [(c.start, c.end) for c in candidates if c.digits < _LONG_PIECE]
-    if spans and _is_bare(text, candidates):
+    if spans and is_bare(text, candidates):
         entity = min(ENTITY_OF[topic] for topic in wanted & _IN_PIECES)
         for start, end in spans:
             yield start, end, entity
@@ -233,8 +248,8 @@ def alike(text: str, lengths: frozenset[int]) -> Iterator[tuple[int, int, str]]:
     for candidate in candidates_in(text):
         plain = candidate.value.isdigit() and candidate.digits in lengths
         before = text[max(0, candidate.start - BEFORE) : candidate.start]
-        dated = _is_dated(before, candidate) or _is_round(candidate)
-        if plain and not dated and not _is_quantity(before, candidate, adjacent=False):
+        dated = _is_dated(before, candidate) or is_round(candidate)
+        if plain and not dated and not is_quantity(before, candidate, adjacent=False):
             yield candidate.start, candidate.end, "PASSWORD"
 
 
@@ -251,21 +266,21 @@ def _entity(
     if near == "business" and not adjacent and candidate.digits >= _WHOLE:
         # The word is about something else in the same sentence.
         near = None
-    unwanted = near in _uncounted(rule) or (near == "code" and rule is None)
-    if unwanted or _is_quantity(before, candidate, adjacent):
+    unwanted = near in uncounted_by(rule) or (near == "code" and rule is None)
+    if unwanted or is_quantity(before, candidate, adjacent):
         return None
     named = _named(before, candidate, near, adjacent, within=rule is not None)
     if named is not None or rule is None:
         return named
-    topics_wanted = (wanted & NUMBER_TOPICS) - _uncounted(rule)
+    topics_wanted = (wanted & NUMBER_TOPICS) - uncounted_by(rule)
     if _fits_any(topics_wanted, candidate) and not _is_dated(before, candidate):
         return _wanted_entity(candidate, topics_wanted)
     other = bool({"address", "birth"} & wanted) and candidate.digits < 9
     free = (bare and candidate.digits >= 4) or _is_free(before, candidate, rule)
-    return _by_shape(candidate) if free and not other else None
+    return by_shape(candidate) if free and not other else None
 
 
-def _uncounted(rule: DigitRule | None) -> frozenset[str]:
+def uncounted_by(rule: DigitRule | None) -> frozenset[str]:
     """Return the topics whose numbers are the business's own under a rule."""
     if rule is None:
         return frozenset({"business", "reference"})
@@ -297,10 +312,11 @@ def _named(
 
 def _weighs(candidate: Candidate) -> bool:
     """Return True if a candidate is long enough for a name that is some words away."""
-    return candidate.digits >= (4 if candidate.letters else 5) and not _is_round(candidate)
+    return candidate.digits >= (4 if candidate.letters else 5) and not is_round(candidate)
 
 
-def _is_round(candidate: Candidate) -> bool:
+def is_round(candidate: Candidate) -> bool:
+    """Return True if a candidate reads as a round amount."""
     return candidate.value.endswith("000") and candidate.digits <= 7
 
 
@@ -318,7 +334,8 @@ def _fits_any(wanted: Iterable[str], candidate: Candidate) -> bool:
     return any(_fits(topic, candidate) for topic in wanted)
 
 
-def _is_quantity(before: str, candidate: Candidate, adjacent: bool) -> bool:
+def is_quantity(before: str, candidate: Candidate, adjacent: bool) -> bool:
+    """Return True if the words before a candidate make an amount of it."""
     if candidate.digits > 7 or candidate.letters:
         return False
     return not adjacent and _QUANTITY_BEFORE.search(before) is not None
@@ -331,7 +348,7 @@ def _is_dated(before: str, candidate: Candidate) -> bool:
 
 def _is_free(before: str, candidate: Candidate, rule: DigitRule) -> bool:
     """Return True if a number that nothing explains is an identifier by strength of profile."""
-    if key_of(candidate.value) in rule.frequent or _is_round(candidate):
+    if key_of(candidate.value) in rule.frequent or is_round(candidate):
         return False
     if candidate.spoken:
         return candidate.digits >= 4
@@ -354,12 +371,12 @@ def _is_typed(digits: Sequence[str]) -> bool:
 
 
 def _wanted_entity(candidate: Candidate, wanted: frozenset[str]) -> str:
-    shaped = _by_shape(candidate)
+    shaped = by_shape(candidate)
     entities = sorted({ENTITY_OF[topic] for topic in wanted if _fits(topic, candidate)})
     return shaped if shaped in entities or not entities else entities[0]
 
 
-def _by_shape(candidate: Candidate) -> str:
+def by_shape(candidate: Candidate) -> str:
     """Return the likeliest type of a number of which only the digits are known."""
     if candidate.letters or candidate.digits < 7:
         return "ID_NUMBER"
@@ -371,7 +388,7 @@ def _by_shape(candidate: Candidate) -> str:
     return "CREDIT_CARD" if 13 <= candidate.digits <= 19 else "ID_NUMBER"
 
 
-def _is_bare(text: str, candidates: Iterable[Candidate]) -> bool:
+def is_bare(text: str, candidates: Iterable[Spanned]) -> bool:
     """Return True if a text holds nothing but numbers and filler."""
     rest, at = [], 0
     for candidate in candidates:

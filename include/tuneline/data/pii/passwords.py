@@ -10,6 +10,8 @@ from tuneline.data.pii.matching import Span, any_case
 _PASSWORD_HINTS = (
     "pas",
     "pw",
+    "psw",
+    "psk",
     "memorable",
     "secret",
     "security",
@@ -25,7 +27,7 @@ _PASSWORD_HINTS = (
     " it to ",
 )
 _PASSWORD_CUE = any_case(
-    r"\b(?:pass ?(?:word|code|phrase|key)|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|"
+    r"\b(?:pass ?(?:word|code|phrase|key)|pswr?d|psk|pass?w(?:or|ro|o|r)?[dt]|pwd?|(?:memorable|"
     r"secret|security|safe) (?:word|phrase|"
     r"answer)|(?:code|safe|key|magic) ?word|"
     r"(?:wi-?fi|network) (?:key|pass|code)|(?:key|code) (?:for|to|of) (?:the |my |"

@@ -12,20 +12,21 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain, islice, tee
-from pathlib import Path
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.answers import answers, bare_name
 from tuneline.data.pii.births import births_after
-from tuneline.data.pii.dialogue import repeated_values, wanted
-from tuneline.data.pii.entities import NER_ENTITIES, Recogniser, common_words
+from tuneline.data.pii.cases import common_words
+from tuneline.data.pii.entities import NER_ENTITIES
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
+from tuneline.data.pii.listening import REMEMBERED, Listener
+from tuneline.data.pii.mentions import mentions_of
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.ner.entity_model import EntityModel
-from tuneline.data.pii.ner.fetched import fetch_entity_model, load_entity_model
-from tuneline.data.pii.numbers import alike, frequent_numbers, identifiers
+from tuneline.data.pii.neighbours import names_beside
+from tuneline.data.pii.ner.fetched import fetch_entity_model
+from tuneline.data.pii.numbers import frequent_numbers
 from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
 from tuneline.data.pii.presidio import CustomRecognisers
+from tuneline.data.pii.recognisers import recognisers_of
 from tuneline.data.pii.residuals import Find, overlaps, places, residual_hits
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii.settings import Settings, settings_of
@@ -40,8 +41,6 @@ MAX_PASSES = 3
 # Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on
 # the number of workers.
 CHUNK = 512
-# Texts repeat in chat data; the hits of this many are remembered.
-REMEMBERED = 10_000
 
 
 @dataclass
@@ -99,13 +98,13 @@ class Scrubber:
             )
         self._masked = settings.entities_with("mask")
         self._refused = settings.entities_with("reject_row")
-        self._recognisers = _recognisers(settings)
+        self._recognisers = recognisers_of(settings)
         models = (recogniser.ignored_labels for recogniser in self._recognisers.values())
         self.ignored_labels = next(models, ())
         self.find = lru_cache(maxsize=REMEMBERED)(self._find)
-        self._answers = lru_cache(maxsize=REMEMBERED)(self._answered)
         english = self._recognisers.get(ENGLISH)
         self._words = english.words if english else NameWords(settings.common)
+        self._listener = Listener(settings, self._words, self._allowed)
 
     def _find(self, text: str) -> tuple[Hit, ...]:
         """Find personal data that has a shape, by our patterns and the user's recognisers."""
@@ -113,19 +112,6 @@ class Scrubber:
         if self._custom is not None and text.strip():
             found = resolve([*found, *self._custom.find(text)])
         return tuple(self._allowed(text, found))
-
-    def _answered(self, text: str, expected: frozenset[str], user: bool) -> tuple[Hit, ...]:
-        """Find what the place of a text in its conversation shows to be personal data."""
-        rule = self._settings.digits
-        if rule is None:
-            return ()
-        hits = [Hit(*found) for found in identifiers(text, expected, rule)]
-        hits += answers(text, expected, self._words, user=user)
-        if user and "PERSON" in self._settings.names and ENGLISH in self._recognisers:
-            hits += bare_name(text, self._words)
-        elif "PERSON" not in self._settings.names:
-            hits = [hit for hit in hits if hit.entity != "PERSON"]
-        return tuple(self._allowed(text, hits))
 
     def _allowed(self, text: str, hits: Iterable[Hit]) -> list[Hit]:
         """Return the hits that are not on the allow-list."""
@@ -196,8 +182,7 @@ class Scrubber:
         outcomes: list[_Outcome] = []
         for (key, messages), own in zip(chunk, pieces, strict=True):
             result = None
-            expected = wanted(messages)
-            said = self._said(messages, own, expected, shared)
+            said = self._listener.said(messages, own, shared, self.find)
             if (
                 said
                 or any(named.get(piece.text) or self.find(piece.text) for piece in own)
@@ -207,26 +192,6 @@ class Scrubber:
                 result = self._row(messages, own, named, said, surrogates)
             outcomes.append((result, self._foreign(messages, shared)))
         return outcomes
-
-    def _said(
-        self,
-        messages: Sequence[Message],
-        own: Sequence[Segment],
-        expected: Sequence[frozenset[str]],
-        shared: Shared,
-    ) -> dict[str, tuple[Hit, ...]]:
-        """Find what the places of a row's texts in its conversation show, by text."""
-        said: dict[str, tuple[Hit, ...]] = {}
-        for piece in own:
-            role = messages[piece.turn]["role"]
-            if role == "system" or piece.text != messages[piece.turn]["content"]:
-                continue
-            start, end = shared.affixes.cut(piece.text) if role == "user" else (0, len(piece.text))
-            hits = self._answers(piece.text[start:end], expected[piece.turn], role == "user")
-            if hits:
-                moved = tuple(Hit(h.start + start, h.end + start, h.entity) for h in hits)
-                said[piece.text] = (*said.get(piece.text, ()), *moved)
-        return said
 
     def _foreign(self, messages: Sequence[Message], shared: Shared) -> str | None:
         """Return the undeclared language of a row's own turns, without the shared parts."""
@@ -274,26 +239,6 @@ class Scrubber:
                 surrogates.of(hit.entity, text[hit.start : hit.end])
         return surrogates.given
 
-    def _mentions(
-        self,
-        own: Sequence[Segment],
-        named: Mapping[str, Sequence[Hit]],
-        said: Mapping[str, Sequence[Hit]],
-    ) -> Callable[[str], list[Hit]]:
-        """Return a finder of the values of a row wherever else they are said in it."""
-        values: dict[tuple[str, str], None] = {}
-        for piece in own:
-            text = piece.text
-            for hit in resolve([*self.find(text), *said.get(text, ()), *named.get(text, ())]):
-                values[hit.entity, text[hit.start : hit.end]] = None
-        again = repeated_values(values, self._words.is_name_part)
-        pins = frozenset(
-            len(value) for entity, value in values if entity == "PASSWORD" and value.isdigit()
-        )
-        if not pins or self._settings.digits is None:
-            return again
-        return lambda text: [*again(text), *(Hit(*found) for found in alike(text, pins))]
-
     def _row(
         self,
         messages: Sequence[Message],
@@ -304,11 +249,19 @@ class Scrubber:
     ) -> Scrubbed:
         """Scrub a row until no pattern hits anything but surrogates, in at most three passes."""
         result = Scrubbed(list(messages))
-        mentions = self._mentions(own, named, said)
+        found = {
+            text: [*self.find(text), *said.get(text, ()), *named.get(text, ())]
+            for text in dict.fromkeys(piece.text for piece in own)
+        }
+        mentions = mentions_of(
+            found, self._words.is_name_part, loosely=self._settings.digits is not None
+        )
 
         def change(text: str) -> str:
             hits = [*said.get(text, ()), *named.get(text, ())]
             hits = [*self.find(text), *hits, *mentions(text)]
+            if self._settings.names and self._settings.digits is not None:
+                hits += [Hit(*span, "PERSON") for span in names_beside(text, hits, self._words)]
             people = (hit.end for hit in hits if hit.entity == "PERSON")
             hits += [Hit(*span, "BIRTH_DATE") for span in births_after(text, people)]
             taken = places(text, replaced)
@@ -344,37 +297,6 @@ class Scrubber:
 def _chunk_scrubber(settings: Settings, shared: Shared) -> _Work:
     """Make the function that scrubs chunks in a worker."""
     return partial(Scrubber(settings).scrub_chunk, shared)
-
-
-def _recognisers(settings: Settings) -> dict[str, Recogniser]:
-    """Make the recogniser of names of each language.
-
-    A model serves its own language, one that an address names serves all; cues are English, so
-    English has a recogniser in any case.
-    """
-    if not settings.names:
-        return {}
-    served = [code for code in settings.languages if code in settings.models or code == ENGLISH]
-    shared = _entity_model(settings)
-    return {
-        language: Recogniser(
-            settings.models.get(language) if served and shared is None else None,
-            settings.names,
-            tuple(settings.allow),
-            settings.common,
-            english=language == ENGLISH,
-            shared=shared,
-        )
-        for language in served or [ENGLISH]
-    }
-
-
-def _entity_model(settings: Settings) -> EntityModel | None:
-    """Load the model that an address names, None where spaCy finds the names."""
-    if settings.name_model is None:
-        return None
-    wanted = {*settings.profiled, *settings.names} - ({*NER_ENTITIES} - {*settings.names})
-    return load_entity_model(Path(settings.name_model), wanted, settings.name_labels)
 
 
 def shape_finder(config: DataConfig) -> Find:

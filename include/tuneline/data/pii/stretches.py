@@ -8,8 +8,11 @@ each other are one value if they have as many digits as such a value has.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.matching import MONTH, Span
 from tuneline.data.pii.topics import ENTITY_OF
 
@@ -21,16 +24,24 @@ _TENS = (
     "forty|fourty|fifty|sixty|seventy|eighty|ninety"
 )
 _TIMES = {"double": 2, "triple": 3, "treble": 3}
-_UNIT = rf"(?:\d+|(?:double|triple|treble) (?:\d|{_ONES})\b|(?:{_ONES}|{_TENS})\b)"
+_LARGE = "hundred|thousand"
+_UNIT = rf"(?:\d+|(?:double|triple|treble) (?:\d|{_ONES})\b|(?:{_ONES}|{_TENS}|{_LARGE})\b)"
+# Somebody who corrects himself goes on with the same number.
 _PAUSE = (
-    r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|space|next|hyphen)\b) ?"
-    r"| {1,3}){1,3}"
+    r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|stroke|space|"
+    r"next|hyphen|wait|sorry|no|i mean|actually)\b) ?| {1,3}){1,3}"
 )
-_STRETCH = re.compile(
-    rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)",
-    re.IGNORECASE,
+_STRETCH = Caseless(
+    rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)"
 )
 _WORD = re.compile(r"\d+|[a-z]+", re.IGNORECASE)
+# Fewest digits of an answer.
+_LEAST_ASKED = 3
+_BETWEEN = frozenset(
+    "then and uh uhm um er erm hm hmm dash slash stroke space next hyphen wait sorry no i mean "
+    "actually".split()
+)
+_LARGE_DIGITS = {"hundred": 2, "thousand": 3}
 _TEN_WORDS = frozenset(_TENS.split("|"))
 _ONE_WORDS = frozenset(_ONES.split("|"))
 # Digits of a whole value, and of the part that is asked for, by topic.
@@ -48,7 +59,8 @@ _LETTERED = frozenset({"ID_NUMBER", "US_SSN"})
 _CODE = r"(?:[b-hj-tv-zB-HJ-Z]|[A-Z]{2,5}|[A-Z]{0,4}\d[A-Z\d]{0,8})"
 _LETTERS_BEFORE = re.compile(rf"(?<![\w'’])({_CODE}|[A-Za-z] as in [a-z]+)[ /.-]{{1,2}}$")
 _LETTERS_AFTER = re.compile(rf"[ /.-]{{1,2}}({_CODE})(?![\w'’])")
-_COUNTED = re.compile(
+# What is counted is no identifier.
+COUNTED = re.compile(
     r" ?(?:%|percent|dollars?|bucks?|euros?|pounds?|cents?|days?|weeks?|months?|years?|hours?|"
     r"minutes?|mins?|times|people|am|pm|gb|mb|kg|km|miles)\b",
     re.IGNORECASE,
@@ -57,8 +69,12 @@ _ORDINALS = (
     "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth|"
     "fourteenth|fifteenth|sixteenth|seventeenth|eighteenth|nineteenth|twentieth|thirtieth"
 )
-_DATE_UNIT = rf"(?:\d{{1,8}}(?:st|nd|rd|th)?|{MONTH}|{_ORDINALS}|{_TENS}|{_ONES})(?!\w)"
-_DATE_PAUSE = r"(?:[ .,/'’-]|\b(?:of|the|in|and)\b){1,6}"
+_SEASONS = "spring|summer|autumn|fall|winter"
+_DATE_UNIT = (
+    rf"(?:\d{{1,8}}(?:st|nd|rd|th)?|{MONTH}|(?:{_TENS}|twenty|thirty)[ -](?:{_ORDINALS})|"
+    rf"{_ORDINALS}|{_TENS}|{_ONES}|{_LARGE}|{_SEASONS}|(?:same|last|that) year)(?!\w)"
+)
+_DATE_PAUSE = r"(?:[ .,/'’-]|\b(?:of|the|in|and|day)\b){1,6}"
 _DATE = re.compile(rf"(?<![\w$£€:]){_DATE_UNIT}(?:{_DATE_PAUSE}{_DATE_UNIT}){{1,7}}", re.IGNORECASE)
 
 
@@ -75,21 +91,45 @@ def asked_numbers(text: str, wanted: frozenset[str]) -> Iterator[tuple[int, int,
     asked = [topic for topic in _MOST_SPECIFIC if topic in wanted]
     if not asked or len(text) > _LONGEST:
         return
-    for match in _STRETCH.finditer(text):
-        words = _WORD.findall(match[0].casefold())
-        if len(words) < 2 or _COUNTED.match(text, match.end()):
+    for stretch in stretches(text):
+        if stretch.groups < 2 or stretch.digits < _LEAST_ASKED:
             # One group is a candidate like any other.
             continue
-        digits = _count(words)
-        fitting = [topic for topic in asked if digits in _LENGTHS[topic]]
-        if fitting:
-            start, end = match.span()
-            if ENTITY_OF[fitting[0]] in _LETTERED:
-                start, end = _with_letters(text, start, end)
-            yield start, end, ENTITY_OF[fitting[0]]
+        start, end = stretch.start, stretch.end
+        # A digit too many or too few is as personal.
+        topic = next((t for t in asked if stretch.digits in _LENGTHS[t]), asked[0])
+        if ENTITY_OF[topic] in _LETTERED:
+            start, end = with_letters(text, start, end)
+        yield start, end, ENTITY_OF[topic]
 
 
-def _with_letters(text: str, start: int, end: int) -> Span:
+class Stretch(NamedTuple):
+    """Groups of digits that follow each other: characters start to end of a text.
+
+    Attributes:
+        groups: number of groups, and of words for digits.
+        digits: number of digits that they stand for.
+    """
+
+    start: int
+    end: int
+    groups: int
+    digits: int
+
+
+@lru_cache(maxsize=10_000)
+def stretches(text: str) -> Sequence[Stretch]:
+    """Return the numbers of a text that may be broken up, but for what is counted ("5 days")."""
+    found = []
+    for match in _STRETCH.finditer(text):
+        if not COUNTED.match(text, match.end()):
+            words = _WORD.findall(match[0].casefold())
+            said = [word for word in words if word not in _BETWEEN]
+            found.append(Stretch(match.start(), match.end(), len(said), _count(said)))
+    return found
+
+
+def with_letters(text: str, start: int, end: int) -> Span:
     """Return a number with the single letters and codes beside it ("z 3 3 1", "T99 QX")."""
     while lead := _LETTERS_BEFORE.search(text, 0, start):
         start = lead.start(1)
@@ -119,6 +159,9 @@ def _count(words: list[str]) -> int:
             # "forty two" are two digits.
             digits += 0 if after_ten and word not in ("zero", "oh", "o") else times
             times, after_ten = 1, False
+        elif word in _LARGE_DIGITS:
+            digits += _LARGE_DIGITS[word]
+            after_ten = False
         elif word in _TEN_WORDS:
             digits += 2
             after_ten = word.endswith("ty")

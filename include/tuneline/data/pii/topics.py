@@ -65,6 +65,7 @@ _WORDS = (
         r"(?:memorable|secret|security|safe) (?:words?|phrase|answer|question)s?|"
         r"memorable (?:place|name|date)|wi-?fi key|"
         r"(?:code|safe|key|secret|magic) ?words?|combos?|digits you press|"
+        r"psk|passkey|p[a-z]{0,2}s[a-z]{0,2}w[a-z]{0,2}r?d|"
         r"network key|m?tan|pass ?number|safe ?word|token|"
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
@@ -81,6 +82,7 @@ _WORDS = (
     ),
     (
         "birth",
+        r"(?:month|day)(?:,? (?:and )?(?:day|month|year)){1,2}|"
         r"birth ?days?|birth ?dates?|date of birth|births?|born|d\.?o\.?b\.?|b-?day|birthed",
     ),
     (
@@ -97,6 +99,7 @@ _WORDS = (
         r"address(?:es)?|zip(?: ?codes?)?|post ?codes?|postal(?: codes?)?|apartment|apt|city|"
         r"where (?:do|are|does|should|shall|can|would|is) (?:you|we|i|it|he|she|they)|"
         r"deliver(?:y|ed|ing)? (?:to|it)|ship(?:ped|ping)? (?:to|it|address)|"
+        r"(?:and|which|what) (?:flat|unit|house|apartment|door)|"
         r"(?:live|lives|living|reside|resides|located|moved|moving) (?:at|in|on|to)|"
         r"home address|house number|(?:and the|your|which|what) (?:flat|unit|house|building)|"
         r"street|"
@@ -137,10 +140,12 @@ _TOPIC = Caseless(
 )
 # In a text without any of these no topic can be found; looking for them is faster.
 _ASKS = Caseless(
-    r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|needs|give|"
-    r"confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|send|say|"
-    r"asks?|required?|state|spell|repeat|get)\b"
+    r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|"
+    r"needs|give|confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|"
+    r"send|say|asks?|required?|state|spell|repeat|read|get)\b"
 )
+# "And the postcode" goes on with a question.
+_AND = re.compile(r"\W*and\b", re.IGNORECASE)
 # A turn of so few words asks even without a word for it ("name and e-mail").
 _SHORT = 7
 # The value was not the right one; the next turn tries another.
@@ -198,11 +203,16 @@ def topics(text: str) -> tuple[Topic, ...]:
     )
 
 
+def asks(text: str) -> bool:
+    """Return True if a turn asks or tells the other side to say something."""
+    return _ASKS.found_in(text) or _AND.match(text) is not None
+
+
 @lru_cache(maxsize=10_000)
 def asked(text: str) -> frozenset[str]:
     """Return the topics that a turn asks for, or seems to."""
     found = {topic.name for topic in topics(text)}
-    if not _ASKS.found_in(text) and len(text.split()) > _SHORT:
+    if not asks(text) and len(text.split()) > _SHORT:
         # Long statements ask for nothing, but a number after one is of their kind.
         return frozenset(found & NUMBER_TOPICS)
     if "number" in found and not found & NUMBER_TOPICS:

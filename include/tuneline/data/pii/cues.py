@@ -1,0 +1,63 @@
+"""Know the words that introduce a name."""
+
+from __future__ import annotations
+
+import re
+
+_NAME = r"[^\W\d_][^\W\d_'’.-]*(?:['’-][^\W\d_]+)*\.?"
+_NAMES = rf"({_NAME}(?: {_NAME}){{0,3}})"
+# After these comes a name, in any case.
+SURE_CUE = re.compile(
+    r"\b(?:my (?:full )?name(?: is|'s|’s|:)|the name(?: is|'s|’s|:)|i am called|i'm called|"
+    r"name(?: is|:)|mr|mrs|ms|dr|miss|account holder(?: is|:)|cardholder(?: is|:)|"
+    r"holder(?: is|:)|on behalf of|attn:?|customer:|client:)\.? " + _NAMES,
+    re.IGNORECASE,
+)
+# After these comes a name if it is a known given name, or a word of no dictionary.
+PERSON_CUE = re.compile(
+    r"\b(?:i am|i'm|i’m|this is|b(?:irth)?-?day|"
+    r"dear|hi|hello|signed|regards|sincerely|thanks(?: a lot)?|cheers|"
+    r"thank you|in advance|welcome(?: back)?|ask(?: for)?|through to|calls? me|speak to|"
+    r"spoke to|spoke with|"
+    r"talked to|belongs to|"
+    r"(?:change|correct|update) (?:it|that|the name|my name) to|ty|thx|"
+    r"(?:guy|lady|someone|agent|person) (?:called|named)|"
+    r"(?:full|first|last|family|given) name),?\s+" + _NAMES,
+    re.IGNORECASE,
+)
+# After these comes a name, or what somebody does.
+ROLE_CUE = re.compile(
+    r"\b(?:tell|cc|speak with|talk(?:ed)? (?:to|with)|contact|in the name of|"
+    r"under(?: the name(?: of)?)?|name of|manager|agent|nurse|doctor|prof(?:essor)?|captain|"
+    r"advisor|colleague|my (?:wife|husband|son|daughter|mum|mom|mother|dad|father|brother|sister|"
+    r"partner|boss|friend|assistant|flatmate|roommate|neighbou?r|uncle|aunt|cousin|girlfriend|"
+    r"boyfriend|fianc[eé]e?|kid|baby|nan|gran(?:ny|dma|dpa)?|hubby|mate)(?:'?s)?),?\s+" + _NAMES,
+    re.IGNORECASE,
+)
+ROLE_CUE_WORDS = frozenset(
+    "tell cc speak talk talked contact under name manager agent nurse doctor prof professor "
+    "captain advisor colleague my".split()
+)
+# Names that are rather verbs there.
+VERBS = frozenset("bill can may said will".split())
+# Before these stands a name if it is a known given name, or a word of no dictionary.
+PERSON_TAIL = re.compile(
+    r"(?:^|[,.!?;\n] ?|\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? )"
+    rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|lives (?:on|at|in)|"
+    r"(?:can|could|may) (?:i|you|we)|is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?"
+    r"(?:sur)?name)\b",
+    re.IGNORECASE,
+)
+# After these comes a name only if it is a known given name: it may be a place, too.
+WEAK_CUE = re.compile(r"(?:\b(?:yours|best|to|for|from|with|by),?\s+|\n)" + _NAMES, re.IGNORECASE)
+# Every sure cue holds one of these; looking for words is faster than for patterns.
+SURE_CUE_WORDS = frozenset(
+    "name called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
+)
+PERSON_CUE_WORDS = frozenset(
+    "am m this bday birthday day "
+    "dear hi hello signed regards sincerely thanks cheers thank advance ask call "
+    "change correct update calls speak spoke talked belongs welcome "
+    "through name ty thx called named".split()
+)
+TAIL_WORDS = frozenset("here again speaking calling from name surname lives can could may".split())

@@ -1,0 +1,195 @@
+"""Find personal data by the place of each text in its conversation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from tuneline.data.pii.answers import answers, bare_name
+from tuneline.data.pii.candidates import key_of
+from tuneline.data.pii.dialogue import wanted
+from tuneline.data.pii.fields import fields, named_places
+from tuneline.data.pii.languages import ENGLISH
+from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
+from tuneline.data.pii.mailboxes import told_mailboxes
+from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.numbers import identifiers, uncounted_by
+from tuneline.data.pii.open_answers import (
+    asks_for_quantity,
+    follows_open_question,
+    named_stretches,
+    open_answers,
+    stated_numbers,
+)
+from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.settings import Settings
+from tuneline.data.pii.shared_parts import Shared
+from tuneline.data.pii.spoken import has_digit_words
+from tuneline.data.pii.turns import Segment
+from tuneline.data.tables.rows import Message
+
+# Texts repeat in chat data; the hits of this many are remembered.
+REMEMBERED = 10_000
+# What shows that a conversation is about somebody's identifiers.
+_TELLING = frozenset(
+    "ID_NUMBER PHONE_NUMBER CREDIT_CARD US_SSN IBAN_CODE PASSWORD BIRTH_DATE EMAIL_ADDRESS".split()
+)
+
+# Types whose words are no number of their own.
+_SURER = frozenset({"BIRTH_DATE", "STREET_ADDRESS", "EMAIL_ADDRESS", "CREDIT_CARD"})
+
+Allowed = Callable[[str, Iterable[Hit]], list[Hit]]
+_DIGIT = re.compile(r"\d")
+Said = dict[str, tuple[Hit, ...]]
+
+
+class Place(NamedTuple):
+    """The place of a text in its conversation.
+
+    Attributes:
+        wanted: topics that it is expected to answer.
+        user: True if it is not the assistant's.
+        open: True if it follows a question that may ask for an identifier.
+        log_in: True if it is the user's and the turns around it speak of logging in.
+        numbered: True if it is the user's and has digits or words for them.
+    """
+
+    wanted: frozenset[str]
+    user: bool
+    open: bool
+    log_in: bool
+    numbered: bool
+
+
+class Listener:
+    """A finder of what the places of a row's texts show.
+
+    Args:
+        settings: strength of the digit rule, and whether names count.
+        words: names and ordinary words.
+        allowed: filter of the hits that the settings allow to stay.
+    """
+
+    def __init__(self, settings: Settings, words: NameWords, allowed: Allowed) -> None:
+        self._rule = settings.digits
+        self._uncounted = uncounted_by(settings.digits)
+        self._names = "PERSON" in settings.names
+        self._english = ENGLISH in settings.languages
+        self._words = words
+        self._allowed = allowed
+        self._hits = lru_cache(maxsize=REMEMBERED)(self._found)
+
+    def said(
+        self,
+        messages: Sequence[Message],
+        own: Sequence[Segment],
+        shared: Shared,
+        find: Callable[[str], Sequence[Hit]],
+    ) -> Said:
+        """Return the hits of a row by text.
+
+        Args:
+            messages: its turns.
+            own: its texts.
+            shared: parts that rows share, which hold nobody's answers.
+            find: finder of what has a shape, which shows what a conversation is about.
+        """
+        if self._rule is None:
+            return {}
+        said: Said = {}
+        expected, logging_in = wanted(messages), about_log_ins(messages)
+        heard: list[str] = []
+        open_to: list[tuple[str, int, int]] = []
+        for piece in own:
+            role = messages[piece.turn]["role"]
+            user = role == "user"
+            if role == "system" or piece.text != messages[piece.turn]["content"]:
+                continue
+            start, end = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
+            heard.append(piece.text)
+            numbered = user and (
+                _DIGIT.search(piece.text) is not None or has_digit_words(piece.text.lower())
+            )
+            if numbered and not asks_for_quantity(messages, piece.turn):
+                open_to.append((piece.text, start, end))
+            place = Place(
+                expected[piece.turn],
+                user,
+                numbered and follows_open_question(messages, piece.turn),
+                user and logging_in[piece.turn],
+                numbered,
+            )
+            _add(said, piece.text, start, self._hits(piece.text[start:end], place))
+        if len(heard) < 2 or not open_to:
+            return said
+        if any(hit.entity in _TELLING for t in heard for hit in (*said.get(t, ()), *find(t))):
+            for text, start, end in open_to:
+                self._add_open(said, text, start, end, find)
+        return said
+
+    def _add_open(
+        self,
+        said: Said,
+        text: str,
+        start: int,
+        end: int,
+        find: Callable[[str], Sequence[Hit]],
+    ) -> None:
+        """Add the numbers that nothing explains in a text of a telling conversation."""
+        own = text[start:end]
+        hits = apart(self._rare(own, open_answers(own, self._uncounted, known=True)), find(own))
+        if start == 0:
+            hits = apart(hits, said.get(text, ()))
+        _add(said, text, start, self._allowed(own, hits))
+
+    def _rare(self, text: str, found: Iterable[tuple[int, int, str]]) -> list[Hit]:
+        """Return the hits of rules without a word for them, but for numbers of many rows."""
+        frequent = self._rule.frequent if self._rule else frozenset()
+        return [Hit(*hit) for hit in found if key_of(text[hit[0] : hit[1]]) not in frequent]
+
+    def _found(self, text: str, place: Place) -> tuple[Hit, ...]:
+        if self._rule is None:
+            return ()
+        hits = [Hit(*found) for found in identifiers(text, place.wanted, self._rule)]
+        hits += answers(text, place.wanted, self._words, user=place.user)
+        if place.user:
+            hits += fields(text, self._words)
+            if place.numbered or "corner" in text:
+                hits += named_places(text, self._words)
+            hits += [Hit(*s, "EMAIL_ADDRESS") for s in told_mailboxes(text, asked=False)]
+        if place.numbered:
+            hits += [Hit(*found) for found in named_stretches(text)]
+            loose = self._rare(text, stated_numbers(text, self._uncounted))
+            if place.open:
+                loose += self._rare(text, open_answers(text, self._uncounted, known=False))
+            hits += apart(loose, hits)
+        if place.log_in:
+            secrets = (Hit(*span, "PASSWORD") for span in typed_secrets(text))
+            hits += apart(secrets, hits)
+        if place.user and self._names and self._english:
+            hits += bare_name(text, self._words)
+        elif not self._names:
+            hits = [hit for hit in hits if hit.entity != "PERSON"]
+        return tuple(self._allowed(text, hits))
+
+
+def apart(hits: Iterable[Hit], others: Sequence[Hit]) -> list[Hit]:
+    """Return the hits that are no part of some surer ones, and overlap none of another kind."""
+    return [
+        hit
+        for hit in hits
+        if not any(
+            (other.start <= hit.start and hit.end <= other.end)
+            or (other.start < hit.end and hit.start < other.end and other.entity in _SURER)
+            for other in others
+        )
+    ]
+
+
+def _add(said: Said, text: str, start: int, hits: Iterable[Hit]) -> None:
+    """Add the hits of a part of a text that begins at `start`."""
+    moved = tuple(Hit(h.start + start, h.end + start, h.entity) for h in hits)
+    if moved:
+        said[text] = (*said.get(text, ()), *moved)
