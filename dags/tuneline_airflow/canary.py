@@ -18,7 +18,6 @@ from airflow.sdk.exceptions import (
 )
 
 from tuneline.errors import RetryableError
-from tuneline.governance.release.canary_outcome import SLACK, canary_state, why_none
 from tuneline.machine.environment_variables import seconds_from
 from tuneline.run import Run
 from tuneline_airflow.canary_trigger import CanaryDecided
@@ -49,6 +48,9 @@ class AwaitCanary(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Skip the task if no canary was asked for, end it if it is decided, else wait."""
+        # Reading releases takes imports that the DAG processor has no use for.
+        from tuneline.governance.release.canary_outcome import SLACK, canary_state, why_none
+
         with fail_plainly():
             run = Run.open(self.run_uri)
             asked, name = run.config.governance.canary, run.config.name

@@ -10,13 +10,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from tuneline.errors import RetryableError, TunelineError
-from tuneline.governance.release.canary_outcome import CanaryState, canary_state
 from tuneline.store import open_store
+
+if TYPE_CHECKING:
+    from tuneline.governance.release.canary_outcome import CanaryState
 
 _DECIDED = ("promoted", "withdrawn", "left")
 # A client of S3 takes longer to make than to ask; all triggers of a store share one.
@@ -77,6 +79,9 @@ class CanaryDecided(BaseTrigger):
 
     def look(self) -> tuple[str | None, str]:
         """Look at the store once; the outcome is None while there is nothing to tell."""
+        # Reading releases takes imports that the DAG processor has no use for.
+        from tuneline.governance.release.canary_outcome import canary_state
+
         try:
             state = canary_state(_open(self.store), self.name, self.version)
         except (RetryableError, OSError) as error:
