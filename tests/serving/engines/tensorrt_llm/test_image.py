@@ -11,8 +11,10 @@ from tuneline.catalogue import STEPS
 
 ROOT = Path(__file__).parents[4]
 DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
-# `tuneline bench` is no step; GLiNER is for those who install it, since its pins fit no image.
-_NOT_IN_IMAGES = {"benchmarks", "gliner"}
+# `tuneline bench` is no step; GLiNER is for those who install it, since its pins fit no image; what
+# signs releases (requirements/signing.txt) is for those who sign.
+_SIGNING = {"model_signing", "sigstore", "securesystemslib"}
+_NOT_IN_IMAGES = {"benchmarks", "gliner", *_SIGNING}
 
 
 def file_of(module: str) -> Path | None:
