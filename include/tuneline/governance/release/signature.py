@@ -160,13 +160,16 @@ def envelope_fault(raw: bytes, public_key: Path) -> str | None:
         UserError: if the library is missing.
     """
     _library()
+    import importlib
+
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]  # exported, but not in __all__
 
+    # The package exports its key class and leaves it out of `__all__`, by which types are checked.
+    signers: Any = importlib.import_module("securesystemslib.signer")
     key: Any = load_pem_public_key(public_key.read_bytes())
     try:
-        Envelope.from_dict(json.loads(raw)).verify([SSlibKey.from_crypto(key)], 1)
+        Envelope.from_dict(json.loads(raw)).verify([signers.SSlibKey.from_crypto(key)], 1)
     # The library raises what its parsers raise.
     except Exception as error:
         return first_line(error)
