@@ -241,6 +241,11 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "governance.fallback.larger.per_1k_prompt",
         "governance.fallback.larger.per_1k_completion",
     ),
+    "it says how the release is tried after the gate, by a rule with error rates of its own": (
+        "governance.canary.share",
+        "governance.canary.hours",
+        "governance.canary.begin_hours",
+    ),
     "it says how people are asked": (
         "data.pii_review_rows",
         "data.pii_review_hours",
