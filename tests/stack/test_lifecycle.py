@@ -154,9 +154,10 @@ def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(commands, data
     client = Airflow(commands.layout())
     run = DagRun(client, "lost")
     run.trigger({"data": str(data)})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while run.state() != "running" and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert run.state() == "running"
     for pid in processes(commands).values():
         for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
             process.send_signal(signal.SIGKILL)
