@@ -130,6 +130,14 @@ def _add_follow(commands: Commands) -> None:
         help="a canary that is not decided by then is withdrawn (24)",
     )
     follow.add_argument(
+        "--canary-look",
+        type=float,
+        metavar="SECONDS",
+        default=30,
+        help="least time between two looks at a canary, longer than its bursts of slow answers or "
+        "errors are (30)",
+    )
+    follow.add_argument(
         "--start-seconds", type=float, default=600, help="longest time to a first token (600)"
     )
     follow.add_argument("--every", type=float, default=2, help="seconds between two looks (2)")
@@ -169,7 +177,9 @@ def _canary(arguments: argparse.Namespace) -> CanaryOptions:
     if not 0 <= arguments.canary < 1:
         raise UserError(f"--canary {arguments.canary:g}: give a share between 0 and 1, such as 0.1")
     records = CanaryLog(open_store(store_uri(arguments)))
-    return CanaryOptions(arguments.canary, arguments.canary_hours, records)
+    return CanaryOptions(
+        arguments.canary, arguments.canary_hours, records, arguments.canary_look
+    )
 
 
 def _pull(arguments: argparse.Namespace) -> int:

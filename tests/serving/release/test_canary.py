@@ -24,7 +24,7 @@ def site(tmp_path):
     made.keys = {f"user-{n}": add_key(made.folder / "keys.json", f"user-{n}") for n in range(USERS)}
     made.release("1")
     made.serve()
-    made.follow("--canary", str(SHARE))
+    made.follow("--canary", str(SHARE), "--canary-look", "1")
     try:
         made.wait_served("1")
         yield made
@@ -141,7 +141,7 @@ def test_a_new_follower_goes_on_where_the_one_before_was(site):
         follower.kill()
         follower.wait()
         before = state(site)
-        site.follow("--canary", str(SHARE))
+        site.follow("--canary", str(SHARE), "--canary-look", "1")
         wait_for(lambda: "is tried on 40% of the keys again" in site.log(), 40)
         wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 40, 60)
     after = state(site)

@@ -8,7 +8,7 @@ from bisect import bisect_left
 import pytest
 
 from tuneline.serving.gateway.tally import BOUNDS, Counts
-from tuneline.serving.release.canary.evidence import Block, NotWorse, Worse, nearest
+from tuneline.serving.release.canary.evidence import Block, Dispersion, NotWorse, Worse, nearest
 from tuneline.serving.release.canary.judge import MARGINS, SLOW, Judge, since
 
 # Of 200 canaries with an error probability of 5 %, more than this go wrong once in 10,000 times.
@@ -25,17 +25,21 @@ def answer(draw, counts, rates, slower):
     counts.seconds[bisect_left(BOUNDS, seconds)] += 1
 
 
-def canary(seed, rates=RATES, slower=1.0):
-    """The outcome of one canary; each request goes to the candidate by chance."""
+def canary(seed, rates=RATES, slower=1.0, looks=LOOKS, bursts=0.0):
+    """The outcome of one canary; each request goes to the candidate by chance.
+
+    In a share of the looks, drawn for each arm by itself, all answers take four times as long.
+    """
     draw = random.Random(seed)
     judge, candidate, released = Judge(), Counts(), Counts()
-    for _ in range(LOOKS):
+    for _ in range(looks):
         arms = Counts(), Counts()
+        late = [4.0 if draw.random() < bursts else 1.0 for _ in arms] if bursts else [1.0, 1.0]
         for _ in range(PER_LOOK):
             if draw.random() < SHARE:
-                answer(draw, arms[0], rates, slower)
+                answer(draw, arms[0], rates, slower * late[0])
             else:
-                answer(draw, arms[1], RATES, 1.0)
+                answer(draw, arms[1], RATES, late[1])
         candidate, released = plus(candidate, arms[0]), plus(released, arms[1])
         found = judge.look(candidate, released)
         if found.outcome:
@@ -75,6 +79,19 @@ def test_worse_candidates_are_withdrawn(how):
     assert found.count("withdraw") >= 0.9 * CANARIES
 
 
+def test_bursts_of_slow_answers_do_not_withdraw_an_equal_candidate():
+    found = outcomes(looks=240, bursts=0.15)
+    assert found.count("withdraw") <= MOST_WRONG
+    # The others are undecided after two hours.
+    assert found.count("promote") >= 0.7 * CANARIES
+
+
+def test_bursts_of_slow_answers_hide_no_slow_candidate():
+    found = outcomes(looks=240, bursts=0.15, slower=1.5)
+    assert found.count("promote") <= MOST_WRONG
+    assert found.count("withdraw") >= 0.7 * CANARIES
+
+
 def test_candidates_worse_by_a_margin_are_seldom_promoted():
     """The hardest case that the stated rate is about: worse by exactly the margin in one share."""
     name = "answers of low confidence"
@@ -98,6 +115,29 @@ def test_no_e_value_has_an_expectation_above_one_under_its_null(candidate, relea
             chance *= binomial(hits[1], released, rate)
             total += chance * math.exp(process.log_e - before)
         assert total <= 1 + 1e-9
+
+
+def test_the_dispersion_of_independent_requests_is_about_one():
+    draw, known = random.Random(1), Dispersion()
+    for _ in range(400):
+        hits = [sum(draw.random() < 0.2 for _ in range(n)) for n in (10, 40)]
+        known = known.with_block(Block(10, hits[0], 40, hits[1]))
+    assert 1.0 <= known.factor < 1.2
+    for _ in range(100):
+        known = known.with_block(Block(10, 9, 40, 8)).with_block(Block(10, 2, 40, 34))
+    assert known.factor > 5
+
+
+def test_what_makes_both_slow_is_no_dispersion():
+    known = Dispersion()
+    for rate in (2, 8) * 50:
+        known = known.with_block(Block(10, rate, 40, 4 * rate))
+    assert known.factor == 1.0
+
+
+def test_looks_without_a_comparison_say_nothing_of_the_dispersion():
+    for block in (Block(0, 0, 5, 2), Block(5, 2, 0, 0), Block(5, 0, 9, 0), Block(5, 5, 9, 9)):
+        assert Dispersion().with_block(block) == Dispersion()
 
 
 def binomial(hits, total, rate):

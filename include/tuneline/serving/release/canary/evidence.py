@@ -7,6 +7,13 @@ sequential k-sample tests that allow for optional stopping", 2024; for convex nu
 Gruenwald, "Exact anytime-valid confidence intervals for contingency tables and beyond", 2023).
 Under the null hypothesis no strategy of looking makes the product exceed 1/p with a probability
 above p (Ville's inequality), whatever the sizes of the blocks.
+
+Requests of one moment are not independent: a queue makes ten answers slow at once. So each
+e-value is raised to the power of 1/dispersion, the share of the outcomes that counts, estimated
+from the blocks before it as quasi-likelihood does (McCullagh and Nelder, "Generalized Linear
+Models", 1989, chapter 9). A power below 1 leaves an e-value one (Jensen's inequality), so the
+bound above still holds exactly for independent requests; for others it holds as far as the
+estimate does.
 """
 
 from __future__ import annotations
@@ -19,6 +26,12 @@ _PRIOR = 0.18
 # Rates of a bet stay off 0 and 1, where a single outcome would end the process.
 _EDGE = 1e-6
 _BISECTIONS = 60
+# The dispersion before the first block, and how many blocks that counts for: without it, two or
+# three blocks would decide before anything is known of bursts.
+_DISPERSION_BEFORE = 4.0
+_BLOCKS_BEFORE = 4
+# The largest log e-value of one block, so that no single burst decides; less than it was is one too.
+_MOST_GAIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,51 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Dispersion:
+    """How much more the blocks differ than independent outcomes would.
+
+    In each block the difference of both rates is compared with its variance, given the hits of
+    both together. What makes both slow at once moves neither.
+
+    Attributes:
+        blocks: number of blocks that tell anything.
+        weight: sum of the inverse variances.
+        weighted: sum of the differences, each over its variance.
+        squares: sum of the squared differences, each over its variance.
+    """
+
+    blocks: int = 0
+    weight: float = 0.0
+    weighted: float = 0.0
+    squares: float = 0.0
+
+    def with_block(self, block: Block) -> Dispersion:
+        """Return it with one block more."""
+        total, hits = block.candidate + block.released, block.candidate_hits + block.released_hits
+        if not block.candidate or not block.released or hits in (0, total):
+            return self
+        # The hypergeometric variance of the difference.
+        spread = hits / total * (1 - hits / total) * total / (total - 1)
+        weight = 1 / (spread * (1 / block.candidate + 1 / block.released))
+        difference = block.candidate_hits / block.candidate - block.released_hits / block.released
+        return Dispersion(
+            self.blocks + 1,
+            self.weight + weight,
+            self.weighted + weight * difference,
+            self.squares + weight * difference**2,
+        )
+
+    @property
+    def factor(self) -> float:
+        """How many requests weigh as much as an independent one: 1 or more."""
+        if not self.weight:
+            return _DISPERSION_BEFORE
+        around_mean = self.squares - self.weighted**2 / self.weight
+        before = _BLOCKS_BEFORE * _DISPERSION_BEFORE
+        return max(1.0, (around_mean + before) / (self.blocks - 1 + _BLOCKS_BEFORE))
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a process has come: the sum of its blocks, and the logarithm of its e-value."""
 
@@ -91,14 +149,19 @@ class Worse:
         """How far it has come."""
         return Progress(self._seen, self.log_e)
 
-    def add(self, block: Block) -> None:
-        """Bet on a block by what was seen before it."""
+    def add(self, block: Block, dispersion: float = 1.0) -> None:
+        """Bet on a block by what was seen before it.
+
+        Args:
+            block: the new outcomes.
+            dispersion: how many of them weigh as much as an independent one.
+        """
         candidate, released = map(_inside, self._seen.rates())
         total = block.candidate + block.released
         if candidate > released and total:
             mean = (block.candidate * candidate + block.released * released) / total
             bet = block.log_likelihood(candidate, released)
-            self.log_e += bet - block.log_likelihood(mean, mean)
+            self.log_e += _gain(bet - block.log_likelihood(mean, mean), dispersion)
         self._seen += block
 
 
@@ -119,13 +182,18 @@ class NotWorse:
         """How far it has come."""
         return Progress(self._seen, self.log_e)
 
-    def add(self, block: Block) -> None:
-        """Bet on a block by what was seen before it: that both rates are the same."""
+    def add(self, block: Block, dispersion: float = 1.0) -> None:
+        """Bet on a block by what was seen before it: that both rates are the same.
+
+        Args:
+            block: the new outcomes.
+            dispersion: how many of them weigh as much as an independent one.
+        """
         rate = _inside(self._seen.pooled())
         if block.candidate and block.released:
             candidate, released = nearest(rate, block.candidate, block.released, self._margin)
             bet = block.log_likelihood(rate, rate)
-            self.log_e += bet - block.log_likelihood(candidate, released)
+            self.log_e += _gain(bet - block.log_likelihood(candidate, released), dispersion)
         self._seen += block
 
 
@@ -148,6 +216,10 @@ def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[
         slope = candidate * _slope(rate, middle + margin) + released * _slope(rate, middle)
         low, high = (low, middle) if slope > 0 else (middle, high)
     return low + margin, low
+
+
+def _gain(log_e: float, dispersion: float) -> float:
+    return min(log_e / dispersion, _MOST_GAIN)
 
 
 def _slope(rate: float, at: float) -> float:

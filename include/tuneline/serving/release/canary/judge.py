@@ -3,7 +3,8 @@
 Four shares of the requests are compared: errors, answers of low confidence, answers by a fallback,
 and slow answers. With a probability of at most `false_withdrawal` a candidate that is worse in
 none of them is ever withdrawn, and with at most `false_promotion` one that is worse by its margin
-in any of them is ever promoted, however often is looked.
+in any of them is ever promoted, however often is looked. Requests that come in bursts count for as
+much as they tell, which needs looks further apart than a burst is long.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tuneline.serving.gateway.tally import BOUNDS, ERRORS, FALLBACKS, LOW, Counts
-from tuneline.serving.release.canary.evidence import NOTHING, Block, NotWorse, Progress, Worse
+from tuneline.serving.release.canary.evidence import (
+    NOTHING,
+    Block,
+    Dispersion,
+    NotWorse,
+    Progress,
+    Worse,
+)
 
 Outcome = Literal["promote", "withdraw"]
 
@@ -39,17 +47,32 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What is known of one share.
+
+    Attributes:
+        worse: how far the evidence has come that the candidate's is larger.
+        not_worse: how far it has come that it is not larger by the margin.
+        dispersion: how much the looks differ among themselves.
+    """
+
+    worse: Progress = NOTHING
+    not_worse: Progress = NOTHING
+    dispersion: Dispersion = field(default_factory=Dispersion)
+
+
+@dataclass(frozen=True)
 class Known:
     """All that a judge has seen.
 
     Attributes:
-        shares: by name, how far the evidence has come that it is worse, and that it is not.
+        shares: what is known of each share, by its name.
         candidate: the candidate's counts at the last look.
         released: those of the release.
         bucket: the bucket of the latency up to which answers are not slow.
     """
 
-    shares: dict[str, tuple[Progress, Progress]]
+    shares: dict[str, Share]
     candidate: Counts = field(default_factory=Counts)
     released: Counts = field(default_factory=Counts)
     bucket: int | None = None
@@ -85,18 +108,22 @@ class Judge:
         # to speak for a promotion, so each has the whole.
         self._withdraw_at = math.log(len(margins) / false_withdrawal)
         self._promote_at = math.log(1 / false_promotion)
-        known = known or Known(dict.fromkeys(margins, (NOTHING, NOTHING)))
+        known = known or Known(dict.fromkeys(margins, Share()))
         if known.shares.keys() != margins.keys() or not known.fits():
             raise ValueError("it compared other shares")
-        self._worse = {name: Worse(known.shares[name][0]) for name in margins}
-        self._not_worse = {n: NotWorse(m, known.shares[n][1]) for n, m in margins.items()}
+        self._worse = {name: Worse(known.shares[name].worse) for name in margins}
+        self._not_worse = {n: NotWorse(m, known.shares[n].not_worse) for n, m in margins.items()}
+        self._dispersion = {name: known.shares[name].dispersion for name in margins}
         self._seen = known.candidate, known.released
         self._bucket = known.bucket
 
     @property
     def known(self) -> Known:
         """All that it has seen, for another judge to go on with."""
-        shares = {n: (self._worse[n].progress, self._not_worse[n].progress) for n in self._worse}
+        shares = {
+            name: Share(worse.progress, self._not_worse[name].progress, self._dispersion[name])
+            for name, worse in self._worse.items()
+        }
         return Known(shares, *self._seen, self._bucket)
 
     def begin_again(self) -> None:
@@ -110,8 +137,10 @@ class Judge:
         for name in self._worse:
             block = self._block(name, *new)
             if block is not None:
-                self._worse[name].add(block)
-                self._not_worse[name].add(block)
+                known = self._dispersion[name]
+                self._worse[name].add(block, known.factor)
+                self._not_worse[name].add(block, known.factor)
+                self._dispersion[name] = known.with_block(block)
         if self._bucket is None and released.requests:
             self._bucket = _bucket_of(released)
         return self.verdict

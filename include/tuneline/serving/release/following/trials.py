@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -46,11 +47,14 @@ class CanaryOptions:
             that ask for it.
         hours: a canary that is not decided by then is withdrawn.
         records: where it is recorded.
+        look_seconds: least time between two looks at the counts, longer than the bursts of slow
+            answers or errors are.
     """
 
     share: float
     hours: float
     records: Records
+    look_seconds: float
 
     def terms(self, asked: ReleaseCanaryConfig) -> tuple[float, float]:
         """Return share and hours of a release: its own, if it asks for a canary."""
@@ -65,6 +69,7 @@ class _Trial:
     judge: Judge = field(default_factory=Judge)
     began: float = field(default_factory=time.time)
     counting: float | None = None
+    looked: float = -math.inf
     verdict: Verdict = field(default_factory=lambda: Verdict(None, "no answers yet"))
     is_under_way: bool = False
     recorded: bool = False
@@ -162,7 +167,9 @@ class Trials:
             TunelineError: if the outcome can't be recorded now; the next look tries again.
         """
         trial = self._trials[name]
-        if trial.verdict.outcome is None and counts is not None:
+        is_time = time.monotonic() - trial.looked >= self._options.look_seconds
+        if trial.verdict.outcome is None and counts is not None and is_time:
+            trial.looked = time.monotonic()
             if counts["began"] != trial.counting:
                 # Another gateway, or the same after a restart.
                 trial.judge.begin_again()
