@@ -177,9 +177,7 @@ def _canary(arguments: argparse.Namespace) -> CanaryOptions:
     if not 0 <= arguments.canary < 1:
         raise UserError(f"--canary {arguments.canary:g}: give a share between 0 and 1, such as 0.1")
     records = CanaryLog(open_store(store_uri(arguments)))
-    return CanaryOptions(
-        arguments.canary, arguments.canary_hours, records, arguments.canary_look
-    )
+    return CanaryOptions(arguments.canary, arguments.canary_hours, records, arguments.canary_look)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

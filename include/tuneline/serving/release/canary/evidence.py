@@ -30,7 +30,7 @@ _BISECTIONS = 60
 # three blocks would decide before anything is known of bursts.
 _DISPERSION_BEFORE = 4.0
 _BLOCKS_BEFORE = 4
-# The largest log e-value of one block, so that no single burst decides; less than it was is one too.
+# The largest log e-value of one block, so that no single burst decides.
 _MOST_GAIN = 1.0
 
 
