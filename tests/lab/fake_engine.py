@@ -36,7 +36,10 @@ def install(folder: Path) -> Path:
 
 def behave(folder: Path, **versions: object) -> None:
     """Say how versions behave from now on, also those that run."""
-    (folder / "behaviour.json").write_text(json.dumps(versions))
+    # In one step: engines read it at each request, and half a file would end their answers.
+    fresh = folder / "behaviour.json.new"
+    fresh.write_text(json.dumps(versions))
+    fresh.replace(folder / "behaviour.json")
 
 
 class _Engine(BaseHTTPRequestHandler):
