@@ -34,7 +34,7 @@ def canary(seed, rates=RATES, slower=1.0, looks=LOOKS, bursts=0.0):
     judge, candidate, released = Judge(), Counts(), Counts()
     for _ in range(looks):
         arms = Counts(), Counts()
-        late = [4.0 if draw.random() < bursts else 1.0 for _ in arms] if bursts else [1.0, 1.0]
+        late = [4.0 if draw.random() < bursts else 1.0 for _ in arms]
         for _ in range(PER_LOOK):
             if draw.random() < SHARE:
                 answer(draw, arms[0], rates, slower * late[0])

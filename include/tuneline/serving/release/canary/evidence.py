@@ -80,7 +80,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Dispersion:
-    """How much more the blocks differ than independent outcomes would.
+    """Variance of the blocks, compared with that of independent outcomes.
 
     In each block the difference of both rates is compared with its variance, given the hits of
     both together. What makes both slow at once moves neither.
@@ -98,7 +98,7 @@ class Dispersion:
     squares: float = 0.0
 
     def with_block(self, block: Block) -> Dispersion:
-        """Return it with one block more."""
+        """Return the dispersion with one more block."""
         total, hits = block.candidate + block.released, block.candidate_hits + block.released_hits
         if not block.candidate or not block.released or hits in (0, total):
             return self
@@ -115,7 +115,7 @@ class Dispersion:
 
     @property
     def factor(self) -> float:
-        """How many requests weigh as much as an independent one: 1 or more."""
+        """Ratio of both variances, at least 1."""
         if not self.weight:
             return _DISPERSION_BEFORE
         around_mean = self.squares - self.weighted**2 / self.weight
@@ -154,7 +154,7 @@ class Worse:
 
         Args:
             block: the new outcomes.
-            dispersion: how many of them weigh as much as an independent one.
+            dispersion: how many outcomes count as one, from the blocks before.
         """
         candidate, released = map(_inside, self._seen.rates())
         total = block.candidate + block.released
@@ -187,7 +187,7 @@ class NotWorse:
 
         Args:
             block: the new outcomes.
-            dispersion: how many of them weigh as much as an independent one.
+            dispersion: how many outcomes count as one, from the blocks before.
         """
         rate = _inside(self._seen.pooled())
         if block.candidate and block.released:
@@ -219,6 +219,7 @@ def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[
 
 
 def _gain(log_e: float, dispersion: float) -> float:
+    """Return what one block adds to the logarithm of an e-value."""
     return min(log_e / dispersion, _MOST_GAIN)
 
 

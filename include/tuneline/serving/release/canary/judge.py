@@ -48,12 +48,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Share:
-    """What is known of one share.
+    """Evidence about one share of the requests.
 
     Attributes:
-        worse: how far the evidence has come that the candidate's is larger.
-        not_worse: how far it has come that it is not larger by the margin.
-        dispersion: how much the looks differ among themselves.
+        worse: evidence that the candidate's share is larger.
+        not_worse: evidence that it is not larger by the margin.
+        dispersion: variance between the looks.
     """
 
     worse: Progress = NOTHING
@@ -66,7 +66,7 @@ class Known:
     """All that a judge has seen.
 
     Attributes:
-        shares: what is known of each share, by its name.
+        shares: the evidence about each share, by its name.
         candidate: the candidate's counts at the last look.
         released: those of the release.
         bucket: the bucket of the latency up to which answers are not slow.
@@ -81,6 +81,32 @@ class Known:
         """Return False if its latencies were counted in other buckets."""
         buckets = len(BOUNDS) + 1
         return {len(c.seconds) for c in (self.candidate, self.released)} == {buckets}
+
+
+class _Comparison:
+    """One share of the requests, compared between the candidate and the release.
+
+    Args:
+        margin: the difference that is not accepted.
+        known: the evidence so far.
+    """
+
+    def __init__(self, margin: float, known: Share) -> None:
+        self.worse = Worse(known.worse)
+        self.not_worse = NotWorse(margin, known.not_worse)
+        self._dispersion = known.dispersion
+
+    @property
+    def known(self) -> Share:
+        """The evidence so far."""
+        return Share(self.worse.progress, self.not_worse.progress, self._dispersion)
+
+    def add(self, block: Block) -> None:
+        """Add a block, weighed by the dispersion of those before it."""
+        factor = self._dispersion.factor
+        self.worse.add(block, factor)
+        self.not_worse.add(block, factor)
+        self._dispersion = self._dispersion.with_block(block)
 
 
 class Judge:
@@ -111,19 +137,14 @@ class Judge:
         known = known or Known(dict.fromkeys(margins, Share()))
         if known.shares.keys() != margins.keys() or not known.fits():
             raise ValueError("it compared other shares")
-        self._worse = {name: Worse(known.shares[name].worse) for name in margins}
-        self._not_worse = {n: NotWorse(m, known.shares[n].not_worse) for n, m in margins.items()}
-        self._dispersion = {name: known.shares[name].dispersion for name in margins}
+        self._shares = {n: _Comparison(m, known.shares[n]) for n, m in margins.items()}
         self._seen = known.candidate, known.released
         self._bucket = known.bucket
 
     @property
     def known(self) -> Known:
         """All that it has seen, for another judge to go on with."""
-        shares = {
-            name: Share(worse.progress, self._not_worse[name].progress, self._dispersion[name])
-            for name, worse in self._worse.items()
-        }
+        shares = {name: share.known for name, share in self._shares.items()}
         return Known(shares, *self._seen, self._bucket)
 
     def begin_again(self) -> None:
@@ -134,13 +155,10 @@ class Judge:
         """Take the counts of both arms so far, and return what they say."""
         new = since(self._seen[0], candidate), since(self._seen[1], released)
         self._seen = candidate, released
-        for name in self._worse:
+        for name, share in self._shares.items():
             block = self._block(name, *new)
             if block is not None:
-                known = self._dispersion[name]
-                self._worse[name].add(block, known.factor)
-                self._not_worse[name].add(block, known.factor)
-                self._dispersion[name] = known.with_block(block)
+                share.add(block)
         if self._bucket is None and released.requests:
             self._bucket = _bucket_of(released)
         return self.verdict
@@ -158,11 +176,11 @@ class Judge:
     @property
     def verdict(self) -> Verdict:
         """What all that it has seen says."""
-        requests = max(e.progress.seen.candidate for e in self._worse.values())
-        for name, worse in self._worse.items():
-            if worse.log_e >= self._withdraw_at:
+        requests = max(s.worse.progress.seen.candidate for s in self._shares.values())
+        for name, share in self._shares.items():
+            if share.worse.log_e >= self._withdraw_at:
                 return Verdict("withdraw", f"more {name} than the release after {requests} answers")
-        open_ = [n for n, e in self._not_worse.items() if e.log_e < self._promote_at]
+        open_ = [n for n, s in self._shares.items() if s.not_worse.log_e < self._promote_at]
         if not open_:
             return Verdict("promote", f"as good as the release after {requests} answers")
         return Verdict(None, f"{requests} answers do not decide about {', '.join(open_)}")
