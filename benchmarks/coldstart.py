@@ -15,7 +15,7 @@ from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.workloads.input_rows import read_conversations
 from benchmarks.workloads.support_chat import SEED, make_conversations
 from tuneline.config import DeploymentConfig
-from tuneline.deployment.cold_start import Start, Starter, WarmStart
+from tuneline.deployment.cold_start import LATER, Start, Starter, WarmStart
 from tuneline.errors import TunelineError
 from tuneline.serving.engines import get_engine
 
@@ -29,23 +29,29 @@ def run(options: Options) -> Report:
     """Start fresh servers in turn and time their first requests."""
     from tuneline.models import resolve
 
-    rows = read_conversations(options.input, 2) if options.input else make_conversations(2)
+    count = LATER + (options.runs or RUNS)
+    rows = read_conversations(options.input, count) if options.input else make_conversations(count)
     starter = Starter(
         get_engine("llama_cpp").untuned(resolve(BASE_MODEL, log=options.log), options.log),
         DeploymentConfig(parallel=PARALLEL, context_tokens=CONTEXT_TOKENS),
         prompts=[row[:-1] for row in rows],
         folder=options.folder,
+        system=next((turn["content"] for turn in rows[0] if turn["role"] == "system"), None),
     )
     cold, warm = [], []
     runs = options.runs or RUNS
     for number in range(1, runs + 1):
-        cold.append(starter.cold())
+        cold.append(starter.cold(number))
         options.log(f"run {number} of {runs}: cold {cold[-1].first_ttft:.2f} s")
         warm.append(starter.warmed(number))
         options.log(f"run {number} of {runs}: warmed {warm[-1].first_ttft:.2f} s")
     results = start_results(cold, warm, version_of("xllamacpp"))
-    medians = {r.system: r.value for r in results if r.metric == "first_ttft"}
-    ratios = {"first_ttft_cold_over_warmed": round(medians[COLD] / medians[WARMED], 3)}
+    found = {(r.system, r.metric): r.value for r in results}
+    first = found[WARMED, "first_ttft"]
+    ratios = {
+        "first_ttft_cold_over_warmed": round(found[COLD, "first_ttft"] / first, 3),
+        "first_ttft_warmed_over_later": round(first / found[WARMED, "later_ttft"], 3),
+    }
     workload = {
         "base_model": BASE_MODEL,
         "parallel": PARALLEL,
@@ -72,6 +78,7 @@ def start_results(cold: Sequence[Start], warm: Sequence[WarmStart], version: str
         (COLD, "later_ttft", [start.later_ttft for start in cold]),
         (COLD, "seconds_to_listening", [start.load_seconds for start in cold]),
         (WARMED, "first_ttft", [start.first_ttft for start in warm]),
+        (WARMED, "later_ttft", [start.later_ttft for start in warm]),
         (WARMED, "seconds_to_ready", [start.ready_seconds for start in warm]),
     )
     return [summarise(name, version, metric, values, "s") for name, metric, values in series]

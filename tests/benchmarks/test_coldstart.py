@@ -7,7 +7,12 @@ from tuneline.errors import TunelineError
 
 START = Start(load_seconds=1.0, first_ttft=0.8, later_ttft=0.2, failed=0)
 WARM = WarmStart(
-    seen_unready=True, warm_when_ready=True, ready_seconds=2.0, first_ttft=0.2, failed=0
+    seen_unready=True,
+    warm_when_ready=True,
+    ready_seconds=2.0,
+    first_ttft=0.2,
+    later_ttft=0.1,
+    failed=0,
 )
 
 
@@ -22,7 +27,7 @@ def test_a_failed_request_or_a_start_that_was_not_warm_is_no_measurement():
     with pytest.raises(TunelineError, match="failed"):
         start_results([Start(1.0, 0.8, 0.2, 1)], [WARM], "1")
     with pytest.raises(TunelineError, match="warm"):
-        start_results([START], [WarmStart(True, False, 2.0, 0.2, 0)], "1")
+        start_results([START], [WarmStart(True, False, 2.0, 0.2, 0.1, 0)], "1")
 
 
 @pytest.mark.model

@@ -207,7 +207,7 @@ async def _until_left(request: Request) -> None:
 
 
 def _is_own(body: dict) -> bool:
-    content = str(body["messages"][0]["content"])
+    content = str(body["messages"][-1]["content"])
     return content == "ping" or content.startswith("warm")
 
 

@@ -139,6 +139,21 @@ class BuildReport(BaseModel):
     seconds: float = 0.0
 
 
+class WarmUp(BaseModel):
+    """`warm_up.json` of cold_start: what a served engine is warmed up with.
+
+    Attributes:
+        system: the system turn that most rows begin with; None if no turn is in most of them.
+        share: share of the rows that begin with their most frequent system turn, 0 to 1.
+        rows: number of training and validation rows.
+    """
+
+    schema_: str = Field("tuneline/warm_up/1", alias="schema")
+    system: str | None
+    share: float
+    rows: int
+
+
 # The unquantised variant, which the losses of the others are measured against.
 REFERENCE = "f16"
 DECISION = Document("adapter_merging", "decision.json", Decision)
@@ -151,5 +166,7 @@ ENGINE = FolderArtifact("build_engine", "engine")
 ENGINE_IDENTITY = Document("build_engine", "identity.json", EngineIdentity)
 # How it was made, and its first answer.
 ENGINE_REPORT = Artifact("build_engine", "engine.json")
+WARM_UP_FILE = "warm_up.json"
+WARM_UP = Document("cold_start", WARM_UP_FILE, WarmUp)
 # Exists only if the engine could not be built.
 NOT_BUILT = Document("build_engine", "not_built.json", BuildReport)

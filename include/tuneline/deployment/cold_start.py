@@ -4,21 +4,28 @@ On fresh processes the first request is timed twice: against a server that has j
 weights, and against one that the gateway warmed up first. Readiness must come after the warm-up:
 while the gateway is not ready the engine has not finished its warm-up prompts, and once it is
 ready the engine's own counters show that they were read.
+
+The last warm-up prompt begins with the system turn that most rows begin with, as a release states
+it to the gateway that serves it. So the engine's prefix cache holds that turn before a user asks,
+and the first request costs what later ones do.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from tuneline.artifacts.deployment import WARM_UP, WarmUp
 from tuneline.config import DeploymentConfig
+from tuneline.data.tables.rows import Row
 from tuneline.errors import RetryableError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive
-from tuneline.harness.rows import validation_rows
+from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import candidate, server_of
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
@@ -33,6 +40,8 @@ from tuneline.serving.server_process import free_port, wait_for
 STARTS = 3
 MAX_TOKENS = 8
 WARMUP_WORDS = (8, 64)
+# Requests after the first one of a warmed server, which it is compared with.
+LATER = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class WarmStart:
         warm_when_ready: whether the engine had read the warm-up prompts once it was ready.
         ready_seconds: time from the start of the process to ready, in seconds.
         first_ttft: TTFT of the first request after that, in seconds.
+        later_ttft: median TTFT of the requests after that one, in seconds.
         failed: number of failed requests.
     """
 
@@ -68,6 +78,7 @@ class WarmStart:
     warm_when_ready: bool
     ready_seconds: float
     first_ttft: float
+    later_ttft: float
     failed: int
 
 
@@ -87,8 +98,9 @@ class Starter:
     Args:
         model: the model.
         deployment: the section of the configuration that gives slots and context.
-        prompts: real prompts; the first one is the first request.
+        prompts: real prompts; each start begins with another one.
         folder: folder for the gateway's files.
+        system: the system turn that the warm-up carries; None for none.
     """
 
     def __init__(
@@ -98,28 +110,30 @@ class Starter:
         *,
         prompts: Sequence[Messages],
         folder: Path,
+        system: str | None = None,
     ) -> None:
         self.model = model
         self.deployment = deployment
         self.prompts = prompts
         self.folder = folder
+        self.system = system
 
-    def cold(self) -> Start:
-        """Start a server and send its first request as soon as it listens."""
+    def cold(self, number: int) -> Start:
+        """Start a server and send its first request, prompt `number`, as soon as it listens."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         server = self._launch(self._server(port))
         try:
             loaded = _await(server, lambda: engine_probe.listens(url, 2.0), server.last_words)
             with server.client() as client:
-                first, later = self._ask(client, 0), self._ask(client, 1)
+                first, later = self._ask(client, number), self._ask(client, number + 1)
         finally:
             server.stop()
         failed = sum(not timing.ok for timing in (first, later))
         return Start(loaded, first.ttft, later.ttft, failed)
 
     def warmed(self, number: int) -> WarmStart:
-        """Start a server behind a gateway and send its first request once the gateway is ready."""
+        """Start a server behind a gateway; send prompt `number` and others once it is ready."""
         server = self._server(free_port())
         gateway = self._gateway(server, number)
 
@@ -137,12 +151,14 @@ class Starter:
                 waited = _await(server, is_ready, why_not)
                 read = server.counters().prompt_tokens
                 with server.client() as client:
-                    first = self._ask(client, 0)
+                    first, *later = (self._ask(client, number + i) for i in range(1 + LATER))
             finally:
                 server.stop()
         # A word of the warm-up is at least one token.
         warm = read >= sum(WARMUP_WORDS)
-        return WarmStart(seen_unready, warm, waited, first.ttft, int(not first.ok))
+        failed = sum(not timing.ok for timing in (first, *later))
+        after = median(timing.ttft for timing in later)
+        return WarmStart(seen_unready, warm, waited, first.ttft, after, failed)
 
     def _gateway(self, server: EngineServer, number: int) -> GatewayProcess:
         readiness = {
@@ -150,9 +166,10 @@ class Starter:
             "ping_timeout_s": 10.0,
             "warmup_prompt_words": list(WARMUP_WORDS),
         }
+        upstream = server.upstream("engine") | {"warmup_system": self.system}
         return GatewayProcess(
             self.folder / f"gateway-{number}",
-            upstreams=[server.upstream("engine")],
+            upstreams=[upstream],
             models=[{"id": "model", "chain": ["engine"]}],
             settings={"readiness": readiness},
         )
@@ -194,6 +211,7 @@ def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> 
     early = sum(not (start.seen_unready and start.warm_when_ready) for start in warm)
     failed = sum(start.failed for start in cold) + sum(start.failed for start in warm)
     first = median(start.first_ttft for start in warm)
+    later = median(start.later_ttft for start in warm)
     cold_first = median(start.first_ttft for start in cold)
     return [
         measure("ready_before_warm_up", early, "starts", "<=", 0),
@@ -201,25 +219,40 @@ def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> 
         measure("warmed_first_ttft", round(first, 4), "s", "<=", max_ttft),
         measure("cold_first_ttft", round(cold_first, 4), "s"),
         measure("cold_over_warmed", round(cold_first / first, 2) if first else 0.0, "ratio"),
-        measure("later_ttft", round(median(s.later_ttft for s in cold), 4), "s"),
+        measure("later_ttft", round(later, 4), "s"),
+        measure("warmed_over_later", round(first / later, 2) if later else 0.0, "ratio"),
         measure("load_seconds", round(median(s.load_seconds for s in cold), 3), "s"),
         measure("ready_seconds", round(median(s.ready_seconds for s in warm), 3), "s"),
     ]
 
 
+def shared_system(rows: Sequence[Row]) -> WarmUp:
+    """Return the system turn that most of the rows begin with."""
+    turns = Counter(
+        row.prompt[0]["content"] for row in rows if row.prompt and row.prompt[0]["role"] == "system"
+    )
+    system, count = turns.most_common(1)[0] if turns else (None, 0)
+    share = count / len(rows) if rows else 0.0
+    return WarmUp(system=system if share > 0.5 else None, share=round(share, 4), rows=len(rows))
+
+
 def run(ctx: StepContext) -> Evidence:
     """Start fresh servers, cold and warmed, and time their first requests."""
     chosen = candidate(ctx)
+    warm_up = shared_system(dataset_rows(ctx))
+    WARM_UP.write(ctx, warm_up)
     starter = Starter(
         chosen.model,
         ctx.config.deployment,
-        prompts=[row.prompt for row in validation_rows(ctx, 2)],
+        prompts=[row.prompt for row in validation_rows(ctx, LATER + STARTS)],
         folder=ctx.scratch,
+        # As it is served: where adapters share an engine, no prompt is kept.
+        system=warm_up.system if chosen.model.adapter is None else None,
     )
     cold, warm = [], []
     # In turns, so that load on the machine affects both kinds.
     for number in range(STARTS):
-        cold.append(starter.cold())
+        cold.append(starter.cold(number))
         warm.append(starter.warmed(number))
     measurements = judge(cold, warm, ctx.config.evaluation.max_ttft_seconds)
     document = {"cold": [asdict(s) for s in cold], "warmed": [asdict(s) for s in warm]}
@@ -227,8 +260,8 @@ def run(ctx: StepContext) -> Evidence:
     found = {m.name: m.value for m in measurements}
     return ctx.conclude(
         f"first request after {found['cold_first_ttft']} s cold, {found['warmed_first_ttft']} s "
-        f"warmed (median of {STARTS} fresh processes each); ready after "
-        f"{found['ready_seconds']} s, never before the warm-up"
+        f"warmed, a later one after {found['later_ttft']} s (medians of {STARTS} fresh processes "
+        f"each); ready after {found['ready_seconds']} s, never before the warm-up"
         if found["ready_before_warm_up"] == 0
         else f"{found['ready_before_warm_up']} of {STARTS} starts were ready before their warm-up",
         [*measurements, measure("candidate_sha256", chosen.model.sha256, "sha256")],

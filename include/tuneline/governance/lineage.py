@@ -15,7 +15,7 @@ from typing import Any
 from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.calibration import CALIBRATION
 from tuneline.artifacts.data import DATASET, DATASET_CARD, DATASET_VERSION, SCRUBBED
-from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT
+from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT, WARM_UP
 from tuneline.artifacts.governance import (
     MANIFEST_REF,
     DatasetFile,
@@ -127,9 +127,10 @@ def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path
         for artifact in SHIPPED_FILES
         if artifact.exists(ctx)
     }
-    # The item that leaves it is recommended: a run ships without it.
-    if ctx.run.find_evidence(CALIBRATION.step) and CALIBRATION.exists(ctx):
-        files[CALIBRATION.name] = CALIBRATION.fetch(ctx)
+    # The items that leave them are not critical: a run ships without.
+    for served_with in (CALIBRATION, WARM_UP):
+        if ctx.run.find_evidence(served_with.step) and served_with.exists(ctx):
+            files[served_with.name] = served_with.fetch(ctx)
     for ref in ctx.entry(ADAPTER.step).artifacts:
         if ref.name.startswith(f"{ADAPTER.name}/"):
             files[ref.name] = ctx.input(ADAPTER.step, ref.name)

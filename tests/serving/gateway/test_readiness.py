@@ -153,3 +153,25 @@ def test_a_ledger_that_cannot_be_written_is_not_ready(start, small, tmp_path):
     blocker.close()
     gateway.wait_ready()
     gateway.rows(1)
+
+
+SYSTEM = "Answer with one word."
+
+
+def test_warm_up_and_pings_carry_the_system_turn_of_the_prompts(start, small):
+    gateway = start(upstream_entry(small, warmup_system=SYSTEM))
+    gateway.wait_ready()
+    wait_for(lambda: len(small.pings()) >= 5)
+    turns = [[turn["role"] for turn in body["messages"]] for body in small.pings()[:5]]
+    assert turns == [["user"], ["user"], *[["system", "user"]] * 3]
+    assert small.pings()[3]["messages"][0]["content"] == SYSTEM
+
+
+def test_pings_are_short_where_the_system_turn_takes_long(start, small):
+    small.answer_delay_s = 0.3
+    readiness = {"ping_timeout_s": 0.5, "ping_interval_s": 0.2, "stale_after_s": 5.0}
+    gateway = start(upstream_entry(small, warmup_system=SYSTEM), readiness=readiness)
+    gateway.wait_ready()
+    wait_for(lambda: len(small.pings()) >= 5)
+    turns = [[turn["role"] for turn in body["messages"]] for body in small.pings()[:5]]
+    assert turns == [["user"], ["user"], ["system", "user"], ["user"], ["user"]]

@@ -5,6 +5,7 @@ import json
 import pytest
 from tests.lab.releases import release
 
+from tuneline.artifacts.deployment import WarmUp
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.following.document import Facts, Served, gateway_document
 from tuneline.serving.release.released import newest_release
@@ -54,6 +55,15 @@ def test_tokens_are_counted_and_priced_as_the_release_says(store, tmp_path):
 
 def test_a_release_that_was_never_measured_is_served_without_price(store, tmp_path):
     assert facts(store, tmp_path, {}) == ({}, [], None)
+
+
+def test_the_warm_up_begins_as_the_prompts_of_the_release_do(store, tmp_path):
+    stated = WarmUp(system="Answer in JSON.", share=0.98, rows=400)
+    files = {"warm_up.json": stated.model_dump_json(by_alias=True).encode()}
+    fields, _, _ = facts(store, tmp_path, files)
+    assert fields == {"warmup_system": "Answer in JSON."}
+    document = gateway_document(SETTINGS, [Served("a", "1", (entry(**fields),))], [], [])
+    assert GatewayConfig.model_validate(document).upstreams[0].warmup_system == "Answer in JSON."
 
 
 def test_a_tokenizer_that_was_changed_is_refused(store, tmp_path):

@@ -22,6 +22,8 @@ class UpstreamHealth:
 
     listed: bool = False
     warm: bool = False
+    # Whether pings carry the system turn of its prompts.
+    keeps_prefix: bool = False
     error: str | None = _UNKNOWN
     last_proof: float | None = None
     # Set when a request met a fault, so that the next ping does not wait its turn.

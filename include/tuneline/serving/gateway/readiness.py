@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from contextlib import suppress
 
 from tuneline.serving.gateway.attempt import Call, Recorder
@@ -135,13 +136,10 @@ class Prober:
                 health.proved()
                 return
             if not health.warm:
-                for words in self._config.warmup_prompt_words:
-                    prompt = " ".join(["warm"] * words)
-                    await self._ask(
-                        upstream, "warmup", prompt, _WARMUP_TOKENS, self._config.warmup_timeout_s
-                    )
+                await self._warm_up(upstream)
                 health.warm = True
-            await self._ask(upstream, "ping", "ping", 1, self._config.ping_timeout_s)
+            system = upstream.config.warmup_system if health.keeps_prefix else None
+            await self._ask(upstream, "ping", "ping", 1, self._config.ping_timeout_s, system=system)
         except UpstreamFault as fault:
             if fault.outcome is Outcome.CONNECT_ERROR:
                 health.restarted()
@@ -151,10 +149,42 @@ class Prober:
         except ClientFault as fault:
             health.failed(f"it refused a ping ({fault})")
 
+    async def _warm_up(self, upstream: Upstream) -> None:
+        """Ask prompts of several lengths, then one that begins as the users' prompts do."""
+        limit = self._config.warmup_timeout_s
+        lengths = self._config.warmup_prompt_words
+        for words in lengths:
+            await self._ask(upstream, "warmup", " ".join(["warm"] * words), _WARMUP_TOKENS, limit)
+        system = upstream.config.warmup_system
+        upstream.health.keeps_prefix = False
+        if system is None or not lengths:
+            return
+        began = time.monotonic()
+        try:
+            await self._ask(upstream, "warmup", "warm", 1, limit, system=system)
+        except ClientFault as fault:
+            # Too long for its context, for instance; it serves what it can without.
+            log.warning(
+                "upstream %s refuses the warm-up with a system turn: %s", upstream.name, fault
+            )
+            return
+        # A ping pays for the whole turn when other prompts have taken its place in the cache.
+        took = time.monotonic() - began
+        upstream.health.keeps_prefix = took <= self._config.ping_timeout_s / 2
+
     async def _ask(
-        self, upstream: Upstream, kind: str, prompt: str, tokens: int, timeout_s: float
+        self,
+        upstream: Upstream,
+        kind: str,
+        prompt: str,
+        tokens: int,
+        timeout_s: float,
+        *,
+        system: str | None = None,
     ) -> None:
         messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
         body = {"messages": messages, "max_tokens": tokens, "temperature": 0}
         model = upstream.config.model
         request = ApiRequest(model, body, stream=False, wants_usage=False, wants_logprobs=False)

@@ -71,6 +71,12 @@ class UpstreamConfig(Section):
         description="Context of one request, prompt and answer, in tokens. A prompt that is too "
         "long for one upstream goes to those with a longer context, or that state none.",
     )
+    warmup_system: str | None = Field(
+        None,
+        min_length=1,
+        description="System turn that most of its prompts begin with. The warm-up and the pings "
+        "carry it, so that the engine's prefix cache holds it when a user asks.",
+    )
     breaker: BreakerConfig = Field(
         BreakerConfig(), description="When it is left alone because it keeps failing."
     )

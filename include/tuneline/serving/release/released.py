@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.deployment import BaseForm, EngineIdentity
+from tuneline.artifacts.deployment import WARM_UP_FILE, BaseForm, EngineIdentity, WarmUp
 from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, find_version
 from tuneline.artifacts.releases import Release as Version
 from tuneline.bases.served import fetch_form
@@ -240,6 +240,19 @@ def fetch_tokenizer(store: Store, release: Release, folder: Path) -> Path | None
         return None
     target = folder / release.name / release.version / _TOKENIZER
     return target if target.exists() else version.fetch(ref, target)
+
+
+def warm_up_system(store: Store, release: Release) -> str | None:
+    """Return the system turn that a release's prompts begin with, None if it states none.
+
+    An adapter beside its base has none: where adapters share an engine, no prompt is kept.
+
+    Raises:
+        CorruptObject: if the file has other bytes than the release states.
+    """
+    version = _version(store, release)
+    raw = None if version.apart is not None else version.read(WARM_UP_FILE)
+    return WarmUp.model_validate_json(raw).system if raw else None
 
 
 def price(store: Store, release: Release) -> Price | None:

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.serving.release.chain import ChainSettings, served_chain, settings_of
-from tuneline.serving.release.released import Release, fetch_tokenizer, languages, price
+from tuneline.serving.release.released import (
+    Release,
+    fetch_tokenizer,
+    languages,
+    price,
+    warm_up_system,
+)
 from tuneline.store import Store
 
 
@@ -101,7 +107,7 @@ def gateway_document(
 
 
 class Facts:
-    """What releases state for the gateway: tokenizer, price and languages, each read once.
+    """What releases state for the gateway: tokenizer, warm-up, price and languages, read once.
 
     Args:
         store: the store of the releases.
@@ -130,6 +136,8 @@ class Facts:
             fields: dict[str, Any] = {}
             if tokenizer := fetch_tokenizer(self._store, release, self._folder):
                 fields["tokenizer"] = str(tokenizer)
+            if system := warm_up_system(self._store, release):
+                fields["warmup_system"] = system
             if cost := price(self._store, release):
                 fields["price"] = {
                     "hourly_cost": cost.hourly_cost,
