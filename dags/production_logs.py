@@ -2,7 +2,8 @@
 
 Reads the requests that the gateway logged on one day (UTC), removes personal data and secrets with
 the full scrubber, removes near-duplicates, draws rows for review, and writes the curated day with
-its evidence: requests in = rows kept + rows rejected, each with its reason.
+its evidence: requests in = rows kept + rows rejected, each with its reason. `gate_day` checks the
+tables in the store with Great Expectations; only a day that passes is announced to `drift_watch`.
 
 **A run for a day replaces that day whole**, so any day can be run again: *Trigger* with `day`, a
 backfill from the UI, or `airflow backfill create --dag-id production_logs --from-date … --to-date …
@@ -15,7 +16,7 @@ Curated rows become training data only after review: `tuneline logs review` writ
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import (
     DAG,
@@ -37,6 +38,9 @@ from tuneline_airflow.model_pod import ModelPod
 from tuneline_airflow.rest import leave_note
 from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
+if TYPE_CHECKING:
+    from tuneline.governance.production.curated_day import CuratedDay
+
 
 def build(model: Model) -> DAG:
     """Make the DAG of a model."""
@@ -55,7 +59,7 @@ def build(model: Model) -> DAG:
             chosen="choose_day",
             options=["day", "sample", "config"],
         )
-        chosen >> curate >> check_day(model.name, asset)
+        chosen >> curate >> gate_day(model.name) >> check_day(model.name, asset)
     dag.params = ParamsDict(_form())
     return dag
 
@@ -113,27 +117,53 @@ def choose_day(model_name: str) -> dict[str, Any]:
     }
 
 
+def gate_day(model_name: str) -> Any:
+    """Make the task that checks the tables of the day with Great Expectations."""
+
+    @task(task_id="gate_day", retries=2, retry_policy=worker_retry_policy)
+    def gate() -> None:
+        from tuneline.governance.production import day_gate
+
+        context: Any = get_current_context()
+        curated = curated_in(context, model_name)
+        result = day_gate.gate_day(curated)
+        print(f"{curated.evidence.day}: {result.verdict}: {result.summary}")
+        if result.docs:
+            print(f"Data Docs: {result.docs}")
+        if result.verdict == Verdict.FAIL:
+            leave_note(context, f"{curated.evidence.day}: {result.summary}")
+            raise AirflowFailException(f"{curated.evidence.day}: {result.summary}")
+
+    return gate()
+
+
 def check_day(model_name: str, asset: Asset) -> Any:
     """Make the task that reads the evidence of the day and announces the day as curated."""
 
     @task(task_id="check_day", outlets=[asset], retries=2, retry_policy=worker_retry_policy)
     def check() -> Any:
-        from tuneline.governance.production.curated_day import open_day
-        from tuneline.store import open_store
-
         context: Any = get_current_context()
         chosen = context["ti"].xcom_pull(task_ids="choose_day")
-        day = chosen["day"]
-        curated = open_day(open_store(chosen["store"]), model_name, date.fromisoformat(day))
-        if curated is None:
-            raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
-        evidence = curated.evidence
-        leave_note(context, f"{day}: {evidence.summary}")
+        evidence = curated_in(context, model_name).evidence
+        leave_note(context, f"{evidence.day}: {evidence.summary}")
         if evidence.verdict == Verdict.FAIL:
-            raise AirflowFailException(f"{day}: {evidence.summary}")
-        yield Metadata(asset, {"day": day, "asked_by": chosen["asked_by"]})
+            raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
+        yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
 
     return check()
+
+
+def curated_in(context: Any, model_name: str) -> CuratedDay:
+    """Return the day that a run has curated."""
+    from tuneline.governance.production.curated_day import open_day
+    from tuneline.store import open_store
+
+    chosen = context["ti"].xcom_pull(task_ids="choose_day")
+    day = date.fromisoformat(chosen["day"])
+    curated = open_day(open_store(chosen["store"]), model_name, day)
+    if curated is None:
+        raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
+    return curated
 
 
 globals().update(dags_of(LOGS, build))

@@ -19,6 +19,7 @@ from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import read_release
 from tuneline.config import merge
 from tuneline.data.tables.rows import read_dataset
+from tuneline.governance.production.curated_day import open_day
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.processes import ServiceTable
@@ -190,7 +191,9 @@ def looked_at(production, day):
 
 def test_ordinary_days_start_nothing(production, ordinary):
     for day in ORDINARY:
-        assert production.store.exists(f"curated/{MODEL}/{day}/current.json")
+        curated = open_day(production.store, MODEL, day)
+        gate = json.loads(production.store.get_bytes(f"{curated.prefix}/gate.json"))
+        assert gate["verdict"] == "pass"
     assert [run["dag_run_id"] for run in production.runs("finetune_to_production")] == ["first"]
     notes = [run["note"] or "" for run in production.runs("drift_watch")]
     assert any("look like the training data" in note for note in notes), notes

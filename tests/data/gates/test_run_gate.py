@@ -8,7 +8,7 @@ from tests.lab.data_runs import clean_rows
 
 from tuneline.artifacts.data import AUDIT
 from tuneline.catalogue import DATA_ORDER, ITEMS
-from tuneline.data.gates import run_gate as gates
+from tuneline.data.gates import expectations
 from tuneline.data.gates.run_gate import run_gate
 from tuneline.data.gates.suites import Rule, Suite, among, between
 from tuneline.errors import UserError
@@ -112,7 +112,7 @@ def test_a_step_that_says_pass_where_its_table_says_fail(lab):
 
 
 def validate(tmp_path, *suites):
-    return gates._validate(suites, tmp_path / "gx", [])
+    return expectations.validate(suites, tmp_path / "gx")
 
 
 # What Great Expectations 1.24 takes for a success, or dies of.

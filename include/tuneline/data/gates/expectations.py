@@ -1,0 +1,149 @@
+"""Run suites of expectations through Great Expectations 1.x, and keep its Data Docs.
+
+Great Expectations reports some failures as a success, so the number of expectations that ran is
+checked; missing columns, empty tables and suites without rules fail; and an expectation that raised
+counts as failed whatever its severity.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneline.data.gates.suites import Suite
+from tuneline.evidence import Verdict, worse
+from tuneline.store import Store
+
+# Without fonts and animations of the docs: megabytes that nobody needs to read a table.
+_DOC_ENDINGS = (".html", ".css")
+# Great Expectations keeps its context and its YAML reader once per process.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def validate(
+    suites: Sequence[Suite], root: Path, problems: Sequence[str] = ()
+) -> tuple[Verdict, list[str], int]:
+    """Run suites through Great Expectations, one call at a time in a process.
+
+    Args:
+        suites: what is expected of which table.
+        root: folder for the working files and the Data Docs.
+        problems: what is wrong already; then nothing is run.
+
+    Returns:
+        The verdict, each broken expectation as text, and the number that were checked.
+    """
+    problems = [*problems, *(f"{s.name}: nothing is expected" for s in suites if not s.rules)]
+    problems += [f"{s.name}: the table has no rows" for s in suites if not len(s.frame)]
+    if problems or not suites:
+        return Verdict.FAIL, problems or ["the gate has nothing to check"], 0
+    with _ONE_AT_A_TIME:
+        return _validated(suites, root)
+
+
+def store_docs(store: Store, folder: str, root: Path) -> str | None:
+    """Store the Data Docs of a call in place of those before; return their first page's address.
+
+    Args:
+        store: the store.
+        folder: their folder in the store.
+        root: the folder that `validate` worked in; without docs in it nothing is stored.
+    """
+    site = root / "gx" / "uncommitted" / "data_docs" / "local_site"
+    if not site.is_dir():
+        return None
+    store.delete_prefix(folder)
+    for path in sorted(site.rglob("*")):
+        if path.is_file() and path.suffix in _DOC_ENDINGS:
+            store.put_file(f"{folder}/{path.relative_to(site).as_posix()}", path)
+    return store.uri_of(f"{folder}/index.html")
+
+
+def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str], int]:
+    # Version 1.24 sends nothing, others may.
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.exceptions.exceptions import GreatExpectationsError
+
+    root.mkdir(parents=True, exist_ok=True)
+    context = gx.get_context(mode="file", project_root_dir=str(root))
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    source = context.data_sources.add_or_update_pandas("audit")
+    verdict, failures, count = Verdict.PASS, [], 0
+    for suite in suites:
+        try:
+            result = _run_suite(gx, context, source, suite)
+        except (TypeError, ValueError, GreatExpectationsError) as error:
+            # Some expectations give results that can't be stored, such as one on quantiles.
+            verdict = Verdict.FAIL
+            failures.append(f"{suite.name}: its expectations could not be checked ({error})")
+            continue
+        for check in result.results:
+            count += 1
+            if not check.success:
+                severity = str(getattr(check.expectation_config.severity, "value", "critical"))
+                warns = severity == "warning" and not _raised(check)
+                found = Verdict.WARN if warns else Verdict.FAIL
+                verdict = worse(verdict, found)
+                failures.append(_describe(suite.name, check))
+        if len(result.results) != len(suite.rules):
+            verdict = Verdict.FAIL
+            failures.append(
+                f"{suite.name}: {len(result.results)} of {len(suite.rules)} expectations ran"
+            )
+    context.build_data_docs()
+    return verdict, failures, count
+
+
+def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
+    asset = source.add_dataframe_asset(suite.name)
+    batch = asset.add_batch_definition_whole_dataframe("all rows")
+    expectations = [
+        getattr(gx.expectations, rule.kind)(**rule.arguments, severity=rule.severity)
+        for rule in suite.rules
+    ]
+    context.suites.add_or_update(gx.ExpectationSuite(name=suite.name, expectations=expectations))
+    # Read back: an expectation lost on its way to disk would never be checked.
+    stored = context.suites.get(suite.name)
+    definition = context.validation_definitions.add_or_update(
+        gx.ValidationDefinition(name=suite.name, data=batch, suite=stored)
+    )
+    checkpoint = context.checkpoints.add_or_update(
+        gx.Checkpoint(name=suite.name, validation_definitions=[definition], result_format="BASIC")
+    )
+    outcome = checkpoint.run(batch_parameters={"dataframe": suite.frame})
+    return next(iter(outcome.run_results.values()))
+
+
+def _raised(check: Any) -> bool:
+    """Return True if an expectation could not be computed, as on a missing column."""
+    info = check.exception_info or {}
+    # Either one entry, or one for every metric that raised.
+    entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
+    return any(entry.get("raised_exception") for entry in entries)
+
+
+def _describe(suite: str, check: Any) -> str:
+    """Describe a broken expectation: its table, rule, limits and the observed value."""
+    config = check.expectation_config
+    rule = config.type.removeprefix("expect_").replace("_", " ")
+    arguments = {
+        key: value
+        for key, value in config.kwargs.items()
+        if key not in ("batch_id", "column") and value is not None
+    }
+    limits = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    column = config.kwargs.get("column")
+    observed = check.result.get("observed_value")
+    if observed is None and "unexpected_count" in check.result:
+        observed = f"{check.result['unexpected_count']} rows otherwise"
+    if observed is None:
+        observed = "it could not be computed"
+    where = f"{suite}.{column}" if column else suite
+    return f"{where}: {rule} ({limits}): {observed}"
