@@ -39,6 +39,8 @@ def talk(scrubber, *turns):
         ("date of birth pls", "4 9 83", "4 9 83"),
         ("what email do you use", "ivo dot krantz at fastmail dot com", "ivo dot krantz"),
         ("and your password hint", "purple llama", "purple llama"),
+        ("i did not get that, area code first", "two oh six", "two oh six"),
+        ("which area code", "it is 312", "312"),
     ],
 )
 def test_a_question_makes_the_next_turn_an_answer(scrubber, question, answer, value):
@@ -307,3 +309,42 @@ def test_a_class_named_password_hides_none():
     assert list(find('{"intent": "password", "reply": "We look at it."}')) == []
     (hit,) = find('{"password": "hunter22x"}')
     assert (hit.start, hit.end, hit.entity) == (14, 23, "PASSWORD")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("everyone calls me junior", "junior"),
+        ("i go by tam mostly", "tam"),
+        ("people just call me dub", "dub"),
+        ("its jean-luc again", "jean-luc"),
+        ("her insta is lil.bean.co", "lil.bean.co"),
+        ("gamertag xX_DarkRaven_Xx", "DarkRaven"),
+        ("the card expires 09/27 i think", "09/27"),
+        ("visa, exp. date 4/2029", "4/2029"),
+    ],
+)
+def test_nicknames_handles_and_the_expiry_of_a_card_are_found(scrubber, text, value):
+    assert value not in talk(scrubber, f"u:{text}")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "please call me asap",
+        "you can call me anytime, or twice a week",
+        "i go by the office and time goes by fast",
+        "she goes by train",
+        "nobody calls me back",
+        "the promo expires soon, i paid 1/2 of it",
+        "snapchat is down and twitter says my account is fine",
+    ],
+)
+def test_calls_and_ways_are_no_nicknames(scrubber, text):
+    assert talk(scrubber, f"u:{text}") == [text]
+
+
+def test_what_follows_an_identifier_stays(scrubber):
+    (said,) = talk(scrubber, "u:the license plate is 7kdl294 blue civic")
+    assert "7kdl294" not in said
+    assert said.endswith("blue civic")

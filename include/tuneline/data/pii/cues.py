@@ -34,6 +34,18 @@ ROLE_CUE = re.compile(
     r"boyfriend|fianc[eé]e?|kid|baby|nan|gran(?:ny|dma|dpa)?|hubby|mate)(?:'?s)?),?\s+" + _NAMES,
     re.IGNORECASE,
 )
+# After these comes a short name, often no given name but any word that is not said every day.
+NICKNAME_CUE = re.compile(
+    r"\b(?:(?:every(?:one|body)|people|folks|friends?|family|they all|mates?|colleagues|you can|"
+    r"you may|please) (?:just |all |usually |always |still )?calls? (?:me|him|her)|"
+    r"(?:i|he|she|who|name but|name and) (?:just |mostly |usually |always |also |actually )?go(?:es)? by|"
+    r"(?:i'm|i am|he's|he is|she's|she is|also|better) known as)"
+    r"(?: (?:the name|just|simply))? " + _NAMES,
+    re.IGNORECASE,
+)
+# How often or when somebody calls, in place of a name.
+TIMES = frozenset("twice once anytime asap whenever tonight collect afterwards early late".split())
+NICKNAME_CUE_WORDS = frozenset("call calls go goes known".split())
 ROLE_CUE_WORDS = frozenset(
     "tell cc speak talk talked contact under name manager agent nurse doctor prof professor "
     "captain advisor colleague my".split()
@@ -42,7 +54,7 @@ ROLE_CUE_WORDS = frozenset(
 VERBS = frozenset("bill can may said will".split())
 # Before these stands a name if it is a known given name, or a word of no dictionary.
 PERSON_TAIL = re.compile(
-    r"(?:^|[,.!?;\n] ?|\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? )"
+    r"(?:\b(?:hi|hey|hello|its|it's|it’s|hiya|yo),? |^|[,.!?;\n] ?)"
     rf"({_NAME}(?: {_NAME})?) (?:here|again|speaking|calling|from|lives (?:on|at|in)|"
     r"(?:can|could|may) (?:i|you|we)|is (?:the|my|her|his) (?:(?:first|last|full|family|given) )?"
     r"(?:sur)?name)\b",

@@ -13,6 +13,8 @@ from typing import Any
 
 from tuneline.data.pii.cases import WORD, lacks_case
 from tuneline.data.pii.cues import (
+    NICKNAME_CUE,
+    NICKNAME_CUE_WORDS,
     PERSON_CUE,
     PERSON_CUE_WORDS,
     PERSON_TAIL,
@@ -21,6 +23,7 @@ from tuneline.data.pii.cues import (
     SURE_CUE,
     SURE_CUE_WORDS,
     TAIL_WORDS,
+    TIMES,
     VERBS,
     WEAK_CUE,
 )
@@ -118,6 +121,8 @@ class Recogniser:
             yield from self._introduced(text, SURE_CUE, _always, cased)
         if not words.isdisjoint(PERSON_CUE_WORDS):
             yield from self._introduced(text, PERSON_CUE, self._known_or_strange, cased)
+        if not words.isdisjoint(NICKNAME_CUE_WORDS):
+            yield from self._introduced(text, NICKNAME_CUE, self._nickname, cased)
         if not words.isdisjoint(ROLE_CUE_WORDS):
             yield from self._introduced(text, ROLE_CUE, self._named_in_role, cased)
         if not words.isdisjoint(TAIL_WORDS):
@@ -144,6 +149,9 @@ class Recogniser:
     def _known_or_strange(self, word: str) -> bool:
         known = self.words.is_given(word) or self.words.is_strange(word)
         return known or self.words.is_name_only(word)
+
+    def _nickname(self, word: str) -> bool:
+        return not (self.words.is_everyday(word) or word in TIMES or word.endswith("ly"))
 
     def _named_in_role(self, word: str) -> bool:
         listed = self.words.is_listed(word) and not self.words.is_everyday(word)

@@ -214,7 +214,9 @@ _ID_NAMED = any_case(
     r"identity card|tax id|health insurance|nhs|(?:account|policy|member(?:ship)?|beneficiary|"
     r"device|certificate)(?= (?:number|no|id)\b)|(?:licen[cs]e|number) plate|vin)\b"
     r"(?: (?:number|no|nr|id|code)\b)?\.?"
-    r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9](?:[ -]?[A-Z0-9]){4,17})(?![\w-])"
+    r"(?: (?:is|was))?[\s:#]{1,3}((?=[A-Z-]*\d)[A-Z0-9]"
+    # A part after a space has digits, or stands before one that does.
+    r"(?:(?:-|(?<!-) (?=[A-Z]{0,3} ?\d))?[A-Z0-9]){4,17})(?![\w-])"
 )
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")

@@ -67,6 +67,11 @@ _DAY_MONTH = (
     r" ((?:0?[1-9]|1[0-2])/(?:0?[1-9]|[12]\d|3[01])|(?:1[3-9]|2\d|3[01])/(?:0?[1-9]|1[0-2]))"
     r"(?![\w/-]|\.\d)"
 )
+# The month and year until which a card is valid.
+_EXPIRY = (
+    r"\b(?:exp|expir(?:es|y|ing|ation)|valid (?:until|thru|through|to))\.?(?: date)?"
+    r"(?: (?:is|was|on|of|in))?\W{0,3}((?:0?[1-9]|1[0-2]) ?[/-] ?(?:20)?\d{2})(?![\w/-]|\.\d)"
+)
 
 # The first group is the hit.
 _SHAPES = tuple(
@@ -81,6 +86,7 @@ _SHAPES = tuple(
         ("DATE", rf"(?<![\w./-])({_DATE})(?![\w/-]|\.\d)"),
         ("DATE", rf"({SPOKEN_DATE.pattern})"),
         ("DATE", _DAY_MONTH),
+        ("DATE", _EXPIRY),
         (
             "POSTAL_CODE",
             r"\b(?:zip|zip ?code|postal ?code|post ?code)\b(?: (?:is|was))?\W{0,3}"

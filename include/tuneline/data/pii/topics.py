@@ -36,7 +36,7 @@ _WORDS = (
     # What only looks like a topic.
     (
         "none",
-        r"(?:error|promo\w*|discount|coupon|voucher|qr|status|dress|country|area|currency|source|"
+        r"(?:error|promo\w*|discount|coupon|voucher|qr|status|dress|country|currency|source|"
         r"fault|bar|colou?r|product|item)[ -]?codes?|mail(?:ed|ing)? (?:it|them|me)|"
         r"pin (?:it|this|that)|account (?:manager|balance|type|history|settings)|"
         r"in (?:any|that|this|which) case|case of|just in case|social media|"
@@ -87,7 +87,7 @@ _WORDS = (
     ),
     (
         "phone",
-        r"(?:tele)?phones?|ph|tel|mobile|mob|cell(?:ular|phone)?|land ?line|whats ?app|fax|sms|"
+        r"(?:tele)?phones?|ph|tel|area codes?|mobile|mob|cell(?:ular|phone)?|land ?line|whats ?app|fax|sms|"
         r"text (?:me|him|her|us|you|it)|call(?:ed|ing|s)? (?:me|us|back|him|her|you|on|at|from)|"
         r"call ?back|reach (?:me|us|him|her|you|them)|ring (?:me|us)|dial|"
         r"contact (?:me|us|you|number|no|info\w*|details?)|extension|ext|number to (?:reach|call)|"
