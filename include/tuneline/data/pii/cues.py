@@ -38,7 +38,8 @@ ROLE_CUE = re.compile(
 NICKNAME_CUE = re.compile(
     r"\b(?:(?:every(?:one|body)|people|folks|friends?|family|they all|mates?|colleagues|you can|"
     r"you may|please) (?:just |all |usually |always |still )?calls? (?:me|him|her)|"
-    r"(?:i|he|she|who|name but|name and) (?:just |mostly |usually |always |also |actually )?go(?:es)? by|"
+    r"(?:i|he|she|who|name but|name and) "
+    r"(?:just |mostly |usually |always |also |actually )?go(?:es)? by|"
     r"(?:i'm|i am|he's|he is|she's|she is|also|better) known as)"
     r"(?: (?:the name|just|simply))? " + _NAMES,
     re.IGNORECASE,

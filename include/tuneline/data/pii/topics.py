@@ -87,7 +87,8 @@ _WORDS = (
     ),
     (
         "phone",
-        r"(?:tele)?phones?|ph|tel|area codes?|mobile|mob|cell(?:ular|phone)?|land ?line|whats ?app|fax|sms|"
+        r"(?:tele)?phones?|ph|tel|area codes?|mobile|mob|cell(?:ular|phone)?|land ?line|"
+        r"whats ?app|fax|sms|"
         r"text (?:me|him|her|us|you|it)|call(?:ed|ing|s)? (?:me|us|back|him|her|you|on|at|from)|"
         r"call ?back|reach (?:me|us|him|her|you|them)|ring (?:me|us)|dial|"
         r"contact (?:me|us|you|number|no|info\w*|details?)|extension|ext|number to (?:reach|call)|"

@@ -23,7 +23,8 @@ _HINTS = ("user", "login", "log in", "handle", "online id", *_NETWORKS)
 # A name of an account has a digit, a sign or a capital inside; other words speak of it.
 _USER_NAME = any_case(
     r"\b(?:user ?(?:name|id)|log ?in(?: (?:name|id))?|online id|handle|screen name|"
-    r"(?:insta(?:gram)?|gamer(?: ?tag)?|snap(?:chat)?|tiktok|telegram|discord|twitter|twitch|psn|xbox)"
+    r"(?:insta(?:gram)?|gamer(?: ?tag)?|snap(?:chat)?|tiktok|telegram|discord|"
+    r"twitter|twitch|psn|xbox)"
     r"(?: (?:name|id|tag|account|handle))?)"
     r"(?: (?:for|to|on|at|of) (?:the |my |your )?[a-z]{2,12})?(?: ?(?:is|was|:|=))? "
     r"(?=[\w.-]*(?:\d|[a-z][._-][a-z]))([a-z][\w.-]{3,}[a-z\d])(?![\w@/])"
