@@ -29,7 +29,8 @@ def run(options: Options) -> Report:
     """Start fresh servers in turn and time their first requests."""
     from tuneline.models import resolve
 
-    count = LATER + (options.runs or RUNS)
+    runs = options.runs or RUNS
+    count = LATER + runs
     rows = read_conversations(options.input, count) if options.input else make_conversations(count)
     starter = Starter(
         get_engine("llama_cpp").untuned(resolve(BASE_MODEL, log=options.log), options.log),
@@ -39,7 +40,6 @@ def run(options: Options) -> Report:
         system=next((turn["content"] for turn in rows[0] if turn["role"] == "system"), None),
     )
     cold, warm = [], []
-    runs = options.runs or RUNS
     for number in range(1, runs + 1):
         cold.append(starter.cold(number))
         options.log(f"run {number} of {runs}: cold {cold[-1].first_ttft:.2f} s")

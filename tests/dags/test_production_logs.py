@@ -1,6 +1,6 @@
 """`production_logs` in Airflow: a faulty day fails its gate and is not announced."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import AirflowFailException
+from tests.lab.logged import DAY, MODEL
 
 from tuneline.evidence import Verdict
 from tuneline.governance.production import tables
@@ -21,7 +22,6 @@ from tuneline.governance.production.curated_day import (
 )
 from tuneline.store import open_store, sha256_file
 
-MODEL, DAY = "support", date(2026, 3, 4)
 ROOT = Path(__file__).parents[2]
 
 

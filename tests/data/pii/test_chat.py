@@ -289,6 +289,13 @@ def test_forms_in_which_people_give_data(scrubber, text, left):
         "two hundred five or three hundred six of them",
         "wifi: 5 ghz only and slow",
         "max 4 doses a day",
+        "please call me asap",
+        "you can call me anytime, or twice a week",
+        "i go by the office and time goes by fast",
+        "she goes by train",
+        "nobody calls me back",
+        "the promo expires soon, i paid 1/2 of it",
+        "snapchat is down and twitter says my account is fine",
     ],
 )
 def test_neighbours_of_data_stay(scrubber, text):
@@ -326,22 +333,6 @@ def test_a_class_named_password_hides_none():
 )
 def test_nicknames_handles_and_the_expiry_of_a_card_are_found(scrubber, text, value):
     assert value not in talk(scrubber, f"u:{text}")[0]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "please call me asap",
-        "you can call me anytime, or twice a week",
-        "i go by the office and time goes by fast",
-        "she goes by train",
-        "nobody calls me back",
-        "the promo expires soon, i paid 1/2 of it",
-        "snapchat is down and twitter says my account is fine",
-    ],
-)
-def test_calls_and_ways_are_no_nicknames(scrubber, text):
-    assert talk(scrubber, f"u:{text}") == [text]
 
 
 def test_what_follows_an_identifier_stays(scrubber):

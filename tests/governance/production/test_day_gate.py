@@ -1,7 +1,7 @@
 """The gate of a curated day finds faults that are planted in the stored tables."""
 
-import hashlib
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ from tuneline.governance.production.curate import curate
 from tuneline.governance.production.curated_day import CURATED, REJECTED, open_day
 from tuneline.governance.production.day_gate import gate_day
 from tuneline.governance.production.settings import read_settings
-from tuneline.store import CorruptObject
+from tuneline.store import CorruptObject, sha256_file
 
 
 def in_store(day, name):
@@ -24,13 +24,12 @@ def planted(day, name, edit):
     """Change a stored table as a faulty curation would have written it: with its own hash."""
     path = in_store(day, name)
     pq.write_table(edit(pq.read_table(path)), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     files = [
-        file.model_copy(update={"sha256": digest}) if file.name == name else file
+        file.model_copy(update={"sha256": sha256_file(path)}) if file.name == name else file
         for file in day.evidence.files
     ]
     evidence = day.evidence.model_copy(update={"files": files})
-    return type(day)(day.store, day.prefix, evidence, day.evidence_sha256)
+    return replace(day, evidence=evidence)
 
 
 def test_a_day_passes_and_leaves_its_gate_and_docs(store, curated):

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tuneline.evidence import Measurement, measure
-from tuneline.governance.production.vocabulary import MERGED, Reason, Stratum
+from tuneline.governance.production.vocabulary import MERGED, REPLACED, Reason, Stratum
 
 # A sum of weights in another order differs in the last digits.
 _ROUNDING = 1e-9
@@ -79,7 +79,7 @@ def _sum(column: pa.ChunkedArray) -> float:
 
 def _ranges(kept: pa.Table, gone: pa.Table) -> list[Measurement]:
     unknown = sum(reason not in set(Reason) for reason in gone["reason"].to_pylist())
-    replaced = pa.array(sorted([*MERGED, Reason.SEEN_BEFORE]), pa.string())
+    replaced = pa.array(sorted(REPLACED), pa.string())
     duplicates = gone.filter(pc.is_in(gone["reason"], value_set=replaced))
     strata = pc.drop_null(kept["stratum"]).to_pylist()
     return [

@@ -20,7 +20,7 @@ from tuneline.data.gates.suites import Rule, Suite, among, between, total
 from tuneline.data.tables.rows import HOLDOUT
 from tuneline.evidence import Verdict
 from tuneline.governance.production.curated_day import CURATED, REJECTED, CuratedDay
-from tuneline.governance.production.vocabulary import MERGED, Reason, Stratum
+from tuneline.governance.production.vocabulary import MERGED, REPLACED, Reason, Stratum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,14 +105,18 @@ def _requests(curated: CuratedDay, kept: pd.DataFrame, gone: pd.DataFrame) -> Su
     import pandas as pd
 
     merged = gone["reason"].isin(sorted(MERGED))
-    frame = pd.concat([kept[["request_id", "seen"]], gone[["request_id", "seen"]]])
-    # A merged request is counted by the row that stays in its place.
-    frame["counted"] = [*kept["seen"], *gone["seen"].where(~merged, 0)]
-    frame["kept"] = [1] * len(kept) + [0] * len(gone)
+    frame = pd.DataFrame(
+        {
+            "request_id": [*kept["request_id"], *gone["request_id"]],
+            # A merged request is counted by the row that stays in its place.
+            "counted": [*kept["seen"], *gone["seen"].where(~merged, 0)],
+            "kept": [1] * len(kept) + [0] * len(gone),
+        }
+    )
     entry = curated.evidence
     return Suite(
         "requests",
-        frame.reset_index(drop=True),
+        frame,
         [
             Rule("ExpectTableRowCountToEqual", {"value": entry.requests_in}),
             Rule("ExpectColumnValuesToNotBeNull", {"column": "request_id"}),
@@ -158,7 +162,7 @@ def _kept_rows(curated: CuratedDay, kept: pd.DataFrame) -> tuple[pd.DataFrame, S
 
 def _rejected(gone: pd.DataFrame) -> tuple[pd.DataFrame, Sequence[Rule]]:
     frame = gone.copy()
-    replaced = frame["reason"].isin(sorted([*MERGED, Reason.SEEN_BEFORE]))
+    replaced = frame["reason"].isin(sorted(REPLACED))
     frame["replaced_by_nothing"] = (replaced & frame["of"].isna()).astype(int)
     return frame, [
         Rule("ExpectColumnValuesToNotBeNull", {"column": "reason"}),

@@ -40,6 +40,8 @@ class Reason(StrEnum):
 
 # These requests are counted in `seen` and `weight` of the row that stays.
 MERGED = frozenset({Reason.DUPLICATE, Reason.NEAR_DUPLICATE})
+# In place of these requests another row stays, which is named.
+REPLACED = MERGED | {Reason.SEEN_BEFORE}
 
 
 class Stratum(StrEnum):

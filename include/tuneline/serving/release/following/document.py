@@ -107,7 +107,7 @@ def gateway_document(
 
 
 class Facts:
-    """What releases state for the gateway: tokenizer, warm-up, price and languages, read once.
+    """A reader of what releases state for the gateway; it reads each release once.
 
     Args:
         store: the store of the releases.
