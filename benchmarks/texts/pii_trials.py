@@ -40,7 +40,7 @@ def tuneline_recogniser(job: Job) -> Trial:
         common_words(texts)
         named = recogniser.find(texts)
         return [
-            [Span(h.start, h.end, h.entity) for h in resolve([*find(text), *hits])]
+            [Span(h.start, h.end, h.entity) for h in resolve(text, [*find(text), *hits])]
             for text, hits in zip(texts, named, strict=True)
         ]
 

@@ -123,17 +123,16 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
 
 
 @pytest.mark.stack
-def test_interrupting_a_demo_stops_only_what_it_started(commands, data):
-    assert commands.run("up").returncode == 0
-    before = processes(commands)
-    demo = commands.begin("demo", "--data", str(data))
+def test_interrupting_a_demo_stops_only_what_it_started(running, data):
+    before = processes(running)
+    demo = running.begin("demo", "--data", str(data))
     line = next(line for line in demo.stdout if "started; follow it at" in line)
     run_id = line.split("run ", 1)[1].split()[0]
     output = interrupt(demo)
     assert demo.returncode == 130
     assert "stopping what this call started" in output
-    assert processes(commands) == before
-    client = Airflow(commands.layout())
+    assert processes(running) == before
+    client = Airflow(running.layout())
     assert DagRun(client, run_id).state() == "failed"
     client.close()
 
@@ -149,39 +148,39 @@ def test_interrupting_a_demo_that_started_the_stack_stops_the_stack(commands, da
 
 
 @pytest.mark.stack
-def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(commands, data):
-    assert commands.run("up").returncode == 0
-    client = Airflow(commands.layout())
+def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(running):
+    before = processes(running)
+    scheduler = psutil.Process(before["scheduler"])
+    for process in [*scheduler.children(recursive=True), scheduler]:
+        process.kill()
+    up = running.run("up")
+    assert up.returncode == 0, up.stderr
+    assert "starting Airflow (scheduler)" in up.stdout
+    after = processes(running)
+    assert after.pop("scheduler") != before.pop("scheduler")
+    assert after == before
+
+
+# It comes last, as it ends the stack that the two before it share.
+@pytest.mark.stack
+def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, data):
+    assert running.run("up").returncode == 0
+    client = Airflow(running.layout())
     run = DagRun(client, "lost")
     run.trigger({"data": str(data)})
     deadline = time.monotonic() + 240
     while run.state() != "running" and time.monotonic() < deadline:
         time.sleep(0.2)
     assert run.state() == "running"
-    for pid in processes(commands).values():
+    for pid in processes(running).values():
         for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
             process.send_signal(signal.SIGKILL)
-    demo = commands.begin("demo", "--data", str(data))
+    demo = running.begin("demo", "--data", str(data))
     next(line for line in demo.stdout if "ending the run lost" in line)
     next(line for line in demo.stdout if "started; follow it at" in line)
     assert run.state() == "failed"
     interrupt(demo)
     client.close()
-
-
-@pytest.mark.stack
-def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(commands):
-    assert commands.run("up").returncode == 0
-    before = processes(commands)
-    scheduler = psutil.Process(before["scheduler"])
-    for process in [*scheduler.children(recursive=True), scheduler]:
-        process.kill()
-    up = commands.run("up")
-    assert up.returncode == 0, up.stderr
-    assert "starting Airflow (scheduler)" in up.stdout
-    after = processes(commands)
-    assert after.pop("scheduler") != before.pop("scheduler")
-    assert after == before
 
 
 def _alive(pid):

@@ -127,7 +127,8 @@ def test_positions_are_exact():
 
 def test_stronger_types_win_overlaps():
     hits = [Hit(0, 10, "PHONE_NUMBER"), Hit(2, 12, "CREDIT_CARD"), Hit(12, 20, "PERSON")]
-    assert resolve(hits) == [Hit(2, 12, "CREDIT_CARD"), Hit(12, 20, "PERSON")]
+    text = "a 4111 1111 Anna Bell"
+    assert resolve(text, hits) == [Hit(2, 12, "CREDIT_CARD"), Hit(12, 20, "PERSON")]
 
 
 def test_checksums():

@@ -67,12 +67,15 @@ FORMS = {
     ],
     "EMAIL_ADDRESS": [
         ("j.kwan@fastmail.fm", r"[a-z]\.[a-z]{4,}@office\.example|[a-z]\.[a-z]+@mail\.example"),
-        ("ANNA_LEE77@ACME.ORG", r"[A-Z]+_[A-Z]{3}\d\d@EXAMPLE\.ORG"),
+        ("ANNA_LEE77@ACME.ORG", r"[A-Z]+_[A-Z]{3}\d\d@EXAMPLE\.(?:COM|NET)"),
         ("pnav 4 at gmail dot com", r"[a-z]+ \d at mail dot example"),
     ],
     "STREET_ADDRESS": [
-        ("204 east 9th street apt 5b", r"\d{3} east \d(?:st|nd|rd|th) street apt \d[a-z]"),
-        ("12 Maple Ave, Boise, ID 83709", r"\d\d [A-Z]\w+ Ave, [A-Z]\w+, [A-Z]{2} \d{5}"),
+        ("204 east 9th street apt 5b", r"\d{3} [a-z]+ \d(?:st|nd|rd|th) [a-z]+ unit \d[a-z]"),
+        (
+            "12 Maple Ave, Boise, ID 83709",
+            r"\d\d [A-Z]\w+ (?:St|Rd|Ln|Dr|Blvd), [A-Z]\w+, [A-Z]{2} \d{5}",
+        ),
         ("LINDENWEG 14A", r"[A-Z]+WEG \d\d[A-Z]"),
     ],
 }
@@ -82,21 +85,7 @@ FORMS = {
     ("entity", "value", "form"), [(e, *case) for e, cases in FORMS.items() for case in cases]
 )
 def test_surrogates_have_the_form_of_the_original(entity, value, form):
-    kept = {
-        "twenty",
-        "east",
-        "street",
-        "apt",
-        "ave",
-        "at",
-        "dot",
-        "weg",
-        "th",
-        "st",
-        "nd",
-        "rd",
-        "org",
-    }
+    kept = {"twenty", "at", "dot", "weg", "th", "st", "nd", "rd"}
     for row in range(60):
         made = Surrogates(str(row), 7).of(entity, value)
         assert re.fullmatch(form, made), made

@@ -35,7 +35,8 @@ _PLACE_AFTER = (
 )
 _SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
 _ADDRESS = any_case(
-    r"(?<![\w.,#-])(?:\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
+    r"(?<![\w.,#-])(?:(?:(?:unit|flat|apt|shop|lot) )?\d{1,4}/\d{1,5}|"
+    r"\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
     + _SPOKEN_DIGITS
     + r")(?: (?:"
     + _SPOKEN_DIGITS
@@ -50,7 +51,7 @@ _ADDRESS = any_case(
 )
 _ADDRESS_WORDS = any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
-    r"deliver(?:ed|y)?|moved?|moving|located|"
+    r"deliver(?:ed|y)?|forward(?:ed|ing)?|redirect(?:ed)?|moved?|moving|located|"
     r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
     r"[^\d\n]{0,30}(?:\d{1,6} )?$"
 )
@@ -80,7 +81,9 @@ _MILITARY_PLACE = any_case(
     r"\b(?:[^\W\d_][\w'’.-]* ){1,2}(?:apo|fpo|dpo),? (?:aa|ae|ap) \d{5}(?!\d)"
 )
 _POST_OFFICE = any_case(r"[afd]po,? a")
-_PO_BOX = any_case(r"\bp\.? ?o\.? ?box \d{1,6}\b")
+_PO_BOX = any_case(
+    r"\bp\.? ?o\.? ?box \d{1,6}\b|\b(?:rural |county )?(?:route|rr) \d{1,4},? box \d{1,6}\b"
+)
 _NOT_IN_STREET = frozenset(
     "a an and are at away be by can charge day days down euros dollars for from go have hours "
     "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "

@@ -18,5 +18,7 @@ FILLER = frozenset(
     "that thats the their them then there they thing think this thx to too try u uh um under ur "
     "us user username use very wait want was way we welcome well what whats when where which "
     "who why wife will with would i'm it's that's he's she's name's i've i'll don't yeah year "
-    "years yep yes you your yours yup zip".split()
+    "years yep yes you your yours yup zip "
+    "acc acct addr apt cust cvc cvv dl dni dob exp fone hah haha hmmm idk oops lol mayb mob pnr "
+    "pol ref sry tel wat wats ya yea".split()
 )

@@ -15,6 +15,7 @@ from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 from tuneline.data.pii.stretches import asked_dates, asked_numbers
+from tuneline.data.pii.words import is_ordinary
 
 _WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
 # An everyday word may be a name in an answer with so few words besides filler.
@@ -32,7 +33,8 @@ _IN_STREETS = re.compile(
 )
 _ADDRESS_END = re.compile(
     r"[!?;\n]|\.(?= |$)(?<!\bst\.)(?<!\bave\.)(?<!\brd\.)(?<!\bapt\.)(?<!\bdr\.)|"
-    r",? (?:and|but|my|thanks?|thank you|please|pls|plz|is|was|"
+    r",? (?:and|but|my|you|u|its|it's|theres|lol|haha|we|they|guys|next to|not|till?|who|where|"
+    r"buzz|corner house|thanks?|thank you|please|pls|plz|is|was|"
     r"ok|okay|if|when|since|so|because|can|"
     r"could|that|it|i|the (?:phone|card|account)|phone|mobile|cell|e-?mail|for|sir|mam|ma'am)\b",
     re.IGNORECASE,
@@ -60,7 +62,10 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 # Parts of an answer with several values ("0081 and sugarplum"), and the words that only link them.
-_APART = re.compile(r"(?:,|;| /|/ |\b(?:and|or|then|either|both)\b)\W*", re.IGNORECASE)
+_APART = re.compile(
+    r"(?:,|;| /|/ |\b(?:and|or|then|either|both|same as|as always|like always|but)\b)\W*",
+    re.IGNORECASE,
+)
 # A sentence has one of these; a password of words hardly ever does.
 _IN_SENTENCES = frozenset(
     "am are asked at be been before can could did do does doing dont for from get give given go "
@@ -69,6 +74,13 @@ _IN_SENTENCES = frozenset(
     "their them there they this to too took u us want was we went were when where while who will "
     "with would you your late soon much many expired balance".split()
 )
+# Words that are all of a turn and no password.
+_EXCLAIMED = frozenset(
+    "bro cool cya done gracias great hah haha lovely nah nice nope omg oops perfect thnx ugh "
+    "worked wow yay yep".split()
+)
+_ARTICLES = frozenset("a an the this that these those any some".split())
+_VALUES_NAMED = frozenset("exp expiry expires code pin cvv cvc card number account dob zip".split())
 _DATE_DIGITS = re.compile(
     r"(?<![\w./-])(?:\d{1,2}[ ./-]{1,3}\d{1,2}[ ./-]{1,3}(?:\d{4}|\d{2})|\d{8}|\d{6}|"
     r"\d{1,2}[/.-]\d{4}|\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|(?:19|20)\d{2})(?![\w/-]|\.\d)"
@@ -81,7 +93,9 @@ _MIXED = re.compile(
     r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",
     re.IGNORECASE,
 )
-_LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
+_LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .,-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
+_TOKEN = re.compile(r"(?<![\w@.'’-])[\w-]+(?![\w@'’]|\.\w)")
+_LEAST_LOCATOR = 5
 _MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
 # One whose host is no provider.
 _AT_ANY = re.compile(
@@ -120,17 +134,29 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
         for start, end, _ in asked_numbers(text, wanted):
             # They are one value, which is not cut where a password would be.
             said = said[:start] + " " * (end - start) + said[end:]
-        yield from _passwords(said)
+        yield from _passwords(said, digits="secret" not in wanted)
         if "secret" in wanted:
             yield from _mixed(text)
     if "address" in wanted:
         yield from _addresses(rest, words, alone="name" not in wanted)
         yield from _postcodes(text)
+    if not wanted.isdisjoint(("account", "reference")):
+        yield from _locator(text, words)
     if "name" in wanted:
         yield from _spelled(text)
         yield from _people(text, words)
     if ("email" in wanted and "address" not in wanted) or wanted == {"account"}:
         yield from _mailboxes(text, words, asked="email" in wanted)
+
+
+def _locator(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the one word of an answer that no dictionary has: a code, or an account's name."""
+    own = [word for word in _TOKEN.finditer(text) if word[0].casefold() not in FILLER]
+    if len(own) == 1 and len(own[0][0]) >= _LEAST_LOCATOR:
+        word = own[0][0].casefold()
+        known = words.is_everyday(word) or word in words.common or is_ordinary(word)
+        if own[0][0].isupper() or not known:
+            yield Hit(own[0].start(), own[0].end(), "ID_NUMBER")
 
 
 def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
@@ -147,9 +173,16 @@ def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
     strange = sum(words.is_strange(word) for word in lowered)
     if any(words.is_everyday(w) or w in words.not_people or w in words.common for w in lowered):
         return
+    if any(is_ordinary(w) and not words.is_listed(w) for w in lowered):
+        return
     if known + strange < len(lowered) or not known:
         return
-    yield Hit(own[0].start(), own[-1].end(), "PERSON")
+    start = own[0].start()
+    for word, after in zip(own, (*own[1:], None), strict=True):
+        # What stands between two names is no part of them ("rosa. im hector").
+        if after is None or text[word.end() : after.start()].strip(" '’-"):
+            yield Hit(start, word.end(), "PERSON")
+            start = after.start() if after else 0
 
 
 def _postcodes(text: str) -> Iterator[Hit]:
@@ -172,13 +205,18 @@ def _births(text: str) -> Iterator[Hit]:
             yield Hit(match.start(), match.end(), "BIRTH_DATE")
 
 
-def _passwords(text: str) -> Iterator[Hit]:
-    """Yield the parts of an answer that can be a password of any words."""
+def _passwords(text: str, *, digits: bool) -> Iterator[Hit]:
+    """Yield the parts of an answer that can be a password of any words.
+
+    Args:
+        text: an answer.
+        digits: True if it is one with a digit, as one-time codes are.
+    """
     at = 0
     for apart in (*_APART.finditer(text), None):
         end = len(text) if apart is None else apart.start()
         span = _password_part(text[at:end])
-        if span is not None:
+        if span is not None and (not digits or any(map(str.isdigit, text[at:end]))):
             yield Hit(at + span[0], at + span[1], "PASSWORD")
         at = end if apart is None else apart.end()
 
@@ -191,7 +229,12 @@ def _password_part(text: str) -> tuple[int, int] | None:
     said = value.casefold().split()
     if len(value) < 3 or len(said) > 4 or _NO_ANSWER.search(value):
         return None
-    if len(said) > 1 and not _IN_SENTENCES.isdisjoint(said):
+    if len(said) == 1 and said[0] in _EXCLAIMED:
+        return None
+    if len(said) > 1 and (said[0] in _ARTICLES or not _IN_SENTENCES.isdisjoint(said)):
+        return None
+    if len(said) > 1 and not _VALUES_NAMED.isdisjoint(said):
+        # Several values with their names ("exp 4/27 code 5519").
         return None
     return start, start + len(value)
 
@@ -210,6 +253,12 @@ def _people(text: str, words: NameWords) -> Iterator[Hit]:
     for word in every:
         apart = run and text[run[-1].end() : word.start()].strip(" .") != ""
         filler = word[0].casefold().replace("’", "'") in FILLER
+        if filler and word[0].casefold() in words.names_as_words:
+            # "hope l starkweather" is no wish.
+            following = text[word.end() :].split()
+            filler = not following or not any(
+                words.is_strange(w.casefold().strip(".,")) for w in following[:2]
+            )
         if apart or filler:
             runs.append(run)
             run = []
@@ -229,7 +278,10 @@ def _people(text: str, words: NameWords) -> Iterator[Hit]:
         if len(every) > _SENTENCE:
             names = [w for w in names if words.is_listed(w)]
         if names and 2 * len(names) >= len(some):
-            yield Hit(some[0].start(), some[-1].end(), "PERSON")
+            # What stands around a name is said about it ("probably alejandra", "it says effie").
+            first = next(at for at, word in enumerate(lowered) if word in names or len(word) == 1)
+            last = max(at for at, w in enumerate(lowered) if w in names or not words.is_everyday(w))
+            yield Hit(some[first].start(), some[last].end(), "PERSON")
 
 
 def _can_be_name(word: str, words: NameWords, *, short: bool) -> bool:
@@ -237,8 +289,10 @@ def _can_be_name(word: str, words: NameWords, *, short: bool) -> bool:
         return True
     if short and words.is_listed(word):
         return word not in words.not_names or word in words.also_words
-    listed = words.is_listed(word) and not words.is_everyday(word)
-    return listed or (short and not words.is_everyday(word) and word not in words.common)
+    if words.is_everyday(word):
+        return False
+    # A short name is often one letter away from a word.
+    return words.is_listed(word) or (short and word not in words.common and not is_ordinary(word))
 
 
 def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
@@ -254,6 +308,9 @@ def _addresses(text: str, words: NameWords, *, alone: bool) -> Iterator[Hit]:
     start = first.start()
     before = list(re.finditer(r"[^\W_]+(?:['’][^\W_]+)*", text[:start]))
     for word in reversed(before):
+        if not alone and "," in text[word.end() : start]:
+            # The name was asked for as well, and stands before the address.
+            break
         # A place or the letters of a postcode stand before the number.
         if word[0].casefold() in _FLOOR:
             start = word.start()

@@ -20,7 +20,8 @@ _BIRTH = any_case(
 )
 # Characters between the word and the end of the date.
 _REACH = 40
-_HINTS = ("born", "birth", "dob", "d.o.b", "bday", "b-day", "turn")
+_WORDS = ("born", "birth", "dob", "d.o.b", "bday", "b-day")
+_HINTS = (*_WORDS, "turn")
 _BIRTH_WORD = any_case(
     r"\b(?:born|turn(?:s|ed|ing)? \d{1,2}(?: today)?(?= on\b|,)|"
     r"date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b\b\.?)"
@@ -32,13 +33,23 @@ _AFTER_PERSON = any_case(
     rf"[,:]? \(?((?:\d{{1,2}}[./ -]\d{{1,2}}[./ -]{_BORN_YEAR}|{_BORN_YEAR}-\d{{2}}-\d{{2}}|"
     rf"{_DAY}(?: of)? {MONTH}\.?,? {_BORN_YEAR}|{MONTH}\.? {_DAY},? {_BORN_YEAR}))(?![\w/-])"
 )
+# Where a conversation speaks of births, a whole date is one if somebody can be born then; also with
+# day and month the wrong way round ("2006-31-01").
+_SHORT_BORN_YEAR = rf"(?:{_BORN_YEAR}|['’]?(?:[3-9]\d|0\d|1[0-5]))"
+_WHOLE_DATE = any_case(
+    rf"(?<![\w./-])(?:\d{{1,2}} ?([./-]) ?\d{{1,2}} ?\1 ?{_SHORT_BORN_YEAR}|"
+    rf"\d{{1,2}} \d{{1,2}} {_BORN_YEAR}|{_BORN_YEAR} ?([./-]) ?\d{{1,2}} ?\2 ?\d{{1,2}}|"
+    rf"{_DAY}(?: of)?[ -]{MONTH}\.?,?[ -]{_SHORT_BORN_YEAR}|{MONTH}\.? {_DAY},? {_SHORT_BORN_YEAR})"
+    r"(?![\w/-]|[.:]\d)"
+)
 _BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
 # Words between the birth of one and that of another.
 _OTHER = re.compile(
     r"(?:[,;/]? (?:and |& )?|[,;/] ?)(?:(?!on\b)[^\W\d_][\w'’-]{0,14} ){0,3}", re.IGNORECASE
 )
 _SHORT_DATE = re.compile(
-    r"(?<![\w./-])(?:\d{1,2}[./ -]\d{1,2}[./ -](?:\d{4}|\d{2})|\d{8}|\d{6})(?![\w/-]|\.\d)"
+    r"(?<![\w./-])(?:\d{1,2} ?[./ -] ?\d{1,2} ?[./ -] ?(?:\d{4}|\d{2})|"
+    r"(?:19|20)\d\d ?[./ -] ?\d{1,2} ?[./ -] ?\d{1,2}|\d{8}|\d{6})(?![\w/-]|\.\d)"
 )
 
 
@@ -64,6 +75,21 @@ def births_after(text: str, ends: Iterable[int]) -> Iterator[Span]:
         match = _AFTER_PERSON.match(text, end)
         if match is not None:
             yield match.span(1)
+
+
+def speaks_of_births(texts: Iterable[str]) -> bool:
+    """Return True if one of a conversation's texts has a word for birth."""
+    return any(hint in text for text in map(str.lower, texts) for hint in _WORDS)
+
+
+def whole_dates(text: str) -> Iterator[Span]:
+    """Yield the whole dates on which somebody can be born, of a conversation that speaks of births.
+
+    Args:
+        text: any text.
+    """
+    for match in _WHOLE_DATE.finditer(text):
+        yield match.span()
 
 
 def _after_cue(text: str) -> Iterator[Span]:

@@ -26,11 +26,11 @@ _UNITS = (
 # Words that end in "s" and follow a number without being what is counted.
 _NOT_COUNTED = (
     r"(?:is|was|this|thats|whats|thanks|yes|plus|address|has|his|its|pls|does|always|expires?|ends|as|us|less|"
-    r"perhaps|ones|these|those|sometimes|says|works|needs|numbers|digits|keeps|wants|belongs|"
+    r"shes|hes|whos|lets|heres|theres|wheres|hows|perhaps|ones|these|those|sometimes|says|works|needs|numbers|digits|keeps|wants|belongs|"
     r"shows|gives|unless|besides|cards|pins|sorry\w*)\b"
 )
 _NAMED_BEFORE = (
-    r"(?:v|ver|version|firmware|build|release|driver|ios|android|windows|win|model|type|size|gen|"
+    r"(?:v|ver|version|firmware|build|release|line|block|port|value|kb|driver|ios|android|windows|win|model|type|size|gen|"
     r"generation|series|step|pages?|chapter|gate|platform|room|seat|row|aisle|bus|train|route|"
     r"flight|level|season|episodes?|channel|errors?|err|fault|"
     r"http|status|iso|form|section|press|exit|"
@@ -45,7 +45,7 @@ _EXPLAINED = Caseless(
     r"(?=[\d$€£₹¥.#]|\b[a-z])(?:"
     rf"(?:[$€£₹¥]|\b(?:rs|inr|usd|eur|gbp|cad|aud|php|ngn|btc)\b\.?) ?{_AMOUNT}k?"
     rf"|(?<![\w.-])\d{{1,6}}(?:[,.]\d+)?(?:(?: ?[-x×] ?| to | by | or | and ){_AMOUNT})?"
-    rf"(?: ?|-)(?!{_NOT_COUNTED})(?:{_UNITS})(?![\w@])"
+    rf"(?: ?|-(?![kx]\b))(?!{_NOT_COUNTED})(?:{_UNITS})(?![\w@])"
     r"|(?<![\w,.-])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w-])"
     r"|(?<![\w.,-])\d{1,6}[.,]\d{1,2}(?![\w]|[.,-]\d)|(?<![\w.])0?\.\d+(?!\w)"
     r"|(?<![\w:.-])\d{1,2}[:.]\d{2}(?::\d{2})?(?: ?[ap]\.?m)?(?![\w:.-])"
@@ -77,7 +77,7 @@ _CODE_PLAIN = re.compile(
     r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
     r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
     # Error codes and addresses of memory.
-    r"plus\d+|0x[\da-f]+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
+    r"plus\d+|kb\d{6,7}|0x[\da-f]+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
     re.IGNORECASE,
 )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 # A word in this many texts without capitals is not a name; in fewer it may be one customer's name.
 LEAST_UNCASED = 20
 WORD = re.compile(r"(?<![\w@.-])[^\W\d_]{2,}(?![\w@]|[.-]\w)")
+_TITLE_CASE = re.compile(r"[A-ZÀ-Þ][a-zß-ÿ'’]")
 _ASCII_LETTERS = string.ascii_letters.encode()
 _ASCII_CAPITALS = string.ascii_uppercase.encode()
 
@@ -41,7 +42,12 @@ def common_words(texts: Iterable[str]) -> frozenset[str]:
 
 
 def lacks_case(text: str) -> bool:
-    """Return True if a text has no capital letters, or nearly nothing else."""
+    """Return True if no word of a text has a first capital letter, or nearly all are capitals.
+
+    Codes and abbreviations have capitals everywhere ("im ines, order WEB009").
+    """
+    if _TITLE_CASE.search(text) is None:
+        return True
     if text.isascii():
         raw = text.encode()
         letters = len(raw) - len(raw.translate(None, _ASCII_LETTERS))

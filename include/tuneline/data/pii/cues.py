@@ -8,7 +8,8 @@ _NAME = r"[^\W\d_][^\W\d_'’.-]*(?:['’-][^\W\d_]+)*\.?"
 _NAMES = rf"({_NAME}(?: {_NAME}){{0,3}})"
 # After these comes a name, in any case.
 SURE_CUE = re.compile(
-    r"\b(?:my (?:full )?name(?: is|'s|’s|:)|the name(?: is|'s|’s|:)|i am called|i'm called|"
+    r"\b(?:my (?:full )?name(?: is|'s|’s|s(?: is)?|:)|the name(?: is|'s|’s|:)|"
+    r"i am called|i'm called|"
     r"name(?: is|:)|mr|mrs|ms|dr|miss|account holder(?: is|:)|cardholder(?: is|:)|"
     r"holder(?: is|:)|on behalf of|attn:?|customer:|client:)\.? " + _NAMES,
     re.IGNORECASE,
@@ -63,9 +64,16 @@ PERSON_TAIL = re.compile(
 )
 # After these comes a name only if it is a known given name: it may be a place, too.
 WEAK_CUE = re.compile(r"(?:\b(?:yours|best|to|for|from|with|by),?\s+|\n)" + _NAMES, re.IGNORECASE)
+# After these comes a known name, also one that is a word said every day.
+CALLED_CUE = re.compile(
+    r"\b(?:call me|(?:she|he)(?:'s|’s|s| is)|this is|i am|i'm|i’m|im|"
+    r"(?:first|last|given|family) name(?: is|:)?) " + _NAMES,
+    re.IGNORECASE,
+)
+CALLED_CUE_WORDS = frozenset("call she he shes hes this i im name".split())
 # Every sure cue holds one of these; looking for words is faster than for patterns.
 SURE_CUE_WORDS = frozenset(
-    "name called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
+    "name names called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
 )
 PERSON_CUE_WORDS = frozenset(
     "am m this bday birthday day "

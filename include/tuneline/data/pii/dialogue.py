@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from tuneline.data.pii.patterns import Hit
-from tuneline.data.pii.topics import accepts, asked, goes_on, meant
+from tuneline.data.pii.topics import accepts, asked, goes_on, last_sentence, meant
 from tuneline.data.tables.rows import Message
 
 # Turns that a question stays open without an answer ("hold on, let me look").
@@ -24,7 +24,6 @@ _OTHERS = re.compile(
     r"(?:[a-z]+ )?[a-z]+(?:'s|s|’s|s'))\W*",
     re.IGNORECASE,
 )
-_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _YOURS = re.compile(r"\b(?:what|which|tell|give|send me|read|your|who)", re.IGNORECASE)
 _NONE: frozenset[str] = frozenset()
 _GAP = r"[ .()-]{0,2}"
@@ -59,18 +58,23 @@ def wanted(messages: Sequence[Message]) -> list[frozenset[str]]:
             open_topics[role] = (found, 0)
         elif accepts(text):
             open_topics.pop(role, None)
-        elif mine and (goes_on(text) or (age < OPEN_TURNS - 1 and "?" not in text)):
+        elif mine and (goes_on(text) or (age < OPEN_TURNS - 1 and _waits(text))):
             open_topics[role] = (mine, age if goes_on(text) else age + 1)
         else:
             open_topics.pop(role, None)
     return expected
 
 
+def _waits(text: str) -> bool:
+    """Return True if a turn leaves a question open: it asks for nothing else and tells little."""
+    return "?" not in text and len(text.split()) <= MOST_WORDS
+
+
 def _request(role: str, text: str) -> str:
     """Return the part of a turn that can ask the other side for data."""
     if role == "assistant":
         return text
-    last = _SENTENCES.split(text.strip())[-1]
+    last = last_sentence(text)
     return last if len(last.split()) <= MOST_WORDS and _YOURS.search(last) else ""
 
 

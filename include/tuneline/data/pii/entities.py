@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.cases import WORD, lacks_case
 from tuneline.data.pii.cues import (
+    CALLED_CUE,
+    CALLED_CUE_WORDS,
     NICKNAME_CUE,
     NICKNAME_CUE_WORDS,
     PERSON_CUE,
@@ -44,11 +48,35 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 # "J. Miller".
 _INITIAL = re.compile(r"[^\W\d_]\.")
 _INITIALS_BEFORE = re.compile(r"(?<![\w.])(?:[A-ZÀ-Þ]\. ?)+$")
-_FAMILY = re.compile(r" ([A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+)")
-_FAMILY_UNCASED = re.compile(r"(?: [a-z]\.?)? ([^\W\d_]{3,})(?![\w@]|[.-]\w)", re.IGNORECASE)
+_PARTICLES = frozenset(
+    "van von der den de del della di da dos du la le bin ibn al el ter ten".split()
+)
+_FAMILY = re.compile(
+    rf" ((?:(?:{'|'.join(sorted(_PARTICLES))}) ){{0,3}}(?:[A-ZÀ-Þ]\.|[A-ZÀ-Þ][\w'’-]+))"
+)
+_FAMILY_UNCASED = re.compile(
+    r"(?: [a-z]\.?)? ([^\W\d_]{3,}(?:-[^\W\d_]{2,})?)(?![\w@]|[.-]\w)", re.IGNORECASE
+)
+# "t. rautenbach", in a text without capitals.
+_INITIALED = re.compile(r"(?<![\w.])[a-z]\. ?([^\W\d_]{4,})(?![\w@]|[.-]\w)", re.IGNORECASE)
 # At the end of what is said, even an everyday word is a family name ("ivan king").
-_ENDS_HERE = re.compile(r"\W*$|[,;.!?]|\n")
+_ENDS_HERE = re.compile(r"\W*$|[,;.!?]|\n| [(+]?\d")
+_WORD_BEFORE = re.compile(r"(?<![\w@.'’-])([^\W\d_]{3,}) (?:[^\W\d_]\.? )?$")
 _START = re.compile(r"(?:^|[.!?\n]\s*)[\"'(]*$")
+_TITLE = re.compile(r"(?:mr|mrs|ms|mx|miss|dr|prof|sir|madam)\b\.?\s+", re.IGNORECASE)
+# Who speaks, in a transcript ("Caller: …").
+_SPEAKER = re.compile(r"([^\W\d_]{3,})\s{0,2}:(?:\s|$)")
+_FIRM = re.compile(
+    r"\W{1,2}(?:software|llc|ltd|inc|gmbh|plc|corp|company|group|bank|insurance|airlines?|airways|"
+    r"motors|hotels?|plumbing|university|college|hospital|school|street|avenue|road|airport|station)\b",
+    re.IGNORECASE,
+)
+# Names of places of which the rest is a given name ("San Francisco").
+_IN_PLACES = re.compile(
+    r"\b(?:san|santa|saint|st\.?|los|las|fort|port|lake|mount|new) $", re.IGNORECASE
+)
+# One letter that stands for a word in chat ("and", "with", "you").
+_LETTER_WORDS = frozenset("n w u r b k y c x".split())
 
 
 class Recogniser:
@@ -93,7 +121,7 @@ class Recogniser:
         found: list[list[Hit]] = [[] for _ in texts]
         if "PERSON" in self._entities and self._english:
             for hits, text in zip(found, texts, strict=True):
-                for hit in self._by_rules(text):
+                for hit in map(partial(self._with_given, text), self._by_rules(text)):
                     if not any(h.start <= hit.start and hit.end <= h.end for h in hits):
                         hits.append(hit)
         if self._shared is not None:
@@ -106,8 +134,23 @@ class Recogniser:
             for hits, text, doc in zip(
                 found, texts, self._nlp.pipe(cased, batch_size=BATCH), strict=True
             ):
-                hits.extend(self._recognised(text, doc))
+                hits.extend(
+                    self._with_given(text, hit) if self._english else hit
+                    for hit in self._recognised(text, doc)
+                )
         return found
+
+    def _with_given(self, text: str, hit: Hit) -> Hit:
+        """Return a name with the given name before it that is a word as well ("grace okafor")."""
+        before = _WORD_BEFORE.search(text, 0, hit.start) if hit.entity == "PERSON" else None
+        if before is None or " " in text[hit.start : hit.end]:
+            return hit
+        word = before[1].casefold()
+        given = word in self.words.also_words or (
+            self.words.is_listed_given(word) and not self.words.is_everyday(word)
+        )
+        cased = before[1][0].isupper() or lacks_case(text)
+        return Hit(before.start(1), hit.end, hit.entity) if given and cased else hit
 
     def _is_allowed(self, text: str, hit: Hit) -> bool:
         return text[hit.start : hit.end].casefold() not in self._allow
@@ -123,12 +166,18 @@ class Recogniser:
             yield from self._introduced(text, PERSON_CUE, self._known_or_strange, cased)
         if not words.isdisjoint(NICKNAME_CUE_WORDS):
             yield from self._introduced(text, NICKNAME_CUE, self._nickname, cased)
+        if not words.isdisjoint(CALLED_CUE_WORDS):
+            yield from self._introduced(text, CALLED_CUE, self._named_as_word, cased)
         if not words.isdisjoint(ROLE_CUE_WORDS):
             yield from self._introduced(text, ROLE_CUE, self._named_in_role, cased)
         if not words.isdisjoint(TAIL_WORDS):
             yield from self._introduced(text, PERSON_TAIL, self._known_or_strange, cased)
         if not cased and not text[1:].islower():
             yield from self._capitals(text)
+        if not cased and ". " in text:
+            for match in _INITIALED.finditer(text):
+                if self.words.is_strange(match[1].casefold()):
+                    yield Hit(match.start(), match.end(), "PERSON")
         # Most texts hold no known given name.
         if known:
             yield from self._introduced(text, WEAK_CUE, self.words.is_given, cased)
@@ -153,9 +202,13 @@ class Recogniser:
     def _nickname(self, word: str) -> bool:
         return not (self.words.is_everyday(word) or word in TIMES or word.endswith("ly"))
 
+    def _named_as_word(self, word: str) -> bool:
+        """Return True if a name is also a word that hardly follows "she is" ("call me rose")."""
+        return word in self.words.names_as_words or self.words.is_given(word)
+
     def _named_in_role(self, word: str) -> bool:
         listed = self.words.is_listed(word) and not self.words.is_everyday(word)
-        name = listed and not is_ordinary(word)
+        name = listed and (not is_ordinary(word) or self.words.is_listed_given(word))
         return word not in VERBS and (name or self._known_or_strange(word))
 
     def _listed(self, text: str, cased: bool) -> Iterator[Hit]:
@@ -167,7 +220,11 @@ class Recogniser:
                 continue
             if cased and not match[0][0].isupper():
                 continue
-            yield Hit(match.start(), self._family_end(text, match.end(), cased), "PERSON")
+            if _IN_PLACES.search(text, 0, match.start()):
+                continue
+            end = self._family_end(text, match.end(), cased)
+            if not _is_firm(text, match.start(), end):
+                yield Hit(match.start(), end, "PERSON")
 
     def _capitals(self, text: str) -> Iterator[Hit]:
         """Yield the one word that a text without capitals writes with one, if nothing else has it.
@@ -193,10 +250,12 @@ class Recogniser:
             lowered = following[1].rstrip(".").casefold()
             if lowered in self.words.not_people or lowered in self.words.common:
                 break
-            family = self.words.is_listed(lowered) and (
-                not self.words.is_everyday(lowered) or _ENDS_HERE.match(text, following.end(1))
+            everyday = self.words.is_everyday(lowered)
+            last = _ENDS_HERE.match(text, following.end(1)) and lowered not in FILLER
+            family = (
+                (last or not everyday) if self.words.is_listed(lowered) else last and not everyday
             )
-            if not cased and not family and not self.words.is_strange(lowered):
+            if not cased and not family and is_ordinary(lowered.split("-")[0]):
                 break
             end = following.end(1)
         return end
@@ -205,13 +264,15 @@ class Recogniser:
         self, text: str, start: int, end: int, named: Callable[[str], bool], cased: bool
     ) -> Hit | None:
         """Return the name at the beginning of a run of words, None if there is none."""
-        stop = start
+        stop = start = self._after_lead(text, start, end)
         for word in re.finditer(r"\S+", text[start:end]):
             bare = word[0].strip(".,'’")
             lowered = bare.casefold()
             known = self.words.is_given(lowered)
             stem = lowered.replace("’", "'").split("'")[0]
             ordinary = stem in self.words.not_people or (lowered in self.words.common and not known)
+            if cased and lowered in _PARTICLES and bare[0].islower():
+                continue
             if not bare or ordinary or lowered in self._allow:
                 break
             if cased and not bare[0].isupper():
@@ -224,14 +285,25 @@ class Recogniser:
                 break
             last = start + word.start() + len(word[0].rstrip(".,'’"))
             closes = not self.words.is_everyday(lowered) and _ENDS_HERE.match(text, last)
+            initial = len(bare) == 1 and (cased or lowered not in _LETTER_WORDS)
             if stop > start and not (
-                cased or known or len(bare) == 1 or closes or self.words.is_strange(lowered)
+                cased or known or initial or closes or self.words.is_strange(lowered)
             ):
                 break
             stop = last
             if word[0][-1] in ",;:!?" or (word[0][-1] == "." and len(bare) > 2):
                 break
-        return Hit(start, stop, "PERSON") if stop > start else None
+        if stop <= start or _is_firm(text, start, stop):
+            return None
+        return Hit(start, stop, "PERSON")
+
+    def _after_lead(self, text: str, start: int, end: int) -> int:
+        """Return where a name begins after a title or the word for who speaks."""
+        speaker = _SPEAKER.match(text, start)
+        if speaker and is_ordinary(speaker[1].casefold()) and _START.search(text, 0, start):
+            start = min(speaker.end(), end)
+        title = _TITLE.match(text, start, end)
+        return title.end() if title else start
 
     def _cased(self, text: str) -> str:
         """Return a text without case as an editor would write it, with capitals for names."""
@@ -253,6 +325,7 @@ class Recogniser:
         retitled = doc.text != text
         for entity in doc.ents:
             start, end = _trim(text, entity.start_char, entity.end_char)
+            start = self._after_lead(text, start, end)
             words = [word.casefold() for word in _LETTERS.findall(text[start:end])]
             label = _LABELS.get(entity.label_)
             if label is None and words and self.words.is_given(words[0]):
@@ -274,8 +347,12 @@ class Recogniser:
             if not self._unusual(words, retitled, first, place, placed):
                 continue
             if label == "PERSON":
+                named = _is_firm(text, start, end) or _IN_PLACES.search(text, 0, start)
+                if named or not self._several(words):
+                    continue
                 initials = _INITIALS_BEFORE.search(text, 0, start)
                 start = initials.start() if initials else start
+                end = self._family_end(text, end, cased=False) if retitled else end
             yield Hit(start, end, label)
 
     def _counts(self, words: Sequence[str], after: str) -> bool:
@@ -316,6 +393,18 @@ class Recogniser:
             if retitled and not placed
             else not self.words.is_slip(words[0])
         )
+
+    def _several(self, words: Sequence[str]) -> bool:
+        """Return True unless one of several words is no name's ("Norton Peak Software")."""
+        known = any(self.words.is_given(w) and w not in self.words.also_words for w in words)
+        return known or not any(
+            len(word) > 2 and is_ordinary(word) and not self.words.is_listed(word) for word in words
+        )
+
+
+def _is_firm(text: str, start: int, end: int) -> bool:
+    """Return True if a name holds or precedes a word for a firm ("Norton Peak Software")."""
+    return bool(_FIRM.match(text, end) or _FIRM.search(text, start, end))
 
 
 def _always(_: str) -> bool:

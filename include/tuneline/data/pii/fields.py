@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.answers import answers
 from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.matching import MONTH
@@ -16,6 +17,7 @@ from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.stretches import asked_numbers
 from tuneline.data.pii.topics import topics
+from tuneline.data.pii.words import is_ordinary
 
 _LINK = re.compile(
     r"(?: (?:no|number|nr|id|code|in full|as on [a-z ]{1,20}))?\.? ?(?:[:=]|-{1,2}>?(?= )| – ) ?",
@@ -23,7 +25,7 @@ _LINK = re.compile(
 )
 # In a text without any of these no label stands before a value.
 _LINK_SIGNS = (":", "=", "- ", "-> ", " – ")
-_END = re.compile(r"[;|\n]| / | - |, ?(?=[^\W\d_][\w .'-]{0,24}[:=])")
+_END = re.compile(r"[;|\n]| / | - |\. (?=[A-Z][\w /'-]{0,24}:)|, ?(?=[^\W\d_][\w .'-]{0,24}[:=])")
 # What a text is to be about.
 _KEYWORDS = re.compile(r"key ?words?", re.IGNORECASE)
 _MOST = 80
@@ -60,6 +62,18 @@ _PLACE_FRAME = Caseless(
     r"(?=(?:[a-z'’]+,? ){0,3}?(?:(?:flat|unit|tower|house|plot|block|door|apt|no) ?\d|"
     r"corner of|\d{1,5}[a-z]?,? [a-z]|\d{1,3}(?:st|nd|rd|th) ))"
 )
+# The same where a conversation is about an address: a number with a word that is not counted.
+_HOUSE = Caseless(
+    r"\b(?:to|at|from|on|is|was|be|for|still|house|home) "
+    r"(?=\d{1,5}[a-z]?,? (?:(?:n|s|e|w|ne|nw|se|sw|north|south|east|west) )?[a-z]{4,}(?![\w@%]))"
+)
+_STREET = re.compile(
+    r"\d{1,5}[a-z]?,? (?:(?:n|s|e|w|ne|nw|se|sw|north|south|east|west) )?(?P<name>[^\W\d_]{4,})"
+    r"(?: (?:st|street|ave|avenue|rd|road|ln|lane|dr|drive|ct|court|way|run|ridge|hill|close|"
+    r"pl|place|blvd|pkwy|cir|ter|trl|loop|path|sq|[nsew]|[ns][ew])(?![\w@]))*",
+    re.IGNORECASE,
+)
+MONTH_WORD = re.compile(MONTH, re.IGNORECASE)
 _NO_PLACE = re.compile(
     r"(?:[a-z'’]+,? ){0,3}?(?:\d{1,2}:\d\d|\d{1,2}(?:st|nd|rd|th)(?=\W|$)(?! [a-z]+ (?:street|st|"
     rf"ave|avenue|road|rd)\b| (?:street|st|ave|avenue|floor)\b)|{MONTH}\.?,? \d|\d+ ?(?:%|percent|"
@@ -68,6 +82,23 @@ _NO_PLACE = re.compile(
     r"(?!\w))",
     re.IGNORECASE,
 )
+
+
+def houses(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the streets with a number in a conversation about an address ("still 19 larkmoor?").
+
+    Args:
+        text: a turn.
+        words: names and ordinary words.
+    """
+    for frame in _HOUSE.finditer(text):
+        street = _STREET.match(text, frame.end())
+        if street is None or _NO_PLACE.match(text, frame.end()):
+            continue
+        name = street["name"].casefold()
+        counted = name.endswith("s") and is_ordinary(name.removesuffix("s"))
+        if not (counted or words.is_everyday(name) or name in FILLER or MONTH_WORD.fullmatch(name)):
+            yield Hit(street.start(), street.end(), "STREET_ADDRESS")
 
 
 def named_places(text: str, words: NameWords) -> Iterator[Hit]:

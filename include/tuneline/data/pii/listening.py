@@ -8,9 +8,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from tuneline.data.pii.answers import answers, bare_name
+from tuneline.data.pii.births import speaks_of_births, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
-from tuneline.data.pii.fields import fields, named_places
+from tuneline.data.pii.fields import fields, houses, named_places
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
 from tuneline.data.pii.mailboxes import told_mailboxes
@@ -42,6 +43,20 @@ _SURER = frozenset({"BIRTH_DATE", "STREET_ADDRESS", "EMAIL_ADDRESS", "CREDIT_CAR
 
 Allowed = Callable[[str, Iterable[Hit]], list[Hit]]
 _DIGIT = re.compile(r"\d")
+# Words of a conversation about where somebody lives.
+_HOME = (
+    *(
+        "address",
+        "moved to",
+        "moved from",
+        "moving to",
+        "moved in",
+        "deliver",
+        "ship to",
+        "shipped to",
+    ),
+    *("live at", "live on", "lives at", "lives on", "living at", "my house", "my home", "my flat"),
+)
 Said = dict[str, tuple[Hit, ...]]
 
 
@@ -100,6 +115,8 @@ class Listener:
             return {}
         said: Said = {}
         expected, logging_in = wanted(messages), about_log_ins(messages)
+        births = speaks_of_births(message["content"] for message in messages)
+        housed = _speaks_of_address(messages, expected)
         heard: list[str] = []
         open_to: list[tuple[str, int, int]] = []
         for piece in own:
@@ -122,12 +139,20 @@ class Listener:
                 numbered,
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
+            if _DIGIT.search(piece.text):
+                told = self._told(piece.text[start:end], births=births, housed=housed)
+                _add(said, piece.text, start, told)
         if len(heard) < 2 or not open_to:
             return said
         if any(hit.entity in _TELLING for t in heard for hit in (*said.get(t, ()), *find(t))):
             for text, start, end in open_to:
                 self._add_open(said, text, start, end, find)
         return said
+
+    def _told(self, text: str, *, births: bool, housed: bool) -> list[Hit]:
+        """Return the dates of birth and streets of a text, if its conversation is about such."""
+        hits = [Hit(*span, "BIRTH_DATE") for span in whole_dates(text)] if births else []
+        return self._allowed(text, [*hits, *(houses(text, self._words) if housed else ())])
 
     def _add_open(
         self,
@@ -173,6 +198,15 @@ class Listener:
         elif not self._names:
             hits = [hit for hit in hits if hit.entity != "PERSON"]
         return tuple(self._allowed(text, hits))
+
+
+def _speaks_of_address(messages: Sequence[Message], expected: Sequence[frozenset[str]]) -> bool:
+    """Return True if a conversation asks for an address or says that somebody lives somewhere."""
+    return any("address" in topics for topics in expected) or any(
+        words in text
+        for text in (m["content"].lower() for m in messages if m["role"] != "system")
+        for words in _HOME
+    )
 
 
 def apart(hits: Iterable[Hit], others: Sequence[Hit]) -> list[Hit]:

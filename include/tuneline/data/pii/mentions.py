@@ -24,7 +24,7 @@ def mentions_of(
     rest: list[str] = []
     for text, hits in found.items():
         at = 0
-        for hit in resolve(hits):
+        for hit in resolve(text, hits):
             values[hit.entity, text[hit.start : hit.end]] = None
             rest.append(text[at : hit.start])
             at = hit.end

@@ -19,6 +19,10 @@ _NAME = re.compile(r"[^\W\d_]{2,}")
 _LAST_LATIN = "\u024f"
 
 
+# "McGillivray", but for what is sold under such a name.
+_SON_OF = re.compile(
+    r"(?:mc|mac)(?!(?:donalds?|nuggets?|flurry|muffin|chicken|rib|cafe|wrap|swirl|value|os)$)[a-z]{5,}"
+)
 # A shorter given name that looks like a slip of a word is one more often.
 _LEAST_GIVEN = 4
 
@@ -73,6 +77,7 @@ class NameWords:
         self.also_words = frozenset(lists["also_words"])
         self.not_names = frozenset(lists["not_names"])
         self.not_people = self.not_names | frozenset(lists["not_people"])
+        self.names_as_words = frozenset(lists["names_as_words"])
         self.given = frozenset(lists["given"])
         self._listed_given = listed
         self._english = english
@@ -107,6 +112,8 @@ class NameWords:
         """
         if len(word) <= _LEAST_GIVEN or not self.is_strange(word) or is_ordinary(word.title()):
             return False
+        if _SON_OF.fullmatch(word):
+            return True
         stem = word.removesuffix("s")
         genitive = stem != word and len(stem) > _LEAST_GIVEN and self.is_name_only(stem)
         return self.is_listed(word) or genitive
@@ -115,6 +122,10 @@ class NameWords:
         """Return True if a lower-case word is a given or family name, whatever else it is."""
         names = listed_names()
         return word in names.given or word in names.family or word in self.given
+
+    def is_listed_given(self, word: str) -> bool:
+        """Return True if a lower-case word is a given name, whatever else it is."""
+        return word in self._listed_given or word in self.given
 
     def is_everyday(self, word: str) -> bool:
         """Return True if a lower-case word is so common that it hardly ever names somebody."""

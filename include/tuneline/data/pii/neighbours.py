@@ -1,6 +1,7 @@
 """Find names by what stands beside them: another name of a list, a number, a date of birth.
 
-"Ayodele, 4/12/2013; Temitope, 9/30/2016" and "folake / 0803 441 9982" name people by their place.
+"Ayodele, 4/12/2013; Temitope, 9/30/2016" and "folake / 0803 441 9982" name people by their
+place, and so does "dana reed 4471".
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tuneline.data.pii.words import is_ordinary
 _APART = re.compile(r"[,;&|()\n:]| / |\b(?:and|or|plus)\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*")
 _CONTACTS = frozenset({"PERSON", "PHONE_NUMBER", "EMAIL_ADDRESS", "BIRTH_DATE"})
+# Right before one of these stands a name only if lists have each of its words ("dana reed 4471").
+_NUMBERS = frozenset({"ID_NUMBER", "PASSWORD", "CREDIT_CARD", "US_SSN", "STREET_ADDRESS"})
 _MOST_WORDS = 3
 # "C'mon", "hmmm".
 _INTERJECTION = re.compile(r"[^dlmo]['’].*|.*(.)\1\1.*|[^aeiouy]+")
@@ -30,35 +33,55 @@ def names_beside(text: str, hits: Sequence[Hit], words: NameWords) -> Iterator[S
 
     Args:
         text: a turn.
-        hits: what was found in it.
+        hits: what was found in it, without overlaps.
         words: names and ordinary words.
     """
-    telling = [hit for hit in hits if hit.entity in _CONTACTS]
+    telling = [hit for hit in hits if hit.entity in _CONTACTS or hit.entity in _NUMBERS]
     if not telling:
         return
-    items = list(_items(text))
+    items = list(_items(text, telling))
     if len(items) < 2:
         return
-    tells = [any(h.start < end and start < h.end for h in telling) for start, end in items]
+    tells = [{h.entity for h in telling if h.start < end and start < h.end} for start, end in items]
     for at, (start, end) in enumerate(items):
-        near = any(tells[max(0, at - _REACH) : at + _REACH + 1])
-        if near and not tells[at]:
-            span = _name(text, start, end, words)
+        around = tells[max(0, at - _REACH) : at + _REACH + 1]
+        beside = tells[at + 1 : at + 2] if at + 1 < len(items) and items[at + 1][0] == end else ()
+        contact = any(entities & _CONTACTS for entities in around)
+        if tells[at] <= {"PERSON"} and (contact or any(beside)):
+            span = _name(text, start, end, words, listed=not contact)
             if span is not None:
                 yield span
 
 
-def _items(text: str) -> Iterator[Span]:
-    """Yield the parts of a list."""
+def _items(text: str, telling: Sequence[Hit]) -> Iterator[Span]:
+    """Yield the parts of a list; what was found in it is a part of its own."""
     at = 0
-    for sign in _APART.finditer(text):
-        yield at, sign.start()
-        at = sign.end()
+    found = ((hit.start, hit.end) for hit in telling if hit.entity != "PERSON")
+    signs = [
+        (sign.start(), sign.end(), sign.end())
+        for sign in _APART.finditer(text)
+        if not any(h.start <= sign.start() < h.end for h in telling)
+    ]
+    for start, end, following in sorted([*signs, *((s, e, s) for s, e in found)]):
+        if start >= at:
+            yield at, start
+            at = following
+            if following == start:
+                yield start, end
+                at = end
     yield at, len(text)
 
 
-def _name(text: str, start: int, end: int, words: NameWords) -> Span | None:
-    """Return the span of an item that is nothing but a name."""
+def _name(text: str, start: int, end: int, words: NameWords, *, listed: bool) -> Span | None:
+    """Return the span of an item that is nothing but a name.
+
+    Args:
+        text: a turn.
+        start: first character of the item.
+        end: the character after its last.
+        words: names and ordinary words.
+        listed: True if each word must be one of a list of names.
+    """
     said = list(_WORD.finditer(text, start, end))
     rest = _WORD.sub("", text[start:end]).strip(" .-")
     if rest or not 1 <= len(said) <= _MOST_WORDS:
@@ -72,7 +95,7 @@ def _name(text: str, start: int, end: int, words: NameWords) -> Span | None:
         for w in lowered
     ):
         return None
-    if not all(words.is_listed(w) or _can_be_unlisted(w, words) for w in lowered):
+    if not all(words.is_listed(w) or (not listed and _can_be_unlisted(w, words)) for w in lowered):
         return None
     return said[0].start(), said[-1].end()
 

@@ -84,6 +84,14 @@ _PIECE = re.compile(
     r"nine)(?!\w))",
     re.IGNORECASE,
 )
+# "Oh sorry its 8821" begins with no zero, and "last four 8853" with no four.
+_SIGH = re.compile(
+    r"oh(?! (?:zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple|dash)\b)"
+    r"(?! \d)(?=\W+\w)|[a-z]+(?= \d{3})",
+    re.IGNORECASE,
+)
+# Signs of the code of a booking, of which only one may be a digit.
+_LOCATOR = range(5, 8)
 # A promotion's code is a word and an amount ("save15").
 _PROMOTION = re.compile(r"[a-z]{4,}\d{1,2}", re.IGNORECASE)
 _QUANTITY_BEFORE = re.compile(
@@ -107,6 +115,7 @@ _ENDS = re.compile(
 )
 # Before and after a number that identifies: letters of a plate, policy or serial number.
 _LETTERS_BEFORE = re.compile(r"(?<![\w@'’-])([a-z]{1,3})[ -]$", re.IGNORECASE)
+_SLASHED_BEFORE = re.compile(r"(?<![\w/])(?:[A-Z]{1,5}/){1,3}$")
 # Letters that are read out one by one, or by a word that begins with them ("w as in whiskey").
 _READ_BEFORE = re.compile(
     r"(?<![\w@'’-])((?:(?:[a-z] (?:(?:as in|for|like) [a-z]+,? )?){2,6}|"
@@ -120,7 +129,10 @@ _SHORT_WORDS = frozenset(
     "for gbp get go got had has he her hey hi him his how id ids if im in inr is it its ive just "
     "lb let lol lot man may me mr mrs ms my new nil no nor not now nr num of off oh ok old on one "
     "or our out pay pls plz ref re rs say see set she sir six so sum ten thx the then to too try "
-    "two uh um up us usd use via was way we who why x ya yes you yr yup zip".split()
+    "two uh um up us usd use via was way we who why x ya yes you yr yup zip "
+    # Labels and sighs.
+    "ac acc ah apt bin dl dni dob doc ext grp hah hm mem mob nie pin pnr po pol reg ssn tel "
+    "vin".split()
 )
 _TOLD_BY_END = re.compile(
     r"\b(?:end|start|begin)(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|"
@@ -194,7 +206,9 @@ def _pieces(
     text: str, wanted: frozenset[str], candidates: Sequence[Candidate]
 ) -> Iterator[tuple[int, int, str]]:
     """Yield the few digits that are all that an answer holds ("29", "4 then 4 then 0 7")."""
-    spans = [piece.span() for piece in _PIECE.finditer(text)]
+    spans = [
+        piece.span() for piece in _PIECE.finditer(text) if not _SIGH.match(text, piece.start())
+    ]
     # A word counts as one digit, and alone it is a word ("one sec").
     digits = sum(end - start if text[start].isdigit() else 1 for start, end in spans)
     if not candidates and digits < _LEAST_PIECE:
@@ -212,6 +226,9 @@ def _pieces(
 def _whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int]:
     """Return the span of a number with the letters and groups of it ("hx 209 441")."""
     start, end = candidate.start, candidate.end
+    slashed = _SLASHED_BEFORE.search(text, 0, start)
+    if slashed:
+        return slashed.start(), end
     if entity != "ID_NUMBER" or candidate.spoken:
         return start, end
     lead = _LETTERS_BEFORE.search(text, 0, start)
@@ -326,7 +343,9 @@ def _fits(topic: str, candidate: Candidate) -> bool:
             return len(key_of(candidate.value)) >= _LEAST[topic]
         if topic == "code" and _PROMOTION.fullmatch(candidate.value):
             return False
-        return topic in ("account", "secret", "code", "business", "ssn") and candidate.digits >= 2
+        least = 1 if candidate.value.isupper() and len(candidate.value) in _LOCATOR else 2
+        named = ("account", "secret", "code", "business", "ssn")
+        return topic in named and candidate.digits >= least
     return candidate.digits >= _LEAST[topic]
 
 

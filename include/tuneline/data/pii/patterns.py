@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tuneline.data.pii.addresses import street_addresses, streets_of_home
@@ -27,6 +27,7 @@ from tuneline.data.pii.languages import shapes
 from tuneline.data.pii.matching import any_case
 from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.passwords import password_words
+from tuneline.data.pii.plates import plates
 from tuneline.data.pii.safe_harbor import find_demanded
 from tuneline.data.pii.spoken import has_digit_words
 from tuneline.data.pii.user_names import user_names
@@ -62,8 +63,20 @@ _RANK = {
     for rank, entity in enumerate((*SECRETS, "URL", *PATTERN_ENTITIES[len(SECRETS) :], "DATE"))
 }
 
-# Types that a part of a street address can be taken for.
+# Types that a part of a street address can be taken for, and others whose few digits can be one.
 _PARTS = frozenset({"ID_NUMBER", "PHONE_NUMBER"})
+_FEW_DIGITS_PARTS = frozenset({"CREDIT_CARD", "US_SSN", "BIRTH_DATE"})
+_MOST_DIGITS_OF_PART = 6
+_NUMBERS = frozenset({"ID_NUMBER", "PHONE_NUMBER", "CREDIT_CARD", "US_SSN"})
+_IN_NUMBERS = _NUMBERS | {"EMAIL_ADDRESS"}
+_NAME_WORD = re.compile(r"[^\W\d_][\w'’-]+")
+_NUMBERED_WORD = re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])")
+
+# An address of payments ("suresh.k@okbank"); what administers a machine is nobody's.
+_NO_DOMAIN = any_case(
+    r"(?<![\w@.+-])(?!(?:root|admin|user|ubuntu|git|you|me|name|support|info)@)"
+    r"[a-z][\w.+-]{2,}@[a-z]{3,15}(?![\w@.:-])"
+)
 
 # Unusual dashes, spaces and digits are replaced by one character each, so that positions stay.
 _PLAIN = {
@@ -233,26 +246,68 @@ def find(text: str, languages: Sequence[str] = (), demanded: Collection[str] = (
     plain = text if text.isascii() else text.translate(_PLAIN)
     hits = _all(plain, languages)
     if demanded:
-        return resolve([*hits, *(Hit(*found) for found in find_demanded(plain, demanded))])
-    return resolve(hits)
+        return resolve(plain, [*hits, *(Hit(*found) for found in find_demanded(plain, demanded))])
+    return resolve(plain, hits)
 
 
-def resolve(hits: Iterator[Hit] | list[Hit]) -> list[Hit]:
-    """Drop hits that overlap one of an earlier type, or a longer one of the same type."""
+def resolve(text: str, hits: Iterable[Hit]) -> list[Hit]:
+    """Return hits without overlaps: the earlier type first, of one type the longer one.
+
+    Of a hit that overlaps surer ones, what identifies outside of them stays a hit.
+
+    Args:
+        text: the text that was searched.
+        hits: what was found in it.
+    """
     chosen: list[Hit] = []
-    hits = list(hits)
+    hits = _joined_people(list(hits))
     streets = [hit for hit in hits if hit.entity == "STREET_ADDRESS"]
     if streets:
         # The parts of an address are no numbers of their own ("Boise, ID 83709").
-        hits = [hit for hit in hits if hit.entity not in _PARTS or not _within(hit, streets)]
+        hits = [hit for hit in hits if not (_can_be_part(hit) and _within(hit, streets))]
+    numbers = [hit for hit in hits if hit.entity in _NUMBERS]
+    if len(numbers) > 1:
+        # Nor are those of a longer number ("313 8620145", asked for in pieces).
+        hits = [hit for hit in hits if not (hit.entity in _IN_NUMBERS and _within(hit, numbers))]
     ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
     for hit in ranked:
-        # Chosen hits do not overlap each other, so only two of them can overlap this one.
+        # Chosen hits do not overlap each other.
         at = bisect_left(chosen, hit.start, key=lambda other: other.start)
         free_before = at == 0 or chosen[at - 1].end <= hit.start
         if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
             chosen.insert(at, hit)
+        else:
+            chosen = sorted([*chosen, *_left_of(text, hit, chosen)], key=lambda other: other.start)
     return chosen
+
+
+def _left_of(text: str, hit: Hit, chosen: Sequence[Hit]) -> Iterator[Hit]:
+    """Yield the words of a hit outside of the chosen ones, as far as they identify somebody."""
+    words = _NAME_WORD if hit.entity == "PERSON" else _NUMBERED_WORD
+    for word in words.finditer(text, hit.start, hit.end):
+        if not any(other.start < word.end() and word.start() < other.end for other in chosen):
+            yield Hit(word.start(), word.end(), hit.entity)
+
+
+def _joined_people(hits: Sequence[Hit]) -> list[Hit]:
+    """Return the hits with one for all names that overlap ("maria del carmen", "carmen quispe")."""
+    people = sorted((hit for hit in hits if hit.entity == "PERSON"), key=lambda hit: hit.start)
+    if len(people) < 2:
+        return list(hits)
+    joined = people[:1]
+    for hit in people[1:]:
+        last = joined[-1]
+        if hit.start < last.end:
+            joined[-1] = Hit(last.start, max(last.end, hit.end), last.entity)
+        else:
+            joined.append(hit)
+    return [*(hit for hit in hits if hit.entity != "PERSON"), *joined]
+
+
+def _can_be_part(hit: Hit) -> bool:
+    """Return True if a hit can be the house number, unit or postal code of an address."""
+    short = hit.end - hit.start <= _MOST_DIGITS_OF_PART
+    return hit.entity in _PARTS or (hit.entity in _FEW_DIGITS_PARTS and short)
 
 
 def _within(hit: Hit, longer: Sequence[Hit]) -> bool:
@@ -280,6 +335,8 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
     yield from (Hit(*span, "BIRTH_DATE") for span in birth_dates(text, lowered))
     yield from (Hit(*span, "PASSWORD") for span in password_words(text, lowered))
     yield from (Hit(*span, "ID_NUMBER") for span in user_names(text, lowered))
+    if _DIGIT.search(text):
+        yield from (Hit(*span, "ID_NUMBER") for span in plates(text, lowered))
     yield from _places_and_numbers(text, lowered, languages)
 
 
@@ -323,6 +380,7 @@ def _emails(text: str, lowered: str) -> Iterator[Hit]:
     if "@" in text:
         yield from _hits(text, _EMAIL, "EMAIL_ADDRESS")
         yield from _whole(text, _EMAIL_SLIP, "EMAIL_ADDRESS")
+        yield from _hits(text, _NO_DOMAIN, "EMAIL_ADDRESS")
     if "dot" in lowered or _BRACKETED.search(lowered):
         yield from _whole(text, _EMAIL_SIGNED, "EMAIL_ADDRESS")
         if " at " in lowered or "@" in text:

@@ -110,7 +110,7 @@ class Scrubber:
         """Find personal data that has a shape, by our patterns and the user's recognisers."""
         found = find(text, self._settings.languages, self._settings.demanded)
         if self._custom is not None and text.strip():
-            found = resolve([*found, *self._custom.find(text)])
+            found = resolve(text, [*found, *self._custom.find(text)])
         return tuple(self._allowed(text, found))
 
     def _allowed(self, text: str, hits: Iterable[Hit]) -> list[Hit]:
@@ -261,12 +261,13 @@ class Scrubber:
             hits = [*said.get(text, ()), *named.get(text, ())]
             hits = [*self.find(text), *hits, *mentions(text)]
             if self._settings.names and self._settings.digits is not None:
-                hits += [Hit(*span, "PERSON") for span in names_beside(text, hits, self._words)]
+                beside = names_beside(text, resolve(text, hits), self._words)
+                hits += [Hit(*span, "PERSON") for span in beside]
             people = (hit.end for hit in hits if hit.entity == "PERSON")
             hits += [Hit(*span, "BIRTH_DATE") for span in births_after(text, people)]
             taken = places(text, replaced)
             parts, at = [], 0
-            for hit in self._allowed(text, resolve(hits)):
+            for hit in self._allowed(text, resolve(text, hits)):
                 if overlaps(hit, taken):
                     continue
                 value = text[hit.start : hit.end]

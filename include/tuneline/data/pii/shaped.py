@@ -2,7 +2,7 @@
 
 Each part of a value (a number, a word) gets a part of the same kind, drawn by a hash of the row
 and of that part, so that the parts agree wherever a conversation mentions them. Separators, order,
-case, numbers of digits and words such as "street" or "dot" stay. No other part stays as it was,
+case, numbers of digits and words such as "the" or "dot" stay. No other part stays as it was,
 except for the decade of a year in digits, so that a surrogate is as old as the person.
 """
 
@@ -68,6 +68,37 @@ _STREET_WORDS = frozenset(
     "east west n s e w ne nw se sw the of de la le du des del and at in cross sector corner "
     "upper lower old new is on my bis".split()
 )
+_ZEROS = ("zero", "oh")
+# Words of an address of which each can stand for another of its group.
+_ALIKE = (
+    *(_ONES, _TEENS, _TENS, _ZEROS, _LOW_ORDINALS, _HIGH_ORDINALS),
+    *map(
+        str.split,
+        (
+            "street avenue road lane drive terrace boulevard",
+            "st ave rd ln dr blvd",
+            "court place square close gardens crescent",
+            "ct pl sq cres",
+            "apartment flat unit suite",
+            "apt unit",
+            "building house",
+            "floor level",
+            "north south east west",
+            "n s e w",
+            "ne nw se sw",
+            "upper lower old new",
+            "way walk row trail",
+            "parkway highway",
+            "pkwy hwy",
+            "rue avenue place",
+            "straße gasse allee",
+            "strasse gasse allee",
+            "via viale",
+            "calle avenida",
+        ),
+    ),
+)
+_KINDS = {word: group for group in reversed(_ALIKE) for word in group}
 _STREET_END = re.compile(
     r"(straße|strasse|gasse|weg|platz|allee|straat|laan|gatan|vägen|katu|kuja|vej|gade|veien|gata)$",
     re.IGNORECASE,
@@ -77,7 +108,6 @@ _STATES = (
     "NY NC ND OH OK OR PA RI SC SD TN TX UT VT VA WA WV WI WY".split()
 )
 _ORDINAL_ENDS = frozenset(("st", "nd", "rd", "th"))
-_ZEROS = ("zero", "oh")
 
 
 def pick(words: Sequence[str], number: int, but: str = "") -> str:
@@ -259,7 +289,8 @@ def _host(host: str) -> str:
     if _FREE_MAIL.search(host):
         made = "mail.example"
     else:
-        made = f"example.{top}" if top in _RESERVED_TOPS else "office.example"
+        other = pick(_RESERVED_TOPS, len(host), top)
+        made = f"example.{other}" if top in _RESERVED_TOPS else "office.example"
     dot = re.search(r"\s*[(\[{]?\bdot\b[)\]}]?\s*|\s+\.\s+", host, re.IGNORECASE)
     made = made.replace(".", dot[0]) if dot else made
     return made.upper() if host.isupper() else made
@@ -285,6 +316,8 @@ def like_street(draw: Draw, value: str, streets: Sequence[str], towns: Sequence[
     def other(match: re.Match[str]) -> str:
         piece = match[0]
         lowered = piece.casefold()
+        if lowered in _KINDS and not _touches_digit(match):
+            return cased(pick(_KINDS[lowered], draw(lowered), lowered), piece)
         if lowered in _STREET_WORDS or (lowered in _ORDINAL_ENDS and _follows_digit(match)):
             return piece
         number = draw(piece)
@@ -293,9 +326,6 @@ def like_street(draw: Draw, value: str, streets: Sequence[str], towns: Sequence[
             return made.replace("0", "1", 1) if made[0] == "0" and piece[0] != "0" else made
         if _touches_digit(match):
             return other_chars(number, piece)
-        for words in (_ONES, _TEENS, _TENS, _ZEROS, _LOW_ORDINALS, _HIGH_ORDINALS):
-            if lowered in words:
-                return cased(pick(words, number, lowered), piece)
         if piece.upper() in _STATES and match.start() >= placed:
             return cased(pick(_STATES, number, piece), piece)
         ending = _STREET_END.search(piece)

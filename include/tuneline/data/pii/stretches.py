@@ -35,6 +35,14 @@ _STRETCH = Caseless(
     rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)"
 )
 _WORD = re.compile(r"\d+|[a-z]+", re.IGNORECASE)
+_DIGIT_WORD = re.compile(rf"\b(?:{_ONES}|{_TENS})\b", re.IGNORECASE)
+_LEAD = re.compile(
+    rf"(?P<word>{_ONES})\b\W{{1,3}}(?P<pause>(?:(?:wait|sorry|no|i mean|actually)\b\W{{1,3}})*)"
+    r"(?=\d{3}|\d\d[ .-]\d\d)",
+    re.IGNORECASE,
+)
+# "… 0362, oh it ends there".
+_TAIL = re.compile(rf"(?<=\d{{3}})\W{{1,3}}(?:{_ONES})$", re.IGNORECASE)
 # Fewest digits of an answer.
 _LEAST_ASKED = 3
 _BETWEEN = frozenset(
@@ -123,10 +131,28 @@ def stretches(text: str) -> Sequence[Stretch]:
     found = []
     for match in _STRETCH.finditer(text):
         if not COUNTED.match(text, match.end()):
-            words = _WORD.findall(match[0].casefold())
+            start = match.start() + _before_number(match[0])
+            end = match.end()
+            tail = _TAIL.search(text, start, end)
+            if tail and not _DIGIT_WORD.search(text, start, tail.start()):
+                end = tail.start()
+            words = _WORD.findall(text[start:end].casefold())
             said = [word for word in words if word not in _BETWEEN]
-            found.append(Stretch(match.start(), match.end(), len(said), _count(said)))
+            found.append(Stretch(start, end, len(said), _count(said)))
     return found
+
+
+def _before_number(said: str) -> int:
+    """Return the length of a word that stands before a number and is no digit of it.
+
+    "oh wait 8830" begins with a sigh, and "this one 5203 8814" or "last four 8853" with a word for
+    what follows in figures.
+    """
+    lead = _LEAD.match(said)
+    if lead is None:
+        return 0
+    sigh = lead["pause"] and lead["word"].casefold() in ("oh", "o")
+    return lead.end() if sigh or not _DIGIT_WORD.search(said, lead.end()) else 0
 
 
 def with_letters(text: str, start: int, end: int) -> Span:

@@ -40,7 +40,7 @@ _WORDS = (
         r"fault|bar|colou?r|product|item)[ -]?codes?|mail(?:ed|ing)? (?:it|them|me)|"
         r"pin (?:it|this|that)|account (?:manager|balance|type|history|settings)|"
         r"in (?:any|that|this|which) case|case of|just in case|social media|"
-        r"(?:product|brand|file|domain|user|street|company|business|host) names?|"
+        r"(?:product|brand|file|domain|street|company|business|host) names?|"
         r"named after|card (?:reader|game)s?|"
         # "Address" and "reach" as verbs.
         r"address(?:es|ed|ing)? (?:this|that|the|these|those|your|my|it)\b(?! ?\d)",
@@ -62,6 +62,10 @@ _WORDS = (
         "secret",
         r"pass ?(?:word|code|phrase|key|wd)s?|pass?w(?:or|ro|o|r)[dt]s?|pwd?|"
         r"pass(?= (?:is|was|:|=))|"
+        # Questions for security.
+        r"(?:first|favou?rite|childhood|eldest|oldest|best) (?:[a-z']+ )?(?:pets?|school|teacher|"
+        r"cars?|food|movie|film|book|colou?r|team|band|singer|song|friend|street|job|boss|dog|cat)\b(?:'?s)?"
+        r"(?: names?)?|pet'?s?'? names?|(?:password )?hint|(?:grow|grew) up|"
         r"(?:memorable|secret|security|safe) (?:words?|phrase|answer|question)s?|"
         r"memorable (?:place|name|date)|wi-?fi key|"
         r"(?:code|safe|key|secret|magic) ?words?|combos?|digits you press|"
@@ -108,10 +112,12 @@ _WORDS = (
     ),
     (
         "reference",
-        r"ref|reference(?: (?:number|code|no))?|"
+        r"ref|reference(?: (?:number|code|no))?|record locator|pnr|"
+        # All that is asked for ("whats ur confirmation").
+        r"(?:confirmation|reservation|booking)(?=\W*$)|"
         # Most of these words are said of other things, too ("a phone case").
-        r"(?:booking|reservation|ticket|tkt|case|confirmation|itinerary|control)"
-        r"(?: (?:number|code|no|id|ref)|(?=[ :#]*(?:is |was )?[a-z]{0,7}-?\d))",
+        r"(?:booked|booking|reservation|ticket|tkt|case|conf|confirmation|itinerary|control)"
+        r"(?: (?:number|num|code|no|id|ref)|(?=[ :#]*(?:is |was )?[a-z]{0,7}-?\d))",
     ),
     (
         "business",
@@ -145,8 +151,10 @@ _ASKS = Caseless(
     r"needs|give|confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|"
     r"send|say|asks?|required?|state|spell|repeat|read|get)\b"
 )
+_SPELL = re.compile(r"\bspell(?:ed|ing)?\b", re.IGNORECASE)
 # "And the postcode" goes on with a question.
 _AND = re.compile(r"\W*and\b", re.IGNORECASE)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 # A turn of so few words asks even without a word for it ("name and e-mail").
 _SHORT = 7
 # The value was not the right one; the next turn tries another.
@@ -175,7 +183,8 @@ _ACCEPTED = re.compile(
     r"\W*(?:(?:yes|ok|okay|great|perfect|lovely|brilliant|thanks?|thank you|"
     r"that(?:'s| is| one)?)\W+){0,3}"
     r"(?:correct|accepted|verified|that works|works?|matches|done|updated|unlocked|cleared|"
-    r"you are (?:through|verified)|you're (?:through|verified))\b",
+    r"you are (?:through|verified)|you're (?:through|verified)|"
+    r"(?:i(?:'ve| have)? |i can )?(?:found|see) (?:you|your|it|the)|sent|booked|noted)\b",
     re.IGNORECASE,
 )
 _GO_ON = re.compile(
@@ -213,12 +222,23 @@ def asks(text: str) -> bool:
 def asked(text: str) -> frozenset[str]:
     """Return the topics that a turn asks for, or seems to."""
     found = {topic.name for topic in topics(text)}
-    if not asks(text) and len(text.split()) > _SHORT:
+    # The last of several sentences may ask without a word of asking ("Done. And the postcode"),
+    # and so may a list ("Name, date of birth and address then").
+    words = len(last_sentence(text).split())
+    listed = len(found - {"none", "number"}) > 1 and words <= 2 * _SHORT
+    if not asks(text) and words > _SHORT and not listed:
         # Long statements ask for nothing, but a number after one is of their kind.
         return frozenset(found & NUMBER_TOPICS)
     if "number" in found and not found & NUMBER_TOPICS:
         found.add("account")
+    if _SPELL.search(text) and not found:
+        found.add("name")
     return frozenset(found - {"number"})
+
+
+def last_sentence(text: str) -> str:
+    """Return the last sentence of a text."""
+    return _SENTENCES.split(text.strip())[-1]
 
 
 def goes_on(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tuneline.data.pii.matching import Span, any_case
+from tuneline.data.pii.matching import Span, any_case, spans
 
 _NETWORKS = (
     "insta",
@@ -19,10 +19,16 @@ _NETWORKS = (
     "psn",
     "xbox",
 )
+# "@kim_07" names an account without a word before it.
+_HANDLE = any_case(r"(?<![\w@./-])@(?=[\w.]*[\d_])[a-z][\w.]{3,29}(?![\w@])")
+# "tomekw_2" is no word.
+_UNDERSCORED = any_case(
+    r"(?<![\w@./\\-])(?=\w{6})(?=\w*\d)[a-z][a-z\d]*_[a-z\d_]+(?![\w@/\\=(-]|\.\w)"
+)
 _HINTS = ("user", "login", "log in", "handle", "online id", *_NETWORKS)
 # A name of an account has a digit, a sign or a capital inside; other words speak of it.
 _USER_NAME = any_case(
-    r"\b(?:user ?(?:name|id)|log ?in(?: (?:name|id))?|online id|handle|screen name|"
+    r"\b(?:user(?: ?(?:name|id))?|log ?in(?: (?:name|id))?|online id|handle|screen name|"
     r"(?:insta(?:gram)?|gamer(?: ?tag)?|snap(?:chat)?|tiktok|telegram|discord|"
     r"twitter|twitch|psn|xbox)"
     r"(?: (?:name|id|tag|account|handle))?)"
@@ -38,6 +44,10 @@ def user_names(text: str, lowered: str) -> Iterator[Span]:
         text: any text.
         lowered: the text in lower case.
     """
+    if "@" in text:
+        yield from spans(text, _HANDLE)
+    if "_" in text:
+        yield from spans(text, _UNDERSCORED)
     if any(hint in lowered for hint in _HINTS):
         for match in _USER_NAME.finditer(text):
             yield match.span(1)

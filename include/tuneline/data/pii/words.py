@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache, lru_cache
 from importlib import resources
 from itertools import islice
@@ -21,11 +22,26 @@ def _dictionary() -> Any:
     return Hunspell("en_US")
 
 
+# British spellings of words that the dictionary has in the American one.
+_SPELLINGS = (
+    (re.compile(r"(?<=[a-z]{2})our(?=s?$|ed$|ing$|ite|able|ful)"), "or"),
+    (re.compile(r"(?<=[a-z]{3})is(?=e[drs]?$|ing$|ation)"), "iz"),
+    (re.compile(r"(?<=[a-z]{2})tre(?=s?$)"), "ter"),
+    (re.compile(r"(?<=[a-z]{3})ll(?=ed$|ing$|ers?$)"), "l"),
+    (re.compile(r"(?<=[a-z]{3})ogue(?=s?$)"), "og"),
+)
+
+
 @lru_cache(maxsize=200_000)
 def is_ordinary(word: str) -> bool:
     """Return True if an English dictionary has a word in lower case; some are names as well."""
     try:
-        return bool(_dictionary().spell(word))
+        spell = _dictionary().spell
+        return bool(spell(word)) or any(
+            spell(other)
+            for pattern, instead in _SPELLINGS
+            if (other := pattern.sub(instead, word)) != word
+        )
     except UnicodeEncodeError:
         # The dictionary is in Latin-1, and so are all its words.
         return False

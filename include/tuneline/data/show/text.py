@@ -46,7 +46,7 @@ def _names() -> Recogniser:
 
 def personal_data(text: str) -> list[Hit]:
     """Find personal data by patterns, checksums and introducing words, without a model."""
-    return resolve([*find(text), *_names().find([text])[0]])
+    return resolve(text, [*find(text), *_names().find([text])[0]])
 
 
 def hide(messages: Sequence[Message]) -> list[Message]:
