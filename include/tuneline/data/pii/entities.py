@@ -75,6 +75,8 @@ _FIRM = re.compile(
 _IN_PLACES = re.compile(
     r"\b(?:san|santa|saint|st\.?|los|las|fort|port|lake|mount|new) $", re.IGNORECASE
 )
+# Characters before a name in which they are looked for.
+_REACH = 24
 # One letter that stands for a word in chat ("and", "with", "you").
 _LETTER_WORDS = frozenset("n w u r b k y c x".split())
 
@@ -142,8 +144,10 @@ class Recogniser:
 
     def _with_given(self, text: str, hit: Hit) -> Hit:
         """Return a name with the given name before it that is a word as well ("grace okafor")."""
-        before = _WORD_BEFORE.search(text, 0, hit.start) if hit.entity == "PERSON" else None
-        if before is None or " " in text[hit.start : hit.end]:
+        if hit.entity != "PERSON" or " " in text[hit.start : hit.end]:
+            return hit
+        before = _WORD_BEFORE.search(text, max(0, hit.start - _REACH), hit.start)
+        if before is None:
             return hit
         word = before[1].casefold()
         given = word in self.words.also_words or (
@@ -166,7 +170,8 @@ class Recogniser:
             yield from self._introduced(text, PERSON_CUE, self._known_or_strange, cased)
         if not words.isdisjoint(NICKNAME_CUE_WORDS):
             yield from self._introduced(text, NICKNAME_CUE, self._nickname, cased)
-        if not words.isdisjoint(CALLED_CUE_WORDS):
+        told = known or not words.isdisjoint(self.words.names_as_words)
+        if told and not words.isdisjoint(CALLED_CUE_WORDS):
             yield from self._introduced(text, CALLED_CUE, self._named_as_word, cased)
         if not words.isdisjoint(ROLE_CUE_WORDS):
             yield from self._introduced(text, ROLE_CUE, self._named_in_role, cased)
@@ -220,7 +225,7 @@ class Recogniser:
                 continue
             if cased and not match[0][0].isupper():
                 continue
-            if _IN_PLACES.search(text, 0, match.start()):
+            if _IN_PLACES.search(text, max(0, match.start() - _REACH), match.start()):
                 continue
             end = self._family_end(text, match.end(), cased)
             if not _is_firm(text, match.start(), end):

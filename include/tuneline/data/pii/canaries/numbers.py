@@ -12,7 +12,8 @@ from tuneline.data.pii.canaries.canary import (
     SPLIT,
     Value,
 )
-from tuneline.data.pii.canaries.lists import digits, letters
+from tuneline.data.pii.canaries.lists import digits, letters, words
+from tuneline.data.pii.canaries.people import names
 from tuneline.data.pii.canaries.register import Register
 from tuneline.data.pii.checksums import check_digit, iban
 
@@ -23,6 +24,8 @@ _LAST = 4
 _READ_OUT = 0.5
 # Share of numbers in groups of other sizes than usual, in text without punctuation.
 _ODD = 0.2
+# Share of accounts and documents that are no number: codes of bookings, names of accounts.
+_NOT_NUMBERS = 0.3
 _BETWEEN = (" ", " ", " ", "-", ", ", ".", " / ", "  ")
 
 
@@ -176,6 +179,9 @@ def ssn(draw: Random, form: str, register: Register, language: str) -> Value:
 
 def identity(draw: Random, form: str, register: Register, language: str) -> Value:
     """Make up the number of an account, member, policy or document."""
+    whole = form not in (PARTIAL, OBFUSCATED, SPLIT, MISTYPED)
+    if whole and draw.random() < _NOT_NUMBERS:
+        return Value((draw.choice([_locator, _user_name, _slashed, _user_name])(draw),))
     shape = draw.random()
     if shape < 0.55:
         count = draw.choice([6, 7, 8, 8, 9, 9, 10, 10, 12])
@@ -184,10 +190,46 @@ def identity(draw: Random, form: str, register: Register, language: str) -> Valu
     head = letters(draw, draw.choice([1, 1, 2, 2, 3]))
     tail = digits(draw, draw.choice([5, 6, 7, 8]))
     number = head + tail if shape < 0.85 else f"{digits(draw, 3)}{head}{digits(draw, 4)}"
-    if form in (PARTIAL, OBFUSCATED, SPLIT, MISTYPED):
+    if not whole:
         return given_number(draw, form, register, number, (3, 3, 4))
     joined = draw.choice(["", "", "-", " "])
     return Value((head + joined + tail if shape < 0.85 else number,))
+
+
+def _locator(draw: Random) -> str:
+    """Make up the code of a booking: six letters, up to two of them digits."""
+    code = list(letters(draw, 6))
+    for at in draw.sample(range(6), draw.choice([0, 1, 1, 2])):
+        code[at] = draw.choice("23456789")
+    return "".join(code)
+
+
+def _user_name(draw: Random) -> str:
+    """Make up the name of an account, of a name or of two words."""
+    first, last = (name.casefold().replace(" ", "") for name in names(draw))
+    word = draw.choice(words("streets", "first")).casefold()
+    number = digits(draw, draw.choice([1, 2, 4]))
+    return draw.choice(
+        [
+            first[:1] + last,
+            f"{first}.{last}",
+            f"{last}_{number}",
+            word + last,
+            f"{first}{number}",
+            word + first,
+        ]
+    )
+
+
+def _slashed(draw: Random) -> str:
+    """Make up a number with letters between signs ("MOT/5581023", "4402-9917-X")."""
+    return draw.choice(
+        [
+            f"{letters(draw, 3)}/{digits(draw, 7)}",
+            f"{letters(draw, 2)}/{digits(draw, 4)}/{digits(draw, 6)}",
+            f"{digits(draw, 4)}-{digits(draw, 4)}-{letters(draw, 1)}",
+        ]
+    )
 
 
 def account(draw: Random, form: str, register: Register, language: str) -> Value:

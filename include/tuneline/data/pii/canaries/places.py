@@ -13,6 +13,9 @@ from tuneline.data.pii.canaries.register import Register
 
 # Share of addresses in English text that are written as in other countries.
 _ABROAD = 0.1
+# Shares of streets without their kind ("19 pinecrest"), and of houses with a name for a number.
+_NO_KIND, _HOUSE_NAMES = 0.15, 0.07
+_HOUSES = ("Cottage", "House", "Farm", "Lodge", "Mill")
 _LOCAL = ("de", "fr", "es")
 _SMALL = "no h flat block near po box nº bis calle rue avenue weg straße".split()
 
@@ -26,7 +29,13 @@ def place(draw: Random, form: str, register: Register, language: str) -> Value:
 def _public() -> frozenset[str]:
     """Return the words of addresses that identify nobody."""
     entries = (*words("regions"), *words("streets", "kinds"), *words("streets", "units"))
-    return frozenset([*_SMALL, *(word.casefold() for entry in entries for word in entry.split())])
+    return frozenset(
+        [
+            *_SMALL,
+            *map(str.lower, _HOUSES),
+            *(word.casefold() for entry in entries for word in entry.split()),
+        ]
+    )
 
 
 def _street(draw: Random, language: str) -> str:
@@ -45,8 +54,12 @@ def _street(draw: Random, language: str) -> str:
     if draw.random() < 0.6:
         first, last = (draw.choice(words("streets", part)) for part in ("first", "last"))
         name = draw.choice([first + last, first, family])
-    kind = draw.choice(words("streets", "kinds"))
-    return f"{number} {name} {kind.title()}"
+    street = f"{name} {draw.choice(words('streets', 'kinds')).title()}"
+    house = f"{family} {draw.choice(_HOUSES)},"
+    shape = draw.random()
+    if shape < _NO_KIND:
+        street = name
+    return f"{house if shape > 1 - _HOUSE_NAMES else number} {street}"
 
 
 def address(draw: Random, form: str, register: Register, language: str) -> Value:
