@@ -31,6 +31,9 @@ LEAKS = [
     (["u:card 4012 8888 1881 4417 exp 11-28 cvc 042 shes the holder"], ["042"]),
     (["u:policy no MOT/HOME/5581023"], ["MOT/", "5581023"]),
     (["a:number?", "u:i think 5502-8817-X"], ["5502", "8817"]),
+    # The month until which a card is valid.
+    (["u:visa 4012 8888 1881 4417 valid thru 11/29"], ["11/29"]),
+    (["a:Card number?", "u:4012 8888 1881 4417", "a:And the expiry?", "u:may 29"], ["may 29"]),
     # Plates, handles, accounts.
     (["u:hit by a blue van, plate KRD 5519"], ["KRD", "5519"]),
     (["u:i saw part of the plate of that car 7XJ something"], ["7XJ"]),
@@ -76,6 +79,8 @@ def test_personal_data_goes(scrubber, turns, values):
         ["a:$99, waived with online order code FIBER99.", "u:upload speed", "a:940.", "u:cool"],
         ["a:Please never post your password here."],
         ["a:Install KB4486153 and look at line 2281 of the log."],
+        # Of a card only, and no other month.
+        ["u:my visa is fine but the coupon of 12/27 is gone", "a:It was for orders of 11/27."],
         # The question is answered, and what follows tells something else.
         [
             "a:name and date of birth?",

@@ -11,6 +11,7 @@ from tuneline.data.pii.answers import answers, bare_name
 from tuneline.data.pii.births import speaks_of_births, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
+from tuneline.data.pii.expiry import asks_for_expiry, expiries, speaks_of_cards
 from tuneline.data.pii.fields import fields, houses, named_places
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
@@ -78,6 +79,14 @@ class Place(NamedTuple):
     numbered: bool
 
 
+class _About(NamedTuple):
+    """What a conversation is about."""
+
+    births: bool
+    homes: bool
+    cards: bool
+
+
 class Listener:
     """A finder of what the places of a row's texts show.
 
@@ -115,8 +124,11 @@ class Listener:
             return {}
         said: Said = {}
         expected, logging_in = wanted(messages), about_log_ins(messages)
-        births = speaks_of_births(message["content"] for message in messages)
-        housed = _speaks_of_address(messages, expected)
+        about = _About(
+            births=speaks_of_births(message["content"] for message in messages),
+            homes=_speaks_of_address(messages, expected),
+            cards=speaks_of_cards(message["content"] for message in messages),
+        )
         heard: list[str] = []
         open_to: list[tuple[str, int, int]] = []
         for piece in own:
@@ -140,8 +152,8 @@ class Listener:
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
             if _DIGIT.search(piece.text):
-                told = self._told(piece.text[start:end], births=births, housed=housed)
-                _add(said, piece.text, start, told)
+                before = messages[piece.turn - 1]["content"] if piece.turn else ""
+                _add(said, piece.text, start, self._told(piece.text[start:end], about, before))
         if len(heard) < 2 or not open_to:
             return said
         if any(hit.entity in _TELLING for t in heard for hit in (*said.get(t, ()), *find(t))):
@@ -149,10 +161,23 @@ class Listener:
                 self._add_open(said, text, start, end, find)
         return said
 
-    def _told(self, text: str, *, births: bool, housed: bool) -> list[Hit]:
-        """Return the dates of birth and streets of a text, if its conversation is about such."""
-        hits = [Hit(*span, "BIRTH_DATE") for span in whole_dates(text)] if births else []
-        return self._allowed(text, [*hits, *(houses(text, self._words) if housed else ())])
+    def _told(self, text: str, about: _About, before: str) -> list[Hit]:
+        """Return the dates and streets of a text that its conversation is about.
+
+        Args:
+            text: a turn with a digit.
+            about: what its conversation is about.
+            before: the turn before.
+        """
+        hits: list[Hit] = []
+        if about.births:
+            hits += [Hit(*span, "BIRTH_DATE") for span in whole_dates(text)]
+        if about.homes:
+            hits += houses(text, self._words)
+        if about.cards:
+            until = expiries(text, asked=asks_for_expiry(before))
+            hits += [Hit(*span, "CREDIT_CARD") for span in until]
+        return self._allowed(text, hits)
 
     def _add_open(
         self,

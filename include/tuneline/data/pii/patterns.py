@@ -69,8 +69,12 @@ _FEW_DIGITS_PARTS = frozenset({"CREDIT_CARD", "US_SSN", "BIRTH_DATE"})
 _MOST_DIGITS_OF_PART = 6
 _NUMBERS = frozenset({"ID_NUMBER", "PHONE_NUMBER", "CREDIT_CARD", "US_SSN"})
 _IN_NUMBERS = _NUMBERS | {"EMAIL_ADDRESS"}
-_NAME_WORD = re.compile(r"[^\W\d_][\w'’-]+")
 _NUMBERED_WORD = re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])")
+# What identifies in the rest of a hit: the words of a name, the letters of a plate.
+_LEFT_OF = {
+    "PERSON": re.compile(r"[^\W\d_][\w'’-]+"),
+    "ID_NUMBER": re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])|(?<!\w)[A-Z]{1,4}(?!\w)"),
+}
 
 # An address of payments ("suresh.k@okbank"); what administers a machine is nobody's.
 _NO_DOMAIN = any_case(
@@ -283,7 +287,7 @@ def resolve(text: str, hits: Iterable[Hit]) -> list[Hit]:
 
 def _left_of(text: str, hit: Hit, chosen: Sequence[Hit]) -> Iterator[Hit]:
     """Yield the words of a hit outside of the chosen ones, as far as they identify somebody."""
-    words = _NAME_WORD if hit.entity == "PERSON" else _NUMBERED_WORD
+    words = _LEFT_OF.get(hit.entity, _NUMBERED_WORD)
     for word in words.finditer(text, hit.start, hit.end):
         if not any(other.start < word.end() and word.start() < other.end for other in chosen):
             yield Hit(word.start(), word.end(), hit.entity)

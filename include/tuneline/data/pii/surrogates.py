@@ -25,6 +25,10 @@ _CONSTANT = {
     "AGE_OVER_89": "90+",
 }
 _DIGIT_WORDS = "zero one two three four five six seven eight nine".split()
+# Letters of a policy or plate that was taken for a telephone number.
+_CAPITALS = re.compile(r"[A-Z]{2}/|[A-Z]{2,}\d")
+# When a card expires.
+_MONTH_OF_YEAR = re.compile(r"(?:\d{1,2}|[^\W\d]{3,9}\.?)\W{1,3}(?:20)?\d\d")
 # Words of a spoken number that are no digits.
 _BETWEEN_DIGITS = frozenset("plus dash hyphen space then and".split())
 _DIGIT_SAID = re.compile(
@@ -93,6 +97,8 @@ class Surrogates:
     def _make(self, entity: str, value: str) -> str:
         if entity == "PASSWORD" and not re.search(r"[^\W\d]", value):
             return other_chars(self._number(entity, value), value)
+        if entity == "CREDIT_CARD" and _MONTH_OF_YEAR.fullmatch(value):
+            return like_date(lambda part: self._number(entity, part), value)
         if entity in _CONSTANT:
             return _CONSTANT[entity]
         if entity in _SHAPED:
@@ -180,7 +186,7 @@ def _numeric(maker: Callable[[int, str], str]) -> Callable[[int, str], str]:
 
 def _phone(number: int, value: str) -> str:
     count = len(digits_of(value))
-    if count < 7:
+    if count < 7 or _CAPITALS.search(value):
         return other_chars(number, value)
     area = _pick(("202", "303", "404", "505", "606"), number // 100)
     local = f"{area}55501{number % 100:02d}"

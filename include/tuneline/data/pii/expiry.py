@@ -1,0 +1,49 @@
+"""Find the month until which a card is valid, where a conversation is about a card.
+
+PCI DSS (4.0, table 3) counts it as cardholder data, to be protected beside the number of the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tuneline.data.pii.matching import MONTH, Span, any_case
+
+_CARD_WORDS = ("card", "visa", "amex", "debit", "cvv", "cvc")
+_MONTH_OF_YEAR = (
+    rf"(?:(?:0?[1-9]|1[0-2]) ?[/.-] ?(?:20)?[2-4]\d|{MONTH}\.?,? ?(?:of )?(?:20)?[2-4]\d|"
+    r"(?:0[1-9]|1[0-2]) ?(?:20)?[2-4]\d)(?![\w/-]|[.:]\d)"
+)
+_VALUE = any_case(rf"(?<![\w./:$€£-])({_MONTH_OF_YEAR})")
+_NAMED = any_case(
+    r"\b(?:exp(?:iry|ires?|iration|ired|d)?|valid (?:thru|through|until|till|to)|"
+    r"good (?:thru|through))\b\.?"
+    rf"(?: date)?(?: (?:is|was|on|in|of))*\W{{0,3}}({_MONTH_OF_YEAR})"
+)
+_ASKED = any_case(r"\bexp(?:iry|ires?|iration)?\b|\bvalid (?:thru|through|until|till)\b")
+# A longer answer tells about something else.
+_MOST_WORDS = 8
+
+
+def speaks_of_cards(texts: Iterable[str]) -> bool:
+    """Return True if one of a conversation's texts has a word for a card."""
+    return any(word in text for text in map(str.lower, texts) for word in _CARD_WORDS)
+
+
+def asks_for_expiry(text: str) -> bool:
+    """Return True if a turn asks until when something is valid."""
+    return _ASKED.search(text) is not None
+
+
+def expiries(text: str, *, asked: bool) -> Iterator[Span]:
+    """Yield the months until which a card is valid: characters start to end.
+
+    Args:
+        text: a turn of a conversation about a card.
+        asked: True if the turn before asked for it.
+    """
+    for match in _NAMED.finditer(text):
+        yield match.span(1)
+    if asked and len(text.split()) <= _MOST_WORDS:
+        for match in _VALUE.finditer(text):
+            yield match.span(1)
