@@ -179,7 +179,7 @@ def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
         return
     start = own[0].start()
     for word, after in zip(own, (*own[1:], None), strict=True):
-        # What stands between two names is no part of them ("rosa. im hector").
+        # Words between two names belong to neither of them ("rosa. im hector").
         if after is None or text[word.end() : after.start()].strip(" '’-"):
             yield Hit(start, word.end(), "PERSON")
             start = after.start() if after else 0

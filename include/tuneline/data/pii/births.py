@@ -20,8 +20,8 @@ _BIRTH = any_case(
 )
 # Characters between the word and the end of the date.
 _REACH = 40
-_WORDS = ("born", "birth", "dob", "d.o.b", "bday", "b-day")
-_HINTS = (*_WORDS, "turn")
+BIRTH_WORDS = ("born", "birth", "dob", "d.o.b", "bday", "b-day")
+_HINTS = (*BIRTH_WORDS, "turn")
 _BIRTH_WORD = any_case(
     r"\b(?:born|turn(?:s|ed|ing)? \d{1,2}(?: today)?(?= on\b|,)|"
     r"date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b\b\.?)"
@@ -75,11 +75,6 @@ def births_after(text: str, ends: Iterable[int]) -> Iterator[Span]:
         match = _AFTER_PERSON.match(text, end)
         if match is not None:
             yield match.span(1)
-
-
-def speaks_of_births(texts: Iterable[str]) -> bool:
-    """Return True if one of a conversation's texts has a word for birth."""
-    return any(hint in text for text in map(str.lower, texts) for hint in _WORDS)
 
 
 def whole_dates(text: str) -> Iterator[Span]:

@@ -225,7 +225,7 @@ class Recogniser:
                 continue
             if cased and not match[0][0].isupper():
                 continue
-            if _IN_PLACES.search(text, max(0, match.start() - _REACH), match.start()):
+            if _ends_place(text, match.start()):
                 continue
             end = self._family_end(text, match.end(), cased)
             if not _is_firm(text, match.start(), end):
@@ -352,8 +352,8 @@ class Recogniser:
             if not self._unusual(words, retitled, first, place, placed):
                 continue
             if label == "PERSON":
-                named = _is_firm(text, start, end) or _IN_PLACES.search(text, 0, start)
-                if named or not self._several(words):
+                other = _is_firm(text, start, end) or _ends_place(text, start)
+                if other or not self._several(words):
                     continue
                 initials = _INITIALS_BEFORE.search(text, 0, start)
                 start = initials.start() if initials else start
@@ -410,6 +410,11 @@ class Recogniser:
 def _is_firm(text: str, start: int, end: int) -> bool:
     """Return True if a name holds or precedes a word for a firm ("Norton Peak Software")."""
     return bool(_FIRM.match(text, end) or _FIRM.search(text, start, end))
+
+
+def _ends_place(text: str, start: int) -> bool:
+    """Return True if the name at `start` is the end of a place's ("San Francisco")."""
+    return _IN_PLACES.search(text, max(0, start - _REACH), start) is not None
 
 
 def _always(_: str) -> bool:

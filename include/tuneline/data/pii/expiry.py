@@ -5,11 +5,11 @@ PCI DSS (4.0, table 3) counts it as cardholder data, to be protected beside the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from tuneline.data.pii.matching import MONTH, Span, any_case
+from tuneline.data.pii.matching import MONTH, Span, any_case, spans
 
-_CARD_WORDS = ("card", "visa", "amex", "debit", "cvv", "cvc")
+CARD_WORDS = ("card", "visa", "amex", "debit", "cvv", "cvc")
 _MONTH_OF_YEAR = (
     rf"(?:(?:0?[1-9]|1[0-2]) ?[/.-] ?(?:20)?[2-4]\d|{MONTH}\.?,? ?(?:of )?(?:20)?[2-4]\d|"
     r"(?:0[1-9]|1[0-2]) ?(?:20)?[2-4]\d)(?![\w/-]|[.:]\d)"
@@ -25,11 +25,6 @@ _ASKED = any_case(r"\bexp(?:iry|ires?|iration)?\b|\bvalid (?:thru|through|until|
 _MOST_WORDS = 8
 
 
-def speaks_of_cards(texts: Iterable[str]) -> bool:
-    """Return True if one of a conversation's texts has a word for a card."""
-    return any(word in text for text in map(str.lower, texts) for word in _CARD_WORDS)
-
-
 def asks_for_expiry(text: str) -> bool:
     """Return True if a turn asks until when something is valid."""
     return _ASKED.search(text) is not None
@@ -42,8 +37,6 @@ def expiries(text: str, *, asked: bool) -> Iterator[Span]:
         text: a turn of a conversation about a card.
         asked: True if the turn before asked for it.
     """
-    for match in _NAMED.finditer(text):
-        yield match.span(1)
+    yield from spans(text, _NAMED)
     if asked and len(text.split()) <= _MOST_WORDS:
-        for match in _VALUE.finditer(text):
-            yield match.span(1)
+        yield from spans(text, _VALUE)

@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from tuneline.data.pii.answers import answers, bare_name
-from tuneline.data.pii.births import speaks_of_births, whole_dates
+from tuneline.data.pii.births import BIRTH_WORDS, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
-from tuneline.data.pii.expiry import asks_for_expiry, expiries, speaks_of_cards
+from tuneline.data.pii.expiry import CARD_WORDS, asks_for_expiry, expiries
 from tuneline.data.pii.fields import fields, houses, named_places
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
@@ -80,7 +80,13 @@ class Place(NamedTuple):
 
 
 class _About(NamedTuple):
-    """What a conversation is about."""
+    """Subjects of a conversation that decide on the dates and streets in it.
+
+    Attributes:
+        births: True if it has a word for birth.
+        homes: True if it asks for an address, or somebody says where he lives.
+        cards: True if it has a word for a card.
+    """
 
     births: bool
     homes: bool
@@ -124,11 +130,7 @@ class Listener:
             return {}
         said: Said = {}
         expected, logging_in = wanted(messages), about_log_ins(messages)
-        about = _About(
-            births=speaks_of_births(message["content"] for message in messages),
-            homes=_speaks_of_address(messages, expected),
-            cards=speaks_of_cards(message["content"] for message in messages),
-        )
+        about: _About | None = None
         heard: list[str] = []
         open_to: list[tuple[str, int, int]] = []
         for piece in own:
@@ -138,9 +140,8 @@ class Listener:
                 continue
             start, end = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
             heard.append(piece.text)
-            numbered = user and (
-                _DIGIT.search(piece.text) is not None or has_digit_words(piece.text.lower())
-            )
+            digit = _DIGIT.search(piece.text) is not None
+            numbered = user and (digit or has_digit_words(piece.text.lower()))
             if numbered and not asks_for_quantity(messages, piece.turn):
                 open_to.append((piece.text, start, end))
             place = Place(
@@ -151,7 +152,8 @@ class Listener:
                 numbered,
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
-            if _DIGIT.search(piece.text):
+            if digit:
+                about = about or _about(messages, expected)
                 before = messages[piece.turn - 1]["content"] if piece.turn else ""
                 _add(said, piece.text, start, self._told(piece.text[start:end], about, before))
         if len(heard) < 2 or not open_to:
@@ -225,13 +227,25 @@ class Listener:
         return tuple(self._allowed(text, hits))
 
 
-def _speaks_of_address(messages: Sequence[Message], expected: Sequence[frozenset[str]]) -> bool:
-    """Return True if a conversation asks for an address or says that somebody lives somewhere."""
-    return any("address" in topics for topics in expected) or any(
-        words in text
-        for text in (m["content"].lower() for m in messages if m["role"] != "system")
-        for words in _HOME
+def _about(messages: Sequence[Message], expected: Sequence[frozenset[str]]) -> _About:
+    """Return what a conversation is about.
+
+    Args:
+        messages: its turns.
+        expected: topics that each of them is expected to answer.
+    """
+    texts = [message["content"].lower() for message in messages]
+    told = [t for t, m in zip(texts, messages, strict=True) if m["role"] != "system"]
+    asked = any("address" in topics for topics in expected)
+    return _About(
+        births=_has_one(texts, BIRTH_WORDS),
+        homes=asked or _has_one(told, _HOME),
+        cards=_has_one(texts, CARD_WORDS),
     )
+
+
+def _has_one(texts: Sequence[str], words: Sequence[str]) -> bool:
+    return any(word in text for text in texts for word in words)
 
 
 def apart(hits: Iterable[Hit], others: Sequence[Hit]) -> list[Hit]:

@@ -54,7 +54,12 @@ def names_beside(text: str, hits: Sequence[Hit], words: NameWords) -> Iterator[S
 
 
 def _items(text: str, telling: Sequence[Hit]) -> Iterator[Span]:
-    """Yield the parts of a list; what was found in it is a part of its own."""
+    """Yield the items of a list: characters start to end. Each hit but a name is an item.
+
+    Args:
+        text: a turn.
+        telling: hits that can show a name beside them, without overlaps.
+    """
     at = 0
     found = ((hit.start, hit.end) for hit in telling if hit.entity != "PERSON")
     signs = [

@@ -79,15 +79,14 @@ _GROUP = re.compile(r"\d+")
 _IN_PIECES = frozenset({"ssn", "phone", "card", "secret", "code", "account"})
 # A longer one is found by its topic.
 _LEAST_PIECE, _LONG_PIECE = 2, 4
+_DIGIT_WORDS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
 _PIECE = re.compile(
-    r"(?<![\w.,:/])(?:\d{1,3}(?![\w:/%]|[.,]\d)|(?:zero|oh|one|two|three|four|five|six|seven|eight|"
-    r"nine)(?!\w))",
+    rf"(?<![\w.,:/])(?:\d{{1,3}}(?![\w:/%]|[.,]\d)|(?:{_DIGIT_WORDS})(?!\w))",
     re.IGNORECASE,
 )
 # "Oh sorry its 8821" begins with no zero, and "last four 8853" with no four.
 _SIGH = re.compile(
-    r"oh(?! (?:zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple|dash)\b)"
-    r"(?! \d)(?=\W+\w)|[a-z]+(?= \d{3})",
+    rf"oh(?! (?:{_DIGIT_WORDS}|double|triple|dash)\b)(?! \d)(?=\W+\w)|[a-z]+(?= \d{{3}})",
     re.IGNORECASE,
 )
 # Signs of the code of a booking, of which only one may be a digit.

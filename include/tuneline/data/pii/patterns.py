@@ -339,8 +339,6 @@ def _all(text: str, languages: Sequence[str]) -> Iterator[Hit]:
     yield from (Hit(*span, "BIRTH_DATE") for span in birth_dates(text, lowered))
     yield from (Hit(*span, "PASSWORD") for span in password_words(text, lowered))
     yield from (Hit(*span, "ID_NUMBER") for span in user_names(text, lowered))
-    if _DIGIT.search(text):
-        yield from (Hit(*span, "ID_NUMBER") for span in plates(text, lowered))
     yield from _places_and_numbers(text, lowered, languages)
 
 
@@ -355,6 +353,7 @@ def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> It
     yield from (Hit(*span, "STREET_ADDRESS") for span in streets_of_home(text, lowered))
     if not digit:
         return
+    yield from (Hit(*span, "ID_NUMBER") for span in plates(text, lowered))
     if _DIGITS.search(text):
         yield from _numbers(text, lowered)
     for language in languages:

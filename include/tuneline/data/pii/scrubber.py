@@ -260,14 +260,17 @@ class Scrubber:
         def change(text: str) -> str:
             hits = [*said.get(text, ()), *named.get(text, ())]
             hits = [*self.find(text), *hits, *mentions(text)]
+            chosen, given = resolve(text, hits), len(hits)
             if self._settings.names and self._settings.digits is not None:
-                beside = names_beside(text, resolve(text, hits), self._words)
+                beside = names_beside(text, chosen, self._words)
                 hits += [Hit(*span, "PERSON") for span in beside]
             people = (hit.end for hit in hits if hit.entity == "PERSON")
             hits += [Hit(*span, "BIRTH_DATE") for span in births_after(text, people)]
+            if len(hits) > given:
+                chosen = resolve(text, hits)
             taken = places(text, replaced)
             parts, at = [], 0
-            for hit in self._allowed(text, resolve(text, hits)):
+            for hit in self._allowed(text, chosen):
                 if overlaps(hit, taken):
                     continue
                 value = text[hit.start : hit.end]

@@ -143,7 +143,7 @@ def stretches(text: str) -> Sequence[Stretch]:
 
 
 def _before_number(said: str) -> int:
-    """Return the length of a word that stands before a number and is no digit of it.
+    """Return the number of characters before the first digit of a number.
 
     "oh wait 8830" begins with a sigh, and "this one 5203 8814" or "last four 8853" with a word for
     what follows in figures.
