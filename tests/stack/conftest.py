@@ -71,6 +71,16 @@ class Commands:
             return find_layout()
 
 
+def output_until(process, words):
+    """Read the output of a process up to the line with these words, and return that line."""
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if words in line:
+            return line
+    pytest.fail(f"it ended before it said {words!r}:\n{''.join(seen)}")
+
+
 def interrupt(process, timeout=60):
     """Send Ctrl-C and return the output up to the end."""
     process.send_signal(signal.SIGINT)

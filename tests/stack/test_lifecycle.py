@@ -6,7 +6,7 @@ import urllib.request
 
 import psutil
 import pytest
-from tests.stack.conftest import interrupt
+from tests.stack.conftest import interrupt, output_until
 
 from tuneline.stack import locks
 from tuneline.stack.airflow import COMPONENTS
@@ -126,7 +126,7 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
 def test_interrupting_a_demo_stops_only_what_it_started(running, data):
     before = processes(running)
     demo = running.begin("demo", "--data", str(data))
-    line = next(line for line in demo.stdout if "started; follow it at" in line)
+    line = output_until(demo, "started; follow it at")
     run_id = line.split("run ", 1)[1].split()[0]
     output = interrupt(demo)
     assert demo.returncode == 130
@@ -140,7 +140,7 @@ def test_interrupting_a_demo_stops_only_what_it_started(running, data):
 @pytest.mark.stack
 def test_interrupting_a_demo_that_started_the_stack_stops_the_stack(commands, data):
     demo = commands.begin("demo", "--data", str(data))
-    next(line for line in demo.stdout if "starting Airflow" in line)
+    output_until(demo, "starting Airflow")
     interrupt(demo)
     assert demo.returncode == 130
     assert processes(commands) == {}
@@ -176,8 +176,8 @@ def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, data)
         for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
             process.send_signal(signal.SIGKILL)
     demo = running.begin("demo", "--data", str(data))
-    next(line for line in demo.stdout if "ending the run lost" in line)
-    next(line for line in demo.stdout if "started; follow it at" in line)
+    output_until(demo, "ending the run lost")
+    output_until(demo, "started; follow it at")
     assert run.state() == "failed"
     interrupt(demo)
     client.close()

@@ -33,6 +33,8 @@ class DagRun:
         self._client.call(
             "POST",
             self._runs,
+            # An earlier try, whose answer was lost, has started it.
+            ok=(httpx.codes.CONFLICT,),
             dag_run_id=self.run_id,
             logical_date=None,
             conf=dict(fields),

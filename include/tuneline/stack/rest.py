@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,9 @@ import httpx
 from tuneline.errors import TunelineError
 from tuneline.stack import airflow
 from tuneline.stack.layout import LOOPBACK, Layout
+
+# On a busy machine Airflow may answer late, or find its database locked by another process.
+_TRIES, _PAUSE_SECONDS = 4, 2.0
 
 
 class Airflow:
@@ -52,7 +56,10 @@ class Airflow:
     def call(
         self, method: str, path: str, *, ok: tuple[int, ...] = (), **json_body: Any
     ) -> httpx.Response:
-        """Call the API.
+        """Call the API, again if it broke or did not answer.
+
+        A call whose answer was lost may have been carried out, so what creates something by name
+        accepts 409 as well.
 
         Args:
             method: HTTP method.
@@ -63,22 +70,31 @@ class Airflow:
         Raises:
             TunelineError: if the API refused or did not answer; the message says why.
         """
-        try:
-            answer = self._request(method, path, json_body)
-            if answer.status_code == httpx.codes.UNAUTHORIZED:
-                self._log_in()
+        for tries_left in reversed(range(_TRIES)):
+            try:
                 answer = self._request(method, path, json_body)
-        except httpx.HTTPError as error:
-            raise TunelineError(
-                f"Airflow does not answer at {self._http.base_url} ({error}); "
-                f"see {self._layout.log_of('api-server')}"
-            ) from error
-        if not answer.is_success and answer.status_code not in ok:
-            raise TunelineError(f"Airflow: {method} {path}: {answer.status_code} {answer.text}")
-        return answer
+            except httpx.HTTPError as error:
+                if not tries_left:
+                    raise TunelineError(
+                        f"Airflow does not answer at {self._http.base_url} ({error}); "
+                        f"see {self._layout.log_of('api-server')}"
+                    ) from error
+            else:
+                if answer.is_success or answer.status_code in ok:
+                    return answer
+                if not (answer.is_server_error and tries_left):
+                    break
+            time.sleep(_PAUSE_SECONDS)
+        raise TunelineError(f"Airflow: {method} {path}: {answer.status_code} {answer.text}")
 
     def _request(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
-        return self._http.request(method, f"/api/v2{path}", json=body or None)
+        """Send a request, after a login if it is needed."""
+        path = f"/api/v2{path}"
+        answer = self._http.request(method, path, json=body or None)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            self._log_in()
+            answer = self._http.request(method, path, json=body or None)
+        return answer
 
     def _log_in(self) -> None:
         login = {"username": airflow.USER, "password": airflow.password(self._layout)}
