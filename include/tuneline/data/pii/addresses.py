@@ -84,6 +84,14 @@ _POST_OFFICE = any_case(r"[afd]po,? a")
 _PO_BOX = any_case(
     r"\bp\.? ?o\.? ?box \d{1,6}\b|\b(?:rural |county )?(?:route|rr) \d{1,4},? box \d{1,6}\b"
 )
+# Other forms of addresses, with the words of which each holds one.
+_FORMS = (
+    (_FLAT_NUMBER, (" no", " number")),
+    (_WITH_UNIT, (" apt", " apartment", " suite", " unit")),
+    (_MILITARY, ("box ",)),
+    (_PO_BOX, ("box ",)),
+)
+_CUE_HINTS = ("address", "liv", "resid", "locat", "stay")
 _NOT_IN_STREET = frozenset(
     "a an and are at away be by can charge day days down euros dollars for from go have hours "
     "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
@@ -173,7 +181,7 @@ def street_addresses(text: str, lowered: str) -> Iterator[Span]:
         lowered: the text in lower case.
     """
     yield from postal_addresses(text)
-    found = list(_streets(text))
+    found = list(_streets(text, lowered))
     if any(hint in lowered for hint in _ABROAD_HINTS):
         found += [match.span() for pattern in _ABROAD for match in pattern.finditer(text)]
     for begin, end in found:
@@ -226,7 +234,7 @@ def _address_end(text: str, end: int) -> int:
     return end
 
 
-def _streets(text: str) -> Iterator[Span]:
+def _streets(text: str, lowered: str) -> Iterator[Span]:
     for match in _ADDRESS.finditer(text):
         words = match[1].lower().replace(".", "").split()
         if _NOT_IN_STREET.intersection(words):
@@ -240,15 +248,16 @@ def _streets(text: str) -> Iterator[Span]:
         if match["unsure"] and not sure and not named and not told:
             continue
         yield (match.start(), match.end())
-    for pattern in (_FLAT_NUMBER, _WITH_UNIT, _MILITARY):
-        yield from spans(text, pattern)
+    for pattern, hints in _FORMS:
+        if any(hint in lowered for hint in hints):
+            yield from spans(text, pattern)
     if _POST_OFFICE.search(text):
         yield from spans(text, _MILITARY_PLACE)
-    for cue in _AFTER_CUE.finditer(text):
-        street = _ANY_STREET.match(text, cue.end())
-        if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
-            yield (street.start(1), street.end(1))
-    yield from spans(text, _PO_BOX)
+    if any(hint in lowered for hint in _CUE_HINTS):
+        for cue in _AFTER_CUE.finditer(text):
+            street = _ANY_STREET.match(text, cue.end())
+            if street and not _NOT_IN_STREET.intersection(street[1].lower().split()):
+                yield (street.start(1), street.end(1))
     # Without a street, where something else speaks of a place.
     for match in LETTERED_POSTCODE.finditer(text):
         before = re.sub(r"\d", "", text[max(0, match.start() - 40) : match.start()])

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 _ESCAPED = re.compile(r"\\.")
+_WORD = re.compile(r"\w+\W?")
+# Beginnings of words are remembered up to this length, since numbers hardly ever repeat.
+_BEGINNING = 5
 
 
 class Caseless:
@@ -35,11 +40,15 @@ class Caseless:
             return self._lower.finditer(text.lower())
         return self._any.finditer(text)
 
+    def search(self, text: str, start: int = 0) -> re.Match[str] | None:
+        """Return the first match that begins at a position or after it, as `finditer` does."""
+        if text.isascii():
+            return self._lower.search(text.lower(), start)
+        return self._any.search(text, start)
+
     def found_in(self, text: str) -> bool:
         """Return True if the pattern occurs in a text."""
-        if text.isascii():
-            return self._lower.search(text.lower()) is not None
-        return self._any.search(text) is not None
+        return self.search(text) is not None
 
     def covers(self, text: str) -> bool:
         """Return True if matches, one after the other, leave no character of a text."""
@@ -53,3 +62,47 @@ class Caseless:
                 return False
             at = match.end()
         return True
+
+
+class CaselessWords(Caseless):
+    """A pattern of hundreds of alternatives that ignores case.
+
+    Every match has to begin with the first character of a word. Where words stand with which no
+    alternative begins, the pattern is not tried, which takes a quarter of the time.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(pattern)
+        self._begins = _Beginnings(pattern)
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        """Yield the matches; positions are those of the text, letters may be in lower case."""
+        if not text.isascii():
+            yield from self._any.finditer(text)
+            return
+        lowered, end, begins = text.lower(), 0, self._begins
+        for word in _WORD.finditer(lowered):
+            if begins[word[0][:_BEGINNING]] and word.start() >= end:
+                match = self._lower.match(lowered, word.start())
+                if match is not None:
+                    yield match
+                    end = match.end()
+
+
+class _Beginnings(dict[str, bool]):
+    """Whether a match of a pattern can begin with the beginning of a word."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__()
+        self._pattern = pattern
+
+    def __missing__(self, word: str) -> bool:
+        self[word] = self._compiled.match(word, partial=True) is not None
+        return self[word]
+
+    @cached_property
+    def _compiled(self) -> Any:
+        # `re` cannot tell that a text is the beginning of a match.
+        import regex
+
+        return regex.compile(self._pattern)

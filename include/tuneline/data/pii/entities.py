@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from tuneline.data.pii.answer_words import FILLER
+from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.cases import WORD, lacks_case
 from tuneline.data.pii.cues import (
     CALLED_CUE,
@@ -162,7 +163,7 @@ class Recogniser:
     def _by_rules(self, text: str) -> Iterator[Hit]:
         """Yield the people that a cue introduces or whose given name is known."""
         words = set(_LETTERS.findall(text.casefold()))
-        known = any(self.words.is_given(word) or self.words.is_sure(word) for word in words)
+        known = any(map(self.words.is_known, words))
         cased = not lacks_case(text)
         if not words.isdisjoint(SURE_CUE_WORDS):
             yield from self._introduced(text, SURE_CUE, _always, cased)
@@ -189,7 +190,7 @@ class Recogniser:
             yield from self._listed(text, cased)
 
     def _introduced(
-        self, text: str, cue: re.Pattern[str], named: Callable[[str], bool], cased: bool
+        self, text: str, cue: Caseless, named: Callable[[str], bool], cased: bool
     ) -> Iterator[Hit]:
         """Yield the names after a cue, of which `named` accepts the first word."""
         match = cue.search(text)
@@ -220,8 +221,7 @@ class Recogniser:
         """Yield known given names, with the family names after them."""
         for match in WORD.finditer(text):
             lowered = match[0].casefold()
-            known = self.words.is_given(lowered) or self.words.is_sure(lowered)
-            if not known or lowered in self.words.also_words:
+            if not self.words.is_known(lowered) or lowered in self.words.also_words:
                 continue
             if cased and not match[0][0].isupper():
                 continue

@@ -84,6 +84,7 @@ class NameWords:
         self._everyday = everyday_words()
         self._meant = self._everyday | common | self.not_names
         self._slips: dict[str, bool] = {}
+        self._known: dict[str, bool] = {}
 
     def is_given(self, word: str) -> bool:
         """Return True if a lower-case word is a given name and hardly anything else."""
@@ -117,6 +118,12 @@ class NameWords:
         stem = word.removesuffix("s")
         genitive = stem != word and len(stem) > _LEAST_GIVEN and self.is_name_only(stem)
         return self.is_listed(word) or genitive
+
+    def is_known(self, word: str) -> bool:
+        """Return True if a lower-case word is a given name or a sure family name."""
+        if word not in self._known:
+            self._known[word] = self.is_given(word) or self.is_sure(word)
+        return self._known[word]
 
     def is_listed(self, word: str) -> bool:
         """Return True if a lower-case word is a given or family name, whatever else it is."""

@@ -408,7 +408,7 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
     yield from _hits(text, _SSN, "US_SSN", is_ssn)
     if "social" in lowered or "ssn" in lowered:
         yield from _hits(text, _SSN_NAMED, "US_SSN", lambda t: len(digits_of(t)) == 4 or is_ssn(t))
-    for pattern in (_IPV4, _IPV4_SPACED):
+    for pattern in (_IPV4, _IPV4_SPACED) if text.count(".") >= 3 else ():
         for match in pattern.finditer(text):
             if is_ipv4(match[0]) and not _VERSION.search(text, 0, match.start()):
                 yield Hit(match.start(), match.end(), "IP_ADDRESS")

@@ -20,9 +20,8 @@ _CODES = (
     re.compile(r"(?<=- )\d{6}(?![\w-]|[.,]\d)|(?<=[a-z] )\d{6}(?=[,.;]?(?:$|\n| / ))"),
     re.compile(r"(?<=, )\d{5}(?= [A-ZÄÖÜ][a-zäöüß]{2,})"),
 )
-# Every code has one of these, which most texts have not.
-_HINT = re.compile(r"\d{5}|[A-Za-z]\d")
-_DIGIT = re.compile(r"\d")
+# Codes of letters hold the first, the others the second, which most texts do not.
+_LETTERED, _LONG = re.compile(r"[A-Za-z]\d"), re.compile(r"\d{5}")
 _WORD = re.compile(r"[^\s,;]+")
 _SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;:\n]| / ")
 _MOST_WORDS, _MOST_CHARS = 12, 160
@@ -39,9 +38,11 @@ def postal_addresses(text: str) -> Iterator[Span]:
     Args:
         text: any text.
     """
-    if _DIGIT.search(text) is None or _HINT.search(text) is None:
-        return
+    lettered = _LETTERED.search(text) is not None
+    long = _LONG.search(text) is not None
     for number, pattern in enumerate(_CODES):
+        if not (long if number else lettered):
+            continue
         for code in pattern.finditer(text):
             start = _beginning(text, code.start())
             # A code alone has the shape of a product's, unless it is written in its two parts.

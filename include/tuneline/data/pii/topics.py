@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from tuneline.data.pii.caseless import Caseless
+from tuneline.data.pii.caseless import Caseless, CaselessWords
 
 # Entity type that a topic stands for. Order numbers and the like are the business's own.
 ENTITY_OF = {
@@ -98,7 +98,7 @@ _WORDS = (
         r"contact (?:me|us|you|number|no|info\w*|details?)|extension|ext|number to (?:reach|call)|"
         r"(?:her|his|their|best|contact|registered|reachable|alternate) number",
     ),
-    ("card", r"(?:credit|debit|bank|gift|charge)? ?cards?(?: number| no)?|visa|master ?card|amex"),
+    ("card", r"(?:(?:credit|debit|bank|gift|charge) ?)?cards?(?: number| no)?|visa|master ?card|amex"),
     (
         "address",
         r"address(?:es)?|zip(?: ?codes?)?|post ?codes?|postal(?: codes?)?|apartment|apt|city|"
@@ -140,7 +140,7 @@ _WORDS = (
     # "Number" alone names nothing, but shows that a number follows.
     ("number", r"numbers?|num|digits?|no\.?(?= ?(?:is|:|#|\d))"),
 )
-_TOPIC = Caseless(
+_TOPIC = CaselessWords(
     r"(?<![\w@?&/.=])(?:"
     + "|".join(rf"(?P<{topic}>(?:{words})(?!\w))" for topic, words in _WORDS)
     + ")"
