@@ -14,7 +14,10 @@ _STREET_KINDS = (
     "pkwy|highway|hwy|crescent|"
     "close|gardens|mews|alley|strasse|straße"
 )
-_STREET_KINDS_UNSURE = "st|drive|dr|court|ct|way|place|pl|square|sq|hill|row|walk|circle|cir"
+_STREET_KINDS_UNSURE = (
+    "st|drive|dr|court|ct|crt|way|place|pl|square|sq|hill|row|walk|circle|cir|cottages?|estate|holt|"
+    "hollow|rise|grove|villas?|heights|house|gate|green|wharf|quay|parade|bend|ridge|glen|vale|view"
+)
 _STATES = (
     "alabama|alaska|arizona|arkansas|california|colorado|"
     "connecticut|delaware|florida|georgia|hawaii|"
@@ -97,7 +100,7 @@ _NOT_IN_STREET = frozenset(
     "hour i if in is it items km left me mile miles minutes minute months my no of off on one or "
     "order orders other our out parcels people per pm am right so than that the this times to "
     "under until up was way weeks week when with within years year you your block blocks pounds "
-    "percent points steps star".split()
+    "percent points steps star bed bedroom bedrooms storey story".split()
 )
 # What may follow a street, in this order of preference.
 _MOST_PARTS = 5
@@ -120,11 +123,13 @@ _NEXT_PART = tuple(
             rf",? {_ZIP}",
             rf",?{_PLACE}{{1,4}}?,? {{1,2}}{_ZIP}",
             rf",?{_PLACE}{{1,3}}?,? {{1,2}}(?:{_STATES}|{_COUNTRIES})\b(?: \d{{4,6}}(?!\d))?",
-            rf",{_PLACE}{{1,3}}(?=,|\W*$)",
+            rf",{_PLACE}{{1,3}}(?=,|[.?!](?: |$)|\W*$)",
             rf"{_PLACE}{{1,4}}(?=\W*$)",
         ),
     )
 )
+# The first part of a British postal code.
+_OUTWARD = re.compile(r", ?[A-Z]{1,2}\d{1,2}[A-Z]?(?![\w-])")
 _HOUSE_BEFORE = re.compile(r"(?<![\w.,:#$€£-])(\d{1,6}) $")
 # Lines of an envelope: few words, one with a house number, a later one with a postal code.
 _LINE = re.compile(r"[^\n]+")
@@ -224,7 +229,7 @@ def _blocks(text: str) -> Iterator[Span]:
 def _address_end(text: str, end: int) -> int:
     """Return the end of an address whose street ends at `end`."""
     for _ in range(_MOST_PARTS):
-        for pattern in _NEXT_PART:
+        for pattern in (*_NEXT_PART, _OUTWARD):
             match = pattern.match(text, end)
             if match and _NOT_IN_PLACE.isdisjoint(re.findall(r"[^\W\d_]+", match[0].casefold())):
                 end = match.end()

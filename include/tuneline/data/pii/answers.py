@@ -6,9 +6,10 @@ After such a question nearly anything can be the value: only filler and ordinary
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tuneline.data.pii.answer_words import FILLER
+from tuneline.data.pii.cases import lacks_case
 from tuneline.data.pii.mailboxes import told_mailboxes
 from tuneline.data.pii.matching import LETTERED_POSTCODE
 from tuneline.data.pii.name_words import NameWords
@@ -51,14 +52,27 @@ _PASSWORD_LEAD = re.compile(
 )
 _PASSWORD_TAIL = re.compile(
     r"(?:\W+(?:thanks?|thank you|thx|pls|please|i think|i guess|right|ok|lol|sir|mam|maam|"
-    r"all lower ?case|lower ?case|then|last try|maybe|again|now|for now|i mean|ta|cheers))*\W?$",
+    r"all lower ?case|lower ?case|then|last try|maybe|again|now|for now|always|i mean|ta|cheers))*\W?$",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
     r"\b(?:don'?t|dont|do not|can'?t|cannot|forgot|forgotten|remember|reset|why|didn'?t|not|isn'?t|"
     r"never (?:had|got|set|received|mind|did)|"
     r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need|"
-    r"secs?|seconds?|moment|minutes?|wait|hang on|looking|checking)\b",
+    r"secs?|seconds?|moment|minutes?|wait|hang on|looking|checking|whats|hows|wheres|whos)\b",
+    re.IGNORECASE,
+)
+_QUESTION = re.compile(
+    r"\W*(?:(?:and|but|so|ok|oh|then) )*(?:is (?:it|that|there|this)|are|can|could|do|does|will|"
+    r"would|should|did) ",
+    re.IGNORECASE,
+)
+# All that somebody says to close a subject.
+_CLOSING = re.compile(
+    r"(?:\W*\b(?:ok|okay|alright|aight|oh|ah|yes|great|good|super|perfect|cool|nice|fine|thank you|"
+    r"thanks?|thx|ty|ta|cheers|done|got it|lol|sorry|bye|please|so much|very much|a lot|again|sir|"
+    r"ma'?a?m|bro|man|mate|much appreciated|gracias|asante|dzi[eę]k\w*|danke|merci|salamat|"
+    r"obrigad[oa]|grazie|shukran|diolch|jesus|god|omg)\b)+\W*",
     re.IGNORECASE,
 )
 # Parts of an answer with several values ("0081 and sugarplum"), and the words that only link them.
@@ -72,7 +86,8 @@ _IN_SENTENCES = frozenset(
     "going got had has have he her him his how if into it its just let like made make me might "
     "must need of off ok our out put said same say says see send she should so than that thats "
     "their them there they this to too took u us want was we went were when where while who will "
-    "with would you your late soon much many expired balance".split()
+    "with would you your late soon much many expired balance i im ill ive come coming "
+    "whats".split()
 )
 # Words that are all of a turn and no password.
 _EXCLAIMED = frozenset(
@@ -93,6 +108,9 @@ _MIXED = re.compile(
     r"(?=\S{0,40}(?:\d|[#$%&*+=^~_]))([^\s\"“”@]{5,40}[^\s\"“”@.,!?])(?!\S*@)",
     re.IGNORECASE,
 )
+_FIRST_NAME = re.compile(r"\W*([A-ZÀ-Þ][a-zà-ÿ'’-]{2,}(?: [A-ZÀ-Þ][a-zà-ÿ'’-]{2,})?)(?= \d|[,.:] )")
+# A code, where a text has small letters, too.
+_CAPITALS = re.compile(r"[A-Z]{2,4}")
 _LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .,-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
 _TOKEN = re.compile(r"(?<![\w@.'’-])[\w-]+(?![\w@'’]|\.\w)")
 _LEAST_LOCATOR = 5
@@ -140,13 +158,22 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
     if "address" in wanted:
         yield from _addresses(rest, words, alone="name" not in wanted)
         yield from _postcodes(text)
+    if "user" in wanted and not (_CLOSING.fullmatch(text) or _QUESTION.match(text)):
+        yield from _user_name(text)
     if not wanted.isdisjoint(("account", "reference")):
         yield from _locator(text, words)
     if "name" in wanted:
         yield from _spelled(text)
         yield from _people(text, words)
-    if ("email" in wanted and "address" not in wanted) or wanted == {"account"}:
+    if ("email" in wanted and "address" not in wanted) or wanted - {"user"} == {"account"}:
         yield from _mailboxes(text, words, asked="email" in wanted)
+
+
+def _user_name(text: str) -> Iterator[Hit]:
+    """Yield the one word of an answer to a question for a user name, which can be any word."""
+    own = [word for word in _TOKEN.finditer(text) if word[0].casefold() not in FILLER]
+    if len(own) == 1 and len(own[0][0]) > 2 and not _NO_ANSWER.search(text):
+        yield Hit(own[0].start(), own[0].end(), "ID_NUMBER")
 
 
 def _locator(text: str, words: NameWords) -> Iterator[Hit]:
@@ -212,6 +239,8 @@ def _passwords(text: str, *, digits: bool) -> Iterator[Hit]:
         text: an answer.
         digits: True if it is one with a digit, as one-time codes are.
     """
+    if _CLOSING.fullmatch(text) or _QUESTION.match(text):
+        return
     at = 0
     for apart in (*_APART.finditer(text), None):
         end = len(text) if apart is None else apart.start()
@@ -265,23 +294,52 @@ def _people(text: str, words: NameWords) -> Iterator[Hit]:
         if not filler:
             run.append(word)
     runs.append(run)
+    yield from _first(text, words)
     # A list of names is longer, and has no everyday words.
+    lone = len(list(filter(None, runs))) == 1 and not re.search(r"\d", text)
     short = sum(map(len, runs)) <= _SHORT or not any(
         words.is_everyday(word[0].casefold()) for run in runs for word in run
     )
+    coded = {w[0].casefold() for w in every if _CAPITALS.fullmatch(w[0])}
+    coded = set() if text.isupper() else coded
     for some in filter(None, runs):
         lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in some]
-        names = [w for w in lowered if _can_be_name(w, words, short=short)]
-        if len(some) > 4 or len(every) > _LONG:
+        names = [
+            w
+            for w in lowered
+            if _can_be_name(w, words, short=short)
+            and (words.is_given(w) or w not in coded)
+            and (lone or w in words.names_as_words or not words.is_everyday(w))
+        ]
+        if _is_initialled(some):
+            names = lowered
+        if len(some) > 5 or len(every) > _LONG:
             # A sentence: the recogniser and the cues look for the names in it.
             continue
         if len(every) > _SENTENCE:
-            names = [w for w in names if words.is_listed(w)]
+            capitals = {w for w, word in zip(lowered, some, strict=True) if word[0][0].isupper()}
+            names = [
+                w for w in names if words.is_listed(w) or (w in capitals and not lacks_case(text))
+            ]
         if names and 2 * len(names) >= len(some):
             # What stands around a name is said about it ("probably alejandra", "it says effie").
             first = next(at for at, word in enumerate(lowered) if word in names or len(word) == 1)
             last = max(at for at, w in enumerate(lowered) if w in names or not words.is_everyday(w))
             yield Hit(some[first].start(), some[last].end(), "PERSON")
+
+
+def _first(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the name with which a longer answer begins ("Segun 90 90 90 i want …")."""
+    match = _FIRST_NAME.match(text)
+    said = match[1].casefold().split() if match else []
+    if match and all(words.is_strange(word) or words.is_given(word) for word in said):
+        yield Hit(match.start(1), match.end(1), "PERSON")
+
+
+def _is_initialled(some: Sequence[re.Match[str]]) -> bool:
+    """Return True if words with capitals begin with an initial ("G Furlong")."""
+    cased = all(word[0][0].isupper() for word in some)
+    return cased and len(some) > 1 and len(some[0][0]) == 1 < len(some[-1][0])
 
 
 def _can_be_name(word: str, words: NameWords, *, short: bool) -> bool:

@@ -31,7 +31,7 @@ _NOT_COUNTED = (
 )
 _NAMED_BEFORE = (
     r"(?:v|ver|version|firmware|build|release|line|block|port|value|kb|driver|ios|android|windows|win|model|type|size|gen|"
-    r"generation|series|step|pages?|chapter|gate|platform|room|seat|row|aisle|bus|train|route|"
+    r"generation|series|step|pages?|chapter|gate(?! code)|platform|room|seat|row|aisle|bus|train|route|"
     r"flight|level|season|episodes?|channel|errors?|err|fault|"
     r"http|status|iso|form|section|press|exit|"
     r"highway|building|floor|berth|coach|locker|store|shop|branch|top|option|galaxy|iphone|pixel|"
@@ -73,6 +73,8 @@ _CODE = re.compile(
     r"\.[a-z\d])",
     re.IGNORECASE,
 )
+# "CMP/331/0748".
+_SLASHED = re.compile(r"(?<![\w@./-])[A-Z]{2,5}(?:/[A-Z\d]{1,8}){1,4}(?![\w/])")
 _CODE_PLAIN = re.compile(
     r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
     r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
@@ -127,6 +129,11 @@ def candidates_in(text: str) -> Sequence[Candidate]:
     for match in _CODE.finditer(plain):
         if not _CODE_PLAIN.fullmatch(match[0]):
             digits = len(digits_of(match[0]))
+            found.append(Candidate(match.start(), match.end(), match[0], digits, True))
+            taken.append(match.span())
+    for match in _SLASHED.finditer(text):
+        digits = len(digits_of(match[0]))
+        if digits >= 4:
             found.append(Candidate(match.start(), match.end(), match[0], digits, True))
             taken.append(match.span())
     for match in _RUN.finditer(plain):

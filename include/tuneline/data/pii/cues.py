@@ -6,11 +6,14 @@ from tuneline.data.pii.caseless import Caseless
 
 _NAME = r"[^\W\d_][^\W\d_'’.-]*(?:['’-][^\W\d_]+)*\.?"
 _NAMES = rf"({_NAME}(?: {_NAME}){{0,3}})"
+# After these comes a name, whatever else it means ("Mr Long").
+TITLE_CUE = Caseless(r"\b(?:mr|mrs|ms|mx|miss|dr)\.? " + _NAMES)
+TITLES = frozenset("mr mrs ms mx miss dr".split())
 # After these comes a name, in any case.
 SURE_CUE = Caseless(
     r"\b(?:my (?:full )?name(?: is|'s|’s|s(?: is)?|:)|the name(?: is|'s|’s|:)|"
     r"i am called|i'm called|"
-    r"name(?: is|:)|mr|mrs|ms|dr|miss|account holder(?: is|:)|cardholder(?: is|:)|"
+    r"name(?: is|:)|account holder(?: is|:)|cardholder(?: is|:)|"
     r"holder(?: is|:)|on behalf of|attn:?|customer:|client:)\.? " + _NAMES,
 )
 # After these comes a name if it is a known given name, or a word of no dictionary.
@@ -22,7 +25,7 @@ PERSON_CUE = Caseless(
     r"talked to|belongs to|"
     r"(?:change|correct|update) (?:it|that|the name|my name) to|ty|thx|"
     r"(?:guy|lady|someone|agent|person) (?:called|named)|"
-    r"(?:full|first|last|family|given) name),?\s+" + _NAMES,
+    r"(?:(?:full|first|last|family|given|maiden|middle) |sur)name),?\s+" + _NAMES,
 )
 # After these comes a name, or what somebody does.
 ROLE_CUE = Caseless(
@@ -67,12 +70,14 @@ CALLED_CUE = Caseless(
 CALLED_CUE_WORDS = frozenset("call she he shes hes this i im name".split())
 # Every sure cue holds one of these; looking for words is faster than for patterns.
 SURE_CUE_WORDS = frozenset(
-    "name names called mr mrs ms dr miss holder cardholder behalf attn customer client".split()
+    "name names called holder cardholder behalf attn customer client".split()
 )
 PERSON_CUE_WORDS = frozenset(
     "am m this bday birthday day "
     "dear hi hello signed regards sincerely thanks cheers thank advance ask call "
     "change correct update calls speak spoke talked belongs welcome "
-    "through name ty thx called named".split()
+    "through name surname ty thx called named".split()
 )
+# Before this stands a name, also one that is a word said every day ("Mark speaking").
+SPEAKING = Caseless(rf"(?<![\w'’-])({_NAME}(?: {_NAME})?) speaking\b(?! (?:to|with|of|about))")
 TAIL_WORDS = frozenset("here again speaking calling from name surname lives can could may".split())

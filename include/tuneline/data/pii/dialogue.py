@@ -26,6 +26,11 @@ _OTHERS = re.compile(
 )
 _YOURS = re.compile(r"\b(?:what|which|tell|give|send me|read|your|who)", re.IGNORECASE)
 _NONE: frozenset[str] = frozenset()
+# A name that is a word as well, where somebody is addressed by it ("thank you Rose.").
+_ADDRESSED = (
+    r"(?:(?<=thank you )|(?<=thanks )|(?<=hi )|(?<=hello )|(?<=dear )|(?<=ok )|(?<=okay )|"
+    r"(?<=sorry )|(?<=welcome )|(?<=sure )|(?<=yes )|(?<=morning )|(?<=, )){}(?=\s*(?:[.,!?]|$))"
+)
 _GAP = r"[ .()-]{0,2}"
 
 
@@ -134,6 +139,7 @@ def _patterns(entity: str, value: str, is_name: Callable[[str], bool]) -> Iterab
         yield _spaced(value)
         parts = [part.strip(".,'’") for part in value.split()]
         yield from (re.escape(p) for p in parts if len(p) > 2 and is_name(p))
+        yield from (_ADDRESSED.format(re.escape(p)) for p in parts if len(p) > 2 and not is_name(p))
     elif len(digits) == len(re.sub(r"[\W_]", "", value)):
         if len(digits) >= LEAST_DIGITS:
             yield _GAP.join(digits)

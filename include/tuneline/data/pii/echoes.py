@@ -41,7 +41,8 @@ def echoes(
     numbers: dict[str, str] = {}
     for entity, value in values:
         key = key_of(value)
-        if entity in _NUMBERS and key.isdigit() and len(key) >= _LEAST_DIGITS:
+        coded = entity in _NUMBERS or (entity == "STREET_ADDRESS" and len(key) > _LEAST_DIGITS)
+        if coded and key.isdigit() and len(key) >= _LEAST_DIGITS:
             # The first mention decides, as it does for what is said again.
             numbers.setdefault(key, entity)
     streets = [value for entity, value in values if entity == "STREET_ADDRESS"]

@@ -25,10 +25,13 @@ from tuneline.data.pii.cues import (
     PERSON_TAIL,
     ROLE_CUE,
     ROLE_CUE_WORDS,
+    SPEAKING,
     SURE_CUE,
     SURE_CUE_WORDS,
     TAIL_WORDS,
     TIMES,
+    TITLE_CUE,
+    TITLES,
     VERBS,
     WEAK_CUE,
 )
@@ -60,6 +63,10 @@ _FAMILY_UNCASED = re.compile(
 )
 # "t. rautenbach", in a text without capitals.
 _INITIALED = re.compile(r"(?<![\w.])[a-z]\. ?([^\W\d_]{4,})(?![\w@]|[.-]\w)", re.IGNORECASE)
+# "T Rao", in a text with them.
+_INITIALED_CASED = re.compile(
+    r"(?<![\w.-])(?<![A-Z] )[B-HJ-Z]\.? (?:(?:ap|van|de|al|el) )?([A-ZÀ-Þ][a-zà-ÿ'’-]{2,})(?![\w@])"
+)
 # At the end of what is said, even an everyday word is a family name ("ivan king").
 _ENDS_HERE = re.compile(r"\W*$|[,;.!?]|\n| [(+]?\d")
 _WORD_BEFORE = re.compile(r"(?<![\w@.'’-])([^\W\d_]{3,}) (?:[^\W\d_]\.? )?$")
@@ -76,6 +83,16 @@ _FIRM = re.compile(
 _IN_PLACES = re.compile(
     r"\b(?:san|santa|saint|st\.?|los|las|fort|port|lake|mount|new) $", re.IGNORECASE
 )
+_DATED = re.compile(r"(?:st|nd|rd|th)?,? ?\d")
+# Words for relatives and others, which the model takes for a part of their names.
+_KIN = frozenset(
+    "son daughter wife husband mum mom mother dad father brother sister nan gran grandma grandpa "
+    "aunt uncle cousin niece nephew baby kid boss friend neighbour neighbor partner fiance fiancee "
+    "boyfriend girlfriend landlord roommate flatmate manager agent driver doctor nurse teacher "
+    "colleague client tenant technician nominee".split()
+)
+# An abbreviation, where others have small letters ("SIM", "IRS").
+_ABBREVIATION = re.compile(r"[A-Z]{2,5}")
 # Characters before a name in which they are looked for.
 _REACH = 24
 # One letter that stands for a word in chat ("and", "with", "you").
@@ -151,10 +168,14 @@ class Recogniser:
         if before is None:
             return hit
         word = before[1].casefold()
+        if word in TITLES:
+            return hit
         given = word in self.words.also_words or (
             self.words.is_listed_given(word) and not self.words.is_everyday(word)
         )
         cased = before[1][0].isupper() or lacks_case(text)
+        # No word at all, with a capital as the name has ("Emrys Griffiths").
+        given = given or (before[1][0].isupper() and self.words.is_strange(word))
         return Hit(before.start(1), hit.end, hit.entity) if given and cased else hit
 
     def _is_allowed(self, text: str, hit: Hit) -> bool:
@@ -165,6 +186,8 @@ class Recogniser:
         words = set(_LETTERS.findall(text.casefold()))
         known = any(map(self.words.is_known, words))
         cased = not lacks_case(text)
+        if not words.isdisjoint(TITLES):
+            yield from self._introduced(text, TITLE_CUE, self._titled, cased)
         if not words.isdisjoint(SURE_CUE_WORDS):
             yield from self._introduced(text, SURE_CUE, _always, cased)
         if not words.isdisjoint(PERSON_CUE_WORDS):
@@ -178,11 +201,20 @@ class Recogniser:
             yield from self._introduced(text, ROLE_CUE, self._named_in_role, cased)
         if not words.isdisjoint(TAIL_WORDS):
             yield from self._introduced(text, PERSON_TAIL, self._known_or_strange, cased)
+        if "speaking" in words:
+            yield from self._introduced(text, SPEAKING, self._speaker, cased)
         if not cased and not text[1:].islower():
             yield from self._capitals(text)
         if not cased and ". " in text:
             for match in _INITIALED.finditer(text):
                 if self.words.is_strange(match[1].casefold()):
+                    yield Hit(match.start(), match.end(), "PERSON")
+        if cased:
+            for match in _INITIALED_CASED.finditer(text):
+                word = match[1].casefold()
+                if self.words.is_strange(word) or (
+                    self.words.is_listed(word) and not self.words.is_everyday(word)
+                ):
                     yield Hit(match.start(), match.end(), "PERSON")
         # Most texts hold no known given name.
         if known:
@@ -205,12 +237,19 @@ class Recogniser:
         known = self.words.is_given(word) or self.words.is_strange(word)
         return known or self.words.is_name_only(word)
 
+    def _titled(self, word: str) -> bool:
+        return word not in FILLER or self.words.is_listed(word)
+
     def _nickname(self, word: str) -> bool:
         return not (self.words.is_everyday(word) or word in TIMES or word.endswith("ly"))
 
     def _named_as_word(self, word: str) -> bool:
         """Return True if a name is also a word that hardly follows "she is" ("call me rose")."""
         return word in self.words.names_as_words or self.words.is_given(word)
+
+    def _speaker(self, word: str) -> bool:
+        """Return True if somebody can introduce himself by a word ("Mark speaking")."""
+        return self._named_as_word(word)
 
     def _named_in_role(self, word: str) -> bool:
         listed = self.words.is_listed(word) and not self.words.is_everyday(word)
@@ -224,6 +263,8 @@ class Recogniser:
             if not self.words.is_known(lowered) or lowered in self.words.also_words:
                 continue
             if cased and not match[0][0].isupper():
+                continue
+            if self._is_abbreviation(text, *match.span()):
                 continue
             if _ends_place(text, match.start()):
                 continue
@@ -253,7 +294,9 @@ class Recogniser:
             if following is None:
                 break
             lowered = following[1].rstrip(".").casefold()
-            if lowered in self.words.not_people or lowered in self.words.common:
+            # "Peter Long", but no date ("Peter May 5").
+            named = cased and self._is_family(lowered) and not _DATED.match(text, following.end(1))
+            if not named and (lowered in self.words.not_people or lowered in self.words.common):
                 break
             everyday = self.words.is_everyday(lowered)
             last = _ENDS_HERE.match(text, following.end(1)) and lowered not in FILLER
@@ -276,9 +319,14 @@ class Recogniser:
             known = self.words.is_given(lowered)
             stem = lowered.replace("’", "'").split("'")[0]
             ordinary = stem in self.words.not_people or (lowered in self.words.common and not known)
+            # After a title even a word of every day is a name ("Mr May").
+            titled = stop == start and (
+                (named == self._titled and (cased or self._is_family(lowered)))
+                or (named == self._speaker and named(lowered))
+            )
             if cased and lowered in _PARTICLES and bare[0].islower():
                 continue
-            if not bare or ordinary or lowered in self._allow:
+            if not bare or (ordinary and not titled) or lowered in self._allow:
                 break
             if cased and not bare[0].isupper():
                 break
@@ -330,7 +378,7 @@ class Recogniser:
         retitled = doc.text != text
         for entity in doc.ents:
             start, end = _trim(text, entity.start_char, entity.end_char)
-            start = self._after_lead(text, start, end)
+            start = _after_kin(text, self._after_lead(text, start, end), end)
             words = [word.casefold() for word in _LETTERS.findall(text[start:end])]
             label = _LABELS.get(entity.label_)
             if label is None and words and self.words.is_given(words[0]):
@@ -341,6 +389,8 @@ class Recogniser:
             if not words or any(char.isdigit() for char in text[start:end]):
                 continue
             if text[start:end].casefold() in self._allow:
+                continue
+            if self._is_abbreviation(text, start, end):
                 continue
             if not retitled and text[start:end].islower() and not self.words.is_given(words[0]):
                 continue
@@ -359,6 +409,12 @@ class Recogniser:
                 start = initials.start() if initials else start
                 end = self._family_end(text, end, cased=False) if retitled else end
             yield Hit(start, end, label)
+
+    def _is_abbreviation(self, text: str, start: int, end: int) -> bool:
+        """Return True if the one word of a name has capitals only, and the text has not."""
+        said = text[start:end]
+        short = _ABBREVIATION.fullmatch(said) is not None and not text.isupper()
+        return short and not (len(said) > 3 and self.words.is_given(said.casefold()))
 
     def _counts(self, words: Sequence[str], after: str) -> bool:
         """Return True if ordinary words stand before a number ("max 4", "flight ba 117")."""
@@ -399,12 +455,24 @@ class Recogniser:
             else not self.words.is_slip(words[0])
         )
 
+    def _is_family(self, word: str) -> bool:
+        """Return True if a lower-case word is a listed name, and no title or filler."""
+        return self.words.is_listed(word) and word not in FILLER
+
     def _several(self, words: Sequence[str]) -> bool:
         """Return True unless one of several words is no name's ("Norton Peak Software")."""
         known = any(self.words.is_given(w) and w not in self.words.also_words for w in words)
         return known or not any(
             len(word) > 2 and is_ordinary(word) and not self.words.is_listed(word) for word in words
         )
+
+
+def _after_kin(text: str, start: int, end: int) -> int:
+    """Return where a name begins after the word for a relative before it ("son Kacper")."""
+    word = _LETTERS.match(text, start, end)
+    if word is None or word[0].casefold() not in _KIN:
+        return start
+    return min(word.end() + 1, end)
 
 
 def _is_firm(text: str, start: int, end: int) -> bool:

@@ -5,6 +5,7 @@ PCI DSS (4.0, table 3) counts it as cardholder data, to be protected beside the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from tuneline.data.pii.matching import MONTH, Span, any_case, spans
@@ -16,10 +17,16 @@ _MONTH_OF_YEAR = (
 )
 _VALUE = any_case(rf"(?<![\w./:$€£-])({_MONTH_OF_YEAR})")
 _NAMED = any_case(
-    r"\b(?:exp(?:iry|ires?|iration|ired|d)?|valid (?:thru|through|until|till|to)|"
+    r"\b(?:exp(?:iry|ires?|iration|ired|iring|d)?|valid(?: (?:thru|through|until|till|to))?|"
     r"good (?:thru|through))\b\.?"
-    rf"(?: date)?(?: (?:is|was|on|in|of))*\W{{0,3}}({_MONTH_OF_YEAR})"
+    rf"(?: date)?(?: (?:is|was|on|in|of|since))*\W{{0,3}}({_MONTH_OF_YEAR})"
 )
+# The code of the card, right after.
+_CODE_AFTER = any_case(
+    r"[ ,/;]{1,3}(?:(?:\d{3,4}|(?:(?:and|the|back|behind|sec\w*|cvv2?|cvc|code|pin)\W{1,2}){1,3}"
+    r"\d(?: ?\d){1,3}))(?![\w/:-]|[.,]\d)"
+)
+_DIGITS = re.compile(r"\d[\d ]*")
 _ASKED = any_case(r"\bexp(?:iry|ires?|iration)?\b|\bvalid (?:thru|through|until|till)\b")
 # A longer answer tells about something else.
 _MOST_WORDS = 8
@@ -31,12 +38,16 @@ def asks_for_expiry(text: str) -> bool:
 
 
 def expiries(text: str, *, asked: bool) -> Iterator[Span]:
-    """Yield the months until which a card is valid: characters start to end.
+    """Yield the months until which a card is valid, and the code after one: characters start to end.
 
     Args:
         text: a turn of a conversation about a card.
         asked: True if the turn before asked for it.
     """
-    yield from spans(text, _NAMED)
-    if asked and len(text.split()) <= _MOST_WORDS:
-        yield from spans(text, _VALUE)
+    for pattern in (_NAMED, _VALUE) if asked and len(text.split()) <= _MOST_WORDS else (_NAMED,):
+        for start, end in spans(text, pattern):
+            yield start, end
+            code = _CODE_AFTER.match(text, end)
+            digits = code and _DIGITS.search(text, code.start(), code.end())
+            if digits:
+                yield digits.span()

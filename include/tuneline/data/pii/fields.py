@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.answers import answers
 from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.matching import MONTH
@@ -17,7 +16,6 @@ from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.stretches import asked_numbers
 from tuneline.data.pii.topics import topics
-from tuneline.data.pii.words import is_ordinary
 
 _LINK = re.compile(
     r"(?: (?:no|number|nr|id|code|in full|as on [a-z ]{1,20}))?\.? ?(?:[:=]|-{1,2}>?(?= )| – ) ?",
@@ -62,19 +60,7 @@ _PLACE_FRAME = Caseless(
     r"(?=(?:[a-z'’]+,? ){0,3}?(?:(?:flat|unit|tower|house|plot|block|door|apt|no) ?\d|"
     r"corner of|\d{1,5}[a-z]?,? [a-z]|\d{1,3}(?:st|nd|rd|th) ))"
 )
-# The same where a conversation is about an address: a number with a word that is not counted.
-_HOUSE = Caseless(
-    r"\b(?:to|at|from|on|is|was|be|for|still|house|home) "
-    r"(?=\d{1,5}[a-z]?,? (?:(?:n|s|e|w|ne|nw|se|sw|north|south|east|west) )?[a-z]{4,}(?![\w@%]))"
-)
-_STREET = re.compile(
-    r"\d{1,5}[a-z]?,? (?:(?:n|s|e|w|ne|nw|se|sw|north|south|east|west) )?(?P<name>[^\W\d_]{4,})"
-    r"(?: (?:st|street|ave|avenue|rd|road|ln|lane|dr|drive|ct|court|way|run|ridge|hill|close|"
-    r"pl|place|blvd|pkwy|cir|ter|trl|loop|path|sq|[nsew]|[ns][ew])(?![\w@]))*",
-    re.IGNORECASE,
-)
-MONTH_WORD = re.compile(MONTH, re.IGNORECASE)
-_NO_PLACE = re.compile(
+NO_PLACE = re.compile(
     r"(?:[a-z'’]+,? ){0,3}?(?:\d{1,2}:\d\d|\d{1,2}(?:st|nd|rd|th)(?=\W|$)(?! [a-z]+ (?:street|st|"
     rf"ave|avenue|road|rd)\b| (?:street|st|ave|avenue|floor)\b)|{MONTH}\.?,? \d|\d+ ?(?:%|percent|"
     r"people|persons?|[ap]\.?m|o'?clock|days?|hours?|min\w*|months?|years?|km|miles?|gb|mb|times|"
@@ -82,23 +68,6 @@ _NO_PLACE = re.compile(
     r"(?!\w))",
     re.IGNORECASE,
 )
-
-
-def houses(text: str, words: NameWords) -> Iterator[Hit]:
-    """Yield the streets with a number in a conversation about an address ("still 19 larkmoor?").
-
-    Args:
-        text: a turn.
-        words: names and ordinary words.
-    """
-    for frame in _HOUSE.finditer(text):
-        street = _STREET.match(text, frame.end())
-        if street is None or _NO_PLACE.match(text, frame.end()):
-            continue
-        name = street["name"].casefold()
-        counted = name.endswith("s") and is_ordinary(name.removesuffix("s"))
-        if not (counted or words.is_everyday(name) or name in FILLER or MONTH_WORD.fullmatch(name)):
-            yield Hit(street.start(), street.end(), "STREET_ADDRESS")
 
 
 def named_places(text: str, words: NameWords) -> Iterator[Hit]:
@@ -109,7 +78,7 @@ def named_places(text: str, words: NameWords) -> Iterator[Hit]:
         words: names and ordinary words.
     """
     for frame in _PLACE_FRAME.finditer(text):
-        if not _NO_PLACE.match(text, frame.end()):
+        if not NO_PLACE.match(text, frame.end()):
             value = text[frame.end() : frame.end() + _MOST]
             for hit in answers(value, frozenset({"address"}), words, user=True):
                 yield Hit(hit.start + frame.end(), hit.end + frame.end(), hit.entity)

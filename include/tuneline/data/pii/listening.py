@@ -12,7 +12,8 @@ from tuneline.data.pii.births import BIRTH_WORDS, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
 from tuneline.data.pii.expiry import CARD_WORDS, asks_for_expiry, expiries
-from tuneline.data.pii.fields import fields, houses, named_places
+from tuneline.data.pii.fields import fields, named_places
+from tuneline.data.pii.homes import codes, confirmed, houses, units
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
 from tuneline.data.pii.mailboxes import told_mailboxes
@@ -152,7 +153,7 @@ class Listener:
                 numbered,
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
-            if digit:
+            if digit or ("," in piece.text and not piece.text.islower()):
                 about = about or _about(messages, expected)
                 before = messages[piece.turn - 1]["content"] if piece.turn else ""
                 _add(said, piece.text, start, self._told(piece.text[start:end], about, before))
@@ -175,7 +176,13 @@ class Listener:
         if about.births:
             hits += [Hit(*span, "BIRTH_DATE") for span in whole_dates(text)]
         if about.homes:
-            hits += houses(text, self._words)
+            places = (
+                *houses(text, self._words),
+                *units(text),
+                *confirmed(text),
+                *codes(text),
+            )
+            hits += [Hit(*span, "STREET_ADDRESS") for span in places]
         if about.cards:
             until = expiries(text, asked=asks_for_expiry(before))
             hits += [Hit(*span, "CREDIT_CARD") for span in until]

@@ -22,7 +22,8 @@ def spans(text: str, pattern: re.Pattern[str]) -> Iterator[Span]:
         yield match.span(1 if pattern.groups else 0)
 
 
-# British and Canadian postal codes, which have a shape of their own.
+# British, Irish and Canadian postal codes, which have a shape of their own.
 LETTERED_POSTCODE = any_case(
-    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d)(?![\w-])"
+    r"(?<![\w-])(?:[a-z]{1,2}\d[a-z\d]? ?\d[a-z]{2}|[a-z]\d[a-z] ?\d[a-z]\d|"
+    r"[ac-fhknprtv-y]\d[\dw] ?(?=[a-z\d]{0,3}\d)(?=\d{0,3}[a-z])[ac-fhknprtv-y\d]{4})(?![\w-])"
 )

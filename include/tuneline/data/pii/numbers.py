@@ -34,6 +34,8 @@ _LEAST = {
     "reference": 5,
     "business": 4,
 }
+# Topics whose numbers have more digits than a year.
+_LONG_TOPICS = frozenset({"account", "reference", "business", "phone"})
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Fewer digits one by one may be a list.
 _READ_OUT = 7
@@ -289,6 +291,12 @@ def _entity(
     if named is not None or rule is None:
         return named
     topics_wanted = (wanted & NUMBER_TOPICS) - uncounted_by(rule)
+    if not bare and topics_wanted <= _LONG_TOPICS and _YEAR.fullmatch(candidate.value):
+        # "Nissan Frontier 2007" tells no account.
+        return None
+    if candidate.letters and "card" in topics_wanted and candidate.digits >= _LEAST["card"]:
+        # Cards of members and patients have letters.
+        return "ID_NUMBER"
     if _fits_any(topics_wanted, candidate) and not _is_dated(before, candidate):
         return _wanted_entity(candidate, topics_wanted)
     other = bool({"address", "birth"} & wanted) and candidate.digits < 9

@@ -125,7 +125,8 @@ def _free_numbers(
             start, end = candidate.start, candidate.end
             if not candidate.letters:
                 start, end = with_letters(text, start, end)
-            yield start, end, by_shape(candidate)
+            bare = end - start == candidate.end - candidate.start
+            yield start, end, by_shape(candidate) if bare else "ID_NUMBER"
 
 
 def _is_free(text: str, candidate: Candidate) -> bool:
@@ -154,7 +155,8 @@ def _joined(text: str, *, bare: bool) -> Iterator[tuple[int, int, str]]:
             continue
         if bare or single or _NOUGHT_FIRST.search(said):
             start, end = with_letters(text, stretch.start, stretch.end)
-            yield start, end, "PHONE_NUMBER" if 10 <= stretch.digits <= 12 else "ID_NUMBER"
+            phone = 10 <= stretch.digits <= 12 and end - start == stretch.end - stretch.start
+            yield start, end, "PHONE_NUMBER" if phone else "ID_NUMBER"
 
 
 def named_stretches(text: str) -> Iterator[tuple[int, int, str]]:

@@ -57,10 +57,16 @@ _STRANGE_VALUE = (
     r"[\"'‘“]?(?!\d{1,4}(?:st|nd|rd|th|[ap]m)\b)(?=\S*[a-z])"
     r"(?=[^\s.,!?'’]*(?:\d|[#$%&*+=@^~_]|[!.-](?=\w)))([^\s\"“”]{5,})"
 )
-_SET_TO = any_case(r"\b(?:chang|reset|set|updat)\w* it (?:back )?to " + _STRANGE_VALUE)
+_SET_TO = any_case(
+    r"\b(?:(?:chang|reset|set|updat)\w* it (?:back )?to|pass ?(?:word|code|phrase) (?:has been|was|"
+    r"is) (?:set|reset|changed),? (?:and )?(?:it'?s|it is)) " + _STRANGE_VALUE
+)
 _USED_AS = any_case(
     r"\b(?:us|tr[yi]|type|enter|put|set)\w{0,3} [\"'‘“]?([^\s\"“”’]{3,})[\"'’”]? (?:as|for) "
     r"(?:(?:the|my|a|our) )?(?:[a-z-]{2,8} )?(?:pass ?(?:word|code|phrase)|pwd?|pass)\b"
+)
+_BESIDE = any_case(
+    r"\buser(?: ?name| ?id)?(?: is|:)? [^\s,]+,?(?: and)? pass(?:word)?(?: is|:)? ([^\s,]{3,})"
 )
 # The value before the word; what asks or points is none.
 _PASSWORD_AFTER = any_case(
@@ -74,7 +80,7 @@ _NOT_PASSWORDS = frozenset(
     "a about accepted admin after again all already also always an and any are as asked at back "
     "be because been before being blocked both browser but by can cannot changed code correct "
     "could did does don't done dont down email enabled entered entry even expired failed fast "
-    "field fine for forgotten form free from get gone good great guest had has have help here hint "
+    "field fine first for forgotten form free from get gone good great guest had has have help here hint "
     "how i if ill im in incorrect instead invalid is isn't isnt it it's its just keeps know last "
     "like link locked log login longer lost manager may me missing more must my needed needs never "
     "no not now number of off ok okay old on once one only or our out over page please pls policy "
@@ -114,7 +120,7 @@ def password_words(text: str, lowered: str) -> Iterator[Span]:
         lowered: the text in lower case.
     """
     if any(hint in lowered for hint in _PASSWORD_HINTS):
-        for pattern in (_CHANGED, _STRANGE, _SET_TO, _USED_AS):
+        for pattern in (_CHANGED, _STRANGE, _SET_TO, _USED_AS, _BESIDE):
             for match in pattern.finditer(text):
                 if match[1].casefold() not in _NOT_PASSWORDS and not _MASKED.match(match[1]):
                     yield match.start(1), match.start(1) + len(match[1].rstrip(".,!?'\""))

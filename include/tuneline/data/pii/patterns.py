@@ -70,9 +70,10 @@ _MOST_DIGITS_OF_PART = 6
 _NUMBERS = frozenset({"ID_NUMBER", "PHONE_NUMBER", "CREDIT_CARD", "US_SSN"})
 _IN_NUMBERS = _NUMBERS | {"EMAIL_ADDRESS"}
 _NUMBERED_WORD = re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])")
-# What identifies in the rest of a hit: the words of a name, the letters of a plate.
+# What identifies in the rest of a hit: the words of a name or date, the letters of a plate.
 _LEFT_OF = {
     "PERSON": re.compile(r"[^\W\d_][\w'’-]+"),
+    "BIRTH_DATE": re.compile(r"\w+"),
     "ID_NUMBER": re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])|(?<!\w)[A-Z]{1,4}(?!\w)"),
 }
 

@@ -15,8 +15,13 @@ _CUE = any_case(
 _WORD = re.compile(r"([a-z']+) ", re.IGNORECASE)
 # Words that may stand between the word for a plate and its signs.
 _AWAY = 6
-# Since 2001: area, half-year, three letters.
-_BRITISH = re.compile(r"(?<![\w-])[A-Z]{2}(?:0[1-9]|[1-7]\d) ?[A-HJ-PR-Z]{3}(?![\w-])")
+# Britain since 2001: area, half-year, three letters.
+_SHAPES = re.compile(
+    r"(?<![\w-])(?:[A-Z]{2}(?:0[1-9]|[1-7]\d) ?[A-HJ-PR-Z]{3}|"
+    # Before; Kenya and Nigeria; India; Ireland.
+    r"[A-HJ-NPR-TV-Y]\d{1,3} [A-HJ-PR-Z]{3}|[A-Z]{3}[ -]?\d{3}[ -]?[A-Z]{1,2}|"
+    r"[A-Z]{2}[ -]?\d{1,2}[ -]?[A-Z]{1,2}[ -]?\d{4}|\d{2,3}-[A-Z]{1,2}-\d{1,6})(?![\w-])"
+)
 _GROUPS = any_case(r"[a-z\d]{1,5}(?:[ -][a-z\d]{1,5}){0,2}(?![\w-])")
 _GROUP = re.compile(r"[a-z\d]+", re.IGNORECASE)
 _SIGNS = range(4, 9)
@@ -37,7 +42,7 @@ def plates(text: str, lowered: str) -> Iterator[Span]:
         text: any text.
         lowered: the text in lower case.
     """
-    yield from spans(text, _BRITISH)
+    yield from spans(text, _SHAPES)
     if not any(hint in lowered for hint in _HINTS):
         return
     for cue in _CUE.finditer(text):
@@ -67,7 +72,8 @@ def _plate_end(groups: re.Match[str], *, one: bool) -> int | None:
         whole = "".join(said)
         # A word is none of its groups ("plate 4471 is").
         wordy = any(
-            group.isalpha() and (len(group) > 3 or group.casefold() in _SHORT_WORDS)
+            group.isalpha()
+            and (len(group) > (4 if group.isupper() else 3) or group.casefold() in _SHORT_WORDS)
             for group in said
         )
         mixed = re.search(r"\d", whole) and re.search(r"[^\W\d]", whole)

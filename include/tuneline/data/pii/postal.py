@@ -29,6 +29,8 @@ _HOUSE = re.compile(r"#?[A-Z]?-?\d{1,5}[A-Za-z]?(?:[/-]\w{1,5})*\.?")
 _UNIT = frozenset(
     "flat unit suite apt apartment house plot door block no floor tower room shop".split()
 )
+# Words inside names of places.
+_SMALL = frozenset("of the y de la le on upon under in by co".split())
 _PLACE_AFTER = re.compile(r" [A-ZÄÖÜ][\w'’-]{2,}")
 
 
@@ -49,8 +51,28 @@ def postal_addresses(text: str) -> Iterator[Span]:
             parted = number == 0 and " " in code[0] and code[0].isupper()
             if start is None and not parted:
                 continue
+            if start is None and not text.isupper():
+                sentences = _SENTENCE.finditer(text, 0, code.start())
+                start = _named_parts(
+                    text, max((m.end() for m in sentences), default=0), code.start()
+                )
             place = _PLACE_AFTER.match(text, code.end()) if number == len(_CODES) - 1 else None
             yield code.start() if start is None else start, place.end() if place else code.end()
+
+
+def _named_parts(text: str, first: int, code: int) -> int | None:
+    """Return where the parts with capitals begin that stand right before a code, None if none do.
+
+    Houses without a number have a name ("The Old Forge, Church Lane, Staverton, NN11 4KD").
+    """
+    start = None
+    for word in reversed(list(_WORD.finditer(text, first, code))[-_MOST_WORDS:]):
+        lowered = word[0].casefold().strip(".-")
+        if word[0][0].isupper() and lowered not in FILLER - _SMALL:
+            start = word.start()
+        elif lowered not in _SMALL:
+            break
+    return start
 
 
 def _beginning(text: str, code: int) -> int | None:

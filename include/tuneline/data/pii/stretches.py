@@ -65,7 +65,9 @@ _MOST_SPECIFIC = ("ssn", "card", "phone", "secret", "code", "account")
 _LETTERED = frozenset({"ID_NUMBER", "US_SSN"})
 # "a", "i" and "u" are words, and so is most of what has two letters in lower case.
 _CODE = r"(?:[b-hj-tv-zB-HJ-Z]|[A-Z]{2,5}|[A-Z]{0,4}\d[A-Z\d]{0,8})"
-_LETTERS_BEFORE = re.compile(rf"(?<![\w'’])({_CODE}|[A-Za-z] as in [a-z]+)[ /.-]{{1,2}}$")
+_LETTERS_BEFORE = re.compile(
+    rf"(?<![\w'’])({_CODE}|(?<=[\w,:] )A|[A-Za-z] as in [a-z]+)[ /.-]{{1,2}}$"
+)
 _LETTERS_AFTER = re.compile(rf"[ /.-]{{1,2}}({_CODE})(?![\w'’])")
 # What is counted is no identifier.
 COUNTED = re.compile(
@@ -73,6 +75,7 @@ COUNTED = re.compile(
     r"minutes?|mins?|times|people|am|pm|gb|mb|kg|km|miles)\b",
     re.IGNORECASE,
 )
+_AMOUNT = re.compile(r"\d{1,4}\.\d{1,2}")
 _ORDINALS = (
     "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth|"
     "fourteenth|fifteenth|sixteenth|seventeenth|eighteenth|nineteenth|twentieth|thirtieth"
@@ -102,6 +105,8 @@ def asked_numbers(text: str, wanted: frozenset[str]) -> Iterator[tuple[int, int,
     for stretch in stretches(text):
         if stretch.groups < 2 or stretch.digits < _LEAST_ASKED:
             # One group is a candidate like any other.
+            continue
+        if _AMOUNT.fullmatch(text, stretch.start, stretch.end):
             continue
         start, end = stretch.start, stretch.end
         # A digit too many or too few is as personal.

@@ -55,6 +55,7 @@ _WORDS = (
         r"customer (?:number|id|no|reference)|client (?:number|id|no)|(?:control|chip|badge|"
         r"employee|staff|student|patient|meter|device|vehicle|national|identity|identification) "
         r"?(?:number|id|no)s?|chip|member(?:ship)?|m[a-z]?mber|loyalty|frequent flyer|rewards?|"
+        r"(?:licen[cs]e|product|activation|software|registration|full|serial) keys?|"
         r"(?:number|licen[cs]e|registration) plate|plate|\bvin|imei|serial|subscriber|"
         r"accounts?|acc?t|a/c|acc|pnr|ids?|identification|check(?:ing)?|savings",
     ),
@@ -74,7 +75,7 @@ _WORDS = (
         r"p\.?i\.?n\.?(?: code)?s?|"
         r"puk|otp|o\.t\.p|cvv2?|cvc|csc|security (?:code|number|answer|pin)|"
         r"(?:three|four|six|[346])[ -]?digits? (?:code|pin|number)|on the back(?: of)?|"
-        r"one[- ]time|authenticat\w+|2fa|combination|key ?pad|"
+        r"one[- ]time|authenticat\w+|2fa|combination|key ?pad(?! meter)|"
         r"(?:verification|confirm\w*|access|door|gate|entry|reset|log ?in|sms|safe|key ?safe|alarm|"
         r"entrance|temporary|temp|bank|unlock|new|old|secret|my|your|otp|puk|last|"
         r"text) (?:key )?codes?",
@@ -98,7 +99,10 @@ _WORDS = (
         r"contact (?:me|us|you|number|no|info\w*|details?)|extension|ext|number to (?:reach|call)|"
         r"(?:her|his|their|best|contact|registered|reachable|alternate) number",
     ),
-    ("card", r"(?:(?:credit|debit|bank|gift|charge) ?)?cards?(?: number| no)?|visa|master ?card|amex"),
+    (
+        "card",
+        r"(?:(?:credit|debit|bank|gift|charge) ?)?cards?(?: number| no)?|visa|master ?card|amex",
+    ),
     (
         "address",
         r"address(?:es)?|zip(?: ?codes?)?|post ?codes?|postal(?: codes?)?|apartment|apt|city|"
@@ -116,8 +120,13 @@ _WORDS = (
         # All that is asked for ("whats ur confirmation").
         r"(?:confirmation|reservation|booking)(?=\W*$)|"
         # Most of these words are said of other things, too ("a phone case").
-        r"(?:booked|booking|reservation|ticket|tkt|case|conf|confirmation|itinerary|control)"
-        r"(?: (?:number|num|code|no|id|ref)|(?=[ :#]*(?:is |was )?[a-z]{0,7}-?\d))",
+        r"(?:booked|booking|reservation|ticket|tkt|case|conf|confirmation|itinerary|control|"
+        r"report|receipt|request|application|complaint|authori[sz]ation|approval|incident|enquiry|"
+        r"inquiry|docket)"
+        r"(?: (?:number|num|code|no|id|ref(?:erence)?)|"
+        r"(?=[ :#,]*(?:is |was )?(?:[a-z]{1,7}[-/]){0,2}[a-z]{0,7}[-/]?\d))|"
+        # A number with letters is nobody's phone number.
+        r"(?:your|the|my) (?:new )?(?:number|no)(?= (?:is|was|will be) [a-z]{1,5}-?\d)",
     ),
     (
         "business",
@@ -150,6 +159,11 @@ _ASKS = Caseless(
     r"\?|\b(?:what|whats|may|can|could|please|pls|plz|kindly|provide|share|tell|need|"
     r"needs|give|confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|"
     r"send|say|asks?|required?|state|spell|repeat|read|get)\b"
+)
+# The name of an account can be any word.
+_USER = Caseless(
+    r"\b(?:user ?(?:name|id)|log ?in (?:name|id)|(?:your|the|ur) (?:user|login|handle)|online id|"
+    r"screen ?name|gamer ?tag)s?\b"
 )
 _SPELL = re.compile(r"\bspell(?:ed|ing)?\b", re.IGNORECASE)
 # "And the postcode" goes on with a question.
@@ -233,6 +247,8 @@ def asked(text: str) -> frozenset[str]:
         found.add("account")
     if _SPELL.search(text) and not found:
         found.add("name")
+    if "account" in found and _USER.found_in(text):
+        found.add("user")
     return frozenset(found - {"number"})
 
 

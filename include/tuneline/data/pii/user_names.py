@@ -25,6 +25,7 @@ _HANDLE = any_case(r"(?<![\w@./-])@(?=[\w.]*[\d_])[a-z][\w.]{3,29}(?![\w@])")
 _UNDERSCORED = any_case(
     r"(?<![\w@./\\-])(?=\w{6})(?=\w*\d)[a-z][a-z\d]*_[a-z\d_]+(?![\w@/\\=(-]|\.\w)"
 )
+_TWO_WORDS = any_case(r"\W*([a-z]{3,}(?:_[a-z]{2,}){1,3})\W*")
 _HINTS = ("user", "login", "log in", "handle", "online id", *_NETWORKS)
 # A name of an account has a digit, a sign or a capital inside; other words speak of it.
 _USER_NAME = any_case(
@@ -48,6 +49,10 @@ def user_names(text: str, lowered: str) -> Iterator[Span]:
         yield from spans(text, _HANDLE)
     if "_" in text:
         yield from spans(text, _UNDERSCORED)
+        # All of a turn.
+        alone = _TWO_WORDS.fullmatch(text)
+        if alone:
+            yield alone.span(1)
     if any(hint in lowered for hint in _HINTS):
         for match in _USER_NAME.finditer(text):
             yield match.span(1)
