@@ -37,13 +37,23 @@ _PLACE_AFTER = (
     r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
 )
 _SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
+_SPOKEN_TENS = (
+    "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
+    "forty|fifty|sixty|seventy|eighty|ninety"
+)
 _ADDRESS = any_case(
     r"(?<![\w.,#-])(?:(?:(?:unit|flat|apt|shop|lot) )?\d{1,4}/\d{1,5}|"
     r"\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
     + _SPOKEN_DIGITS
     + r")(?: (?:"
     + _SPOKEN_DIGITS
-    + r")){1,4})(?:,? |(?<=\d)(?=[^\W\d_]{3}))"
+    + r")){1,4}|(?:(?:"
+    + _SPOKEN_TENS
+    + r")(?: (?:"
+    + _SPOKEN_TENS
+    + "|"
+    + _SPOKEN_DIGITS
+    + r")){0,3})(?: uh| um)?)(?:,? |(?<=\d)(?=[^\W\d_]{3}))"
     r"((?:(?:\d{1,3}(?:st|nd|rd|th)|[^\W\d_][\w'.-]*) ){1,3}?)(?:(?:"
     + _STREET_KINDS
     + r")|(?P<unsure>"
@@ -122,6 +132,9 @@ _NEXT_PART = tuple(
             r",? ?(?:apt|apartment|suite|unit|flat|floor|room|bldg|building)\b\.? ?#?\w{1,6}(?!\w)",
             rf",? {_ZIP}",
             rf",?{_PLACE}{{1,4}}?,? {{1,2}}{_ZIP}",
+            r",? (?:\d{4,5}|\d{2}-\d{3}|\d{3} \d{2}) (?-i:[A-ZÀ-Þ])[\w'’-]{2,}(?= ?[,.;?!)]|\W*$)",
+            r",? (?:bât(?:iment)?|bat|esc|escalier|étage|porte|app?t|lgh|st|th|tv|mf)\.? "
+            r"(?:[a-z]|\d{1,3}|t[vh])(?!\w)",
             rf",?{_PLACE}{{1,3}}?,? {{1,2}}(?:{_STATES}|{_COUNTRIES})\b(?: \d{{4,6}}(?!\d))?",
             rf",{_PLACE}{{1,3}}(?=,|[.?!](?: |$)|\W*$)",
             rf"{_PLACE}{{1,4}}(?=\W*$)",
@@ -159,7 +172,7 @@ _ABROAD = tuple(
         (
             r"(?<![\w@-])(?:\d{1,5} )?[^\W\d_][\w'’-]{2,}(?:straße|strasse|str\.|gasse|weg|allee|"
             r"platz|straat|laan|gatan|vägen|katu|kuja|tie|vej|gade|veien|gata|utca|stræde)"
-            r" \d{1,4}[a-z]?(?![\w%]|[.,:]\d)",
+            r" \d{1,4}[a-z]?(?: [a-h](?: \d{1,3})?)?(?![\w%]|[.,:]\d)",
             r"(?<![\w@./-])(?:\d{1,6},? )?(?:via|viale|piazza|piazzetta|rua|avenida|avda|calle|rue|"
             r"ulica|ul|trg|praça|plaza|strada|corso|chemin)\.?(?: [^\W\d_][\w'’.-]*){1,4},? \d{1,4}"
             r"(?:[a-z]|/\d{1,4}|(?=\W|$))",

@@ -42,6 +42,7 @@ _WHOLE_DATE = any_case(
     rf"{_DAY}(?: of)?[ -]{MONTH}\.?,?[ -]{_SHORT_BORN_YEAR}|{MONTH}\.? {_DAY},? {_SHORT_BORN_YEAR})"
     r"(?![\w/-]|[.:]\d)"
 )
+_SPOKEN_YEAR = any_case(r"\b(?:nineteen|two thousand)\b")
 _BORN_IN = re.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)")
 # Words between the birth of one and that of another.
 _OTHER = re.compile(
@@ -85,6 +86,9 @@ def whole_dates(text: str) -> Iterator[Span]:
     """
     for match in _WHOLE_DATE.finditer(text):
         yield match.span()
+    for match in SPOKEN_DATE.finditer(text):
+        if _SPOKEN_YEAR.search(match[0]):
+            yield match.span()
 
 
 def _after_cue(text: str) -> Iterator[Span]:

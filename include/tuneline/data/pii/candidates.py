@@ -30,8 +30,9 @@ _NOT_COUNTED = (
     r"shows|gives|unless|besides|cards|pins|sorry\w*)\b"
 )
 _NAMED_BEFORE = (
-    r"(?:v|ver|version|firmware|build|release|line|block|port|value|kb|driver|ios|android|windows|win|model|type|size|gen|"
-    r"generation|series|step|pages?|chapter|gate(?! code)|platform|room|seat|row|aisle|bus|train|route|"
+    r"(?:v|ver|version|firmware|build|release|line|block|port|value|kb|driver|ios|android|windows|"
+    r"win|model|type|size|gen|generation|series|step|pages?|chapter|gate(?! code)|platform|room|"
+    r"seat|row|aisle|bus|train|route|"
     r"flight|level|season|episodes?|channel|errors?|err|fault|"
     r"http|status|iso|form|section|press|exit|"
     r"highway|building|floor|berth|coach|locker|store|shop|branch|top|option|galaxy|iphone|pixel|"
@@ -74,12 +75,15 @@ _CODE = re.compile(
     re.IGNORECASE,
 )
 # "CMP/331/0748".
-_SLASHED = re.compile(r"(?<![\w@./-])[A-Z]{2,5}(?:/[A-Z\d]{1,8}){1,4}(?![\w/])")
+_SLASHED = re.compile(r"(?<![\w@./-])(?=\d*[A-Z])[A-Z\d]{2,8}(?:/[A-Z\d]{1,8}){1,4}(?![\w/])")
+# "53 771 206-K": the letter checks the digits.
+_CHECKED = re.compile(r"(?<![\w.,-])\d{1,3}(?:[ .]\d{3}){1,3}[ -]?[A-Z](?![\w-])")
+_CHECKED_DIGITS = 7
 _CODE_PLAIN = re.compile(
-    r"\d+(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
+    r"\d{1,6}(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
     r"mins|yrs?|d|w|p|mah|kwh|lbs?|mbps|gbps|year|day)|\d+x\d+(?:x\d+)?|covid-?\d+|"
     # Error codes and addresses of memory.
-    r"plus\d+|kb\d{6,7}|0x[\da-f]+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
+    r"plus\d+|10\d\d-[a-z]{1,4}|sa\d{3}|kb\d{6,7}|0x[\da-f]+|\d+-in-\d+|mp[34]|[hv]\d|a[1-5]|[345]g|b2[bc]",
     re.IGNORECASE,
 )
 
@@ -131,9 +135,9 @@ def candidates_in(text: str) -> Sequence[Candidate]:
             digits = len(digits_of(match[0]))
             found.append(Candidate(match.start(), match.end(), match[0], digits, True))
             taken.append(match.span())
-    for match in _SLASHED.finditer(text):
+    for match in (*_SLASHED.finditer(text), *_CHECKED.finditer(text)):
         digits = len(digits_of(match[0]))
-        if digits >= 4:
+        if digits >= (4 if "/" in match[0] else _CHECKED_DIGITS):
             found.append(Candidate(match.start(), match.end(), match[0], digits, True))
             taken.append(match.span())
     for match in _RUN.finditer(plain):

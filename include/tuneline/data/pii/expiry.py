@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from tuneline.data.pii.matching import MONTH, Span, any_case, spans
 
 CARD_WORDS = ("card", "visa", "amex", "debit", "cvv", "cvc")
+_ONES = "one|two|three|four|five|six|seven|eight|nine"
+_SPOKEN_YEAR = rf"(?:twenty|thirty)(?:[ -](?:{_ONES}))?"
 _MONTH_OF_YEAR = (
-    rf"(?:(?:0?[1-9]|1[0-2]) ?[/.-] ?(?:20)?[2-4]\d|{MONTH}\.?,? ?(?:of )?(?:20)?[2-4]\d|"
+    rf"(?:{MONTH} (?:of )?{_SPOKEN_YEAR}|"
+    rf"(?:(?:oh |zero )?(?:{_ONES})|ten|eleven|twelve)[ /,]{{1,2}}{_SPOKEN_YEAR}|"
+    rf"(?:0?[1-9]|1[0-2]) ?[/.-] ?(?:20)?[2-4]\d|{MONTH}\.?,? ?(?:of )?(?:20)?[2-4]\d|"
     r"(?:0[1-9]|1[0-2]) ?(?:20)?[2-4]\d)(?![\w/-]|[.:]\d)"
 )
 _VALUE = any_case(rf"(?<![\w./:$€£-])({_MONTH_OF_YEAR})")
 _NAMED = any_case(
     r"\b(?:exp(?:iry|ires?|iration|ired|iring|d)?|valid(?: (?:thru|through|until|till|to))?|"
     r"good (?:thru|through))\b\.?"
-    rf"(?: date)?(?: (?:is|was|on|in|of|since))*\W{{0,3}}({_MONTH_OF_YEAR})"
+    rf"(?: date)?(?: (?:is|was|on|in|of|since))*\W{{0,3}}({_MONTH_OF_YEAR}|[1-9] [2-4]\d(?![\w/-]))"
 )
 # The code of the card, right after.
 _CODE_AFTER = any_case(
@@ -38,7 +42,7 @@ def asks_for_expiry(text: str) -> bool:
 
 
 def expiries(text: str, *, asked: bool) -> Iterator[Span]:
-    """Yield the months until which a card is valid, and the code after one: characters start to end.
+    """Yield the months until which a card is valid, and the codes after them, as spans.
 
     Args:
         text: a turn of a conversation about a card.

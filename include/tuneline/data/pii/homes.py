@@ -42,11 +42,13 @@ _LETTER = re.compile(r".*\W[A-Za-z]", re.DOTALL)
 _MOST_WORDS = 14
 # Words before an address that is confirmed.
 _FRAME = Caseless(
-    r"\b(?:address (?:is |was |as |to |on file |we have |you gave )*(?:still |now )?|same address,? |"
-    r"still (?:at |in |on )?|(?:deliver(?:y|ed)?|going|goes?|sent|send|ship(?:ped)?|mail(?:ed)?|"
+    r"\b(?:address (?:is |was |as |to |on file |we have |you gave )*(?:still |now )?|"
+    r"same address,? |still (?:at |in |on )?|"
+    r"(?:deliver(?:y|ed)?|going|goes?|sent|send|ship(?:ped)?|mail(?:ed)?|"
     r"post(?:ed)?|come|bring|brought|moved|move|forward(?:ed)?|redirect(?:ed)?|courier(?:ed)?)"
     r"(?: (?:it|them|that|this|one|a letter|the (?:letter|card|parcel|package|order|rest)|"
-    r"everything|out|on|you))* to |(?:live|lives|living|staying|are|is) at |(?:^|(?<=[.!?] ))is (?:it )?)"
+    r"everything|out|on|you))* to |(?:live|lives|living|staying|are|is) at |"
+    r"(?:^|(?<=[.!?] ))is (?:it )?)"
     r"(?=(?:[a-z]|#?\d))"
 )
 # With a capital, a digit, or one of the small words inside names of places.

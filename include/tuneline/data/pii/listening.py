@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from tuneline.data.pii.answers import answers, bare_name
+from tuneline.data.pii.answered_names import bare_name
+from tuneline.data.pii.answers import answers
 from tuneline.data.pii.births import BIRTH_WORDS, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
@@ -29,6 +30,7 @@ from tuneline.data.pii.open_answers import (
 from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.shared_parts import Shared
+from tuneline.data.pii.spelled import spelled
 from tuneline.data.pii.spoken import has_digit_words
 from tuneline.data.pii.turns import Segment
 from tuneline.data.tables.rows import Message
@@ -142,7 +144,8 @@ class Listener:
             start, end = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
             heard.append(piece.text)
             digit = _DIGIT.search(piece.text) is not None
-            numbered = user and (digit or has_digit_words(piece.text.lower()))
+            told = digit or has_digit_words(piece.text.lower())
+            numbered = user and told
             if numbered and not asks_for_quantity(messages, piece.turn):
                 open_to.append((piece.text, start, end))
             place = Place(
@@ -153,7 +156,7 @@ class Listener:
                 numbered,
             )
             _add(said, piece.text, start, self._hits(piece.text[start:end], place))
-            if digit or ("," in piece.text and not piece.text.islower()):
+            if told or ("," in piece.text and not piece.text.islower()):
                 about = about or _about(messages, expected)
                 before = messages[piece.turn - 1]["content"] if piece.turn else ""
                 _add(said, piece.text, start, self._told(piece.text[start:end], about, before))
@@ -213,6 +216,7 @@ class Listener:
             return ()
         hits = [Hit(*found) for found in identifiers(text, place.wanted, self._rule)]
         hits += answers(text, place.wanted, self._words, user=place.user)
+        hits += [Hit(*found) for found in spelled(text)]
         if place.user:
             hits += fields(text, self._words)
             if place.numbered or "corner" in text:

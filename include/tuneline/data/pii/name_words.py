@@ -49,9 +49,10 @@ def _listed(provider: type, kinds: tuple[str, ...]) -> Iterator[str]:
 
 @cache
 def listed_names() -> NameLists:
-    """Return the given and family names of Faker's locales and of `names.yaml`."""
-    given: set[str] = set(name_lists()["given"])
-    family: set[str] = set()
+    """Return the given and family names of Faker's locales and of this package."""
+    more = name_lists("listed_names.yaml")
+    given = {*name_lists()["given"], *more["given"]}
+    family = set(more["family"])
     package = import_module(_PROVIDERS)
     for module in iter_modules(package.__path__):
         provider = import_module(f"{_PROVIDERS}.{module.name}").Provider

@@ -18,7 +18,7 @@ from typing import Protocol
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.caseless import Caseless
 from tuneline.data.pii.naming import BEFORE, SENTENCE_END, nearest
-from tuneline.data.pii.stretches import asked_numbers
+from tuneline.data.pii.stretches import asked_numbers, with_letters
 from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, topics
 
 # A number in this many rows, and in this share of them, belongs to nobody: a hotline, a model.
@@ -93,6 +93,8 @@ _SIGH = re.compile(
 )
 # Signs of the code of a booking, of which only one may be a digit.
 _LOCATOR = range(5, 8)
+# Capitals and digits of a code that is no product's, being so long.
+_MIXED, _MIXED_DIGITS = 9, 3
 # A promotion's code is a word and an amount ("save15").
 _PROMOTION = re.compile(r"[a-z]{4,}\d{1,2}", re.IGNORECASE)
 _QUANTITY_BEFORE = re.compile(
@@ -124,6 +126,9 @@ _READ_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _LETTERS_AFTER = re.compile(r"[ -]([a-z]{1,3})(?=\W{0,2}$)", re.IGNORECASE)
+# The letter that checks the digits of a long number.
+_LETTER_AFTER = re.compile(r"[ -][B-HJ-Z](?![\w'’.])")
+_CHECKED = 7
 _GROUPS_AFTER = re.compile(r"(?: \d{2,6}){1,5}(?![\w.,:/%]\d|\w)")
 _SHORT_WORDS = frozenset(
     "a i am an and any are as at be box but buy by can day did do due eg eh end eur euro far few "
@@ -200,7 +205,9 @@ def identifiers(
         previous = None
         if entity is not None:
             previous = (candidate.end, entity)
-            yield *_whole_code(text, candidate, entity), entity
+            start, end = _whole_code(text, candidate, entity)
+            checked = _LETTER_AFTER.match(text, end) if candidate.digits >= _CHECKED else None
+            yield (start, checked.end(), "ID_NUMBER") if checked else (start, end, entity)
 
 
 def _pieces(
@@ -230,7 +237,9 @@ def _whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int]
     slashed = _SLASHED_BEFORE.search(text, 0, start)
     if slashed:
         return slashed.start(), end
-    if entity != "ID_NUMBER" or candidate.spoken:
+    if entity in ("ID_NUMBER", "US_SSN") and candidate.spoken:
+        return with_letters(text, start, end)
+    if entity != "ID_NUMBER":
         return start, end
     lead = _LETTERS_BEFORE.search(text, 0, start)
     if lead and lead[1].casefold() not in _SHORT_WORDS:
@@ -380,8 +389,9 @@ def _is_free(before: str, candidate: Candidate, rule: DigitRule) -> bool:
         return candidate.digits >= 4
     groups = _GROUP.findall(candidate.value)
     if candidate.letters:
-        longest = max(map(len, groups))
-        return longest >= rule.least or candidate.digits > rule.least
+        mixed = candidate.value.isupper() and candidate.value.isalnum()
+        long = len(candidate.value) >= _MIXED and candidate.digits >= _MIXED_DIGITS
+        return (mixed and long) or candidate.digits >= rule.least
     if len(groups) > 2 and max(map(len, groups)) <= 2:
         # Digits with spaces between them, as one reads out a number.
         if max(map(len, groups)) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from tuneline.data.pii.matching import Span, any_case
+from tuneline.data.pii.matching import Span, any_case, spans
 
 _PASSWORD_HINTS = (
     "pas",
@@ -65,6 +65,21 @@ _USED_AS = any_case(
     r"\b(?:us|tr[yi]|type|enter|put|set)\w{0,3} [\"'‘“]?([^\s\"“”’]{3,})[\"'’”]? (?:as|for) "
     r"(?:(?:the|my|a|our) )?(?:[a-z-]{2,8} )?(?:pass ?(?:word|code|phrase)|pwd?|pass)\b"
 )
+# As one says it aloud ("winter underscore goose all lowercase then forty one").
+_SIGN_WORDS = (
+    r"(?:under ?score|dash|hyphen|dot|hash(?:tag)?|exclamation (?:point|mark)|dollar sign|at sign|"
+    r"question mark|star|asterisk|ampersand|percent sign|plus sign|slash)"
+)
+_LINK_WORDS = r"(?:then|and|capital|upper ?case|all (?:lower|upper) ?case|all caps|lower ?case)"
+_NUMBER_WORDS = (
+    r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|"
+    r"seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|\d{1,4})"
+)
+_SPOKEN = any_case(
+    r"\b(?:pass ?(?:word|code|phrase)|pin)(?: (?:is|was|to|will be|should be))+ "
+    rf"((?:{_LINK_WORDS} ){{0,2}}[a-z]+(?: (?:{_LINK_WORDS} )*(?:{_SIGN_WORDS}(?: [a-z]+\b)?|"
+    rf"{_NUMBER_WORDS}\b|[a-z]\b)|(?: all (?:lower|upper) ?case\b))+)"
+)
 _BESIDE = any_case(
     r"\buser(?: ?name| ?id)?(?: is|:)? [^\s,]+,?(?: and)? pass(?:word)?(?: is|:)? ([^\s,]{3,})"
 )
@@ -80,7 +95,8 @@ _NOT_PASSWORDS = frozenset(
     "a about accepted admin after again all already also always an and any are as asked at back "
     "be because been before being blocked both browser but by can cannot changed code correct "
     "could did does don't done dont down email enabled entered entry even expired failed fast "
-    "field fine first for forgotten form free from get gone good great guest had has have help here hint "
+    "field fine first for forgotten form free from get gone good great guest had has have help "
+    "here hint "
     "how i if ill im in incorrect instead invalid is isn't isnt it it's its just keeps know last "
     "like link locked log login longer lost manager may me missing more must my needed needs never "
     "no not now number of off ok okay old on once one only or our out over page please pls policy "
@@ -124,6 +140,7 @@ def password_words(text: str, lowered: str) -> Iterator[Span]:
             for match in pattern.finditer(text):
                 if match[1].casefold() not in _NOT_PASSWORDS and not _MASKED.match(match[1]):
                     yield match.start(1), match.start(1) + len(match[1].rstrip(".,!?'\""))
+        yield from spans(text, _SPOKEN)
         yield from _after_cue(text)
         yield from _before_cue(text)
 

@@ -156,7 +156,8 @@ _EMAIL_SPOKEN = Caseless(
     rf"(?:(?: dot | ?\. ?)[\w-]{{2,63}}){{0,2}}(?: dot | ?\. ?)(?<=dot )(?!is |it |if |so |"
     rf"or |to |on )"
     rf"{_ENDS}(?!\w)(?: dot [a-z]{{2}}(?!\w))?"
-    rf"|{_SPOKEN_BOX} at (?!the |a |my |our |your |\d)[\w-]{{2,63}} [\w-]{{2,63}} dot "
+    rf"|{_SPOKEN_BOX} at (?:[a-z] ){{2,5}}(?:dot [\w-]{{2,63}} ){{0,2}}dot {_ENDS}(?!\w)"
+    rf"|{_SPOKEN_BOX} at (?!the |a |my |our |your |\d)(?:[\w-]{{2,63}} ){{2,3}}dot "
     r"(?:com|net|org|edu|co dot uk|ac dot uk|com dot au)(?!\w)"
 )
 _EMAIL_SPACED = any_case(
@@ -203,6 +204,8 @@ _EMAIL_STRIPPED = any_case(
 )
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[ -]?\d[ -]?\d")
 _CARD = re.compile(r"(?<![\d.])\d(?:[ .-]{0,3}\d){11,18}(?!\.?\d)")
+# What is left of a number that is hidden ("•••• 8802").
+_HIDDEN = re.compile(r"(?:[•*·]{2,}[ -]?){1,4}(\d{2,4})(?![\w.,])")
 _SSN = re.compile(r"(?<![\w-])\d{3}([-. ])\d{2}\1\d{4}(?![\w-])")
 _SSN_NAMED = any_case(
     r"\b(?:ssn|social security|social)\b[^\d\n]{0,30}"
@@ -406,6 +409,8 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
         if end is not None:
             yield Hit(match.start(), end, "IBAN_CODE")
     yield from _hits(text, _CARD, "CREDIT_CARD", is_card)
+    if "••" in text or "**" in text or "··" in text:
+        yield from _hits(text, _HIDDEN, "CREDIT_CARD")
     yield from _hits(text, _SSN, "US_SSN", is_ssn)
     if "social" in lowered or "ssn" in lowered:
         yield from _hits(text, _SSN_NAMED, "US_SSN", lambda t: len(digits_of(t)) == 4 or is_ssn(t))

@@ -20,7 +20,9 @@ _SHAPES = re.compile(
     r"(?<![\w-])(?:[A-Z]{2}(?:0[1-9]|[1-7]\d) ?[A-HJ-PR-Z]{3}|"
     # Before; Kenya and Nigeria; India; Ireland.
     r"[A-HJ-NPR-TV-Y]\d{1,3} [A-HJ-PR-Z]{3}|[A-Z]{3}[ -]?\d{3}[ -]?[A-Z]{1,2}|"
-    r"[A-Z]{2}[ -]?\d{1,2}[ -]?[A-Z]{1,2}[ -]?\d{4}|\d{2,3}-[A-Z]{1,2}-\d{1,6})(?![\w-])"
+    r"[A-Z]{2}[ -]?\d{1,2}[ -]?[A-Z]{1,2}[ -]?\d{4}|\d{2,3}-[A-Z]{1,2}-\d{1,6}|"
+    # Turkey.
+    r"\d{2} [A-Z]{1,3} \d{2,5})(?![\w-])"
 )
 _GROUPS = any_case(r"[a-z\d]{1,5}(?:[ -][a-z\d]{1,5}){0,2}(?![\w-])")
 _GROUP = re.compile(r"[a-z\d]+", re.IGNORECASE)

@@ -37,11 +37,11 @@ _DIGIT_SAID = re.compile(
 
 
 @cache
-def name_lists() -> dict[str, tuple[str, ...]]:
-    """Return the word lists of `names.yaml`."""
+def name_lists(file: str = "names.yaml") -> dict[str, tuple[str, ...]]:
+    """Return the word lists of a file of this package."""
     import yaml
 
-    text = resources.files("tuneline.data.pii").joinpath("names.yaml").read_text("utf-8")
+    text = resources.files("tuneline.data.pii").joinpath(file).read_text("utf-8")
     document: dict[str, Any] = yaml.safe_load(text)
     return {name: tuple(str(words).split()) for name, words in document.items()}
 

@@ -49,7 +49,7 @@ _WORDS = (
     (
         "account",
         r"sort code|routing|iban|swift|user ?name|user ?id|log "
-        r"?in (?:id|name)|login|insta(?:gram)?|"
+        r"?in (?:id|name)|login|insta(?:gram)?|badge|"
         r"handle|passport|visa number|driv(?:er|ing)'?s? licen[cs]e|licen[cs]e|permit|"
         r"(?:medical |patient |health )?record(?: number| no)?|mrn|insurance|policy|claim|"
         r"customer (?:number|id|no|reference)|client (?:number|id|no)|(?:control|chip|badge|"
@@ -122,7 +122,7 @@ _WORDS = (
         # Most of these words are said of other things, too ("a phone case").
         r"(?:booked|booking|reservation|ticket|tkt|case|conf|confirmation|itinerary|control|"
         r"report|receipt|request|application|complaint|authori[sz]ation|approval|incident|enquiry|"
-        r"inquiry|docket)"
+        r"inquiry|docket|quote|quotation)"
         r"(?: (?:number|num|code|no|id|ref(?:erence)?)|"
         r"(?=[ :#,]*(?:is |was )?(?:[a-z]{1,7}[-/]){0,2}[a-z]{0,7}[-/]?\d))|"
         # A number with letters is nobody's phone number.

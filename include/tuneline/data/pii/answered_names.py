@@ -1,0 +1,133 @@
+"""Find the names in an answer to a question for one, and the name that is all that a turn holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from tuneline.data.pii.answer_words import FILLER
+from tuneline.data.pii.cases import lacks_case
+from tuneline.data.pii.name_words import NameWords
+from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.words import is_ordinary
+
+ANSWER_WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")
+# An everyday word may be a name in an answer with so few words besides filler.
+_SHORT = 3
+# Longer answers hold more than the name.
+_SENTENCE, _LONG = 6, 14
+_FIRST_NAME = re.compile(r"\W*([A-ZÀ-Þ][a-zà-ÿ'’-]{2,}(?: [A-ZÀ-Þ][a-zà-ÿ'’-]{2,})?)(?= \d|[,.:] )")
+# A code, where a text has small letters, too.
+_CAPITALS = re.compile(r"[A-Z]{2,4}")
+_LETTERED = re.compile(r"(?<![\w'’-])[^\W\d_](?:[ .,-]{1,2}[^\W\d_]){2,}(?![\w'’-])")
+
+
+def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the name that is all that a turn holds ("suresh", "anna maria rossi here")."""
+    if len(text.split()) > _SHORT + 3 or re.search(r"[\d?]", text):
+        return
+    own = [word for word in ANSWER_WORD.finditer(text) if word[0].casefold() not in FILLER]
+    if not 1 <= len(own) <= _SHORT:
+        return
+    lowered = [word[0].casefold() for word in own]
+    known = sum(
+        words.is_given(w) or (words.is_listed(w) and not words.is_everyday(w)) for w in lowered
+    )
+    strange = sum(words.is_strange(word) for word in lowered)
+    if any(words.is_everyday(w) or w in words.not_people or w in words.common for w in lowered):
+        return
+    if any(is_ordinary(w) and not words.is_listed(w) for w in lowered):
+        return
+    if known + strange < len(lowered) or not known:
+        return
+    start = own[0].start()
+    for word, after in zip(own, (*own[1:], None), strict=True):
+        # Words between two names belong to neither of them ("rosa. im hector").
+        if after is None or text[word.end() : after.start()].strip(" '’-"):
+            yield Hit(start, word.end(), "PERSON")
+            start = after.start() if after else 0
+
+
+def named_people(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the runs of words of an answer that can be names."""
+    run: list[re.Match[str]] = []
+    runs: list[list[re.Match[str]]] = []
+    every = list(ANSWER_WORD.finditer(text))
+    for word in every:
+        apart = run and text[run[-1].end() : word.start()].strip(" .") != ""
+        filler = word[0].casefold().replace("’", "'") in FILLER
+        if filler and word[0].casefold() in words.names_as_words:
+            # "hope l starkweather" is no wish.
+            following = text[word.end() :].split()
+            filler = not following or not any(
+                words.is_strange(w.casefold().strip(".,")) for w in following[:2]
+            )
+        if apart or filler:
+            runs.append(run)
+            run = []
+        if not filler:
+            run.append(word)
+    runs.append(run)
+    yield from _first(text, words)
+    # A list of names is longer, and has no everyday words.
+    lone = len(list(filter(None, runs))) == 1 and not re.search(r"\d", text)
+    short = sum(map(len, runs)) <= _SHORT or not any(
+        words.is_everyday(word[0].casefold()) for run in runs for word in run
+    )
+    coded = {w[0].casefold() for w in every if _CAPITALS.fullmatch(w[0])}
+    coded = set() if text.isupper() else coded
+    for some in filter(None, runs):
+        lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in some]
+        names = [
+            w
+            for w in lowered
+            if _can_be_name(w, words, short=short)
+            and (words.is_given(w) or w not in coded)
+            and (lone or w in words.names_as_words or not words.is_everyday(w))
+        ]
+        if _is_initialled(some):
+            names = lowered
+        if len(some) > 5 or len(every) > _LONG:
+            # A sentence: the recogniser and the cues look for the names in it.
+            continue
+        if len(every) > _SENTENCE:
+            capitals = {w for w, word in zip(lowered, some, strict=True) if word[0][0].isupper()}
+            names = [
+                w for w in names if words.is_listed(w) or (w in capitals and not lacks_case(text))
+            ]
+        if names and 2 * len(names) >= len(some):
+            # What stands around a name is said about it ("probably alejandra", "it says effie").
+            first = next(at for at, word in enumerate(lowered) if word in names or len(word) == 1)
+            last = max(at for at, w in enumerate(lowered) if w in names or not words.is_everyday(w))
+            yield Hit(some[first].start(), some[last].end(), "PERSON")
+
+
+def _first(text: str, words: NameWords) -> Iterator[Hit]:
+    """Yield the name with which a longer answer begins ("Segun 90 90 90 i want …")."""
+    match = _FIRST_NAME.match(text)
+    said = match[1].casefold().split() if match else []
+    if match and all(words.is_strange(word) or words.is_given(word) for word in said):
+        yield Hit(match.start(1), match.end(1), "PERSON")
+
+
+def _is_initialled(some: Sequence[re.Match[str]]) -> bool:
+    """Return True if words with capitals begin with an initial ("G Furlong")."""
+    cased = all(word[0][0].isupper() for word in some)
+    return cased and len(some) > 1 and len(some[0][0]) == 1 < len(some[-1][0])
+
+
+def _can_be_name(word: str, words: NameWords, *, short: bool) -> bool:
+    if words.is_given(word) or words.is_strange(word):
+        return True
+    if short and words.is_listed(word):
+        return word not in words.not_names or word in words.also_words
+    if words.is_everyday(word):
+        return False
+    # A short name is often one letter away from a word.
+    return words.is_listed(word) or (short and word not in words.common and not is_ordinary(word))
+
+
+def spelled_names(text: str) -> Iterator[Hit]:
+    """Yield a name that is spelled letter by letter."""
+    for match in _LETTERED.finditer(text):
+        yield Hit(match.start(), match.end(), "PERSON")
