@@ -64,7 +64,7 @@ _ADDRESS = any_case(
 )
 _ADDRESS_WORDS = any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
-    r"deliver(?:ed|y)?|forward(?:ed|ing)?|redirect(?:ed)?|moved?|moving|located|"
+    r"deliver(?:ed|y)?|forward(?:ed|ing)?|\bat|redirect(?:ed)?|moved?|moving|located|"
     r"house|home|flat|door|drop|bring|collect|picked? up|taxi|ride|drive|visit|meet)\b"
     r"[^\d\n]{0,30}(?:\d{1,6} )?$"
 )

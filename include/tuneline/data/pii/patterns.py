@@ -29,7 +29,7 @@ from tuneline.data.pii.numbers import numbers_near_words
 from tuneline.data.pii.passwords import password_words
 from tuneline.data.pii.plates import plates
 from tuneline.data.pii.safe_harbor import find_demanded
-from tuneline.data.pii.spoken import has_digit_words
+from tuneline.data.pii.spoken import has_digit_words, says_number
 from tuneline.data.pii.user_names import user_names
 from tuneline.machine.secret_shapes import SECRET_SHAPES, SECRETS
 
@@ -117,6 +117,7 @@ _EMAIL_SLIP = Caseless(
     r"(?<![\w.+%-])[\w+%-]{1,64}(?:\.[\w+%-]{1,64}){0,4}(?: ?@{1,2} ?)(?:"
     r"[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){0,3}(?:,|;|, | )(?:com|net|org|co\.uk|co|io|"
     r"de|fr|es|it|nl)\b"
+    r"|[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){0,3},[a-z]{2,3}(?:\.[a-z]{2})?(?![\w.-])"
     r"|[a-z][\w-]{1,62}(?:\.[a-z][\w-]{1,62}){1,4}"
     rf"|{_MAIL_HOST}(?![\w.]))"
 )
@@ -240,6 +241,7 @@ _ID_NAMED = any_case(
     r"(?:(?:-|(?<!-) (?=[A-Z]{0,3} ?\d))?[A-Z0-9]){4,17})(?![\w-])"
 )
 _DIGIT = re.compile(r"\d")
+_ROADS = (" road", " street", " lane", " avenue", " drive", " close", " court", " way", " terrace")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
 
@@ -350,7 +352,8 @@ def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> It
     digit = _DIGIT.search(text) is not None
     spoken = has_digit_words(lowered)
     # The fields of a JSON answer are no sentence; its strings are looked at one by one.
-    if digit or spoken:
+    # A house may be one word ("eighty pepys road").
+    if digit or spoken or (any(kind in lowered for kind in _ROADS) and says_number(lowered)):
         yield from (Hit(*span, "STREET_ADDRESS") for span in street_addresses(text, lowered))
     if (digit or spoken) and not text.startswith("{"):
         yield from (Hit(*found) for found in numbers_near_words(text))

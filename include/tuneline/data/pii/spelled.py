@@ -36,8 +36,8 @@ _LEAST_CODE, _LEAST_DIGITS, _LEAST_NAME = 5, 2, 4
 # A word before what is spelled ("it's a f as in frank"), or after it ("d l a volkswagen").
 _BEFORE = re.compile(r"(?:a|i|u) ", re.IGNORECASE)
 _AFTER = re.compile(r"(?:,? (?:and|then|or|uh|um))*,? (?:a|i|u)(?: (?:oh|one))?$", re.IGNORECASE)
-# "40 x 30 x 15".
-_SIZE = re.compile(r"[\d.]+(?: ?x ?[\d.]+)+", re.IGNORECASE)
+# Between the sides of a box.
+_TIMES_SIGN = "x"
 
 
 def spelled(text: str) -> Iterator[tuple[int, int, str]]:
@@ -56,10 +56,8 @@ def spelled(text: str) -> Iterator[tuple[int, int, str]]:
         if after and text[end : end + 2].strip().isalpha():
             end = after.start()
         pieces = list(_PIECE.finditer(text, start, end))
-        letters = sum(piece["letter"] is not None for piece in pieces)
+        letters = sum(piece["letter"] not in (None, _TIMES_SIGN) for piece in pieces)
         digits = sum(piece["digit"] is not None for piece in pieces)
-        if _SIZE.fullmatch(text, start, end):
-            continue
         if digits >= _LEAST_DIGITS and letters and letters + digits >= _LEAST_CODE:
             yield start, end, "ID_NUMBER"
         elif not digits and letters >= _LEAST_NAME:

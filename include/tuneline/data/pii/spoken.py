@@ -60,6 +60,11 @@ def has_digit_words(lowered: str) -> bool:
     return len(said) > 1 or any(words.count(word) > 1 for word in said)
 
 
+def says_number(lowered: str) -> bool:
+    """Return True if a lower-case text holds a word for a number."""
+    return not _SAID.isdisjoint(lowered.replace(",", " ").split())
+
+
 def spoken_numbers(text: str) -> Iterator[Spoken]:
     """Yield the numbers of a text that hold at least two words for digits."""
     if not has_digit_words(text.lower()) and not _DIGITS.search(text):
