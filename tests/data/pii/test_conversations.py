@@ -67,7 +67,8 @@ def test_what_is_no_identifier_stays(scrubber, turns):
 
 
 def test_a_detector_without_open_answers_leaks(monkeypatch):
-    monkeypatch.setattr(listening, "open_answers", lambda *_, **__: iter(()))
+    for finder in ("open_answers", "spelled"):
+        monkeypatch.setattr(listening, finder, lambda *_, **__: iter(()))
     plain = make_scrubber(DataConfig(source="rows.jsonl"), []).masking()
     turns = ("a:what do you see on the slip?", "u:T 5 0 2 dash 8 8 4")
     assert "5 0 2" in talk(plain, *turns)[1]
