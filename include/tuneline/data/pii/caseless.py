@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 _ESCAPED = re.compile(r"\\.")
-_WORD = re.compile(r"\w+\W?")
-# Beginnings of words are remembered up to this length, since numbers hardly ever repeat.
-_BEGINNING = 5
+# The beginning of a word, up to the character after a short one, is what is remembered of it: numbers
+# hardly ever repeat.
+_WORD = re.compile(r"(\d\w?)\w*|(\w{1,5}(?:\W|$))|(\w{5})\w+")
 
 
 class Caseless:
@@ -82,7 +82,7 @@ class CaselessWords(Caseless):
             return
         lowered, end, begins = text.lower(), 0, self._begins
         for word in _WORD.finditer(lowered):
-            if begins[word[0][:_BEGINNING]] and word.start() >= end:
+            if begins[word[word.lastindex or 0]] and word.start() >= end:
                 match = self._lower.match(lowered, word.start())
                 if match is not None:
                     yield match
