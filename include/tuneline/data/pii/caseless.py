@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any
 
 _ESCAPED = re.compile(r"\\.")
-# The beginning of a word, up to the character after a short one, is what is remembered of it: numbers
-# hardly ever repeat.
+# What is remembered of a word is its beginning, up to the character after a short one, and two
+# digits of a number, since numbers hardly ever repeat.
 _WORD = re.compile(r"(\d\w?)\w*|(\w{1,5}(?:\W|$))|(\w{5})\w+")
 
 
