@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from tuneline.data.pii.matching import LETTERED_POSTCODE, Span, any_case, spans
 from tuneline.data.pii.postal import postal_addresses
+from tuneline.data.pii.spoken import says_number
 
 # Words that end a street's name; the second kind also means something else in ordinary text.
 _STREET_KINDS = (
@@ -41,26 +42,23 @@ _SPOKEN_TENS = (
     "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
     "forty|fifty|sixty|seventy|eighty|ninety"
 )
-_ADDRESS = any_case(
-    r"(?<![\w.,#-])(?:(?:(?:unit|flat|apt|shop|lot) )?\d{1,4}/\d{1,5}|"
-    r"\d{1,5}[a-zA-Z]?|\d{1,5}(?=[^\W\d_]{3})|(?:"
-    + _SPOKEN_DIGITS
-    + r")(?: (?:"
-    + _SPOKEN_DIGITS
-    + r")){1,4}|(?:(?:"
-    + _SPOKEN_TENS
-    + r")(?: (?:"
-    + _SPOKEN_TENS
-    + "|"
-    + _SPOKEN_DIGITS
-    + r")){0,3})(?: uh| um)?)(?:,? |(?<=\d)(?=[^\W\d_]{3}))"
+_NAMED_STREET = (
     r"((?:(?:\d{1,3}(?:st|nd|rd|th)|[^\W\d_][\w'.-]*) ){1,3}?)(?:(?:"
     + _STREET_KINDS
     + r")|(?P<unsure>"
     + _STREET_KINDS_UNSURE
-    + r"))\b(?i:"
+    + r"))\b(?:"
     + _PLACE_AFTER
     + r")"
+)
+_ADDRESS = any_case(
+    r"(?<![\w.,#-])(?:(?:(?:unit|flat|apt|shop|lot) )?\d{1,4}/\d{1,5}|\d{1,5}[a-z]?|"
+    r"\d{1,5}(?=[^\W\d_]{3}))(?:,? |(?<=\d)(?=[^\W\d_]{3}))" + _NAMED_STREET
+)
+# The number of the house in words, which few texts have.
+_ADDRESS_SPOKEN = any_case(
+    rf"(?<![\w.,#-])(?:(?:{_SPOKEN_DIGITS})(?: (?:{_SPOKEN_DIGITS})){{1,4}}|(?:{_SPOKEN_TENS})"
+    rf"(?: (?:{_SPOKEN_TENS}|{_SPOKEN_DIGITS})){{0,3}}(?: uh| um)?),? " + _NAMED_STREET
 )
 _ADDRESS_WORDS = any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"
@@ -253,7 +251,8 @@ def _address_end(text: str, end: int) -> int:
 
 
 def _streets(text: str, lowered: str) -> Iterator[Span]:
-    for match in _ADDRESS.finditer(text):
+    spoken = _ADDRESS_SPOKEN.finditer(text) if says_number(lowered) else ()
+    for match in (*_ADDRESS.finditer(text), *spoken):
         words = match[1].lower().replace(".", "").split()
         if _NOT_IN_STREET.intersection(words):
             continue

@@ -16,6 +16,8 @@ ANSWER_WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)
 _SHORT = 3
 # Longer answers hold more than the name.
 _SENTENCE, _LONG = 6, 14
+# Words of one name, with its initials.
+_MOST_NAMES = 5
 _FIRST_NAME = re.compile(r"\W*([A-ZÀ-Þ][a-zà-ÿ'’-]{2,}(?: [A-ZÀ-Þ][a-zà-ÿ'’-]{2,})?)(?= \d|[,.:] )")
 # A code, where a text has small letters, too.
 _CAPITALS = re.compile(r"[A-Z]{2,4}")
@@ -50,9 +52,48 @@ def bare_name(text: str, words: NameWords) -> Iterator[Hit]:
 
 def named_people(text: str, words: NameWords) -> Iterator[Hit]:
     """Yield the runs of words of an answer that can be names."""
-    run: list[re.Match[str]] = []
-    runs: list[list[re.Match[str]]] = []
+    yield from _first(text, words)
     every = list(ANSWER_WORD.finditer(text))
+    if len(every) > _LONG:
+        # A sentence: the recogniser and the cues look for the names in it.
+        return
+    runs = list(_runs(text, every, words))
+    # A list of names is longer, and has no everyday words.
+    short = sum(map(len, runs)) <= _SHORT or not any(
+        words.is_everyday(word[0].casefold()) for run in runs for word in run
+    )
+    # Beside other values an everyday word is none.
+    alone = len(runs) == 1 and not re.search(r"\d", text)
+    coded = set() if text.isupper() else {w[0] for w in every if _CAPITALS.fullmatch(w[0])}
+    for run in runs:
+        lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in run]
+        names = [
+            name
+            for name, word in zip(lowered, run, strict=True)
+            if _can_be_name(name, words, short=short)
+            and (words.is_given(name) or word[0] not in coded)
+            and (alone or name in words.names_as_words or not words.is_everyday(name))
+        ]
+        if _is_initialled(run):
+            names = lowered
+        if len(run) > _MOST_NAMES:
+            continue
+        if len(every) > _SENTENCE:
+            cased = not lacks_case(text)
+            capitals = {w for w, word in zip(lowered, run, strict=True) if word[0][0].isupper()}
+            names = [w for w in names if words.is_listed(w) or (cased and w in capitals)]
+        if names and 2 * len(names) >= len(run):
+            # What stands around a name is said about it ("probably alejandra", "it says effie").
+            first = next(at for at, word in enumerate(lowered) if word in names or len(word) == 1)
+            last = max(at for at, w in enumerate(lowered) if w in names or not words.is_everyday(w))
+            yield Hit(run[first].start(), run[last].end(), "PERSON")
+
+
+def _runs(
+    text: str, every: Sequence[re.Match[str]], words: NameWords
+) -> Iterator[list[re.Match[str]]]:
+    """Yield the runs of words of an answer with neither filler nor signs between them."""
+    run: list[re.Match[str]] = []
     for word in every:
         apart = run and text[run[-1].end() : word.start()].strip(" .") != ""
         filler = word[0].casefold().replace("’", "'") in FILLER
@@ -62,44 +103,13 @@ def named_people(text: str, words: NameWords) -> Iterator[Hit]:
             filler = not following or not any(
                 words.is_strange(w.casefold().strip(".,")) for w in following[:2]
             )
-        if apart or filler:
-            runs.append(run)
+        if run and (apart or filler):
+            yield run
             run = []
         if not filler:
             run.append(word)
-    runs.append(run)
-    yield from _first(text, words)
-    # A list of names is longer, and has no everyday words.
-    lone = len(list(filter(None, runs))) == 1 and not re.search(r"\d", text)
-    short = sum(map(len, runs)) <= _SHORT or not any(
-        words.is_everyday(word[0].casefold()) for run in runs for word in run
-    )
-    coded = {w[0].casefold() for w in every if _CAPITALS.fullmatch(w[0])}
-    coded = set() if text.isupper() else coded
-    for some in filter(None, runs):
-        lowered = [word[0].casefold().split("'")[0].split("’")[0] for word in some]
-        names = [
-            w
-            for w in lowered
-            if _can_be_name(w, words, short=short)
-            and (words.is_given(w) or w not in coded)
-            and (lone or w in words.names_as_words or not words.is_everyday(w))
-        ]
-        if _is_initialled(some):
-            names = lowered
-        if len(some) > 5 or len(every) > _LONG:
-            # A sentence: the recogniser and the cues look for the names in it.
-            continue
-        if len(every) > _SENTENCE:
-            capitals = {w for w, word in zip(lowered, some, strict=True) if word[0][0].isupper()}
-            names = [
-                w for w in names if words.is_listed(w) or (w in capitals and not lacks_case(text))
-            ]
-        if names and 2 * len(names) >= len(some):
-            # What stands around a name is said about it ("probably alejandra", "it says effie").
-            first = next(at for at, word in enumerate(lowered) if word in names or len(word) == 1)
-            last = max(at for at, w in enumerate(lowered) if w in names or not words.is_everyday(w))
-            yield Hit(some[first].start(), some[last].end(), "PERSON")
+    if run:
+        yield run
 
 
 def _first(text: str, words: NameWords) -> Iterator[Hit]:

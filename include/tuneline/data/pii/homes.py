@@ -17,7 +17,7 @@ from tuneline.data.pii.matching import MONTH, Span
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.words import is_ordinary
 
-# A number with a word that is not counted.
+# Before the number of a house and a word that is not counted.
 _HOUSE = Caseless(
     r"\b(?:to|at|from|on|is|was|be|for|still|house|home) "
     r"(?=\d{1,5}[a-z]?,? (?:(?:n|s|e|w|ne|nw|se|sw|north|south|east|west) )?[a-z]{4,}(?![\w@%]))"
@@ -60,8 +60,10 @@ _NEXT_WORD = re.compile(r"(,? )(?=\S)")
 _SMALL = frozenset("of the y de la le les du del der den von van upon on in".split())
 _MOST_PLACE_WORDS = 14
 _STOPS = re.compile(r"[.?!;:)]+$")
-_CODE = Caseless(r"\b(?:zip(?: ?code)?|post ?code|postal code|pin ?code)\b[^\d\n?]{0,24}\d{5,6}")
-_CODES = re.compile(r"(?<![\w.,$€£-])\d{5,6}(?![\w%]|[.,]\d)")
+_CODES = Caseless(
+    r"\b(?:zip(?: ?code)?|post ?code|postal code|pin ?code)\b[^\d\n?]{0,24}(\d{5,6})"
+    r"(?:\W{1,3}(?:or|and|not)\W{1,2}(\d{5,6}))?(?![\w%]|[.,]\d)"
+)
 
 
 def houses(text: str, words: NameWords) -> Iterator[Span]:
@@ -107,23 +109,31 @@ def confirmed(text: str) -> Iterator[Span]:
     if lacks_case(text):
         return
     for frame in _FRAME.finditer(text):
-        words, start, at, parts = 0, frame.end(), frame.end(), 1
-        end = start
-        while words < _MOST_PLACE_WORDS and (word := _PLACE_WORD.match(text, at)) is not None:
-            stop = _STOPS.search(word[0])
-            words += 1
-            if word[0] not in _SMALL:
-                end = word.end() - (len(stop[0]) if stop else 0)
-            gap = _NEXT_WORD.match(text, word.end())
-            if (stop and not _is_short(word[0])) or gap is None:
-                break
-            parts += gap[1].startswith(",")
-            at = gap.end()
+        start = frame.end()
+        end, parts = _place_end(text, start)
         said = text[start:end]
         capital = re.search(r"[A-ZÀ-Þ][a-zà-ÿ]", said) is not None
         numbered = re.search(r"\d", said) is not None
         if capital and (numbered or parts > 1) and len(said.split()) > 1:
             yield start, end
+
+
+def _place_end(text: str, start: int) -> tuple[int, int]:
+    """Return the end of a place whose words begin at `start`, and the number of its parts."""
+    end, at, parts = start, start, 1
+    for _ in range(_MOST_PLACE_WORDS):
+        word = _PLACE_WORD.match(text, at)
+        if word is None:
+            break
+        stop = _STOPS.search(word[0])
+        if word[0] not in _SMALL:
+            end = word.end() - (len(stop[0]) if stop else 0)
+        gap = _NEXT_WORD.match(text, word.end())
+        if (stop and not _is_short(word[0])) or gap is None:
+            break
+        parts += gap[1].startswith(",")
+        at = gap.end()
+    return end, parts
 
 
 def _is_short(word: str) -> bool:
@@ -132,15 +142,12 @@ def _is_short(word: str) -> bool:
 
 
 def codes(text: str) -> Iterator[Span]:
-    """Yield the postal codes of digits after a word for them, also several ("60608 or 60616").
+    """Yield the postal codes of digits after a word for them, also two ("60608 or 60616").
 
     Args:
         text: a turn.
     """
-    for cue in _CODE.finditer(text):
-        first = cue.end() - 6
-        for match in _CODES.finditer(text, max(first, cue.start())):
-            if not text[cue.end() : match.start()].strip(" ,/?") or re.fullmatch(
-                r"\W*(?:or|and|not)?\W*", text[cue.end() : match.start()]
-            ):
-                yield match.span()
+    for match in _CODES.finditer(text):
+        for group in (1, 2):
+            if match[group]:
+                yield match.span(group)

@@ -44,7 +44,8 @@ def plates(text: str, lowered: str) -> Iterator[Span]:
         text: any text.
         lowered: the text in lower case.
     """
-    yield from spans(text, _SHAPES)
+    if text != lowered:
+        yield from spans(text, _SHAPES)
     if not any(hint in lowered for hint in _HINTS):
         return
     for cue in _CUE.finditer(text):
