@@ -103,6 +103,7 @@ CLEAN = [
     ["a:Is it a keypad meter or a bill meter?", "u:a keypad one"],
     # Places that are no homes, numbers of things.
     ["a:We are in unit 4 of the course.", "u:number 7 on the list is wrong"],
+    ["u:i mistyped the postcode for L-87499"],
     ["a:When do you fly?", "u:May 2026, gate 14"],
 ]
 

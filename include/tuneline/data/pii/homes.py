@@ -61,8 +61,9 @@ _SMALL = frozenset("of the y de la le les du del der den von van upon on in".spl
 _MOST_PLACE_WORDS = 14
 _STOPS = re.compile(r"[.?!;:)]+$")
 _CODES = Caseless(
-    r"\b(?:zip(?: ?code)?|post ?code|postal code|pin ?code)\b[^\d\n?]{0,24}(\d{5,6})"
-    r"(?:\W{1,3}(?:or|and|not)\W{1,2}(\d{5,6}))?(?![\w%]|[.,]\d)"
+    r"\b(?:zip(?: ?code)?|post ?code|postal code|pin ?code)s?"
+    r"(?:\W{1,3}(?:is|was|are|it'?s|should be|will be|to|now|of|still|here|or)){0,3}"
+    r"\W{1,3}(\d{5,6})(?:\W{1,3}(?:or|and|not)\W{1,2}(\d{5,6}))?(?![\w%]|[.,]\d)"
 )
 
 

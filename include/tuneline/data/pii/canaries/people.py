@@ -8,9 +8,9 @@ from tuneline.data.pii.canaries.canary import MISTYPED, OBFUSCATED, PARTIAL, SPL
 from tuneline.data.pii.canaries.lists import digits, lists, words
 from tuneline.data.pii.canaries.register import Register
 
-# Shares of people whose surname is of another culture than their given name, and of names that are
-# in no list.
-_MIXED, _UNLISTED = 0.15, 0.12
+# Shares of people whose surname is of another culture than their given name, of names in no list,
+# and of names that are words as well.
+_MIXED, _UNLISTED, _WORDS = 0.15, 0.2, 0.06
 
 
 def _invented(draw: Random, end: str) -> str:
@@ -30,6 +30,10 @@ def names(draw: Random) -> tuple[str, str]:
         given = _invented(draw, "given_end")
     if draw.random() < _UNLISTED:
         family = _invented(draw, "family_end")
+    if draw.random() < _WORDS:
+        given = draw.choice(words("people_as_words", "given"))
+    if draw.random() < _WORDS:
+        family = draw.choice(words("people_as_words", "family"))
     return given, family
 
 
@@ -102,6 +106,7 @@ def email(draw: Random, form: str, register: Register, language: str) -> Value:
             f"{user}[at]{host}.{end}",
             f"{said} at {host}" if domain == provider else f"{said} at {host} dot {spoken}",
             f"{' '.join(user)} at {host} dot {spoken}",
+            f"{said} at {draw.choice(words('streets', 'first')).lower()} {host} dot {spoken}",
         )
         return Value((draw.choice(shapes),), public)
     return Value((f"{user}@{domain}",), public)

@@ -12,12 +12,12 @@ from tuneline.data.pii.canaries.people import names
 from tuneline.data.pii.canaries.register import Register
 
 # Share of addresses in English text that are written as in other countries.
-_ABROAD = 0.1
+_ABROAD = 0.15
 # Shares of streets without their kind ("19 pinecrest"), and of houses with a name for a number.
-_NO_KIND, _HOUSE_NAMES = 0.15, 0.07
+_NO_KIND, _HOUSE_NAMES = 0.15, 0.12
 _HOUSES = ("Cottage", "House", "Farm", "Lodge", "Mill")
 _LOCAL = ("de", "fr", "es")
-_SMALL = "no h flat block near po box nº bis calle rue avenue weg straße".split()
+_SMALL = "no number h flat block near po box nº bis calle rue avenue weg straße".split()
 
 
 def place(draw: Random, form: str, register: Register, language: str) -> Value:
@@ -72,7 +72,8 @@ def address(draw: Random, form: str, register: Register, language: str) -> Value
     region = region.upper() if len(region) == 2 else region.title()
     unit = f"{draw.choice(words('streets', 'units'))} {draw.randint(1, 40)}{draw.choice(['', 'B'])}"
     if form == PARTIAL:
-        rest = draw.choice([f"{town} {code}", f"{unit}", code, f"{town} {region}"])
+        number = f"number {draw.randint(2, 90)}"
+        rest = draw.choice([f"{town} {code}", unit, number, code, f"{town} {region}"])
         return Value((draw.choice([street, rest]),), public)
     if form == SPLIT:
         return Value((street, f"{town} {code}"), public)
