@@ -30,7 +30,8 @@ def tuneline_recogniser(job: Job) -> Trial:
     """Try tiers 1 and 2: patterns, and names by cues and spaCy."""
     from tuneline.data.pii.cases import common_words
     from tuneline.data.pii.entities import Recogniser
-    from tuneline.data.pii.patterns import find, resolve
+    from tuneline.data.pii.hits import resolve
+    from tuneline.data.pii.patterns import find
 
     words = common_words([row["text"] for row in read_lines(job["rows"])])
     recogniser = Recogniser(job["model"], NAMED, (), words)

@@ -1,11 +1,9 @@
 """A busy Airflow is asked again; one that refuses is not."""
 
-import json
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tests.lab.http_server import Handler, serving
 
 from tuneline.errors import TunelineError
 from tuneline.serving.server_process import free_port
@@ -14,51 +12,42 @@ from tuneline.stack.dag_run import DagRun
 
 
 class Server:
-    """Answers each request with the next status of a list, the last one for ever."""
+    """Answers each request with the next status of a list, the last one for ever; 0 breaks off."""
 
     def __init__(self):
-        self.statuses, self.asked = [200], []
-        server = self
+        self.statuses, self.asked, self.port = [200], [], 0
 
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self):
-                self.rfile.read(int(self.headers.get("content-length") or 0))
-                server.asked.append(f"{self.command} {self.path}")
-                statuses = server.statuses
-                status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
-                if self.path == "/auth/token":
-                    status = 201
-                if status == 0:
-                    # The connection breaks before an answer.
-                    return self.connection.close()
-                body = json.dumps({"state": "running", "access_token": "t"}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                return self.wfile.write(body)
-
-            do_GET = do_POST = do_PATCH = _answer
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+    def next_status(self, request):
+        self.asked.append(request)
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return 201 if request == "POST /auth/token" else status
 
 
 @pytest.fixture
 def server():
     made = Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+
+    class Api(Handler):
+        def _answer(self):
+            self.body()
+            status = made.next_status(f"{self.command} {self.path}")
+            if status == 0:
+                self.connection.close()
+            else:
+                self.answer(b'{"state": "running", "access_token": "t"}', status)
+
+        do_GET = do_POST = do_PATCH = _answer
+
+    with serving(Api) as url:
+        made.port = int(url.rpartition(":")[2])
+        yield made
 
 
 @pytest.fixture
 def client(server, layout, monkeypatch):
     monkeypatch.setattr(rest, "_PAUSE_SECONDS", 0)
     airflow.prepare(layout)
-    made = rest.Airflow(replace(layout, ui_port=server.http.server_port))
+    made = rest.Airflow(replace(layout, ui_port=server.port))
     yield made
     made.close()
 

@@ -4,7 +4,8 @@ import pytest
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.dialogue import wanted
-from tuneline.data.pii.numbers import DigitRule, frequent_numbers, identifiers
+from tuneline.data.pii.digit_rule import DigitRule, frequent_numbers
+from tuneline.data.pii.numbers import identifiers
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.settings import Settings

@@ -7,8 +7,9 @@ from benchmarks.workloads.pii_sentences import (
     sentence_groups,
 )
 
+from tuneline.data.pii.hits import PATTERN_ENTITIES
 from tuneline.data.pii.languages import foreign_language, is_dni, is_nir, likeliest
-from tuneline.data.pii.patterns import PATTERN_ENTITIES, find
+from tuneline.data.pii.patterns import find
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.settings import Settings

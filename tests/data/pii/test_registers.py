@@ -5,7 +5,7 @@ from tests.data.pii.test_chat import talk
 
 from tuneline.config import DataConfig
 from tuneline.data.pii import scrubber as scrubbing
-from tuneline.data.pii.patterns import Hit, resolve
+from tuneline.data.pii.hits import Hit, resolve
 from tuneline.data.pii.plates import plates
 from tuneline.data.pii.scrubber import make_scrubber
 

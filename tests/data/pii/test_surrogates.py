@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from tuneline.data.pii.patterns import PATTERN_ENTITIES, find
+from tuneline.data.pii.hits import PATTERN_ENTITIES
+from tuneline.data.pii.patterns import find
 from tuneline.data.pii.surrogates import Surrogates
 
 VALUES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tuneline.data.pii.matching import LETTERED_POSTCODE, Span, any_case, spans
+from tuneline.data.pii.matching import LETTERED_POSTCODE, ONES, TENS, Span, any_case, spans
 from tuneline.data.pii.postal import postal_addresses
 from tuneline.data.pii.spoken import says_number
 
@@ -37,11 +37,7 @@ _PLACE_AFTER = (
     r"(?:,? [A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2},? (?:[A-Z]{2},? )?(?:\d{5}(?:-\d{4})?|"
     r"[A-Z]{1,2}\d[A-Z0-9]? ?\d[A-Z]{2})\b)?"
 )
-_SPOKEN_DIGITS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
-_SPOKEN_TENS = (
-    "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
-    "forty|fifty|sixty|seventy|eighty|ninety"
-)
+_SPOKEN_DIGITS = f"zero|oh|{ONES}"
 _NAMED_STREET = (
     r"((?:(?:\d{1,3}(?:st|nd|rd|th)|[^\W\d_][\w'.-]*) ){1,3}?)(?:(?:"
     + _STREET_KINDS
@@ -57,8 +53,8 @@ _ADDRESS = any_case(
 )
 # The number of the house in words, which few texts have.
 _ADDRESS_SPOKEN = any_case(
-    rf"(?<![\w.,#-])(?:(?:{_SPOKEN_DIGITS})(?: (?:{_SPOKEN_DIGITS})){{1,4}}|(?:{_SPOKEN_TENS})"
-    rf"(?: (?:{_SPOKEN_TENS}|{_SPOKEN_DIGITS})){{0,3}}(?: uh| um)?),? " + _NAMED_STREET
+    rf"(?<![\w.,#-])(?:(?:{_SPOKEN_DIGITS})(?: (?:{_SPOKEN_DIGITS})){{1,4}}|(?:{TENS})"
+    rf"(?: (?:{TENS}|{_SPOKEN_DIGITS})){{0,3}}(?: uh| um)?),? " + _NAMED_STREET
 )
 _ADDRESS_WORDS = any_case(
     r"\b(?:live[sd]?|living|address|ship|send|sent|post|mail|"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.cases import lacks_case
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
 ANSWER_WORD = re.compile(r"(?<![\w@.])[^\W\d_][^\W\d_'’-]*(?:['’-][^\W\d_]+)*(?![\w@]|\.\w)")

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.answered_names import ANSWER_WORD, named_people, spelled_names
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.mailboxes import told_mailboxes
 from tuneline.data.pii.matching import LETTERED_POSTCODE
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.safe_harbor import NUMBERED_DATE, SPOKEN_DATE
 from tuneline.data.pii.stretches import asked_dates, asked_numbers
 from tuneline.data.pii.words import is_ordinary
@@ -107,7 +107,7 @@ _MIXED = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"(?<![\w@.'’-])[\w-]+(?![\w@'’]|\.\w)")
-_LEAST_LOCATOR = 5
+_LEAST_LOCATOR, _LEAST_USER = 5, 3
 _MAIL_WORDS = re.compile(r"(?<![\w@.])[\w.+-]{4,}(?![\w@])")
 # One whose host is no provider.
 _AT_ANY = re.compile(
@@ -162,27 +162,26 @@ def answers(text: str, wanted: frozenset[str], words: NameWords, *, user: bool) 
 
 def _named_accounts(text: str, wanted: frozenset[str], words: NameWords) -> Iterator[Hit]:
     """Yield the one word of an answer to a question for an account or a user name."""
-    if "user" in wanted and not (_CLOSING.fullmatch(text) or _QUESTION.match(text)):
-        yield from _user_name(text)
-    if not wanted.isdisjoint(("account", "reference")):
-        yield from _locator(text, words)
-
-
-def _user_name(text: str) -> Iterator[Hit]:
-    """Yield the one word of an answer to a question for a user name, which can be any word."""
+    if wanted.isdisjoint(("user", "account", "reference")):
+        return
     own = [word for word in _TOKEN.finditer(text) if word[0].casefold() not in FILLER]
-    if len(own) == 1 and len(own[0][0]) > 2 and not _NO_ANSWER.search(text):
-        yield Hit(own[0].start(), own[0].end(), "ID_NUMBER")
+    if len(own) != 1:
+        return
+    said, word = own[0][0], own[0][0].casefold()
+    # A user name can be any word, a code or the name of an account none that a dictionary has.
+    user = "user" in wanted and not _leaves_open(text) and not _NO_ANSWER.search(text)
+    known = words.is_everyday(word) or word in words.common or is_ordinary(word)
+    if (user and len(said) >= _LEAST_USER) or (
+        not wanted.isdisjoint(("account", "reference"))
+        and len(said) >= _LEAST_LOCATOR
+        and (said.isupper() or not known)
+    ):
+        yield Hit(*own[0].span(), "ID_NUMBER")
 
 
-def _locator(text: str, words: NameWords) -> Iterator[Hit]:
-    """Yield the one word of an answer that no dictionary has: a code, or an account's name."""
-    own = [word for word in _TOKEN.finditer(text) if word[0].casefold() not in FILLER]
-    if len(own) == 1 and len(own[0][0]) >= _LEAST_LOCATOR:
-        word = own[0][0].casefold()
-        known = words.is_everyday(word) or word in words.common or is_ordinary(word)
-        if own[0][0].isupper() or not known:
-            yield Hit(own[0].start(), own[0].end(), "ID_NUMBER")
+def _leaves_open(text: str) -> bool:
+    """Return True if a turn gives no value: it closes the subject or asks something itself."""
+    return _CLOSING.fullmatch(text) is not None or _QUESTION.match(text) is not None
 
 
 def _postcodes(text: str) -> Iterator[Hit]:
@@ -206,7 +205,7 @@ def _passwords(text: str, *, digits: bool) -> Iterator[Hit]:
         text: an answer.
         digits: True if it is one with a digit, as one-time codes are.
     """
-    if _CLOSING.fullmatch(text) or _QUESTION.match(text):
+    if _leaves_open(text):
         return
     at = 0
     for apart in (*_APART.finditer(text), None):

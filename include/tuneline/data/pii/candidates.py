@@ -78,7 +78,7 @@ _CODE = re.compile(
 _SLASHED = re.compile(r"(?<![\w@./-])(?=\d*[A-Z])[A-Z\d]{2,8}(?:/[A-Z\d]{1,8}){1,4}(?![\w/])")
 # "53 771 206-K": the letter checks the digits.
 _CHECKED = re.compile(r"(?<![\w.,-])\d{1,3}(?:[ .]\d{3}){1,3}[ -]?[A-Z](?![\w-])")
-_CHECKED_DIGITS = 7
+CHECKED_DIGITS = 7
 _DIGIT_LETTER = re.compile(r"\d[ -]?[A-Z](?![\w-])")
 _CODE_PLAIN = re.compile(
     r"\d{1,6}(?:st|nd|rd|th|am|pm|[kmgt]b?|[kc]?m|mm|x|s|k[gm]|m[lg]|hz|in|ft|h|hrs?|min|"
@@ -140,7 +140,7 @@ def candidates_in(text: str) -> Sequence[Candidate]:
     checked = _CHECKED.finditer(text) if _DIGIT_LETTER.search(text) else ()
     for match in (*slashed, *checked):
         digits = len(digits_of(match[0]))
-        if digits >= (4 if "/" in match[0] else _CHECKED_DIGITS):
+        if digits >= (4 if "/" in match[0] else CHECKED_DIGITS):
             found.append(Candidate(match.start(), match.end(), match[0], digits, True))
             taken.append(match.span())
     for match in _RUN.finditer(plain):

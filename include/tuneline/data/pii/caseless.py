@@ -90,7 +90,7 @@ class CaselessWords(Caseless):
 
 
 class _Beginnings(dict[str, bool]):
-    """Whether a match of a pattern can begin with the beginning of a word."""
+    """A cache of beginnings of words: True if a match of the pattern can start with one."""
 
     def __init__(self, pattern: str) -> None:
         super().__init__()

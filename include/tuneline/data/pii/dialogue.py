@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.topics import accepts, asked, goes_on, last_sentence, meant
 from tuneline.data.tables.rows import Message
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 
 from tuneline.data.pii.candidates import candidates_in, key_of
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.naming import BEFORE
 from tuneline.data.pii.numbers import is_quantity, is_round
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.stretches import COUNTED
 from tuneline.data.pii.words import is_ordinary
 

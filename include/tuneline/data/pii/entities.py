@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tuneline.data.pii.cases import lacks_case
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.models import load_model
 from tuneline.data.pii.name_rules import LETTERS, START, NameRules, ends_place, is_firm
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.ner.entity_model import EntityModel
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
 NER_ENTITIES = ("PERSON", "LOCATION")

@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tuneline.data.pii.matching import MONTH, Span, any_case, spans
+from tuneline.data.pii.matching import MONTH, ONES, Span, any_case, spans
 
 CARD_WORDS = ("card", "visa", "amex", "debit", "cvv", "cvc")
-_ONES = "one|two|three|four|five|six|seven|eight|nine"
-_SPOKEN_YEAR = rf"(?:twenty|thirty)(?:[ -](?:{_ONES}))?"
+_SPOKEN_YEAR = rf"(?:twenty|thirty)(?:[ -](?:{ONES}))?"
 _MONTH_OF_YEAR = (
     rf"(?:{MONTH} (?:of )?{_SPOKEN_YEAR}|"
-    rf"(?:(?:oh |zero )?(?:{_ONES})|ten|eleven|twelve)[ /,]{{1,2}}{_SPOKEN_YEAR}|"
+    rf"(?:(?:oh |zero )?(?:{ONES})|ten|eleven|twelve)[ /,]{{1,2}}{_SPOKEN_YEAR}|"
     rf"(?:0?[1-9]|1[0-2]) ?[/.-] ?(?:20)?[2-4]\d|{MONTH}\.?,? ?(?:of )?(?:20)?[2-4]\d|"
     r"(?:0[1-9]|1[0-2]) ?(?:20)?[2-4]\d)(?![\w/-]|[.:]\d)"
 )

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from tuneline.data.pii.answers import answers
 from tuneline.data.pii.caseless import Caseless
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.matching import MONTH
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.stretches import asked_numbers
 from tuneline.data.pii.topics import topics
 

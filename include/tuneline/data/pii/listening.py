@@ -12,14 +12,16 @@ from tuneline.data.pii.answers import answers
 from tuneline.data.pii.births import BIRTH_WORDS, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
+from tuneline.data.pii.digit_rule import uncounted_by
 from tuneline.data.pii.expiry import CARD_WORDS, asks_for_expiry, expiries
 from tuneline.data.pii.fields import fields, named_places
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.homes import codes, confirmed, houses, units
 from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.pii.log_ins import about_log_ins, typed_secrets
 from tuneline.data.pii.mailboxes import told_mailboxes
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.numbers import identifiers, uncounted_by
+from tuneline.data.pii.numbers import identifiers
 from tuneline.data.pii.open_answers import (
     asks_for_quantity,
     follows_open_question,
@@ -27,7 +29,6 @@ from tuneline.data.pii.open_answers import (
     open_answers,
     stated_numbers,
 )
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.shared_parts import Shared
 from tuneline.data.pii.spelled import spelled

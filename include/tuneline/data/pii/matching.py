@@ -7,6 +7,12 @@ from collections.abc import Iterator
 
 Span = tuple[int, int]
 
+# Words for numbers.
+ONES = "one|two|three|four|five|six|seven|eight|nine"
+TENS = (
+    "ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|"
+    "forty|fifty|sixty|seventy|eighty|ninety"
+)
 # A month as it is written in short or in full.
 MONTH = r"(?:(?:jan|feb|apr|jun|jul|aug|sep|oct|nov|dec)[a-z]*|mar(?:ch)?(?![a-z])|may(?![a-z]))"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from tuneline.data.pii.dialogue import may_be_said_again, repeated_values
 from tuneline.data.pii.echoes import echoes
+from tuneline.data.pii.hits import Hit, resolve
 from tuneline.data.pii.numbers import alike
-from tuneline.data.pii.patterns import Hit, resolve
 
 
 def mentions_of(

@@ -28,8 +28,8 @@ from tuneline.data.pii.cues import (
     VERBS,
     WEAK_CUE,
 )
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
 LETTERS = re.compile(r"[^\W\d_]+")
@@ -155,6 +155,8 @@ class NameRules:
             yield from self._of_words(text)
         elif not text[1:].islower():
             yield from self._capitals(text)
+        if not cased and "." not in text:
+            return
         for match in (_INITIALED_CASED if cased else _INITIALED).finditer(text):
             word = match[1].casefold()
             listed = cased and self.words.is_listed(word) and not self.words.is_everyday(word)

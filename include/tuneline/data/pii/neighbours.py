@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 from tuneline.data.pii.answer_words import FILLER
 from tuneline.data.pii.cases import lacks_case
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.matching import Span
 from tuneline.data.pii.name_words import NameWords
-from tuneline.data.pii.patterns import Hit
 from tuneline.data.pii.words import is_ordinary
 
 _APART = re.compile(r"[,;&|()\n:]| / |\b(?:and|or|plus)\b", re.IGNORECASE)

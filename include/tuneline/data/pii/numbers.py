@@ -9,20 +9,19 @@ is as personal as before.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from tuneline.data.pii.candidates import Candidate, candidates_in, key_of
 from tuneline.data.pii.caseless import Caseless
+from tuneline.data.pii.code_parts import whole_code
+from tuneline.data.pii.digit_rule import DigitRule, uncounted_by
+from tuneline.data.pii.matching import ONES
 from tuneline.data.pii.naming import BEFORE, SENTENCE_END, nearest
-from tuneline.data.pii.stretches import asked_numbers, with_letters
+from tuneline.data.pii.stretches import asked_numbers
 from tuneline.data.pii.topics import ENTITY_OF, NUMBER_TOPICS, topics
 
-# A number in this many rows, and in this share of them, belongs to nobody: a hotline, a model.
-LEAST_ROWS, LEAST_SHARE = 20, 0.001
 # Fewest digits of a number by the topic that a word nearby, or a question, gives it.
 _LEAST = {
     "secret": 3,
@@ -45,23 +44,6 @@ _PIN_DIGITS = range(4, 9)
 _WHOLE = 9
 
 
-@dataclass(frozen=True)
-class DigitRule:
-    """The strength of the rule for numbers that no word explains.
-
-    Attributes:
-        least: fewest digits of a number that identifies somebody.
-        business: True if numbers of orders, parcels and the like count.
-        references: True if those of bookings, cases and tickets count, with at least five signs.
-        frequent: numbers of the dataset that belong to nobody, from `frequent_numbers`.
-    """
-
-    least: int
-    business: bool
-    references: bool = True
-    frequent: frozenset[str] = frozenset()
-
-
 class Spanned(Protocol):
     """Characters start to end of a text."""
 
@@ -81,7 +63,7 @@ _GROUP = re.compile(r"\d+")
 _IN_PIECES = frozenset({"ssn", "phone", "card", "secret", "code", "account"})
 # A longer one is found by its topic.
 _LEAST_PIECE, _LONG_PIECE = 2, 4
-_DIGIT_WORDS = "zero|oh|one|two|three|four|five|six|seven|eight|nine"
+_DIGIT_WORDS = f"zero|oh|{ONES}"
 _PIECE = re.compile(
     rf"(?<![\w.,:/])(?:\d{{1,3}}(?![\w:/%]|[.,]\d)|(?:{_DIGIT_WORDS})(?!\w))",
     re.IGNORECASE,
@@ -116,30 +98,6 @@ _ENDS = re.compile(
     r"(?: digits?| numbers?)?)(?: [a-z']{1,9}){0,6}\W{0,3}$",
     re.IGNORECASE,
 )
-# Before and after a number that identifies: letters of a plate, policy or serial number.
-_LETTERS_BEFORE = re.compile(r"(?<![\w@'’-])([a-z]{1,3})[ -]$", re.IGNORECASE)
-_SLASHED_BEFORE = re.compile(r"(?<![\w/])(?:[A-Z]{1,5}/){1,3}$")
-# Letters that are read out one by one, or by a word that begins with them ("w as in whiskey").
-_READ_BEFORE = re.compile(
-    r"(?<![\w@'’-])((?:(?:[a-z] (?:(?:as in|for|like) [a-z]+,? )?){2,6}|"
-    r"[a-z] (?:as in|for|like) [a-z]+,? ))$",
-    re.IGNORECASE,
-)
-_LETTERS_AFTER = re.compile(r"[ -]([a-z]{1,3})(?=\W{0,2}$)", re.IGNORECASE)
-# The letter that checks the digits of a long number.
-_LETTER_AFTER = re.compile(r"[ -][B-HJ-Z](?![\w'’.])")
-_CHECKED = 7
-_GROUPS_AFTER = re.compile(r"(?: \d{2,6}){1,5}(?![\w.,:/%]\d|\w)")
-_SHORT_WORDS = frozenset(
-    "a i am an and any are as at be box but buy by can day did do due eg eh end eur euro far few "
-    "for gbp get go got had has he her hey hi him his how id ids if im in inr is it its ive just "
-    "lb let lol lot man may me mr mrs ms my new nil no nor not now nr num of off oh ok old on one "
-    "or our out pay pls plz ref re rs say see set she sir six so sum ten thx the then to too try "
-    "two uh um up us usd use via was way we who why x ya yes you yr yup zip "
-    # Labels and sighs.
-    "ac acc ah apt bin dl dni dob doc ext grp hah hm mem mob nie pin pnr po pol reg ssn tel "
-    "vin".split()
-)
 _TOLD_BY_END = re.compile(
     r"\b(?:end|start|begin)(?:s|ed|ing)?(?: (?:in|with|on|is|by))?:? (\d{2,3})(?![\w%]|"
     r"[.,:/]\d| ?(?:days|years|"
@@ -159,18 +117,6 @@ _FILLER = Caseless(
     r"digits?|lol|same|name|then|next|dash|space|double|triple|u|ur|try|maybe|try|zero|nought|"
     r"one|two|three|four|five|six|seven|eight|nine|uhm|last|first|area|code|plus|or)\b|\W|\d"
 )
-
-
-def frequent_numbers(texts: Iterable[str]) -> frozenset[str]:
-    """Return the numbers and codes that occur in too many texts to identify anybody."""
-    counts: Counter[str] = Counter()
-    total = 0
-    for text in texts:
-        total += 1
-        if _GROUP.search(text):
-            counts.update({key_of(c.value) for c in candidates_in(text)})
-    least = max(LEAST_ROWS, LEAST_SHARE * total)
-    return frozenset(number for number, count in counts.items() if count >= least)
 
 
 def numbers_near_words(text: str) -> Iterator[tuple[int, int, str]]:
@@ -205,9 +151,7 @@ def identifiers(
         previous = None
         if entity is not None:
             previous = (candidate.end, entity)
-            start, end = _whole_code(text, candidate, entity)
-            checked = _LETTER_AFTER.match(text, end) if candidate.digits >= _CHECKED else None
-            yield (start, checked.end(), "ID_NUMBER") if checked else (start, end, entity)
+            yield whole_code(text, candidate, entity)
 
 
 def _pieces(
@@ -229,31 +173,6 @@ def _pieces(
         entity = min(ENTITY_OF[topic] for topic in wanted & _IN_PIECES)
         for start, end in spans:
             yield start, end, entity
-
-
-def _whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int]:
-    """Return the span of a number with the letters and groups of it ("hx 209 441")."""
-    start, end = candidate.start, candidate.end
-    slashed = _SLASHED_BEFORE.search(text, 0, start)
-    if slashed:
-        return slashed.start(), end
-    if entity in ("ID_NUMBER", "US_SSN") and candidate.spoken:
-        return with_letters(text, start, end)
-    if entity != "ID_NUMBER":
-        return start, end
-    lead = _LETTERS_BEFORE.search(text, 0, start)
-    if lead and lead[1].casefold() not in _SHORT_WORDS:
-        start = lead.start(1)
-    read = _READ_BEFORE.search(text, 0, candidate.start)
-    if read:
-        start = read.start(1)
-    if candidate.letters:
-        more = _GROUPS_AFTER.match(text, end)
-        end = more.end() if more else end
-    tail = _LETTERS_AFTER.match(text, end)
-    if tail and tail[1].casefold() not in _SHORT_WORDS:
-        end = tail.end(1)
-    return start, end
 
 
 def _ends(text: str) -> Iterator[tuple[int, int, str]]:
@@ -311,17 +230,6 @@ def _entity(
     other = bool({"address", "birth"} & wanted) and candidate.digits < 9
     free = (bare and candidate.digits >= 4) or _is_free(before, candidate, rule)
     return by_shape(candidate) if free and not other else None
-
-
-def uncounted_by(rule: DigitRule | None) -> frozenset[str]:
-    """Return the topics whose numbers are the business's own under a rule."""
-    if rule is None:
-        return frozenset({"business", "reference"})
-    return frozenset(
-        name
-        for name, counts in (("business", rule.business), ("reference", rule.references))
-        if not counts
-    )
 
 
 def _named(

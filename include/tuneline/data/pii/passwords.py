@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from tuneline.data.pii.matching import Span, any_case, spans
+from tuneline.data.pii.matching import ONES, TENS, Span, any_case, spans
 
 _PASSWORD_HINTS = (
     "pas",
@@ -71,10 +71,7 @@ _SIGN_WORDS = (
     r"question mark|star|asterisk|ampersand|percent sign|plus sign|slash)"
 )
 _LINK_WORDS = r"(?:then|and|capital|upper ?case|all (?:lower|upper) ?case|all caps|lower ?case)"
-_NUMBER_WORDS = (
-    r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|"
-    r"seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|\d{1,4})"
-)
+_NUMBER_WORDS = rf"(?:zero|oh|{ONES}|{TENS}|\d{{1,4}})"
 _SPOKEN = any_case(
     r"\b(?:pass ?(?:word|code|phrase)|pin)(?: (?:is|was|to|will be|should be))+ "
     rf"((?:{_LINK_WORDS} ){{0,2}}[a-z]+(?: (?:{_LINK_WORDS} )*(?:{_SIGN_WORDS}(?: [a-z]+\b)?|"

@@ -52,21 +52,25 @@ def postal_addresses(text: str) -> Iterator[Span]:
             if start is None and not parted:
                 continue
             if start is None and not text.isupper():
-                sentences = _SENTENCE.finditer(text, 0, code.start())
-                start = _named_parts(
-                    text, max((m.end() for m in sentences), default=0), code.start()
-                )
+                start = _named_parts(text, code.start())
             place = _PLACE_AFTER.match(text, code.end()) if number == len(_CODES) - 1 else None
             yield code.start() if start is None else start, place.end() if place else code.end()
 
 
-def _named_parts(text: str, first: int, code: int) -> int | None:
+def _words_before(text: str, code: int) -> list[re.Match[str]]:
+    """Return the last words of the sentence before the code that begins at `code`."""
+    first = max(0, code - _MOST_CHARS)
+    ends = [match.end() for match in _SENTENCE.finditer(text, first, code)]
+    return list(_WORD.finditer(text, ends[-1] if ends else first, code))[-_MOST_WORDS:]
+
+
+def _named_parts(text: str, code: int) -> int | None:
     """Return where the parts with capitals begin that stand right before a code, None if none do.
 
     Houses without a number have a name ("The Old Forge, Church Lane, Staverton, NN11 4KD").
     """
     start = None
-    for word in reversed(list(_WORD.finditer(text, first, code))[-_MOST_WORDS:]):
+    for word in reversed(_words_before(text, code)):
         lowered = word[0].casefold().strip(".-")
         if word[0][0].isupper() and lowered not in FILLER - _SMALL:
             start = word.start()
@@ -77,11 +81,8 @@ def _named_parts(text: str, first: int, code: int) -> int | None:
 
 def _beginning(text: str, code: int) -> int | None:
     """Return where the address begins whose postal code begins at `code`, None if it is none."""
-    first = max(0, code - _MOST_CHARS)
-    ends = [match.end() for match in _SENTENCE.finditer(text, first, code)]
-    words = list(_WORD.finditer(text, ends[-1] if ends else first, code))[-_MOST_WORDS:]
     start, after = None, False
-    for word in reversed(words):
+    for word in reversed(_words_before(text, code)):
         lowered = word[0].casefold().strip(".-")
         if _HOUSE.fullmatch(word[0]):
             start, after = word.start(), True

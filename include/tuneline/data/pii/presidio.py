@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.hits import Hit
 from tuneline.errors import UserError
 
 FIELD = "data.pii_recognizers"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from tuneline.data.pii.digit_rule import DigitRule
 from tuneline.data.pii.entities import NER_ENTITIES
+from tuneline.data.pii.hits import PATTERN_ENTITIES
 from tuneline.data.pii.languages import PATTERN_LANGUAGES
-from tuneline.data.pii.numbers import DigitRule
-from tuneline.data.pii.patterns import PATTERN_ENTITIES
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.machine.secret_shapes import SECRETS
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tuneline.data.pii.patterns import Hit, find
+from tuneline.data.pii.hits import Hit
+from tuneline.data.pii.patterns import find
 from tuneline.data.tables.rows import Message, Row, with_stand_ins
 
 Find = Callable[[str], Sequence[Hit]]

@@ -16,15 +16,16 @@ from itertools import chain, islice, tee
 from tuneline.config import DataConfig
 from tuneline.data.pii.births import births_after
 from tuneline.data.pii.cases import common_words
+from tuneline.data.pii.digit_rule import frequent_numbers
 from tuneline.data.pii.entities import NER_ENTITIES
+from tuneline.data.pii.hits import PATTERN_ENTITIES, Hit, resolve
 from tuneline.data.pii.languages import ENGLISH, foreign_language, likeliest
 from tuneline.data.pii.listening import REMEMBERED, Listener
 from tuneline.data.pii.mentions import mentions_of
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.neighbours import names_beside
 from tuneline.data.pii.ner.fetched import fetch_entity_model
-from tuneline.data.pii.numbers import frequent_numbers
-from tuneline.data.pii.patterns import PATTERN_ENTITIES, Hit, find, resolve
+from tuneline.data.pii.patterns import find
 from tuneline.data.pii.presidio import CustomRecognisers
 from tuneline.data.pii.recognisers import recognisers_of
 from tuneline.data.pii.residuals import Find, overlaps, places, residual_hits

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.config import DataConfig
+from tuneline.data.pii.digit_rule import DigitRule
 from tuneline.data.pii.languages import ENGLISH
-from tuneline.data.pii.numbers import DigitRule
 from tuneline.data.pii.profiles import (
     demanded_only,
     digit_rule,

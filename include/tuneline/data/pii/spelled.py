@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator
 
 from tuneline.data.pii.caseless import Caseless
+from tuneline.data.pii.matching import ONES
 
 _ALPHABET = (
     "alpha|alfa|bravo|charlie|delta|echo|foxtrot|golf|hotel|india|juliett?|kilo|lima|mike|november|"
     "oscar|papa|quebec|romeo|sierra|tango|uniform|victor|whiskey|x[ -]?ray|yankee|zulu"
 )
-_DIGIT = r"(?:zero|nought|oh|one|two|three|four|five|six|seven|eight|nine|\d{1,4})"
+_DIGIT = rf"(?:zero|nought|oh|{ONES}|\d{{1,4}})"
 _TIMES = r"(?:(?:double|triple|treble) )"
 _UNIT = (
     rf"(?:{_TIMES}?(?:[a-z] (?:as in|for|like in|like) [a-z]+|(?:{_ALPHABET})|{_DIGIT}|[a-z])"

@@ -10,7 +10,8 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from tuneline.data.pii.entities import Recogniser
-from tuneline.data.pii.patterns import Hit, find, resolve
+from tuneline.data.pii.hits import Hit, resolve
+from tuneline.data.pii.patterns import find
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.data.tables.rows import Message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.hits import Hit
 
 
 class EntityModel(Protocol):

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tuneline.data.pii.patterns import Hit
+from tuneline.data.pii.hits import Hit
 from tuneline.errors import UserError, first_line
 
 BATCH = 16

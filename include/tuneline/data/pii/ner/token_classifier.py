@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tuneline.data.pii.hits import Hit
 from tuneline.data.pii.ner.labels import begins, map_labels
-from tuneline.data.pii.patterns import Hit
 from tuneline.errors import UserError, first_line
 
 BATCH = 32
