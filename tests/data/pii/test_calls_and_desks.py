@@ -23,6 +23,9 @@ LEAKS = [
     (["u:my surname Wyspianska is misspelt"], ["Wyspianska"]),
     (["a:Who is calling?", "u:B Hollis"], ["Hollis"]),
     (["a:Name and member number?", "u:Olumuyiwa 77 20 15 and i have a question"], ["Olumuyiwa"]),
+    (["a:Frau Yıldırım has the key, and Señora Quispe the fob."], ["Yıldırım", "Quispe"]),
+    (["u:is Hendrik van der Linde in, or T. van Wyk"], ["Hendrik", "Linde", "van Wyk"]),
+    (["a:That was Mei-Ling Tang, and then Anne-Marie."], ["Mei", "Ling", "Tang", "Anne", "Marie"]),
     (["u:rukmini owes me nothing, harpreet paid"], ["rukmini", "harpreet"]),
     # Codes of reports and requests, with slashes or letters at either end; plates elsewhere.
     (["a:Done, your report number is KV-20871."], ["20871"]),
@@ -60,6 +63,12 @@ LEAKS = [
         ["a:date of birth please", "u:hold on", "u:the third of may nineteen seventy one"],
         ["third of may", "seventy one"],
     ),
+    (["u:17 october is my mums birthday"], ["17", "october"]),
+    (["u:4 7 88, that's the dob"], ["4 7 88"]),
+    (["a:Go on.", "u:April 11, 1948"], ["April", "11", "1948"]),
+    # Addresses of machines that no link follows, or without their end.
+    (["u:i connect from 83.104.x.x"], ["83.104"]),
+    (["u:blocked at 83[.]104[.]17[.]9, then 91 dot 22 dot 40 dot 6"], ["104", "91 dot", "dot 40"]),
     # Addresses: confirmed, with a name for a number, added to later.
     (
         ["a:Is the address still Linnet Barn, Oxhey?", "u:yes"],
@@ -89,6 +98,15 @@ CLEAN = [
     ["a:what is your PIN?", "u:thank you so much", "u:ok good", "u:asante"],
     ["a:and the passcode?", "u:is it urgent", "u:can i come tomorrow"],
     ["u:whats my password"],
+    # Statements ask for no password.
+    ["a:Your PIN stays the same.", "u:fair"],
+    ["a:Please don't tell us your password.", "u:oops my bad"],
+    ["a:A code will come by letter. I'll send the PIN later.", "u:ah but I'm leaving Sat"],
+    ["a:Now the passcode.", "u:ok calling"],
+    # A time is no house; a van is no name; a version is no machine.
+    ["u:it went down at 14:07 today and the van Monday was late"],
+    ["u:the Mercedes-Benz and the Rolls-Royce"],
+    ["u:since version 10.4.x.x, 3 may is my birthday party"],
     # Abbreviations, relatives, thanks in other languages.
     ["a:Your SIM works, the IRS and the NHS were told. Your PUK is not needed."],
     ["u:my boss and my uncle say dziekuje"],
@@ -105,6 +123,7 @@ CLEAN = [
     ["a:We are in unit 4 of the course.", "u:number 7 on the list is wrong"],
     ["u:i mistyped the postcode for L-87499"],
     ["a:When do you fly?", "u:May 2026, gate 14"],
+    ["a:When is it due?", "u:12 June 2026"],
 ]
 
 

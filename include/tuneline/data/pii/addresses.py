@@ -48,7 +48,7 @@ _NAMED_STREET = (
     + r")"
 )
 _ADDRESS = any_case(
-    r"(?<![\w.,#-])(?:(?:(?:unit|flat|apt|shop|lot) )?\d{1,4}/\d{1,5}|\d{1,5}[a-z]?|"
+    r"(?<![\w.,:#-])(?:(?:(?:unit|flat|apt|shop|lot) )?\d{1,4}/\d{1,5}|\d{1,5}[a-z]?|"
     r"\d{1,5}(?=[^\W\d_]{3}))(?:,? |(?<=\d)(?=[^\W\d_]{3}))" + _NAMED_STREET
 )
 # The number of the house in words, which few texts have.
@@ -70,7 +70,7 @@ _FLAT_NUMBER = any_case(
 )
 # A unit, or the words before it, shows that any street is an address.
 _WITH_UNIT = any_case(
-    r"(?<![\w.,#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
+    r"(?<![\w.,:#-])\d{1,5}[a-z]?,?(?: [^\W\d_][\w'.-]*){1,4}(?: \d{1,4})?,?"
     r" (?:apt|apartment|suite|unit)"
     rf"\.? #?\w{{1,5}}\b(?:{_PLACE_WORDS}{{1,6}}?,? \d{{5}}(?!\d))?"
 )

@@ -57,7 +57,8 @@ _NO_ANSWER = re.compile(
     r"\b(?:don'?t|dont|do not|can'?t|cannot|forgot|forgotten|remember|reset|why|didn'?t|not|isn'?t|"
     r"never (?:had|got|set|received|mind|did)|"
     r"what|how|know|sent|email|text|work(?:s|ing)?|wrong|locked|change[d]?|which|no|have|need|"
-    r"secs?|seconds?|moment|minutes?|wait|hang on|looking|checking|whats|hows|wheres|whos)\b",
+    r"secs?|seconds?|moment|minutes?|wait|hang on|looking|checking|calling|coming|trying|doing|"
+    r"going|press|whats|hows|wheres|whos)\b",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
@@ -221,10 +222,10 @@ def _password_part(text: str) -> tuple[int, int] | None:
     tail = _PASSWORD_TAIL.search(text)
     start, end = lead.end() if lead else 0, tail.start() if tail else len(text)
     value = text[start:end].rstrip()
-    said = value.casefold().split()
+    said = value.casefold().replace("’", "").replace("'", "").split()
     if len(value) < 3 or len(said) > 4 or _NO_ANSWER.search(value):
         return None
-    if len(said) == 1 and said[0] in _EXCLAIMED:
+    if said[0].rstrip(".!,") in _EXCLAIMED and (len(said) == 1 or not said[0].isalpha()):
         return None
     if len(said) > 1 and (said[0] in _ARTICLES or not _IN_SENTENCES.isdisjoint(said)):
         return None

@@ -27,6 +27,13 @@ _BIRTH_WORD = any_case(
     r"date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b\b\.?)"
     r"(?: (?:is|was|on|in|the))*"
 )
+# The word after the date ("17 october is my birthday").
+_SAID_AFTER = any_case(
+    r"(?:,| -|:)?(?: (?:that|this|it|which))?(?:'?s| is| was)? ?"
+    r"(?:(?:the|my|his|her|their|our|your)(?: [a-z]+['’]?s)? |[a-z]+['’]s )?"
+    r"(?:date of birth|birth ?date|birth ?day|b-?day|d\.?o\.?b)\b"
+    r"(?! (?:party|present|gift|cake|card|discount|offer|voucher|treat|dinner))"
+)
 # Later years are rather those of an appointment.
 _BORN_YEAR = r"(?:19[2-9]\d|200\d|201[0-5])"
 _AFTER_PERSON = any_case(
@@ -55,7 +62,7 @@ _SHORT_DATE = re.compile(
 
 
 def birth_dates(text: str, lowered: str) -> Iterator[Span]:
-    """Yield the dates after a word for birth: characters start to end.
+    """Yield the dates beside a word for birth: characters start to end.
 
     Args:
         text: any text.
@@ -76,6 +83,18 @@ def births_after(text: str, ends: Iterable[int]) -> Iterator[Span]:
         match = _AFTER_PERSON.match(text, end)
         if match is not None:
             yield match.span(1)
+
+
+def lone_date(text: str) -> Iterator[Span]:
+    """Yield the date that is all of a text, if somebody can be born then: an answer.
+
+    Args:
+        text: any text.
+    """
+    match = _WHOLE_DATE.fullmatch(text.strip().rstrip(".,!"))
+    if match is not None:
+        start = len(text) - len(text.lstrip())
+        yield start, start + match.end()
 
 
 def whole_dates(text: str) -> Iterator[Span]:
@@ -103,6 +122,11 @@ def _after_cue(text: str) -> Iterator[Span]:
                     yield year.span()
                 yield from _next_born(text, match.end())
                 break
+        start = max(0, cue.start() - _REACH)
+        for pattern in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE):
+            for match in pattern.finditer(text, start, cue.start()):
+                if _SAID_AFTER.match(text, match.end()):
+                    yield match.span()
 
 
 def _next_born(text: str, end: int) -> Iterator[Span]:

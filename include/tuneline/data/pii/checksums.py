@@ -97,13 +97,12 @@ def is_ssn(text: str) -> bool:
 
 def is_ipv4(text: str) -> bool:
     """Return True if a dotted quad is an address that may belong to someone."""
-    address = text.replace(" ", "")
     try:
-        parsed = ipaddress.IPv4Address(address)
+        parsed = ipaddress.IPv4Address(text)
     except ValueError:
         return False
-    plain = parsed.is_loopback or parsed.is_unspecified or address.startswith("255.")
-    return not plain and address not in _COMMON_ADDRESSES
+    plain = parsed.is_loopback or parsed.is_unspecified or text.startswith("255.")
+    return not plain and text not in _COMMON_ADDRESSES
 
 
 def is_ipv6(text: str) -> bool:

@@ -7,8 +7,9 @@ from tuneline.data.pii.caseless import Caseless
 _NAME = r"[^\W\d_][^\W\d_'’.-]*(?:['’-][^\W\d_]+)*\.?"
 _NAMES = rf"({_NAME}(?: {_NAME}){{0,3}})"
 # After these comes a name, whatever else it means ("Mr Long").
-TITLE_CUE = Caseless(r"\b(?:mr|mrs|ms|mx|miss|dr)\.? " + _NAMES)
-TITLES = frozenset("mr mrs ms mx miss dr".split())
+_TITLES = "mr mrs ms mx miss dr frau herr señora señor sra madame monsieur mme signora"
+TITLE_CUE = Caseless(rf"\b(?:{_TITLES.replace(' ', '|')})\.? " + _NAMES)
+TITLES = frozenset(_TITLES.split())
 # After these comes a name, in any case.
 SURE_CUE = Caseless(
     r"\b(?:my (?:full )?name(?: is|'s|’s|s(?: is)?|:)|the name(?: is|'s|’s|:)|"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tuneline.data.pii.answered_names import bare_name
 from tuneline.data.pii.answers import answers
-from tuneline.data.pii.births import BIRTH_WORDS, whole_dates
+from tuneline.data.pii.births import BIRTH_WORDS, lone_date, whole_dates
 from tuneline.data.pii.candidates import key_of
 from tuneline.data.pii.dialogue import wanted
 from tuneline.data.pii.digit_rule import uncounted_by
@@ -219,6 +219,7 @@ class Listener:
         hits += answers(text, place.wanted, self._words, user=place.user)
         hits += [Hit(*found) for found in spelled(text)]
         if place.user:
+            hits += (Hit(*span, "BIRTH_DATE") for span in lone_date(text))
             hits += fields(text, self._words)
             if place.numbered or "corner" in text:
                 hits += named_places(text, self._words)

@@ -55,12 +55,22 @@ _PAIR = re.compile(
     r"(?<![\w.'’-])(?<![A-Z][a-z] )([A-ZÀ-Þ][a-zà-ÿ]{2,}) ([A-ZÀ-Þ][a-zà-ÿ'’-]{2,})"
     r"(?= ?[,.;:|()\"”]|\W*$)"
 )
+# "Van der Merwe", "von Essen": no word for a car stands before these.
+_WITH_PARTICLE = re.compile(
+    r"(?<![\w.'’-])(?:(?P<given>[A-ZÀ-Þ][\w'’-]+) |(?<!the )(?<!a )(?<!our )(?<!my ))"
+    r"(?:[Vv]an (?:der|den|de|het|ten) |van |[Vv]on (?:der |dem )?|de la |dos |della )"
+    r"[A-ZÀ-Þ][a-zà-ÿ][\w'’-]+"
+)
+_DOUBLE = re.compile(r"(?<![\w@.-])[A-ZÀ-Þ][a-zà-ÿ]+-[A-ZÀ-Þa-zà-ÿ][a-zà-ÿ]+(?![\w@-])")
 # Months, seasons and titles, which names are made of as well.
 _NO_GIVEN = frozenset("april may june august summer autumn winter christian king prince".split())
 # At the end of what is said, even an everyday word is a family name ("ivan king").
 _ENDS_HERE = re.compile(r"\W*$|[,;.!?]|\n| [(+]?\d")
 _WORD_BEFORE = re.compile(r"(?<![\w@.'’-])([^\W\d_]{3,}) (?:[^\W\d_]\.? )?$")
-_TITLE = re.compile(r"(?:mr|mrs|ms|mx|miss|dr|prof|sir|madam)\b\.?\s+", re.IGNORECASE)
+_TITLE = re.compile(
+    r"(?:mr|mrs|ms|mx|miss|dr|prof|sir|madam|frau|herr|madame|mme|signora|se[nñ]ora?)\b\.?\s+",
+    re.IGNORECASE,
+)
 # Who speaks, in a transcript ("Caller: …").
 _SPEAKER = re.compile(r"([^\W\d_]{3,})\s{0,2}:(?:\s|$)")
 _FIRM = re.compile(
@@ -165,6 +175,17 @@ class NameRules:
 
     def _of_words(self, text: str) -> Iterator[Hit]:
         """Yield given and family names side by side that are words as well ("Mark Long, 14")."""
+        for match in _WITH_PARTICLE.finditer(text):
+            given = match["given"]
+            whole = given is None or not self.words.is_everyday(given.casefold())
+            start = match.start() if whole else match.end("given") + 1
+            if not is_firm(text, start, match.end()):
+                yield Hit(start, match.end(), "PERSON")
+        for match in _DOUBLE.finditer(text):
+            if self.words.is_double_given(match[0].casefold()):
+                end = self.family_end(text, match.end(), cased=True)
+                if not is_firm(text, match.start(), end):
+                    yield Hit(match.start(), end, "PERSON")
         for match in _PAIR.finditer(text):
             first, last = match[1].casefold(), match[2].casefold()
             given = self.words.is_listed_given(first) and first not in _NO_GIVEN

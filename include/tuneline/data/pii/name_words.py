@@ -126,6 +126,14 @@ class NameWords:
             self._known[word] = self.is_given(word) or self.is_sure(word)
         return self._known[word]
 
+    def is_double_given(self, word: str) -> bool:
+        """Return True if a lower-case word is a given name of two parts ("mei-ling")."""
+        first, hyphen, second = word.partition("-")
+        if not hyphen or not self.is_listed_given(first) or first in self.not_people:
+            return False
+        named = self.is_known(first) or self.is_listed(second)
+        return named and second.isalpha() and not self.is_everyday(second)
+
     def is_listed(self, word: str) -> bool:
         """Return True if a lower-case word is a given or family name, whatever else it is."""
         names = listed_names()

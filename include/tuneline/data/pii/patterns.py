@@ -168,7 +168,11 @@ _SSN_NAMED = any_case(
     r"(\d{3}[-. ]{0,3}\d{2}[-. ]{0,3}\d{4}|\d(?:[ -]{1,3}\d){8}|\d{4})(?!\d)"
 )
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
-_IPV4_SPACED = re.compile(r"(?<![\w.])\d{1,3}(?: \. \d{1,3}){3}(?![\w])")
+# Written so that nobody follows it, or with its end hidden.
+_IPV4_APART = any_case(
+    r"(?<![\w.])\d{1,3}(?P<dot> \. | dot |\[\.\]|\(\.\)|\[dot\]| ?\(dot\) ?)\d{1,3}"
+    r"(?:(?P=dot)\d{1,3}){2}(?!\w)|(?<![\w.])\d{1,3}\.\d{1,3}(?:\.\d{1,3})?(?:\.(?:x{1,3}|\*)){1,2}(?![\w.])"
+)
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}:|:){2,8}[0-9A-Fa-f]{0,4}(?![\w:])")
 _MAC = any_case(r"(?<![\w:-])(?:[0-9A-F]{2}([:-]))(?:[0-9A-F]{2}\1){4}[0-9A-F]{2}(?![\w:-])")
 _EXTENSION = r"(?: ?(?:x|ext\.?|extension) ?\d{1,5})?"
@@ -196,6 +200,7 @@ _ID_NAMED = any_case(
     r"(?:(?:-|(?<!-) (?=[A-Z]{0,3} ?\d))?[A-Z0-9]){4,17})(?![\w-])"
 )
 _DIGIT = re.compile(r"\d")
+_OCTET = re.compile(r"\d+")
 _ROADS = (" road", " street", " lane", " avenue", " drive", " close", " court", " way", " terrace")
 _DIGITS = re.compile(r"\d(?:\D{0,3}\d){3}")
 
@@ -248,7 +253,7 @@ def _places_and_numbers(text: str, lowered: str, languages: Sequence[str]) -> It
     if not digit:
         return
     yield from (Hit(*span, "ID_NUMBER") for span in plates(text, lowered))
-    if _DIGITS.search(text):
+    if _DIGITS.search(text) or " dot " in lowered:
         yield from _numbers(text, lowered)
     for language in languages:
         for shape in shapes(language):
@@ -304,9 +309,10 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
     yield from _hits(text, _SSN, "US_SSN", is_ssn)
     if "social" in lowered or "ssn" in lowered:
         yield from _hits(text, _SSN_NAMED, "US_SSN", lambda t: len(digits_of(t)) == 4 or is_ssn(t))
-    for pattern in (_IPV4, _IPV4_SPACED) if text.count(".") >= 3 else ():
+    for pattern in (_IPV4, _IPV4_APART) if text.count(".") >= 3 or "dot" in lowered else ():
         for match in pattern.finditer(text):
-            if is_ipv4(match[0]) and not _VERSION.search(text, 0, match.start()):
+            octets = [*_OCTET.findall(match[0]), "1", "1"]
+            if is_ipv4(".".join(octets[:4])) and not _VERSION.search(text, 0, match.start()):
                 yield Hit(match.start(), match.end(), "IP_ADDRESS")
     yield from _phones(text)
     yield from _hits(text, _ID_NAMED, "ID_NUMBER")

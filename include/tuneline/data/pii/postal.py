@@ -23,7 +23,7 @@ _CODES = (
 # Codes of letters hold the first, the others the second, which most texts do not.
 _LETTERED, _LONG = re.compile(r"[A-Za-z]\d"), re.compile(r"\d{5}")
 _WORD = re.compile(r"[^\s,;]+")
-_SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;:\n]| / ")
+_SENTENCE = re.compile(r"(?<!\d)[.!?;:]\s+(?=[A-Z\d])|[;\n]|:(?!\d)| / ")
 _MOST_WORDS, _MOST_CHARS = 12, 160
 _HOUSE = re.compile(r"#?[A-Z]?-?\d{1,5}[A-Za-z]?(?:[/-]\w{1,5})*\.?")
 _UNIT = frozenset(

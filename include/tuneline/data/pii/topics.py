@@ -7,6 +7,7 @@ turn of the other side may hold.
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -160,6 +161,19 @@ _ASKS = Caseless(
     r"needs|give|confirm|verify|enter|which|where|who|whos|whom|when|have your|your|let me know|"
     r"send|say|asks?|required?|state|spell|repeat|read|get)\b"
 )
+# What makes a password of any words the answer: a question, or a demand for it.
+_DEMANDS = Caseless(
+    r"\?|:\W*$|\b(?:what|whats|which|please|pls|plz|kindly|provide|share|tell|give|enter|type|"
+    r"key in|confirm|verify|spell|repeat|state|try|need (?:your|the|a|you|to know)|have your|"
+    r"(?:can|could|may|will|would) (?:i|you|we|u)|let me (?:know|have)|read|say|send me)\b"
+)
+_FORBIDS = Caseless(
+    r"\b(?:don'?t|don’t|do not|never|not) (?:\w+ )?(?:tell|share|give|send|say|type|put)\b"
+)
+_STATES = Caseless(
+    r"\b(?:stays?|remains?|will|won'?t|has been|have been|was|were|is (?:now|not|the same)|isn'?t|"
+    r"expires?|works?|goes|takes|comes|i'?ve|i'?ll|we'?ve|we'?ll)\b"
+)
 # The name of an account can be any word.
 _USER = Caseless(
     r"\b(?:user ?(?:name|id)|log ?in (?:name|id)|(?:your|the|ur) (?:user|login|handle)|online id|"
@@ -242,14 +256,21 @@ def asked(text: str) -> frozenset[str]:
     listed = len(found - {"none", "number"}) > 1 and words <= 2 * _SHORT
     if not asks(text) and words > _SHORT and not listed:
         # Long statements ask for nothing, but a number after one is of their kind.
-        return frozenset(found & NUMBER_TOPICS)
+        return _without_words(found & NUMBER_TOPICS)
     if "number" in found and not found & NUMBER_TOPICS:
         found.add("account")
     if _SPELL.search(text) and not found:
         found.add("name")
     if "account" in found and _USER.found_in(text):
         found.add("user")
+    if (not _DEMANDS.found_in(text) and _STATES.found_in(text)) or _FORBIDS.found_in(text):
+        return _without_words(found - {"number"})
     return frozenset(found - {"number"})
+
+
+def _without_words(found: Set[str]) -> frozenset[str]:
+    """Return topics with a code in place of a password, which can be any words."""
+    return frozenset("code" if topic == "secret" else topic for topic in found)
 
 
 def last_sentence(text: str) -> str:
