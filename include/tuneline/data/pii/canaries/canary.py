@@ -10,7 +10,7 @@ from tuneline.data.pii.languages import ENGLISH
 from tuneline.data.tables.rows import Message
 
 # How a value is given. Mistyped: a digit or a sign too many, too few or wrong, so that checksums
-# fail. Partial: its last digits or one of its words. Obfuscated: spelled, spaced or in words.
+# fail. Partial: some of its digits, or one of its parts. Obfuscated: spelled, spaced or in words.
 # Split: over several turns.
 DISCLOSED, BARE, MISTYPED, PARTIAL, OBFUSCATED, SPLIT = FORMS = (
     "disclosed",

@@ -94,7 +94,8 @@ KINDS: dict[str, Kind] = {
     # A first name alone is the most frequent mention of a person.
     "PERSON": Kind(people.person, _ALL, weights={PARTIAL: 0.45, MISTYPED: 0.03, OBFUSCATED: 0.03}),
     "LOCATION": Kind(places.place),
-    "EMAIL_ADDRESS": Kind(people.email, (MISTYPED, OBFUSCATED, SPLIT), doubt=_garbled),
+    # Its host was said before, or is the one of another ("same domain").
+    "EMAIL_ADDRESS": Kind(people.email, _ALL, weights={PARTIAL: 0.12}, doubt=_garbled),
     "PHONE_NUMBER": Kind(numbers.phone, _ALL, number=True),
     "CREDIT_CARD": Kind(numbers.card, _ALL, number=True, doubt=_unchecked),
     "IBAN_CODE": Kind(numbers.account, (MISTYPED, PARTIAL, OBFUSCATED)),

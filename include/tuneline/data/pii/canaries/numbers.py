@@ -98,6 +98,18 @@ def oddly_grouped(draw: Random, number: str) -> str:
     return found
 
 
+def _piece(draw: Random, number: str) -> Value:
+    """Return the piece of a telephone or card number that people give in its place."""
+    shape = draw.random()
+    if shape < 0.6:
+        return Value((number[-_LAST:],))
+    if shape < 0.75:
+        return Value((number[-3:],))
+    if shape < 0.85:
+        return Value((_in_words(number[-2:], "oh"),), SAID_WITH)
+    return Value((number[:_LAST],))
+
+
 def given_number(
     draw: Random, form: str, register: Register, number: str, sizes: Sequence[int]
 ) -> Value:
@@ -145,9 +157,11 @@ def phone(draw: Random, form: str, register: Register, language: str) -> Value:
         return read_out(
             draw, number.removeprefix("0") if country else number, sizes, country=country
         )
+    if form == PARTIAL:
+        return _piece(draw, number)
     value = given_number(draw, form, register, number, sizes)
     shape = draw.random()
-    if form in (PARTIAL, OBFUSCATED, SPLIT) or shape > 0.25:
+    if form in (OBFUSCATED, SPLIT) or shape > 0.25:
         return value
     if shape < 0.1 and sizes == (3, 3, 4):
         return Value((f"({area}) {local[:3]}-{local[3:]}",))
@@ -162,8 +176,12 @@ def card(draw: Random, form: str, register: Register, language: str) -> Value:
     number = body + check_digit(body)
     sizes = (4, 6, 5) if length == 15 else (4, 4, 4, 4)
     if form == PARTIAL:
-        masked = draw.choice(["", "", "xxxx ", "**** ", "..."])
-        return Value((masked + number[-_LAST:],), frozenset(["xxxx"]))
+        masked = draw.choice(["", "", "", "xxxx ", "**** ", "..."])
+        return (
+            Value((masked + number[-_LAST:],), frozenset(["xxxx"]))
+            if masked
+            else _piece(draw, number)
+        )
     return given_number(draw, form, register, number, sizes)
 
 

@@ -89,6 +89,8 @@ def email(draw: Random, form: str, register: Register, language: str) -> Value:
         ["at", "dot", "underscore", "dash", *end.split(".")]
         + ([host] if domain == provider else [])
     )
+    if form == PARTIAL:
+        return Value((user,), public)
     if form == SPLIT:
         return Value((user, f"@{domain}"), public)
     if form == MISTYPED:

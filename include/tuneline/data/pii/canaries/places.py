@@ -10,12 +10,18 @@ from tuneline.data.pii.canaries.lists import digits, words
 from tuneline.data.pii.canaries.numbers import postal_code
 from tuneline.data.pii.canaries.people import names
 from tuneline.data.pii.canaries.register import Register
+from tuneline.data.pii.languages import ENGLISH
 
 # Share of addresses in English text that are written as in other countries.
 _ABROAD = 0.15
 # Shares of streets without their kind ("19 pinecrest"), and of houses with a name for a number.
 _NO_KIND, _HOUSE_NAMES = 0.15, 0.12
 _HOUSES = ("Cottage", "House", "Farm", "Lodge", "Mill")
+_BUILDINGS = ("Court", "Tower", "Barn", "Arms", "Flats", "Granary")
+# Words of places that are said by what is near, which identify nobody.
+_NEARBY = frozenset(
+    "the on of and opposite corner church school bakery court tower barn arms flats granary".split()
+)
 _LOCAL = ("de", "fr", "es")
 _SMALL = "no number h flat block near po box nº bis calle rue avenue weg straße".split()
 
@@ -62,6 +68,21 @@ def _street(draw: Random, language: str) -> str:
     return f"{house if shape > 1 - _HOUSE_NAMES else number} {street}"
 
 
+def _landmarks(draw: Random, town: str) -> list[str]:
+    """Return a place as it is said without a number: by road, building or what is near."""
+    road, other = (draw.choice(words("streets", "whole")) for _ in range(2))
+    kind = draw.choice(words("streets", "kinds"))
+    building = f"{draw.choice(words('streets', 'first'))} {draw.choice(_BUILDINGS)}"
+    return [
+        f"{road} {kind}",
+        f"{road} {kind}, {town}",
+        f"{building}, {town}",
+        f"the {building.lower()} on {road}",
+        f"opposite the {road} {draw.choice(['church', 'school', 'bakery'])}",
+        f"corner of {road} and {other}",
+    ]
+
+
 def address(draw: Random, form: str, register: Register, language: str) -> Value:
     """Make up a street address, alone or with unit, town, region and postal code."""
     public = _public()
@@ -73,8 +94,10 @@ def address(draw: Random, form: str, register: Register, language: str) -> Value
     unit = f"{draw.choice(words('streets', 'units'))} {draw.randint(1, 40)}{draw.choice(['', 'B'])}"
     if form == PARTIAL:
         number = f"number {draw.randint(2, 90)}"
-        rest = draw.choice([f"{town} {code}", unit, number, code, f"{town} {region}"])
-        return Value((draw.choice([street, rest]),), public)
+        pieces = [f"{town} {code}", unit, number, code, f"{town} {region}"]
+        if language == ENGLISH:
+            pieces += [town, *_landmarks(draw, town)]
+        return Value((draw.choice([street, draw.choice(pieces)]),), public | _NEARBY)
     if form == SPLIT:
         return Value((street, f"{town} {code}"), public)
     if form == OBFUSCATED:

@@ -136,6 +136,8 @@ class _Planter:
 
     def _own_words(self, form: str) -> list[str]:
         """Return phrases that lead to the value."""
+        if form == PARTIAL and "partial" in self.own:
+            return list(self.own["partial"])
         if form == PARTIAL and self.entry.number:
             return list(self.words["partial"])
         own = list(self.own.get("phrases", ()))
