@@ -47,7 +47,7 @@ class Minute:
         """Return the seconds until one more request is within the limit; 0 if it is now."""
         self._forget(now)
         surplus = len(self._requests) - limit
-        return 0.0 if surplus < 0 else self._requests[surplus].time + MINUTE_S - now
+        return 0.0 if surplus < 0 else _until_forgotten(self._requests[surplus], now)
 
     def wait_for_tokens(self, limit: int, now: float) -> float:
         """Return the seconds until the tokens of the minute are below the limit; 0 if they are."""
@@ -58,12 +58,21 @@ class Minute:
         for request in self._requests:
             taken -= request.tokens
             if taken < limit:
-                return request.time + MINUTE_S - now
+                return _until_forgotten(request, now)
         return MINUTE_S
 
     def _forget(self, now: float) -> None:
         while self._requests and self._requests[0].time <= now - MINUTE_S:
             self._tokens -= self._requests.popleft().tokens
+
+
+def _until_forgotten(request: Request, now: float) -> float:
+    """Return the seconds until a request is no longer one of the last minute."""
+    wait = request.time + MINUTE_S - now
+    # Rounding may leave it a hair too short.
+    while request.time > now + wait - MINUTE_S:
+        wait += math.ulp(now + wait)
+    return wait
 
 
 def whole_seconds(wait: float) -> int:
