@@ -159,7 +159,7 @@ def near_copy(row: Row, writer: Writer) -> tuple[Row, float, float]:
     for _ in range(MAX_TRIES):
         copy = Row(row.intent, _edit(row.user, writer.draw), row.reply)
         user, whole = similarities(row, copy, writer.system)
-        others = writer.index.nearest(writer.masks(copy), skip=writer.numbers[row])
+        others = writer.index.nearest(writer.views(copy), skip=writer.numbers[row])
         if copy.user != row.user and min(user, whole) >= NEAR_SIMILARITY and others < 0.8:
             return copy, user, whole
     raise RuntimeError(f"no near copy of {row.user!r} after {MAX_TRIES} tries")

@@ -40,9 +40,9 @@ class NoteWriter:
         """
         for _ in range(MAX_TRIES):
             note, board = self.drawn()
-            masks = self._index.masks(note, board, f"{note} {board}")
-            if self._index.nearest(masks) < CLEAN_SIMILARITY:
-                self._index.add(masks)
+            views = self._index.views(note, board, f"{note} {board}")
+            if self._index.nearest(views) < CLEAN_SIMILARITY:
+                self._index.add(views)
                 return note, board
         raise RuntimeError(f"no new note after {MAX_TRIES} tries")
 

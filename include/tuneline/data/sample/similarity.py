@@ -7,46 +7,56 @@ texts at once; here rows come one by one, and most are compared and thrown away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
 from tuneline.data.near_duplicates.shingles import char_grams, normalise, word_grams
+
+# The sets of grams of a row: characters and words of each of its texts.
+Views = tuple[frozenset[str], ...]
 
 
 class NearIndex:
     """An index of rows that gives the greatest similarity of a new row to any of them.
 
-    Each gram is a bit of an integer, so that one comparison is an AND and two popcounts:
-    900 short texts against each other take well under a second.
+    For each gram of a view it knows the rows that have it; those of grams that all rows have, as
+    those of a shared system turn, are only counted.
     """
 
     def __init__(self) -> None:
-        self._bits: dict[str, int] = {}
-        self._masks: list[tuple[int, ...]] = []
+        self._rows: dict[tuple[int, str], list[int]] = {}
+        self._sizes: list[Sequence[int]] = []
 
-    def masks(self, *texts: str) -> tuple[int, ...]:
-        """Return the masks of the views of one row: 5-grams and 3-grams of each text."""
-        views = (
+    def views(self, *texts: str) -> Views:
+        """Return the views of one row: 5-grams and 3-grams of each text."""
+        return tuple(
             grams(text) for text in map(normalise, texts) for grams in (char_grams, word_grams)
         )
-        return tuple(self._mask(view) for view in views)
 
-    def _mask(self, grams: frozenset[str]) -> int:
-        mask = 0
-        for gram in grams:
-            mask |= 1 << self._bits.setdefault(gram, len(self._bits))
-        return mask
-
-    def nearest(self, masks: tuple[int, ...], skip: int | None = None) -> float:
+    def nearest(self, views: Views, skip: int | None = None) -> float:
         """Return the greatest Jaccard similarity in any view to any row but row `skip`."""
+        total = len(self._sizes)
+        if not total:
+            return 0.0
         best = 0.0
-        sizes = [mask.bit_count() for mask in masks]
-        for row, others in enumerate(self._masks):
-            if row == skip:
-                continue
-            for mask, size, other in zip(masks, sizes, others, strict=True):
-                shared = (mask & other).bit_count()
-                best = max(best, shared / (size + other.bit_count() - shared))
+        for number, grams in enumerate(views):
+            found = [self._rows.get((number, gram), []) for gram in grams]
+            some = chain.from_iterable(rows for rows in found if len(rows) < total)
+            shared = np.bincount(np.fromiter(some, np.intp), minlength=total)
+            shared += sum(len(rows) == total for rows in found)
+            either = np.array([sizes[number] for sizes in self._sizes]) + len(grams) - shared
+            if skip is not None:
+                shared[skip] = 0
+            best = max(best, float((shared / either).max()))
         return best
 
-    def add(self, masks: tuple[int, ...]) -> int:
+    def add(self, views: Views) -> int:
         """Add a row and return its number."""
-        self._masks.append(masks)
-        return len(self._masks) - 1
+        row = len(self._sizes)
+        self._sizes.append(tuple(map(len, views)))
+        for number, grams in enumerate(views):
+            for gram in grams:
+                self._rows.setdefault((number, gram), []).append(row)
+        return row

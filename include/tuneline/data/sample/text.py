@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeVar
 
-from tuneline.data.sample.similarity import NearIndex
+from tuneline.data.sample.similarity import NearIndex, Views
 
 T = TypeVar("T")
 
@@ -201,20 +201,20 @@ class Writer:
                 known.append(act)
         return f"{self.draw.pick(self.phrases['leads'])} {self.draw.pick(known)}.".format(**slots)
 
-    def masks(self, row: Row) -> tuple[int, ...]:
+    def views(self, row: Row) -> Views:
         """Return the views of a row that are compared: message, exchange, and all three turns."""
-        return self.index.masks(
+        return self.index.views(
             row.user, f"{row.user} {row.answer()}", f"{self.system} {row.user} {row.answer()}"
         )
 
     def add(self, row: Row) -> Row:
         """Take a row into the index."""
-        self.numbers[row] = self.index.add(self.masks(row))
+        self.numbers[row] = self.index.add(self.views(row))
         return row
 
     def is_new(self, row: Row) -> bool:
         """Return True if no row so far is similar to this one."""
-        return self.index.nearest(self.masks(row)) < CLEAN_SIMILARITY
+        return self.index.nearest(self.views(row)) < CLEAN_SIMILARITY
 
     def row(self, intent: str, carrier: str = "", boilerplate: bool = False) -> Row:
         """Write a row that is unlike all before.
