@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors.numpy import load_file
@@ -95,6 +97,23 @@ def test_the_tokenizer_helper(model):
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="can't be loaded"):
         load_tokenizer(model)
+
+
+def test_the_tokenizer_is_the_one_that_transformers_chooses(model):
+    """It is loaded without torch, which takes seconds in steps that count tokens only."""
+    from transformers import AutoTokenizer
+
+    load = f"from tuneline.models import load_tokenizer; load_tokenizer(Path({str(model)!r}))"
+    code = f"import sys; from pathlib import Path; {load}; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == "False"
+    ours, chosen = load_tokenizer(model), AutoTokenizer.from_pretrained(model)
+    assert type(ours) is type(chosen)
+    assert ours.get_vocab() == chosen.get_vocab()
+    assert ours.chat_template == chosen.chat_template
+    assert ours.special_tokens_map == chosen.special_tokens_map
+    text = " Straße, 12 apples\n<|im_end|>"
+    assert ours(text)["input_ids"] == chosen(text)["input_ids"]
 
 
 @pytest.mark.model

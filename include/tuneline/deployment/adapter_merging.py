@@ -53,7 +53,7 @@ from tuneline.harness.served_models import (
     untuned,
 )
 from tuneline.models.base_model import BaseModel, read_json
-from tuneline.models.resolver import load_tokenizer
+from tuneline.models.tokenizer import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.adapter_limits import DORA_ENGINES

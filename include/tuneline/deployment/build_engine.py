@@ -27,7 +27,7 @@ from tuneline.evidence import Measurement, Record, measure
 from tuneline.harness.licensing.packages import audit_engine_packages
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
-from tuneline.models.resolver import load_tokenizer
+from tuneline.models.tokenizer import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import BuildRequest, Engine, ServedModel

@@ -41,7 +41,7 @@ from tuneline.harness.served_models import (
     unquantised,
     untuned,
 )
-from tuneline.models.resolver import load_tokenizer
+from tuneline.models.tokenizer import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.divergence import Divergence

@@ -2,7 +2,8 @@
 
 from tuneline.models.base_model import BaseModel, check_directory, weight_files
 from tuneline.models.cache import cache_root
-from tuneline.models.resolver import check_address, load_tokenizer, resolve
+from tuneline.models.resolver import check_address, resolve
+from tuneline.models.tokenizer import load_tokenizer
 
 __all__ = [
     "BaseModel",

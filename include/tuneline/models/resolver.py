@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, check_directory, describe
@@ -143,25 +142,6 @@ def _split(uri: str) -> tuple[str, str]:
     if scheme not in ("", "file", *_SOURCES):
         raise UserError(f"base model {uri!r}: unknown scheme {scheme}://; {_forms()}")
     return scheme, rest
-
-
-def load_tokenizer(path: Path) -> Any:
-    """Load the fast tokenizer of a model's directory, with its chat template.
-
-    Raises:
-        UserError: if the directory holds no usable tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        # A damaged file may raise any error of the library.
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise UserError(f"the tokenizer in {path} can't be loaded: {reason}") from None
-    if not tokenizer.is_fast:
-        raise UserError(f"{path} has a slow tokenizer only; convert it so it has a tokenizer.json")
-    return tokenizer
 
 
 def _checked_directory(uri: str, path: str) -> Path:

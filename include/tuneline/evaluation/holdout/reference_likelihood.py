@@ -29,7 +29,7 @@ from tuneline.harness.served_models import (
     scoring_threads,
     untuned,
 )
-from tuneline.models.resolver import load_tokenizer
+from tuneline.models.tokenizer import load_tokenizer
 from tuneline.run import StepContext
 from tuneline.serving.engines.base import ServedModel
 
