@@ -9,8 +9,6 @@ verdict. A person's review of scrubbed rows gives a second estimate.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +39,6 @@ from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
-    Message,
     Row,
     StoredRows,
     read_rows,
@@ -195,16 +192,6 @@ def _trial(ctx: StepContext, trial: Trial) -> None:
     write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
 
 
-def _key(messages: Sequence[Message]) -> str:
-    """Return the key of a row's surrogates.
-
-    Equal conversations get equal surrogates and stay equal, whatever else their source lines hold;
-    different ones get different surrogates, by which deduplication tells them apart.
-    """
-    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def _make_scrubber(rows: StoredRows, config: DataConfig) -> Scrubber:
     """Make a scrubber that knows the dataset, from rows at equal distances."""
     every = -(-len(rows) // LEARNT_ROWS)
@@ -232,8 +219,8 @@ class _Counts:
 def _scrub(rows: StoredRows, scrubber: Scrubber, counts: _Counts, workers: int) -> Iterator[Row]:
     """Yield the rows that stay, scrubbed; count them all."""
     given, kept = tee(rows)
-    keyed = ((_key(row.messages), row.messages) for row in given)
-    for row, result in zip(kept, scrubber.each(keyed, workers), strict=True):
+    conversations = ((None, row.messages) for row in given)
+    for row, result in zip(kept, scrubber.each(conversations, workers), strict=True):
         counts.add(result)
         if reason_to_reject(result) is None:
             yield scrubbed(row, result.messages, result.surrogates)

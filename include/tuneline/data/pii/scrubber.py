@@ -6,6 +6,8 @@ its strings are scrubbed one by one, its label is left alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -65,7 +67,7 @@ class Scrubbed:
     foreign: str | None = None
 
 
-_Keyed = tuple[str, Sequence[Message]]
+_Keyed = tuple[str | None, Sequence[Message]]
 _Chunk = Sequence[_Keyed]
 # The row where anything was found in it, and its undeclared language: clean rows stay here.
 _Outcome = tuple[Scrubbed | None, str | None]
@@ -148,7 +150,7 @@ class Scrubber:
         """Yield the rows of a dataset scrubbed, while others are still read.
 
         Args:
-            rows: key and turns of each row.
+            rows: key and turns of each row; without a key its turns are one.
             workers: number of processes; the result does not depend on it.
         """
         return self._each(rows, self._settings.shared or Shared(), workers)
@@ -189,7 +191,8 @@ class Scrubber:
                 or any(named.get(piece.text) or self.find(piece.text) for piece in own)
                 or any(self.find(message["content"]) for message in messages)
             ):
-                surrogates = Surrogates(key, self._settings.seed, known, self._masked)
+                own_key = _key_of(messages) if key is None else key
+                surrogates = Surrogates(own_key, self._settings.seed, known, self._masked)
                 result = self._row(messages, own, named, said, surrogates)
             outcomes.append((result, self._foreign(messages, shared)))
         return outcomes
@@ -297,6 +300,16 @@ class Scrubber:
         )
         result.refused = tuple(sorted(self._refused & result.hits.keys()))
         return result
+
+
+def _key_of(messages: Sequence[Message]) -> str:
+    """Return the key of a row's surrogates.
+
+    Equal conversations get equal surrogates and stay equal, whatever else their source lines hold;
+    different ones get different surrogates, by which deduplication tells them apart.
+    """
+    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _chunk_scrubber(settings: Settings, shared: Shared) -> _Work:

@@ -310,7 +310,10 @@ def base_id(row_id: str) -> str:
 
 def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) -> Row:
     """Return the row with scrubbed turns and without its source line."""
-    counted = row.n_tokens if messages == row.messages else 0
+    same = messages == row.messages
+    if same and stand_ins == row.stand_ins and not row.raw:
+        return row
+    counted = row.n_tokens if same else 0
     return replace(row, messages=messages, stand_ins=stand_ins, n_tokens=counted, raw="")
 
 
