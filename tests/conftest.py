@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share; heavy imports stay inside them."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ def tiny_models(tmp_path_factory):
     """A tiny trained base, adapter and merged model with their GGUF files."""
     from tests.lab.tiny_task import TinyModels
 
-    return TinyModels(tmp_path_factory.mktemp("tiny-models"))
+    # The parts of the suite share them (scripts/run_tests.sh).
+    shared = os.environ.get("TUNELINE_TEST_MODELS")
+    return TinyModels(Path(shared) if shared else tmp_path_factory.mktemp("tiny-models"))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ the JSON of that keyword's intent. Everything about it is real (tokenizer, chat
 template, checkpoint, GGUF) but its size.
 """
 
+import fcntl
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -143,13 +144,24 @@ class TinyModels:
     """
 
     def __init__(self, root: Path, heads: int = 4) -> None:
-        """Train and export everything below a folder; about ten seconds.
+        """Train and export everything below a folder, some ten seconds, unless it is there.
 
         Args:
-            root: the folder.
+            root: the folder. Processes that begin at once train it once.
             heads: attention heads; vLLM on a CPU needs two, since it has no kernel for heads of
                 fewer than 32 dimensions.
         """
+        self.base, self.adapter, self.merged = (root / n for n in ("base", "adapter", "merged"))
+        self.base_gguf, self.candidate_gguf = root / "base.gguf", root / "candidate.gguf"
+        self.adapter_gguf = root / "adapter.gguf"
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / "complete").exists():
+                self._make(heads)
+                (root / "complete").touch()
+
+    def _make(self, heads: int) -> None:
         import torch
         from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -161,20 +173,19 @@ class TinyModels:
         tokenizer = make_tokenizer()
         model = make_model(tokenizer, heads=heads)
         train(model, tokenizer, 30, 60)
-        self.base = save(model.half(), tokenizer, root / "base")
+        save(model.half(), tokenizer, self.base)
         model = get_peft_model(
             model.float(), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
         )
         train(model, tokenizer, 600, 150)
-        self.adapter = root / "adapter"
         model.save_pretrained(self.adapter)
         fresh = type(model.base_model.model).from_pretrained(self.base, dtype=torch.float32)
         merged = PeftModel.from_pretrained(fresh, self.adapter).merge_and_unload()
-        self.merged = save(merged.half(), tokenizer, root / "merged")
+        save(merged.half(), tokenizer, self.merged)
         torch.set_num_threads(threads)
-        self.base_gguf = export_gguf(self.base, root / "base.gguf").path
-        self.candidate_gguf = export_gguf(self.merged, root / "candidate.gguf").path
-        self.adapter_gguf = export_lora_gguf(self.adapter, self.base, root / "adapter.gguf").path
+        export_gguf(self.base, self.base_gguf)
+        export_gguf(self.merged, self.candidate_gguf)
+        export_lora_gguf(self.adapter, self.base, self.adapter_gguf)
 
 
 def train_adapter(base: Path, folder: Path, intents: Mapping[str, str], steps: int = 500) -> Path:
