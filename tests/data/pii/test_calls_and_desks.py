@@ -67,7 +67,7 @@ LEAKS = [
     (["u:4 7 88, that's the dob"], ["4 7 88"]),
     (["a:Go on.", "u:April 11, 1948"], ["April", "11", "1948"]),
     # Addresses of machines that no link follows, or without their end.
-    (["u:i connect from 83.104.x.x"], ["83.104"]),
+    (["u:i connect from 83.104.x.x. since monday"], ["83.104"]),
     (["u:blocked at 83[.]104[.]17[.]9, then 91 dot 22 dot 40 dot 6"], ["104", "91 dot", "dot 40"]),
     # Addresses: confirmed, with a name for a number, added to later.
     (

@@ -30,6 +30,8 @@ Maker = Callable[[Random, str, Register, str], Value]
 _USUAL = {DISCLOSED: 0.6, MISTYPED: 0.06, SPLIT: 0.02}
 # A dataset in which numbers stand alone gives half of its values so.
 _BARE_LEAST, _BARE_PART = 0.1, 0.5
+# Share of mailboxes whose host was said before, or is the one of another ("same domain").
+_MAILBOX = 0.2
 # Splitting a value over turns takes a dialogue in at least this share of the rows.
 DIALOGUE = 0.05
 _ALL = (MISTYPED, PARTIAL, OBFUSCATED, SPLIT)
@@ -83,19 +85,22 @@ def _unchecked(register: Register) -> Mapping[str, float]:
 
 
 def _garbled(register: Register) -> Mapping[str, float]:
-    """Return the shares of e-mail addresses that are spelled or lack a sign, as odds."""
+    """Return the shares of e-mail addresses that are spelled or lack a sign or host, as odds."""
     odd = min(register.garbled + register.broken, 0.9)
     plain = _USUAL[DISCLOSED] + _BARE_LEAST + _BARE_PART * register.bare
     part = plain / (1 - odd)
-    return {OBFUSCATED: part * register.garbled, MISTYPED: part * register.broken}
+    return {
+        OBFUSCATED: part * register.garbled,
+        MISTYPED: part * register.broken,
+        PARTIAL: _MAILBOX * register.multi_turn,
+    }
 
 
 KINDS: dict[str, Kind] = {
     # A first name alone is the most frequent mention of a person.
     "PERSON": Kind(people.person, _ALL, weights={PARTIAL: 0.45, MISTYPED: 0.03, OBFUSCATED: 0.03}),
     "LOCATION": Kind(places.place),
-    # Its host was said before, or is the one of another ("same domain").
-    "EMAIL_ADDRESS": Kind(people.email, _ALL, weights={PARTIAL: 0.12}, doubt=_garbled),
+    "EMAIL_ADDRESS": Kind(people.email, _ALL, doubt=_garbled),
     "PHONE_NUMBER": Kind(numbers.phone, _ALL, number=True),
     "CREDIT_CARD": Kind(numbers.card, _ALL, number=True, doubt=_unchecked),
     "IBAN_CODE": Kind(numbers.account, (MISTYPED, PARTIAL, OBFUSCATED)),
