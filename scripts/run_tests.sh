@@ -89,8 +89,8 @@ side_by_side() { # two parts at a time; the output of each is shown whole, at it
   local -A running=()
   logs=$(mktemp -d)
   # The tiny models of the tests are trained once for all parts.
-  TUNELINE_TEST_MODELS=$(mktemp -d)
-  export TUNELINE_TEST_MODELS
+  SHARED_TEST_MODELS=$(mktemp -d)
+  export SHARED_TEST_MODELS
   # After Ctrl-C the tests stop what they have started, which takes a while, and no more begin.
   trap 'next=${#suite[@]}; interrupted=1' INT
   while sleep 60 &>/dev/null; do
@@ -120,7 +120,7 @@ side_by_side() { # two parts at a time; the output of each is shown whole, at it
     sleep 0.2
   done
   kill "$ticking" 2>/dev/null
-  rm -r "$logs" "$TUNELINE_TEST_MODELS"
+  rm -r "$logs" "$SHARED_TEST_MODELS"
   trap - INT
   ((interrupted == 0)) || exit 130
 }

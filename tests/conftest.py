@@ -15,7 +15,7 @@ def tiny_models(tmp_path_factory):
     from tests.lab.tiny_task import TinyModels
 
     # The parts of the suite share them (scripts/run_tests.sh).
-    shared = os.environ.get("TUNELINE_TEST_MODELS")
+    shared = os.environ.get("SHARED_TEST_MODELS")
     return TinyModels(Path(shared) if shared else tmp_path_factory.mktemp("tiny-models"))
 
 
