@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
+from tuneline.models.base_model import read_json
 
 # Classes that take everything from tokenizer.json.
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -35,18 +35,16 @@ def _generic(path: Path) -> Any | None:
     `AutoTokenizer` chooses the same class for it, but imports torch and the settings of every
     architecture first: seconds in each step that only counts tokens.
     """
-    settings, model = (_read(path / name) for name in ("tokenizer_config.json", "config.json"))
+    files = (path / "tokenizer_config.json", path / "config.json")
+    if not all(file.is_file() for file in files):
+        return None
+    settings, model = map(read_json, files)
     named = settings.get("tokenizer_class") in _GENERIC_CLASSES and "auto_map" not in settings
     if not named or model.get("model_type") != "llama":
         return None
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
 
 
 def _any(path: Path) -> Any:

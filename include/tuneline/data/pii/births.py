@@ -60,6 +60,8 @@ _SHORT_DATE = re.compile(
     r"(?:19|20)\d\d ?[./ -] ?\d{1,2} ?[./ -] ?\d{1,2}|\d{8}|\d{6})(?![\w/-]|\.\d)"
 )
 
+_ANY_DATE = (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE)
+
 
 def birth_dates(text: str, lowered: str) -> Iterator[Span]:
     """Yield the dates beside a word for birth: characters start to end.
@@ -69,7 +71,7 @@ def birth_dates(text: str, lowered: str) -> Iterator[Span]:
         lowered: the text in lower case.
     """
     if any(hint in lowered for hint in _HINTS):
-        yield from _after_cue(text)
+        yield from _beside_cue(text)
 
 
 def births_after(text: str, ends: Iterable[int]) -> Iterator[Span]:
@@ -110,10 +112,10 @@ def whole_dates(text: str) -> Iterator[Span]:
             yield match.span()
 
 
-def _after_cue(text: str) -> Iterator[Span]:
+def _beside_cue(text: str) -> Iterator[Span]:
     yield from spans(text, _BIRTH)
     for cue in _BIRTH_WORD.finditer(text):
-        for pattern in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE):
+        for pattern in _ANY_DATE:
             match = pattern.search(text, cue.end(), cue.end() + _REACH)
             if match and "?" not in text[cue.end() : match.start()]:
                 yield match.span()
@@ -123,7 +125,7 @@ def _after_cue(text: str) -> Iterator[Span]:
                 yield from _next_born(text, match.end())
                 break
         start = max(0, cue.start() - _REACH)
-        for pattern in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE):
+        for pattern in _ANY_DATE:
             for match in pattern.finditer(text, start, cue.start()):
                 if _SAID_AFTER.match(text, match.end()):
                     yield match.span()
@@ -132,14 +134,7 @@ def _after_cue(text: str) -> Iterator[Span]:
 def _next_born(text: str, end: int) -> Iterator[Span]:
     """Yield the dates of birth of others in the same sentence ("and dad 12th may 38")."""
     while (link := _OTHER.match(text, end)) is not None:
-        match = next(
-            (
-                m
-                for p in (NUMBERED_DATE, SPOKEN_DATE, _SHORT_DATE)
-                if (m := p.match(text, link.end()))
-            ),
-            None,
-        )
+        match = next((m for p in _ANY_DATE if (m := p.match(text, link.end()))), None)
         if match is None:
             return
         yield match.span()

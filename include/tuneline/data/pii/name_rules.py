@@ -61,6 +61,7 @@ _WITH_PARTICLE = re.compile(
     r"(?:[Vv]an (?:der|den|de|het|ten) |van |[Vv]on (?:der |dem )?|de la |dos |della )"
     r"[A-ZÀ-Þ][a-zà-ÿ][\w'’-]+"
 )
+# "Mei-Ling".
 _DOUBLE = re.compile(r"(?<![\w@.-])[A-ZÀ-Þ][a-zà-ÿ]+-[A-ZÀ-Þa-zà-ÿ][a-zà-ÿ]+(?![\w@-])")
 # Months, seasons and titles, which names are made of as well.
 _NO_GIVEN = frozenset("april may june august summer autumn winter christian king prince".split())
@@ -162,6 +163,7 @@ class NameRules:
     def _by_shape(self, text: str, *, cased: bool) -> Iterator[Hit]:
         """Yield the people that capitals and initials show."""
         if cased:
+            yield from self._of_parts(text)
             yield from self._of_words(text)
         elif not text[1:].islower():
             yield from self._capitals(text)
@@ -173,8 +175,8 @@ class NameRules:
             if listed or self.words.is_strange(word):
                 yield Hit(match.start(), match.end(), "PERSON")
 
-    def _of_words(self, text: str) -> Iterator[Hit]:
-        """Yield given and family names side by side that are words as well ("Mark Long, 14")."""
+    def _of_parts(self, text: str) -> Iterator[Hit]:
+        """Yield family names with a particle, and given names of two parts."""
         for match in _WITH_PARTICLE.finditer(text):
             given = match["given"]
             whole = given is None or not self.words.is_everyday(given.casefold())
@@ -186,6 +188,9 @@ class NameRules:
                 end = self.family_end(text, match.end(), cased=True)
                 if not is_firm(text, match.start(), end):
                     yield Hit(match.start(), end, "PERSON")
+
+    def _of_words(self, text: str) -> Iterator[Hit]:
+        """Yield given and family names side by side that are words as well ("Mark Long, 14")."""
         for match in _PAIR.finditer(text):
             first, last = match[1].casefold(), match[2].casefold()
             given = self.words.is_listed_given(first) and first not in _NO_GIVEN

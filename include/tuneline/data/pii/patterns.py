@@ -311,6 +311,7 @@ def _numbers(text: str, lowered: str) -> Iterator[Hit]:
         yield from _hits(text, _SSN_NAMED, "US_SSN", lambda t: len(digits_of(t)) == 4 or is_ssn(t))
     for pattern in (_IPV4, _IPV4_APART) if text.count(".") >= 3 or "dot" in lowered else ():
         for match in pattern.finditer(text):
+            # In place of octets that are hidden, of which two are shown at least.
             octets = [*_OCTET.findall(match[0]), "1", "1"]
             if is_ipv4(".".join(octets[:4])) and not _VERSION.search(text, 0, match.start()):
                 yield Hit(match.start(), match.end(), "IP_ADDRESS")

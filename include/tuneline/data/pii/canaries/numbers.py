@@ -177,11 +177,9 @@ def card(draw: Random, form: str, register: Register, language: str) -> Value:
     sizes = (4, 6, 5) if length == 15 else (4, 4, 4, 4)
     if form == PARTIAL:
         masked = draw.choice(["", "", "", "xxxx ", "**** ", "..."])
-        return (
-            Value((masked + number[-_LAST:],), frozenset(["xxxx"]))
-            if masked
-            else _piece(draw, number)
-        )
+        if not masked:
+            return _piece(draw, number)
+        return Value((masked + number[-_LAST:],), frozenset(["xxxx"]))
     return given_number(draw, form, register, number, sizes)
 
 
