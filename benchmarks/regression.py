@@ -175,8 +175,9 @@ def _judged(folder: Path, options: Options) -> Any:
     from tuneline.config import build_config
     from tuneline.evaluation import base_regression
     from tuneline.evidence import Verdict
-    from tuneline.run import Run, StepContext
+    from tuneline.run import Run
     from tuneline.step import store_output
+    from tuneline.step_context import StepContext
     from tuneline.store import sha256_file
 
     config = build_config(

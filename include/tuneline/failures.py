@@ -16,7 +16,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.redaction import redact
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 Kind = Literal["user_error", "retryable", "error", "killed"]
 

@@ -36,7 +36,8 @@ from tuneline.failures import (
     set_partial,
 )
 from tuneline.machine.garbage import rare_collections
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
+from tuneline.step_context import StepContext
 from tuneline.surroundings import airflow_identity, own_code
 
 

@@ -15,8 +15,9 @@ from tuneline.catalogue import get_step, is_helper
 from tuneline.config import build_config
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset, write_rows
 from tuneline.evidence import Verdict, measure
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
 from tuneline.step import store_output
+from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 
 SYSTEM = "Answer with JSON."

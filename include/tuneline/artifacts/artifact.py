@@ -14,7 +14,8 @@ from tuneline.errors import UserError
 from tuneline.store import CorruptObject, NotThere
 
 if TYPE_CHECKING:
-    from tuneline.run import Run, StepContext
+    from tuneline.run import Run
+    from tuneline.step_context import StepContext
 
 Model = TypeVar("Model", bound=BaseModel)
 

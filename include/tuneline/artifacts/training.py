@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from tuneline.artifacts.artifact import Artifact, Document, FolderArtifact
 
 if TYPE_CHECKING:
-    from tuneline.run import Run, StepContext
+    from tuneline.run import Run
+    from tuneline.step_context import StepContext
 
 
 def finite_or_text(value: float) -> int | float | str:

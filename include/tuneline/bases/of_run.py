@@ -11,7 +11,8 @@ from tuneline.models import BaseModel, cache_root, resolve
 from tuneline.models.base_model import is_weights
 from tuneline.models.cache import Log, cached_model, find_cached, require_space
 from tuneline.models.source import at_once
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
+from tuneline.step_context import StepContext
 from tuneline.store import open_store
 
 

@@ -18,7 +18,7 @@ from tuneline.bases.of_run import stored_base
 from tuneline.models import BaseModel, cache_root, resolve
 from tuneline.models.cache import Log, cached_model
 from tuneline.models.source import at_once
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, CorruptObject, Store, sha256_file
 
 # Beside the shelf's entries, which are named by where a base came from.

@@ -46,7 +46,7 @@ from tuneline.data.tables.rows import (
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 HOLDOUT_SHARE = (0.10, 0.20)
 PHRASES = "phrases.json"

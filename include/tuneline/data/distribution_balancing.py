@@ -43,7 +43,7 @@ from tuneline.data.tables.rows import (
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 PLOT = "class_shares.png"
 UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical": "ratio"}

@@ -66,7 +66,7 @@ from tuneline.data.tables.rows import (
 from tuneline.evidence import Measurement, Record, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 # Rows in memory at once.
 _AT_ONCE = 1 << 12

@@ -50,7 +50,7 @@ from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 CANARIES = "canaries.parquet"
 # The planted turns hold other people's words, so those that leaked lie in quarantine.

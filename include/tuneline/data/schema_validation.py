@@ -52,7 +52,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 ITEM = "schema_validation"
 # Up to this number of files each form is a measurement; above it, the files are counted by form.

@@ -28,7 +28,7 @@ from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 ITEM = "token_length_audit"
 HISTOGRAM = "token_lengths.png"

@@ -54,11 +54,11 @@ from tuneline.harness.served_models import (
 )
 from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.adapter_limits import DORA_ENGINES
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.step_context import StepContext
 
 # Rows that transformers answers in float32 (seconds each), and rows that the engine answers.
 CHECKPOINT_ROWS, ENGINE_ROWS = 4, 8

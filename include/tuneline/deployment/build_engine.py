@@ -28,11 +28,11 @@ from tuneline.harness.licensing.packages import audit_engine_packages
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import BuildRequest, Engine, ServedModel
 from tuneline.serving.engines.identity import machine_identity
 from tuneline.serving.release.limits import ServedLimits
+from tuneline.step_context import StepContext
 
 
 def limits_of(deployment: DeploymentConfig) -> dict[str, int]:

@@ -27,7 +27,6 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive
 from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import candidate, server_of
-from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines.base import ServedModel
@@ -35,6 +34,7 @@ from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.server_process import free_port, wait_for
+from tuneline.step_context import StepContext
 
 # Fresh processes of each kind; the median counts, since the machine may be busy during one.
 STARTS = 3

@@ -37,7 +37,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.general_questions import Question, load_suite, paragraphs
 from tuneline.harness.intervals import Paired, paired, share
 from tuneline.harness.served_models import candidate
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 # A base that does not know more than this beyond chance has nothing that could be seen to be lost.
 LEAST_ABOVE_CHANCE = 0.05

@@ -40,9 +40,9 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import structure_of
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
+from tuneline.step_context import StepContext
 
 # Probability that the share of equal answers is below its stated lower end.
 TAIL = 0.05

@@ -40,7 +40,7 @@ from tuneline.evidence import Record, measure
 from tuneline.harness.rows import dataset_rows, of_split
 from tuneline.harness.served_models import candidate
 from tuneline.models import load_tokenizer
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 # Values of validation rows that are tried, to know what a model writes without having seen it.
 UNSEEN = 32

@@ -43,7 +43,7 @@ from tuneline.harness.answers import choose_task
 from tuneline.harness.asking import ask_both
 from tuneline.harness.rows import of_split
 from tuneline.harness.served_models import candidate
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.
 MIN_SHARE, MAX_SHARE = 0.10, 0.20

@@ -28,7 +28,7 @@ from tuneline.evaluation.review.counts import Outcome, count
 from tuneline.evaluation.review.votes import Cast, sort_votes
 from tuneline.evidence import Breach, Evidence, Measurement, measure
 from tuneline.human_answers.ballots import FOLDER, ballots, documents
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 
 def contradictions(

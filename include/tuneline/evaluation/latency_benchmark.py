@@ -37,11 +37,11 @@ from tuneline.evidence import Evidence, measure
 from tuneline.harness.hardware import Machine, differences, this_machine
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.engines.engine_server import EngineServer
 from tuneline.serving.release.limits import ServedLimits, served_limits
+from tuneline.step_context import StepContext
 
 
 @dataclass(frozen=True)

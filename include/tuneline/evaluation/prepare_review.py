@@ -34,7 +34,7 @@ from tuneline.evaluation.holdout.ledger import open_holdout
 from tuneline.evaluation.review.draw import balanced, strata
 from tuneline.evidence import Record, measure
 from tuneline.harness.rows import asked
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 INSTRUCTIONS = (
     "Read the question, then both answers. Choose the one you would rather have sent to the "

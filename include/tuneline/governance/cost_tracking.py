@@ -27,7 +27,6 @@ from tuneline.governance.costs.traffic import (
 )
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import ALIAS, candidate, server_of
-from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.process import GatewayProcess
@@ -38,6 +37,7 @@ from tuneline.serving.gateway.usage import (
     usage_by_key,
 )
 from tuneline.serving.release.released import THROUGHPUT
+from tuneline.step_context import StepContext
 
 # Two keys with different numbers of requests: sums swapped between keys show.
 REQUESTS = {"team-a": 3, "team-b": 5}

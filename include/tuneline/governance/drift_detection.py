@@ -34,7 +34,7 @@ from tuneline.governance.drift.rehearsal import (
 )
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare
 from tuneline.harness.general_questions import load_questions
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 BASELINE_SCHEMA = "tuneline/drift-baseline/1"
 # Part of a night at which a plant must be called. A label may have a third of all rows already.

@@ -23,8 +23,8 @@ from tuneline.governance.licensing.duties import write_duties
 from tuneline.harness.licensing.findings import Finding, findings_of, of_packages, with_answers
 from tuneline.harness.licensing.packages import package_measurements, write_findings
 from tuneline.models.package_licenses import installed
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
+from tuneline.step_context import StepContext
 
 # As much of the open licences as a summary can name.
 _SHOWN = 400

@@ -58,9 +58,10 @@ from tuneline.governance.release.signature import SIGNATURE, sign, stated
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
+from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 from tuneline.verdicts import Grounds, status
 

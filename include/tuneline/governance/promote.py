@@ -31,7 +31,8 @@ from tuneline.governance.release.pointer import (
 )
 from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
+from tuneline.step_context import StepContext
 from tuneline.store import Changed
 from tuneline.verdicts import checklist, looser_limits, valid_waivers
 

@@ -9,7 +9,7 @@ from tuneline.artifacts.data import DATASET
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Message, Row, read_dataset
 from tuneline.errors import UserError
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 # Training rows that a quantisation may calibrate on.
 CALIBRATION_ROWS = 256

@@ -16,10 +16,10 @@ from tuneline.bases.served import fetch_form, keep_form, own_files
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.models.base_model import digest_of
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import Engine, ServedAdapter, ServedModel
 from tuneline.serving.engines.identity import hash_files, whole_digest
+from tuneline.step_context import StepContext
 from tuneline.store import CorruptObject
 
 # The adapter's name in the API of a server that a step starts.

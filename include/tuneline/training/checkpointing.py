@@ -23,7 +23,7 @@ from tuneline.artifacts.training import (
 )
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 
 # Largest difference of the same weights when measured again, in nats: none on a CPU with the

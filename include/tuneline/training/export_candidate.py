@@ -15,8 +15,8 @@ from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, M
 from tuneline.bases import base_of
 from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, Record, measure
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
+from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_unquantised
 from tuneline.training.loop.compute import load_torch, training_threads
 

@@ -18,8 +18,9 @@ from tuneline.models.cache import cache_root, hash_directory
 from tuneline.models.preview import Preview, sizes_of, small_files
 from tuneline.models.resolver import fetch_cached, origin_of
 from tuneline.models.source import Source
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
 from tuneline.serving.engines.base_limits import refuse_unfit
+from tuneline.step_context import StepContext
 
 
 def address_of(run: Run) -> str:

@@ -26,7 +26,7 @@ from tuneline.artifacts.training import LORA, PLAN, Packing, Plan
 from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.training.budget.estimate import Speed, Work, advice, estimate
 from tuneline.training.budget.estimate import judge as judge_estimate
 from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed, micro_batches

@@ -25,7 +25,7 @@ from tuneline.artifacts.training import (
 )
 from tuneline.config.loss_rules import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.training.loop.loss_rules import (
     OVERFIT_FLOOR_NATS,
     SURE_ERRORS,

@@ -18,7 +18,7 @@ from typing import Any
 
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 from tuneline.harness.row_losses import RowLosses
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 QUANT_TYPE = "nf4"
 COMPUTE_TYPE = "bfloat16"

@@ -16,7 +16,7 @@ from pathlib import Path
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import HISTORY, SYNCED, TRAINED, SyncedRuns, TrackedRun
 from tuneline.evidence import Record, measure
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.training.tracking.live_metrics import replay
 from tuneline.training.tracking.mlflow_run import open_mlflow
 from tuneline.training.tracking.tracked_run import Description, describe, latest_runs, unsynced

@@ -24,7 +24,7 @@ from tuneline.data.sources.opened import open_files
 from tuneline.data.tables.spool import Spool
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 # Records in memory at once.
 _AT_ONCE = 1 << 12

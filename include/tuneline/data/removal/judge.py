@@ -22,7 +22,7 @@ from tuneline.data.tables.rows import class_key
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 REMOVED = "removed.json"
 # Examples of each reason in removed.json, and the number of reasons with examples in the evidence.

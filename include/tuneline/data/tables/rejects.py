@@ -20,7 +20,7 @@ from tuneline.data.tables.rows import (
 from tuneline.data.tables.table_writer import TableWriter, schema_of
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 # As the public contract names them.
 REJECT_COLUMNS = "row_id item reason source_file source_line raw".split()

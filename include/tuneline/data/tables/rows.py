@@ -25,7 +25,7 @@ from tuneline.errors import UserError
 from tuneline.store import local_file
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 Message = dict[str, str]
 

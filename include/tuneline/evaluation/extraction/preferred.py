@@ -14,7 +14,7 @@ from tuneline.evaluation.extraction.judgement import chance_of, exposure, rank
 from tuneline.evaluation.extraction.likelihood import Choice, choice_losses, make_choice
 from tuneline.evaluation.extraction.written import Trial
 from tuneline.harness.served_models import scoring_threads
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 # Values among which an identifier is ranked, itself included. Each costs both models a few tokens.
 VALUES = 16

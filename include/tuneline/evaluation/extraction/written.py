@@ -12,7 +12,7 @@ from tuneline.evaluation.extraction.identifiers import Identifier, bare, text_be
 from tuneline.evaluation.extraction.judgement import chance_of
 from tuneline.harness.asking import let_continue, let_continue_kept
 from tuneline.harness.served_models import Candidate, untuned
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 # Random values that a continuation is compared with, to know how often it is right by chance.
 DRAWS = 999

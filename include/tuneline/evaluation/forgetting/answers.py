@@ -25,8 +25,8 @@ from tuneline.harness.served_models import (
     untuned,
 )
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.run import StepContext
 from tuneline.serving.engines.base import ServedModel
+from tuneline.step_context import StepContext
 
 
 @dataclass(frozen=True)

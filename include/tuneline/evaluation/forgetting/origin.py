@@ -16,7 +16,7 @@ from tuneline.bases import base_of
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.models import BaseModel, resolve
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 _WEIGHTS = ".safetensors"
 

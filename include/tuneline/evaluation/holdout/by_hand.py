@@ -19,7 +19,8 @@ from tuneline.evaluation.holdout.ledger import (
 )
 from tuneline.harness.rows import of_split
 from tuneline.human_answers.terminal import this_user
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
+from tuneline.step_context import StepContext
 
 
 def record_access(run_uri: str, purpose: Purpose, note: str) -> int:

@@ -20,7 +20,7 @@ from tuneline.harness.asking import ask_kept
 from tuneline.harness.judged import Judged, judge
 from tuneline.harness.rows import spread
 from tuneline.harness.served_models import untuned
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 ANSWERS = "fair_base_answers.jsonl"
 # Labels are named in the instruction while they are this few, and short.

@@ -25,7 +25,7 @@ from tuneline.harness.asking import Answers
 from tuneline.harness.bootstrap import RESAMPLES, SEED
 from tuneline.harness.intervals import Interval, Paired
 from tuneline.harness.judged import Judged, compare, judge
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tuneline.evaluation.holdout.slices import (
 )
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.served_models import Candidate
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tuneline.harness.asking import keys_of
 from tuneline.harness.rows import asked
 from tuneline.harness.served_models import Candidate
 from tuneline.harness.subjects import Served
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.store import CorruptObject, NotThere
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from tuneline.data.tables.rows import Row, read_dataset
 from tuneline.errors import UserError
 from tuneline.evaluation.holdout.leakage import near_duplicates
 from tuneline.harness.rows import asked
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 
 @dataclass(frozen=True)

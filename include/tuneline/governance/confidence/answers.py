@@ -11,10 +11,10 @@ from tuneline.harness.answers import Task
 from tuneline.harness.asking import CHUNK
 from tuneline.harness.kept_answers import KeptAnswers, request_key
 from tuneline.harness.subjects import Served
-from tuneline.run import StepContext
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.confidence import mean_logprob
+from tuneline.step_context import StepContext
 
 Told = tuple[str, list[float]]
 

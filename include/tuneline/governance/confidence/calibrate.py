@@ -14,9 +14,10 @@ from tuneline.governance.confidence.threshold import find_threshold
 from tuneline.harness.answers import Task, choose_task
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
+from tuneline.step_context import StepContext
 
 
 def calibrate(

@@ -25,7 +25,7 @@ from tuneline.governance.documents.envelope import kept_or_signed, plain
 from tuneline.governance.documents.facts import UNSTATED, Facts, ItemFacts
 from tuneline.governance.documents.statements import lineage_result
 from tuneline.governance.release.lock import lock_files
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.verdicts import status
 
 _EVIDENCE = Artifact(UNSTATED, "evidence.json")

@@ -14,7 +14,7 @@ from tuneline.governance.documents.facts import Facts
 from tuneline.governance.documents.model_card import CARD_FILE, model_card
 from tuneline.governance.documents.statements import provenance, test_results
 from tuneline.governance.release.manifest import store_files
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 BOM_FILE = "bom.cdx.json"
 STATEMENTS = "attestations/"

@@ -11,7 +11,7 @@ from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.harness.licensing.findings import Finding
 from tuneline.models.license_table import Rule, duties_of, table
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 _TITLES = {
     "base_model": "Base model",

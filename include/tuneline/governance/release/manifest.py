@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tuneline.artifacts.governance import Manifest, ManifestFile
 from tuneline.errors import UserError
-from tuneline.run import StepContext, now
+from tuneline.run import now
+from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, CorruptObject, Store, sha256_file
 
 

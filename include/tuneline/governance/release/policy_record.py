@@ -9,7 +9,8 @@ from tuneline.artifacts.releases import CONFIG_FILE, POLICY_FILE
 from tuneline.config import read_policy
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, breach_in, measure
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
+from tuneline.step_context import StepContext
 from tuneline.verdicts import looser_limits
 
 

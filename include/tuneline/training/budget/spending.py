@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from tuneline.artifacts.training import Plan, Trip
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Measurement, measure
-from tuneline.run import Run, StepContext
+from tuneline.run import Run
+from tuneline.step_context import StepContext
 from tuneline.store import NotThere
 from tuneline.training.budget.estimate import (
     HOUR,

@@ -12,7 +12,7 @@ from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import CANARIES, LORA, PLAN, Canaries, LoraSettings, Plan
 from tuneline.bases import base_of
 from tuneline.models import load_tokenizer
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.training.loop.canaries import plant
 from tuneline.training.loop.rehearsal import rehearsal_rows
 from tuneline.training.loop.rows import EncodedRow, encode_split

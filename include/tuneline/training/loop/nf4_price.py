@@ -11,7 +11,7 @@ from tuneline.errors import UserError, first_line
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.row_losses import RowLosses
 from tuneline.harness.rows import validation_rows
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.training.loop.validation_loss import Validation
 
 # Rows that show a difference of a few per cent.

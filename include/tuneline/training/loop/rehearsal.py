@@ -17,8 +17,8 @@ from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import UserError
 from tuneline.harness.asking import ask_kept
-from tuneline.run import StepContext
 from tuneline.serving.engines import get_engine
+from tuneline.step_context import StepContext
 from tuneline.store import NotThere
 from tuneline.training.loop.rows import EncodedRow
 

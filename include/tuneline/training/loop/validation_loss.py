@@ -12,7 +12,7 @@ from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
 from tuneline.harness.row_losses import RowLosses
 from tuneline.models import load_tokenizer
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_base, load_unquantised
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.rows import EncodedRow, encode_split, pad_token

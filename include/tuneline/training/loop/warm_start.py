@@ -18,7 +18,7 @@ from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
 from tuneline.models import BaseModel
-from tuneline.run import StepContext
+from tuneline.step_context import StepContext
 
 _WEIGHTS = f"{ADAPTER.name}/{ADAPTER_WEIGHTS}"
 _OR_COLD = "or set training.warm_start: none"

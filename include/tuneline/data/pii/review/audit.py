@@ -12,7 +12,7 @@ from tuneline.data.pii.review.form import ASK, answered
 from tuneline.evidence import Evidence, Measurement, Record, measure
 
 if TYPE_CHECKING:
-    from tuneline.run import StepContext
+    from tuneline.step_context import StepContext
 
 
 def asked_review(ctx: StepContext) -> list[Measurement]:
