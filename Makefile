@@ -49,19 +49,19 @@ status: ## list the running services
 	@$(STACK) status
 
 test: $(DEV)/tuneline-stamp ## run all tests, lint and types; T="path …" runs these tests alone
-	@PYTHON="$(PYTHON)" scripts/run_tests.sh all $(T)
+	@$(PYTHON) scripts/run_tests.py all $(T)
 
 test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out since they take long
-	@PYTHON="$(PYTHON)" scripts/run_tests.sh long $(or $(T),tests)
+	@$(PYTHON) scripts/run_tests.py long $(T)
 
 test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes cluster and an S3 store
-	@PYTHON="$(PYTHON)" scripts/run_tests.sh cluster $(or $(T),tests/cluster)
+	@$(PYTHON) scripts/run_tests.py cluster $(or $(T),tests/cluster)
 
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
-	@PYTHON="$(PYTHON)" scripts/run_tests.sh vllm $(or $(T),tests/vllm)
+	@$(PYTHON) scripts/run_tests.py vllm $(T)
 
 test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
-	@PYTHON="$(PYTHON)" scripts/run_tests.sh fast $(T)
+	@$(PYTHON) scripts/run_tests.py fast $(T)
 
 lint: $(DEV)/tuneline-stamp ## check format, style, complexity, spelling and import directions
 	@scripts/lint.sh

@@ -1,10 +1,19 @@
 #!/usr/bin/env bash
-# Types: the library in the ML environment, what runs in Airflow's processes in Airflow's.
+# types.sh [ml|airflow|plugins …]: mypy, the library in the ML environment, what runs in Airflow's
+# processes in Airflow's.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+(($#)) || set -- ml airflow plugins
 failed=0
-.venv-ml/bin/mypy include/tuneline benchmarks scripts/reference.py \
-  --exclude include/tuneline/stack || failed=1
-MYPYPATH=dags .venv-airflow/bin/mypy include/localpods include/tuneline/stack dags || failed=1
-MYPYPATH=plugins .venv-airflow/bin/mypy plugins || failed=1
+for part; do
+  mypy=(--cache-dir ".mypy_cache/$part")
+  case $part in
+    ml)
+      .venv-ml/bin/mypy "${mypy[@]}" include/tuneline benchmarks scripts/*.py \
+        --exclude include/tuneline/stack
+      ;;
+    airflow) MYPYPATH=dags .venv-airflow/bin/mypy "${mypy[@]}" include/localpods include/tuneline/stack dags ;;
+    plugins) MYPYPATH=plugins .venv-airflow/bin/mypy "${mypy[@]}" plugins ;;
+  esac || failed=1
+done
 exit $failed

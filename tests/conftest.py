@@ -14,7 +14,7 @@ def tiny_models(tmp_path_factory):
     """A tiny trained base, adapter and merged model with their GGUF files."""
     from tests.lab.tiny_task import TinyModels
 
-    # The parts of the suite share them (scripts/run_tests.sh).
+    # The parts of the suite share them (scripts/run_tests.py).
     shared = os.environ.get("SHARED_TEST_MODELS")
     return TinyModels(Path(shared) if shared else tmp_path_factory.mktemp("tiny-models"))
 

@@ -1,139 +1,127 @@
-"""`make test T=path` runs tests in the environments that they need, and builds no other."""
+"""scripts/run_tests.py, over environments that are this one and a suite of a few small files."""
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.lab.commands import call
+from tests.lab.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-AIRFLOW = ("dags", "plugins", "localpods", "stack", "cluster")
-ML = ("serving", "data", "training", "evaluation", "governance", "deployment")
-NOT_AIRFLOW = " ".join(f"--ignore=tests/{d}" for d in AIRFLOW)
+# Programs that the script would install.
+PROGRAMS = ("docker-compose", "kubectl", "initdb", "chromium")
 
 
 @pytest.fixture
-def run(tmp_path):
-    """The real script over a set-up and environments that only print their arguments."""
+def suite(tmp_path):
+    """Write files of tests, then run the real scripts over them."""
     (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "run_tests.sh", tmp_path / "scripts")
+    for name in ("run_tests.py", "forking_pytest.py"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     (tmp_path / "scripts" / "setup.py").write_text("import sys\nprint('setup', *sys.argv[1:])\n")
-    for name in ("lint", "types"):
-        script = tmp_path / "scripts" / f"{name}.sh"
-        script.write_text(f"#!/bin/sh\necho {name}\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['long:']\n")
+    commands = {"scripts/lint.sh": "echo lint", "scripts/types.sh": "echo types"}
+    commands |= {f"bin/{name}": "" for name in PROGRAMS}
+    for environment in ("ml", "airflow"):
+        # Without the names of what to import before the tests, which take long.
+        python = f'[ "$2" = pytest ] || set -- "$1"; exec {sys.executable} "$@"'
+        commands[f".venv-{environment}/bin/python"] = f"export ENVIRONMENT={environment}; {python}"
+    for name, line in commands.items():
+        script = tmp_path / name
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f"#!/bin/sh\n{line}\n")
         script.chmod(0o755)
-    for name in ("ml", "airflow", "vllm"):
-        python = tmp_path / f".venv-{name}" / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\necho {name} "$@"\nsh tests.sh {name} "$@"\n')
-        python.chmod(0o755)
-    for folder in (*ML, *AIRFLOW):
-        (tmp_path / "tests" / folder).mkdir(parents=True)
+    (tmp_path / ".tuneline").mkdir()
 
-    def start(*arguments, tests="", cores=2):
-        (tmp_path / "tests.sh").write_text(tests)
-        # What the script would install is there.
-        for name in ("docker-compose", "kubectl", "nproc"):
-            (tmp_path / name).write_text(f"#!/bin/sh\necho {cores}\n")
-            (tmp_path / name).chmod(0o755)
-        path = f"{tmp_path}:{os.environ['PATH']}"
-        return call("scripts/run_tests.sh", *arguments, cwd=tmp_path, PATH=path)
+    def write(tests):
+        for name, text in tests.items():
+            file = tmp_path / "tests" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"import os, pytest, sys, time\n\ndef test_it():\n    {text}\n")
+        return tmp_path
 
-    return start
+    return write
 
 
-def lines(done):
-    return [line for line in done.stdout.splitlines() if not line.startswith("===")]
+def run(folder, *arguments):
+    path = f"{folder}/bin:{os.environ['PATH']}"
+    return call(sys.executable, "scripts/run_tests.py", *arguments, cwd=folder, PATH=path)
 
 
-def test_a_path_of_the_ml_environment_builds_that_one_alone(run):
-    done = run("all", "tests/data/")
-    assert done.returncode == 0, done.stderr
-    assert lines(done) == [
-        "setup --only ml",
-        f"ml -m pytest -q -m not long {NOT_AIRFLOW} tests/data",
-        "all passed",
-    ]
+IN_ITS_ENVIRONMENT = {
+    "data/test_a.py": "assert os.environ['ENVIRONMENT'] == 'ml'; sys.seen = True",
+    "stack/test_b.py": "assert os.environ['ENVIRONMENT'] == 'airflow'",
+    "test_c.py": "assert not hasattr(sys, 'seen')",
+}
 
 
-def test_a_path_of_the_airflow_environment_builds_that_one_alone(run):
-    done = run("fast", "tests/dags")
-    assert lines(done) == [
-        "setup --only airflow",
-        "airflow -m pytest -q -m not stack and not slow and not long tests/dags",
-        "all passed",
-    ]
+def test_each_file_runs_once_in_its_environment_and_sees_nothing_of_others(suite):
+    done = run(suite(IN_ITS_ENVIRONMENT), "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "=== 3 passed;" in done.stdout
+    assert all(f"/7 ok {name} " in done.stdout for name in ("lint", "types-ml", "tests/test_c.py"))
 
 
-def test_vllm_has_an_environment_of_its_own(run):
-    assert lines(run("vllm", "tests/vllm")) == [
-        "setup --only vllm",
-        "vllm -m pytest -q -m vllm tests/vllm",
-    ]
-
-
-def test_paths_of_both_environments_run_in_both(run):
-    done = run("all", "tests/data", "tests/stack")
-    assert lines(done)[0] == "setup"
-    assert [line.split()[0] for line in lines(done)[1:]] == ["ml", "airflow", "all"]
-
-
-def test_without_a_path_every_test_runs_once_and_lint_and_types(run):
-    done = run("all")
-    assert lines(done)[-3:] == ["lint", "types", "all passed"]
-    asked = sorted(line for line in lines(done) if " -m pytest " in line)
-    assert asked == sorted(
-        [
-            "airflow -m pytest -q -m not long " + " ".join(f"tests/{d}" for d in AIRFLOW),
-            *(f"ml -m pytest -q -m not long {NOT_AIRFLOW} tests/{folder}" for folder in ML),
-            " ".join(
-                [
-                    f"ml -m pytest -q -m not long {NOT_AIRFLOW} tests",
-                    *(f"--ignore=tests/{folder}" for folder in ML),
-                ]
-            ),
-        ]
-    )
-
-
-# Counts the parts that run at the same time; each takes a while.
-SIDE_BY_SIDE = """
-touch "running-$$"; ls running-* | wc -l >> counts; sleep 0.3; rm "running-$$"
-"""
-
-
-def test_two_cores_run_two_parts_at_a_time_and_keep_their_output_apart(run, tmp_path):
-    done = run("all", tests=SIDE_BY_SIDE)
-    assert done.returncode == 0
-    counts = [int(count) for count in (tmp_path / "counts").read_text().split()]
-    assert len(counts) == len(ML) + 2
-    assert max(counts) == 2
-    assert all(f"({n} of 8 parts)" in done.stdout for n in range(1, 9))
-
-
-ALONE = "[ -e running ] && echo together; touch running; sleep 0.2; rm running"
-
-
-def test_one_core_runs_one_after_the_other(run):
-    done = run("all", tests=ALONE, cores=1)
-    assert [line.split()[0] for line in lines(done)[1:3]] == ["ml", "airflow"]
-    assert "together" not in done.stdout
-
-
-@pytest.mark.parametrize(("cores", "name"), [(1, "the ml environment"), (2, "governance")])
-def test_a_part_that_fails_is_named_and_stops_nothing(run, cores, name):
-    fault = 'case "$*" in *"tests/governance") exit 1 ;; *"tests") exit 1 ;; esac'
-    done = run("all", tests=fault, cores=cores)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("assert 'apples' == 'pears'", "AssertionError: assert 'apples' == 'pears'"),
+        ("pytest.skip('no browser')", "skipped, which the whole suite may not: no browser"),
+        ("os._exit(9)", "FAILED tests/test_d.py"),
+    ],
+)
+def test_what_fails_or_does_not_run_is_named_and_stops_nothing(suite, text, said):
+    done = run(suite({"test_d.py": text, "data/test_e.py": "pass"}), "all")
     assert done.returncode == 1
-    assert lines(done)[-3:] == ["lint", "types", f"FAILED: tests of {name}"]
+    assert said in done.stdout
+    assert "1 passed" in done.stdout
+    assert done.stdout.endswith("=== summary\nFAILED: tests/test_d.py\n")
 
 
-def test_the_long_tests_run_alone(run):
-    assert lines(run("long", "tests/data"))[1].startswith("ml -m pytest -q -m long ")
+def test_a_missing_program_is_a_failure(suite, monkeypatch):
+    folder = suite({"test_f.py": "pass"})
+    (folder / "bin" / "chromium").unlink()
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    done = run(folder, "all")
+    assert done.returncode == 1
+    assert "FAILED: tests that need chromium" in done.stdout
 
 
-def test_a_path_that_is_not_there_is_named(run):
-    done = run("all", "tests/dat")
+def test_paths_run_alone_in_the_environments_that_they_need(suite):
+    folder = suite({**IN_ITS_ENVIRONMENT, "data/test_long.py": "pass"})
+    marked = folder / "tests" / "data" / "test_long.py"
+    marked.write_text(marked.read_text().replace("\ndef", "\n@pytest.mark.long\ndef"))
+    done = run(folder, "all", "tests/data/")
+    assert [line for line in done.stdout.splitlines() if line.startswith("setup")] == [
+        "setup --only ml"
+    ]
+    assert "1 passed, 1 deselected" in done.stdout
+    done = run(folder, "long")
+    assert "1 passed, 2 deselected" in done.stdout
+    assert done.stdout.endswith("all passed\n")
+
+
+def test_a_path_that_is_not_there_is_named(suite):
+    done = run(suite({}), "all", "tests/dat")
     assert done.returncode == 2
     assert done.stderr == "run_tests: there is no tests/dat\n"
+
+
+def test_after_ctrl_c_the_tests_stop_what_they_started(suite):
+    slow = "\n    try: open('runs', 'w'); time.sleep(60)\n    finally: open('stopped', 'w')"
+    folder = suite({"test_g.py": slow})
+    process = subprocess.Popen(
+        [sys.executable, "scripts/run_tests.py", "all"],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for((folder / "runs").exists, 60)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert (folder / "stopped").exists()
