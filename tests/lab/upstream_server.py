@@ -72,6 +72,8 @@ class UpstreamServer:
         self.logprob = -0.1
         self.sends_logprobs = True
         self.sends_usage = True
+        # Fields of the usage that it reports instead of the true ones.
+        self.false_usage: dict[str, object] = {}
         self.token_delay_s = 0.0
         self.answer_delay_s = 0.0
         self.bodies: list[dict] = []
@@ -132,10 +134,11 @@ class UpstreamServer:
             "completion_tokens": words,
             "total_tokens": prompt + words,
             "prompt_tokens_details": {"cached_tokens": 1},
+            **self.false_usage,
         }
         if body.get("stream"):
             return StreamingResponse(
-                self._events(body, words, usage), media_type="text/event-stream"
+                self._events(body, words, prompt, usage), media_type="text/event-stream"
             )
         await asyncio.sleep(self.answer_delay_s)
         if self.mode in ("die_before", "die_after"):
@@ -154,7 +157,9 @@ class UpstreamServer:
             self._count(prompt, words)
         return JSONResponse(answer)
 
-    async def _events(self, body: dict, words: int, usage: dict) -> AsyncIterator[bytes]:
+    async def _events(
+        self, body: dict, words: int, prompt: int, usage: dict
+    ) -> AsyncIterator[bytes]:
         done = False
         written = 0
         try:
@@ -182,10 +187,10 @@ class UpstreamServer:
                 yield b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
             yield b"data: [DONE]\n\n"
             done = True
-            self._count(usage["prompt_tokens"], words)
+            self._count(prompt, words)
         finally:
             if not done:
-                self._count(usage["prompt_tokens"], written)
+                self._count(prompt, written)
                 self.cut_off.set()
 
     def _text(self, words: int, first: int = 0) -> str:

@@ -1,7 +1,7 @@
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.batch import BatchWriter
+from tuneline.serving.gateway.batch import BatchWriter, UnfitItem
 
 
 @pytest.fixture
@@ -58,3 +58,18 @@ def test_a_writer_never_started_hands_all_back(disk):
     writer = BatchWriter("test", disk.write, limit=2, interval_s=0.01)
     writer.put(1)
     assert writer.close(5) == [1]
+
+
+@pytest.mark.parametrize("unfit", [{0}, {2499}, {5, 6, 1700}])
+def test_an_unfit_item_is_left_out_alone(disk, unfit):
+    def write(batch: list[int]) -> None:
+        if unfit & set(batch):
+            raise UnfitItem("a number that no column holds")
+        disk.write(batch)
+
+    writer = BatchWriter("test", write, limit=10, interval_s=0.01)
+    for i in range(2500):
+        writer.put(i)
+    writer.start()
+    assert writer.close(5) == []
+    assert disk.lines == [i for i in range(2500) if i not in unfit]

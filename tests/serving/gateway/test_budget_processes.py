@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from tests.lab.waiting import wait_for
 from tuneline.serving.gateway.costs import costs
 from tuneline.serving.gateway.key_limits import Limits
 from tuneline.serving.gateway.keys import add_key, revoke_key
+from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.ledger_database import UsageRow, open_writer, reading
 from tuneline.serving.gateway.ledger_schema import SPENDING
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.usage import rows_between, totals_by_upstream, usage_by_key
 
 from .conftest import upstream_entry
-from .test_usage import ROW
+from .test_usage import ROW, Ended
 
 # Longer than a gateway takes to hear of what others have written, also on a busy machine.
 _HEARD_S = 3.0
@@ -52,9 +54,18 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def database(postgres, request) -> str:
+def database(request) -> str:
+    postgres = request.getfixturevalue("postgres")
     name = "".join(c if c.isalnum() else "_" for c in request.node.name.lower())[:60]
     return postgres.create(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request, tmp_path) -> str:
+    """The URL of an empty ledger."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/usage.db"
+    return request.getfixturevalue("database")
 
 
 def gateway(folder, small, ledger=None, keys=None, **limits) -> GatewayProcess:
@@ -128,6 +139,50 @@ def test_a_budget_of_money_is_in_the_currency_of_the_reloaded_file(tmp_path, sma
         # 0.003 for the prompt and 0.010 for the answer.
         assert until_spent(process) == 2
     assert {row.currency for row in rows_between(process.ledger)} == {"EUR"}
+
+
+ODD_COUNTS = [2**63, 2**64 - 1, 2**53 + 1, -5_000_000, True, "5", 1.5]
+
+
+def test_usage_that_nobody_can_count_is_estimated_and_stops_nothing(tmp_path, small, ledger):
+    process = gateway(tmp_path / "g", small, ledger=ledger, tokens_per_day=10_000)
+    odd = [{name: count} for count in ODD_COUNTS for name in ("prompt_tokens", "completion_tokens")]
+    with process:
+        for small.false_usage in odd:
+            assert ask(process).ok
+            assert '"finish_reason": "stop"' in streamed(process)
+        small.false_usage = {}
+        assert ask(process).ok
+        wait_for(lambda: len(rows_between(ledger)) == 2 * len(odd) + 1)
+        assert process.get("/v1/health/ready").status_code == 200
+    rows = rows_between(ledger)
+    assert [row.estimated for row in rows] == [True] * (2 * len(odd)) + [False]
+    # Estimates of the same prompt and answer.
+    assert all(5 <= row.prompt_tokens + row.completion_tokens < 50 for row in rows)
+    billed = sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    assert sums(ledger) == {"alice": billed}
+
+
+def streamed(process) -> str:
+    with process.stream("support", PROMPT, max_tokens=5, key="alice") as (_, chunks):
+        return json.dumps(list(chunks))
+
+
+def test_a_row_that_no_database_takes_stops_no_other(ledger, caplog):
+    rows = [replace(ROW, request_id=f"r{number}") for number in range(20)]
+    rows[7] = replace(rows[7], prompt_tokens=2**63)
+    written = []
+    writer = Ledger(ledger, queue_limit=100, flush_interval_s=0.01, on_written=written.extend)
+    for row in rows:
+        writer.put(Ended(row))
+    writer.start()
+    wait_for(lambda: writer.written == 20)
+    assert writer.error is None
+    assert writer.close() == []
+    assert written == [row for row in rows if row is not rows[7]]
+    assert {row.request_id for row in rows_between(ledger)} == {row.request_id for row in written}
+    # Whoever reconciles finds it in the log.
+    assert '"request_id": "r7"' in caplog.text
 
 
 def test_a_kill_under_load_loses_a_second_at_most(tmp_path, small):

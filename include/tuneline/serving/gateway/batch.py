@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TextIO, TypeVar
 
+from tuneline.errors import first_line
+
 log = logging.getLogger("tuneline.gateway")
 
 T = TypeVar("T")
@@ -17,12 +19,17 @@ _BATCH = 1000
 _RETRY_AFTER_S = 1.0
 
 
+class UnfitItem(Exception):
+    """A batch holds an item that can't be written, in whatever state the disk or server is."""
+
+
 class BatchWriter(Generic[T]):
     """A queue that takes items without blocking and writes them in order, in batches.
 
     A batch that cannot be written stays at the front of the queue and is tried again;
-    `error` states the reason meanwhile. The caller decides what a full queue means:
-    `put` always takes the item.
+    `error` states the reason meanwhile. A batch with an unfit item is halved until that item is
+    alone, which is left out. The caller decides what a full queue means: `put` always takes the
+    item.
 
     Args:
         name: name of the thread, and of the writer in the log.
@@ -82,18 +89,29 @@ class BatchWriter(Generic[T]):
         if not self._drain():
             self._drain()
 
+    def leave_out(self, item: T, why: UnfitItem) -> None:
+        """Log an item that can never be written."""
+        log.error("%s left an item out: %s", self._name, why)
+
     def _drain(self) -> bool:
         """Write all waiting items; return False if a batch could not be written."""
+        most = _BATCH
         while self._items:
-            batch = [self._items[i] for i in range(min(_BATCH, len(self._items)))]
+            batch = [self._items[i] for i in range(min(most, len(self._items)))]
             try:
                 self._write(batch)
+            except UnfitItem as unfit:
+                if len(batch) > 1:
+                    most = len(batch) // 2
+                    continue
+                self.leave_out(batch[0], unfit)
             except Exception as error:
                 if self.error is None:
-                    log.error("%s cannot write: %s", self._name, error)
-                self.error = str(error)
+                    log.error("%s cannot write: %s", self._name, first_line(error))
+                self.error = first_line(error)
                 return False
             self.error = None
+            most = _BATCH
             for _ in batch:
                 self._items.popleft()
         return True

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from tuneline.serving.gateway.batch import BatchWriter
-from tuneline.serving.gateway.ledger_database import Place, UsageRow, open_writer
+from tuneline.errors import first_line
+from tuneline.serving.gateway.batch import BatchWriter, UnfitItem
+from tuneline.serving.gateway.ledger_database import UNFIT, Place, UsageRow, open_writer
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -81,13 +83,27 @@ class Ledger(BatchWriter[Countable]):
         """Write the waiting attempts; log those that cannot be written, row by row."""
         left = super().close(timeout_s)
         for attempt in left:
-            log.error("usage not written: %s", json.dumps(asdict(attempt.row)))
+            _log(attempt)
         self._writer.close()
         return left
 
+    def leave_out(self, item: Countable, why: UnfitItem) -> None:
+        """Log an attempt that no database takes; those after it are written."""
+        super().leave_out(item, why)
+        with suppress(*UNFIT):
+            _log(item)
+        self.begun = self.written = self.written + 1
+
     def _insert(self, attempts: list[Countable]) -> None:
-        rows = [attempt.row for attempt in attempts]
-        self.begun = self.written + len(rows)
-        self._writer.insert(rows)
+        try:
+            rows = [attempt.row for attempt in attempts]
+            self.begun = self.written + len(rows)
+            self._writer.insert(rows)
+        except UNFIT as error:
+            raise UnfitItem(first_line(error)) from error
         self.written += len(rows)
         self._on_written(rows)
+
+
+def _log(attempt: Countable) -> None:
+    log.error("usage not written: %s", json.dumps(asdict(attempt.row)))

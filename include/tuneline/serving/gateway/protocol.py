@@ -21,6 +21,9 @@ _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
 # them; otherwise one tenant could ask for another's adapter.
 _WRITTEN = ("content", "refusal", "text")
+# More than any request has; a ledger holds no number beyond 2**63, and a negative one would give a
+# budget back.
+_MOST_TOKENS = 2**53
 NOT_FROM_CLIENTS = frozenset({"lora", "lora_request", "lora_path", "id_slot", "kv_transfer_params"})
 
 
@@ -244,17 +247,25 @@ def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool
 
 
 def reported_usage(payload: Mapping[str, Any]) -> Usage | None:
-    """Return the usage of a whole answer or a stream's usage chunk, None if not reported."""
+    """Return the usage of a whole answer or a stream's usage chunk.
+
+    Returns:
+        None if it is not reported, or not by whole numbers from 0 to 2^53.
+    """
     usage = payload.get("usage")
     if not isinstance(usage, dict):
         return None
     # Embeddings have no completion.
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
-    if not isinstance(prompt, int) or not isinstance(completion, int):
+    if not _is_count(prompt) or not _is_count(completion):
         return None
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(prompt, completion, cached if isinstance(cached, int) else 0)
+    return Usage(prompt, completion, cached if _is_count(cached) else 0)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 def written_text(choice: Mapping[str, Any]) -> str:
