@@ -6,10 +6,12 @@ Every request ends in an answer, a fallback or a clean error, and the ledger has
 import asyncio
 import json
 import os
+import resource
 import signal
 import sqlite3
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.gateway.ledger_database import _SqliteWriter
 
 from .conftest import ask, upstream_entry
 from .test_server import Process
@@ -180,6 +183,67 @@ def test_an_upstream_that_is_killed_in_the_middle(start, small, large):
         ("victim", False): AT_ONCE // 2,
     }
     check_ledger(gateway, seen)
+
+
+def test_a_ledger_that_falls_behind_slows_requests_down(start, small, monkeypatch):
+    insert = _SqliteWriter.insert
+
+    def slow(self, rows):
+        time.sleep(0.05 * len(rows))
+        return insert(self, rows)
+
+    monkeypatch.setattr(_SqliteWriter, "insert", slow)
+    gateway = start(
+        upstream_entry(small, **PATIENT), ledger={"path": "usage.db", "queue_limit": 16}
+    )
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: gateway.chat().status_code, range(64)))
+    assert set(statuses) == {200}
+    gateway.rows(64)
+
+
+def test_a_full_disk_costs_logs_first_and_no_usage(tmp_path, write_config, small):
+    key = add_key(tmp_path / "keys.json", "tester")
+    config = write_config(
+        [upstream_entry(small, ping=False)],
+        port=0,
+        ledger={"path": "usage.db", "flush_interval_s": 0.02, "queue_limit": 40},
+        production_log={
+            "store": f"file://{tmp_path}/store",
+            "spool": "spool",
+            "queue_limit": 5,
+            "flush_interval_s": 0.05,
+        },
+    )
+    process = Process(config, key)
+
+    def chat() -> int:
+        return process.client.post("/v1/chat/completions", json=ask()).status_code
+
+    unlimited = resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE)
+    try:
+        assert chat() == 200
+        wait_for(lambda: len(served_rows(tmp_path / "usage.db")) == 1)
+        # No file takes another byte.
+        resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
+        assert [chat() for _ in range(20)] == [200] * 20
+        lost = 'tuneline_gateway_production_log_dropped_total{reason="memory"} '
+        metrics = process.client.get("/metrics").text
+        assert float(metrics.split(lost)[1].split()[0]) >= 10
+        served = 21
+        while (status := chat()) == 200:
+            served += 1
+        assert (status, served) == (503, 41)
+        assert process.ready() == 503
+        assert process.live() == 200
+        resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, unlimited)
+        wait_for(lambda: process.ready() == 200)
+        assert chat() == 200
+    finally:
+        process.client.close()
+        process.signal()
+        assert process.popen.wait(20) == 0
+    assert len(served_rows(tmp_path / "usage.db")) == served + 1
 
 
 def test_a_killed_gateway_loses_the_last_second_at_most(tmp_path, write_config, small):

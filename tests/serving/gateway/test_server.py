@@ -10,22 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pyarrow.parquet
 import pytest
+import yaml
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.keys import add_key
 from tuneline.serving.gateway.server import run_gateway
 from tuneline.serving.gateway.usage import usage_by_key
+from tuneline.serving.server_process import free_port
 
 from .conftest import ask, upstream_entry
 
 INCLUDE = Path(__file__).parents[3] / "include"
-CODE = (
-    "import sys; from pathlib import Path\n"
-    "from tuneline.serving.gateway.server import run_gateway\n"
-    "sys.exit(run_gateway(Path(sys.argv[1])))"
-)
+COMMAND = [sys.executable, "-m", "tuneline.cli", "gateway", "--config"]
 
 
 class Process:
@@ -34,7 +33,7 @@ class Process:
     def __init__(self, config: Path, key: str) -> None:
         self.log = config.with_suffix(".log")
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", CODE, str(config)],
+            [*COMMAND, str(config)],
             env={**os.environ, "PYTHONPATH": str(INCLUDE)},
             stderr=self.log.open("w"),
             stdout=subprocess.DEVNULL,
@@ -171,6 +170,53 @@ def test_no_key_and_no_prompt_in_log_or_files(launch, small, tmp_path):
         if file.is_file():
             content = file.read_bytes()
             assert not [secret for secret in secrets if secret.encode() in content], file
+
+
+@pytest.mark.parametrize("reader", ["full", "gone", "stuck"])
+def test_a_log_that_nobody_takes_does_not_end_the_gateway(tmp_path, write_config, small, reader):
+    key = add_key(tmp_path / "keys.json", "tester")
+    config = write_config(
+        [upstream_entry(small, ping=False)],
+        port=free_port(),
+        log={"format": "json"},
+        production_log={"store": f"file://{tmp_path}/store", "spool": "spool"},
+    )
+    read, stderr = os.pipe()
+    if reader == "full":
+        stderr = os.open("/dev/full", os.O_WRONLY)
+    elif reader == "gone":
+        os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(INCLUDE)}
+    process = subprocess.Popen([*COMMAND, str(config)], env=environment, stderr=stderr)
+    os.close(stderr)
+    url = f"http://127.0.0.1:{yaml.safe_load(config.read_text())['port']}"
+    headers = {"authorization": f"Bearer {key}"}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=20) as client:
+            wait_for(lambda: answers(client))
+            # More than a pipe holds.
+            for _ in range(300):
+                assert client.post("/v1/chat/completions", json=ask()).status_code == 200
+            lost = client.get("/metrics").text.split("\ntuneline_gateway_log_lost_total ")[1:]
+            assert reader == "stuck" or float(lost[0].split()[0]) > 0
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    finally:
+        process.kill()
+    (used,) = usage_by_key(tmp_path / "usage.db")
+    assert used.requests == 300
+    assert sum(map(len, logged(tmp_path / "store"))) == 300
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/v1/health/live").is_success
+    except httpx.TransportError:
+        return False
+
+
+def logged(store: Path) -> list[pyarrow.Table]:
+    return [pyarrow.parquet.read_table(part) for part in store.rglob("*.parquet")]
 
 
 def test_a_taken_port_is_one_sentence(tmp_path, write_config, small):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TextIO, TypeVar
+from typing import Generic, TypeVar
 
 from tuneline.errors import first_line
 
@@ -17,6 +18,9 @@ T = TypeVar("T")
 _BATCH = 1000
 # After a failed write: long enough not to spin, short enough to notice a freed disk.
 _RETRY_AFTER_S = 1.0
+# Some seconds of a busy gateway, while whoever reads its log is stuck.
+_LOG_LINES = 20_000
+_LOG_EVERY_S = 0.1
 
 
 class UnfitItem(Exception):
@@ -65,6 +69,11 @@ class BatchWriter(Generic[T]):
     def pending(self) -> int:
         """Number of items not yet written."""
         return len(self._items)
+
+    @property
+    def crowded(self) -> bool:
+        """True if half as many items wait as may."""
+        return len(self._items) >= self._limit / 2
 
     @property
     def full(self) -> bool:
@@ -117,29 +126,37 @@ class BatchWriter(Generic[T]):
         return True
 
 
-class GatheredLines:
-    """A stream for a log handler whose lines are written together, when `write_out` is called.
+class GatheredLines(BatchWriter[str]):
+    """A stream for a log handler, whose lines a thread writes together.
 
-    A system call per line would give the interpreter to a waiting writer each time.
+    A system call per line would give the interpreter to a waiting writer each time. What the file
+    does not take, since its disk is full or its reader has gone, is lost and counted: a log must
+    not stop the service.
 
     Args:
-        stream: where the lines go.
+        file: descriptor of the open file; a stream's own buffer would keep what can't be written.
+        lose: function that gets the number of texts that are lost.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lines: deque[str] = deque()
+    def __init__(self, file: int, lose: Callable[[int], None]) -> None:
+        self._file = file
+        self._lose = lose
+        super().__init__("gateway log", self._write_out, limit=_LOG_LINES, interval_s=_LOG_EVERY_S)
 
     def write(self, text: str) -> None:
         """Take a text, from any thread, without waiting."""
-        self._lines.append(text)
+        if self.full:
+            self._lose(1)
+        else:
+            self.put(text)
 
     def flush(self) -> None:
         """Do nothing; the handler asks for it after every line."""
 
-    def write_out(self) -> None:
-        """Write all that was taken."""
-        # Another thread may add to them meanwhile.
-        if count := len(self._lines):
-            self._stream.write("".join([self._lines.popleft() for _ in range(count)]))
-            self._stream.flush()
+    def _write_out(self, texts: list[str]) -> None:
+        data = "".join(texts).encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            self._lose(len(texts))

@@ -35,6 +35,9 @@ log = logging.getLogger("tuneline.gateway")
 # Whether the client is still there is looked at from then on: most answers of a small model, and
 # all that are refused, are out by that time, and need no second task.
 _WATCH_AFTER_S = 0.01
+# A request waits this long for a ledger that falls behind: slow is better than refused.
+_LEDGER_PATIENCE_S = 5.0
+_LEDGER_LOOK_S = 0.05
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
 # Of a request that nobody answered, by the last fault; 502 for all others.
@@ -125,13 +128,7 @@ class _Exchange:
                 code="too_many_requests",
                 headers={"retry-after": "1"},
             )
-        if runtime.ledger.full:
-            raise ApiError(
-                503,
-                "Usage cannot be recorded at the moment; try again shortly.",
-                code="ledger_full",
-                headers={"retry-after": "5"},
-            )
+        await self._await_ledger()
         check_content_type(self._request.headers)
         raw = await self._body()
         request = parse_request(self._api, raw, max_depth=runtime.config.limits.json_depth)
@@ -143,6 +140,21 @@ class _Exchange:
         self._chain = chain
         call = Call(self._id, "request", self._key, self._model, request, trace=self._trace)
         return runtime.admission.admit(call)
+
+    async def _await_ledger(self) -> None:
+        """Let the ledger's writer catch up; refuse what can't be recorded."""
+        ledger, now = self._runtime.ledger, asyncio.get_running_loop().time
+        deadline = now() + _LEDGER_PATIENCE_S
+        # One that can't write at all catches up with nothing.
+        while ledger.crowded and ledger.error is None and now() < deadline:
+            await asyncio.sleep(_LEDGER_LOOK_S)
+        if ledger.full:
+            raise ApiError(
+                503,
+                "Usage cannot be recorded at the moment; try again shortly.",
+                code="ledger_full",
+                headers={"retry-after": "5"},
+            )
 
     def _chain_of(self, asked: str) -> Chain | None:
         if self._api.falls_back:

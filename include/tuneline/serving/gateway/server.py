@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +21,7 @@ from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.batch import GatheredLines
 from tuneline.serving.gateway.client_connection import connection_class
 from tuneline.serving.gateway.config import GatewayConfig, load_config
+from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.reload import Reloader, await_file, fingerprint
 from tuneline.serving.gateway.runtime import Runtime, ScrubberFor
 from tuneline.serving.gateway.structured_log import JsonFormatter
@@ -29,6 +31,9 @@ log = logging.getLogger("tuneline.gateway")
 # Requests that overran the drain get this long to be cut off cleanly.
 _CUT_OFF_S = 1
 _BACKLOG = 2048
+# A log whose reader is stuck must not hold up the end.
+_LAST_LINES_S = 2.0
+_LOST = "tuneline_gateway_log_lost_total"
 _SWITCH_S = 0.0005
 
 
@@ -60,13 +65,7 @@ def run_gateway(
     config = load_config(config_path)
     app = create_app(config, scrubber_for)
     listener = _listen(config)
-    lines = GatheredLines(sys.stderr)
-    logging.basicConfig(
-        stream=lines, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    if config.log.format == "json":
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(JsonFormatter())
+    lines = _begin_log(config, app.state.runtime.metrics)
     server = _DrainingServer(
         uvicorn.Config(
             app,
@@ -85,7 +84,6 @@ def run_gateway(
         ),
         app.state.runtime,
         Reloader(config_path, app.state.runtime, taken, watch=watch),
-        lines,
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -96,8 +94,20 @@ def run_gateway(
         server.run(sockets=[listener])
         log.info("gateway stopped")
     finally:
-        lines.write_out()
+        lines.close(_LAST_LINES_S)
     return EXIT_OK
+
+
+def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
+    """Send the log to stderr by a thread."""
+    metrics.counter(_LOST, "Lines of the gateway's own log that could not be written.")
+    lines = GatheredLines(sys.stderr.fileno(), partial(metrics.add, _LOST))
+    handler = logging.StreamHandler(lines)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if config.log.format == "json" else plain)
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    lines.start()
+    return lines
 
 
 def _steady_interpreter() -> None:
@@ -117,11 +127,8 @@ def _steady_interpreter() -> None:
 class _DrainingServer(uvicorn.Server):
     """A server that drains first; uvicorn closes its port on the first signal."""
 
-    def __init__(
-        self, config: uvicorn.Config, runtime: Runtime, reloader: Reloader, lines: GatheredLines
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, reloader: Reloader) -> None:
         super().__init__(config)
-        self._lines = lines
         self._runtime = runtime
         self._reloader = reloader
         self._drain_began: float | None = None
@@ -144,7 +151,6 @@ class _DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Return True to stop serving; uvicorn calls it ten times a second."""
-        self._lines.write_out()
         if await super().on_tick(counter):
             return True
         if self._drain_began is None:
