@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -69,6 +69,9 @@ class UpstreamServer:
         self.words = 5
         # The whole answer, instead of words.
         self.reply: str | None = None
+        # The whole body of an answer, and the bytes of a stream, instead of anything sensible.
+        self.body: bytes | None = None
+        self.pieces: Callable[[], AsyncIterator[bytes]] | None = None
         self.logprob = -0.1
         self.sends_logprobs = True
         self.sends_usage = True
@@ -127,6 +130,10 @@ class UpstreamServer:
             return JSONResponse({"error": error}, refusals[self.mode])
         if self.mode == "garbage":
             return Response("<html>not what you wanted</html>")
+        if self.pieces is not None and body.get("stream"):
+            return StreamingResponse(self.pieces(), media_type="text/event-stream")
+        if self.body is not None and not body.get("stream"):
+            return Response(self.body)
         words = min(self.words, body.get("max_tokens") or self.words)
         prompt = sum(len(message["content"].split()) for message in body["messages"])
         usage = {

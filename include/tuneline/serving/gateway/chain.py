@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
+from tuneline.errors import first_line
 from tuneline.serving.gateway.attempt import Attempt, Call, Candidate, Recorder
 from tuneline.serving.gateway.config import ModelConfig
 from tuneline.serving.gateway.doubts import Doubts
@@ -263,6 +264,9 @@ class Chain:
             walk.context = max(walk.context, upstream.config.context_tokens or 0)
             attempt.end(Outcome.CONTEXT_OVERFLOW)
             walk.reason = Outcome.CONTEXT_OVERFLOW
+        except Exception as error:  # an upstream may send anything
+            detail = f"its answer can't be read: {first_line(error)}"
+            self._leave(walk, attempt, Outcome.BAD_RESPONSE, detail)
         else:
             attempt.works()
             walk.reason = found.doubt

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.confidence import is_low
 from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
 from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.protocol import choices_of
+from tuneline.serving.gateway.sse import SseParser
 from tuneline.serving.gateway.structured import Judge
-
-_DATA = b"data: "
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Doubts:
         if self.form is not None and whole is not None and self.window:
             contents: dict[Any, str] = {}
             for data in whole:
-                for choice in choices_of(json.loads(data.strip().removeprefix(_DATA))):
+                (stated,) = SseParser().feed(data)
+                for choice in choices_of(json_text.loads(stated)):
                     delta = choice.get("delta")
                     piece = delta.get("content") if isinstance(delta, dict) else None
                     if isinstance(piece, str):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from tuneline.errors import first_line
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.attempt import Attempt, Candidate
 from tuneline.serving.gateway.http_answer import BrokenConnection, HttpAnswer
@@ -22,7 +23,7 @@ class OpenStream(Candidate):
     """A stream that has begun.
 
     Deadlines count from the last token, not from the last byte: an engine that hangs behind a
-    web server which still sends keep-alive comments is found all the same.
+    web server which still sends keep-alive comments or empty events is found all the same.
 
     Args:
         attempt: the attempt that notes what the stream brings.
@@ -40,9 +41,10 @@ class OpenStream(Candidate):
         # Each choice ends by itself; only the end of the last one is the stream's.
         self._unfinished = attempt.call.request.choices
         self._fault: UpstreamFault | None = None
-        self._deadline = (
-            asyncio.get_running_loop().time() + attempt.upstream.config.first_token_timeout_s
-        )
+        config, now = attempt.upstream.config, asyncio.get_running_loop().time()
+        self._bytes_left = config.max_answer_bytes
+        self._end = now + config.stream_timeout_s
+        self._deadline = now + config.first_token_timeout_s
 
     async def begin(self, tokens: int) -> None:
         """Read a number of tokens, or all of a shorter stream.
@@ -94,8 +96,11 @@ class OpenStream(Candidate):
     async def _advance(self) -> None:
         """Read one chunk; a fault is kept until everything before it has been passed on."""
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(min(self._deadline, self._end)):
                 chunk = await self._response.part()
+            self._bytes_left -= len(chunk)
+            if self._bytes_left < 0:
+                raise ValueError("it is too large (`max_answer_bytes`)")
             for data in self._parser.feed(chunk):
                 self._take(data)
             if not chunk:
@@ -103,12 +108,17 @@ class OpenStream(Candidate):
                 if self._unfinished > 0:
                     self._fault = UpstreamFault(Outcome.CONNECTION_LOST, "the stream broke off")
         except TimeoutError:
-            self._fault = UpstreamFault(Outcome.TIMEOUT, "no token in time")
+            whole = self._end < self._deadline
+            detail = "it takes too long (`stream_timeout_s`)" if whole else "no token in time"
+            self._fault = UpstreamFault(Outcome.TIMEOUT, detail)
         except BrokenConnection as broken:
             detail = f"the stream broke off ({broken})"
             self._fault = UpstreamFault(Outcome.CONNECTION_LOST, detail)
         except UpstreamFault as fault:
             self._fault = fault
+        except Exception as error:  # an upstream may send anything
+            detail = f"the stream can't be read: {first_line(error)}"
+            self._fault = UpstreamFault(Outcome.BAD_RESPONSE, detail)
 
     def _take(self, data: bytes) -> None:
         if data == DONE:
@@ -123,11 +133,12 @@ class OpenStream(Candidate):
         choices = choices_of(payload)
         if not choices and "error" in payload:
             raise UpstreamFault(Outcome.UPSTREAM_5XX, "an error in the stream")
+        written = self.attempt.chunks
         self.attempt.saw(payload, "delta")
         self._unfinished -= sum(bool(choice.get("finish_reason")) for choice in choices)
-        config = self.attempt.upstream.config
-        if self.attempt.chunks:
-            self._deadline = asyncio.get_running_loop().time() + config.idle_timeout_s
+        if self.attempt.chunks > written:
+            idle_s = self.attempt.upstream.config.idle_timeout_s
+            self._deadline = asyncio.get_running_loop().time() + idle_s
         if not choices and payload.get("usage") and not self.attempt.call.request.wants_usage:
             return
         self._ready.append(event(without_logprobs(payload) if self._hide_logprobs else data))

@@ -38,13 +38,14 @@ class UpstreamConfig(Section):
     )
     first_token_timeout_s: Seconds = Field(60.0, description="Time to the first token of a stream.")
     idle_timeout_s: Seconds = Field(
-        60.0, description="Longest silence inside a stream that has begun."
+        60.0, description="Longest time without text inside a stream that has begun."
     )
+    stream_timeout_s: Seconds = Field(3600.0, description="Time for a whole stream.")
     max_answer_bytes: int = Field(
         ANSWER_LIMIT,
         ge=1_000,
-        description="Largest answer that is not streamed; a larger one is a failure of the "
-        "upstream, and its connection is closed.",
+        description="Largest answer, streamed or not; a larger one is a failure of the upstream, "
+        "and its connection is closed.",
     )
     version: str | None = Field(
         None,
