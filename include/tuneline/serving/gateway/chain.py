@@ -15,18 +15,19 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, TypeAlias, TypeVar
 
 from tuneline.errors import first_line
 from tuneline.serving.gateway.attempt import Attempt, Call, Candidate, Recorder
 from tuneline.serving.gateway.config import ModelConfig
 from tuneline.serving.gateway.doubts import Doubts
+from tuneline.serving.gateway.json_form import FormJudge, JsonForm, json_form_of
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
 from tuneline.serving.gateway.overflow import is_overflow
 from tuneline.serving.gateway.protocol import upstream_body, without_logprobs
 from tuneline.serving.gateway.stream import OpenStream
-from tuneline.serving.gateway.structured import judge_of
 from tuneline.serving.gateway.upstream import Upstream
 
 log = logging.getLogger("tuneline.gateway")
@@ -93,6 +94,11 @@ class _Walk(Generic[C]):
     context: int = 0
     spent: bool = False
 
+    @cached_property
+    def form(self) -> JsonForm | None:
+        """The form of JSON that the request asks for."""
+        return json_form_of(self.call.request.body)
+
     def fits(self, upstream: Upstream) -> bool:
         """Return False if a prompt that did not fit cannot fit here either."""
         stated = upstream.config.context_tokens
@@ -117,6 +123,7 @@ class Chain:
         upstreams: the primary, then the fallbacks in order.
         recorder: takes ended attempts.
         metrics: the counters.
+        judge: who holds an answer against the form of JSON that was asked for.
         stale_after_s: age of the last token from which an upstream is not ready, seconds.
     """
 
@@ -126,12 +133,15 @@ class Chain:
         upstreams: list[Upstream],
         recorder: Recorder,
         metrics: Metrics,
+        judge: FormJudge,
+        *,
         stale_after_s: float,
     ) -> None:
         self.config = config
         self.upstreams = upstreams
         self.recorder = recorder
         self._metrics = metrics
+        self._judge = judge
         self._stale_after_s = stale_after_s
 
     async def answer(self, call: Call) -> Answer:
@@ -247,7 +257,7 @@ class Chain:
         doubts = Doubts()
         if judged:
             limits = self.config.limits_of(upstream.name)
-            doubts = Doubts(limits, judge_of(walk.call.request.body))
+            doubts = Doubts(limits, walk.form, self._judge)
         try:
             async with asyncio.timeout(left):
                 found = await walk.ask(attempt, doubts)
@@ -304,7 +314,7 @@ class Chain:
             body, upstream.config.answer_timeout_s, request.api, attempt.headers
         )
         attempt.saw(payload, "message")
-        doubt = doubts.of_answer(attempt.logprobs, payload)
+        doubt = await doubts.of_answer(attempt.logprobs, payload)
         self._count_unknown(attempt, judged=limits is not None)
         attempt.end(doubt or Outcome.OK)
         if limits is not None and not request.wants_logprobs:
@@ -322,10 +332,11 @@ class Chain:
         stream = OpenStream(attempt, response, hide_logprobs=judged and not request.wants_logprobs)
         try:
             await stream.begin(doubts.window or 1)
+            held = stream.held(doubts.window)
+            stream.doubt = await doubts.of_beginning(attempt.logprobs, held)
         except BaseException:
             await stream.release()
             raise
-        stream.doubt = doubts.of_beginning(attempt.logprobs, stream.held(doubts.window))
         self._count_unknown(attempt, judged=judged)
         return stream
 

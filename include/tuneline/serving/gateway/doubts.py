@@ -9,25 +9,32 @@ from typing import Any
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.confidence import is_low
 from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
+from tuneline.serving.gateway.json_form import FormJudge, JsonForm
 from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.protocol import choices_of
 from tuneline.serving.gateway.sse import SseParser
-from tuneline.serving.gateway.structured import Judge
 
 
 @dataclass(frozen=True)
 class Doubts:
-    """The limits of confidence and the form of JSON; None judges nothing."""
+    """The limits of confidence and the form of JSON; None judges nothing.
+
+    Attributes:
+        judge: who holds a form against an answer.
+    """
 
     limits: LowConfidenceConfig | None = None
-    form: Judge | None = None
+    form: JsonForm | None = None
+    judge: FormJudge | None = None
 
     @property
     def window(self) -> int:
         """The tokens of a stream that are held back and judged."""
         return self.limits.stream_window_tokens if self.limits else 0
 
-    def of_answer(self, logprobs: Sequence[float], payload: Mapping[str, Any]) -> Outcome | None:
+    async def of_answer(
+        self, logprobs: Sequence[float], payload: Mapping[str, Any]
+    ) -> Outcome | None:
         """Return why a whole answer is not trusted, None if it is.
 
         Args:
@@ -37,13 +44,13 @@ class Doubts:
         if self.form is not None:
             messages = [choice.get("message") for choice in choices_of(payload)]
             contents = [m.get("content") for m in messages if isinstance(m, dict)]
-            if not self._all_fit(contents):
+            if not await self._all_fit(contents):
                 return Outcome.INVALID_JSON
         if self.limits is not None and is_low(logprobs, self.limits):
             return Outcome.LOW_CONFIDENCE
         return None
 
-    def of_beginning(
+    async def of_beginning(
         self, logprobs: Sequence[float], whole: Sequence[bytes] | None
     ) -> Outcome | None:
         """Return why a stream is not trusted by what was held back of it, None if it is.
@@ -63,13 +70,15 @@ class Doubts:
                     if isinstance(piece, str):
                         place = choice.get("index")
                         contents[place] = contents.get(place, "") + piece
-            if not self._all_fit(list(contents.values())):
+            if not await self._all_fit(list(contents.values())):
                 return Outcome.INVALID_JSON
         if self.limits is not None and self.window and is_low(logprobs, self.limits, window=True):
             return Outcome.LOW_CONFIDENCE
         return None
 
-    def _all_fit(self, contents: Sequence[Any]) -> bool:
+    async def _all_fit(self, contents: Sequence[Any]) -> bool:
         # A call of a tool has no content; its arguments have a schema of their own.
         texts = [text for text in contents if isinstance(text, str) and text]
-        return self.form is None or all(self.form.accepts(text) for text in texts)
+        if self.form is None or self.judge is None or not texts:
+            return True
+        return await self.judge.accepts(self.form, texts)

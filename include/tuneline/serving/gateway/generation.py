@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from tuneline.serving.gateway.attempt import Recorder
 from tuneline.serving.gateway.chain import Chain
 from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
+from tuneline.serving.gateway.json_form import FormJudge
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.prices import Rates
@@ -28,6 +29,7 @@ class Generation:
         config: the configuration.
         ledger: the usage ledger.
         metrics: the gateway's counters.
+        judge: see `Chain`.
         known: upstreams of the generation before; those whose entries are the same go on, with
             their connections and their health.
 
@@ -43,6 +45,7 @@ class Generation:
         config: GatewayConfig,
         ledger: Ledger,
         metrics: Metrics,
+        judge: FormJudge,
         known: Mapping[str, Upstream] | None = None,
     ) -> None:
         self.config = config
@@ -58,7 +61,8 @@ class Generation:
 
         def chain(model: ModelConfig) -> Chain:
             upstreams = [self.upstreams[name] for name in model.chain]
-            return Chain(model, upstreams, recorder, metrics, config.readiness.stale_s)
+            stale_s = config.readiness.stale_s
+            return Chain(model, upstreams, recorder, metrics, judge, stale_after_s=stale_s)
 
         # By the id that a client asks for. A versioned id without a ready upstream does not make
         # the gateway unready: the model itself may still be answered by a fallback.

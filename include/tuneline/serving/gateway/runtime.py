@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
@@ -16,6 +17,7 @@ from tuneline.serving.gateway.attempt import Attempt, Call
 from tuneline.serving.gateway.breaker import Circuit
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.generation import Generation
+from tuneline.serving.gateway.json_form import FormJudge
 from tuneline.serving.gateway.keys import KeyRing
 from tuneline.serving.gateway.ledger import Ledger
 from tuneline.serving.gateway.ledger_database import UsageRow
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 # is on this floor and therefore not imported here.
 ScrubberFor: TypeAlias = "Callable[[Sequence[str]], Scrub]"
 
+_UNJUDGED = "tuneline_gateway_json_unjudged_total"
 RELOADS = "tuneline_gateway_reloads_total"
 _COUNTERS = {
     "tuneline_gateway_requests_total": "Chat requests, by model asked for and HTTP status.",
@@ -46,6 +49,7 @@ _COUNTERS = {
     "tuneline_gateway_tokens_total": "Tokens written to the ledger.",
     "tuneline_gateway_cost_total": "Cost written to the ledger.",
     "tuneline_gateway_confidence_unknown_total": "Answers to be judged without logprobs.",
+    _UNJUDGED: "Answers that nobody could hold against the JSON Schema of their request.",
     RELOADS: "Configuration files read while the gateway ran, by whether they were taken over.",
     DROPPED: "Lines of the request log that were dropped.",
 }
@@ -117,7 +121,8 @@ class Runtime:
             users=config.ledger.users,
             metrics=self.metrics,
         )
-        self._current = Generation(config, self.ledger, self.metrics)
+        self._judge = FormJudge(partial(self.metrics.add, _UNJUDGED))
+        self._current = Generation(config, self.ledger, self.metrics, self._judge)
         self.tally = Tally()
         self.tally.keep(self._current.canaries)
         self._retiring: set[asyncio.Task[None]] = set()
@@ -174,7 +179,7 @@ class Runtime:
                 not be any more; then everything stays as it was.
         """
         old = self._current
-        new = Generation(config, self.ledger, self.metrics, old.upstreams)
+        new = Generation(config, self.ledger, self.metrics, self._judge, old.upstreams)
         was_ready = old.prober.why_not_ready() is None
         new.start()
         lacking = await new.await_ready(config.readiness.warmup_timeout_s if was_ready else 0.0)
@@ -214,6 +219,7 @@ class Runtime:
             await asyncio.to_thread(self.request_log.close)
         if self.production_log:
             await asyncio.to_thread(self.production_log.close)
+        await asyncio.to_thread(self._judge.close)
         await asyncio.to_thread(self._book.close)
         await asyncio.to_thread(self.ledger.close)
         if self.tracing:
