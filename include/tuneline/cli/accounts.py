@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tuneline.serving.usage_import.report import Report
 
 _LIMITS = {
+    "requests_at_once": (int, "N", "requests under way (half of the gateway's)"),
     "requests_per_minute": (int, "N", "requests in a minute"),
     "tokens_per_minute": (int, "N", "tokens of prompts and answers in a minute"),
     "tokens_per_day": (int, "N", "tokens in a day, UTC"),

@@ -1,6 +1,7 @@
 """Rights, rates and budgets of keys, in a gateway over real sockets."""
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -8,10 +9,12 @@ import httpx
 import pytest
 from tests.lab.waiting import wait_for
 
+from tuneline.serving.gateway.api import CHAT
 from tuneline.serving.gateway.key_limits import Limits
 from tuneline.serving.gateway.keys import add_key, revoke_key
+from tuneline.serving.gateway.protocol import parse_request
 
-from .conftest import ask
+from .conftest import ask, upstream_entry
 
 # The servers answer five words to a prompt of three.
 TOKENS = 8
@@ -137,6 +140,72 @@ def test_an_absurd_number_of_tokens_is_no_fault_of_the_gateway(limited, small, a
     assert alice.chat(max_completion_tokens=absurd).status_code == status
     assert alice.chat(n=absurd).status_code == 400
     assert gateway.chat().status_code == 200
+
+
+@pytest.fixture
+def hanging(small):
+    """Sends requests that the upstream does not answer until it is stopped."""
+    with ThreadPoolExecutor(8) as pool:
+
+        def ask_all(client, count, **fields):
+            small.mode = "hang"
+            asked = len(small.requests())
+            waiting = [pool.submit(client.chat, **fields) for _ in range(count)]
+            wait_for(lambda: len(small.requests()) == asked + count)
+            return waiting
+
+        yield ask_all
+        small.stop()
+
+
+@pytest.mark.parametrize(
+    ("config", "limits", "passes"),
+    [
+        # Half of the places where there is another key; the key's own number goes before it.
+        ({"max_in_flight": 4}, {}, 2),
+        ({"max_in_flight": 4}, {"requests_at_once": 1}, 1),
+        ({"max_in_flight": 4}, {"requests_at_once": 3}, 3),
+    ],
+)
+def test_one_key_leaves_places_to_others(limited, small, hanging, config, limits, passes):
+    gateway, alice = limited(upstream_entry(small, ping=False), config=config, **limits)
+    hanging(alice, passes)
+    message, _ = refusal(alice.chat(), "too_many_requests")
+    assert f"may have {passes} requests under way" in message
+    hanging(Client(gateway, gateway.key), 1)
+    assert 'refusals_total{limit="requests_at_once"} 1' in metrics(gateway)
+    small.stop()
+    wait_for(lambda: gateway.runtime.in_flight == 0)
+    assert alice.chat().status_code == 502
+
+
+def test_requests_under_way_have_a_bound_of_memory(limited, small, hanging):
+    config = {"max_in_flight_bytes": 2 << 20}
+    gateway, alice = limited(upstream_entry(small, ping=False), config=config)
+    large = {"messages": [{"role": "user", "content": "a" * 400_000}]}
+    # Twice its text, and half of what all may hold.
+    hanging(alice, 1, **large)
+    assert refusal(alice.chat(**large), "too_many_requests")
+    other = Client(gateway, gateway.key)
+    hanging(other, 1, **large)
+    hanging(alice, 1)
+    small.stop()
+    wait_for(lambda: gateway.runtime.in_flight == 0)
+    assert alice.chat(**large).status_code == 502
+
+
+@pytest.mark.parametrize(
+    "repeated", [b"[],", b'{"a":1},', b"1.5,", b'"ab",', b'{"a":1.5,"b":"cd"},', b"aaaa"]
+)
+def test_the_memory_of_a_body_is_counted(repeated):
+    filled = repeated * 20_000
+    value = b"[%b1]" % filled if b"," in filled else b'"%b\\ud83d\\ude00"' % filled
+    raw = b'{"model": "m", "messages": [{"role": "user"}], "metadata": {"x": %b}}' % value
+    tracemalloc.start()
+    request = parse_request(CHAT, raw, max_depth=64, max_values=10**6)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.85 * taken < request.memory < 5 * taken
 
 
 def test_a_failed_request_gives_its_claim_back(limited, small):

@@ -93,17 +93,41 @@ def test_the_key_does_not_reach_the_upstream_but_its_own_does(start, small, monk
 
 def test_adapter_fields_come_from_the_configuration_only(start, small):
     gateway = start(upstream_entry(small, extra_body={"lora": [{"id": 0, "scale": 1.0}]}))
-    gateway.chat(lora=[{"id": 7, "scale": 1.0}], lora_request={"lora_name": "x"}, temperature=0)
+    assert gateway.chat(temperature=0).status_code == 200
     (body,) = small.requests()
     assert body["lora"] == [{"id": 0, "scale": 1.0}]
-    assert "lora_request" not in body
-    assert body["temperature"] == 0
-    assert body["model"] == "small-model"
+    assert (body["temperature"], body["model"]) == (0, "small-model")
 
 
-def test_lora_is_dropped_when_nothing_is_configured(start, small):
-    start(small).chat(lora=[{"id": 7, "scale": 1.0}])
-    assert "lora" not in small.requests()[0]
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lora", "lora_request", "id_slot", "kv_transfer_params", "bootstrap_host", "priority"),
+        *("custom_logit_processor", "prompt_embeds", "chat_template", "structured_outputs"),
+        *("vllm_xargs", "grammar", "n_predict", "cache_prompt", "x" * 500),
+    ],
+)
+def test_a_field_that_may_mean_anything_to_an_engine_is_refused_by_name(calm, small, name):
+    gateway = calm(small)
+    response = gateway.chat(**{name: 1})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"][:64]) == ("unknown_field", name[:64])
+    assert f"`{name[:64]}" in error["message"]
+    assert len(error["message"]) < 300
+    assert small.requests() == []
+
+
+def test_each_upstream_gets_the_fields_that_it_takes(calm, small, large):
+    gateway = calm(upstream_entry(small, fields=["grammar"]), large)
+    small.mode = "error"
+    openais = {"reasoning_effort": "low", "safety_identifier": "u1", "verbosity": "low"}
+    assert gateway.chat(grammar="root ::= a", top_k=40, **openais).status_code == 200
+    for server, own, others in ((small, "grammar", "top_k"), (large, "top_k", "grammar")):
+        (body,) = server.requests()
+        assert own in body
+        assert others not in body
+        assert openais.items() <= body.items()
 
 
 def test_models_are_listed(start, small):
@@ -252,7 +276,7 @@ def test_metrics_count_what_happened(start, small):
     assert gateway.key not in text()
 
 
-def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path):
+def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path, monkeypatch):
     import sqlite3
 
     # Without pings, whose rows would fill so short a queue too.
@@ -264,6 +288,7 @@ def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path):
     gateway.rows(1)
     blocker = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr("tuneline.serving.gateway.chat._LEDGER_PATIENCE_S", 0.1)
     statuses = [gateway.chat().status_code for _ in range(8)]
     assert statuses[:3] == [200] * 3
     assert statuses[-1] == 503

@@ -208,6 +208,11 @@ def test_a_body_larger_than_declared_is_another_request_and_no_http(gateway, sma
         ),
         (b'{"model": "support", "messages": [' + b'{"role":"a"},' * 40_000 + b"1]}", 413, "larger"),
         (b"[" * 190_000, 400, "JSON"),
+        (
+            b'{"model": "support", "messages": [' + b'{"role":"a"},' * 12_000 + b"1]}",
+            400,
+            "more than 20000 lists, objects and fields",
+        ),
         (b'{"model": NaN}', 400, "JSON"),
         (
             b'{"model": "support", "messages": [{"role": "user"}], "top_p": 1e999}',
@@ -233,6 +238,23 @@ def test_bodies_that_are_wrong_get_one_sentence(gateway, small, content, status,
     assert small.requests() == []
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "word"),
+    [
+        ("completions", {"prompt": ["a"] * 129}, "`prompt` must be"),
+        ("completions", {"prompt": [[1]] * 43, "n": 3}, "at most 128"),
+        ("completions", {"prompt": ["a"] * 5, "best_of": 26}, "at most 128"),
+        ("chat/completions", {"messages": [{"role": "user"}], "n": 129}, "`n` must be"),
+        ("embeddings", {"input": ["a"] * 2_049}, "at most 2048"),
+    ],
+)
+def test_one_request_asks_for_a_bounded_number_of_answers(gateway, small, path, fields, word):
+    response = gateway.client.post(f"/v1/{path}", json={"model": "support", **fields})
+    assert response.status_code == 400
+    assert word in response.json()["error"]["message"]
+    assert small.requests() == []
+
+
 def test_wrong_types_methods_and_encodings(gateway):
     client = gateway.client
     url = "/v1/chat/completions"
@@ -249,11 +271,10 @@ def test_wrong_types_methods_and_encodings(gateway):
 
 
 def test_of_two_equal_fields_the_engine_sees_what_was_checked(gateway, small):
-    twice = b'{"lora": 1, "model": "nope", "model": "support", ' + body()[1:]
+    twice = b'{"model": "nope", "top_p": "high", "model": "support", "top_p": 1, ' + body()[1:]
     assert gateway.client.post("/v1/chat/completions", content=twice).status_code == 200
     (seen,) = small.requests()
-    assert seen["model"] == "small-model"
-    assert "lora" not in seen
+    assert (seen["model"], seen["top_p"]) == ("small-model", 1)
 
 
 def test_what_is_no_http_is_400_in_json(gateway):

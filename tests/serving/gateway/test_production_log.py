@@ -404,7 +404,7 @@ def test_a_row_that_cannot_be_made_costs_itself_only(start, small, section, stor
     assert [row["messages"][0]["content"] for row in rows_of(store)] == ["one", "two"]
 
 
-@pytest.mark.parametrize("bound", [{"queue_limit": 2}, {"queue_bytes": 250}])
+@pytest.mark.parametrize("bound", [{"queue_limit": 2}, {"queue_bytes": 3_000}])
 def test_a_full_queue_drops_and_counts(start, small, section, store, bound):
     gateway = start(small, production_log={**section, "flush_interval_s": 60, **bound})
     assert [gateway.chat().status_code for _ in range(6)] == [200] * 6

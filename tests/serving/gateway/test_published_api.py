@@ -102,6 +102,9 @@ def test_what_the_document_allows_is_not_refused(case, gateway):
     if case.meta.generation.mode.is_negative:
         return
     case.body = {**case.body, "model": "support"}
+    if isinstance(case.body.get("prompt"), list):
+        # The product of the three has a bound, which no schema can state.
+        case.body |= {"n": 1, "best_of": 1}
     headers = {"authorization": f"Bearer {gateway.key}"}
     response = case.call(base_url=gateway.url, headers=headers, timeout=20)
     case.validate_response(response, checks=[*CHECKS, positive_data_acceptance])

@@ -1,4 +1,4 @@
-"""Whether a key may make a request: its models, its rates, its budgets.
+"""Whether a key may make a request: a place for it, its models, its rates, its budgets.
 
 A budget is held against what the ledger says is spent, plus what the key's requests under way may
 still take. The latter is a claim: the tokens of the prompt by its length, and `max_tokens`. When
@@ -97,6 +97,63 @@ class _UnderWay:
                 del self._claims[place], self._sums[place]
 
 
+@dataclass
+class _Place:
+    """A request under way, and the memory that it holds, in bytes."""
+
+    key: str
+    size: int = 0
+
+
+class _Places:
+    """The requests under way. Where there are several keys, none may hold more than half."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._places: dict[str, _Place] = {}
+        self._requests: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    def limit(self, key: str, places: int) -> int:
+        """Return how many requests a key may have under way."""
+        grant = self._keys.grant_of(key)
+        own = grant.limits.requests_at_once if grant else None
+        return own or self._share(places)
+
+    def take(self, request_id: str, key: str, places: int) -> bool:
+        """Take a place; return False if the key has as many as it may."""
+        if self._requests[key] >= self.limit(key, places):
+            return False
+        self._requests[key] += 1
+        self._places[request_id] = _Place(key)
+        return True
+
+    def hold(self, request_id: str, size: int, most: int) -> bool:
+        """Let a request hold memory; return False if that is too much beside the others."""
+        place = self._places[request_id]
+        of_others = self._bytes.total() - place.size
+        of_key = self._bytes[place.key] - place.size
+        # Alone it may be as large as `max_body_bytes` lets it be.
+        if (of_others and of_others + size > most) or (
+            of_key and of_key + size > self._share(most)
+        ):
+            return False
+        self._bytes[place.key] = of_key + size
+        place.size = size
+        return True
+
+    def leave(self, request_id: str) -> None:
+        place = self._places.pop(request_id, None)
+        if place is not None:
+            self._requests[place.key] -= 1
+            self._bytes[place.key] -= place.size
+            if not self._requests[place.key]:
+                del self._requests[place.key], self._bytes[place.key]
+
+    def _share(self, whole: int) -> int:
+        return whole if len(self._keys) < 2 else max(1, whole // 2)
+
+
 class Admission:
     """The limits of all keys, in the event loop of one gateway.
 
@@ -128,12 +185,44 @@ class Admission:
         self._users = users
         self._metrics = metrics
         self._clock = clock
+        self._places = _Places(keys)
         self._claims: dict[str, _Claim] = {}
         self._ended: deque[_Claim] = deque()
         self._under_way = _UnderWay()
         self._minutes: dict[str, Minute] = {}
         ledger.on_taken = self._saw
         metrics.counter(REFUSALS, "Requests refused by a limit of their key, by limit.")
+
+    def enter(self, request_id: str, key: str, places: int) -> None:
+        """Take a place for a request; `release` has to follow.
+
+        Args:
+            request_id: the request.
+            key: name of its key.
+            places: the requests that the gateway may have under way.
+
+        Raises:
+            ApiError: 429 if the key has as many under way as it may.
+        """
+        if not self._places.take(request_id, key, places):
+            self._metrics.add(REFUSALS, limit="requests_at_once")
+            most = self._places.limit(key, places)
+            raise _too_many(f"This API key may have {most} requests under way, and has")
+
+    def hold(self, request_id: str, size: int, most: int) -> None:
+        """Let a request that has entered hold memory.
+
+        Args:
+            request_id: the request.
+            size: bytes that it holds in all.
+            most: bytes that all requests may hold.
+
+        Raises:
+            ApiError: 429 if that is too much beside the other requests.
+        """
+        if not self._places.hold(request_id, size, most):
+            self._metrics.add(REFUSALS, limit="bytes_at_once")
+            raise _too_many("The requests under way are as large as they may be together")
 
     def admit(self, call: Call) -> Call:
         """Let a request pass, or say why not; `release` has to follow.
@@ -163,6 +252,7 @@ class Admission:
 
     def release(self, request_id: str) -> None:
         """End a request: what it took is in the queue of the ledger by now."""
+        self._places.leave(request_id)
         claim = self._claims.pop(request_id, None)
         if claim is None:
             return
@@ -190,8 +280,8 @@ class Admission:
         body = call.request.body
         prompt = call.request.size // _BYTES_PER_TOKEN
         stated = _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens"))
-        choices = max(call.request.choices, _count(body.get("best_of")))
-        answer = 0 if call.request.api is EMBEDDINGS else (stated or _UNSTATED_TOKENS) * choices
+        each = stated or _UNSTATED_TOKENS
+        answer = 0 if call.request.api is EMBEDDINGS else each * call.request.sequences
         return Spent(prompt + answer, self._rates_of(call.model).cost(prompt, answer))
 
     def _saw(self, attempt: Attempt) -> None:
@@ -246,8 +336,14 @@ class Admission:
 
 
 def _count(value: Any) -> int:
-    """Return a client's number if it is one; upstreams refuse what is none, or is absurd."""
-    return min(value, _MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
+    """Return a client's number, 0 if it states none; upstreams refuse what is absurd."""
+    return int(min(value or 0, _MOST_TOKENS))
+
+
+def _too_many(why: str) -> ApiError:
+    # The rest of the body is not read, so the connection can't go on.
+    headers = {"retry-after": str(_SOON_S), "connection": "close"}
+    return ApiError(429, f"{why}; try again shortly.", code="too_many_requests", headers=headers)
 
 
 def _refusal(budget: Budget, period: str, now: float, is_spent: bool) -> ApiError:

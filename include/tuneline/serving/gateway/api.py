@@ -1,7 +1,8 @@
 """The APIs that the gateway serves: their paths, and the fields whose types it checks.
 
 What is known here is checked before an engine is asked, and published in the OpenAPI document.
-Fields that are not known here are passed on: engines have more of them than any list.
+Fields that are not known here reach an upstream only where its configuration names them: engines
+have some that choose a server, a cache or code.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-# More choices than this are a mistake, or an attack on the budget of a key.
-_MOST_CHOICES = 128
+# More choices than this, over all prompts of a request, are a mistake, or an attack on the budget
+# of a key.
+MOST_CHOICES = 128
+# OpenAI's own limit.
+MOST_INPUTS = 2_048
 _INTEGER = {"type": "integer"}
 
 
@@ -116,6 +120,8 @@ _OBJECTS = Field(
 _TEXTS = Field(
     _list_of(_is_text), "a list of strings", {"type": "array", "items": {"type": "string"}}
 )
+# Passed on as it is.
+_ANYTHING = Field(lambda _: True, "anything", {})
 _CONTENT = _either("a string or a list of objects", _TEXT, _OBJECTS)
 
 
@@ -140,24 +146,30 @@ _MESSAGES = Field(
     {"type": "array", "minItems": 1, "items": _MESSAGE},
 )
 _TOKENS = {"type": "array", "minItems": 1, "items": _INTEGER}
-_PROMPT = Field(
-    lambda value: (
-        _is_text(value)
-        or (
-            bool(value)
-            and (_list_of(_is_text)(value) or _is_tokens(value) or _list_of(_is_tokens)(value))
-        )
-    ),
-    "a string, a list of strings, or a list of token ids",
-    {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "array", "minItems": 1, "items": {"type": "string"}},
-            _TOKENS,
-            {"type": "array", "minItems": 1, "items": _TOKENS},
-        ]
-    },
-)
+
+
+def _prompts(most: int) -> Field:
+    several = {"type": "array", "minItems": 1, "maxItems": most}
+    return Field(
+        lambda value: (
+            _is_text(value)
+            or _is_tokens(value)
+            or (
+                bool(value)
+                and (_list_of(_is_text)(value) or _list_of(_is_tokens)(value))
+                and len(value) <= most
+            )
+        ),
+        f"a string, a list of token ids, or a list of at most {most} of either",
+        {
+            "anyOf": [
+                {"type": "string"},
+                _TOKENS,
+                {**several, "items": {"type": "string"}},
+                {**several, "items": _TOKENS},
+            ]
+        },
+    )
 
 
 def _is_tokens(value: Any) -> bool:
@@ -172,7 +184,7 @@ MODEL = Field(
 _SAMPLING = {
     "frequency_penalty": _NUMBER,
     "logit_bias": _OBJECT,
-    "n": _integer(1, _MOST_CHOICES),
+    "n": _integer(1, MOST_CHOICES),
     "presence_penalty": _NUMBER,
     "seed": _integer(),
     "stop": _either("a string or a list of strings", _TEXT, _TEXTS),
@@ -200,6 +212,15 @@ CHAT = Api(
         "tools": _OBJECTS,
         "top_logprobs": _integer(0, 20),
         **_SAMPLING,
+        **dict.fromkeys(
+            (
+                *("audio", "function_call", "functions", "modalities", "moderation", "prediction"),
+                *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+                *("reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity"),
+                "web_search_options",
+            ),
+            _ANYTHING,
+        ),
     },
 )
 COMPLETIONS = Api(
@@ -208,8 +229,8 @@ COMPLETIONS = Api(
     holds="choices",
     required="prompt",
     fields={
-        "prompt": _PROMPT,
-        "best_of": _integer(1, _MOST_CHOICES),
+        "prompt": _prompts(MOST_CHOICES),
+        "best_of": _integer(1, MOST_CHOICES),
         "echo": _BOOLEAN,
         "logprobs": _integer(0, 20),
         # 0 only reads the prompt, with its log-probabilities where `echo` asks for them.
@@ -224,7 +245,7 @@ EMBEDDINGS = Api(
     holds="data",
     required="input",
     fields={
-        "input": _PROMPT,
+        "input": _prompts(MOST_INPUTS),
         "dimensions": _integer(1),
         "encoding_format": _one_of("float", "base64"),
         "user": _TEXT,

@@ -129,6 +129,8 @@ class Attempt:
         if self.outcome is None:
             self.outcome = outcome
             self.latency_s = time.perf_counter() - self.clock
+            # Whoever waits for a log keeps one text, and not one for each token.
+            self.texts = ["".join(self.texts)] if self.texts else []
             # A slow ping may only mean a busy engine; readiness judges pings.
             if self.call.kind == REQUEST:
                 self.upstream.breaker.end(outcome, trial=self.trial)

@@ -125,6 +125,9 @@ class Chain:
         metrics: the counters.
         judge: who holds an answer against the form of JSON that was asked for.
         stale_after_s: age of the last token from which an upstream is not ready, seconds.
+
+    Attributes:
+        fields: the fields besides OpenAI's that some upstream takes from clients.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Chain:
     ) -> None:
         self.config = config
         self.upstreams = upstreams
+        self.fields = {name for upstream in upstreams for name in upstream.config.fields}
         self.recorder = recorder
         self._metrics = metrics
         self._judge = judge

@@ -25,6 +25,7 @@ from tuneline.serving.gateway.protocol import (
     check_content_type,
     error_body,
     parse_request,
+    refuse_more_fields,
     unknown_model,
 )
 from tuneline.serving.gateway.runtime import Runtime
@@ -128,13 +129,19 @@ class _Exchange:
                 code="too_many_requests",
                 headers={"retry-after": "1"},
             )
+        runtime.admission.enter(self._id, self._key, runtime.config.max_in_flight)
         await self._await_ledger()
         check_content_type(self._request.headers)
         raw = await self._body()
-        request = parse_request(self._api, raw, max_depth=runtime.config.limits.json_depth)
+        limits = runtime.config.limits
+        request = parse_request(
+            self._api, raw, max_depth=limits.json_depth, max_values=limits.json_values
+        )
+        self._hold(request.memory)
         chain = self._chain_of(request.model)
         if chain is None:
             raise unknown_model()
+        refuse_more_fields(request, chain.fields)
         # Logs, ledger and metrics know a model by its plain id, whichever version was asked for.
         self._model, self._stream = chain.config.id, request.stream
         self._chain = chain
@@ -177,12 +184,17 @@ class _Exchange:
                     body += message.get("body", b"")
                     if len(body) > limit:
                         raise _too_large(limit)
+                    self._hold(len(body))
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
             raise ApiError(
                 408, "The request body did not arrive in time.", headers={"connection": "close"}
             ) from None
+
+    def _hold(self, size: int) -> None:
+        runtime = self._runtime
+        runtime.admission.hold(self._id, size, runtime.config.max_in_flight_bytes)
 
     @contextmanager
     def _failures_answered(self, call: Call) -> Iterator[None]:

@@ -157,6 +157,11 @@ class GatewayConfig(Section):
     max_in_flight: int = Field(
         256, ge=1, description="Requests at once; more get 429 with Retry-After."
     )
+    max_in_flight_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="Memory of all of them, in bytes; more get 429 too.",
+    )
 
     @model_validator(mode="after")
     def _names_fit(self) -> GatewayConfig:

@@ -31,8 +31,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a key; None sets no limit. Periods are days and months in UTC."""
+    """The limits of a key; None sets no limit. Periods are days and months in UTC.
 
+    Attributes:
+        requests_at_once: requests under way; None takes a share of the gateway's.
+    """
+
+    requests_at_once: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
@@ -56,7 +61,7 @@ class Limits:
 
     def __bool__(self) -> bool:
         """Return True if anything is limited."""
-        return self.rated or bool(self.budgets)
+        return bool(self.stated())
 
     def stated(self) -> dict[str, float]:
         """Return the limits that are set, by name."""

@@ -248,6 +248,10 @@ class KeyRing:
         self._stamp = _stamp(path)
         self._looked = time.monotonic()
 
+    def __len__(self) -> int:
+        """Return the number of keys in force."""
+        return len(self._grants)
+
     def name_of(self, plain: str) -> str | None:
         """Return the name of a presented key, None if it is unknown or revoked.
 

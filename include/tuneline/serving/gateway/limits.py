@@ -30,3 +30,6 @@ class LimitsConfig(Section):
     json_depth: int = Field(
         64, ge=8, le=512, description="How deep lists and objects of a body may be nested."
     )
+    json_values: int = Field(
+        20_000, ge=100, description="Lists, objects and fields that a body may have."
+    )

@@ -115,8 +115,8 @@ def _request_schema(api: Api) -> dict[str, Any]:
         "type": "object",
         "required": ["model", api.required],
         "properties": {"model": MODEL.schema, api.required: fields[api.required], **optional},
-        "additionalProperties": True,
-        "description": "Fields that are not listed are passed on to the engine.",
+        "additionalProperties": False,
+        "description": "The gateway's owner may let more fields pass (`upstreams[].fields`).",
     }
 
 

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from sys import getsizeof
 from typing import TypeAlias
 
 from tuneline.production_logs.partition import folder_name
@@ -58,6 +59,8 @@ _COUNTERS = {
     FAILURES: "Uploads that failed and are tried again.",
 }
 
+# A float, and its place in a list.
+_LOGPROB_BYTES = 32
 _WRITE_TIMEOUT_S = 5.0
 _UPLOAD_TIMEOUT_S = 5.0
 # After so much work the event loop gets the interpreter back. Without the pause it would wait
@@ -136,7 +139,9 @@ class ProductionLog(BatchWriter[_Entry]):
         if not is_sampled(call.request_id, self._config.sample_rate):
             self._metrics.add(_SKIPPED, reason="sample")
             return
-        size = call.request.size + (sum(map(len, attempt.texts)) if attempt else 0)
+        size = call.request.memory
+        if attempt is not None:
+            size += sum(map(getsizeof, attempt.texts)) + _LOGPROB_BYTES * len(attempt.logprobs)
         if self.full or self._bytes_waiting + size > self._config.queue_bytes:
             self._drop("memory", 1, "the queue is full")
             return

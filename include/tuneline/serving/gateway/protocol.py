@@ -1,12 +1,13 @@
 """OpenAI's protocol, as far as a gateway has to read it.
 
-Requests are passed on unchanged except for the fields that route, count and judge. Errors have
-OpenAI's shape, so that clients of that API can read them.
+Requests are passed on unchanged except for the fields that route, count and judge, and for those
+that an upstream does not take. Errors have OpenAI's shape, so that clients of that API can read
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -14,17 +15,25 @@ from starlette.responses import Response
 
 from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.gateway import json_text
-from tuneline.serving.gateway.api import CHAT, COMPLETIONS, MODEL, Api, Field
+from tuneline.serving.gateway.api import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MODEL,
+    MOST_CHOICES,
+    Api,
+    Field,
+)
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
-# Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
-# them; otherwise one tenant could ask for another's adapter.
 _WRITTEN = ("content", "refusal", "text")
 # More than any request has; a ledger holds no number beyond 2**63, and a negative one would give a
 # budget back.
 _MOST_TOKENS = 2**53
-NOT_FROM_CLIENTS = frozenset({"lora", "lora_request", "lora_path", "id_slot", "kv_transfer_params"})
+# What a value takes in memory besides its text: the object, and its place in another one.
+_BYTES_PER_VALUE = 100
+_SHOWN_NAME = 64
 
 
 class ApiError(Exception):
@@ -85,9 +94,10 @@ class ApiRequest:
     """A checked request.
 
     Attributes:
-        body: the client's body, without the fields that the gateway sets.
+        body: the client's body.
         api: the API that it came by.
         size: bytes of the body as it came.
+        memory: bytes of memory that it holds while it is under way, or a little less.
     """
 
     model: str
@@ -97,6 +107,7 @@ class ApiRequest:
     wants_logprobs: bool
     api: Api = CHAT
     size: int = 0
+    memory: int = 0
 
     @property
     def messages(self) -> list[Any]:
@@ -119,6 +130,17 @@ class ApiRequest:
     def choices(self) -> int:
         """The number of choices that a whole answer has."""
         return int(self.body.get("n") or 1) * len(self.prompts)
+
+    @property
+    def sequences(self) -> int:
+        """The number of sequences that an engine writes, of which `best_of` drops some."""
+        best_of = int(self.body.get("best_of") or 1) if self.api is COMPLETIONS else 1
+        return max(self.choices, best_of * len(self.prompts))
+
+    @property
+    def more_fields(self) -> set[str]:
+        """The fields that are not of OpenAI's API."""
+        return self.body.keys() - self.api.fields.keys() - {"model"}
 
 
 def _is_text(prompt: Any) -> bool:
@@ -148,13 +170,14 @@ def check_content_type(headers: Mapping[str, str]) -> None:
         raise ApiError(415, "The body must be sent uncompressed, without Content-Encoding.")
 
 
-def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ApiRequest:
+def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> ApiRequest:
     """Read a request body.
 
     Args:
         api: the API that it came by.
         raw: the body.
         max_depth: how deep its lists and objects may be nested.
+        max_values: how many lists, objects and fields it may have.
 
     Raises:
         ApiError: 400, naming the field that is wrong.
@@ -167,23 +190,56 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int) -> ApiRequest:
         ) from None
     if not isinstance(body, dict):
         raise ApiError(400, "The request body must be a JSON object.")
-    # Few brackets can't be deep, which spares most bodies the walk.
-    if raw.count(b"[") + raw.count(b"{") > max_depth and is_deeper(body, max_depth):
-        raise ApiError(400, f"The request body is nested deeper than {max_depth} levels.")
+    brackets = raw.count(b"[") + raw.count(b"{")
+    # Few signs can't make many values, which spares most bodies the walk.
+    if brackets > max_depth or brackets + raw.count(b":") > max_values:
+        _check_shape(body, max_depth, max_values)
     _check_fields(api, body)
-    stream = api.streams and body.get("stream") is True
     options = body.get("stream_options") or {}
     logprobs = body.get("logprobs")
-    return ApiRequest(
+    # One character beyond ASCII makes a text four times as wide.
+    width = 1 if raw.isascii() and b"\\u" not in raw else 4
+    request = ApiRequest(
         model=body["model"],
-        body={name: value for name, value in body.items() if name not in NOT_FROM_CLIENTS},
+        body=body,
         size=len(raw),
+        # The values, and the body as it is sent.
+        memory=len(raw) * (width + 1) + _BYTES_PER_VALUE * (brackets + raw.count(b",")),
         api=api,
-        stream=stream,
+        stream=api.streams and body.get("stream") is True,
         wants_usage=options.get("include_usage") is True,
         # A number in the older API, in which 0 asks for them too.
         wants_logprobs=logprobs is not None and logprobs is not False,
     )
+    if api is not EMBEDDINGS and request.sequences > MOST_CHOICES:
+        raise ApiError(
+            400,
+            f"`n` or `best_of` times the prompts must be at most {MOST_CHOICES}.",
+            param="n",
+        )
+    return request
+
+
+def refuse_more_fields(request: ApiRequest, taken: Collection[str]) -> None:
+    """Refuse a request with a field that nobody takes, which may be meant for an engine.
+
+    Args:
+        request: the request.
+        taken: the fields besides OpenAI's that some upstream takes.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    unknown = sorted(request.more_fields.difference(taken))
+    if unknown:
+        name = unknown[0] if len(unknown[0]) <= _SHOWN_NAME else f"{unknown[0][:_SHOWN_NAME]}…"
+        raise ApiError(
+            400,
+            f"`{name}` is not a field of OpenAI's API, and this model takes it from no client; "
+            "`upstreams[].fields` of the gateway can name it.",
+            param=name,
+            code="unknown_field",
+        )
 
 
 def _check_fields(api: Api, body: dict[str, Any]) -> None:
@@ -210,10 +266,15 @@ def _wrong_field(name: str, value: Any, field: Field) -> ApiError:
     return ApiError(400, f"`{name}` must be {field.says}.", param=name)
 
 
-def is_deeper(body: Any, max_depth: int) -> bool:
-    """Return True if a JSON value is nested deeper than a limit."""
-    level = [body]
+def _check_shape(body: Any, max_depth: int, max_values: int) -> None:
+    """Refuse a body that is nested too deeply, or made of too many parts."""
+    level, values = [body], 0
     for _ in range(max_depth):
+        values += len(level) + sum(len(one) for one in level if type(one) is dict)
+        if values > max_values:
+            raise ApiError(
+                400, f"The request body has more than {max_values} lists, objects and fields."
+            )
         level = [
             inner
             for outer in level
@@ -221,8 +282,8 @@ def is_deeper(body: Any, max_depth: int) -> bool:
             if type(inner) is dict or type(inner) is list
         ]
         if not level:
-            return False
-    return True
+            return
+    raise ApiError(400, f"The request body is nested deeper than {max_depth} levels.")
 
 
 def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
@@ -234,6 +295,9 @@ def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool
         judged: True if the answer's confidence will be judged.
     """
     body = {**request.body, **upstream.extra_body, "model": upstream.model}
+    for name in request.more_fields.difference(upstream.fields, upstream.extra_body):
+        # Another upstream of the chain takes it.
+        del body[name]
     body |= adapter_fields(upstream.adapter)
     if request.stream:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}

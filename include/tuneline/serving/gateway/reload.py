@@ -34,6 +34,7 @@ LIVE = frozenset(
         "currency",
         "max_body_bytes",
         "max_in_flight",
+        "max_in_flight_bytes",
     }
 )
 

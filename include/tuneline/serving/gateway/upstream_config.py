@@ -21,6 +21,17 @@ def _no_request_fields(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
+# Engine fields that choose an adapter, a cache slot or another server's memory. The gateway sets
+# them; otherwise one tenant could ask for another's adapter.
+_NOT_FROM_CLIENTS = {"lora", "lora_request", "lora_path", "id_slot", "kv_transfer_params"}
+
+
+def _from_clients(names: tuple[str, ...]) -> tuple[str, ...]:
+    if taken := _NOT_FROM_CLIENTS.intersection(names):
+        raise ValueError(f"the gateway alone sets {', '.join(sorted(taken))}; use adapter")
+    return names
+
+
 class UpstreamConfig(Section):
     """An OpenAI-compatible server."""
 
@@ -84,6 +95,11 @@ class UpstreamConfig(Section):
     extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
         {},
         description="Fields set in every request to it, over the client's, such as `top_k: 40`.",
+    )
+    fields: Annotated[tuple[str, ...], AfterValidator(_from_clients)] = Field(
+        ("ignore_eos", "min_p", "repetition_penalty", "top_k"),
+        description="Fields besides OpenAI's that it takes from clients. A request with a field "
+        "that no upstream of its model takes gets 400.",
     )
     ping: bool = Field(
         True,
