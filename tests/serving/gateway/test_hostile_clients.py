@@ -296,6 +296,43 @@ def test_a_client_that_stops_reading_frees_its_place(gateway, small, monkeypatch
     wait_for(lambda: 'outcome="client_aborted"' in httpx.get(f"{gateway.url}/metrics").text)
 
 
+def test_a_client_that_does_not_await_its_answers_is_closed(gateway):
+    raw = Raw(gateway)
+    raw.send(b"GET /v1/health/ready HTTP/1.1\r\nHost: a" + END)
+    raw.send((b"GET /v1/health/ready HTTP/1.1\r\nHost: a" + END) * 5_000)
+    assert len(raw.statuses()) < 100
+
+
+def test_idle_connections_shut_nobody_out(small, tmp_path, write_config):
+    key = add_key(tmp_path / "keys.json", "tester")
+    limits = {"idle_timeout_s": 2}
+    config = write_config([upstream_entry(small, ping=False)], port=0, limits=limits)
+    process = Process(config, key, files=200)
+    process.key = key
+    silent: list[Raw] = []
+    try:
+        waiting = Raw(process)
+        small.mode = "hang"
+        waiting.send(waiting.head(b"Content-Length: %d" % len(body())) + body())
+        wait_for(small.requests)
+        silent = [Raw(process) for _ in range(260)]
+        assert process.live() == 200
+        small.mode = "ok"
+        late = Raw(process)
+        late.send(late.head(b"Content-Length: %d" % len(body())) + body())
+        assert b" 200 OK" in late.socket.recv(65536)
+        # Who has a request under way is no idle one, and idle ones are closed soon.
+        small.stop()
+        assert b" 502 " in waiting.socket.recv(65536)
+        assert {raw.until_closed() for raw in silent} == {b""}
+    finally:
+        for raw in silent:
+            raw.socket.close()
+        process.client.close()
+        process.popen.kill()
+        process.popen.wait()
+
+
 def test_many_half_open_connections_hold_up_nobody(gateway):
     slow = [Raw(gateway) for _ in range(300)]
     for raw in slow:

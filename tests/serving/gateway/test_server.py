@@ -30,10 +30,11 @@ COMMAND = [sys.executable, "-m", "tuneline.cli", "gateway", "--config"]
 class Process:
     """The gateway as its own process, as it runs outside of tests."""
 
-    def __init__(self, config: Path, key: str) -> None:
+    def __init__(self, config: Path, key: str, files: int | None = None) -> None:
         self.log = config.with_suffix(".log")
+        limit = ["prlimit", f"--nofile={files}:{files}"] if files else []
         self.popen = subprocess.Popen(
-            [*COMMAND, str(config)],
+            [*limit, *COMMAND, str(config)],
             env={**os.environ, "PYTHONPATH": str(INCLUDE)},
             stderr=self.log.open("w"),
             stdout=subprocess.DEVNULL,

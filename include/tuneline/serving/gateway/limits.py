@@ -14,6 +14,12 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 class LimitsConfig(Section):
     """What a client may send, and how long it may take."""
 
+    connections: int = Field(
+        4_096,
+        ge=1,
+        description="Connections at once, as far as the process may open files; a new one closes "
+        "the one that idles for the longest.",
+    )
     header_bytes: int = Field(
         32_768, ge=1_024, le=1 << 20, description="Largest request line with all headers."
     )

@@ -19,7 +19,7 @@ import uvicorn
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.batch import GatheredLines
-from tuneline.serving.gateway.client_connection import connection_class
+from tuneline.serving.gateway.client_connection import connection_class, connections_at_most
 from tuneline.serving.gateway.config import GatewayConfig, load_config
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.reload import Reloader, await_file, fingerprint
@@ -69,7 +69,9 @@ def run_gateway(
     server = _DrainingServer(
         uvicorn.Config(
             app,
-            http=connection_class(config.limits),
+            http=connection_class(
+                config.limits, connections_at_most(config.limits, config.max_in_flight)
+            ),
             ws="none",
             timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
             log_config=None,
