@@ -5,7 +5,7 @@ from tuneline.serving.gateway.breaker import Breaker, Circuit
 from tuneline.serving.gateway.fallback_config import BreakerConfig
 from tuneline.serving.gateway.outcome import Outcome
 
-from .conftest import QUIET, upstream_entry
+from .conftest import upstream_entry
 
 LIMITS = BreakerConfig(failures=3, error_share=0.5, window_s=10, window_requests=6, open_s=5)
 
@@ -113,7 +113,7 @@ def test_requests_sent_before_it_opened_decide_nothing(breaker, clock):
 
 def gateway_of(start, small, large, **limits):
     breaker = {"failures": 2, "open_s": 0.5, **limits}
-    gateway = start(upstream_entry(small, breaker=breaker), large, readiness=QUIET)
+    gateway = start(upstream_entry(small, breaker=breaker), large)
     gateway.wait_all_ready()
     return gateway
 
@@ -152,10 +152,9 @@ def test_a_server_that_recovered_is_used_again(start, small, large, stream):
     assert circuit(gateway) == "closed"
 
 
-def test_with_every_circuit_open_the_client_is_told_when_to_come_back(start, small):
+def test_with_every_circuit_open_the_client_is_told_when_to_come_back(calm, small):
     limits = {"failures": 1, "open_s": 60}
-    gateway = start(upstream_entry(small, breaker=limits), readiness=QUIET)
-    gateway.wait_all_ready()
+    gateway = calm(upstream_entry(small, breaker=limits))
     small.mode = "garbage"
     assert gateway.chat().status_code == 502
     response = gateway.chat()

@@ -8,7 +8,7 @@ from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.usage import totals_by_upstream
 
-from .conftest import QUIET, ask, text_of, upstream_entry
+from .conftest import ask, text_of, upstream_entry
 
 
 def test_whole_answer_is_passed_on_and_billed(start, small):
@@ -182,9 +182,8 @@ def test_errors_of_paths_and_methods_have_openais_shape(start, small):
     assert "error" in wrong.json()
 
 
-def test_the_clients_own_mistake_is_passed_back_without_fallback(start, small, large):
-    gateway = start(small, large, readiness=QUIET)
-    gateway.wait_all_ready()
+def test_the_clients_own_mistake_is_passed_back_without_fallback(calm, small, large):
+    gateway = calm(small, large)
     small.mode = "bad_request"
     for response in (gateway.chat(), gateway.chat(stream=True)):
         assert response.status_code == 400
@@ -256,7 +255,8 @@ def test_a_new_key_works_without_a_restart(start, small, tmp_path):
     gateway = start(small)
     fresh = add_key(tmp_path / "keys.json", "late")
     headers = {"authorization": f"Bearer {fresh}"}
-    wait_for(lambda: gateway.client.get("/v1/models", headers=headers).status_code == 200, 3)
+    gateway.follow_keys()
+    assert gateway.client.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_metrics_count_what_happened(start, small):

@@ -12,7 +12,7 @@ FORM = {"type": "json_schema", "json_schema": {"name": "order", "schema": SCHEMA
 
 
 def test_an_upstream_that_is_known_to_be_out_is_passed_over(start, small, large):
-    gateway = start(small, large)
+    gateway = start(small, large, readiness=QUIET | {"ping_interval_s": 0.1})
     gateway.wait_all_ready()
     small.mode = "error"
     wait_for(lambda: gateway.states()["small"] == "HTTP 500")

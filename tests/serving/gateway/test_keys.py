@@ -36,14 +36,18 @@ def test_a_ring_knows_its_keys_only(tmp_path):
         assert ring.name_of(wrong) is None
 
 
-def test_a_broken_file_leaves_the_known_keys_in_force(tmp_path, monkeypatch):
-    monkeypatch.setattr("tuneline.serving.gateway.keys._RELOAD_AFTER_S", 0.0)
+def test_a_broken_file_leaves_the_known_keys_in_force(tmp_path):
     path = tmp_path / "keys.json"
     alice = add_key(path, "alice")
-    ring = KeyRing(path)
+    now = [0.0]
+    ring = KeyRing(path, clock=lambda: now[0])
     path.write_text("{")
+    now[0] = 1.0
     assert ring.name_of(alice) == "alice"
     path.write_text('{"keys": []}')
+    now[0] = 1.9
+    assert ring.name_of(alice) == "alice"
+    now[0] = 2.0
     assert ring.name_of(alice) is None
 
 
@@ -102,18 +106,19 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
         KeyRing(tmp_path / "keys.json")
 
 
-def test_a_key_can_be_left_out_of_the_logs(tmp_path, monkeypatch):
-    monkeypatch.setattr("tuneline.serving.gateway.keys._RELOAD_AFTER_S", 0.0)
+def test_a_key_can_be_left_out_of_the_logs(tmp_path):
     path = tmp_path / "keys.json"
     alice = add_key(path, "alice", logged=False)
     add_key(path, "bob")
-    ring = KeyRing(path)
+    now = [0.0]
+    ring = KeyRing(path, clock=lambda: now[0])
     assert (ring.is_logged("alice"), ring.is_logged("bob")) == (False, True)
     document = json.loads(path.read_text())
     # The other key did not cost the first its entry.
     assert [entry.get("log") for entry in document["keys"]] == [False, None]
     del document["keys"][0]["log"]
     path.write_text(json.dumps(document))
+    now[0] = 1.0
     assert ring.name_of(alice) == "alice"
     assert ring.is_logged("alice")
     document["keys"][0]["log"] = "no"

@@ -27,7 +27,7 @@ from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
-from .conftest import QUIET, ask, upstream_entry
+from .conftest import ask, upstream_entry
 
 PREFIX = "tuneline_gateway_production_log"
 # Written down by hand, so that nothing the detector knows made them.
@@ -150,7 +150,7 @@ def test_a_client_that_leaves_is_a_row(start, small, section, store):
 
 
 def test_a_fallback_states_who_answered_and_why(start, small, large, section, store):
-    gateway = start(small, large, production_log=section, readiness=QUIET)
+    gateway = start(small, large, production_log=section)
     gateway.wait_all_ready()
     small.mode = "error"
     gateway.chat()
@@ -279,8 +279,7 @@ def test_a_key_can_be_left_out_while_the_gateway_runs(start, small, section, sto
     document = json.loads(keys.read_text())
     document["keys"][0]["log"] = False
     keys.write_text(json.dumps(document))
-    # It follows the file within a second.
-    time.sleep(1.1)
+    gateway.follow_keys()
     gateway.chat()
     gateway.chat(stream=True)
     assert value(gateway, 'skipped_total{reason="key"}') == 2

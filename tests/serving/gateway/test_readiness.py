@@ -4,7 +4,13 @@ import httpx
 import pytest
 from tests.lab.waiting import wait_for
 
-from .conftest import upstream_entry
+from .conftest import EAGER, upstream_entry
+
+
+@pytest.fixture
+def start(start):
+    """Starts a gateway that pings often."""
+    return lambda *servers, **fields: start(*servers, **{"readiness": EAGER, **fields})
 
 
 def ready(gateway) -> httpx.Response:
@@ -55,7 +61,8 @@ def test_live_says_only_that_the_gateway_lives(start, small):
 
 @pytest.mark.parametrize(("mode", "word"), [("hang", "no token for"), ("error", "HTTP 500")])
 def test_a_broken_engine_is_not_ready_and_comes_back(start, small, mode, word):
-    gateway = start(small)
+    # Short enough to be waited for, long enough for a machine that others use.
+    gateway = start(small, readiness=EAGER | {"ping_timeout_s": 0.5, "stale_after_s": 1.5})
     gateway.wait_ready()
     small.mode = mode
     wait_not_ready(gateway, word)
@@ -96,10 +103,10 @@ def test_another_model_on_the_same_port_is_not_ready(start, small):
 
 
 def test_pings_rest_while_tokens_flow(start, small):
-    gateway = start(small, readiness={"ping_interval_s": 0.5, "ping_timeout_s": 0.5})
+    gateway = start(small, readiness=EAGER | {"ping_interval_s": 0.7})
     gateway.wait_ready()
     before = len(small.pings())
-    small.words, small.token_delay_s = 50, 0.02
+    small.words, small.token_delay_s = 50, 0.04
     gateway.stream()
     assert len(small.pings()) - before <= 1
     wait_for(lambda: len(small.pings()) > before + 1)

@@ -83,8 +83,8 @@ def launch(tmp_path, write_config, small) -> Iterator:
 
 
 def test_sigterm_lets_requests_finish_while_the_probe_says_no(launch, small, tmp_path):
-    process = launch(drain={"delay_s": 0.5, "timeout_s": 10})
-    small.words, small.token_delay_s = 60, 0.03
+    process = launch(drain={"delay_s": 1.5, "timeout_s": 30})
+    small.words, small.token_delay_s = 100, 0.03
     result = {}
 
     def stream() -> None:
@@ -103,19 +103,22 @@ def test_sigterm_lets_requests_finish_while_the_probe_says_no(launch, small, tmp
         headers=process.client.headers,
     )
     assert early.status_code == 200
-    time.sleep(0.7)
-    late = httpx.post(
-        process.url + "/v1/chat/completions", json=ask(), headers=process.client.headers
-    )
-    assert late.status_code == 503
+
+    def refused() -> httpx.Response | None:
+        url, body = process.url + "/v1/chat/completions", ask(max_tokens=1)
+        answer = httpx.post(url, json=body, headers=process.client.headers)
+        return answer if answer.status_code == 503 else None
+
+    late = wait_for(refused, pause=0.1)
     assert late.json()["error"]["code"] == "shutting_down"
     assert (process.ready(), process.live()) == (503, 200)
-    client.join(10)
-    assert result["text"].count("small-") == 60
+    client.join(30)
+    assert result["text"].count("small-") == 100
     assert result["text"].endswith("data: [DONE]\n\n")
-    assert process.popen.wait(5) == 0
+    assert process.popen.wait(20) == 0
     (used,) = usage_by_key(tmp_path / "usage.db")
-    assert (used.requests, used.completion_tokens, used.estimated_attempts) == (2, 61, 0)
+    assert used.completion_tokens == 100 + used.requests - 1
+    assert used.estimated_attempts == 0
 
 
 def test_what_outlasts_the_drain_is_cut_off_and_still_billed(launch, small, tmp_path):
@@ -138,8 +141,8 @@ def test_an_idle_gateway_stops_at_once_and_cleanly(launch):
     process = launch()
     began = time.monotonic()
     process.signal()
-    assert process.popen.wait(5) == 0
-    assert time.monotonic() - began < 3
+    assert process.popen.wait(20) == 0
+    assert time.monotonic() - began < 10
 
 
 def test_answers_do_not_wait_for_a_delayed_acknowledgement(launch):

@@ -16,7 +16,7 @@ from tests.lab.waiting import wait_for
 from tuneline.serving.gateway.keys import add_key
 from tuneline.serving.gateway.structured_log import JsonFormatter
 
-from .conftest import QUIET, ask, upstream_entry
+from .conftest import ask, upstream_entry
 from .test_server import Process
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -73,7 +73,7 @@ def facts(span) -> dict:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_fallback_is_a_request_with_two_attempts(start, small, large, collector, stream):
-    gateway = start(small, large, readiness=QUIET, tracing={"endpoint": collector.url})
+    gateway = start(small, large, tracing={"endpoint": collector.url})
     gateway.wait_all_ready()
     small.mode = "error"
     body = ask(messages=[{"role": "user", "content": "the-prompt"}], stream=stream, max_tokens=3)

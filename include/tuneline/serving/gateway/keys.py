@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -238,15 +238,20 @@ class Grant:
 class KeyRing:
     """The keys of a running gateway; it follows changes of the file within a second.
 
+    Args:
+        path: the file.
+        clock: monotonic clock, in seconds.
+
     Raises:
         UserError: see `read_keys`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._clock = clock
         self._take(read_keys(path))
         self._stamp = _stamp(path)
-        self._looked = time.monotonic()
+        self._looked = clock()
 
     def __len__(self) -> int:
         """Return the number of keys in force."""
@@ -280,7 +285,7 @@ class KeyRing:
         self._grants = {record["name"]: _grant(record) for record in valid}
 
     def _follow_file(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked < _RELOAD_AFTER_S:
             return
         self._looked = now
