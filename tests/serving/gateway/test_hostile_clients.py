@@ -60,11 +60,12 @@ def still_in_order(gateway, small):
 
 
 class Raw:
-    """A socket to the gateway."""
+    """A socket to the gateway, from an address of the loopback network."""
 
-    def __init__(self, gateway: Process) -> None:
+    def __init__(self, gateway: Process, address: str = "127.0.0.1") -> None:
         host, _, port = gateway.url.removeprefix("http://").partition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        source = (address, 0)
+        self.socket = socket.create_connection((host, int(port)), 10, source_address=source)
         self.key = gateway.key.encode()
 
     def head(self, *lines: bytes, path: bytes = b"/v1/chat/completions") -> bytes:
@@ -85,6 +86,15 @@ class Raw:
         with suppress(ConnectionResetError):
             while part := self.socket.recv(65536):
                 got += part
+        return got
+
+    def ask_live(self) -> bytes:
+        """The answer of a probe; the connection stays open."""
+        self.send(b"GET /v1/health/live HTTP/1.1\r\nHost: a" + END)
+        got = b""
+        while not got.endswith(b"}"):
+            got += (part := self.socket.recv(65536))
+            assert part, "the connection was closed"
         return got
 
     def statuses(self) -> list[int]:
@@ -305,8 +315,7 @@ def test_a_client_that_does_not_await_its_answers_is_closed(gateway):
 
 def test_idle_connections_shut_nobody_out(small, tmp_path, write_config):
     key = add_key(tmp_path / "keys.json", "tester")
-    limits = {"idle_timeout_s": 2}
-    config = write_config([upstream_entry(small, ping=False)], port=0, limits=limits)
+    config = write_config([upstream_entry(small, ping=False)], port=0)
     process = Process(config, key, files=200)
     process.key = key
     silent: list[Raw] = []
@@ -315,13 +324,17 @@ def test_idle_connections_shut_nobody_out(small, tmp_path, write_config):
         small.mode = "hang"
         waiting.send(waiting.head(b"Content-Length: %d" % len(body())) + body())
         wait_for(small.requests)
+        other = Raw(process, "127.0.0.2")
+        assert b" 200 OK" in other.ask_live()
         silent = [Raw(process) for _ in range(260)]
         assert process.live() == 200
+        # Who has one connection keeps it.
+        assert b" 200 OK" in other.ask_live()
         small.mode = "ok"
         late = Raw(process)
         late.send(late.head(b"Content-Length: %d" % len(body())) + body())
         assert b" 200 OK" in late.socket.recv(65536)
-        # Who has a request under way is no idle one, and idle ones are closed soon.
+        # A connection with a request under way is not idle; idle ones are closed soon.
         small.stop()
         assert b" 502 " in waiting.socket.recv(65536)
         assert {raw.until_closed() for raw in silent} == {b""}
