@@ -129,7 +129,7 @@ class _Places:
         return True
 
     def hold(self, request_id: str, size: int, most: int) -> bool:
-        """Let a request hold memory; return False if that is too much beside the others."""
+        """Let a request hold memory; return False if that is too much with the others."""
         place = self._places[request_id]
         of_others = self._bytes.total() - place.size
         of_key = self._bytes[place.key] - place.size
@@ -218,7 +218,7 @@ class Admission:
             most: bytes that all requests may hold.
 
         Raises:
-            ApiError: 429 if that is too much beside the other requests.
+            ApiError: 429 if that is too much together with the other requests.
         """
         if not self._places.hold(request_id, size, most):
             self._metrics.add(REFUSALS, limit="bytes_at_once")

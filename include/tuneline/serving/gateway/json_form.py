@@ -1,8 +1,8 @@
 """Whether an answer is the JSON that its request asked for by `response_format`.
 
 Engines constrain their decoding by the schema, or ignore it; a chain looks at what came. Schemas
-and answers come from outside, and some schemas are judged for ever. So a process of its own holds
-them against each other, which ends itself after a second; then the answer passes unjudged.
+and answers come from outside, and some schemas are judged for ever. So a separate process holds
+them against each other, and ends itself after a second; then the answer passes unjudged.
 """
 
 from __future__ import annotations

@@ -235,8 +235,8 @@ def refuse_more_fields(request: ApiRequest, taken: Collection[str]) -> None:
         name = unknown[0] if len(unknown[0]) <= _SHOWN_NAME else f"{unknown[0][:_SHOWN_NAME]}…"
         raise ApiError(
             400,
-            f"`{name}` is not a field of OpenAI's API, and this model takes it from no client; "
-            "`upstreams[].fields` of the gateway can name it.",
+            f"`{name}` is not a field of OpenAI's API, and no upstream of this model takes it; the "
+            "gateway's owner can name it in `upstreams[].fields`.",
             param=name,
             code="unknown_field",
         )
