@@ -6,6 +6,7 @@ template, checkpoint, GGUF) but its size.
 """
 
 import fcntl
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,13 @@ def conversation(
 def task_rows(split_sizes: dict[str, int]) -> list[dict[str, Any]]:
     """Rows of the task as `dataset.parquet` holds them; none of them is trained on here."""
     return dataset_rows(split_sizes, lambda number: conversation(1000 + number))
+
+
+def raw_rows(number: int, path: Path) -> None:
+    """Write rows of the other team's task as a user has them, and two that are malformed."""
+    rows = [{"messages": conversation(n, OTHER_INTENTS)[0]} for n in range(number)]
+    rows += [{"messages": "none"}] * 2
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def make_tokenizer() -> Any:

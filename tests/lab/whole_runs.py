@@ -1,9 +1,13 @@
-"""Whole runs of the main DAG in a real stack, as small as every item bears."""
+"""Whole runs in a real stack, as small as every item allows."""
 
 import json
+import os
+import shutil
 import time
+from pathlib import Path
 
 import yaml
+from tests.lab.ml_environment import ml
 
 from tuneline.stack.dag_run import DagRun
 
@@ -44,6 +48,31 @@ TINY = {
     },
     "deployment": {"quality_rows": 6, "max_metric_drop": 0.4, "parallel": 2},
 }
+# The same for a tiny base (`tests.lab.tiny_task`), which knows another team's names of three
+# intents, learns ours in seconds, and knows nothing else.
+TINY_BASE = {
+    "data": {**TINY["data"], "max_train_rows": 400},
+    "training": {
+        **TINY["training"],
+        "epochs": 10,
+        "max_steps": 90,
+        "effective_batch": 16,
+        "learning_rate": 5e-3,
+    },
+    "evaluation": {
+        "regression_questions": 20,
+        "max_regression": 0.9,
+        "max_category_regression": 1.0,
+        "regression_to_see": 1.0,
+        "max_perplexity_ratio": 100_000,
+        "max_new_tokens": 24,
+        "determinism_prompts": 2,
+        "determinism_repeats": 2,
+        "identical_share_to_show": 0.01,
+        "latency_requests": 6,
+    },
+    "deployment": {"quality_rows": 6, "parallel": 2},
+}
 # A task that so few steps teach: three classes, and an answer that is the class alone.
 INTENTS = ("track", "refund", "cancel")
 
@@ -61,6 +90,22 @@ def short_rows(lines):
         if intent in INTENTS:
             answer["content"] = json.dumps({"intent": intent})
             yield json.dumps(row).encode() + b"\n"
+
+
+def tiny_task(folder):
+    """Make a tiny base and rows of its task in the ML environment; settings and dataset."""
+    shared = os.environ.get("SHARED_TEST_MODELS")
+    models = Path(shared) if shared else folder / "models"
+    ml(
+        "-c",
+        "import pathlib, sys; from tests.lab.tiny_task import TinyModels, raw_rows; "
+        "models, rows = map(pathlib.Path, sys.argv[1:]); TinyModels(models); raw_rows(500, rows)",
+        str(models),
+        str(folder / "rows.jsonl"),
+    )
+    base = shutil.copytree(models / "merged", folder / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return {**TINY_BASE, "base_model": str(base)}, folder / "rows.jsonl"
 
 
 def finish(run, seconds):

@@ -96,14 +96,12 @@ def test_what_asks_for_no_form_that_can_be_judged(body):
     ("schema", "accepted"),
     [
         (doubling(), None),
-        ({"$ref": "#"}, True),
-        ({"propertyNames": {"pattern": "(a+)+$"}}, False),
-        ({"patternProperties": {"(a+)+!$": {"type": "string"}}}, False),
+        ({"$ref": "#"}, None),
+        ({"propertyNames": {"pattern": "(a+)+$"}}, None),
+        ({"patternProperties": {"(a+)+$": {"type": "string"}}}, None),
         ({"type": 7}, None),
-        ({"pattern": "a{99999999999999999999}"}, None),
-        ({"pattern": "((a{1000}){1000}){1000}"}, None),
-        # No linear search has it.
-        ({"pattern": "(?=a)"}, None),
+        ({"propertyNames": {"pattern": "a{99999999999999999999}"}}, None),
+        ({"propertyNames": {"pattern": "(?=a)"}}, True),
         ({"$ref": "http://127.0.0.1:9/fetched"}, None),
         ({"$ref": "file:///etc/hostname"}, None),
     ],
@@ -124,7 +122,7 @@ def test_a_form_without_a_schema_needs_no_process():
     judge.close()
 
 
-@pytest.mark.parametrize("schema", [doubling(), {"pattern": "a{99999999999999999999}"}])
+@pytest.mark.parametrize("schema", [doubling(), {"$ref": "#"}])
 def test_nobody_waits_for_another_clients_schema(calm, small, large, schema):
     gateway = calm(small, large)
     small.reply = "{}"
