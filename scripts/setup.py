@@ -148,11 +148,13 @@ def main() -> int:
         only = [env for env in (*USUAL, VLLM) if env.name == arguments.only]
         wanted = only or list(USUAL)
         missing = [env for env in wanted if not env.ready()]
+        HOME.mkdir(parents=True, exist_ok=True)
+        # The stack keeps rows with personal data in it.
+        HOME.chmod(0o700)
         if missing:
             build(missing)
         if ML in wanted:
             fetch_base_model()
-        HOME.mkdir(parents=True, exist_ok=True)
         # The demo states it in its breakdown of time.
         seconds = {"seconds": round(time.monotonic() - _began, 2)}
         (HOME / "setup.json").write_text(json.dumps(seconds))
@@ -241,7 +243,7 @@ def ours(service: str) -> bool:
 
 def build(missing: list[Environment]) -> None:
     """Build environments side by side, so that one downloads while the other unpacks."""
-    (HOME / "logs").mkdir(parents=True, exist_ok=True)
+    (HOME / "logs").mkdir(exist_ok=True)
     fresh = [env for env in missing if not env.stamp.exists()]
     for env in missing:
         make_venv(env)
@@ -359,7 +361,6 @@ def fetch_base_model() -> None:
         return
     say(f"fetching the base model {BASE_MODEL} …")
     answer = run([str(ML.folder / "bin" / "tuneline"), "model", "pull", BASE_MODEL])
-    stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(BASE_MODEL)
     # Its last two lines are the folder and the hash.
     say(f"base model: {answer.splitlines()[-2]}")

@@ -9,6 +9,14 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hasty_disk():
+    """No test loses power, and each wait for the disk takes milliseconds; see test_files.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tuneline.files.os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """A tiny trained base, adapter and merged model with their GGUF files."""

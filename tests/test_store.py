@@ -1,6 +1,7 @@
 """The store behaves the same on a directory and on a real S3 server over HTTP."""
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -264,10 +265,48 @@ def test_other_uris_are_refused(uri):
         open_store(uri)
 
 
-@pytest.mark.parametrize("key", ["", "../x", "/etc/passwd", "a/../../b"])
-def test_keys_cannot_leave_the_store(tmp_path, key):
+BAD_KEYS = ("", "../x", "/etc/passwd", "a/../../b", "a/..", "a//b", "./a", "a\\b", "a\0b", "a/")
+
+
+def test_keys_cannot_leave_the_store(store, tmp_path):
+    """Whatever is asked of them; a bucket would keep such a key as it is."""
+    for key in BAD_KEYS:
+        for ask in (
+            lambda key: store.put_bytes(key, b"x"),
+            lambda key: store.put_file(key, Path(__file__), once=True),
+            lambda key: store.replace(key, b"x", None),
+            lambda key: store.get_file(key, tmp_path / "got"),
+            store.get_bytes,
+            store.rehash,
+            store.read_tagged,
+            store.find,
+            store.exists,
+        ):
+            with pytest.raises(UserError, match="is not a key"):
+                ask(key)
     with pytest.raises(UserError, match="is not a key"):
-        open_store(tmp_path.as_uri()).put_bytes(key, b"x")
+        store.delete_prefix("a/..")
+    assert list(store.keys("")) == []
+    assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_directory_is_its_owners_alone(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        store = open_store((tmp_path / "new" / "store").as_uri())
+        path = tmp_path / "rows.jsonl"
+        path.write_text("name and address of a person")
+        store.put_file("runs/r/quarantine/schema_validation/rows.jsonl", path)
+        store.put_bytes("logs/a/2026-11-25/part.json", b"{}")
+        store.replace("models/m/production.json", b"{}", None)
+        store.get_file("models/m/production.json", tmp_path / "got")
+    finally:
+        os.umask(before)
+    found = [store.root, *store.root.rglob("*"), tmp_path / "got"]
+    open_to_others = [p for p in found if p.stat().st_mode & 0o077 and p.name != ".lock"]
+    assert open_to_others == []
+    assert len(found) > 10
 
 
 def test_unknown_bucket_is_the_users_error(monkeypatch):

@@ -110,6 +110,7 @@ class Run:
             }
             store.put_bytes(f"{prefix}/run.json", json.dumps(described, indent=1).encode())
             store.put_bytes(f"{prefix}/config.json", document)
+            store.flush()
         return cls.open(store.uri_of(prefix))
 
     @classmethod

@@ -230,7 +230,10 @@ def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | R
     ]
     keep_packages(run, entry.environment)
     entry = entry.model_copy(update={"artifacts": artifacts})
+    # After a power cut an entry is there only with the files that it names.
+    run.store.flush()
     run.store.put_bytes(f"{folder}/{last}", dump(entry))
+    run.store.flush()
     return entry
 
 

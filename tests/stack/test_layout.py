@@ -1,7 +1,11 @@
+import os
+import stat
+
 import pytest
 
 from tuneline.errors import UserError
 from tuneline.stack.layout import find_layout
+from tuneline.stack.lifecycle import Stack
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +49,18 @@ def test_the_share_of_logged_requests_is_a_share(monkeypatch):
         monkeypatch.setenv("TUNELINE_LOG_SAMPLE_RATE", wrong)
         with pytest.raises(UserError, match=r"TUNELINE_LOG_SAMPLE_RATE must be a share"):
             find_layout()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_home_is_its_owners_alone(monkeypatch, tmp_path, umask):
+    """Also one that an earlier version has made."""
+    before = os.umask(umask)
+    try:
+        for name in ("new", "old"):
+            monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / name))
+            if name == "old":
+                (tmp_path / name).mkdir(mode=0o755)
+            with Stack(find_layout(), print).changing():
+                assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
+    finally:
+        os.umask(before)

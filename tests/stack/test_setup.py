@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import stat
 import sys
 import tomllib
 from dataclasses import replace
@@ -115,6 +116,8 @@ def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, mod
     assert setup.main() == 0
     assert names == built
     assert len(fetched) == model
+    # Rows with personal data will lie below it.
+    assert stat.S_IMODE(setup.HOME.stat().st_mode) == 0o700
 
 
 def test_an_unsupported_python_is_named(setup, monkeypatch):

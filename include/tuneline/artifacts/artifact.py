@@ -204,6 +204,7 @@ class RunDocument(Generic[Model]):
     def put(self, run: Run, content: Model) -> None:
         """Write the document, over one that is there."""
         run.store.put_bytes(self.key(run), content.model_dump_json(indent=1).encode())
+        run.store.flush()
 
 
 def _first(error: ValidationError) -> str:

@@ -101,6 +101,8 @@ def write_part(store: Store, key: str, table: pa.Table, scratch: Path) -> None:
     try:
         pq.write_table(table, scratch, compression="zstd")
         store.put_file(key, scratch)
+        # The writer deletes its own copy now.
+        store.flush()
     finally:
         scratch.unlink(missing_ok=True)
 

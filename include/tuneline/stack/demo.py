@@ -43,6 +43,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         UserError: if a file or a setting is wrong, a port is taken or a demo runs already.
         TunelineError: if a service did not start.
     """
+    layout.make_home()
     with locks.held(layout.home / "demo.lock", "a demo"):
         stack = Stack(layout, say)
         client = Airflow(layout)

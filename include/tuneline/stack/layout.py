@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tuneline.config import PipelineConfig, models
 from tuneline.errors import UserError
+from tuneline.files import private_folder
 from tuneline.machine.checkout import project_root, stack_home
 from tuneline.training.tracking import local_mlflow
 
@@ -40,6 +41,10 @@ class Layout:
     kubeconfig: Path | None = None
     tracking_port: int = 5000
     log_sample_rate: float = 1.0
+
+    def make_home(self) -> None:
+        """Make the stack's folder for its owner alone: rows with personal data lie below it."""
+        private_folder(self.home).chmod(0o700)
 
     @property
     def airflow_home(self) -> Path:

@@ -65,6 +65,7 @@ class Stack:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Keep other commands from starting or stopping services meanwhile."""
+        self.layout.make_home()
         with locks.held(self.layout.home / "stack.lock", "starting or stopping the stack"):
             yield
 
@@ -179,7 +180,6 @@ class Stack:
         for path in (self.layout.airflow_python, self.layout.ml_bin / "tuneline"):
             if not path.exists():
                 raise UserError(f"{path} does not exist; run `make setup` first")
-        self.layout.home.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.layout.home).free / _GIB
         if free < _NEEDED_GIB:
             raise UserError(

@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from tuneline.errors import UserError
+from tuneline.files import sha256_file
 from tuneline.store.base import AlreadyThere, Changed, CorruptObject, NotThere, Store, Tagged
 from tuneline.store.bucket import S3Store
 from tuneline.store.directory import FileStore
-from tuneline.store.whole_files import sha256_file
 
 __all__ = [
     "AlreadyThere",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef
+from tuneline.files import is_inner, sha256_file
 
 LockMode = Literal["governance", "compliance"]
 
@@ -44,8 +45,23 @@ class Tagged:
     tag: str
 
 
+def require_key(key: str) -> str:
+    """Return a key, which stays below the root of its store.
+
+    Raises:
+        UserError: if it is absolute, or has `..`, an empty part, a backslash or a NUL.
+    """
+    if not is_inner(key):
+        raise UserError(f"{key!r} is not a key: use a relative path without '..' or empty parts")
+    return key
+
+
 class Store(ABC):
-    """Objects by key (a relative POSIX path) under one root URI."""
+    """Objects by key (a relative POSIX path) under one root URI.
+
+    Every method refuses a key that leads out of the root (`UserError`). What is written once as
+    bytes or by `replace` outlasts a power cut; other objects do after `flush`.
+    """
 
     uri: str
 
@@ -126,6 +142,16 @@ class Store(ABC):
             RetryableError: if the disk is full or the server failed.
         """
 
+    def flush(self) -> None:
+        """Wait until everything that was written by this object outlasts a power cut.
+
+        A server keeps what it has confirmed.
+
+        Raises:
+            RetryableError: if the disk failed.
+        """
+        return
+
     def retain(self, key: str, days: int, mode: LockMode) -> bool:
         """Lock an object against deletion, where the store can.
 
@@ -173,3 +199,35 @@ class Store(ABC):
             path = Path(scratch) / "object"
             self.get_file(key, path, sha256=sha256)
             return path.read_bytes()
+
+
+def settle(staged: Path, destination: Path, uri: str, expected: Sequence[str]) -> FileRef:
+    """Move a copied object to its destination if its hash is one of those expected.
+
+    Raises:
+        CorruptObject: if it is not; the copy is deleted.
+    """
+    digest = sha256_file(staged)
+    try:
+        require_hash(digest, expected, uri)
+    except CorruptObject:
+        staged.unlink()
+        raise
+    staged.replace(destination)
+    return FileRef(
+        name=uri.rsplit("/", 1)[-1], uri=uri, sha256=digest, bytes=destination.stat().st_size
+    )
+
+
+def require_hash(digest: str, expected: Sequence[str], uri: str) -> None:
+    """Refuse a hash that is not one of those expected.
+
+    Raises:
+        CorruptObject: if it is another one.
+    """
+    if digest not in expected:
+        wanted = " or ".join(dict.fromkeys(expected)) or "unknown (no hash file)"
+        raise CorruptObject(
+            f"{uri} is corrupt: its SHA-256 is {digest}, expected {wanted}; "
+            "restore it from a backup or run the step again that wrote it"
+        )

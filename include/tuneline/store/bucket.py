@@ -12,9 +12,19 @@ from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef
-from tuneline.store.base import AlreadyThere, Changed, LockMode, NotThere, Store, Tagged
+from tuneline.files import BLOCK, sha256_file, stage_beside
+from tuneline.store.base import (
+    AlreadyThere,
+    Changed,
+    LockMode,
+    NotThere,
+    Store,
+    Tagged,
+    require_hash,
+    require_key,
+    settle,
+)
 from tuneline.store.uploads import put_parts, sealed
-from tuneline.store.whole_files import BLOCK, require_hash, settle, sha256_file, stage_beside
 
 T = TypeVar("T")
 
@@ -91,6 +101,9 @@ class S3Store(Store):
         )
 
     def _name(self, key: str) -> str:
+        return self._below(require_key(key))
+
+    def _below(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def _call(self, key: str, action: Callable[[], T]) -> T:
@@ -283,7 +296,8 @@ class S3Store(Store):
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `Store.keys`."""
-        below = self._name(prefix.rstrip("/") + "/") if prefix else self._name("")
+        prefix = prefix.rstrip("/")
+        below = f"{self._name(prefix)}/" if prefix else self._below("")
         pages = self._s3.get_paginator("list_objects_v2")
         answer = self._call(prefix, lambda: list(pages.paginate(Bucket=self.bucket, Prefix=below)))
         cut = len(self.prefix) + 1 if self.prefix else 0
@@ -293,7 +307,7 @@ class S3Store(Store):
 
     def delete_prefix(self, prefix: str) -> None:
         """See `Store.delete_prefix`."""
-        keys = [{"Key": self._name(key)} for key in self.keys(prefix)]
+        keys = [{"Key": self._below(key)} for key in self.keys(require_key(prefix.rstrip("/")))]
         # S3 deletes at most a thousand objects in one call.
         for start in range(0, len(keys), 1000):
             self._delete(prefix, keys[start : start + 1000])

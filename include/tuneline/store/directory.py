@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.errors import RetryableError, TunelineError
 from tuneline.evidence import FileRef
-from tuneline.store.base import AlreadyThere, Changed, NotThere, Store, Tagged
-from tuneline.store.whole_files import require_hash, settle, sha256_file, stage_beside
+from tuneline.files import private_folder, sha256_file, stage_beside, sync
+from tuneline.store.base import (
+    AlreadyThere,
+    Changed,
+    NotThere,
+    Store,
+    Tagged,
+    require_hash,
+    require_key,
+    settle,
+)
 
 
 class FileStore(Store):
-    """A store in a directory (`file:///dir`).
+    """A store in a directory (`file:///dir`), which its owner alone may read.
 
     The hash of `name` is in `.name.sha256` beside it. While an object is replaced, that file
     holds the old and the new hash, so an object still verifies after a crash between the two
@@ -27,14 +36,13 @@ class FileStore(Store):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = root.as_uri()
+        # Objects that a power cut may still take.
+        self._unsynced: set[Path] = set()
 
     def _path(self, key: str) -> Path:
-        path = self.root / key
-        if not key or ".." in Path(key).parts or Path(key).is_absolute():
-            raise UserError(f"{key!r} is not a key: use a relative path without '..'")
-        return path
+        return self.root / require_key(key)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Exclude writers of other processes between the two renames."""
         with (self.root / ".lock").open("w") as handle:
@@ -52,7 +60,8 @@ class FileStore(Store):
 
     def put_bytes(self, key: str, data: bytes, *, once: bool = False) -> FileRef:
         """See `Store.put_bytes`; a temporary directory would cost more than all else."""
-        return self._put(key, lambda staged: staged.write_bytes(data), self._refusal(key, once))
+        refuse = self._refusal(key, once)
+        return self._put(key, lambda staged: staged.write_bytes(data), refuse, lasting=once)
 
     def replace(self, key: str, data: bytes, tag: str | None) -> None:
         """See `Store.replace`; the tag is the hash of the bytes."""
@@ -62,7 +71,27 @@ class FileStore(Store):
             if (sha256_file(target) if target.is_file() else None) != tag:
                 raise Changed(f"{self.uri_of(key)} has changed since it was read")
 
-        self._put(key, lambda staged: staged.write_bytes(data), refuse_other)
+        self._put(key, lambda staged: staged.write_bytes(data), refuse_other, lasting=True)
+
+    def flush(self) -> None:
+        """See `Store.flush`."""
+        written, self._unsynced = self._unsynced, set()
+        try:
+            for target in written:
+                # What was deleted since needs no disk.
+                with contextlib.suppress(FileNotFoundError):
+                    sync(target)
+                    sync(self._sidecar(target))
+            self._sync_names(written)
+        except OSError as error:
+            raise RetryableError(f"cannot write {self.uri}: {error.strerror or error}") from error
+
+    def _sync_names(self, targets: Iterable[Path]) -> None:
+        """Wait until the disk holds the names of objects and of the folders above them."""
+        above = {folder for target in targets for folder in target.parents}
+        for folder in above:
+            if folder.is_relative_to(self.root) and folder.is_dir():
+                sync(folder)
 
     def _refusal(self, key: str, once: bool) -> Callable[[], None]:
         """Return what refuses a second writing of an object that is written once."""
@@ -74,14 +103,25 @@ class FileStore(Store):
 
         return refuse_second
 
-    def _put(self, key: str, fill: Callable[[Path], object], refuse: Callable[[], None]) -> FileRef:
-        """Write an object unless `refuse` raises, which is asked again under the lock."""
+    def _put(
+        self,
+        key: str,
+        fill: Callable[[Path], object],
+        refuse: Callable[[], None],
+        *,
+        lasting: bool = False,
+    ) -> FileRef:
+        """Write an object unless `refuse` raises, which is asked again under the lock.
+
+        A lasting one is on the disk before it gets its name, and its name when this returns.
+        """
         target = self._path(key)
         sidecar = self._sidecar(target)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(target.parent)
             refuse()
-            staged = stage_beside(target, fill)
+            staged = stage_beside(target, fill, lasting=lasting)
             digest = sha256_file(staged)
             with self._lock():
                 try:
@@ -89,9 +129,13 @@ class FileStore(Store):
                 except TunelineError:
                     staged.unlink()
                     raise
-                _write_whole(sidecar, "\n".join([*_hashes(sidecar), digest]) + "\n")
+                _note(sidecar, [*_hashes(sidecar), digest], lasting=lasting)
                 staged.replace(target)
-                _write_whole(sidecar, digest + "\n")
+                _note(sidecar, [digest], lasting=lasting)
+            if lasting:
+                self._sync_names([target])
+            else:
+                self._unsynced.add(target)
         except OSError as error:
             raise RetryableError(
                 f"cannot write {self.uri_of(key)}: {error.strerror or error}"
@@ -196,5 +240,6 @@ def _hashes(sidecar: Path) -> list[str]:
     return sidecar.read_text().split() if sidecar.exists() else []
 
 
-def _write_whole(path: Path, text: str) -> None:
-    stage_beside(path, lambda staged: staged.write_text(text)).replace(path)
+def _note(sidecar: Path, hashes: Sequence[str], *, lasting: bool) -> None:
+    text = "".join(f"{known}\n" for known in hashes)
+    stage_beside(sidecar, lambda staged: staged.write_text(text), lasting=lasting).replace(sidecar)

@@ -244,7 +244,9 @@ def publish(
     (files / EVIDENCE).write_bytes(raw)
     _put_missing(store, prefix, files, names, anew=True)
     document = {"schema": _POINTER_SCHEMA, **asdict(pointer)}
+    store.flush()
     store.put_bytes(f"{root}/{_POINTER}", json.dumps(document, indent=1).encode())
+    store.flush()
     # A run that began long ago may find its folder swept by a later one.
     _put_missing(store, prefix, files, names)
     _sweep(store, root, generation)

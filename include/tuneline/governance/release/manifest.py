@@ -29,6 +29,8 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> str:
     Raises:
         UserError: if the version exists with other content.
     """
+    # The files that it states come first, also on the disk.
+    store.flush()
     key = f"{prefix}/manifest.json"
     document = {**manifest.model_dump(mode="json", by_alias=True), "created_at": now()}
     raw = json.dumps(document, indent=1, ensure_ascii=False).encode()

@@ -135,6 +135,8 @@ def record(
         )
     lines = chain(version, events, known.sha256 if known else manifest_sha256, now())
     pointer = _advance(pointed, version, manifest_sha256, lines, len(log.texts))
+    # What a release consists of is on the disk before anything points to it.
+    store.flush()
     store.replace(pointer_key(name), pointer_bytes(pointer), pointed.tag)
     complete(Pointed(store, name, pointer, None))
     return pointer

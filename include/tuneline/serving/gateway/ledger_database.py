@@ -126,6 +126,8 @@ def open_writer(place: Place) -> Writer:
     if database := _file_of(url):
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
+            # For its owner alone; SQLite gives its other files the same mode.
+            database.touch(mode=0o600)
         except OSError as error:
             raise UserError(
                 f"{database}: the usage ledger cannot be opened: {error.strerror}"

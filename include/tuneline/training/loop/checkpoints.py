@@ -65,7 +65,9 @@ class LiveCheckpoints:
                 files[relative] = ref.sha256
         before = self._latest()
         pointer = {"settings": self.settings, "step": step, "name": name, "files": files}
+        self.store.flush()
         self.store.put_bytes(self._pointer, json.dumps(pointer).encode())
+        self.store.flush()
         if before is not None and before["name"] != name:
             self.store.delete_prefix(f"{self.prefix}/{before['name']}")
 
