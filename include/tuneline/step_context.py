@@ -21,6 +21,7 @@ from tuneline.evidence import (
     Verdict,
     conclude,
 )
+from tuneline.files import inside
 from tuneline.run import Run, now
 from tuneline.surroundings import airflow_identity, environment
 
@@ -127,7 +128,7 @@ class StepContext:
 
     def _fetch(self, step: str, ref: FileRef) -> Path:
         self.run.note(step, ref.name, ref.sha256)
-        target = self.scratch / "inputs" / step / ref.name
+        target = inside(self.scratch / "inputs" / step, ref.name)
         if not target.exists():
             self.run.store.get_file(self.run.store.key_of(ref.uri), target, sha256=ref.sha256)
             name = f"{step}/{ref.name}"

@@ -105,3 +105,56 @@ def bare_release(run: Run, name: str | None = None, at: str = "2026-03-01T00:00:
     prefix = model_prefix(name, run.run_id)
     manifest = Manifest(name=name, version=run.run_id, run={"uri": run.uri}, files=[])
     log_release(run.store, name, run.run_id, write_manifest(run.store, prefix, manifest), at)
+
+
+def forge(store: Any, document: Mapping[str, Any], name: str = "a", version: str = "1") -> None:
+    """Release a version with any document as its manifest, as whoever writes to the store can."""
+    raw = json.dumps(document).encode()
+    digest = store.put_bytes(f"{model_prefix(name, version)}/manifest.json", raw).sha256
+    log_release(store, name, version, digest)
+
+
+def hostile(kind: str, bad: str, *, name: str = "a", version: str = "1") -> dict[str, Any]:
+    """Return a manifest with a name that leads out of its folder.
+
+    Args:
+        kind: where it stands: a file, a file of the base, its key, a file of the adapter, the
+            version's name or the model's.
+        bad: the name.
+        name: the model.
+        version: its version.
+    """
+    digest = "0" * 64
+    files = {"model/config.json": digest, "adapter.gguf": digest}
+    base = {"uri": "u", "digest": digest, "variant": "f16", "key": "bases/b", "sha256": digest}
+    apart = {
+        "base": {**base, "files": {"model.gguf": digest}},
+        "adapter": {"sha256": digest, "files": {"adapter.gguf": digest}},
+    }
+    stated: dict[str, Any] = {"name": name, "version": version}
+    match kind:
+        case "a file":
+            files[f"model/{bad}"] = digest
+        case "a file of the base":
+            apart["base"]["files"] = {bad: digest}
+        case "the base's key":
+            apart["base"]["key"] = bad
+        case "a file of the adapter":
+            apart["adapter"]["files"] = {bad: digest}
+        case "the model" | "the version":
+            stated["name" if kind == "the model" else "version"] = bad
+    engine = {"engine": "llama_cpp"} | (
+        {"apart": apart} if "the base" in kind or "adapter" in kind else {}
+    )
+    listed = [{"name": file, "sha256": sha256, "bytes": 1} for file, sha256 in files.items()]
+    return {"schema": "tuneline/manifest/1", **stated, "engine": engine, "files": listed}
+
+
+HOSTILE = (
+    "a file",
+    "a file of the base",
+    "the base's key",
+    "a file of the adapter",
+    "the model",
+    "the version",
+)

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from tuneline.errors import UserError
+from tuneline.files import is_inner
 from tuneline.store import CorruptObject, NotThere
 
 if TYPE_CHECKING:
@@ -18,6 +19,26 @@ if TYPE_CHECKING:
     from tuneline.step_context import StepContext
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _inner(name: str) -> str:
+    if not is_inner(name):
+        raise ValueError(
+            f"{name!r} is not the name of a file below its folder: it must be relative, without "
+            "'..', empty parts or backslashes"
+        )
+    return name
+
+
+def _part(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"{name!r} must not hold '/': it names one folder")
+    return _inner(name)
+
+
+# Names that a document states and that are joined to a folder: of files, of one folder.
+FileName = Annotated[str, AfterValidator(_inner)]
+FolderName = Annotated[str, AfterValidator(_part)]
 
 # Raw text of people lies below this folder, see `StepContext.quarantine`.
 _QUARANTINE = "quarantine/"
@@ -129,7 +150,7 @@ class Document(Artifact, Generic[Model]):
             return self.model.model_validate_json(raw)
         except ValidationError as error:
             where = run.store.uri_of(self.key(run))
-            raise CorruptObject(f"{where}: {_first(error)}; run {self.step} again") from None
+            raise CorruptObject(f"{where}: {fault(error)}; run {self.step} again") from None
 
 
 @dataclass(frozen=True)
@@ -151,7 +172,7 @@ class Lines(Artifact, Generic[Model]):
             except ValidationError as error:
                 where = ctx.run.store.uri_of(self.key(ctx.run))
                 raise CorruptObject(
-                    f"{where}, line {number}: {_first(error)}; run {self.step} again"
+                    f"{where}, line {number}: {fault(error)}; run {self.step} again"
                 ) from None
         return entries
 
@@ -192,7 +213,7 @@ class RunDocument(Generic[Model]):
         except NotThere:
             return None
         except ValidationError as error:
-            raise UserError(f"{self.uri(run)}: {_first(error)}") from None
+            raise UserError(f"{self.uri(run)}: {fault(error)}") from None
 
     def note(self, ctx: StepContext) -> None:
         """Note the document among the inputs of a step."""
@@ -207,7 +228,7 @@ class RunDocument(Generic[Model]):
         run.store.flush()
 
 
-def _first(error: ValidationError) -> str:
+def fault(error: ValidationError) -> str:
     """Return the first fault of a document: its field and what is wrong with it."""
     problem = error.errors()[0]
     field = ".".join(map(str, problem["loc"]))

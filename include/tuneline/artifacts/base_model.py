@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneline.artifacts.artifact import Document
+from tuneline.artifacts.artifact import Document, FileName
 
 
 class StoredFile(BaseModel):
@@ -40,7 +40,7 @@ class StoredBase(BaseModel):
     architecture: str
     context_length: int
     vocab_size: int
-    files: dict[str, StoredFile]
+    files: dict[FileName, StoredFile]
 
 
 BASE = Document("fetch_base", "base.json", StoredBase)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuneline.artifacts.artifact import Artifact, Document, FolderArtifact
+from tuneline.artifacts.artifact import Artifact, Document, FileName, FolderArtifact
 
 
 class Decision(BaseModel):
@@ -42,9 +42,9 @@ class BaseForm(BaseModel):
     digest: str
     variant: str
     made_by: str | None = None
-    key: str | None = None
+    key: FileName | None = None
     sha256: str
-    files: dict[str, str]
+    files: dict[FileName, str]
 
 
 class AdapterForm(BaseModel):
@@ -58,7 +58,7 @@ class AdapterForm(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     sha256: str
-    files: dict[str, str]
+    files: dict[FileName, str]
 
 
 class Apart(BaseModel):

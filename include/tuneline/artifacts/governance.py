@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuneline.artifacts.artifact import Document
+from tuneline.artifacts.artifact import Document, FileName, FolderName
 
 
 class _Governed(BaseModel):
@@ -37,7 +37,7 @@ class ManifestFile(_Governed):
         bytes: size.
     """
 
-    name: str
+    name: FileName
     sha256: str
     bytes: int
 
@@ -104,7 +104,7 @@ class Parent(_Governed):
         manifest_sha256: hash of its manifest.
     """
 
-    version: str
+    version: FolderName
     manifest_sha256: str
 
 
@@ -159,8 +159,8 @@ class Manifest(_Governed):
 
     schema_: Literal["tuneline/manifest/1"] = Field("tuneline/manifest/1", alias="schema")
     created_at: str = ""
-    name: str = ""
-    version: str = ""
+    name: FolderName = ""
+    version: FolderName = ""
     run: dict[str, Any] = {}
     started_by: Any = None
     airflow_run: Any = None
@@ -174,7 +174,7 @@ class Manifest(_Governed):
     evidence: dict[str, ManifestEvidence] = {}
     environments: list[StepEnvironment] = []
     seeds: dict[str, Any] = {}
-    previous_version: str | None = None
+    previous_version: FolderName | None = None
     parent: Parent | None = None
     policy: ManifestPolicy | None = None
     signature: dict[str, str] | None = None
@@ -204,7 +204,7 @@ class PointerMove(_Governed):
         sha256: hash of the line that logs the move in the version's `release.jsonl`.
     """
 
-    version: str
+    version: FolderName
     event: str
     at: str
     sha256: str
@@ -224,12 +224,12 @@ class ReleasePointer(_Governed):
     """
 
     schema_: Literal["tuneline/production/1"] = Field("tuneline/production/1", alias="schema")
-    name: str
-    version: str
+    name: FolderName
+    version: FolderName
     manifest: str
     manifest_sha256: str
     release_sha256: str
-    previous_version: str | None = None
+    previous_version: FolderName | None = None
     released_at: str
     history: list[PointerMove] = []
     heads: dict[str, LogEnd] = {}

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.deployment import Apart
 from tuneline.artifacts.governance import Manifest, PointerMove, ReleasePointer
-from tuneline.errors import UserError
+from tuneline.errors import UserError, first_line
 from tuneline.evidence import FileRef
 from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
@@ -107,9 +109,14 @@ class Release:
 
     @property
     def apart(self) -> Apart | None:
-        """The base and the adapter that it serves; None if it serves a merged model."""
+        """The base and the adapter that it serves; None if it serves a merged model.
+
+        Raises:
+            CorruptObject: if the manifest does not describe them.
+        """
         stated = (self.manifest.engine or {}).get("apart")
-        return Apart.model_validate(stated) if stated else None
+        with readable(f"{self.uri}: engine.apart"):
+            return Apart.model_validate(stated) if stated else None
 
     def adapter_files(self) -> dict[str, FileRef]:
         """Return the adapter that is served beside a base: files by their names; {} if merged.
@@ -160,12 +167,48 @@ class Release:
         return target
 
 
-def read_release(store: Store, name: str) -> ReleasePointer | None:
-    """Return the pointer to a model's released version, None when nothing was released."""
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Say in one sentence that a document of a release can't be read.
+
+    Args:
+        what: the document.
+
+    Raises:
+        CorruptObject: if the block raises what the reading of a damaged document raises, or of
+            one that another version of Tuneline wrote.
+    """
     try:
-        return ReleasePointer.model_validate_json(store.get_bytes(pointer_key(name)))
+        yield
+    except ValidationError as error:
+        why = fault(error)
+    except KeyError as error:
+        why = f"it lacks {error}"
+    except (ValueError, TypeError, AttributeError) as error:
+        why = first_line(error)
+    else:
+        return
+    raise CorruptObject(
+        f"{what} can't be read: {why}; restore it, or use the version of Tuneline that wrote it"
+    ) from None
+
+
+def read_release(store: Store, name: str) -> ReleasePointer | None:
+    """Return the pointer to a model's released version, None when nothing was released.
+
+    Raises:
+        CorruptObject: if it is not the pointer of that model.
+    """
+    try:
+        raw = store.get_bytes(pointer_key(name))
     except NotThere:
         return None
+    uri = store.uri_of(pointer_key(name))
+    with readable(uri):
+        pointer = ReleasePointer.model_validate_json(raw)
+    if pointer.name != name:
+        raise CorruptObject(f"{uri} is the pointer of {pointer.name}; restore it")
+    return pointer
 
 
 def released(run: Run) -> Release | None:
@@ -215,7 +258,7 @@ def find_version(
         sha256: hash that the bytes of the manifest must have; None takes them as they are.
 
     Raises:
-        CorruptObject: if the manifest has another hash, or is none.
+        CorruptObject: if the manifest has another hash, is none, or that of another version.
     """
     key = manifest_key(name, version)
     try:
@@ -227,12 +270,13 @@ def find_version(
         raise CorruptObject(
             f"{store.uri_of(key)} has SHA-256 {digest}, the release pointer says {sha256}"
         )
-    try:
-        return Release(store, Manifest.model_validate_json(raw))
-    except ValidationError as error:
+    with readable(store.uri_of(key)):
+        manifest = Manifest.model_validate_json(raw)
+    if (manifest.name, manifest.version) != (name, version):
         raise CorruptObject(
-            f"{store.uri_of(key)} is not a manifest: {error.errors()[0]['msg']}"
-        ) from None
+            f"{store.uri_of(key)} is the manifest of {manifest.name} {manifest.version}; restore it"
+        )
+    return Release(store, manifest)
 
 
 def ancestry(release: Release) -> Iterator[Release]:

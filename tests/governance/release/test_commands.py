@@ -5,6 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from tests.governance.conftest import HOLDS, MEASURED
+from tests.governance.release.test_signature import key_pair
+from tests.lab.releases import HOSTILE, forge, hostile
 
 from tuneline.artifacts.release_log import RolledBack, Withdrawn
 from tuneline.cli import main
@@ -52,6 +54,25 @@ def test_verify_says_what_differs(two, capsys):
     assert main(["verify", manifest_uri(two, "test")]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "lora.json is corrupt" in line
+
+
+def test_verify_follows_no_name_out_of_its_folder(any_store, capsys, monkeypatch, tmp_path):
+    """Nothing is written on the machine of whoever verifies, with a key or without."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    _, public = key_pair(tmp_path, "ours")
+    before = [p for p in tmp_path.rglob("*") if "store" not in p.parts]
+    cases = [(kind, "../../../../../outside") for kind in HOSTILE]
+    cases += [("a file", bad) for bad in ("/outside", "a\\..\\b", "a//b", "a\0b", "..")]
+    for number, (kind, bad) in enumerate(cases):
+        version = f"v{number}"
+        forge(any_store, hostile(kind, bad, version=version), version=version)
+        uri = any_store.uri_of(f"models/a/{version}/manifest.json")
+        for options in ([], ["--public-key", str(public)]):
+            assert main(["verify", uri, *options]) == 1, (kind, bad)
+            assert uri in capsys.readouterr().err
+    assert [p for p in tmp_path.rglob("*") if "store" not in p.parts] == before
 
 
 def test_a_changed_parent_is_named(two, capsys):

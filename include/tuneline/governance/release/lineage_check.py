@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.release_log import Released, read_log
+from tuneline.artifacts.release_log import Released, log_key, read_log
 from tuneline.artifacts.releases import (
     LINEAGE_EVIDENCE,
     LINEAGE_STATEMENTS,
@@ -54,10 +54,7 @@ def lineage_differences(
     uris = [store.uri_of(f"{prefix}/{file}") for file in there]
     released, stated = _stated(store, name, version)
     if stated is None:
-        fault = "the release log does not name it"
-        if released:
-            return [f"{uri} is a file too many: {fault}" for uri in uris], []
-        return [], [f"{uri}: {fault}, since the version is not released" for uri in uris]
+        return _unstated(store, name, version, uris, released=released, signer=signer)
     there = [file for file in there if file != LINEAGE_EVIDENCE]
     if not there:
         return [f"{store.uri_of(f'{prefix}/{LINEAGE_STATEMENTS[0]}')} is missing"], []
@@ -68,9 +65,35 @@ def lineage_differences(
     except TunelineError as error:
         return [f"{error}; the release log names its hash"], []
     found = [f"{uris[0]} {fault}" for fault in _faults(raw, store, prefix, manifest_sha256)]
+    unchecked = []
     if isinstance(signer, Path):
         wrong = envelope_fault(raw, signer) if there[0] == _SIGNED else "it has no envelope"
         found += [f"{uris[0]} is not signed by {signer}: {wrong}"] if wrong else []
+    elif signer is not None:
+        unchecked.append(f"{uris[0]} is not signed: an identity signs the files of the manifest")
+    return found, unchecked
+
+
+def _unstated(
+    store: Store,
+    name: str,
+    version: str,
+    uris: Sequence[str],
+    *,
+    released: bool,
+    signer: Path | Identity | None,
+) -> tuple[list[str], list[str]]:
+    """Judge the files about `lineage` of a version whose log states no hash of them."""
+    fault = "the release log does not name it"
+    if not released:
+        return [], [f"{uri}: {fault}, since the version is not released" for uri in uris]
+    found = [f"{uri} is a file too many: {fault}" for uri in uris]
+    if signer is not None:
+        found.append(
+            f"{store.uri_of(log_key(name, version))}: {version} was released without a statement "
+            "of lineage, as versions of Tuneline before there were any did, and as whoever may "
+            "write to the store can; release it again by a run that signs"
+        )
     return found, []
 
 

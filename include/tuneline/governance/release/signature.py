@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,12 +26,13 @@ from tuneline.config.keyless import KeylessConfig
 from tuneline.errors import UserError, first_line
 from tuneline.governance.release import keyless
 from tuneline.governance.release.keyless import Identity
-from tuneline.store import FileStore, Store
+from tuneline.store import CorruptObject, Store
 
 SIGNATURE = "model.sig"
 # The name of the format in the manifest.
 FORMAT = "OpenSSF Model Signing 1.0, elliptic key"
-_OTHER_BYTES = re.compile(r"Hash mismatch for \\*'([^'\\]+)")
+# Files of a release are hashed one by one.
+_HASH = "sha256"
 
 
 def public_part(private_key: Path) -> dict[str, str]:
@@ -104,14 +104,21 @@ def sign(files: Mapping[str, Path], signer: Path | KeylessConfig, scratch: Path)
 
 
 def signature_difference(
-    store: Store, prefix: str, manifest: Manifest, signer: Path | Identity | None
+    store: Store,
+    prefix: str,
+    manifest: Manifest,
+    manifest_sha256: str,
+    signer: Path | Identity | None,
 ) -> tuple[list[str], list[str]]:
-    """Check the signature of a version.
+    """Check the signature of a version: it has to cover the manifest and its files, nothing else.
+
+    The files themselves are compared with the manifest by whoever reads them.
 
     Args:
         store: the store.
         prefix: the version's folder.
         manifest: its manifest, which says whether it was signed.
+        manifest_sha256: hash of the manifest's bytes.
         signer: the public key or the identity that it must be signed by, None to leave the
             signature unchecked.
 
@@ -129,24 +136,83 @@ def signature_difference(
     if signer is None:
         way = "the identity and its issuer" if "identity" in said else "the public key"
         return [], [f"{uri} was not checked: give {way}"] if there else []
-    config: Any
+    other, config = _verifier(signer, said)
+    if other is not None:
+        return [f"{uri} is {other}"], []
+    try:
+        signature = store.get_bytes(f"{prefix}/{SIGNATURE}")
+    except CorruptObject as error:
+        return [str(error)], []
+    stated = {entry.name: f"{_HASH}:{entry.sha256}" for entry in manifest.files}
+    stated[MANIFEST_FILE] = f"{_HASH}:{manifest_sha256}"
+    return [
+        f"{uri} does not sign this release: {why}" for why in _faults(config, signature, stated)
+    ], []
+
+
+def _verifier(signer: Path | Identity, said: Mapping[str, str]) -> tuple[str | None, Any]:
+    """Return whose signature it is if the manifest names another signer, and how to verify it."""
+    _library()
     if isinstance(signer, Identity):
-        _library()
         if (said.get("identity"), said.get("issuer")) != (signer.name, signer.issuer):
-            return [f"{uri} is not by {signer}: the manifest names {_named(said)}"], []
-        config = keyless.verifier_of(signer)
-    else:
-        if said.get("public_key_sha256") != _fingerprint_of(signer):
-            return [f"{uri} is by another key than {signer}"], []
-        config = _library("verifying").Config().use_elliptic_key_verifier(public_key=signer)
+            return f"not by {signer}: the manifest names {_named(said)}", None
+        return None, keyless.verifier_of(signer)
+    if said.get("public_key_sha256") != _fingerprint_of(signer):
+        return f"by another key than {signer}", None
+    return None, _library("verifying").Config().use_elliptic_key_verifier(public_key=signer)
+
+
+def _faults(config: Any, signature: bytes, stated: Mapping[str, str]) -> Iterator[str]:
+    """Compare the files that a signature covers with those that it has to cover, by name."""
+    try:
+        covered = _covered(config, signature)
+    # The library raises what its parsers raise.
+    except Exception as error:
+        yield first_line(error)
+        return
+    both = stated.keys() & covered.keys()
+    for what, names in (
+        ("it was made for other bytes of", {n for n in both if stated[n] != covered[n]}),
+        ("it does not cover", stated.keys() - both),
+        ("it covers, beyond the release,", covered.keys() - both),
+    ):
+        if names:
+            yield f"{what} {', '.join(sorted(names))}"
+
+
+class _Covered:
+    """Takes over what a signature covers, where the library expects the hashes of a folder."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+
+    def add_ignored_paths(self, **_: Any) -> None:
+        """Leave nothing out that a signature would leave out."""
+
+    def hash(self, *_: Any, **__: Any) -> _Covered:
+        """Return what the library compares with the signature."""
+        return self
+
+    def __ne__(self, signed: Any) -> bool:
+        self.files = {
+            one.identifier: f"{one.digest.algorithm}:{one.digest.digest_hex}"
+            for one in signed.resource_descriptors()
+        }
+        return False
+
+
+def _covered(config: Any, signature: bytes) -> dict[str, str]:
+    """Return the files that a signature covers: algorithm and hash by name.
+
+    Raises:
+        Exception: of any kind, if the signature is not that of the configured signer.
+    """
+    found = _Covered()
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        folder = _folder(store, prefix, manifest, Path(scratch))
-        try:
-            config.set_ignore_unsigned_files(True).verify(folder, folder / SIGNATURE)
-        # The library raises what its parsers raise.
-        except Exception as error:
-            return [f"{uri} does not sign this release: {_reason(error)}"], []
-    return [], []
+        path = Path(scratch) / SIGNATURE
+        path.write_bytes(signature)
+        config.set_hashing_config(found).verify(path.parent, path)
+    return found.files
 
 
 def envelope_fault(raw: bytes, public_key: Path) -> str | None:
@@ -181,22 +247,6 @@ def _named(signature: Mapping[str, str]) -> str:
     if "identity" in signature:
         return f"{signature['identity']} of {signature.get('issuer')}"
     return "a key" if signature else "nobody"
-
-
-def _reason(error: Exception) -> str:
-    """Return why a signature does not hold; the library prints hashes as Python writes bytes."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    names = _OTHER_BYTES.findall(text)
-    return f"it was made for other bytes of {', '.join(names)}" if names else text
-
-
-def _folder(store: Store, prefix: str, manifest: Manifest, scratch: Path) -> Path:
-    """Return the version's folder on this machine; from a bucket it is fetched."""
-    if isinstance(store, FileStore):
-        return store.root / prefix
-    for name in (MANIFEST_FILE, SIGNATURE, *(entry.name for entry in manifest.files)):
-        store.get_file(f"{prefix}/{name}", scratch / name)
-    return scratch
 
 
 def _fingerprint_of(public_key: Path) -> str:

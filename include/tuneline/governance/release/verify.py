@@ -5,6 +5,7 @@ Nothing is copied: every hash is computed where the bytes lie, several files at 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.governance import Manifest
-from tuneline.artifacts.release_log import LOG_FILE
+from tuneline.artifacts.release_log import LOG_FILE, Released, read_log
 from tuneline.artifacts.releases import (
     LINEAGE_EVIDENCE,
     LINEAGE_STATEMENTS,
@@ -31,7 +33,7 @@ from tuneline.governance.release.lineage_check import lineage_differences
 from tuneline.governance.release.logs_check import pointer_differences
 from tuneline.governance.release.signature import SIGNATURE, signature_difference
 from tuneline.progress import track
-from tuneline.store import NotThere, Store, open_store
+from tuneline.store import CorruptObject, NotThere, Store, open_store
 
 # Hashing takes a core each; reading from a server waits more than it works.
 _AT_ONCE = 8
@@ -84,17 +86,19 @@ class Version:
         """Key of its folder."""
         return model_prefix(self.name, self.version)
 
-    def manifest(self) -> Manifest:
-        """Read its manifest.
+    def manifest(self, sha256: str | None = None) -> tuple[Manifest, str]:
+        """Read its manifest; return it and the hash of its bytes.
+
+        Args:
+            sha256: the hash that the bytes must have; None takes them as they were written.
 
         Raises:
             UserError: if there is none.
             CorruptObject: if it is not the one that was written.
             ValueError: if it is not a manifest.
         """
-        return Manifest.model_validate_json(
-            self.store.get_bytes(manifest_key(self.name, self.version))
-        )
+        raw = self.store.get_bytes(manifest_key(self.name, self.version), sha256=sha256)
+        return Manifest.model_validate_json(raw), hashlib.sha256(raw).hexdigest()
 
 
 def verify(manifest_uri: str) -> list[str]:
@@ -117,13 +121,12 @@ def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Finding
     found = _version(place, signer)
     found.differences += pointer_differences(place.store, place.name, place.version, whole=True)
     try:
-        manifest = place.manifest()
+        manifest, digest = place.manifest()
     except (TunelineError, ValueError):
         return found
     changed, unchecked = check_sources(manifest)
     found.differences += changed
     found.unchecked += unchecked
-    digest = place.store.rehash(manifest_key(place.name, place.version)).sha256
     changed, unchecked = lineage_differences(place.store, place.name, place.version, digest, signer)
     found.differences += changed
     found.unchecked += unchecked
@@ -145,7 +148,7 @@ def served_differences(store: Store, name: str, version: str) -> list[str]:
     """
     place = Version(store, name, version)
     try:
-        manifest = place.manifest()
+        manifest, _ = place.manifest()
     except NotThere:
         raise
     except (TunelineError, ValidationError) as error:
@@ -155,6 +158,35 @@ def served_differences(store: Store, name: str, version: str) -> list[str]:
         *_files(place, manifest),
         *pointer_differences(store, name, version, whole=False),
     ]
+
+
+def signed_differences(
+    store: Store, name: str, version: str, manifest_sha256: str, signer: Path | Identity
+) -> list[str]:
+    """Return why a version may not be served by a host that trusts a signer.
+
+    Small objects are read, no model: whoever loads its files compares them with the manifest.
+
+    Args:
+        store: the store.
+        name: the model.
+        version: its version.
+        manifest_sha256: hash of the manifest that would be served.
+        signer: who must have signed the release.
+
+    Raises:
+        UserError: if it has no manifest, or the key can't be read.
+        CorruptObject: if the manifest is another one, or the release log is damaged.
+        RetryableError: if the store, or Sigstore for an identity, can't be reached.
+    """
+    place = Version(store, name, version)
+    manifest, _ = place.manifest(manifest_sha256)
+    lines = read_log(store, name, version).lines()
+    found = [*_identity(place, manifest)]
+    if not any(isinstance(line.event, Released) for line in lines):
+        found.append(f"{name} {version} was never released, so nothing says that it may be served")
+    found += signature_difference(store, place.prefix, manifest, manifest_sha256, signer)[0]
+    return found + lineage_differences(store, name, version, manifest_sha256, signer)[0]
 
 
 def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list[str]:
@@ -177,14 +209,14 @@ def _version(place: Version, signer: Path | Identity | None) -> Findings:
     """Compare files, evidence, dataset, parent and signature of a version with its manifest."""
     store, found = place.store, Findings()
     try:
-        manifest = place.manifest()
+        manifest, digest = place.manifest()
     except NotThere:
         raise
     except TunelineError as error:
         return Findings([str(error)])
     except ValidationError as error:
         uri = store.uri_of(manifest_key(place.name, place.version))
-        return Findings([f"{uri} is not a manifest: {error.errors()[0]['msg']}"])
+        return Findings([f"{uri} is not a manifest: {fault(error)}"])
     found.differences += _identity(place, manifest)
     found.differences += _files(place, manifest)
     found.differences += _files_too_many(place, manifest)
@@ -193,7 +225,7 @@ def _version(place: Version, signer: Path | Identity | None) -> Findings:
     changed, unchecked = dataset_difference(store, manifest)
     found.differences += changed
     found.unchecked += unchecked
-    changed, unchecked = signature_difference(store, place.prefix, manifest, signer)
+    changed, unchecked = signature_difference(store, place.prefix, manifest, digest, signer)
     found.differences += changed
     found.unchecked += unchecked
     return found
@@ -217,8 +249,8 @@ def _files(place: Version, manifest: Manifest) -> Iterator[str]:
     ]
     try:
         apart = Release(place.store, manifest).apart
-    except ValidationError as error:
-        yield f"the base of {manifest.version} is damaged: {error.errors()[0]['msg']}"
+    except CorruptObject as error:
+        yield str(error)
         apart = None
     if apart is not None and apart.base.key is not None:
         entries += [
