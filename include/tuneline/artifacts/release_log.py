@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -234,6 +234,15 @@ class Log:
             except ValueError as error:
                 raise CorruptObject(f"{self.uri}, line {number} is not an event: {error}") from None
         return found
+
+
+def withdrawal(lines: Iterable[Line]) -> str | None:
+    """Return why the version of a log must not be served any more, None if it may."""
+    for line in lines:
+        match line.event:
+            case Canary(outcome="withdrawn", summary=why) | Withdrawn(reason=why):
+                return why
+    return None
 
 
 def log_key(name: str, version: str) -> str:

@@ -1,10 +1,14 @@
 """How a canary stands: from the lines that follower, people and later releases leave."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.lab.canaries import ASKED, release
+from tests.lab.dying_store import DyingStore, Killed
 
+from tuneline.artifacts.release_log import Withdrawn, read_log
+from tuneline.artifacts.releases import read_release
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.errors import UserError
 from tuneline.governance.release.canary import CanaryLog
@@ -13,9 +17,10 @@ from tuneline.governance.release.canary_outcome import (
     is_awaited,
     told_of,
     why_none,
-    withdrawal,
 )
+from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.governance.release.rollback import roll_back
+from tuneline.governance.release.verify import verify
 
 ASKS = ReleaseCanaryConfig(share=0.1)
 
@@ -58,8 +63,7 @@ def test_a_withdrawn_one_says_why_and_what_serves(store):
     log.withdrawn("m", "b", 0.1, "more errors than the release after 90 answers")
     told = "m b was withdrawn: more errors than the release after 90 answers; a serves now"
     assert state(store) == ("withdrawn", told)
-    assert withdrawal(store, "m", "b") == "more errors than the release after 90 answers"
-    assert withdrawal(store, "m", "a") is None
+    assert read_release(store, "m").version == "a"
 
 
 def test_a_withdrawal_goes_back_past_a_version_that_was_not_proven_either(store):
@@ -71,11 +75,45 @@ def test_a_withdrawal_goes_back_past_a_version_that_was_not_proven_either(store)
     assert state(store, "c") == ("withdrawn", "m c was withdrawn: more errors; a serves now")
 
 
-def test_a_withdrawal_that_is_half_recorded_is_one(store):
-    """The pointer moves before the outcome is written; a follower may die in between."""
-    CanaryLog(store).started("m", "b", 0.1)
-    roll_back(store, "m", None, by="canary", reason="b: more errors")
-    assert state(store) == ("withdrawn", "m b was withdrawn: more errors; a serves now")
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_withdrawal_that_is_killed_anywhere_leaves_nothing_to_release_again(store, moment):
+    """And the next follower completes it, whether it still knows the canary or not."""
+    for number in range(1, 6):
+        name = f"m{number}"
+        release(store, name, "a")
+        release(store, name, "b", settings=ASKED)
+        CanaryLog(store).started(name, "b", 0.1)
+        dying = DyingStore(store, number, moment, only_writes=True)
+        with pytest.raises(Killed) if number < 5 else nullcontext():
+            CanaryLog(dying).withdrawn(name, "b", 0.1, "more errors")
+        if read_release(store, name).version == "a":
+            with pytest.raises(UserError, match="b was withdrawn at"):
+                roll_back(store, name, "b", by="bob", reason="try again")
+        CanaryLog(store).go_back(name)
+        if (number, moment) == (1, "before"):
+            # Nothing was written, so it is still to be decided.
+            assert canary_state(store, name, "b").outcome == "under_way"
+        else:
+            assert canary_state(store, name, "b").outcome == "withdrawn"
+            assert read_release(store, name).version == "a"
+        CanaryLog(store).withdrawn(name, "b", 0.1, "more errors")
+        assert state_of_lines(store, name) == ["released", "canary", "canary", "withdrawn"]
+        for version in "ab":
+            assert verify(store.uri_of(f"models/{name}/{version}/manifest.json")) == []
+
+
+def state_of_lines(store, name):
+    return [line.event.event for line in read_log(store, name, "b").lines()]
+
+
+def test_a_version_that_a_canary_has_withdrawn_is_gone_back_past(store):
+    log = CanaryLog(store)
+    log.started("m", "b", 0.1)
+    # Its withdrawal broke off, and another version was released over it.
+    record(read_pointer(store, "m"), "b", "unused", [Withdrawn(by="canary", reason="errors")])
+    release(store, "m", "c", settings=ASKED)
+    log.withdrawn("m", "c", 0.1, "more errors")
+    assert read_release(store, "m").version == "a"
 
 
 def test_a_person_or_a_later_release_leaves_it_undecided(store):

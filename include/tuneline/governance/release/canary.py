@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from tuneline.artifacts.governance import ReleasePointer
-from tuneline.artifacts.release_log import Canary, Event, Withdrawn, read_log
+from tuneline.artifacts.release_log import (
+    Canary,
+    Event,
+    Line,
+    Withdrawn,
+    read_log,
+    withdrawal,
+)
 from tuneline.artifacts.releases import read_release, standing_moves
 from tuneline.errors import UserError
-from tuneline.governance.release.pointer import read_pointer, record
+from tuneline.governance.release.pointer import complete, read_pointer, record
 from tuneline.governance.release.rollback import roll_back
 from tuneline.store import Changed, Store
 
@@ -35,12 +42,12 @@ class CanaryLog:
         pointer = read_release(self._store, name)
         if pointer is None or not pointer.history or pointer.history[-1].event != "released":
             return False
-        events = [line.event for line in read_log(self._store, name, version).lines()]
+        events = [line.event for line in self._lines(name, version)]
         return not any(isinstance(e, Canary) and e.outcome != "started" for e in events)
 
     def started(self, name: str, version: str, share: float) -> None:
         """Record that a canary has begun, once."""
-        events = [line.event for line in read_log(self._store, name, version).lines()]
+        events = [line.event for line in self._lines(name, version)]
         if not any(isinstance(event, Canary) for event in events):
             self._append(name, version, [self._event(share, "started", "it was released")])
 
@@ -49,28 +56,64 @@ class CanaryLog:
         self._append(name, version, [self._event(share, "promoted", reason)])
 
     def withdrawn(self, name: str, version: str, share: float, reason: str) -> None:
-        """Release the version before again, and record that this one is withdrawn.
+        """Record that a version is withdrawn, then release the version before it again.
 
-        One whose own canary was not decided, since this one was released over it, is passed over.
+        In this order a withdrawal that breaks off leaves nothing that may be released again; the
+        next call, or `go_back`, completes it.
 
         Raises:
             UserError: if there is no version to go back to.
         """
-        pointer = read_release(self._store, name)
+        pointer = self._completed(name)
         if pointer is not None and pointer.version == version:
-            target = self._proven_before(pointer)
-            roll_back(self._store, name, target, by=BY, reason=f"{version}: {reason}")
-        outcome = self._event(share, "withdrawn", reason)
-        self._append(name, version, [outcome, Withdrawn(by=BY, reason=reason)])
+            self._target(pointer)
+        if withdrawal(self._lines(name, version)) is None:
+            outcome = self._event(share, "withdrawn", reason)
+            self._append(name, version, [outcome, Withdrawn(by=BY, reason=reason)])
+        self.go_back(name)
 
-    def _proven_before(self, pointer: ReleasePointer) -> str | None:
-        """Return the last version before that no open canary doubts, None if there is none."""
-        for move in reversed(standing_moves(pointer.history)[:-1]):
-            events = [e.event for e in read_log(self._store, pointer.name, move.version).lines()]
-            outcomes = {event.outcome for event in events if isinstance(event, Canary)}
-            if outcomes != {"started"}:
-                return move.version
-        return None
+    def go_back(self, name: str) -> None:
+        """Release the version before again if a canary has withdrawn the released one.
+
+        Raises:
+            UserError: if there is no version to go back to.
+        """
+        pointer = self._completed(name)
+        if pointer is None:
+            return
+        events = [line.event for line in self._lines(name, pointer.version)]
+        found = [e for e in events if isinstance(e, Withdrawn) and e.by == BY]
+        if found:
+            reason = f"{pointer.version}: {found[-1].reason}"
+            roll_back(self._store, name, self._target(pointer), by=BY, reason=reason)
+
+    def _completed(self, name: str) -> ReleasePointer | None:
+        """Return the pointer of a model, whose last lines are in their log."""
+        pointed = read_pointer(self._store, name)
+        complete(pointed)
+        return pointed.pointer
+
+    def _target(self, pointer: ReleasePointer) -> str:
+        """Return the last version before that was not withdrawn, rather one that was proven.
+
+        One whose own canary was not decided, since another was released over it, is passed over.
+
+        Raises:
+            UserError: if there is none.
+        """
+        before = [move.version for move in reversed(standing_moves(pointer.history)[:-1])]
+        lines = {version: self._lines(pointer.name, version) for version in before}
+        left = [version for version in before if withdrawal(lines[version]) is None]
+        for version in left:
+            events = (line.event for line in lines[version])
+            if {e.outcome for e in events if isinstance(e, Canary)} != {"started"}:
+                return version
+        if not left:
+            raise UserError(f"{pointer.name} {pointer.version} has no release to go back to")
+        return left[0]
+
+    def _lines(self, name: str, version: str) -> list[Line]:
+        return read_log(self._store, name, version).lines()
 
     @staticmethod
     def _event(
@@ -80,7 +123,7 @@ class CanaryLog:
 
     def _append(self, name: str, version: str, events: list[Event]) -> None:
         for _ in range(_TRIES):
-            lines = read_log(self._store, name, version).lines()
+            lines = self._lines(name, version)
             if not lines:
                 raise UserError(f"{name} {version} has no release log; restore it")
             try:

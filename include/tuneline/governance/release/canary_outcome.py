@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from tuneline.artifacts.governance import ReleasePointer
-from tuneline.artifacts.release_log import (
-    Canary,
-    Line,
-    Released,
-    RolledBack,
-    Withdrawn,
-    read_log,
-)
+from tuneline.artifacts.release_log import Canary, Released, RolledBack, read_log, withdrawal
 from tuneline.artifacts.releases import previous_version, read_release
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.errors import UserError
-from tuneline.governance.release.canary import BY
 from tuneline.serving.release.chain import settings_of
 from tuneline.serving.release.released import Release
 from tuneline.store import Store
@@ -58,13 +49,14 @@ def canary_state(store: Store, name: str, version: str) -> CanaryState:
         raise UserError(f"{store.uri} has no release of {name}; run promote again")
     lines = read_log(store, name, version).lines()
     canaries = [(line, line.event) for line in lines if isinstance(line.event, Canary)]
-    serves = f"{pointer.version} serves now"
     for _, event in canaries:
         if event.outcome == "promoted":
             told = f"{name} {version} has come through its canary: {event.summary}"
             return CanaryState("promoted", told)
-    if why := _withdrawn(lines):
-        told = f"{name} {version} was withdrawn: {why}; {serves}"
+    if why := withdrawal(lines):
+        # The canary writes its outcome before it moves the pointer.
+        now = "serves now" if pointer.version != version else "is being left"
+        told = f"{name} {version} was withdrawn: {why}; {pointer.version} {now}"
         return CanaryState("withdrawn", told)
     if pointer.version != version:
         return _left(store, pointer, version)
@@ -114,28 +106,10 @@ def is_awaited(store: Store, name: str, version: str, now: datetime) -> bool:
     return state.outcome in ("due", "under_way") and now < over
 
 
-def withdrawal(store: Store, name: str, version: str) -> str | None:
-    """Return why a version was withdrawn, None if it was not."""
-    return _withdrawn(read_log(store, name, version).lines())
-
-
-def _withdrawn(lines: Sequence[Line]) -> str | None:
-    for line in lines:
-        match line.event:
-            case Canary(outcome="withdrawn", summary=why) | Withdrawn(reason=why):
-                return why
-    return None
-
-
 def _left(store: Store, pointer: ReleasePointer, version: str) -> CanaryState:
     """Return the state of a version that is not served any more, though nothing was decided."""
     name, lines = pointer.name, read_log(store, pointer.name, pointer.version).lines()
     last = next((line.event for line in reversed(lines) if line.moves), None)
-    if isinstance(last, RolledBack) and last.by == BY:
-        # The canary moves the pointer before it writes its outcome.
-        reason = last.reason.removeprefix(f"{version}: ")
-        told = f"{name} {version} was withdrawn: {reason}; {pointer.version} serves now"
-        return CanaryState("withdrawn", told)
     how = f"{pointer.version} was released over it"
     if isinstance(last, RolledBack):
         by = last.by or "somebody"

@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneline.artifacts.release_log import read_log, withdrawal
 from tuneline.artifacts.releases import Release, open_release, read_release
 from tuneline.data.sources.dataset_version import DatasetVersion, difference
 from tuneline.errors import TunelineError
-from tuneline.governance.release.canary_outcome import is_awaited, withdrawal
+from tuneline.governance.release.canary_outcome import is_awaited
 from tuneline.run import Run, now
 from tuneline.store import NotThere, Store
 from tuneline.verdicts import checklist
@@ -138,7 +139,7 @@ def why_kept(store: Store, run_id: str) -> str:
     """Return why a run was not released, as part of a sentence."""
     try:
         run = Run.open(store.uri_of(f"runs/{run_id}"))
-        if why := withdrawal(store, run.config.name, run_id):
+        if why := withdrawal(read_log(store, run.config.name, run_id).lines()):
             return f"its canary withdrew it: {why}"
         rows = checklist(run)
     except TunelineError as error:
