@@ -53,10 +53,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file in one step that outlasts a power cut; its owner alone may read it."""
-    stage_beside(path, lambda staged: staged.write_bytes(data), lasting=True).replace(path)
-    sync(path.parent)
+def write_whole(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Replace a file in one step; its owner alone may read it.
+
+    Args:
+        path: the file.
+        data: its new bytes.
+        lasting: whether the disk has to hold it when this returns.
+    """
+    stage_beside(path, lambda staged: staged.write_bytes(data), lasting=lasting).replace(path)
+    if lasting:
+        sync(path.parent)
 
 
 def private_folder(path: Path) -> Path:

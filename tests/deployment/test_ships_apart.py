@@ -6,6 +6,7 @@ import shutil
 import pytest
 from tests.deployment.conftest import files_below
 from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
+from tests.lab.releases import opened
 from tests.lab.runs import Lab, broken, value, write_dataset
 from tests.lab.tiny_models import make_model
 from tests.lab.tiny_task import conversation, task_rows
@@ -23,7 +24,7 @@ from tuneline.harness.served_models import candidate, serve
 from tuneline.models.base_model import digest_of
 from tuneline.run import Run
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.serving.release.released import newest_release, serve_request
+from tuneline.serving.release.released import serve_request
 from tuneline.store import CorruptObject, sha256_file
 
 # Both speeds of the tiny models are those of HTTP; the limit is another test's matter.
@@ -159,8 +160,7 @@ def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_
     assert (tmp_path / "store" / base["key"] / "model.gguf").is_file()
     assert verify(lab.run.store.uri_of("models/model/test/manifest.json")) == []
 
-    release = newest_release(lab.run.store)
-    request = serve_request(lab.run.store, [release], tmp_path / "released", "127.0.0.1", 0)
+    request = serve_request([opened(lab.run.store, "model")], tmp_path / "released", "127.0.0.1", 0)
     numbers = range(1000, 1012)
     with LlamaServer(request) as server, server.client() as client:
         fields = server.with_adapter("model@test")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.deployment.conftest import files_below
 from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
-from tests.lab.releases import log_release
+from tests.lab.releases import log_release, opened
 from tests.lab.runs import Lab, broken, values
 from tests.lab.s3_server import s3
 from tests.lab.tiny_task import task_rows
@@ -19,7 +19,7 @@ from tuneline.errors import RetryableError, UserError
 from tuneline.governance.release.verify import verify
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
-from tuneline.serving.release.released import Release, engine_of, serve_request
+from tuneline.serving.release.released import serve_request
 from tuneline.store import S3Store
 
 ROWS = task_rows({"train": 240, "validation": 30, "holdout": 48})
@@ -140,9 +140,9 @@ def check_release(lab, image, tmp_path):
     assert verify(uri) == []
     name, version = manifest["name"], manifest["version"]
     log_release(lab.run.store, name, version, reference.sha256)
-    release = Release(name, version, "")
-    assert engine_of(lab.run.store, release) == "tensorrt_llm"
-    request = serve_request(lab.run.store, [release], tmp_path / "pod", "127.0.0.1", 8081)
+    release = opened(lab.run.store, name)
+    assert release.engine == "tensorrt_llm"
+    request = serve_request([release], tmp_path / "pod", "127.0.0.1", 8081)
     assert (request.parallel, request.context_tokens) == (2, 512)
     engine = get_engine("tensorrt_llm")
     assert engine.command(request)[-2:] == ["--tp_size", "1"]

@@ -1,6 +1,6 @@
 """An engine without a model, in a process of its own: `tuneline engine` for a follower's tests.
 
-    python -m tests.lab.fake_engine engine --store URI --release a@1 --port 4711
+    python -m tests.lab.fake_engine engine --store URI --release a@1@SHA256 --port 4711
 
 It answers with the versions that it serves. `behaviour.json` beside the command says how each
 version behaves: `exit` (it ends at once), `silent` (it listens and never answers), or seconds that
@@ -105,6 +105,8 @@ def main():
     parser.add_argument("--release", action="append")
     parser.add_argument("--port", type=int)
     given = parser.parse_args()
+    # A follower names the hash of the manifest behind the version.
+    given.release = ["@".join(release.split("@")[:2]) for release in given.release]
     if _mode(given.behaviour, given.release) == "exit":
         print(f"tuneline: {given.release[0]} can't be loaded: out of memory", file=sys.stderr)
         sys.exit(1)

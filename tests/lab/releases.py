@@ -9,7 +9,15 @@ from unittest.mock import patch
 from tuneline.artifacts.deployment import AdapterForm, Apart, BaseForm
 from tuneline.artifacts.governance import Manifest, ReleasePointer
 from tuneline.artifacts.release_log import Released, log_key, read_line
-from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, model_prefix, pointer_key
+from tuneline.artifacts.releases import (
+    ADAPTER_FILE,
+    MODEL_FILE,
+    Release,
+    model_prefix,
+    open_release,
+    pointer_key,
+    read_release,
+)
 from tuneline.bases.served import keep_form
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.pointer import last_move, read_pointer, record
@@ -40,10 +48,11 @@ def backdate(store: FileStore, name: str, at: str) -> None:
         record(read_pointer(store, name), pointer.version, pointer.manifest_sha256, events)
 
 
-def point(store: Any, name: str, version: str, at: str = "2026-10-02T00:00:00Z") -> None:
-    """Point a model's name at a version."""
-    pointer = {"name": name, "version": version, "released_at": at}
-    store.put_bytes(f"models/{name}/production.json", json.dumps(pointer).encode())
+def opened(store: Any, name: str = "a") -> Release:
+    """Return the released version of a model."""
+    pointer = read_release(store, name)
+    assert pointer is not None
+    return open_release(store, pointer)
 
 
 def release(

@@ -2,7 +2,7 @@ import json
 import stat
 from dataclasses import replace
 
-from tests.lab.releases import point
+from tests.lab.releases import log_release
 
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.gateway.keys import KeyRing
@@ -14,10 +14,12 @@ from tuneline.store import open_store
 def test_the_newest_release_is_found(layout):
     store = open_store(layout.store)
     assert newest_release(store) is None
-    point(store, "a", "1", "2026-10-02T00:00:00Z")
-    point(store, "b", "7", "2026-10-03T00:00:00Z")
+    log_release(store, "a", "1", "0" * 64, "2026-10-02T00:00:00Z")
+    log_release(store, "b", "7", "0" * 64, "2026-10-03T00:00:00Z")
     # Not a pointer, though named like one.
     store.put_bytes("models/c/1/production.json", b"{}")
+    # Damaged, or of another version of Tuneline.
+    store.put_bytes("models/d/production.json", b"{}")
     newest = newest_release(store)
     assert (newest.name, newest.version) == ("b", "7")
 

@@ -23,6 +23,7 @@ from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
 
 MANIFEST_FILE = "manifest.json"
+_POINTER_FILE = "production.json"
 # The configuration of the run, and the limits of the platform that bounded it.
 CONFIG_FILE, POLICY_FILE = "config.json", "policy.yaml"
 # What a release serves: one file for llama.cpp, else a checkpoint, else a compiled engine.
@@ -44,10 +45,17 @@ class Release:
     Attributes:
         store: the store that holds it.
         manifest: what it consists of, and what it was made from.
+        sha256: hash of the manifest's bytes; empty for one that was not read from a store.
     """
 
     store: Store
     manifest: Manifest
+    sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        """The model."""
+        return self.manifest.name
 
     @property
     def version(self) -> str:
@@ -268,7 +276,7 @@ def find_version(
     digest = hashlib.sha256(raw).hexdigest()
     if sha256 is not None and digest != sha256:
         raise CorruptObject(
-            f"{store.uri_of(key)} has SHA-256 {digest}, the release pointer says {sha256}"
+            f"{store.uri_of(key)} has SHA-256 {digest}, it was released with {sha256}; restore it"
         )
     with readable(store.uri_of(key)):
         manifest = Manifest.model_validate_json(raw)
@@ -276,7 +284,7 @@ def find_version(
         raise CorruptObject(
             f"{store.uri_of(key)} is the manifest of {manifest.name} {manifest.version}; restore it"
         )
-    return Release(store, manifest)
+    return Release(store, manifest, digest)
 
 
 def ancestry(release: Release) -> Iterator[Release]:
@@ -311,6 +319,12 @@ def standing_moves(history: Sequence[PointerMove]) -> list[PointerMove]:
     return standing
 
 
+def model_names(store: Store) -> list[str]:
+    """Return the names of all models of a store that have a release."""
+    keys = (key.split("/") for key in store.keys("models"))
+    return sorted({key[1] for key in keys if len(key) == 3 and key[2] == _POINTER_FILE})
+
+
 def model_prefix(name: str, version: str) -> str:
     """Return the key of a model version's folder."""
     return f"models/{name}/{version}"
@@ -318,7 +332,7 @@ def model_prefix(name: str, version: str) -> str:
 
 def pointer_key(name: str) -> str:
     """Return the key of the pointer to a model's released version."""
-    return f"models/{name}/production.json"
+    return f"models/{name}/{_POINTER_FILE}"
 
 
 def manifest_key(name: str, version: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
+
+if TYPE_CHECKING:
+    from tuneline.governance.release.keyless import Identity
 
 # A string: argparse makes the class generic for type checkers alone.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -25,6 +29,46 @@ def add_store_argument(parser: argparse.ArgumentParser) -> None:
 def add_json_argument(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help=text)
+
+
+def add_signer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add who must have signed a release; `signer_of` reads it."""
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="FILE",
+        help="PEM file of the public key by which a release has to be signed",
+    )
+    parser.add_argument(
+        "--identity",
+        help="the identity that has to have signed a release, where releases are signed by "
+        "Sigstore; needs a network",
+    )
+    parser.add_argument("--issuer", help="the OpenID provider that vouches for the identity")
+    parser.add_argument(
+        "--trust-config",
+        type=Path,
+        metavar="FILE",
+        help="Sigstore client trust configuration of an instance of your own",
+    )
+
+
+def signer_of(arguments: argparse.Namespace) -> Path | Identity | None:
+    """Return who must have signed a release, None if nobody has to.
+
+    Raises:
+        UserError: if key and identity are given, or an identity without its issuer.
+    """
+    from tuneline.governance.release.keyless import Identity
+
+    if not (arguments.identity or arguments.issuer or arguments.trust_config):
+        key: Path | None = arguments.public_key
+        return key
+    if arguments.public_key:
+        raise UserError("give --public-key, or --identity and --issuer")
+    if not (arguments.identity and arguments.issuer):
+        raise UserError("--identity and --issuer belong together: anybody can have the same name")
+    return Identity(arguments.identity, arguments.issuer, arguments.trust_config)
 
 
 def store_uri(arguments: argparse.Namespace) -> str:

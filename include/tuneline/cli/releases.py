@@ -9,13 +9,16 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tuneline.cli.groups import Commands, add_json_argument, add_store_argument, store_uri
-from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
-
-if TYPE_CHECKING:
-    from tuneline.governance.release.keyless import Identity
+from tuneline.cli.groups import (
+    Commands,
+    add_json_argument,
+    add_signer_arguments,
+    add_store_argument,
+    signer_of,
+    store_uri,
+)
+from tuneline.errors import EXIT_FAILED, EXIT_OK
 
 _RELEASE = "MODEL/VERSION, MODEL (its released version), or the URI of a manifest.json"
 
@@ -30,24 +33,7 @@ def add_releases(commands: Commands) -> None:
         "other. Prints one sentence for each difference; exit code 1 if there is one.",
     )
     verify.add_argument("manifest", metavar="MANIFEST_URI", help="manifest of the release")
-    verify.add_argument(
-        "--public-key",
-        type=Path,
-        metavar="FILE",
-        help="PEM file of the public key by which the release has to be signed",
-    )
-    verify.add_argument(
-        "--identity",
-        help="the identity that has to have signed the release, where releases are signed by "
-        "Sigstore; needs a network",
-    )
-    verify.add_argument("--issuer", help="the OpenID provider that vouches for the identity")
-    verify.add_argument(
-        "--trust-config",
-        type=Path,
-        metavar="FILE",
-        help="Sigstore client trust configuration of an instance of your own",
-    )
+    add_signer_arguments(verify)
     verify.set_defaults(command=_verify)
     lineage = commands.add_parser("lineage", help="draw the releases of a model, newest first")
     lineage.add_argument("model", metavar="MODEL", help="name of the model")
@@ -97,7 +83,7 @@ def add_releases(commands: Commands) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from tuneline.governance.release.verify import examine
 
-    found = examine(arguments.manifest, _signer(arguments))
+    found = examine(arguments.manifest, signer_of(arguments))
     for difference in found.differences:
         print(f"tuneline: {difference}", file=sys.stderr)
     for note in found.unchecked:
@@ -105,20 +91,6 @@ def _verify(arguments: argparse.Namespace) -> int:
     if not found.differences:
         print(f"{arguments.manifest}: every hash agrees")
     return EXIT_FAILED if found.differences else EXIT_OK
-
-
-def _signer(arguments: argparse.Namespace) -> Path | Identity | None:
-    """Return who must have signed the release, as the command line says."""
-    from tuneline.governance.release.keyless import Identity
-
-    if not (arguments.identity or arguments.issuer or arguments.trust_config):
-        key: Path | None = arguments.public_key
-        return key
-    if arguments.public_key:
-        raise UserError("give --public-key, or --identity and --issuer")
-    if not (arguments.identity and arguments.issuer):
-        raise UserError("--identity and --issuer belong together: anybody can have the same name")
-    return Identity(arguments.identity, arguments.issuer, arguments.trust_config)
 
 
 def _lineage(arguments: argparse.Namespace) -> int:

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.cli.calibrating import add_calibrate
-from tuneline.cli.groups import Commands, add_store_argument, store_uri
+from tuneline.cli.groups import (
+    Commands,
+    add_signer_arguments,
+    add_store_argument,
+    signer_of,
+    store_uri,
+)
 from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.placeholders import PlaceholderScrubber
     from tuneline.serving.release.following.trials import CanaryOptions
+    from tuneline.serving.release.released import Trust
 
 
 def add_serving(commands: Commands) -> None:
@@ -49,8 +56,10 @@ def add_serving(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="MODEL@VERSION",
-        help="serve this version in place of the released one; repeat it as --name",
+        help="serve this version in place of the released one; repeat it as --name. With @SHA256 "
+        "behind it, only if that is the hash of its manifest",
     )
+    add_signer_arguments(engine)
     engine.add_argument("--host", default="127.0.0.1", help="address to listen on (loopback)")
     engine.add_argument("--port", type=int, default=8081, help="port to listen on (8081)")
     engine.add_argument(
@@ -90,6 +99,7 @@ def _add_follow(commands: Commands) -> None:
     follow.add_argument(
         "--name", action="append", default=[], help="model, may be repeated; all by default"
     )
+    add_signer_arguments(follow)
     follow.add_argument(
         "--settings", type=Path, metavar="FILE", help="the gateway's file without what is released"
     )
@@ -165,6 +175,7 @@ def _follow(arguments: argparse.Namespace) -> int:
         start_seconds=arguments.start_seconds,
         every=arguments.every,
         canary=_canary(arguments),
+        trust=_trust(arguments),
     )
 
 
@@ -212,7 +223,16 @@ def _engine(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         parallel=arguments.parallel,
         wait=arguments.wait,
+        trust=_trust(arguments),
     )
+
+
+def _trust(arguments: argparse.Namespace) -> Trust | None:
+    """Return whose releases are served, checked where this floor alone can."""
+    from tuneline.governance.release.verify import SignedBy
+
+    signer = signer_of(arguments)
+    return None if signer is None else SignedBy(signer)
 
 
 def _adapter(text: str) -> int | str:

@@ -7,9 +7,10 @@ import signal
 import sys
 import time
 
+from tuneline.artifacts.governance import ReleasePointer
 from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.exits import guarded
-from tuneline.serving.release.released import Release, newest_release
+from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.airflow import USER, password
 from tuneline.stack.demo import demo
@@ -61,7 +62,7 @@ def _up(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _await_model(stack: Stack, newest: Release) -> None:
+def _await_model(stack: Stack, newest: ReleasePointer) -> None:
     try:
         release.await_served(stack, newest.name, newest.version)
     except TunelineError as error:

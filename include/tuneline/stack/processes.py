@@ -16,9 +16,8 @@ from typing import Any
 
 import psutil
 
-# Process ids are used again, so the start time identifies a process as well. The kernel's clock
-# ticks a hundred times a second.
-_SAME_START_SECONDS = 0.05
+from tuneline.files import write_whole
+from tuneline.machine.process_start import started
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,12 @@ class ServiceTable:
             )
         entry = {
             "pid": process.pid,
-            "created": psutil.Process(process.pid).create_time(),
+            "started": started(process.pid),
+            "at": time.time(),
             "stop_seconds": service.stop_seconds,
             "notes": dict(service.notes),
         }
-        path = self._file(service.name)
-        staged = path.with_suffix(".new")
-        staged.write_text(json.dumps(entry))
-        staged.replace(path)
+        write_whole(self._file(service.name), json.dumps(entry).encode())
 
     def names(self) -> list[str]:
         """Return the names of all services that were started and not stopped."""
@@ -85,7 +82,7 @@ class ServiceTable:
             return None
         try:
             process = psutil.Process(entry["pid"])
-            same = abs(process.create_time() - entry["created"]) < _SAME_START_SECONDS
+            same = started(process.pid) == entry.get("started")
             alive = process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return None
@@ -94,7 +91,7 @@ class ServiceTable:
     def started_at(self, name: str) -> datetime:
         """Return the time at which a service was started, 1970 for one that was not."""
         entry = self._entry(name)
-        return datetime.fromtimestamp(entry["created"] if entry else 0, UTC)
+        return datetime.fromtimestamp(entry["at"] if entry else 0, UTC)
 
     def notes(self, name: str) -> dict[str, Any]:
         """Return the notes of a service."""

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from tests.governance.conftest import HOLDS, MEASURED
-from tests.governance.release.test_signature import key_pair
+from tests.lab.signatures import key_pair
 
 from tuneline.artifacts.governance import Manifest
 from tuneline.evidence import measure

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from tests.governance.conftest import HOLDS, MEASURED
-from tests.governance.release.test_signature import key_pair
 from tests.lab.releases import HOSTILE, forge, hostile
+from tests.lab.signatures import key_pair
 
 from tuneline.artifacts.release_log import RolledBack, Withdrawn
 from tuneline.cli import main

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tests.governance.conftest import CLEAN_CODE, HOLDS, MEASURED, WEIGHTS_SHA256
 from tests.governance.documents.test_statements import RESULT, STATEMENT
-from tests.governance.release.test_signature import key_pair
+from tests.lab.signatures import key_pair
 
 from tuneline.artifacts.governance import Manifest, ManifestFile
 from tuneline.artifacts.release_log import Released

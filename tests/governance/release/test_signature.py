@@ -5,36 +5,20 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from tests.governance.conftest import CLEAN_CODE
 from tests.lab.s3_server import s3
+from tests.lab.signatures import FORGERIES, Writer, key_pair
 
-from tuneline.artifacts.governance import Manifest
-from tuneline.artifacts.release_log import Released
 from tuneline.artifacts.releases import read_release
 from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance.release import signature
-from tuneline.governance.release.pointer import last_move, read_pointer, record
 from tuneline.governance.release.verify import examine
 from tuneline.store import open_store
 
 MANIFEST = "models/model/test/manifest.json"
-
-
-def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a key by OpenSSL, as the documentation says."""
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    make = "openssl ecparam -name prime256v1 -genkey -noout -out".split()
-    subprocess.run([*make, str(private)], check=True)
-    subprocess.run(
-        ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)],
-        check=True,
-        capture_output=True,
-    )
-    return private, public
 
 
 @pytest.fixture
@@ -91,93 +75,6 @@ def test_a_signed_release_in_a_bucket_verifies(signed, keys, monkeypatch):
         assert "lora.json is corrupt" in sentence
 
 
-class Mallory:
-    """Whoever may write to the store, and has seen a signature by the key over other files."""
-
-    def __init__(self, store, private, scratch):
-        self.store, self.private, self.scratch = store, private, scratch
-
-    def signs(self, files):
-        """What the owner of the key has signed for a purpose of their own."""
-        paths = {}
-        for name, content in files.items():
-            paths[name] = self.scratch / name
-            paths[name].write_bytes(content)
-        return signature.sign(paths, self.private, self.scratch).read_bytes()
-
-    def lay(self, version, files, sig=None, *, name="model"):
-        """Write a version with a manifest that fits; return the hash of the manifest."""
-        folder = f"models/{name}/{version}"
-        stated = [
-            {"name": file, "sha256": self.store.put_bytes(f"{folder}/{file}", content).sha256}
-            | {"bytes": len(content)}
-            for file, content in files.items()
-        ]
-        said = signature.public_part(self.private)
-        manifest = Manifest(name=name, version=version, signature=said, files=stated)
-        raw = manifest.model_dump_json(by_alias=True).encode()
-        self.store.put_bytes(
-            f"{folder}/model.sig", sig or self.signs({**files, "manifest.json": raw})
-        )
-        return self.store.put_bytes(f"{folder}/manifest.json", raw).sha256
-
-    def releases(self, version, sha256, *, name="model", lineage=None):
-        pointed = read_pointer(self.store, name)
-        previous, follows = last_move(pointed)
-        event = Released(
-            previous_version=previous, follows=follows, run="r", lineage_sha256=lineage
-        )
-        record(pointed, version, sha256, [event])
-
-
-def over_other_files(mallory, version):
-    readme = {"README.md": b"A model."}
-    sha256 = mallory.lay(version, {"model.gguf": b"GGUF evil", **readme}, mallory.signs(readme))
-    mallory.releases(version, sha256)
-    return (
-        f"model/{version}",
-        "does not sign this release: it does not cover manifest.json, model.gguf",
-    )
-
-
-def over_one_file_more(mallory, version):
-    files = {"model.gguf": b"GGUF"}
-    sha256 = mallory.lay(version, files, mallory.signs({**files, "README.md": b"A model."}))
-    mallory.releases(version, sha256)
-    return f"model/{version}", "it covers, beyond the release, README.md"
-
-
-def never_promoted(mallory, version):
-    """`lineage` has signed it, and `promote` has refused it."""
-    mallory.releases(version, mallory.lay(version, {"model.gguf": b"GGUF bad"}))
-    return f"model/{version}", f"{version} was released without a statement of lineage"
-
-
-def with_the_statement_of_another_version(mallory, version):
-    sha256 = mallory.lay(version, {"model.gguf": b"GGUF bad"})
-    ours = "attestations/lineage.dsse.json"
-    raw = mallory.store.get_bytes(f"models/model/test/{ours}")
-    lineage = mallory.store.put_bytes(f"models/model/{version}/{ours}", raw).sha256
-    mallory.releases(version, sha256, lineage=lineage)
-    return f"model/{version}", "is about another manifest"
-
-
-def under_another_name(mallory, version):
-    for key in list(mallory.store.keys("models/model/test")):
-        raw = mallory.store.get_bytes(key)
-        mallory.store.put_bytes(key.replace("/model/test/", f"/other/{version}/"), raw)
-    return f"other/{version}", "is the manifest of model test"
-
-
-ATTACKS = (
-    over_other_files,
-    over_one_file_more,
-    never_promoted,
-    with_the_statement_of_another_version,
-    under_another_name,
-)
-
-
 @pytest.mark.parametrize("where", ["file", "s3"])
 def test_verify_names_what_the_key_did_not_sign_as_this_release(
     signed, keys, where, tmp_path, monkeypatch, capsys
@@ -188,20 +85,18 @@ def test_verify_names_what_the_key_did_not_sign_as_this_release(
         if where == "s3":
             for key in signed.run.store.keys("models"):
                 store.put_bytes(key, signed.run.store.get_bytes(key))
-        for number, attack in enumerate(ATTACKS):
-            scratch = tmp_path / str(number)
-            scratch.mkdir()
-            version, named = attack(Mallory(store, keys[0], scratch), f"v{number}")
-            uri = store.uri_of(f"models/{version}/manifest.json")
-            assert main(["verify", uri, "--public-key", str(keys[1])]) == 1, attack
+        for number, forge in enumerate(FORGERIES):
+            named = forge(Writer(store, keys[0], tmp_path / f"{number}"), f"v{number}")
+            uri = store.uri_of(f"models/model/v{number}/manifest.json")
+            assert main(["verify", uri, "--public-key", str(keys[1])]) == 1, forge
             said = capsys.readouterr().err
-            assert named in said, (attack, said)
+            assert named in said, (forge, said)
         assert main(["verify", store.uri_of(MANIFEST), "--public-key", str(keys[1])]) == 0
 
 
 def test_promote_refuses_a_version_under_a_signature_over_other_files(signed, keys, tmp_path):
     store, readme = signed.run.store, {"README.md": b"A model."}
-    mallory = Mallory(store, keys[0], tmp_path)
+    forger = Writer(store, keys[0], tmp_path / "forged")
     document = json.loads(store.get_bytes(MANIFEST))
     evil = store.put_bytes("models/model/test/model.gguf", b"GGUF evil")
     store.put_bytes("models/model/test/README.md", readme["README.md"])
@@ -209,7 +104,7 @@ def test_promote_refuses_a_version_under_a_signature_over_other_files(signed, ke
         if entry["name"] == "model.gguf":
             entry.update(sha256=evil.sha256, bytes=evil.bytes)
     store.put_bytes(MANIFEST, json.dumps(document).encode())
-    store.put_bytes("models/model/test/model.sig", mallory.signs(readme))
+    store.put_bytes("models/model/test/model.sig", forger.signs(readme))
     with pytest.raises(UserError, match="does not sign this release: it does not cover"):
         signed.execute("promote")
     assert read_release(store, "model") is None

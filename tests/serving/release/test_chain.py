@@ -4,13 +4,12 @@ import json
 
 import pytest
 from pydantic import ValidationError
-from tests.lab.releases import release
+from tests.lab.releases import opened, release
 
 from tuneline.artifacts.calibration import Calibration, Threshold
 from tuneline.config.served_chain import FallbackConfig
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.chain import ChainSettings, served_chain, settings_of
-from tuneline.serving.release.released import newest_release
 from tuneline.store import open_store
 
 NEW = {"name": "support-b", "base_url": "http://127.0.0.1:8081/v1", "model": "support"}
@@ -116,14 +115,14 @@ def test_settings_and_thresholds_are_those_of_the_release(store):
         "calibration.json": found.model_dump_json(by_alias=True).encode(),
     }
     release(store, files)
-    settings = settings_of(store, newest_release(store))
+    settings = settings_of(opened(store))
     assert settings.fallback.budget_s == 33
     assert settings.calibration == found
 
 
 def test_a_release_without_either_takes_the_defaults(store):
     release(store, {})
-    assert settings_of(store, newest_release(store)) == ChainSettings()
+    assert settings_of(opened(store)) == ChainSettings()
 
 
 def test_a_host_is_allowed_whatever_its_case():

@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from tests.lab.releases import release
+from tests.lab.releases import opened, release
 
 from tuneline.artifacts.deployment import WarmUp
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.following.document import Facts, Served, gateway_document
-from tuneline.serving.release.released import newest_release
 from tuneline.store import CorruptObject, open_store
 
 SETTINGS = {"keys_file": "/k.json", "ledger": {"path": "/u.sqlite"}}
@@ -21,7 +20,9 @@ def store(tmp_path):
 
 def facts(store, tmp_path, files):
     release(store, files)
-    return Facts(store, tmp_path / "releases").of(newest_release(store))
+    found, known = opened(store), Facts(tmp_path / "releases")
+    known.read(found)
+    return known.of(found)
 
 
 def entry(name="a-1", **fields):
@@ -70,7 +71,7 @@ def test_a_tokenizer_that_was_changed_is_refused(store, tmp_path):
     release(store, {"tokenizer.json": b"{}"})
     store.put_bytes("models/a/1/tokenizer.json", b"[]")
     with pytest.raises(CorruptObject):
-        Facts(store, tmp_path / "releases").of(newest_release(store))
+        Facts(tmp_path / "releases").read(opened(store))
 
 
 def test_what_the_owner_has_set_stays_and_stands_behind_the_releases():

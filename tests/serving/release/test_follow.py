@@ -14,12 +14,19 @@ import psutil
 import pytest
 from tests.lab import fake_engine
 from tests.lab.canaries import release
+from tests.lab.releases import forge, hostile
+from tests.lab.signatures import FORGERIES, Writer, key_pair
 from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 
+from tuneline.artifacts.release_log import Withdrawn
+from tuneline.artifacts.releases import read_release
+from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.release.following.engines import EngineProcess, take_over
 from tuneline.serving.release.following.status import read_status
+from tuneline.serving.release.following.units import Unit
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
@@ -32,9 +39,10 @@ class Site:
     """A store, a gateway and a follower, with engines that need no model."""
 
     folder: Path
+    uri: str = ""
 
     def __post_init__(self):
-        self.store = open_store((self.folder / "store").as_uri())
+        self.store = open_store(self.uri or (self.folder / "store").as_uri())
         self.engines = fake_engine.install(self.folder / "bin")
         self.port = free_port()
         self.key = add_key(self.folder / "keys.json", "tester")
@@ -108,10 +116,30 @@ class Site:
         records = json.loads((self.folder / "state" / "engines.json").read_text())
         return {record["releases"][0][1]: record["pid"] for record in records}
 
+    def row(self, name="a"):
+        return next((row for row in self.status().models if row.name == name), None)
+
+    def wait_refused(self, words, name="a"):
+        """Wait until the follower says why it does not follow a model."""
+
+        def said():
+            row = self.row(name)
+            return row and any(words in why for why in (row.refused, row.reason) if why)
+
+        wait_for(said, 30, f"the refusal of {name}: {words}")
+
 
 @pytest.fixture
 def site(tmp_path):
-    made = Site(tmp_path)
+    yield from running(Site(tmp_path))
+
+
+@pytest.fixture
+def anywhere(tmp_path, any_store):
+    yield from running(Site(tmp_path, any_store.uri))
+
+
+def running(made):
     yield made
     for what in ("gateway", "follower"):
         if what in made.processes:
@@ -130,6 +158,9 @@ def test_a_release_becomes_served_without_a_further_command(site):
             return None
 
     wait_for(lambda: message() == "no model is served yet")
+    # What prompts, answers and keys lie in is its owner's alone.
+    for name in ("usage.sqlite", "state", "state/gateway.yaml"):
+        assert not (site.folder / name).stat().st_mode & 0o077
     site.release("1")
     site.wait_served("1")
     site.release("2")
@@ -267,3 +298,98 @@ def test_releases_under_load_drop_no_request(site):
     assert len(load.answers) > 100
     assert {answer.status for answer in load.answers} == {200}
     assert {answer.attempts for answer in load.answers} == {"a-1", "a-2", "a-3"}
+
+
+def test_a_release_that_is_refused_keeps_no_other_from_being_served(anywhere):
+    """Damaged, of another version of Tuneline, hostile, or set back: the one before serves on."""
+    site, store = anywhere, anywhere.store
+    for name in "ab":
+        site.release("1", name)
+    site.serve()
+    options = ["--no-previous", *(word for name in "abcd" for word in ("--name", name))]
+    site.follow(*options)
+    for name in "ab":
+        site.wait_served("1", name)
+    site.release("2", "b", settings={"governance": {"fallback": {"budget_s": "soon"}}})
+    site.wait_refused("config.json of", "b")
+    assert "budget_s: Input should be a valid number" in site.row("b").reason
+    store.put_bytes("models/c/production.json", b'{"name": "c", "version": "1"}')
+    site.wait_refused("models/c/production.json can't be read: manifest: Field required", "c")
+    forge(store, hostile("a file", "../../../../../outside", name="d"), "d")
+    site.wait_refused("is not the name of a file below its folder", "d")
+    # A setting that a later version of Tuneline knows, or an earlier one did.
+    site.release("2", settings={"governance": {"fallback": {"retired": 1}, "canary": {}}})
+    site.wait_served("2")
+    before = store.get_bytes("models/b/production.json")
+    site.release("4", "b")
+    site.wait_served("4", "b")
+    store.put_bytes("models/b/production.json", before)
+    site.wait_refused("the pointer of b was set back: it does not go on from 4", "b")
+    assert "pointer of b was set back" in site.log()
+    # Another follower of the folder knows it too, and has nothing else of b to serve.
+    site.stop("gateway")
+    site.stop("follower")
+    site.serve()
+    site.follow(*options)
+    site.wait_served("4", "b")
+    site.wait_refused("the pointer of b was set back", "b")
+    assert not site.status().complete
+    assert not [p for p in (site.folder, *site.folder.parents[:5]) if (p / "outside").exists()]
+
+
+def test_a_follower_that_trusts_a_key_serves_what_it_has_signed_alone(anywhere, tmp_path):
+    pytest.importorskip("model_signing", reason="requirements/signing.txt is not installed")
+    site, (private, public) = anywhere, key_pair(tmp_path, "ours")
+    writer = Writer(site.store, private, tmp_path / "signed", "a", "1")
+    writer.promotes("1", {"model.gguf": b"GGUF good"})
+    site.release("1", "b")
+    site.serve()
+    site.follow("--no-previous", "--public-key", public)
+    site.wait_served("1")
+    site.wait_refused("model.sig is missing: the release is not signed", "b")
+    assert site.answered_by("b") is None
+    for number, attack in enumerate(FORGERIES):
+        site.wait_refused(attack(writer, f"v{number}"))
+        assert (site.row().served, site.answered_by()) == ("1", "a-1")
+    writer.promotes("2", {"model.gguf": b"GGUF better"})
+    site.wait_served("2")
+    assert site.row().refused is None
+    pointer = site.store.get_bytes("models/a/production.json")
+    edited = pointer.replace(b'"released_at": "2', b'"released_at": "1')
+    site.store.put_bytes("models/a/production.json", edited)
+    site.wait_refused("its released_at is not that of the last release")
+    assert site.answered_by() == "a-2"
+
+
+def test_a_withdrawal_that_broke_off_is_completed(anywhere):
+    """A canary has withdrawn 2, and its follower was killed before it went back to 1."""
+    site = anywhere
+    for version in "12":
+        site.release(version)
+    event = Withdrawn(by="canary", reason="more errors than the release")
+    record(read_pointer(site.store, "a"), "2", "unused", [event])
+    site.serve()
+    site.follow()
+    site.wait_served("1")
+    wait_for(lambda: read_release(site.store, "a").version == "1", 20, "the release of 1")
+    wait_for(lambda: site.status().complete, 20)
+    assert "2 was withdrawn: more errors than the release" in site.log()
+    assert "starting the engine of a@2" not in site.log()
+
+
+def test_an_engine_is_found_again_after_a_step_of_the_clock(tmp_path, monkeypatch):
+    """And another process of the same id is not taken for it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        unit = Unit("llama_cpp", ())
+        engine = EngineProcess(unit, 1, psutil.Process(process.pid), tmp_path / "log", 60.0)
+        record = tmp_path / "engines.json"
+        record.write_text(json.dumps([engine.record]))
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 3600)
+        (found,) = take_over(record, lambda _: unit, 60.0, print)
+        assert found.record == engine.record
+        other = {**engine.record, "started": engine.record["started"] + "0"}
+        for stale in (other, {k: v for k, v in other.items() if k != "started"}):
+            record.write_text(json.dumps([stale]))
+            assert take_over(record, lambda _: unit, 60.0, print) == []
+        process.communicate(b"\n")

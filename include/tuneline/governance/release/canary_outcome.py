@@ -8,11 +8,10 @@ from typing import Literal
 
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.release_log import Canary, Released, RolledBack, read_log, withdrawal
-from tuneline.artifacts.releases import previous_version, read_release
+from tuneline.artifacts.releases import find_version, previous_version, read_release
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.errors import UserError
 from tuneline.serving.release.chain import settings_of
-from tuneline.serving.release.released import Release
 from tuneline.store import Store
 
 Outcome = Literal["due", "under_way", "promoted", "withdrawn", "left"]
@@ -94,7 +93,8 @@ def why_none(store: Store, name: str, version: str, asked: ReleaseCanaryConfig) 
 
 def is_awaited(store: Store, name: str, version: str, now: datetime) -> bool:
     """Return True while a run may still wait for the canary of the version that it released."""
-    asked = settings_of(store, Release(name, version, "")).canary
+    release = find_version(store, name, version)
+    asked = settings_of(release).canary if release else ReleaseCanaryConfig()
     if why_none(store, name, version, asked) is not None:
         return False
     state = canary_state(store, name, version)

@@ -150,6 +150,15 @@ def signature_difference(
     ], []
 
 
+def require_usable(signer: Path | Identity) -> None:
+    """Refuse a signer by whom nothing can be verified here.
+
+    Raises:
+        UserError: if the key can't be read, or the library is missing.
+    """
+    _verifier(signer, {})
+
+
 def _verifier(signer: Path | Identity, said: Mapping[str, str]) -> tuple[str | None, Any]:
     """Return whose signature it is if the manifest names another signer, and how to verify it."""
     _library()

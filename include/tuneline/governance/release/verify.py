@@ -31,7 +31,11 @@ from tuneline.governance.release.dataset_check import check_sources, dataset_dif
 from tuneline.governance.release.keyless import Identity
 from tuneline.governance.release.lineage_check import lineage_differences
 from tuneline.governance.release.logs_check import pointer_differences
-from tuneline.governance.release.signature import SIGNATURE, signature_difference
+from tuneline.governance.release.signature import (
+    SIGNATURE,
+    require_usable,
+    signature_difference,
+)
 from tuneline.progress import track
 from tuneline.store import CorruptObject, NotThere, Store, open_store
 
@@ -160,33 +164,42 @@ def served_differences(store: Store, name: str, version: str) -> list[str]:
     ]
 
 
-def signed_differences(
-    store: Store, name: str, version: str, manifest_sha256: str, signer: Path | Identity
-) -> list[str]:
-    """Return why a version may not be served by a host that trusts a signer.
+class SignedBy:
+    """Releases by one signer: what a host that serves accepts.
 
     Small objects are read, no model: whoever loads its files compares them with the manifest.
 
     Args:
-        store: the store.
-        name: the model.
-        version: its version.
-        manifest_sha256: hash of the manifest that would be served.
-        signer: who must have signed the release.
+        signer: who must have signed a release.
 
     Raises:
-        UserError: if it has no manifest, or the key can't be read.
-        CorruptObject: if the manifest is another one, or the release log is damaged.
-        RetryableError: if the store, or Sigstore for an identity, can't be reached.
+        UserError: if the key can't be read, or the library is missing.
     """
-    place = Version(store, name, version)
-    manifest, _ = place.manifest(manifest_sha256)
-    lines = read_log(store, name, version).lines()
-    found = [*_identity(place, manifest)]
-    if not any(isinstance(line.event, Released) for line in lines):
-        found.append(f"{name} {version} was never released, so nothing says that it may be served")
-    found += signature_difference(store, place.prefix, manifest, manifest_sha256, signer)[0]
-    return found + lineage_differences(store, name, version, manifest_sha256, signer)[0]
+
+    def __init__(self, signer: Path | Identity) -> None:
+        require_usable(signer)
+        self._signer = signer
+
+    def in_pointer(self, store: Store, name: str, version: str) -> list[str]:
+        """Return how the pointer of a model differs from the release logs."""
+        return pointer_differences(store, name, version, whole=False)
+
+    def in_release(self, release: Release) -> list[str]:
+        """Return how a version differs from one that the signer has released.
+
+        Raises:
+            CorruptObject: if the release log is damaged.
+            RetryableError: if the store, or Sigstore for an identity, can't be reached.
+        """
+        store, name, version = release.store, release.name, release.version
+        place, manifest = Version(store, name, version), release.manifest
+        found = [*_identity(place, manifest)]
+        lines = read_log(store, name, version).lines()
+        if not any(isinstance(line.event, Released) for line in lines):
+            found.append("it was never released, so nothing says that it may be served")
+        stated = (release.sha256, self._signer)
+        found += signature_difference(store, place.prefix, manifest, *stated)[0]
+        return found + lineage_differences(store, name, version, *stated)[0]
 
 
 def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list[str]:

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
-from tuneline.artifacts.releases import CONFIG_FILE, find_version
+from tuneline.artifacts.releases import CONFIG_FILE, Release, readable
 from tuneline.config.addresses import is_allowed
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.config.served_chain import FallbackConfig, LargerModel
-from tuneline.serving.release.released import Release
-from tuneline.store import Store
 
 LARGER = "larger"
 
@@ -110,21 +108,22 @@ def low_confidence(calibration: Calibration | None, window: int) -> dict[str, An
     return limits
 
 
-def settings_of(store: Store, release: Release) -> ChainSettings:
+def settings_of(release: Release) -> ChainSettings:
     """Return the settings that a release was proven with, and its thresholds.
 
+    Settings that this version of Tuneline does not know are passed over.
+
     Raises:
-        CorruptObject: if a file has other bytes than the release states.
+        CorruptObject: if a file has other bytes than the release states, or can't be read.
     """
-    version = find_version(store, release.name, release.version)
-    config = version.read(CONFIG_FILE) if version else None
-    found = version.read(CALIBRATION_FILE) if version else None
-    stated = json.loads(config).get("governance", {}) if config else {}
-    return ChainSettings(
-        FallbackConfig.model_validate(stated.get("fallback", {})),
-        Calibration.model_validate_json(found) if found else None,
-        ReleaseCanaryConfig.model_validate(stated.get("canary", {})),
-    )
+    config, found = release.read(CONFIG_FILE), release.read(CALIBRATION_FILE)
+    with readable(f"{CONFIG_FILE} of {release.uri}"):
+        stated = json.loads(config).get("governance", {}) if config else {}
+        fallback = FallbackConfig.model_validate(stated.get("fallback", {}), extra="ignore")
+        canary = ReleaseCanaryConfig.model_validate(stated.get("canary", {}), extra="ignore")
+    with readable(f"{CALIBRATION_FILE} of {release.uri}"):
+        calibration = Calibration.model_validate_json(found) if found else None
+    return ChainSettings(fallback, calibration, canary)
 
 
 def _larger(name: str, settings: FallbackConfig, larger: LargerModel) -> dict[str, Any]:

@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tuneline.artifacts.deployment import WARM_UP_FILE, BaseForm, EngineIdentity, WarmUp
-from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, find_version
-from tuneline.artifacts.releases import Release as Version
+from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.release_log import read_log, withdrawal
+from tuneline.artifacts.releases import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    MODEL_FILE,
+    Release,
+    find_version,
+    model_names,
+    model_prefix,
+    read_release,
+    readable,
+)
 from tuneline.bases.served import fetch_form
-from tuneline.errors import UserError
+from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.evidence import FileRef
+from tuneline.files import inside, sha256_file
+from tuneline.models.source import at_once
 from tuneline.serving.engines.engine_server import ServeRequest
 from tuneline.serving.release.limits import ServedLimits, largest, served_limits, threads_here
-from tuneline.store import CorruptObject, NotThere, Store, sha256_file
+from tuneline.store import Store
 
 # The latency benchmark's measurement of the best throughput, completion tokens per second.
 THROUGHPUT = "peak_tokens_per_s"
 # The name in the API of a base that adapters are served on.
 BASE_ALIAS = "base"
-_POINTER = "production.json"
 _TOKENIZER = "tokenizer.json"
 _LATENCY = "evidence/latency_benchmark/evidence.json"
 
 
-@dataclass(frozen=True)
-class Release:
-    """A released model version.
+class Trust(Protocol):
+    """Whose releases a host serves; signatures are on a floor above this one."""
 
-    Attributes:
-        name: the model's name.
-        version: its version, the id of the run that made it.
-        released_at: time of the release, RFC 3339.
-    """
+    def in_pointer(self, store: Store, name: str, version: str) -> list[str]:
+        """Return how the pointer of a model differs from the release logs."""
 
-    name: str
-    version: str
-    released_at: str
+    def in_release(self, release: Release) -> list[str]:
+        """Return how a version differs from one that the signer has released."""
 
 
 @dataclass(frozen=True)
@@ -56,42 +65,58 @@ class Price:
     currency: str
 
 
-def releases(store: Store) -> list[Release]:
-    """Return every model of a store that has a released version, the newest last."""
-    found = []
-    for key in store.keys("models"):
-        if key.endswith(f"/{_POINTER}") and key.count("/") == 2:
-            pointer = json.loads(store.get_bytes(key))
-            found.append(Release(pointer["name"], pointer["version"], pointer["released_at"]))
-    return sorted(found, key=lambda release: release.released_at)
-
-
-def newest_release(store: Store, name: str | None = None) -> Release | None:
-    """Return the model released last, or the release of a name; None if there is none."""
-    found = [release for release in releases(store) if name in (None, release.name)]
-    return found[-1] if found else None
-
-
-def engine_of(store: Store, release: Release) -> str:
-    """Return the name of the engine that serves a release."""
-    return _version(store, release).engine
-
-
-def base_of(store: Store, release: Release) -> str | None:
-    """Return the hash of the base that a release's adapter is served on; None if it is merged."""
-    apart = _version(store, release).apart
-    return None if apart is None else apart.base.sha256
-
-
-def find_release(store: Store, name: str, version: str) -> Release:
-    """Return a version of a model that need not be the released one.
+def newest_release(store: Store, name: str | None = None) -> ReleasePointer | None:
+    """Return the pointer of the model released last, or that of a name; None if there is none.
 
     Raises:
-        UserError: if it has no manifest.
+        CorruptObject: if the pointer of that name can't be read; one of another model is told of.
     """
-    release = Release(name, version, "")
-    _version(store, release)
-    return release
+    if name is not None:
+        return read_release(store, name)
+    found = []
+    for each in model_names(store):
+        try:
+            pointer = read_release(store, each)
+        except RetryableError:
+            raise
+        except TunelineError as error:
+            print(f"tuneline: {error}", file=sys.stderr, flush=True)
+            continue
+        found += [pointer] if pointer else []
+    return max(found, key=lambda pointer: pointer.released_at, default=None)
+
+
+def open_version(
+    store: Store, name: str, version: str, sha256: str | None = None, trust: Trust | None = None
+) -> Release:
+    """Return a version of a model, which need not be the released one.
+
+    Args:
+        store: the store.
+        name: the model.
+        version: its version.
+        sha256: the hash of its manifest; None takes the one that its release log begins with, if
+            it has one.
+        trust: whose releases are served; None serves all.
+
+    Raises:
+        UserError: if it has no manifest, was withdrawn, or may not be served here.
+        CorruptObject: if the manifest is another one, or it or the log can't be read.
+    """
+    lines = read_log(store, name, version).lines()
+    if why := withdrawal(lines):
+        raise UserError(f"{name} {version} was withdrawn: {why}; release another version")
+    if sha256 is None and lines:
+        sha256 = lines[0].previous_sha256
+    found = find_version(store, name, version, sha256)
+    if found is None:
+        raise UserError(
+            f"{store.uri_of(model_prefix(name, version))} has no manifest.json; restore it, or "
+            "release another version"
+        )
+    if trust is not None and (differences := trust.in_release(found)):
+        raise UserError(f"{name} {version} is not served here: {'; '.join(differences)}")
+    return found
 
 
 def adapter_name(release: Release) -> str:
@@ -99,15 +124,13 @@ def adapter_name(release: Release) -> str:
     return f"{release.name}@{release.version}"
 
 
-def serve_request(
-    store: Store, releases: Sequence[Release], folder: Path, host: str, port: int
-) -> ServeRequest:
+def serve_request(releases: Sequence[Release], folder: Path, host: str, port: int) -> ServeRequest:
     """Fetch what releases serve, checked against their manifests, and say how it is served.
 
-    The limits are those that they were measured with, the largest of several.
+    Files that are there already are hashed again. The limits are those that the releases were
+    measured with, the largest of several.
 
     Args:
-        store: the store of the releases.
         releases: one release, or several whose adapters share one base.
         folder: folder of the versions; files lie below `<folder>/<name>/<version>`.
         host: address to listen on.
@@ -118,18 +141,13 @@ def serve_request(
             of one base on one engine.
         CorruptObject: if bytes are not those that were evaluated.
     """
-    versions = [_version(store, release) for release in releases]
-    limits = largest(_limits_of(version) for version in versions)
+    limits = largest(_limits_of(release) for release in releases)
     parallel, context = limits.parallel, limits.context_tokens
     threads = threads_here(limits.threads)
-    if len(versions) > 1 or versions[0].apart is not None:
-        base = _shared_base(versions)
-        names = [adapter_name(release) for release in releases]
-        adapters = {
-            name: _fetch_adapter(version, folder)
-            for name, version in zip(names, versions, strict=True)
-        }
-        model = fetch_form(store, base, print)
+    if len(releases) > 1 or releases[0].apart is not None:
+        base = _shared_base(releases)
+        adapters = {adapter_name(release): _fetch_adapter(release, folder) for release in releases}
+        model = fetch_form(releases[0].store, base, print)
         return ServeRequest(
             model,
             BASE_ALIAS,
@@ -140,71 +158,78 @@ def serve_request(
             host=host,
             port=port,
         )
-    model = _fetch_model(versions[0], folder)
+    model = _fetch_model(releases[0], folder)
     name = releases[0].name
     return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
 
 
-def _limits_of(version: Version) -> ServedLimits:
-    identity = {"engine": version.engine, **(version.manifest.engine or {})}
-    return served_limits(EngineIdentity.model_validate(identity))
+def _limits_of(release: Release) -> ServedLimits:
+    with readable(f"{release.uri}: engine"):
+        identity = {"engine": release.engine, **(release.manifest.engine or {})}
+        return served_limits(EngineIdentity.model_validate(identity))
 
 
-def _shared_base(versions: Sequence[Version]) -> BaseForm:
-    """Return the base that all versions are served on.
+def _shared_base(releases: Sequence[Release]) -> BaseForm:
+    """Return the base that all releases are served on.
 
     Raises:
         UserError: if one of them is merged, or on another base or engine.
     """
-    first = versions[0]
-    for version in versions:
-        if version.apart is None:
+    first = releases[0]
+    for release in releases:
+        if release.apart is None:
             raise UserError(
-                f"{version.manifest.name} {version.version} was released merged, so it shares no "
+                f"{release.name} {release.version} was released merged, so it shares no "
                 "base with others; serve it by an engine of its own, or release it with "
                 "deployment.multi_tenant: true"
             )
         assert first.apart is not None
-        ours, theirs = first.apart.base, version.apart.base
-        if (first.engine, ours.sha256) != (version.engine, theirs.sha256):
+        ours, theirs = first.apart.base, release.apart.base
+        if (first.engine, ours.sha256) != (release.engine, theirs.sha256):
             raise UserError(
-                f"{version.manifest.name} {version.version} is an adapter of {theirs.uri} "
-                f"({theirs.variant} on {version.engine}, {theirs.sha256[:12]}), but "
-                f"{first.manifest.name} {first.version} of {ours.uri} ({ours.variant} on "
+                f"{release.name} {release.version} is an adapter of {theirs.uri} "
+                f"({theirs.variant} on {release.engine}, {theirs.sha256[:12]}), but "
+                f"{first.name} {first.version} of {ours.uri} ({ours.variant} on "
                 f"{first.engine}, {ours.sha256[:12]}): one engine has one base; serve them by two"
             )
     assert first.apart is not None
     return first.apart.base
 
 
-def _fetch_model(version: Version, folder: Path) -> Path:
-    refs = version.model_files()
+def _fetch_model(release: Release, folder: Path) -> Path:
+    refs = release.model_files()
     if not refs:
-        raise UserError(f"{version.uri} states no model; release a version that has one")
-    target = folder / version.manifest.name / version.version
-    for name, ref in refs.items():
-        if not (target / name).exists():
-            version.fetch(ref, target / name)
+        raise UserError(f"{release.uri} states no model; release a version that has one")
+    target = folder / release.name / release.version
+    _fetch(release, refs, target)
     return target / MODEL_FILE if MODEL_FILE in refs else target
 
 
-def _fetch_adapter(version: Version, folder: Path) -> Path:
-    refs = version.adapter_files()
-    target = folder / version.manifest.name / version.version / "adapter"
-    for name, ref in refs.items():
-        path = target / name
-        if not path.exists():
-            version.fetch(ref, path)
-        elif sha256_file(path) != ref.sha256:
-            raise CorruptObject(f"{path} has other bytes than {ref.uri}; delete it and try again")
+def _fetch_adapter(release: Release, folder: Path) -> Path:
+    refs = release.adapter_files()
+    target = folder / release.name / release.version / "adapter"
+    _fetch(release, refs, target)
     return target / ADAPTER_FILE if ADAPTER_FILE in refs else target
 
 
-def upstream_of(store: Store, release: Release, place: int, base_url: str) -> dict[str, Any]:
+def _fetch(release: Release, refs: Mapping[str, FileRef], target: Path) -> None:
+    """Fetch files into a folder, unless they are there with the bytes that the release states."""
+
+    def one(name: str) -> None:
+        path = inside(target, name)
+        if path.exists():
+            if sha256_file(path) == refs[name].sha256:
+                return
+            print(f"{path} has other bytes than {refs[name].uri}: fetching it again", flush=True)
+        release.fetch(refs[name], path)
+
+    at_once(one, refs)
+
+
+def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
     """Return a gateway's entry of a release on an engine that `serve_request` describes.
 
     Args:
-        store: the store of the release.
         release: the version.
         place: its place among the releases of that engine, from 0.
         base_url: where the engine's API begins, `/v1` included.
@@ -215,10 +240,9 @@ def upstream_of(store: Store, release: Release, place: int, base_url: str) -> di
         "model": release.name,
         "version": release.version,
     }
-    version = _version(store, release)
-    if version.manifest.engine:
-        entry["context_tokens"] = _limits_of(version).context_tokens
-    apart = version.apart
+    if release.manifest.engine:
+        entry["context_tokens"] = _limits_of(release).context_tokens
+    apart = release.apart
     if apart is not None:
         entry["model"] = BASE_ALIAS
         # llama.cpp, which loads a GGUF file, knows adapters by their places.
@@ -227,81 +251,66 @@ def upstream_of(store: Store, release: Release, place: int, base_url: str) -> di
     return entry
 
 
-def fetch_tokenizer(store: Store, release: Release, folder: Path) -> Path | None:
+def fetch_tokenizer(release: Release, folder: Path) -> Path | None:
     """Fetch a release's `tokenizer.json`; None if the release has none.
 
     Raises:
         UserError: if it is missing.
         CorruptObject: if it is not the one that was shipped.
     """
-    version = _version(store, release)
-    ref = version.find(_TOKENIZER)
+    ref = release.find(_TOKENIZER)
     if ref is None:
         return None
-    target = folder / release.name / release.version / _TOKENIZER
-    return target if target.exists() else version.fetch(ref, target)
+    target = folder / release.name / release.version
+    _fetch(release, {_TOKENIZER: ref}, target)
+    return target / _TOKENIZER
 
 
-def warm_up_system(store: Store, release: Release) -> str | None:
+def warm_up_system(release: Release) -> str | None:
     """Return the system turn that a release's prompts begin with, None if it states none.
 
     An adapter beside its base has none: where adapters share an engine, no prompt is kept.
 
     Raises:
-        CorruptObject: if the file has other bytes than the release states.
+        CorruptObject: if the file has other bytes than the release states, or can't be read.
     """
-    version = _version(store, release)
-    raw = None if version.apart is not None else version.read(WARM_UP_FILE)
-    return WarmUp.model_validate_json(raw).system if raw else None
+    raw = None if release.apart is not None else release.read(WARM_UP_FILE)
+    with readable(f"{WARM_UP_FILE} of {release.uri}"):
+        return WarmUp.model_validate_json(raw).system if raw else None
 
 
-def price(store: Store, release: Release) -> Price | None:
+def price(release: Release) -> Price | None:
     """Return the price of serving a release, from its settings and its latency benchmark.
 
     Returns:
         The price; None if the release was never measured.
-    """
-    prefix = _prefix(release)
-    try:
-        settings = _settings(store, release)["governance"]
-        evidence = json.loads(store.get_bytes(f"{prefix}/{_LATENCY}"))
-    except NotThere:
-        return None
-    measured = {entry["name"]: entry["value"] for entry in evidence["measurements"]}
-    throughput = measured.get(THROUGHPUT)
-    if not throughput:
-        return None
-    hourly = float(settings["machine_cost_per_hour"])
-    return Price(hourly, float(throughput), str(settings["currency"]))
-
-
-def languages(store: Store, release: Release) -> list[str] | None:
-    """Return the languages of the data of a release; None if the release has no settings."""
-    try:
-        return [str(code) for code in _settings(store, release)["data"]["languages"]]
-    except (NotThere, KeyError):
-        return None
-
-
-def _settings(store: Store, release: Release) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(store.get_bytes(f"{_prefix(release)}/config.json"))
-    return settings
-
-
-def _prefix(release: Release) -> str:
-    return f"models/{release.name}/{release.version}"
-
-
-def _version(store: Store, release: Release) -> Version:
-    """Return a version's manifest and files.
 
     Raises:
-        UserError: if it has no manifest.
+        CorruptObject: if a file has other bytes than the release states, or can't be read.
     """
-    found = find_version(store, release.name, release.version)
-    if found is None:
-        raise UserError(
-            f"{store.uri_of(_prefix(release))} has no manifest.json; restore it, or release "
-            "another version"
-        )
-    return found
+    settings, raw = _settings(release), release.read(_LATENCY)
+    if settings is None or raw is None:
+        return None
+    with readable(f"{_LATENCY} of {release.uri}"):
+        measured = {entry["name"]: entry["value"] for entry in json.loads(raw)["measurements"]}
+        throughput = float(measured.get(THROUGHPUT) or 0)
+    if not throughput:
+        return None
+    with readable(f"{CONFIG_FILE} of {release.uri}"):
+        governance = settings["governance"]
+        hourly, currency = float(governance["machine_cost_per_hour"]), governance["currency"]
+    return Price(hourly, throughput, str(currency))
+
+
+def languages(release: Release) -> list[str] | None:
+    """Return the languages of the data of a release; None if the release does not state them."""
+    settings = _settings(release) or {}
+    with readable(f"{CONFIG_FILE} of {release.uri}"):
+        found = settings.get("data", {}).get("languages")
+        return None if found is None else [str(code) for code in found]
+
+
+def _settings(release: Release) -> dict[str, Any] | None:
+    raw = release.read(CONFIG_FILE)
+    with readable(f"{CONFIG_FILE} of {release.uri}"):
+        return None if raw is None else dict(json.loads(raw))

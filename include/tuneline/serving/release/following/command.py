@@ -15,6 +15,7 @@ from typing import Any
 
 from tuneline.config import read_yaml
 from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+from tuneline.files import private_folder
 from tuneline.machine.redaction import redact
 from tuneline.serving.engines import ENGINE_NAMES
 from tuneline.serving.gateway.config import check_config
@@ -23,6 +24,7 @@ from tuneline.serving.release.following.follower import Follower, Options
 from tuneline.serving.release.following.gateway_file import GatewayFile
 from tuneline.serving.release.following.status import read_status
 from tuneline.serving.release.following.trials import CanaryOptions
+from tuneline.serving.release.released import Trust
 from tuneline.store import open_store
 
 CONFIG_FILE = "gateway.yaml"
@@ -42,6 +44,7 @@ def run_follower(
     start_seconds: float,
     every: float,
     canary: CanaryOptions,
+    trust: Trust | None = None,
 ) -> int:
     """Follow the releases of a store until SIGTERM or SIGINT.
 
@@ -60,6 +63,7 @@ def run_follower(
         start_seconds: longest time until an engine's first token.
         every: time between two looks at the store, in seconds.
         canary: how new releases are tried that do not say so themselves.
+        trust: whose releases are served; None serves all.
 
     Raises:
         UserError: if the settings are wrong, or another follower works in the folder.
@@ -67,13 +71,13 @@ def run_follower(
     given = read_settings(settings)
     url = gateway_url or f"http://127.0.0.1:{given.get('port', 8000)}"
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     with _alone(folder):
         gateway = GatewayFile(folder / CONFIG_FILE, url.rstrip("/"))
         launch = Launch(store_uri, folder / "logs", start_seconds, _binaries(binaries))
         follower = Follower(
             open_store(store_uri),
-            Options(names, given, canary, keep_previous, every=every),
+            Options(names, given, canary, trust, keep_previous, every=every),
             launch,
             gateway,
             folder=folder,

@@ -7,15 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.releases import Release, readable
+from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.chain import ChainSettings, served_chain, settings_of
 from tuneline.serving.release.released import (
-    Release,
     fetch_tokenizer,
     languages,
     price,
+    upstream_of,
     warm_up_system,
 )
-from tuneline.store import Store
+
+# Settings of a gateway that serves nothing.
+_NOTHING: dict[str, Any] = {
+    "keys_file": "keys.json",
+    "ledger": {"path": "usage.sqlite"},
+    "production_log": {"store": "file:///store", "spool": "spool"},
+}
 
 
 @dataclass(frozen=True)
@@ -110,21 +118,17 @@ class Facts:
     """A reader of what releases state for the gateway; it reads each release once.
 
     Args:
-        store: the store of the releases.
         folder: folder of the tokenizers.
     """
 
-    def __init__(self, store: Store, folder: Path) -> None:
-        self._store = store
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[Release, tuple[dict[str, Any], list[str], str | None]] = {}
-        self._settings: dict[Release, ChainSettings] = {}
+        self._known: dict[tuple[str, str], tuple[dict[str, Any], list[str], str | None]] = {}
+        self._settings: dict[tuple[str, str], ChainSettings] = {}
 
     def settings(self, release: Release) -> ChainSettings:
         """Return what a release is served with."""
-        if release not in self._settings:
-            self._settings[release] = settings_of(self._store, release)
-        return self._settings[release]
+        return self._settings[release.name, release.version]
 
     def of(self, release: Release) -> tuple[dict[str, Any], list[str], str | None]:
         """Return the fields of a release's upstream, its languages and its currency.
@@ -132,17 +136,35 @@ class Facts:
         The tokenizer counts the tokens of answers that broke off, for which an engine states no
         usage. The price applies where the release states one.
         """
-        if release not in self._known:
-            fields: dict[str, Any] = {}
-            if tokenizer := fetch_tokenizer(self._store, release, self._folder):
-                fields["tokenizer"] = str(tokenizer)
-            if system := warm_up_system(self._store, release):
-                fields["warmup_system"] = system
-            if cost := price(self._store, release):
-                fields["price"] = {
-                    "hourly_cost": cost.hourly_cost,
-                    "completion_tokens_per_second": cost.tokens_per_second,
-                }
-            spoken = languages(self._store, release) or []
-            self._known[release] = fields, spoken, cost.currency if cost else None
-        return self._known[release]
+        return self._known[release.name, release.version]
+
+    def read(self, release: Release) -> None:
+        """Read a release, before anything is served by it.
+
+        Raises:
+            UserError: if a file of it is missing.
+            CorruptObject: if a file has other bytes than it states, or a gateway would refuse what
+                it says: one release must not keep others from being served.
+        """
+        settings = settings_of(release)
+        fields: dict[str, Any] = {}
+        if tokenizer := fetch_tokenizer(release, self._folder):
+            fields["tokenizer"] = str(tokenizer)
+        if system := warm_up_system(release):
+            fields["warmup_system"] = system
+        cost = price(release)
+        if cost:
+            fields["price"] = {
+                "hourly_cost": cost.hourly_cost,
+                "completion_tokens_per_second": cost.tokens_per_second,
+            }
+        currencies, spoken = [cost.currency] if cost else [], languages(release) or []
+        entry = {**upstream_of(release, 0, "http://127.0.0.1/v1"), **fields}
+        # Two of them, since one alone is not judged.
+        chain = (entry, {**entry, "name": f"{entry['name']}-before"})
+        served = Served(release.name, release.version, chain, settings)
+        with readable(f"what {release.uri} states for the gateway"):
+            GatewayConfig.model_validate(gateway_document(_NOTHING, [served], spoken, currencies))
+        self._settings[release.name, release.version] = settings
+        currency = currencies[0] if currencies else None
+        self._known[release.name, release.version] = fields, spoken, currency

@@ -16,7 +16,9 @@ from typing import Literal
 
 import psutil
 
+from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.child_environment import child_environment
+from tuneline.machine.process_start import started
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.release.following.units import Unit
 from tuneline.serving.server_process import free_port
@@ -30,8 +32,6 @@ _LOOK_SECONDS, _HANGS_SECONDS = 30.0, 120.0
 # Engines drain by themselves after SIGTERM, for at most half a minute.
 _STOP_SECONDS = 45.0
 _KILL_SECONDS = 5.0
-# Process ids are used again; the kernel's clock ticks a hundred times a second.
-_SAME_START_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Launch:
         """Return the command line of the engine of a unit."""
         place = self.binaries.get(unit.engine)
         program = [str(place / "tuneline")] if place else [sys.executable, "-m", "tuneline.cli"]
-        pinned = [word for r in unit.releases for word in ("--release", f"{r.name}@{r.version}")]
+        # Its manifest was looked at here, so that no other one is served.
+        texts = [f"{r.name}@{r.version}@{r.sha256}" for r in unit.releases]
+        pinned = [word for text in texts for word in ("--release", text)]
         return [*program, "engine", "--store", self.store, *pinned, "--port", str(port)]
 
 
@@ -88,7 +90,7 @@ class EngineProcess:
         launch.folder.mkdir(parents=True, exist_ok=True)
         path = launch.folder / f"engine-{port}.log"
         with path.open("wb") as log:
-            started = subprocess.Popen(
+            process = subprocess.Popen(
                 launch.command(unit, port),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -97,7 +99,7 @@ class EngineProcess:
                 # A Ctrl-C in the follower's terminal is not for it.
                 start_new_session=True,
             )
-        return cls(unit, port, psutil.Process(started.pid), path, launch.start_seconds)
+        return cls(unit, port, psutil.Process(process.pid), path, launch.start_seconds)
 
     @property
     def url(self) -> str:
@@ -108,10 +110,9 @@ class EngineProcess:
     def record(self) -> dict[str, object]:
         """What another follower needs to take it over."""
         releases = [[release.name, release.version] for release in self.unit.releases]
-        created = self._process.create_time() if self.alive() else 0.0
         return {
             "pid": self._process.pid,
-            "created": created,
+            "started": started(self._process.pid),
             "port": self.port,
             "releases": releases,
             "log": str(self._log),
@@ -202,22 +203,44 @@ class EngineProcess:
 
 
 def take_over(
-    path: Path, unit_of: Callable[[list[tuple[str, str]]], Unit], start_seconds: float
+    path: Path,
+    unit_of: Callable[[list[tuple[str, str]]], Unit],
+    start_seconds: float,
+    say: Callable[[str], None],
 ) -> list[EngineProcess]:
-    """Return the engines that an earlier follower recorded and that still run."""
+    """Return the engines that an earlier follower recorded and that still run.
+
+    One whose releases may not be served any more is stopped.
+
+    Args:
+        path: the record.
+        unit_of: returns the unit of names and versions.
+        start_seconds: longest time until a first token.
+        say: takes one line for the log.
+
+    Raises:
+        RetryableError: if the store can't be read now.
+    """
     try:
         records = json.loads(path.read_text())
     except (OSError, ValueError):
         return []
     found = []
     for record in records:
+        start = record.get("started")
+        if start is None or started(record["pid"]) != start:
+            continue
         try:
             process = psutil.Process(record["pid"])
-            same = abs(process.create_time() - record["created"]) < _SAME_START_SECONDS
-        except psutil.Error:
-            continue
-        if same:
             unit = unit_of([(name, version) for name, version in record["releases"]])
-            log = Path(record["log"])
-            found.append(EngineProcess(unit, record["port"], process, log, start_seconds))
+        except psutil.NoSuchProcess:
+            continue
+        except RetryableError:
+            raise
+        except TunelineError as error:
+            say(f"stopping an engine of an earlier follower: {error}")
+            process.terminate()
+            continue
+        log = Path(record["log"])
+        found.append(EngineProcess(unit, record["port"], process, log, start_seconds))
     return found

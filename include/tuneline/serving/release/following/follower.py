@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.releases import model_names
 from tuneline.errors import TunelineError
+from tuneline.files import write_whole
 from tuneline.machine.free_memory import free_memory
 from tuneline.machine.redaction import redact
 from tuneline.serving.release.canary.limits import candidate_limits
@@ -26,7 +28,8 @@ from tuneline.serving.release.following.gateway_file import GatewayFile, Gateway
 from tuneline.serving.release.following.status import EngineRow, ModelRow, Status
 from tuneline.serving.release.following.trials import CanaryOptions, Trials
 from tuneline.serving.release.following.units import Unit, Units
-from tuneline.serving.release.following.wanted import Wanted, model_names, wanted_of
+from tuneline.serving.release.following.wanted import Pointers, Wanted
+from tuneline.serving.release.released import Trust
 from tuneline.store import Store
 
 Say = Callable[[str], None]
@@ -48,11 +51,13 @@ class Options:
         drain_seconds: longest time that an old engine waits for requests under way.
         every: time between two looks at the store, in seconds.
         canary: how new releases are tried on a share of the keys.
+        trust: whose releases are served; None serves all.
     """
 
     names: Sequence[str]
     settings: Mapping[str, Any]
     canary: CanaryOptions
+    trust: Trust | None = None
     keep_previous: bool = True
     drain_seconds: float = 330.0
     every: float = 2.0
@@ -86,8 +91,9 @@ class Follower:
         self._gateway = gateway
         self._folder = folder
         self._say = say
-        self._units = Units(store)
-        self._facts = Facts(store, folder / "releases")
+        self._pointers = Pointers(store, folder, options.trust, options.canary.records.go_back)
+        self._facts = Facts(folder / "releases")
+        self._units = Units(store, self._facts, options.trust)
         self._engines: list[EngineProcess] = []
         self._leaving: dict[EngineProcess, float] = {}
         self._stopping: list[EngineProcess] = []
@@ -113,7 +119,7 @@ class Follower:
             return self._units.of(versions)[0]
 
         path = self._folder / ENGINES_FILE
-        self._engines = take_over(path, unit_of, self._launch.start_seconds)
+        self._engines = take_over(path, unit_of, self._launch.start_seconds, self._say)
         for engine in self._engines:
             self._say(f"taking over the engine of {engine.unit.key} on port {engine.port}")
 
@@ -160,10 +166,13 @@ class Follower:
             return
         self._looked = now
         try:
-            self._wanted = wanted_of(self._store, self._options.names or self._search())
+            self._wanted = self._pointers.wanted(self._options.names or self._search())
             self._tell("store", "")
-        except TunelineError as error:
-            self._tell("store", f"the store can't be read, everything stays as it is: {error}")
+        except (TunelineError, OSError) as error:
+            self._tell("store", f"nothing can be followed, everything stays as it is: {error}")
+        for name in {*self._pointers.refused, *(row.name for row in self._wanted)}:
+            why = self._pointers.refused.get(name)
+            self._tell(f"pointer of {name}", f"{name} stays as it is: {why}" if why else "")
 
     def _search(self) -> list[str]:
         now = time.monotonic()
@@ -358,7 +367,12 @@ class Follower:
             )
             reason = self._failures[key].reason if key and served != wanted.version else None
             reason = reason or self._candidates.reason(wanted.name, wanted.version)
-            models.append(ModelRow(wanted.name, wanted.version, served, len(chain) > 1, reason))
+            refused = self._pointers.refused.get(wanted.name)
+            row = ModelRow(wanted.name, wanted.version, served, len(chain) > 1, reason, refused)
+            models.append(row)
+        for name in self._pointers.refused.keys() - {row.name for row in models}:
+            why = self._pointers.refused[name]
+            models.append(ModelRow(name, None, None, False, None, why))
         engines = [
             EngineRow(engine.unit.key, engine.port, engine.state, engine.reason)
             for engine in self._engines
@@ -371,8 +385,5 @@ class Follower:
         records = [engine.record for engine in [*self._engines, *self._stopping]]
         text = json.dumps(records)
         if text != self._recorded:
-            path = self._folder / ENGINES_FILE
-            fresh = path.with_suffix(".new")
-            fresh.write_text(text)
-            fresh.replace(path)
+            write_whole(self._folder / ENGINES_FILE, text.encode())
             self._recorded = text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from tuneline.files import write_whole
 from tuneline.serving.gateway.reload import fingerprint
 
 _HEAD = "# Written by `tuneline follow`, which overwrites changes"
@@ -90,11 +90,5 @@ class GatewayFile:
         again = f"; try {self._tries + 1}" if self._tries else ""
         text = f"{_HEAD}{again}.\n{json.dumps(self._document, indent=1)}\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_name(self.path.name + ".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        fresh.replace(self.path)
+        write_whole(self.path, text.encode())
         self.fingerprint = fingerprint(self.path)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tuneline.errors import UserError
+from tuneline.files import write_whole
 
 _FILE = "follow.json"
 # A follower that is at work writes every few seconds, also while a probe takes its time.
@@ -20,17 +21,19 @@ class ModelRow:
 
     Attributes:
         name: the model.
-        released: the released version.
+        released: the released version; that of the last pointer that was followed.
         served: the version that answers, None if none does.
         has_fallback: whether the release before it stands behind it.
         reason: why the released version is not served; None while it only starts.
+        refused: why the store's pointer is not followed, None if it is.
     """
 
     name: str
-    released: str
+    released: str | None
     served: str | None
     has_fallback: bool
     reason: str | None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,22 @@ class Status:
     @property
     def complete(self) -> bool:
         """True if every released version is served."""
-        return self.switched and all(row.served == row.released for row in self.models)
+        served = all(row.served == row.released and not row.refused for row in self.models)
+        return self.switched and served
 
     def write(self, folder: Path) -> None:
         """Write it into the follower's folder."""
-        fresh = folder / f"{_FILE}.new"
-        fresh.write_text(json.dumps({"at": time.time(), **asdict(self)}, indent=1))
-        fresh.replace(folder / _FILE)
+        text = json.dumps({"at": time.time(), **asdict(self)}, indent=1)
+        write_whole(folder / _FILE, text.encode(), lasting=False)
 
     def lines(self) -> list[str]:
         """Return it as text, a line for each model and engine."""
         found = []
         for row in self.models:
+            if row.refused:
+                found.append(f"{row.name}: its release pointer is not followed: {row.refused}")
+            if row.released is None:
+                continue
             what = "is served" if row.served == row.released else "is starting"
             if row.served != row.released and row.reason:
                 what = f"is not served: {row.reason}"

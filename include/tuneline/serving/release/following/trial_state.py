@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from tuneline.files import write_whole
 from tuneline.serving.release.canary.judge import Known
 
 _FILE = "canaries.json"
@@ -53,6 +54,4 @@ def write_trials(folder: Path, trials: Mapping[str, TrialState]) -> None:
     Raises:
         OSError: if they can't be written.
     """
-    fresh = folder / f"{_FILE}.new"
-    fresh.write_bytes(_STATES.dump_json(dict(trials)))
-    fresh.replace(folder / _FILE)
+    write_whole(folder / _FILE, _STATES.dump_json(dict(trials)))

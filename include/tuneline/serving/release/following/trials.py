@@ -37,6 +37,9 @@ class Records(Protocol):
     def withdrawn(self, name: str, version: str, share: float, reason: str) -> None:
         """Withdraw a version, and release the one before it again."""
 
+    def go_back(self, name: str) -> None:
+        """Release the version before again, if a withdrawal of the released one broke off."""
+
 
 @dataclass(frozen=True)
 class CanaryOptions:

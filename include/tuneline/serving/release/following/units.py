@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tuneline.serving.release.released import (
-    Release,
-    adapter_name,
-    base_of,
-    engine_of,
-    find_release,
-    upstream_of,
-)
+from tuneline.artifacts.releases import Release
+from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.serving.release.following.document import Facts
+from tuneline.serving.release.following.failure import Failure
+from tuneline.serving.release.released import Trust, adapter_name, open_version, upstream_of
 from tuneline.store import Store
 
 
@@ -39,15 +36,20 @@ class Unit:
 
 
 class Units:
-    """Groups versions into units; what a manifest says is read once, since it never changes.
+    """Groups versions into units; what a release says is read once, since it never changes.
 
     Args:
         store: the store of the releases.
+        facts: what releases state for the gateway.
+        trust: whose releases are served; None serves all.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, facts: Facts, trust: Trust | None) -> None:
         self._store = store
-        self._known: dict[tuple[str, str], tuple[Release, str, str | None]] = {}
+        self._facts = facts
+        self._trust = trust
+        self._known: dict[tuple[str, str], Release] = {}
+        self._refused: dict[tuple[str, str], Failure] = {}
 
     def of(self, versions: Iterable[tuple[str, str]]) -> list[Unit]:
         """Return the units of versions of different models.
@@ -56,23 +58,35 @@ class Units:
             versions: names and versions.
 
         Raises:
-            UserError: if a version has no manifest.
+            TunelineError: if a version can't be read, or may not be served here.
         """
         groups: dict[tuple[str, str], list[Release]] = {}
         for name, version in versions:
-            release, engine, base = self._facts(name, version)
+            release = self._release(name, version)
             # What has no base to share is a group of its own.
-            groups.setdefault((engine, base or f"{name}@{version}"), []).append(release)
+            base = release.apart.base.sha256 if release.apart else f"{name}@{version}"
+            groups.setdefault((release.engine, base), []).append(release)
         return [Unit(engine, tuple(found)) for (engine, _), found in groups.items()]
 
     def upstream(self, unit: Unit, name: str, base_url: str) -> dict[str, object]:
         """Return the gateway's entry of a model on the engine of a unit."""
         place = next(i for i, release in enumerate(unit.releases) if release.name == name)
-        return upstream_of(self._store, unit.releases[place], place, base_url)
+        return upstream_of(unit.releases[place], place, base_url)
 
-    def _facts(self, name: str, version: str) -> tuple[Release, str, str | None]:
-        if (name, version) not in self._known:
-            release = find_release(self._store, name, version)
-            facts = (release, engine_of(self._store, release), base_of(self._store, release))
-            self._known[name, version] = facts
-        return self._known[name, version]
+    def _release(self, name: str, version: str) -> Release:
+        """Return a version, with everything that is read of it while it is served."""
+        key = (name, version)
+        if key not in self._known:
+            refused = self._refused.setdefault(key, Failure())
+            if not refused.over:
+                raise UserError(refused.reason)
+            try:
+                release = open_version(self._store, name, version, trust=self._trust)
+                self._facts.read(release)
+            except RetryableError:
+                raise
+            except TunelineError as error:
+                refused.note(str(error))
+                raise
+            self._known[key] = release
+        return self._known[key]
