@@ -43,6 +43,21 @@ def test_a_service_is_found_with_its_notes_and_its_log(table, tmp_path):
     wait_for(lambda: "hello" in (tmp_path / "logs" / "thing.log").read_text())
 
 
+def test_it_is_found_and_stopped_after_a_step_of_the_clock(table, monkeypatch):
+    """And another process of the same id is not taken for it."""
+    table.start(service("import time; time.sleep(300)"))
+    pid = table.find("thing").pid
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) - 3600)
+    assert table.find("thing").pid == pid
+    file = table.folder / "thing.json"
+    entry = json.loads(file.read_text())
+    file.write_text(json.dumps({**entry, "started": entry["started"] + "0"}))
+    assert table.find("thing") is None
+    file.write_text(json.dumps(entry))
+    assert table.stop("thing") is True
+
+
 def test_it_has_a_process_group_of_its_own(table):
     table.start(service("import time; time.sleep(300)"))
     pid = table.find("thing").pid

@@ -96,6 +96,10 @@ def test_another_manifest_than_the_released_one_is_refused(anywhere, capsys):
     assert engine(anywhere, capsys, "--release", f"a@1@{sha256}")[0] == 0
     code, said = engine(anywhere, capsys, "--release", f"a@1@{'0' * 64}")
     assert (code, "it was released with 000" in said) == (1, True)
+    pointer = anywhere.get_bytes("models/a/production.json")
+    anywhere.put_bytes("models/a/production.json", pointer.replace(sha256.encode(), b"0" * 64))
+    assert engine(anywhere, capsys)[0] == 1
+    anywhere.put_bytes("models/a/production.json", pointer)
     raw = anywhere.get_bytes("models/a/1/manifest.json")
     anywhere.put_bytes("models/a/1/manifest.json", raw + b" ")
     for options in ([], ["--release", "a@1"]):
