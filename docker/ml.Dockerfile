@@ -9,8 +9,10 @@ RUN useradd --create-home --uid 50000 tuneline \
 
 WORKDIR /opt/tuneline
 COPY requirements ./requirements
+# EXTRAS names further files, such as requirements/signing.txt.
+ARG EXTRAS=
 RUN pip install --no-cache-dir -r requirements/ml.txt -r requirements/pods.txt \
-      -c requirements/ml.constraints.txt
+      ${EXTRAS:+-r $EXTRAS} -c requirements/ml.constraints.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY include ./include

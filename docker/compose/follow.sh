@@ -22,4 +22,12 @@ production_log:
   sample_rate: $TUNELINE_LOG_SAMPLE_RATE
 YAML
 fi
-exec tuneline follow --settings "$home/settings.yaml" --folder "$home"
+own=/opt/tuneline/compose
+if [[ -e $own/gateway.yaml ]]; then
+  cat "$own/gateway.yaml" >> "$home/settings.yaml"
+fi
+trust=()
+if [[ -e $own/release.pub ]]; then
+  trust=(--public-key "$own/release.pub")
+fi
+exec tuneline follow --settings "$home/settings.yaml" --folder "$home" "${trust[@]}"

@@ -1,6 +1,7 @@
 """fallback: faults that the chain answers pass, those that it does not are caught."""
 
 import signal
+from urllib.parse import urlsplit
 
 import pytest
 from tests.lab.releases import release
@@ -150,16 +151,42 @@ def test_the_previous_release_is_the_second_model(served_lab, tiny_models):
     assert second.model.path.read_bytes() == tiny_models.base_gguf.read_bytes()
 
 
-def test_a_larger_model_without_its_key_is_left_out(monkeypatch):
-    larger = {
-        "base_url": "https://models.example.com/v1",
-        "model": "large",
-        "api_key_env": "LARGE_MODEL_KEY",
-    }
+@pytest.mark.parametrize(
+    ("address", "key", "why"),
+    [
+        ("https://models.example.com/v1", "LARGE_MODEL_KEY", None),
+        ("http://vllm-large:8000/v1", None, None),
+        ("http://127.0.0.1:8000/v1", None, None),
+        ("https://models.example.com/v1", "NOT_SET_HERE", "does not list NOT_SET_HERE"),
+        ("https://models.example.com/v1", "AWS_SECRET_ACCESS_KEY", "upstream_keys does not list"),
+        ("https://evil.example.com/v1", "LARGE_MODEL_KEY", "does not list evil.example.com"),
+        ("http://models.example.com/v1", "LARGE_MODEL_KEY", "list http://models.example.com"),
+        ("http://127.0.0.1:8000/v1", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY for 127."),
+    ],
+)
+def test_a_run_sends_prompts_and_keys_where_the_policy_says(policy, monkeypatch, address, key, why):
+    """Whoever starts a run names any host and any variable, and allows them."""
+    policy(
+        allowed_hosts=["models.example.com", "http://vllm-large"],
+        upstream_keys={"models.example.com": "LARGE_MODEL_KEY"},
+    )
+    for name in ("LARGE_MODEL_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret")
+    larger = {"base_url": address, "model": "large", "api_key_env": key}
+    settings = fallback.FallbackConfig.model_validate(
+        {"larger": larger, "allowed_hosts": [urlsplit(address).hostname]}
+    )
+    tried, untried = fallback.reachable(settings)
+    assert (tried.larger is None) == (why is not None)
+    assert (why is None and untried is None) or why in untried
+    monkeypatch.delenv("LARGE_MODEL_KEY")
+    if key == "LARGE_MODEL_KEY" and why is None:
+        assert "LARGE_MODEL_KEY is not set here" in fallback.reachable(settings)[1]
+
+
+def test_without_a_word_of_the_policy_no_prompt_leaves_the_machine():
+    larger = {"base_url": "https://models.example.com/v1", "model": "large"}
     settings = fallback.FallbackConfig.model_validate(
         {"larger": larger, "allowed_hosts": ["models.example.com"]}
     )
-    monkeypatch.delenv("LARGE_MODEL_KEY", raising=False)
-    assert fallback.reachable(settings).larger is None
-    monkeypatch.setenv("LARGE_MODEL_KEY", "x")
-    assert fallback.reachable(settings).larger is not None
+    assert fallback.reachable(settings)[0].larger is None

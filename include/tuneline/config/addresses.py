@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -28,6 +29,24 @@ def host_of(url: str) -> str:
     return urlsplit(url).hostname or ""
 
 
-def is_allowed(url: str, hosts: Iterable[str]) -> bool:
-    """Return True if the host of a URL is one of `hosts`, whatever their case."""
-    return host_of(url) in {host.lower() for host in hosts}
+def is_loopback(url: str) -> bool:
+    """Return True if a URL is called over this machine's loopback."""
+    try:
+        return ipaddress.ip_address(host_of(url)).is_loopback
+    except ValueError:
+        return host_of(url) == "localhost"
+
+
+def is_allowed(url: str, hosts: Iterable[str], *, plain: bool = True) -> bool:
+    """Return True if the host of a URL is one of `hosts`, whatever their case.
+
+    Args:
+        url: the address.
+        hosts: hosts; one may be listed as `http://host`.
+        plain: whether `http://` needs no host that is listed with it.
+    """
+    listed, host = {each.lower() for each in hosts}, host_of(url)
+    encrypted = urlsplit(url).scheme == "https"
+    return (host in listed and (plain or encrypted)) or (
+        not encrypted and f"http://{host}" in listed
+    )

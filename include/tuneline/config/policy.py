@@ -61,6 +61,14 @@ class PolicyFile(Section):
     models: dict[str, dict[str, Any]] = Field(
         {}, description="Limits of single models by name, above both."
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts that a run may send prompts to for its larger model, besides loopback; "
+        "by https unless the host is listed as `http://host`.",
+    )
+    upstream_keys: dict[str, str] = Field(
+        {}, description="Environment variables that it may send as a key, by host."
+    )
 
     @field_validator("limits", "laptop")
     @classmethod

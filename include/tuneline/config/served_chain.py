@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from tuneline.config.addresses import HttpUrl, host_of, is_allowed
+from tuneline.config.addresses import HttpUrl, host_of, is_allowed, is_loopback
 from tuneline.config.section import Section
 
 
@@ -80,6 +81,29 @@ class FallbackConfig(Section):
                 "not name: add it there if prompts may be sent to it"
             )
         return self
+
+    def refusal(self, hosts: Iterable[str], keys: Mapping[str, str]) -> str | None:
+        """Return why a host leaves the larger model out, None if it does not.
+
+        Settings come with a release, so they do not decide where prompts and keys are sent.
+
+        Args:
+            hosts: hosts that its owner allows, besides loopback; see `is_allowed`.
+            keys: variables that its owner allows as keys, by host.
+        """
+        if self.larger is None:
+            return None
+        url, key = self.larger.base_url, self.larger.api_key_env
+        host = host_of(url)
+        if not (is_loopback(url) or is_allowed(url, hosts, plain=False)):
+            named = host if url.startswith("https") else f"http://{host}"
+            return f"the larger model at {url} is left out: allowed_hosts does not list {named}"
+        if key is not None and {k.lower(): v for k, v in keys.items()}.get(host) != key:
+            return (
+                f"the larger model at {url} is left out: upstream_keys does not list {key} for "
+                f"{host}"
+            )
+        return None
 
     def price(self) -> dict[str, Any]:
         """Return the price of the larger model, as a gateway's configuration states it."""

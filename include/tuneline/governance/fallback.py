@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 
 from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
+from tuneline.config import read_policy
 from tuneline.config.served_chain import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.chain_trial.asking import Client
@@ -77,12 +78,23 @@ def second_model(ctx: StepContext) -> Second:
     return Second(name, released_model(ctx, release), what, served=True)
 
 
-def reachable(settings: FallbackConfig) -> FallbackConfig:
-    """Return the settings without a larger model whose key this machine does not have."""
+def refusal(settings: FallbackConfig) -> str | None:
+    """Return why the policy of this image leaves the larger model out, None if it does not.
+
+    Whoever starts a run names its host and its key, so they don't decide what is sent there.
+    """
+    policy = read_policy()
+    why = settings.refusal(policy.content.allowed_hosts, policy.content.upstream_keys)
+    return why and f"{why} ({policy.where})"
+
+
+def reachable(settings: FallbackConfig) -> tuple[FallbackConfig, str | None]:
+    """Return the settings without a larger model that can't be tried here, and why it can't."""
+    why = refusal(settings)
     key = settings.larger.api_key_env if settings.larger else None
-    if key is None or os.environ.get(key):
-        return settings
-    return settings.model_copy(update={"larger": None})
+    if why is None and key is not None and not os.environ.get(key):
+        why = f"the larger model was not tried, since {key} is not set here"
+    return (settings if why is None else settings.model_copy(update={"larger": None})), why
 
 
 def prompts_of(ctx: StepContext, found: Sequence[Confidence], calibration: Calibration) -> Prompts:
@@ -144,7 +156,7 @@ def inject_faults(
         calibration: the thresholds.
         prompts: what is asked.
     """
-    deployment, settings = ctx.config.deployment, reachable(ctx.config.governance.fallback)
+    deployment, settings = ctx.config.deployment, reachable(ctx.config.governance.fallback)[0]
     name = ctx.config.name
     with ExitStack() as stack:
         engines = [
@@ -199,15 +211,15 @@ def run(ctx: StepContext) -> Evidence:
     prompts = prompts_of(ctx, found, calibration)
     reports = inject_faults(ctx, shipped, second, calibration, prompts)
     ctx.write_json("faults.json", [asdict(r) for r in reports])
-    larger = settings.larger is not None
-    tried = reachable(settings).larger is not None
+    tried, untried = reachable(settings)
+    larger = settings.larger is not None and refusal(settings) is None
     whole = calibration.whole
     return ctx.conclude(
         f"{sum(r.as_expected for r in reports)} of {sum(r.requests for r in reports)} requests "
         f"ended as they must under {len(reports) - 1} planted faults; behind the release stands "
         f"{second.described}"
-        + (", then the larger model" if tried else "")
-        + ("; the larger model was not tried, as its key is not here" if larger > tried else "")
+        + (", then the larger model" if tried.larger else "")
+        + (f"; {untried}" if untried else "")
         + (
             f"; answers below {whole.value:.3f} nats fall back"
             if whole.value is not None

@@ -275,6 +275,13 @@ VARIABLES = (
         "Git commit that images are built from.",
     ),
     Variable(
+        "TUNELINE_ML_EXTRAS",
+        ("docker-compose.yaml",),
+        "none",
+        "File of further packages of the steps' and the gateway's image, such as "
+        "`requirements/signing.txt`.",
+    ),
+    Variable(
         "TUNELINE_AIRFLOW_EXTRAS",
         ("docker-compose.yaml",),
         "none",

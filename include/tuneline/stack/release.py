@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tuneline.config import read_policy
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.gateway.keys import add_key
@@ -144,12 +145,14 @@ def gateway_settings(layout: Layout) -> dict[str, Any]:
     Requests are logged in the store, without the personal data that has a pattern in the languages
     of the released model's data.
     """
-    folder = _folder(layout)
+    folder, policy = _folder(layout), read_policy().content
     settings: dict[str, Any] = {
         "host": LOOPBACK,
         "port": layout.gateway_port,
         "keys_file": str(_keys_file(layout)),
         "ledger": {"path": str(folder / "usage.sqlite")},
+        "allowed_hosts": list(policy.allowed_hosts),
+        "upstream_keys": dict(policy.upstream_keys),
     }
     if layout.log_sample_rate:
         settings["production_log"] = {

@@ -125,13 +125,16 @@ def test_a_release_without_either_takes_the_defaults(store):
     assert settings_of(opened(store)) == ChainSettings()
 
 
+HOSTS, KEYS = ["Models.Example.COM"], {"models.example.com": "LARGE_MODEL_KEY"}
+
+
 def test_a_host_is_allowed_whatever_its_case():
-    chain = served_chain("s", [NEW], ChainSettings(SETTINGS), allowed_hosts=["Models.Example.COM"])
-    assert chain.model["chain"][-1] == "s-larger"
+    assert ChainSettings(SETTINGS).within(HOSTS, KEYS) == ChainSettings(SETTINGS)
 
 
-def test_a_gateway_that_may_not_call_the_larger_model_is_served_without():
-    settings = ChainSettings(SETTINGS)
-    chain = served_chain("s", [NEW], settings, behind=["own"], allowed_hosts=["other.example.com"])
+@pytest.mark.parametrize(("hosts", "keys"), [([], KEYS), (["other.example"], KEYS), (HOSTS, {})])
+def test_a_gateway_that_may_not_call_the_larger_model_is_served_without(hosts, keys):
+    settings = ChainSettings(SETTINGS).within(hosts, keys)
+    chain = served_chain("support", [NEW], settings, behind=["own"])
     assert chain.model["chain"] == ["support-b", "own"]
     assert [upstream["name"] for upstream in chain.upstreams] == ["support-b"]

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 from tests.lab.releases import opened, release
 
 from tuneline.artifacts.deployment import WarmUp
+from tuneline.config.served_chain import FallbackConfig
 from tuneline.serving.gateway.config import GatewayConfig
+from tuneline.serving.release.chain import ChainSettings
 from tuneline.serving.release.following.document import Facts, Served, gateway_document
 from tuneline.store import CorruptObject, open_store
 
@@ -103,3 +106,27 @@ def test_one_upstream_alone_is_not_judged():
 def test_before_a_first_release_nothing_is_served():
     config = GatewayConfig.model_validate(gateway_document(SETTINGS, [], [], []))
     assert config.upstreams == config.models == ()
+
+
+def test_a_release_names_no_host_and_no_key_that_the_owner_does_not(monkeypatch):
+    """The gateway refuses them as well, whoever writes its file."""
+    monkeypatch.setenv("LARGE", "secret")
+    larger = {"base_url": "https://models.example.com/v1", "model": "m", "api_key_env": "LARGE"}
+    chosen = FallbackConfig.model_validate(
+        {"larger": larger, "allowed_hosts": ["models.example.com"]}
+    )
+    served = Served("a", "1", (entry(),), ChainSettings(chosen))
+    allowed = {"allowed_hosts": ["models.example.com"]}
+    keys = {"upstream_keys": {"models.example.com": "LARGE"}}
+    for settings, chain in (
+        ({}, ("a-1",)),
+        (allowed, ("a-1",)),
+        (keys, ("a-1",)),
+        ({**allowed, "upstream_keys": {"models.example.com": "OTHER"}}, ("a-1",)),
+        ({**allowed, **keys}, ("a-1", "a-larger")),
+    ):
+        document = gateway_document({**SETTINGS, **settings}, [served], [], [])
+        assert GatewayConfig.model_validate(document).models[0].chain == chain
+        document["upstreams"].append(entry("evil", base_url="https://evil.example.com/v1"))
+        with pytest.raises(ValidationError, match="which allowed_hosts does not name"):
+            GatewayConfig.model_validate(document)

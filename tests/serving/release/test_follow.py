@@ -317,9 +317,15 @@ def test_a_release_that_is_refused_keeps_no_other_from_being_served(anywhere):
     site.wait_refused("models/c/production.json can't be read: manifest: Field required", "c")
     forge(store, hostile("a file", "../../../../../outside", name="d"), "d")
     site.wait_refused("is not the name of a file below its folder", "d")
-    # A setting that a later version of Tuneline knows, or an earlier one did.
-    site.release("2", settings={"governance": {"fallback": {"retired": 1}, "canary": {}}})
+    # A setting that a later version of Tuneline knows, or an earlier one did; and a host that
+    # prompts and the store's key would be sent to.
+    evil = {"base_url": "https://evil.example.com/v1", "model": "m"}
+    evil["api_key_env"] = "AWS_SECRET_ACCESS_KEY"
+    fallback = {"retired": 1, "larger": evil, "allowed_hosts": ["evil.example.com"]}
+    site.release("2", settings={"governance": {"fallback": fallback, "canary": {}}})
     site.wait_served("2")
+    assert "evil" not in (site.folder / "state" / "gateway.yaml").read_text()
+    assert "a: the larger model at https://evil.example.com/v1 is left out" in site.log()
     before = store.get_bytes("models/b/production.json")
     site.release("4", "b")
     site.wait_served("4", "b")

@@ -131,8 +131,14 @@ class GatewayConfig(Section):
     )
     allowed_hosts: tuple[str, ...] | None = Field(
         None,
-        description="Hosts that upstreams may be called at, beside this machine's loopback; None "
-        "allows all that `upstreams` names.",
+        description="Hosts that upstreams may be called at, besides this machine's loopback; None "
+        "allows those that `upstreams` names. A larger model that a release names has to be at one "
+        "of them, by https unless the host is listed as `http://host`.",
+    )
+    upstream_keys: dict[str, str] = Field(
+        {},
+        description="Environment variables that a larger model which a release names may be sent "
+        "as its key, by host.",
     )
     models: tuple[ModelConfig, ...] = Field(
         description="What clients can ask for; `[]` before a first release."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tuneline.config.addresses import HttpUrl, host_of
+from tuneline.config.addresses import HttpUrl, host_of, is_loopback
 from tuneline.config.section import Section
 from tuneline.serving.gateway.config_fields import EnvName, FilePath, Name, Seconds
 from tuneline.serving.gateway.fallback_config import BreakerConfig
@@ -121,10 +120,7 @@ class UpstreamConfig(Section):
     @property
     def is_local(self) -> bool:
         """Whether it is called over this machine's loopback."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.base_url)
 
     @property
     def asked_model(self) -> str:

@@ -7,13 +7,12 @@ nothing and reads nothing: whoever runs the engines says where they answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
 from tuneline.artifacts.releases import CONFIG_FILE, Release, readable
-from tuneline.config.addresses import is_allowed
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.config.served_chain import FallbackConfig, LargerModel
 
@@ -47,6 +46,12 @@ class ChainSettings:
     calibration: Calibration | None = None
     canary: ReleaseCanaryConfig = field(default_factory=ReleaseCanaryConfig)
 
+    def within(self, hosts: Iterable[str], keys: Mapping[str, str]) -> ChainSettings:
+        """Return them without a larger model that a host leaves out, see `FallbackConfig`."""
+        if self.fallback.refusal(hosts, keys) is None:
+            return self
+        return replace(self, fallback=self.fallback.model_copy(update={"larger": None}))
+
     @property
     def limits(self) -> dict[str, Any] | None:
         """The limits of confidence as a gateway's configuration states them, None for none."""
@@ -59,7 +64,6 @@ def served_chain(
     settings: ChainSettings,
     *,
     behind: Sequence[str] = (),
-    allowed_hosts: Sequence[str] | None = None,
 ) -> ServedChain:
     """Return the chain of a model.
 
@@ -69,8 +73,6 @@ def served_chain(
             release, and that of the release before it if there is one.
         settings: the settings of the release.
         behind: names of further upstreams, which the gateway's owner has configured.
-        allowed_hosts: hosts that the gateway may call; a larger model elsewhere is left out. None
-            leaves it to the settings.
     """
     fallback = settings.fallback
     times = {
@@ -79,9 +81,7 @@ def served_chain(
     }
     upstreams = [{**times, **engine} for engine in engines]
     if fallback.larger is not None:
-        larger = {**times, **_larger(name, fallback, fallback.larger)}
-        if allowed_hosts is None or is_allowed(larger["base_url"], allowed_hosts):
-            upstreams.append(larger)
+        upstreams.append({**times, **_larger(name, fallback, fallback.larger)})
     chain = [*(str(upstream["name"]) for upstream in upstreams), *behind]
     model: dict[str, Any] = {"id": name, "chain": chain, "budget_s": fallback.budget_s}
     limits = settings.limits

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.releases import Release, readable
+from tuneline.config.addresses import host_of
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.chain import ChainSettings, served_chain, settings_of
 from tuneline.serving.release.released import (
@@ -70,7 +71,8 @@ def gateway_document(
 
     Upstreams and models of the settings stay as they are. A model of the settings that has the
     name of a released one gives it its fields, which go before those of the release, and, after
-    the released versions, its chain, such as a larger model.
+    the released versions, its chain, such as a larger model. A larger model that a release names
+    is left out unless the settings allow its host, and the key that it asks for.
 
     Args:
         settings: what the gateway's owner has set.
@@ -81,15 +83,15 @@ def gateway_document(
     own = {model["id"]: dict(model) for model in settings.get("models") or []}
     upstreams = [dict(entry) for entry in settings.get("upstreams") or []]
     known = {entry["name"] for entry in upstreams}
+    hosts, keys = allowed(settings)
     for model in models:
         fields = own.pop(model.name, {})
         behind = [name for name in fields.get("chain", []) if name in known]
         served = served_chain(
             model.name,
             model.chain,
-            model.settings,
+            model.settings.within(hosts, keys),
             behind=behind,
-            allowed_hosts=settings.get("allowed_hosts"),
         )
         upstreams += served.upstreams
         chain = served.model["chain"]
@@ -106,12 +108,20 @@ def gateway_document(
         own[model.name] = served.model | fields | entry
     unique = {entry["name"]: entry for entry in upstreams}
     document = {**settings, "upstreams": list(unique.values()), "models": list(own.values())}
+    document.pop("upstream_keys", None)
+    named = [host_of(entry["base_url"]) for entry in settings.get("upstreams") or []]
+    document["allowed_hosts"] = list(hosts) if hosts else named
     if currencies:
         document.setdefault("currency", currencies[0])
     if spoken and document.get("production_log"):
         section = {"languages": list(spoken), **document["production_log"]}
         document["production_log"] = section
     return document
+
+
+def allowed(settings: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return the hosts that releases may name, and the variables that go to them as keys."""
+    return settings.get("allowed_hosts") or (), settings.get("upstream_keys") or {}
 
 
 class Facts:

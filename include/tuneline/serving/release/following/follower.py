@@ -21,7 +21,13 @@ from tuneline.machine.free_memory import free_memory
 from tuneline.machine.redaction import redact
 from tuneline.serving.release.canary.limits import candidate_limits
 from tuneline.serving.release.following.candidates import Candidates
-from tuneline.serving.release.following.document import Facts, Served, Tried, gateway_document
+from tuneline.serving.release.following.document import (
+    Facts,
+    Served,
+    Tried,
+    allowed,
+    gateway_document,
+)
 from tuneline.serving.release.following.engines import EngineProcess, Launch, take_over
 from tuneline.serving.release.following.failure import Failure
 from tuneline.serving.release.following.gateway_file import GatewayFile, GatewayState
@@ -278,6 +284,8 @@ class Follower:
             if candidate:
                 tried = Tried(entries.pop(), share, candidate_limits(settings[0], settings[-1]))
             served.append(Served(name, released[name], tuple(entries), settings[0], tried))
+            left_out = settings[0].fallback.refusal(*allowed(self._options.settings))
+            self._tell(f"larger model of {name}", f"{name}: {left_out}" if left_out else "")
         for name, version in released.items():
             if name not in self._chains and name in self._inherited:
                 served.append(Served(name, version, tuple(self._inherited[name])))

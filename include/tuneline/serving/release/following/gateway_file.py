@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from tuneline.config.addresses import is_loopback
 from tuneline.files import write_whole
 from tuneline.serving.gateway.reload import fingerprint
 
@@ -63,14 +64,16 @@ class GatewayFile:
         self._replace()
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the upstreams of each released model in the file as it is; {} without a file."""
+        """Return the engines of each released model in the file as it is; {} without a file."""
         try:
             document = json.loads(self.path.read_text().partition("\n")[2])
-            known = {entry["name"]: entry for entry in document["upstreams"]}
+            # What an earlier release has named elsewhere is not taken over.
+            known = {e["name"]: e for e in document["upstreams"] if is_loopback(e["base_url"])}
+            chains = {m["id"]: m["chain"] for m in document["models"] if "released" in m}
             return {
-                model["id"]: [known[name] for name in model["chain"]]
-                for model in document["models"]
-                if "released" in model
+                name: engines
+                for name, chain in chains.items()
+                if (engines := [known[entry] for entry in chain if entry in known])
             }
         except (OSError, ValueError, KeyError, TypeError):
             return {}
