@@ -75,7 +75,8 @@ def await_served(stack: Stack, name: str, version: str) -> None:
         row = next((row for row in status.models if row.name == name), None) if status else None
         if status and row and row.served == version and status.switched:
             return
-        reason = row.reason if row and row.released == version else None
+        if row is not None:
+            reason = row.refused or (row.reason if row.released == version else None)
         if reason:
             break
         time.sleep(0.3)

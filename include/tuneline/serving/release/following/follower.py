@@ -97,9 +97,10 @@ class Follower:
         self._gateway = gateway
         self._folder = folder
         self._say = say
-        self._pointers = Pointers(store, folder, options.trust, options.canary.records.go_back)
         self._facts = Facts(folder / "releases")
         self._units = Units(store, self._facts, options.trust)
+        go_back = options.canary.records.go_back
+        self._pointers = Pointers(store, folder, options.trust, self._units.admit, go_back)
         self._engines: list[EngineProcess] = []
         self._leaving: dict[EngineProcess, float] = {}
         self._stopping: list[EngineProcess] = []
@@ -173,12 +174,16 @@ class Follower:
         self._looked = now
         try:
             self._wanted = self._pointers.wanted(self._options.names or self._search())
-            self._tell("store", "")
+            why = self._pointers.unread
         except (TunelineError, OSError) as error:
-            self._tell("store", f"nothing can be followed, everything stays as it is: {error}")
+            why = str(error)
+        self._tell(
+            "store", f"the store can't be followed, what is served stays: {why}" if why else ""
+        )
         for name in {*self._pointers.refused, *(row.name for row in self._wanted)}:
-            why = self._pointers.refused.get(name)
-            self._tell(f"pointer of {name}", f"{name} stays as it is: {why}" if why else "")
+            refused = self._pointers.refused.get(name)
+            text = f"{name}: its release pointer is not followed: {refused}" if refused else ""
+            self._tell(f"pointer of {name}", text)
 
     def _search(self) -> list[str]:
         now = time.monotonic()

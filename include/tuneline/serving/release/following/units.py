@@ -10,7 +10,7 @@ from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.serving.release.following.document import Facts
 from tuneline.serving.release.following.failure import Failure
 from tuneline.serving.release.released import Trust, adapter_name, open_version, upstream_of
-from tuneline.store import Store
+from tuneline.store import CorruptObject, Store
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,23 @@ class Units:
             base = release.apart.base.sha256 if release.apart else f"{name}@{version}"
             groups.setdefault((release.engine, base), []).append(release)
         return [Unit(engine, tuple(found)) for (engine, _), found in groups.items()]
+
+    def admit(self, name: str, version: str, sha256: str) -> None:
+        """Refuse a version that can't be served here.
+
+        Args:
+            name: the model.
+            version: its version.
+            sha256: the hash that its manifest must have.
+
+        Raises:
+            TunelineError: if it can't be read, has another manifest, or may not be served here.
+        """
+        release = self._release(name, version)
+        if release.sha256 != sha256:
+            raise CorruptObject(
+                f"{release.uri} has SHA-256 {release.sha256}, the pointer of {name} says {sha256}"
+            )
 
     def upstream(self, unit: Unit, name: str, base_url: str) -> dict[str, object]:
         """Return the gateway's entry of a model on the engine of a unit."""

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.release_log import read_line, read_log, withdrawal
-from tuneline.artifacts.releases import open_release, read_release, readable, standing_moves
+from tuneline.artifacts.releases import read_release, readable, standing_moves
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.files import write_whole
 from tuneline.serving.release.released import Trust
@@ -29,7 +29,7 @@ class Wanted:
 
     Attributes:
         name: the model.
-        version: the version.
+        version: the version; empty if none may be served.
         previous: the version that its requests fall back to, None if there is none.
         move: hash of the pointer's last move; None in a pointer without a history.
     """
@@ -51,15 +51,19 @@ class Pointers:
         store: the store.
         folder: the follower's folder, where what was followed last is kept for the next follower.
         trust: whose releases are served; None follows all.
+        admit: refuses a version, by the hash of its manifest, that can't be served here.
         go_back: completes a withdrawal of a model's released version that broke off.
         refused: why a model's pointer is not followed, by model.
+        unread: what keeps the store from being read now; empty if nothing does.
     """
 
     store: Store
     folder: Path
     trust: Trust | None
-    go_back: Callable[[str], None]
+    admit: Callable[[str, str, str], object]
+    go_back: Callable[[str], object]
     refused: dict[str, str] = field(default_factory=dict)
+    unread: str = ""
 
     def __post_init__(self) -> None:
         self._accepted: dict[str, ReleasePointer] = {}
@@ -75,33 +79,35 @@ class Pointers:
     def wanted(self, names: Sequence[str]) -> list[Wanted]:
         """Return what is to be served, in order; models without a release are left out.
 
-        Raises:
-            RetryableError: if the store can't be read now.
+        What was followed before stands for what can't be read now, or is refused.
         """
+        self.unread = ""
         return [found for name in names if (found := self._wanted(name)) is not None]
 
     def _wanted(self, name: str) -> Wanted | None:
         try:
             pointer = read_release(self.store, name)
-            if pointer is None or pointer == self._accepted.get(name):
-                return self._kept[name] if pointer else None
-            found = self._follow(pointer)
-        except RetryableError:
-            raise
+            if pointer is None:
+                return None
+            why = None if pointer == self._accepted.get(name) else self._follow(pointer)
+        except RetryableError as error:
+            self.unread = str(error)
         except TunelineError as error:
             self.refused[name] = str(error)
-            return self._kept.get(name)
-        if found is None:
-            # Its version was withdrawn, so that what was kept may be that version.
-            return None
-        if found.version == pointer.version:
-            self.refused.pop(name, None)
-            self._accepted[name] = pointer
-        self._keep(found)
-        return found
+        else:
+            if why is None:
+                self.refused.pop(name, None)
+                self._accepted[name] = pointer
+            else:
+                self.refused[name] = why
+        kept = self._kept.get(name)
+        return kept if kept is not None and kept.version else None
 
-    def _follow(self, pointer: ReleasePointer) -> Wanted | None:
-        """Return what a pointer wants served; the version before in place of a withdrawn one.
+    def _follow(self, pointer: ReleasePointer) -> str | None:
+        """Keep what a pointer wants served, or the version before in place of a withdrawn one.
+
+        Returns:
+            Why its version was withdrawn, None if it was not.
 
         Raises:
             TunelineError: if the pointer, or the version that it names, is refused.
@@ -110,23 +116,24 @@ class Pointers:
         moves = [move.sha256 for move in pointer.history]
         if kept is not None and kept.move is not None and kept.move not in moves:
             raise UserError(
-                f"the pointer of {name} was set back: it does not go on from {kept.version}, which "
-                f"was served before; if the store was restored on purpose, delete "
+                f"the pointer of {name} was set back: it does not go on from what was followed "
+                f"before; if the store was restored on purpose, delete "
                 f"{self.folder / FOLLOWED_FILE}"
             )
         if self.trust and (differences := self.trust.in_pointer(self.store, name, version)):
             raise UserError("; ".join(differences))
-        open_release(self.store, pointer)
-        move, before = moves[-1] if moves else None, self._before(pointer)
+        move, before = moves[-1] if moves else None, [*self._before(pointer), None, None]
         why = self._withdrawal(pointer, version)
         if why is None:
-            return Wanted(name, version, before[0] if before else None, move)
-        self.refused[name] = f"{version} was withdrawn: {why}"
+            self.admit(name, version, pointer.manifest_sha256)
+            self._keep(Wanted(name, version, before[0], move))
+            return None
+        self._keep(Wanted(name, before[0] or "", before[1], move))
         try:
             self.go_back(name)
         except TunelineError as error:
-            self.refused[name] += f"; the version before can't be released again: {error}"
-        return Wanted(name, before[0], before[1] if before[1:] else None, move) if before else None
+            why += f"; the version before can't be released again: {error}"
+        return f"{version} was withdrawn: {why}"
 
     def _before(self, pointer: ReleasePointer) -> list[str]:
         """Return the two versions before that may still be served, the last one first."""
@@ -153,5 +160,6 @@ class Pointers:
 
     def _keep(self, wanted: Wanted) -> None:
         if self._kept.get(wanted.name) != wanted:
-            self._kept[wanted.name] = wanted
-            write_whole(self.folder / FOLLOWED_FILE, _KEPT.dump_json(self._kept, indent=1))
+            kept = {**self._kept, wanted.name: wanted}
+            write_whole(self.folder / FOLLOWED_FILE, _KEPT.dump_json(kept, indent=1))
+            self._kept = kept
