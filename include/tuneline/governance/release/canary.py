@@ -101,16 +101,18 @@ class CanaryLog:
         Raises:
             UserError: if there is none.
         """
-        before = [move.version for move in reversed(standing_moves(pointer.history)[:-1])]
-        lines = {version: self._lines(pointer.name, version) for version in before}
-        left = [version for version in before if withdrawal(lines[version]) is None]
-        for version in left:
-            events = (line.event for line in lines[version])
-            if {e.outcome for e in events if isinstance(e, Canary)} != {"started"}:
-                return version
-        if not left:
+        doubted: str | None = None
+        for move in reversed(standing_moves(pointer.history)[:-1]):
+            lines = self._lines(pointer.name, move.version)
+            if withdrawal(lines) is not None:
+                continue
+            outcomes = {line.event.outcome for line in lines if isinstance(line.event, Canary)}
+            if outcomes != {"started"}:
+                return move.version
+            doubted = doubted or move.version
+        if doubted is None:
             raise UserError(f"{pointer.name} {pointer.version} has no release to go back to")
-        return left[0]
+        return doubted
 
     def _lines(self, name: str, version: str) -> list[Line]:
         return read_log(self._store, name, version).lines()

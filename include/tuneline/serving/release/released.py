@@ -69,7 +69,7 @@ def newest_release(store: Store, name: str | None = None) -> ReleasePointer | No
     """Return the pointer of the model released last, or that of a name; None if there is none.
 
     Raises:
-        CorruptObject: if the pointer of that name can't be read; one of another model is told of.
+        CorruptObject: if that pointer can't be read; without a name it is passed over, and said so.
     """
     if name is not None:
         return read_release(store, name)
