@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-from tuneline.machine.secret_shapes import SECRET_SHAPES
+from tuneline.machine.linear_pattern import LinearPattern
+from tuneline.machine.secret_shapes import find_secrets
 
 MASK = "***"
 # Variables whose values are secrets; Kubernetes secrets reach a step as such variables.
@@ -13,11 +14,11 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:^|_)
 # Shorter values ("1", "true", a user's name) would mask harmless words.
 _SHORTEST = 8
 # The signature of an address that gives access to an object for an hour.
-_SIGNED = re.compile(
+_SIGNED = LinearPattern(
     r"(?i)([?&](?:x-amz-[a-z-]+|sig|signature|token|key|api_key|password)=)[^&\s]+"
 )
 # A shape finds passwords that follow a user's name; here the name may be missing or the token.
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+(?=@)")
+_CREDENTIALS = LinearPattern(r"(://)[^\s/@]+@")
 
 
 def redact(text: str) -> str:
@@ -28,10 +29,13 @@ def redact(text: str) -> str:
     """
     for value in _secret_values():
         text = text.replace(value, MASK)
-    text = _SIGNED.sub(rf"\1{MASK}", _CREDENTIALS.sub(MASK, text))
-    for shape in SECRET_SHAPES:
-        text = shape.pattern.sub(_masked, text)
-    return text
+    text = _SIGNED.sub(rf"\1{MASK}", _CREDENTIALS.sub(rf"\1{MASK}@", text))
+    parts, at = [], 0
+    for start, end, _ in sorted(find_secrets(text)):
+        if start >= at:
+            parts += [text[at:start], MASK]
+        at = max(at, end)
+    return "".join([*parts, text[at:]])
 
 
 def _secret_values() -> list[str]:
@@ -43,12 +47,3 @@ def _secret_values() -> list[str]:
     }
     # A file that holds a secret is none, and its path helps whoever reads the error.
     return sorted((v for v in found if not v.startswith(("/", "file:"))), key=len, reverse=True)
-
-
-def _masked(found: re.Match[str]) -> str:
-    """Mask the secret of a match: its first group, or all of it."""
-    if found.re.groups == 0 or found.group(1) is None:
-        return MASK
-    start, end = found.span(1)
-    whole, offset = found.group(0), found.start()
-    return whole[: start - offset] + MASK + whole[end - offset :]

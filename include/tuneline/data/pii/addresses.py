@@ -198,7 +198,7 @@ def street_addresses(text: str, lowered: str) -> Iterator[Span]:
         found += [match.span() for pattern in _ABROAD for match in pattern.finditer(text)]
     for begin, end in found:
         # A street may have a number for a name ("3485 615 benedum drive").
-        house = _HOUSE_BEFORE.search(text, 0, begin)
+        house = _HOUSE_BEFORE.search(text, max(0, begin - 64), begin)
         start = house.start(1) if house and text[begin].isdigit() else begin
         yield start, _address_end(text, end)
     if text.count("\n") > 1:

@@ -42,17 +42,17 @@ def whole_code(text: str, candidate: Candidate, entity: str) -> tuple[int, int, 
 
 def _with_parts(text: str, candidate: Candidate, entity: str) -> Span:
     start, end = candidate.start, candidate.end
-    slashed = _SLASHED_BEFORE.search(text, 0, start)
+    slashed = _SLASHED_BEFORE.search(text, max(0, start - 200), start)
     if slashed:
         return slashed.start(), end
     if entity in ("ID_NUMBER", "US_SSN") and candidate.spoken:
         return with_letters(text, start, end)
     if entity != "ID_NUMBER":
         return start, end
-    lead = _LETTERS_BEFORE.search(text, 0, start)
+    lead = _LETTERS_BEFORE.search(text, max(0, start - 200), start)
     if lead and lead[1].casefold() not in _SHORT_WORDS:
         start = lead.start(1)
-    read = _READ_BEFORE.search(text, 0, candidate.start)
+    read = _READ_BEFORE.search(text, max(0, candidate.start - 200), candidate.start)
     if read:
         start = read.start(1)
     if candidate.letters:

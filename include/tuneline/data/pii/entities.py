@@ -110,7 +110,12 @@ class Recogniser:
             word = match[0].lower()
             known = self.words.is_given(word) and word not in self.words.also_words
             plain = is_ordinary(word) or word in self.words.common or word in self.words.not_names
-            if known or not plain or START.search(text, 0, match.start()) or word == "i":
+            if (
+                known
+                or not plain
+                or START.search(text, max(0, match.start() - 64), match.start())
+                or word == "i"
+            ):
                 return word[0].upper() + word[1:]
             return word
 
@@ -139,16 +144,16 @@ class Recogniser:
                 continue
             if retitled and self._counts(words, text[end : end + 2]):
                 continue
-            first = START.search(text, 0, start) is not None
+            first = START.search(text, max(0, start - 64), start) is not None
             place = label == "LOCATION"
-            placed = place and bool(_PLACE_CUE.search(text, 0, start))
+            placed = place and bool(_PLACE_CUE.search(text, max(0, start - 64), start))
             if not self._unusual(words, retitled, first, place, placed):
                 continue
             if label == "PERSON":
                 other = is_firm(text, start, end) or ends_place(text, start)
                 if other or not self._several(words):
                     continue
-                initials = _INITIALS_BEFORE.search(text, 0, start)
+                initials = _INITIALS_BEFORE.search(text, max(0, start - 64), start)
                 start = initials.start() if initials else start
                 end = self._rules.family_end(text, end, cased=False) if retitled else end
             yield Hit(start, end, label)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tuneline.machine.secret_shapes import SECRETS
 
@@ -45,13 +46,12 @@ _FEW_DIGITS_PARTS = frozenset({"CREDIT_CARD", "US_SSN", "BIRTH_DATE"})
 _MOST_DIGITS_OF_PART = 6
 _NUMBERS = frozenset({"ID_NUMBER", "PHONE_NUMBER", "CREDIT_CARD", "US_SSN"})
 _IN_NUMBERS = _NUMBERS | {"EMAIL_ADDRESS"}
-_NUMBERED_WORD = re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])")
-# What identifies in the rest of a hit: the words of a name or date, the letters of a plate.
-_LEFT_OF = {
-    "PERSON": re.compile(r"[^\W\d_][\w'’-]+"),
-    "BIRTH_DATE": re.compile(r"\w+"),
-    "ID_NUMBER": re.compile(r"[^\s,;()]*\d[^\s,;()]*(?<![.:!?])|(?<!\w)[A-Z]{1,4}(?!\w)"),
-}
+# What identifies in the rest of a hit: the words of a name or date, else those with a digit, and
+# the letters of a plate.
+_WORDS = {"PERSON": re.compile(r"[^\W\d_][\w'’-]+"), "BIRTH_DATE": re.compile(r"\w+")}
+_NUMBERED = re.compile(r"[^\s,;()]+")
+_CAPITALS = re.compile(r"(?<!\w)[A-Z]{1,4}(?!\w)")
+Span = tuple[int, int]
 
 
 def resolve(text: str, hits: Iterable[Hit]) -> list[Hit]:
@@ -65,32 +65,40 @@ def resolve(text: str, hits: Iterable[Hit]) -> list[Hit]:
     """
     chosen: list[Hit] = []
     hits = _joined_people(list(hits))
-    streets = [hit for hit in hits if hit.entity == "STREET_ADDRESS"]
-    if streets:
-        # The parts of an address are no numbers of their own ("Boise, ID 83709").
-        hits = [hit for hit in hits if not (_can_be_part(hit) and _within(hit, streets))]
-    numbers = [hit for hit in hits if hit.entity in _NUMBERS]
-    if len(numbers) > 1:
-        # Nor are those of a longer number ("313 8620145", asked for in pieces).
-        hits = [hit for hit in hits if not (hit.entity in _IN_NUMBERS and _within(hit, numbers))]
+    in_street = _container([hit for hit in hits if hit.entity == "STREET_ADDRESS"])
+    # The parts of an address are no numbers of their own ("Boise, ID 83709").
+    hits = [hit for hit in hits if not (_can_be_part(hit) and in_street(hit))]
+    in_number = _container([hit for hit in hits if hit.entity in _NUMBERS])
+    # Nor are those of a longer number ("313 8620145", asked for in pieces).
+    hits = [hit for hit in hits if not (hit.entity in _IN_NUMBERS and in_number(hit))]
     ranked = sorted(hits, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end, h.start))
     for hit in ranked:
-        # Chosen hits do not overlap each other.
-        at = bisect_left(chosen, hit.start, key=lambda other: other.start)
-        free_before = at == 0 or chosen[at - 1].end <= hit.start
-        if free_before and (at == len(chosen) or hit.end <= chosen[at].start):
-            chosen.insert(at, hit)
-        else:
-            chosen = sorted([*chosen, *_left_of(text, hit, chosen)], key=lambda other: other.start)
+        if not _add(chosen, hit):
+            for start, end in _identifying(text, hit):
+                _add(chosen, Hit(start, end, hit.entity))
     return chosen
 
 
-def _left_of(text: str, hit: Hit, chosen: Sequence[Hit]) -> Iterator[Hit]:
-    """Yield the words of a hit outside of the chosen ones, as far as they identify somebody."""
-    words = _LEFT_OF.get(hit.entity, _NUMBERED_WORD)
-    for word in words.finditer(text, hit.start, hit.end):
-        if not any(other.start < word.end() and word.start() < other.end for other in chosen):
-            yield Hit(word.start(), word.end(), hit.entity)
+def _add(chosen: list[Hit], hit: Hit) -> bool:
+    """Put a hit into its place among hits without overlaps; return False if there is none."""
+    at = bisect_left(chosen, hit.start, key=lambda other: other.start)
+    free = at == 0 or chosen[at - 1].end <= hit.start
+    if free and (at == len(chosen) or hit.end <= chosen[at].start):
+        chosen.insert(at, hit)
+        return True
+    return False
+
+
+def _identifying(text: str, hit: Hit) -> Iterator[Span]:
+    """Yield the words of a hit that identify somebody by themselves."""
+    if hit.entity in _WORDS:
+        yield from (word.span() for word in _WORDS[hit.entity].finditer(text, hit.start, hit.end))
+        return
+    for word in _NUMBERED.finditer(text, hit.start, hit.end):
+        if any(map(str.isdecimal, word[0])):
+            yield word.start(), word.start() + len(word[0].rstrip(".:!?"))
+        elif hit.entity == "ID_NUMBER":
+            yield from (letters.span() for letters in _CAPITALS.finditer(text, *word.span()))
 
 
 def _joined_people(hits: Sequence[Hit]) -> list[Hit]:
@@ -114,9 +122,15 @@ def _can_be_part(hit: Hit) -> bool:
     return hit.entity in _PARTS or (hit.entity in _FEW_DIGITS_PARTS and short)
 
 
-def _within(hit: Hit, longer: Sequence[Hit]) -> bool:
-    size = hit.end - hit.start
-    return any(
-        other.start <= hit.start and hit.end <= other.end and size < other.end - other.start
-        for other in longer
-    )
+def _container(longer: Sequence[Hit]) -> Callable[[Hit], bool]:
+    """Return a test whether a hit lies in one of some hits that is longer."""
+    ordered = sorted(longer, key=lambda hit: hit.start)
+    starts = [hit.start for hit in ordered]
+    # The last character of all that begin before a place.
+    ends = [0, *accumulate((hit.end for hit in ordered), max)]
+
+    def test(hit: Hit) -> bool:
+        before, up_to = bisect_left(starts, hit.start), bisect_right(starts, hit.start)
+        return ends[before] >= hit.end or ends[up_to] > hit.end
+
+    return test

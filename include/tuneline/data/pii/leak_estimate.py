@@ -22,6 +22,7 @@ from tuneline.data.pii.canaries.lists import lists
 from tuneline.data.pii.canaries.planting import make_canaries
 from tuneline.data.pii.intervals import Bounds, left_behind, share_of
 from tuneline.data.pii.leak_limits import decides, leak_limit
+from tuneline.data.pii.parts import LONGEST
 from tuneline.data.pii.profiles import scrubbed_entities
 from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.workers import worker_count
@@ -86,7 +87,10 @@ def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
 
 
 def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
-    """Return the turns of rows that canaries are planted in: all, or a random part of many."""
+    """Return the turns of rows that canaries are planted in: all, or a random part of many.
+
+    Of a long turn they have the beginning, since the scrubber reads it in parts.
+    """
     numbers: Sequence[int] = range(len(rows))
     if len(rows) > CARRIER_ROWS:
         draw = random.Random(f"{seed}:carriers")  # noqa: S311 - reproducible, no secret
@@ -94,7 +98,10 @@ def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
     chosen = bytearray(len(rows))
     for number in numbers:
         chosen[number] = 1
-    return [row.messages for row in chosen_of(rows, chosen)]
+    return [
+        [{**turn, "content": turn["content"][:LONGEST]} for turn in row.messages]
+        for row in chosen_of(rows, chosen)
+    ]
 
 
 def run_trial(

@@ -29,11 +29,12 @@ from tuneline.data.pii.open_answers import (
     open_answers,
     stated_numbers,
 )
+from tuneline.data.pii.parts import LONGEST
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.shared_parts import Shared
 from tuneline.data.pii.spelled import spelled
 from tuneline.data.pii.spoken import has_digit_words
-from tuneline.data.pii.turns import Segment
+from tuneline.data.pii.turns import Segment, own_part
 from tuneline.data.tables.rows import Message
 
 # Texts repeat in chat data; the hits of this many are remembered.
@@ -117,7 +118,7 @@ class Listener:
 
     def said(
         self,
-        messages: Sequence[Message],
+        turns: Sequence[Message],
         own: Sequence[Segment],
         shared: Shared,
         find: Callable[[str], Sequence[Hit]],
@@ -125,7 +126,7 @@ class Listener:
         """Return the hits of a row by text.
 
         Args:
-            messages: its turns.
+            turns: its turns.
             own: its texts.
             shared: parts that rows share, which hold nobody's answers.
             find: finder of what has a shape, which shows what a conversation is about.
@@ -133,6 +134,8 @@ class Listener:
         if self._rule is None:
             return {}
         said: Said = {}
+        # A turn asks and answers at its end.
+        messages = [{**turn, "content": turn["content"][-LONGEST:]} for turn in turns]
         expected, logging_in = wanted(messages), about_log_ins(messages)
         about: _About | None = None
         heard: list[str] = []
@@ -140,9 +143,10 @@ class Listener:
         for piece in own:
             role = messages[piece.turn]["role"]
             user = role == "user"
-            if role == "system" or piece.text != messages[piece.turn]["content"]:
+            whole = turns[piece.turn]["content"].startswith(piece.text, piece.start)
+            if role == "system" or not whole or len(piece.text) > LONGEST:
                 continue
-            start, end = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
+            start, end = own_part(piece, turns[piece.turn], shared.affixes)
             heard.append(piece.text)
             digit = _DIGIT.search(piece.text) is not None
             told = digit or has_digit_words(piece.text.lower())
@@ -278,4 +282,4 @@ def _add(said: Said, text: str, start: int, hits: Iterable[Hit]) -> None:
     """Add the hits of a part of a text that begins at `start`."""
     moved = tuple(Hit(h.start + start, h.end + start, h.entity) for h in hits)
     if moved:
-        said[text] = (*said.get(text, ()), *moved)
+        said[text] = tuple(dict.fromkeys((*said.get(text, ()), *moved)))

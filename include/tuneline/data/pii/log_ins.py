@@ -95,5 +95,5 @@ def typed_secrets(text: str) -> Iterator[Span]:
         mixed = _DIGIT.search(word) and not re.search(r"[,:]", word)
         if not (mixed or _SIGN_INSIDE.search(word)):
             continue
-        if _CODE_OF.search(text, 0, match.start()) is None:
+        if _CODE_OF.search(text, max(0, match.start() - 64), match.start()) is None:
             yield match.start(), match.start() + len(word)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 from tuneline.data.pii.dialogue import may_be_said_again, repeated_values
 from tuneline.data.pii.echoes import echoes
 from tuneline.data.pii.hits import Hit, resolve
 from tuneline.data.pii.numbers import alike
+
+_MOST_VALUES = 200
 
 
 def mentions_of(
@@ -29,6 +32,8 @@ def mentions_of(
             rest.append(text[at : hit.start])
             at = hit.end
         rest.append(text[at:])
+    # A conversation says few values again; a list of thousands is none.
+    values = dict(islice(values.items(), _MOST_VALUES))
     again = repeated_values(values if may_be_said_again(values, rest) else (), is_name_part)
     if not loosely:
         return again

@@ -259,7 +259,7 @@ class NameRules:
             alone = (
                 word[0].isupper()
                 and word[1:].islower()
-                and not START.search(text, 0, match.start())
+                and not START.search(text, max(0, match.start() - 24), match.start())
             )
             if alone and self.words.is_strange(lowered) and not is_ordinary(word):
                 yield Hit(match.start(), match.end(), "PERSON")
@@ -330,7 +330,11 @@ class NameRules:
     def after_lead(self, text: str, start: int, end: int) -> int:
         """Return where a name begins after a title or the word for who speaks."""
         speaker = _SPEAKER.match(text, start)
-        if speaker and is_ordinary(speaker[1].casefold()) and START.search(text, 0, start):
+        if (
+            speaker
+            and is_ordinary(speaker[1].casefold())
+            and START.search(text, max(0, start - 24), start)
+        ):
             start = min(speaker.end(), end)
         title = _TITLE.match(text, start, end)
         return title.end() if title else start

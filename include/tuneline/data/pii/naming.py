@@ -22,7 +22,7 @@ _LINK = re.compile(
 # A few words between a name and its number, if what says "is" stands before the number ("the pin
 # for the back door is 6610").
 _LOOSE_LINK = re.compile(
-    r"(?:[^\w.!?;]+[a-z']{1,12}){0,6}[^\w.!?;]+(?:is|was|it's|its|says|reads|shows|=|:)[\W]{1,3}",
+    r"(?:[^\w.!?;]+[a-z][a-z']{0,11}+){0,6}[^\w.!?;]+(?:is|was|it's|its|says|reads|shows|=|:)[\W]{1,3}",
     re.IGNORECASE,
 )
 _LOOSE_TOPICS = frozenset({"secret", "ssn", "account", "phone", "card"})

@@ -112,7 +112,7 @@ def stated_numbers(text: str, uncounted: frozenset[str]) -> Iterator[tuple[int, 
         text: a turn of the user.
         uncounted: topics whose numbers are the business's own.
     """
-    found = [c for c in candidates_in(text) if _STATED.search(text, 0, c.start)]
+    found = [c for c in candidates_in(text) if _STATED.search(text, max(0, c.start - 64), c.start)]
     if found and not _QUANTITY_ASKED.found_in(text):
         yield from _free_numbers(text, found, uncounted)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.data.pii.hits import Hit
+from tuneline.data.pii.parts import parts
 from tuneline.errors import UserError
 
 FIELD = "data.pii_recognizers"
@@ -70,9 +71,10 @@ class CustomRecognisers:
 
     def find(self, text: str) -> Iterator[Hit]:
         """Yield the hits of the recognisers of each language."""
-        for language in self._languages:
-            for result in self._analyzer.analyze(text, language=language):
-                yield Hit(result.start, result.end, result.entity_type)
+        for at, part in parts(text):
+            for language in self._languages:
+                for hit in self._analyzer.analyze(part, language=language):
+                    yield Hit(at + hit.start, at + hit.end, hit.entity_type)
 
 
 def _tokenizers(languages: Sequence[str]) -> Any:

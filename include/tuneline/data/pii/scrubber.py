@@ -27,6 +27,7 @@ from tuneline.data.pii.mentions import mentions_of
 from tuneline.data.pii.name_words import NameWords
 from tuneline.data.pii.neighbours import names_beside
 from tuneline.data.pii.ner.fetched import fetch_entity_model
+from tuneline.data.pii.parts import LONGEST, in_parts
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.presidio import CustomRecognisers
 from tuneline.data.pii.recognisers import recognisers_of
@@ -35,7 +36,7 @@ from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii.settings import Settings, settings_of
 from tuneline.data.pii.shared_parts import Shared, shared_parts
 from tuneline.data.pii.surrogates import Surrogates
-from tuneline.data.pii.turns import Segment, map_turn, segments
+from tuneline.data.pii.turns import Segment, map_turn, own_part, segments
 from tuneline.data.pii.workers import map_chunks
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
@@ -104,13 +105,17 @@ class Scrubber:
         self._recognisers = recognisers_of(settings)
         models = (recogniser.ignored_labels for recogniser in self._recognisers.values())
         self.ignored_labels = next(models, ())
-        self.find = lru_cache(maxsize=REMEMBERED)(self._find)
+        self._remembered = lru_cache(maxsize=REMEMBERED)(self._find)
         english = self._recognisers.get(ENGLISH)
         self._words = english.words if english else NameWords(settings.common)
         self._listener = Listener(settings, self._words, self._allowed)
 
-    def _find(self, text: str) -> tuple[Hit, ...]:
+    def find(self, text: str) -> tuple[Hit, ...]:
         """Find personal data that has a shape, by our patterns and the user's recognisers."""
+        # Chats repeat short texts; many long ones would fill the memory.
+        return self._remembered(text) if len(text) <= LONGEST else self._find(text)
+
+    def _find(self, text: str) -> tuple[Hit, ...]:
         found = find(text, self._settings.languages, self._settings.demanded)
         if self._custom is not None and text.strip():
             found = resolve(text, [*found, *self._custom.find(text)])
@@ -216,12 +221,12 @@ class Scrubber:
         if not self._recognisers:
             return {}
         cuts: dict[str, tuple[int, int]] = {}
-        for messages, own in zip(batch, pieces, strict=True):
-            for piece in own:
-                if piece.text in shared.systems or piece.text in cuts:
-                    continue
-                user = messages[piece.turn]["role"] == "user"
-                cuts[piece.text] = shared.affixes.cut(piece.text) if user else (0, len(piece.text))
+        for messages, texts_of_row in zip(batch, pieces, strict=True):
+            for piece in texts_of_row:
+                message = messages[piece.turn]
+                own = message["content"] not in shared.systems and len(piece.text) <= LONGEST
+                if own and piece.text not in cuts:
+                    cuts[piece.text] = own_part(piece, message, shared.affixes)
         texts: dict[str, list[str]] = {language: [] for language in self._recognisers}
         for text in cuts:
             texts[likeliest(text, list(texts))].append(text)
@@ -287,7 +292,7 @@ class Scrubber:
         replaced: dict[str, str] = {}
         for _ in range(MAX_PASSES):
             result.messages = [
-                map_turn(m, change, self._settings.label_field) for m in result.messages
+                map_turn(m, in_parts(change), self._settings.label_field) for m in result.messages
             ]
             result.residual = residual_hits(result.messages, surrogates.values, finder=self.find)
             if not result.residual:

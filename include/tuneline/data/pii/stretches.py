@@ -25,11 +25,11 @@ _TENS = (
 )
 _TIMES = {"double": 2, "triple": 3, "treble": 3}
 _LARGE = "hundred|thousand"
-_UNIT = rf"(?:\d+|(?:double|triple|treble) (?:\d|{_ONES})\b|(?:{_ONES}|{_TENS}|{_LARGE})\b)"
+_UNIT = rf"(?:\d++|(?:double|triple|treble) (?:\d|{_ONES})\b|(?:{_ONES}|{_TENS}|{_LARGE})\b)"
 # Somebody who corrects himself goes on with the same number.
 _PAUSE = (
     r"(?: ?(?:\.{1,4}|[-,/()_*]|(?:then|and|uh|uhm|um|er|erm|hm+|dash|slash|stroke|space|"
-    r"next|hyphen|wait|sorry|no|i mean|actually)\b) ?| {1,3}){1,3}"
+    r"next|hyphen|wait|sorry|no|i mean|actually)\b) ?| {1,3}){1,3}+"
 )
 _STRETCH = Caseless(
     rf"(?<![\w$£€:@#])(?<!\d[.,]){_UNIT}(?:{_PAUSE}{_UNIT}){{0,24}}(?![\w%:@]|[.,]\d)"
@@ -69,6 +69,8 @@ _LETTERS_BEFORE = re.compile(
     rf"(?<![\w'’])({_CODE}|(?<=[\w,:] )A|[A-Za-z] as in [a-z]+)[ /.-]{{1,2}}$"
 )
 _LETTERS_AFTER = re.compile(rf"[ /.-]{{1,2}}({_CODE})(?![\w'’])")
+# Single letters and codes on each side of a number.
+_MOST_LETTERS = 12
 # What is counted is no identifier.
 COUNTED = re.compile(
     r" ?(?:%|percent|dollars?|bucks?|euros?|pounds?|cents?|days?|weeks?|months?|years?|hours?|"
@@ -162,10 +164,11 @@ def _before_number(said: str) -> int:
 
 def with_letters(text: str, start: int, end: int) -> Span:
     """Return a number with the single letters and codes beside it ("z 3 3 1", "T99 QX")."""
-    while lead := _LETTERS_BEFORE.search(text, 0, start):
-        start = lead.start(1)
-    while tail := _LETTERS_AFTER.match(text, end):
-        end = tail.end(1)
+    for _ in range(_MOST_LETTERS):
+        lead = _LETTERS_BEFORE.search(text, max(0, start - 64), start)
+        tail = _LETTERS_AFTER.match(text, end)
+        start = lead.start(1) if lead else start
+        end = tail.end(1) if tail else end
     return start, end
 
 

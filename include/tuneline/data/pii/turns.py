@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.data.conversations.answers import answer_object, dump_like
+from tuneline.data.near_duplicates.boilerplate import Affixes
+from tuneline.data.pii.parts import parts
 from tuneline.data.tables.rows import Message
 
 # A number in a JSON answer with fewer digits identifies nobody.
@@ -15,10 +17,17 @@ MIN_NUMBER_DIGITS = 9
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A text of a row: a whole turn or a value of a JSON answer."""
+    """A text of a row: a turn or a value of a JSON answer, a long one in parts.
+
+    Attributes:
+        turn: number of its turn.
+        text: the text.
+        start: place of its first character in the turn or value.
+    """
 
     turn: int
     text: str
+    start: int = 0
 
 
 def segments(messages: Sequence[Message], label_field: str | None) -> list[Segment]:
@@ -27,11 +36,19 @@ def segments(messages: Sequence[Message], label_field: str | None) -> list[Segme
     for turn, message in enumerate(messages):
 
         def note(text: str, turn: int = turn) -> str:
-            found.append(Segment(turn, text))
+            found.extend(Segment(turn, part, start) for start, part in parts(text))
             return text
 
         map_turn(message, note, label_field)
     return found
+
+
+def own_part(piece: Segment, message: Message, affixes: Affixes) -> tuple[int, int]:
+    """Return start and end of what a text says without the affixes that user turns share."""
+    start, end, size = 0, len(message["content"]), len(piece.text)
+    if message["role"] == "user":
+        start, end = affixes.cut(message["content"])
+    return min(max(0, start - piece.start), size), min(max(0, end - piece.start), size)
 
 
 def map_turn(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:

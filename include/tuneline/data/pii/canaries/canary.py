@@ -105,11 +105,12 @@ def readable(canary: Canary, scrubbed: Sequence[Message]) -> bool:
     The turn before and after scrubbing are aligned word by word, so that an equal word elsewhere
     in the turn is not taken for it. Case and punctuation make no difference.
     """
-    from difflib import SequenceMatcher
+    # Unlike the standard library's, its time hardly grows where a word repeats.
+    from rapidfuzz.distance import LCSseq
 
     turn, number = canary.probe.turn, canary.probe.number
     before, after = canary.messages[turn]["content"], scrubbed[turn]["content"]
     if before == after:
         return True
-    matcher = SequenceMatcher(None, tokens_of(before), tokens_of(after), autojunk=False)
-    return any(block.a <= number < block.a + block.size for block in matcher.get_matching_blocks())
+    blocks = LCSseq.opcodes(tokens_of(before), tokens_of(after))
+    return any(b.tag == "equal" and b.src_start <= number < b.src_end for b in blocks)
