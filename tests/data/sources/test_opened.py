@@ -12,6 +12,7 @@ from tests.lab.runs import value
 from tests.lab.s3_server import s3
 
 from tuneline.config import DataConfig
+from tuneline.data.sources import byte_streams
 from tuneline.data.sources.opened import open_files
 from tuneline.data.sources.records import count_records, read_records
 from tuneline.errors import RetryableError, UserError
@@ -141,6 +142,43 @@ def test_the_step_keeps_what_is_whole_and_warns(folder, data_lab):
     assert code(reject) == "broken_file"
     assert "ends early, what comes after this line is lost" in reject["reason"]
     assert reject["source_file"].endswith("b.jsonl.gz")
+
+
+def test_a_gzip_bomb_is_a_broken_file(folder, data_lab, monkeypatch):
+    monkeypatch.setattr(byte_streams, "_UNPACKED_BYTES", 8 << 20)
+    sound = clean_rows(10)
+    bomb = gzip.compress(jsonl(sound) + b"x" * (32 << 20) + b"\n" + jsonl(sound))
+    (folder / "b.jsonl.gz").write_bytes(bomb)
+    lab = data_lab([], source=str(folder))
+    entry = lab.step("schema_validation")
+    assert (value(entry, "broken_files"), value(entry, "rows_lost")) == (1, 0)
+    (reject,) = lab.rejected("schema_validation")
+    assert (code(reject), reject["source_line"]) == ("broken_file", 11)
+    assert "unpacks to more than" in reject["reason"]
+
+
+def test_a_dictionary_of_long_texts_is_not_written_out(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(byte_streams, "_UNPACKED_BYTES", 80 << 20)
+    texts = pa.array(["short", "x" * (4 << 20), "x" * (65 << 20)])
+    chosen = pa.array([0, 1, 2, 0, 1, 1, *[1] * 1018], pa.int32())
+    table = pa.table({"prompt": pa.DictionaryArray.from_arrays(chosen, texts)})
+    pq.write_table(table, folder / "d.parquet", compression="zstd", store_schema=False)
+    assert (folder / "d.parquet").stat().st_size < 20_000
+    before = pa.default_memory_pool().max_memory()
+    found = read(tmp_path, source="data/d.parquet")
+    assert pa.default_memory_pool().max_memory() - before < 400 << 20, "4 GB if written out"
+    faults = ["", "", "line_too_long", "", "", "", *["broken_file"] * 1018]
+    assert found == [("data/d.parquet", line, fault) for line, fault in enumerate(faults, 1)]
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(byte_streams, "_UNPACKED_BYTES", 8 << 20)
+    table = pa.table({"prompt": ["x" * (16 << 20)]})
+    pq.write_table(table, folder / "d.parquet", compression="zstd", use_dictionary=False)
+    found = read(tmp_path, source=["data/a.jsonl", "data/d.parquet"])
+    assert found[10:] == [("data/d.parquet", 1, "broken_file")]
+    with pytest.raises(UserError, match=r"d\.parquet unpacks to \d+ bytes, .* JSON lines"):
+        read(tmp_path, source="data/d.parquet")
 
 
 def test_the_step_passes_over_sound_files(folder, data_lab):

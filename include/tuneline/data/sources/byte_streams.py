@@ -16,6 +16,9 @@ BLOCK = 1 << 16
 # A longer line can't be a row; it is not held in memory whole.
 MAX_LINE_BYTES = 64 << 20
 GZIP, ZSTD = "gzip", "zstd"
+# A file may unpack to so many bytes whatever its size, and to so many for each of its own. Text
+# that says the same over and over takes a two hundredth of its size, a bomb a thousandth.
+_UNPACKED_BYTES, _UNPACKED_RATIO = 1 << 30, 500
 
 
 class BrokenStream(ValueError):
@@ -26,6 +29,11 @@ class BrokenStream(ValueError):
     """
 
     partial: bytes = b""
+
+
+def most_unpacked(path: Path) -> int:
+    """Return the bytes that a packed file may unpack to."""
+    return max(_UNPACKED_BYTES, _UNPACKED_RATIO * path.stat().st_size)
 
 
 def compression_of(head: bytes) -> str | None:
@@ -47,17 +55,24 @@ def blocks(path: Path) -> Iterator[bytes]:
     """Read the unpacked bytes of a file.
 
     Raises:
-        BrokenStream: if it is cut off or damaged, after all that could be unpacked.
+        BrokenStream: if it is cut off or damaged, after all that could be unpacked, or unpacks to
+            more than `most_unpacked`.
     """
     compression = compression_of_file(path)
-    if compression == GZIP:
-        yield from _gzip_blocks(path)
-    elif compression == ZSTD:
-        yield from _zstd_blocks(path)
-    else:
+    if compression is None:
         with path.open("rb") as handle:
             while block := handle.read(BLOCK):
                 yield block
+        return
+    left = most = most_unpacked(path)
+    for block in _gzip_blocks(path) if compression == GZIP else _zstd_blocks(path):
+        left -= len(block)
+        if left < 0:
+            raise BrokenStream(
+                f"its {compression} stream unpacks to more than {most} bytes, which a file of its "
+                "size hardly does; unpack it if it is meant"
+            )
+        yield block
 
 
 def _gzip_blocks(path: Path) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tuneline.data.sources.byte_streams import compression_of_file, count_lines, head_of
 from tuneline.data.sources.csv_records import CsvForm, read_csv
 from tuneline.data.sources.jsonl_records import read_jsonl
-from tuneline.data.sources.parquet_records import read_parquet
+from tuneline.data.sources.parquet_records import open_parquet, read_parquet
 from tuneline.data.sources.raw_record import BROKEN_FILE, NothingInside, RawRecord
 from tuneline.data.sources.source_file import CSV_ENDINGS, ENDINGS, JSONL_ENDINGS, ending_of
 from tuneline.errors import UserError
@@ -117,16 +117,13 @@ def count_records(path: Path) -> int | None:
 
     The reader's own count is compared with it. A file that can't be read counts as one record.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         check_file(path, path.name)
         form = _form(path, path.name)
         if form == "parquet":
-            return int(pq.ParquetFile(path).metadata.num_rows)
+            return int(open_parquet(path, path.name).metadata.num_rows)
     except NothingInside:
         return 0
-    except (UserError, pa.ArrowException, OSError):
+    except (UserError, OSError):
         return 1
     return count_lines(path) if form == "jsonl" else None
