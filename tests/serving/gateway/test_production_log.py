@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -15,15 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+from tests.lab import scrubbers
 from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
-from tuneline.data.pii.placeholders import PlaceholderScrubber
 from tuneline.errors import UserError
 from tuneline.production_logs.partition import days, read_day
+from tuneline.serving.gateway import production_log
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
+from tuneline.serving.gateway.scrubbing import ScrubbingProcess
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
@@ -241,20 +244,32 @@ def test_files_are_the_gateways_own(start, small, section, tmp_path):
     assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(
+    ("scrub", "why"),
+    [
+        (scrubbers.raises, "ValueError"),
+        (scrubbers.dies, "its process ended"),
+        (scrubbers.hangs, "it took over 0.5 s"),
+    ],
+)
 def test_text_that_cannot_be_scrubbed_is_not_written(
-    start, small, section, store, tmp_path, monkeypatch
+    start, small, section, store, tmp_path, monkeypatch, caplog, scrub, why
 ):
-    def broken(self, messages):
-        raise ValueError(messages)
-
-    monkeypatch.setattr(PlaceholderScrubber, "__call__", broken)
+    # The process imports the scrubber by its name.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setattr(production_log, "ScrubbingProcess", partial(ScrubbingProcess, 0.5))
     gateway = start(small, production_log=section)
+    gateway.runtime.production_log.scrub_with(scrub)
     gateway.chat(messages=user(QUESTION))
+    # Meanwhile others are served, and their rows are scrubbed after it.
+    assert gateway.chat().is_success
     wait_for(lambda: value(gateway, "scrub_failures_total") == 1)
     gateway.stop()
-    (row,) = rows_of(store)
+    row, other = rows_of(store)
     assert (row["messages"], row["answer"], row["redactions"]) == (None, None, None)
     assert row["prompt_tokens"] > 0
+    assert other["messages"][0]["content"] == "a b c"
+    assert f"scrubbing {row['request_id']} failed: {why}" in caplog.messages
     assert_nowhere(tmp_path)
 
 
@@ -461,7 +476,8 @@ def test_wrong_settings_stop_the_start(start, small, section, fields, match):
 
 def test_many_requests_at_once_are_each_one_row(start, small, section, store):
     gateway = start(small, production_log={**section, "part_rows": 7})
-    ids: list[str] = []
+    ids = [gateway.chat().headers["x-request-id"]]
+    wait_for(lambda: value(gateway, 'rows_total{model="support"}') == 1)
 
     def several() -> None:
         with httpx.Client(headers=gateway.client.headers, timeout=20) as client:
@@ -476,9 +492,9 @@ def test_many_requests_at_once_are_each_one_row(start, small, section, store):
         thread.join()
     gateway.stop()
     assert sorted(row["request_id"] for row in rows_of(store)) == sorted(ids)
-    assert len(ids) == 80
+    assert len(ids) == 81
     parts = list((store.root / "logs").rglob("*.parquet"))
-    assert sum(pq.read_metadata(part).num_rows for part in parts) == 80
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 81
     assert len(parts) > 1
 
 

@@ -1,8 +1,9 @@
 """The production log: requests and answers, scrubbed, for the store's partitions.
 
-The event loop only takes the request; a thread scrubs it and appends it to the spool, so that
-nothing that was not scrubbed touches a disk. Another thread uploads what the spool has gathered.
-Neither can hold up or fail a request: what finds no room is dropped and counted.
+The event loop only takes the request; a thread has it scrubbed by another process and appends it
+to the spool, so that nothing that was not scrubbed touches a disk. Another thread uploads what the
+spool has gathered. Neither can hold up or fail a request: what finds no room is dropped and
+counted, and what can't be scrubbed in time is logged without text.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from sys import getsizeof
-from typing import TypeAlias
 
 from tuneline.production_logs.partition import folder_name
 from tuneline.production_logs.request import LoggedMessage, LoggedRequest, Redactions
@@ -25,6 +26,7 @@ from tuneline.serving.gateway.batch import BatchWriter
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.record_config import ProductionLogConfig
+from tuneline.serving.gateway.scrubbing import Scrub, ScrubbingFailed, ScrubbingProcess
 from tuneline.serving.gateway.spool import Spool, SpoolFull
 from tuneline.serving.gateway.tokens import message_texts
 from tuneline.serving.gateway.uploads import (
@@ -37,12 +39,6 @@ from tuneline.serving.gateway.uploads import (
 from tuneline.store import open_store
 
 log = logging.getLogger("tuneline.gateway")
-
-# Function from a conversation to itself without personal data, and the number of removed values
-# by type. The data phase has it; the command line hands it to the gateway.
-Scrub: TypeAlias = Callable[
-    [Sequence[dict[str, str]]], tuple[Sequence[dict[str, str]], Mapping[str, int]]
-]
 
 _ROWS = "tuneline_gateway_production_log_rows_total"
 _SKIPPED = "tuneline_gateway_production_log_skipped_total"
@@ -63,10 +59,6 @@ _COUNTERS = {
 _LOGPROB_BYTES = 32
 _WRITE_TIMEOUT_S = 5.0
 _UPLOAD_TIMEOUT_S = 5.0
-# After so much work the event loop gets the interpreter back. Without the pause it would wait
-# for a switch (5 ms) at each of its own steps while a batch is scrubbed.
-_STRETCH_S = 0.0005
-_PAUSE_S = 0.0001
 # A reason for drops that lasts is logged this often.
 _TELL_AGAIN_S = 600.0
 # A role is the client's own string; others than these could hold anything.
@@ -88,7 +80,7 @@ class ProductionLog(BatchWriter[_Entry]):
 
     Args:
         config: its section of the configuration.
-        scrub: function that removes personal data from a conversation.
+        scrub: picklable function that removes personal data from a conversation.
         metrics: its counters.
 
     Raises:
@@ -98,6 +90,7 @@ class ProductionLog(BatchWriter[_Entry]):
     def __init__(self, config: ProductionLogConfig, scrub: Scrub, metrics: Metrics) -> None:
         self._config = config
         self._scrub = scrub
+        self._process = ScrubbingProcess()
         self._metrics = metrics
         store = open_store(config.store)
         self._spool = Spool(
@@ -120,7 +113,8 @@ class ProductionLog(BatchWriter[_Entry]):
         )
 
     def start(self) -> None:
-        """Start to write and to upload."""
+        """Start to scrub, to write and to upload."""
+        self._process.start(self._scrub)
         super().start()
         self._uploader.start()
 
@@ -157,6 +151,7 @@ class ProductionLog(BatchWriter[_Entry]):
         """Write the waiting requests, try to upload them and stop."""
         if left := super().close(timeout_s):
             self._drop("shutdown", len(left), "the spool could not be written")
+        self._process.close()
         self._uploader.close(_UPLOAD_TIMEOUT_S)
         self._spool.close()
         return left
@@ -168,7 +163,6 @@ class ProductionLog(BatchWriter[_Entry]):
     def _append(self, entries: list[_Entry]) -> None:
         rows: defaultdict[tuple[str, date], list[LoggedRequest]] = defaultdict(list)
         lines: dict[str, bytes] = {}
-        began = time.perf_counter()
         for entry in entries:
             try:
                 row = self._row(entry)
@@ -177,9 +171,6 @@ class ProductionLog(BatchWriter[_Entry]):
                 self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
             else:
                 rows[row.model, row.day].append(row)
-            if time.perf_counter() - began > _STRETCH_S:
-                time.sleep(_PAUSE_S)
-                began = time.perf_counter()
         for (model, day), some in rows.items():
             try:
                 self._spool.append(folder_name(model), day, [lines[row.request_id] for row in some])
@@ -228,7 +219,8 @@ class ProductionLog(BatchWriter[_Entry]):
             for message in entry.call.request.messages
         ]
         written = "".join(entry.attempt.texts) if entry.attempt else None
-        texts = scrubbed_texts(turns, written, self._scrub, entry.call.request_id)
+        scrub = partial(self._process.scrub, self._scrub)
+        texts = scrubbed_texts(turns, written, scrub, entry.call.request_id)
         if texts[0] is None:
             self._metrics.add(_UNSCRUBBED)
         return texts
@@ -273,7 +265,8 @@ def scrubbed_texts(
     try:
         scrubbed, counts = scrub([*prompt, *answer])
     except Exception as error:  # whatever it raises, the text must not be written
-        log.error("scrubbing %s failed: %s", request_id, type(error).__name__)
+        why = error if isinstance(error, ScrubbingFailed) else type(error).__name__
+        log.error("scrubbing %s failed: %s", request_id, why)
         return None, None, None
     texts: list[LoggedMessage] = [
         {"role": turn["role"], "content": turn["content"]} for turn in scrubbed

@@ -30,8 +30,9 @@ from tuneline.serving.gateway.tally import Tally
 
 if TYPE_CHECKING:
     from tuneline.serving.gateway.chain import Chain
-    from tuneline.serving.gateway.production_log import ProductionLog, Scrub
+    from tuneline.serving.gateway.production_log import ProductionLog
     from tuneline.serving.gateway.readiness import Prober
+    from tuneline.serving.gateway.scrubbing import Scrub
     from tuneline.serving.gateway.tracing import RequestTrace, Tracing
     from tuneline.serving.gateway.upstream import Upstream
 

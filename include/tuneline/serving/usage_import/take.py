@@ -20,7 +20,8 @@ from tuneline.production_logs.partition import folder_name, part_key, table_of, 
 from tuneline.production_logs.request import LoggedRequest
 from tuneline.serving.gateway.ledger_database import Place, UsageRow, open_writer
 from tuneline.serving.gateway.prices import Rates
-from tuneline.serving.gateway.production_log import Scrub, known_finish, scrubbed_texts
+from tuneline.serving.gateway.production_log import known_finish, scrubbed_texts
+from tuneline.serving.gateway.scrubbing import Scrub
 from tuneline.serving.gateway.users import KeptUser, kept_user
 from tuneline.serving.usage_import import litellm, otel
 from tuneline.serving.usage_import.call import ImportedCall, RowError
