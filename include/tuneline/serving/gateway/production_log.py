@@ -103,6 +103,8 @@ class ProductionLog(BatchWriter[_Entry]):
         # Each counter has one thread that writes it, so neither needs a lock.
         self._bytes_taken = 0
         self._bytes_done = 0
+        # Entries at the front of the queue that are in the spool, while others behind them are not.
+        self._appended = 0
         self._told: dict[str, float] = {}
         self._declare_metrics()
         super().__init__(
@@ -161,16 +163,31 @@ class ProductionLog(BatchWriter[_Entry]):
         return self._bytes_taken - self._bytes_done
 
     def _append(self, entries: list[_Entry]) -> None:
-        rows: defaultdict[tuple[str, date], list[LoggedRequest]] = defaultdict(list)
-        lines: dict[str, bytes] = {}
-        for entry in entries:
-            try:
-                row = self._row(entry)
-                lines[row.request_id] = row.line()
-            except Exception as error:  # one row that can't be made must not hold up the others
-                self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
-            else:
-                rows[row.model, row.day].append(row)
+        """Scrub entries and bring them to the spool; after an error they come again."""
+        while left := entries[self._appended :]:
+            rows: defaultdict[tuple[str, date], list[LoggedRequest]] = defaultdict(list)
+            lines: dict[str, bytes] = {}
+            done: list[_Entry] = []
+            began = time.monotonic()
+            for entry in left:
+                done.append(entry)
+                try:
+                    row = self._row(entry)
+                    lines[row.request_id] = row.line()
+                except Exception as error:  # one row that can't be made must not hold up others
+                    self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
+                else:
+                    rows[row.model, row.day].append(row)
+                if time.monotonic() - began > self._config.flush_interval_s:
+                    break
+            self._write_rows(rows, lines)
+            self._appended += len(done)
+            self._bytes_done += sum(entry.size for entry in done)
+        self._appended = 0
+
+    def _write_rows(
+        self, rows: Mapping[tuple[str, date], list[LoggedRequest]], lines: Mapping[str, bytes]
+    ) -> None:
         for (model, day), some in rows.items():
             try:
                 self._spool.append(folder_name(model), day, [lines[row.request_id] for row in some])
@@ -181,7 +198,6 @@ class ProductionLog(BatchWriter[_Entry]):
             for row in some:
                 for found in row.redactions or []:
                     self._metrics.add(_REDACTIONS, found["count"], type=found["type"])
-        self._bytes_done += sum(entry.size for entry in entries)
 
     def _row(self, entry: _Entry) -> LoggedRequest:
         call, attempt = entry.call, entry.attempt
