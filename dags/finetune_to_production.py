@@ -27,7 +27,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 from airflow.sdk.definitions.param import ParamsDict
 
-from tuneline.catalogue import STEPS, Phase
+from tuneline.catalogue import STEPS, Group
 from tuneline.config import Model
 from tuneline_airflow.canary import AwaitCanary
 from tuneline_airflow.family import MAIN, dags_of, settings_of
@@ -48,11 +48,13 @@ from tuneline_airflow.steps import tasks_of
 from tuneline_airflow.sweep import sweep
 
 TOOLTIPS = {
-    Phase.DATA: "Rows that training may see",
-    Phase.TRAINING: "The adapter",
-    Phase.EVALUATION: "Is it better, is it fast",
-    Phase.DEPLOYMENT: "The bytes that ship, and whether they serve",
-    Phase.GOVERNANCE: "May it ship, and as what",
+    Group.PREPARE: "Settings, base model and licences, before anything is computed",
+    Group.DATA: "Rows that training may see",
+    Group.TRAINING: "The adapter",
+    Group.SHIPPING: "The bytes that ship",
+    Group.EVALUATION: "Is it better, is it fast",
+    Group.SERVING: "Does it serve: engines, probes, warm starts",
+    Group.GOVERNANCE: "May it ship, and as what",
 }
 
 # These steps follow a question to people, or the sweep. They run when that was skipped, but not
@@ -85,29 +87,29 @@ def build(model: Model) -> DAG:
 
 def _wire(model: Model) -> None:
     """Make the tasks in the current DAG, and the order in which they run."""
-    run = prepare_run(model.name)
-    waivers = approve_waivers(model)
-    waivers_wanted = ask_waivers(RUN_URI)
     groups = {
-        phase: TaskGroup(phase.value, prefix_group_id=False, tooltip=TOOLTIPS[phase])
-        for phase in Phase
+        group: TaskGroup(group.value, prefix_group_id=False, tooltip=TOOLTIPS[group])
+        for group in Group
     }
+    with groups[Group.PREPARE]:
+        run = prepare_run(model.name)
+        waivers_wanted, waivers = ask_waivers(RUN_URI), approve_waivers(model)
+        license_unclear, license_answer = ask_license(RUN_URI), approve_license(model)
     tasks, engine = {}, model.engine
     for step in STEPS:
-        with groups[step.phase]:
+        with groups[step.group]:
             rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
             tasks[step.id] = tasks_of(step, engine, rule)
     tasks["promote"].last.on_success_callback = announcers("release", model)
-    with groups[Phase.DATA]:
+    with groups[Group.DATA]:
         rows_assigned, findings = review_rows(model)
-    with groups[Phase.TRAINING]:
+    with groups[Group.TRAINING]:
         sweep_wanted, trials = sweep()
-    with groups[Phase.EVALUATION]:
+    with groups[Group.EVALUATION]:
         review_wanted, (pairs_assigned, answers) = ask_review(RUN_URI), review_pairs(model)
-    with groups[Phase.GOVERNANCE]:
+    with groups[Group.GOVERNANCE]:
         tasks["promote"].last >> AwaitCanary()
         approval_wanted, approval = ask_approval(RUN_URI), approve_release(model)
-        license_unclear, license_answer = ask_license(RUN_URI), approve_license(model)
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
     # beside them on a small machine. People may take their time meanwhile.
@@ -118,13 +120,12 @@ def _wire(model: Model) -> None:
             run >> tasks[step.id].first
     run >> waivers_wanted >> waivers >> tasks["license_audit"].first
     tasks["fetch_base"].last >> license_unclear >> license_answer
-    run >> sweep_wanted
     questions = (waivers, findings, license_answer, trials, answers, approval)
     optional = {task.task_id: task for task in questions}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first
     for earlier in ("license_audit", "final_audit"):
-        tasks[earlier].last >> trials
+        tasks[earlier].last >> sweep_wanted
     # People read rows while the later data items are at work; the final audit judges them.
     tasks["pii_scrubbing"].last >> rows_assigned
     tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first

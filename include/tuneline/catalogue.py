@@ -23,6 +23,18 @@ class Phase(StrEnum):
     GOVERNANCE = "governance"
 
 
+class Group(StrEnum):
+    """The groups of steps in the DAG, as a run comes to them: none waits for a later one."""
+
+    PREPARE = "prepare"
+    DATA = "data"
+    TRAINING = "training"
+    SHIPPING = "shipping"
+    EVALUATION = "evaluation"
+    SERVING = "serving"
+    GOVERNANCE = "governance"
+
+
 class Severity(StrEnum):
     """The effect of a failed verdict: critical stops the release, the others mark it."""
 
@@ -42,6 +54,7 @@ class Step:
         waits_for: ids of the steps that it waits for, separated by spaces.
         gpu: True if it uses the GPUs that a run asks for.
         engine: True if it starts the engine that ships; it then uses GPUs if the engine does.
+        grouped: group in the DAG; None for the one that bears the name of its phase.
     """
 
     id: str
@@ -50,6 +63,12 @@ class Step:
     waits_for: str = field(default="", kw_only=True)
     gpu: bool = field(default=False, kw_only=True)
     engine: bool = field(default=False, kw_only=True)
+    grouped: Group | None = field(default=None, kw_only=True)
+
+    @property
+    def group(self) -> Group:
+        """The group of its tasks in the DAG."""
+        return self.grouped or Group(self.phase.value)
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -100,7 +119,13 @@ _D, _T, _E, _S, _G = Phase
 _CRIT, _REC, _OPT = Severity
 
 STEPS: tuple[Item | Helper, ...] = (
-    Helper("fetch_base", _T, "Check the base model and fetch it once for all pods", "fetch-base"),
+    Helper(
+        "fetch_base",
+        _T,
+        "Check the base model and fetch it once for all pods",
+        "fetch-base",
+        grouped=Group.PREPARE,
+    ),
     Item(
         "schema_validation",
         _D,
@@ -197,6 +222,7 @@ STEPS: tuple[Item | Helper, ...] = (
         "Merge the adapter and export the candidate",
         "export",
         waits_for="loss_monitoring checkpointing quantization_verification",
+        grouped=Group.SHIPPING,
     ),
     Item(
         "holdout_performance",
@@ -259,6 +285,7 @@ STEPS: tuple[Item | Helper, ...] = (
         waits_for="export_candidate",
         gpu=True,
         engine=True,
+        grouped=Group.SHIPPING,
     ),
     Item(
         "engine_optimization",
@@ -268,6 +295,7 @@ STEPS: tuple[Item | Helper, ...] = (
         waits_for="latency_benchmark",
         gpu=True,
         engine=True,
+        grouped=Group.SERVING,
     ),
     Item(
         "production_quantization",
@@ -278,6 +306,7 @@ STEPS: tuple[Item | Helper, ...] = (
         needed=True,
         gpu=True,
         engine=True,
+        grouped=Group.SHIPPING,
     ),
     Item(
         "health_checks",
@@ -287,6 +316,7 @@ STEPS: tuple[Item | Helper, ...] = (
         waits_for="engine_optimization",
         gpu=True,
         engine=True,
+        grouped=Group.SERVING,
     ),
     Item(
         "cold_start",
@@ -296,6 +326,7 @@ STEPS: tuple[Item | Helper, ...] = (
         waits_for="health_checks",
         gpu=True,
         engine=True,
+        grouped=Group.SERVING,
     ),
     Helper(
         "build_engine",
@@ -305,6 +336,7 @@ STEPS: tuple[Item | Helper, ...] = (
         waits_for="production_quantization",
         gpu=True,
         engine=True,
+        grouped=Group.SHIPPING,
     ),
     Item(
         "lineage",
@@ -329,7 +361,14 @@ STEPS: tuple[Item | Helper, ...] = (
         _OPT,
         waits_for="cold_start",
     ),
-    Item("license_audit", _G, "Licences allow the intended use", _CRIT, waits_for="fetch_base"),
+    Item(
+        "license_audit",
+        _G,
+        "Licences allow the intended use",
+        _CRIT,
+        waits_for="fetch_base",
+        grouped=Group.PREPARE,
+    ),
     Item(
         "fallback",
         _G,

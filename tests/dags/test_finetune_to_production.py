@@ -1,17 +1,24 @@
 """The main DAG: 25 items, each followed by its check, in the order that the data flows."""
 
 import sys
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from airflow.api_fastapi.core_api.services.ui.task_group import (
+    task_group_to_dict,
+    task_group_to_dict_grid,
+)
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.serialization.serialized_objects import DagSerialization
 from tests.lab.commands import call
 from tests.lab.runs import Lab
 
 import finetune_to_production
-from tuneline.catalogue import ITEMS, STEPS, Phase
+from tuneline.catalogue import ITEMS, STEPS, Group, Phase
 from tuneline.config import Model, ModelFile, build_config
 from tuneline.launch import form_fields
 
@@ -75,11 +82,55 @@ def test_the_canary_waits_deferred_after_the_release_and_nothing_waits_for_it(da
     assert dag.dagrun_timeout.days == 14
 
 
-def test_each_phase_is_a_group_that_leaves_task_ids_alone(dag):
-    groups = dag.task_group.get_task_group_dict()
-    for item in ITEMS:
-        assert dag.get_task(item.id).task_group.group_id == item.phase.value
-    assert {phase.value for phase in Phase} <= set(groups)
+def group_circle(pairs):
+    """The groups that wait for each other; None without such. Pairs are a group, one after it."""
+    waits = {group.value: set() for group in Group}
+    for earlier, later in pairs:
+        waits[later] |= {earlier} - {later}
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError as circle:
+        return circle.args[1]
+    return None
+
+
+def groups_of_steps(steps):
+    group = {step.id: step.group.value for step in steps}
+    return [(group[earlier], group[step.id]) for step in steps for earlier in step.after]
+
+
+def groups_of_tasks(dag):
+    group = {task.task_id: task.task_group.group_id for task in dag.tasks}
+    return [(group[up], group[t.task_id]) for t in dag.tasks for up in t.upstream_task_ids]
+
+
+def structures(dag):
+    """What Airflow's UI draws of a DAG: the rows of its grid and the boxes of its graph."""
+    stored = DagSerialization.from_dict(DagSerialization.to_dict(dag)).task_group
+    return task_group_to_dict_grid(stored), task_group_to_dict(stored)
+
+
+def test_the_groups_are_the_story_of_the_run(dag):
+    """Airflow draws nothing of a DAG whose groups wait for each other in a circle."""
+    assert group_circle(groups_of_steps(STEPS)) is None
+    assert group_circle(groups_of_tasks(dag)) is None
+    for drawn in structures(dag):
+        assert [part["id"] for part in drawn["children"]] == [group.value for group in Group]
+    for step in STEPS:
+        assert dag.get_task(step.id).task_group.group_id == step.group
+
+
+def test_a_circle_of_groups_is_caught(monkeypatch):
+    """A licence audit in the group of the release comes both first and last."""
+    moved = tuple(
+        replace(step, grouped=None) if step.id == "license_audit" else step for step in STEPS
+    )
+    assert group_circle(groups_of_steps(moved))
+    monkeypatch.setattr(finetune_to_production, "STEPS", moved)
+    made = finetune_to_production.build(Model("a", "", ModelFile()))
+    assert group_circle(groups_of_tasks(made))
+    with pytest.raises(ValueError, match="cyclic dependency"):
+        structures(made)
 
 
 # What comes later waits for the check of what comes earlier, or for the task where it has none.
@@ -96,9 +147,8 @@ CHAINS = (
     "determinism latency_benchmark engine_optimization health_checks cold_start fallback lineage",
     "pii_scrubbing assign_rows review_rows final_audit",
     "license_audit lora_selection",
-    "license_audit sweep",
-    "final_audit sweep lora_selection",
-    "ask_sweep sweep",
+    "license_audit ask_sweep",
+    "final_audit ask_sweep sweep lora_selection",
     "train checkpointing",
     "train quantization_verification",
     "export_candidate adapter_merging",
