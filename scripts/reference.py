@@ -1,4 +1,4 @@
-"""Write docs/reference from the code: settings, model files, environment, CLI and evidence.
+"""Write docs/reference from the code, and the picture of a run in README.md.
 
 `make docs` runs it in the ML environment. With `--check` it writes nothing and ends with 1
 when a page is not current.
@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -18,12 +19,15 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tuneline.catalogue import STEPS, Group
 from tuneline.cli import parser
 from tuneline.config import ModelFile, PipelineConfig
 from tuneline.evidence import Evidence, Record
 from tuneline.machine.environment_variables import VARIABLES, Variable
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reference"
+README = ROOT / "README.md"
 _MADE = "*Written by `make docs` from the code; don't edit it by hand.*"
 # argparse breaks lines at the width of the terminal, which is not the reader's.
 _HELP_WIDTH = 100
@@ -32,15 +36,46 @@ _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", A
 _CONTAINERS = {list: "list of", dict: "map to", tuple: "pair of"}
 
 
-def pages() -> dict[str, str]:
-    """Return the text of each page, by its file name."""
-    return {
+def pages() -> dict[Path, str]:
+    """Return the text of each page, by its file."""
+    made = {
         "settings.md": settings_page(),
         "model-files.md": model_files_page(),
         "environment.md": environment_page(),
         "cli.md": cli_page(),
         "evidence.md": evidence_page(),
     }
+    before, _, rest = README.read_text(encoding="utf-8").partition("```mermaid\n")
+    _, fence, after = rest.partition("\n```\n")
+    readme = f"{before}```mermaid\n{run_picture()}{fence}{after}"
+    return {**{FOLDER / name: text for name, text in made.items()}, README: readme}
+
+
+def run_picture() -> str:
+    """Return the steps of a run and their order as a Mermaid diagram, from the catalogue."""
+    steps = {step.id: step for step in STEPS}
+    within: dict[Group, dict[str, list[str]]] = {group: {} for group in Group}
+    across: dict[str, list[str]] = {}
+    for later in TopologicalSorter({step.id: step.after for step in STEPS}).static_order():
+        group = steps[later].group
+        for earlier in steps[later].after:
+            edges = within[group] if steps[earlier].group == group else across
+            edges.setdefault(earlier, []).append(later)
+    lines = ["flowchart LR"]
+    for group, edges in within.items():
+        lines += [f"  subgraph {group}", *(f"    {chain}" for chain in _chains(edges)), "  end"]
+    return "\n".join([*lines, *(f"  {chain}" for chain in _chains(across))])
+
+
+def _chains(edges: dict[str, list[str]]) -> Iterator[str]:
+    """Yield lines that draw each edge once, as long as they go."""
+    for start in list(edges):
+        last, line = [start], start
+        while len(last) == 1 and last[0] in edges:
+            last = edges.pop(last[0])
+            line += f" --> {' & '.join(last)}"
+        if last != [start]:
+            yield line
 
 
 def settings_page() -> str:
@@ -288,11 +323,10 @@ def main() -> int:
     arguments.add_argument("--check", action="store_true", help="write nothing; 1 if not current")
     check = arguments.parse_args().check
     stale = []
-    for name, text in pages().items():
-        path = FOLDER / name
+    for path, text in pages().items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
-        stale.append(name)
+        stale.append(path.name)
         if not check:
             FOLDER.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

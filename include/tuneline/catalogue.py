@@ -260,7 +260,13 @@ STEPS: tuple[Item | Helper, ...] = (
         gpu=True,
         engine=True,
     ),
-    Item("human_review", _E, "Blind A/B by domain experts", _REC, waits_for="latency_benchmark"),
+    Item(
+        "human_review",
+        _E,
+        "Blind A/B by domain experts",
+        _REC,
+        waits_for="latency_benchmark prepare_review",
+    ),
     Item(
         "latency_benchmark",
         _E,
